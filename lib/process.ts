@@ -1,0 +1,253 @@
+/**
+ * Starts programs and ends them. The only file that names `Deno.Command`.
+ *
+ * @module
+ */
+import { ToolsmithError } from "./errors.ts";
+
+/** Where an output stream of a program goes. */
+export type Sink = "inherit" | "null" | ((chunk: Uint8Array) => void);
+
+/** What a program reads. */
+export type Source =
+  | "inherit"
+  | "null"
+  | string
+  | { bytes: Uint8Array }
+  | { stream: ReadableStream<Uint8Array> }
+  | "held";
+
+/** How {@linkcode spawn} starts a program. */
+export interface SpawnOptions {
+  /** Arguments, each passed byte for byte; no shell reads them. */
+  args?: string[];
+  /** Working directory. @default {undefined} the caller's */
+  cwd?: string;
+  /** Added to the caller's environment, or overriding it. */
+  env?: Record<string, string>;
+  /**
+   * Text, bytes or a stream to write; `"held"` keeps the pipe open until the
+   * program is stopped or this process dies.
+   *
+   * @default {"null"}
+   */
+  input?: Source;
+  /** Where standard output goes. @default {"null"} */
+  stdout?: Sink;
+  /** Where standard error goes. @default {"null"} */
+  stderr?: Sink;
+  /** Stops the program when aborted: TERM first, then KILL. */
+  signal?: AbortSignal;
+  /** Time between TERM and KILL, in milliseconds. @default {3000} */
+  killAfterMs?: number;
+}
+
+/** How a program ended. */
+export interface Ended {
+  /** The exit code; 128 plus the number for a signal. */
+  code: number;
+  /** The signal that ended it, or `null`. */
+  signal: Deno.Signal | null;
+}
+
+/** A running program. */
+export interface Child extends AsyncDisposable {
+  /** The process id. */
+  readonly pid: number;
+  /** Settles when the program has ended and its output is read. Never rejects. */
+  readonly ended: Promise<Ended>;
+  /** Sends TERM, then KILL after a grace time, and waits. Safe to repeat. */
+  stop(): Promise<Ended>;
+}
+
+/** What {@linkcode run} takes besides the options of {@linkcode spawn}. */
+export interface RunOptions extends Omit<SpawnOptions, "stdout" | "stderr"> {
+  /** Time the program may take, in milliseconds. @default {Infinity} */
+  timeoutMs?: number;
+  /** Sees each chunk of standard error as it comes. */
+  onStderr?: (chunk: Uint8Array) => void;
+}
+
+/** What a program said, once it has ended. */
+export interface Output extends Ended {
+  /** Standard output as text. */
+  stdout: string;
+  /** Standard error as text. */
+  stderr: string;
+}
+
+const MAX_CAPTURE = 32 * 1024 * 1024;
+
+/**
+ * Runs a program to its end and returns what it printed. A failure of the
+ * program is a result, not an error.
+ *
+ * Needs `--allow-run` for the program.
+ *
+ * @param program Its name, found on PATH, or its path.
+ * @param options Arguments, input, deadline.
+ * @returns Exit code and output.
+ * @throws {ToolsmithError} `timeout` when the deadline passes.
+ * @throws {Deno.errors.NotFound} When there is no such program.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function run(
+  program: string,
+  options: RunOptions = {},
+): Promise<Output> {
+  const { timeoutMs = Infinity, onStderr, ...rest } = options;
+  const stdout = capture();
+  const stderr = capture();
+  await using child = spawn(program, {
+    ...rest,
+    stdout: stdout.add,
+    stderr: (chunk) => {
+      stderr.add(chunk);
+      onStderr?.(chunk);
+    },
+  });
+  let late = false;
+  const timer = Number.isFinite(timeoutMs)
+    ? setTimeout(() => {
+      late = true;
+      child.stop();
+    }, timeoutMs)
+    : undefined;
+  const ended = await child.ended;
+  clearTimeout(timer);
+  rest.signal?.throwIfAborted();
+  if (late) {
+    throw new ToolsmithError(
+      "timeout",
+      `${program} did not end within ${timeoutMs / 1000} s`,
+    );
+  }
+  return { ...ended, stdout: stdout.text(), stderr: stderr.text() };
+}
+
+/**
+ * Starts a program. Its output is read as it comes, so that it never waits for
+ * a full pipe.
+ *
+ * Needs `--allow-run` for the program.
+ *
+ * @param program Its name, found on PATH, or its path.
+ * @param options Arguments and where its streams go.
+ * @returns The running program.
+ * @throws {Deno.errors.NotFound} When there is no such program.
+ */
+export function spawn(program: string, options: SpawnOptions = {}): Child {
+  const { input = "null", stdout = "null", stderr = "null", signal } = options;
+  signal?.throwIfAborted();
+  const child = new Deno.Command(program, {
+    args: options.args ?? [],
+    cwd: options.cwd,
+    env: options.env,
+    stdin: input === "null" || input === "inherit" ? input : "piped",
+    stdout: typeof stdout === "function" ? "piped" : stdout,
+    stderr: typeof stderr === "function" ? "piped" : stderr,
+  }).spawn();
+
+  let alive = true;
+  let killer: ReturnType<typeof setTimeout> | undefined;
+  const send = (name: Deno.Signal) => {
+    try {
+      if (alive) child.kill(name);
+    } catch {
+      // It ended in between.
+    }
+  };
+  const terminate = () => {
+    if (!alive || killer !== undefined) return;
+    send("SIGTERM");
+    killer = setTimeout(() => send("SIGKILL"), options.killAfterMs ?? 3000);
+  };
+  signal?.addEventListener("abort", terminate, { once: true });
+
+  const fed = feed(child, input);
+  const ended = (async (): Promise<Ended> => {
+    const drained = Promise.all([
+      typeof stdout === "function" ? drain(child.stdout, stdout) : undefined,
+      typeof stderr === "function" ? drain(child.stderr, stderr) : undefined,
+    ]);
+    const status = await child.status;
+    alive = false;
+    clearTimeout(killer);
+    signal?.removeEventListener("abort", terminate);
+    await fed.close();
+    await drained;
+    return { code: status.code, signal: status.signal };
+  })();
+
+  return {
+    pid: child.pid,
+    ended,
+    stop() {
+      terminate();
+      return ended;
+    },
+    async [Symbol.asyncDispose]() {
+      terminate();
+      await ended;
+    },
+  };
+}
+
+/** Writes the input; a program that stops reading early is not an error. */
+function feed(child: Deno.ChildProcess, input: Source) {
+  if (input === "null" || input === "inherit") {
+    return { close: () => Promise.resolve() };
+  }
+  const ignore = () => {};
+  if (typeof input === "object" && "stream" in input) {
+    const stop = new AbortController();
+    const done = input.stream
+      .pipeTo(child.stdin, { signal: stop.signal })
+      .catch(ignore);
+    return {
+      close() {
+        stop.abort();
+        return done;
+      },
+    };
+  }
+  const writer = child.stdin.getWriter();
+  const done = input === "held" ? Promise.resolve() : writer
+    .write(
+      typeof input === "string" ? new TextEncoder().encode(input) : input.bytes,
+    )
+    .then(() => writer.close())
+    .catch(ignore);
+  return {
+    close: () => done.then(() => writer.close()).catch(ignore),
+  };
+}
+
+async function drain(
+  stream: ReadableStream<Uint8Array>,
+  sink: (chunk: Uint8Array) => void,
+) {
+  for await (const chunk of stream) sink(chunk);
+}
+
+function capture() {
+  const chunks: Uint8Array[] = [];
+  let size = 0;
+  return {
+    add(chunk: Uint8Array) {
+      // A program that prints without end must not fill the memory.
+      if (size > MAX_CAPTURE) return;
+      size += chunk.length;
+      chunks.push(chunk);
+    },
+    text(): string {
+      const whole = new Uint8Array(size);
+      let offset = 0;
+      for (const chunk of chunks) {
+        whole.set(chunk, offset);
+        offset += chunk.length;
+      }
+      return new TextDecoder().decode(whole);
+    },
+  };
+}
