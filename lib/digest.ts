@@ -1,0 +1,119 @@
+/**
+ * SHA-256: reading digests, and computing them over streams of any length in
+ * constant memory.
+ *
+ * @module
+ */
+import { crypto } from "@std/crypto";
+
+const CHUNK = 1024 * 1024;
+const POLL_MS = 40;
+
+/** A SHA-256 in 64 digits of lower-case hex. */
+export type Sha256 = string;
+
+/**
+ * Reads a SHA-256.
+ *
+ * @param text 64 digits of hex in either case, with or without `sha256:`.
+ * @returns The digits in lower case, or `undefined` if it is none.
+ *
+ * @example
+ * ```ts
+ * import { parseSha256 } from "./digest.ts";
+ *
+ * if (parseSha256("sha256:" + "AB".repeat(32)) !== "ab".repeat(32)) throw "";
+ * ```
+ */
+export function parseSha256(text: string): Sha256 | undefined {
+  const hex = text.trim().replace(/^sha256:/i, "").toLowerCase();
+  return /^[0-9a-f]{64}$/.test(hex) ? hex : undefined;
+}
+
+/**
+ * Computes the SHA-256 of a stream, holding one chunk at a time.
+ *
+ * @param chunks The bytes; a chunk is used before the next is asked for.
+ * @returns The digest.
+ */
+export async function sha256(
+  chunks: AsyncIterable<Uint8Array>,
+): Promise<Sha256> {
+  const digest: ArrayBuffer = await crypto.subtle.digest("SHA-256", chunks);
+  return Array.from(
+    new Uint8Array(digest),
+    (byte) => byte.toString(16).padStart(2, "0"),
+  ).join("");
+}
+
+/** What {@linkcode fileChunks} takes. */
+export interface FileChunksOptions {
+  /** Called with the count of bytes read so far. */
+  onBytes?: (bytes: number) => void;
+  /** Ends the reading when aborted. */
+  signal?: AbortSignal;
+  /**
+   * The file is still being written until this settles: its end is waited for,
+   * and a file that is not there yet is awaited.
+   */
+  growingUntil?: Promise<unknown>;
+}
+
+/**
+ * Reads a file in chunks of 1 MiB, all in the same buffer. A file that another
+ * program is still writing can be followed, so that a digest is ready when the
+ * writer is.
+ *
+ * Needs `--allow-read` for the file.
+ *
+ * @param path The file.
+ * @param options Progress, cancelling, following a growing file.
+ * @returns The chunks; each is overwritten by the next.
+ * @throws {Deno.errors.NotFound} When the file is not there (by the end).
+ * @throws The signal's reason when it is aborted.
+ */
+export async function* fileChunks(
+  path: string,
+  options: FileChunksOptions = {},
+): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+  const { onBytes, signal, growingUntil } = options;
+  let growing = growingUntil !== undefined;
+  growingUntil?.then(() => growing = false, () => growing = false);
+  let file: Deno.FsFile | undefined;
+  while (!file) {
+    signal?.throwIfAborted();
+    const last = !growing;
+    try {
+      file = await Deno.open(path);
+    } catch (error) {
+      if (last || !(error instanceof Deno.errors.NotFound)) throw error;
+      await pause(growingUntil);
+    }
+  }
+  using reading = file;
+  const buffer = new Uint8Array(CHUNK);
+  let bytes = 0;
+  while (true) {
+    signal?.throwIfAborted();
+    // Asked before the read: what was written before the end is still read.
+    const last = !growing;
+    const count = await reading.read(buffer);
+    if (count !== null) {
+      bytes += count;
+      onBytes?.(bytes);
+      yield buffer.subarray(0, count);
+    } else if (last) return;
+    else await pause(growingUntil);
+  }
+}
+
+/** Waits a moment, or until the writer is done. */
+async function pause(until: Promise<unknown> | undefined) {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const ignore = () => {};
+  await Promise.race([
+    new Promise<void>((done) => timer = setTimeout(done, POLL_MS)),
+    until?.then(ignore, ignore),
+  ]);
+  clearTimeout(timer);
+}

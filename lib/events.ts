@@ -1,0 +1,176 @@
+/**
+ * What Toolsmith tells while it works: a typed union of events. Nothing here
+ * prints; the command line renders them for a person or as JSON Lines.
+ *
+ * @module
+ */
+
+/** What every event carries. */
+export interface EventBase {
+  /** When it happened, as an ISO 8601 time in UTC. */
+  timestamp: string;
+}
+
+/** What every event about one image carries. */
+export interface ImageEvent extends EventBase {
+  /** The manifest's `image.name`. */
+  image: string;
+}
+
+/** Another process holds the lock of this image; this one waits. */
+export interface LockWaitEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "lock_wait";
+  /** The lock's file. */
+  path: string;
+}
+
+/** The image is in the cache and still the verified one. */
+export interface CacheHitEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "cache_hit";
+  /** The image's path in the cache. */
+  path: string;
+  /** `sha256:` and the digest in hex. */
+  digest: string;
+}
+
+/** An entry of the cache is not what it was; it is replaced. */
+export interface CacheCorruptEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "cache_corrupt";
+  /** The entry's path. */
+  path: string;
+  /** What is wrong with it. */
+  reason: string;
+}
+
+/** The registry's manifest was read and holds the expected layer. */
+export interface ManifestResolvedEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "manifest_resolved";
+  /** Where the image comes from. */
+  source: string;
+  /** The artifact manifest's digest. */
+  digest: string;
+  /** The title of the layer that is the image. */
+  file: string;
+  /** Size of the image, in bytes. */
+  bytes: number;
+}
+
+/** A transfer begins. */
+export interface DownloadStartEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "download_start";
+  /** Where the image comes from. */
+  source: string;
+  /** Size of all that is transferred, in bytes; `null` if not known. */
+  bytes: number | null;
+}
+
+/** A transfer has come so far. */
+export interface DownloadProgressEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "download_progress";
+  /** Bytes that are there by now. */
+  bytes: number;
+  /** Size of the whole, in bytes; `null` if not known. */
+  total: number | null;
+}
+
+/** A transfer is complete, and not yet verified. */
+export interface DownloadEndEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "download_end";
+  /** Where the image came from. */
+  source: string;
+  /** Bytes that were transferred. */
+  bytes: number;
+  /** Time it took, in milliseconds. */
+  elapsedMs: number;
+}
+
+/** A transient failure; the same is tried again after a pause. */
+export interface RetryEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "retry";
+  /** The failure's code. */
+  code: string;
+  /** The failure's message. */
+  message: string;
+  /** Which attempt comes next; the first was 1. */
+  attempt: number;
+  /** How many attempts there are in all. */
+  attempts: number;
+  /** Pause before the next attempt, in milliseconds. */
+  delayMs: number;
+}
+
+/** The bytes have the expected digest. */
+export interface ChecksumVerifiedEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "checksum_verified";
+  /** `sha256:` and the digest in hex. */
+  digest: string;
+  /** Size of the image, in bytes. */
+  bytes: number;
+}
+
+/** The image is at its place in the cache. */
+export interface CachePlacedEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "cache_placed";
+  /** The image's path in the cache. */
+  path: string;
+  /** `sha256:` and the digest in hex. */
+  digest: string;
+  /** Size of the image, in bytes. */
+  bytes: number;
+}
+
+/** Something that is not a failure, and that a person should know. */
+export interface WarningEvent extends EventBase {
+  /** Tells the events apart. */
+  type: "warning";
+  /** What it is. */
+  message: string;
+}
+
+/** Everything that a caller may be told. */
+export type ToolsmithEvent =
+  | LockWaitEvent
+  | CacheHitEvent
+  | CacheCorruptEvent
+  | ManifestResolvedEvent
+  | DownloadStartEvent
+  | DownloadProgressEvent
+  | DownloadEndEvent
+  | RetryEvent
+  | ChecksumVerifiedEvent
+  | CachePlacedEvent
+  | WarningEvent;
+
+/** Takes events; a caller's `onEvent`. It must not throw. */
+export type OnEvent = (event: ToolsmithEvent) => void;
+
+/** An event as it is written at its source: the time is added on the way. */
+export type Untimed<E> = E extends unknown ? Omit<E, "timestamp"> : never;
+
+/** Sends one event. */
+export type Emit = (event: Untimed<ToolsmithEvent>) => void;
+
+/**
+ * Makes the function that stamps events with the time and hands them on.
+ *
+ * @param onEvent The caller's function, or `undefined` to drop all events.
+ * @param now The clock, in milliseconds since the epoch.
+ * @returns The function that the rest of the code sends events with.
+ */
+export function emitter(
+  onEvent: OnEvent | undefined,
+  now: () => number = Date.now,
+): Emit {
+  return (event) =>
+    onEvent?.({ timestamp: new Date(now()).toISOString(), ...event });
+}
