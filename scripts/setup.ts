@@ -1,0 +1,292 @@
+/**
+ * Brings the real programs that Toolsmith and its tests run: oras, a registry,
+ * actionlint, QEMU, and what builds the test guest. Safe to run twice, and at
+ * the same time. What cannot be brought is named in one line, with the remedy.
+ *
+ *     deno run -A scripts/setup.ts            # everything
+ *     deno run -A scripts/setup.ts oras qemu  # some of it
+ *
+ * It runs before the project's imports can be resolved, so it imports none.
+ *
+ * @module
+ */
+import { toToolsmithError } from "../lib/errors.ts";
+import { run } from "../lib/process.ts";
+import { aptGet, canInstall, missingPackages } from "./_apt.ts";
+import { goBuild, goLacks } from "./_go.ts";
+import { unpackOrasRelease } from "./_release.ts";
+
+/** What can be asked for. */
+export type Part = keyof typeof PARTS;
+
+/**
+ * Where each part is: the absolute path of its program; absent where it could
+ * not be had. `guest` is busybox, and says that the rest is installed too.
+ */
+export type Tools = Partial<Record<Part, string>>;
+
+interface Source {
+  /** An environment variable that names the program. */
+  variable?: string;
+  /** Names to look for on PATH. */
+  programs: string[];
+  /** Tells whether the program that was found will do. */
+  suits?: (program: string) => Promise<boolean>;
+  /** The package in the Go module `tools/<part>`. */
+  go?: string;
+  /** Another way, into a folder, where Go cannot build it. */
+  otherwise?: (folder: string) => Promise<void>;
+  /** Debian packages that bring it. */
+  apt?: string[];
+  /** What to install by hand. */
+  remedy: string;
+}
+
+/** What `scripts/build_guest.ts` builds the test guest with, besides QEMU. */
+const GUEST_PACKAGES = [
+  "busybox-static",
+  "qemu-guest-agent",
+  "syslinux",
+  "syslinux-common",
+  "mtools",
+  "dosfstools",
+  "fdisk",
+  "cpio",
+  "kmod",
+];
+
+const PARTS = {
+  oras: {
+    variable: "TOOLSMITH_ORAS",
+    programs: ["oras"],
+    suits: async (program) =>
+      isOrasNewEnough((await run(program, { args: ["version"] })).stdout),
+    go: "oras.land/oras/cmd/oras",
+    otherwise: unpackOrasRelease,
+    remedy: "oras 1.3.0 or newer (https://oras.land/docs/installation)",
+  },
+  registry: {
+    variable: "TOOLSMITH_TEST_REGISTRY",
+    programs: ["docker-registry", "registry"],
+    suits: async (program) =>
+      (await run(program, { args: ["--version"] })).stdout.includes("/dist"),
+    go: "github.com/distribution/distribution/v3/cmd/registry",
+    apt: ["docker-registry"],
+    remedy: "Go, or Debian's docker-registry",
+  },
+  actionlint: {
+    variable: "TOOLSMITH_TEST_ACTIONLINT",
+    programs: ["actionlint"],
+    go: "github.com/rhysd/actionlint/cmd/actionlint",
+    remedy: "Go, or actionlint (https://github.com/rhysd/actionlint)",
+  },
+  qemuImg: {
+    programs: ["qemu-img"],
+    apt: ["qemu-utils"],
+    remedy: "qemu-utils (Debian, Ubuntu), qemu-img (Fedora) or qemu (Homebrew)",
+  },
+  qemu: {
+    variable: "TOOLSMITH_QEMU",
+    programs: ["qemu-system-x86_64"],
+    apt: ["qemu-system-x86"],
+    remedy: "qemu-system-x86 (Debian, Ubuntu, Fedora) or qemu (Homebrew)",
+  },
+  openssl: {
+    programs: ["openssl"],
+    apt: ["openssl"],
+    remedy: "openssl, from your system's packages",
+  },
+  guest: {
+    programs: ["busybox"],
+    suits: async () => (await missingPackages(GUEST_PACKAGES)).length === 0,
+    apt: GUEST_PACKAGES,
+    remedy: `on Debian or Ubuntu: ${GUEST_PACKAGES.join(" ")}`,
+  },
+} satisfies Record<string, Source>;
+
+const ROOT = Deno.realPathSync(`${import.meta.dirname}/..`);
+const STORE = `${ROOT}/.cache/tools`;
+const EXE = Deno.build.os === "windows" ? ".exe" : "";
+
+/**
+ * Finds the parts, and brings those that are missing: from `.cache/tools/`, by
+ * Go, from a release whose SHA-256 is pinned, or by apt. Says one line on
+ * stderr for each thing that it brings or cannot bring, nothing else.
+ *
+ * Needs `--allow-all`, as it runs compilers and package managers.
+ *
+ * @param parts What to bring; all when left out.
+ * @returns Where each part is.
+ */
+export async function setup(
+  parts: Part[] = Object.keys(PARTS) as Part[],
+): Promise<Tools> {
+  const found = await findTools(parts);
+  if (lacking(parts, found).length === 0) return found;
+  await Deno.mkdir(STORE, { recursive: true });
+  using lock = await Deno.open(`${STORE}/.lock`, { create: true, write: true });
+  if (!await lock.tryLock(true)) {
+    say("waiting for another set-up in this folder");
+    await lock.lock(true);
+  }
+  // Another run may have brought them while this one waited.
+  const tools = await findTools(parts);
+  await sweep();
+  const missing = lacking(parts, tools);
+  await Promise.all([
+    ...missing.filter((part) => source(part).go).map(make),
+    install(missing.filter((part) => !source(part).go)),
+  ]);
+  Object.assign(tools, await findTools(missing));
+  const last = lacking(missing, tools).filter((part) => source(part).go);
+  await install(last);
+  Object.assign(tools, await findTools(last));
+  for (const part of lacking(parts, tools)) {
+    say(`${part} is missing: install ${source(part).remedy}`);
+  }
+  return tools;
+}
+
+/**
+ * Finds parts that are here already, and brings nothing.
+ *
+ * Needs `--allow-read`, `--allow-env`, `--allow-run`.
+ *
+ * @param parts What to look for.
+ * @returns Where each part is.
+ */
+export async function findTools(parts: Part[]): Promise<Tools> {
+  const paths = await Promise.all(parts.map(find));
+  return Object.fromEntries(
+    parts.map((part, index) => [part, paths[index]]).filter(([, path]) => path),
+  );
+}
+
+/**
+ * Tells whether oras is 1.3.0 or newer.
+ *
+ * @param printed What `oras version` printed.
+ */
+export function isOrasNewEnough(printed: string): boolean {
+  const found = printed.match(/^Version:\s+v?(\d+)\.(\d+)\.(\d+)(-)?/m);
+  if (!found) return false;
+  const [major, minor, patch] = found.slice(1, 4).map(Number);
+  // A pre-release of 1.3.0 came before it.
+  if (major === 1 && minor === 3 && patch === 0) return !found[4];
+  return major > 1 || (major === 1 && minor >= 3);
+}
+
+async function find(part: Part): Promise<string | undefined> {
+  const { variable, programs, suits, go } = source(part);
+  const named = variable && Deno.env.get(variable);
+  if (named && await isProgram(named, suits)) return Deno.realPathSync(named);
+  const made = go && `${await home(part)}/${part}${EXE}`;
+  if (part !== "oras" && made && await isProgram(made)) return made;
+  const folders = (Deno.env.get("PATH") ?? "").split(EXE ? ";" : ":");
+  for (const folder of folders) {
+    for (const program of programs) {
+      const path = `${folder}/${program}${EXE}`;
+      if (folder && await isProgram(path, suits)) return path;
+    }
+  }
+  return made && await isProgram(made) ? made : undefined;
+}
+
+async function isProgram(path: string, suits?: Source["suits"]) {
+  try {
+    const { isFile, mode } = await Deno.stat(path);
+    if (!isFile || (mode !== null && (mode & 0o111) === 0)) return false;
+    return suits ? await suits(path) : true;
+  } catch {
+    return false;
+  }
+}
+
+/** Tries each way to make a program; what fails is said, and the next tried. */
+async function make(part: Part): Promise<void> {
+  const { go, otherwise } = source(part);
+  const module = `${ROOT}/tools/${part}`;
+  const lacks = await goLacks(module);
+  if (!lacks) {
+    say(`building ${part} with Go, which takes a minute at first`);
+    const built = await place(
+      part,
+      (folder) =>
+        goBuild({ module, package: go!, output: `${folder}/${part}${EXE}` }),
+    );
+    if (built) return;
+  }
+  if (!otherwise) return;
+  say(`downloading ${part}`);
+  await place(part, otherwise);
+}
+
+/** Puts a program in place whole, or not at all. */
+async function place(part: Part, fill: (folder: string) => Promise<void>) {
+  const staging = `${STORE}/.new-${crypto.randomUUID()}`;
+  await Deno.mkdir(staging);
+  try {
+    await fill(staging);
+    await Deno.rename(staging, await home(part));
+    return true;
+  } catch (error) {
+    say(`${part}: ${toToolsmithError(error).message}`);
+    await Deno.remove(staging, { recursive: true });
+    return false;
+  }
+}
+
+async function install(parts: Part[]): Promise<void> {
+  const packages = await missingPackages(
+    parts.flatMap((part) => source(part).apt ?? []),
+  );
+  if (packages.length === 0 || !canInstall()) return;
+  say(`installing ${packages.join(", ")} with apt`);
+  try {
+    await aptGet(["install", ...packages]);
+  } catch (error) {
+    say(toToolsmithError(error).message);
+  }
+}
+
+/** The folder of a program that was made: its name holds what it comes from. */
+async function home(part: Part): Promise<string> {
+  const module = `${ROOT}/tools/${part}`;
+  const pins = await Deno.readTextFile(`${module}/go.mod`) +
+    await Deno.readTextFile(`${module}/go.sum`) + Deno.build.target;
+  const bytes = new TextEncoder().encode(pins);
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return `${STORE}/${part}-${digest.toHex().slice(0, 12)}`;
+}
+
+/** Removes what a killed run left. The lock says that none is at work. */
+async function sweep(): Promise<void> {
+  for await (const { name } of Deno.readDir(STORE)) {
+    if (!name.startsWith(".new-")) continue;
+    await Deno.remove(`${STORE}/${name}`, { recursive: true });
+  }
+}
+
+function source(part: Part): Source {
+  return PARTS[part];
+}
+
+function lacking(parts: Part[], tools: Tools): Part[] {
+  return parts.filter((part) => !tools[part]);
+}
+
+function say(line: string): void {
+  console.error(`setup: ${line}`);
+}
+
+if (import.meta.main) {
+  const unknown = Deno.args.find((name) => !(name in PARTS));
+  if (unknown !== undefined) {
+    say(`no part "${unknown}": it is one of ${Object.keys(PARTS).join(", ")}`);
+    Deno.exitCode = 2;
+  } else {
+    const parts = (Deno.args.length ? Deno.args : Object.keys(PARTS)) as Part[];
+    const tools = await setup(parts);
+    if (lacking(parts, tools).length > 0) Deno.exitCode = 1;
+  }
+}
