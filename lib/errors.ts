@@ -119,6 +119,12 @@ export function toToolsmithError(thrown: unknown): ToolsmithError {
       cause: thrown,
     });
   }
+  if (thrown instanceof Deno.errors.PermissionDenied) {
+    return new ToolsmithError("file_unreadable", message, {
+      hint: "mend its owner or mode",
+      cause: thrown,
+    });
+  }
   if (isDiskFull(thrown)) {
     return new ToolsmithError("disk_full", message, {
       hint: "free some space, or put the cache elsewhere: TOOLSMITH_CACHE=DIR",

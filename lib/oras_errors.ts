@@ -106,25 +106,6 @@ const FAILURES: Failure[] = [
   },
 ];
 
-/** Failures that may be gone a moment later. */
-const TRANSIENT = new Set<ErrorCode>([
-  "rate_limited",
-  "registry_unavailable",
-  "connection_failed",
-  "transfer_interrupted",
-  "transfer_stalled",
-]);
-
-/**
- * Tells whether trying the same again may help.
- *
- * @param error Whatever was thrown.
- * @returns `true` for a rate limit, a server error, a cut or stalled transfer.
- */
-export function isTransient(error: unknown): boolean {
-  return error instanceof ToolsmithError && TRANSIENT.has(error.code);
-}
-
 /**
  * Makes a typed error of what oras printed.
  *

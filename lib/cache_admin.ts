@@ -1,0 +1,160 @@
+/**
+ * Looks after the cache: what is in it, and what can go.
+ *
+ * @module
+ */
+import { join } from "@std/path";
+import {
+  type CacheKey,
+  entryFolder,
+  lockPath,
+  lookUp,
+  removeTree,
+  sweepStaging,
+} from "./cache.ts";
+import { tryLock } from "./lock.ts";
+
+/** An image in the cache. */
+export interface CacheEntry {
+  /** The image's name. */
+  image: string;
+  /** `sha256:` and the digest in hex. */
+  digest: string;
+  /** The image's absolute path. */
+  path: string;
+  /** Size, in bytes. */
+  bytes: number;
+  /** Where it came from, if that is known. */
+  source?: string;
+  /** When it was verified, as an ISO 8601 time, if it was. */
+  verified?: string;
+  /** When it was last asked for, as an ISO 8601 time. */
+  used: string;
+  /** Whether it is untouched since it was verified. */
+  trusted: boolean;
+}
+
+/** What {@linkcode pruneCache} takes. */
+export interface PruneOptions {
+  /** How many of the latest used entries of each image stay. @default {1} */
+  keep?: number;
+  /** Only what was not used for so long goes, in milliseconds. @default {0} */
+  olderThanMs?: number;
+  /** Say what would go, and remove nothing. @default {false} */
+  dryRun?: boolean;
+  /** What stays whatever its age. @default {[]} */
+  protect?: CacheKey[];
+  /** The clock, in milliseconds since the epoch. @default {Date.now} */
+  now?: () => number;
+}
+
+/** What {@linkcode pruneCache} did. */
+export interface PruneResult {
+  /** What went, or would go. */
+  removed: CacheEntry[];
+  /** What could have gone, but another process is at work on it. */
+  busy: CacheEntry[];
+  /** Bytes that are free now, or would be. */
+  bytes: number;
+}
+
+const SHA256 = /^[0-9a-f]{64}$/;
+
+/**
+ * Lists the images of a cache, the latest used of each name first.
+ *
+ * Needs `--allow-read` for the cache.
+ *
+ * @param cache The cache's folder; one that is not there is empty.
+ * @returns The entries.
+ */
+export async function listCache(cache: string): Promise<CacheEntry[]> {
+  const entries: CacheEntry[] = [];
+  for (const image of await folders(cache)) {
+    for (const sha256 of await folders(join(cache, image))) {
+      if (!SHA256.test(sha256)) continue;
+      const key = { cache, image, sha256 };
+      const file = await lookUp(key);
+      if (!file) continue;
+      const { mtime } = await Deno.stat(entryFolder(key));
+      entries.push({
+        image,
+        digest: `sha256:${sha256}`,
+        path: file.path,
+        bytes: file.bytes,
+        source: file.stamp?.source,
+        verified: file.stamp?.verified,
+        used: (mtime ?? new Date(0)).toISOString(),
+        trusted: file.trusted,
+      });
+    }
+  }
+  return entries.sort((a, b) =>
+    a.image < b.image ? -1 : a.image > b.image ? 1 : a.used < b.used ? 1 : -1
+  );
+}
+
+/**
+ * Removes images that nobody asked for lately, and what interrupted runs left.
+ * An entry that is being filled stays; a machine that runs from a removed image
+ * keeps it until it ends (not on Windows, where it cannot be removed).
+ *
+ * Needs `--allow-read` and `--allow-write` for the cache.
+ *
+ * @param cache The cache's folder.
+ * @param options What stays.
+ * @returns What went.
+ */
+export async function pruneCache(
+  cache: string,
+  options: PruneOptions = {},
+): Promise<PruneResult> {
+  const { keep = 1, olderThanMs = 0, dryRun = false, now = Date.now } = options;
+  const safe = new Set((options.protect ?? []).map(entryFolder));
+  const result: PruneResult = { removed: [], busy: [], bytes: 0 };
+  const seen = new Map<string, number>();
+  for (const entry of await listCache(cache)) {
+    const rank = seen.get(entry.image) ?? 0;
+    seen.set(entry.image, rank + 1);
+    const sha256 = entry.digest.replace("sha256:", "");
+    const key = { cache, image: entry.image, sha256 };
+    const age = now() - Date.parse(entry.used);
+    if (rank < keep || age < olderThanMs || safe.has(entryFolder(key))) {
+      continue;
+    }
+    if (!dryRun && !await removeEntry(key)) {
+      result.busy.push(entry);
+      continue;
+    }
+    result.removed.push(entry);
+    result.bytes += entry.bytes;
+  }
+  if (!dryRun) {
+    for (const image of await folders(cache)) await sweepStaging(cache, image);
+  }
+  return result;
+}
+
+/** Takes an entry away in one step, unless somebody works on it. */
+async function removeEntry(key: CacheKey): Promise<boolean> {
+  using held = await tryLock(lockPath(key));
+  if (!held) return false;
+  const name = `.staging-${key.sha256}-pruned`;
+  const aside = join(key.cache, key.image, name);
+  await removeTree(aside);
+  await Deno.rename(entryFolder(key), aside);
+  await removeTree(aside);
+  return true;
+}
+
+async function folders(path: string): Promise<string[]> {
+  const names: string[] = [];
+  try {
+    for await (const { name, isDirectory } of Deno.readDir(path)) {
+      if (isDirectory && !name.startsWith(".")) names.push(name);
+    }
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+  return names.sort();
+}

@@ -1,0 +1,189 @@
+/**
+ * The flags and commands of the program, as data: argv is parsed by it, and
+ * `--help` is printed from it.
+ *
+ * @module
+ */
+
+/** A flag of a command. */
+export interface Flag {
+  /** Its name, without dashes. */
+  name: string;
+  /** What stands for its value in the help; absent for a switch. */
+  value?: string;
+  /** It may be given several times. */
+  many?: boolean;
+  /** One line of help. */
+  help: string;
+}
+
+/** A command of the program. */
+export interface CommandSpec {
+  /** Its name. */
+  name: string;
+  /** What follows the name, in the help. */
+  usage: string;
+  /** One line of help. */
+  summary: string;
+  /** What a person should know besides. */
+  details?: string;
+  /** Its flags. */
+  flags: Flag[];
+  /** How many positional arguments it takes, at least and at most. */
+  positionals: [number, number];
+  /** Whether it takes what follows `--`. */
+  rest?: boolean;
+}
+
+const MANIFEST: Flag[] = [
+  {
+    name: "manifest",
+    value: "PATH",
+    help: "the manifest; else TOOLSMITH_MANIFEST, else .toolsmith/tools.json",
+  },
+];
+
+const CACHE: Flag[] = [
+  {
+    name: "cache",
+    value: "DIR",
+    help: "the cache; else TOOLSMITH_CACHE, else .toolsmith/cache",
+  },
+];
+
+const REGISTRY: Flag[] = [
+  {
+    name: "plain-http",
+    help: "reach the registry by plain HTTP; loopback registries always are",
+  },
+  {
+    name: "ca-file",
+    value: "FILE",
+    help: "trust the certificate authority in this PEM file",
+  },
+];
+
+const PATIENCE: Flag[] = [
+  {
+    name: "retries",
+    value: "N",
+    help: "try again so often after a failure that may pass (3)",
+  },
+  {
+    name: "stall-timeout",
+    value: "SECONDS",
+    help: "give up a transfer that has not grown for so long (60)",
+  },
+];
+
+const OUTPUT: Flag[] = [
+  { name: "json", help: "print events as JSON Lines, the result last" },
+  { name: "quiet", help: "print nothing but the result and errors" },
+  { name: "no-progress", help: "draw no progress bar" },
+];
+
+const HYDRATE: Flag[] = [
+  ...MANIFEST,
+  ...CACHE,
+  { name: "offline", help: "use no network: cached, or an error" },
+  {
+    name: "verify",
+    help: "read the cached image again and compare its digest",
+  },
+  { name: "force", help: "get the image anew although it is cached" },
+  ...PATIENCE,
+  ...REGISTRY,
+  ...OUTPUT,
+];
+
+/** Every command, in the order of the help. */
+export const COMMANDS: CommandSpec[] = [
+  {
+    name: "hydrate",
+    usage: "[flags]",
+    summary: "get the manifest's image into the cache, verified",
+    details:
+      "Prints the image's path. Private packages of ghcr.io need GHCR_TOKEN, and\nGHCR_USERNAME or GITHUB_ACTOR; other registries: oras login.",
+    flags: HYDRATE,
+    positionals: [0, 0],
+  },
+  {
+    name: "doctor",
+    usage: "[flags]",
+    summary: "check whether this host can do all that",
+    flags: [...MANIFEST, ...CACHE, ...REGISTRY, OUTPUT[0]],
+    positionals: [0, 0],
+  },
+  {
+    name: "cache",
+    usage: "ls | path | prune [flags]",
+    summary: "list, locate or clear what is cached",
+    details:
+      "prune removes nothing that the manifest names, and nothing in use, unless it is\ntold to: --keep 0 --older-than 0d removes all else.",
+    flags: [
+      ...MANIFEST,
+      ...CACHE,
+      {
+        name: "keep",
+        value: "N",
+        help: "prune: keep the N newest entries of each image (1)",
+      },
+      {
+        name: "older-than",
+        value: "AGE",
+        help: "prune: only entries unused for so long, such as 12h or 30d",
+      },
+      { name: "dry-run", help: "prune: say what would go, remove nothing" },
+      OUTPUT[0],
+    ],
+    positionals: [1, 1],
+  },
+];
+
+/** Flags that every command has. */
+export const COMMON: Flag[] = [
+  { name: "help", help: "print this" },
+];
+
+/**
+ * Writes the help.
+ *
+ * @param command The command to explain, or `undefined` for the program.
+ * @returns The text, with a newline at its end.
+ */
+export function helpText(command?: CommandSpec): string {
+  if (!command) {
+    const rows = COMMANDS.map(({ name, summary }) => [name, summary]);
+    return `Usage: toolsmith COMMAND [flags]
+
+Gets a verified VM image from an OCI registry onto this host, and runs tools in it.
+
+Commands:
+${columns(rows)}
+
+toolsmith COMMAND --help explains a command; toolsmith --version prints the version.
+`;
+  }
+  const flags = [...command.flags, ...COMMON].map(({ name, value, help }) => [
+    value ? `--${name} ${value}` : `--${name}`,
+    help,
+  ]);
+  return `Usage: toolsmith ${command.name} ${command.usage}
+
+${sentence(command.summary)}
+${command.details ? `${command.details}\n` : ""}
+Flags:
+${columns(flags)}
+`;
+}
+
+function sentence(text: string): string {
+  return `${text[0].toUpperCase()}${text.slice(1)}.`;
+}
+
+function columns(rows: string[][]): string {
+  const width = Math.max(...rows.map(([left]) => left.length));
+  return rows
+    .map(([left, right]) => `  ${left.padEnd(width)}  ${right}`)
+    .join("\n");
+}

@@ -1,0 +1,162 @@
+/**
+ * Reads flags and arguments by a command's table.
+ *
+ * @module
+ */
+import { parseArgs } from "@std/cli/parse-args";
+import { ToolsmithError } from "../errors.ts";
+import { type CommandSpec, COMMON, type Flag } from "./flags.ts";
+
+/** The flags and arguments that a command line holds. */
+export interface Given {
+  /** Arguments that belong to no flag. */
+  positionals: string[];
+  /** What follows `--`. */
+  rest: string[];
+  /** Whether a switch is given. */
+  has(name: string): boolean;
+  /** The value of a flag. */
+  text(name: string): string | undefined;
+  /** The values of a flag that may be given several times. */
+  texts(name: string): string[];
+  /** A whole number. */
+  count(name: string): number | undefined;
+  /** A number of seconds, in milliseconds. */
+  duration(name: string): number | undefined;
+  /** An age such as `30d`, in milliseconds. */
+  age(name: string): number | undefined;
+}
+
+const AGES: Record<string, number> = {
+  s: 1000,
+  m: 60_000,
+  h: 3_600_000,
+  d: 86_400_000,
+};
+
+/**
+ * Reads a command's flags and arguments.
+ *
+ * @param spec The command.
+ * @param args What follows its name.
+ * @returns What is given, to ask for by name.
+ * @throws {ToolsmithError} `usage`, with a suggestion.
+ */
+export function readFlags(spec: CommandSpec, args: string[]): Given {
+  const flags = [...spec.flags, ...COMMON];
+  const valued = flags.filter((flag) => flag.value);
+  const parsed: Record<string, unknown> & { _: string[]; "--"?: string[] } =
+    parseArgs(args, {
+      string: [...valued.map((flag) => flag.name), "_"],
+      boolean: flags.filter((flag) => !flag.value).map((flag) => flag.name),
+      collect: valued.map((flag) => flag.name),
+      alias: { help: "h" },
+      "--": true,
+      unknown: (arg: string, key?: string) => {
+        if (key === undefined) return true;
+        throw unknownFlag(arg, spec, flags);
+      },
+    });
+  const rest = parsed["--"] ?? [];
+  if (rest.length > 0 && !spec.rest) {
+    throw usage(
+      `${spec.name} takes nothing after --`,
+      `toolsmith ${spec.name} --help`,
+    );
+  }
+  const texts = (name: string): string[] => {
+    const flag = valued.find((flag) => flag.name === name);
+    const values = (parsed[name] ?? []) as string[];
+    if (values.includes("")) {
+      throw usage(`--${name} needs a value`, `--${name} ${flag?.value}`);
+    }
+    if (values.length > 1 && !flag?.many) {
+      throw usage(`--${name} is given ${values.length} times`, "give it once");
+    }
+    return values;
+  };
+  // A value is checked even where the command would not ask for it.
+  for (const { name } of valued) texts(name);
+  const text = (name: string) => texts(name)[0];
+  const number = (name: string, pattern: RegExp, what: string) => {
+    const value = text(name);
+    if (value === undefined || pattern.test(value)) return value;
+    throw usage(`--${name} ${value} is not ${what}`, `--${name} 5`);
+  };
+  return {
+    positionals: parsed._.map(String),
+    rest,
+    has: (name) => parsed[name] === true,
+    text,
+    texts,
+    count(name) {
+      const value = number(name, /^\d{1,6}$/, "a whole number");
+      return value === undefined ? undefined : Number(value);
+    },
+    duration(name) {
+      const what = "a number of seconds above zero";
+      const value = number(name, /^(?=.*[1-9])\d{1,7}(\.\d+)?$/, what);
+      return value === undefined ? undefined : Number(value) * 1000;
+    },
+    age(name) {
+      const value = text(name);
+      if (value === undefined) return undefined;
+      const match = /^(\d{1,6})([smhd])$/.exec(value);
+      if (match) return Number(match[1]) * AGES[match[2]];
+      throw usage(`--${name} ${value} is not an age`, `--${name} 30d`);
+    },
+  };
+}
+
+function unknownFlag(arg: string, spec: CommandSpec, flags: Flag[]) {
+  const name = arg.replace(/=.*/s, "");
+  const close = closest(
+    name.replace(/^-+/, ""),
+    flags.map((flag) => flag.name),
+  );
+  return usage(
+    `${spec.name} has no flag ${name}`,
+    close ? `did you mean --${close}?` : `toolsmith ${spec.name} --help`,
+  );
+}
+
+/**
+ * Makes the error of a wrong command line.
+ *
+ * @param message What is wrong, with the value.
+ * @param hint What to write instead.
+ */
+export function usage(message: string, hint: string): ToolsmithError {
+  return new ToolsmithError("usage", message, { hint });
+}
+
+/** The candidate that a word is most likely a misspelling of, if any. */
+export function closest(
+  word: string,
+  candidates: string[],
+): string | undefined {
+  const ranked = candidates
+    .map((name) => ({
+      name,
+      far: word.length > 2 && name.startsWith(word) ? 0 : distance(word, name),
+    }))
+    .sort((a, b) => a.far - b.far);
+  const [best] = ranked;
+  return best && best.far <= Math.max(1, best.name.length / 3)
+    ? best.name
+    : undefined;
+}
+
+/** Levenshtein's distance. */
+function distance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const swap = row[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1);
+      next.push(Math.min(swap, row[j] + 1, next[j - 1] + 1));
+    }
+    row = next;
+  }
+  return row[b.length];
+}

@@ -1,0 +1,153 @@
+/**
+ * What a person sees on standard error, and what a script reads as JSON Lines.
+ *
+ * @module
+ */
+import type { ToolsmithError } from "../errors.ts";
+import type { OnEvent, ToolsmithEvent } from "../events.ts";
+import { bytesText, progressBar, secondsText, shortDigest } from "./text.ts";
+
+/** Where a view writes, and what that can show. */
+export interface Screen {
+  /** Writes text. */
+  write(text: string): void;
+  /** Whether a line can be drawn over. */
+  bar: boolean;
+  /** Its width, in characters. */
+  columns: number;
+  /** The clock, in milliseconds. */
+  now(): number;
+}
+
+/** Shows events until it is closed. */
+export interface View {
+  /** Takes an event. */
+  onEvent: OnEvent;
+  /** Takes what is left of a progress bar away. */
+  close(): void;
+}
+
+const PLAIN_PROGRESS_MS = 5000;
+
+/**
+ * Makes the view for a person.
+ *
+ * @param screen Standard error, and what it can show.
+ * @returns The view.
+ */
+export function humanView(screen: Screen): View {
+  let drawn = false;
+  let begun = 0;
+  let told = 0;
+  const clear = () => {
+    if (drawn) screen.write("\r\x1b[K");
+    drawn = false;
+  };
+  return {
+    onEvent(event) {
+      const now = screen.now();
+      if (event.type === "download_start") begun = told = now;
+      if (event.type === "download_progress") {
+        const line = progressBar(event, now - begun, screen.columns);
+        if (screen.bar) {
+          screen.write(`\r\x1b[K${line}`);
+          drawn = true;
+        } else if (now - told >= PLAIN_PROGRESS_MS) {
+          told = now;
+          screen.write(`${line}\n`);
+        }
+        return;
+      }
+      const line = describe(event);
+      if (line === undefined) return;
+      clear();
+      screen.write(`${printable(line)}\n`);
+    },
+    close: clear,
+  };
+}
+
+/**
+ * Says an event in one line.
+ *
+ * @param event The event.
+ * @returns The line, or `undefined` for what a person need not read.
+ */
+export function describe(event: ToolsmithEvent): string | undefined {
+  switch (event.type) {
+    case "lock_wait":
+      return `waiting: another process is getting ${event.image}`;
+    case "cache_hit":
+      return `cached ${event.image} ${shortDigest(event.digest)}`;
+    case "cache_corrupt":
+      return `warning: ${event.path} is damaged (${event.reason}); getting it anew`;
+    case "manifest_resolved":
+      return `found ${event.file} (${
+        bytesText(event.bytes)
+      }) in ${event.source}`;
+    case "download_start":
+      return event.bytes === null
+        ? `getting ${event.image} from ${event.source}`
+        : `getting ${event.image}, ${
+          bytesText(event.bytes)
+        }, from ${event.source}`;
+    case "download_progress":
+      return undefined;
+    case "download_end": {
+      const rate = event.bytes / Math.max(event.elapsedMs, 1) * 1000;
+      return `got ${bytesText(event.bytes)} in ${
+        secondsText(event.elapsedMs)
+      } (${bytesText(rate)}/s)`;
+    }
+    case "retry":
+      return `warning: ${event.message}; attempt ${event.attempt} of ${event.attempts} in ${
+        secondsText(event.delayMs)
+      }`;
+    case "checksum_verified":
+      return `verified ${event.digest}`;
+    case "cache_placed":
+      return undefined;
+    case "warning":
+      return `warning: ${event.message}`;
+  }
+}
+
+/**
+ * Says an error to a person.
+ *
+ * @param error The error.
+ * @returns One line, and one with the next step where there is one.
+ */
+export function describeError(error: ToolsmithError): string {
+  const hint = error.hint ? `hint: ${error.hint}\n` : "";
+  return printable(`error: ${error.message} [${error.code}]\n${hint}`);
+}
+
+/**
+ * The last line of `--json` after a failure.
+ *
+ * @param error The error.
+ * @param now The time, in milliseconds since the epoch.
+ */
+export function errorLine(error: ToolsmithError, now: number): string {
+  const { code, message, hint } = error;
+  const timestamp = new Date(now).toISOString();
+  return JSON.stringify({ type: "error", timestamp, code, message, hint });
+}
+
+/**
+ * The last line of `--json` after success.
+ *
+ * @param result What the command found or did.
+ * @param now The time, in milliseconds since the epoch.
+ */
+export function resultLine(result: object, now: number): string {
+  const timestamp = new Date(now).toISOString();
+  return JSON.stringify({ type: "result", timestamp, ...result });
+}
+
+/** Names and messages may come from a registry: they must not steer a terminal. */
+function printable(text: string): string {
+  // deno-lint-ignore no-control-regex
+  return text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, "?");
+}

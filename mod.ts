@@ -1,0 +1,42 @@
+/**
+ * Toolsmith gets a verified VM image from an OCI registry onto a host, and runs
+ * tools inside it.
+ *
+ * As a program: `deno run -A jsr:@fountain/toolsmith hydrate`. As a library:
+ *
+ * @example Get the image of the nearest manifest
+ * ```ts ignore
+ * import { hydrate, loadManifest } from "@fountain/toolsmith";
+ *
+ * const manifest = await loadManifest();
+ * const image = await hydrate(manifest, {
+ *   signal: AbortSignal.timeout(10 * 60_000),
+ *   onEvent: (event) => console.error(event.type),
+ * });
+ * console.log(image.outcome, image.path);
+ * ```
+ *
+ * @module
+ */
+export * from "./lib/cache_admin.ts";
+export * from "./lib/doctor.ts";
+export type { Environment } from "./lib/environment.ts";
+export * from "./lib/errors.ts";
+export type * from "./lib/events.ts";
+export type { FetchOptions } from "./lib/fetch_image.ts";
+export * from "./lib/hydrate.ts";
+export {
+  loadManifest,
+  type LoadManifestOptions,
+  type Manifest,
+  type ManifestImage,
+  parseManifest,
+} from "./lib/manifest.ts";
+export type { RegistryOptions } from "./lib/oras.ts";
+export * from "./lib/reference.ts";
+export { VERSION } from "./lib/version.ts";
+
+if (import.meta.main) {
+  const { main } = await import("./cli.ts");
+  Deno.exitCode = await main(Deno.args);
+}
