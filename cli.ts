@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { resolve } from "@std/path";
 import { type CacheEntry, listCache, pruneCache } from "./lib/cache_admin.ts";
 import { cacheFolder } from "./lib/cache.ts";
 import {
@@ -113,7 +114,9 @@ async function runCache(
 ): Promise<number> {
   const { action, keep, olderThanMs, dryRun, json } = command;
   const manifest = await manifestIfAny(command.manifest);
-  const cache = command.cache ?? cacheFolder(manifest?.root ?? Deno.cwd(), env);
+  const cache = resolve(
+    command.cache ?? cacheFolder(manifest?.root ?? Deno.cwd(), env),
+  );
   if (action === "path") {
     print(json ? resultLine({ path: cache }, Date.now()) : cache);
     return 0;

@@ -18,7 +18,9 @@
  *
  * @module
  */
+export type { CacheKey } from "./lib/cache.ts";
 export * from "./lib/cache_admin.ts";
+export type { Sha256 } from "./lib/digest.ts";
 export * from "./lib/doctor.ts";
 export type { Environment } from "./lib/environment.ts";
 export * from "./lib/errors.ts";

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { dirname, join } from "@std/path";
+import { dirname, join, resolve } from "@std/path";
 import { cacheFolder } from "./cache.ts";
 import { freeBytes } from "./disk.ts";
 import { type Environment, processEnvironment } from "./environment.ts";
@@ -190,7 +190,9 @@ async function checkSpace(host: Host): Promise<Finding | undefined> {
 }
 
 function folderOf({ cache, loaded, cwd, env }: Host): string {
-  return cache ?? cacheFolder(loaded?.root ?? cwd ?? Deno.cwd(), env);
+  return resolve(
+    cache ?? cacheFolder(loaded?.root ?? cwd ?? Deno.cwd(), env),
+  );
 }
 
 async function firstMissing(folder: string): Promise<string | undefined> {

@@ -83,6 +83,8 @@ export class ToolsmithError extends Error {
   readonly hint: string | undefined;
 
   /**
+   * Makes an error.
+   *
    * @param code The stable code.
    * @param message What could not be done, with the value; no final period.
    * @param options The hint and the cause.

@@ -129,6 +129,92 @@ export interface CachePlacedEvent extends ImageEvent {
   bytes: number;
 }
 
+/** A file that is about to be published was looked at. */
+export interface ImageInspectedEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "image_inspected";
+  /** The file's path. */
+  path: string;
+  /** Size of the file, in bytes. */
+  bytes: number;
+  /** Size of the disk that the guest sees, in bytes. */
+  virtualSize: number;
+  /** Whether the image's clusters are compressed, as far as they were seen. */
+  compressed: boolean;
+  /** How much of the file is holes, in bytes; `null` where it cannot be told. */
+  sparseBytes: number | null;
+  /** The part of the file that compression would save, from 0 to 1. */
+  savings: number;
+}
+
+/** The digest of a file has been computed so far. */
+export interface ChecksumProgressEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "checksum_progress";
+  /** Bytes that were read by now. */
+  bytes: number;
+  /** Size of the whole, in bytes. */
+  total: number;
+}
+
+/** The push to the registry begins. */
+export interface PublishStartEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "publish_start";
+  /** Where it is published, as `registry/repository:tag`. */
+  reference: string;
+  /** The title of the layer that is the image. */
+  file: string;
+  /** Size of all that is pushed, in bytes. */
+  bytes: number;
+  /** Digest of the image: `sha256:` and hex. */
+  digest: string;
+}
+
+/** The push to the registry is done. */
+export interface PushEndEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "push_end";
+  /** Where it was published. */
+  reference: string;
+  /** The artifact manifest's digest. */
+  digest: string;
+  /** Size of all that was pushed, in bytes. */
+  bytes: number;
+  /** Time it took, in milliseconds. */
+  elapsedMs: number;
+}
+
+/** The registry was asked for what was published. */
+export interface PublishPollEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "publish_poll";
+  /** What it was asked for. */
+  reference: string;
+  /** Which attempt this was, from 1. */
+  attempt: number;
+  /** How many attempts there are in all. */
+  attempts: number;
+  /** Whether it serves what was pushed. */
+  outcome: "served" | "waiting";
+  /** Why it does not yet: an error's message. */
+  message?: string;
+  /** Pause before the next attempt, in milliseconds; 0 for the last. */
+  delayMs: number;
+}
+
+/** The registry serves what was pushed. */
+export interface PublishVerifiedEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "publish_verified";
+  /** Where it was published. */
+  reference: string;
+  /** The artifact manifest's digest. */
+  digest: string;
+  /** What was compared: digests alone, or the bytes too. */
+  verify: "manifest" | "pull";
+}
+
 /** Something that is not a failure, and that a person should know. */
 export interface WarningEvent extends EventBase {
   /** Tells the events apart. */
@@ -149,6 +235,12 @@ export type ToolsmithEvent =
   | RetryEvent
   | ChecksumVerifiedEvent
   | CachePlacedEvent
+  | ImageInspectedEvent
+  | ChecksumProgressEvent
+  | PublishStartEvent
+  | PushEndEvent
+  | PublishPollEvent
+  | PublishVerifiedEvent
   | WarningEvent;
 
 /** Takes events; a caller's `onEvent`. It must not throw. */
@@ -171,6 +263,8 @@ export function emitter(
   onEvent: OnEvent | undefined,
   now: () => number = Date.now,
 ): Emit {
-  return (event) =>
-    onEvent?.({ timestamp: new Date(now()).toISOString(), ...event });
+  return ({ type, ...rest }) => {
+    const timestamp = new Date(now()).toISOString();
+    onEvent?.({ type, timestamp, ...rest } as ToolsmithEvent);
+  };
 }

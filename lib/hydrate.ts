@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { resolve } from "@std/path";
 import {
   asCacheError,
   type CachedFile,
@@ -88,7 +89,7 @@ export async function hydrate(
     options,
     emit: emitter(options.onEvent),
     key: {
-      cache: options.cache ?? cacheFolder(manifest.root, env),
+      cache: resolve(options.cache ?? cacheFolder(manifest.root, env)),
       image: manifest.image.name,
       sha256: manifest.image.sha256,
     },

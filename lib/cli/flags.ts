@@ -119,7 +119,7 @@ export const COMMANDS: CommandSpec[] = [
     usage: "ls | path | prune [flags]",
     summary: "list, locate or clear what is cached",
     details:
-      "prune removes nothing that the manifest names, and nothing in use, unless it is\ntold to: --keep 0 --older-than 0d removes all else.",
+      "prune never removes what the manifest names, nor what another process is getting.",
     flags: [
       ...MANIFEST,
       ...CACHE,

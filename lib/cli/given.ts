@@ -138,7 +138,7 @@ export function closest(
   const ranked = candidates
     .map((name) => ({
       name,
-      far: word.length > 2 && name.startsWith(word) ? 0 : distance(word, name),
+      far: word.length > 1 && name.startsWith(word) ? 0 : distance(word, name),
     }))
     .sort((a, b) => a.far - b.far);
   const [best] = ranked;

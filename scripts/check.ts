@@ -1,0 +1,26 @@
+/**
+ * Checks everything but the tests: format, lint, types, documentation, and the
+ * project's own rules.
+ *
+ *     deno task check
+ *
+ * @module
+ */
+import { deno, ROOT } from "./deno.ts";
+
+const STEPS: [string, string[]][] = [
+  ["format", ["fmt", "--check"]],
+  ["lint", ["lint"]],
+  ["types", ["check", "mod.ts", "cli.ts", "lib/", "scripts/", "tests/"]],
+  ["documentation", ["doc", "--lint", "mod.ts"]],
+  ["rules", ["run", "--allow-read", "scripts/check_rules.ts"]],
+];
+
+Deno.chdir(ROOT);
+let failed = 0;
+for (const [name, args] of STEPS) {
+  console.error(`check: ${name}`);
+  if ((await deno(...args)).code !== 0) failed++;
+}
+console.error(failed ? `${failed} of ${STEPS.length} failed` : "all good");
+Deno.exitCode = failed ? 1 : 0;

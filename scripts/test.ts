@@ -1,0 +1,23 @@
+/**
+ * Passes the tests: brings what they need, then runs them.
+ *
+ *     deno task test                      # all
+ *     deno task test tests/cache_test.ts  # some
+ *
+ * @module
+ */
+import { deno, ROOT } from "./deno.ts";
+import { setup } from "./setup.ts";
+
+const { oras, registry, actionlint, qemu } = await setup();
+const found = {
+  TOOLSMITH_ORAS: oras,
+  TOOLSMITH_TEST_REGISTRY: registry,
+  TOOLSMITH_TEST_ACTIONLINT: actionlint,
+  TOOLSMITH_QEMU: qemu,
+};
+for (const [name, path] of Object.entries(found)) {
+  if (path) Deno.env.set(name, path);
+}
+const asked = Deno.args.length > 0 ? Deno.args : [`${ROOT}/tests/`];
+Deno.exitCode = (await deno("test", "-A", ...asked)).code;
