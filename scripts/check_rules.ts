@@ -27,7 +27,9 @@ export function breaches(root: string): string[] {
     if (!files.includes(name)) found.push(`docs name lib/${name}: not there`);
   }
   for (const file of files) {
-    const text = Deno.readTextFileSync(`${root}/lib/${file}`);
+    const text = withoutComments(
+      Deno.readTextFileSync(`${root}/lib/${file}`),
+    );
     const level = levels.get(file);
     if (level === undefined) {
       found.push(`lib/${file}: has no level in docs/ARCHITECTURE.md`);
@@ -50,6 +52,11 @@ export function breaches(root: string): string[] {
     }
   }
   return found;
+}
+
+/** Comments hold examples, which may do what the code must not. */
+function withoutComments(text: string): string {
+  return text.replace(/\/\*[\s\S]*?\*\//g, "").replace(/^\s*\/\/.*$/gm, "");
 }
 
 function sources(folder: string, prefix: string): string[] {
