@@ -30,17 +30,21 @@ export async function lock(
   path: string,
   options: LockOptions = {},
 ): Promise<Disposable> {
-  let told = false;
-  while (true) {
-    const held = await tryLock(path);
-    if (held) return held;
-    if (!told) options.onWait?.();
-    told = true;
-    options.signal?.throwIfAborted();
-    // A blocking lock() could not be cancelled.
-    await new Promise((done) => setTimeout(done, POLL_MS));
-    options.signal?.throwIfAborted();
+  const file = await open(path);
+  const request = requester(file);
+  try {
+    for (let told = false; !await request(); told = true) {
+      if (!told) options.onWait?.();
+      options.signal?.throwIfAborted();
+      // A blocking lock() could not be cancelled.
+      await new Promise((done) => setTimeout(done, POLL_MS));
+      options.signal?.throwIfAborted();
+    }
+  } catch (error) {
+    file.close();
+    throw error;
   }
+  return { [Symbol.dispose]: () => file.close() };
 }
 
 /**
@@ -52,15 +56,31 @@ export async function lock(
  * @returns The lock, or `undefined` if another process has it.
  */
 export async function tryLock(path: string): Promise<Disposable | undefined> {
-  const file = await Deno.open(path, { read: true, write: true, create: true });
+  const file = await open(path);
+  let held = false;
   try {
-    if (await file.tryLock(true)) {
-      return { [Symbol.dispose]: () => file.close() };
-    }
-  } catch (error) {
-    file.close();
-    throw error;
+    held = await requester(file)();
+  } finally {
+    if (!held) file.close();
   }
-  file.close();
-  return undefined;
+  return held ? { [Symbol.dispose]: () => file.close() } : undefined;
+}
+
+function open(path: string): Promise<Deno.FsFile> {
+  return Deno.open(path, { read: true, write: true, create: true });
+}
+
+/** Returns a function that asks for the lock, and tells whether it is there. */
+function requester(file: Deno.FsFile): () => Promise<boolean> {
+  if (typeof file.tryLock === "function") return () => file.tryLock(true);
+  // Older versions of Deno can only wait: what does not come soon is held.
+  const granted = file.lock(true).then(() => true);
+  granted.catch(() => {});
+  return () => {
+    let timer: ReturnType<typeof setTimeout>;
+    const late = new Promise<boolean>((done) => {
+      timer = setTimeout(() => done(false), POLL_MS);
+    });
+    return Promise.race([granted, late]).finally(() => clearTimeout(timer));
+  };
 }
