@@ -20,6 +20,7 @@
  */
 export type { CacheKey } from "./lib/cache.ts";
 export * from "./lib/cache_admin.ts";
+export * from "./lib/consumer_manifest.ts";
 export type { Sha256 } from "./lib/digest.ts";
 export * from "./lib/doctor.ts";
 export type { Environment } from "./lib/environment.ts";
@@ -27,6 +28,7 @@ export * from "./lib/errors.ts";
 export type * from "./lib/events.ts";
 export type { FetchOptions } from "./lib/fetch_image.ts";
 export * from "./lib/hydrate.ts";
+export * from "./lib/init.ts";
 export {
   loadManifest,
   type LoadManifestOptions,
@@ -34,7 +36,11 @@ export {
   type ManifestImage,
   parseManifest,
 } from "./lib/manifest.ts";
+export * from "./lib/manifest_write.ts";
 export type { RegistryOptions } from "./lib/oras.ts";
+export * from "./lib/publish.ts";
+export { type ExtraFile, parseExtra } from "./lib/publish_files.ts";
+export type { PollOptions } from "./lib/publish_poll.ts";
 export * from "./lib/reference.ts";
 export { VERSION } from "./lib/version.ts";
 

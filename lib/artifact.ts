@@ -117,6 +117,18 @@ export function selectImageLayer(
   );
 }
 
+/**
+ * Tells whether a layer's title can be a path on every host.
+ *
+ * @param title The title; a leading `./` is fine.
+ * @returns `false` for `../x`, `/x`, `c:x`, `a\b`, an empty title, and the like.
+ */
+export function isPlainTitle(title: string): boolean {
+  const parts = title.replace(/^(?:\.\/+)+/, "").split("/");
+  return !/^[a-z]:/i.test(title) && !/[\\\p{Cc}]/u.test(title) &&
+    !parts.some((part) => part === "" || part === "." || part === "..");
+}
+
 /** The path a layer is pulled to, or `undefined` where it has no title. */
 function titleOf(layer: Descriptor): string | undefined {
   return layer.annotations?.[TITLE]?.replace(/^(?:\.\/+)+/, "");
@@ -132,11 +144,7 @@ function refuseUnsafe(artifact: Artifact) {
       throw unsafe(artifact, raw ?? layer.digest, "would be unpacked as a tar");
     }
     if (raw === undefined || title === undefined) continue;
-    const parts = title.split("/");
-    if (
-      raw.startsWith("/") || /^[a-z]:/i.test(raw) || /[\\\p{Cc}]/u.test(raw) ||
-      parts.some((part) => part === "" || part === "." || part === "..")
-    ) {
+    if (!isPlainTitle(raw)) {
       throw unsafe(artifact, raw, "is not a plain relative path");
     }
     // Some file systems fold case: such titles would be one file.

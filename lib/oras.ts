@@ -168,7 +168,8 @@ export function oras(options: RegistryOptions = {}): Oras {
       for (const [key, value] of Object.entries(annotations)) {
         args.push("--annotation", `${key}=${value}`);
       }
-      args.push(formatReference(reference));
+      // What follows is no option, also where a file's name begins with a dash.
+      args.push("--", formatReference(reference));
       args.push(...files.map((file) => `${file.path}:${file.mediaType}`));
       const output = await call(["push"], reference, args, { cwd });
       const { digest } = parseOutput(output.stdout, "push");

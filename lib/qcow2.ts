@@ -33,10 +33,16 @@ export interface Qcow2Info {
 
 /** How the data of an image is stored, by {@linkcode sampleClusters}. */
 export interface Qcow2Clusters {
-  /** Clusters that were looked at and hold data. */
-  allocated: number;
-  /** How many of these are compressed. */
+  /** The part of the image's tables that was looked at, from 0 to 1. */
+  seen: number;
+  /** Where clusters that are not compressed lie in the file, in bytes. */
+  plain: number[];
+  /** How many clusters are compressed. */
   compressed: number;
+  /** How much room these take, in bytes, rounded up. */
+  compressedBytes: number;
+  /** How much room the tables take that lead to all clusters, in bytes. */
+  tableBytes: number;
 }
 
 const MAGIC = 0x514649fb;
@@ -44,6 +50,8 @@ const KNOWN_FEATURES = 0b11111n;
 const DATA_FILE_BIT = 4n;
 const COMPRESSION_BIT = 8n;
 const EXTENDED_L2_BIT = 16n;
+const COMPRESSED_BIT = 1n << 62n;
+const OFFSET_BITS = 0x00fffffffffffe00n;
 const EXTENSION_DATA_FILE = 0x44415441;
 const MAX_HEADER = 64 * 1024;
 const MAX_L1_BYTES = 32 * 1024 * 1024;
@@ -93,37 +101,51 @@ export function assertSelfContained(info: Qcow2Info, path: string): void {
 }
 
 /**
- * Looks at clusters spread over the image and counts the compressed ones.
+ * Looks at how the clusters of the image are stored.
  *
  * Needs `--allow-read` for the file.
  *
  * @param path The image.
- * @param maxTables How many tables of clusters are looked at, at most.
- * @returns The counts.
+ * @param maxTables How many tables of clusters are looked at, at most; they are
+ * spread over the image.
+ * @returns What was seen.
  * @throws {ToolsmithError} `image_invalid` when it is no QCOW2 image.
  */
 export async function sampleClusters(
   path: string,
-  maxTables = 64,
+  maxTables = 256,
 ): Promise<Qcow2Clusters> {
   using file = await Deno.open(path);
   const { info, l1Offset, l1Entries } = await readHeader(file, path);
+  const { clusterSize, fileSize } = info;
   const l1 = await readAt(file, l1Offset, l1Entries * 8);
   const tables: number[] = [];
   for (let at = 0; at + 8 <= l1.byteLength; at += 8) {
-    const offset = Number(l1.getBigUint64(at) & 0x00fffffffffffe00n);
-    if (offset > 0 && offset < info.fileSize) tables.push(offset);
+    const offset = Number(l1.getBigUint64(at) & OFFSET_BITS);
+    if (offset > 0 && offset < fileSize) tables.push(offset);
   }
-  const found: Qcow2Clusters = { allocated: 0, compressed: 0 };
-  const stride = Math.max(1, Math.floor(tables.length / maxTables));
+  const stride = Math.max(1, Math.ceil(tables.length / maxTables));
+  const looked = tables.filter((_, index) => index % stride === 0);
+  const found: Qcow2Clusters = {
+    seen: tables.length === 0 ? 1 : looked.length / tables.length,
+    plain: [],
+    compressed: 0,
+    compressedBytes: 0,
+    tableBytes: tables.length * clusterSize + l1Entries * 8,
+  };
   const extended = (info.incompatibleFeatures & EXTENDED_L2_BIT) !== 0n;
-  for (let i = 0; i < tables.length; i += stride) {
-    const l2 = await readAt(file, tables[i], info.clusterSize);
+  // The count of 512-byte sectors stands above the offset, in the bits left.
+  const sectorShift = BigInt(62 - (Math.log2(clusterSize) - 8));
+  for (const table of looked) {
+    const l2 = await readAt(file, table, clusterSize);
     for (let at = 0; at + 8 <= l2.byteLength; at += extended ? 16 : 8) {
       const entry = l2.getBigUint64(at);
-      const compressed = (entry & (1n << 62n)) !== 0n;
-      if (compressed) found.compressed++;
-      if (compressed || (entry & 0x00fffffffffffe00n) !== 0n) found.allocated++;
+      const offset = Number(entry & OFFSET_BITS);
+      if ((entry & COMPRESSED_BIT) !== 0n) {
+        const sectors = Number((entry & (COMPRESSED_BIT - 1n)) >> sectorShift);
+        found.compressed++;
+        found.compressedBytes += (sectors + 1) * 512;
+      } else if (offset > 0 && offset < fileSize) found.plain.push(offset);
     }
   }
   return found;
