@@ -149,9 +149,9 @@ async function replaceFile(path: string, text: string, mode?: number | null) {
   const id = crypto.randomUUID().slice(0, 8);
   const fresh = join(dirname(path), `.tools-${id}.new`);
   try {
+    await Deno.writeTextFile(fresh, text, { createNew: true });
     {
-      using file = await Deno.open(fresh, { write: true, createNew: true });
-      await file.write(new TextEncoder().encode(text));
+      using file = await Deno.open(fresh, { read: true, write: true });
       await file.sync();
     }
     if (mode && Deno.build.os !== "windows") await Deno.chmod(fresh, mode);
