@@ -18,9 +18,13 @@
  *
  * @module
  */
+export * from "./lib/actions.ts";
 export type { CacheKey } from "./lib/cache.ts";
 export * from "./lib/cache_admin.ts";
-export * from "./lib/consumer_manifest.ts";
+export {
+  type ConsumerManifest,
+  formatManifest,
+} from "./lib/consumer_manifest.ts";
 export type { Sha256 } from "./lib/digest.ts";
 export * from "./lib/doctor.ts";
 export type { Environment } from "./lib/environment.ts";
@@ -36,7 +40,7 @@ export {
   type ManifestImage,
   parseManifest,
 } from "./lib/manifest.ts";
-export * from "./lib/manifest_write.ts";
+export type { Written } from "./lib/manifest_write.ts";
 export type { RegistryOptions } from "./lib/oras.ts";
 export * from "./lib/publish.ts";
 export { type ExtraFile, parseExtra } from "./lib/publish_files.ts";

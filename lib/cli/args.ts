@@ -3,6 +3,9 @@
  *
  * @module
  */
+import type { InitOptions } from "../init.ts";
+import type { PublishOptions } from "../publish.ts";
+import { parseExtra } from "../publish_files.ts";
 import { COMMANDS, type CommandSpec } from "./flags.ts";
 import { closest, type Given, readFlags, usage } from "./given.ts";
 
@@ -48,6 +51,15 @@ export type Command =
   | { kind: "version" }
   | { kind: "hydrate"; hydrate: HydrateFlags; output: OutputFlags }
   | {
+    kind: "publish";
+    path: string;
+    reference: string;
+    options: PublishOptions;
+    manifest?: string;
+    output: OutputFlags;
+  }
+  | { kind: "init"; options: InitOptions; output: OutputFlags }
+  | {
     kind: "doctor";
     manifest?: string;
     cache?: string;
@@ -64,6 +76,12 @@ export type Command =
     dryRun: boolean;
     json: boolean;
   };
+
+/** One kind of command. */
+export type CommandOf<K extends Command["kind"]> = Extract<
+  Command,
+  { kind: K }
+>;
 
 /**
  * Reads a command line.
@@ -94,42 +112,77 @@ export function parseCommand(args: string[]): Command {
       `toolsmith ${name} ${spec.usage}`,
     );
   }
-  switch (name) {
-    case "hydrate":
-      return {
-        kind: "hydrate",
-        hydrate: hydrateFlags(given),
-        output: outputFlags(given),
-      };
-    case "doctor":
-      return {
-        kind: "doctor",
-        manifest: given.text("manifest"),
-        cache: given.text("cache"),
-        registry: registryFlags(given),
-        json: given.has("json"),
-      };
-    default: {
-      const [action] = given.positionals;
-      if (action !== "ls" && action !== "path" && action !== "prune") {
-        const close = closest(action, ["ls", "path", "prune"]);
-        throw usage(
-          `cache has no "${action}"`,
-          close ? `did you mean ${close}?` : "it has ls, path and prune",
-        );
-      }
-      return {
-        kind: "cache",
-        action,
-        manifest: given.text("manifest"),
-        cache: given.text("cache"),
-        keep: given.count("keep") ?? 1,
-        olderThanMs: given.age("older-than") ?? 0,
-        dryRun: given.has("dry-run"),
-        json: given.has("json"),
-      };
-    }
-  }
+  return READERS[spec.name](given);
+}
+
+const READERS: Record<string, (given: Given) => Command> = {
+  hydrate: (given) => ({
+    kind: "hydrate",
+    hydrate: hydrateFlags(given),
+    output: outputFlags(given),
+  }),
+  publish: (given) => ({
+    kind: "publish",
+    path: given.positionals[0],
+    reference: given.positionals[1],
+    options: publishOptions(given),
+    manifest: given.text("write-manifest"),
+    output: outputFlags(given),
+  }),
+  init: (given) => ({
+    kind: "init",
+    options: {
+      ref: given.text("ref"),
+      file: given.text("file"),
+      name: given.text("name"),
+      manifest: given.text("manifest"),
+      update: given.has("update"),
+      ...registryFlags(given),
+    },
+    output: outputFlags(given),
+  }),
+  doctor: (given) => ({
+    kind: "doctor",
+    manifest: given.text("manifest"),
+    cache: given.text("cache"),
+    registry: registryFlags(given),
+    json: given.has("json"),
+  }),
+  cache: (given) => ({
+    kind: "cache",
+    action: given.oneOf(["ls", "path", "prune"], given.positionals[0]),
+    manifest: given.text("manifest"),
+    cache: given.text("cache"),
+    keep: given.count("keep") ?? 1,
+    olderThanMs: given.age("older-than") ?? 0,
+    dryRun: given.has("dry-run"),
+    json: given.has("json"),
+  }),
+};
+
+function publishOptions(given: Given): PublishOptions {
+  const verify = given.text("verify") ?? "manifest";
+  return {
+    extras: given.texts("extra").map(parseExtra),
+    annotations: Object.fromEntries(
+      given.texts("annotation").map(parseAnnotation),
+    ),
+    created: given.time("created"),
+    verify: given.oneOf(["manifest", "pull"], verify),
+    attempts: given.count("attempts"),
+    intervalMs: given.duration("interval"),
+    deadlineMs: given.duration("deadline"),
+    name: given.text("name"),
+    retries: given.count("retries"),
+    stallTimeoutMs: given.duration("stall-timeout"),
+    ...registryFlags(given),
+  };
+}
+
+function parseAnnotation(text: string): [string, string] {
+  const [, key, value] = /^([^=\s]+)=(.*)$/s.exec(text) ?? [];
+  if (key !== undefined) return [key, value];
+  throw usage(`--annotation ${text} is not KEY=VALUE`, "--annotation a.b=c");
 }
 
 function hydrateFlags(given: Given): HydrateFlags {

@@ -108,6 +108,84 @@ export const COMMANDS: CommandSpec[] = [
     positionals: [0, 0],
   },
   {
+    name: "publish",
+    usage: "IMAGE.qcow2 REGISTRY/OWNER/REPO:VERSION [flags]",
+    summary: "push an image to a registry, and wait until it is served back",
+    details:
+      "ghcr.io needs GHCR_TOKEN with the scope write:packages, and GHCR_USERNAME or\nGITHUB_ACTOR; in GitHub Actions GITHUB_TOKEN serves too.",
+    flags: [
+      {
+        name: "extra",
+        value: "PATH:TYPE",
+        many: true,
+        help: "publish this file too, with this media type",
+      },
+      {
+        name: "annotation",
+        value: "KEY=VALUE",
+        many: true,
+        help: "annotate the artifact's manifest",
+      },
+      {
+        name: "created",
+        value: "TIME",
+        help: "time of creation; else SOURCE_DATE_EPOCH, else the file's time",
+      },
+      {
+        name: "verify",
+        value: "HOW",
+        help: "manifest: compare digests (the default); pull: the bytes too",
+      },
+      { name: "attempts", value: "N", help: "ask the registry so often (20)" },
+      {
+        name: "interval",
+        value: "SECONDS",
+        help: "pause between attempts; it grows up to fivefold (6)",
+      },
+      {
+        name: "deadline",
+        value: "SECONDS",
+        help: "give up asking after so long (600)",
+      },
+      {
+        name: "write-manifest",
+        value: "PATH",
+        help: "name the image in this tools.json, keeping all else in it",
+      },
+      {
+        name: "name",
+        value: "NAME",
+        help: "the image's name for consumers; else the repository's last part",
+      },
+      ...PATIENCE,
+      ...REGISTRY,
+      ...OUTPUT,
+    ],
+    positionals: [2, 2],
+  },
+  {
+    name: "init",
+    usage: "--ref REF | --file IMAGE.qcow2 [flags]",
+    summary: "write .toolsmith/tools.json for an image",
+    flags: [
+      {
+        name: "ref",
+        value: "REF",
+        help: "an artifact; its registry is asked for the image's digest",
+      },
+      { name: "file", value: "PATH", help: "an image of this host" },
+      { name: "name", value: "NAME", help: "the image's name" },
+      ...MANIFEST,
+      {
+        name: "update",
+        help: "change the image of a manifest that exists, keeping all else",
+      },
+      ...REGISTRY,
+      ...OUTPUT,
+    ],
+    positionals: [0, 0],
+  },
+  {
     name: "doctor",
     usage: "[flags]",
     summary: "check whether this host can do all that",

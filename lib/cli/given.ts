@@ -25,6 +25,10 @@ export interface Given {
   duration(name: string): number | undefined;
   /** An age such as `30d`, in milliseconds. */
   age(name: string): number | undefined;
+  /** A time in ISO 8601, or in seconds since 1970. */
+  time(name: string): Date | undefined;
+  /** A word, if it is one of these. */
+  oneOf<const T extends string>(words: readonly T[], word: string): T;
 }
 
 const AGES: Record<string, number> = {
@@ -104,6 +108,27 @@ export function readFlags(spec: CommandSpec, args: string[]): Given {
       const match = /^(\d{1,6})([smhd])$/.exec(value);
       if (match) return Number(match[1]) * AGES[match[2]];
       throw usage(`--${name} ${value} is not an age`, `--${name} 30d`);
+    },
+    time(name) {
+      const value = text(name);
+      if (value === undefined) return undefined;
+      const time = /^\d{1,11}$/.test(value)
+        ? new Date(Number(value) * 1000)
+        : new Date(value);
+      if (!isNaN(time.getTime())) return time;
+      throw usage(
+        `--${name} ${value} is not a time`,
+        `--${name} 2026-01-31T12:00:00Z`,
+      );
+    },
+    oneOf(words, word) {
+      const found = words.find((candidate) => candidate === word);
+      if (found !== undefined) return found;
+      const close = closest(word, words);
+      throw usage(
+        `${spec.name} does not know "${word}"`,
+        close ? `did you mean ${close}?` : `it knows ${words.join(", ")}`,
+      );
     },
   };
 }

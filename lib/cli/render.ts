@@ -46,8 +46,12 @@ export function humanView(screen: Screen): View {
   return {
     onEvent(event) {
       const now = screen.now();
-      if (event.type === "download_start") begun = told = now;
-      if (event.type === "download_progress") {
+      const first = event.type === "download_start" ||
+        event.type === "image_inspected";
+      if (first) begun = told = now;
+      if (
+        event.type === "download_progress" || event.type === "checksum_progress"
+      ) {
         const line = progressBar(event, now - begun, screen.columns);
         if (screen.bar) {
           screen.write(`\r\x1b[K${line}`);
@@ -107,8 +111,30 @@ export function describe(event: ToolsmithEvent): string | undefined {
       return `verified ${event.digest}`;
     case "cache_placed":
       return undefined;
+    case "image_inspected":
+      return `publishing ${event.path}: ${bytesText(event.bytes)}, a disk of ${
+        bytesText(event.virtualSize)
+      }${event.compressed ? ", compressed" : ""}`;
+    case "checksum_progress":
+      return undefined;
+    case "publish_start":
+      return `pushing ${event.file}, ${event.digest}`;
+    case "push_end":
+      return `pushed ${bytesText(event.bytes)} in ${
+        secondsText(event.elapsedMs)
+      }: ${event.reference}@${event.digest}`;
+    case "publish_poll":
+      return event.outcome === "served"
+        ? undefined
+        : `not served yet (${event.attempt} of ${event.attempts}): ${event.message}`;
+    case "publish_verified":
+      return event.verify === "pull"
+        ? "verified: pulled back, byte for byte"
+        : "verified: the registry serves the same digests";
     case "warning":
       return `warning: ${event.message}`;
+    default:
+      return event satisfies never;
   }
 }
 

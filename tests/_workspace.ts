@@ -1,0 +1,150 @@
+/**
+ * What the end-to-end tests share: a workspace in a folder of its own, QCOW2s
+ * to publish, and the program run in it as a user does.
+ *
+ * @module
+ */
+import { dirname, join } from "@std/path";
+import { fileChunks, sha256 } from "../lib/digest.ts";
+import { type Output, run, type RunOptions } from "../lib/process.ts";
+import { denoArgs, ROOT } from "../scripts/deno.ts";
+
+/** Media type of the guide. */
+export const TYPE = "application/vnd.fountain.toolsmith.qcow2";
+
+/** A folder with a manifest. */
+export interface Workspace extends AsyncDisposable {
+  /** Its path. */
+  folder: string;
+  /** Writes the manifest; fields given override the usual ones. */
+  manifest(image: Record<string, unknown>): Promise<void>;
+  /** Runs the program here, with the permissions of the `hydrate` set. */
+  toolsmith(args: string[], options?: CliOptions): Promise<Output>;
+  /** Every file below the cache, but for locks. */
+  cached(): Promise<string[]>;
+}
+
+/** How the program is run. */
+export interface CliOptions extends RunOptions {
+  /** Permissions. @default {["-P=hydrate"]} */
+  permissions?: string[];
+}
+
+/** Makes a workspace. */
+export async function workspace(): Promise<Workspace> {
+  const folder = await Deno.realPath(
+    await Deno.makeTempDir({ prefix: "toolsmith-test-" }),
+  );
+  await Deno.mkdir(join(folder, ".toolsmith"));
+  return {
+    folder,
+    async manifest(image) {
+      const whole = { name: "demo", tarball: "", sha256: "", ...image };
+      const text = JSON.stringify({ image: whole, tools: {}, operations: [] });
+      await Deno.writeTextFile(join(folder, ".toolsmith", "tools.json"), text);
+    },
+    toolsmith: (args, options = {}) =>
+      toolsmith(args, { cwd: folder, ...options }),
+    cached: () => files(join(folder, ".toolsmith", "cache")),
+    async [Symbol.asyncDispose]() {
+      await Deno.remove(folder, { recursive: true });
+    },
+  };
+}
+
+/** Runs the program as a user does: a process of its own. */
+export async function toolsmith(
+  args: string[],
+  options: CliOptions = {},
+): Promise<Output> {
+  const { permissions = ["-P=hydrate"], env, ...rest } = options;
+  const command = await cliCommand(args, permissions);
+  return await run(Deno.execPath(), {
+    args: command,
+    timeoutMs: 120_000,
+    ...rest,
+    env: { ...cleanEnvironment(), ...env },
+  });
+}
+
+/** The arguments that make Deno run the program. */
+export function cliCommand(args: string[], permissions: string[]) {
+  const config = `--config=${ROOT}/deno.json`;
+  return denoArgs(
+    ["run", "--quiet", config, ...permissions, `${ROOT}/cli.ts`, ...args],
+  );
+}
+
+/**
+ * The environment of a host: oras is on PATH, and nothing that the developer
+ * has set for Toolsmith gets in the way.
+ */
+export function cleanEnvironment(): Record<string, string> {
+  const oras = Deno.env.get("TOOLSMITH_ORAS");
+  const path = Deno.env.get("PATH") ?? "";
+  return {
+    PATH: oras ? `${dirname(oras)}:${path}` : path,
+    NO_COLOR: "1",
+    TOOLSMITH_ORAS: "",
+    TOOLSMITH_CACHE: "",
+    TOOLSMITH_MANIFEST: "",
+    GHCR_TOKEN: "",
+    GHCR_USERNAME: "",
+    GITHUB_ACTOR: "",
+    GITHUB_TOKEN: "",
+    DOCKER_CONFIG: "/nonexistent",
+  };
+}
+
+/** The last line of `--json`, and the events before it. */
+export function jsonLines(stdout: string) {
+  const lines = stdout.trimEnd().split("\n").map((line) => JSON.parse(line));
+  return { events: lines.slice(0, -1), last: lines[lines.length - 1] };
+}
+
+/** Makes a QCOW2 with data that no compression makes smaller. */
+export async function makeQcow2(path: string, bytes = 1024 * 1024) {
+  await Deno.mkdir(dirname(path), { recursive: true });
+  const raw = `${path}.raw`;
+  using file = await Deno.open(raw, { write: true, create: true });
+  const chunk = new Uint8Array(65536);
+  for (let written = 0; written < bytes; written += chunk.length) {
+    await file.write(crypto.getRandomValues(chunk));
+  }
+  const args = ["convert", "-f", "raw", "-O", "qcow2", raw, path];
+  const { code, stderr } = await run("qemu-img", { args });
+  if (code !== 0) throw new Error(stderr);
+  await Deno.remove(raw);
+  return { path, sha256: await sha256(fileChunks(path)) };
+}
+
+/** Pushes files with oras itself, as the guide's step 3 does. */
+export async function orasPush(
+  reference: string,
+  layers: string[],
+  options: { cwd: string; args?: string[]; env?: Record<string, string> },
+) {
+  const { code, stderr } = await run(Deno.env.get("TOOLSMITH_ORAS") ?? "oras", {
+    args: ["push", "--plain-http", ...options.args ?? []].concat(
+      ["--artifact-type", TYPE, reference],
+      layers,
+    ),
+    cwd: options.cwd,
+    env: options.env,
+  });
+  if (code !== 0) throw new Error(stderr);
+}
+
+async function files(folder: string): Promise<string[]> {
+  const found: string[] = [];
+  try {
+    for await (const { name, isDirectory } of Deno.readDir(folder)) {
+      const path = join(folder, name);
+      if (isDirectory) found.push(...await files(path));
+      else if (!name.endsWith(".lock")) found.push(path);
+    }
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+  return found.sort();
+}
