@@ -158,7 +158,7 @@ export function usage(message: string, hint: string): ToolsmithError {
 /** The candidate that a word is most likely a misspelling of, if any. */
 export function closest(
   word: string,
-  candidates: string[],
+  candidates: readonly string[],
 ): string | undefined {
   const ranked = candidates
     .map((name) => ({
