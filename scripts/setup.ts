@@ -104,6 +104,7 @@ const PARTS = {
   },
 } satisfies Record<string, Source>;
 
+const ALL = Object.keys(PARTS) as Part[];
 const ROOT = Deno.realPathSync(`${import.meta.dirname}/..`);
 const STORE = `${ROOT}/.cache/tools`;
 const EXE = Deno.build.os === "windows" ? ".exe" : "";
@@ -119,7 +120,7 @@ const EXE = Deno.build.os === "windows" ? ".exe" : "";
  * @returns Where each part is.
  */
 export async function setup(
-  parts: Part[] = Object.keys(PARTS) as Part[],
+  parts: Part[] = ALL,
 ): Promise<Tools> {
   const found = await findTools(parts);
   if (lacking(parts, found).length === 0) return found;
@@ -142,7 +143,7 @@ export async function setup(
   await install(last);
   Object.assign(tools, await findTools(last));
   for (const part of lacking(parts, tools)) {
-    say(`${part} is missing: install ${source(part).remedy}`);
+    say(`${part} is missing: install ${remedy(part)}`);
   }
   return tools;
 }
@@ -152,14 +153,23 @@ export async function setup(
  *
  * Needs `--allow-read`, `--allow-env`, `--allow-run`.
  *
- * @param parts What to look for.
+ * @param parts What to look for; all when left out.
  * @returns Where each part is.
  */
-export async function findTools(parts: Part[]): Promise<Tools> {
+export async function findTools(parts: Part[] = ALL): Promise<Tools> {
   const paths = await Promise.all(parts.map(find));
   return Object.fromEntries(
     parts.map((part, index) => [part, paths[index]]).filter(([, path]) => path),
   );
+}
+
+/**
+ * Says what a person installs to have a part.
+ *
+ * @param part The part.
+ */
+export function remedy(part: Part): string {
+  return source(part).remedy;
 }
 
 /**
@@ -282,10 +292,10 @@ function say(line: string): void {
 if (import.meta.main) {
   const unknown = Deno.args.find((name) => !(name in PARTS));
   if (unknown !== undefined) {
-    say(`no part "${unknown}": it is one of ${Object.keys(PARTS).join(", ")}`);
+    say(`no part "${unknown}": it is one of ${ALL.join(", ")}`);
     Deno.exitCode = 2;
   } else {
-    const parts = (Deno.args.length ? Deno.args : Object.keys(PARTS)) as Part[];
+    const parts = (Deno.args.length ? Deno.args : ALL) as Part[];
     const tools = await setup(parts);
     if (lacking(parts, tools).length > 0) Deno.exitCode = 1;
   }
