@@ -8,6 +8,7 @@ import { dirname, join } from "@std/path";
 import { fileChunks, sha256 } from "../lib/digest.ts";
 import { type Output, run, type RunOptions } from "../lib/process.ts";
 import { denoArgs, ROOT } from "../scripts/deno.ts";
+import { parts } from "./_parts.ts";
 
 /** Media type of the guide. */
 export const TYPE = "application/vnd.fountain.toolsmith.qcow2";
@@ -80,7 +81,7 @@ export function cliCommand(args: string[], permissions: string[]) {
  * has set for Toolsmith gets in the way.
  */
 export function cleanEnvironment(): Record<string, string> {
-  const oras = Deno.env.get("TOOLSMITH_ORAS");
+  const { oras } = parts;
   const path = Deno.env.get("PATH") ?? "";
   return {
     PATH: oras ? `${dirname(oras)}:${path}` : path,
@@ -124,8 +125,8 @@ export async function orasPush(
   layers: string[],
   options: { cwd: string; args?: string[]; env?: Record<string, string> },
 ) {
-  const { code, stderr } = await run(Deno.env.get("TOOLSMITH_ORAS") ?? "oras", {
-    args: ["push", "--plain-http", ...options.args ?? []].concat(
+  const { code, stderr } = await run(parts.oras!, {
+    args: ["push", ...options.args ?? ["--plain-http"]].concat(
       ["--artifact-type", TYPE, reference],
       layers,
     ),
