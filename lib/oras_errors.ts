@@ -72,7 +72,7 @@ const FAILURES: Failure[] = [
   },
   {
     match:
-      /x509:|tls: |certificate|server gave HTTP response to HTTPS client|first record does not look like a TLS/i,
+      /x509:|tls: |certificate|server gave HTTP response to HTTPS client|first record does not look like a TLS|"http:\/\/\S+: response status code 400/i,
     code: "tls_failed",
     message: "Cannot make a trusted TLS connection to",
     hint:

@@ -1,0 +1,263 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { join } from "@std/path";
+import { run } from "../lib/process.ts";
+import { needs, parts } from "./_parts.ts";
+import {
+  PASSWORD,
+  type Registry,
+  type RegistryOptions,
+  startRegistry,
+  USERNAME,
+} from "./_registry.ts";
+import {
+  makeQcow2,
+  orasPush,
+  TYPE,
+  type Workspace,
+  workspace,
+} from "./_workspace.ts";
+
+const REAL = needs("oras", "registry", "qemuImg", "openssl");
+
+/** Logs oras in, into a Docker configuration of this test's own. */
+async function login(registry: Registry, work: Workspace) {
+  const docker = join(work.folder, "docker");
+  await Deno.mkdir(docker);
+  const { code, stderr } = await run(parts.oras!, {
+    args: ["login", ...registry.orasFlags, registry.host].concat(
+      ["-u", USERNAME, "--password-stdin"],
+    ),
+    input: PASSWORD,
+    env: { DOCKER_CONFIG: docker },
+  });
+  assertEquals(code, 0, stderr);
+  return { DOCKER_CONFIG: docker };
+}
+
+/** Publishes an image and names it in the manifest. */
+async function publishImage(
+  registry: Registry,
+  work: Workspace,
+  env: Record<string, string> = {},
+) {
+  const { sha256 } = await makeQcow2(`${work.folder}/image.qcow2`);
+  const reference = `${registry.host}/owner/private:1.0`;
+  await orasPush(reference, [`image.qcow2:${TYPE}`], {
+    cwd: work.folder,
+    args: registry.orasFlags,
+    env,
+  });
+  await work.manifest({ qcow2: `oci://${reference}`, qcow2_sha256: sha256 });
+}
+
+for (const auth of ["basic", "token"] as const) {
+  Deno.test({
+    name:
+      `hydrate logs in to a registry with ${auth} authentication as oras does`,
+    ...REAL,
+    async fn() {
+      await using registry = await startRegistry({ auth });
+      await using work = await workspace();
+      const env = await login(registry, work);
+      await publishImage(registry, work, env);
+
+      const refused = await work.toolsmith(["hydrate", "--retries", "0"]);
+      assertMatch(refused.stderr, /Unauthorized/);
+      assertMatch(refused.stderr, /hint: log in first: oras login 127/);
+      assertEquals([refused.code, refused.stdout], [30, ""]);
+
+      const pulled = await work.toolsmith(["hydrate"], { env });
+      assertEquals(pulled.code, 0, pulled.stderr);
+      assert(!(pulled.stdout + pulled.stderr).includes(PASSWORD));
+    },
+  });
+}
+
+Deno.test({
+  name: "hydrate trusts a private certificate authority only when told to",
+  ...REAL,
+  async fn() {
+    await using registry = await startRegistry({ tls: true });
+    await using work = await workspace();
+    await publishImage(registry, work);
+
+    const plain = await work.toolsmith(["hydrate", "--retries", "0"]);
+    assertEquals(plain.code, 35, plain.stderr);
+    assertMatch(plain.stderr, /TLS|HTTPS/);
+
+    const ca = ["--ca-file", registry.caFile!];
+    const trusted = await work.toolsmith(["hydrate", ...ca]);
+    assertEquals(trusted.code, 0, trusted.stderr);
+
+    await using other = await startRegistry({ tls: true });
+    const wrong = ["--ca-file", other.caFile!, "--retries", "0", "--force"];
+    const foreign = await work.toolsmith(["hydrate", ...wrong]);
+    assertEquals(foreign.code, 35);
+    assertMatch(foreign.stderr, /--ca-file/);
+  },
+});
+
+/**
+ * Stands in for DNS alone: the real oras, told that ghcr.io is the registry on
+ * loopback. It also notes what it was given.
+ */
+async function ghcrHost(
+  work: Workspace,
+  options: RegistryOptions = {},
+) {
+  const registry = await startRegistry({
+    tls: true,
+    auth: "token",
+    names: ["ghcr.io"],
+    ...options,
+  });
+  const bin = join(work.folder, "bin");
+  const notes = join(work.folder, "notes");
+  await Deno.mkdir(bin);
+  const port = registry.host.split(":")[1];
+  await Deno.writeTextFile(
+    join(bin, "oras"),
+    `#!/bin/sh
+{ printf '%s\\n' "$@"; env; } >> '${notes}'
+case $1 in
+  version) exec '${parts.oras}' "$@" ;;
+  manifest) at=2 ;;
+  *) at=1 ;;
+esac
+sub=$1; shift
+[ $at = 1 ] || { sub="$sub $1"; shift; }
+exec '${parts.oras}' $sub --resolve ghcr.io:443:127.0.0.1:${port} --ca-file '${registry.caFile}' "$@"
+`,
+    { mode: 0o755 },
+  );
+  return {
+    registry,
+    notes: () => Deno.readTextFile(notes),
+    env: { PATH: `${bin}:${Deno.env.get("PATH")}` },
+    [Symbol.asyncDispose]: () => registry[Symbol.asyncDispose](),
+  };
+}
+
+Deno.test({
+  name: "hydrate hands GHCR_TOKEN to ghcr.io, and to nobody and nothing else",
+  ...REAL,
+  async fn(t) {
+    await using work = await workspace();
+    await using ghcr = await ghcrHost(work);
+    const docker = await login(ghcr.registry, work);
+    await publishImage(ghcr.registry, work, docker);
+    const text = await Deno.readTextFile(
+      join(work.folder, ".toolsmith/tools.json"),
+    );
+    const { qcow2_sha256 } = JSON.parse(text).image;
+    const qcow2 = "oci://ghcr.io/owner/private:1.0";
+    await work.manifest({ qcow2, qcow2_sha256 });
+
+    for (const user of ["GHCR_USERNAME", "GITHUB_ACTOR"]) {
+      await t.step(`with ${user}`, async () => {
+        const env = { ...ghcr.env, [user]: USERNAME, GHCR_TOKEN: PASSWORD };
+        const { code, stdout, stderr } = await work.toolsmith(
+          ["hydrate", "--force"],
+          { env },
+        );
+        assertEquals(code, 0, stderr);
+        const seen = await ghcr.notes() + stdout + stderr;
+        assertMatch(seen, /^--password-stdin$/m);
+        assert(!seen.includes(PASSWORD), "the token is in argv or environment");
+        assertEquals(await holds(work.folder, PASSWORD), []);
+      });
+    }
+
+    await t.step("a wrong token", async () => {
+      const token = "ghp_wrong0token";
+      const env = {
+        ...ghcr.env,
+        GHCR_USERNAME: USERNAME,
+        GHCR_TOKEN: token,
+      };
+      const { code, stderr } = await work.toolsmith(
+        ["hydrate", "--force", "--retries", "0"],
+        { env },
+      );
+      assertEquals(code, 30, stderr);
+      assertMatch(stderr, /Unauthorized/);
+      assertMatch(stderr, /hint: .*GHCR_TOKEN.*read:packages/);
+      assert(!stderr.includes(token));
+    });
+
+    await t.step("a token without a user name", async () => {
+      const env = { ...ghcr.env, GHCR_TOKEN: PASSWORD };
+      const { code, stderr } = await work.toolsmith(
+        ["hydrate", "--force", "--retries", "0"],
+        { env },
+      );
+      assertEquals(code, 30);
+      assertMatch(stderr, /warning: GHCR_TOKEN is not used/);
+    });
+
+    await t.step("another registry", async () => {
+      await work.manifest({
+        qcow2: `oci://${ghcr.registry.host}/owner/private:1.0`,
+        qcow2_sha256,
+      });
+      const env = { GHCR_USERNAME: USERNAME, GHCR_TOKEN: PASSWORD };
+      const { code } = await work.toolsmith(
+        ["hydrate", "--force", "--ca-file", ghcr.registry.caFile!],
+        { env },
+      );
+      assertEquals(code, 30);
+    });
+  },
+});
+
+Deno.test("hydrate says `oras not found` and how to get it", async () => {
+  await using work = await workspace();
+  await work.manifest({
+    qcow2: "oci://127.0.0.1:1/owner/image:1.0",
+    qcow2_sha256: "0".repeat(64),
+  });
+  const nowhere = { PATH: "/nonexistent" };
+  const permissions = ["-A"];
+  const missing = await work.toolsmith(["hydrate"], {
+    env: nowhere,
+    permissions,
+  });
+  assertEquals(missing.code, 20);
+  assertMatch(missing.stderr, /oras not found/);
+  assertMatch(missing.stderr, /install ORAS.*TOOLSMITH_ORAS/);
+
+  const named = { ...nowhere, TOOLSMITH_ORAS: "/no/oras" };
+  const wrong = await work.toolsmith(["hydrate"], { env: named, permissions });
+  assertEquals(wrong.code, 20);
+  assertMatch(wrong.stderr, /oras not found: \/no\/oras/);
+});
+
+Deno.test("hydrate without a permission says which one is missing", async () => {
+  await using work = await workspace();
+  await work.manifest({
+    qcow2: "oci://127.0.0.1:1/owner/image:1.0",
+    qcow2_sha256: "0".repeat(64),
+  });
+  const { code, stderr } = await work.toolsmith(["hydrate", "--json"], {
+    permissions: [
+      "--allow-read",
+      "--allow-write",
+      "--allow-env",
+      "--no-prompt",
+    ],
+  });
+  assertEquals([code, stderr], [22, ""]);
+});
+
+/** The files below a folder that hold a text. */
+async function holds(folder: string, text: string): Promise<string[]> {
+  const found: string[] = [];
+  for await (const { name, isDirectory } of Deno.readDir(folder)) {
+    const path = join(folder, name);
+    // The test's own login, and its notes, are no business of the program.
+    if (name === "docker") continue;
+    if (isDirectory) found.push(...await holds(path, text));
+    else if ((await Deno.readTextFile(path)).includes(text)) found.push(path);
+  }
+  return found;
+}
