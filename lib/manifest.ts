@@ -10,6 +10,13 @@ import { basename, dirname, join, resolve } from "@std/path";
 import { parseSha256, type Sha256 } from "./digest.ts";
 import { type Environment, processEnvironment } from "./environment.ts";
 import { ToolsmithError } from "./errors.ts";
+import {
+  isObject,
+  type JsonFields,
+  jsonFields,
+  type JsonObject,
+  show,
+} from "./json_fields.ts";
 import { type ImageSource, parseImageSource } from "./reference.ts";
 
 /** The image that a manifest names. */
@@ -126,25 +133,25 @@ export async function locateManifest(
  */
 export function parseManifest(text: string, path: string): Manifest {
   const file = resolve(path);
-  const top = object(parseJson(text, file), "", file);
+  const json = jsonFields(file, "see docs/consuming.md for the whole shape");
+  const top = json.object(json.parse(text), "");
   if (isObject(top.toolsmith) && Array.isArray(top.toolsmith.images)) {
-    throw invalid(
-      file,
+    throw json.invalid(
       "toolsmith.images",
       "this is a catalog of images, and a manifest names one",
       "copy the entry you want into the `image` of a manifest of its own; `toolsmith init --ref oci://…` writes one",
     );
   }
-  const fields = ["$schema", "image", "tools", "operations"];
-  onlyKnown(top, fields, "", file);
-  if (top.$schema !== undefined) string(top.$schema, "$schema", file);
-  const tools = parseTools(top.tools, file);
+  // A misspelt `operations` would allow every tool: unknown fields are errors.
+  json.onlyKnown(top, ["$schema", "image", "tools", "operations"]);
+  json.optional(top, "$schema");
+  const tools = parseTools(json, top.tools);
   return {
     path: file,
     root: workspaceRoot(file),
-    image: parseImage(top.image, file),
+    image: parseImage(json, top.image, dirname(file)),
     tools,
-    operations: parseOperations(top.operations, file),
+    operations: parseOperations(json, top.operations),
   };
 }
 
@@ -169,50 +176,42 @@ export function isImageName(name: string): boolean {
   return NAME.test(name);
 }
 
-function parseImage(value: unknown, file: string): ManifestImage {
+function parseImage(
+  json: JsonFields,
+  value: unknown,
+  folder: string,
+): ManifestImage {
   if (value === undefined) {
-    throw invalid(file, "image", "missing", "see docs/consuming.md");
+    throw json.invalid("image", "missing", "see docs/consuming.md");
   }
-  const image = object(value, "image", file);
+  const image = json.object(value, "image");
   const known = ["name", "tarball", "sha256", "qcow2", "qcow2_sha256"];
-  onlyKnown(image, known, "image.", file);
+  json.onlyKnown(image, known, "image.");
 
-  const name = required(image, "name", "a name for the cache's folder", file);
+  const how = "a name for the cache's folder";
+  const name = json.required(image, "image.name", how);
   if (!isImageName(name)) {
-    throw invalid(
-      file,
+    throw json.invalid(
       "image.name",
       `"${name}" is not a plain folder name`,
       "use letters, digits, dashes and dots, and begin with no dot",
     );
   }
-  const qcow2 = required(image, "qcow2", "oci://REGISTRY/REPO:TAG", file);
-  let source: ImageSource;
-  try {
-    source = parseImageSource(qcow2, dirname(file));
-  } catch (cause) {
-    if (!(cause instanceof ToolsmithError)) throw cause;
-    throw new ToolsmithError(
-      cause.code,
-      `${file}: image.qcow2: ${cause.message}`,
-      { hint: cause.hint, cause },
-    );
-  }
-  const digest = required(image, "qcow2_sha256", HOW_DIGEST, file);
+  const source = parseSource(json, image, folder);
+  const digest = json.required(image, "image.qcow2_sha256", HOW_DIGEST);
   const result: ManifestImage = {
     name,
     source,
-    sha256: sha256(digest, "image.qcow2_sha256", file),
+    sha256: parseDigest(json, digest, "image.qcow2_sha256"),
   };
 
-  const tarball = optional(image, "tarball", file);
-  const tarballSha256 = optional(image, "sha256", file);
+  const tarball = json.optional(image, "image.tarball");
+  const tarballSha256 = json.optional(image, "image.sha256");
   if (Boolean(tarball) !== Boolean(tarballSha256)) {
     const [there, missing] = tarball
       ? ["tarball", "sha256"]
       : ["sha256", "tarball"];
-    throw invalid(
-      file,
+    throw json.invalid(
       `image.${missing}`,
       `missing, while image.${there} is given`,
       "give both, or leave both empty",
@@ -220,134 +219,68 @@ function parseImage(value: unknown, file: string): ManifestImage {
   }
   if (tarball && tarballSha256) {
     result.tarball = tarball;
-    result.tarballSha256 = sha256(tarballSha256, "image.sha256", file);
+    result.tarballSha256 = parseDigest(json, tarballSha256, "image.sha256");
   }
   return result;
 }
 
-function parseTools(value: unknown, file: string): Record<string, string> {
-  const tools: Record<string, string> = {};
-  if (value === undefined) return tools;
-  for (const [name, tool] of Object.entries(object(value, "tools", file))) {
+function parseSource(
+  json: JsonFields,
+  image: JsonObject,
+  folder: string,
+): ImageSource {
+  const field = "image.qcow2";
+  const text = json.required(image, field, "oci://REGISTRY/REPO:TAG");
+  try {
+    return parseImageSource(text, folder);
+  } catch (cause) {
+    if (!(cause instanceof ToolsmithError)) throw cause;
+    const { message } = json.invalid(field, cause.message, "");
+    throw new ToolsmithError(cause.code, message, { hint: cause.hint, cause });
+  }
+}
+
+function parseDigest(json: JsonFields, text: string, field: string): Sha256 {
+  const digest = parseSha256(text);
+  if (digest) return digest;
+  throw json.invalid(field, `"${text}" is not a SHA-256`, HOW_DIGEST);
+}
+
+function parseTools(
+  json: JsonFields,
+  value: unknown,
+): Record<string, string> {
+  if (value === undefined) return {};
+  const tools = Object.entries(json.object(value, "tools"));
+  // Unlike an assignment, this keeps a tool that is called `__proto__`.
+  return Object.fromEntries(tools.map(([name, tool]) => {
     const field = `tools.${name}`;
     let path: unknown = tool;
     if (isObject(tool)) {
-      onlyKnown(tool, ["path"], `${field}.`, file);
+      json.onlyKnown(tool, ["path"], `${field}.`);
       path = tool.path;
     }
-    if (typeof path !== "string" || !path.startsWith("/")) {
-      throw invalid(
-        file,
-        field,
-        `${show(tool)} is not an absolute path in the guest`,
-        `write "${name}": "/usr/bin/${name}"`,
-      );
-    }
-    tools[name] = path;
-  }
-  return tools;
+    if (typeof path === "string" && path.startsWith("/")) return [name, path];
+    throw json.invalid(
+      field,
+      `${show(tool)} is not an absolute path in the guest`,
+      `write "${name}": "/usr/bin/${name}"`,
+    );
+  }));
 }
 
-function parseOperations(value: unknown, file: string): string[] {
+function parseOperations(json: JsonFields, value: unknown): string[] {
   if (value === undefined) return [];
   const hint = 'list the names of the tools that may be run: ["NAME"]';
   if (!Array.isArray(value)) {
-    throw invalid(file, "operations", `${show(value)} is not a list`, hint);
+    throw json.invalid("operations", `${show(value)} is not a list`, hint);
   }
   value.forEach((name, index) => {
     if (typeof name === "string" && name !== "") return;
     const field = `operations[${index}]`;
-    throw invalid(file, field, `${show(name)} is not a name`, hint);
+    throw json.invalid(field, `${show(name)} is not a name`, hint);
   });
   return value;
-}
-
-function parseJson(text: string, file: string): unknown {
-  const body = text.replace(/^\uFEFF/, "");
-  try {
-    return JSON.parse(body);
-  } catch (cause) {
-    const message = (cause as Error).message;
-    const at = Number(/position (\d+)/.exec(message)?.[1] ?? body.length);
-    const before = body.slice(0, at).split("\n");
-    const column = before[before.length - 1].length + 1;
-    const why = message.replace(/ in JSON at position.*/s, "");
-    throw new ToolsmithError(
-      "manifest_invalid",
-      `${file}:${before.length}:${column}: not JSON: ${why}`,
-      { hint: "mend the syntax there; JSON has no comments", cause },
-    );
-  }
-}
-
-function sha256(text: string, field: string, file: string): Sha256 {
-  const digest = parseSha256(text);
-  if (digest) return digest;
-  throw invalid(file, field, `"${text}" is not a SHA-256`, HOW_DIGEST);
-}
-
-function required(
-  object: Record<string, unknown>,
-  key: string,
-  hint: string,
-  file: string,
-): string {
-  const field = `image.${key}`;
-  if (object[key] === undefined) throw invalid(file, field, "missing", hint);
-  const text = string(object[key], field, file);
-  if (text.trim() === "") throw invalid(file, field, "empty", hint);
-  return text;
-}
-
-function optional(
-  object: Record<string, unknown>,
-  key: string,
-  file: string,
-): string | undefined {
-  if (object[key] === undefined) return undefined;
-  return string(object[key], `image.${key}`, file).trim() || undefined;
-}
-
-function string(value: unknown, field: string, file: string): string {
-  if (typeof value === "string") return value;
-  throw invalid(file, field, `${show(value)} is not a string`, 'put it in ""');
-}
-
-function object(
-  value: unknown,
-  field: string,
-  file: string,
-): Record<string, unknown> {
-  if (isObject(value)) return value;
-  const hint = "see docs/consuming.md for the whole shape";
-  throw invalid(file, field, `${show(value)} is not an object`, hint);
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
-/** A misspelt `operations` would allow every tool: unknown fields are errors. */
-function onlyKnown(
-  object: Record<string, unknown>,
-  known: string[],
-  prefix: string,
-  file: string,
-) {
-  for (const key of Object.keys(object)) {
-    if (known.includes(key)) continue;
-    throw invalid(
-      file,
-      prefix + key,
-      "no such field",
-      `the fields are ${known.map((name) => prefix + name).join(", ")}`,
-    );
-  }
-}
-
-function show(value: unknown): string {
-  const text = JSON.stringify(value);
-  return text.length > 60 ? `${text.slice(0, 57)}…` : text;
 }
 
 function notFound(file: string): ToolsmithError {
@@ -359,14 +292,4 @@ function notFound(file: string): ToolsmithError {
         "name it with --manifest PATH or TOOLSMITH_MANIFEST, or write one: toolsmith init --ref oci://REGISTRY/REPO:TAG",
     },
   );
-}
-
-function invalid(
-  file: string,
-  field: string,
-  why: string,
-  hint: string,
-): ToolsmithError {
-  const where = field ? `${file}: ${field}` : file;
-  return new ToolsmithError("manifest_invalid", `${where}: ${why}`, { hint });
 }
