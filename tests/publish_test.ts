@@ -400,8 +400,9 @@ test("a push that the registry refuses is not tried again", async (bench) => {
 
 test("a push that fails in passing is tried again, and that is said", async (bench) => {
   let failures = 0;
-  await using shaky = startMeddler(bench.host, async (request) => {
-    if (request.method !== "PUT" || failures === 2) return;
+  await using shaky = startMeddler(bench.host, async (request, url) => {
+    const layer = url.searchParams.get("digest") === `sha256:${bench.sha256}`;
+    if (request.method !== "PUT" || !layer || failures === 2) return;
     await request.body?.cancel();
     return new Response("{}", { status: ++failures === 1 ? 503 : 502 });
   });
