@@ -17,6 +17,8 @@ import { parseManifest } from "./manifest.ts";
 export interface WriteManifestOptions {
   /** Also change the name in a manifest that exists. @default {false} */
   rename?: boolean;
+  /** Only see whether it could be done. @default {false} */
+  dryRun?: boolean;
 }
 
 /** What {@linkcode writeManifest} did. */
@@ -30,7 +32,7 @@ export type Written = "created" | "updated" | "unchanged";
  *
  * @param path The manifest; its folder is made if it is not there.
  * @param image The image.
- * @param options Whether to change the name as well.
+ * @param options Whether to change the name as well, or nothing at all.
  * @returns What was done.
  * @throws {ToolsmithError} `manifest_invalid` when the file is no manifest, also
  * with the new image in it; `file_unreadable`; `usage` for a bad name.
@@ -48,12 +50,14 @@ export async function writeManifest(
       throw error;
     });
     if (before === undefined) {
+      if (options.dryRun) return "created";
       await Deno.mkdir(dirname(file), { recursive: true });
       await replaceFile(file, fresh);
       return "created";
     }
     const after = setImage(before, file, image, options);
     if (after === before) return "unchanged";
+    if (options.dryRun) return "updated";
     const { mode } = await Deno.stat(file);
     await replaceFile(file, after, mode);
     return "updated";

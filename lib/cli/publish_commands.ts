@@ -21,6 +21,7 @@ export async function publishCommand(
   const { onEvent, close } = io.view(output);
   const { signal } = io;
   try {
+    if (manifest !== undefined) await checkManifest(manifest);
     const result = await publish(path, reference, {
       ...options,
       signal,
@@ -67,6 +68,12 @@ export async function initCommand(
   } finally {
     close();
   }
+}
+
+/** A manifest that cannot be updated is told before a long push, not after. */
+async function checkManifest(path: string) {
+  const any = { name: "any", source: "any.qcow2", sha256: "0".repeat(64) };
+  await writeManifest(path, any, { dryRun: true });
 }
 
 function publishText(result: PublishResult): string {
