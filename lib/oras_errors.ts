@@ -65,7 +65,7 @@ const FAILURES: Failure[] = [
   },
   {
     match:
-      /status code 5\d\d|: (?:internal server error|bad gateway|service unavailable)/i,
+      /status code 5\d\d|\bunavailable: |: (?:internal server error|bad gateway|service unavailable)/i,
     code: "registry_unavailable",
     message: "The registry is in trouble: cannot reach",
     hint: "try again later",
