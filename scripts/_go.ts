@@ -45,16 +45,14 @@ export async function goBuild(program: GoProgram): Promise<void> {
 }
 
 /**
- * Tells whether the Go on PATH can build a module.
+ * Tells whether there is a Go on PATH that is new enough for a module.
  *
  * Needs `--allow-run=go`, `--allow-read`.
  *
  * @param module The module's folder, absolute.
- * @returns `undefined` when it can, else what to install.
  */
-export async function goLacks(module: string): Promise<string | undefined> {
+export async function canBuild(module: string): Promise<boolean> {
   const needs = goVersion(await Deno.readTextFile(`${module}/go.mod`));
-  const install = `Go ${needs.join(".")} or newer (https://go.dev/dl/)`;
   try {
     const { stdout } = await run("go", {
       args: ["env", "GOVERSION"],
@@ -62,11 +60,9 @@ export async function goLacks(module: string): Promise<string | undefined> {
       timeoutMs: 30_000,
     });
     const has = goVersion(stdout.replace(/^go/, "go "));
-    return has[0] > needs[0] || (has[0] === needs[0] && has[1] >= needs[1])
-      ? undefined
-      : install;
+    return has[0] > needs[0] || (has[0] === needs[0] && has[1] >= needs[1]);
   } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return install;
+    if (error instanceof Deno.errors.NotFound) return false;
     throw error;
   }
 }

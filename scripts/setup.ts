@@ -13,7 +13,7 @@
 import { toToolsmithError } from "../lib/errors.ts";
 import { run } from "../lib/process.ts";
 import { aptGet, canInstall, missingPackages } from "./_apt.ts";
-import { goBuild, goLacks } from "./_go.ts";
+import { canBuild, goBuild } from "./_go.ts";
 import { unpackOrasRelease } from "./_release.ts";
 
 /** What can be asked for. */
@@ -72,13 +72,14 @@ const PARTS = {
       (await run(program, { args: ["--version"] })).stdout.includes("/dist"),
     go: "github.com/distribution/distribution/v3/cmd/registry",
     apt: ["docker-registry"],
-    remedy: "Go, or Debian's docker-registry",
+    remedy: "Go 1.25 or newer, or Debian's docker-registry",
   },
   actionlint: {
     variable: "TOOLSMITH_TEST_ACTIONLINT",
     programs: ["actionlint"],
     go: "github.com/rhysd/actionlint/cmd/actionlint",
-    remedy: "Go, or actionlint (https://github.com/rhysd/actionlint)",
+    remedy:
+      "Go 1.25 or newer, or actionlint (https://github.com/rhysd/actionlint)",
   },
   qemuImg: {
     programs: ["qemu-img"],
@@ -216,8 +217,7 @@ async function isProgram(path: string, suits?: Source["suits"]) {
 async function make(part: Part): Promise<void> {
   const { go, otherwise } = source(part);
   const module = `${ROOT}/tools/${part}`;
-  const lacks = await goLacks(module);
-  if (!lacks) {
+  if (await canBuild(module)) {
     say(`building ${part} with Go, which takes a minute at first`);
     const built = await place(
       part,
@@ -247,12 +247,11 @@ async function place(part: Part, fill: (folder: string) => Promise<void>) {
 }
 
 async function install(parts: Part[]): Promise<void> {
-  const packages = await missingPackages(
-    parts.flatMap((part) => source(part).apt ?? []),
-  );
-  if (packages.length === 0 || !canInstall()) return;
-  say(`installing ${packages.join(", ")} with apt`);
+  const wanted = parts.flatMap((part) => source(part).apt ?? []);
+  if (wanted.length === 0 || !canInstall()) return;
   try {
+    const packages = await missingPackages(wanted);
+    say(`installing ${packages.join(", ")} with apt`);
     await aptGet(["install", ...packages]);
   } catch (error) {
     say(toToolsmithError(error).message);
