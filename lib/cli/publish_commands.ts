@@ -37,7 +37,7 @@ export async function publishCommand(
         { name, source, sha256 },
         { rename },
       );
-      if (!output.json) io.say(`${outcome} ${manifest}\n`);
+      if (!output.json && !output.quiet) io.say(`${outcome} ${manifest}\n`);
     }
     await reportToActions(result, io.env);
     const fields = { ...publishFields(result), manifest: result.manifest };
