@@ -127,10 +127,11 @@ export async function setup(
   if (lacking(parts, found).length === 0) return found;
   await Deno.mkdir(STORE, { recursive: true });
   using lock = await Deno.open(`${STORE}/.lock`, { create: true, write: true });
-  if (!await lock.tryLock(true)) {
+  const waiting = setTimeout(() => {
     say("waiting for another set-up in this folder");
-    await lock.lock(true);
-  }
+  }, 1000);
+  await lock.lock(true);
+  clearTimeout(waiting);
   // Another run may have brought them while this one waited.
   const tools = await findTools(parts);
   await sweep();
