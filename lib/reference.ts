@@ -195,6 +195,11 @@ export function isLoopback(registry: string): boolean {
 
 function filePath(text: string, folder: string): string {
   if (!/^file:\/\//i.test(text)) return resolve(folder, text.slice(5));
+  if (!/^file:\/\/(?:localhost)?\//i.test(text)) {
+    // In file://a/b, a is a host: the path would be /b.
+    const hint = "use file:///PATH or a path";
+    throw invalid(text, "a file of another host", hint);
+  }
   try {
     return fromFileUrl(text);
   } catch (cause) {
