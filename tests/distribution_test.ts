@@ -1,0 +1,73 @@
+import { assertEquals, assertMatch } from "@std/assert";
+import { run } from "../lib/process.ts";
+import { VERSION } from "../lib/version.ts";
+import { denoArgs, ROOT } from "../scripts/deno.ts";
+import { needs, parts } from "./_parts.ts";
+import { startRegistry } from "./_registry.ts";
+import {
+  cleanEnvironment,
+  makeQcow2,
+  orasPush,
+  TYPE,
+  workspace,
+} from "./_workspace.ts";
+
+const REAL = needs("oras", "registry", "qemuImg");
+
+Deno.test({
+  name: "the single file hydrates from any folder, without network or cache",
+  ...REAL,
+  async fn() {
+    const script = ["run", "-A", `${ROOT}/scripts/bundle.ts`];
+    const bundled = await run(Deno.execPath(), {
+      args: await denoArgs(script),
+    });
+    assertEquals(bundled.code, 0, bundled.stderr);
+
+    await using registry = await startRegistry();
+    await using work = await workspace();
+    const file = `${work.folder}/toolsmith.js`;
+    await Deno.copyFile(`${ROOT}/dist/toolsmith.js`, file);
+    const { sha256 } = await makeQcow2(`${work.folder}/image.qcow2`);
+    const reference = `${registry.host}/owner/image:1.0`;
+    await orasPush(reference, [`image.qcow2:${TYPE}`], { cwd: work.folder });
+    await work.manifest({ qcow2: `oci://${reference}`, qcow2_sha256: sha256 });
+    const env = {
+      ...cleanEnvironment(),
+      DENO_DIR: `${work.folder}/deno`,
+      TOOLSMITH_ORAS: parts.oras!,
+    };
+    const { code, stdout, stderr } = await run(Deno.execPath(), {
+      args: ["run", "-A", "--no-remote", "--no-npm", file, "hydrate"],
+      cwd: work.folder,
+      env,
+    });
+    assertEquals(code, 0, stderr);
+    assertMatch(stdout, /image\.qcow2\n$/);
+  },
+});
+
+Deno.test({
+  name: "the compiled program does what the script does",
+  async fn() {
+    const script = ["run", "-A", `${ROOT}/scripts/compile.ts`];
+    const compiled = await run(Deno.execPath(), {
+      args: await denoArgs(script),
+    });
+    if (compiled.code !== 0) {
+      // Deno downloads the runtime; a network may not let it.
+      assertMatch(compiled.stderr, /DENORT_BIN/);
+      console.error("skipped: deno compile could not get its runtime (denort)");
+      return;
+    }
+    const program = `${ROOT}/dist/toolsmith`;
+    const version = await run(program, { args: ["--version"] });
+    assertEquals(version.stdout, `toolsmith ${VERSION}\n`);
+    const help = await run(program, { args: ["hydrate", "--help"] });
+    assertMatch(help.stdout, /^Usage: toolsmith hydrate/);
+    const wrong = await run(program, { args: ["hydrat"] });
+    assertEquals(wrong.code, 2);
+    const sum = await Deno.readTextFile(`${program}.sha256`);
+    assertMatch(sum, /^[0-9a-f]{64} {2}toolsmith\n$/);
+  },
+});

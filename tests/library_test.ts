@@ -1,0 +1,82 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import {
+  hydrate,
+  loadManifest,
+  ToolsmithError,
+  type ToolsmithEvent,
+} from "../mod.ts";
+import { needs, parts } from "./_parts.ts";
+import { startProxy } from "./_proxy.ts";
+import { startRegistry } from "./_registry.ts";
+import { makeQcow2, orasPush, TYPE, workspace } from "./_workspace.ts";
+
+const REAL = needs("oras", "registry", "qemuImg");
+
+Deno.test({
+  name: "hydrate() takes paths, environment and a listener from its caller",
+  ...REAL,
+  async fn() {
+    await using registry = await startRegistry();
+    await using work = await workspace();
+    const { sha256 } = await makeQcow2(`${work.folder}/image.qcow2`);
+    const reference = `${registry.host}/owner/image:1.0`;
+    await orasPush(reference, [`image.qcow2:${TYPE}`], { cwd: work.folder });
+    await work.manifest({ qcow2: `oci://${reference}`, qcow2_sha256: sha256 });
+
+    const events: ToolsmithEvent[] = [];
+    const manifest = await loadManifest(undefined, {
+      cwd: work.folder,
+      env: new Map(),
+    });
+    const cache = `${work.folder}/elsewhere`;
+    const env = new Map([["TOOLSMITH_ORAS", parts.oras!]]);
+    const onEvent = (event: ToolsmithEvent) => events.push(event);
+    const image = await hydrate(manifest, { cache, env, onEvent });
+    assertEquals(image.outcome, "pulled");
+    assertEquals(image.path, `${cache}/demo/${sha256}/image.qcow2`);
+    assert(events.some(({ type }) => type === "checksum_verified"));
+
+    const named = new Map([...env, [
+      "TOOLSMITH_CACHE",
+      `${work.folder}/third`,
+    ]]);
+    const third = await hydrate(manifest, { env: named });
+    assertEquals(third.path, `${work.folder}/third/demo/${sha256}/image.qcow2`);
+  },
+});
+
+Deno.test({
+  name: "hydrate() ends when its signal is aborted, and leaves no staging",
+  ...REAL,
+  async fn() {
+    await using registry = await startRegistry();
+    await using proxy = startProxy(registry.host, [
+      { match: /^GET \S+\/blobs\//, stallAfter: 1000 },
+    ]);
+    await using work = await workspace();
+    const { sha256 } = await makeQcow2(`${work.folder}/image.qcow2`);
+    await orasPush(`${registry.host}/owner/image:1`, [`image.qcow2:${TYPE}`], {
+      cwd: work.folder,
+    });
+    const qcow2 = `oci://${proxy.host}/owner/image:1`;
+    await work.manifest({ qcow2, qcow2_sha256: sha256 });
+    const manifest = await loadManifest(`${work.folder}/.toolsmith/tools.json`);
+
+    const stop = new AbortController();
+    const error = await assertRejects(
+      () =>
+        hydrate(manifest, {
+          signal: stop.signal,
+          env: new Map([["TOOLSMITH_ORAS", parts.oras!]]),
+          onEvent({ type }) {
+            if (type === "download_start") stop.abort();
+          },
+        }),
+      ToolsmithError,
+    );
+    assertEquals(error.code, "cancelled");
+    assertEquals(await work.cached(), []);
+    const names = [...Deno.readDirSync(`${work.folder}/.toolsmith/cache/demo`)];
+    assertEquals(names.filter(({ isDirectory }) => isDirectory), []);
+  },
+});
