@@ -17,7 +17,14 @@ import { canBuild, goBuild } from "./_go.ts";
 import { unpackOrasRelease } from "./_release.ts";
 
 /** What can be asked for. */
-export type Part = keyof typeof PARTS;
+export type Part =
+  | "oras"
+  | "registry"
+  | "actionlint"
+  | "qemuImg"
+  | "qemu"
+  | "openssl"
+  | "guest";
 
 /**
  * Where each part is: the absolute path of its program; absent where it could
@@ -55,7 +62,7 @@ const GUEST_PACKAGES = [
   "kmod",
 ];
 
-const PARTS = {
+const PARTS: Record<Part, Source> = {
   oras: {
     variable: "TOOLSMITH_ORAS",
     programs: ["oras"],
@@ -103,7 +110,7 @@ const PARTS = {
     apt: GUEST_PACKAGES,
     remedy: `on Debian or Ubuntu: ${GUEST_PACKAGES.join(" ")}`,
   },
-} satisfies Record<string, Source>;
+};
 
 const ALL = Object.keys(PARTS) as Part[];
 const ROOT = Deno.realPathSync(`${import.meta.dirname}/..`);
@@ -137,11 +144,11 @@ export async function setup(
   await sweep();
   const missing = lacking(parts, tools);
   await Promise.all([
-    ...missing.filter((part) => source(part).go).map(make),
-    install(missing.filter((part) => !source(part).go)),
+    ...missing.filter((part) => PARTS[part].go).map(make),
+    install(missing.filter((part) => !PARTS[part].go)),
   ]);
   Object.assign(tools, await findTools(missing));
-  const last = lacking(missing, tools).filter((part) => source(part).go);
+  const last = lacking(missing, tools).filter((part) => PARTS[part].go);
   await install(last);
   Object.assign(tools, await findTools(last));
   for (const part of lacking(parts, tools)) {
@@ -171,7 +178,7 @@ export async function findTools(parts: Part[] = ALL): Promise<Tools> {
  * @param part The part.
  */
 export function remedy(part: Part): string {
-  return source(part).remedy;
+  return PARTS[part].remedy;
 }
 
 /**
@@ -189,7 +196,7 @@ export function isOrasNewEnough(printed: string): boolean {
 }
 
 async function find(part: Part): Promise<string | undefined> {
-  const { variable, programs, suits, go } = source(part);
+  const { variable, programs, suits, go } = PARTS[part];
   const named = variable && Deno.env.get(variable);
   if (named && await isProgram(named, suits)) return Deno.realPathSync(named);
   const made = go && `${await home(part)}/${part}${EXE}`;
@@ -216,7 +223,7 @@ async function isProgram(path: string, suits?: Source["suits"]) {
 
 /** Tries each way to make a program; what fails is said, and the next tried. */
 async function make(part: Part): Promise<void> {
-  const { go, otherwise } = source(part);
+  const { go, otherwise } = PARTS[part];
   const module = `${ROOT}/tools/${part}`;
   if (await canBuild(module)) {
     say(`building ${part} with Go, which takes a minute at first`);
@@ -248,7 +255,7 @@ async function place(part: Part, fill: (folder: string) => Promise<void>) {
 }
 
 async function install(parts: Part[]): Promise<void> {
-  const wanted = parts.flatMap((part) => source(part).apt ?? []);
+  const wanted = parts.flatMap((part) => PARTS[part].apt ?? []);
   if (wanted.length === 0 || !canInstall()) return;
   try {
     const packages = await missingPackages(wanted);
@@ -275,10 +282,6 @@ async function sweep(): Promise<void> {
     if (!name.startsWith(".new-")) continue;
     await Deno.remove(`${STORE}/${name}`, { recursive: true });
   }
-}
-
-function source(part: Part): Source {
-  return PARTS[part];
 }
 
 function lacking(parts: Part[], tools: Tools): Part[] {
