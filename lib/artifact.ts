@@ -19,6 +19,15 @@ export const TITLE = "org.opencontainers.image.title";
 
 const UNPACK = "io.deis.oras.content.unpack";
 
+/** Of a layer with such a type oras pulls all that it names, too. */
+const MANIFESTS = new Set([
+  "application/vnd.oci.image.manifest.v1+json",
+  "application/vnd.oci.image.index.v1+json",
+  "application/vnd.oci.artifact.manifest.v1+json",
+  "application/vnd.docker.distribution.manifest.v2+json",
+  "application/vnd.docker.distribution.manifest.list.v2+json",
+]);
+
 /** A layer of an artifact. */
 export interface Descriptor {
   /** Media type. */
@@ -41,6 +50,8 @@ export interface Artifact {
   mediaType: string;
   /** The layers; empty for an index. */
   layers: Descriptor[];
+  /** The configuration; oras pulls one that has a title like a layer. */
+  config?: Descriptor;
 }
 
 /** The layer that is the image. */
@@ -136,19 +147,27 @@ function titleOf(layer: Descriptor): string | undefined {
 
 /** Whatever the version of oras does with such layers, none is let through. */
 function refuseUnsafe(artifact: Artifact) {
+  const { config, layers } = artifact;
   const seen = new Set<string>();
-  for (const layer of artifact.layers) {
-    const raw = layer.annotations?.[TITLE];
-    const title = titleOf(layer);
-    if (layer.annotations?.[UNPACK] === "true") {
-      throw unsafe(artifact, raw ?? layer.digest, "would be unpacked as a tar");
+  for (const layer of config === undefined ? layers : [config, ...layers]) {
+    if (!isDescriptor(layer)) {
+      throw unsafe(artifact, JSON.stringify(layer), "is malformed");
     }
+    const raw = layer.annotations?.[TITLE];
+    const name = raw ?? layer.digest;
+    if (layer.annotations?.[UNPACK] === "true") {
+      throw unsafe(artifact, name, "would be unpacked as a tar");
+    }
+    if (MANIFESTS.has(layer.mediaType)) {
+      throw unsafe(artifact, name, "is a manifest that names further files");
+    }
+    const title = titleOf(layer);
     if (raw === undefined || title === undefined) continue;
     if (!isPlainTitle(raw)) {
       throw unsafe(artifact, raw, "is not a plain relative path");
     }
-    // Some file systems fold case: such titles would be one file.
-    const key = title.toLowerCase();
+    // Some file systems fold case and accents: such titles would be one file.
+    const key = title.normalize("NFC").toLowerCase();
     if (seen.has(key)) throw unsafe(artifact, raw, "stands there twice");
     seen.add(key);
   }
@@ -159,6 +178,15 @@ function refuseUnsafe(artifact: Artifact) {
       }
     }
   }
+}
+
+/** A registry may serve any JSON. */
+function isDescriptor(value: unknown): value is Descriptor {
+  if (typeof value !== "object" || value === null) return false;
+  const { mediaType, digest, size, annotations } = value as Descriptor;
+  return typeof mediaType === "string" && typeof digest === "string" &&
+    Number.isSafeInteger(size) && size >= 0 &&
+    Object.values(annotations ?? {}).every((text) => typeof text === "string");
 }
 
 function unsafe(artifact: Artifact, title: string, why: string) {

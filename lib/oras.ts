@@ -249,7 +249,10 @@ async function start(
 
 function parseArtifact(text: string, asked: OciReference): Artifact {
   const { digest, mediaType, content } = parseOutput(text, "manifest fetch");
-  const layers = (content as { layers?: Descriptor[] } | undefined)?.layers;
+  const { layers, config } = (content ?? {}) as {
+    layers?: Descriptor[];
+    config?: Descriptor;
+  };
   if (typeof digest !== "string") {
     throw new ToolsmithError(
       "oras_failed",
@@ -262,6 +265,7 @@ function parseArtifact(text: string, asked: OciReference): Artifact {
     digest,
     mediaType: String(mediaType ?? ""),
     layers: Array.isArray(layers) ? layers : [],
+    config,
   };
 }
 
