@@ -26,7 +26,7 @@ const FAILURES: Failure[] = [
   },
   {
     match:
-      /mismatched digest|content digest mismatch|trailing data|mismatch(?:ed)? content-length|does not match the expected/i,
+      /mismatched digest|digest mismatch|trailing data|mismatch(?:ed)? content-length|does not match the expected/i,
     code: "checksum_mismatch",
     message: "The registry sent other bytes than its manifest promises for",
     hint:
@@ -99,6 +99,12 @@ const FAILURES: Failure[] = [
     hint: "publish the files under plain names",
   },
   {
+    match: /\bopen [^:]+: (?:no such file|permission denied)/i,
+    code: "file_unreadable",
+    message: "oras cannot read a file that it needs for",
+    hint: "check the path in --ca-file, and oras's own configuration",
+  },
+  {
     match: /not found|status code 404|manifest unknown|name unknown/i,
     code: "not_found",
     message: "Not found:",
@@ -121,7 +127,8 @@ export function orasError(
 ): ToolsmithError {
   const said = sayings(text);
   const name = formatReference(reference);
-  const failure = FAILURES.find((row) => row.match.test(text));
+  const words = withoutNames(text, reference);
+  const failure = FAILURES.find((row) => row.match.test(words));
   if (!failure) {
     return new ToolsmithError("oras_failed", `oras failed on ${name}: ${said}`);
   }
@@ -155,6 +162,19 @@ export function tidy(
     .replace(/(https?:\/\/[^\s"'?]+)\?[^\s"']*/g, "$1?…")
     .replace(/(authorization:\s*\S+\s+)\S+/gi, "$1***")
     .trim();
+}
+
+/** Names may hold the very words that tell failures apart. */
+function withoutNames(
+  text: string,
+  { registry, repository, tag, digest }: OciReference,
+): string {
+  const name = `${registry}/${repository}`;
+  return text
+    .replace(/https?:\/\/[^\s"]+/gi, "")
+    .replaceAll(`${name}:${tag}`, "")
+    .replaceAll(`${name}@${digest}`, "")
+    .replaceAll(name, "");
 }
 
 function sayings(text: string): string {
