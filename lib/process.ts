@@ -5,7 +5,7 @@
  */
 import { ToolsmithError } from "./errors.ts";
 
-/** Where an output stream of a program goes. */
+/** Where an output stream of a program goes; a function must not throw. */
 export type Sink = "inherit" | "null" | ((chunk: Uint8Array) => void);
 
 /** What a program reads. */
@@ -77,6 +77,8 @@ export interface Output extends Ended {
 }
 
 const MAX_CAPTURE = 32 * 1024 * 1024;
+/** How long the last output of a stopped program is waited for. */
+const CUT_MS = 500;
 
 /**
  * Runs a program to its end and returns what it printed. A failure of the
@@ -149,7 +151,8 @@ export function spawn(program: string, options: SpawnOptions = {}): Child {
   }).spawn();
 
   let alive = true;
-  let killer: ReturnType<typeof setTimeout> | undefined;
+  let stopping = false;
+  const timers: ReturnType<typeof setTimeout>[] = [];
   const send = (name: Deno.Signal) => {
     try {
       if (alive) child.kill(name);
@@ -157,25 +160,34 @@ export function spawn(program: string, options: SpawnOptions = {}): Child {
       // It ended in between.
     }
   };
+  const cut = Promise.withResolvers<void>();
+  const cutSoon = () => timers.push(setTimeout(cut.resolve, CUT_MS));
   const terminate = () => {
-    if (!alive || killer !== undefined) return;
+    if (stopping) return;
+    stopping = true;
+    if (!alive) return void cutSoon();
     send("SIGTERM");
-    killer = setTimeout(() => send("SIGKILL"), options.killAfterMs ?? 3000);
+    const patience = options.killAfterMs ?? 3000;
+    timers.push(setTimeout(() => send("SIGKILL"), patience));
   };
   signal?.addEventListener("abort", terminate, { once: true });
 
   const fed = feed(child, input);
+  const drains = [
+    typeof stdout === "function" ? drain(child.stdout, stdout) : undefined,
+    typeof stderr === "function" ? drain(child.stderr, stderr) : undefined,
+  ];
   const ended = (async (): Promise<Ended> => {
-    const drained = Promise.all([
-      typeof stdout === "function" ? drain(child.stdout, stdout) : undefined,
-      typeof stderr === "function" ? drain(child.stderr, stderr) : undefined,
-    ]);
     const status = await child.status;
     alive = false;
-    clearTimeout(killer);
+    // What it started may hold its pipes open: after a stop none waits for that.
+    if (stopping) cutSoon();
+    const done = Promise.all([fed.close(), ...drains.map((it) => it?.done)]);
+    await Promise.race([done, cut.promise]);
+    await Promise.all(drains.map((it) => it?.cancel()));
+    stopping = true;
+    timers.forEach((timer) => clearTimeout(timer));
     signal?.removeEventListener("abort", terminate);
-    await fed.close();
-    await drained;
     return { code: status.code, signal: status.signal };
   })();
 
@@ -223,11 +235,22 @@ function feed(child: Deno.ChildProcess, input: Source) {
   };
 }
 
-async function drain(
+/** Reads a stream to its end, or until it is cancelled. */
+function drain(
   stream: ReadableStream<Uint8Array>,
   sink: (chunk: Uint8Array) => void,
 ) {
-  for await (const chunk of stream) sink(chunk);
+  const reader = stream.getReader();
+  return {
+    done: (async () => {
+      for (;;) {
+        const { value } = await reader.read();
+        if (value === undefined) return;
+        sink(value);
+      }
+    })(),
+    cancel: () => reader.cancel(),
+  };
 }
 
 function capture() {
