@@ -136,6 +136,13 @@ export function toToolsmithError(thrown: unknown): ToolsmithError {
   if (thrown instanceof DOMException && thrown.name === "AbortError") {
     return new ToolsmithError("cancelled", message, { cause: thrown });
   }
+  // What AbortSignal.timeout() throws.
+  if (thrown instanceof DOMException && thrown.name === "TimeoutError") {
+    return new ToolsmithError("timeout", message, {
+      hint: "allow more time",
+      cause: thrown,
+    });
+  }
   return new ToolsmithError("failed", message, { cause: thrown });
 }
 
