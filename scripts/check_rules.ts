@@ -8,6 +8,7 @@
  * @module
  */
 const ROOT = `${import.meta.dirname}/..`;
+const IMPORT = /\b(?:from|import|import\()\s*"(\.[^"]+)"/g;
 
 /**
  * Finds what breaks the rules.
@@ -35,7 +36,7 @@ export function breaches(root: string): string[] {
       found.push(`lib/${file}: has no level in docs/ARCHITECTURE.md`);
       continue;
     }
-    for (const [, specifier] of text.matchAll(/\bfrom "(\.[^"]+)"/g)) {
+    for (const [, specifier] of text.matchAll(IMPORT)) {
       const target = resolveFrom(file, specifier);
       const below = levels.get(target);
       if (below === undefined || below >= level) {

@@ -9,7 +9,7 @@
 import { type Ended, spawn } from "../lib/process.ts";
 
 /** The repository's root. */
-export const ROOT = new URL("..", import.meta.url).pathname.replace(/\/$/, "");
+export const ROOT = import.meta.dirname!.replace(/[/\\]scripts$/, "");
 
 const CHOICE = "TOOLSMITH_DEV_IMPORTS";
 const RESOLVING = new Set(
