@@ -1,0 +1,33 @@
+import { assertEquals } from "@std/assert";
+import type { Environment } from "../lib/environment.ts";
+import { temporaryFolder } from "./_folder.ts";
+import { runScript } from "./_script.ts";
+
+const SCRIPT = `
+  import { processEnvironment as env } from "/lib/environment.ts";
+  console.log(env.get("PATH") !== undefined, env.get("TOOLSMITH_CACHE"));
+`;
+
+Deno.test("a variable is read; one that is not set, or may not be read, is undefined", async () => {
+  await using folder = await temporaryFolder();
+  const path = `${folder.path}/env.ts`;
+  const said = (...permissions: string[]) =>
+    runScript(path, SCRIPT, { permissions });
+  assertEquals(await said("--allow-env"), "true undefined\n");
+  assertEquals(await said("--allow-env=PATH"), "true undefined\n");
+  assertEquals(await said(), "false undefined\n");
+});
+
+Deno.test("an empty variable counts as not set", async () => {
+  await using folder = await temporaryFolder();
+  const code = `Deno.env.set("TOOLSMITH_CACHE", "");${SCRIPT}`;
+  assertEquals(
+    await runScript(`${folder.path}/env.ts`, code),
+    "true undefined\n",
+  );
+});
+
+Deno.test("a Map and Deno.env are environments", () => {
+  const environments: Environment[] = [new Map([["A", "1"]]), Deno.env];
+  assertEquals(environments[0].get("A"), "1");
+});
