@@ -72,7 +72,7 @@ const FAILURES: Failure[] = [
   },
   {
     match:
-      /x509:|tls: |certificate|server gave HTTP response to HTTPS client|first record does not look like a TLS|"http:\/\/\S+: response status code 400/i,
+      /x509:|tls: |certificate|server gave HTTP response to HTTPS client|first record does not look like a TLS|"http:\/\/": response status code 400/i,
     code: "tls_failed",
     message: "Cannot make a trusted TLS connection to",
     hint:
@@ -171,7 +171,7 @@ function withoutNames(
 ): string {
   const name = `${registry}/${repository}`;
   return text
-    .replace(/https?:\/\/[^\s"]+/gi, "")
+    .replace(/(https?:\/\/)[^\s"]+/gi, "$1")
     .replaceAll(`${name}:${tag}`, "")
     .replaceAll(`${name}@${digest}`, "")
     .replaceAll(name, "");
