@@ -16,11 +16,13 @@ export type Mischief =
   /** No answer at all. */
   | { hang: true }
   /** Other bytes than the registry's. */
-  | { replace: (body: Uint8Array<ArrayBuffer>) => Uint8Array<ArrayBuffer> };
+  | { replace: (body: Uint8Array<ArrayBuffer>) => Uint8Array<ArrayBuffer> }
+  /** The registry's answer to another path than the one asked for. */
+  | { askFor: string };
 
 /** A fault, and the requests that it befalls. */
 export type Fault = Mischief & {
-  /** Is tried on method and path, as in `GET /v2/owner/image/manifests/v1`. */
+  /** Is tried on what {@linkcode Seen} has as the request. */
   match: RegExp;
   /** How many of those are spared at first. @default {0} */
   after?: number;
@@ -30,7 +32,10 @@ export type Fault = Mischief & {
 
 /** A request that the proxy has seen. */
 export interface Seen {
-  /** Method and path, as in `GET /v2/owner/image/manifests/v1`. */
+  /**
+   * Method, path and query, as in `GET /v2/owner/image/manifests/v1`; in the
+   * query `:` is `%3A`, as clients send it.
+   */
   request: string;
   /** Status of the answer; 0 while there is none. */
   status: number;
@@ -79,16 +84,39 @@ export function startProxy(
     });
   }
 
+  /** Asks the registry, which is to name the proxy in addresses it hands out. */
+  function forward(
+    request: Request,
+    url: URL,
+    method: string,
+  ): Promise<Response> {
+    const headers = new Headers(request.headers);
+    headers.set("x-forwarded-host", url.host);
+    url.host = upstream;
+    return fetch(url, {
+      method,
+      headers,
+      body: request.body,
+      redirect: "manual",
+      signal: closing.signal,
+    });
+  }
+
   async function answer(request: Request, asked: string): Promise<Response> {
     const fault = befalling(asked);
     if (fault && "hang" in fault) {
       await aborted(closing.signal);
     }
-    if (fault && "status" in fault) return refusal(fault);
+    if (fault && "status" in fault) {
+      await request.body?.cancel();
+      return refusal(fault);
+    }
     const replacing = fault && "replace" in fault;
     // A HEAD must tell the length and digest that the GET would have.
     const method = replacing ? "GET" : request.method;
-    const response = await forward(request, method, upstream, closing.signal);
+    const url = new URL(request.url);
+    if (fault && "askFor" in fault) url.pathname = fault.askFor;
+    const response = await forward(request, url, method);
     if (replacing) return await replaced(request, response, fault.replace);
     const { body, status, headers } = response;
     const limit = fault && "cutAfter" in fault
@@ -110,9 +138,9 @@ export function startProxy(
     onListen: () => {},
     onError: () => new Response(null, { status: 502 }),
   }, async (request) => {
-    const { pathname } = new URL(request.url);
+    const { pathname, search } = new URL(request.url);
     const entry: Seen = {
-      request: `${request.method} ${pathname}`,
+      request: `${request.method} ${pathname}${search}`,
       status: 0,
       bytes: 0,
     };
@@ -138,26 +166,6 @@ export function startProxy(
       await server.finished;
     },
   };
-}
-
-/** Asks the registry; it is to name the proxy in addresses that it hands out. */
-function forward(
-  request: Request,
-  method: string,
-  upstream: string,
-  signal: AbortSignal,
-): Promise<Response> {
-  const url = new URL(request.url);
-  const headers = new Headers(request.headers);
-  headers.set("x-forwarded-host", url.host);
-  url.host = upstream;
-  return fetch(url, {
-    method,
-    headers,
-    body: request.body,
-    redirect: "manual",
-    signal,
-  });
 }
 
 /** Hands on so many bytes, then does what ends them. */

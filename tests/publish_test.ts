@@ -18,12 +18,15 @@ import { parseExtra } from "../lib/publish_files.ts";
 import { inspectImage } from "../lib/publish_inspect.ts";
 import { pollDelayMs } from "../lib/publish_poll.ts";
 import { parseReference } from "../lib/reference.ts";
-import { startMeddler } from "./_meddler.ts";
 import { needs, parts } from "./_parts.ts";
+import { startProxy } from "./_proxy.ts";
 import { startRegistry } from "./_registry.ts";
 import { makeQcow2, TYPE } from "./_workspace.ts";
 
 if (parts.oras) Deno.env.set("TOOLSMITH_ORAS", parts.oras);
+
+/** Whoever asks for the tag 1. */
+const TAG = /^(?!PUT ).*\/manifests\/1$/;
 
 /** What a test gets: a folder, an image in it, and a registry. */
 interface Bench {
@@ -274,15 +277,9 @@ test("repositories are lowered with a note, tags keep their case", async (bench)
 });
 
 test("a tag that the registry serves late is waited for", async (bench) => {
-  let asked = 0;
-  await using late = startMeddler(
-    bench.host,
-    (request, { pathname }) =>
-      request.method !== "PUT" && pathname.endsWith("/manifests/1") &&
-        ++asked <= 3
-        ? new Response("{}", { status: 404 })
-        : undefined,
-  );
+  await using late = startProxy(bench.host, [
+    { match: TAG, status: 404, times: 3 },
+  ]);
   const { result, of } = await attempt(bench.image, `${late.host}/owner/vm:1`);
   const polls = of("publish_poll");
   assert(polls.length > 1, "it was served at once");
@@ -296,13 +293,7 @@ test("a tag that the registry serves late is waited for", async (bench) => {
 });
 
 test("a tag that never comes is given up, by attempts or by time", async (bench) => {
-  await using never = startMeddler(
-    bench.host,
-    (request, { pathname }) =>
-      request.method !== "PUT" && pathname.endsWith("/manifests/1")
-        ? new Response("{}", { status: 404 })
-        : undefined,
-  );
+  await using never = startProxy(bench.host, [{ match: TAG, status: 404 }]);
   const reference = `${never.host}/owner/vm:1`;
   const few = await attempt(bench.image, reference, { attempts: 3 });
   assertEquals(few.of("publish_poll").length, 3);
@@ -322,10 +313,9 @@ test("a registry that serves another manifest fails at once", async (bench) => {
   const other = join(folder, "other.qcow2");
   await makeQcow2(other);
   await attempt(other, `${host}/owner/vm:other`);
-  await using wrong = startMeddler(host, (request, url) => {
-    if (request.method === "PUT") return;
-    url.pathname = url.pathname.replace(/manifests\/1$/, "manifests/other");
-  });
+  await using wrong = startProxy(host, [
+    { match: TAG, askFor: "/v2/owner/vm/manifests/other" },
+  ]);
   const { error, of } = await attempt(image, `${wrong.host}/owner/vm:1`);
   const { message, hint } = assertCode(error, "publish_mismatch");
   assertStringIncludes(message, of("push_end")[0].digest);
@@ -334,16 +324,11 @@ test("a registry that serves another manifest fails at once", async (bench) => {
 });
 
 test("a registry that serves other bytes fails when they are pulled", async (bench) => {
-  const { image, host } = bench;
-  const { size } = await Deno.stat(image);
-  await using wrong = startMeddler(
-    host,
-    (request, { pathname }) =>
-      request.method === "GET" && pathname.includes("/blobs/") &&
-        pathname.endsWith(bench.sha256)
-        ? new Response(new Uint8Array(size))
-        : undefined,
-  );
+  const { image, host, sha256 } = bench;
+  await using wrong = startProxy(host, [{
+    match: new RegExp(`^GET .*/blobs/sha256:${sha256}$`),
+    replace: (body) => body.fill(0),
+  }]);
   const reference = `${wrong.host}/owner/vm:1`;
   const { result } = await attempt(image, reference);
   assertEquals(result.verified, "manifest");
@@ -375,23 +360,17 @@ test("an image that changes while it is published is noticed", async (bench) => 
 });
 
 test("a push that the registry refuses is not tried again", async (bench) => {
-  const cases: [number, string, ErrorCode][] = [
-    [401, "UNAUTHORIZED", "unauthorized"],
-    [403, "DENIED", "forbidden"],
+  const cases: [number, ErrorCode][] = [
+    [401, "unauthorized"],
+    [403, "forbidden"],
   ];
-  for (const [status, code, expected] of cases) {
-    await using strict = startMeddler(
-      bench.host,
-      (request) =>
-        request.method === "POST"
-          ? Response.json({ errors: [{ code, message: "no" }] }, { status })
-          : undefined,
-    );
+  for (const [status, code] of cases) {
+    await using strict = startProxy(bench.host, [{ match: /^POST /, status }]);
     const { error, of } = await attempt(
       bench.image,
       `${strict.host}/owner/vm:1`,
     );
-    const { hint } = assertCode(error, expected);
+    const { hint } = assertCode(error, code);
     assertStringIncludes(hint!, `oras login ${strict.host}`);
     assertEquals(of("retry"), []);
     assertEquals(of("push_end"), []);
@@ -399,13 +378,11 @@ test("a push that the registry refuses is not tried again", async (bench) => {
 });
 
 test("a push that fails in passing is tried again, and that is said", async (bench) => {
-  let failures = 0;
-  await using shaky = startMeddler(bench.host, async (request, url) => {
-    const layer = url.searchParams.get("digest") === `sha256:${bench.sha256}`;
-    if (request.method !== "PUT" || !layer || failures === 2) return;
-    await request.body?.cancel();
-    return new Response("{}", { status: ++failures === 1 ? 503 : 502 });
-  });
+  const match = new RegExp(`^PUT .*[?&]digest=sha256%3A${bench.sha256}`);
+  await using shaky = startProxy(bench.host, [
+    { match, status: 503, times: 1 },
+    { match, status: 502, times: 1 },
+  ]);
   const { result, of } = await attempt(bench.image, `${shaky.host}/owner/vm:1`);
   assertEquals(result.sha256, bench.sha256);
   assertEquals(

@@ -4,8 +4,8 @@ import { TITLE } from "../lib/artifact.ts";
 import { parseManifest } from "../lib/manifest.ts";
 import { run } from "../lib/process.ts";
 import { ROOT } from "../scripts/deno.ts";
-import { startMeddler } from "./_meddler.ts";
 import { needs, parts } from "./_parts.ts";
+import { startProxy } from "./_proxy.ts";
 import {
   PASSWORD,
   type Registry,
@@ -246,15 +246,9 @@ test("a wrong token fails the job at the log-in", async (bench) => {
 });
 
 test("a tag that is served late is polled for", async (bench) => {
-  let hidden = 0;
-  await using late = startMeddler(
-    bench.registry.host,
-    (request, url) =>
-      request.method !== "PUT" && url.pathname.endsWith("/manifests/latest") &&
-        ++hidden <= 3
-        ? new Response("{}", { status: 404 })
-        : undefined,
-  );
+  await using late = startProxy(bench.registry.host, [
+    { match: /^(?!PUT ).*\/manifests\/latest$/, status: 404, times: 3 },
+  ]);
   const { failed, log, outputs } = await bench.publish({}, {
     registry: late.host,
   });
