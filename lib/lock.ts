@@ -70,9 +70,15 @@ function open(path: string): Promise<Deno.FsFile> {
   return Deno.open(path, { read: true, write: true, create: true });
 }
 
+/** `tryLock` came to Deno after `lock`. */
+type MaybeTryLock = Deno.FsFile & {
+  tryLock?: (exclusive: boolean) => Promise<boolean>;
+};
+
 /** Returns a function that asks for the lock, and tells whether it is there. */
-function requester(file: Deno.FsFile): () => Promise<boolean> {
-  if (typeof file.tryLock === "function") return () => file.tryLock(true);
+function requester(file: MaybeTryLock): () => Promise<boolean> {
+  const { tryLock } = file;
+  if (tryLock) return () => tryLock.call(file, true);
   // Older versions of Deno can only wait: what does not come soon is held.
   const granted = file.lock(true).then(() => true);
   granted.catch(() => {});
