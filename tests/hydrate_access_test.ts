@@ -5,10 +5,10 @@ import { needs, parts } from "./_parts.ts";
 import {
   PASSWORD,
   type Registry,
-  type RegistryOptions,
   startRegistry,
   USERNAME,
 } from "./_registry.ts";
+import { startTunnel } from "./_tunnel.ts";
 import {
   makeQcow2,
   orasPush,
@@ -97,44 +97,43 @@ Deno.test({
   },
 });
 
-/**
- * Stands in for DNS alone: the real oras, told that ghcr.io is the registry on
- * loopback. It also notes what it was given.
- */
-async function ghcrHost(
-  work: Workspace,
-  options: RegistryOptions = {},
-) {
-  const registry = await startRegistry({
-    tls: true,
-    auth: "token",
-    names: ["ghcr.io"],
-    ...options,
-  });
+/** A registry that the real oras finds as ghcr.io, and notes of its runs. */
+async function ghcrHost(work: Workspace) {
+  await using undo = new AsyncDisposableStack();
+  const registry = undo.use(
+    await startRegistry({ tls: true, auth: "token", names: ["ghcr.io"] }),
+  );
+  const tunnel = undo.use(startTunnel({ "ghcr.io:443": registry.host }));
   const bin = join(work.folder, "bin");
   const notes = join(work.folder, "notes");
   await Deno.mkdir(bin);
-  const port = registry.host.split(":")[1];
   await Deno.writeTextFile(
     join(bin, "oras"),
     `#!/bin/sh
 { printf '%s\\n' "$@"; env; } >> '${notes}'
-case $1 in
-  version) exec '${parts.oras}' "$@" ;;
-  manifest) at=2 ;;
-  *) at=1 ;;
-esac
-sub=$1; shift
-[ $at = 1 ] || { sub="$sub $1"; shift; }
-exec '${parts.oras}' $sub --resolve ghcr.io:443:127.0.0.1:${port} --ca-file '${registry.caFile}' "$@"
+exec '${parts.oras}' "$@"
 `,
     { mode: 0o755 },
   );
+  const all = undo.move();
   return {
     registry,
+    /** The hosts that were asked for through the tunnel. */
+    asked: tunnel.asked,
+    /** Arguments and environment of each oras so far. */
     notes: () => Deno.readTextFile(notes),
-    env: { PATH: `${bin}:${Deno.env.get("PATH")}` },
-    [Symbol.asyncDispose]: () => registry[Symbol.asyncDispose](),
+    hydrate: (env: Record<string, string>, ...args: string[]) =>
+      work.toolsmith(
+        ["hydrate", "--force", "--ca-file", registry.caFile!, ...args],
+        {
+          env: {
+            ...tunnel.env,
+            PATH: `${bin}:${Deno.env.get("PATH")}`,
+            ...env,
+          },
+        },
+      ),
+    [Symbol.asyncDispose]: () => all.disposeAsync(),
   };
 }
 
@@ -155,11 +154,10 @@ Deno.test({
 
     for (const user of ["GHCR_USERNAME", "GITHUB_ACTOR"]) {
       await t.step(`with ${user}`, async () => {
-        const env = { ...ghcr.env, [user]: USERNAME, GHCR_TOKEN: PASSWORD };
-        const { code, stdout, stderr } = await work.toolsmith(
-          ["hydrate", "--force"],
-          { env },
-        );
+        const { code, stdout, stderr } = await ghcr.hydrate({
+          [user]: USERNAME,
+          GHCR_TOKEN: PASSWORD,
+        });
         assertEquals(code, 0, stderr);
         const seen = await ghcr.notes() + stdout + stderr;
         assertMatch(seen, /^--password-stdin$/m);
@@ -170,14 +168,9 @@ Deno.test({
 
     await t.step("a wrong token", async () => {
       const token = "ghp_wrong0token";
-      const env = {
-        ...ghcr.env,
-        GHCR_USERNAME: USERNAME,
-        GHCR_TOKEN: token,
-      };
-      const { code, stderr } = await work.toolsmith(
-        ["hydrate", "--force", "--retries", "0"],
-        { env },
+      const { code, stderr } = await ghcr.hydrate(
+        { GHCR_USERNAME: USERNAME, GHCR_TOKEN: token },
+        ...["--retries", "0"],
       );
       assertEquals(code, 30, stderr);
       assertMatch(stderr, /Unauthorized/);
@@ -186,10 +179,9 @@ Deno.test({
     });
 
     await t.step("a token without a user name", async () => {
-      const env = { ...ghcr.env, GHCR_TOKEN: PASSWORD };
-      const { code, stderr } = await work.toolsmith(
-        ["hydrate", "--force", "--retries", "0"],
-        { env },
+      const { code, stderr } = await ghcr.hydrate(
+        { GHCR_TOKEN: PASSWORD },
+        ...["--retries", "0"],
       );
       assertEquals(code, 30);
       assertMatch(stderr, /warning: GHCR_TOKEN is not used/);
@@ -201,12 +193,9 @@ Deno.test({
         qcow2_sha256,
       });
       const env = { GHCR_USERNAME: USERNAME, GHCR_TOKEN: PASSWORD };
-      const { code } = await work.toolsmith(
-        ["hydrate", "--force", "--ca-file", ghcr.registry.caFile!],
-        { env },
-      );
-      assertEquals(code, 30);
+      assertEquals((await ghcr.hydrate(env)).code, 30);
     });
+    assertEquals([...new Set(ghcr.asked)], ["ghcr.io:443"]);
   },
 });
 
