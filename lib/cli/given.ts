@@ -135,13 +135,18 @@ export function readFlags(spec: CommandSpec, args: string[]): Given {
 
 function unknownFlag(arg: string, spec: CommandSpec, flags: Flag[]) {
   const name = arg.replace(/=.*/s, "");
+  const help = `toolsmith ${spec.name} --help`;
+  // Such as `--manifest=`, with nothing behind it.
+  if (flags.some((flag) => `--${flag.name}` === name)) {
+    return usage(`${name} needs a value behind =`, help);
+  }
   const close = closest(
     name.replace(/^-+/, ""),
     flags.map((flag) => flag.name),
   );
   return usage(
     `${spec.name} has no flag ${name}`,
-    close ? `did you mean --${close}?` : `toolsmith ${spec.name} --help`,
+    close ? `did you mean --${close}?` : help,
   );
 }
 
@@ -172,16 +177,19 @@ export function closest(
     : undefined;
 }
 
-/** Levenshtein's distance. */
+/** How many letters to add, drop, change or swap with the next. */
 function distance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
+  const rows = [Array.from({ length: b.length + 1 }, (_, j) => j)];
   for (let i = 1; i <= a.length; i++) {
-    const next = [i];
+    const [above, row] = [rows[i - 1], [i]];
     for (let j = 1; j <= b.length; j++) {
-      const swap = row[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1);
-      next.push(Math.min(swap, row[j] + 1, next[j - 1] + 1));
+      const changed = above[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1);
+      row[j] = Math.min(changed, above[j] + 1, row[j - 1] + 1);
+      if (i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]) {
+        row[j] = Math.min(row[j], rows[i - 2][j - 2] + 1);
+      }
     }
-    row = next;
+    rows.push(row);
   }
-  return row[b.length];
+  return rows[a.length][b.length];
 }
