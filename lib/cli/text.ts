@@ -15,7 +15,8 @@ const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 export function bytesText(bytes: number): string {
   let value = bytes;
   let unit = 0;
-  while (value >= 1024 && unit < UNITS.length - 1) {
+  // 1023.95 would be rounded to 1024.0.
+  while (value >= 1023.95 && unit < UNITS.length - 1) {
     value /= 1024;
     unit++;
   }
@@ -29,11 +30,11 @@ export function bytesText(bytes: number): string {
  * @returns Such as `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`.
  */
 export function secondsText(ms: number): string {
-  const seconds = ms / 1000;
-  if (seconds < 10) return `${seconds.toFixed(1)} s`;
-  if (seconds < 60) return `${Math.round(seconds)} s`;
+  if (ms < 9950) return `${(ms / 1000).toFixed(1)} s`;
+  const seconds = Math.round(ms / 1000);
+  if (seconds < 60) return `${seconds} s`;
   const minutes = Math.floor(seconds / 60);
-  if (minutes < 60) return `${minutes} min ${Math.round(seconds % 60)} s`;
+  if (minutes < 60) return `${minutes} min ${seconds % 60} s`;
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
@@ -68,7 +69,9 @@ export function progressBar(
   }
   const share = Math.min(bytes / total, 1);
   const percent = `${Math.floor(share * 100)}%`.padStart(4);
-  const left = rate > 0 ? secondsText((total - bytes) / rate * 1000) : "?";
+  const left = rate > 0
+    ? secondsText(Math.max(total - bytes, 0) / rate * 1000)
+    : "?";
   const words = `${percent}  ${bytesText(bytes)} of ${
     bytesText(total)
   }  ${speed}  ${left} left`;
