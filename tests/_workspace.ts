@@ -8,7 +8,8 @@ import { dirname, join } from "@std/path";
 import { fileChunks, sha256 } from "../lib/digest.ts";
 import { type Output, run, type RunOptions } from "../lib/process.ts";
 import { denoArgs, ROOT } from "../scripts/deno.ts";
-import { parts } from "./_parts.ts";
+import { needs, parts } from "./_parts.ts";
+import { type Registry, startRegistry } from "./_registry.ts";
 
 /** Media type of the guide. */
 export const TYPE = "application/vnd.fountain.toolsmith.qcow2";
@@ -134,6 +135,75 @@ export async function orasPush(
     env: options.env,
   });
   if (code !== 0) throw new Error(stderr);
+}
+
+/** What {@linkcode publishImage} publishes, and where. */
+export interface PublishImageOptions {
+  /** The image's path in the workspace. @default {"image.qcow2"} */
+  file?: string;
+  /** Bytes of data in it. @default {1 MiB} */
+  bytes?: number;
+  /** Repository and tag. @default {"owner/image:1.0"} */
+  name?: string;
+  /** The host that the manifest names. @default {the registry's} */
+  host?: string;
+  /** What oras finds in its environment. */
+  env?: Record<string, string>;
+}
+
+/** Makes an image, pushes it as the guide says, and writes a manifest for it. */
+export async function publishImage(
+  registry: Registry,
+  work: Workspace,
+  options: PublishImageOptions = {},
+): Promise<{ sha256: string; reference: string }> {
+  const { file = "image.qcow2", name = "owner/image:1.0", env } = options;
+  const { folder } = work;
+  const { sha256 } = await makeQcow2(join(folder, file), options.bytes);
+  await orasPush(`${registry.host}/${name}`, [`${file}:${TYPE}`], {
+    cwd: folder,
+    args: registry.orasFlags,
+    env,
+  });
+  const reference = `${options.host ?? registry.host}/${name}`;
+  await work.manifest({ qcow2: `oci://${reference}`, qcow2_sha256: sha256 });
+  return { sha256, reference };
+}
+
+/** What {@linkcode testWithImage} gives a test. */
+export interface ImageBench {
+  /** A workspace, as yet without a manifest. */
+  work: Workspace;
+  /** Its folder. */
+  folder: string;
+  /** The path of `dist/image.qcow2` in it. */
+  image: string;
+  /** That image's digest. */
+  sha256: string;
+  /** An empty registry. */
+  registry: Registry;
+  /** Its address and port. */
+  host: string;
+}
+
+/** Runs one test with an image and a registry of its own. */
+export function testWithImage(
+  name: string,
+  body: (bench: ImageBench) => Promise<void>,
+): void {
+  Deno.test({
+    name,
+    ...needs("oras", "registry", "qemuImg"),
+    async fn() {
+      await using work = await workspace();
+      await using registry = await startRegistry();
+      const { folder } = work;
+      const image = join(folder, "dist", "image.qcow2");
+      const { sha256 } = await makeQcow2(image);
+      const { host } = registry;
+      await body({ work, folder, image, sha256, registry, host });
+    },
+  });
 }
 
 async function files(folder: string): Promise<string[]> {

@@ -4,13 +4,7 @@ import { VERSION } from "../lib/version.ts";
 import { denoArgs, ROOT } from "../scripts/deno.ts";
 import { needs, parts } from "./_parts.ts";
 import { startRegistry } from "./_registry.ts";
-import {
-  cleanEnvironment,
-  makeQcow2,
-  orasPush,
-  TYPE,
-  workspace,
-} from "./_workspace.ts";
+import { cleanEnvironment, publishImage, workspace } from "./_workspace.ts";
 
 const REAL = needs("oras", "registry", "qemuImg");
 
@@ -28,10 +22,7 @@ Deno.test({
     await using work = await workspace();
     const file = `${work.folder}/toolsmith.js`;
     await Deno.copyFile(`${ROOT}/dist/toolsmith.js`, file);
-    const { sha256 } = await makeQcow2(`${work.folder}/image.qcow2`);
-    const reference = `${registry.host}/owner/image:1.0`;
-    await orasPush(reference, [`image.qcow2:${TYPE}`], { cwd: work.folder });
-    await work.manifest({ qcow2: `oci://${reference}`, qcow2_sha256: sha256 });
+    await publishImage(registry, work);
     const env = {
       ...cleanEnvironment(),
       DENO_DIR: `${work.folder}/deno`,

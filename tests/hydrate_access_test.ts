@@ -9,13 +9,7 @@ import {
   USERNAME,
 } from "./_registry.ts";
 import { startTunnel } from "./_tunnel.ts";
-import {
-  makeQcow2,
-  orasPush,
-  TYPE,
-  type Workspace,
-  workspace,
-} from "./_workspace.ts";
+import { publishImage, type Workspace, workspace } from "./_workspace.ts";
 
 const REAL = needs("oras", "registry", "qemuImg", "openssl");
 
@@ -34,22 +28,6 @@ async function login(registry: Registry, work: Workspace) {
   return { DOCKER_CONFIG: docker };
 }
 
-/** Publishes an image and names it in the manifest. */
-async function publishImage(
-  registry: Registry,
-  work: Workspace,
-  env: Record<string, string> = {},
-) {
-  const { sha256 } = await makeQcow2(`${work.folder}/image.qcow2`);
-  const reference = `${registry.host}/owner/private:1.0`;
-  await orasPush(reference, [`image.qcow2:${TYPE}`], {
-    cwd: work.folder,
-    args: registry.orasFlags,
-    env,
-  });
-  await work.manifest({ qcow2: `oci://${reference}`, qcow2_sha256: sha256 });
-}
-
 for (const auth of ["basic", "token"] as const) {
   Deno.test({
     name:
@@ -59,7 +37,7 @@ for (const auth of ["basic", "token"] as const) {
       await using registry = await startRegistry({ auth });
       await using work = await workspace();
       const env = await login(registry, work);
-      await publishImage(registry, work, env);
+      await publishImage(registry, work, { env });
 
       const refused = await work.toolsmith(["hydrate", "--retries", "0"]);
       assertMatch(refused.stderr, /Unauthorized/);
@@ -144,13 +122,10 @@ Deno.test({
     await using work = await workspace();
     await using ghcr = await ghcrHost(work);
     const docker = await login(ghcr.registry, work);
-    await publishImage(ghcr.registry, work, docker);
-    const text = await Deno.readTextFile(
-      join(work.folder, ".toolsmith/tools.json"),
-    );
-    const { qcow2_sha256 } = JSON.parse(text).image;
-    const qcow2 = "oci://ghcr.io/owner/private:1.0";
-    await work.manifest({ qcow2, qcow2_sha256 });
+    const { sha256, reference } = await publishImage(ghcr.registry, work, {
+      env: docker,
+      host: "ghcr.io",
+    });
 
     for (const user of ["GHCR_USERNAME", "GITHUB_ACTOR"]) {
       await t.step(`with ${user}`, async () => {
@@ -188,10 +163,9 @@ Deno.test({
     });
 
     await t.step("another registry", async () => {
-      await work.manifest({
-        qcow2: `oci://${ghcr.registry.host}/owner/private:1.0`,
-        qcow2_sha256,
-      });
+      const elsewhere = reference.replace("ghcr.io", ghcr.registry.host);
+      const qcow2 = `oci://${elsewhere}`;
+      await work.manifest({ qcow2, qcow2_sha256: sha256 });
       const env = { GHCR_USERNAME: USERNAME, GHCR_TOKEN: PASSWORD };
       assertEquals((await ghcr.hydrate(env)).code, 30);
     });

@@ -8,9 +8,7 @@ import {
   cleanEnvironment,
   cliCommand,
   jsonLines,
-  makeQcow2,
-  orasPush,
-  TYPE,
+  publishImage,
   type Workspace,
   workspace,
 } from "./_workspace.ts";
@@ -26,13 +24,8 @@ async function behindProxy(bytes = 4 * MIB) {
   const registry = undo.use(await startRegistry());
   const proxy = undo.use(startProxy(registry.host));
   const work = undo.use(await workspace());
-  const { sha256 } = await makeQcow2(`${work.folder}/image.qcow2`, bytes);
-  const name = "owner/image:1.0";
-  await orasPush(`${registry.host}/${name}`, [`image.qcow2:${TYPE}`], {
-    cwd: work.folder,
-  });
-  const qcow2 = `oci://${proxy.host}/${name}`;
-  await work.manifest({ qcow2, qcow2_sha256: sha256 });
+  const { host } = proxy;
+  const { sha256 } = await publishImage(registry, work, { bytes, host });
   const all = undo.move();
   return {
     proxy,

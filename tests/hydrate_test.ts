@@ -7,6 +7,7 @@ import {
   jsonLines,
   makeQcow2,
   orasPush,
+  publishImage,
   TYPE,
   workspace,
 } from "./_workspace.ts";
@@ -19,12 +20,8 @@ Deno.test({
   async fn() {
     await using registry = await startRegistry();
     await using work = await workspace();
-    const { sha256 } = await makeQcow2(`${work.folder}/dist/image.qcow2`);
-    const reference = `${registry.host}/owner/image:1.0`;
-    await orasPush(reference, [`dist/image.qcow2:${TYPE}`], {
-      cwd: work.folder,
-    });
-    await work.manifest({ qcow2: `oci://${reference}`, qcow2_sha256: sha256 });
+    const file = "dist/image.qcow2";
+    const { sha256 } = await publishImage(registry, work, { file });
 
     const pulled = await work.toolsmith(["hydrate"]);
     assertEquals(pulled.code, 0, pulled.stderr);
@@ -35,7 +32,7 @@ Deno.test({
     assertEquals(pulled.stdout, `${path}\n`);
     assertEquals(
       await Deno.readFile(path),
-      await Deno.readFile(`${work.folder}/dist/image.qcow2`),
+      await Deno.readFile(`${work.folder}/${file}`),
     );
     assertEquals((await Deno.stat(path)).mode! & 0o777, 0o444);
     assertEquals(
@@ -65,10 +62,7 @@ Deno.test({
   async fn() {
     await using registry = await startRegistry();
     await using work = await workspace();
-    const { sha256 } = await makeQcow2(`${work.folder}/image.qcow2`);
-    const reference = `${registry.host}/owner/image:1.0`;
-    await orasPush(reference, [`image.qcow2:${TYPE}`], { cwd: work.folder });
-    await work.manifest({ qcow2: `oci://${reference}`, qcow2_sha256: sha256 });
+    const { sha256 } = await publishImage(registry, work);
 
     const { stdout, stderr } = await work.toolsmith(["hydrate", "--json"]);
     assertEquals(stderr, "");
@@ -221,10 +215,7 @@ Deno.test({
   async fn() {
     await using registry = await startRegistry();
     await using work = await workspace();
-    const { sha256 } = await makeQcow2(`${work.folder}/image.qcow2`);
-    const reference = `${registry.host}/owner/image:1.0`;
-    await orasPush(reference, [`image.qcow2:${TYPE}`], { cwd: work.folder });
-    await work.manifest({ qcow2: `oci://${reference}`, qcow2_sha256: sha256 });
+    await publishImage(registry, work);
     const path = (await work.toolsmith(["hydrate"])).stdout.trim();
     const good = await Deno.readFile(path);
 
@@ -272,10 +263,7 @@ Deno.test({
   async fn() {
     await using registry = await startRegistry();
     await using work = await workspace();
-    const { sha256 } = await makeQcow2(`${work.folder}/image.qcow2`);
-    const reference = `${registry.host}/owner/image:1.0`;
-    await orasPush(reference, [`image.qcow2:${TYPE}`], { cwd: work.folder });
-    await work.manifest({ qcow2: `oci://${reference}`, qcow2_sha256: sha256 });
+    await publishImage(registry, work);
 
     const missed = await work.toolsmith(["hydrate", "--offline", "--json"]);
     const { last } = jsonLines(missed.stdout);
@@ -341,13 +329,7 @@ Deno.test({
   async fn() {
     await using registry = await startRegistry();
     await using work = await workspace();
-    const { sha256 } = await makeQcow2(
-      `${work.folder}/image.qcow2`,
-      32 * 1024 * 1024,
-    );
-    const reference = `${registry.host}/owner/image:1.0`;
-    await orasPush(reference, [`image.qcow2:${TYPE}`], { cwd: work.folder });
-    await work.manifest({ qcow2: `oci://${reference}`, qcow2_sha256: sha256 });
+    await publishImage(registry, work, { bytes: 32 * 1024 * 1024 });
     const all = await Promise.all(
       Array.from({ length: 8 }, () => work.toolsmith(["hydrate", "--json"])),
     );

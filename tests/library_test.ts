@@ -8,7 +8,7 @@ import {
 import { needs, parts } from "./_parts.ts";
 import { startProxy } from "./_proxy.ts";
 import { startRegistry } from "./_registry.ts";
-import { makeQcow2, orasPush, TYPE, workspace } from "./_workspace.ts";
+import { publishImage, workspace } from "./_workspace.ts";
 
 const REAL = needs("oras", "registry", "qemuImg");
 
@@ -18,10 +18,7 @@ Deno.test({
   async fn() {
     await using registry = await startRegistry();
     await using work = await workspace();
-    const { sha256 } = await makeQcow2(`${work.folder}/image.qcow2`);
-    const reference = `${registry.host}/owner/image:1.0`;
-    await orasPush(reference, [`image.qcow2:${TYPE}`], { cwd: work.folder });
-    await work.manifest({ qcow2: `oci://${reference}`, qcow2_sha256: sha256 });
+    const { sha256 } = await publishImage(registry, work);
 
     const events: ToolsmithEvent[] = [];
     const manifest = await loadManifest(undefined, {
@@ -54,12 +51,7 @@ Deno.test({
       { match: /^GET \S+\/blobs\//, stallAfter: 1000 },
     ]);
     await using work = await workspace();
-    const { sha256 } = await makeQcow2(`${work.folder}/image.qcow2`);
-    await orasPush(`${registry.host}/owner/image:1`, [`image.qcow2:${TYPE}`], {
-      cwd: work.folder,
-    });
-    const qcow2 = `oci://${proxy.host}/owner/image:1`;
-    await work.manifest({ qcow2, qcow2_sha256: sha256 });
+    await publishImage(registry, work, { host: proxy.host });
     const manifest = await loadManifest(`${work.folder}/.toolsmith/tools.json`);
 
     const stop = new AbortController();
