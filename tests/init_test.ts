@@ -5,40 +5,26 @@ import { hydrate } from "../lib/hydrate.ts";
 import { init } from "../lib/init.ts";
 import { loadManifest } from "../lib/manifest.ts";
 import { publish } from "../lib/publish.ts";
-import { needs, parts } from "./_parts.ts";
-import { startRegistry } from "./_registry.ts";
-import { makeQcow2, orasPush, TYPE } from "./_workspace.ts";
+import { parts } from "./_parts.ts";
+import {
+  type ImageBench,
+  makeQcow2,
+  orasPush,
+  testWithImage,
+  TYPE,
+} from "./_workspace.ts";
 
 if (parts.oras) Deno.env.set("TOOLSMITH_ORAS", parts.oras);
 
-interface Bench {
-  /** An empty folder to work in. */
-  cwd: string;
-  /** An image outside of it. */
-  image: string;
-  sha256: string;
-  host: string;
-}
-
-/** Runs one test with an image and a registry of its own. */
-function test(name: string, body: (bench: Bench) => Promise<void>) {
-  Deno.test({
-    name,
-    ...needs("oras", "registry", "qemuImg"),
-    async fn() {
-      const made = await Deno.makeTempDir({ prefix: "toolsmith-test-" });
-      const folder = await Deno.realPath(made);
-      try {
-        const image = join(folder, "dist", "image.qcow2");
-        const { sha256 } = await makeQcow2(image);
-        const cwd = join(folder, "work");
-        await Deno.mkdir(cwd);
-        await using registry = await startRegistry();
-        await body({ cwd, image, sha256, host: registry.host });
-      } finally {
-        await Deno.remove(folder, { recursive: true });
-      }
-    },
+/** Runs one test with an image, and an empty folder beside it to work in. */
+function test(
+  name: string,
+  body: (bench: ImageBench & { cwd: string }) => Promise<void>,
+) {
+  testWithImage(name, async (bench) => {
+    const cwd = join(bench.folder, "work");
+    await Deno.mkdir(cwd);
+    await body({ ...bench, cwd });
   });
 }
 

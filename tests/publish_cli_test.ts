@@ -1,62 +1,35 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
-import { needs, parts } from "./_parts.ts";
-import { type Registry, startRegistry } from "./_registry.ts";
-import {
-  jsonLines,
-  makeQcow2,
-  type Workspace,
-  workspace,
-} from "./_workspace.ts";
+import { parts } from "./_parts.ts";
+import { jsonLines, testWithImage as test } from "./_workspace.ts";
 
 if (parts.oras) Deno.env.set("TOOLSMITH_ORAS", parts.oras);
-
-interface Bench {
-  space: Workspace;
-  registry: Registry;
-  sha256: string;
-}
-
-/** Runs one test with a workspace that has `dist/image.qcow2`. */
-function test(name: string, body: (bench: Bench) => Promise<void>) {
-  Deno.test({
-    name,
-    ...needs("oras", "registry", "qemuImg"),
-    async fn() {
-      await using space = await workspace();
-      await using registry = await startRegistry();
-      const image = join(space.folder, "dist", "image.qcow2");
-      const { sha256 } = await makeQcow2(image);
-      await body({ space, registry, sha256 });
-    },
-  });
-}
 
 const ALL = { permissions: ["-A"] };
 
 test("publish prints what a person needs, and the snippet works", async (bench) => {
-  const { space, registry, sha256 } = bench;
+  const { work, registry, sha256 } = bench;
   const reference = `${registry.host}/owner/vm:1.0`;
   const args = ["publish", "dist/image.qcow2", reference];
-  const { code, stdout, stderr } = await space.toolsmith(args, ALL);
+  const { code, stdout, stderr } = await work.toolsmith(args, ALL);
   assertEquals(code, 0, stderr);
   assertStringIncludes(stdout, reference);
   assertStringIncludes(stdout, sha256);
   await Deno.writeTextFile(
-    join(space.folder, ".toolsmith", "tools.json"),
+    join(work.folder, ".toolsmith", "tools.json"),
     stdout.slice(stdout.indexOf("{")),
   );
-  const hydrated = await space.toolsmith(["hydrate", "--json"]);
+  const hydrated = await work.toolsmith(["hydrate", "--json"]);
   assertEquals(hydrated.code, 0, hydrated.stderr);
   const { outcome, digest } = jsonLines(hydrated.stdout).last;
   assertEquals([outcome, digest], ["pulled", `sha256:${sha256}`]);
 });
 
 test("publish --json ends in one line with the result", async (bench) => {
-  const { space, registry, sha256 } = bench;
+  const { work, registry, sha256 } = bench;
   const reference = `${registry.host}/owner/vm:1.0`;
   const args = ["publish", "dist/image.qcow2", reference, "--json"];
-  const { code, stdout, stderr } = await space.toolsmith(
+  const { code, stdout, stderr } = await work.toolsmith(
     [...args, "--verify=pull", "--attempts", "3", "--interval", "0.1"],
     ALL,
   );
@@ -67,7 +40,7 @@ test("publish --json ends in one line with the result", async (bench) => {
   assertEquals(last.qcow2_sha256, sha256);
   assertEquals(
     last.bytes,
-    (await Deno.stat(join(space.folder, "dist/image.qcow2"))).size,
+    (await Deno.stat(join(work.folder, "dist/image.qcow2"))).size,
   );
   const digest = await fetch(
     `${registry.url}/v2/owner/vm/manifests/1.0`,
@@ -81,15 +54,15 @@ test("publish --json ends in one line with the result", async (bench) => {
 });
 
 test("publish updates a manifest in place, or refuses it before the push", async (bench) => {
-  const { space, registry, sha256 } = bench;
-  const path = join(space.folder, "kept.json");
+  const { work, registry, sha256 } = bench;
+  const path = join(work.folder, "kept.json");
   const old = `{"tools":{}, "image":{"name":"kept","qcow2":"old.qcow2",
     "qcow2_sha256":"${"0".repeat(64)}"}}`;
   await Deno.writeTextFile(path, old);
   const reference = `${registry.host}/owner/vm:1.0`;
   const args = ["publish", "dist/image.qcow2", reference];
   const write = (file: string) =>
-    space.toolsmith([...args, "--write-manifest", file], ALL);
+    work.toolsmith([...args, "--write-manifest", file], ALL);
   const { code, stderr } = await write("kept.json");
   assertEquals(code, 0, stderr);
   assertEquals(
@@ -104,11 +77,11 @@ test("publish updates a manifest in place, or refuses it before the push", async
 });
 
 test("under GitHub Actions publish writes a summary and outputs", async (bench) => {
-  const { space, registry, sha256 } = bench;
-  const summary = join(space.folder, "summary");
-  const outputs = join(space.folder, "outputs");
+  const { work, registry, sha256 } = bench;
+  const summary = join(work.folder, "summary");
+  const outputs = join(work.folder, "outputs");
   const reference = `${registry.host}/owner/vm:1.0`;
-  const { code, stderr } = await space.toolsmith(
+  const { code, stderr } = await work.toolsmith(
     ["publish", "dist/image.qcow2", reference],
     { ...ALL, env: { GITHUB_STEP_SUMMARY: summary, GITHUB_OUTPUT: outputs } },
   );
@@ -118,21 +91,21 @@ test("under GitHub Actions publish writes a summary and outputs", async (bench) 
 });
 
 test("init writes a manifest from a reference, and hydrate takes it", async (bench) => {
-  const { space, registry } = bench;
+  const { work, registry } = bench;
   const reference = `${registry.host}/owner/vm:1.0`;
-  const run = (...args: string[]) => space.toolsmith(args, ALL);
+  const run = (...args: string[]) => work.toolsmith(args, ALL);
   assertEquals((await run("publish", "dist/image.qcow2", reference)).code, 0);
   const { code, stdout, stderr } = await run("init", "--ref", reference);
   assertEquals(code, 0, stderr);
-  const path = join(space.folder, ".toolsmith", "tools.json");
+  const path = join(work.folder, ".toolsmith", "tools.json");
   assertEquals(stdout, `${path}\n`);
   assertEquals((await run("hydrate")).code, 0);
   assertEquals((await run("init", "--ref", reference)).code, 2);
   assertEquals((await run("init", "--ref", reference, "--update")).code, 0);
 });
 
-test("what cannot be published ends with the status of its code", async ({ space, registry }) => {
-  const raw = join(space.folder, "raw.qcow2");
+test("what cannot be published ends with the status of its code", async ({ work, registry }) => {
+  const raw = join(work.folder, "raw.qcow2");
   await Deno.writeFile(raw, new Uint8Array(1000));
   const cases: [string[], number][] = [
     [["no.qcow2", `${registry.host}/o/r:1`], 13],
@@ -143,7 +116,7 @@ test("what cannot be published ends with the status of its code", async ({ space
     [["dist/image.qcow2"], 2],
   ];
   for (const [args, status] of cases) {
-    const { code, stdout } = await space.toolsmith(["publish", ...args], ALL);
+    const { code, stdout } = await work.toolsmith(["publish", ...args], ALL);
     assertEquals([code, stdout], [status, ""], args.join(" "));
   }
 });

@@ -20,41 +20,12 @@ import { pollDelayMs } from "../lib/publish_poll.ts";
 import { parseReference } from "../lib/reference.ts";
 import { needs, parts } from "./_parts.ts";
 import { startProxy } from "./_proxy.ts";
-import { startRegistry } from "./_registry.ts";
-import { makeQcow2, TYPE } from "./_workspace.ts";
+import { makeQcow2, testWithImage as test, TYPE } from "./_workspace.ts";
 
 if (parts.oras) Deno.env.set("TOOLSMITH_ORAS", parts.oras);
 
 /** Whoever asks for the tag 1. */
 const TAG = /^(?!PUT ).*\/manifests\/1$/;
-
-/** What a test gets: a folder, an image in it, and a registry. */
-interface Bench {
-  folder: string;
-  image: string;
-  sha256: string;
-  host: string;
-}
-
-/** Runs one test with a registry and an image of its own. */
-function test(name: string, body: (bench: Bench) => Promise<void>) {
-  Deno.test({
-    name,
-    ...needs("oras", "registry", "qemuImg"),
-    async fn() {
-      const made = await Deno.makeTempDir({ prefix: "toolsmith-test-" });
-      const folder = await Deno.realPath(made);
-      try {
-        const image = join(folder, "dist", "image.qcow2");
-        const { sha256 } = await makeQcow2(image);
-        await using registry = await startRegistry();
-        await body({ folder, image, sha256, host: registry.host });
-      } finally {
-        await Deno.remove(folder, { recursive: true });
-      }
-    },
-  });
-}
 
 /** Publishes, patiently enough for a test, and collects the events. */
 async function attempt(
