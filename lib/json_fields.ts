@@ -100,18 +100,41 @@ function keyOf(field: string): string {
 
 function parseJson(text: string, file: string): unknown {
   const body = text.replace(/^\uFEFF/, "");
+  const cause = syntaxError(body);
+  if (cause === undefined) return JSON.parse(body);
+  const before = body.slice(0, positionOf(cause, body)).split("\n");
+  const column = before[before.length - 1].length + 1;
+  const why = cause.message
+    .replace(/(?: (?:in|after) JSON at|, (?:\.{3})?").*/s, "")
+    .replace(/\s+/g, " ");
+  throw new ToolsmithError(
+    "manifest_invalid",
+    `${file}:${before.length}:${column}: not JSON: ${why}`,
+    { hint: "mend the syntax there; JSON has no comments", cause },
+  );
+}
+
+function syntaxError(text: string): Error | undefined {
   try {
-    return JSON.parse(body);
-  } catch (cause) {
-    const message = (cause as Error).message;
-    const at = Number(/position (\d+)/.exec(message)?.[1] ?? body.length);
-    const before = body.slice(0, at).split("\n");
-    const column = before[before.length - 1].length + 1;
-    const why = message.replace(/ in JSON at position.*/s, "");
-    throw new ToolsmithError(
-      "manifest_invalid",
-      `${file}:${before.length}:${column}: not JSON: ${why}`,
-      { hint: "mend the syntax there; JSON has no comments", cause },
-    );
+    JSON.parse(text);
+  } catch (error) {
+    return error as Error;
   }
+}
+
+/** Finds where bad syntax begins: V8 does not say it of an unexpected token. */
+function positionOf({ message }: Error, text: string): number {
+  const told = /position (\d+)/.exec(message)?.[1];
+  if (told !== undefined) return Number(told);
+  const token = /^Unexpected token/;
+  if (!token.test(message)) return text.length;
+  // The shortest beginning of the text that fails so has the token at its end.
+  let [good, bad] = [0, text.length];
+  while (bad - good > 1) {
+    const middle = (good + bad) >> 1;
+    const failed = syntaxError(text.slice(0, middle));
+    if (token.test(failed?.message ?? "")) bad = middle;
+    else good = middle;
+  }
+  return good;
 }
