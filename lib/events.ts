@@ -215,6 +215,85 @@ export interface PublishVerifiedEvent extends ImageEvent {
   verify: "manifest" | "pull";
 }
 
+/** QEMU is started. */
+export interface VmBootEvent extends EventBase {
+  /** Tells the events apart. */
+  type: "vm_boot";
+  /** The image's path. */
+  image: string;
+  /** What runs the machine. */
+  backend: "qemu";
+  /** Its version. */
+  version: string;
+  /** How the guest's instructions are run. */
+  accelerator: "kvm" | "hvf" | "tcg";
+  /** Memory of the machine, in MiB. */
+  memory: number;
+  /** Processors of the machine. */
+  cpus: number;
+}
+
+/** The guest answers, and its folders are mounted. */
+export interface BootReadyEvent extends EventBase {
+  /** Tells the events apart. */
+  type: "boot_ready";
+  /** The image's path. */
+  image: string;
+  /** How the machine came to be ready. */
+  how: "booted" | "restored";
+  /** Time of each phase, in milliseconds. */
+  phases: {
+    /** Until QEMU answered. */
+    start: number;
+    /** From then until the guest's agent answered. */
+    guest: number;
+    /** From then until folders and network were attached. */
+    attach: number;
+  };
+  /** Time of all phases, in milliseconds. */
+  elapsedMs: number;
+}
+
+/** A command is sent to the guest. Its arguments are not told. */
+export interface CommandDispatchEvent extends EventBase {
+  /** Tells the events apart. */
+  type: "command_dispatch";
+  /** Numbers the commands of this process, from 1. */
+  id: number;
+  /** The command's name or path. */
+  command: string;
+  /** Where it runs. */
+  backend: "qemu" | "host";
+}
+
+/** A command has ended. */
+export interface CommandEndEvent extends EventBase {
+  /** Tells the events apart. */
+  type: "command_end";
+  /** The number it was dispatched with. */
+  id: number;
+  /** Its exit status; 128 plus the number for a signal. */
+  code: number;
+  /** The signal that ended it, or `null`. */
+  signal: string | null;
+  /** Bytes it wrote to standard output. */
+  stdoutBytes: number;
+  /** Bytes it wrote to standard error. */
+  stderrBytes: number;
+  /** Time it took, in milliseconds. */
+  elapsedMs: number;
+}
+
+/** The machine has ended. */
+export interface ShutdownEvent extends EventBase {
+  /** Tells the events apart. */
+  type: "shutdown";
+  /** By the guest itself, by a stop of QEMU, or by force. */
+  how: "powered_down" | "stopped" | "killed";
+  /** Time it took, in milliseconds. */
+  elapsedMs: number;
+}
+
 /** Something that is not a failure, and that a person should know. */
 export interface WarningEvent extends EventBase {
   /** Tells the events apart. */
@@ -241,6 +320,11 @@ export type ToolsmithEvent =
   | PushEndEvent
   | PublishPollEvent
   | PublishVerifiedEvent
+  | VmBootEvent
+  | BootReadyEvent
+  | CommandDispatchEvent
+  | CommandEndEvent
+  | ShutdownEvent
   | WarningEvent;
 
 /** Takes events; a caller's `onEvent`. It must not throw. */

@@ -131,6 +131,16 @@ export function describe(event: ToolsmithEvent): string | undefined {
       return event.verify === "pull"
         ? "verified: pulled back, byte for byte"
         : "verified: the registry serves the same digests";
+    case "vm_boot":
+      return `booting with QEMU ${event.version}, ${event.accelerator}, ${event.memory} MiB, ${
+        event.cpus === 1 ? "1 processor" : `${event.cpus} processors`
+      }`;
+    case "boot_ready":
+      return `${event.how} in ${secondsText(event.elapsedMs)}`;
+    case "command_dispatch":
+    case "command_end":
+    case "shutdown":
+      return undefined;
     case "warning":
       return `warning: ${event.message}`;
     default:
