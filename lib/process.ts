@@ -27,11 +27,19 @@ export interface SpawnOptions {
   env?: Record<string, string>;
   /**
    * Text, bytes or a stream to write; `"held"` keeps the pipe open until the
-   * program is stopped or this process dies.
+   * program has ended or is released, then writes an empty line. A pipe that
+   * ends without it tells the program's kin that this process has died.
    *
    * @default {"null"}
    */
   input?: Source;
+  /**
+   * Starts a session of its own, which signals to this process's group and
+   * Ctrl-C do not reach.
+   *
+   * @default {false}
+   */
+  detached?: boolean;
   /** Where standard output goes. @default {"null"} */
   stdout?: Sink;
   /** Where standard error goes. @default {"null"} */
@@ -58,6 +66,8 @@ export interface Child extends AsyncDisposable {
   readonly ended: Promise<Ended>;
   /** Sends TERM, then KILL after a grace time, and waits. Safe to repeat. */
   stop(): Promise<Ended>;
+  /** Ends a `"held"` input, and lets this process end before the program. */
+  release(): Promise<void>;
 }
 
 /** What {@linkcode run} takes besides the options of {@linkcode spawn}. */
@@ -145,6 +155,7 @@ export function spawn(program: string, options: SpawnOptions = {}): Child {
     args: options.args ?? [],
     cwd: options.cwd,
     env: options.env,
+    detached: options.detached,
     stdin: input === "null" || input === "inherit" ? input : "piped",
     stdout: typeof stdout === "function" ? "piped" : stdout,
     stderr: typeof stderr === "function" ? "piped" : stderr,
@@ -198,6 +209,10 @@ export function spawn(program: string, options: SpawnOptions = {}): Child {
       terminate();
       return ended;
     },
+    async release() {
+      await fed.close();
+      child.unref();
+    },
     async [Symbol.asyncDispose]() {
       terminate();
       await ended;
@@ -224,7 +239,14 @@ function feed(child: Deno.ChildProcess, input: Source) {
     };
   }
   const writer = child.stdin.getWriter();
-  const done = input === "held" ? Promise.resolve() : writer
+  if (input === "held") {
+    const farewell = new Uint8Array([0x0a]);
+    return {
+      close: () =>
+        writer.write(farewell).then(() => writer.close()).catch(ignore),
+    };
+  }
+  const done = writer
     .write(
       typeof input === "string" ? new TextEncoder().encode(input) : input.bytes,
     )

@@ -1,0 +1,228 @@
+/**
+ * Machines that live on when the process that booted them has ended: a state
+ * file says where they are, so that others can use and stop them.
+ *
+ * @module
+ */
+import { dirname, join } from "@std/path";
+import { ToolsmithError } from "./errors.ts";
+import { emitter, type OnEvent } from "./events.ts";
+import { lock } from "./lock.ts";
+import { sharedMonitor } from "./monitor.ts";
+import { run } from "./process.ts";
+import { makeVm, type Vm, type VmFacts } from "./vm.ts";
+
+/** What a state file holds. */
+export interface MachineState extends VmFacts {
+  /** Layout of the file. */
+  layout: 1;
+  /** SHA-256 of the image, where it is known. */
+  digest?: string;
+  /** When the machine was left to itself, as an ISO 8601 time. */
+  since: string;
+  /** Time that a stop gives the guest to power down, in milliseconds. */
+  graceMs: number;
+}
+
+/** What {@linkcode detach} takes. */
+export interface DetachOptions {
+  /** SHA-256 of the image. @default {undefined} */
+  digest?: string;
+  /** The default of a later stop, in milliseconds. @default {10_000} */
+  graceMs?: number;
+}
+
+const GRACE_MS = 10_000;
+const POLL_MS = 50;
+
+/**
+ * Lets a machine live on by itself, and writes down where it is.
+ *
+ * Needs `--allow-read` and `--allow-write` for the state file.
+ *
+ * @param vm A machine of this process; it is of no use here afterwards.
+ * @param path The state file.
+ * @param options What to write down besides.
+ * @returns What was written.
+ * @throws {ToolsmithError} `usage` when the file names a machine that runs. The
+ * machine stays with this process then.
+ */
+export async function detach(
+  vm: Vm,
+  path: string,
+  options: DetachOptions = {},
+): Promise<MachineState> {
+  const state: MachineState = {
+    layout: 1,
+    ...vm.facts,
+    ...options.digest === undefined ? {} : { digest: options.digest },
+    since: new Date().toISOString(),
+    graceMs: options.graceMs ?? GRACE_MS,
+  };
+  await Deno.mkdir(dirname(path), { recursive: true });
+  using _lock = await lock(`${path}.lock`);
+  if (await readState(path)) throw alreadyRunning(path);
+  const staging = `${path}.${crypto.randomUUID()}`;
+  try {
+    await Deno.writeTextFile(staging, JSON.stringify(state, null, 2) + "\n", {
+      mode: 0o600,
+    });
+    await Deno.rename(staging, path);
+  } finally {
+    await Deno.remove(staging).catch(() => {});
+  }
+  await vm.release();
+  return state;
+}
+
+/**
+ * Finds the machine that a state file names. The file of a machine that has
+ * ended is removed.
+ *
+ * Needs `--allow-read` and `--allow-write` for the file and the machine's
+ * folder, and `--allow-run=ps` where there is no `/proc`.
+ *
+ * @param path The state file.
+ * @returns The machine's state, or `undefined` if none runs.
+ */
+export async function findMachine(
+  path: string,
+): Promise<MachineState | undefined> {
+  const found = await Deno.lstat(path).catch(() => undefined);
+  if (!found) return undefined;
+  using _lock = await lock(`${path}.lock`);
+  return await readState(path);
+}
+
+/**
+ * Makes a machine that lives by itself usable here. Disposing it lets it go;
+ * `stop` ends it.
+ *
+ * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the
+ * machine's folder.
+ *
+ * @param path The state file.
+ * @param state What {@linkcode findMachine} returned.
+ * @param onEvent Told of what happens.
+ * @returns The machine.
+ */
+export function useMachine(
+  path: string,
+  state: MachineState,
+  onEvent?: OnEvent,
+): Vm {
+  const monitor = sharedMonitor(state.folder);
+  const stopLooking = new AbortController();
+  const vm = makeVm({
+    facts: state,
+    monitor,
+    emit: emitter(onEvent),
+    ended: whenEnded(state, stopLooking.signal),
+    graceMs: state.graceMs,
+    failure: () =>
+      Promise.resolve(
+        new ToolsmithError("guest_failed", "The machine has ended"),
+      ),
+    kill: async () => {
+      if (await isRunning(state)) Deno.kill(state.pid, "SIGKILL");
+    },
+    async cleanUp() {
+      stopLooking.abort();
+      await forget(path, state);
+    },
+    release: () => Promise.resolve(stopLooking.abort()),
+  });
+  return { ...vm, [Symbol.asyncDispose]: () => vm.release() };
+}
+
+/**
+ * Stops the machine that a state file names.
+ *
+ * @param path The state file.
+ * @param options How long the guest may take, and who is told.
+ * @returns What was stopped.
+ * @throws {ToolsmithError} `machine_not_found` when none runs.
+ */
+export async function stopMachine(
+  path: string,
+  options: { graceMs?: number; onEvent?: OnEvent } = {},
+): Promise<MachineState> {
+  const state = await findMachine(path);
+  if (!state) {
+    throw new ToolsmithError("machine_not_found", "No machine is running", {
+      hint: "toolsmith boot --detach starts one",
+    });
+  }
+  await useMachine(path, state, options.onEvent).stop({
+    graceMs: options.graceMs,
+  });
+  return state;
+}
+
+/** The state, unless its machine has ended. The caller holds the lock. */
+async function readState(path: string): Promise<MachineState | undefined> {
+  let state: MachineState;
+  try {
+    state = JSON.parse(await Deno.readTextFile(path));
+  } catch {
+    return undefined;
+  }
+  if (!isState(state)) return undefined;
+  if (await isRunning(state)) return state;
+  await forget(path, state);
+  return undefined;
+}
+
+function isState(value: unknown): value is MachineState {
+  const state = value as Partial<MachineState> | null;
+  return typeof state === "object" && state?.layout === 1 &&
+    typeof state.pid === "number" && typeof state.folder === "string";
+}
+
+async function forget(path: string, state: MachineState) {
+  // The folder is only removed if it is one of a machine.
+  if (/\/toolsmith-[^/]+$/.test(state.folder)) {
+    await Deno.remove(state.folder, { recursive: true }).catch(() => {});
+  }
+  await Deno.remove(path).catch(() => {});
+}
+
+/**
+ * Tells whether the process is the machine: process ids are used again, the
+ * random name of the machine's folder is not.
+ */
+async function isRunning({ pid, folder }: MachineState): Promise<boolean> {
+  return (await commandLine(pid)).includes(join(folder, ""));
+}
+
+/** Linux has it in a file; elsewhere `ps` tells. */
+async function commandLine(pid: number): Promise<string> {
+  try {
+    return await Deno.readTextFile(`/proc/${pid}/cmdline`);
+  } catch {
+    if (Deno.build.os === "linux") return "";
+  }
+  return (await run("ps", { args: ["-o", "args=", "-ww", "-p", `${pid}`] }))
+    .stdout;
+}
+
+/** Settles when the machine has ended; never, once it is not asked any more. */
+async function whenEnded(
+  state: MachineState,
+  signal: AbortSignal,
+): Promise<void> {
+  await new Promise<void>((done) => {
+    const look = setInterval(async () => {
+      if (await isRunning(state)) return;
+      clearInterval(look);
+      done();
+    }, POLL_MS);
+    signal.addEventListener("abort", () => clearInterval(look));
+  });
+}
+
+function alreadyRunning(path: string): ToolsmithError {
+  return new ToolsmithError("usage", `A machine is running: ${path}`, {
+    hint: "stop it first: toolsmith stop",
+  });
+}

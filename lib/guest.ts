@@ -1,0 +1,278 @@
+/**
+ * Runs commands in a guest. The guest agent starts them; their streams go over
+ * virtio-serial ports that are plugged in for each command, so that output is
+ * seen as it comes, byte for byte, for several commands at once.
+ *
+ * @module
+ */
+import { join } from "@std/path";
+import { ToolsmithError } from "./errors.ts";
+import { type Limits, watchLimits, watchShell } from "./guest_limits.ts";
+import { plugPorts } from "./guest_ports.ts";
+import {
+  COMMAND_SCRIPT,
+  MOUNT_SCRIPT,
+  START_FAILURES,
+  START_SCRIPT,
+} from "./guest_script.ts";
+import {
+  feed,
+  guestGone,
+  type Input,
+  type OutputSink,
+  receive,
+  send,
+} from "./guest_streams.ts";
+import type { Monitor } from "./monitor.ts";
+import type { Share } from "./qemu.ts";
+
+/** How {@linkcode execInGuest} runs a command. */
+export interface ExecOptions extends Limits {
+  /** Arguments, each passed byte for byte. @default {[]} */
+  args?: string[];
+  /** What the command reads. @default {undefined} nothing */
+  stdin?: Input;
+  /** Sees standard output. @default {undefined} it is collected */
+  stdout?: OutputSink;
+  /** Sees standard error. @default {undefined} it is collected */
+  stderr?: OutputSink;
+  /** Added to the guest's environment, or overriding it. @default {{}} */
+  env?: Record<string, string>;
+  /** The command's folder. @default {"/"} or the mounted workspace */
+  cwd?: string;
+}
+
+/** How a command ended. */
+export interface ExecResult {
+  /** The exit status; 128 plus the number for a signal. */
+  code: number;
+  /** The signal that a status above 128 stands for, or `null`. */
+  signal: Deno.Signal | null;
+  /** Collected standard output, as text; empty if a sink took it. */
+  stdout: string;
+  /** Collected standard error, as text; empty if a sink took it. */
+  stderr: string;
+  /** Bytes on standard output. */
+  stdoutBytes: number;
+  /** Bytes on standard error. */
+  stderrBytes: number;
+}
+
+const SHELL = "/bin/sh";
+const SIGNALS: Record<number, Deno.Signal> = {
+  1: "SIGHUP",
+  2: "SIGINT",
+  3: "SIGQUIT",
+  4: "SIGILL",
+  5: "SIGTRAP",
+  6: "SIGABRT",
+  7: "SIGBUS",
+  8: "SIGFPE",
+  9: "SIGKILL",
+  10: "SIGUSR1",
+  11: "SIGSEGV",
+  12: "SIGUSR2",
+  13: "SIGPIPE",
+  14: "SIGALRM",
+  15: "SIGTERM",
+};
+
+/**
+ * Runs a command in the guest to its end.
+ *
+ * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the
+ * machine's folder.
+ *
+ * @param monitor The machine.
+ * @param command Its name, found on the guest's PATH, or its path.
+ * @param options Arguments, streams, limits.
+ * @returns How it ended. A failure of the command is a result, not an error.
+ * @throws {ToolsmithError} `command_not_found`, `timeout`, `guest_failed`.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function execInGuest(
+  monitor: Monitor,
+  command: string,
+  options: ExecOptions = {},
+): Promise<ExecResult> {
+  const words = checked(command, options);
+  options.signal?.throwIfAborted();
+  const id = `toolsmith.${hex(4)}`;
+  const marker = hex(16);
+  const input = options.stdin === undefined ? "no" : "yes";
+  const names = input === "yes" ? ["out", "err", "in"] : ["out", "err"];
+  const ports = names.map((name) => ({
+    id: `${id}.${name}`,
+    path: join(monitor.folder, `${id}.${name}`),
+  }));
+  const plugged = await plugPorts(monitor, ports);
+  const connections: Deno.UnixConn[] = [];
+  try {
+    for (const { path } of ports) {
+      connections.push(await Deno.connect({ transport: "unix", path }));
+    }
+    const script = [COMMAND_SCRIPT, "sh", id, input, START_SCRIPT];
+    const { pid } = await monitor.agent(["guest-exec", {
+      path: SHELL,
+      arg: ["-c", ...script, ...words],
+    }]) as { pid: number };
+    return await talk({ monitor, pid, connections, marker, command, options });
+  } finally {
+    connections.forEach((connection) => quietly(() => connection.close()));
+    await plugged.remove();
+  }
+}
+
+/**
+ * Mounts plugged-in folders in the guest, each at `/mnt/<tag>`.
+ *
+ * @param monitor The machine.
+ * @param shares The folders.
+ * @throws {ToolsmithError} `guest_failed` with what `mount` said.
+ */
+export async function mountInGuest(
+  monitor: Monitor,
+  shares: Share[],
+): Promise<void> {
+  const args = shares.flatMap((
+    { tag, writable },
+  ) => [tag, `/mnt/${tag}`, writable ? "rw" : "ro"]);
+  const { pid } = await monitor.agent(["guest-exec", {
+    path: SHELL,
+    arg: ["-c", MOUNT_SCRIPT, "sh", ...args],
+    "capture-output": true,
+  }]) as { pid: number };
+  for (let pause = 10;; pause = Math.min(pause * 2, 200)) {
+    const status = await monitor.agent(["guest-exec-status", { pid }]) as {
+      exited: boolean;
+      exitcode?: number;
+      "out-data"?: string;
+    };
+    if (status.exited) {
+      if (status.exitcode === 0) return;
+      const said = atob(status["out-data"] ?? "").trim().slice(0, 300);
+      throw new ToolsmithError(
+        "guest_failed",
+        `The guest cannot mount a folder of the host: ${said || "no reason"}`,
+        { hint: "its kernel needs 9p and 9pnet_virtio" },
+      );
+    }
+    await new Promise((done) => setTimeout(done, pause));
+  }
+}
+
+/** Refuses what cannot arrive, and writes the words of the start script. */
+function checked(command: string, options: ExecOptions): string[] {
+  const env = Object.entries(options.env ?? {});
+  for (const [name] of env) {
+    if (!/^[A-Za-z_][A-Za-z0-9_]*$/.test(name)) {
+      throw new ToolsmithError(
+        "usage",
+        `Not a name of an environment variable: ${name}`,
+      );
+    }
+  }
+  const words = [
+    options.cwd ?? "/",
+    `${env.length}`,
+    ...env.map(([name, value]) => `${name}=${value}`),
+    command,
+    ...options.args ?? [],
+  ];
+  if (command === "" || words.some((word) => word.includes("\0"))) {
+    throw new ToolsmithError(
+      "usage",
+      command === ""
+        ? "The command is empty"
+        : "A command, argument or variable holds a zero byte",
+    );
+  }
+  return words;
+}
+
+interface Talk {
+  monitor: Monitor;
+  pid: number;
+  connections: Deno.UnixConn[];
+  marker: string;
+  command: string;
+  options: ExecOptions;
+}
+
+/** Carries the streams of a command until it has ended. */
+async function talk(parts: Talk): Promise<ExecResult> {
+  const { monitor, pid, marker, command, options } = parts;
+  const [outPort, errPort, inPort] = parts.connections;
+  const out = receive(outPort, marker, options.stdout);
+  const err = receive(errPort, marker, options.stderr);
+  const control = (word: string) => send(errPort, `${word}\n`).catch(() => {});
+  let fed: Promise<void> | undefined;
+  const stopFeeding = new AbortController();
+  await control(marker);
+  if (options.stdin !== undefined) {
+    fed = feed(inPort, options.stdin, stopFeeding.signal).catch(() => {});
+  }
+  const limits = watchLimits(control, options);
+  const watch = watchShell(monitor, pid);
+  try {
+    await Promise.race([
+      Promise.all([out.done, err.done]),
+      watch.lost,
+      limits.expired,
+    ]);
+  } finally {
+    limits.clear();
+    await watch.clear();
+    stopFeeding.abort();
+    // A write that the guest does not take would wait without end.
+    quietly(() => inPort?.close());
+    await fed;
+  }
+  limits.check();
+  const failure = err.word() as keyof typeof START_FAILURES | "";
+  if (failure) throw startFailure(command, failure, options);
+  const code = Number(out.word() || NaN);
+  if (!Number.isInteger(code)) throw guestGone();
+  return {
+    code,
+    signal: code > 128 ? SIGNALS[code - 128] ?? null : null,
+    stdout: out.text(),
+    stderr: err.text(),
+    stdoutBytes: out.bytes(),
+    stderrBytes: err.bytes(),
+  };
+}
+
+function startFailure(
+  command: string,
+  failure: keyof typeof START_FAILURES,
+  options: ExecOptions,
+): ToolsmithError {
+  if (failure === "D") {
+    return new ToolsmithError(
+      "guest_failed",
+      `No such folder in the guest: ${options.cwd}`,
+      { hint: "name a folder of the guest; the workspace is /mnt/work" },
+    );
+  }
+  return new ToolsmithError(
+    "command_not_found",
+    `Command ${START_FAILURES[failure]} in the guest: ${command}`,
+    { hint: "give its path in the guest, or name it in the manifest's tools" },
+  );
+}
+
+function hex(bytes: number): string {
+  return Array.from(
+    crypto.getRandomValues(new Uint8Array(bytes)),
+    (byte) => byte.toString(16).padStart(2, "0"),
+  ).join("");
+}
+
+function quietly(action: () => void) {
+  try {
+    action();
+  } catch {
+    // It was closed before.
+  }
+}

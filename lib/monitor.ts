@@ -1,0 +1,131 @@
+/**
+ * Talks to a machine: to QEMU and to the agent in its guest. Both serve one
+ * connection at a time, so whoever talks takes turns: within this process by a
+ * queue, among processes that share a machine by a lock.
+ *
+ * @module
+ */
+import { join } from "@std/path";
+import { ToolsmithError } from "./errors.ts";
+import { lock } from "./lock.ts";
+import {
+  type Agent,
+  type Command,
+  openAgent,
+  openQmp,
+  type Qmp,
+} from "./qmp.ts";
+
+/** Names of the files in a machine's folder. */
+export const MACHINE_FILES = {
+  qmp: "qmp",
+  agent: "agent",
+  console: "console",
+  log: "qemu.log",
+  lock: "lock",
+} as const;
+
+/** The way to talk to a machine. */
+export interface Monitor extends AsyncDisposable {
+  /** The machine's folder, where its sockets are. */
+  readonly folder: string;
+  /** Sends commands to QEMU in one turn, and returns their answers. */
+  qemu(...commands: Command[]): Promise<unknown[]>;
+  /** Sends a command to the guest agent, and returns its answer. */
+  agent(command: Command): Promise<unknown>;
+}
+
+/**
+ * Talks to a machine that belongs to this process alone, on connections that
+ * stay open.
+ *
+ * @param folder The machine's folder.
+ * @param qmp The connection to QEMU; closed with the monitor.
+ * @param agent The connection to the guest agent, which has answered; closed
+ * with the monitor. `undefined` if the guest has none.
+ * @returns The monitor.
+ */
+export function ownMonitor(
+  folder: string,
+  qmp: Qmp,
+  agent: Agent | undefined,
+): Monitor {
+  const turn = turns();
+  let clean = true;
+  return {
+    folder,
+    qemu: (...commands) => qmp.send(...commands),
+    agent: (command) =>
+      turn(async () => {
+        if (!agent) {
+          throw new ToolsmithError(
+            "guest_not_ready",
+            "The guest has no agent to run commands with",
+            { hint: "the image needs qemu-guest-agent, started at boot" },
+          );
+        }
+        if (!clean) await agent.sync(AbortSignal.timeout(10_000));
+        clean = false;
+        const answer = await agent.send(command);
+        clean = true;
+        return answer;
+      }),
+    async [Symbol.asyncDispose]() {
+      await turn(() => Promise.resolve());
+      qmp[Symbol.dispose]();
+      agent?.[Symbol.dispose]();
+      await Promise.all([qmp.closed, agent?.closed]);
+    },
+  };
+}
+
+/**
+ * Talks to a machine that several processes may use, on a connection for each
+ * turn.
+ *
+ * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the folder.
+ *
+ * @param folder The machine's folder.
+ * @returns The monitor.
+ */
+export function sharedMonitor(folder: string): Monitor {
+  const turn = turns();
+  const locked = <T>(work: () => Promise<T>) =>
+    turn(async () => {
+      using _lock = await lock(join(folder, MACHINE_FILES.lock));
+      return await work();
+    });
+  return {
+    folder,
+    qemu: (...commands) =>
+      locked(async () => {
+        using qmp = await openQmp(join(folder, MACHINE_FILES.qmp));
+        const answers = await qmp.send(...commands);
+        qmp[Symbol.dispose]();
+        await qmp.closed;
+        return answers;
+      }),
+    agent: (command) =>
+      locked(async () => {
+        using agent = await openAgent(join(folder, MACHINE_FILES.agent));
+        await agent.sync(AbortSignal.timeout(10_000));
+        const answer = await agent.send(command);
+        agent[Symbol.dispose]();
+        await agent.closed;
+        return answer;
+      }),
+    async [Symbol.asyncDispose]() {
+      await turn(() => Promise.resolve());
+    },
+  };
+}
+
+/** Lets one piece of work run at a time, in the order of the calls. */
+function turns() {
+  let last: Promise<unknown> = Promise.resolve();
+  return <T>(work: () => Promise<T>): Promise<T> => {
+    const mine = last.then(work);
+    last = mine.catch(() => {});
+    return mine;
+  };
+}
