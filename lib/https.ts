@@ -7,6 +7,7 @@
  * @module
  */
 import { ToolsmithError } from "./errors.ts";
+import { statusError, transportError } from "./https_errors.ts";
 import { backoffMs, isTransient, type RetryOptions, sleep } from "./retry.ts";
 
 /** What {@linkcode openHttps} takes. */
@@ -33,7 +34,8 @@ export interface HttpsFile extends Disposable {
  * @param url The address.
  * @param options Patience, and whom to trust.
  * @returns The file; disposing it ends the transfer.
- * @throws {ToolsmithError} `unauthorized`, `forbidden`, `not_found`,
+ * @throws {ToolsmithError} `file_unreadable` for the authority's file;
+ * `unauthorized`, `forbidden`, `not_found`,
  * `rate_limited`, `registry_unavailable`, `tls_failed`, `dns_failed`,
  * `connection_failed`, `transfer_interrupted`, `transfer_stalled`.
  */
@@ -43,9 +45,7 @@ export async function openHttps(
 ): Promise<HttpsFile> {
   const { retries = 3, caFile } = options;
   const shown = `${url.origin}${url.pathname}`;
-  const client = caFile === undefined ? undefined : Deno.createHttpClient({
-    caCerts: [await Deno.readTextFile(caFile)],
-  });
+  const client = caFile === undefined ? undefined : await trusting(caFile);
   let attempt = 1;
   /** Pauses after a failure, or gives up. */
   const again = async (error: unknown) => {
@@ -110,6 +110,7 @@ export async function openHttps(
 interface Transfer {
   /** The first byte's position in the file. */
   from: number;
+  /** How many come, if that is known. */
   bytes: number | null;
   etag: string | null;
   body: AsyncIterable<Uint8Array>;
@@ -140,9 +141,10 @@ async function request(
     clearTimeout(timer);
     signal?.removeEventListener("abort", cancel);
   };
+  let response: Response | undefined;
   const explain = (error: unknown) => {
     if (signal?.aborted) return signal.reason;
-    if (!stalled) return transportError(error, shown);
+    if (!stalled) return transportError(error, shown, response !== undefined);
     return new ToolsmithError(
       "transfer_stalled",
       `Cannot download ${shown}: nothing arrived for ${
@@ -152,7 +154,6 @@ async function request(
     );
   };
 
-  let response: Response;
   try {
     // Encoded bytes would have neither the size nor the ranges of the file.
     const headers: HeadersInit = { "accept-encoding": "identity" };
@@ -163,15 +164,19 @@ async function request(
       await response.body?.cancel();
       throw statusError(response.status, shown);
     }
+    if (response.status === 206 && rangeStart(response) !== from) {
+      await response.body.cancel();
+      throw new ToolsmithError(
+        "transfer_interrupted",
+        `Cannot go on with ${shown} at byte ${from}: the server sent others`,
+        { hint: "try again" },
+      );
+    }
   } catch (error) {
     release();
     throw error instanceof ToolsmithError ? error : explain(error);
   }
 
-  const range = /^bytes (\d+)-\d+\/(\d+)$/.exec(
-    response.headers.get("content-range") ?? "",
-  );
-  const partial = response.status === 206 && range !== null;
   const length = response.headers.get("content-length");
   const source = response.body;
   async function* body() {
@@ -188,8 +193,8 @@ async function request(
     }
   }
   return {
-    from: partial ? Number(range[1]) : 0,
-    bytes: partial ? Number(range[2]) : length === null ? null : Number(length),
+    from: response.status === 206 ? from : 0,
+    bytes: length === null ? null : Number(length),
     etag: response.headers.get("etag"),
     body: body(),
     cancel() {
@@ -199,58 +204,35 @@ async function request(
   };
 }
 
-function statusError(status: number, shown: string): ToolsmithError {
-  const words = `Cannot download ${shown}: the server answered ${status}`;
-  const hint = "check the address, and who may read it";
-  if (status === 401) {
-    return new ToolsmithError("unauthorized", `Unauthorized: ${words}`, {
-      hint: "serve the image without credentials, or from a registry",
-    });
-  }
-  if (status === 403) {
-    return new ToolsmithError("forbidden", `Forbidden: ${words}`, { hint });
-  }
-  if (status === 404 || status === 410) {
-    return new ToolsmithError("not_found", words, { hint });
-  }
-  if (status === 429) {
-    return new ToolsmithError("rate_limited", words, { hint: "wait a while" });
-  }
-  if (status >= 500 || status === 408) {
-    return new ToolsmithError("registry_unavailable", words, {
-      hint: "try again later",
-    });
-  }
-  return new ToolsmithError("failed", words, { hint });
+/** The position of the first byte that a partial answer holds. */
+function rangeStart({ headers }: Response): number | undefined {
+  const range = /^bytes (\d+)-/.exec(headers.get("content-range") ?? "");
+  return range ? Number(range[1]) : undefined;
 }
 
-/** Deno tells these apart by their words alone. */
-function transportError(error: unknown, shown: string): unknown {
-  if (error instanceof Deno.errors.NotCapable) return error;
-  const text = `${(error as Error).message} ${
-    ((error as Error).cause as Error | undefined)?.message ?? ""
-  }`;
-  const words = `Cannot download ${shown}`;
-  if (/dns error|failed to lookup|name or service not known/i.test(text)) {
-    return new ToolsmithError("dns_failed", `${words}: no such host`, {
-      hint: "check the spelling of the host, and this host's DNS",
-      cause: error,
-    });
+async function trusting(caFile: string): Promise<Deno.HttpClient> {
+  let authority: string;
+  try {
+    authority = await Deno.readTextFile(caFile);
+  } catch (cause) {
+    if (cause instanceof Deno.errors.NotCapable) throw cause;
+    throw new ToolsmithError(
+      "file_unreadable",
+      `Cannot read the certificate authority ${caFile}: ${
+        (cause as Error).message
+      }`,
+      { hint: "check the path in --ca-file", cause },
+    );
   }
-  if (/certificate|tls|UnknownIssuer|handshake/i.test(text)) {
-    return new ToolsmithError("tls_failed", `${words}: TLS is not trusted`, {
-      hint: "a private CA needs --ca-file FILE",
-      cause: error,
-    });
+  try {
+    return Deno.createHttpClient({ caCerts: [authority] });
+  } catch (cause) {
+    throw new ToolsmithError(
+      "tls_failed",
+      `Cannot use the certificate authority ${caFile}: ${
+        (cause as Error).message
+      }`,
+      { hint: "--ca-file takes a PEM file", cause },
+    );
   }
-  if (/connect|refused|unreachable|timed out/i.test(text)) {
-    return new ToolsmithError("connection_failed", `${words}: no connection`, {
-      hint: "is the server running, and does a firewall let you through?",
-      cause: error,
-    });
-  }
-  return new ToolsmithError("transfer_interrupted", `${words}: it was cut`, {
-    hint: "try again",
-    cause: error,
-  });
 }
