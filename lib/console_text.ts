@@ -5,17 +5,17 @@
  */
 
 /** What a console says about a guest that will not come up. */
-export type ConsoleVerdict = "panicked" | "not_bootable";
+export interface ConsoleVerdict {
+  /** What has happened. */
+  kind: "panicked" | "not_bootable";
+  /** The console's own words. */
+  words: string;
+}
 
-const TAIL_LINES = 12;
-
+const TAIL_LINES = 16;
+const PANIC = /Kernel panic - not syncing[^\n]*/;
 /** What firmware and boot loaders say when there is nothing to start. */
-const NOT_BOOTABLE = [
-  "No bootable device",
-  "Boot failed: not a bootable disk",
-  "Missing operating system",
-  "Operating System not found",
-];
+const NOT_BOOTABLE = /No bootable device|Missing operating system/;
 
 /**
  * Tells from the console whether the guest has failed for good.
@@ -24,11 +24,11 @@ const NOT_BOOTABLE = [
  * @returns The verdict, or `undefined` while all may be well.
  */
 export function consoleVerdict(text: string): ConsoleVerdict | undefined {
-  if (text.includes("Kernel panic - not syncing")) return "panicked";
   const said = plain(text);
-  return NOT_BOOTABLE.some((words) => said.includes(words))
-    ? "not_bootable"
-    : undefined;
+  const [panic] = PANIC.exec(said) ?? [];
+  if (panic) return { kind: "panicked", words: panic };
+  const [words] = NOT_BOOTABLE.exec(said) ?? [];
+  return words ? { kind: "not_bootable", words } : undefined;
 }
 
 /**
@@ -36,7 +36,7 @@ export function consoleVerdict(text: string): ConsoleVerdict | undefined {
  * control characters, no empty lines.
  *
  * @param text What the console showed.
- * @returns At most twelve lines.
+ * @returns At most sixteen lines.
  */
 export function consoleTail(text: string): string {
   return plain(text).split("\n").map((line) => line.trimEnd())
@@ -46,7 +46,7 @@ export function consoleTail(text: string): string {
 function plain(text: string): string {
   return text
     // deno-lint-ignore no-control-regex
-    .replace(/\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-_]/g, "")
+    .replace(/\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-~]/g, "")
     .replace(/\r/g, "\n")
     // deno-lint-ignore no-control-regex
     .replace(/[\x00-\x09\x0b-\x1f\x7f-\x9f]/g, "");

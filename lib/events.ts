@@ -276,10 +276,10 @@ export interface CommandEndEvent extends EventBase {
   code: number;
   /** The signal that ended it, or `null`. */
   signal: string | null;
-  /** Bytes it wrote to standard output. */
-  stdoutBytes: number;
-  /** Bytes it wrote to standard error. */
-  stderrBytes: number;
+  /** Bytes it wrote to standard output; not known on the host. */
+  stdoutBytes?: number;
+  /** Bytes it wrote to standard error; not known on the host. */
+  stderrBytes?: number;
   /** Time it took, in milliseconds. */
   elapsedMs: number;
 }

@@ -38,7 +38,11 @@ export interface ExecOptions extends Limits {
   stderr?: OutputSink;
   /** Added to the guest's environment, or overriding it. @default {{}} */
   env?: Record<string, string>;
-  /** The command's folder. @default {"/"} or the mounted workspace */
+  /**
+   * The command's folder in the guest; a relative one is in the workspace.
+   *
+   * @default {"/mnt/work"} or `/` where no workspace is mounted
+   */
   cwd?: string;
 }
 

@@ -72,14 +72,18 @@ export async function whenReady(
  */
 export async function bootFailure(machine: Machine): Promise<Error> {
   const verdict = machine.verdict();
-  if (verdict === "panicked") {
-    return withTail(machine, "guest_panicked", "The guest's kernel panicked");
+  if (verdict?.kind === "panicked") {
+    return withTail(
+      machine,
+      "guest_panicked",
+      `The guest's kernel panicked: ${verdict.words}`,
+    );
   }
-  if (verdict === "not_bootable") {
+  if (verdict?.kind === "not_bootable") {
     return withTail(
       machine,
       "boot_failed",
-      "The image does not boot: it holds nothing that can be started",
+      `The image does not boot: ${verdict.words}`,
       "it needs a boot loader that works with BIOS; docs/running.md has more",
     );
   }

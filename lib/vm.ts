@@ -113,7 +113,7 @@ export function makeVm(parts: VmParts): Vm {
     facts,
     ended: parts.ended,
     async exec(command, options = {}) {
-      const cwd = options.cwd ?? defaultFolder(facts);
+      const cwd = guestFolder(facts, options.cwd);
       const id = ++commands;
       const begun = performance.now();
       emit({ type: "command_dispatch", id, command, backend: "qemu" });
@@ -141,9 +141,11 @@ export function makeVm(parts: VmParts): Vm {
   };
 }
 
-function defaultFolder(facts: VmFacts): string {
-  const workspace = facts.shares.some(({ tag }) => tag === WORKSPACE_TAG);
-  return workspace ? `/mnt/${WORKSPACE_TAG}` : "/";
+/** A relative folder is one of the workspace. */
+function guestFolder({ shares }: VmFacts, cwd = ""): string {
+  if (cwd.startsWith("/")) return cwd;
+  const workspace = shares.some(({ tag }) => tag === WORKSPACE_TAG);
+  return (workspace ? `/mnt/${WORKSPACE_TAG}` : "") + `/${cwd}`;
 }
 
 /** A broken connection says little where the machine itself has ended. */
