@@ -4,13 +4,14 @@
  * @module
  */
 import { type Command, parseCommand } from "./lib/cli/args.ts";
-import { helpText } from "./lib/cli/flags.ts";
+import { helpText } from "./lib/cli/help.ts";
 import {
   cacheCommand,
   doctorCommand,
   hydrateCommand,
 } from "./lib/cli/image_commands.ts";
 import { type Io, processIo } from "./lib/cli/io.ts";
+import { bootCommand, runCommand, stopCommand } from "./lib/cli/vm_commands.ts";
 import { initCommand, publishCommand } from "./lib/cli/publish_commands.ts";
 import { describeError, errorLine } from "./lib/cli/render.ts";
 import { processEnvironment } from "./lib/environment.ts";
@@ -51,6 +52,12 @@ async function execute(command: Command, io: Io): Promise<number> {
       return 0;
     case "hydrate":
       return await hydrateCommand(command, io);
+    case "boot":
+      return await bootCommand(command, io);
+    case "run":
+      return await runCommand(command, io);
+    case "stop":
+      return await stopCommand(command, io);
     case "publish":
       return await publishCommand(command, io);
     case "init":

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { type Export, parseExport } from "../attach.ts";
 import type { InitOptions } from "../init.ts";
 import type { PublishOptions } from "../publish.ts";
 import { parseExtra } from "../publish_files.ts";
@@ -45,6 +46,22 @@ export interface HydrateFlags extends RegistryFlags {
   stallTimeoutMs?: number;
 }
 
+/** Flags about the machine; what is not given is the library's default. */
+export interface MachineFlags {
+  /** In MiB. */
+  memory?: number;
+  /** Count of processors. */
+  cpus?: number;
+  /** Folders to mount writable. */
+  exports?: Export[];
+  /** Give it a network. */
+  network?: boolean;
+  /** File that keeps what the guest writes. */
+  overlay?: string;
+  /** In milliseconds. */
+  bootTimeoutMs?: number;
+}
+
 /** What a person asked the program to do. */
 export type Command =
   | { kind: "help"; command?: CommandSpec }
@@ -59,6 +76,27 @@ export type Command =
     output: OutputFlags;
   }
   | { kind: "init"; options: InitOptions; output: OutputFlags }
+  | {
+    kind: "boot";
+    hydrate: HydrateFlags;
+    machine: MachineFlags;
+    detach: boolean;
+    qemuArgs: string[];
+    output: OutputFlags;
+  }
+  | {
+    kind: "run";
+    hydrate: HydrateFlags;
+    machine: MachineFlags;
+    command: string;
+    args: string[];
+    execution?: "vm" | "host";
+    timeoutMs?: number;
+    env: Record<string, string>;
+    cwd?: string;
+    output: OutputFlags;
+  }
+  | { kind: "stop"; manifest?: string; cache?: string; json: boolean }
   | {
     kind: "doctor";
     manifest?: string;
@@ -141,6 +179,41 @@ const READERS: Record<string, (given: Given) => Command> = {
     },
     output: outputFlags(given),
   }),
+  boot: (given) => ({
+    kind: "boot",
+    hydrate: hydrateFlags(given),
+    machine: machineFlags(given),
+    detach: given.has("detach"),
+    qemuArgs: given.rest,
+    output: outputFlags(given),
+  }),
+  run: (given) => {
+    const [command, ...args] = given.rest;
+    if (command === undefined) {
+      throw usage("run needs a command", "toolsmith run -- COMMAND [ARG…]");
+    }
+    const execution = given.text("execution");
+    return {
+      kind: "run",
+      hydrate: hydrateFlags(given),
+      machine: machineFlags(given),
+      command,
+      args,
+      execution: execution === undefined
+        ? undefined
+        : given.oneOf(["vm", "host"], execution),
+      timeoutMs: given.duration("timeout"),
+      env: pairs("env", given),
+      cwd: given.text("cwd"),
+      output: outputFlags(given),
+    };
+  },
+  stop: (given) => ({
+    kind: "stop",
+    manifest: given.text("manifest"),
+    cache: given.text("cache"),
+    json: given.has("json"),
+  }),
   doctor: (given) => ({
     kind: "doctor",
     manifest: given.text("manifest"),
@@ -164,9 +237,7 @@ function publishOptions(given: Given): PublishOptions {
   const verify = given.text("verify") ?? "manifest";
   return {
     extras: given.texts("extra").map(parseExtra),
-    annotations: Object.fromEntries(
-      given.texts("annotation").map(parseAnnotation),
-    ),
+    annotations: pairs("annotation", given),
     created: given.time("created"),
     verify: given.oneOf(["manifest", "pull"], verify),
     attempts: given.count("attempts"),
@@ -179,10 +250,28 @@ function publishOptions(given: Given): PublishOptions {
   };
 }
 
-function parseAnnotation(text: string): [string, string] {
-  const [, key, value] = /^([^=\s]+)=(.*)$/s.exec(text) ?? [];
-  if (key !== undefined) return [key, value];
-  throw usage(`--annotation ${text} is not KEY=VALUE`, "--annotation a.b=c");
+/** Reads the values of a flag, each KEY=VALUE. */
+function pairs(flag: string, given: Given): Record<string, string> {
+  return Object.fromEntries(
+    given.texts(flag).map((text) => {
+      const [, key, value] = /^([^=\s]+)=(.*)$/s.exec(text) ?? [];
+      if (key !== undefined) return [key, value];
+      throw usage(`--${flag} ${text} is not KEY=VALUE`, `--${flag} a=b`);
+    }),
+  );
+}
+
+function machineFlags(given: Given): MachineFlags {
+  const exports = given.texts("export").map(parseExport);
+  const flags: MachineFlags = {
+    memory: given.mebibytes("memory"),
+    cpus: given.count("cpus"),
+    overlay: given.text("overlay"),
+    bootTimeoutMs: given.duration("boot-timeout"),
+  };
+  if (exports.length > 0) flags.exports = exports;
+  if (given.has("network")) flags.network = true;
+  return flags;
 }
 
 function hydrateFlags(given: Given): HydrateFlags {

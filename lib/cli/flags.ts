@@ -96,6 +96,35 @@ const HYDRATE: Flag[] = [
   ...OUTPUT,
 ];
 
+const MACHINE: Flag[] = [
+  { name: "memory", value: "SIZE", help: "memory of the machine (512M)" },
+  {
+    name: "cpus",
+    value: "N",
+    help: "its processors (2, or what the host has)",
+  },
+  {
+    name: "export",
+    value: "DIR[:TAG]",
+    many: true,
+    help: "mount this folder writable, at /mnt/TAG",
+  },
+  {
+    name: "network",
+    help: "give it a network; it then reaches all that this host reaches",
+  },
+  {
+    name: "overlay",
+    value: "FILE",
+    help: "keep what the guest writes to its disk in this file",
+  },
+  {
+    name: "boot-timeout",
+    value: "SECONDS",
+    help: "give up a guest that is not ready after so long (120)",
+  },
+];
+
 /** Every command, in the order of the help. */
 export const COMMANDS: CommandSpec[] = [
   {
@@ -105,6 +134,60 @@ export const COMMANDS: CommandSpec[] = [
     details:
       "Prints the image's path. Private packages of ghcr.io need GHCR_TOKEN, and\nGHCR_USERNAME or GITHUB_ACTOR; other registries: oras login.",
     flags: HYDRATE,
+    positionals: [0, 0],
+  },
+  {
+    name: "boot",
+    usage: "[flags] [-- QEMU arguments]",
+    summary: "hydrate, and boot the image with its console on this terminal",
+    details:
+      "The workspace is mounted read-only at /mnt/work. Ctrl-C powers the guest down.\nNothing that it writes is kept, unless --overlay says where.",
+    flags: [
+      {
+        name: "detach",
+        help: "return when the guest is ready; run uses it, stop ends it",
+      },
+      ...MACHINE,
+      ...HYDRATE,
+    ],
+    positionals: [0, 0],
+    rest: true,
+  },
+  {
+    name: "run",
+    usage: "[flags] -- COMMAND [ARG…]",
+    summary: "run a command in the image; its exit status is the command's",
+    details:
+      "It runs in the workspace, read-only at /mnt/work. A machine that was booted with\n--detach is used, else one is booted for the command.",
+    flags: [
+      {
+        name: "execution",
+        value: "WHERE",
+        help: "vm or host; else TOOLSMITH_EXECUTION, else vm",
+      },
+      {
+        name: "timeout",
+        value: "SECONDS",
+        help: "end the command after so long, with exit status 124",
+      },
+      {
+        name: "env",
+        value: "NAME=VALUE",
+        many: true,
+        help: "set a variable for the command",
+      },
+      { name: "cwd", value: "DIR", help: "the command's folder, in the guest" },
+      ...MACHINE,
+      ...HYDRATE,
+    ],
+    positionals: [0, 0],
+    rest: true,
+  },
+  {
+    name: "stop",
+    usage: "[flags]",
+    summary: "power down the machine that boot --detach started",
+    flags: [...MANIFEST, ...CACHE, OUTPUT[0]],
     positionals: [0, 0],
   },
   {
@@ -222,46 +305,3 @@ export const COMMANDS: CommandSpec[] = [
 export const COMMON: Flag[] = [
   { name: "help", help: "print this" },
 ];
-
-/**
- * Writes the help.
- *
- * @param command The command to explain, or `undefined` for the program.
- * @returns The text, with a newline at its end.
- */
-export function helpText(command?: CommandSpec): string {
-  if (!command) {
-    const rows = COMMANDS.map(({ name, summary }) => [name, summary]);
-    return `Usage: toolsmith COMMAND [flags]
-
-Gets a verified VM image from an OCI registry onto this host, and runs tools in it.
-
-Commands:
-${columns(rows)}
-
-toolsmith COMMAND --help explains a command; toolsmith --version prints the version.
-`;
-  }
-  const flags = [...command.flags, ...COMMON].map(({ name, value, help }) => [
-    value ? `--${name} ${value}` : `--${name}`,
-    help,
-  ]);
-  return `Usage: toolsmith ${command.name} ${command.usage}
-
-${sentence(command.summary)}
-${command.details ? `${command.details}\n` : ""}
-Flags:
-${columns(flags)}
-`;
-}
-
-function sentence(text: string): string {
-  return `${text[0].toUpperCase()}${text.slice(1)}.`;
-}
-
-function columns(rows: string[][]): string {
-  const width = Math.max(...rows.map(([left]) => left.length));
-  return rows
-    .map(([left, right]) => `  ${left.padEnd(width)}  ${right}`)
-    .join("\n");
-}

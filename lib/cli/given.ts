@@ -25,6 +25,8 @@ export interface Given {
   duration(name: string): number | undefined;
   /** An age such as `30d`, in milliseconds. */
   age(name: string): number | undefined;
+  /** A size such as `512M` or `2G`, in MiB. */
+  mebibytes(name: string): number | undefined;
   /** A time in ISO 8601, or in seconds since 1970. */
   time(name: string): Date | undefined;
   /** A word, if it is one of these. */
@@ -108,6 +110,13 @@ export function readFlags(spec: CommandSpec, args: string[]): Given {
       const match = /^(\d{1,6})([smhd])$/.exec(value);
       if (match) return Number(match[1]) * AGES[match[2]];
       throw usage(`--${name} ${value} is not an age`, `--${name} 30d`);
+    },
+    mebibytes(name) {
+      const value = text(name);
+      if (value === undefined) return undefined;
+      const [, digits, unit] = /^([1-9]\d{0,6})([MG]?)$/i.exec(value) ?? [];
+      if (digits) return Number(digits) * (/g/i.test(unit) ? 1024 : 1);
+      throw usage(`--${name} ${value} is not a size`, `--${name} 512M`);
     },
     time(name) {
       const value = text(name);

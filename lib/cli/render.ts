@@ -37,7 +37,7 @@ const PLAIN_PROGRESS_MS = 5000;
  */
 export function humanView(screen: Screen): View {
   let drawn = false;
-  let begun = 0;
+  let begun: number | undefined;
   let told = 0;
   const clear = () => {
     if (drawn) screen.write("\r\x1b[K");
@@ -52,6 +52,11 @@ export function humanView(screen: Screen): View {
       if (
         event.type === "download_progress" || event.type === "checksum_progress"
       ) {
+        // Without a start there is no rate to tell yet.
+        if (begun === undefined) {
+          begun = told = now;
+          return;
+        }
         const line = progressBar(event, now - begun, screen.columns);
         if (screen.bar) {
           screen.write(`\r\x1b[K${line}`);

@@ -1,0 +1,167 @@
+/**
+ * The commands about machines: boot, run, stop.
+ *
+ * @module
+ */
+import { join } from "@std/path";
+import { boot, type BootOptions } from "../boot.ts";
+import { detach, findMachine, stopMachine, useMachine } from "../detached.ts";
+import type { OnEvent } from "../events.ts";
+import { runOnHost } from "../host.ts";
+import { hydrate } from "../hydrate.ts";
+import { loadManifest, locateManifest, workspaceRoot } from "../manifest.ts";
+import { assertToolAllowed, resolveTool } from "../tools.ts";
+import type { Vm } from "../vm.ts";
+import type { CommandOf, HydrateFlags } from "./args.ts";
+import { usage } from "./given.ts";
+import type { Io } from "./io.ts";
+
+/** Boots the image, with its console on this terminal, or by itself. */
+export async function bootCommand(
+  command: CommandOf<"boot">,
+  io: Io,
+): Promise<number> {
+  const { output, qemuArgs } = command;
+  const { onEvent, close } = io.view(output);
+  const starting = new AbortController();
+  const cancel = () => starting.abort(io.signal.reason);
+  io.signal.addEventListener("abort", cancel);
+  try {
+    const image = await hydratedImage(command.hydrate, io, onEvent);
+    close();
+    const options: BootOptions = {
+      ...command.machine,
+      image: image.path,
+      workspace: image.root,
+      qemuArgs,
+      onEvent,
+      env: io.env,
+      signal: starting.signal,
+    };
+    if (command.detach) {
+      const path = machineFile(image.root);
+      const vm = await boot(options);
+      try {
+        const { pid } = await detach(vm, path, { digest: image.digest });
+        io.result(output.json, { pid, machine: path }, path);
+      } catch (error) {
+        await vm.stop({ graceMs: 0 });
+        throw error;
+      }
+      return 0;
+    }
+    await onConsole(options, output.json, io);
+    io.result(output.json, { outcome: "stopped" }, "");
+    return 0;
+  } finally {
+    io.signal.removeEventListener("abort", cancel);
+    close();
+  }
+}
+
+/** Runs a command in the image, and ends with its exit status. */
+export async function runCommand(
+  command: CommandOf<"run">,
+  io: Io,
+): Promise<number> {
+  const { output, cwd, env, args, timeoutMs } = command;
+  const { onEvent, close } = io.view(output);
+  const place = command.execution ?? placeOf(io);
+  try {
+    const rules = await loadManifest(command.hydrate.manifest);
+    const common = { args, env, cwd, timeoutMs, signal: io.signal };
+    if (place === "host") {
+      // Paths of tools are those of the guest: here the name alone counts.
+      assertToolAllowed(rules, command.command);
+      const streams = io.hostStreams(output.json);
+      const options = { ...common, ...streams, onEvent };
+      const ended = await runOnHost(command.command, options);
+      io.result(output.json, ended, "");
+      return ended.code;
+    }
+    const program = resolveTool(rules, command.command);
+    await using vm = await machineFor(command, io, onEvent);
+    close();
+    const streams = io.streams(output.json);
+    const result = await vm.exec(program, { ...common, ...streams });
+    const { code, signal, stdoutBytes, stderrBytes } = result;
+    io.result(output.json, { code, signal, stdoutBytes, stderrBytes }, "");
+    return code;
+  } finally {
+    close();
+  }
+}
+
+/** Powers down the machine that lives by itself. */
+export async function stopCommand(
+  command: CommandOf<"stop">,
+  io: Io,
+): Promise<number> {
+  const root = workspaceRoot(await locateManifest(command.manifest));
+  const { pid } = await stopMachine(machineFile(root));
+  io.result(command.json, { outcome: "stopped", pid }, "");
+  return 0;
+}
+
+/** Where a workspace notes the machine that lives by itself. */
+function machineFile(root: string): string {
+  return join(root, ".toolsmith", "machine.json");
+}
+
+/** The machine that lives by itself where it fits, else one for this command. */
+async function machineFor(
+  command: CommandOf<"run">,
+  io: Io,
+  onEvent: OnEvent,
+): Promise<Vm> {
+  const asked = Object.values(command.machine).some((flag) =>
+    flag !== undefined
+  );
+  const manifest = await loadManifest(command.hydrate.manifest);
+  const path = machineFile(manifest.root);
+  const state = asked ? undefined : await findMachine(path);
+  if (state?.digest === `sha256:${manifest.image.sha256}`) {
+    return useMachine(path, state, onEvent);
+  }
+  const image = await hydratedImage(command.hydrate, io, onEvent);
+  return await boot({
+    ...command.machine,
+    image: image.path,
+    workspace: image.root,
+    onEvent,
+    env: io.env,
+    signal: io.signal,
+  });
+}
+
+async function hydratedImage(flags: HydrateFlags, io: Io, onEvent: OnEvent) {
+  const { manifest: path, ...options } = flags;
+  const manifest = await loadManifest(path);
+  const { signal } = io;
+  const result = await hydrate(manifest, { ...options, signal, onEvent });
+  return { ...result, root: manifest.root };
+}
+
+/** Gives the terminal to the guest until it ends, or Ctrl-C powers it down. */
+async function onConsole(options: BootOptions, json: boolean, io: Io) {
+  using terminal = io.terminal(json);
+  await using vm = await boot({
+    ...options,
+    agentOptional: true,
+    console: terminal,
+  });
+  const stop = () => vm.stop({ graceMs: 10_000 });
+  io.signal.addEventListener("abort", stop, { once: true });
+  if (io.signal.aborted) await stop();
+  await vm.ended;
+  io.signal.removeEventListener("abort", stop);
+}
+
+function placeOf(io: Io): "vm" | "host" {
+  const place = io.env.get("TOOLSMITH_EXECUTION") || "vm";
+  if (place === "vm" || place === "host") return place;
+  throw usage(
+    `TOOLSMITH_EXECUTION is "${place}"`,
+    "it is vm, or host to do without the machine",
+  );
+}
