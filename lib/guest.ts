@@ -5,25 +5,20 @@
  *
  * @module
  */
-import { join } from "@std/path";
 import { ToolsmithError } from "./errors.ts";
+import { type Channel, openChannel } from "./guest_channel.ts";
 import { type Limits, watchLimits, watchShell } from "./guest_limits.ts";
-import { plugPorts } from "./guest_ports.ts";
-import {
-  COMMAND_SCRIPT,
-  MOUNT_SCRIPT,
-  START_FAILURES,
-  START_SCRIPT,
-} from "./guest_script.ts";
+
+import { MOUNT_SCRIPT, START_FAILURES } from "./guest_script.ts";
 import {
   feed,
-  guestGone,
   type Input,
   type OutputSink,
   receive,
   send,
 } from "./guest_streams.ts";
 import type { Monitor } from "./monitor.ts";
+import { MachineGone } from "./qmp.ts";
 import type { Share } from "./qemu.ts";
 
 /** How {@linkcode execInGuest} runs a command. */
@@ -101,30 +96,10 @@ export async function execInGuest(
 ): Promise<ExecResult> {
   const words = checked(command, options);
   options.signal?.throwIfAborted();
-  const id = `toolsmith.${hex(4)}`;
-  const marker = hex(16);
-  const input = options.stdin === undefined ? "no" : "yes";
-  const names = input === "yes" ? ["out", "err", "in"] : ["out", "err"];
-  const ports = names.map((name) => ({
-    id: `${id}.${name}`,
-    path: join(monitor.folder, `${id}.${name}`),
-  }));
-  const plugged = await plugPorts(monitor, ports);
-  const connections: Deno.UnixConn[] = [];
-  try {
-    for (const { path } of ports) {
-      connections.push(await Deno.connect({ transport: "unix", path }));
-    }
-    const script = [COMMAND_SCRIPT, "sh", id, input, START_SCRIPT];
-    const { pid } = await monitor.agent(["guest-exec", {
-      path: SHELL,
-      arg: ["-c", ...script, ...words],
-    }]) as { pid: number };
-    return await talk({ monitor, pid, connections, marker, command, options });
-  } finally {
-    connections.forEach((connection) => quietly(() => connection.close()));
-    await plugged.remove();
-  }
+  const marker = crypto.randomUUID().replaceAll("-", "");
+  const input = options.stdin !== undefined;
+  await using channel = await openChannel(monitor, { words, input, marker });
+  return await talk({ monitor, channel, marker, command, options });
 }
 
 /**
@@ -196,8 +171,7 @@ function checked(command: string, options: ExecOptions): string[] {
 
 interface Talk {
   monitor: Monitor;
-  pid: number;
-  connections: Deno.UnixConn[];
+  channel: Channel;
   marker: string;
   command: string;
   options: ExecOptions;
@@ -205,19 +179,16 @@ interface Talk {
 
 /** Carries the streams of a command until it has ended. */
 async function talk(parts: Talk): Promise<ExecResult> {
-  const { monitor, pid, marker, command, options } = parts;
-  const [outPort, errPort, inPort] = parts.connections;
-  const out = receive(outPort, marker, options.stdout);
-  const err = receive(errPort, marker, options.stderr);
-  const control = (word: string) => send(errPort, `${word}\n`).catch(() => {});
-  let fed: Promise<void> | undefined;
+  const { monitor, channel, marker, command, options } = parts;
+  const out = receive(channel.out, marker, options.stdout);
+  const err = receive(channel.err, marker, options.stderr);
+  const kill = (name: string) => send(channel.err, `${name}\n`).catch(() => {});
   const stopFeeding = new AbortController();
-  await control(marker);
-  if (options.stdin !== undefined) {
-    fed = feed(inPort, options.stdin, stopFeeding.signal).catch(() => {});
-  }
-  const limits = watchLimits(control, options);
-  const watch = watchShell(monitor, pid);
+  const fed = channel.in && options.stdin !== undefined
+    ? feed(channel.in, options.stdin, stopFeeding.signal).catch(() => {})
+    : undefined;
+  const limits = watchLimits(kill, options);
+  const watch = watchShell(monitor, channel.pid);
   try {
     await Promise.race([
       Promise.all([out.done, err.done]),
@@ -226,17 +197,16 @@ async function talk(parts: Talk): Promise<ExecResult> {
     ]);
   } finally {
     limits.clear();
-    await watch.clear();
     stopFeeding.abort();
     // A write that the guest does not take would wait without end.
-    quietly(() => inPort?.close());
-    await fed;
+    channel.endInput();
+    await Promise.all([watch.clear(), fed]);
   }
   limits.check();
   const failure = err.word() as keyof typeof START_FAILURES | "";
   if (failure) throw startFailure(command, failure, options);
   const code = Number(out.word() || NaN);
-  if (!Number.isInteger(code)) throw guestGone();
+  if (!Number.isInteger(code)) throw new MachineGone();
   return {
     code,
     signal: code > 128 ? SIGNALS[code - 128] ?? null : null,
@@ -264,19 +234,4 @@ function startFailure(
     `Command ${START_FAILURES[failure]} in the guest: ${command}`,
     { hint: "give its path in the guest, or name it in the manifest's tools" },
   );
-}
-
-function hex(bytes: number): string {
-  return Array.from(
-    crypto.getRandomValues(new Uint8Array(bytes)),
-    (byte) => byte.toString(16).padStart(2, "0"),
-  ).join("");
-}
-
-function quietly(action: () => void) {
-  try {
-    action();
-  } catch {
-    // It was closed before.
-  }
 }

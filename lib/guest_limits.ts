@@ -4,8 +4,8 @@
  * @module
  */
 import { ToolsmithError } from "./errors.ts";
-import { guestGone } from "./guest_streams.ts";
 import type { Monitor } from "./monitor.ts";
+import { MachineGone } from "./qmp.ts";
 
 /** When a command has to end. */
 export interface Limits {
@@ -103,7 +103,7 @@ export function watchShell(monitor: Monitor, pid: number): ShellWatch {
     if (over) return;
     // The last bytes may still be on their way.
     if ((status as { exited: boolean }).exited) {
-      timer = setTimeout(() => lost.reject(guestGone()), ALIVE_MS);
+      timer = setTimeout(() => lost.reject(new MachineGone()), ALIVE_MS);
     } else later();
   };
   const later = () => {

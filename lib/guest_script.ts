@@ -62,7 +62,7 @@ exec "$program" "$@" 6>&-
  * ports, whether there is input, the script above, its arguments.
  *
  * - NAME.out carries stdout, then the marker and the exit status.
- * - NAME.err carries stderr, then the marker; from the host comes the marker,
+ * - NAME.err carries a greeting, stderr, then the marker; from the host comes the marker,
  *   which no argument holds, or any list of processes would show it, then names
  *   of signals. When it ends, the host is gone, and the command is killed.
  * - NAME.in carries stdin: a line with a count, so many bytes, and so on, as a
@@ -101,6 +101,7 @@ exec 6<>"$node"
   exec 3<"$node"
 }
 until read -r end <&6; do again; done
+echo ready >&6
 group=-
 command -v setsid >/dev/null || group=
 feed() {

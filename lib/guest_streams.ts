@@ -4,7 +4,7 @@
  * @module
  */
 import { endMarker } from "./end_marker.ts";
-import { ToolsmithError } from "./errors.ts";
+import { MachineGone } from "./qmp.ts";
 
 /** Takes output as it comes; the guest waits while a promise is pending. */
 export type OutputSink = (chunk: Uint8Array) => void | Promise<void>;
@@ -47,7 +47,7 @@ export function receive(
     const buffer = new Uint8Array(FRAME);
     while (end.word === undefined) {
       const count = await port.read(buffer).catch(() => null);
-      if (count === null) throw guestGone();
+      if (count === null) throw new MachineGone();
       const chunk = end.push(buffer.slice(0, count));
       bytes += chunk.length;
       if (chunk.length === 0) continue;
@@ -122,12 +122,4 @@ export async function send(
   for (let done = 0; done < bytes.length;) {
     done += await port.write(bytes.subarray(done));
   }
-}
-
-/** The error for a machine that ends before its command. */
-export function guestGone(): ToolsmithError {
-  return new ToolsmithError(
-    "guest_failed",
-    "The machine broke off while the command ran",
-  );
 }

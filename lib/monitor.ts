@@ -23,6 +23,7 @@ export const MACHINE_FILES = {
   console: "console",
   log: "qemu.log",
   lock: "lock",
+  alone: "alone",
 } as const;
 
 /** The way to talk to a machine. */
@@ -31,6 +32,8 @@ export interface Monitor extends AsyncDisposable {
   readonly folder: string;
   /** Sends commands to QEMU in one turn, and returns their answers. */
   qemu(...commands: Command[]): Promise<unknown[]>;
+  /** Works while nobody else who asks this way does, in any process. */
+  alone<T>(work: () => Promise<T>): Promise<T>;
   /** Sends a command to the guest agent, and returns its answer. */
   agent(command: Command): Promise<unknown>;
 }
@@ -54,6 +57,7 @@ export function ownMonitor(
   let clean = true;
   return {
     folder,
+    alone: turns(),
     qemu: (...commands) => qmp.send(...commands),
     agent: (command) =>
       turn(async () => {
@@ -89,14 +93,18 @@ export function ownMonitor(
  * @returns The monitor.
  */
 export function sharedMonitor(folder: string): Monitor {
-  const turn = turns();
-  const locked = <T>(work: () => Promise<T>) =>
-    turn(async () => {
-      using _lock = await lock(join(folder, MACHINE_FILES.lock));
-      return await work();
-    });
+  const locking = (name: string) => {
+    const turn = turns();
+    return <T>(work: () => Promise<T>) =>
+      turn(async () => {
+        using _lock = await lock(join(folder, name));
+        return await work();
+      });
+  };
+  const locked = locking(MACHINE_FILES.lock);
   return {
     folder,
+    alone: locking(MACHINE_FILES.alone),
     qemu: (...commands) =>
       locked(async () => {
         using qmp = await openQmp(join(folder, MACHINE_FILES.qmp));
@@ -115,7 +123,7 @@ export function sharedMonitor(folder: string): Monitor {
         return answer;
       }),
     async [Symbol.asyncDispose]() {
-      await turn(() => Promise.resolve());
+      await locked(() => Promise.resolve()).catch(() => {});
     },
   };
 }

@@ -37,6 +37,13 @@ export interface Agent extends Disposable {
   send(command: Command, timeoutMs?: number): Promise<unknown>;
 }
 
+/** The machine ended, or broke off, while something was asked of it. */
+export class MachineGone extends ToolsmithError {
+  constructor() {
+    super("guest_failed", "The machine broke off");
+  }
+}
+
 interface Message extends Record<string, unknown> {
   return?: unknown;
   error?: { class?: string; desc?: string };
@@ -149,7 +156,7 @@ export async function openAgent(path: string): Promise<Agent> {
         signal?.throwIfAborted();
         await ask();
         await Promise.race([answered.promise, lines.closed]);
-        if (lines.isClosed()) throw machineGone();
+        if (lines.isClosed()) throw new MachineGone();
       } finally {
         clearInterval(timer);
         signal?.removeEventListener("abort", aborted);
@@ -207,14 +214,14 @@ async function openLines(path: string, onMessage: (message: Message) => void) {
       });
       writing = written.catch(() => {});
       return written.catch((cause) => {
-        throw open ? cause : machineGone();
+        throw open ? cause : new MachineGone();
       });
     },
     /** An answer, unless the connection ends or the time is over before. */
     within<T>(ms: number, answer: Promise<T>, late: () => Error): Promise<T> {
       const { promise, resolve, reject } = Promise.withResolvers<T>();
       const timer = setTimeout(() => reject(late()), ms);
-      const gone = () => reject(machineGone());
+      const gone = () => reject(new MachineGone());
       if (!open) gone();
       end.signal.addEventListener("abort", gone, { once: true });
       answer.then(resolve, reject);
@@ -263,8 +270,4 @@ function parse(line: string): Message | undefined {
 function refused(who: string, what: string, message: Message): ToolsmithError {
   const desc = message.error?.desc ?? "without a reason";
   return new ToolsmithError("guest_failed", `${who} refused ${what}: ${desc}`);
-}
-
-function machineGone(): ToolsmithError {
-  return new ToolsmithError("guest_failed", "The machine has ended");
 }

@@ -6,10 +6,10 @@
  */
 import type { Accelerator } from "./accelerator.ts";
 import { WORKSPACE_TAG } from "./attach.ts";
-import { ToolsmithError } from "./errors.ts";
 import type { Emit } from "./events.ts";
 import { execInGuest, type ExecOptions, type ExecResult } from "./guest.ts";
 import type { Monitor } from "./monitor.ts";
+import { MachineGone } from "./qmp.ts";
 import type { Share } from "./qemu.ts";
 
 /** What a machine is, as far as others need to know. */
@@ -150,9 +150,7 @@ function guestFolder({ shares }: VmFacts, cwd = ""): string {
 
 /** A broken connection says little where the machine itself has ended. */
 async function explain(parts: VmParts, error: unknown): Promise<unknown> {
-  if (!(error instanceof ToolsmithError) || error.code !== "guest_failed") {
-    return error;
-  }
+  if (!(error instanceof MachineGone)) return error;
   if (!await within(parts.ended, NOTICE_MS)) return error;
   return await parts.failure() ?? error;
 }
