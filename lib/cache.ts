@@ -64,6 +64,7 @@ export interface Staging extends AsyncDisposable {
 }
 
 const STAMP = "verified.json";
+const UNWRITABLE = ["EROFS", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG"];
 const STAGING = /^\.staging-([0-9a-f]{64})-/;
 
 /**
@@ -99,8 +100,10 @@ export async function lookUp(key: CacheKey): Promise<CachedFile | undefined> {
   const path = join(folder, file);
   try {
     const stat = await Deno.lstat(path);
-    const now = stat.isFile ? fingerprint(stat) : undefined;
-    const trusted = stamp !== undefined && now !== undefined &&
+    // A folder, a link or a pipe is no image: it is replaced, and never opened.
+    if (!stat.isFile) return undefined;
+    const now = fingerprint(stat);
+    const trusted = stamp !== undefined &&
       stamp.digest === `sha256:${key.sha256}` &&
       (Object.keys(now) as (keyof typeof now)[])
         .every((field) => now[field] === stamp[field]);
@@ -130,8 +133,13 @@ export async function lockEntry(
   try {
     await Deno.mkdir(folder, { recursive: true });
     const held = await lock(lockPath(key), options);
-    await sweepStaging(key.cache, key.image, key.sha256);
-    return held;
+    try {
+      await sweepStaging(key.cache, key.image, key.sha256);
+      return held;
+    } catch (error) {
+      held[Symbol.dispose]();
+      throw error;
+    }
   } catch (cause) {
     throw asCacheError(cause, folder);
   }
@@ -266,10 +274,9 @@ export async function removeTree(folder: string) {
  * @returns `cache_unwritable` where the system says no, else the usual.
  */
 export function asCacheError(cause: unknown, folder: string): ToolsmithError {
-  const code = (cause as { code?: unknown } | null)?.code;
+  const code = String((cause as { code?: unknown } | null)?.code);
   if (
-    cause instanceof Deno.errors.PermissionDenied || code === "EROFS" ||
-    code === "ENOTDIR" || code === "EEXIST"
+    cause instanceof Deno.errors.PermissionDenied || UNWRITABLE.includes(code)
   ) {
     return new ToolsmithError(
       "cache_unwritable",
@@ -284,7 +291,10 @@ export function asCacheError(cause: unknown, folder: string): ToolsmithError {
   return toToolsmithError(cause);
 }
 
-/** What must not have changed for a stamp to hold. */
+/**
+ * What must not have changed for a stamp to hold. Deno tells ctime in whole
+ * seconds: a change within the same one shows in the others alone.
+ */
 function fingerprint(stat: Deno.FileInfo) {
   return {
     size: stat.size,
@@ -298,7 +308,7 @@ async function readStamp(folder: string): Promise<Stamp | undefined> {
   try {
     const stamp = JSON.parse(await Deno.readTextFile(join(folder, STAMP)));
     const plain = typeof stamp?.file === "string" &&
-      /^[^/\\]+$/.test(stamp.file);
+      /^[^/\\]+\.qcow2$/i.test(stamp.file);
     return plain ? stamp : undefined;
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
@@ -335,7 +345,9 @@ async function findImage(folder: string): Promise<string | undefined> {
       if (isFile && /\.qcow2$/i.test(name)) return name;
     }
   } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    const none = error instanceof Deno.errors.NotFound ||
+      error instanceof Deno.errors.NotADirectory;
+    if (!none) throw error;
   }
   return undefined;
 }

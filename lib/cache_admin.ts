@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { join } from "@std/path";
+import { join, resolve } from "@std/path";
 import {
   type CacheKey,
   entryFolder,
@@ -76,7 +76,8 @@ export async function listCache(cache: string): Promise<CacheEntry[]> {
       const key = { cache, image, sha256 };
       const file = await lookUp(key);
       if (!file) continue;
-      const { mtime } = await Deno.stat(entryFolder(key));
+      const used = await lastUse(key);
+      if (!used) continue;
       entries.push({
         image,
         digest: `sha256:${sha256}`,
@@ -84,7 +85,7 @@ export async function listCache(cache: string): Promise<CacheEntry[]> {
         bytes: file.bytes,
         source: file.stamp?.source,
         verified: file.stamp?.verified,
-        used: (mtime ?? new Date(0)).toISOString(),
+        used: used.toISOString(),
         trusted: file.trusted,
       });
     }
@@ -110,7 +111,8 @@ export async function pruneCache(
   options: PruneOptions = {},
 ): Promise<PruneResult> {
   const { keep = 1, olderThanMs = 0, dryRun = false, now = Date.now } = options;
-  const safe = new Set((options.protect ?? []).map(entryFolder));
+  const folderOf = (key: CacheKey) => resolve(entryFolder(key));
+  const safe = new Set((options.protect ?? []).map(folderOf));
   const result: PruneResult = { removed: [], busy: [], bytes: 0 };
   const seen = new Map<string, number>();
   for (const entry of await listCache(cache)) {
@@ -119,13 +121,12 @@ export async function pruneCache(
     const sha256 = entry.digest.replace("sha256:", "");
     const key = { cache, image: entry.image, sha256 };
     const age = now() - Date.parse(entry.used);
-    if (rank < keep || age < olderThanMs || safe.has(entryFolder(key))) {
+    if (rank < keep || age < olderThanMs || safe.has(folderOf(key))) {
       continue;
     }
-    if (!dryRun && !await removeEntry(key)) {
-      result.busy.push(entry);
-      continue;
-    }
+    const outcome = dryRun ? "removed" : await removeEntry(key);
+    if (outcome === "busy") result.busy.push(entry);
+    if (outcome !== "removed") continue;
     result.removed.push(entry);
     result.bytes += entry.bytes;
   }
@@ -135,16 +136,34 @@ export async function pruneCache(
   return result;
 }
 
+/** When an entry was last asked for; `undefined` if it is gone by now. */
+async function lastUse(key: CacheKey): Promise<Date | undefined> {
+  try {
+    return (await Deno.stat(entryFolder(key))).mtime ?? new Date(0);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
+}
+
 /** Takes an entry away in one step, unless somebody works on it. */
-async function removeEntry(key: CacheKey): Promise<boolean> {
+async function removeEntry(
+  key: CacheKey,
+): Promise<"removed" | "busy" | "gone"> {
   using held = await tryLock(lockPath(key));
-  if (!held) return false;
+  if (!held) return "busy";
   const name = `.staging-${key.sha256}-pruned`;
   const aside = join(key.cache, key.image, name);
   await removeTree(aside);
-  await Deno.rename(entryFolder(key), aside);
+  try {
+    await Deno.rename(entryFolder(key), aside);
+  } catch (error) {
+    // Another prune had the lock before.
+    if (error instanceof Deno.errors.NotFound) return "gone";
+    throw error;
+  }
   await removeTree(aside);
-  return true;
+  return "removed";
 }
 
 async function folders(path: string): Promise<string[]> {
