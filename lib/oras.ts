@@ -205,7 +205,8 @@ export function ghcrCredentials(
 ): Credentials | undefined {
   if (registry.toLowerCase() !== "ghcr.io") return undefined;
   const user = env.get("GHCR_USERNAME") || env.get("GITHUB_ACTOR");
-  const token = env.get("GHCR_TOKEN");
+  // As oras reads it: a line end would keep it from being found in a message.
+  const token = env.get("GHCR_TOKEN")?.trim();
   return user && token ? { user, token } : undefined;
 }
 

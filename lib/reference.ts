@@ -114,7 +114,8 @@ export function parseReference(text: string): OciReference {
   if (slash < 1) throw invalid(text, "it names no repository", example);
   const registry = bare.slice(0, slash);
   if (!HOST.test(registry)) {
-    throw invalid(text, `"${registry}" is not a registry host`, example);
+    const shown = withoutSecrets(registry);
+    throw invalid(text, `"${shown}" is not a registry host`, example);
   }
   const [named, digest, ...more] = bare.slice(slash + 1).split("@");
   if (more.length > 0 || (digest !== undefined && !DIGEST.test(digest))) {
@@ -210,7 +211,14 @@ function filePath(text: string, folder: string): string {
 function invalid(value: string, why: string, hint: string): ToolsmithError {
   return new ToolsmithError(
     "reference_invalid",
-    `Cannot use image source "${value}": ${why}`,
+    `Cannot use image source "${withoutSecrets(value)}": ${why}`,
     { hint },
   );
+}
+
+/** A user, who may be a token, and a query, which may be signed, are not shown. */
+function withoutSecrets(value: string): string {
+  return value
+    .replace(/^([a-z][a-z0-9+.-]*:\/\/)?[^/@]*@/i, "$1…@")
+    .replace(/(:\/\/[^?]*\?).*/s, "$1…");
 }
