@@ -13,6 +13,12 @@ import {
   sweepStaging,
 } from "./cache.ts";
 import { tryLock } from "./lock.ts";
+import {
+  listStates,
+  removeStateLocked,
+  type SavedState,
+  sweepStates,
+} from "./saved_states.ts";
 
 /** An image in the cache. */
 export interface CacheEntry {
@@ -32,6 +38,8 @@ export interface CacheEntry {
   used: string;
   /** Whether it is untouched since it was verified. */
   trusted: boolean;
+  /** Machines that were saved of it. */
+  states: SavedState[];
 }
 
 /** What {@linkcode pruneCache} takes. */
@@ -50,8 +58,10 @@ export interface PruneOptions {
 
 /** What {@linkcode pruneCache} did. */
 export interface PruneResult {
-  /** What went, or would go. */
+  /** Images that went, or would go. */
   removed: CacheEntry[];
+  /** Saved machines that went, or would go, those of kept images too. */
+  states: SavedState[];
   /** What could have gone, but another process is at work on it. */
   busy: CacheEntry[];
   /** Bytes that are free now, or would be. */
@@ -87,6 +97,7 @@ export async function listCache(cache: string): Promise<CacheEntry[]> {
         verified: file.stamp?.verified,
         used: used.toISOString(),
         trusted: file.trusted,
+        states: await listStates(statesFolder(key)),
       });
     }
   }
@@ -96,8 +107,9 @@ export async function listCache(cache: string): Promise<CacheEntry[]> {
 }
 
 /**
- * Removes images that nobody asked for lately, and what interrupted runs left.
- * An entry that is being filled stays; a machine that runs from a removed image
+ * Removes saved machines, then images, that nobody used lately, and what
+ * interrupted runs left. A machine can be saved again within seconds: those of
+ * images that stay go too. An entry that is being filled stays; a machine that runs from a removed image
  * keeps it until it ends (not on Windows, where it cannot be removed).
  *
  * Needs `--allow-read` and `--allow-write` for the cache.
@@ -113,13 +125,20 @@ export async function pruneCache(
   const { keep = 1, olderThanMs = 0, dryRun = false, now = Date.now } = options;
   const folderOf = (key: CacheKey) => resolve(entryFolder(key));
   const safe = new Set((options.protect ?? []).map(folderOf));
-  const result: PruneResult = { removed: [], busy: [], bytes: 0 };
+  const result: PruneResult = { removed: [], states: [], busy: [], bytes: 0 };
   const seen = new Map<string, number>();
   for (const entry of await listCache(cache)) {
     const rank = seen.get(entry.image) ?? 0;
     seen.set(entry.image, rank + 1);
     const sha256 = entry.digest.replace("sha256:", "");
     const key = { cache, image: entry.image, sha256 };
+    if (!dryRun) await sweepStates(statesFolder(key));
+    for (const state of entry.states) {
+      if (now() - Date.parse(state.used) < olderThanMs) continue;
+      if (!dryRun) await removeStateLocked(statesFolder(key), state.key);
+      result.states.push(state);
+      result.bytes += state.bytes;
+    }
     const age = now() - Date.parse(entry.used);
     if (rank < keep || age < olderThanMs || safe.has(folderOf(key))) {
       continue;
@@ -134,6 +153,11 @@ export async function pruneCache(
     for (const image of await folders(cache)) await sweepStaging(cache, image);
   }
   return result;
+}
+
+/** Where machines of an image are saved. */
+function statesFolder(key: CacheKey): string {
+  return join(entryFolder(key), "machines");
 }
 
 /** When an entry was last asked for; `undefined` if it is gone by now. */

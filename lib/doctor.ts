@@ -55,12 +55,14 @@ type Check = (host: Host) => Promise<Finding | undefined>;
  *
  * @param options Manifest, cache, registry.
  * @returns What was found, in order; `undefined` findings are left out.
+ * @throws The signal's reason when it is aborted.
  */
 export async function doctor(options: DoctorOptions = {}): Promise<Finding[]> {
   const host: Host = { ...options, env: options.env ?? processEnvironment };
   const findings: Finding[] = [];
   for (const check of CHECKS) {
     const finding = await check(host);
+    host.signal?.throwIfAborted();
     if (finding) findings.push(finding);
   }
   return findings;
@@ -168,7 +170,19 @@ async function checkCache(host: Host): Promise<Finding> {
     const hint = "mend its owner and mode, or set TOOLSMITH_CACHE=DIR";
     return { ...failed(check, error), hint };
   } finally {
-    if (made) await Deno.remove(made, { recursive: true }).catch(() => {});
+    if (made) await removeEmpty(folder, made);
+  }
+}
+
+/** Removes folders upwards, but nothing that another process put there. */
+async function removeEmpty(from: string, to: string) {
+  try {
+    for (let at = from;; at = dirname(at)) {
+      await Deno.remove(at);
+      if (at === to) return;
+    }
+  } catch {
+    // It is not empty, or not there: it stays as it is.
   }
 }
 

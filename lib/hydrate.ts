@@ -103,7 +103,9 @@ export async function hydrate(
     if (!there && options.offline && manifest.image.source.kind !== "file") {
       throw offlineMiss(job);
     }
-    return await hydrateLocked(job);
+    return await hydrateLocked(job).catch((error) =>
+      readOnly(job, there, error)
+    );
   } catch (error) {
     throw toToolsmithError(error);
   }
@@ -163,13 +165,30 @@ async function cached(
   return { outcome: "cached", path, digest, bytes };
 }
 
+/** A cache that cannot be written still serves an image that is good. */
+async function readOnly(
+  job: Job,
+  there: CachedFile | undefined,
+  error: unknown,
+): Promise<HydrateResult> {
+  const unwritable = error instanceof ToolsmithError &&
+    error.code === "cache_unwritable";
+  if (!unwritable || !there || job.options.force) throw error;
+  if (!await stillGood(job, there, { stamp: false })) throw error;
+  return await cached(job, there);
+}
+
 /** Reads an image again whose stamp does not fit, or does not suffice. */
-async function stillGood(job: Job, there: CachedFile): Promise<boolean> {
+async function stillGood(
+  job: Job,
+  there: CachedFile,
+  { stamp = true } = {},
+): Promise<boolean> {
   const { key, emit, options: { signal } } = job;
   const actual = await sha256(fileChunks(there.path, { signal }));
   const digest = `sha256:${actual}`;
   if (actual === key.sha256) {
-    await restamp(key, there);
+    if (stamp) await restamp(key, there);
     const { bytes } = there;
     emit({ type: "checksum_verified", image: key.image, digest, bytes });
     return true;
