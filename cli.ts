@@ -34,8 +34,13 @@ export async function main(args: string[]): Promise<number> {
     return await execute(parseCommand(args), io);
   } catch (thrown) {
     const error = toToolsmithError(interrupt.reason() ?? thrown);
-    if (flags.includes("--json")) io.print(errorLine(error, Date.now()));
-    else io.say(describeError(error));
+    try {
+      if (flags.includes("--json")) io.print(errorLine(error, Date.now()));
+      else io.say(describeError(error));
+    } catch {
+      // Standard output is what failed, such as a full disk.
+      io.say(describeError(error));
+    }
     return interrupt.exitStatus() ?? error.exitStatus;
   } finally {
     interrupt.ignore();

@@ -12,6 +12,7 @@ import { hydrate } from "../hydrate.ts";
 import { loadManifest, type Manifest } from "../manifest.ts";
 import type { CommandOf } from "./args.ts";
 import type { Io } from "./io.ts";
+import { printable } from "./render.ts";
 import { bytesText, shortDigest } from "./text.ts";
 
 /** Gets the manifest's image, and prints its path. */
@@ -46,7 +47,7 @@ export async function doctorCommand(
     `${level.padEnd(4)}  ${check.padEnd(11)}  ${found}`,
     ...hint ? [`${" ".repeat(19)}${hint}`] : [],
   ]);
-  io.result(json, { ok, findings }, lines.join("\n"));
+  io.result(json, { ok, findings }, printable(lines.join("\n")));
   return ok ? 0 : 1;
 }
 
@@ -65,7 +66,7 @@ export async function cacheCommand(
   }
   if (action === "ls") {
     const entries = await listCache(cache);
-    io.result(json, { cache, entries }, entries.map(entryLine).join("\n"));
+    io.result(json, { cache, entries }, entries.flatMap(entryLines).join("\n"));
     return 0;
   }
   const protect = manifest
@@ -73,8 +74,8 @@ export async function cacheCommand(
     : [];
   const options = { keep, olderThanMs, dryRun, protect };
   const pruned = await pruneCache(cache, options);
-  const { removed, busy, bytes } = pruned;
-  const text = removed.map(entryLine).join("\n");
+  const { removed, states, busy, bytes } = pruned;
+  const text = [...states.map(stateLine), ...removed.map(entryLine)].join("\n");
   io.result(json, { cache, dryRun, ...pruned }, text);
   if (!json) {
     for (const { path } of busy) io.say(`in use, kept: ${path}\n`);
@@ -95,13 +96,29 @@ async function manifestIfAny(path?: string): Promise<Manifest | undefined> {
   }
 }
 
+function entryLines(entry: CacheEntry): string[] {
+  return [
+    entryLine(entry),
+    ...entry.states.map((state) => `  ${stateLine(state)}`),
+  ];
+}
+
+function stateLine({ key, bytes, used }: CacheEntry["states"][number]): string {
+  return ["saved machine", key.slice(0, 12), bytesText(bytes), minute(used)]
+    .join("  ");
+}
+
+function minute(time: string): string {
+  return time.slice(0, 16).replace("T", " ");
+}
+
 function entryLine(entry: CacheEntry): string {
   const { image, digest, bytes, used, trusted } = entry;
   return [
     image,
     shortDigest(digest),
     bytesText(bytes),
-    used.slice(0, 16).replace("T", " "),
+    minute(used),
     trusted ? "verified" : "unverified",
   ].join("  ");
 }

@@ -187,8 +187,14 @@ export function resultLine(result: object, now: number): string {
   return JSON.stringify({ type: "result", timestamp, ...result });
 }
 
-/** Names and messages may come from a registry: they must not steer a terminal. */
-function printable(text: string): string {
+/**
+ * Takes out of a text what would steer a terminal: names and messages may come
+ * from a registry.
+ *
+ * @param text The text; tabs and line ends stay.
+ * @returns The text with `?` in place of control characters.
+ */
+export function printable(text: string): string {
   // deno-lint-ignore no-control-regex
   return text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, "?");
 }
