@@ -22,6 +22,7 @@ export * from "./lib/actions.ts";
 export type { Accelerator } from "./lib/accelerator.ts";
 export type { Export } from "./lib/attach.ts";
 export * from "./lib/boot.ts";
+export type { BootOptions, StateOptions } from "./lib/boot_options.ts";
 export type { CacheKey } from "./lib/cache.ts";
 export * from "./lib/cache_admin.ts";
 export {
@@ -55,6 +56,7 @@ export * from "./lib/publish.ts";
 export { type ExtraFile, parseExtra } from "./lib/publish_files.ts";
 export type { PollOptions } from "./lib/publish_poll.ts";
 export * from "./lib/reference.ts";
+export type { SavedState } from "./lib/saved_states.ts";
 export type { Share } from "./lib/qemu.ts";
 export * from "./lib/tools.ts";
 export { VERSION } from "./lib/version.ts";

@@ -221,6 +221,8 @@ export interface VmBootEvent extends EventBase {
   type: "vm_boot";
   /** The image's path. */
   image: string;
+  /** Whether a saved machine is restored. */
+  how: "boot" | "restore";
   /** What runs the machine. */
   backend: "qemu";
   /** Its version. */
@@ -247,11 +249,25 @@ export interface BootReadyEvent extends EventBase {
     start: number;
     /** From then until the guest's agent answered. */
     guest: number;
+    /** From then until the machine was saved and went on; 0 if it was not. */
+    save: number;
     /** From then until folders and network were attached. */
     attach: number;
   };
   /** Time of all phases, in milliseconds. */
   elapsedMs: number;
+}
+
+/** A machine was saved when it was ready; the next one is restored. */
+export interface StateSavedEvent extends EventBase {
+  /** Tells the events apart. */
+  type: "state_saved";
+  /** The state's file. */
+  path: string;
+  /** Size of all its files, in bytes. */
+  bytes: number;
+  /** Time that the machine stood still for it, in milliseconds. */
+  stoodMs: number;
 }
 
 /** A command is sent to the guest. Its arguments are not told. */
@@ -322,6 +338,7 @@ export type ToolsmithEvent =
   | PublishVerifiedEvent
   | VmBootEvent
   | BootReadyEvent
+  | StateSavedEvent
   | CommandDispatchEvent
   | CommandEndEvent
   | ShutdownEvent

@@ -49,6 +49,8 @@ export interface Machine extends AsyncDisposable {
 export interface StartMachineOptions extends MachineOptions {
   /** The QEMU program. */
   program: string;
+  /** A saved state to restore. @default {undefined} */
+  incoming?: string;
   /** Sees what the guest writes to its serial console. */
   onConsole?: (chunk: Uint8Array) => void;
   /** Stops QEMU when aborted. */
@@ -56,13 +58,13 @@ export interface StartMachineOptions extends MachineOptions {
 }
 
 /**
- * Becomes QEMU, with a watcher in the background. Arguments: the folder, the
- * program, its arguments. The pipe says a line when all is well; if it ends
+ * Becomes QEMU, with a watcher in the background. Arguments: the folder,
+ * the state to restore or nothing, the program, its arguments. The pipe says a line when all is well; if it ends
  * without, its writer is dead, and QEMU and the folder have to go.
  */
 const SUPERVISOR = `
-folder=$1
-shift
+folder=$1 state=$2
+shift 2
 exec 3<&0
 (
   trap '' HUP INT TERM
@@ -72,6 +74,7 @@ exec 3<&0
     rm -rf -- "$folder"
   }
 ) &
+[ -z "$state" ] || exec 9<"$state"
 exec "$@" </dev/null 3<&- >/dev/null 2>"$folder/${MACHINE_FILES.log}"
 `;
 
@@ -112,9 +115,14 @@ export async function makeMachineFolder(
 export async function startMachine(
   options: StartMachineOptions,
 ): Promise<Machine> {
-  const { folder, program } = options;
+  const { folder, program, incoming } = options;
   const child = spawn("sh", {
-    args: ["-c", SUPERVISOR, "sh", folder, program, ...qemuArgs(options)],
+    args: [
+      ...["-c", SUPERVISOR, "sh", folder, incoming ?? "", program],
+      ...qemuArgs(options),
+      // The descriptor that the script above opens.
+      ...incoming ? ["-incoming", "fd:9"] : [],
+    ],
     input: "held",
     detached: true,
     signal: options.signal,

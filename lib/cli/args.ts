@@ -81,6 +81,8 @@ export type Command =
     hydrate: HydrateFlags;
     machine: MachineFlags;
     detach: boolean;
+    fresh: boolean;
+    save: boolean;
     qemuArgs: string[];
     output: OutputFlags;
   }
@@ -90,6 +92,8 @@ export type Command =
     machine: MachineFlags;
     command: string;
     args: string[];
+    fresh: boolean;
+    save: boolean;
     execution?: "vm" | "host";
     timeoutMs?: number;
     env: Record<string, string>;
@@ -184,6 +188,7 @@ const READERS: Record<string, (given: Given) => Command> = {
     hydrate: hydrateFlags(given),
     machine: machineFlags(given),
     detach: given.has("detach"),
+    ...stateFlags(given),
     qemuArgs: given.rest,
     output: outputFlags(given),
   }),
@@ -199,6 +204,7 @@ const READERS: Record<string, (given: Given) => Command> = {
       machine: machineFlags(given),
       command,
       args,
+      ...stateFlags(given),
       execution: execution === undefined
         ? undefined
         : given.oneOf(["vm", "host"], execution),
@@ -259,6 +265,10 @@ function pairs(flag: string, given: Given): Record<string, string> {
       throw usage(`--${flag} ${text} is not KEY=VALUE`, `--${flag} a=b`);
     }),
   );
+}
+
+function stateFlags(given: Given): { fresh: boolean; save: boolean } {
+  return { fresh: given.has("fresh"), save: !given.has("no-save") };
 }
 
 function machineFlags(given: Given): MachineFlags {

@@ -118,6 +118,8 @@ const MACHINE: Flag[] = [
     value: "FILE",
     help: "keep what the guest writes to its disk in this file",
   },
+  { name: "fresh", help: "boot, although a saved machine could be restored" },
+  { name: "no-save", help: "do not save the machine for the next start" },
   {
     name: "boot-timeout",
     value: "SECONDS",

@@ -137,11 +137,15 @@ export function describe(event: ToolsmithEvent): string | undefined {
         ? "verified: pulled back, byte for byte"
         : "verified: the registry serves the same digests";
     case "vm_boot":
-      return `booting with QEMU ${event.version}, ${event.accelerator}, ${event.memory} MiB, ${
-        event.cpus === 1 ? "1 processor" : `${event.cpus} processors`
-      }`;
+      return event.how === "restore"
+        ? undefined
+        : `booting with QEMU ${event.version}, ${event.accelerator}, ${event.memory} MiB, ${
+          event.cpus === 1 ? "1 processor" : `${event.cpus} processors`
+        }`;
     case "boot_ready":
       return `${event.how} in ${secondsText(event.elapsedMs)}`;
+    case "state_saved":
+      return `saved the machine for the next start: ${bytesText(event.bytes)}`;
     case "command_dispatch":
     case "command_end":
     case "shutdown":

@@ -3,16 +3,18 @@
  *
  * @module
  */
-import { join } from "@std/path";
-import { boot, type BootOptions } from "../boot.ts";
+import { dirname, join } from "@std/path";
+import { boot } from "../boot.ts";
+import type { BootOptions } from "../boot_options.ts";
 import { detach, findMachine, stopMachine, useMachine } from "../detached.ts";
 import type { OnEvent } from "../events.ts";
+import type { ExecOptions, ExecResult } from "../guest.ts";
 import { runOnHost } from "../host.ts";
 import { hydrate } from "../hydrate.ts";
 import { loadManifest, locateManifest, workspaceRoot } from "../manifest.ts";
 import { assertToolAllowed, resolveTool } from "../tools.ts";
 import type { Vm } from "../vm.ts";
-import type { CommandOf, HydrateFlags } from "./args.ts";
+import type { CommandOf } from "./args.ts";
 import { usage } from "./given.ts";
 import type { Io } from "./io.ts";
 
@@ -27,22 +29,22 @@ export async function bootCommand(
   const cancel = () => starting.abort(io.signal.reason);
   io.signal.addEventListener("abort", cancel);
   try {
-    const image = await hydratedImage(command.hydrate, io, onEvent);
+    const image = await hydratedImage(command, io, onEvent);
     close();
     const options: BootOptions = {
       ...command.machine,
-      image: image.path,
-      workspace: image.root,
+      ...image,
       qemuArgs,
       onEvent,
       env: io.env,
       signal: starting.signal,
     };
     if (command.detach) {
-      const path = machineFile(image.root);
+      const path = machineFile(image.workspace);
       const vm = await boot(options);
       try {
-        const { pid } = await detach(vm, path, { digest: image.digest });
+        const { digest } = image.states;
+        const { pid } = await detach(vm, path, { digest });
         io.result(output.json, { pid, machine: path }, path);
       } catch (error) {
         await vm.stop({ graceMs: 0 });
@@ -80,16 +82,27 @@ export async function runCommand(
       return ended.code;
     }
     const program = resolveTool(rules, command.command);
-    await using vm = await machineFor(command, io, onEvent);
-    close();
     const streams = io.streams(output.json);
-    const result = await vm.exec(program, { ...common, ...streams });
+    const options = { ...common, ...streams };
+    const result = await runInVm(program, options, command, io, onEvent);
     const { code, signal, stdoutBytes, stderrBytes } = result;
     io.result(output.json, { code, signal, stdoutBytes, stderrBytes }, "");
     return code;
   } finally {
     close();
   }
+}
+
+/** Runs a program in a machine that is gone, or let go, afterwards. */
+async function runInVm(
+  program: string,
+  options: ExecOptions,
+  command: CommandOf<"run">,
+  io: Io,
+  onEvent: OnEvent,
+): Promise<ExecResult> {
+  await using vm = await machineFor(command, io, onEvent);
+  return await vm.exec(program, options);
 }
 
 /** Powers down the machine that lives by itself. */
@@ -123,23 +136,36 @@ async function machineFor(
   if (state?.digest === `sha256:${manifest.image.sha256}`) {
     return useMachine(path, state, onEvent);
   }
-  const image = await hydratedImage(command.hydrate, io, onEvent);
+  const image = await hydratedImage(command, io, onEvent);
   return await boot({
     ...command.machine,
-    image: image.path,
-    workspace: image.root,
+    ...image,
     onEvent,
     env: io.env,
     signal: io.signal,
   });
 }
 
-async function hydratedImage(flags: HydrateFlags, io: Io, onEvent: OnEvent) {
-  const { manifest: path, ...options } = flags;
+/** Hydrates, and says what that means for a machine. */
+async function hydratedImage(
+  command: CommandOf<"boot"> | CommandOf<"run">,
+  io: Io,
+  onEvent: OnEvent,
+) {
+  const { hydrate: { manifest: path, ...flags }, fresh, save } = command;
   const manifest = await loadManifest(path);
   const { signal } = io;
-  const result = await hydrate(manifest, { ...options, signal, onEvent });
-  return { ...result, root: manifest.root };
+  const result = await hydrate(manifest, { ...flags, signal, onEvent });
+  return {
+    image: result.path,
+    workspace: manifest.root,
+    states: {
+      folder: join(dirname(result.path), "machines"),
+      digest: result.digest,
+      restore: !fresh,
+      save,
+    },
+  };
 }
 
 /** Gives the terminal to the guest until it ends, or Ctrl-C powers it down. */

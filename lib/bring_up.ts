@@ -1,0 +1,236 @@
+/**
+ * Brings a machine up with one accelerator: restored from a state that fits, or
+ * booted, and saved then for the next time.
+ *
+ * @module
+ */
+import { resolve } from "@std/path";
+import { attachNetwork, attachShares } from "./attach.ts";
+import type { BootOptions } from "./boot_options.ts";
+import { ToolsmithError } from "./errors.ts";
+import type { Emit } from "./events.ts";
+import {
+  type Machine,
+  startMachine,
+  type StartMachineOptions,
+} from "./machine.ts";
+import { type Monitor, ownMonitor } from "./monitor.ts";
+import type { Share } from "./qemu.ts";
+import type { Agent } from "./qmp.ts";
+import { bootFailure, whenReady } from "./readiness.ts";
+import { findSlot, type StateSlot } from "./state_slot.ts";
+import { makeVm, type Vm } from "./vm.ts";
+
+const DEFAULT_TIMEOUT_MS = 120_000;
+/** A restored guest answers at once, or never. */
+const RESTORE_TIMEOUT_MS = 15_000;
+const DEFAULT_GRACE_MS = 10_000;
+const LOOK_MS = 3;
+
+/**
+ * Brings a machine up.
+ *
+ * Needs what `boot` needs.
+ *
+ * @param plan The machine.
+ * @param options What the caller chose.
+ * @param emit Told of what happens.
+ * @returns The machine, ready for commands.
+ * @throws {ToolsmithError} What `boot` throws.
+ * @throws {AcceleratorBroken} When QEMU cannot run the guest in this way.
+ */
+export async function bringUp(
+  plan: StartMachineOptions,
+  options: BootOptions,
+  emit: Emit,
+): Promise<Vm> {
+  const slot = await findSlot(plan, options.states, emit);
+  const course = { plan, options, emit, slot };
+  if (slot?.found) {
+    try {
+      return await bringUpOnce(course, true);
+    } catch (error) {
+      options.signal?.throwIfAborted();
+      await slot.drop(reasonOf(error));
+    }
+  }
+  return await bringUpOnce(course, false);
+}
+
+interface Course {
+  plan: StartMachineOptions;
+  options: BootOptions;
+  emit: Emit;
+  slot?: StateSlot;
+}
+
+async function bringUpOnce(course: Course, restoring: boolean): Promise<Vm> {
+  const { plan, options, emit, slot } = course;
+  const lap = stopwatch();
+  const image = resolve(options.image);
+  const found = restoring ? slot?.found : undefined;
+  const machine = await startMachine({
+    ...plan,
+    disk: found?.disk ?? plan.disk,
+    incoming: found?.path,
+  });
+  const typing = relay(options.console?.input, machine);
+  try {
+    const { accelerator, memory, cpus } = plan;
+    const { version } = machine.qmp;
+    emit({
+      type: "vm_boot",
+      image,
+      how: restoring ? "restore" : "boot",
+      backend: "qemu",
+      ...{ version, accelerator, memory, cpus },
+    });
+    if (restoring) await whenLoaded(machine);
+    await machine.qmp.send(["cont"]);
+    const start = lap();
+    const agent = await answer(machine, course, restoring);
+    const monitor = ownMonitor(plan.folder, machine.qmp, agent);
+    if (agent && found) await setClock(monitor);
+    const guest = lap();
+    if (agent && slot && !restoring) await slot.save(machine.qmp);
+    const save = lap();
+    if (agent) {
+      await attach(monitor, plan.shares, course);
+      const attached = lap();
+      emit({
+        type: "boot_ready",
+        image,
+        how: restoring ? "restored" : "booted",
+        phases: { start, guest, save, attach: attached },
+        elapsedMs: start + guest + save + attached,
+      });
+    }
+    const facts = {
+      ...{ image, pid: machine.pid, folder: plan.folder, version },
+      ...{ accelerator, memory, cpus },
+      shares: agent ? plan.shares : [],
+      network: options.network ?? false,
+    };
+    return makeVm({
+      facts,
+      monitor,
+      emit,
+      ended: machine.ended.then(() => {}),
+      graceMs: plan.throwAway ? 0 : DEFAULT_GRACE_MS,
+      failure: () => bootFailure(machine),
+      kill: async () => await machine[Symbol.asyncDispose](),
+      async cleanUp() {
+        await machine[Symbol.asyncDispose]();
+        await typing.stop();
+        await slot?.settled();
+        await Deno.remove(plan.folder, { recursive: true }).catch(() => {});
+      },
+      async release() {
+        await typing.stop();
+        await slot?.settled();
+        await machine.release();
+      },
+    });
+  } catch (error) {
+    await machine[Symbol.asyncDispose]();
+    await typing.stop();
+    await slot?.settled();
+    throw error;
+  }
+}
+
+/** Measures the time between its calls, in whole milliseconds. */
+function stopwatch(): () => number {
+  let last = performance.now();
+  return () => {
+    const now = performance.now();
+    const lap = Math.round(now - last);
+    last = now;
+    return lap;
+  };
+}
+
+/** QEMU answers while it still reads the state. */
+async function whenLoaded(machine: Machine) {
+  while (true) {
+    const [answer] = await machine.qmp.send(["query-status"]);
+    if ((answer as { status: string }).status !== "inmigrate") return;
+    await new Promise((done) => setTimeout(done, LOOK_MS));
+  }
+}
+
+/** The guest's clock stood still while it was saved. */
+async function setClock(monitor: Monitor) {
+  const time = Date.now() * 1_000_000;
+  // It also sets the machine's own clock, which not every guest can do.
+  await monitor.agent(["guest-set-time", { time }]).catch(() => {});
+}
+
+function reasonOf(error: unknown): string {
+  return (error instanceof Error ? error.message : String(error)).split(
+    "\n",
+  )[0];
+}
+
+/** Waits for the agent; `undefined` if there is none and none is needed. */
+async function answer(
+  machine: Machine,
+  { plan, options, emit }: Course,
+  restoring: boolean,
+): Promise<Agent | undefined> {
+  const { bootTimeoutMs = DEFAULT_TIMEOUT_MS, agentOptional } = options;
+  const timeoutMs = restoring
+    ? Math.min(bootTimeoutMs, RESTORE_TIMEOUT_MS)
+    : bootTimeoutMs;
+  try {
+    return await whenReady(machine, {
+      folder: plan.folder,
+      timeoutMs,
+      signal: options.signal,
+    });
+  } catch (error) {
+    if (
+      restoring || !agentOptional || !(error instanceof ToolsmithError) ||
+      error.code !== "guest_not_ready"
+    ) throw error;
+    const message =
+      "The guest has no agent that answers: there is only its console";
+    emit({ type: "warning", message });
+    return undefined;
+  }
+}
+
+/** Plugs in what the machine is to have besides its disk. */
+async function attach(
+  monitor: Monitor,
+  shares: Share[],
+  { options, emit }: Course,
+) {
+  await attachShares(monitor, shares);
+  if (options.network && !await attachNetwork(monitor)) {
+    const message = "The guest has a network card and no address on it yet";
+    emit({ type: "warning", message });
+  }
+}
+
+/** Types what comes into the console, for as long as the machine is there. */
+function relay(
+  input: ReadableStream<Uint8Array> | undefined,
+  machine: Machine,
+) {
+  const reader = input?.getReader();
+  const done = (async () => {
+    while (reader) {
+      const { value } = await reader.read();
+      if (value === undefined) return;
+      await machine.type(value);
+    }
+  })().catch(() => {});
+  return {
+    async stop() {
+      await reader?.cancel().catch(() => {});
+      await done;
+      reader?.releaseLock();
+    },
+  };
+}

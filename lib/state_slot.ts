@@ -1,0 +1,142 @@
+/**
+ * The place of a machine's saved state: found by a key of all that has to match,
+ * dropped when it does not restore, filled when the machine is ready.
+ *
+ * @module
+ */
+import { join, SEPARATOR } from "@std/path";
+import type { StateOptions } from "./boot_options.ts";
+import type { Emit } from "./events.ts";
+import type { StartMachineOptions } from "./machine.ts";
+import { qemuArgs } from "./qemu.ts";
+import type { Qmp } from "./qmp.ts";
+import { saveMachine, type Saving } from "./save_machine.ts";
+import {
+  findState,
+  removeStateLocked,
+  type SavedState,
+  stageState,
+  stateKey,
+  touchState,
+} from "./saved_states.ts";
+
+/** The place of one machine's state. */
+export interface StateSlot {
+  /** The state to restore, if there is one that fits. */
+  readonly found: SavedState | undefined;
+  /** Removes a state that did not restore, and says so. */
+  drop(reason: string): Promise<void>;
+  /** Saves the machine, unless that is not wanted or another process does. */
+  save(qmp: Qmp): Promise<void>;
+  /** Waits until what was saved is in its place, and says so. */
+  settled(): Promise<void>;
+}
+
+/** Grows when states of before cannot be restored by this program any more. */
+const LAYOUT = 1;
+
+/**
+ * Finds the place of a machine's state.
+ *
+ * Needs `--allow-read` for the QEMU program and `/proc/cpuinfo`, and
+ * `--allow-read` and `--allow-write` for the folder of states.
+ *
+ * @param plan The machine.
+ * @param options Where states are; without them there is no place.
+ * @param emit Told of what happens.
+ * @returns The place, or `undefined` for a machine whose disk is kept.
+ */
+export async function findSlot(
+  plan: StartMachineOptions,
+  options: StateOptions | undefined,
+  emit: Emit,
+): Promise<StateSlot | undefined> {
+  if (!options || !plan.throwAway) return undefined;
+  const { folder, digest, restore = true, save = true } = options;
+  const program = await programFile(plan.program);
+  // Whatever cannot be told apart must not be mixed up.
+  if (!program) return undefined;
+  const key = await stateKey({
+    layout: LAYOUT,
+    digest,
+    program,
+    args: qemuArgs({ ...plan, folder: "", disk: "", shares: [] }),
+    cpu: await hostProcessor(),
+  });
+  let found: SavedState | undefined;
+  let saving: Saving | undefined;
+  const say = (message: string) => emit({ type: "warning", message });
+  const drop = async (reason: string) => {
+    found = undefined;
+    await removeStateLocked(folder, key);
+    say(`The saved machine was removed: ${reason}; booting instead`);
+  };
+  if (restore) {
+    const state = await findState(folder, key);
+    if (state === "damaged") await drop("its file was changed");
+    else found = state;
+    if (found) await touchState(folder, key);
+  }
+  return {
+    get found() {
+      return found;
+    },
+    drop,
+    async save(qmp) {
+      if (!save) return;
+      try {
+        const staging = await stageState(folder, key);
+        if (staging) saving = await saveMachine(qmp, plan.folder, staging);
+      } catch (error) {
+        if (error instanceof Deno.errors.NotCapable) throw error;
+        say(`The machine is not saved: ${(error as Error).message}`);
+      }
+    },
+    async settled() {
+      if (!saving) return;
+      const { placed, stoodMs } = saving;
+      saving = undefined;
+      try {
+        const { path, bytes } = await placed;
+        emit({ type: "state_saved", path, bytes, stoodMs });
+      } catch (error) {
+        say(`The machine is not saved: ${(error as Error).message}`);
+      }
+    },
+  };
+}
+
+/** What tells one QEMU program from another, its next version included. */
+async function programFile(program: string) {
+  const path = await findOnPath(program);
+  if (!path) return undefined;
+  const real = await Deno.realPath(path);
+  const { size, mtime, ino } = await Deno.stat(real);
+  return { path: real, size, mtime: mtime?.getTime() ?? null, inode: ino };
+}
+
+async function findOnPath(program: string): Promise<string | undefined> {
+  const folders = program.includes(SEPARATOR)
+    ? [""]
+    : (Deno.env.get("PATH") ?? "").split(":");
+  for (const folder of folders) {
+    const path = folder ? join(folder, program) : program;
+    if (await Deno.stat(path).then(({ isFile }) => isFile, () => false)) {
+      return path;
+    }
+  }
+  return undefined;
+}
+
+/** The processor as the guest may have seen it. */
+async function hostProcessor(): Promise<string> {
+  const name = `${Deno.build.os} ${Deno.build.arch}`;
+  try {
+    const all = await Deno.readTextFile("/proc/cpuinfo");
+    const lines = all.split("\n\n")[0].split("\n")
+      .filter((line) => /^(vendor_id|model name|stepping|flags)/.test(line));
+    return [name, ...lines].join("\n");
+  } catch {
+    return name;
+  }
+}
