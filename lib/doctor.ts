@@ -5,12 +5,14 @@
  * @module
  */
 import { dirname, join, resolve } from "@std/path";
+import { accelerators } from "./accelerator.ts";
 import { cacheFolder } from "./cache.ts";
 import { freeBytes } from "./disk.ts";
 import { type Environment, processEnvironment } from "./environment.ts";
 import { toToolsmithError } from "./errors.ts";
 import { loadManifest, type Manifest } from "./manifest.ts";
 import { ghcrCredentials, oras, type RegistryOptions } from "./oras.ts";
+import { qemuProgram, qemuVersion } from "./qemu.ts";
 import { formatSource } from "./reference.ts";
 
 /** What a check found. */
@@ -75,6 +77,8 @@ const CHECKS: Check[] = [
   checkRegistry,
   checkCache,
   checkSpace,
+  checkQemu,
+  checkAccelerator,
 ];
 
 async function checkManifest(host: Host): Promise<Finding> {
@@ -88,8 +92,9 @@ async function checkManifest(host: Host): Promise<Finding> {
   } catch (error) {
     const finding = failed(check, error);
     const none = toToolsmithError(error).code === "manifest_not_found";
+    const named = host.manifest ?? host.env.get("TOOLSMITH_MANIFEST");
     // A host may be checked before it has a manifest.
-    return none && !host.manifest ? { ...finding, level: "warn" } : finding;
+    return none && !named ? { ...finding, level: "warn" } : finding;
   }
 }
 
@@ -112,7 +117,10 @@ async function checkOras(host: Host): Promise<Finding> {
     }
     return { check, level: "ok", found: version };
   } catch (error) {
-    return failed(check, error);
+    const { source } = host.loaded?.image ?? {};
+    // It is not needed for an image that comes another way.
+    const level = source && source.kind !== "oci" ? "warn" : "fail";
+    return { ...failed(check, error), level };
   }
 }
 
@@ -201,6 +209,40 @@ async function checkSpace(host: Host): Promise<Finding | undefined> {
     found: `${(free / 1024 ** 3).toFixed(1)} GiB free at ${folder}`,
     hint: level === "warn" ? "toolsmith cache prune" : undefined,
   };
+}
+
+/** Hydrating does without QEMU; only running needs it. */
+async function checkQemu({ env }: Host): Promise<Finding> {
+  const check = "qemu";
+  const program = qemuProgram(env);
+  try {
+    const found = `${await qemuVersion(program)} (${program})`;
+    return { check, level: "ok", found };
+  } catch (error) {
+    return { ...failed(check, error), level: "warn" };
+  }
+}
+
+async function checkAccelerator({ env }: Host): Promise<Finding> {
+  const check = "accelerator";
+  const [best] = await accelerators(qemuProgram(env), { env });
+  if (best === "tcg") {
+    return {
+      check,
+      level: "warn",
+      found: "tcg: guests are emulated, and slower",
+      hint: "a Linux host with KVM, or macOS, runs them at full speed",
+    };
+  }
+  if (best === "kvm") {
+    try {
+      (await Deno.open("/dev/kvm", { read: true, write: true })).close();
+    } catch (error) {
+      const hint = "let this user open /dev/kvm: usermod -aG kvm USER";
+      return { ...failed(check, error), level: "warn", hint };
+    }
+  }
+  return { check, level: "ok", found: best };
 }
 
 function folderOf({ cache, loaded, cwd, env }: Host): string {
