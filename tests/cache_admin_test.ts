@@ -107,7 +107,7 @@ Deno.test("a cache that is not there is empty", async () => {
   await using folder = await temporaryFolder();
   const cache = join(folder.path, "none");
   assertEquals(await listCache(cache), []);
-  const nothing = { removed: [], busy: [], bytes: 0 };
+  const nothing = { removed: [], busy: [], states: [], bytes: 0 };
   assertEquals(await pruneCache(cache), nothing);
 });
 
