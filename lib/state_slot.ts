@@ -5,6 +5,7 @@
  * @module
  */
 import { join, SEPARATOR } from "@std/path";
+import { cpus } from "node:os";
 import type { StateOptions } from "./boot_options.ts";
 import type { Emit } from "./events.ts";
 import type { StartMachineOptions } from "./machine.ts";
@@ -38,7 +39,7 @@ const LAYOUT = 1;
 /**
  * Finds the place of a machine's state.
  *
- * Needs `--allow-read` for the QEMU program and `/proc/cpuinfo`, and
+ * Needs `--allow-read` for the QEMU program, `--allow-sys=cpus,osRelease`, and
  * `--allow-read` and `--allow-write` for the folder of states.
  *
  * @param plan The machine.
@@ -54,14 +55,15 @@ export async function findSlot(
   if (!options || !plan.throwAway) return undefined;
   const { folder, digest, restore = true, save = true } = options;
   const program = await programFile(plan.program);
-  // Whatever cannot be told apart must not be mixed up.
-  if (!program) return undefined;
+  const cpu = hostProcessor();
+  // What cannot be told apart must not be mixed up.
+  if (!program || !cpu) return undefined;
   const key = await stateKey({
     layout: LAYOUT,
     digest,
     program,
     args: qemuArgs({ ...plan, folder: "", disk: "", shares: [] }),
-    cpu: await hostProcessor(),
+    cpu,
   });
   let found: SavedState | undefined;
   let saving: Saving | undefined;
@@ -128,15 +130,13 @@ async function findOnPath(program: string): Promise<string | undefined> {
   return undefined;
 }
 
-/** The processor as the guest may have seen it. */
-async function hostProcessor(): Promise<string> {
-  const name = `${Deno.build.os} ${Deno.build.arch}`;
+/** The processor and kernel that the guest may have seen through. */
+function hostProcessor(): string | undefined {
   try {
-    const all = await Deno.readTextFile("/proc/cpuinfo");
-    const lines = all.split("\n\n")[0].split("\n")
-      .filter((line) => /^(vendor_id|model name|stepping|flags)/.test(line));
-    return [name, ...lines].join("\n");
-  } catch {
-    return name;
+    const [{ model }] = cpus();
+    return `${Deno.build.arch} ${model}, ${Deno.build.os} ${Deno.osRelease()}`;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) return undefined;
+    throw error;
   }
 }
