@@ -76,6 +76,7 @@ test(
       source: "/x",
       used: "2026-01-30T12:00:00.000Z",
       trusted: true,
+      states: [],
     });
   },
 );

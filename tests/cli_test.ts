@@ -100,7 +100,8 @@ Deno.test("the manifest is found in the folder above, by flag, by variable", asy
 
 Deno.test("doctor says what is missing, and ends with 1", async () => {
   await using work = await workspace();
-  await work.manifest({ qcow2: "none.qcow2", qcow2_sha256: "0".repeat(64) });
+  const qcow2 = "oci://127.0.0.1:9/owner/none:1";
+  await work.manifest({ qcow2, qcow2_sha256: "0".repeat(64) });
   const { code, stdout } = await work.toolsmith(["doctor"], {
     env: { TOOLSMITH_ORAS: "/no/oras" },
     permissions: ["-A"],
