@@ -98,7 +98,7 @@ export async function execInGuest(
   options.signal?.throwIfAborted();
   const marker = crypto.randomUUID().replaceAll("-", "");
   const input = options.stdin !== undefined;
-  await using channel = await openChannel(monitor, { words, input, marker });
+  using channel = await openChannel(monitor, { words, input, marker });
   return await talk({ monitor, channel, marker, command, options });
 }
 

@@ -22,7 +22,7 @@ export interface ChannelOptions {
 }
 
 /** The ports of a command that has been started. */
-export interface Channel extends AsyncDisposable {
+export interface Channel extends Disposable {
   /** The shell around the command, as the guest agent knows it. */
   pid: number;
   /** Standard output. */
@@ -83,10 +83,6 @@ async function tryOpen(
     path: join(monitor.folder, `${name}.${end}`),
   }));
   const connections: Deno.UnixConn[] = [];
-  const close = async () => {
-    connections.forEach(closeQuietly);
-    await unplug(monitor, ports);
-  };
   try {
     await monitor.qemu(...ports.flatMap(plugging));
     for (const { path } of ports) {
@@ -103,10 +99,14 @@ async function tryOpen(
     return {
       ...{ pid, out, err, in: stdin },
       endInput: () => closeQuietly(stdin),
-      [Symbol.asyncDispose]: () => monitor.alone(close),
+      [Symbol.dispose]() {
+        connections.forEach(closeQuietly);
+        monitor.tidy(() => unplug(monitor, ports));
+      },
     };
   } catch (error) {
-    await close();
+    connections.forEach(closeQuietly);
+    await unplug(monitor, ports);
     throw error;
   }
 }

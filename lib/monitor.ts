@@ -11,6 +11,7 @@ import { lock } from "./lock.ts";
 import {
   type Agent,
   type Command,
+  MachineGone,
   openAgent,
   openQmp,
   type Qmp,
@@ -26,6 +27,8 @@ export const MACHINE_FILES = {
   alone: "alone",
 } as const;
 
+const SYNC_MS = 10_000;
+
 /** The way to talk to a machine. */
 export interface Monitor extends AsyncDisposable {
   /** The machine's folder, where its sockets are. */
@@ -34,6 +37,8 @@ export interface Monitor extends AsyncDisposable {
   qemu(...commands: Command[]): Promise<unknown[]>;
   /** Works while nobody else who asks this way does, in any process. */
   alone<T>(work: () => Promise<T>): Promise<T>;
+  /** The same, without waiting for it: what is left to do after a command. */
+  tidy(work: () => Promise<void>): void;
   /** Sends a command to the guest agent, and returns its answer. */
   agent(command: Command): Promise<unknown>;
 }
@@ -54,10 +59,12 @@ export function ownMonitor(
   agent: Agent | undefined,
 ): Monitor {
   const turn = turns();
+  const alone = turns();
   let clean = true;
   return {
     folder,
-    alone: turns(),
+    alone,
+    tidy: (work) => void alone(work).catch(() => {}),
     qemu: (...commands) => qmp.send(...commands),
     agent: (command) =>
       turn(async () => {
@@ -68,13 +75,14 @@ export function ownMonitor(
             { hint: "the image needs qemu-guest-agent, started at boot" },
           );
         }
-        if (!clean) await agent.sync(AbortSignal.timeout(10_000));
+        if (!clean) await sync(agent);
         clean = false;
         const answer = await agent.send(command);
         clean = true;
         return answer;
       }),
     async [Symbol.asyncDispose]() {
+      await alone(() => Promise.resolve());
       await turn(() => Promise.resolve());
       qmp[Symbol.dispose]();
       agent?.[Symbol.dispose]();
@@ -97,14 +105,25 @@ export function sharedMonitor(folder: string): Monitor {
     const turn = turns();
     return <T>(work: () => Promise<T>) =>
       turn(async () => {
-        using _lock = await lock(join(folder, name));
-        return await work();
+        try {
+          using _lock = await lock(join(folder, name));
+          return await work();
+        } catch (error) {
+          throw isGone(error) ? new MachineGone() : error;
+        }
       });
   };
   const locked = locking(MACHINE_FILES.lock);
+  const alone = locking(MACHINE_FILES.alone);
+  const tidying = new Set<Promise<void>>();
   return {
     folder,
-    alone: locking(MACHINE_FILES.alone),
+    alone,
+    tidy(work) {
+      const done = alone(work).catch(() => {})
+        .finally(() => tidying.delete(done));
+      tidying.add(done);
+    },
     qemu: (...commands) =>
       locked(async () => {
         using qmp = await openQmp(join(folder, MACHINE_FILES.qmp));
@@ -116,16 +135,35 @@ export function sharedMonitor(folder: string): Monitor {
     agent: (command) =>
       locked(async () => {
         using agent = await openAgent(join(folder, MACHINE_FILES.agent));
-        await agent.sync(AbortSignal.timeout(10_000));
+        await sync(agent);
         const answer = await agent.send(command);
         agent[Symbol.dispose]();
         await agent.closed;
         return answer;
       }),
     async [Symbol.asyncDispose]() {
-      await locked(() => Promise.resolve()).catch(() => {});
+      await Promise.all(tidying);
     },
   };
+}
+
+async function sync(agent: Agent) {
+  try {
+    await agent.sync(AbortSignal.timeout(SYNC_MS));
+  } catch (cause) {
+    if (!(cause instanceof DOMException)) throw cause;
+    throw new ToolsmithError(
+      "guest_failed",
+      `The guest agent did not answer within ${SYNC_MS / 1000} s`,
+      { cause },
+    );
+  }
+}
+
+/** A machine that has ended took its folder along, or listens no more. */
+function isGone(error: unknown): boolean {
+  return error instanceof Deno.errors.NotFound ||
+    error instanceof Deno.errors.ConnectionRefused;
 }
 
 /** Lets one piece of work run at a time, in the order of the calls. */
