@@ -85,7 +85,12 @@ function watchSignals() {
     : [["SIGINT", 130], ["SIGTERM", 143], ["SIGHUP", 129]];
   const listeners = names.map(([name, code]) => {
     const listener = () => {
-      status ??= code;
+      if (status !== undefined) {
+        // A second one ends at once, as if nobody listened.
+        Deno.removeSignalListener(name, listener);
+        return Deno.kill(Deno.pid, name);
+      }
+      status = code;
       cancel.abort(new DOMException(`Cancelled by ${name}`, "AbortError"));
     };
     Deno.addSignalListener(name, listener);

@@ -39,7 +39,6 @@ export const ERROR_CODES = {
   disk_full: [50, "There is not enough free space"],
   cache_unwritable: [51, "The cache cannot be written"],
   offline_miss: [52, "Offline, and the image is not in the cache"],
-  lock_timeout: [53, "Another process kept the lock for too long"],
   publish_mismatch: [60, "The registry serves other bytes than were pushed"],
   publish_timeout: [61, "The registry did not serve the artifact in time"],
   qemu_not_found: [70, "The QEMU program is missing"],

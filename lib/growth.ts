@@ -1,5 +1,5 @@
 /**
- * Watches the files that another program writes.
+ * Watches how another program comes along.
  *
  * @module
  */
@@ -7,24 +7,22 @@ import { join } from "@std/path";
 
 const WATCH_MS = 200;
 
-/** A folder that is being watched; disposing ends the watch. */
+/** Something that is being watched; disposing ends the watch. */
 export interface Growth extends AsyncDisposable {
-  /** Aborted when the folder has not grown for too long. */
+  /** Aborted when it has not grown for too long. */
   stalled: AbortSignal;
 }
 
 /**
- * Follows how many bytes a folder holds while another program fills it.
+ * Follows a count of bytes while another program makes it grow.
  *
- * Needs `--allow-read` for it.
- *
- * @param folder The folder; it may not exist yet.
+ * @param measure Returns the count: {@linkcode folderBytes}, for instance.
  * @param stallMs Time without growth that counts as a stall, in milliseconds.
- * @param onBytes Called with the count of bytes whenever it has changed.
+ * @param onBytes Called with the count whenever it has changed.
  * @returns The watch.
  */
 export function watchGrowth(
-  folder: string,
+  measure: () => Promise<number>,
   stallMs: number,
   onBytes?: (bytes: number) => void,
 ): Growth {
@@ -33,7 +31,7 @@ export function watchGrowth(
   let since = Date.now();
   let watching = Promise.resolve();
   const look = async () => {
-    const bytes = await folderBytes(folder);
+    const bytes = await measure();
     if (bytes !== last) {
       last = bytes;
       since = Date.now();
@@ -52,7 +50,15 @@ export function watchGrowth(
   };
 }
 
-async function folderBytes(folder: string): Promise<number> {
+/**
+ * Counts the bytes below a folder.
+ *
+ * Needs `--allow-read` for it.
+ *
+ * @param folder The folder; it may not exist yet.
+ * @returns The sum of the sizes of its files.
+ */
+export async function folderBytes(folder: string): Promise<number> {
   let bytes = 0;
   try {
     for await (const entry of Deno.readDir(folder)) {
@@ -65,4 +71,21 @@ async function folderBytes(folder: string): Promise<number> {
     // The folder is not there yet, or a file went away while we looked.
   }
   return bytes;
+}
+
+/**
+ * Counts what a process has read, as Linux tells it.
+ *
+ * Needs `--allow-all`, as all of `/proc` does.
+ *
+ * @param pid The process.
+ * @returns The count in bytes, or `undefined` where it cannot be told.
+ */
+export async function bytesReadBy(pid: number): Promise<number | undefined> {
+  try {
+    const text = await Deno.readTextFile(`/proc/${pid}/io`);
+    return Number(/^rchar: (\d+)$/m.exec(text)?.[1]);
+  } catch {
+    return undefined;
+  }
 }

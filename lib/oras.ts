@@ -9,9 +9,14 @@
 import type { Artifact, Descriptor } from "./artifact.ts";
 import { type Environment, processEnvironment } from "./environment.ts";
 import { ToolsmithError } from "./errors.ts";
-import { watchGrowth } from "./growth.ts";
+import {
+  bytesReadBy,
+  folderBytes,
+  type Growth,
+  watchGrowth,
+} from "./growth.ts";
 import { orasError, tidy } from "./oras_errors.ts";
-import { type Output, run } from "./process.ts";
+import { type Output, run, type RunOptions } from "./process.ts";
 import { formatReference, isLoopback, type OciReference } from "./reference.ts";
 
 /** How a registry is reached. */
@@ -53,7 +58,14 @@ export interface PushOptions {
   artifactType: string;
   /** Annotations of the manifest. */
   annotations: Record<string, string>;
+  /** Size of all the files, in bytes. */
+  bytes: number;
 }
+
+/** The slowest push that is waited for, in bytes a millisecond. */
+const SLOWEST = 16;
+/** What a process reads for itself is no progress. */
+const FRAME = 64 * 1024;
 
 /** The `oras` program, ready for one registry. */
 export interface Oras {
@@ -96,7 +108,7 @@ export function oras(options: RegistryOptions = {}): Oras {
     subcommand: string[],
     reference: OciReference,
     rest: string[],
-    extra: { cwd?: string; signal?: AbortSignal; timeoutMs?: number } = {},
+    extra: Omit<RunOptions, "args" | "input" | "env"> = {},
   ): Promise<Output> {
     const credentials = ghcrCredentials(reference.registry, env);
     const args = [
@@ -117,6 +129,20 @@ export function oras(options: RegistryOptions = {}): Oras {
       reference,
       credentials !== undefined,
     );
+  }
+
+  /** Does something that is given up when it stalls. */
+  async function moving(
+    { stalled: stopped }: Growth,
+    what: string,
+    work: (signal: AbortSignal) => Promise<Output>,
+  ): Promise<Output> {
+    const { signal } = options;
+    const either = signal ? AbortSignal.any([signal, stopped]) : stopped;
+    return await work(either).catch((error) => {
+      const hung = stopped.aborted && !signal?.aborted;
+      throw hung ? stalled(what, stallMs) : error;
+    });
   }
 
   return {
@@ -150,19 +176,20 @@ export function oras(options: RegistryOptions = {}): Oras {
 
     async pull(reference, folder, onBytes) {
       const name = formatReference(reference);
-      await using growth = watchGrowth(folder, stallMs, onBytes);
-      const signal = options.signal
-        ? AbortSignal.any([options.signal, growth.stalled])
-        : growth.stalled;
+      await using growth = watchGrowth(
+        () => folderBytes(folder),
+        stallMs,
+        onBytes,
+      );
       const args = ["--no-tty", "--output", folder, name];
-      await call(["pull"], reference, args, { signal }).catch((error) => {
-        throw growth.stalled.aborted && !options.signal?.aborted
-          ? stalled(name, stallMs)
-          : error;
-      });
+      await moving(
+        growth,
+        `pull ${name}`,
+        (signal) => call(["pull"], reference, args, { signal }),
+      );
     },
 
-    async push(reference, files, { cwd, artifactType, annotations }) {
+    async push(reference, files, { cwd, artifactType, annotations, bytes }) {
       const args = ["--no-tty", "--format", "json"];
       args.push("--artifact-type", artifactType);
       for (const [key, value] of Object.entries(annotations)) {
@@ -171,7 +198,21 @@ export function oras(options: RegistryOptions = {}): Oras {
       // What follows is no option, also where a file's name begins with a dash.
       args.push("--", formatReference(reference));
       args.push(...files.map((file) => `${file.path}:${file.mediaType}`));
-      const output = await call(["push"], reference, args, { cwd });
+      const begun = Date.now();
+      let pid = 0;
+      const onStart = (started: number) => pid = started;
+      // Where it cannot be told how far it is, a slow network gets its time.
+      const slow = () => Math.min(Date.now() - begun, bytes / SLOWEST);
+      await using growth = watchGrowth(async () => {
+        const read = await bytesReadBy(pid);
+        return read === undefined ? slow() : Math.floor(read / FRAME);
+      }, stallMs);
+      const name = formatReference(reference);
+      const output = await moving(
+        growth,
+        `push ${name}`,
+        (signal) => call(["push"], reference, args, { cwd, signal, onStart }),
+      );
       const { digest } = parseOutput(output.stdout, "push");
       if (typeof digest === "string") return digest;
       throw new ToolsmithError("oras_failed", "oras push printed no digest");
@@ -286,14 +327,14 @@ function parseOutput(text: string, command: string): Record<string, unknown> {
 
 function asStall(error: unknown, name: string, stallMs: number): unknown {
   return error instanceof ToolsmithError && error.code === "timeout"
-    ? stalled(name, stallMs)
+    ? stalled(`read ${name}`, stallMs)
     : error;
 }
 
-function stalled(name: string, stallMs: number): ToolsmithError {
+function stalled(what: string, stallMs: number): ToolsmithError {
   return new ToolsmithError(
     "transfer_stalled",
-    `Cannot pull ${name}: nothing arrived for ${stallMs / 1000} s`,
+    `Cannot ${what}: nothing moved for ${stallMs / 1000} s`,
     { hint: "try again, or allow more time: --stall-timeout SECONDS" },
   );
 }

@@ -76,6 +76,8 @@ export interface RunOptions extends Omit<SpawnOptions, "stdout" | "stderr"> {
   timeoutMs?: number;
   /** Sees each chunk of standard error as it comes. */
   onStderr?: (chunk: Uint8Array) => void;
+  /** Told the process id. */
+  onStart?: (pid: number) => void;
 }
 
 /** What a program said, once it has ended. */
@@ -107,7 +109,7 @@ export async function run(
   program: string,
   options: RunOptions = {},
 ): Promise<Output> {
-  const { timeoutMs = Infinity, onStderr, ...rest } = options;
+  const { timeoutMs = Infinity, onStderr, onStart, ...rest } = options;
   const stdout = capture();
   const stderr = capture();
   await using child = spawn(program, {
@@ -118,6 +120,7 @@ export async function run(
       onStderr?.(chunk);
     },
   });
+  onStart?.(child.pid);
   let late = false;
   const timer = Number.isFinite(timeoutMs)
     ? setTimeout(() => {

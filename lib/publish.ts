@@ -245,6 +245,7 @@ async function push(
         cwd: folder.cwd,
         artifactType: QCOW2_MEDIA_TYPE,
         annotations,
+        bytes: total,
       }),
     {
       ...options,

@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { watchGrowth } from "../lib/growth.ts";
+import { folderBytes, watchGrowth } from "../lib/growth.ts";
 import { temporaryFolder } from "./_folder.ts";
 
 const NEVER_MS = 600_000;
@@ -12,10 +12,14 @@ Deno.test("bytes are counted as they come, in sub-folders too", async () => {
   const until = (bytes: number) =>
     new Promise<void>((done) => reached = (now) => now === bytes && done());
   {
-    await using growth = watchGrowth(target, NEVER_MS, (bytes) => {
-      counts.push(bytes);
-      reached(bytes);
-    });
+    await using growth = watchGrowth(
+      () => folderBytes(target),
+      NEVER_MS,
+      (bytes) => {
+        counts.push(bytes);
+        reached(bytes);
+      },
+    );
     const some = until(7);
     await Deno.mkdir(`${target}/dist`, { recursive: true });
     await Deno.writeTextFile(`${target}/dist/a`, "1234567");
@@ -32,7 +36,7 @@ Deno.test("a folder that does not grow is told as stalled", async () => {
   await using folder = await temporaryFolder();
   await Deno.writeTextFile(`${folder.path}/a`, "partial");
   for (const path of [folder.path, `${folder.path}/none`]) {
-    await using growth = watchGrowth(path, 250);
+    await using growth = watchGrowth(() => folderBytes(path), 250);
     await new Promise((done) =>
       growth.stalled.addEventListener("abort", done, { once: true })
     );
@@ -43,7 +47,11 @@ Deno.test("slow growth is no stall", async () => {
   await using folder = await temporaryFolder();
   let seen = 0;
   const begun = Date.now();
-  await using growth = watchGrowth(folder.path, 2000, () => seen++);
+  await using growth = watchGrowth(
+    () => folderBytes(folder.path),
+    2000,
+    () => seen++,
+  );
   // Longer than the limit as a whole, far shorter between two bytes.
   while (Date.now() - begun < 2600) {
     await Deno.writeTextFile(`${folder.path}/a`, "x", { append: true });

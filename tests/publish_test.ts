@@ -362,6 +362,18 @@ test("a push that fails in passing is tried again, and that is said", async (ben
   );
 });
 
+test("a push that does not move any more ends", async (bench) => {
+  await using hung = startProxy(bench.host, [{ match: /^PUT /, hang: true }]);
+  const { error, of } = await attempt(
+    bench.image,
+    `${hung.host}/owner/vm:1`,
+    { stallTimeoutMs: 1500, retries: 0 },
+  );
+  const { message } = assertCode(error, "transfer_stalled");
+  assertStringIncludes(message, `push ${hung.host}/owner/vm:1`);
+  assertEquals(of("push_end"), []);
+});
+
 test("what cannot be published is refused before anything is pushed", async (bench) => {
   const { folder, image, host } = bench;
   const reference = `${host}/owner/vm:1`;

@@ -74,6 +74,8 @@ const BAD: Record<string, unknown> = {
   "a name that leads up": image({ name: "../x" }),
   "a name that is a path": image({ name: "a/b" }),
   "a name that is a dot": image({ name: "." }),
+  "a name that Windows keeps": image({ name: "Con" }),
+  "a name that Windows keeps, and an ending": image({ name: "lpt1.x" }),
   "a name that begins with a dot": image({ name: ".cache" }),
   "a name that ends with a dot": image({ name: "demo." }),
   "a name with a backslash": image({ name: "a\\b" }),
