@@ -8,8 +8,7 @@ import { dirname, join } from "@std/path";
 import { ToolsmithError } from "./errors.ts";
 import { emitter, type OnEvent } from "./events.ts";
 import { lock } from "./lock.ts";
-import { sharedMonitor } from "./monitor.ts";
-import { run } from "./process.ts";
+import { MACHINE_FILES, sharedMonitor } from "./monitor.ts";
 import { makeVm, type Vm, type VmFacts } from "./vm.ts";
 
 /** What a state file holds. */
@@ -33,7 +32,7 @@ export interface DetachOptions {
 }
 
 const GRACE_MS = 10_000;
-const POLL_MS = 50;
+const POLL_MS = 100;
 
 /**
  * Lets a machine live on by itself, and writes down where it is.
@@ -79,8 +78,8 @@ export async function detach(
  * Finds the machine that a state file names. The file of a machine that has
  * ended is removed.
  *
- * Needs `--allow-read` and `--allow-write` for the file and the machine's
- * folder, and `--allow-run=ps` where there is no `/proc`.
+ * Needs `--allow-read` and `--allow-write` for the file, and for the machine's
+ * folder `--allow-net=unix:…` too.
  *
  * @param path The state file.
  * @returns The machine's state, or `undefined` if none runs.
@@ -188,22 +187,20 @@ async function forget(path: string, state: MachineState) {
 }
 
 /**
- * Tells whether the process is the machine: process ids are used again, the
- * random name of the machine's folder is not.
+ * Tells whether QEMU still listens on a socket of the machine, whose folder has
+ * a name of its own. Its process id would be used again.
  */
-async function isRunning({ pid, folder }: MachineState): Promise<boolean> {
-  return (await commandLine(pid)).includes(join(folder, ""));
-}
-
-/** Linux has it in a file; elsewhere `ps` tells. */
-async function commandLine(pid: number): Promise<string> {
+async function isRunning({ folder }: MachineState): Promise<boolean> {
   try {
-    return await Deno.readTextFile(`/proc/${pid}/cmdline`);
-  } catch {
-    if (Deno.build.os === "linux") return "";
+    const path = join(folder, MACHINE_FILES.console);
+    (await Deno.connect({ transport: "unix", path })).close();
+    return true;
+  } catch (error) {
+    // Where it cannot be told, nothing is forgotten.
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    return !(error instanceof Deno.errors.NotFound) &&
+      !(error instanceof Deno.errors.ConnectionRefused);
   }
-  return (await run("ps", { args: ["-o", "args=", "-ww", "-p", `${pid}`] }))
-    .stdout;
 }
 
 /** Settles when the machine has ended; never, once it is not asked any more. */
