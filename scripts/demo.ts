@@ -1,6 +1,6 @@
 /**
  * Shows the main job on real input: a QCOW2 is published to a real registry as
- * the guide says, and hydrated from it, verified.
+ * the guide says, hydrated from it, verified; and a guest runs a command.
  *
  *     deno task demo
  *
@@ -14,7 +14,7 @@ import { setup } from "./setup.ts";
 
 const IMAGE_BYTES = 64 * 1024 * 1024;
 
-const tools = await setup(["oras", "registry", "qemuImg"]);
+const tools = await setup(["oras", "registry", "qemuImg", "qemu", "guest"]);
 if (!tools.oras || !tools.registry || !tools.qemuImg) {
   console.error("the demo needs all of the above");
   Deno.exit(1);
@@ -100,7 +100,31 @@ async function demo(host: string) {
     JSON.stringify(manifest),
   );
   await show(["toolsmith", "hydrate"], { ...there, fails: true });
+  if (tools.qemu && tools.guest) await runChapter(host);
   console.log("\nThat was all of it; everything it made is removed again.");
+}
+
+/** Publishes a guest, hydrates it, and runs a command in it, twice. */
+async function runChapter(host: string) {
+  const { buildGuest } = await import("./build_guest.ts");
+  Deno.env.set("TOOLSMITH_QEMU", tools.qemu!);
+  const reference = `${host}/owner/guest:1.0`;
+  await Deno.mkdir(`${folder}/guest/dist`, { recursive: true });
+  title("A guest: Debian's kernel, busybox and the QEMU guest agent");
+  await Deno.copyFile(await buildGuest(), `${folder}/guest/dist/guest.qcow2`);
+  const there = { cwd: `${folder}/guest` };
+  const manifest = ".toolsmith/tools.json";
+  await show([
+    ...["toolsmith", "publish", "dist/guest.qcow2", reference],
+    ...["--write-manifest", manifest],
+  ], there);
+
+  title("Run a command in it: hydrated, booted, saved for the next time");
+  const command = ["uname", "-a"];
+  await show(["toolsmith", "run", "--", ...command], there);
+
+  title("Again: the machine is restored, not booted");
+  await show(["toolsmith", "run", "--", ...command], there);
 }
 
 /** Bytes that no compression makes smaller, as a well-packed disk has. */
