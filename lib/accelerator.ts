@@ -66,7 +66,7 @@ export async function rememberBroken(
   program: string,
   options: AcceleratorsOptions = {},
 ): Promise<void> {
-  const note = notePath(accelerator, options);
+  const note = notePath(accelerator, program, options);
   await Deno.remove(note).catch(() => {});
   await Deno.writeTextFile(note, program, { createNew: true, mode: 0o600 })
     .catch(() => {});
@@ -77,7 +77,7 @@ async function isBroken(
   program: string,
   options: AcceleratorsOptions,
 ): Promise<boolean> {
-  const note = notePath(accelerator, options);
+  const note = notePath(accelerator, program, options);
   try {
     const stat = await Deno.lstat(note);
     // The folder is everybody's: a note by somebody else says nothing.
@@ -89,10 +89,16 @@ async function isBroken(
   }
 }
 
-function notePath(accelerator: Accelerator, options: AcceleratorsOptions) {
+function notePath(
+  accelerator: Accelerator,
+  program: string,
+  options: AcceleratorsOptions,
+) {
   const { env = processEnvironment } = options;
   const folder = env.get("TMPDIR") ?? "/tmp";
-  return join(folder, `toolsmith-${uid() ?? "user"}-no-${accelerator}`);
+  const user = uid() ?? "user";
+  const name = program.replace(/\W+/g, "_").slice(-80);
+  return join(folder, `toolsmith-${user}-no-${accelerator}-${name}`);
 }
 
 function uid(): number | null {
