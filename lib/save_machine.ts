@@ -3,7 +3,7 @@
  * socket into a file, and what the guest wrote to its disk goes beside it.
  *
  * Commands are those of QEMU's QMP reference: `stop`, `migrate`,
- * `query-blockstats`, `drive-backup`, `cont`.
+ * `query-blockstats`, `blockdev-create`, `blockdev-backup`, `cont`.
  *
  * @module
  */
@@ -13,6 +13,7 @@ import type { Qmp } from "./qmp.ts";
 import type { SavedState, StateStaging } from "./saved_states.ts";
 
 const SOCKET = "migration";
+const DISK = "disk";
 const FRAME = 1024 * 1024;
 const POLL_MS = 5;
 /** Nothing else uses the socket: QEMU need not be slowed down. */
@@ -50,8 +51,9 @@ export async function saveMachine(
   try {
     await qmp.send(["stop"]);
     try {
-      await copyMemory(qmp, join(folder, SOCKET), staging.state);
+      // The disk comes first: QEMU lets go of it once the memory is away.
       if (await hasWritten(qmp)) await copyDisk(qmp, staging.disk);
+      await copyMemory(qmp, join(folder, SOCKET), staging.state);
     } finally {
       await qmp.send(["cont"]);
     }
@@ -71,7 +73,8 @@ async function copyMemory(qmp: Qmp, socket: string, file: string) {
   await Deno.remove(socket).catch(() => {});
   using listener = Deno.listen({ transport: "unix", path: socket });
   const received = receive(listener, file);
-  received.catch(() => {});
+  let trouble: Error | undefined;
+  received.catch((error) => trouble = error);
   await qmp.send(
     ["migrate-set-parameters", { "max-bandwidth": BANDWIDTH }],
     ["migrate", { uri: `unix:${socket}` }],
@@ -82,7 +85,7 @@ async function copyMemory(qmp: Qmp, socket: string, file: string) {
     const { status, "error-desc": reason } = answer as Migration;
     if (status === "completed") break;
     if (status === "failed" || status === "cancelled") {
-      throw notSaved(reason ?? status);
+      throw notSaved(trouble?.message ?? reason ?? status);
     }
     if (Date.now() > deadline) {
       await qmp.send(["migrate_cancel"]);
@@ -117,31 +120,72 @@ async function receive(listener: Deno.UnixListener, path: string) {
 
 async function hasWritten(qmp: Qmp): Promise<boolean> {
   const [answer] = await qmp.send(["query-blockstats"]);
-  return (answer as { stats: { wr_operations: number } }[])
-    .some(({ stats }) => stats.wr_operations > 0);
+  return (answer as Stats[]).some(({ device, stats }) =>
+    device === DISK && stats.wr_operations + stats.unmap_operations > 0
+  );
 }
 
-/** Copies the clusters that the guest wrote, over the image as their base. */
+interface Stats {
+  device?: string;
+  stats: { wr_operations: number; unmap_operations: number };
+}
+
+/**
+ * Copies the clusters that the guest wrote, over the image as their base.
+ * `drive-backup` would do it in one step, and would unlink the image: it opens
+ * the base of a throw-away disk as if that were to be thrown away, too.
+ */
 async function copyDisk(qmp: Qmp, target: string) {
-  await qmp.send(["drive-backup", {
-    "job-id": "save",
-    device: "disk",
-    target,
-    format: "qcow2",
-    sync: "top",
-    "auto-dismiss": false,
-  }]);
+  const [answer] = await qmp.send(["query-block"]);
+  const { inserted } = (answer as Block[]).find(({ device }) =>
+    device === DISK
+  )!;
+  const { "virtual-size": size, "backing-image": base } = inserted.image;
+  await Deno.writeFile(target, new Uint8Array(), {
+    createNew: true,
+    mode: 0o600,
+  });
+  const file = { driver: "file", "node-name": "kept-file", filename: target };
+  // What is not copied need not be read.
+  const disk = { driver: "qcow2", file: "kept-file", backing: null };
+  await qmp.send(["blockdev-add", file]);
+  await job(qmp, "blockdev-create", {
+    options: {
+      ...{ driver: "qcow2", file: "kept-file", size },
+      ...{ "backing-file": base.filename, "backing-fmt": "qcow2" },
+    },
+  });
+  await qmp.send(["blockdev-add", { ...disk, "node-name": "kept" }]);
+  await job(qmp, "blockdev-backup", {
+    ...{ device: DISK, target: "kept", sync: "top", "auto-dismiss": false },
+  });
+  await qmp.send(
+    ["blockdev-del", { "node-name": "kept" }],
+    ["blockdev-del", { "node-name": "kept-file" }],
+  );
+}
+
+interface Block {
+  device: string;
+  inserted: {
+    image: { "virtual-size": number; "backing-image": { filename: string } };
+  };
+}
+
+/** Runs one of QEMU's jobs to its end. */
+async function job(qmp: Qmp, name: string, args: Record<string, unknown>) {
+  const id = "save";
+  await qmp.send([name, { "job-id": id, ...args }]);
   while (true) {
     const [answer] = await qmp.send(["query-jobs"]);
-    const job = (answer as Job[]).find(({ id }) => id === "save");
-    if (!job || job.status === "concluded") {
-      await qmp.send(["job-dismiss", { id: "save" }]).catch(() => {});
-      if (job?.error) throw notSaved(job.error);
-      break;
+    const { status, error } = (answer as Job[]).find((it) => it.id === id)!;
+    if (status === "concluded") {
+      await qmp.send(["job-dismiss", { id }]);
+      if (error) throw notSaved(error);
+      return;
     }
     await new Promise((done) => setTimeout(done, POLL_MS));
   }
-  await Deno.chmod(target, 0o600);
 }
 
 interface Job {
