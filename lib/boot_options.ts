@@ -44,7 +44,8 @@ export interface BootOptions {
   overlay?: string;
   /**
    * Restore a machine that was saved when it was ready, or save this one then.
-   * Not with an overlay.
+   * Not with an overlay, nor with arguments for QEMU that name a file of the
+   * host: what that holds may have changed since.
    *
    * @default {undefined} always boot, never save
    */

@@ -16,7 +16,7 @@ import {
 } from "./machine.ts";
 import { type Monitor, ownMonitor } from "./monitor.ts";
 import type { Share } from "./qemu.ts";
-import type { Agent } from "./qmp.ts";
+import { type Agent, MachineGone } from "./qmp.ts";
 import { bootFailure, whenReady } from "./readiness.ts";
 import { findSlot, type StateSlot } from "./state_slot.ts";
 import { makeVm, type Vm } from "./vm.ts";
@@ -51,6 +51,7 @@ export async function bringUp(
       return await bringUpOnce(course, true);
     } catch (error) {
       options.signal?.throwIfAborted();
+      if (error instanceof Deno.errors.NotCapable) throw error;
       await slot.drop(reasonOf(error));
     }
   }
@@ -86,6 +87,8 @@ async function bringUpOnce(course: Course, restoring: boolean): Promise<Vm> {
       ...{ version, accelerator, memory, cpus },
     });
     if (restoring) await whenLoaded(machine);
+    // QEMU has opened its files by now: both are of one save.
+    if (found && !await slot?.unchanged()) throw new Error("it was replaced");
     await machine.qmp.send(["cont"]);
     const start = lap();
     const agent = await answer(machine, course, restoring);
@@ -135,7 +138,7 @@ async function bringUpOnce(course: Course, restoring: boolean): Promise<Vm> {
     await machine[Symbol.asyncDispose]();
     await typing.stop();
     await slot?.settled();
-    throw error;
+    throw error instanceof MachineGone ? await bootFailure(machine) : error;
   }
 }
 

@@ -15,7 +15,7 @@ import {
 import { tryLock } from "./lock.ts";
 import {
   listStates,
-  removeStateLocked,
+  removeState,
   type SavedState,
   sweepStates,
 } from "./saved_states.ts";
@@ -135,7 +135,7 @@ export async function pruneCache(
     if (!dryRun) await sweepStates(statesFolder(key));
     for (const state of entry.states) {
       if (now() - Date.parse(state.used) < olderThanMs) continue;
-      if (!dryRun) await removeStateLocked(statesFolder(key), state.key);
+      if (!dryRun && !await removeState(statesFolder(key), state)) continue;
       result.states.push(state);
       result.bytes += state.bytes;
     }

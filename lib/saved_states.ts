@@ -10,7 +10,7 @@
  * @module
  */
 import { join } from "@std/path";
-import { lock, tryLock } from "./lock.ts";
+import { tryLock } from "./lock.ts";
 
 /** A saved machine that can be restored. */
 export interface SavedState {
@@ -22,6 +22,8 @@ export interface SavedState {
   disk?: string;
   /** Size of all its files, in bytes. */
   bytes: number;
+  /** When it was saved, as an ISO 8601 time; tells it from another. */
+  saved: string;
   /** When it was last used, as an ISO 8601 time. */
   used: string;
 }
@@ -80,22 +82,18 @@ export async function findState(
   const note = join(folder, `${key}.json`);
   const state = await fingerprint(path);
   if (!state) return undefined;
-  let expected: Note;
-  try {
-    expected = JSON.parse(await Deno.readTextFile(note));
-  } catch {
-    return "damaged";
+  const expected = await readNote(note);
+  const kept = expected?.disk ? await fingerprint(disk) : undefined;
+  if (!same(state, expected?.state) || !same(kept, expected?.disk)) {
+    // It may have been removed meanwhile.
+    return await fingerprint(path) ? "damaged" : undefined;
   }
-  const kept = expected.disk ? await fingerprint(disk) : undefined;
-  if (!same(state, expected.state) || !same(kept, expected.disk)) {
-    return "damaged";
-  }
-  const { mtime } = await Deno.stat(note);
   return {
     key,
     path,
     bytes: (state.size ?? 0) + (kept?.size ?? 0),
-    used: (mtime ?? new Date(0)).toISOString(),
+    saved: isoTime(state.ctime ?? state.mtime),
+    used: isoTime((await fingerprint(note))?.mtime),
     ...kept ? { disk } : {},
   };
 }
@@ -116,9 +114,9 @@ export async function listStates(folder: string): Promise<SavedState[]> {
     const path = join(folder, name);
     const state = await findState(folder, key);
     if (state === "damaged") {
-      const { size, mtime } = await Deno.stat(path);
-      const used = (mtime ?? new Date(0)).toISOString();
-      found.push({ key, path, bytes: size, used });
+      const { size, mtime } = await fingerprint(path) ?? {};
+      const time = isoTime(mtime);
+      found.push({ key, path, bytes: size ?? 0, saved: time, used: time });
     } else if (state) found.push(state);
   }
   return found;
@@ -127,16 +125,24 @@ export async function listStates(folder: string): Promise<SavedState[]> {
 /**
  * Removes a saved machine. One that is being restored is read to its end.
  *
- * Needs `--allow-write` for the folder.
+ * Needs `--allow-read` and `--allow-write` for the folder.
  *
  * @param folder The folder of saved machines.
- * @param key Which one.
+ * @param state The one that was found; another of its key stays.
+ * @returns Whether it was removed; not while another process saves its key.
  */
-export async function removeState(folder: string, key: string) {
-  // The note last: without it the others are damaged, not forgotten.
-  for (const ending of ["state", "qcow2", "json"]) {
-    await remove(join(folder, `${key}.${ending}`));
-  }
+export async function removeState(
+  folder: string,
+  state: { key: string; saved?: string },
+): Promise<boolean> {
+  const { key, saved } = state;
+  using held = await hold(folder, key);
+  if (!held) return false;
+  const now = await findState(folder, key);
+  if (now === undefined) return false;
+  if (now !== "damaged" && now.saved !== saved) return false;
+  await removeFiles(folder, key);
+  return true;
 }
 
 /**
@@ -168,13 +174,11 @@ export async function stageState(
   await Deno.mkdir(folder, { recursive: true, mode: 0o700 });
   const held = await tryLock(lockFile(folder, key));
   if (!held) return undefined;
-  const prefix = `.staging-${key}-`;
-  const staging = join(folder, prefix + crypto.randomUUID().slice(0, 8));
+  const id = crypto.randomUUID().slice(0, 8);
+  const staging = join(folder, `.staging-${key}-${id}`);
   try {
     // Under the lock, what others left has no owner any more.
-    for (const name of await names(folder)) {
-      if (name.startsWith(prefix)) await remove(join(folder, name));
-    }
+    await removeStaging(folder, key);
     await Deno.mkdir(staging, { mode: 0o700 });
   } catch (error) {
     held[Symbol.dispose]();
@@ -189,18 +193,25 @@ export async function stageState(
       await sync(state);
       const kept = await fingerprint(disk);
       if (kept) await sync(disk);
-      await removeState(folder, key);
-      for (const name of kept ? ["qcow2", "state"] : ["state"]) {
-        await Deno.rename(join(staging, name), join(folder, `${key}.${name}`));
+      await removeFiles(folder, key);
+      try {
+        for (const name of kept ? ["qcow2", "state"] : ["state"]) {
+          const from = join(staging, name);
+          await Deno.rename(from, join(folder, `${key}.${name}`));
+        }
+        // Renaming changes the times that the note holds: it comes last.
+        const written: Note = {
+          state: (await fingerprint(join(folder, `${key}.state`)))!,
+          disk: await fingerprint(join(folder, `${key}.qcow2`)),
+        };
+        const text = JSON.stringify(written);
+        await Deno.writeTextFile(note, text, { mode: 0o600 });
+        await sync(note);
+        await Deno.rename(note, join(folder, `${key}.json`));
+      } catch (error) {
+        await removeFiles(folder, key);
+        throw error;
       }
-      // Renaming changes the times that the note holds: it is written after.
-      const written: Note = {
-        state: (await fingerprint(join(folder, `${key}.state`)))!,
-        disk: await fingerprint(join(folder, `${key}.qcow2`)),
-      };
-      await Deno.writeTextFile(note, JSON.stringify(written), { mode: 0o600 });
-      await sync(note);
-      await Deno.rename(note, join(folder, `${key}.json`));
       return await findState(folder, key) as SavedState;
     },
     async [Symbol.asyncDispose]() {
@@ -218,25 +229,29 @@ export async function stageState(
  * @param folder The folder of saved machines.
  */
 export async function sweepStates(folder: string) {
-  for (const name of await names(folder)) {
-    const key = /^\.staging-([0-9a-f]{64})-/.exec(name)?.[1];
-    if (!key) continue;
-    using free = await tryLock(lockFile(folder, key));
-    if (free) await remove(join(folder, name));
+  const keys = (await names(folder)).flatMap((name) =>
+    /^(?:\.staging-)?([0-9a-f]{64})[-.]/.exec(name)?.[1] ?? []
+  );
+  for (const key of new Set(keys)) {
+    using free = await hold(folder, key);
+    if (!free) continue;
+    await removeStaging(folder, key);
+    const state = await fingerprint(join(folder, `${key}.state`));
+    if (!state) await removeFiles(folder, key);
   }
 }
 
-/**
- * Waits until nobody saves a machine any more, and removes what was left.
- *
- * Needs `--allow-read` and `--allow-write` for the folder.
- *
- * @param folder The folder of saved machines.
- * @param key Which one.
- */
-export async function removeStateLocked(folder: string, key: string) {
-  using _held = await lock(lockFile(folder, key));
-  await removeState(folder, key);
+/** The lock of a key; `undefined` if another has it, or the folder is gone. */
+async function hold(
+  folder: string,
+  key: string,
+): Promise<Disposable | undefined> {
+  try {
+    return await tryLock(lockFile(folder, key));
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
 }
 
 function lockFile(folder: string, key: string): string {
@@ -261,6 +276,32 @@ function same(a: Fingerprint | undefined, b: Fingerprint | undefined): boolean {
   if (!a || !b) return a === b;
   return a.size === b.size && a.mtime === b.mtime && a.ctime === b.ctime &&
     a.inode === b.inode;
+}
+
+async function readNote(path: string): Promise<Partial<Note> | undefined> {
+  try {
+    return JSON.parse(await Deno.readTextFile(path)) ?? undefined;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    return undefined;
+  }
+}
+
+async function removeStaging(folder: string, key: string) {
+  for (const name of await names(folder)) {
+    if (name.startsWith(`.staging-${key}-`)) await remove(join(folder, name));
+  }
+}
+
+/** The note goes last: without it the others are damaged, not forgotten. */
+async function removeFiles(folder: string, key: string) {
+  for (const ending of ["state", "qcow2", "json"]) {
+    await remove(join(folder, `${key}.${ending}`));
+  }
+}
+
+function isoTime(time: number | null = 0): string {
+  return new Date(time ?? 0).toISOString();
 }
 
 async function names(folder: string): Promise<string[]> {

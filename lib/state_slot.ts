@@ -14,7 +14,7 @@ import type { Qmp } from "./qmp.ts";
 import { saveMachine, type Saving } from "./save_machine.ts";
 import {
   findState,
-  removeStateLocked,
+  removeState,
   type SavedState,
   stageState,
   stateKey,
@@ -25,6 +25,8 @@ import {
 export interface StateSlot {
   /** The state to restore, if there is one that fits. */
   readonly found: SavedState | undefined;
+  /** Is the found state still the one that lies there? */
+  unchanged(): Promise<boolean>;
   /** Removes a state that did not restore, and says so. */
   drop(reason: string): Promise<void>;
   /** Saves the machine, unless that is not wanted or another process does. */
@@ -36,6 +38,11 @@ export interface StateSlot {
 /** Grows when states of before cannot be restored by this program any more. */
 const LAYOUT = 1;
 
+/** Options of QEMU that say by themselves what the machine is like. */
+const OWN_WORDS = new Set(
+  "M accel boot cpu device global m machine msg numa rtc smp vga".split(" "),
+);
+
 /**
  * Finds the place of a machine's state.
  *
@@ -45,14 +52,15 @@ const LAYOUT = 1;
  * @param plan The machine.
  * @param options Where states are; without them there is no place.
  * @param emit Told of what happens.
- * @returns The place, or `undefined` for a machine whose disk is kept.
+ * @returns The place, or `undefined` for a machine whose disk is kept, or that
+ * depends on what cannot be told.
  */
 export async function findSlot(
   plan: StartMachineOptions,
   options: StateOptions | undefined,
   emit: Emit,
 ): Promise<StateSlot | undefined> {
-  if (!options || !plan.throwAway) return undefined;
+  if (!options || !plan.throwAway || namesFiles(plan.extra)) return undefined;
   const { folder, digest, restore = true, save = true } = options;
   const program = await programFile(plan.program);
   const cpu = hostProcessor();
@@ -69,12 +77,14 @@ export async function findSlot(
   let saving: Saving | undefined;
   const say = (message: string) => emit({ type: "warning", message });
   const drop = async (reason: string) => {
+    const state = { key, saved: found?.saved };
     found = undefined;
-    await removeStateLocked(folder, key);
-    say(`The saved machine was removed: ${reason}; booting instead`);
+    const removed = await removeState(folder, state).catch(() => false);
+    const outcome = removed ? "was removed" : "is not used";
+    say(`The saved machine ${outcome}: ${reason}; booting instead`);
   };
   if (restore) {
-    const state = await findState(folder, key);
+    const state = await lookFor(folder, key);
     if (state === "damaged") await drop("its file was changed");
     else found = state;
     if (found) await touchState(folder, key);
@@ -83,10 +93,16 @@ export async function findSlot(
     get found() {
       return found;
     },
+    async unchanged() {
+      const now = await lookFor(folder, key);
+      return typeof now === "object" && now.saved === found?.saved;
+    },
     drop,
     async save(qmp) {
       if (!save) return;
       try {
+        // Another process may have been faster.
+        if (restore && typeof await findState(folder, key) === "object") return;
         const staging = await stageState(folder, key);
         if (staging) saving = await saveMachine(qmp, plan.folder, staging);
       } catch (error) {
@@ -106,6 +122,24 @@ export async function findSlot(
       }
     },
   };
+}
+
+/** A state in a folder that cannot be read is none. */
+async function lookFor(folder: string, key: string) {
+  try {
+    return await findState(folder, key);
+  } catch (error) {
+    if (error instanceof Deno.errors.PermissionDenied) return undefined;
+    throw error;
+  }
+}
+
+/** What a file of the host holds may change between a save and a restore. */
+function namesFiles(words: string[]): boolean {
+  return words.some((word) =>
+    word.startsWith("-") && !OWN_WORDS.has(word.replace(/^--?/, "")) ||
+    /[/\\]|\b(file|path)=/.test(word)
+  );
 }
 
 /** What tells one QEMU program from another, its next version included. */
@@ -133,8 +167,9 @@ async function findOnPath(program: string): Promise<string | undefined> {
 /** The processor and kernel that the guest may have seen through. */
 function hostProcessor(): string | undefined {
   try {
-    const [{ model }] = cpus();
-    return `${Deno.build.arch} ${model}, ${Deno.build.os} ${Deno.osRelease()}`;
+    const model = cpus().at(0)?.model;
+    return model &&
+      `${Deno.build.arch} ${model}, ${Deno.build.os} ${Deno.osRelease()}`;
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) return undefined;
     throw error;
