@@ -6,7 +6,7 @@
  *
  * @module
  */
-import type { Artifact, Descriptor } from "./artifact.ts";
+import type { Artifact } from "./artifact.ts";
 import { type Environment, processEnvironment } from "./environment.ts";
 import { ToolsmithError } from "./errors.ts";
 import {
@@ -16,6 +16,7 @@ import {
   watchGrowth,
 } from "./growth.ts";
 import { orasError, tidy } from "./oras_errors.ts";
+import { parseArtifact, parseDigest } from "./oras_output.ts";
 import { type Output, run, type RunOptions } from "./process.ts";
 import { formatReference, isLoopback, type OciReference } from "./reference.ts";
 
@@ -213,9 +214,7 @@ export function oras(options: RegistryOptions = {}): Oras {
         `push ${name}`,
         (signal) => call(["push"], reference, args, { cwd, signal, onStart }),
       );
-      const { digest } = parseOutput(output.stdout, "push");
-      if (typeof digest === "string") return digest;
-      throw new ToolsmithError("oras_failed", "oras push printed no digest");
+      return parseDigest(output.stdout, "push");
     },
   };
 }
@@ -286,42 +285,6 @@ async function start(
       );
     }
     throw cause;
-  }
-}
-
-function parseArtifact(text: string, asked: OciReference): Artifact {
-  const { digest, mediaType, content } = parseOutput(text, "manifest fetch");
-  const { layers, config } = (content ?? {}) as {
-    layers?: Descriptor[];
-    config?: Descriptor;
-  };
-  if (typeof digest !== "string") {
-    throw new ToolsmithError(
-      "oras_failed",
-      "oras manifest fetch printed no digest",
-    );
-  }
-  const { tag: _, ...rest } = asked;
-  return {
-    reference: { ...rest, digest },
-    digest,
-    mediaType: String(mediaType ?? ""),
-    layers: Array.isArray(layers) ? layers : [],
-    config,
-  };
-}
-
-function parseOutput(text: string, command: string): Record<string, unknown> {
-  try {
-    return JSON.parse(text);
-  } catch (cause) {
-    throw new ToolsmithError(
-      "oras_failed",
-      `oras ${command} printed no JSON: ${
-        JSON.stringify(tidy(text).slice(0, 200))
-      }`,
-      { hint: "Toolsmith needs oras 1.3.0 or newer: toolsmith doctor", cause },
-    );
   }
 }
 
