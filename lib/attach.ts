@@ -6,7 +6,7 @@
  */
 import { basename, resolve } from "@std/path";
 import { ToolsmithError } from "./errors.ts";
-import { mountInGuest } from "./guest.ts";
+import { setUpGuest, type SetUpOptions } from "./guest_setup.ts";
 import type { Monitor } from "./monitor.ts";
 import { type Share, SLOTS } from "./qemu.ts";
 import type { Command } from "./qmp.ts";
@@ -87,17 +87,19 @@ export async function planShares(
 }
 
 /**
- * Plugs folders in and mounts them in the guest.
+ * Plugs folders in, mounts them in the guest, and sets its clock.
  *
  * @param monitor The machine.
  * @param shares As the machine was started with.
+ * @param options Whether to set the clock.
  * @throws {ToolsmithError} `guest_failed` when the guest cannot mount them.
  */
 export async function attachShares(
   monitor: Monitor,
   shares: Share[],
+  options: SetUpOptions = {},
 ): Promise<void> {
-  if (shares.length === 0) return;
+  if (shares.length === 0 && !options.clock) return;
   await monitor.qemu(...shares.map(({ tag }, index): Command => ["device_add", {
     driver: "virtio-9p-pci",
     id: `folder${index}`,
@@ -105,7 +107,7 @@ export async function attachShares(
     fsdev: `share${index}`,
     mount_tag: tag,
   }]));
-  await mountInGuest(monitor, shares);
+  await setUpGuest(monitor, shares, options);
 }
 
 /**

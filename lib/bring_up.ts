@@ -15,7 +15,6 @@ import {
   type StartMachineOptions,
 } from "./machine.ts";
 import { type Monitor, ownMonitor } from "./monitor.ts";
-import type { Share } from "./qemu.ts";
 import { type Agent, MachineGone } from "./qmp.ts";
 import { bootFailure, whenReady } from "./readiness.ts";
 import { findSlot, type StateSlot } from "./state_slot.ts";
@@ -93,12 +92,11 @@ async function bringUpOnce(course: Course, restoring: boolean): Promise<Vm> {
     const start = lap();
     const agent = await answer(machine, course, restoring);
     const monitor = ownMonitor(plan.folder, machine.qmp, agent);
-    if (agent && found) await setClock(monitor);
     const guest = lap();
     if (agent && slot && !restoring) await slot.save(machine.qmp);
     const save = lap();
     if (agent) {
-      await attach(monitor, plan.shares, course);
+      await attach(monitor, course, restoring);
       const attached = lap();
       emit({
         type: "boot_ready",
@@ -162,13 +160,6 @@ async function whenLoaded(machine: Machine) {
   }
 }
 
-/** The guest's clock stood still while it was saved. */
-async function setClock(monitor: Monitor) {
-  const time = Date.now() * 1_000_000;
-  // It also sets the machine's own clock, which not every guest can do.
-  await monitor.agent(["guest-set-time", { time }]).catch(() => {});
-}
-
 function reasonOf(error: unknown): string {
   return (error instanceof Error ? error.message : String(error)).split(
     "\n",
@@ -206,10 +197,11 @@ async function answer(
 /** Plugs in what the machine is to have besides its disk. */
 async function attach(
   monitor: Monitor,
-  shares: Share[],
-  { options, emit }: Course,
+  { plan, options, emit }: Course,
+  restoring: boolean,
 ) {
-  await attachShares(monitor, shares);
+  // A restored guest's clock stood still since it was saved.
+  await attachShares(monitor, plan.shares, { clock: restoring });
   if (options.network && !await attachNetwork(monitor)) {
     const message = "The guest has a network card and no address on it yet";
     emit({ type: "warning", message });

@@ -9,7 +9,7 @@ import { ToolsmithError } from "./errors.ts";
 import { type Channel, openChannel } from "./guest_channel.ts";
 import { type Limits, watchLimits, watchShell } from "./guest_limits.ts";
 
-import { MOUNT_SCRIPT, START_FAILURES } from "./guest_script.ts";
+import { START_FAILURES } from "./guest_script.ts";
 import {
   feed,
   type Input,
@@ -19,7 +19,6 @@ import {
 } from "./guest_streams.ts";
 import type { Monitor } from "./monitor.ts";
 import { MachineGone } from "./qmp.ts";
-import type { Share } from "./qemu.ts";
 
 /** How {@linkcode execInGuest} runs a command. */
 export interface ExecOptions extends Limits {
@@ -57,7 +56,6 @@ export interface ExecResult {
   stderrBytes: number;
 }
 
-const SHELL = "/bin/sh";
 const SIGNALS: Record<number, Deno.Signal> = {
   1: "SIGHUP",
   2: "SIGINT",
@@ -100,44 +98,6 @@ export async function execInGuest(
   const input = options.stdin !== undefined;
   using channel = await openChannel(monitor, { words, input, marker });
   return await talk({ monitor, channel, marker, command, options });
-}
-
-/**
- * Mounts plugged-in folders in the guest, each at `/mnt/<tag>`.
- *
- * @param monitor The machine.
- * @param shares The folders.
- * @throws {ToolsmithError} `guest_failed` with what `mount` said.
- */
-export async function mountInGuest(
-  monitor: Monitor,
-  shares: Share[],
-): Promise<void> {
-  const args = shares.flatMap((
-    { tag, writable },
-  ) => [tag, `/mnt/${tag}`, writable ? "rw" : "ro"]);
-  const { pid } = await monitor.agent(["guest-exec", {
-    path: SHELL,
-    arg: ["-c", MOUNT_SCRIPT, "sh", ...args],
-    "capture-output": true,
-  }]) as { pid: number };
-  for (let pause = 10;; pause = Math.min(pause * 2, 200)) {
-    const status = await monitor.agent(["guest-exec-status", { pid }]) as {
-      exited: boolean;
-      exitcode?: number;
-      "out-data"?: string;
-    };
-    if (status.exited) {
-      if (status.exitcode === 0) return;
-      const said = atob(status["out-data"] ?? "").trim().slice(0, 300);
-      throw new ToolsmithError(
-        "guest_failed",
-        `The guest cannot mount a folder of the host: ${said || "no reason"}`,
-        { hint: "its kernel needs 9p and 9pnet_virtio" },
-      );
-    }
-    await new Promise((done) => setTimeout(done, pause));
-  }
 }
 
 /** Refuses what cannot arrive, and writes the words of the start script. */
@@ -199,8 +159,8 @@ async function talk(parts: Talk): Promise<ExecResult> {
     limits.clear();
     stopFeeding.abort();
     // A write that the guest does not take would wait without end.
-    channel.endInput();
-    await Promise.all([watch.clear(), fed]);
+    channel.endInput(fed);
+    await watch.clear();
   }
   limits.check();
   const failure = err.word() as keyof typeof START_FAILURES | "";

@@ -144,10 +144,14 @@ EOF
 `;
 
 /**
- * Mounts folders of the host. Arguments, three a folder: tag, place, `ro` or `rw`.
- * The device needs a moment after it was plugged in.
+ * Sets the clock and mounts folders of the host. Arguments: the time in seconds
+ * since 1970, exact and rounded, or two empty words; then three a folder: tag,
+ * place, `ro` or `rw`. A device needs a moment after it was plugged in.
  */
-export const MOUNT_SCRIPT = `
+export const SETUP_SCRIPT = `
+[ -z "$1" ] || date -u -s "@$1" >/dev/null 2>&1 ||
+  date -u -s "@$2" >/dev/null 2>&1 || echo clock
+shift 2
 while [ $# -gt 0 ]; do
   mkdir -p "$2" || exit 1
   tries=0

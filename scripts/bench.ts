@@ -6,10 +6,18 @@
  *
  * @module
  */
-import { run } from "../lib/process.ts";
+import { attachShares } from "../lib/attach.ts";
+import { listCache } from "../lib/cache_admin.ts";
+import { fileChunks, sha256 } from "../lib/digest.ts";
+import { execInGuest } from "../lib/guest.ts";
+import { makeMachineFolder } from "../lib/machine.ts";
+import { ownMonitor } from "../lib/monitor.ts";
+import { run, spawn } from "../lib/process.ts";
+import { qemuArgs } from "../lib/qemu.ts";
+import { openAgent, openQmp } from "../lib/qmp.ts";
 import { setup } from "./setup.ts";
 
-const tools = await setup(["oras", "registry", "qemuImg"]);
+const tools = await setup(["oras", "registry", "qemuImg", "qemu", "guest"]);
 if (!tools.oras || !tools.registry || !tools.qemuImg) {
   console.error("the benchmark needs all of the above");
   Deno.exit(1);
@@ -30,6 +38,7 @@ interface Rival {
 }
 
 await hydrateRows(256);
+if (tools.qemu && tools.guest) await runRows(tools.qemu);
 
 /** Hydrating an image, beside oras and sha256sum alone. */
 async function hydrateRows(mib: number) {
@@ -81,6 +90,108 @@ async function hydrateRows(mib: number) {
   }
 }
 
+/** Starting a guest: booted, restored, and restored by hand. */
+async function runRows(qemu: string) {
+  const { buildGuest } = await import("./build_guest.ts");
+  await using work = await workspace();
+  const image = await buildGuest();
+  Deno.env.set("TOOLSMITH_QEMU", qemu);
+  const digest = await sha256(fileChunks(image));
+  await work.manifest({ qcow2: image, qcow2_sha256: digest });
+  const env = { ...cleanEnvironment(), TOOLSMITH_QEMU: qemu };
+  const cwd = work.folder;
+  const toolsmith = async (...flags: string[]) => {
+    const command = ["run", "--json", ...flags, "--", "true"];
+    const args = await cliCommand(command, ["-A"]);
+    const { code, stdout } = await run(Deno.execPath(), { args, cwd, env });
+    if (code !== 0) throw new Error(stdout);
+    const events = stdout.trim().split("\n").map((line) => JSON.parse(line));
+    return events.find(({ type }) => type === "boot_ready");
+  };
+  // Saves the machine that all others restore.
+  await toolsmith();
+  const ready: number[] = [];
+  const byHand: number[] = [];
+  const rows: Rival[] = [
+    {
+      name: "toolsmith run -- true, restored",
+      once: async () => {
+        const { how, phases } = await toolsmith();
+        if (how !== "restored") throw new Error("it was not restored");
+        ready.push(phases.start + phases.guest);
+      },
+      times: [],
+    },
+    {
+      name: "QEMU by hand: the same work",
+      once: async () => {
+        byHand.push(await restoreByHand(qemu, work.folder));
+      },
+      times: [],
+    },
+    {
+      name: "toolsmith run -- true, booted",
+      once: async () => {
+        await toolsmith("--fresh", "--no-save");
+      },
+      times: [],
+    },
+  ];
+  await compare("a command in a guest, as a whole process", rows);
+  print("until the agent answers, restored", [
+    ["toolsmith", ready.slice(1)],
+    ["QEMU by hand", byHand.slice(1)],
+  ]);
+}
+
+/**
+ * What a person's own script would do: QEMU with the same machine restores the
+ * state, the workspace is mounted, the command runs. Returns the time until the
+ * agent had answered, in milliseconds.
+ */
+async function restoreByHand(qemu: string, root: string): Promise<number> {
+  const begun = performance.now();
+  const [image] = await listCache(`${root}/.toolsmith/cache`);
+  const folder = await makeMachineFolder();
+  const plan = {
+    ...{ disk: image.path, throwAway: true, folder, program: qemu },
+    ...{ accelerator: "tcg" as const, memory: 512, extra: [] },
+    cpus: Math.min(2, navigator.hardwareConcurrency),
+    shares: [{ path: root, tag: "work", writable: false }],
+  };
+  const script = 'exec 9<"$1"; shift; exec "$@"';
+  const args = [...qemuArgs(plan), "-incoming", "fd:9"];
+  await using _qemu = spawn("sh", {
+    args: ["-c", script, "sh", image.states[0].path, qemu, ...args],
+  });
+  const until = async <T>(connect: () => Promise<T>): Promise<T> => {
+    while (true) {
+      const connected = await connect().catch(() => undefined);
+      if (connected) return connected;
+      await new Promise((done) => setTimeout(done, 2));
+    }
+  };
+  using qmp = await until(() => openQmp(`${folder}/qmp`));
+  while (true) {
+    const [{ status }] = await qmp.send(["query-status"]) as Status[];
+    if (status !== "inmigrate") break;
+  }
+  await qmp.send(["cont"]);
+  using agent = await openAgent(`${folder}/agent`);
+  await agent.sync();
+  const answered = performance.now() - begun;
+  await using monitor = ownMonitor(folder, qmp, agent);
+  await attachShares(monitor, plan.shares);
+  await execInGuest(monitor, "true");
+  await qmp.send(["quit"]).catch(() => {});
+  await Deno.remove(folder, { recursive: true });
+  return answered;
+}
+
+interface Status {
+  status: string;
+}
+
 /** Runs rivals in turns, and prints their medians and ratios to the first. */
 async function compare(title: string, rivals: Rival[]) {
   // The first round fills what the system caches, and is not counted.
@@ -91,9 +202,14 @@ async function compare(title: string, rivals: Rival[]) {
       if (round > 0) rival.times.push(performance.now() - begun);
     }
   }
-  const first = median(rivals[0].times);
+  print(title, rivals.map(({ name, times }) => [name, times]));
+}
+
+/** Prints medians, and their ratios to the first. */
+function print(title: string, rows: [string, number[]][]) {
+  const first = median(rows[0][1]);
   console.log(`\n${title}`);
-  for (const { name, times } of rivals) {
+  for (const [name, times] of rows) {
     const [low, mid, high] = [
       Math.min(...times),
       median(times),
@@ -101,7 +217,7 @@ async function compare(title: string, rivals: Rival[]) {
     ];
     console.log(
       [
-        `  ${name.padEnd(28)}`,
+        `  ${name.padEnd(32)}`,
         `${mid.toFixed(0).padStart(7)} ms`,
         `(${low.toFixed(0)}–${high.toFixed(0)})`.padEnd(16),
         `${(mid / first).toFixed(2)} ×`,
