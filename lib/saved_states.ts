@@ -92,7 +92,7 @@ export async function findState(
     key,
     path,
     bytes: (state.size ?? 0) + (kept?.size ?? 0),
-    saved: isoTime(state.ctime ?? state.mtime),
+    saved: isoTime(state.mtime),
     used: isoTime((await fingerprint(note))?.mtime),
     ...kept ? { disk } : {},
   };

@@ -23,6 +23,8 @@ import {
 
 /** The place of one machine's state. */
 export interface StateSlot {
+  /** The key of all that has to match. */
+  readonly key: string;
   /** The state to restore, if there is one that fits. */
   readonly found: SavedState | undefined;
   /** Is the found state still the one that lies there? */
@@ -90,6 +92,7 @@ export async function findSlot(
     if (found) await touchState(folder, key);
   }
   return {
+    key,
     get found() {
       return found;
     },
