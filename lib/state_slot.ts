@@ -8,6 +8,7 @@ import { join, SEPARATOR } from "@std/path";
 import { cpus } from "node:os";
 import type { StateOptions } from "./boot_options.ts";
 import type { Emit } from "./events.ts";
+import { fingerprint } from "./files.ts";
 import type { StartMachineOptions } from "./machine.ts";
 import { qemuArgs } from "./qemu.ts";
 import type { Qmp } from "./qmp.ts";
@@ -132,8 +133,8 @@ async function lookFor(folder: string, key: string) {
   try {
     return await findState(folder, key);
   } catch (error) {
-    if (error instanceof Deno.errors.PermissionDenied) return undefined;
-    throw error;
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    return undefined;
   }
 }
 
@@ -150,8 +151,7 @@ async function programFile(program: string) {
   const path = await findOnPath(program);
   if (!path) return undefined;
   const real = await Deno.realPath(path);
-  const { size, mtime, ino } = await Deno.stat(real);
-  return { path: real, size, mtime: mtime?.getTime() ?? null, inode: ino };
+  return { path: real, ...await fingerprint(real) };
 }
 
 async function findOnPath(program: string): Promise<string | undefined> {

@@ -18,6 +18,9 @@ const VARIANTS = {
   /** Its agent opens the port and says nothing. */
   silent:
     `rdinit=/bin/sh -- -c "sed -i 's,qemu-ga.*,sleep 9999 </dev/$port,' /etc/agent && exec /init"`,
+  /** Writes to its disk, and to /tmp/mark, what no other boot writes. */
+  writer:
+    `rdinit=/bin/sh -- -c "sed -i '2i od -An -N16 -tx1 /dev/urandom >/tmp/mark; dd if=/tmp/mark of=/dev/vda seek=40 conv=fsync' /etc/agent && exec /init"`,
 };
 
 /** What a test that boots a guest spreads into its definition. */
