@@ -31,8 +31,8 @@ export interface Channel extends Disposable {
   err: Deno.UnixConn;
   /** Standard input, if the command has any. */
   in?: Deno.UnixConn;
-  /** Takes no more input. */
-  endInput(): void;
+  /** Takes no more input; what is still being written ends by and by. */
+  endInput(writing: Promise<void> | undefined): void;
 }
 
 const SHELL = "/bin/sh";
@@ -40,6 +40,7 @@ const SHELL = "/bin/sh";
 const GREETING = "ready\n";
 const GREETING_MS = 30_000;
 const LOOK_MS = 500;
+const LAST_WORDS_MS = 3_000;
 const FULL_PAUSE_MS = 100;
 const FULL = /max\. allowed|port limit|maximum/i;
 
@@ -96,12 +97,20 @@ async function tryOpen(
     }]) as { pid: number };
     await send(err, `${marker}\n`);
     await greeted(monitor, pid, err);
+    let writing: Promise<void> | undefined;
     return {
       ...{ pid, out, err, in: stdin },
-      endInput: () => closeQuietly(stdin),
+      endInput(pending) {
+        closeQuietly(stdin);
+        writing = pending;
+      },
       [Symbol.dispose]() {
         connections.forEach(closeQuietly);
-        monitor.tidy(() => unplug(monitor, ports));
+        monitor.tidy(async () => {
+          await unplug(monitor, ports);
+          // Older versions of Deno only give up a write when QEMU hangs up.
+          await writing;
+        });
       },
     };
   } catch (error) {
@@ -116,16 +125,22 @@ async function greeted(monitor: Monitor, pid: number, port: Deno.UnixConn) {
   let over = false;
   const word = readWord(port).finally(() => over = true);
   word.catch(() => {});
-  const deadline = Date.now() + GREETING_MS;
-  while (!over) {
+  const orAfter = async (ms: number) => {
     let timer: ReturnType<typeof setTimeout> | undefined;
-    const pause = new Promise((done) => timer = setTimeout(done, LOOK_MS));
+    const pause = new Promise((done) => timer = setTimeout(done, ms));
     await Promise.race([word, pause]).finally(() => clearTimeout(timer));
+  };
+  const deadline = Date.now() + GREETING_MS;
+  let status: { exited: boolean; exitcode?: number } = { exited: false };
+  while (!over) {
+    await orAfter(LOOK_MS);
     if (over) break;
-    const { exited } = await monitor.agent(["guest-exec-status", { pid }]) as {
-      exited: boolean;
-    };
-    if (exited || Date.now() > deadline) throw noPorts();
+    if (status.exited || Date.now() > deadline) throw noPorts(status.exitcode);
+    status = await monitor.agent(["guest-exec-status", {
+      pid,
+    }]) as typeof status;
+    // A quick command may have ended before its greeting was read here.
+    if (status.exited) await orAfter(LAST_WORDS_MS);
   }
   if (await word !== GREETING) throw noPorts();
 }
@@ -142,10 +157,11 @@ async function readWord(port: Deno.UnixConn): Promise<string> {
   return text;
 }
 
-function noPorts(): ToolsmithError {
+function noPorts(status?: number): ToolsmithError {
+  const how = status === undefined ? "" : `: its shell ended with ${status}`;
   return new ToolsmithError(
     "guest_failed",
-    "The guest does not open the ports of a command",
+    `The guest does not open the ports of a command${how}`,
     { hint: "its kernel needs virtio_console, and /dev and /sys mounted" },
   );
 }
