@@ -13,6 +13,13 @@ import { join } from "@std/path";
 import type { Sha256 } from "./digest.ts";
 import type { Environment } from "./environment.ts";
 import { ToolsmithError, toToolsmithError } from "./errors.ts";
+import {
+  type Fingerprint,
+  fingerprint,
+  isSame,
+  removeTree,
+  syncToDisk,
+} from "./files.ts";
 import { lock, type LockOptions, tryLock } from "./lock.ts";
 
 /** Names an entry of the cache. */
@@ -26,7 +33,7 @@ export interface CacheKey {
 }
 
 /** What `verified.json` holds: the file as it was when it was verified. */
-export interface Stamp {
+export interface Stamp extends Fingerprint {
   /** Name of the image's file. */
   file: string;
   /** `sha256:` and the digest in hex. */
@@ -35,14 +42,6 @@ export interface Stamp {
   source: string;
   /** When it was verified, as an ISO 8601 time. */
   verified: string;
-  /** Size, in bytes. */
-  size: number;
-  /** Time of last modification, in milliseconds since the epoch. */
-  mtime: number | null;
-  /** Time of last change, in milliseconds since the epoch. */
-  ctime: number | null;
-  /** The file's inode. */
-  inode: number | null;
 }
 
 /** An image that lies in the cache. */
@@ -98,20 +97,12 @@ export async function lookUp(key: CacheKey): Promise<CachedFile | undefined> {
   const file = stamp?.file ?? await findImage(folder);
   if (!file) return undefined;
   const path = join(folder, file);
-  try {
-    const stat = await Deno.lstat(path);
-    // A folder, a link or a pipe is no image: it is replaced, and never opened.
-    if (!stat.isFile) return undefined;
-    const now = fingerprint(stat);
-    const trusted = stamp !== undefined &&
-      stamp.digest === `sha256:${key.sha256}` &&
-      (Object.keys(now) as (keyof typeof now)[])
-        .every((field) => now[field] === stamp[field]);
-    return { path, bytes: stat.size, trusted, stamp };
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
-  }
+  // A folder, a link or a pipe is no image: it is replaced, and never opened.
+  const now = await fingerprint(path);
+  if (!now) return undefined;
+  const trusted = stamp?.digest === `sha256:${key.sha256}` &&
+    isSame(now, stamp);
+  return { path, bytes: now.size, trusted, stamp };
 }
 
 /**
@@ -190,17 +181,17 @@ export async function place(
   await Deno.mkdir(fresh, { mode: 0o755 });
   const path = join(fresh, file.name);
   await Deno.rename(file.path, path);
-  await sync(path);
+  await syncToDisk(path);
   await Deno.chmod(path, 0o444);
   await writeStamp(key, fresh, file.name, file.source);
-  await sync(fresh);
+  await syncToDisk(fresh);
   // A folder cannot be renamed onto one that is not empty: it makes way first.
   const old = join(staging.folder, "old");
   await Deno.rename(folder, old).catch((error) => {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
   });
   await Deno.rename(fresh, folder);
-  await sync(join(key.cache, key.image));
+  await syncToDisk(join(key.cache, key.image));
   return join(folder, file.name);
 }
 
@@ -259,13 +250,6 @@ export async function sweepStaging(
   }
 }
 
-/** Removes a folder and all it holds; one that is not there is fine. */
-export async function removeTree(folder: string) {
-  await Deno.remove(folder, { recursive: true }).catch((error) => {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  });
-}
-
 /**
  * Makes a typed error of a failure to write the cache.
  *
@@ -291,19 +275,6 @@ export function asCacheError(cause: unknown, folder: string): ToolsmithError {
   return toToolsmithError(cause);
 }
 
-/**
- * What must not have changed for a stamp to hold. Deno tells ctime in whole
- * seconds: a change within the same one shows in the others alone.
- */
-function fingerprint(stat: Deno.FileInfo) {
-  return {
-    size: stat.size,
-    mtime: stat.mtime?.getTime() ?? null,
-    ctime: stat.ctime?.getTime() ?? null,
-    inode: stat.ino,
-  };
-}
-
 async function readStamp(folder: string): Promise<Stamp | undefined> {
   try {
     const stamp = JSON.parse(await Deno.readTextFile(join(folder, STAMP)));
@@ -323,19 +294,21 @@ async function writeStamp(
   file: string,
   source: string,
 ) {
+  const now = await fingerprint(join(folder, file));
+  if (!now) throw new Deno.errors.NotFound(`${file} is gone from ${folder}`);
   const stamp: Stamp = {
     file,
     digest: `sha256:${key.sha256}`,
     source,
     verified: new Date().toISOString(),
-    ...fingerprint(await Deno.stat(join(folder, file))),
+    ...now,
   };
   const path = join(folder, STAMP);
   await Deno.writeTextFile(
     `${path}.new`,
     JSON.stringify(stamp, null, 2) + "\n",
   );
-  await sync(`${path}.new`);
+  await syncToDisk(`${path}.new`);
   await Deno.rename(`${path}.new`, path);
 }
 
@@ -350,12 +323,4 @@ async function findImage(folder: string): Promise<string | undefined> {
     if (!none) throw error;
   }
   return undefined;
-}
-
-/** Makes what was written survive a power loss. Windows has no such for folders. */
-async function sync(path: string) {
-  const { isDirectory } = await Deno.stat(path);
-  if (isDirectory && Deno.build.os === "windows") return;
-  using file = await Deno.open(path, { read: true, write: !isDirectory });
-  await file.sync();
 }

@@ -9,9 +9,9 @@ import {
   entryFolder,
   lockPath,
   lookUp,
-  removeTree,
   sweepStaging,
 } from "./cache.ts";
+import { removeTree } from "./files.ts";
 import { tryLock } from "./lock.ts";
 import {
   listStates,

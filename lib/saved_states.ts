@@ -10,6 +10,13 @@
  * @module
  */
 import { join } from "@std/path";
+import {
+  type Fingerprint,
+  fingerprint,
+  isSame,
+  removeTree,
+  syncToDisk,
+} from "./files.ts";
 import { tryLock } from "./lock.ts";
 
 /** A saved machine that can be restored. */
@@ -43,8 +50,6 @@ interface Note {
   state: Fingerprint;
   disk?: Fingerprint;
 }
-
-type Fingerprint = Record<"size" | "mtime" | "ctime" | "inode", number | null>;
 
 /**
  * Makes the key of a state from all that has to match.
@@ -84,7 +89,7 @@ export async function findState(
   if (!state) return undefined;
   const expected = await readNote(note);
   const kept = expected?.disk ? await fingerprint(disk) : undefined;
-  if (!same(state, expected?.state) || !same(kept, expected?.disk)) {
+  if (!isSame(state, expected?.state) || !isSame(kept, expected?.disk)) {
     // It may have been removed meanwhile.
     return await fingerprint(path) ? "damaged" : undefined;
   }
@@ -190,9 +195,9 @@ export async function stageState(
     state,
     disk,
     async place() {
-      await sync(state);
+      await syncToDisk(state);
       const kept = await fingerprint(disk);
-      if (kept) await sync(disk);
+      if (kept) await syncToDisk(disk);
       await removeFiles(folder, key);
       try {
         for (const name of kept ? ["qcow2", "state"] : ["state"]) {
@@ -206,7 +211,7 @@ export async function stageState(
         };
         const text = JSON.stringify(written);
         await Deno.writeTextFile(note, text, { mode: 0o600 });
-        await sync(note);
+        await syncToDisk(note);
         await Deno.rename(note, join(folder, `${key}.json`));
       } catch (error) {
         await removeFiles(folder, key);
@@ -215,7 +220,7 @@ export async function stageState(
       return await findState(folder, key) as SavedState;
     },
     async [Symbol.asyncDispose]() {
-      await remove(staging);
+      await removeTree(staging);
       held[Symbol.dispose]();
     },
   };
@@ -258,26 +263,6 @@ function lockFile(folder: string, key: string): string {
   return join(folder, `.${key}.lock`);
 }
 
-async function fingerprint(path: string): Promise<Fingerprint | undefined> {
-  try {
-    const { isFile, size, mtime, ctime, ino } = await Deno.lstat(path);
-    if (!isFile) return undefined;
-    const [modified, changed] = [mtime, ctime].map((time) =>
-      time?.getTime() ?? null
-    );
-    return { size, mtime: modified, ctime: changed, inode: ino };
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
-  }
-}
-
-function same(a: Fingerprint | undefined, b: Fingerprint | undefined): boolean {
-  if (!a || !b) return a === b;
-  return a.size === b.size && a.mtime === b.mtime && a.ctime === b.ctime &&
-    a.inode === b.inode;
-}
-
 async function readNote(path: string): Promise<Partial<Note> | undefined> {
   try {
     return JSON.parse(await Deno.readTextFile(path)) ?? undefined;
@@ -289,14 +274,16 @@ async function readNote(path: string): Promise<Partial<Note> | undefined> {
 
 async function removeStaging(folder: string, key: string) {
   for (const name of await names(folder)) {
-    if (name.startsWith(`.staging-${key}-`)) await remove(join(folder, name));
+    if (name.startsWith(`.staging-${key}-`)) {
+      await removeTree(join(folder, name));
+    }
   }
 }
 
 /** The note goes last: without it the others are damaged, not forgotten. */
 async function removeFiles(folder: string, key: string) {
   for (const ending of ["state", "qcow2", "json"]) {
-    await remove(join(folder, `${key}.${ending}`));
+    await removeTree(join(folder, `${key}.${ending}`));
   }
 }
 
@@ -312,15 +299,4 @@ async function names(folder: string): Promise<string[]> {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
   return found.sort();
-}
-
-async function remove(path: string) {
-  await Deno.remove(path, { recursive: true }).catch((error) => {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  });
-}
-
-async function sync(path: string) {
-  using file = await Deno.open(path, { read: true, write: true });
-  await file.sync();
 }
