@@ -21,7 +21,7 @@ Deno.test("a file that was written, replaced or cut is not the same", async () =
   assert(!isSame(await fingerprint(path), before));
 
   // The same bytes, size and time in another inode.
-  const { mtime } = before;
+  const { mtime } = before!;
   await Deno.writeTextFile(`${path}.new`, "one");
   await Deno.rename(`${path}.new`, path);
   await Deno.utime(path, new Date(), new Date(mtime!));
