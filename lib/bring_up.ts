@@ -160,10 +160,10 @@ async function whenLoaded(machine: Machine) {
   }
 }
 
+/** In one line, without the end of a console that showed nothing yet. */
 function reasonOf(error: unknown): string {
-  return (error instanceof Error ? error.message : String(error)).split(
-    "\n",
-  )[0];
+  const text = error instanceof Error ? error.message : String(error);
+  return text.split(/\n|; its console /)[0];
 }
 
 /** Waits for the agent; `undefined` if there is none and none is needed. */
