@@ -19,6 +19,7 @@ import { inspectImage } from "../lib/publish_inspect.ts";
 import { pollDelayMs } from "../lib/publish_poll.ts";
 import { parseReference } from "../lib/reference.ts";
 import { needs, parts } from "./_parts.ts";
+import { makeEncrypted } from "./_encrypted.ts";
 import { startProxy } from "./_proxy.ts";
 import { makeQcow2, testWithImage as test, TYPE } from "./_workspace.ts";
 
@@ -385,12 +386,7 @@ test("what cannot be published is refused before anything is pushed", async (ben
   const dataFile = `data_file=${folder}/data`;
   await qemuImg("create", "-f", "qcow2", "-o", dataFile, split, "1M");
   const secret = join(folder, "secret.qcow2");
-  const format =
-    "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10";
-  await qemuImg(
-    ...["create", "-f", "qcow2", "--object", "secret,id=k,data=none"],
-    ...["-o", format, secret, "1M"],
-  );
+  await makeEncrypted(secret);
   const cases: [string, string, ErrorCode, string][] = [
     [join(folder, "no.qcow2"), reference, "source_not_found", "no such file"],
     [folder, reference, "file_unreadable", "it is a folder"],

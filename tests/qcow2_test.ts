@@ -2,6 +2,7 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { join } from "@std/path";
 import { type ErrorCode, ToolsmithError } from "../lib/errors.ts";
 import { run } from "../lib/process.ts";
+import { makeEncrypted } from "./_encrypted.ts";
 import {
   assertSelfContained,
   inspectQcow2,
@@ -123,20 +124,7 @@ test("compressed clusters are told from plain ones", async (dir) => {
 
 test("an encrypted image says so", async (dir) => {
   const path = join(dir, "a.qcow2");
-  const secret = ["--object", "secret,id=s,data=not-so-secret"];
-  const options =
-    "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
-  await qemuImg(
-    "create",
-    "-q",
-    ...secret,
-    "-f",
-    "qcow2",
-    "-o",
-    options,
-    path,
-    "1M",
-  );
+  await makeEncrypted(path);
   assertEquals((await inspectQcow2(path)).encryption, "luks");
 });
 
