@@ -15,6 +15,7 @@ import {
   type StartMachineOptions,
 } from "./machine.ts";
 import { type Monitor, ownMonitor } from "./monitor.ts";
+import type { Share } from "./qemu.ts";
 import { type Agent, MachineGone } from "./qmp.ts";
 import { bootFailure, whenReady } from "./readiness.ts";
 import { findSlot, type StateSlot } from "./state_slot.ts";
@@ -95,8 +96,9 @@ async function bringUpOnce(course: Course, restoring: boolean): Promise<Vm> {
     const guest = lap();
     if (agent && slot && !restoring) await slot.save(machine.qmp);
     const save = lap();
+    let shares: Share[] = [];
     if (agent) {
-      await attach(monitor, course, restoring);
+      shares = await attach(monitor, course, restoring);
       const attached = lap();
       emit({
         type: "boot_ready",
@@ -108,8 +110,7 @@ async function bringUpOnce(course: Course, restoring: boolean): Promise<Vm> {
     }
     const facts = {
       ...{ image, pid: machine.pid, folder: plan.folder, version },
-      ...{ accelerator, memory, cpus },
-      shares: agent ? plan.shares : [],
+      ...{ accelerator, memory, cpus, shares },
       network: options.network ?? false,
     };
     return makeVm({
@@ -199,13 +200,24 @@ async function attach(
   monitor: Monitor,
   { plan, options, emit }: Course,
   restoring: boolean,
-) {
-  // A restored guest's clock stood still since it was saved.
-  await attachShares(monitor, plan.shares, { clock: restoring });
+): Promise<Share[]> {
+  let { shares } = plan;
+  try {
+    // A restored guest's clock stood still since it was saved.
+    await attachShares(monitor, shares, { clock: restoring });
+  } catch (error) {
+    // Nobody asked for the workspace: a guest without it is of use, too.
+    const alone = shares.length === 1 && !shares[0].writable;
+    if (!alone || !(error instanceof ToolsmithError)) throw error;
+    if (error instanceof MachineGone) throw error;
+    emit({ type: "warning", message: `No workspace: ${error.message}` });
+    shares = [];
+  }
   if (options.network && !await attachNetwork(monitor)) {
     const message = "The guest has a network card and no address on it yet";
     emit({ type: "warning", message });
   }
+  return shares;
 }
 
 /** Types what comes into the console, for as long as the machine is there. */

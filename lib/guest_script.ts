@@ -157,6 +157,10 @@ while [ $# -gt 0 ]; do
   tries=0
   until said=$(mount -t 9p -o "trans=virtio,version=9p2000.L,msize=262144,$3" "$1" "$2" 2>&1); do
     tries=$((tries + 1))
+    case $said in
+    # A kernel without 9p; a folder that is not there yet has other words.
+    *"No such device"* | *"unknown filesystem"*) tries=60 ;;
+    esac
     if [ "$tries" -ge 60 ]; then
       echo "$1: $said"
       exit 1

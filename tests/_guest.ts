@@ -13,6 +13,8 @@ const VARIANTS = {
   good: "",
   /** Its first process ends at once. */
   panics: "rdinit=/bin/false",
+  /** Cannot mount folders of the host. */
+  noFolders: "module_blacklist=9p",
   /** Comes up with nothing but a shell. */
   noAgent: "rdinit=/bin/sh",
   /** Its agent opens the port and says nothing. */

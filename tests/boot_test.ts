@@ -228,6 +228,37 @@ Deno.test({
 });
 
 Deno.test({
+  name: "a guest that mounts nothing does without a workspace, not an export",
+  ...needsGuest,
+  async fn() {
+    await using folder = await temporaryFolder();
+    const image = await guest("noFolders");
+    const warnings = collect("warning");
+    const workspace = folder.path;
+    {
+      await using vm = await boot({
+        ...{ image, env, workspace },
+        onEvent: warnings.onEvent,
+      });
+      assertEquals((await vm.exec("pwd")).stdout, "/\n");
+      const said = warnings.events.map(({ message }) => message).join();
+      assert(said.includes("No workspace: The guest cannot mount"), said);
+    }
+    const error = await failure(
+      "guest_failed",
+      () =>
+        boot({
+          image,
+          env,
+          workspace,
+          exports: [{ path: workspace, tag: "out" }],
+        }),
+    );
+    assert(error.hint?.includes("9p"));
+  },
+});
+
+Deno.test({
   name: "an image that holds nothing to boot is told before its deadline",
   ...needs("qemu", "qemuImg"),
   async fn() {
