@@ -208,6 +208,7 @@ async function main(args: string[]): Promise<number> {
     const [source, ...rest] = text.split(":");
     const path = rest.join(":") || `/usr/bin/${source.split("/").at(-1)}`;
     if (!path.startsWith("/")) throw usage(`not an absolute path: ${path}`);
+    if (!isFile(source)) throw usage(`not a file: ${source}`);
     return { source: resolve(source), target: path };
   });
   const image = await buildGuest({ append: given.append, add });
@@ -217,6 +218,14 @@ async function main(args: string[]): Promise<number> {
   }
   console.log(target === undefined ? image : resolve(target));
   return 0;
+}
+
+function isFile(path: string): boolean {
+  try {
+    return Deno.statSync(path).isFile;
+  } catch {
+    return false;
+  }
 }
 
 function usage(message: string): ToolsmithError {
