@@ -8,7 +8,13 @@ import {
   place,
   stage,
 } from "../lib/cache.ts";
-import { listCache, pruneCache, type PruneResult } from "../lib/cache_admin.ts";
+import {
+  type CacheEntry,
+  listCache,
+  pruneCache,
+  type PruneResult,
+} from "../lib/cache_admin.ts";
+import { findState, stageState } from "../lib/saved_states.ts";
 import { temporaryFolder } from "./_folder.ts";
 
 const DAY = 86_400_000;
@@ -200,5 +206,117 @@ test(
     assertEquals(await left(cache), []);
     const all = results.flatMap(gone).sort();
     assertEquals(all, ["demo a", "demo b", "demo c", "other a"]);
+  },
+);
+
+const statesOf = (cache: string, image: string, digit: string) =>
+  join(entryFolder(keyOf(cache, image, digit)), "machines");
+
+/** Saves a machine of an image, used some days ago. */
+async function saveState(
+  folder: string,
+  { digit, days, bytes }: { digit: string; days: number; bytes: number },
+): Promise<string> {
+  const key = digit.repeat(64);
+  await using staging = await stageState(folder, key);
+  await Deno.writeFile(staging!.state, new Uint8Array(bytes));
+  const { path } = await staging!.place();
+  const used = new Date(NOW - days * DAY);
+  await Deno.utime(join(folder, `${key}.json`), used, used);
+  return path;
+}
+
+/** Such as `b 100`. */
+const states = (of: { states: CacheEntry["states"] }) =>
+  of.states.map(({ key, bytes }) => `${key[0]} ${bytes}`);
+
+const TWO: Entry[] = [["demo", "a", 10], ["demo", "b", 1]];
+
+/** Runs a test with a cache of two images and three machines. */
+function testStates(name: string, body: (cache: string) => Promise<void>) {
+  test(name, TWO, async (cache) => {
+    const [older, newer] = ["a", "b"].map((it) => statesOf(cache, "demo", it));
+    await saveState(older, { digit: "1", days: 9, bytes: 10 });
+    await saveState(newer, { digit: "2", days: 8, bytes: 200 });
+    await saveState(newer, { digit: "3", days: 0, bytes: 3000 });
+    // Whose first machine is saved was used just now.
+    for (const [image, digit, days] of TWO) {
+      const used = new Date(NOW - days * DAY);
+      await Deno.utime(entryFolder(keyOf(cache, image, digit)), used, used);
+    }
+    await body(cache);
+  });
+}
+
+testStates("saved machines are listed with their image", async (cache) => {
+  const entries = await listCache(cache);
+  assertEquals(entries.map(short), ["demo b", "demo a"]);
+  assertEquals(entries.map(states), [["2 200", "3 3000"], ["1 10"]]);
+  // The image's own size and state are those of before.
+  assertEquals(entries.map(({ bytes }) => bytes), [5, 5]);
+  assertEquals(entries.map(({ trusted }) => trusted), [true, true]);
+  assertEquals(entries[1].states[0].used, "2026-01-22T12:00:00.000Z");
+});
+
+testStates(
+  "prune takes saved machines, of kept images too",
+  async (cache) => {
+    const result = await pruneCache(cache, { now });
+    assertEquals(gone(result), ["demo a"]);
+    assertEquals(states(result), ["2 200", "3 3000", "1 10"]);
+    assertEquals(result.bytes, 3215);
+    const [entry, ...more] = await listCache(cache);
+    assertEquals([short(entry), entry.states, more], ["demo b", [], []]);
+  },
+);
+
+testStates("prune keeps machines that were used lately", async (cache) => {
+  const options = { keep: 9, olderThanMs: 5 * DAY, now };
+  const dry = await pruneCache(cache, { ...options, dryRun: true });
+  assertEquals(states(dry), ["2 200", "1 10"]);
+  const before = (await listCache(cache)).flatMap(states);
+  assertEquals(before, ["2 200", "3 3000", "1 10"]);
+  assertEquals(await pruneCache(cache, options), dry);
+  assertEquals((await listCache(cache)).flatMap(states), ["3 3000"]);
+});
+
+testStates("prune takes damaged machines along", async (cache) => {
+  const folder = statesOf(cache, "demo", "b");
+  await Deno.truncate(join(folder, `${"3".repeat(64)}.state`), 7);
+  const listed = (await listCache(cache)).flatMap(states);
+  assertEquals(listed, ["2 200", "3 7", "1 10"]);
+  const result = await pruneCache(cache, { keep: 9, now: () => Date.now() });
+  assertEquals(states(result), listed);
+  assertEquals((await listCache(cache)).flatMap(states), []);
+});
+
+testStates(
+  "prune does not wait for a machine that is saved meanwhile",
+  async (cache) => {
+    const folder = statesOf(cache, "demo", "b");
+    const key = "2".repeat(64);
+    const left = join(folder, `.staging-${"3".repeat(64)}-0`);
+    await Deno.mkdir(left);
+    await using staging = await stageState(folder, key);
+    await Deno.writeTextFile(staging!.state, "new");
+    const result = await pruneCache(cache, { now });
+    assertEquals(states(result), ["3 3000", "1 10"]);
+    assertEquals(await Deno.stat(left).catch(() => "gone"), "gone");
+    const { bytes } = await staging!.place();
+    assertEquals(bytes, 3);
+    assertEquals(typeof await findState(folder, key), "object");
+  },
+);
+
+testStates(
+  "several prunes at once count a saved machine once, and none fails",
+  async (cache) => {
+    const results = await Promise.all(
+      [1, 2, 3, 4].map(() => pruneCache(cache, { keep: 0, now })),
+    );
+    assertEquals(await left(cache), []);
+    assertEquals(results.flatMap(gone).sort(), ["demo a", "demo b"]);
+    const taken = results.flatMap(states);
+    assertEquals(taken.length, new Set(taken).size, taken.join());
   },
 );
