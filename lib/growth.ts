@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { join } from "@std/path";
+import { walk } from "@std/fs";
 
 const WATCH_MS = 200;
 
@@ -61,11 +61,8 @@ export function watchGrowth(
 export async function folderBytes(folder: string): Promise<number> {
   let bytes = 0;
   try {
-    for await (const entry of Deno.readDir(folder)) {
-      const path = join(folder, entry.name);
-      bytes += entry.isDirectory
-        ? await folderBytes(path)
-        : (await Deno.lstat(path)).size;
+    for await (const { path } of walk(folder, { includeDirs: false })) {
+      bytes += (await Deno.lstat(path)).size;
     }
   } catch {
     // The folder is not there yet, or a file went away while we looked.
