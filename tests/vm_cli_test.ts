@@ -162,6 +162,19 @@ Deno.test({
       Deno.kill(child.pid, "SIGINT");
       assertEquals((await child.ended).code, 130);
     });
+    await t.step("the image is as it was after ten runs", async () => {
+      const hydrated = await vm(work, ["hydrate", "--quiet"]);
+      const image = hydrated.stdout.trim();
+      const digest = await sha256(fileChunks(image));
+      assert(image.includes(digest), image);
+      for (let n = 0; n < 10; n++) {
+        const write = "echo $0 | dd of=/dev/vda bs=512 seek=40 conv=fsync";
+        const args = ["run", "--quiet", "--", "sh", "-c", write, `${n}`];
+        const ran = await vm(work, args);
+        assertEquals(ran.code, 0, ran.stderr);
+      }
+      assertEquals(await sha256(fileChunks(image)), digest);
+    });
     await t.step("a killed run leaves no machine behind", async () => {
       const seen = Promise.withResolvers<void>();
       const args = ["run", "--quiet", "--", "sh", "-c", "echo now; sleep 99"];
