@@ -10,6 +10,8 @@ import { run } from "../lib/process.ts";
 
 /** A program, and the module that pins it. */
 export interface GoProgram {
+  /** Go itself: its name, found on PATH, or its path. */
+  go: string;
   /** The module's folder, absolute. */
   module: string;
   /** The package of the program. */
@@ -27,7 +29,7 @@ export interface GoProgram {
  * @throws {ToolsmithError} `failed` with what Go said.
  */
 export async function goBuild(program: GoProgram): Promise<void> {
-  const built = await run("go", {
+  const built = await run(program.go, {
     cwd: program.module,
     args: ["build", "-o", program.output, program.package],
     env: {
@@ -45,16 +47,17 @@ export async function goBuild(program: GoProgram): Promise<void> {
 }
 
 /**
- * Tells whether there is a Go on PATH that is new enough for a module.
+ * Tells whether a Go is there and new enough for a module.
  *
- * Needs `--allow-run=go`, `--allow-read`.
+ * Needs `--allow-run` for it, `--allow-read`.
  *
+ * @param go Its name, found on PATH, or its path.
  * @param module The module's folder, absolute.
  */
-export async function canBuild(module: string): Promise<boolean> {
+export async function canBuild(go: string, module: string): Promise<boolean> {
   const needs = goVersion(await Deno.readTextFile(`${module}/go.mod`));
   try {
-    const { stdout } = await run("go", {
+    const { stdout } = await run(go, {
       args: ["env", "GOVERSION"],
       env: { GOTOOLCHAIN: "local" },
       timeoutMs: 30_000,

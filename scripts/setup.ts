@@ -14,6 +14,7 @@ import { toToolsmithError } from "../lib/errors.ts";
 import { run } from "../lib/process.ts";
 import { aptGet, canInstall, missingPackages } from "./_apt.ts";
 import { canBuild, goBuild } from "./_go.ts";
+import { GO_FOLDER, unpackGo } from "./_go_toolchain.ts";
 import { unpackOrasRelease } from "./_release.ts";
 
 /** What can be asked for. */
@@ -24,6 +25,7 @@ export type Part =
   | "qemuImg"
   | "qemu"
   | "openssl"
+  | "unzip"
   | "guest";
 
 /**
@@ -103,6 +105,11 @@ const PARTS: Record<Part, Source> = {
     programs: ["openssl"],
     apt: ["openssl"],
     remedy: "openssl, from your system's packages",
+  },
+  unzip: {
+    programs: ["unzip"],
+    apt: ["unzip"],
+    remedy: "unzip, from your system's packages",
   },
   guest: {
     programs: ["busybox"],
@@ -223,32 +230,51 @@ async function isProgram(path: string, suits?: Source["suits"]) {
 
 /** Tries each way to make a program; what fails is said, and the next tried. */
 async function make(part: Part): Promise<void> {
-  const { go, otherwise } = PARTS[part];
+  const { go: pkg, otherwise } = PARTS[part];
   const module = `${ROOT}/tools/${part}`;
-  if (await canBuild(module)) {
+  const go = await findGo(module);
+  if (go) {
     say(`building ${part} with Go, which takes a minute at first`);
     const built = await place(
       part,
       (folder) =>
-        goBuild({ module, package: go!, output: `${folder}/${part}${EXE}` }),
+        goBuild({
+          ...{ go, module, package: pkg! },
+          output: `${folder}/${part}${EXE}`,
+        }),
+      await home(part),
     );
     if (built) return;
   }
   if (!otherwise) return;
   say(`downloading ${part}`);
-  await place(part, otherwise);
+  await place(part, otherwise, await home(part));
+}
+
+/** A Go that can build a module; brought where there is none. */
+async function findGo(module: string): Promise<string | undefined> {
+  const brought = `${STORE}/${GO_FOLDER}`;
+  const program = `${brought}/bin/go`;
+  if (await canBuild("go", module)) return "go";
+  if (await canBuild(program, module)) return program;
+  say("downloading Go, of 70 MB");
+  return await place("go", unpackGo, brought) ? program : undefined;
 }
 
 /** Puts a program in place whole, or not at all. */
-async function place(part: Part, fill: (folder: string) => Promise<void>) {
+async function place(
+  name: string,
+  fill: (folder: string) => Promise<void>,
+  target: string,
+) {
   const staging = `${STORE}/.new-${crypto.randomUUID()}`;
   await Deno.mkdir(staging);
   try {
     await fill(staging);
-    await Deno.rename(staging, await home(part));
+    await Deno.rename(staging, target);
     return true;
   } catch (error) {
-    say(`${part}: ${toToolsmithError(error).message}`);
+    say(`${name}: ${toToolsmithError(error).message}`);
     await Deno.remove(staging, { recursive: true });
     return false;
   }

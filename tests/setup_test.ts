@@ -28,6 +28,8 @@ async function withCopies(
       PATH: `${folder}/bin`,
       TOOLSMITH_ORAS: "",
       TOOLSMITH_TEST_ACTIONLINT: "",
+      // Without Go on PATH there is none to be had either, but by the test.
+      ...programs.includes("go") ? {} : { GOPROXY: "http://127.0.0.1:1" },
     };
     const copies: Copy[] = [];
     for (let index = 0; index < count; index++) {
@@ -35,7 +37,11 @@ async function withCopies(
       for (const part of ["lib", "scripts", "tools"]) {
         await copy(`${ROOT}/${part}`, `${root}/${part}`);
       }
-      copies.push({ root, setup: (...names) => setup(root, names, env) });
+      copies.push({
+        root,
+        setup: (...names) => setup(root, names, env),
+        setupWith: (more, ...names) => setup(root, names, { ...env, ...more }),
+      });
     }
     await test(copies);
   } finally {
@@ -46,6 +52,10 @@ async function withCopies(
 interface Copy {
   root: string;
   setup: (...parts: string[]) => Promise<Output>;
+  setupWith: (
+    env: Record<string, string>,
+    ...parts: string[]
+  ) => Promise<Output>;
 }
 
 function setup(root: string, names: string[], env: Record<string, string>) {
@@ -86,7 +96,7 @@ Deno.test({
 Deno.test({
   name: "set-ups at the same time, in one folder and in two, build once each",
   ignore: Deno.build.os === "windows" ||
-    !await canBuild(`${ROOT}/tools/actionlint`),
+    !await canBuild("go", `${ROOT}/tools/actionlint`),
   fn: () =>
     withCopies(2, ["go"], async ([one, two]) => {
       // What a killed set-up left.
@@ -117,7 +127,7 @@ Deno.test({
       assertEquals(code, 1);
       assertMatch(
         stderr,
-        /^setup: actionlint is missing: install Go 1\.\d+ or newer, .*\n$/,
+        /^setup: actionlint is missing: install Go 1\.\d+ or newer, .*\n$/m,
       );
       const wrong = await setup("orsa");
       assertEquals(wrong.code, 2);
@@ -159,12 +169,122 @@ Deno.test({
 
       await pin(await sha256(bytes));
       const taken = await setup("oras");
-      assertEquals(taken.stderr, "setup: downloading oras\n");
+      assertMatch(taken.stderr, /^setup: downloading oras$/m);
       const [name] = brought(root);
       const program = `${root}/.cache/tools/${name}/oras`;
       assertEquals((await run(program, { args: ["version"] })).code, 0);
     }),
 });
+
+Deno.test({
+  name:
+    "without Go, its toolchain comes from the module proxy, if it is pinned",
+  ...needs("unzip"),
+  fn: () =>
+    withCopies(1, ["unzip", "sh"], async ([{ root, setupWith }]) => {
+      const pins = JSON.parse(
+        await Deno.readTextFile(`${root}/tools/go.json`),
+      );
+      const arch = Deno.build.arch === "x86_64" ? "amd64" : "arm64";
+      const system = `${Deno.build.os}-${arch}`;
+      const module = `v0.0.1-go${pins.version}.${system}`;
+      const inner = `golang.org/toolchain@${module}`;
+      // Stands in for 70 MB of Go: it has the version, and builds nothing.
+      const archive = storedZip({
+        [`${inner}/bin/go`]:
+          '#!/bin/sh\n[ "$1" = env ] && echo go1.99.0 && exit\necho "it ran" >&2\nexit 1\n',
+        [`${inner}/pkg/tool/${system.replace("-", "_")}/compile`]: "",
+        [`${inner}/src/_go.mod`]: "module std\n",
+        [`${inner}/src/cmd/_go.mod`]: "module cmd\n",
+      });
+      const asked: string[] = [];
+      await using server = Deno.serve(
+        { hostname: "127.0.0.1", port: 0, onListen: () => {} },
+        (request) => {
+          asked.push(new URL(request.url).pathname);
+          return new Response(archive);
+        },
+      );
+      const env = { GOPROXY: `http://127.0.0.1:${server.addr.port},direct` };
+      const refused = await setupWith(env, "actionlint");
+      assertMatch(refused.stderr, /go: .* is not what was pinned/);
+      assertEquals(brought(root), []);
+
+      pins.sha256[system] = await sha256(archive);
+      await Deno.writeTextFile(
+        `${root}/tools/go.json`,
+        JSON.stringify(pins),
+      );
+      const taken = await setupWith(env, "actionlint");
+      assertMatch(taken.stderr, /go build failed: it ran/);
+      assertEquals(asked.at(-1), `/golang.org/toolchain/@v/${module}.zip`);
+      const [folder, ...others] = brought(root);
+      assertEquals(others, []);
+      const source = `${root}/.cache/tools/${folder}/src`;
+      assertEquals(await Deno.readTextFile(`${source}/go.mod`), "module std\n");
+    }),
+});
+
+/** A ZIP archive whose files are stored as they are (APPNOTE 4.3). */
+function storedZip(files: Record<string, string>): Uint8Array<ArrayBuffer> {
+  const utf8 = new TextEncoder();
+  const parts: Uint8Array[] = [];
+  const directory: Uint8Array[] = [];
+  let offset = 0;
+  const record = (signature: number, fields: [number, number][]) => {
+    const view = new DataView(new ArrayBuffer(64));
+    view.setUint32(0, signature, true);
+    let at = 4;
+    for (const [size, value] of fields) {
+      if (size === 2) view.setUint16(at, value, true);
+      else view.setUint32(at, value, true);
+      at += size;
+    }
+    return new Uint8Array(view.buffer, 0, at);
+  };
+  for (const [path, text] of Object.entries(files)) {
+    const [name, data] = [utf8.encode(path), utf8.encode(text)];
+    const common: [number, number][] = [
+      ...[[2, 20], [2, 0], [2, 0], [2, 0], [2, 33]] as [number, number][],
+      ...[[4, crc32(data)], [4, data.length]] as [number, number][],
+      ...[[4, data.length], [2, name.length], [2, 0]] as [number, number][],
+    ];
+    const header = record(0x04034b50, common);
+    directory.push(
+      record(0x02014b50, [
+        [2, 20],
+        ...common,
+        ...[[2, 0], [2, 0], [2, 0], [4, 0], [4, offset]] as [number, number][],
+      ]),
+      name,
+    );
+    parts.push(header, name, data);
+    offset += header.length + name.length + data.length;
+  }
+  const size = directory.reduce((sum, { length }) => sum + length, 0);
+  const count = Object.keys(files).length;
+  const end = record(0x06054b50, [
+    ...[[2, 0], [2, 0], [2, count], [2, count]] as [number, number][],
+    ...[[4, size], [4, offset], [2, 0]] as [number, number][],
+  ]);
+  const all = [...parts, ...directory, end];
+  const zip = new Uint8Array(all.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of all) {
+    zip.set(part, at);
+    at += part.length;
+  }
+  return zip;
+}
+
+function crc32(bytes: Uint8Array): number {
+  let crc = ~0;
+  for (const byte of bytes) {
+    crc ^= byte;
+    for (let bit = 0; bit < 8; bit++) crc = crc >>> 1 ^ 0xedb88320 & -(crc & 1);
+  }
+  return ~crc >>> 0;
+}
 
 Deno.test("a download that is not what was pinned is refused", async () => {
   const bytes = new TextEncoder().encode("an archive");
