@@ -253,12 +253,20 @@ async function make(part: Part): Promise<void> {
 
 /** A Go that can build a module; brought where there is none. */
 async function findGo(module: string): Promise<string | undefined> {
-  const brought = `${STORE}/${GO_FOLDER}`;
-  const program = `${brought}/bin/go`;
   if (await canBuild("go", module)) return "go";
+  // Parts are made at the same time: Go is brought for all of them once.
+  bringing ??= bringGo(module);
+  return await bringing;
+}
+
+let bringing: Promise<string | undefined> | undefined;
+
+async function bringGo(module: string): Promise<string | undefined> {
+  const home = `${STORE}/${GO_FOLDER}`;
+  const program = `${home}/bin/go`;
   if (await canBuild(program, module)) return program;
   say("downloading Go, of 70 MB");
-  return await place("go", unpackGo, brought) ? program : undefined;
+  return await place("go", unpackGo, home) ? program : undefined;
 }
 
 /** Puts a program in place whole, or not at all. */

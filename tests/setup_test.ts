@@ -215,8 +215,11 @@ Deno.test({
         `${root}/tools/go.json`,
         JSON.stringify(pins),
       );
-      const taken = await setupWith(env, "actionlint");
-      assertMatch(taken.stderr, /go build failed: it ran/);
+      asked.length = 0;
+      const taken = await setupWith(env, "actionlint", "registry");
+      assertMatch(taken.stderr, /actionlint: go build failed: it ran/);
+      assertMatch(taken.stderr, /registry: go build failed: it ran/);
+      assertEquals(asked.length, 1);
       assertEquals(asked.at(-1), `/golang.org/toolchain/@v/${module}.zip`);
       const [folder, ...others] = brought(root);
       assertEquals(others, []);
