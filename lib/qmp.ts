@@ -214,7 +214,10 @@ async function openLines(path: string, onMessage: (message: Message) => void) {
       });
       writing = written.catch(() => {});
       return written.catch((cause) => {
-        throw open ? cause : new MachineGone();
+        // The end may be noticed here before it is read.
+        const gone = !open || cause instanceof Deno.errors.BrokenPipe ||
+          cause instanceof Deno.errors.ConnectionReset;
+        throw gone ? new MachineGone() : cause;
       });
     },
     /** An answer, unless the connection ends or the time is over before. */

@@ -9,6 +9,7 @@ import { failure } from "./_failure.ts";
 import { temporaryFolder } from "./_folder.ts";
 import { collect, env, guest, needsGuest } from "./_guest.ts";
 import { needs } from "./_parts.ts";
+import { processesOf } from "./_processes.ts";
 
 const digestOf = (path: string) => sha256(fileChunks(path));
 
@@ -417,7 +418,8 @@ Deno.test({
         isDirectory && name.startsWith("toolsmith-")
       );
     const socket = join(folder.path, machine.name, "console");
-    const pid = await ownerOf(socket);
+    // QEMU itself; the watcher beside it was forked later.
+    const [{ pid }] = await processesOf(socket);
     assert(isAlive(pid));
     Deno.kill(owner.pid, "SIGKILL");
     await until(() => !isAlive(pid));
@@ -426,24 +428,3 @@ Deno.test({
     );
   },
 });
-
-/** The QEMU whose arguments name the socket. */
-async function ownerOf(socket: string): Promise<number> {
-  if (Deno.build.os === "linux") {
-    const pids = Array.from(Deno.readDirSync("/proc"), ({ name }) => name)
-      .filter((name) => /^\d+$/.test(name));
-    const found = pids.find((pid) => argumentsOf(pid).includes(socket));
-    return Number(found);
-  }
-  const { stdout } = await run("ps", { args: ["-eo", "pid=,args=", "-ww"] });
-  const line = stdout.split("\n").find((line) => line.includes(socket));
-  return Number(line?.trim().split(" ")[0]);
-}
-
-function argumentsOf(pid: string): string {
-  try {
-    return Deno.readTextFileSync(`/proc/${pid}/cmdline`);
-  } catch {
-    return "";
-  }
-}

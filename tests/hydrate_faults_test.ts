@@ -2,6 +2,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import { run, spawn } from "../lib/process.ts";
 import { needs } from "./_parts.ts";
+import { processesOf } from "./_processes.ts";
 import { type Fault, startProxy } from "./_proxy.ts";
 import { startRegistry } from "./_registry.ts";
 import {
@@ -229,7 +230,7 @@ Deno.test({
       assertEquals(code, status, stderr());
       assertMatch(stderr(), new RegExp(`Cancelled by ${signal}`));
       assertEquals(await leftovers(site.work), []);
-      assertEquals(await orasPullers(site.work.folder), "");
+      assertEquals(await processesOf(site.work.folder), []);
       site.proxy.seen.length = 0;
       site.proxy.faults.length = 0;
     }
@@ -251,8 +252,6 @@ Deno.test({
     const { code, last } = await site.hydrate([]);
     assertEquals([code, last.outcome], [0, "pulled"]);
     assertEquals(await leftovers(site.work), [site.sha256]);
-    // Nobody ends the orphan in the stalled transfer but its own registry.
-    await run("pkill", { args: ["-f", site.work.folder] }).catch(() => {});
   },
 });
 
@@ -300,11 +299,3 @@ Deno.test({
     }
   },
 });
-
-/** The oras processes that work for a folder, as `ps` shows them. */
-async function orasPullers(folder: string): Promise<string> {
-  const { stdout } = await run("ps", { args: ["-eo", "args"] });
-  return stdout.split("\n")
-    .filter((line) => line.includes("oras") && line.includes(folder))
-    .join("\n");
-}

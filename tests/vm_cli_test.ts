@@ -4,6 +4,7 @@ import { spawn } from "../lib/process.ts";
 import { fileChunks, sha256 } from "../lib/digest.ts";
 import { guest, needsGuest } from "./_guest.ts";
 import { parts } from "./_parts.ts";
+import { processesOf } from "./_processes.ts";
 import {
   cleanEnvironment,
   cliCommand,
@@ -39,19 +40,6 @@ function vm(work: Workspace, args: string[], options: CliOptions = {}) {
 function qemuOnPath(): Record<string, string> {
   const folder = parts.qemu!.replace(/\/[^/]*$/, "");
   return { PATH: `${folder}:${Deno.env.get("PATH")}`, TOOLSMITH_QEMU: "" };
-}
-
-/** Processes whose command line names something. */
-function processesOf(name: string): number[] {
-  return [...Deno.readDirSync("/proc")].map((entry) => Number(entry.name))
-    .filter((pid) => {
-      try {
-        return pid > 0 && pid !== Deno.pid &&
-          Deno.readTextFileSync(`/proc/${pid}/cmdline`).includes(name);
-      } catch {
-        return false;
-      }
-    });
 }
 
 Deno.test({
@@ -185,10 +173,10 @@ Deno.test({
         stdout: () => seen.resolve(),
       });
       await seen.promise;
-      assert(processesOf(work.folder).length > 1);
+      assert((await processesOf(work.folder)).length > 1);
       Deno.kill(child.pid, "SIGKILL");
       await child.ended;
-      while (processesOf(work.folder).length > 0) {
+      while ((await processesOf(work.folder)).length > 0) {
         await new Promise((done) => setTimeout(done, 50));
       }
     });
@@ -267,7 +255,7 @@ Deno.test({
     } finally {
       assertEquals((await vm(work, ["stop"])).code, 0);
     }
-    assertEquals(processesOf(work.folder), []);
+    assertEquals(await processesOf(work.folder), []);
     assertEquals((await vm(work, ["stop"])).code, 75);
 
     // What a dead machine left is recognised.
@@ -306,6 +294,6 @@ Deno.test({
     const { code } = await child.ended;
     assertMatch(console, /SeaBIOS/);
     assertEquals(code, 0);
-    assertEquals(processesOf(work.folder), []);
+    assertEquals(await processesOf(work.folder), []);
   },
 });
