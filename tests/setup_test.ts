@@ -28,6 +28,7 @@ async function withCopies(
       PATH: `${folder}/bin`,
       TOOLSMITH_ORAS: "",
       TOOLSMITH_TEST_ACTIONLINT: "",
+      TOOLSMITH_TEST_REGISTRY: "",
       // Without Go on PATH there is none to be had either, but by the test.
       ...programs.includes("go") ? {} : { GOPROXY: "http://127.0.0.1:1" },
     };
