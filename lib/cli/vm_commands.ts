@@ -25,9 +25,6 @@ export async function bootCommand(
 ): Promise<number> {
   const { output, qemuArgs } = command;
   const { onEvent, close } = io.view(output);
-  const starting = new AbortController();
-  const cancel = () => starting.abort(io.signal.reason);
-  io.signal.addEventListener("abort", cancel);
   try {
     const image = await hydratedImage(command, io, onEvent);
     close();
@@ -37,11 +34,11 @@ export async function bootCommand(
       qemuArgs,
       onEvent,
       env: io.env,
-      signal: starting.signal,
+      signal: io.signal,
     };
     if (command.detach) {
       const path = machineFile(image.workspace);
-      const vm = await boot(options);
+      const vm = await bootOnly(options);
       try {
         const { digest } = image.states;
         const { pid } = await detach(vm, path, { digest });
@@ -56,7 +53,6 @@ export async function bootCommand(
     io.result(output.json, { outcome: "stopped" }, "");
     return 0;
   } finally {
-    io.signal.removeEventListener("abort", cancel);
     close();
   }
 }
@@ -127,9 +123,8 @@ async function machineFor(
   io: Io,
   onEvent: OnEvent,
 ): Promise<Vm> {
-  const asked = Object.values(command.machine).some((flag) =>
-    flag !== undefined
-  );
+  const asked = command.fresh ||
+    Object.values(command.machine).some((flag) => flag !== undefined);
   const manifest = await loadManifest(command.hydrate.manifest);
   const path = machineFile(manifest.root);
   const state = asked ? undefined : await findMachine(path);
@@ -137,13 +132,28 @@ async function machineFor(
     return useMachine(path, state, onEvent);
   }
   const image = await hydratedImage(command, io, onEvent);
-  return await boot({
+  // A disk that is kept wants a power-down, also after Ctrl-C.
+  const start = command.machine.overlay === undefined ? boot : bootOnly;
+  return await start({
     ...command.machine,
     ...image,
     onEvent,
     env: io.env,
     signal: io.signal,
   });
+}
+
+/** Boots; the signal ends the boot, but not the machine once it is there. */
+async function bootOnly(options: BootOptions): Promise<Vm> {
+  const starting = new AbortController();
+  const cancel = () => starting.abort(options.signal?.reason);
+  options.signal?.addEventListener("abort", cancel);
+  if (options.signal?.aborted) cancel();
+  try {
+    return await boot({ ...options, signal: starting.signal });
+  } finally {
+    options.signal?.removeEventListener("abort", cancel);
+  }
 }
 
 /** Hydrates, and says what that means for a machine. */
@@ -171,7 +181,7 @@ async function hydratedImage(
 /** Gives the terminal to the guest until it ends, or Ctrl-C powers it down. */
 async function onConsole(options: BootOptions, json: boolean, io: Io) {
   using terminal = io.terminal(json);
-  await using vm = await boot({
+  await using vm = await bootOnly({
     ...options,
     agentOptional: true,
     console: terminal,
