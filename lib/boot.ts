@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { join, resolve, SEPARATOR } from "@std/path";
 import { accelerators, rememberBroken } from "./accelerator.ts";
 import { planShares } from "./attach.ts";
 import { prepareDisk } from "./boot_disk.ts";
@@ -16,7 +17,7 @@ import {
   makeMachineFolder,
   type StartMachineOptions,
 } from "./machine.ts";
-import { qemuProgram } from "./qemu.ts";
+import { qemuProgram, type Share } from "./qemu.ts";
 import type { Vm } from "./vm.ts";
 
 /**
@@ -47,6 +48,7 @@ export async function boot(options: BootOptions): Promise<Vm> {
   const emit = emitter(options.onEvent);
   const program = qemuProgram(env);
   const shares = await planShares(options.workspace, options.exports ?? []);
+  await assertOutOfReach(shares, options);
   const disk = await prepareDisk(options.image, options.overlay);
   const folder = await makeMachineFolder(env);
   try {
@@ -61,6 +63,28 @@ export async function boot(options: BootOptions): Promise<Vm> {
   } catch (error) {
     await Deno.remove(folder, { recursive: true }).catch(() => {});
     throw error;
+  }
+}
+
+/** A guest that could write these would decide what this host does next. */
+async function assertOutOfReach(shares: Share[], options: BootOptions) {
+  const { image, workspace, states } = options;
+  const own = [
+    image,
+    ...workspace === undefined ? [] : [join(workspace, ".toolsmith")],
+    ...states ? [states.folder] : [],
+  ];
+  for (const path of own) {
+    const real = await Deno.realPath(path).catch(() => resolve(path));
+    for (const share of shares.filter(({ writable }) => writable)) {
+      const inside = `${share.path}${SEPARATOR}`.replace("//", "/");
+      const around = `${real}${SEPARATOR}`;
+      if (!around.startsWith(inside) && !inside.startsWith(around)) continue;
+      const message = `An export would let the guest write to ${real}`;
+      throw new ToolsmithError("usage", `${message}: ${share.path}`, {
+        hint: "export a folder that holds nothing but results",
+      });
+    }
   }
 }
 
