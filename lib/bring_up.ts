@@ -94,7 +94,9 @@ async function bringUpOnce(course: Course, restoring: boolean): Promise<Vm> {
     const agent = await answer(machine, course, restoring);
     const monitor = ownMonitor(plan.folder, machine.qmp, agent);
     const guest = lap();
-    if (agent && slot && !restoring) await slot.save(machine.qmp);
+    // What was typed has made this guest another than the image's.
+    const pristine = !restoring && !typing.used();
+    if (agent && slot && pristine) await slot.save(machine.qmp);
     const save = lap();
     let shares: Share[] = [];
     if (agent) {
@@ -226,14 +228,17 @@ function relay(
   machine: Machine,
 ) {
   const reader = input?.getReader();
+  let used = false;
   const done = (async () => {
     while (reader) {
       const { value } = await reader.read();
       if (value === undefined) return;
+      used = true;
       await machine.type(value);
     }
   })().catch(() => {});
   return {
+    used: () => used,
     async stop() {
       await reader?.cancel().catch(() => {});
       await done;

@@ -140,9 +140,11 @@ async function lookFor(folder: string, key: string) {
 
 /** What a file of the host holds may change between a save and a restore. */
 function namesFiles(words: string[]): boolean {
-  return words.some((word) =>
-    word.startsWith("-") && !OWN_WORDS.has(word.replace(/^--?/, "")) ||
-    /[/\\]|\b(file|path)=/.test(word)
+  return words.some((word, index) =>
+    // Each option takes a value; a word in an option's place is a disk's file.
+    index % 2 === 0
+      ? !word.startsWith("-") || !OWN_WORDS.has(word.replace(/^--?/, ""))
+      : /[/\\]|(file|path|kernel|initrd|dtb|firmware|splash)=/.test(word)
   );
 }
 
