@@ -175,15 +175,26 @@ async function readState(path: string): Promise<MachineState | undefined> {
 function isState(value: unknown): value is MachineState {
   const state = value as Partial<MachineState> | null;
   return typeof state === "object" && state?.layout === 1 &&
-    typeof state.pid === "number" && typeof state.folder === "string";
+    Number.isSafeInteger(state.pid) && state.pid! > 1 &&
+    typeof state.folder === "string" && Array.isArray(state.shares);
 }
 
 async function forget(path: string, state: MachineState) {
-  // The folder is only removed if it is one of a machine.
+  // The file may come from anywhere: nothing but a machine's files is removed.
   if (/\/toolsmith-[^/]+$/.test(state.folder)) {
-    await Deno.remove(state.folder, { recursive: true }).catch(() => {});
+    await removeMachineFolder(state.folder).catch(() => {});
   }
   await Deno.remove(path).catch(() => {});
+}
+
+async function removeMachineFolder(folder: string) {
+  const own: string[] = [...Object.values(MACHINE_FILES), "migration"];
+  for await (const { name } of Deno.readDir(folder)) {
+    if (own.includes(name) || /^toolsmith\.\w{8}\.(out|err|in)$/.test(name)) {
+      await Deno.remove(join(folder, name));
+    }
+  }
+  await Deno.remove(folder);
 }
 
 /**
