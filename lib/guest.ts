@@ -144,8 +144,13 @@ async function talk(parts: Talk): Promise<ExecResult> {
   const err = receive(channel.err, marker, options.stderr);
   const kill = (name: string) => send(channel.err, `${name}\n`).catch(() => {});
   const stopFeeding = new AbortController();
+  const unreadable = Promise.withResolvers<never>();
+  unreadable.promise.catch(() => {});
   const fed = channel.in && options.stdin !== undefined
-    ? feed(channel.in, options.stdin, stopFeeding.signal).catch(() => {})
+    ? feed(channel.in, options.stdin, stopFeeding.signal).catch((error) => {
+      // A command that stops reading is fine; input that breaks off is not.
+      if (error instanceof ToolsmithError) unreadable.reject(error);
+    })
     : undefined;
   const limits = watchLimits(kill, options);
   const watch = watchShell(monitor, channel.pid);
@@ -154,6 +159,7 @@ async function talk(parts: Talk): Promise<ExecResult> {
       Promise.all([out.done, err.done]),
       watch.lost,
       limits.expired,
+      unreadable.promise,
     ]);
   } finally {
     limits.clear();
@@ -163,10 +169,12 @@ async function talk(parts: Talk): Promise<ExecResult> {
     await watch.clear();
   }
   limits.check();
-  const failure = err.word() as keyof typeof START_FAILURES | "";
-  if (failure) throw startFailure(command, failure, options);
-  const code = Number(out.word() || NaN);
-  if (!Number.isInteger(code)) throw new MachineGone();
+  const failure = err.word() ?? "";
+  if (isStartFailure(failure)) throw startFailure(command, failure, options);
+  // The guest may say what it likes, and this becomes the exit status here.
+  const word = out.word() ?? "";
+  const code = /^\d{1,3}$/.test(word) ? Number(word) : NaN;
+  if (failure !== "" || !(code <= 255)) throw new MachineGone();
   return {
     code,
     signal: code > 128 ? SIGNALS[code - 128] ?? null : null,
@@ -177,9 +185,15 @@ async function talk(parts: Talk): Promise<ExecResult> {
   };
 }
 
+type StartFailure = keyof typeof START_FAILURES;
+
+function isStartFailure(word: string): word is StartFailure {
+  return Object.hasOwn(START_FAILURES, word);
+}
+
 function startFailure(
   command: string,
-  failure: keyof typeof START_FAILURES,
+  failure: StartFailure,
   options: ExecOptions,
 ): ToolsmithError {
   if (failure === "D") {

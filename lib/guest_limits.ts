@@ -67,6 +67,8 @@ export function watchLimits(
     }, timeoutMs));
   }
   signal?.addEventListener("abort", end, { once: true });
+  // It may have come while the command was started.
+  if (signal?.aborted) end();
   return {
     expired: expired.promise,
     check() {

@@ -4,6 +4,7 @@
  * @module
  */
 import { endMarker } from "./end_marker.ts";
+import { ToolsmithError } from "./errors.ts";
 import { MachineGone } from "./qmp.ts";
 
 /** Takes output as it comes; the guest waits while a promise is pending. */
@@ -75,6 +76,7 @@ export function receive(
  * @param port The connection.
  * @param stdin The input.
  * @param signal Ends the sending when aborted; a stream is cancelled.
+ * @throws {ToolsmithError} `file_unreadable` when the input breaks off.
  */
 export async function feed(
   port: Deno.UnixConn,
@@ -91,7 +93,7 @@ export async function feed(
   signal.addEventListener("abort", cancel, { once: true });
   try {
     while (!signal.aborted) {
-      const { value } = await reader.read();
+      const { value } = await reader.read().catch(unreadable);
       if (value === undefined) break;
       for (let at = 0; at < value.length; at += FRAME) {
         const frame = value.subarray(at, at + FRAME);
@@ -104,6 +106,11 @@ export async function feed(
     signal.removeEventListener("abort", cancel);
     reader.releaseLock();
   }
+}
+
+function unreadable(cause: Error): never {
+  const message = `The command's input cannot be read: ${cause.message}`;
+  throw new ToolsmithError("file_unreadable", message, { cause });
 }
 
 /**

@@ -67,6 +67,12 @@ export interface Io {
 export function processIo(signal: AbortSignal, env: Environment): Io {
   const print = (line: string) => write(Deno.stdout, `${line}\n`);
   const say = (text: string) => write(Deno.stderr, text);
+  // Unlike events, output that nobody reads ends the command.
+  const printOutput = (stream: "stdout" | "stderr", chunk: Uint8Array) =>
+    writeAll(
+      Deno.stdout,
+      new TextEncoder().encode(`${outputLine(stream, chunk)}\n`),
+    );
   return {
     print,
     say,
@@ -79,10 +85,10 @@ export function processIo(signal: AbortSignal, env: Environment): Io {
     streams: (json) => ({
       stdin: Deno.stdin.readable,
       stdout: json
-        ? (chunk) => Promise.resolve(print(outputLine("stdout", chunk)))
+        ? (chunk) => printOutput("stdout", chunk)
         : (chunk) => writeAll(Deno.stdout, chunk),
       stderr: json
-        ? (chunk) => Promise.resolve(print(outputLine("stderr", chunk)))
+        ? (chunk) => printOutput("stderr", chunk)
         : (chunk) => writeAll(Deno.stderr, chunk),
     }),
     hostStreams: (json) => ({
