@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { join, resolve, SEPARATOR } from "@std/path";
+import { join, SEPARATOR } from "@std/path";
 import { accelerators, rememberBroken } from "./accelerator.ts";
 import { planShares } from "./attach.ts";
 import { prepareDisk } from "./boot_disk.ts";
@@ -75,7 +75,8 @@ async function assertOutOfReach(shares: Share[], options: BootOptions) {
     ...states ? [states.folder] : [],
   ];
   for (const path of own) {
-    const real = await Deno.realPath(path).catch(() => resolve(path));
+    const real = await Deno.realPath(path).catch(() => undefined);
+    if (real === undefined) continue;
     for (const share of shares.filter(({ writable }) => writable)) {
       const inside = `${share.path}${SEPARATOR}`.replace("//", "/");
       const around = `${real}${SEPARATOR}`;
