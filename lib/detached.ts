@@ -229,6 +229,18 @@ async function whenEnded(
   });
 }
 
+/**
+ * Refuses to start a machine where one runs already.
+ *
+ * Needs what {@linkcode findMachine} needs.
+ *
+ * @param path The state file.
+ * @throws {ToolsmithError} `usage` when it names a machine that runs.
+ */
+export async function assertNoMachine(path: string): Promise<void> {
+  if (await findMachine(path)) throw alreadyRunning(path);
+}
+
 function alreadyRunning(path: string): ToolsmithError {
   return new ToolsmithError("usage", `A machine is running: ${path}`, {
     hint: "stop it first: toolsmith stop",

@@ -52,7 +52,7 @@ interface Message extends Record<string, unknown> {
 const QMP_TIMEOUT_MS = 15_000;
 const AGENT_TIMEOUT_MS = 30_000;
 const ASK_AGAIN_MS = 2_000;
-const MAX_LINE = 64 * 1024 * 1024;
+const MAX_LINE = 4 * 1024 * 1024;
 /** Makes the agent forget half a line that somebody else left. */
 const FLUSH = new Uint8Array([0xff]);
 

@@ -6,7 +6,13 @@
 import { dirname, join } from "@std/path";
 import { boot } from "../boot.ts";
 import type { BootOptions } from "../boot_options.ts";
-import { detach, findMachine, stopMachine, useMachine } from "../detached.ts";
+import {
+  assertNoMachine,
+  detach,
+  findMachine,
+  stopMachine,
+  useMachine,
+} from "../detached.ts";
 import type { OnEvent } from "../events.ts";
 import type { ExecOptions, ExecResult } from "../guest.ts";
 import { runOnHost } from "../host.ts";
@@ -38,6 +44,8 @@ export async function bootCommand(
     };
     if (command.detach) {
       const path = machineFile(image.workspace);
+      // The same is looked for again under the lock, after the boot.
+      await assertNoMachine(path);
       const vm = await bootOnly(options);
       try {
         const { digest } = image.states;
