@@ -13,6 +13,7 @@ const STEPS: [string, string[]][] = [
   ["lint", ["lint"]],
   ["types", ["check", "mod.ts", "cli.ts", "lib/", "scripts/", "tests/"]],
   ["documentation", ["doc", "--lint", "mod.ts"]],
+  ["examples", ["test", "-A", "--quiet", "--doc", "lib/"]],
   ["rules", ["run", "--allow-read", "scripts/check_rules.ts"]],
 ];
 
