@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { type Command, parseCommand } from "./lib/cli/args.ts";
+import { type Command, parseCommand } from "./lib/cli/parse.ts";
 import { helpText } from "./lib/cli/help.ts";
 import {
   cacheCommand,

@@ -18,49 +18,57 @@
  *
  * @module
  */
-export * from "./lib/actions.ts";
-export type { Accelerator } from "./lib/accelerator.ts";
-export type { Export } from "./lib/attach.ts";
-export * from "./lib/boot.ts";
-export type { BootOptions, StateOptions } from "./lib/boot_options.ts";
-export type { CacheKey } from "./lib/cache.ts";
-export * from "./lib/cache_admin.ts";
+export * from "./lib/publish/github_actions.ts";
+export type { Accelerator } from "./lib/qemu/accelerator.ts";
+export type { GuestExport } from "./lib/vm/shares.ts";
+export * from "./lib/vm/boot.ts";
+export type { BootOptions, SnapshotOptions } from "./lib/vm/options.ts";
+export type { CacheKey } from "./lib/cache/entry.ts";
+export * from "./lib/cache/prune.ts";
 export {
   type ConsumerManifest,
   formatManifest,
-} from "./lib/consumer_manifest.ts";
-export type { Sha256 } from "./lib/digest.ts";
-export * from "./lib/detached.ts";
-export * from "./lib/doctor.ts";
+} from "./lib/manifest/format.ts";
+export type { Sha256 } from "./lib/system/digest.ts";
+export * from "./lib/vm/detached.ts";
+export * from "./lib/doctor/doctor.ts";
 export type { Environment } from "./lib/environment.ts";
 export * from "./lib/errors.ts";
 export type * from "./lib/events.ts";
-export type { FetchOptions } from "./lib/fetch_image.ts";
-export type { ExecOptions, ExecResult } from "./lib/guest.ts";
-export type { Limits } from "./lib/guest_limits.ts";
-export type { Input, OutputSink } from "./lib/guest_streams.ts";
-export { type HostOptions, runOnHost } from "./lib/host.ts";
-export * from "./lib/hydrate.ts";
-export * from "./lib/init.ts";
+export type { FetchOptions } from "./lib/hydrate/fetch.ts";
+export type {
+  CommandInput,
+  ExecLimits,
+  ExecOptions,
+  ExecResult,
+  OutputSink,
+} from "./lib/guest/exec.ts";
+export { type HostOptions, runOnHost } from "./lib/run/host.ts";
+export * from "./lib/hydrate/hydrate.ts";
+export * from "./lib/manifest/init.ts";
 export {
   loadManifest,
   type LoadManifestOptions,
   type Manifest,
   type ManifestImage,
   parseManifest,
-} from "./lib/manifest.ts";
-export type { Written } from "./lib/manifest_write.ts";
-export type { RegistryOptions } from "./lib/oras.ts";
-export type { Ended, Sink, Source } from "./lib/process.ts";
-export * from "./lib/publish.ts";
-export { type ExtraFile, parseExtra } from "./lib/publish_files.ts";
-export type { PollOptions } from "./lib/publish_poll.ts";
-export * from "./lib/reference.ts";
-export type { SavedState } from "./lib/saved_states.ts";
-export type { Share } from "./lib/qemu.ts";
-export * from "./lib/tools.ts";
+} from "./lib/manifest/manifest.ts";
+export type { ManifestChange } from "./lib/manifest/write.ts";
+export type { RegistryOptions } from "./lib/oci/oras.ts";
+export type {
+  ProcessExit,
+  ProcessInput,
+  ProcessOutput,
+} from "./lib/system/process.ts";
+export * from "./lib/publish/publish.ts";
+export { type ExtraFile, parseExtra } from "./lib/publish/layers.ts";
+export type { PollOptions } from "./lib/publish/verify.ts";
+export * from "./lib/oci/reference.ts";
+export type { Snapshot } from "./lib/cache/snapshots.ts";
+export type { GuestShare } from "./lib/qemu/args.ts";
+export * from "./lib/manifest/tools.ts";
 export { VERSION } from "./lib/version.ts";
-export type { StopOptions, Vm, VmFacts } from "./lib/vm.ts";
+export type { StopOptions, Vm, VmFacts } from "./lib/vm/vm.ts";
 
 if (import.meta.main) {
   const { main } = await import("./cli.ts");

@@ -235,7 +235,7 @@ export interface VmBootEvent extends EventBase {
   cpus: number;
 }
 
-/** The guest answers, and its folders are mounted. */
+/** The guest answers, and its directories are mounted. */
 export interface BootReadyEvent extends EventBase {
   /** Tells the events apart. */
   type: "boot_ready";
@@ -251,7 +251,7 @@ export interface BootReadyEvent extends EventBase {
     guest: number;
     /** From then until the machine was saved and went on; 0 if it was not. */
     save: number;
-    /** From then until folders and network were attached. */
+    /** From then until directories and network were attached. */
     attach: number;
   };
   /** Time of all phases, in milliseconds. */

@@ -6,15 +6,16 @@
  *
  * @module
  */
-import { attachShares } from "../lib/attach.ts";
-import { listCache } from "../lib/cache_admin.ts";
-import { fileChunks, sha256 } from "../lib/digest.ts";
-import { execInGuest } from "../lib/guest.ts";
-import { makeMachineFolder } from "../lib/machine.ts";
-import { ownMonitor } from "../lib/monitor.ts";
-import { run, spawn } from "../lib/process.ts";
-import { qemuArgs } from "../lib/qemu.ts";
-import { openAgent, openQmp } from "../lib/qmp.ts";
+import { attachShares } from "../lib/vm/shares.ts";
+import { listCache } from "../lib/cache/prune.ts";
+import { fileChunks, sha256 } from "../lib/system/digest.ts";
+import { execInGuest } from "../lib/guest/exec.ts";
+import { makeMachineDir } from "../lib/qemu/machine.ts";
+import { ownMonitor } from "../lib/qemu/monitor.ts";
+import { run, spawn } from "../lib/system/process.ts";
+import { qemuArgs } from "../lib/qemu/args.ts";
+import { openAgent } from "../lib/qemu/agent.ts";
+import { openQmp } from "../lib/qemu/qmp.ts";
 import { setup } from "./setup.ts";
 
 const tools = await setup(["oras", "registry", "qemuImg", "qemu", "guest"]);
@@ -23,9 +24,9 @@ if (!tools.oras || !tools.registry || !tools.qemuImg) {
   Deno.exit(1);
 }
 // Not before the set-up: they look for the programs when they are loaded.
-const { startRegistry } = await import("../tests/_registry.ts");
+const { startRegistry } = await import("../tests/support/registry.ts");
 const { cleanEnvironment, cliCommand, makeQcow2, orasPush, TYPE, workspace } =
-  await import("../tests/_workspace.ts");
+  await import("../tests/support/workspace.ts");
 
 const ROUNDS = 5;
 const MIB = 1024 * 1024;
@@ -44,14 +45,14 @@ if (tools.qemu && tools.guest) await runRows(tools.qemu);
 async function hydrateRows(mib: number) {
   await using registry = await startRegistry();
   await using work = await workspace();
-  const { sha256 } = await makeQcow2(`${work.folder}/image.qcow2`, mib * MIB);
+  const { sha256 } = await makeQcow2(`${work.dir}/image.qcow2`, mib * MIB);
   const reference = `${registry.host}/owner/image:1.0`;
-  await orasPush(reference, [`image.qcow2:${TYPE}`], { cwd: work.folder });
+  await orasPush(reference, [`image.qcow2:${TYPE}`], { cwd: work.dir });
   await work.manifest({ qcow2: `oci://${reference}`, qcow2_sha256: sha256 });
   const hydrate = await cliCommand(["hydrate", "--quiet"], ["-A"]);
   const toolsmith = () => must(Deno.execPath(), hydrate);
-  const cache = `${work.folder}/.toolsmith/cache`;
-  const pulled = `${work.folder}/pulled`;
+  const cache = `${work.dir}/.toolsmith/cache`;
+  const pulled = `${work.dir}/pulled`;
   const sum = () => must("sha256sum", [`${pulled}/image.qcow2`]);
 
   await compare(`first hydrate of ${mib} MiB`, [
@@ -83,7 +84,7 @@ async function hydrateRows(mib: number) {
     const env = cleanEnvironment();
     const { code, stderr } = await run(program, {
       args,
-      cwd: work.folder,
+      cwd: work.dir,
       env,
     });
     if (code !== 0) throw new Error(`${program} ${args.join(" ")}: ${stderr}`);
@@ -92,14 +93,14 @@ async function hydrateRows(mib: number) {
 
 /** Starting a guest: booted, restored, and restored by hand. */
 async function runRows(qemu: string) {
-  const { buildGuest } = await import("./build_guest.ts");
+  const { buildGuest } = await import("./guest/build.ts");
   await using work = await workspace();
   const image = await buildGuest();
   Deno.env.set("TOOLSMITH_QEMU", qemu);
   const digest = await sha256(fileChunks(image));
   await work.manifest({ qcow2: image, qcow2_sha256: digest });
   const env = { ...cleanEnvironment(), TOOLSMITH_QEMU: qemu };
-  const cwd = work.folder;
+  const cwd = work.dir;
   const toolsmith = async (...flags: string[]) => {
     const command = ["run", "--json", ...flags, "--", "true"];
     const args = await cliCommand(command, ["-A"]);
@@ -125,7 +126,7 @@ async function runRows(qemu: string) {
     {
       name: "QEMU by hand: the same work",
       once: async () => {
-        byHand.push(await restoreByHand(qemu, work.folder));
+        byHand.push(await restoreByHand(qemu, work.dir));
       },
       times: [],
     },
@@ -152,9 +153,9 @@ async function runRows(qemu: string) {
 async function restoreByHand(qemu: string, root: string): Promise<number> {
   const begun = performance.now();
   const [image] = await listCache(`${root}/.toolsmith/cache`);
-  const folder = await makeMachineFolder();
+  const dir = await makeMachineDir();
   const plan = {
-    ...{ disk: image.path, throwAway: true, folder, program: qemu },
+    ...{ disk: image.path, ephemeral: true, dir, program: qemu },
     ...{ accelerator: "tcg" as const, memory: 512, extra: [] },
     cpus: Math.min(2, navigator.hardwareConcurrency),
     shares: [{ path: root, tag: "work", writable: false }],
@@ -171,20 +172,20 @@ async function restoreByHand(qemu: string, root: string): Promise<number> {
       await new Promise((done) => setTimeout(done, 2));
     }
   };
-  using qmp = await until(() => openQmp(`${folder}/qmp`));
+  using qmp = await until(() => openQmp(`${dir}/qmp`));
   while (true) {
     const [{ status }] = await qmp.send(["query-status"]) as Status[];
     if (status !== "inmigrate") break;
   }
   await qmp.send(["cont"]);
-  using agent = await openAgent(`${folder}/agent`);
+  using agent = await openAgent(`${dir}/agent`);
   await agent.sync();
   const answered = performance.now() - begun;
-  await using monitor = ownMonitor(folder, qmp, agent);
+  await using monitor = ownMonitor(dir, qmp, agent);
   await attachShares(monitor, plan.shares);
   await execInGuest(monitor, "true");
   await qmp.send(["quit"]).catch(() => {});
-  await Deno.remove(folder, { recursive: true });
+  await Deno.remove(dir, { recursive: true });
   return answered;
 }
 

@@ -7,7 +7,7 @@
  * @module
  */
 import { BUNDLE, bundle } from "./bundle.ts";
-import { fileChunks, sha256 } from "../lib/digest.ts";
+import { fileChunks, sha256 } from "../lib/system/digest.ts";
 import { deno, ROOT } from "./deno.ts";
 
 const TARGETS = [

@@ -4,11 +4,11 @@
  *
  *     deno task demo
  *
- * Everything happens in a folder of its own, which is removed at the end.
+ * Everything happens in a directory of its own, which is removed at the end.
  *
  * @module
  */
-import { run, spawn } from "../lib/process.ts";
+import { run, spawn } from "../lib/system/process.ts";
 import { denoArgs, ROOT } from "./deno.ts";
 import { setup } from "./setup.ts";
 
@@ -22,11 +22,11 @@ if (!tools.oras || !tools.registry || !tools.qemuImg) {
 Deno.env.set("TOOLSMITH_ORAS", tools.oras);
 Deno.env.set("TOOLSMITH_TEST_REGISTRY", tools.registry);
 // Not before the set-up: it looks for the registry when it is loaded.
-const { startRegistry } = await import("../tests/_registry.ts");
+const { startRegistry } = await import("../tests/support/registry.ts");
 
 // Ctrl-C ends the step that runs; then this cleans up and ends, too.
 Deno.addSignalListener("SIGINT", () => {});
-const folder = await Deno.realPath(
+const dir = await Deno.realPath(
   await Deno.makeTempDir({ prefix: "toolsmith-demo-" }),
 );
 try {
@@ -36,18 +36,18 @@ try {
   console.error(`\nthe demo stopped: ${(error as Error).message}`);
   Deno.exitCode = 1;
 } finally {
-  await Deno.remove(folder, { recursive: true });
+  await Deno.remove(dir, { recursive: true });
 }
 
 async function demo(host: string) {
   const reference = `${host}/owner/image:1.0`;
   const type = "application/vnd.fountain.toolsmith.qcow2";
-  await Deno.mkdir(`${folder}/build/dist`, { recursive: true });
-  await Deno.mkdir(`${folder}/host/.toolsmith`, { recursive: true });
+  await Deno.mkdir(`${dir}/build/dist`, { recursive: true });
+  await Deno.mkdir(`${dir}/host/.toolsmith`, { recursive: true });
 
   title("A QCOW2, and its SHA-256");
-  await makeDisk(`${folder}/build/raw`);
-  const build = { cwd: `${folder}/build` };
+  await makeDisk(`${dir}/build/raw`);
+  const build = { cwd: `${dir}/build` };
   await show(
     ["qemu-img", "convert", "-O", "qcow2", "raw", "dist/image.qcow2"],
     build,
@@ -80,11 +80,11 @@ async function demo(host: string) {
     operations: [],
   };
   const text = JSON.stringify(manifest, null, 2);
-  await Deno.writeTextFile(`${folder}/host/.toolsmith/tools.json`, text);
+  await Deno.writeTextFile(`${dir}/host/.toolsmith/tools.json`, text);
   console.log(text);
 
   title("Hydrate: found, pulled, verified, placed");
-  const there = { cwd: `${folder}/host` };
+  const there = { cwd: `${dir}/host` };
   await show(["toolsmith", "hydrate"], there);
 
   title("Again: it is there, and still the one that was verified");
@@ -96,7 +96,7 @@ async function demo(host: string) {
     (c) => c === "0" ? "1" : "0",
   );
   await Deno.writeTextFile(
-    `${folder}/host/.toolsmith/tools.json`,
+    `${dir}/host/.toolsmith/tools.json`,
     JSON.stringify(manifest),
   );
   await show(["toolsmith", "hydrate"], { ...there, fails: true });
@@ -106,13 +106,13 @@ async function demo(host: string) {
 
 /** Publishes a guest, hydrates it, and runs a command in it, twice. */
 async function runChapter(host: string) {
-  const { buildGuest } = await import("./build_guest.ts");
+  const { buildGuest } = await import("./guest/build.ts");
   Deno.env.set("TOOLSMITH_QEMU", tools.qemu!);
   const reference = `${host}/owner/guest:1.0`;
-  await Deno.mkdir(`${folder}/guest/dist`, { recursive: true });
+  await Deno.mkdir(`${dir}/guest/dist`, { recursive: true });
   title("A guest: Debian's kernel, busybox and the QEMU guest agent");
-  await Deno.copyFile(await buildGuest(), `${folder}/guest/dist/guest.qcow2`);
-  const there = { cwd: `${folder}/guest` };
+  await Deno.copyFile(await buildGuest(), `${dir}/guest/dist/guest.qcow2`);
+  const there = { cwd: `${dir}/guest` };
   const manifest = ".toolsmith/tools.json";
   await show([
     ...["toolsmith", "publish", "dist/guest.qcow2", reference],

@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { type Ended, spawn } from "../lib/process.ts";
+import { type ProcessExit, spawn } from "../lib/system/process.ts";
 
 /** The repository's root. */
 export const ROOT = import.meta.dirname!.replace(/[/\\]scripts$/, "");
@@ -25,7 +25,7 @@ const RESOLVING = new Set(
 export async function denoArgs(args: string[]): Promise<string[]> {
   const [subcommand, ...rest] = args;
   if (!RESOLVING.has(subcommand) || await importsFrom() === "jsr") return args;
-  const map = `--import-map=${ROOT}/scripts/npm_import_map.json`;
+  const map = `--import-map=${ROOT}/scripts/npm/import_map.json`;
   return [subcommand, map, ...rest];
 }
 
@@ -49,7 +49,7 @@ async function importsFrom(): Promise<"jsr" | "npm"> {
 }
 
 /** Runs Deno on this terminal and returns how it ended. */
-export async function deno(...args: string[]): Promise<Ended> {
+export async function deno(...args: string[]): Promise<ProcessExit> {
   const child = spawn(Deno.execPath(), {
     args: await denoArgs(args),
     input: "inherit",

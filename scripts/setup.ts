@@ -11,11 +11,11 @@
  * @module
  */
 import { toToolsmithError } from "../lib/errors.ts";
-import { run } from "../lib/process.ts";
-import { aptGet, canInstall, missingPackages } from "./_apt.ts";
-import { canBuild, goBuild } from "./_go.ts";
-import { GO_FOLDER, unpackGo } from "./_go_toolchain.ts";
-import { unpackOrasRelease } from "./_release.ts";
+import { run } from "../lib/system/process.ts";
+import { aptGet, canInstall, missingPackages } from "./setup/apt.ts";
+import { canBuild, goBuild } from "./setup/go.ts";
+import { GO_DIR, unpackGo } from "./setup/go_toolchain.ts";
+import { unpackOrasRelease } from "./setup/release.ts";
 
 /** What can be asked for. */
 export type Part =
@@ -43,15 +43,15 @@ interface Source {
   suits?: (program: string) => Promise<boolean>;
   /** The package in the Go module `tools/<part>`. */
   go?: string;
-  /** Another way, into a folder, where Go cannot build it. */
-  otherwise?: (folder: string) => Promise<void>;
+  /** Another way, into a directory, where Go cannot build it. */
+  otherwise?: (dir: string) => Promise<void>;
   /** Debian packages that bring it. */
   apt?: string[];
   /** What to install by hand. */
   remedy: string;
 }
 
-/** What `scripts/build_guest.ts` builds the test guest with, besides QEMU. */
+/** What `scripts/guest/build.ts` builds the test guest with, besides QEMU. */
 const GUEST_PACKAGES = [
   "busybox-static",
   "qemu-guest-agent",
@@ -142,7 +142,7 @@ export async function setup(
   await Deno.mkdir(STORE, { recursive: true });
   using lock = await Deno.open(`${STORE}/.lock`, { create: true, write: true });
   const waiting = setTimeout(() => {
-    say("waiting for another set-up in this folder");
+    say("waiting for another set-up in this directory");
   }, 1000);
   await lock.lock(true);
   clearTimeout(waiting);
@@ -208,11 +208,11 @@ async function find(part: Part): Promise<string | undefined> {
   if (named && await isProgram(named, suits)) return Deno.realPathSync(named);
   const made = go && `${await home(part)}/${part}${EXE}`;
   if (part !== "oras" && made && await isProgram(made)) return made;
-  const folders = (Deno.env.get("PATH") ?? "").split(EXE ? ";" : ":");
-  for (const folder of folders) {
+  const dirs = (Deno.env.get("PATH") ?? "").split(EXE ? ";" : ":");
+  for (const dir of dirs) {
     for (const program of programs) {
-      const path = `${folder}/${program}${EXE}`;
-      if (folder && await isProgram(path, suits)) return path;
+      const path = `${dir}/${program}${EXE}`;
+      if (dir && await isProgram(path, suits)) return path;
     }
   }
   return made && await isProgram(made) ? made : undefined;
@@ -237,10 +237,10 @@ async function make(part: Part): Promise<void> {
     say(`building ${part} with Go, which takes a minute at first`);
     const built = await place(
       part,
-      (folder) =>
+      (dir) =>
         goBuild({
           ...{ go, module, package: pkg! },
-          output: `${folder}/${part}${EXE}`,
+          output: `${dir}/${part}${EXE}`,
         }),
       await home(part),
     );
@@ -262,7 +262,7 @@ async function findGo(module: string): Promise<string | undefined> {
 let bringing: Promise<string | undefined> | undefined;
 
 async function bringGo(module: string): Promise<string | undefined> {
-  const home = `${STORE}/${GO_FOLDER}`;
+  const home = `${STORE}/${GO_DIR}`;
   const program = `${home}/bin/go`;
   if (await canBuild(program, module)) return program;
   say("downloading Go, of 70 MB");
@@ -272,7 +272,7 @@ async function bringGo(module: string): Promise<string | undefined> {
 /** Puts a program in place whole, or not at all. */
 async function place(
   name: string,
-  fill: (folder: string) => Promise<void>,
+  fill: (dir: string) => Promise<void>,
   target: string,
 ) {
   const staging = `${STORE}/.new-${crypto.randomUUID()}`;
@@ -300,7 +300,7 @@ async function install(parts: Part[]): Promise<void> {
   }
 }
 
-/** The folder of a program that was made: its name holds what it comes from. */
+/** The directory of a program that was made: its name holds what it comes from. */
 async function home(part: Part): Promise<string> {
   const module = `${ROOT}/tools/${part}`;
   const pins = await Deno.readTextFile(`${module}/go.mod`) +

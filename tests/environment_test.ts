@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import type { Environment } from "../lib/environment.ts";
-import { temporaryFolder } from "./_folder.ts";
-import { runScript } from "./_script.ts";
+import { temporaryDir } from "./support/directory.ts";
+import { runScript } from "./support/script.ts";
 
 const SCRIPT = `
   import { processEnvironment as env } from "/lib/environment.ts";
@@ -9,8 +9,8 @@ const SCRIPT = `
 `;
 
 Deno.test("a variable is read; one that is not set, or may not be read, is undefined", async () => {
-  await using folder = await temporaryFolder();
-  const path = `${folder.path}/env.ts`;
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/env.ts`;
   const said = (...permissions: string[]) =>
     runScript(path, SCRIPT, { permissions });
   assertEquals(await said("--allow-env"), "true undefined\n");
@@ -19,10 +19,10 @@ Deno.test("a variable is read; one that is not set, or may not be read, is undef
 });
 
 Deno.test("an empty variable counts as not set", async () => {
-  await using folder = await temporaryFolder();
+  await using dir = await temporaryDir();
   const code = `Deno.env.set("TOOLSMITH_CACHE", "");${SCRIPT}`;
   assertEquals(
-    await runScript(`${folder.path}/env.ts`, code),
+    await runScript(`${dir.path}/env.ts`, code),
     "true undefined\n",
   );
 });

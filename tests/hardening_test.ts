@@ -1,17 +1,18 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
-import { pruneCache } from "../lib/cache_admin.ts";
-import { ghcrCredentials } from "../lib/oras.ts";
-import { run } from "../lib/process.ts";
-import { parseImageSource, parseReference } from "../lib/reference.ts";
-import { failure } from "./_failure.ts";
-import { needs } from "./_parts.ts";
+import { pruneCache } from "../lib/cache/prune.ts";
+import { ghcrCredentials } from "../lib/oci/oras.ts";
+import { run } from "../lib/system/process.ts";
+import { parseImageSource } from "../lib/manifest/source.ts";
+import { parseReference } from "../lib/oci/reference.ts";
+import { failure } from "./support/failure.ts";
+import { needs } from "./support/parts.ts";
 import {
   cliCommand,
   jsonLines,
   testWithImage,
   workspace,
-} from "./_workspace.ts";
+} from "./support/workspace.ts";
 
 Deno.test("no message shows the password or the signature of a source", async () => {
   for (
@@ -41,11 +42,11 @@ Deno.test("a token that ends in a line end is used without it", () => {
 });
 
 testWithImage("whatever stands in an image's place is replaced", async (it) => {
-  const { work, folder, image: qcow2, sha256: qcow2_sha256 } = it;
+  const { work, dir, image: qcow2, sha256: qcow2_sha256 } = it;
   await work.manifest({ qcow2, qcow2_sha256 });
-  const entry = join(folder, ".toolsmith/cache/demo", qcow2_sha256);
+  const entry = join(dir, ".toolsmith/cache/demo", qcow2_sha256);
   const image = join(entry, "image.qcow2");
-  const stamp = join(entry, "verified.json");
+  const record = join(entry, "verified.json");
   const hydrate = async () => {
     const { code, stdout, stderr } = await work.toolsmith(["hydrate"], {
       timeoutMs: 30_000,
@@ -60,9 +61,9 @@ testWithImage("whatever stands in an image's place is replaced", async (it) => {
     () => Deno.symlink(qcow2, image),
     () => run("mkfifo", { args: [image] }),
     async () => {
-      const text = await Deno.readTextFile(stamp);
+      const text = await Deno.readTextFile(record);
       const up = text.replace('"image.qcow2"', '".."');
-      await Deno.writeTextFile(stamp, up);
+      await Deno.writeTextFile(record, up);
     },
   ];
   for (const spoil of spoils) {
@@ -79,9 +80,9 @@ testWithImage("whatever stands in an image's place is replaced", async (it) => {
 testWithImage(
   "a cache that cannot be written serves what is good",
   async (it) => {
-    const { work, folder, image: qcow2, sha256: qcow2_sha256 } = it;
+    const { work, dir, image: qcow2, sha256: qcow2_sha256 } = it;
     await work.manifest({ qcow2, qcow2_sha256 });
-    const cache = join(folder, ".toolsmith/cache/demo");
+    const cache = join(dir, ".toolsmith/cache/demo");
     const { stdout: path } = await work.toolsmith(["hydrate"]);
     // No lock can be had, for root neither; and the stamp is of another file.
     const lock = join(cache, `.${qcow2_sha256}.lock`);
@@ -102,11 +103,11 @@ testWithImage(
 );
 
 testWithImage(
-  "a file where the cache's folder should be is told",
+  "a file where the cache's directory should be is told",
   async (it) => {
-    const { work, folder, image: qcow2, sha256: qcow2_sha256 } = it;
+    const { work, dir, image: qcow2, sha256: qcow2_sha256 } = it;
     await work.manifest({ qcow2, qcow2_sha256 });
-    await Deno.writeTextFile(join(folder, ".toolsmith/cache"), "");
+    await Deno.writeTextFile(join(dir, ".toolsmith/cache"), "");
     const { code, stderr } = await work.toolsmith(["hydrate"]);
     assertEquals(code, 51);
     assertMatch(stderr, /\[cache_unwritable\]/);
@@ -116,8 +117,8 @@ testWithImage(
 testWithImage(
   "two that prune at once do not get in each other's way",
   async (it) => {
-    const { work, folder, image: qcow2, sha256: qcow2_sha256 } = it;
-    const cache = join(folder, ".toolsmith/cache");
+    const { work, dir, image: qcow2, sha256: qcow2_sha256 } = it;
+    const cache = join(dir, ".toolsmith/cache");
     const names = Array.from({ length: 12 }, (_, at) => `demo${at}`);
     for (const name of names) {
       await work.manifest({ name, qcow2, qcow2_sha256 });
@@ -161,13 +162,13 @@ Deno.test({
 });
 
 testWithImage(
-  "doctor leaves a folder that it made and others use",
+  "doctor leaves a directory that it made and others use",
   async (it) => {
-    const { work, folder, image: qcow2, sha256: qcow2_sha256 } = it;
+    const { work, dir, image: qcow2, sha256: qcow2_sha256 } = it;
     await work.manifest({ qcow2, qcow2_sha256 });
-    const cache = join(folder, "a/b/cache");
+    const cache = join(dir, "a/b/cache");
     await work.toolsmith(["doctor", "--cache", cache]);
-    assertEquals(await exists(join(folder, "a")), false);
+    assertEquals(await exists(join(dir, "a")), false);
     await work.toolsmith(["hydrate", "--cache", cache]);
     await work.toolsmith(["doctor", "--cache", join(cache, "deeper/one")]);
     assertEquals(await exists(join(cache, "demo", qcow2_sha256)), true);
@@ -180,12 +181,12 @@ testWithImage(
   async (it) => {
     const full = "/dev/full";
     if (!await exists(full)) return;
-    const { work, folder, image: qcow2, sha256: qcow2_sha256 } = it;
+    const { work, dir, image: qcow2, sha256: qcow2_sha256 } = it;
     await work.manifest({ qcow2, qcow2_sha256 });
     const args = await cliCommand(["hydrate", "--json"], ["-A"]);
     const { code, stderr } = await run("sh", {
       args: ["-c", 'exec "$@" > /dev/full', "sh", Deno.execPath(), ...args],
-      cwd: folder,
+      cwd: dir,
     });
     assertEquals(code, 50, stderr);
     assertMatch(stderr, /^error: No space left .*\[disk_full\]$/m);

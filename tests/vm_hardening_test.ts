@@ -1,17 +1,21 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import { boot } from "../lib/boot.ts";
-import { findMachine } from "../lib/detached.ts";
-import { endMarker } from "../lib/end_marker.ts";
+import { boot } from "../lib/vm/boot.ts";
+import { findDetachedVm } from "../lib/vm/detached.ts";
+import { endMarker } from "../lib/guest/_end_marker.ts";
 import { emitter } from "../lib/events.ts";
 import { ToolsmithError } from "../lib/errors.ts";
-import { watchLimits } from "../lib/guest_limits.ts";
-import { run, spawn } from "../lib/process.ts";
-import { fileChunks, sha256 } from "../lib/digest.ts";
-import { findSlot } from "../lib/state_slot.ts";
-import { temporaryFolder } from "./_folder.ts";
-import { env, guest, needsGuest } from "./_guest.ts";
-import { cleanEnvironment, cliCommand, workspace } from "./_workspace.ts";
+import { watchLimits } from "../lib/guest/_limits.ts";
+import { run, spawn } from "../lib/system/process.ts";
+import { fileChunks, sha256 } from "../lib/system/digest.ts";
+import { findSlot } from "../lib/vm/_snapshot.ts";
+import { temporaryDir } from "./support/directory.ts";
+import { env, guest, needsGuest } from "./support/guest.ts";
+import {
+  cleanEnvironment,
+  cliCommand,
+  workspace,
+} from "./support/workspace.ts";
 
 Deno.test("a guest that never ends its last word fills no memory", () => {
   const end = endMarker("marker");
@@ -28,29 +32,29 @@ Deno.test("a cancel while a command starts ends the command", () => {
   assertEquals(killed, ["TERM"]);
 });
 
-Deno.test("a state file made by others removes no folder of the user", async () => {
-  await using folder = await temporaryFolder();
-  const victim = join(folder.path, "toolsmith-notes");
+Deno.test("a state file made by others removes no directory of the user", async () => {
+  await using dir = await temporaryDir();
+  const victim = join(dir.path, "toolsmith-notes");
   await Deno.mkdir(join(victim, "sub"), { recursive: true });
   await Deno.writeTextFile(join(victim, "precious"), "mine");
-  const path = join(folder.path, "machine.json");
-  const state = { layout: 1, pid: 4242, folder: victim, shares: [] };
+  const path = join(dir.path, "machine.json");
+  const state = { layout: 1, pid: 4242, dir: victim, shares: [] };
   await Deno.writeTextFile(path, JSON.stringify(state));
-  assertEquals(await findMachine(path), undefined);
+  assertEquals(await findDetachedVm(path), undefined);
   assertEquals(await Deno.readTextFile(join(victim, "precious")), "mine");
 });
 
 Deno.test("QEMU arguments that name a file of the host are never saved", async () => {
-  await using folder = await temporaryFolder();
-  const program = join(folder.path, "qemu");
+  await using dir = await temporaryDir();
+  const program = join(dir.path, "qemu");
   await Deno.writeTextFile(program, "the program");
   const slot = (...extra: string[]) =>
     findSlot(
       {
-        ...{ program, extra, disk: "/a.qcow2", throwAway: true, shares: [] },
-        ...{ folder: folder.path, accelerator: "tcg", memory: 512, cpus: 1 },
+        ...{ program, extra, disk: "/a.qcow2", ephemeral: true, shares: [] },
+        ...{ dir: dir.path, accelerator: "tcg", memory: 512, cpus: 1 },
       },
-      { folder: join(folder.path, "machines"), digest: "sha256:0" },
+      { dir: join(dir.path, "machines"), digest: "sha256:0" },
       emitter(undefined),
     );
   assert(await slot("-device", "virtio-keyboard-pci"));
@@ -64,13 +68,13 @@ Deno.test({
   name: "an export that holds the image or .toolsmith is refused",
   ...needsGuest,
   async fn() {
-    await using folder = await temporaryFolder();
-    const image = join(folder.path, "image.qcow2");
+    await using dir = await temporaryDir();
+    const image = join(dir.path, "image.qcow2");
     await Deno.copyFile(await guest(), image);
-    const work = join(folder.path, "work");
+    const work = join(dir.path, "work");
     await Deno.mkdir(join(work, ".toolsmith", "deep"), { recursive: true });
     await Deno.mkdir(join(work, ".toolsmithy"));
-    for (const path of [folder.path, work, join(work, ".toolsmith/deep")]) {
+    for (const path of [dir.path, work, join(work, ".toolsmith/deep")]) {
       const error = await assertRejects(
         () =>
           boot({
@@ -91,8 +95,8 @@ Deno.test({
   name: "a machine that was typed into before it was ready is not saved",
   ...needsGuest,
   async fn() {
-    await using folder = await temporaryFolder();
-    const states = { folder: join(folder.path, "states"), digest: "sha256:1" };
+    await using dir = await temporaryDir();
+    const states = { dir: join(dir.path, "states"), digest: "sha256:1" };
     await using vm = await boot({
       ...{ image: await guest(), env, states },
       console: {
@@ -102,7 +106,7 @@ Deno.test({
     });
     await vm.stop();
     await assertRejects(
-      () => Deno.stat(states.folder),
+      () => Deno.stat(states.dir),
       Deno.errors.NotFound,
     );
   },
@@ -116,7 +120,7 @@ Deno.test({
     const image = await guest();
     const digest = await sha256(fileChunks(image));
     await work.manifest({ qcow2: image, qcow2_sha256: digest });
-    const cwd = work.folder;
+    const cwd = work.dir;
     const environment = {
       ...cleanEnvironment(),
       ...Object.fromEntries(env),

@@ -107,7 +107,7 @@ const MACHINE: Flag[] = [
     name: "export",
     value: "DIR[:TAG]",
     many: true,
-    help: "mount this folder writable, at /mnt/TAG",
+    help: "mount this directory writable, at /mnt/TAG",
   },
   {
     name: "network",
@@ -178,7 +178,11 @@ export const COMMANDS: CommandSpec[] = [
         many: true,
         help: "set a variable for the command",
       },
-      { name: "cwd", value: "DIR", help: "the command's folder, in the guest" },
+      {
+        name: "cwd",
+        value: "DIR",
+        help: "the command's directory, in the guest",
+      },
       ...MACHINE,
       ...HYDRATE,
     ],

@@ -4,16 +4,16 @@
  * @module
  */
 import { resolve } from "@std/path";
-import { cacheFolder } from "../cache.ts";
-import { type CacheEntry, listCache, pruneCache } from "../cache_admin.ts";
-import { doctor } from "../doctor.ts";
+import { cacheDir } from "../cache/entry.ts";
+import { type CacheEntry, listCache, pruneCache } from "../cache/prune.ts";
+import { doctor } from "../doctor/doctor.ts";
 import { toToolsmithError } from "../errors.ts";
-import { hydrate } from "../hydrate.ts";
-import { loadManifest, type Manifest } from "../manifest.ts";
-import type { CommandOf } from "./args.ts";
+import { hydrate } from "../hydrate/hydrate.ts";
+import { loadManifest, type Manifest } from "../manifest/manifest.ts";
+import type { CommandOf } from "./parse.ts";
 import type { Io } from "./io.ts";
 import { printable } from "./render.ts";
-import { bytesText, shortDigest } from "./text.ts";
+import { bytesText, shortDigest } from "./format.ts";
 
 /** Gets the manifest's image, and prints its path. */
 export async function hydrateCommand(
@@ -59,7 +59,7 @@ export async function cacheCommand(
   const { action, keep, olderThanMs, dryRun, json } = command;
   const manifest = await manifestIfAny(command.manifest);
   const root = manifest?.root ?? Deno.cwd();
-  const cache = resolve(command.cache ?? cacheFolder(root, io.env));
+  const cache = resolve(command.cache ?? cacheDir(root, io.env));
   if (action === "path") {
     io.result(json, { path: cache }, cache);
     return 0;

@@ -3,14 +3,14 @@
  *
  * @module
  */
-import { publishFields, reportToActions } from "../actions.ts";
-import { formatManifest } from "../consumer_manifest.ts";
-import { init } from "../init.ts";
-import { writeManifest } from "../manifest_write.ts";
-import { publish, type PublishResult } from "../publish.ts";
-import type { CommandOf } from "./args.ts";
+import { publishFields, reportToActions } from "../publish/github_actions.ts";
+import { formatManifest } from "../manifest/format.ts";
+import { init } from "../manifest/init.ts";
+import { writeManifest } from "../manifest/write.ts";
+import { publish, type PublishResult } from "../publish/publish.ts";
+import type { CommandOf } from "./parse.ts";
 import type { Io } from "./io.ts";
-import { bytesText } from "./text.ts";
+import { bytesText } from "./format.ts";
 
 /** Publishes an image, and prints what consumers need. */
 export async function publishCommand(

@@ -5,7 +5,7 @@
  */
 import type { ToolsmithError } from "../errors.ts";
 import type { OnEvent, ToolsmithEvent } from "../events.ts";
-import { bytesText, progressBar, secondsText, shortDigest } from "./text.ts";
+import { bytesText, progressBar, secondsText, shortDigest } from "./format.ts";
 
 /** Where a view writes, and what that can show. */
 export interface Screen {

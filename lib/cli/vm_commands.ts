@@ -4,24 +4,28 @@
  * @module
  */
 import { dirname, join } from "@std/path";
-import { boot } from "../boot.ts";
-import type { BootOptions } from "../boot_options.ts";
+import { boot } from "../vm/boot.ts";
+import type { BootOptions } from "../vm/options.ts";
 import {
-  assertNoMachine,
+  assertNoDetachedVm,
+  attachDetachedVm,
   detach,
-  findMachine,
-  stopMachine,
-  useMachine,
-} from "../detached.ts";
+  findDetachedVm,
+  stopDetachedVm,
+} from "../vm/detached.ts";
 import type { OnEvent } from "../events.ts";
-import type { ExecOptions, ExecResult } from "../guest.ts";
-import { runOnHost } from "../host.ts";
-import { hydrate } from "../hydrate.ts";
-import { loadManifest, locateManifest, workspaceRoot } from "../manifest.ts";
-import { assertToolAllowed, resolveTool } from "../tools.ts";
-import type { Vm } from "../vm.ts";
-import type { CommandOf } from "./args.ts";
-import { usage } from "./given.ts";
+import type { ExecOptions, ExecResult } from "../guest/exec.ts";
+import { runOnHost } from "../run/host.ts";
+import { hydrate } from "../hydrate/hydrate.ts";
+import {
+  loadManifest,
+  locateManifest,
+  workspaceRoot,
+} from "../manifest/manifest.ts";
+import { assertToolAllowed, resolveTool } from "../manifest/tools.ts";
+import type { Vm } from "../vm/vm.ts";
+import type { CommandOf } from "./parse.ts";
+import { usage } from "./flag_values.ts";
 import type { Io } from "./io.ts";
 
 /** Boots the image, with its console on this terminal, or by itself. */
@@ -45,7 +49,7 @@ export async function bootCommand(
     if (command.detach) {
       const path = machineFile(image.workspace);
       // The same is looked for again under the lock, after the boot.
-      await assertNoMachine(path);
+      await assertNoDetachedVm(path);
       const vm = await bootOnly(options);
       try {
         const { digest } = image.states;
@@ -115,7 +119,7 @@ export async function stopCommand(
   io: Io,
 ): Promise<number> {
   const root = workspaceRoot(await locateManifest(command.manifest));
-  const { pid } = await stopMachine(machineFile(root));
+  const { pid } = await stopDetachedVm(machineFile(root));
   io.result(command.json, { outcome: "stopped", pid }, "");
   return 0;
 }
@@ -135,9 +139,9 @@ async function machineFor(
     Object.values(command.machine).some((flag) => flag !== undefined);
   const manifest = await loadManifest(command.hydrate.manifest);
   const path = machineFile(manifest.root);
-  const state = asked ? undefined : await findMachine(path);
+  const state = asked ? undefined : await findDetachedVm(path);
   if (state?.digest === `sha256:${manifest.image.sha256}`) {
-    return useMachine(path, state, onEvent);
+    return attachDetachedVm(path, state, onEvent);
   }
   const image = await hydratedImage(command, io, onEvent);
   // A disk that is kept wants a power-down, also after Ctrl-C.
@@ -178,7 +182,7 @@ async function hydratedImage(
     image: result.path,
     workspace: manifest.root,
     states: {
-      folder: join(dirname(result.path), "machines"),
+      dir: join(dirname(result.path), "machines"),
       digest: result.digest,
       restore: !fresh,
       save,

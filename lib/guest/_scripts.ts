@@ -1,0 +1,172 @@
+/**
+ * The shell scripts that run in the guest. They are fixed texts: what differs
+ * comes as arguments, so that no shell ever reads it as code. They need no more
+ * than a POSIX shell, `cat`, `dd`, `sleep` and, to end whole process groups,
+ * `setsid`.
+ *
+ * @module
+ */
+
+/** Words that {@linkcode COMMAND_SCRIPT} puts after the marker on stderr. */
+export const START_FAILURES = {
+  N: "not found",
+  A: "not executable",
+  D: "no such directory",
+} as const;
+
+/**
+ * Becomes the command: sets its environment and directory, looks it up, replaces
+ * itself. Arguments: directory, count of variables, the variables as `NAME=value`,
+ * the command, its arguments. Descriptor 6 goes to the host, 8 has the marker.
+ */
+export const START_SCRIPT = `
+read -r end <&8
+exec 8<&-
+directory=$1 count=$2
+shift 2
+fail() {
+  printf '%s%s\\n' "$end" "$1" >&6
+  exit "$2"
+}
+: "\${HOME:=/root}" "\${PATH:=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}"
+export HOME PATH
+while [ "$count" -gt 0 ]; do
+  export "$1"
+  shift
+  count=$((count - 1))
+done
+cd -- "$directory" 2>/dev/null || fail D 126
+program=
+case $1 in
+*/*) program=$1 ;;
+*)
+  rest=$PATH:
+  while [ -n "$rest" ]; do
+    place=\${rest%%:*}
+    rest=\${rest#*:}
+    if [ -f "\${place:-.}/$1" ] && [ -x "\${place:-.}/$1" ]; then
+      program=\${place:-.}/$1
+      break
+    fi
+  done
+  ;;
+esac
+[ -n "$program" ] && [ -e "$program" ] || fail N 127
+[ ! -d "$program" ] && [ -x "$program" ] || fail A 126
+shift
+exec "$program" "$@" 6>&-
+`;
+
+/**
+ * Runs a command with its streams on ports of the host. Arguments: name of the
+ * ports, whether there is input, the script above, its arguments.
+ *
+ * - NAME.out carries stdout, then the marker and the exit status.
+ * - NAME.err carries a greeting, stderr, then the marker; from the host comes the marker,
+ *   which no argument holds, or any list of processes would show it, then names
+ *   of signals. When it ends, the host is gone, and the command is killed.
+ * - NAME.in carries stdin: a line with a count, so many bytes, and so on, as a
+ *   port that the host closes may lose what was not read yet.
+ *
+ * What the command writes goes through pipes, so that it may open /dev/stdout
+ * again, and so that the marker comes after its last byte.
+ */
+export const COMMAND_SCRIPT = `
+name=$1 input=$2 start=$3
+shift 3
+port() {
+  tries=0
+  while :; do
+    for file in /sys/class/virtio-ports/*/name; do
+      found=
+      read -r found <"$file"
+      node=\${file%/name}
+      node=/dev/\${node##*/}
+      [ "$found" = "$1" ] && [ -c "$node" ] && return
+    done
+    again
+  done 2>/dev/null
+}
+again() {
+  tries=$((tries + 1))
+  [ "$tries" -lt 300 ] || exit 1
+  sleep 0.03 2>/dev/null || sleep 1
+}
+port "$name.out"
+exec 5>"$node"
+port "$name.err"
+exec 6<>"$node"
+[ "$input" = no ] || {
+  port "$name.in"
+  exec 3<"$node"
+}
+until read -r end <&6; do again; done
+echo ready >&6
+group=-
+command -v setsid >/dev/null || group=
+feed() {
+  tries=0
+  until read -r size <&3; do again; done
+  while [ "$size" -gt 0 ]; do
+    dd bs="$size" count=1 iflag=fullblock <&3 2>/dev/null || return
+    read -r size <&3 || return
+  done
+}
+launch() {
+  exec 7<&0
+  \${group:+setsid} /bin/sh -c "$start" sh "$@" \\
+    <&7 3<&- 4>&- 5>&- 7<&- 8<<EOF &
+$end
+EOF
+  pid=$!
+  exec 7<&-
+  {
+    while read -r word <&6; do
+      kill -s "$word" -- "$group$pid"
+    done
+    kill -s KILL -- "$group$pid"
+  } >/dev/null 2>&1 &
+  watcher=$!
+  wait "$pid" 2>/dev/null
+  status=$?
+  kill "$watcher" 2>/dev/null
+  printf '%s%s\\n' "$end" "$status"
+  printf '%s\\n' "$end" >&2
+}
+{
+  {
+    case $input in
+    yes) feed 5>&- 6>&- | launch "$@" ;;
+    *) launch "$@" </dev/null ;;
+    esac
+  } 2>&1 >&4 4>&- | cat >&6 3<&- 4>&- 5>&-
+} 4>&1 | cat >&5 3<&- 6>&-
+`;
+
+/**
+ * Sets the clock and mounts directories of the host. Arguments: the time in seconds
+ * since 1970, exact and rounded, or two empty words; then three a directory: tag,
+ * place, `ro` or `rw`. A device needs a moment after it was plugged in.
+ */
+export const SETUP_SCRIPT = `
+[ -z "$1" ] || date -u -s "@$1" >/dev/null 2>&1 ||
+  date -u -s "@$2" >/dev/null 2>&1 || echo clock
+shift 2
+while [ $# -gt 0 ]; do
+  mkdir -p "$2" || exit 1
+  tries=0
+  until said=$(mount -t 9p -o "trans=virtio,version=9p2000.L,msize=262144,$3" "$1" "$2" 2>&1); do
+    tries=$((tries + 1))
+    case $said in
+    # A kernel without 9p; a directory that is not there yet has other words.
+    *"No such device"* | *"unknown filesystem"*) tries=60 ;;
+    esac
+    if [ "$tries" -ge 60 ]; then
+      echo "$1: $said"
+      exit 1
+    fi
+    sleep 0.05 2>/dev/null || sleep 1
+  done
+  shift 3
+done
+`;

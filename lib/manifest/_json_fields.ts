@@ -1,0 +1,140 @@
+/**
+ * Reads a JSON file field by field; what is wrong names the file and the field.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+
+/** An object of JSON. */
+export type JsonObject = Record<string, unknown>;
+
+/** The readers of one file. Each throws `manifest_invalid`. */
+export interface JsonFields {
+  /** Parses the text of the file; bad syntax is told by line and column. */
+  parse(text: string): unknown;
+  /** Demands an object. */
+  object(value: unknown, field: string): JsonObject;
+  /** Demands a string. */
+  string(value: unknown, field: string): string;
+  /** Demands a field of an object, and text in it; the hint says which. */
+  required(object: JsonObject, field: string, hint: string): string;
+  /** Reads a field that may be missing or empty; blanks around it are cut. */
+  optional(object: JsonObject, field: string): string | undefined;
+  /** Demands that an object has no other fields than these. */
+  onlyKnown(object: JsonObject, known: string[], prefix?: string): void;
+  /** Makes the error of a field. */
+  invalid(field: string, why: string, hint: string): ToolsmithError;
+}
+
+/**
+ * Binds the readers to a file.
+ *
+ * @param file Its absolute path.
+ * @param help Where the whole shape is described.
+ * @returns The readers.
+ */
+export function jsonFields(file: string, help: string): JsonFields {
+  const invalid = (field: string, why: string, hint: string) => {
+    const where = field ? `${file}: ${field}` : file;
+    return new ToolsmithError("manifest_invalid", `${where}: ${why}`, { hint });
+  };
+  const string = (value: unknown, field: string) => {
+    if (typeof value === "string") return value;
+    throw invalid(field, `${show(value)} is not a string`, 'put it in ""');
+  };
+  return {
+    invalid,
+    string,
+    parse: (text) => parseJson(text, file),
+    object(value, field) {
+      if (isObject(value)) return value;
+      throw invalid(field, `${show(value)} is not an object`, help);
+    },
+    required(object, field, hint) {
+      const value = object[keyOf(field)];
+      if (value === undefined) throw invalid(field, "missing", hint);
+      const text = string(value, field);
+      if (text.trim() === "") throw invalid(field, "empty", hint);
+      return text;
+    },
+    optional(object, field) {
+      const value = object[keyOf(field)];
+      if (value === undefined) return undefined;
+      return string(value, field).trim() || undefined;
+    },
+    onlyKnown(object, known, prefix = "") {
+      for (const key of Object.keys(object)) {
+        if (known.includes(key)) continue;
+        const names = known.map((name) => prefix + name).join(", ");
+        throw invalid(prefix + key, "no such field", `the fields are ${names}`);
+      }
+    },
+  };
+}
+
+/**
+ * Tells an object from the other values of JSON.
+ *
+ * @param value Any value.
+ * @returns `false` for `null` and lists, too.
+ */
+export function isObject(value: unknown): value is JsonObject {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/**
+ * Writes a value into a message.
+ *
+ * @param value Any value of JSON, or `undefined`.
+ * @returns Its JSON, shortened.
+ */
+export function show(value: unknown): string {
+  const text = String(JSON.stringify(value));
+  return text.length > 60 ? `${text.slice(0, 57)}…` : text;
+}
+
+/** `image.name` is the field `name` of the object `image`. */
+function keyOf(field: string): string {
+  return field.slice(field.lastIndexOf(".") + 1);
+}
+
+function parseJson(text: string, file: string): unknown {
+  const body = text.replace(/^\uFEFF/, "");
+  const cause = syntaxError(body);
+  if (cause === undefined) return JSON.parse(body);
+  const before = body.slice(0, positionOf(cause, body)).split("\n");
+  const column = before[before.length - 1].length + 1;
+  const why = cause.message
+    .replace(/(?: (?:in|after) JSON at|, (?:\.{3})?").*/s, "")
+    .replace(/\s+/g, " ");
+  throw new ToolsmithError(
+    "manifest_invalid",
+    `${file}:${before.length}:${column}: not JSON: ${why}`,
+    { hint: "mend the syntax there; JSON has no comments", cause },
+  );
+}
+
+function syntaxError(text: string): Error | undefined {
+  try {
+    JSON.parse(text);
+  } catch (error) {
+    return error as Error;
+  }
+}
+
+/** Finds where bad syntax begins: V8 does not say it of an unexpected token. */
+function positionOf({ message }: Error, text: string): number {
+  const told = /position (\d+)/.exec(message)?.[1];
+  if (told !== undefined) return Number(told);
+  const token = /^Unexpected token/;
+  if (!token.test(message)) return text.length;
+  // The shortest beginning of the text that fails so has the token at its end.
+  let [good, bad] = [0, text.length];
+  while (bad - good > 1) {
+    const middle = (good + bad) >> 1;
+    const failed = syntaxError(text.slice(0, middle));
+    if (token.test(failed?.message ?? "")) bad = middle;
+    else good = middle;
+  }
+  return good;
+}

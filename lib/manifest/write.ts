@@ -1,0 +1,163 @@
+/**
+ * Writes an image into a manifest: a new one, or one that a person keeps, of
+ * which nothing else changes, to the last blank.
+ *
+ * @module
+ */
+import { dirname, join } from "@std/path";
+import { consumerManifest, formatManifest, type NewImage } from "./format.ts";
+import { ToolsmithError } from "../errors.ts";
+import { parseManifest } from "./manifest.ts";
+
+/** What {@linkcode writeManifest} takes. */
+export interface WriteManifestOptions {
+  /** Also change the name in a manifest that exists. @default {false} */
+  rename?: boolean;
+  /** Only see whether it could be done. @default {false} */
+  dryRun?: boolean;
+}
+
+/** What {@linkcode writeManifest} did. */
+export type ManifestChange = "created" | "updated" | "unchanged";
+
+/**
+ * Makes a manifest name an image. One that exists keeps all else: other fields,
+ * their order, indentation and line ends. The file is replaced in one rename.
+ *
+ * Needs `--allow-read` and `--allow-write` for the file and its directory.
+ *
+ * @param path The manifest; its directory is made if it is not there.
+ * @param image The image.
+ * @param options Whether to change the name as well, or nothing at all.
+ * @returns What was done.
+ * @throws {ToolsmithError} `manifest_invalid` when the file is no manifest, also
+ * with the new image in it; `file_unreadable`; `usage` for a bad name.
+ */
+export async function writeManifest(
+  path: string,
+  image: NewImage,
+  options: WriteManifestOptions = {},
+): Promise<ManifestChange> {
+  const fresh = formatManifest(consumerManifest(image));
+  const file = await Deno.realPath(path).catch(() => path);
+  try {
+    const before = await Deno.readTextFile(file).catch((error) => {
+      if (error instanceof Deno.errors.NotFound) return undefined;
+      throw error;
+    });
+    if (before === undefined) {
+      if (options.dryRun) return "created";
+      await Deno.mkdir(dirname(file), { recursive: true });
+      await replaceFile(file, fresh);
+      return "created";
+    }
+    const after = setImage(before, file, image, options);
+    if (after === before) return "unchanged";
+    if (options.dryRun) return "updated";
+    const { mode } = await Deno.stat(file);
+    await replaceFile(file, after, mode);
+    return "updated";
+  } catch (cause) {
+    if (
+      cause instanceof ToolsmithError || cause instanceof Deno.errors.NotCapable
+    ) throw cause;
+    throw new ToolsmithError(
+      "file_unreadable",
+      `Cannot write manifest ${path}: ${(cause as Error).message}`,
+      { hint: "mend the owner and mode of the file and its directory", cause },
+    );
+  }
+}
+
+/**
+ * Puts an image into the text of a manifest.
+ *
+ * @param text The manifest. A placeholder for what is set may stand in it.
+ * @param path The file's path, for errors.
+ * @param image The image.
+ * @param options Whether to change the name as well.
+ * @returns The text, different in those values alone.
+ * @throws {ToolsmithError} `manifest_invalid`.
+ */
+export function setImage(
+  text: string,
+  path: string,
+  image: NewImage,
+  options: WriteManifestOptions = {},
+): string {
+  const values: Record<string, string> = {
+    qcow2: image.source,
+    qcow2_sha256: image.sha256,
+  };
+  if (options.rename) values.name = image.name;
+  let result = "";
+  let end = 0;
+  // Before it is validated: mending a placeholder is what this may be for.
+  for (const { key, from, to } of imageStrings(text)) {
+    if (!Object.hasOwn(values, key)) continue;
+    result += text.slice(end, from) + JSON.stringify(values[key]);
+    end = to;
+  }
+  result += text.slice(end);
+  parseManifest(result, path);
+  return result;
+}
+
+interface Span {
+  /** A key of `image`. */
+  key: string;
+  /** Where its value begins and ends in the text. */
+  from: number;
+  to: number;
+}
+
+/** Finds the strings directly in the top object's `image`. */
+function* imageStrings(text: string): Generator<Span> {
+  const tokens = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/gs;
+  const path: string[] = [];
+  let key = "";
+  let isValue = false;
+  for (const { 0: token, index } of text.matchAll(tokens)) {
+    if (token === "{" || token === "[") {
+      path.push(key);
+      // What stands in a list has no key.
+      key = "";
+    } else if (token === "}" || token === "]") path.pop();
+    else if (token === ":") {
+      isValue = true;
+      continue;
+    } else if (token.startsWith('"')) {
+      if (isValue && path.length === 2 && path[1] === "image") {
+        yield { key, from: index, to: index + token.length };
+      } else if (!isValue) key = unquote(token);
+    }
+    isValue = false;
+  }
+}
+
+function unquote(token: string): string {
+  try {
+    return JSON.parse(token);
+  } catch {
+    // Bad syntax is told by the validation that follows.
+    return token;
+  }
+}
+
+/** Replaces a file whole or not at all. */
+async function replaceFile(path: string, text: string, mode?: number | null) {
+  const id = crypto.randomUUID().slice(0, 8);
+  const fresh = join(dirname(path), `.tools-${id}.new`);
+  try {
+    await Deno.writeTextFile(fresh, text, { createNew: true });
+    {
+      using file = await Deno.open(fresh, { read: true, write: true });
+      await file.sync();
+    }
+    if (mode && Deno.build.os !== "windows") await Deno.chmod(fresh, mode);
+    await Deno.rename(fresh, path);
+  } catch (error) {
+    await Deno.remove(fresh).catch(() => {});
+    throw error;
+  }
+}

@@ -1,0 +1,62 @@
+/**
+ * What `oras --format json` prints when all is well.
+ *
+ * @module
+ */
+import type { Artifact, Descriptor } from "./artifact.ts";
+import { ToolsmithError } from "../errors.ts";
+import { redactSecrets } from "./_oras_errors.ts";
+import type { OciReference } from "./reference.ts";
+
+/**
+ * Reads what `oras manifest fetch` printed.
+ *
+ * @param text Its standard output.
+ * @param asked The reference that was asked for.
+ * @returns The artifact, named by its digest.
+ * @throws {ToolsmithError} `oras_failed` when it is not what oras 1.3 prints.
+ */
+export function parseArtifact(text: string, asked: OciReference): Artifact {
+  const digest = parseDigest(text, "manifest fetch");
+  const { mediaType, content } = parseOutput(text, "manifest fetch");
+  const { layers, config } = (content ?? {}) as {
+    layers?: Descriptor[];
+    config?: Descriptor;
+  };
+  const { tag: _, ...rest } = asked;
+  return {
+    reference: { ...rest, digest },
+    digest,
+    mediaType: String(mediaType ?? ""),
+    layers: Array.isArray(layers) ? layers : [],
+    config,
+  };
+}
+
+/**
+ * Reads the digest of the manifest that a command was about.
+ *
+ * @param text Its standard output.
+ * @param command The command, for errors.
+ * @returns `sha256:` and hex.
+ * @throws {ToolsmithError} `oras_failed` when it is not what oras 1.3 prints.
+ */
+export function parseDigest(text: string, command: string): string {
+  const { digest } = parseOutput(text, command);
+  if (typeof digest === "string") return digest;
+  throw new ToolsmithError("oras_failed", `oras ${command} printed no digest`);
+}
+
+function parseOutput(text: string, command: string): Record<string, unknown> {
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new ToolsmithError(
+      "oras_failed",
+      `oras ${command} printed no JSON: ${
+        JSON.stringify(redactSecrets(text).slice(0, 200))
+      }`,
+      { hint: "Toolsmith needs oras 1.3.0 or newer: toolsmith doctor", cause },
+    );
+  }
+}

@@ -1,0 +1,200 @@
+/**
+ * An OCI artifact as its manifest describes it, and which of its layers is the
+ * image.
+ *
+ * Formats: OCI Image Specification 1.1, "Image Manifest" and "Content
+ * Descriptors"; the titles are `org.opencontainers.image.title` annotations.
+ *
+ * @module
+ */
+import type { Sha256 } from "../system/digest.ts";
+import { ToolsmithError } from "../errors.ts";
+import { formatReference, type OciReference } from "./reference.ts";
+
+/** Media type of a QCOW2 layer, and the artifact type that goes with it. */
+export const QCOW2_MEDIA_TYPE = "application/vnd.fountain.toolsmith.qcow2";
+
+/** The annotation that holds a layer's file name. */
+export const TITLE = "org.opencontainers.image.title";
+
+const UNPACK = "io.deis.oras.content.unpack";
+
+/** Of a layer with such a type oras pulls all that it names, too. */
+const MANIFESTS = new Set([
+  "application/vnd.oci.image.manifest.v1+json",
+  "application/vnd.oci.image.index.v1+json",
+  "application/vnd.oci.artifact.manifest.v1+json",
+  "application/vnd.docker.distribution.manifest.v2+json",
+  "application/vnd.docker.distribution.manifest.list.v2+json",
+]);
+
+/** A layer of an artifact. */
+export interface Descriptor {
+  /** Media type. */
+  mediaType: string;
+  /** Digest of the bytes, with its algorithm. */
+  digest: string;
+  /** Size, in bytes. */
+  size: number;
+  /** Annotations; the title is the file's path. */
+  annotations?: Record<string, string>;
+}
+
+/** An artifact: its manifest, as a registry serves it. */
+export interface Artifact {
+  /** The manifest by digest: later requests cannot get another one. */
+  reference: OciReference;
+  /** The manifest's digest. */
+  digest: string;
+  /** The manifest's media type. */
+  mediaType: string;
+  /** The layers; empty for an index. */
+  layers: Descriptor[];
+  /** The configuration; oras pulls one that has a title like a layer. */
+  config?: Descriptor;
+}
+
+/** The layer that is the image. */
+export interface ImageLayer {
+  /** Its path in the artifact, with `/` between directories. */
+  title: string;
+  /** Size, in bytes. */
+  size: number;
+  /** SHA-256 of the file. */
+  sha256: Sha256;
+}
+
+/**
+ * Finds the layer that is the image, and refuses an artifact that must not be
+ * unpacked on a host. Nothing of it needs to be downloaded for that.
+ *
+ * @param artifact What the registry describes.
+ * @param expected SHA-256 of the image; without it there must be one image.
+ * @returns The layer.
+ * @throws {ToolsmithError} `artifact_unsafe`, `payload_missing`,
+ * `payload_ambiguous`, `checksum_mismatch`.
+ */
+export function selectImageLayer(
+  artifact: Artifact,
+  expected?: Sha256,
+): ImageLayer {
+  refuseUnsafe(artifact);
+  const name = formatReference(artifact.reference);
+  const images = artifact.layers
+    .map((layer) => ({ ...layer, title: titleOf(layer) ?? "" }))
+    .filter((layer) => /\.qcow2$/i.test(layer.title))
+    .map(({ title, size, digest }) => ({
+      title,
+      size,
+      sha256: digest.replace(/^sha256:/, ""),
+    }));
+  if (images.length === 0) {
+    const index = /index|manifest\.list/.test(artifact.mediaType);
+    throw new ToolsmithError(
+      "payload_missing",
+      `No .qcow2 payload found in ${name}`,
+      {
+        hint: index
+          ? "it is an index: name the manifest inside it by its digest, …@sha256:…"
+          : "push the QCOW2 file as a layer and use a .qcow2 filename: toolsmith publish IMAGE.qcow2 REF",
+      },
+    );
+  }
+  const match = expected === undefined
+    ? images.length === 1 ? images[0] : undefined
+    : images.find((image) => image.sha256 === expected);
+  if (match) return match;
+  if (images.length > 1) {
+    throw new ToolsmithError(
+      "payload_ambiguous",
+      `Cannot choose among ${images.length} .qcow2 files in ${name}: ` +
+        (expected ? `none has sha256 ${expected}` : "no digest is given"),
+      {
+        hint: `set image.qcow2_sha256 to one of: ${
+          images.map((image) => `${image.sha256} (${image.title})`).join(", ")
+        }`,
+      },
+    );
+  }
+  throw new ToolsmithError(
+    "checksum_mismatch",
+    `Checksum mismatch for ${
+      images[0].title
+    } in ${name}: expected ${expected}, the registry has ${images[0].sha256}`,
+    {
+      hint:
+        "nothing was downloaded; if the image was published anew, set image.qcow2_sha256 to its digest, else find out who changed it",
+    },
+  );
+}
+
+/**
+ * Tells whether a layer's title can be a path on every host.
+ *
+ * @param title The title; a leading `./` is fine.
+ * @returns `false` for `../x`, `/x`, `c:x`, `a\b`, an empty title, and the like.
+ */
+export function isPlainTitle(title: string): boolean {
+  const parts = title.replace(/^(?:\.\/+)+/, "").split("/");
+  return !/^[a-z]:/i.test(title) && !/[\\\p{Cc}]/u.test(title) &&
+    !parts.some((part) => part === "" || part === "." || part === "..");
+}
+
+/** The path a layer is pulled to, or `undefined` where it has no title. */
+function titleOf(layer: Descriptor): string | undefined {
+  return layer.annotations?.[TITLE]?.replace(/^(?:\.\/+)+/, "");
+}
+
+/** Whatever the version of oras does with such layers, none is let through. */
+function refuseUnsafe(artifact: Artifact) {
+  const { config, layers } = artifact;
+  const seen = new Set<string>();
+  for (const layer of config === undefined ? layers : [config, ...layers]) {
+    if (!isDescriptor(layer)) {
+      throw unsafe(artifact, JSON.stringify(layer), "is malformed");
+    }
+    const raw = layer.annotations?.[TITLE];
+    const name = raw ?? layer.digest;
+    if (layer.annotations?.[UNPACK] === "true") {
+      throw unsafe(artifact, name, "would be unpacked as a tar");
+    }
+    if (MANIFESTS.has(layer.mediaType)) {
+      throw unsafe(artifact, name, "is a manifest that names further files");
+    }
+    const title = titleOf(layer);
+    if (raw === undefined || title === undefined) continue;
+    if (!isPlainTitle(raw)) {
+      throw unsafe(artifact, raw, "is not a plain relative path");
+    }
+    // Some file systems fold case and accents: such titles would be one file.
+    const key = title.normalize("NFC").toLowerCase();
+    if (seen.has(key)) throw unsafe(artifact, raw, "stands there twice");
+    seen.add(key);
+  }
+  for (const title of seen) {
+    for (let at = title.indexOf("/"); at > 0; at = title.indexOf("/", at + 1)) {
+      if (seen.has(title.slice(0, at))) {
+        throw unsafe(artifact, title, "is inside another layer's file");
+      }
+    }
+  }
+}
+
+/** A registry may serve any JSON. */
+function isDescriptor(value: unknown): value is Descriptor {
+  if (typeof value !== "object" || value === null) return false;
+  const { mediaType, digest, size, annotations } = value as Descriptor;
+  return typeof mediaType === "string" && typeof digest === "string" &&
+    Number.isSafeInteger(size) && size >= 0 &&
+    Object.values(annotations ?? {}).every((text) => typeof text === "string");
+}
+
+function unsafe(artifact: Artifact, title: string, why: string) {
+  return new ToolsmithError(
+    "artifact_unsafe",
+    `Cannot pull ${formatReference(artifact.reference)}: layer ${
+      JSON.stringify(title)
+    } ${why}`,
+    { hint: "publish the files under plain names: toolsmith publish does" },
+  );
+}

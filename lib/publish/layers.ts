@@ -1,0 +1,153 @@
+/**
+ * The files of an artifact: which they are, and under what titles they are
+ * published.
+ *
+ * @module
+ */
+import { basename, dirname, join, resolve } from "@std/path";
+import { isPlainTitle } from "../oci/artifact.ts";
+import { ToolsmithError } from "../errors.ts";
+
+/** A file that is published beside the image. */
+export interface ExtraFile {
+  /** Its path. */
+  path: string;
+  /** Its media type, such as `application/json`. */
+  mediaType: string;
+}
+
+/** A file on its way into an artifact. */
+export interface ArtifactFile extends ExtraFile {
+  /** The name that the artifact records for it. */
+  title: string;
+}
+
+/** A directory that `oras push` runs in; disposing it removes it if it was made. */
+export interface PushDir extends AsyncDisposable {
+  /** The directory. */
+  cwd: string;
+  /** The files, each by a name in the directory. */
+  files: ExtraFile[];
+}
+
+const MEDIA_TYPE = /^[a-z0-9][\w!#$&^.+-]*\/[a-z0-9][\w!#$&^.+-]*$/i;
+
+/**
+ * Reads a pair `path:mediaType`, as `oras push` takes it.
+ *
+ * @param text The pair; the path may hold colons.
+ * @returns Its parts.
+ * @throws {ToolsmithError} `usage`.
+ *
+ * @example
+ * ```ts
+ * import { parseExtra } from "./layers.ts";
+ *
+ * const { path, mediaType } = parseExtra("a:b.json:application/json");
+ * if (path !== "a:b.json" || mediaType !== "application/json") throw "";
+ * ```
+ */
+export function parseExtra(text: string): ExtraFile {
+  const colon = text.lastIndexOf(":");
+  const path = text.slice(0, Math.max(0, colon));
+  const mediaType = text.slice(colon + 1);
+  if (path !== "" && MEDIA_TYPE.test(mediaType)) return { path, mediaType };
+  throw new ToolsmithError(
+    "usage",
+    `Cannot publish extra file "${text}": it is not path:mediaType`,
+    { hint: `write ${path || text || "PATH"}:application/json, for example` },
+  );
+}
+
+/**
+ * The title that an image is published under: its bare file name, mended where
+ * a consumer would not find it or not take it.
+ *
+ * @param path The image's path.
+ * @returns The title; it ends in `.qcow2`.
+ */
+export function imageTitle(path: string): string {
+  const name = basename(path);
+  const plain = isPlainTitle(name) ? name : name.replace(/[\\:\p{Cc}]/gu, "-");
+  return /\.qcow2$/i.test(plain) ? plain : `${plain}.qcow2`;
+}
+
+/**
+ * Gives the extra files their titles, and refuses two files of one title.
+ *
+ * @param image The image.
+ * @param extras The other files.
+ * @returns All files, the image first.
+ * @throws {ToolsmithError} `usage`.
+ */
+export function artifactFiles(
+  image: ArtifactFile,
+  extras: ExtraFile[],
+): ArtifactFile[] {
+  const files = [image];
+  for (const extra of extras) {
+    const title = basename(extra.path);
+    if (!isPlainTitle(title)) {
+      throw new ToolsmithError(
+        "usage",
+        `Cannot publish extra file ${extra.path}: consumers refuse its name`,
+        { hint: "rename it: no drive letter, backslash or control character" },
+      );
+    }
+    // Some file systems fold case: there the two would be one file.
+    const same = files.find((file) =>
+      file.title.toLowerCase() === title.toLowerCase()
+    );
+    if (same) {
+      throw new ToolsmithError(
+        "usage",
+        `Cannot publish both ${same.path} and ${extra.path}: ` +
+          "a consumer gets all files in one directory",
+        { hint: "rename one of them" },
+      );
+    }
+    files.push({ ...extra, title });
+  }
+  return files;
+}
+
+/**
+ * Finds the directory to push from, as `oras` records the paths that it is given.
+ * It is the files' own directory where they have one and their own names, else a
+ * new one with links to them.
+ *
+ * Needs `--allow-read` and `--allow-write`, without limits, where it makes one.
+ *
+ * @param files The files.
+ * @returns The directory, and the files as seen from there.
+ */
+export async function pushDir(files: ArtifactFile[]): Promise<PushDir> {
+  const paths = files.map(({ path }) => resolve(path));
+  const home = dirname(paths[0]);
+  const named = files.map(({ title, mediaType }) => ({
+    path: `./${title}`,
+    mediaType,
+  }));
+  if (files.every(({ title }, at) => join(home, title) === paths[at])) {
+    return { cwd: home, files: named, [Symbol.asyncDispose]: async () => {} };
+  }
+  const cwd = await Deno.makeTempDir({ prefix: "toolsmith-publish-" });
+  for (const [at, { title }] of files.entries()) {
+    await link(paths[at], join(cwd, title));
+  }
+  return {
+    cwd,
+    files: named,
+    [Symbol.asyncDispose]: () => Deno.remove(cwd, { recursive: true }),
+  };
+}
+
+/** Windows lets not everybody make symbolic links; a copy serves as well. */
+async function link(from: string, to: string) {
+  try {
+    await Deno.symlink(from, to);
+  } catch (error) {
+    if (Deno.build.os !== "windows") throw error;
+    await Deno.copyFile(from, to);
+  }
+}

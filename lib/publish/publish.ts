@@ -1,0 +1,296 @@
+/**
+ * Publishes an image to a registry, and proves that it is served back.
+ *
+ * @module
+ */
+import { basename } from "@std/path";
+import { QCOW2_MEDIA_TYPE, TITLE } from "../oci/artifact.ts";
+import {
+  type ConsumerManifest,
+  consumerManifest,
+  imageNameOf,
+} from "../manifest/format.ts";
+import { fileChunks, type Sha256, sha256 } from "../system/digest.ts";
+import { type Environment, processEnvironment } from "../environment.ts";
+import { ToolsmithError } from "../errors.ts";
+import { type Emit, emitter, type OnEvent } from "../events.ts";
+import { oras } from "../oci/oras.ts";
+import {
+  type ArtifactFile,
+  artifactFiles,
+  type ExtraFile,
+  imageTitle,
+  pushDir,
+} from "./layers.ts";
+import { inspectImage, statFile } from "../image/inspect.ts";
+import { type PollOptions, pollUntilServed } from "./verify.ts";
+import {
+  formatReference,
+  type OciReference,
+  parseReference,
+} from "../oci/reference.ts";
+import { retry } from "../system/retry.ts";
+
+/** What {@linkcode publish} takes. */
+export interface PublishOptions extends PollOptions {
+  /** Files to publish beside the image. @default {[]} */
+  extras?: ExtraFile[];
+  /** Annotations of the manifest, added to title and time. @default {{}} */
+  annotations?: Record<string, string>;
+  /**
+   * The time that the manifest records as its creation. Without it that is
+   * `SOURCE_DATE_EPOCH`, or the time at which the file was last written: the
+   * same bytes give the same manifest.
+   *
+   * @default {undefined}
+   */
+  created?: Date;
+  /** Name of the image for consumers. @default {undefined} the repository's last part */
+  name?: string;
+  /** Further attempts after a push that failed in passing. @default {3} */
+  retries?: number;
+  /** Pause before the second push, in milliseconds; it doubles. @default {1000} */
+  retryDelayMs?: number;
+  /** Told what happens. @default {undefined} */
+  onEvent?: OnEvent;
+}
+
+/** What was published. */
+export interface PublishResult {
+  /** Where, as `registry/repository:tag`. */
+  reference: string;
+  /** The manifest's digest: `sha256:` and hex. */
+  digest: string;
+  /** The image layer's digest: `sha256:` and hex. */
+  layerDigest: string;
+  /** SHA-256 of the image, in hex. */
+  sha256: Sha256;
+  /** Size of the image, in bytes. */
+  bytes: number;
+  /** The name that the artifact records for the image. */
+  file: string;
+  /** What was compared with what the registry serves. */
+  verified: "manifest" | "pull";
+  /** How often the registry was asked until it served the artifact. */
+  attempts: number;
+  /** The manifest for consumers. */
+  manifest: ConsumerManifest;
+}
+
+const CREATED = "org.opencontainers.image.created";
+
+/**
+ * Publishes a QCOW2 image as an OCI artifact: looks at it, hashes it, pushes it
+ * with `oras` from its own directory, and polls until the registry serves the same
+ * digests back.
+ *
+ * Needs `--allow-read` for the files, `--allow-run=oras` and `--allow-env`;
+ * `--allow-write` to pull it back, or for extra files from other directories.
+ *
+ * @param path The image.
+ * @param reference Where to: `registry/repository:tag`.
+ * @param options Other files, annotations, patience, the registry.
+ * @returns Digests, size, and the manifest for consumers.
+ * @throws {ToolsmithError} `source_not_found`, `file_unreadable`,
+ * `image_invalid`, `image_unsafe`, `reference_invalid`, `usage`,
+ * `publish_mismatch`, `publish_timeout`, and those of oras and the registry.
+ *
+ * @example
+ * ```ts ignore
+ * import { publish } from "@fountain/toolsmith";
+ *
+ * const { manifest } = await publish(
+ *   "dist/image.qcow2",
+ *   "ghcr.io/owner/repo:1.0",
+ *   { onEvent: (event) => console.error(event.type) },
+ * );
+ * console.log(JSON.stringify(manifest, null, 2));
+ * ```
+ */
+export async function publish(
+  path: string,
+  reference: string,
+  options: PublishOptions = {},
+): Promise<PublishResult> {
+  const emit = emitter(options.onEvent);
+  const env = publishingEnvironment(options.env ?? processEnvironment);
+  const registry = { ...options, env, emit };
+  const target = publishTarget(reference, emit);
+  const image = options.name ?? imageNameOf(target.repository);
+  // Made early: a bad name is told before anything is pushed.
+  const name = { name: image, source: `oci://${formatReference(target)}` };
+  consumerManifest({ ...name, sha256: "" });
+
+  const inspection = await inspectImage(path);
+  const { modified, warnings, ...inspected } = inspection;
+  emit({ type: "image_inspected", image, path, ...inspected });
+  for (const message of warnings) emit({ type: "warning", message });
+  const files = listFiles(path, options.extras ?? [], emit);
+  let total = inspection.bytes;
+  for (const extra of files.slice(1)) {
+    total += (await statFile(extra.path, "extra file")).size;
+  }
+  const annotations = {
+    [TITLE]: files[0].title,
+    [CREATED]: rfc3339(options.created ?? createdTime(env, modified)),
+    ...options.annotations,
+  };
+
+  const onBytes = (bytes: number) =>
+    emit({ type: "checksum_progress", image, bytes, total: inspection.bytes });
+  const { signal } = options;
+  const digest = await sha256(fileChunks(path, { onBytes, signal }));
+  const pushed = await push(
+    { target, files, annotations, image, digest, total },
+    registry,
+  );
+  const attempts = await pollUntilServed({
+    reference: target,
+    digest: pushed,
+    path,
+    title: files[0].title,
+    sha256: digest,
+    image,
+  }, registry);
+  const verified = options.verify ?? "manifest";
+  const written = formatReference(target);
+  emit({
+    type: "publish_verified",
+    image,
+    reference: written,
+    digest: pushed,
+    verify: verified,
+  });
+  return {
+    reference: written,
+    digest: pushed,
+    layerDigest: `sha256:${digest}`,
+    sha256: digest,
+    bytes: inspection.bytes,
+    file: files[0].title,
+    verified,
+    attempts,
+    manifest: consumerManifest({ ...name, sha256: digest }),
+  };
+}
+
+/** Reads where to publish; a registry takes lower case alone. */
+function publishTarget(text: string, emit: Emit): OciReference {
+  const lower = text.replace(
+    /^((?:oci:\/\/)?[^/]*\/)([^:@]+)/i,
+    (_, registry, repository) => registry + repository.toLowerCase(),
+  );
+  const target = parseReference(lower);
+  if (target.digest) {
+    throw new ToolsmithError(
+      "reference_invalid",
+      `Cannot publish to ${text}: a digest names what is there already`,
+      {
+        hint:
+          `publish under a tag: ${target.registry}/${target.repository}:VERSION`,
+      },
+    );
+  }
+  if (lower !== text) {
+    const message =
+      `publishing to ${target.registry}/${target.repository}: repositories are lower case`;
+    emit({ type: "warning", message });
+  }
+  return target;
+}
+
+function listFiles(
+  path: string,
+  extras: ExtraFile[],
+  emit: Emit,
+): ArtifactFile[] {
+  const title = imageTitle(path);
+  if (title !== basename(path)) {
+    const message =
+      `publishing ${path} under the name ${title}: consumers look for a plain name that ends in .qcow2`;
+    emit({ type: "warning", message });
+  }
+  return artifactFiles({ path, title, mediaType: QCOW2_MEDIA_TYPE }, extras);
+}
+
+interface Push {
+  target: OciReference;
+  files: ArtifactFile[];
+  annotations: Record<string, string>;
+  image: string;
+  digest: Sha256;
+  total: number;
+}
+
+/** Pushes, again where that may help; returns the manifest's digest. */
+async function push(
+  { target, files, annotations, image, digest, total }: Push,
+  options: PublishOptions & { emit: Emit },
+): Promise<string> {
+  const { emit } = options;
+  const reference = formatReference(target);
+  const started = Date.now();
+  emit({
+    type: "publish_start",
+    image,
+    reference,
+    file: files[0].title,
+    bytes: total,
+    digest: `sha256:${digest}`,
+  });
+  await using dir = await pushDir(files);
+  const pushed = await retry(
+    () =>
+      oras(options).push(target, dir.files, {
+        cwd: dir.cwd,
+        artifactType: QCOW2_MEDIA_TYPE,
+        annotations,
+        bytes: total,
+      }),
+    {
+      ...options,
+      onRetry({ error: { code, message }, ...rest }) {
+        emit({ type: "retry", image, code, message, ...rest });
+      },
+    },
+  );
+  const elapsedMs = Date.now() - started;
+  emit({
+    type: "push_end",
+    image,
+    reference,
+    digest: pushed,
+    bytes: total,
+    elapsedMs,
+  });
+  return pushed;
+}
+
+/** GitHub Actions gives every job a token that can publish. */
+function publishingEnvironment(env: Environment): Environment {
+  return {
+    get(name) {
+      if (name !== "GHCR_TOKEN") return env.get(name);
+      return env.get("GHCR_TOKEN") ||
+        (env.get("GITHUB_ACTIONS") === "true"
+          ? env.get("GITHUB_TOKEN")
+          : undefined);
+    },
+  };
+}
+
+function createdTime(env: Environment, modified: Date | null): Date {
+  const epoch = env.get("SOURCE_DATE_EPOCH");
+  if (!epoch) return modified ?? new Date(0);
+  const time = new Date(Number(epoch) * 1000);
+  if (/^\d+$/.test(epoch) && !isNaN(time.getTime())) return time;
+  throw new ToolsmithError(
+    "usage",
+    `Cannot use SOURCE_DATE_EPOCH=${epoch}: it is not a count of seconds`,
+    { hint: "set it to seconds since 1970, such as `git log -1 --format=%ct`" },
+  );
+}
+
+function rfc3339(time: Date): string {
+  return time.toISOString().replace(/\.\d+Z$/, "Z");
+}

@@ -1,0 +1,169 @@
+/**
+ * The QEMU program and its arguments. Nothing here starts a machine.
+ *
+ * @module
+ */
+import { join } from "@std/path";
+import type { Accelerator } from "./accelerator.ts";
+import { type Environment, processEnvironment } from "../environment.ts";
+import { ToolsmithError } from "../errors.ts";
+import { MACHINE_FILES } from "./monitor.ts";
+import { run } from "../system/process.ts";
+
+/** A directory of the host that the guest may see. */
+export interface GuestShare {
+  /** Absolute path of the directory. */
+  path: string;
+  /** Its name; it is mounted at `/mnt/<tag>`. */
+  tag: string;
+  /** May the guest write to it? */
+  writable: boolean;
+}
+
+/** What a machine is like. */
+export interface MachineOptions {
+  /** Absolute path of the disk's QCOW2. */
+  disk: string;
+  /** Throw away what the guest writes to the disk. */
+  ephemeral: boolean;
+  /** Absolute path of the directory for sockets. */
+  dir: string;
+  /** How to run the guest's instructions. */
+  accelerator: Accelerator;
+  /** Memory, in MiB. */
+  memory: number;
+  /** Count of processors. */
+  cpus: number;
+  /** Directories that can be plugged in later. */
+  shares: GuestShare[];
+  /** More arguments for QEMU. */
+  extra: string[];
+  /** The host's system. @default {Deno.build.os} */
+  os?: typeof Deno.build.os;
+}
+
+/**
+ * Slots that devices can be plugged into while the machine runs: the workspace,
+ * a network card, and exports. Their number is the same for each machine.
+ */
+export const SLOTS = 8;
+
+const AGENT_PORT = "org.qemu.guest_agent.0";
+
+/**
+ * Writes QEMU's arguments. The machine waits at its first instruction until it
+ * is told to go on. What differs between runs of one image (directories, network,
+ * ports of commands) is plugged in later.
+ *
+ * @param options The machine.
+ * @returns The arguments, each a word.
+ */
+export function qemuArgs(options: MachineOptions): string[] {
+  const { dir, accelerator, os = Deno.build.os } = options;
+  const socket = (id: string, name: string) => [
+    "-chardev",
+    `socket,id=${id},path=${quote(join(dir, name))},server=on,wait=off`,
+  ];
+  return [
+    ...["-no-user-config", "-nodefaults", "-S", "-no-reboot"],
+    ...["-name", "toolsmith"],
+    // Without graphics the firmware speaks on the serial console.
+    ...["-machine", `q35,accel=${accelerator},graphics=off,vmport=off`],
+    ...["-cpu", accelerator === "tcg" ? "max" : "host"],
+    ...["-m", `${options.memory}M`, "-smp", `${options.cpus}`],
+    ...["-display", "none", "-nic", "none"],
+    ...sandbox(os),
+    ...socket("qmp", MACHINE_FILES.qmp),
+    ...["-mon", "chardev=qmp,mode=control"],
+    ...socket("console", MACHINE_FILES.console),
+    ...["-serial", "chardev:console"],
+    ...["-drive", drive(options)],
+    ...["-device", "virtio-blk-pci,drive=disk,bootindex=0"],
+    ...["-device", "virtio-serial-pci,id=control"],
+    ...socket("agent", MACHINE_FILES.agent),
+    "-device",
+    `virtserialport,bus=control.0,chardev=agent,id=agent,name=${AGENT_PORT}`,
+    ...["-device", "virtio-serial-pci,id=streams,max_ports=31"],
+    ...["-object", "rng-random,id=random,filename=/dev/urandom"],
+    ...["-device", "virtio-rng-pci,rng=random"],
+    // Tells the guest that it is a copy, where it was restored.
+    ...["-device", "vmgenid,guid=auto"],
+    ...Array.from({ length: SLOTS }, (_, slot) => [
+      "-device",
+      `pcie-root-port,id=slot${slot},chassis=${slot + 1},slot=${slot + 1}`,
+    ]).flat(),
+    ...options.shares.flatMap((share, index) => [
+      "-fsdev",
+      `local,id=share${index},path=${quote(share.path)},security_model=none,` +
+      `multidevs=remap,readonly=${share.writable ? "off" : "on"}`,
+    ]),
+    ...options.extra,
+  ];
+}
+
+/**
+ * Names the QEMU program.
+ *
+ * @param env Read for `TOOLSMITH_QEMU`.
+ * @returns Its name, found on PATH, or its path.
+ */
+export function qemuProgram(env: Environment = processEnvironment): string {
+  return env.get("TOOLSMITH_QEMU") || "qemu-system-x86_64";
+}
+
+/**
+ * Asks QEMU for its version.
+ *
+ * Needs `--allow-run` for the program.
+ *
+ * @param program The QEMU program.
+ * @returns Such as `7.2.22`.
+ * @throws {ToolsmithError} `qemu_not_found` when there is no such program, or
+ * it is another.
+ */
+export async function qemuVersion(program: string): Promise<string> {
+  const output = await run(program, {
+    args: ["--version"],
+    timeoutMs: 20_000,
+  }).catch((cause) => {
+    if (cause instanceof Deno.errors.NotCapable) throw cause;
+    throw qemuNotFound(program, cause);
+  });
+  const version = output.stdout.match(/QEMU emulator version (\d[\w.]*)/)?.[1];
+  if (output.code !== 0 || !version) throw qemuNotFound(program);
+  return version;
+}
+
+/**
+ * The error for a QEMU that is not there.
+ *
+ * @param program The QEMU program that was looked for.
+ * @param cause What was caught.
+ */
+export function qemuNotFound(program: string, cause?: unknown): ToolsmithError {
+  return new ToolsmithError("qemu_not_found", `QEMU not found: ${program}`, {
+    hint:
+      "install it (Debian, Ubuntu: apt install qemu-system-x86; macOS: brew install qemu), or set TOOLSMITH_QEMU to its path",
+    cause,
+  });
+}
+
+/** In a value of QEMU's options a comma is written twice. */
+function quote(value: string): string {
+  return value.replaceAll(",", ",,");
+}
+
+function drive({ disk, ephemeral }: MachineOptions): string {
+  // The format is never guessed: a raw disk could pretend to be a QCOW2.
+  return `file=${quote(disk)},format=qcow2,if=none,id=disk,` +
+    `snapshot=${ephemeral ? "on" : "off"},discard=unmap`;
+}
+
+/** QEMU can only confine itself on Linux. */
+function sandbox(os: typeof Deno.build.os): string[] {
+  if (os !== "linux") return [];
+  return [
+    "-sandbox",
+    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+  ];
+}

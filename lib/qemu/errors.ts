@@ -1,0 +1,16 @@
+/**
+ * How a machine fails, where callers have to tell it from other failures.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+
+/** The machine ended, or broke off, while something was asked of it. */
+export class VmDisconnectedError extends ToolsmithError {
+  constructor() {
+    super("guest_failed", "The machine broke off");
+  }
+}
+
+/** Thrown where another accelerator may work; the message is QEMU's. */
+export class AcceleratorError extends Error {}

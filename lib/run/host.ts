@@ -1,0 +1,98 @@
+/**
+ * Runs a command on this host, without a machine around it. Nothing falls back
+ * to this: only a caller who asks for it gets it.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+import { emitter, type OnEvent } from "../events.ts";
+import {
+  type ProcessExit,
+  type ProcessInput,
+  type ProcessOutput,
+  spawn,
+} from "../system/process.ts";
+
+/** How {@linkcode runOnHost} runs a command. */
+export interface HostOptions {
+  /** Arguments, each passed byte for byte. @default {[]} */
+  args?: string[];
+  /** What the command reads. @default {"null"} */
+  stdin?: ProcessInput;
+  /** Where standard output goes. @default {"inherit"} */
+  stdout?: ProcessOutput;
+  /** Where standard error goes. @default {"inherit"} */
+  stderr?: ProcessOutput;
+  /** Added to the environment, or overriding it. @default {{}} */
+  env?: Record<string, string>;
+  /** The command's directory. @default {Deno.cwd()} */
+  cwd?: string;
+  /** Time the command may take, in milliseconds. @default {Infinity} */
+  timeoutMs?: number;
+  /** Told of what happens. */
+  onEvent?: OnEvent;
+  /** Stops the command when aborted. */
+  signal?: AbortSignal;
+}
+
+/**
+ * Runs a command on this host, with all that this user may do. The manifest's
+ * image plays no part.
+ *
+ * Needs `--allow-run` for the command.
+ *
+ * @param command Its name, found on PATH, or its path.
+ * @param options Arguments, streams, limits.
+ * @returns How it ended. A failure of the command is a result, not an error.
+ * @throws {ToolsmithError} `command_not_found`, `timeout`.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function runOnHost(
+  command: string,
+  options: HostOptions = {},
+): Promise<ProcessExit> {
+  const { timeoutMs = Infinity, onEvent, stdin, ...rest } = options;
+  const emit = emitter(onEvent);
+  const begun = performance.now();
+  const id = 1;
+  emit({ type: "command_dispatch", id, command, backend: "host" });
+  await using child = start(command, { ...rest, stdin });
+  let late = false;
+  const timer = Number.isFinite(timeoutMs)
+    ? setTimeout(() => {
+      late = true;
+      child.stop();
+    }, timeoutMs)
+    : undefined;
+  const ended = await child.ended;
+  clearTimeout(timer);
+  options.signal?.throwIfAborted();
+  if (late) {
+    throw new ToolsmithError(
+      "timeout",
+      `The command did not end within ${timeoutMs / 1000} s`,
+      { hint: "allow more: --timeout SECONDS" },
+    );
+  }
+  const elapsedMs = Math.round(performance.now() - begun);
+  emit({ type: "command_end", id, ...ended, elapsedMs });
+  return ended;
+}
+
+function start(command: string, options: HostOptions) {
+  const { args, stdin, stdout = "inherit", stderr = "inherit" } = options;
+  const { env, cwd, signal } = options;
+  try {
+    return spawn(command, {
+      ...{ args, stdout, stderr, env, cwd, signal },
+      input: stdin,
+    });
+  } catch (cause) {
+    if (!(cause instanceof Deno.errors.NotFound)) throw cause;
+    throw new ToolsmithError(
+      "command_not_found",
+      `Command not found on this host: ${command}`,
+      { cause },
+    );
+  }
+}

@@ -1,0 +1,102 @@
+/**
+ * What the cache does with files and directories, and `Deno` alone does not.
+ *
+ * @module
+ */
+
+/**
+ * What must not have changed for a file to be the one that was seen before.
+ * Deno tells ctime in whole seconds: a change within the same one shows in the
+ * others alone.
+ */
+export interface Fingerprint {
+  /** Size, in bytes. */
+  size: number;
+  /** Time of last modification, in milliseconds since the epoch. */
+  mtime: number | null;
+  /** Time of last change, in milliseconds since the epoch. */
+  ctime: number | null;
+  /** The inode. */
+  inode: number | null;
+}
+
+/**
+ * Takes a file's fingerprint.
+ *
+ * Needs `--allow-read` for it.
+ *
+ * @param path The file.
+ * @returns The fingerprint, or `undefined` where there is no plain file.
+ */
+export async function fingerprint(
+  path: string,
+): Promise<Fingerprint | undefined> {
+  const stat = await absentAs(undefined, Deno.lstat(path));
+  if (!stat?.isFile) return undefined;
+  return {
+    size: stat.size,
+    mtime: stat.mtime?.getTime() ?? null,
+    ctime: stat.ctime?.getTime() ?? null,
+    inode: stat.ino,
+  };
+}
+
+/**
+ * Tells whether a file is still the one that was seen before.
+ *
+ * @param now Its fingerprint, if it is there.
+ * @param before What it was; other fields do not count.
+ * @returns `true` also where neither is there.
+ */
+export function isSame(
+  now: Fingerprint | undefined,
+  before: Fingerprint | undefined,
+): boolean {
+  if (!now || !before) return now === before;
+  return now.size === before.size && now.mtime === before.mtime &&
+    now.ctime === before.ctime && now.inode === before.inode;
+}
+
+/**
+ * Makes what was written survive a power loss. Windows has no such for directories.
+ *
+ * Needs `--allow-read` and `--allow-write` for it.
+ *
+ * @param path A file or directory.
+ */
+export async function syncToDisk(path: string): Promise<void> {
+  const { isDirectory } = await Deno.stat(path);
+  if (isDirectory && Deno.build.os === "windows") return;
+  using file = await Deno.open(path, { read: true, write: !isDirectory });
+  await file.sync();
+}
+
+/**
+ * Removes a file, or a directory and all it holds; one that is not there is fine.
+ *
+ * Needs `--allow-write` for it.
+ *
+ * @param path The file or directory.
+ */
+export async function removeTree(path: string): Promise<void> {
+  await absentAs(undefined, Deno.remove(path, { recursive: true }));
+}
+
+/**
+ * Takes a missing file or directory for a value.
+ *
+ * @param value The value.
+ * @param work Something that may fail with `Deno.errors.NotFound`.
+ * @returns The work's result, or the value.
+ */
+export async function absentAs<T, V>(
+  value: V,
+  work: Promise<T>,
+): Promise<T | V> {
+  try {
+    return await work;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return value;
+    throw error;
+  }
+}

@@ -1,0 +1,301 @@
+/**
+ * Starts programs and ends them. The only file that names `Deno.Command`.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+
+/** Where an output stream of a program goes; a function must not throw. */
+export type ProcessOutput = "inherit" | "null" | ((chunk: Uint8Array) => void);
+
+/** What a program reads. */
+export type ProcessInput =
+  | "inherit"
+  | "null"
+  | string
+  | { bytes: Uint8Array }
+  | { stream: ReadableStream<Uint8Array> }
+  | "held";
+
+/** How {@linkcode spawn} starts a program. */
+export interface SpawnOptions {
+  /** Arguments, each passed byte for byte; no shell reads them. */
+  args?: string[];
+  /** Working directory. @default {undefined} the caller's */
+  cwd?: string;
+  /** Added to the caller's environment, or overriding it. */
+  env?: Record<string, string>;
+  /**
+   * Text, bytes or a stream to write; `"held"` keeps the pipe open until the
+   * program has ended or is released, then writes an empty line. A pipe that
+   * ends without it tells the program's kin that this process has died.
+   *
+   * @default {"null"}
+   */
+  input?: ProcessInput;
+  /**
+   * Starts a session of its own, which signals to this process's group and
+   * Ctrl-C do not reach.
+   *
+   * @default {false}
+   */
+  detached?: boolean;
+  /** Where standard output goes. @default {"null"} */
+  stdout?: ProcessOutput;
+  /** Where standard error goes. @default {"null"} */
+  stderr?: ProcessOutput;
+  /** Stops the program when aborted: TERM first, then KILL. */
+  signal?: AbortSignal;
+  /** Time between TERM and KILL, in milliseconds. @default {3000} */
+  killAfterMs?: number;
+}
+
+/** How a program ended. */
+export interface ProcessExit {
+  /** The exit code; 128 plus the number for a signal. */
+  code: number;
+  /** The signal that ended it, or `null`. */
+  signal: Deno.Signal | null;
+}
+
+/** A running program. */
+export interface Child extends AsyncDisposable {
+  /** The process id. */
+  readonly pid: number;
+  /** Settles when the program has ended and its output is read. Never rejects. */
+  readonly ended: Promise<ProcessExit>;
+  /** Sends TERM, then KILL after a grace time, and waits. Safe to repeat. */
+  stop(): Promise<ProcessExit>;
+  /** Ends a `"held"` input, and lets this process end before the program. */
+  release(): Promise<void>;
+}
+
+/** What {@linkcode run} takes besides the options of {@linkcode spawn}. */
+export interface RunOptions extends Omit<SpawnOptions, "stdout" | "stderr"> {
+  /** Time the program may take, in milliseconds. @default {Infinity} */
+  timeoutMs?: number;
+  /** Sees each chunk of standard error as it comes. */
+  onStderr?: (chunk: Uint8Array) => void;
+  /** Told the process id. */
+  onStart?: (pid: number) => void;
+}
+
+/** What a program said, once it has ended. */
+export interface Output extends ProcessExit {
+  /** Standard output as text. */
+  stdout: string;
+  /** Standard error as text. */
+  stderr: string;
+}
+
+const MAX_CAPTURE = 32 * 1024 * 1024;
+/** How long the last output of a stopped program is waited for. */
+const CUT_MS = 500;
+
+/**
+ * Runs a program to its end and returns what it printed. A failure of the
+ * program is a result, not an error.
+ *
+ * Needs `--allow-run` for the program.
+ *
+ * @param program Its name, found on PATH, or its path.
+ * @param options Arguments, input, deadline.
+ * @returns Exit code and output.
+ * @throws {ToolsmithError} `timeout` when the deadline passes.
+ * @throws {Deno.errors.NotFound} When there is no such program.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function run(
+  program: string,
+  options: RunOptions = {},
+): Promise<Output> {
+  const { timeoutMs = Infinity, onStderr, onStart, ...rest } = options;
+  const stdout = capture();
+  const stderr = capture();
+  await using child = spawn(program, {
+    ...rest,
+    stdout: stdout.add,
+    stderr: (chunk) => {
+      stderr.add(chunk);
+      onStderr?.(chunk);
+    },
+  });
+  onStart?.(child.pid);
+  let late = false;
+  const timer = Number.isFinite(timeoutMs)
+    ? setTimeout(() => {
+      late = true;
+      child.stop();
+    }, timeoutMs)
+    : undefined;
+  const ended = await child.ended;
+  clearTimeout(timer);
+  rest.signal?.throwIfAborted();
+  if (late) {
+    throw new ToolsmithError(
+      "timeout",
+      `${program} did not end within ${timeoutMs / 1000} s`,
+    );
+  }
+  return { ...ended, stdout: stdout.text(), stderr: stderr.text() };
+}
+
+/**
+ * Starts a program. Its output is read as it comes, so that it never waits for
+ * a full pipe.
+ *
+ * Needs `--allow-run` for the program.
+ *
+ * @param program Its name, found on PATH, or its path.
+ * @param options Arguments and where its streams go.
+ * @returns The running program.
+ * @throws {Deno.errors.NotFound} When there is no such program.
+ */
+export function spawn(program: string, options: SpawnOptions = {}): Child {
+  const { input = "null", stdout = "null", stderr = "null", signal } = options;
+  signal?.throwIfAborted();
+  const child = new Deno.Command(program, {
+    args: options.args ?? [],
+    cwd: options.cwd,
+    env: options.env,
+    detached: options.detached,
+    stdin: input === "null" || input === "inherit" ? input : "piped",
+    stdout: typeof stdout === "function" ? "piped" : stdout,
+    stderr: typeof stderr === "function" ? "piped" : stderr,
+  }).spawn();
+
+  let alive = true;
+  let stopping = false;
+  const timers: ReturnType<typeof setTimeout>[] = [];
+  const send = (name: Deno.Signal) => {
+    try {
+      if (alive) child.kill(name);
+    } catch {
+      // It ended in between.
+    }
+  };
+  const cut = Promise.withResolvers<void>();
+  const cutSoon = () => timers.push(setTimeout(cut.resolve, CUT_MS));
+  const terminate = () => {
+    if (stopping) return;
+    stopping = true;
+    if (!alive) return void cutSoon();
+    send("SIGTERM");
+    const patience = options.killAfterMs ?? 3000;
+    timers.push(setTimeout(() => send("SIGKILL"), patience));
+  };
+  signal?.addEventListener("abort", terminate, { once: true });
+
+  const fed = feed(child, input);
+  const drains = [
+    typeof stdout === "function" ? drain(child.stdout, stdout) : undefined,
+    typeof stderr === "function" ? drain(child.stderr, stderr) : undefined,
+  ];
+  const ended = (async (): Promise<ProcessExit> => {
+    const status = await child.status;
+    alive = false;
+    // What it started may hold its pipes open: after a stop none waits for that.
+    if (stopping) cutSoon();
+    const done = Promise.all([fed.close(), ...drains.map((it) => it?.done)]);
+    await Promise.race([done, cut.promise]);
+    await Promise.all(drains.map((it) => it?.cancel()));
+    stopping = true;
+    timers.forEach((timer) => clearTimeout(timer));
+    signal?.removeEventListener("abort", terminate);
+    return { code: status.code, signal: status.signal };
+  })();
+
+  return {
+    pid: child.pid,
+    ended,
+    stop() {
+      terminate();
+      return ended;
+    },
+    async release() {
+      await fed.close();
+      child.unref();
+    },
+    async [Symbol.asyncDispose]() {
+      terminate();
+      await ended;
+    },
+  };
+}
+
+/** Writes the input; a program that stops reading early is not an error. */
+function feed(child: Deno.ChildProcess, input: ProcessInput) {
+  if (input === "null" || input === "inherit") {
+    return { close: () => Promise.resolve() };
+  }
+  const ignore = () => {};
+  if (typeof input === "object" && "stream" in input) {
+    const stop = new AbortController();
+    const done = input.stream
+      .pipeTo(child.stdin, { signal: stop.signal })
+      .catch(ignore);
+    return {
+      close() {
+        stop.abort();
+        return done;
+      },
+    };
+  }
+  const writer = child.stdin.getWriter();
+  if (input === "held") {
+    const closeSignal = new Uint8Array([0x0a]);
+    return {
+      close: () =>
+        writer.write(closeSignal).then(() => writer.close()).catch(ignore),
+    };
+  }
+  const done = writer
+    .write(
+      typeof input === "string" ? new TextEncoder().encode(input) : input.bytes,
+    )
+    .then(() => writer.close())
+    .catch(ignore);
+  return {
+    close: () => done.then(() => writer.close()).catch(ignore),
+  };
+}
+
+/** Reads a stream to its end, or until it is cancelled. */
+function drain(
+  stream: ReadableStream<Uint8Array>,
+  sink: (chunk: Uint8Array) => void,
+) {
+  const reader = stream.getReader();
+  return {
+    done: (async () => {
+      for (;;) {
+        const { value } = await reader.read();
+        if (value === undefined) return;
+        sink(value);
+      }
+    })(),
+    cancel: () => reader.cancel(),
+  };
+}
+
+function capture() {
+  const chunks: Uint8Array[] = [];
+  let size = 0;
+  return {
+    add(chunk: Uint8Array) {
+      // A program that prints without end must not fill the memory.
+      if (size > MAX_CAPTURE) return;
+      size += chunk.length;
+      chunks.push(chunk);
+    },
+    text(): string {
+      const whole = new Uint8Array(size);
+      let offset = 0;
+      for (const chunk of chunks) {
+        whole.set(chunk, offset);
+        offset += chunk.length;
+      }
+      return new TextDecoder().decode(whole);
+    },
+  };
+}

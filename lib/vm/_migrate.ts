@@ -1,0 +1,202 @@
+/**
+ * Saves a running machine, as QEMU migrates one: memory and devices go over a
+ * socket into a file, and what the guest wrote to its disk goes beside it.
+ *
+ * Commands are those of QEMU's QMP reference: `stop`, `migrate`,
+ * `query-blockstats`, `blockdev-create`, `blockdev-backup`, `cont`.
+ *
+ * @module
+ */
+import { join } from "@std/path";
+import { ToolsmithError } from "../errors.ts";
+import type { Qmp } from "../qemu/qmp.ts";
+import type { Snapshot, SnapshotStaging } from "../cache/snapshots.ts";
+
+const SOCKET = "migration";
+const DISK = "disk";
+const FRAME = 1024 * 1024;
+const POLL_MS = 5;
+/** Nothing else uses the socket: QEMU need not be slowed down. */
+const BANDWIDTH = 2 ** 40;
+const LONGEST_MS = 120_000;
+
+/** A machine that goes on while its state is put into place. */
+export interface Saving {
+  /** Time that the machine stood still, in milliseconds. */
+  pausedMs: number;
+  /** Settles when the state is in its place, or cannot be. */
+  placed: Promise<Snapshot>;
+}
+
+/**
+ * Saves a machine and lets it go on. It stands still while its memory is
+ * copied; syncing to the disk happens while it runs again.
+ *
+ * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the
+ * machine's directory, and `--allow-write` for the staging directory.
+ *
+ * @param qmp The connection to QEMU.
+ * @param dir The machine's directory.
+ * @param staging Where to write; it is disposed of in the end.
+ * @returns The save, once the machine runs again.
+ * @throws {ToolsmithError} `guest_failed` when QEMU cannot save this machine;
+ * it runs again all the same.
+ */
+export async function saveMachine(
+  qmp: Qmp,
+  dir: string,
+  staging: SnapshotStaging,
+): Promise<Saving> {
+  const begun = performance.now();
+  try {
+    await qmp.send(["stop"]);
+    try {
+      // The disk comes first: QEMU lets go of it once the memory is away.
+      if (await hasWritten(qmp)) await copyDisk(qmp, staging.disk);
+      await copyMemory(qmp, join(dir, SOCKET), staging.state);
+    } finally {
+      await qmp.send(["cont"]);
+    }
+  } catch (error) {
+    await staging[Symbol.asyncDispose]();
+    throw error;
+  }
+  const pausedMs = Math.round(performance.now() - begun);
+  const placed = staging.place()
+    .finally(() => staging[Symbol.asyncDispose]());
+  placed.catch(() => {});
+  return { pausedMs, placed };
+}
+
+/** QEMU connects to a socket of ours: its sandbox lets it start no program. */
+async function copyMemory(qmp: Qmp, socket: string, file: string) {
+  await Deno.remove(socket).catch(() => {});
+  using listener = Deno.listen({ transport: "unix", path: socket });
+  const received = receive(listener, file);
+  let trouble: Error | undefined;
+  received.catch((error) => trouble = error);
+  await qmp.send(
+    ["migrate-set-parameters", { "max-bandwidth": BANDWIDTH }],
+    ["migrate", { uri: `unix:${socket}` }],
+  );
+  const deadline = Date.now() + LONGEST_MS;
+  while (true) {
+    const [answer] = await qmp.send(["query-migrate"]);
+    const { status, "error-desc": reason } = answer as Migration;
+    if (status === "completed") break;
+    if (status === "failed" || status === "cancelled") {
+      throw notSaved(trouble?.message ?? reason ?? status);
+    }
+    if (Date.now() > deadline) {
+      await qmp.send(["migrate_cancel"]);
+      throw notSaved(`it took longer than ${LONGEST_MS / 1000} s`);
+    }
+    await new Promise((done) => setTimeout(done, POLL_MS));
+  }
+  await received;
+}
+
+interface Migration {
+  status?: string;
+  "error-desc"?: string;
+}
+
+async function receive(listener: Deno.UnixListener, path: string) {
+  using connection = await listener.accept();
+  using file = await Deno.open(path, {
+    write: true,
+    createNew: true,
+    mode: 0o600,
+  });
+  const buffer = new Uint8Array(FRAME);
+  while (true) {
+    const count = await connection.read(buffer);
+    if (count === null) return;
+    for (let at = 0; at < count;) {
+      at += await file.write(buffer.subarray(at, count));
+    }
+  }
+}
+
+async function hasWritten(qmp: Qmp): Promise<boolean> {
+  const [answer] = await qmp.send(["query-blockstats"]);
+  return (answer as Stats[]).some(({ device, stats }) =>
+    device === DISK && stats.wr_operations + stats.unmap_operations > 0
+  );
+}
+
+interface Stats {
+  device?: string;
+  stats: { wr_operations: number; unmap_operations: number };
+}
+
+/**
+ * Copies the clusters that the guest wrote, over the image as their base.
+ * `drive-backup` would do it in one step, and would unlink the image: it opens
+ * the base of a throw-away disk as if that were to be thrown away, too.
+ */
+async function copyDisk(qmp: Qmp, target: string) {
+  const [answer] = await qmp.send(["query-block"]);
+  const { inserted } = (answer as Block[]).find(({ device }) =>
+    device === DISK
+  )!;
+  const { "virtual-size": size, "backing-image": base } = inserted.image;
+  await Deno.writeFile(target, new Uint8Array(), {
+    createNew: true,
+    mode: 0o600,
+  });
+  const file = { driver: "file", "node-name": "kept-file", filename: target };
+  // What is not copied need not be read.
+  const disk = { driver: "qcow2", file: "kept-file", backing: null };
+  await qmp.send(["blockdev-add", file]);
+  await job(qmp, "blockdev-create", {
+    options: {
+      ...{ driver: "qcow2", file: "kept-file", size },
+      ...{ "backing-file": base.filename, "backing-fmt": "qcow2" },
+    },
+  });
+  await qmp.send(["blockdev-add", { ...disk, "node-name": "kept" }]);
+  await job(qmp, "blockdev-backup", {
+    ...{ device: DISK, target: "kept", sync: "top", "auto-dismiss": false },
+  });
+  await qmp.send(
+    ["blockdev-del", { "node-name": "kept" }],
+    ["blockdev-del", { "node-name": "kept-file" }],
+  );
+}
+
+interface Block {
+  device: string;
+  inserted: {
+    image: { "virtual-size": number; "backing-image": { filename: string } };
+  };
+}
+
+/** Runs one of QEMU's jobs to its end. */
+async function job(qmp: Qmp, name: string, args: Record<string, unknown>) {
+  const id = "save";
+  await qmp.send([name, { "job-id": id, ...args }]);
+  while (true) {
+    const [answer] = await qmp.send(["query-jobs"]);
+    const { status, error } = (answer as Job[]).find((it) => it.id === id)!;
+    if (status === "concluded") {
+      await qmp.send(["job-dismiss", { id }]);
+      if (error) throw notSaved(error);
+      return;
+    }
+    await new Promise((done) => setTimeout(done, POLL_MS));
+  }
+}
+
+interface Job {
+  id: string;
+  status: string;
+  error?: string;
+}
+
+function notSaved(reason: string): ToolsmithError {
+  return new ToolsmithError(
+    "guest_failed",
+    `QEMU cannot save the machine: ${reason}`,
+  );
+}

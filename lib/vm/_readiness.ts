@@ -1,0 +1,153 @@
+/**
+ * Waits until a guest answers, and says why it does not.
+ *
+ * @module
+ */
+import { join } from "@std/path";
+import { ToolsmithError } from "../errors.ts";
+import { AcceleratorError } from "../qemu/errors.ts";
+import { type Machine } from "../qemu/machine.ts";
+import { MACHINE_FILES } from "../qemu/monitor.ts";
+import { type Agent, openAgent } from "../qemu/agent.ts";
+
+/** What {@linkcode whenReady} takes. */
+export interface WhenReadyOptions {
+  /** The machine's directory. */
+  dir: string;
+  /** Time that the guest may take, in milliseconds. */
+  timeoutMs: number;
+  /** Ends the wait when aborted. */
+  signal?: AbortSignal;
+}
+
+const LOOK_MS = 100;
+
+/**
+ * Waits until the guest agent answers. A guest that has failed for good is
+ * noticed before the time is over.
+ *
+ * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the directory.
+ *
+ * @param machine The machine; its processor runs.
+ * @param options Directory and limits.
+ * @returns The connection to the agent.
+ * @throws {ToolsmithError} `guest_panicked`, `boot_failed`, `guest_not_ready`,
+ * each with the end of the serial console.
+ * @throws {AcceleratorBroken} When QEMU cannot run the guest in this way.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function whenReady(
+  machine: Machine,
+  options: WhenReadyOptions,
+): Promise<Agent> {
+  const { dir, timeoutMs, signal } = options;
+  const agent = await openAgent(join(dir, MACHINE_FILES.agent));
+  const stop = new AbortController();
+  const answered = agent.sync(stop.signal).then(() => true);
+  answered.catch(() => {});
+  let over = false;
+  machine.ended.then(() => over = true);
+  const deadline = Date.now() + timeoutMs;
+  try {
+    while (true) {
+      if (await soon(answered, LOOK_MS)) return agent;
+      signal?.throwIfAborted();
+      if (machine.stopped()) await checkStop(machine);
+      const consoleFailure = machine.consoleFailure();
+      if (over || consoleFailure) throw await bootFailure(machine);
+      if (Date.now() > deadline) throw notReady(machine, timeoutMs);
+    }
+  } catch (error) {
+    stop.abort();
+    agent[Symbol.dispose]();
+    await agent.closed;
+    throw error;
+  }
+}
+
+/**
+ * Says why a machine that has ended, or should end, is of no use any more.
+ *
+ * @param machine The machine.
+ * @returns The error, with the end of the serial console.
+ */
+export async function bootFailure(machine: Machine): Promise<Error> {
+  const consoleFailure = machine.consoleFailure();
+  if (consoleFailure?.kind === "panicked") {
+    return withTail(
+      machine,
+      "guest_panicked",
+      `The guest's kernel panicked: ${consoleFailure.words}`,
+    );
+  }
+  if (consoleFailure?.kind === "not_bootable") {
+    return withTail(
+      machine,
+      "boot_failed",
+      `The image does not boot: ${consoleFailure.words}`,
+      "it needs a boot loader that works with BIOS; docs/running.md has more",
+    );
+  }
+  const { code } = await machine.ended;
+  const stderrTail = machine.stderrTail();
+  if (code >= 128 && machine.accelerator !== "tcg") {
+    return new AcceleratorError(stderrTail);
+  }
+  return withTail(
+    machine,
+    "boot_failed",
+    code === 0
+      ? "The guest ended or restarted by itself"
+      : `QEMU ended with status ${code}: ${stderrTail || "without a word"}`,
+  );
+}
+
+/** QEMU stops a guest that its accelerator cannot go on with. */
+async function checkStop(machine: Machine) {
+  const [answer] = await machine.qmp.send(["query-status"]).catch(() => [{}]);
+  const { status } = answer as { status?: string };
+  if (status !== "internal-error") return;
+  const first = machine.stderrTail().split("; ")[0];
+  if (machine.accelerator !== "tcg") throw new AcceleratorError(first);
+  throw withTail(machine, "boot_failed", `QEMU stopped the guest: ${first}`);
+}
+
+function notReady(machine: Machine, timeoutMs: number): ToolsmithError {
+  const seconds = timeoutMs / 1000;
+  return machine.agentSeen()
+    ? withTail(
+      machine,
+      "guest_not_ready",
+      `The guest agent is there and did not answer within ${seconds} s`,
+      "allow more time with --boot-timeout, or look at the guest: toolsmith boot",
+    )
+    : withTail(
+      machine,
+      "guest_not_ready",
+      `The guest agent did not start within ${seconds} s`,
+      "the image needs qemu-guest-agent, started at boot; a slow guest needs --boot-timeout",
+    );
+}
+
+function withTail(
+  machine: Machine,
+  code: "guest_panicked" | "boot_failed" | "guest_not_ready",
+  message: string,
+  hint?: string,
+): ToolsmithError {
+  const tail = machine.tail();
+  const shown = tail
+    ? `its console ends with:\n${tail.replace(/^/gm, "  | ")}`
+    : "its console shows nothing";
+  return new ToolsmithError(code, `${message}; ${shown}`, { hint });
+}
+
+async function soon(promise: Promise<boolean>, ms: number): Promise<boolean> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<boolean>((done) => {
+    timer = setTimeout(() => done(false), ms);
+  });
+  // A broken connection is told apart by what became of the machine.
+  return await Promise.race([promise.catch(() => late), late])
+    .finally(() => clearTimeout(timer));
+}

@@ -1,0 +1,119 @@
+/**
+ * Boots an image.
+ *
+ * @module
+ */
+import { join, SEPARATOR } from "@std/path";
+import { accelerators, rememberBroken } from "../qemu/accelerator.ts";
+import { planShares } from "./shares.ts";
+import { prepareDisk } from "../qemu/disk.ts";
+import { type BootOptions, sizes } from "./options.ts";
+import { startVm } from "./_start.ts";
+import { processEnvironment } from "../environment.ts";
+import { ToolsmithError } from "../errors.ts";
+import { type Emit, emitter } from "../events.ts";
+import { AcceleratorError } from "../qemu/errors.ts";
+import { makeMachineDir, type StartMachineOptions } from "../qemu/machine.ts";
+import { type GuestShare, qemuProgram } from "../qemu/args.ts";
+import type { Vm } from "./vm.ts";
+
+/**
+ * Boots an image with QEMU and waits until the guest is ready for commands. The
+ * machine ends with this process, whatever ends it.
+ *
+ * Needs `--allow-run=sh`, and `--allow-read`, `--allow-write` and
+ * `--allow-net=unix:…` for the image, the directories and the temporary directory.
+ *
+ * @param options The image, and what the machine is like.
+ * @returns The machine.
+ * @throws {ToolsmithError} `qemu_not_found`, `boot_failed`, `guest_not_ready`,
+ * `guest_panicked`, `guest_failed`, `image_invalid`, `image_unsafe`, `usage`.
+ * @throws The signal's reason when it is aborted.
+ *
+ * @example Run a command in an image
+ * ```ts no-assert ignore
+ * import { boot } from "@fountain/toolsmith";
+ *
+ * await using vm = await boot({ image: "image.qcow2", workspace: "." });
+ * const { code, stdout } = await vm.exec("uname", { args: ["-a"] });
+ * console.log(code, stdout);
+ * ```
+ */
+export async function boot(options: BootOptions): Promise<Vm> {
+  const { env = processEnvironment, signal } = options;
+  signal?.throwIfAborted();
+  const emit = emitter(options.onEvent);
+  const program = qemuProgram(env);
+  const shares = await planShares(options.workspace, options.exports ?? []);
+  await assertSafeExports(shares, options);
+  const disk = await prepareDisk(options.image, options.overlay);
+  const dir = await makeMachineDir(env);
+  try {
+    const machine = {
+      ...disk,
+      ...sizes(options),
+      ...{ dir, program, shares, signal },
+      extra: options.qemuArgs ?? [],
+      onConsole: options.console?.output,
+    };
+    return await bootWith(machine, options, emit);
+  } catch (error) {
+    await Deno.remove(dir, { recursive: true }).catch(() => {});
+    throw error;
+  }
+}
+
+/** A guest that could write these would decide what this host does next. */
+async function assertSafeExports(shares: GuestShare[], options: BootOptions) {
+  const { image, workspace, states } = options;
+  const own = [
+    image,
+    ...workspace === undefined ? [] : [join(workspace, ".toolsmith")],
+    ...states ? [states.dir] : [],
+  ];
+  for (const path of own) {
+    const real = await Deno.realPath(path).catch(() => undefined);
+    if (real === undefined) continue;
+    for (const share of shares.filter(({ writable }) => writable)) {
+      const inside = `${share.path}${SEPARATOR}`.replace("//", "/");
+      const around = `${real}${SEPARATOR}`;
+      if (!around.startsWith(inside) && !inside.startsWith(around)) continue;
+      const message = `An export would let the guest write to ${real}`;
+      throw new ToolsmithError("usage", `${message}: ${share.path}`, {
+        hint: "export a directory that holds nothing but results",
+      });
+    }
+  }
+}
+
+type Plan = Omit<StartMachineOptions, "accelerator">;
+
+/** Tries one accelerator after the other. */
+async function bootWith(plan: Plan, options: BootOptions, emit: Emit) {
+  const { program } = plan;
+  const wanted = options.accelerator;
+  const choices = wanted ? [wanted] : await accelerators(program, options);
+  for (const accelerator of choices) {
+    try {
+      return await startVm({ ...plan, accelerator }, options, emit);
+    } catch (error) {
+      if (!(error instanceof AcceleratorError)) throw error;
+      const name = accelerator.toUpperCase();
+      const reason = error.message.split("; ")[0];
+      const message = `${name} does not work here: ${reason}`;
+      if (wanted) {
+        throw new ToolsmithError("boot_failed", message, {
+          hint: "leave the choice of the accelerator to Toolsmith",
+        });
+      }
+      emit({
+        type: "warning",
+        message: `${message}; emulating instead, which is slower`,
+      });
+      if (!/permission/i.test(error.message)) {
+        await rememberBroken(accelerator, program, options);
+      }
+    }
+  }
+  throw new ToolsmithError("boot_failed", "No accelerator works here");
+}

@@ -1,0 +1,103 @@
+/**
+ * How a machine is booted: what callers may choose.
+ *
+ * @module
+ */
+import type { Accelerator } from "../qemu/accelerator.ts";
+import type { GuestExport } from "./shares.ts";
+import type { Environment } from "../environment.ts";
+import { ToolsmithError } from "../errors.ts";
+import type { OnEvent } from "../events.ts";
+
+/** Where machines are saved, and whether they are used. */
+export interface SnapshotOptions {
+  /** The directory of saved machines of this image. */
+  dir: string;
+  /** Digest of the image: a state fits no other. */
+  digest: string;
+  /** Restore a state that fits. @default {true} */
+  restore?: boolean;
+  /** Save the machine if no state was restored. @default {true} */
+  save?: boolean;
+}
+
+/** How `boot` boots an image. */
+export interface BootOptions {
+  /** Path of the QCOW2. It is never written. */
+  image: string;
+  /** Memory, in MiB. @default {512} */
+  memory?: number;
+  /** Count of processors. @default {2} or as many as the host has */
+  cpus?: number;
+  /** Directory to mount read-only at `/mnt/work`. @default {undefined} none */
+  workspace?: string;
+  /** Directories to mount writable. @default {[]} */
+  exports?: GuestExport[];
+  /**
+   * Give the guest a network. It can then reach what this host can reach,
+   * services on the host itself included.
+   *
+   * @default {false}
+   */
+  network?: boolean;
+  /** File that keeps what the guest writes. @default {undefined} not kept */
+  overlay?: string;
+  /**
+   * Restore a machine that was saved when it was ready, or save this one then.
+   * Not with an overlay, nor with arguments for QEMU that name a file of the
+   * host: what that holds may have changed since.
+   *
+   * @default {undefined} always boot, never save
+   */
+  states?: SnapshotOptions;
+  /** More arguments for QEMU. @default {[]} */
+  qemuArgs?: string[];
+  /** How to run the guest. @default {undefined} the best that works */
+  accelerator?: Accelerator;
+  /** Time that the guest may take to be ready, in ms. @default {120_000} */
+  bootTimeoutMs?: number;
+  /**
+   * Go on without an agent in the guest: no commands, no mounts, a console.
+   *
+   * @default {false}
+   */
+  agentOptional?: boolean;
+  /** The serial console, for instance on a terminal. */
+  console?: {
+    /** Sees what the guest writes. */
+    output: (chunk: Uint8Array) => void;
+    /** What is typed. */
+    input?: ReadableStream<Uint8Array>;
+  };
+  /** Told of what happens. */
+  onEvent?: OnEvent;
+  /** Read for `TOOLSMITH_QEMU` and `TMPDIR`. @default {processEnvironment} */
+  env?: Environment;
+  /** Stops the boot, and the machine, when aborted. */
+  signal?: AbortSignal;
+}
+
+const DEFAULT_MEMORY = 512;
+const DEFAULT_CPUS = 2;
+
+/**
+ * Memory and processors of a machine.
+ *
+ * @param options What the caller chose.
+ * @returns Memory in MiB, and the count of processors.
+ * @throws {ToolsmithError} `usage`.
+ */
+export function sizes(
+  options: BootOptions,
+): { memory: number; cpus: number } {
+  const cores = navigator.hardwareConcurrency;
+  const sizes = {
+    memory: options.memory ?? DEFAULT_MEMORY,
+    cpus: options.cpus ?? Math.min(DEFAULT_CPUS, cores),
+  };
+  for (const [name, value] of Object.entries(sizes)) {
+    if (Number.isSafeInteger(value) && value > 0) continue;
+    throw new ToolsmithError("usage", `Not a usable ${name}: ${value}`);
+  }
+  return sizes;
+}

@@ -1,0 +1,196 @@
+/**
+ * A booted machine, to run commands in: one that this process owns, or one that
+ * several processes share.
+ *
+ * @module
+ */
+import type { Accelerator } from "../qemu/accelerator.ts";
+import { WORKSPACE_TAG } from "./shares.ts";
+import type { Emit } from "../events.ts";
+import {
+  execInGuest,
+  type ExecOptions,
+  type ExecResult,
+} from "../guest/exec.ts";
+import type { Monitor } from "../qemu/monitor.ts";
+import { VmDisconnectedError } from "../qemu/errors.ts";
+import type { GuestShare } from "../qemu/args.ts";
+
+/** What a machine is, as far as others need to know. */
+export interface VmFacts {
+  /** Absolute path of the image. */
+  image: string;
+  /** The QEMU process. */
+  pid: number;
+  /** The directory of its sockets. */
+  dir: string;
+  /** QEMU's version. */
+  version: string;
+  /** How the guest's instructions are run. */
+  accelerator: Accelerator;
+  /** Memory, in MiB. */
+  memory: number;
+  /** Count of processors. */
+  cpus: number;
+  /** Directories of the host that are mounted in the guest. */
+  shares: GuestShare[];
+  /** Has the guest a network? */
+  network: boolean;
+}
+
+/** How {@linkcode Vm.stop} ends a machine. */
+export interface StopOptions {
+  /**
+   * Time that the guest may take to power down, in milliseconds. With 0 it is
+   * not asked: what it wrote to a disk that is kept may be lost.
+   *
+   * @default {10_000} for a disk that is kept, else 0
+   */
+  graceMs?: number;
+}
+
+/** A booted machine. Disposing it stops it. */
+export interface Vm extends AsyncDisposable {
+  /** What the machine is. */
+  readonly facts: VmFacts;
+  /** Settles when the machine has ended, by itself or by a stop. */
+  readonly ended: Promise<void>;
+  /**
+   * Runs a command in the guest; several may run at once.
+   *
+   * @param command Its name, found on the guest's PATH, or its path.
+   * @param options Arguments, streams, limits.
+   * @returns How it ended. A failure of the command is a result, not an error.
+   * @throws {ToolsmithError} `command_not_found`, `timeout`, `guest_failed`,
+   * `guest_panicked`, `guest_not_ready`, `usage`.
+   * @throws The signal's reason when it is aborted.
+   */
+  exec(command: string, options?: ExecOptions): Promise<ExecResult>;
+  /** Ends the machine, and waits for that. Safe to repeat. */
+  stop(options?: StopOptions): Promise<void>;
+  /** Lets the machine live on when this process ends, and forgets it. */
+  release(): Promise<void>;
+}
+
+/** What {@linkcode makeVm} puts together. */
+export interface VmParts {
+  /** What the machine is. */
+  facts: VmFacts;
+  /** The way to talk to it. */
+  monitor: Monitor;
+  /** Settles when QEMU has ended. Never rejects. */
+  ended: Promise<void>;
+  /** The default for {@linkcode StopOptions.graceMs}. */
+  graceMs: number;
+  /** Says why the machine has ended, where that is known. */
+  failure: () => Promise<Error | undefined>;
+  /** Ends QEMU by force, and waits for that. */
+  kill: () => Promise<void>;
+  /** Lets go of all that is held, once QEMU has ended. */
+  cleanUp: () => Promise<void>;
+  /** Lets go of QEMU. */
+  release: () => Promise<void>;
+  /** Told of what happens. */
+  emit: Emit;
+}
+
+const QUIT_MS = 5_000;
+/** A machine that ends takes the connections to it along a bit earlier. */
+const NOTICE_MS = 1_000;
+
+let commands = 0;
+
+/**
+ * Makes a machine from its parts.
+ *
+ * @param parts What differs between machines that are owned and shared.
+ * @returns The machine.
+ */
+export function makeVm(parts: VmParts): Vm {
+  const { facts, monitor, emit } = parts;
+  let stopping: Promise<void> | undefined;
+  const stop = (options: StopOptions = {}) => {
+    stopping ??= end(parts, options.graceMs ?? parts.graceMs);
+    return stopping;
+  };
+  return {
+    facts,
+    ended: parts.ended,
+    async exec(command, options = {}) {
+      const cwd = guestDir(facts, options.cwd);
+      const id = ++commands;
+      const begun = performance.now();
+      emit({ type: "command_dispatch", id, command, backend: "qemu" });
+      const result = await execInGuest(monitor, command, { ...options, cwd })
+        .catch(async (error) => {
+          throw await explain(parts, error);
+        });
+      emit({
+        type: "command_end",
+        id,
+        code: result.code,
+        signal: result.signal,
+        stdoutBytes: result.stdoutBytes,
+        stderrBytes: result.stderrBytes,
+        elapsedMs: Math.round(performance.now() - begun),
+      });
+      return result;
+    },
+    stop,
+    async release() {
+      await monitor[Symbol.asyncDispose]();
+      await parts.release();
+    },
+    [Symbol.asyncDispose]: () => stop(),
+  };
+}
+
+/** A relative directory is one of the workspace. */
+function guestDir({ shares }: VmFacts, cwd = ""): string {
+  if (cwd.startsWith("/")) return cwd;
+  const workspace = shares.some(({ tag }) => tag === WORKSPACE_TAG);
+  return (workspace ? `/mnt/${WORKSPACE_TAG}` : "") + `/${cwd}`;
+}
+
+/** A broken connection says little where the machine itself has ended. */
+async function explain(parts: VmParts, error: unknown): Promise<unknown> {
+  if (!(error instanceof VmDisconnectedError)) return error;
+  if (!await within(parts.ended, NOTICE_MS)) return error;
+  return await parts.failure() ?? error;
+}
+
+/** Asks the guest, then QEMU, then the system to end the machine. */
+async function end(parts: VmParts, graceMs: number): Promise<void> {
+  const { monitor, ended, emit } = parts;
+  const begun = performance.now();
+  const ask = (command: string) => monitor.qemu([command]).catch(() => {});
+  let how: "powered_down" | "stopped" | "killed" = "powered_down";
+  let over = await within(ended, 0);
+  if (!over && graceMs > 0) {
+    await ask("system_powerdown");
+    over = await within(ended, graceMs);
+  }
+  if (!over) {
+    how = "stopped";
+    await ask("quit");
+    over = await within(ended, QUIT_MS);
+  }
+  if (!over) {
+    how = "killed";
+    await parts.kill();
+  }
+  await monitor[Symbol.asyncDispose]();
+  await parts.cleanUp();
+  const elapsedMs = Math.round(performance.now() - begun);
+  emit({ type: "shutdown", how, elapsedMs });
+}
+
+/** Tells whether a promise settles in time. */
+async function within(promise: Promise<void>, ms: number): Promise<boolean> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<boolean>((done) => {
+    timer = setTimeout(() => done(false), ms);
+  });
+  return await Promise.race([promise.then(() => true), late])
+    .finally(() => clearTimeout(timer));
+}

@@ -1,0 +1,233 @@
+/**
+ * Puts together what the guest's memory disk holds: busybox, the guest agent,
+ * the kernel's drivers, and the files of `scripts/guest/files/`.
+ *
+ * @module
+ */
+import { basename, dirname, join } from "@std/path";
+import { ToolsmithError } from "../../lib/errors.ts";
+import { type Output, run, type RunOptions } from "../../lib/system/process.ts";
+import { aptGet } from "../setup/apt.ts";
+
+/** The kernel's Debian package. */
+export interface KernelPackage {
+  /** Its name, with the version of the kernel's interface in it. */
+  name: string;
+  /** Its version. */
+  version: string;
+}
+
+/** A file of this machine that the guest gets. */
+export interface AddedFile {
+  /** Its path here. */
+  source: string;
+  /** Its absolute path in the guest. */
+  target: string;
+}
+
+/** The drivers, each brought with those that it depends on. */
+const MODULES = [
+  "virtio_pci",
+  "virtio_blk",
+  "virtio_console",
+  "virtio_net",
+  "virtio_rng",
+  "9p",
+  "9pnet_virtio",
+  "button",
+  "evdev",
+];
+
+/** Files of `scripts/guest/files/`, and their places. */
+const FILES: Record<string, string> = {
+  init: "init",
+  inittab: "etc/inittab",
+  agent: "etc/agent",
+  network: "etc/network",
+  lease: "etc/lease",
+  power_button: "etc/acpi/PWRF/00000080",
+  shutdown: "sbin/shutdown",
+};
+
+const DIRS = [
+  "bin",
+  "sbin",
+  "usr/bin",
+  "usr/sbin",
+  "proc",
+  "sys",
+  "dev",
+  "run",
+  "tmp",
+  "mnt",
+  "root",
+  "etc/acpi/PWRF",
+  "lib/modules",
+];
+
+/**
+ * Names the kernel that Debian offers now.
+ *
+ * Needs `--allow-run=apt-cache,apt-get`.
+ */
+export async function kernelPackage(): Promise<KernelPackage> {
+  const name = await dependency() ??
+    (await aptGet(["update"]), await dependency());
+  if (name === undefined) {
+    throw new ToolsmithError("failed", "apt knows no linux-image-amd64", {
+      hint: "the guest is built on Debian or Ubuntu on x86_64",
+    });
+  }
+  const shown = await must("apt-cache", {
+    args: ["show", "--no-all-versions", name],
+  });
+  return { name, version: shown.stdout.match(/^Version: (.+)$/m)?.[1] ?? "" };
+}
+
+async function dependency(): Promise<string | undefined> {
+  const shown = await must("apt-cache", {
+    args: ["depends", "--important", "linux-image-amd64"],
+  }).catch(() => undefined);
+  return shown?.stdout.match(/Depends: (linux-image-\d\S*)/)?.[1];
+}
+
+/**
+ * Writes `vmlinuz` and `initrd.gz`.
+ *
+ * Needs `--allow-run`, `--allow-read`, `--allow-write`.
+ *
+ * @param kernel The kernel's package; downloaded and unpacked, not installed.
+ * @param added Files besides those that every guest has.
+ * @param dir Where to write; other files in it are left behind.
+ */
+export async function buildRoot(
+  kernel: KernelPackage,
+  added: AddedFile[],
+  dir: string,
+): Promise<void> {
+  await aptGet(["download", kernel.name], dir);
+  const [archive] = names(dir).filter((name) => name.endsWith(".deb"));
+  const unpacked = join(dir, "kernel");
+  await must("dpkg", { args: ["-x", join(dir, archive), unpacked] });
+  const boot = join(unpacked, "boot");
+  const [image] = names(boot).filter((name) => name.startsWith("vmlinuz-"));
+  await Deno.rename(join(boot, image), join(dir, "vmlinuz"));
+
+  const root = join(dir, "root");
+  for (const name of DIRS) {
+    await Deno.mkdir(join(root, name), { recursive: true });
+  }
+  await addModules(unpacked, image.slice("vmlinuz-".length), root);
+  await addBusybox(root);
+  await add(root, "/usr/sbin/qemu-ga", "/usr/sbin/qemu-ga");
+  for (const [name, target] of Object.entries(FILES)) {
+    const place = join(root, target);
+    await Deno.copyFile(`${import.meta.dirname}/files/${name}`, place);
+    await Deno.chmod(place, 0o755);
+  }
+  await Deno.writeTextFile(
+    join(root, "etc/passwd"),
+    "root::0:0:root:/root:/bin/sh\n",
+  );
+  await Deno.writeTextFile(join(root, "etc/group"), "root:x:0:\n");
+  for (const { source, target } of added) await add(root, source, target);
+  await pack(root, join(dir, "initrd.gz"));
+}
+
+/** The drivers in one directory, and a list in the order of their loading. */
+async function addModules(unpacked: string, release: string, root: string) {
+  await must("depmod", { args: ["-b", unpacked, release] });
+  const order: string[] = [];
+  for (const module of MODULES) {
+    const args = ["-d", unpacked, "-S", release, "--show-depends", module];
+    const { stdout } = await must("modprobe", { args });
+    for (const [, path] of stdout.matchAll(/^insmod (\S+)/gm)) {
+      if (order.includes(basename(path))) continue;
+      order.push(basename(path));
+      await Deno.copyFile(path, join(root, "lib/modules", basename(path)));
+    }
+  }
+  const list = order.map((name) => `${name}\n`).join("");
+  await Deno.writeTextFile(join(root, "lib/modules/order"), list);
+}
+
+/** Links are made here rather than at boot, where they would cost a second. */
+async function addBusybox(root: string) {
+  await Deno.copyFile("/bin/busybox", join(root, "bin/busybox"));
+  const { stdout } = await must("busybox", { args: ["--list-full"] });
+  for (const applet of stdout.trim().split("\n")) {
+    await Deno.mkdir(join(root, dirname(applet)), { recursive: true });
+    await Deno.symlink("/bin/busybox", join(root, applet)).catch(() => {});
+  }
+}
+
+/** Copies a file, and the libraries that a program needs. */
+async function add(root: string, source: string, target: string) {
+  const files = new Map([[target, source]]);
+  // Scripts and static programs make ldd fail, and need nothing else.
+  const { stdout } = await run("ldd", { args: [source] });
+  for (const [, path] of stdout.matchAll(/(\/\S+) \(0x/g)) {
+    files.set(path, path);
+  }
+  for (const [to, from] of files) {
+    const place = join(root, to);
+    await Deno.mkdir(dirname(place), { recursive: true });
+    await Deno.remove(place).catch(() => {});
+    await Deno.copyFile(from, place);
+  }
+}
+
+/** The same files give the same bytes. */
+async function pack(root: string, target: string) {
+  await must("find", {
+    args: [root, "-exec", "touch", "-h", "-d", "@0", "{}", "+"],
+  });
+  const list = await must("find", { args: [".", "-print0"], cwd: root });
+  const sorted = list.stdout.split("\0").filter(Boolean).sort();
+  await must("cpio", {
+    args: [
+      "-o",
+      "-H",
+      "newc",
+      "-0",
+      "--reproducible",
+      "-R",
+      "0:0",
+      "-F",
+      `${target}.cpio`,
+    ],
+    input: sorted.map((name) => `${name}\0`).join(""),
+    cwd: root,
+  });
+  await must("gzip", { args: ["-n", "-9", `${target}.cpio`] });
+  await Deno.rename(`${target}.cpio.gz`, target);
+}
+
+/**
+ * Runs a program that must succeed.
+ *
+ * Needs `--allow-run` for it.
+ *
+ * @param program The program.
+ * @param options Its arguments, its input.
+ * @throws {ToolsmithError} `failed` with what it said, or what to install.
+ */
+export async function must(
+  program: string,
+  options: RunOptions,
+): Promise<Output> {
+  const output = await run(program, options).catch((cause) => {
+    if (!(cause instanceof Deno.errors.NotFound)) throw cause;
+    throw new ToolsmithError("failed", `${program} not found`, {
+      hint: "deno run -A scripts/setup.ts guest installs what is needed",
+      cause,
+    });
+  });
+  if (output.code === 0) return output;
+  const said = output.stderr.trim().split("\n").at(-1);
+  throw new ToolsmithError("failed", `${program} failed: ${said}`);
+}
+
+function names(dir: string): string[] {
+  return Array.from(Deno.readDirSync(dir), (entry) => entry.name);
+}

@@ -1,0 +1,326 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { dirname, join } from "@std/path";
+import {
+  asCacheError,
+  cacheDir,
+  type CacheKey,
+  entryDir,
+  lockEntry,
+  lockPath,
+  lookUp,
+  place,
+  renewRecord,
+  stage,
+  sweepStaging,
+  touch,
+} from "../../lib/cache/entry.ts";
+import { run } from "../../lib/system/process.ts";
+import { failure } from "../support/failure.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { startScript } from "../support/script.ts";
+
+const A = "a".repeat(64);
+const B = "b".repeat(64);
+const SOURCE = "oci://ghcr.io/owner/repo:1.0";
+
+/** Runs a test with a cache of its own. */
+function test(name: string, body: (key: CacheKey) => Promise<void>) {
+  Deno.test(name, async () => {
+    await using dir = await temporaryDir();
+    const cache = join(dir.path, "cache");
+    await body({ cache, image: "demo", sha256: A });
+  });
+}
+
+/** Puts an image into the cache as a hydrate does. */
+async function put(key: CacheKey, text: string, name = "image.qcow2") {
+  using _lock = await lockEntry(key);
+  await using staging = await stage(key);
+  const path = join(staging.dir, name);
+  await Deno.writeTextFile(path, text);
+  return await place(key, staging, { path, name, source: SOURCE });
+}
+
+async function names(dir: string): Promise<string[]> {
+  const found = await Array.fromAsync(Deno.readDir(dir));
+  return found.map(({ name }) => name).sort();
+}
+
+Deno.test("the cache is in the workspace, or where the variable says", () => {
+  const none = new Map<string, string>();
+  assertEquals(cacheDir("/srv", none), "/srv/.toolsmith/cache");
+  const env = new Map([["TOOLSMITH_CACHE", "/var/cache"]]);
+  assertEquals(cacheDir("/srv", env), "/var/cache");
+  const empty = new Map([["TOOLSMITH_CACHE", ""]]);
+  assertEquals(cacheDir("/srv", empty), "/srv/.toolsmith/cache");
+});
+
+test("what was placed is found, trusted, read-only, and alone", async (key) => {
+  const path = await put(key, "image");
+  assertEquals(path, join(key.cache, "demo", A, "image.qcow2"));
+  const found = await lookUp(key);
+  assertEquals(found?.path, path);
+  assertEquals([found?.bytes, found?.trusted], [5, true]);
+  assertEquals(found?.record?.source, SOURCE);
+  assertEquals(found?.record?.digest, `sha256:${A}`);
+  const { mode } = await Deno.stat(path);
+  if (mode !== null) assertEquals(mode & 0o777, 0o444);
+  assertEquals(await names(entryDir(key)), ["image.qcow2", "verified.json"]);
+  assertEquals(await names(join(key.cache, "demo")), [`.${A}.lock`, A]);
+});
+
+test("nothing is found where nothing is", async (key) => {
+  assertEquals(await lookUp(key), undefined);
+  await Deno.mkdir(entryDir(key), { recursive: true });
+  assertEquals(await lookUp(key), undefined);
+  // A stamp without its image is nothing either.
+  await Deno.writeTextFile(
+    join(entryDir(key), "verified.json"),
+    '{"file":"image.qcow2"}',
+  );
+  assertEquals(await lookUp(key), undefined);
+});
+
+test("an entry that is there is replaced whole", async (key) => {
+  await put(key, "old", "old.qcow2");
+  const path = await put(key, "new");
+  assertEquals(await Deno.readTextFile(path), "new");
+  assertEquals(await names(entryDir(key)), ["image.qcow2", "verified.json"]);
+  assertEquals(await names(join(key.cache, "demo")), [`.${A}.lock`, A]);
+});
+
+test("who reads an image that is replaced reads on", async (key) => {
+  using reader = await Deno.open(await put(key, "old"));
+  await put(key, "new");
+  assertEquals(await new Response(reader.readable).text(), "old");
+});
+
+test("a file in the place of an entry is replaced", async (key) => {
+  await Deno.mkdir(dirname(entryDir(key)), { recursive: true });
+  await Deno.writeTextFile(entryDir(key), "in the way");
+  assertEquals(await lookUp(key), undefined);
+  await put(key, "image");
+  assert((await lookUp(key))?.trusted);
+});
+
+/** Ways to touch an image after it was verified. */
+const TOUCHES: Record<string, (path: string) => Promise<void>> = {
+  async "other bytes of the same length, times restored"(path) {
+    // The time of change, which nobody can restore, has the grain of a second.
+    await new Promise((done) => setTimeout(done, 1050));
+    const { atime, mtime } = await Deno.stat(path);
+    await Deno.chmod(path, 0o644);
+    await Deno.writeTextFile(path, "IMAGE");
+    await Deno.chmod(path, 0o444);
+    await Deno.utime(path, atime!, mtime!);
+  },
+  async "a longer file"(path) {
+    await Deno.chmod(path, 0o644);
+    await Deno.writeTextFile(path, "!", { append: true });
+  },
+  async "another file under its name"(path) {
+    await Deno.writeTextFile(`${path}.new`, "IMAGE");
+    await Deno.rename(`${path}.new`, path);
+  },
+  async "a stamp of another image"(path) {
+    const record = join(dirname(path), "verified.json");
+    const text = await Deno.readTextFile(record);
+    await Deno.writeTextFile(record, text.replaceAll(A, B));
+  },
+  async "a stamp that is no JSON"(path) {
+    await Deno.writeTextFile(join(dirname(path), "verified.json"), "{");
+  },
+  async "no stamp"(path) {
+    await Deno.remove(join(dirname(path), "verified.json"));
+  },
+};
+
+for (const [name, change] of Object.entries(TOUCHES)) {
+  test(`${name}: the image is found and not trusted, until it is verified again`, async (key) => {
+    const path = await put(key, "image");
+    await change(path);
+    const found = await lookUp(key);
+    assertEquals([found?.path, found?.trusted], [path, false]);
+    await renewRecord(key, found!);
+    assertEquals((await lookUp(key))?.trusted, true);
+  });
+}
+
+test("a stamp that points elsewhere is no stamp", async (key) => {
+  await put(key, "image");
+  const record = join(entryDir(key), "verified.json");
+  for (const file of ["..", ".", "../x.qcow2", "/etc/passwd", "", 7, null]) {
+    await Deno.writeTextFile(record, JSON.stringify({ file }));
+    const found = await lookUp(key);
+    assertEquals(found?.path, join(entryDir(key), "image.qcow2"), `${file}`);
+    assert(!found?.trusted);
+  }
+});
+
+test("what is no regular file counts as nothing, so that it is replaced", async (key) => {
+  const path = await put(key, "image");
+  const elsewhere = join(key.cache, "elsewhere");
+  await Deno.rename(path, elsewhere);
+  await Deno.symlink(elsewhere, path);
+  assertEquals(await lookUp(key), undefined);
+  await Deno.remove(path);
+  await Deno.mkdir(path);
+  assertEquals(await lookUp(key), undefined);
+  await put(key, "image");
+  assert((await lookUp(key))?.trusted);
+});
+
+test("use is noted on the entry, and a cache that is not there is no matter", async (key) => {
+  await touch(key);
+  await put(key, "image");
+  await Deno.utime(entryDir(key), 0, 0);
+  await touch(key);
+  const { mtime } = await Deno.stat(entryDir(key));
+  assert(mtime!.getTime() > 0);
+  assert((await lookUp(key))?.trusted, "use is no change");
+});
+
+test("staging is removed with all it holds", async (key) => {
+  using _lock = await lockEntry(key);
+  {
+    await using staging = await stage(key);
+    await Deno.mkdir(join(staging.dir, "dist"));
+    await Deno.writeTextFile(join(staging.dir, "dist", "part"), "x");
+  }
+  assertEquals(await names(join(key.cache, "demo")), [`.${A}.lock`]);
+});
+
+/** A process that has begun to fill an entry. */
+const FILL = `
+  import { lockEntry, stage } from "/lib/cache/entry.ts";
+  const [cache, image, sha256] = Deno.args;
+  using _lock = await lockEntry({ cache, image, sha256 });
+  await using staging = await stage({ cache, image, sha256 });
+  await Deno.writeTextFile(staging.dir + "/image.qcow2", "partial");
+  console.log("staged");
+  await new Promise((done) => setTimeout(done, 600_000));
+`;
+
+async function fill({ cache, image, sha256 }: CacheKey) {
+  const options = { args: [cache, image, sha256] };
+  const script = await startScript(`${cache}-${sha256}.ts`, FILL, options);
+  await script.says("staged");
+  return script.child;
+}
+
+const stagings = async ({ cache, image }: CacheKey) =>
+  (await names(join(cache, image))).filter((name) => name.startsWith(".sta"));
+
+test("what a killed process was filling is swept by the next, and not found before", async (key) => {
+  await using child = await fill(key);
+  assertEquals((await stagings(key)).length, 1);
+  assertEquals(await lookUp(key), undefined);
+  Deno.kill(child.pid, "SIGKILL");
+  await child.ended;
+  assertEquals((await stagings(key)).length, 1);
+  assertEquals(await lookUp(key), undefined);
+  (await lockEntry(key))[Symbol.dispose]();
+  assertEquals(await stagings(key), []);
+});
+
+test("what a killed process was filling is swept by a neighbour, too", async (key) => {
+  await using child = await fill({ ...key, sha256: B });
+  Deno.kill(child.pid, "SIGKILL");
+  await child.ended;
+  (await lockEntry(key))[Symbol.dispose]();
+  assertEquals(await stagings(key), []);
+});
+
+test("what a living process is filling is left alone", async (key) => {
+  await using _child = await fill({ ...key, sha256: B });
+  (await lockEntry(key))[Symbol.dispose]();
+  await sweepStaging(key.cache, key.image);
+  const [name] = await stagings(key);
+  const part = join(key.cache, "demo", name, "image.qcow2");
+  assertEquals(await Deno.readTextFile(part), "partial");
+});
+
+test("who waits for an entry gets it when its filler is killed", async (key) => {
+  await using child = await fill(key);
+  const waiting = Promise.withResolvers<void>();
+  const mine = lockEntry(key, { onWait: waiting.resolve });
+  await waiting.promise;
+  Deno.kill(child.pid, "SIGKILL");
+  using _lock = await mine;
+  assertEquals(await stagings(key), []);
+});
+
+test("an abort ends the wait for an entry as cancelled", async (key) => {
+  using _lock = await lockEntry(key);
+  const abort = new AbortController();
+  const { signal } = abort;
+  await failure(
+    "cancelled",
+    () => lockEntry(key, { signal, onWait: () => abort.abort() }),
+  );
+});
+
+test("a file where the cache should be is told as such, with a remedy", async (key) => {
+  await Deno.writeTextFile(key.cache, "");
+  assertEquals(await lookUp(key), undefined);
+  const error = await failure("cache_unwritable", () => lockEntry(key));
+  assert(error.message.includes(key.cache), error.message);
+  assert(error.hint?.includes("TOOLSMITH_CACHE"));
+});
+
+test("a file where the image's directory should be is told, too", async (key) => {
+  await Deno.mkdir(key.cache);
+  await Deno.writeTextFile(join(key.cache, "demo"), "");
+  assertEquals(await lookUp(key), undefined);
+  await failure("cache_unwritable", () => lockEntry(key));
+});
+
+test("a directory where the lock should be is told, too", async (key) => {
+  await Deno.mkdir(lockPath(key), { recursive: true });
+  await failure("cache_unwritable", () => lockEntry(key));
+});
+
+test("a sweep that fails gives the lock back", async (key) => {
+  const stale = join(key.cache, "demo", `.staging-${B}-0`);
+  await Deno.mkdir(stale, { recursive: true });
+  // Its lock cannot be asked for.
+  await Deno.mkdir(lockPath({ ...key, sha256: B }));
+  await assertRejects(() => lockEntry(key));
+  await Deno.remove(lockPath({ ...key, sha256: B }));
+  (await lockEntry(key))[Symbol.dispose]();
+});
+
+Deno.test("what the system says of a cache has its code", () => {
+  const errno = (code: string) => Object.assign(new Error(code), { code });
+  for (const code of ["EROFS", "ENOTDIR", "EEXIST", "EISDIR", "ENAMETOOLONG"]) {
+    const error = asCacheError(errno(code), "/cache");
+    assertEquals(error.code, "cache_unwritable", code);
+  }
+  const denied = new Deno.errors.PermissionDenied("x");
+  assertEquals(asCacheError(denied, "/cache").code, "cache_unwritable");
+  assertEquals(asCacheError(errno("ENOSPC"), "/cache").code, "disk_full");
+  assertEquals(asCacheError(new Error("x"), "/cache").code, "failed");
+});
+
+Deno.test({
+  name: "a read-only file system is told as such, and what is in it is used",
+  ignore: Deno.build.os !== "linux" || Deno.uid() !== 0,
+  async fn() {
+    await using dir = await temporaryDir();
+    const key = { cache: join(dir.path, "cache"), image: "demo", sha256: A };
+    await put(key, "image");
+    const args = ["--bind", "-o", "ro", key.cache, key.cache];
+    const mounted = await run("mount", { args });
+    if (mounted.code !== 0) {
+      console.error(`not tried: cannot mount (${mounted.stderr.trim()})`);
+      return;
+    }
+    try {
+      assert((await lookUp(key))?.trusted);
+      await touch(key);
+      await failure("cache_unwritable", () => lockEntry(key));
+    } finally {
+      await run("umount", { args: [key.cache] });
+    }
+  },
+});

@@ -1,0 +1,322 @@
+import { assert, assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import {
+  type CacheKey,
+  entryDir,
+  lockEntry,
+  lookUp,
+  place,
+  stage,
+} from "../../lib/cache/entry.ts";
+import {
+  type CacheEntry,
+  listCache,
+  pruneCache,
+  type PruneResult,
+} from "../../lib/cache/prune.ts";
+import { findSnapshot, stageSnapshot } from "../../lib/cache/snapshots.ts";
+import { temporaryDir } from "../support/directory.ts";
+
+const DAY = 86_400_000;
+const NOW = Date.parse("2026-01-31T12:00:00Z");
+const now = () => NOW;
+
+/** An image of the cache: its name, a digit of its digest, its age in days. */
+type Entry = [image: string, digit: string, days: number];
+
+function keyOf(cache: string, image: string, digit: string): CacheKey {
+  return { cache, image, sha256: digit.repeat(64) };
+}
+
+/** Runs a test with a cache that holds these images. */
+function test(
+  name: string,
+  entries: Entry[],
+  body: (cache: string) => Promise<void>,
+) {
+  Deno.test(name, async () => {
+    await using dir = await temporaryDir();
+    const cache = join(dir.path, "cache");
+    for (const [image, digit, days] of entries) {
+      const key = keyOf(cache, image, digit);
+      using _lock = await lockEntry(key);
+      await using staging = await stage(key);
+      const path = join(staging.dir, "i.qcow2");
+      await Deno.writeTextFile(path, "image");
+      await place(key, staging, { path, name: "i.qcow2", source: "/x" });
+      const used = new Date(NOW - days * DAY);
+      await Deno.utime(entryDir(key), used, used);
+    }
+    await body(cache);
+  });
+}
+
+/** Such as `demo a`. */
+function short({ image, digest }: { image: string; digest: string }) {
+  return `${image} ${digest.replace("sha256:", "")[0]}`;
+}
+
+const left = async (cache: string) => (await listCache(cache)).map(short);
+const gone = ({ removed }: PruneResult) => removed.map(short);
+
+const FOUR: Entry[] = [
+  ["demo", "a", 10],
+  ["demo", "b", 1],
+  ["demo", "c", 5],
+  ["other", "a", 40],
+];
+
+test(
+  "images are listed by name, the latest used first, with what is known",
+  FOUR,
+  async (cache) => {
+    const entries = await listCache(cache);
+    assertEquals(entries.map(short), ["demo b", "demo c", "demo a", "other a"]);
+    const { verified, ...entry } = entries[0];
+    assert(Date.parse(verified!) > 0);
+    assertEquals(entry, {
+      image: "demo",
+      digest: `sha256:${"b".repeat(64)}`,
+      path: join(entryDir(keyOf(cache, "demo", "b")), "i.qcow2"),
+      bytes: 5,
+      source: "/x",
+      used: "2026-01-30T12:00:00.000Z",
+      trusted: true,
+      states: [],
+    });
+  },
+);
+
+test(
+  "what does not belong to the cache is neither listed nor removed",
+  FOUR,
+  async (cache) => {
+    const strange = [
+      join(cache, "file"),
+      join(cache, "demo", "notes.txt"),
+      join(cache, "demo", "f".repeat(63), "x.qcow2"),
+      join(cache, ".hidden", "a".repeat(64), "x.qcow2"),
+      // An entry without an image.
+      join(cache, "demo", "d".repeat(64), "readme"),
+    ];
+    for (const path of strange) {
+      await Deno.mkdir(join(path, ".."), { recursive: true });
+      await Deno.writeTextFile(path, "");
+    }
+    assertEquals((await left(cache)).length, 4);
+    await pruneCache(cache, { keep: 0, now });
+    assertEquals(await left(cache), []);
+    for (const path of strange) await Deno.stat(path);
+  },
+);
+
+Deno.test("a cache that is not there is empty", async () => {
+  await using dir = await temporaryDir();
+  const cache = join(dir.path, "none");
+  assertEquals(await listCache(cache), []);
+  const nothing = { removed: [], busy: [], states: [], bytes: 0 };
+  assertEquals(await pruneCache(cache), nothing);
+});
+
+test("prune keeps the latest used of each name", FOUR, async (cache) => {
+  const result = await pruneCache(cache, { now });
+  assertEquals(gone(result), ["demo c", "demo a"]);
+  assertEquals(result.bytes, 10);
+  assertEquals(await left(cache), ["demo b", "other a"]);
+});
+
+test("prune keeps as many as asked", FOUR, async (cache) => {
+  assertEquals(gone(await pruneCache(cache, { keep: 2, now })), ["demo a"]);
+  const all = gone(await pruneCache(cache, { keep: 0, now }));
+  assertEquals(all, ["demo b", "demo c", "other a"]);
+});
+
+test("prune keeps what was used lately", FOUR, async (cache) => {
+  const options = { keep: 0, olderThanMs: 7 * DAY, now };
+  assertEquals(gone(await pruneCache(cache, options)), ["demo a", "other a"]);
+});
+
+test(
+  "what is protected stays, whatever its age, and however its path is written",
+  FOUR,
+  async (cache) => {
+    const protect = [
+      keyOf(cache, "demo", "a"),
+      keyOf(`${cache}/../cache/`, "other", "a"),
+    ];
+    const result = await pruneCache(cache, { keep: 0, protect, now });
+    assertEquals(gone(result), ["demo b", "demo c"]);
+    assertEquals(await left(cache), ["demo a", "other a"]);
+  },
+);
+
+test("a dry run says the same and removes nothing", FOUR, async (cache) => {
+  const key = keyOf(cache, "demo", "a");
+  const stale = join(cache, "demo", `.staging-${key.sha256}-0`);
+  await Deno.mkdir(stale);
+  const dry = await pruneCache(cache, { dryRun: true, now });
+  assertEquals((await left(cache)).length, 4);
+  await Deno.stat(stale);
+  assertEquals(await pruneCache(cache, { now }), dry);
+});
+
+test("what somebody works on is kept and told", FOUR, async (cache) => {
+  using _lock = await lockEntry(keyOf(cache, "demo", "a"));
+  const result = await pruneCache(cache, { now });
+  assertEquals(gone(result), ["demo c"]);
+  assertEquals(result.busy.map(short), ["demo a"]);
+  assertEquals(result.bytes, 5);
+  assert((await lookUp(keyOf(cache, "demo", "a")))?.trusted);
+});
+
+test(
+  "prune takes away what interrupted runs left, and no more",
+  FOUR,
+  async (cache) => {
+    const busy = keyOf(cache, "demo", "b");
+    using _lock = await lockEntry(busy);
+    await using staging = await stage(busy);
+    const stale = join(cache, "other", `.staging-${"e".repeat(64)}-0`);
+    await Deno.mkdir(join(stale, "deep"), { recursive: true });
+    await pruneCache(cache, { keep: 9, now });
+    await Deno.stat(staging.dir);
+    const there = await Deno.stat(stale).catch(() => undefined);
+    assertEquals(there, undefined);
+  },
+);
+
+test(
+  "an image that is in use when it is pruned can be read to its end",
+  FOUR,
+  async (cache) => {
+    const found = await lookUp(keyOf(cache, "demo", "a"));
+    using reader = await Deno.open(found!.path);
+    await pruneCache(cache, { keep: 0, now });
+    assertEquals(await new Response(reader.readable).text(), "image");
+  },
+);
+
+test(
+  "several prunes at once remove everything once, and none fails",
+  FOUR,
+  async (cache) => {
+    const results = await Promise.all(
+      [1, 2, 3, 4].map(() => pruneCache(cache, { keep: 0, now })),
+    );
+    assertEquals(await left(cache), []);
+    const all = results.flatMap(gone).sort();
+    assertEquals(all, ["demo a", "demo b", "demo c", "other a"]);
+  },
+);
+
+const statesOf = (cache: string, image: string, digit: string) =>
+  join(entryDir(keyOf(cache, image, digit)), "machines");
+
+/** Saves a machine of an image, used some days ago. */
+async function saveState(
+  dir: string,
+  { digit, days, bytes }: { digit: string; days: number; bytes: number },
+): Promise<string> {
+  const key = digit.repeat(64);
+  await using staging = await stageSnapshot(dir, key);
+  await Deno.writeFile(staging!.state, new Uint8Array(bytes));
+  const { path } = await staging!.place();
+  const used = new Date(NOW - days * DAY);
+  await Deno.utime(join(dir, `${key}.json`), used, used);
+  return path;
+}
+
+/** Such as `b 100`. */
+const states = (of: { states: CacheEntry["states"] }) =>
+  of.states.map(({ key, bytes }) => `${key[0]} ${bytes}`);
+
+const TWO: Entry[] = [["demo", "a", 10], ["demo", "b", 1]];
+
+/** Runs a test with a cache of two images and three machines. */
+function testStates(name: string, body: (cache: string) => Promise<void>) {
+  test(name, TWO, async (cache) => {
+    const [older, newer] = ["a", "b"].map((it) => statesOf(cache, "demo", it));
+    await saveState(older, { digit: "1", days: 9, bytes: 10 });
+    await saveState(newer, { digit: "2", days: 8, bytes: 200 });
+    await saveState(newer, { digit: "3", days: 0, bytes: 3000 });
+    // Whose first machine is saved was used just now.
+    for (const [image, digit, days] of TWO) {
+      const used = new Date(NOW - days * DAY);
+      await Deno.utime(entryDir(keyOf(cache, image, digit)), used, used);
+    }
+    await body(cache);
+  });
+}
+
+testStates("saved machines are listed with their image", async (cache) => {
+  const entries = await listCache(cache);
+  assertEquals(entries.map(short), ["demo b", "demo a"]);
+  assertEquals(entries.map(states), [["2 200", "3 3000"], ["1 10"]]);
+  // The image's own size and state are those of before.
+  assertEquals(entries.map(({ bytes }) => bytes), [5, 5]);
+  assertEquals(entries.map(({ trusted }) => trusted), [true, true]);
+  assertEquals(entries[1].states[0].used, "2026-01-22T12:00:00.000Z");
+});
+
+testStates(
+  "prune takes saved machines, of kept images too",
+  async (cache) => {
+    const result = await pruneCache(cache, { now });
+    assertEquals(gone(result), ["demo a"]);
+    assertEquals(states(result), ["2 200", "3 3000", "1 10"]);
+    assertEquals(result.bytes, 3215);
+    const [entry, ...more] = await listCache(cache);
+    assertEquals([short(entry), entry.states, more], ["demo b", [], []]);
+  },
+);
+
+testStates("prune keeps machines that were used lately", async (cache) => {
+  const options = { keep: 9, olderThanMs: 5 * DAY, now };
+  const dry = await pruneCache(cache, { ...options, dryRun: true });
+  assertEquals(states(dry), ["2 200", "1 10"]);
+  const before = (await listCache(cache)).flatMap(states);
+  assertEquals(before, ["2 200", "3 3000", "1 10"]);
+  assertEquals(await pruneCache(cache, options), dry);
+  assertEquals((await listCache(cache)).flatMap(states), ["3 3000"]);
+});
+
+testStates("prune takes damaged machines along", async (cache) => {
+  const dir = statesOf(cache, "demo", "b");
+  await Deno.truncate(join(dir, `${"3".repeat(64)}.state`), 7);
+  const listed = (await listCache(cache)).flatMap(states);
+  assertEquals(listed, ["2 200", "3 7", "1 10"]);
+  const result = await pruneCache(cache, { keep: 9, now: () => Date.now() });
+  assertEquals(states(result), listed);
+  assertEquals((await listCache(cache)).flatMap(states), []);
+});
+
+testStates(
+  "prune does not wait for a machine that is saved meanwhile",
+  async (cache) => {
+    const dir = statesOf(cache, "demo", "b");
+    const key = "2".repeat(64);
+    const left = join(dir, `.staging-${"3".repeat(64)}-0`);
+    await Deno.mkdir(left);
+    await using staging = await stageSnapshot(dir, key);
+    await Deno.writeTextFile(staging!.state, "new");
+    const result = await pruneCache(cache, { now });
+    assertEquals(states(result), ["3 3000", "1 10"]);
+    assertEquals(await Deno.stat(left).catch(() => "gone"), "gone");
+    const { bytes } = await staging!.place();
+    assertEquals(bytes, 3);
+    assertEquals(typeof await findSnapshot(dir, key), "object");
+  },
+);
+
+testStates(
+  "several prunes at once count a saved machine once, and none fails",
+  async (cache) => {
+    const results = await Promise.all(
+      [1, 2, 3, 4].map(() => pruneCache(cache, { keep: 0, now })),
+    );
+    assertEquals(await left(cache), []);
+    assertEquals(results.flatMap(gone).sort(), ["demo a", "demo b"]);
+    const taken = results.flatMap(states);
+    assertEquals(taken.length, new Set(taken).size, taken.join());
+  },
+);

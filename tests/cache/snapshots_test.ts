@@ -1,0 +1,317 @@
+import { assert, assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import {
+  findSnapshot,
+  listSnapshots,
+  removeSnapshot,
+  type Snapshot,
+  snapshotKey,
+  stageSnapshot,
+  sweepSnapshots,
+  touchSnapshot,
+} from "../../lib/cache/snapshots.ts";
+import { temporaryDir } from "../support/directory.ts";
+
+const KEY = "a".repeat(64);
+const OTHER = "b".repeat(64);
+const MEMORY = "memory and devices";
+
+/** Runs a test with a directory of saved machines. */
+function test(name: string, body: (dir: string) => Promise<void>) {
+  Deno.test(name, async () => {
+    await using dir = await temporaryDir();
+    await body(join(dir.path, "machines"));
+  });
+}
+
+/** Saves a machine, with a disk if it has written to one. */
+async function save(dir: string, key = KEY, disk?: string) {
+  await using staging = await stageSnapshot(dir, key);
+  const { state, disk: file, place } = staging!;
+  await Deno.writeTextFile(state, MEMORY, { mode: 0o600 });
+  if (disk) await Deno.writeTextFile(file, disk, { mode: 0o600 });
+  return await place();
+}
+
+const fileOf = (dir: string, ending: string, key = KEY) =>
+  join(dir, `${key}.${ending}`);
+
+/** Names of all files but locks, which stay behind. */
+async function files(dir: string): Promise<string[]> {
+  const names: string[] = [];
+  for await (const { name } of Deno.readDir(dir)) {
+    if (!name.endsWith(".lock")) names.push(name.replace(KEY, "a"));
+  }
+  return names.sort();
+}
+
+test("a saved machine is found with all that is known of it", async (dir) => {
+  const before = Date.now();
+  const placed = await save(dir, KEY, "disk");
+  const { saved, used, ...found } = await findSnapshot(dir, KEY) as Snapshot;
+  assertEquals(found, {
+    key: KEY,
+    path: fileOf(dir, "state"),
+    disk: fileOf(dir, "qcow2"),
+    bytes: MEMORY.length + 4,
+  });
+  // A file system's clock ticks more slowly.
+  assert(Math.abs(Date.parse(saved) - before) < 60_000, saved);
+  assert(Math.abs(Date.parse(used) - before) < 60_000, used);
+  assertEquals({ ...found, saved, used }, placed);
+  assertEquals(await Deno.readTextFile(placed.path), MEMORY);
+  assertEquals(await Deno.readTextFile(placed.disk!), "disk");
+  assertEquals(await files(dir), ["a.json", "a.qcow2", "a.state"]);
+});
+
+test("nothing is found where nothing was saved", async (dir) => {
+  assertEquals(await findSnapshot(dir, KEY), undefined);
+  await save(dir);
+  assertEquals(await findSnapshot(dir, OTHER), undefined);
+});
+
+Deno.test({
+  name: "only its owner can read a saved machine: memory holds secrets",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    await using dir = await temporaryDir();
+    const path = join(dir.path, "machines");
+    await save(path, KEY, "disk");
+    const modeOf = async (path: string) =>
+      (await Deno.stat(path)).mode! & 0o777;
+    assertEquals(await modeOf(path), 0o700);
+    for (const ending of ["state", "qcow2", "json"]) {
+      assertEquals(await modeOf(fileOf(path, ending)), 0o600, ending);
+    }
+  },
+});
+
+/** Writes other bytes of the same size, and sets the times of before. */
+async function flip(path: string) {
+  // Deno tells the time of a change in whole seconds.
+  await new Promise((done) => setTimeout(done, 1_100));
+  const { atime, mtime } = await Deno.stat(path);
+  {
+    using file = await Deno.open(path, { write: true });
+    await file.write(new Uint8Array([1]));
+  }
+  await Deno.utime(path, atime!, mtime!);
+}
+
+/** Each makes of a saved machine, with its disk, one that must not be tried. */
+const DAMAGES: Record<string, (dir: string) => Promise<void>> = {
+  "is shorter": (dir) => Deno.truncate(fileOf(dir, "state"), 3),
+  "is empty": (dir) => Deno.truncate(fileOf(dir, "state")),
+  "has another byte": (dir) => flip(fileOf(dir, "state")),
+  "has another byte on its disk": (dir) => flip(fileOf(dir, "qcow2")),
+  "has no disk any more": (dir) => Deno.remove(fileOf(dir, "qcow2")),
+  "is a foreign one": async (dir) => {
+    await save(dir, OTHER, "disk");
+    const foreign = fileOf(dir, "state", OTHER);
+    await Deno.copyFile(foreign, fileOf(dir, "state"));
+  },
+  "was put in its place": async (dir) => {
+    await save(dir, OTHER, "disk");
+    const foreign = fileOf(dir, "state", OTHER);
+    await Deno.rename(foreign, fileOf(dir, "state"));
+  },
+  "has no note": (dir) => Deno.remove(fileOf(dir, "json")),
+  "has half a note": (dir) => Deno.truncate(fileOf(dir, "json"), 9),
+  ...Object.fromEntries(
+    ["", "null", "[]", "{}", '"x"', '{"state":null}', '{"state":{}}'].map((
+      text,
+    ) => [
+      `has the note ${text || "of no byte"}`,
+      (dir) => Deno.writeTextFile(fileOf(dir, "json"), text),
+    ]),
+  ),
+  "has the note of another": async (dir) => {
+    await save(dir, OTHER, "disk");
+    const foreign = fileOf(dir, "json", OTHER);
+    await Deno.copyFile(foreign, fileOf(dir, "json"));
+  },
+};
+
+for (const [what, damage] of Object.entries(DAMAGES)) {
+  test(`a saved machine that ${what} is damaged`, async (dir) => {
+    const state = await save(dir, KEY, "disk");
+    await damage(dir);
+    assertEquals(await findSnapshot(dir, KEY), "damaged");
+    const listed = (await listSnapshots(dir)).find(({ key }) => key === KEY);
+    assertEquals(await removeSnapshot(dir, listed!), true);
+    assertEquals(await findSnapshot(dir, KEY), undefined);
+    assertEquals((await files(dir)).filter((it) => it.startsWith("a.")), []);
+    assertEquals(await removeSnapshot(dir, state), false);
+  });
+}
+
+test("what is not a file is no saved machine", async (dir) => {
+  const { path } = await save(dir);
+  await Deno.rename(path, `${path}.elsewhere`);
+  await Deno.symlink(`${path}.elsewhere`, path);
+  assertEquals(await findSnapshot(dir, KEY), undefined);
+  await Deno.remove(path);
+  await Deno.mkdir(join(path, "deep"), { recursive: true });
+  assertEquals(await findSnapshot(dir, KEY), undefined);
+  await save(dir);
+  assertEquals(typeof await findSnapshot(dir, KEY), "object");
+});
+
+test("a machine that wrote no disk does not get an older one's", async (dir) => {
+  await save(dir, KEY, "disk");
+  const { disk, bytes } = await save(dir);
+  assertEquals([disk, bytes], [undefined, MEMORY.length]);
+  assertEquals(await files(dir), ["a.json", "a.state"]);
+});
+
+test("a save that is given up leaves what was there before", async (dir) => {
+  const before = await save(dir);
+  {
+    await using staging = await stageSnapshot(dir, KEY);
+    await Deno.writeTextFile(staging!.state, "half");
+    assertEquals(await findSnapshot(dir, KEY), before);
+  }
+  assertEquals(await findSnapshot(dir, KEY), before);
+  assertEquals(await files(dir), ["a.json", "a.state"]);
+});
+
+test("a save that cannot be finished leaves nothing to restore", async (dir) => {
+  await save(dir, KEY, "disk");
+  await using staging = await stageSnapshot(dir, KEY);
+  await Deno.writeTextFile(staging!.state, MEMORY);
+  // The note cannot be written where there is a directory.
+  await Deno.mkdir(staging!.state.replace(/state$/, "json"));
+  const error = await staging!.place().then(() => undefined, (error) => error);
+  assert(error instanceof Error);
+  assertEquals(await findSnapshot(dir, KEY), undefined);
+});
+
+test("at each step of a save, the state is whole or not to be found", async (dir) => {
+  await save(dir, KEY, "disk");
+  let over = false;
+  const seen = new Set<string>();
+  const watching = (async () => {
+    while (!over) {
+      const state = await findSnapshot(dir, KEY);
+      if (typeof state === "object") {
+        assertEquals(state.bytes, MEMORY.length + 4);
+        assert(state.disk);
+      }
+      seen.add(typeof state === "object" ? "whole" : "none");
+    }
+  })();
+  for (let times = 0; times < 20; times++) await save(dir, KEY, "disk");
+  over = true;
+  await watching;
+  assert(seen.has("whole"));
+});
+
+test("one process at a time saves a machine; others do not wait", async (dir) => {
+  await using first = await stageSnapshot(dir, KEY);
+  assert(first);
+  assertEquals(await stageSnapshot(dir, KEY), undefined);
+  await using other = await stageSnapshot(dir, OTHER);
+  assert(other);
+});
+
+test("what a dead process left is swept by the next that saves", async (dir) => {
+  const stale = join(dir, `.staging-${KEY}-00000000`);
+  const foreign = join(dir, `.staging-${OTHER}-00000000`);
+  for (const path of [stale, foreign]) {
+    await Deno.mkdir(path, { recursive: true });
+    await Deno.writeTextFile(join(path, "state"), "half");
+  }
+  await using staging = await stageSnapshot(dir, KEY);
+  assertEquals(await Deno.stat(stale).catch(() => "gone"), "gone");
+  await Deno.stat(foreign);
+  await Deno.stat(join(staging!.state, ".."));
+});
+
+test("a sweep takes what the dead left, and nothing of the living", async (dir) => {
+  await save(dir, KEY, "disk");
+  await using alive = await stageSnapshot(dir, OTHER);
+  await Deno.writeTextFile(alive!.state, MEMORY);
+  const third = "c".repeat(64);
+  const left = [`.staging-${KEY}-0`, `.staging-${third}-0`];
+  for (const name of left) await Deno.mkdir(join(dir, name));
+  // Ends of a save that was cut off.
+  for (const ending of ["qcow2", "json"]) {
+    await Deno.writeTextFile(fileOf(dir, ending, third), "");
+  }
+  await Deno.writeTextFile(join(dir, "notes.txt"), "");
+  await sweepSnapshots(dir);
+  assertEquals(
+    (await files(dir)).map((it) => it.replace(/b{64}-.*/, "b")),
+    [".staging-b", "a.json", "a.qcow2", "a.state", "notes.txt"],
+  );
+  assert(await alive!.place());
+  await sweepSnapshots(join(dir, "none"));
+});
+
+test("saved machines are listed, the damaged ones too", async (dir) => {
+  assertEquals(await listSnapshots(dir), []);
+  const whole = await save(dir);
+  await save(dir, OTHER);
+  await Deno.truncate(fileOf(dir, "state", OTHER), 5);
+  await Deno.writeTextFile(join(dir, "notes.state"), "");
+  const [first, second, ...more] = await listSnapshots(dir);
+  assertEquals(first, whole);
+  assertEquals([second.key, second.bytes], [OTHER, 5]);
+  assertEquals(more, []);
+});
+
+test("a machine that is saved anew is not removed for an older one", async (dir) => {
+  const tried = await save(dir);
+  await new Promise((done) => setTimeout(done, 20));
+  await save(dir);
+  assertEquals(await removeSnapshot(dir, tried), false);
+  const now = await findSnapshot(dir, KEY) as Snapshot;
+  assertEquals(await removeSnapshot(dir, now), true);
+  assertEquals(await files(dir), []);
+});
+
+test("while a machine is saved anew, the one before is not removed", async (dir) => {
+  const before = await save(dir);
+  {
+    await using _staging = await stageSnapshot(dir, KEY);
+    assertEquals(await removeSnapshot(dir, before), false);
+  }
+  assertEquals(await removeSnapshot(dir, before), true);
+  await Deno.remove(dir, { recursive: true });
+  assertEquals(await removeSnapshot(dir, before), false);
+});
+
+test("a removed machine that is being restored is read to its end", async (dir) => {
+  const state = await save(dir);
+  using reader = await Deno.open(state.path);
+  assertEquals(await removeSnapshot(dir, state), true);
+  assertEquals(await new Response(reader.readable).text(), MEMORY);
+});
+
+test("use is noted, and does not damage", async (dir) => {
+  const { used, ...before } = await save(dir);
+  const past = new Date("2020-01-01T00:00:00Z");
+  await Deno.utime(fileOf(dir, "json"), past, past);
+  const old = await findSnapshot(dir, KEY) as Snapshot;
+  assertEquals(old, { ...before, used: past.toISOString() });
+  await touchSnapshot(dir, KEY);
+  const now = await findSnapshot(dir, KEY) as Snapshot;
+  assert(now.used >= used.slice(0, 16), now.used);
+  // A directory that cannot be written is not worth an error.
+  await touchSnapshot(join(dir, "none"), KEY);
+});
+
+Deno.test("each part of what has to match makes another key", async () => {
+  const parts = { digest: "x", args: ["-m", "512M"], program: { size: 1 } };
+  const keys = await Promise.all([
+    parts,
+    { ...parts, digest: "y" },
+    { ...parts, args: ["-m", "513M"] },
+    { ...parts, args: ["-m 512M"] },
+    { ...parts, program: { size: 2 } },
+    { ...parts, cpu: "z" },
+  ].map(snapshotKey));
+  assertEquals(new Set(keys).size, keys.length);
+  assertEquals(await snapshotKey({ ...parts }), keys[0]);
+  for (const key of keys) assert(/^[0-9a-f]{64}$/.test(key));
+});

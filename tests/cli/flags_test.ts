@@ -1,0 +1,34 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { COMMANDS, COMMON } from "../../lib/cli/flags.ts";
+import { helpText } from "../../lib/cli/help.ts";
+
+Deno.test("the program's help has a line for each command", () => {
+  const help = helpText();
+  assert(help.startsWith("Usage: toolsmith COMMAND [flags]\n"));
+  for (const { name, summary } of COMMANDS) {
+    const line = help.split("\n").find((line) => line.startsWith(`  ${name} `));
+    assertStringIncludes(line ?? "", summary);
+  }
+});
+
+for (const command of COMMANDS) {
+  Deno.test(`the help of ${command.name} has its usage and every flag once`, () => {
+    const help = helpText(command);
+    assert(help.startsWith(
+      `Usage: toolsmith ${command.name} ${command.usage}\n`,
+    ));
+    assert(help.endsWith("\n") && !help.endsWith("\n\n"));
+    for (const { name, value, help: words } of [...command.flags, ...COMMON]) {
+      const start = value ? `  --${name} ${value} ` : `  --${name} `;
+      const lines = help.split("\n").filter((line) => line.startsWith(start));
+      assertEquals(lines.length, 1, name);
+      assertStringIncludes(lines[0], words);
+    }
+  });
+
+  Deno.test(`the help of ${command.name} fits a terminal of 100 columns`, () => {
+    for (const line of helpText(command).split("\n")) {
+      assert(line.length <= 100, `${line.length}: ${line}`);
+    }
+  });
+}

@@ -1,0 +1,237 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import {
+  describe,
+  describeError,
+  errorLine,
+  humanView,
+  resultLine,
+} from "../../lib/cli/render.ts";
+import {
+  bytesText,
+  progressBar,
+  secondsText,
+  shortDigest,
+} from "../../lib/cli/format.ts";
+import { ToolsmithError } from "../../lib/errors.ts";
+import type { ToolsmithEvent, Untimed } from "../../lib/events.ts";
+
+const MIB = 1024 * 1024;
+const DIGEST = `sha256:${"ab".repeat(32)}`;
+const timestamp = "2026-01-31T12:00:00.000Z";
+
+const timed = (event: Untimed<ToolsmithEvent>) =>
+  ({ timestamp, ...event }) as ToolsmithEvent;
+
+/** A screen that keeps what is written, with a clock to set. */
+function screen(bar: boolean, columns = 80) {
+  const kept = { text: "", time: 0 };
+  const view = humanView({
+    write: (text) => kept.text += text,
+    bar,
+    columns,
+    now: () => kept.time,
+  });
+  const send = (event: Untimed<ToolsmithEvent>) => view.onEvent(timed(event));
+  return { kept, send, close: () => view.close() };
+}
+
+const START = {
+  type: "download_start",
+  image: "demo",
+  source: "oci://ghcr.io/o/r:1",
+  bytes: 64 * MIB,
+} as const;
+
+const progress = (bytes: number) => ({
+  type: "download_progress" as const,
+  image: "demo",
+  bytes,
+  total: 64 * MIB,
+});
+
+Deno.test("sizes are written with a unit that fits", () => {
+  const sizes: [number, string][] = [
+    [0, "0 B"],
+    [1023, "1023 B"],
+    [1024, "1.0 KiB"],
+    [1536, "1.5 KiB"],
+    [MIB - 1, "1.0 MiB"],
+    [64 * MIB, "64.0 MiB"],
+    [2 ** 40, "1.0 TiB"],
+    [2 ** 52, "4096.0 TiB"],
+  ];
+  for (const [bytes, text] of sizes) assertEquals(bytesText(bytes), text);
+});
+
+Deno.test("times are written in seconds, minutes or hours, and never as 60 s", () => {
+  const times: [number, string][] = [
+    [0, "0.0 s"],
+    [449, "0.4 s"],
+    [9_949, "9.9 s"],
+    [9_970, "10 s"],
+    [59_400, "59 s"],
+    [59_600, "1 min 0 s"],
+    [119_700, "2 min 0 s"],
+    [200_000, "3 min 20 s"],
+    [3_599_600, "1 h 0 min"],
+    [7_500_000, "2 h 5 min"],
+  ];
+  for (const [ms, text] of times) assertEquals(secondsText(ms), text);
+});
+
+Deno.test("a digest is shortened for a line", () => {
+  assertEquals(shortDigest(DIGEST), "sha256:abababababab");
+  assertEquals(shortDigest("ab".repeat(32)), "abababababab");
+});
+
+Deno.test("a bar shows share, size, rate and time left", () => {
+  const bar = progressBar({ bytes: 16 * MIB, total: 64 * MIB }, 4000, 100);
+  assertEquals(
+    bar,
+    `[${"#".repeat(8)}${
+      " ".repeat(22)
+    }]  25%  16.0 MiB of 64.0 MiB  4.0 MiB/s  12 s left`,
+  );
+});
+
+Deno.test("a bar is never longer than its line, whatever the numbers", () => {
+  const cases = [
+    { bytes: 0, total: 64 * MIB },
+    { bytes: 64 * MIB, total: 64 * MIB },
+    { bytes: 65 * MIB, total: 64 * MIB },
+    { bytes: 7, total: null },
+    { bytes: 0, total: 0 },
+    { bytes: 2 ** 52, total: 2 ** 53 },
+  ];
+  for (const columns of [0, 1, 10, 40, 60, 80, 200]) {
+    for (const elapsedMs of [0, 1, 100_000_000]) {
+      for (const progress of cases) {
+        const bar = progressBar(progress, elapsedMs, columns);
+        assert(bar.length <= columns, bar);
+        assert(!/NaN|Infinity|-\d/.test(bar), bar);
+      }
+    }
+  }
+});
+
+Deno.test("on a terminal the bar is drawn over itself, and is gone before the next line", () => {
+  const { kept, send, close } = screen(true);
+  send(START);
+  kept.text = "";
+  send(progress(MIB));
+  send(progress(2 * MIB));
+  assertEquals(kept.text.split("\r\x1b[K").length, 3);
+  assert(!kept.text.includes("\n"));
+  kept.text = "";
+  send({ type: "checksum_verified", image: "demo", digest: DIGEST, bytes: 1 });
+  assertEquals(kept.text, `\r\x1b[Kverified ${DIGEST}\n`);
+  kept.text = "";
+  close();
+  assertEquals(kept.text, "");
+  send(progress(3 * MIB));
+  kept.text = "";
+  close();
+  close();
+  assertEquals(kept.text, "\r\x1b[K");
+});
+
+Deno.test("elsewhere progress is a plain line every few seconds", () => {
+  const { kept, send } = screen(false);
+  send(START);
+  kept.text = "";
+  for (kept.time = 0; kept.time <= 12_000; kept.time += 100) {
+    send(progress(kept.time * 1000));
+  }
+  const lines = kept.text.trimEnd().split("\n");
+  assertEquals(lines.length, 2);
+  for (const line of lines) assertStringIncludes(line, "of 64.0 MiB");
+  assert(!kept.text.includes("\x1b"), "no escape sequences");
+});
+
+Deno.test("what happens is said in plain words", () => {
+  const said: [Untimed<ToolsmithEvent>, string | undefined][] = [
+    [START, "getting demo, 64.0 MiB, from oci://ghcr.io/o/r:1"],
+    [{ ...START, bytes: null }, "getting demo from oci://ghcr.io/o/r:1"],
+    [
+      {
+        type: "download_end",
+        image: "demo",
+        source: "x",
+        bytes: 64 * MIB,
+        elapsedMs: 4000,
+      },
+      "got 64.0 MiB in 4.0 s (16.0 MiB/s)",
+    ],
+    [
+      {
+        type: "retry",
+        image: "demo",
+        code: "transfer_interrupted",
+        message: "it was cut",
+        attempt: 2,
+        attempts: 4,
+        delayMs: 1000,
+      },
+      "warning: it was cut; attempt 2 of 4 in 1.0 s",
+    ],
+    [
+      { type: "cache_hit", image: "demo", path: "/x", digest: DIGEST },
+      "cached demo sha256:abababababab",
+    ],
+    [
+      { type: "lock_wait", image: "demo", path: "/x" },
+      "waiting: another process is getting demo",
+    ],
+    [{ type: "warning", message: "careful" }, "warning: careful"],
+    [progress(1), undefined],
+  ];
+  for (const [event, line] of said) assertEquals(describe(timed(event)), line);
+});
+
+Deno.test("names and messages from outside cannot steer a terminal", () => {
+  const { kept, send } = screen(true);
+  const evil = "\x1b]0;owned\x07\x1b[2J\x9b31m\r";
+  send({ type: "warning", message: evil });
+  send({ ...START, image: evil, source: evil });
+  const error = describeError(
+    new ToolsmithError("failed", evil, { hint: evil }),
+  );
+  for (const text of [kept.text, error]) {
+    // deno-lint-ignore no-control-regex
+    assert(!/[\x00-\x09\x0b-\x1f\x7f-\x9f]/.test(text), JSON.stringify(text));
+  }
+});
+
+Deno.test("an error is said with its code, and its hint below", () => {
+  const error = new ToolsmithError("oras_not_found", "oras not found on PATH", {
+    hint: "install it",
+  });
+  assertEquals(
+    describeError(error),
+    "error: oras not found on PATH [oras_not_found]\nhint: install it\n",
+  );
+  assertEquals(
+    describeError(new ToolsmithError("failed", "x")),
+    "error: x [failed]\n",
+  );
+});
+
+Deno.test("the last line of --json is one object, whatever is in it", () => {
+  const now = Date.parse(timestamp);
+  const error = new ToolsmithError("failed", "a\nb\u2028", { hint: "c" });
+  const line = errorLine(error, now);
+  assert(!line.includes("\n"));
+  assertEquals(JSON.parse(line), {
+    type: "error",
+    timestamp,
+    code: "failed",
+    message: "a\nb\u2028",
+    hint: "c",
+  });
+  const result = { outcome: "pulled", path: "/x", digest: DIGEST, bytes: 1 };
+  assertEquals(JSON.parse(resultLine(result, now)), {
+    type: "result",
+    timestamp,
+    ...result,
+  });
+});

@@ -1,0 +1,227 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { join } from "@std/path";
+import {
+  doctor,
+  type DoctorOptions,
+  type Finding,
+} from "../../lib/doctor/doctor.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { needs, parts } from "../support/parts.ts";
+import { startRegistry } from "../support/registry.ts";
+import { makeQcow2, orasPush, TYPE } from "../support/workspace.ts";
+
+const DIGEST = "a".repeat(64);
+
+/** What a check is given: a directory, with a manifest if the image is named. */
+async function examine(
+  dir: string,
+  options: DoctorOptions & {
+    qcow2?: string;
+    variables?: Record<string, string>;
+  } = {},
+) {
+  const { qcow2, variables = {}, ...rest } = options;
+  if (qcow2 !== undefined) {
+    const image = { name: "demo", qcow2, qcow2_sha256: DIGEST };
+    await Deno.mkdir(join(dir, ".toolsmith"), { recursive: true });
+    await Deno.writeTextFile(
+      join(dir, ".toolsmith", "tools.json"),
+      JSON.stringify({ image }),
+    );
+  }
+  const env = new Map(
+    Object.entries({ TOOLSMITH_ORAS: "/none", ...variables }),
+  );
+  const findings = await doctor({ cwd: dir, env, ...rest });
+  return Object.fromEntries(findings.map((it) => [it.check, it]));
+}
+
+/** Writes a program that says it is this version of oras. */
+async function stand(dir: string, version: string): Promise<string> {
+  const path = join(dir, `oras-${version}`);
+  const script = `#!/bin/sh\necho "Version:        ${version}"\n`;
+  await Deno.writeTextFile(path, script, { mode: 0o755 });
+  return path;
+}
+
+const level = (finding: Finding | undefined) => finding?.level;
+
+Deno.test({
+  name: "a host that has everything is told so, and what it has",
+  ...needs("oras", "registry", "qemuImg"),
+  async fn() {
+    await using dir = await temporaryDir();
+    await using registry = await startRegistry();
+    const cwd = join(dir.path, "dist");
+    await makeQcow2(join(cwd, "image.qcow2"));
+    const reference = `${registry.host}/owner/repo:1.0`;
+    await orasPush(reference, [`image.qcow2:${TYPE}`], { cwd });
+    const found = await examine(dir.path, {
+      qcow2: `oci://${reference}`,
+      variables: { TOOLSMITH_ORAS: parts.oras! },
+    });
+    for (const check of ["manifest", "credentials", "registry", "cache"]) {
+      assertEquals(level(found[check]), "ok", found[check].found);
+    }
+    assert(found.manifest.found.includes(`demo from oci://${reference}`));
+    assert(/^serves sha256:[0-9a-f]{64}$/.test(found.registry.found));
+    assert(/^1\.\d+\.\d+/.test(found.oras.found), found.oras.found);
+    assert(/GiB free at \//.test(found.space.found), found.space.found);
+    // Looking changes nothing.
+    const left = await Array.fromAsync(
+      Deno.readDir(join(dir.path, ".toolsmith")),
+    );
+    assertEquals(left.map(({ name }) => name), ["tools.json"]);
+  },
+});
+
+Deno.test({
+  name:
+    "a registry that lacks the image, and one that is not there, fail alone",
+  ...needs("oras", "registry"),
+  async fn() {
+    await using dir = await temporaryDir();
+    await using registry = await startRegistry();
+    const variables = { TOOLSMITH_ORAS: parts.oras! };
+    const qcow2 = `oci://${registry.host}/owner/none:1`;
+    const options = { qcow2, variables };
+    const missing = await examine(dir.path, options);
+    assertEquals(level(missing.registry), "fail");
+    assert(missing.registry.found.includes("Not found"));
+    await registry.stop();
+    const gone = await examine(dir.path, options);
+    assertEquals(level(gone.registry), "fail");
+    assert(gone.registry.found.includes("Cannot connect"));
+    assert(gone.registry.hint, "no hint");
+    assertEquals(level(gone.cache), "ok");
+  },
+});
+
+Deno.test("a host without oras is told in the guide's words, and the rest is checked", async () => {
+  await using dir = await temporaryDir();
+  const qcow2 = "oci://127.0.0.1:1/owner/repo:1.0";
+  const found = await examine(dir.path, { qcow2 });
+  assertEquals(level(found.oras), "fail");
+  assert(found.oras.found.startsWith("oras not found"), found.oras.found);
+  assert(found.oras.hint?.includes("set TOOLSMITH_ORAS"));
+  assertEquals(level(found.cache), "ok");
+});
+
+Deno.test("oras is not needed for an image that does not come from a registry", async () => {
+  await using dir = await temporaryDir();
+  const found = await examine(dir.path, { qcow2: "image.qcow2" });
+  assertEquals(level(found.oras), "warn");
+  assertEquals(found.registry, undefined);
+  assertEquals(found.credentials, undefined);
+});
+
+Deno.test({
+  name: "an oras that is too old fails, one that unpacks unsafely is warned of",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    await using dir = await temporaryDir();
+    const versions: [string, Finding["level"]][] = [
+      ["1.2.9", "fail"],
+      ["0.16.0", "fail"],
+      ["1.3.0", "warn"],
+      ["1.3.0+unreleased", "warn"],
+      ["1.3.2", "warn"],
+      ["1.3.3", "ok"],
+      ["1.10.0", "ok"],
+      ["2.0.0-beta.1", "ok"],
+    ];
+    for (const [version, expected] of versions) {
+      const TOOLSMITH_ORAS = await stand(dir.path, version);
+      const found = await examine(dir.path, {
+        variables: { TOOLSMITH_ORAS },
+      });
+      assertEquals(level(found.oras), expected, version);
+      assert(found.oras.found.startsWith(version.replace("+unreleased", "")));
+      assertEquals(found.oras.hint === undefined, expected === "ok");
+    }
+    const variables = { TOOLSMITH_ORAS: "true" };
+    const other = await examine(dir.path, { variables });
+    assertEquals(level(other.oras), "fail");
+  },
+});
+
+Deno.test("credentials are found, and the token is not shown", async () => {
+  await using dir = await temporaryDir();
+  const qcow2 = "oci://ghcr.io/owner/repo:1.0";
+  const cases: [Record<string, string>, Finding["level"], string][] = [
+    [{}, "ok", "none in the environment"],
+    [{ GHCR_TOKEN: "s3cr3t" }, "warn", "it is not used"],
+    [{ GITHUB_ACTOR: "jane" }, "ok", "none in the environment"],
+    [
+      { GHCR_TOKEN: "s3cr3t", GITHUB_ACTOR: "jane" },
+      "ok",
+      "GHCR_TOKEN for jane at ghcr.io",
+    ],
+    [
+      { GHCR_TOKEN: "s3cr3t", GITHUB_ACTOR: "jane", GHCR_USERNAME: "joe" },
+      "ok",
+      "GHCR_TOKEN for joe at ghcr.io",
+    ],
+  ];
+  for (const [variables, expected, words] of cases) {
+    const found = await examine(dir.path, { qcow2, variables });
+    assertEquals(level(found.credentials), expected, words);
+    assert(found.credentials.found.includes(words), found.credentials.found);
+    assert(!JSON.stringify(found).includes("s3cr3t"));
+  }
+});
+
+Deno.test("a host without a manifest is warned, one that names a lost one fails", async () => {
+  await using dir = await temporaryDir();
+  const none = await examine(dir.path);
+  assertEquals(level(none.manifest), "warn");
+  assert(none.manifest.hint?.includes("toolsmith init"));
+  const named = await examine(dir.path, { manifest: "lost.json" });
+  assertEquals(level(named.manifest), "fail");
+  const variables = { TOOLSMITH_MANIFEST: "lost.json" };
+  const variable = await examine(dir.path, { variables });
+  assertEquals(level(variable.manifest), "fail");
+  assertEquals([named.oras.check, named.cache.check], ["oras", "cache"]);
+});
+
+Deno.test("a manifest that is wrong fails, with its field", async () => {
+  await using dir = await temporaryDir();
+  const found = await examine(dir.path, { qcow2: "" });
+  assertEquals(level(found.manifest), "fail");
+  assert(found.manifest.found.includes("image.qcow2: empty"));
+});
+
+Deno.test("a cache that cannot be written fails, and says where", async () => {
+  await using dir = await temporaryDir();
+  const cache = join(dir.path, "file");
+  await Deno.writeTextFile(cache, "");
+  for (const path of [cache, join(cache, "deeper")]) {
+    const found = await examine(dir.path, { cache: path });
+    assertEquals(level(found.cache), "fail");
+    assert(found.cache.hint?.includes("TOOLSMITH_CACHE"));
+  }
+  assertEquals((await Deno.stat(cache)).isFile, true);
+});
+
+Deno.test("the cache is the given one, else the variable's, else the workspace's", async () => {
+  await using dir = await temporaryDir();
+  const at = (name: string) => join(dir.path, name);
+  const variables = { TOOLSMITH_CACHE: at("variable") };
+  const given = await examine(dir.path, { cache: at("given"), variables });
+  assertEquals(given.cache.found, `${at("given")} can be written`);
+  const variable = await examine(dir.path, { variables });
+  assertEquals(variable.cache.found, `${at("variable")} can be written`);
+  const usual = await examine(dir.path);
+  assertEquals(usual.cache.found, `${at(".toolsmith/cache")} can be written`);
+  assertEquals(await Array.fromAsync(Deno.readDir(dir.path)), []);
+});
+
+Deno.test("an abort ends the checks", async () => {
+  await using dir = await temporaryDir();
+  const signal = AbortSignal.abort(new Error("enough"));
+  await assertRejects(
+    () => examine(dir.path, { signal }),
+    Error,
+    "enough",
+  );
+});

@@ -1,0 +1,129 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { VERSION } from "../../lib/version.ts";
+import { COMMANDS } from "../../lib/cli/flags.ts";
+import { denoArgs, ROOT } from "../../scripts/deno.ts";
+import { run } from "../../lib/system/process.ts";
+import {
+  cleanEnvironment,
+  jsonLines,
+  toolsmith,
+  workspace,
+} from "../support/workspace.ts";
+
+Deno.test("--help explains the program and each command", async () => {
+  const program = await toolsmith(["--help"]);
+  assertEquals([program.code, program.stderr], [0, ""]);
+  for (const { name, flags } of COMMANDS) {
+    assertMatch(program.stdout, new RegExp(`^  ${name} +\\S`, "m"));
+    const command = await toolsmith([name, "--help"]);
+    assertEquals(command.code, 0, command.stderr);
+    for (const flag of flags) {
+      assert(command.stdout.includes(`--${flag.name}`), `${name} ${flag.name}`);
+    }
+    assertEquals(await toolsmith(["help", name]), command);
+  }
+});
+
+Deno.test("--version prints the version", async () => {
+  const { stdout } = await toolsmith(["--version"]);
+  assertEquals(stdout, `toolsmith ${VERSION}\n`);
+});
+
+Deno.test("a wrong command line ends with 2 and a suggestion", async () => {
+  const wrong: [string[], RegExp][] = [
+    [["hydrat"], /did you mean toolsmith hydrate\?/],
+    [["frobnicate"], /no such command: frobnicate/],
+    [["--verbose"], /no such flag: --verbose/],
+    [["hydrate", "--ofline"], /did you mean --offline\?/],
+    [["hydrate", "--manifest"], /--manifest needs a value/],
+    [["hydrate", "--manifest", "a", "--manifest", "b"], /given 2 times/],
+    [["hydrate", "extra"], /does not take "extra"/],
+    [["hydrate", "--retries=-1"], /-1 is not a whole number/],
+    [["hydrate", "--retries", "many"], /many is not a whole number/],
+    [["hydrate", "--stall-timeout", "0"], /not a number of seconds/],
+    [["hydrate", "--", "more"], /nothing after --/],
+    [["cache"], /needs an argument/],
+    [["cache", "prun"], /did you mean prune\?/],
+    [["cache", "prune", "--older-than", "soon"], /soon is not an age/],
+    [["publish", "a.qcow2"], /needs 2 arguments/],
+    [["publish", "a", "b", "--verify", "pul"], /did you mean pull\?/],
+    [["publish", "a", "b", "--annotation", "x"], /not KEY=VALUE/],
+    [["publish", "a", "b", "--extra", "x"], /path:mediaType/],
+    [["publish", "a", "b", "--created", "now"], /now is not a time/],
+    [["init"], /--ref/],
+  ];
+  for (const [args, words] of wrong) {
+    const { code, stdout, stderr } = await toolsmith(args);
+    assertEquals([code, stdout], [2, ""], args.join(" "));
+    assertMatch(stderr, /^error: /);
+    assertMatch(stderr, words);
+  }
+  const { code, stdout } = await toolsmith(["hydrate", "--bad", "--json"]);
+  const { last } = jsonLines(stdout);
+  assertEquals([code, last.type, last.code], [2, "error", "usage"]);
+});
+
+Deno.test("a manifest that is wrong is named with its line or field", async () => {
+  await using work = await workspace();
+  const path = `${work.dir}/.toolsmith/tools.json`;
+  const none = await work.toolsmith(["hydrate"]);
+  assertEquals(none.code, 10);
+  assert(none.stderr.includes(path), none.stderr);
+  assertMatch(none.stderr, /toolsmith init/);
+
+  await Deno.writeTextFile(path, '{\n  "image": {,}\n}\n');
+  const syntax = await work.toolsmith(["hydrate"]);
+  assertEquals(syntax.code, 11);
+  assert(syntax.stderr.includes(`${path}:2:13: not JSON`), syntax.stderr);
+
+  await work.manifest({ name: "../x", qcow2: "a", qcow2_sha256: "b" });
+  const field = await work.toolsmith(["hydrate"]);
+  assert(field.stderr.includes(`${path}: image.name: "../x"`), field.stderr);
+});
+
+Deno.test("the manifest is found in the directory above, by flag, by variable", async () => {
+  await using work = await workspace();
+  await work.manifest({ qcow2: "none.qcow2", qcow2_sha256: "0".repeat(64) });
+  await Deno.mkdir(`${work.dir}/deep/er`, { recursive: true });
+  const manifest = `${work.dir}/.toolsmith/tools.json`;
+  const ways: [string, string[], Record<string, string>][] = [
+    [`${work.dir}/deep/er`, [], {}],
+    ["/", ["--manifest", manifest], {}],
+    ["/", [], { TOOLSMITH_MANIFEST: manifest }],
+  ];
+  for (const [cwd, args, env] of ways) {
+    const output = await toolsmith(["hydrate", ...args], { cwd, env });
+    // It was read: the file that it names is missing.
+    assertEquals(output.code, 13, output.stderr);
+  }
+});
+
+Deno.test("doctor says what is missing, and ends with 1", async () => {
+  await using work = await workspace();
+  const qcow2 = "oci://127.0.0.1:9/owner/none:1";
+  await work.manifest({ qcow2, qcow2_sha256: "0".repeat(64) });
+  const { code, stdout } = await work.toolsmith(["doctor"], {
+    env: { TOOLSMITH_ORAS: "/no/oras" },
+    permissions: ["-A"],
+  });
+  assertEquals(code, 1);
+  assertMatch(stdout, /^ok {4}manifest/m);
+  assertMatch(stdout, /^fail {2}oras .*oras not found/m);
+  assertMatch(stdout, /^ok {4}cache/m);
+  assertMatch(stdout, /^(ok|warn) +space .*GiB free/m);
+  // It looked, and left nothing behind.
+  assertEquals(await work.cached(), []);
+  assertEquals([...Deno.readDirSync(`${work.dir}/.toolsmith`)].length, 1);
+});
+
+Deno.test("mod.ts runs the program, and imported it does nothing", async () => {
+  const mod = `${ROOT}/mod.ts`;
+  const config = `--config=${ROOT}/deno.json`;
+  const args = await denoArgs(["run", "-A", config, mod, "--version"]);
+  const env = cleanEnvironment();
+  const ran = await run(Deno.execPath(), { args, env });
+  assertEquals(ran.stdout, `toolsmith ${VERSION}\n`);
+
+  const { hydrate, loadManifest } = await import("../../mod.ts");
+  assertEquals([typeof hydrate, typeof loadManifest], ["function", "function"]);
+});

@@ -1,0 +1,298 @@
+import { assert, assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import { boot } from "../../lib/vm/boot.ts";
+import type { BootOptions } from "../../lib/vm/options.ts";
+import { fileChunks, sha256 } from "../../lib/system/digest.ts";
+import type { ToolsmithEvent } from "../../lib/events.ts";
+import { run } from "../../lib/system/process.ts";
+import { listSnapshots, stageSnapshot } from "../../lib/cache/snapshots.ts";
+import { denoArgs, ROOT } from "../../scripts/deno.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { env, guest, needsGuest } from "../support/guest.ts";
+
+const digestOf = (path: string) => sha256(fileChunks(path));
+/** Sectors between the partition table and the first partition. */
+const MARK = 40;
+
+/** Names of the files in a directory, but not of locks: those stay behind. */
+function files(dir: string): string[] {
+  return Array.from(Deno.readDirSync(dir), ({ name }) => name)
+    .filter((name) => !name.endsWith(".lock"));
+}
+
+const endings = (dir: string) =>
+  files(dir).map((name) => name.replace(/^[0-9a-f]{64}/, "")).sort();
+
+/** Boots or restores, and tells which it was. */
+async function start(options: BootOptions) {
+  const events: ToolsmithEvent[] = [];
+  const vm = await boot({
+    env,
+    ...options,
+    onEvent: (event) => events.push(event),
+  });
+  const all = <T extends ToolsmithEvent["type"]>(type: T) =>
+    events.filter((it): it is Extract<ToolsmithEvent, { type: T }> =>
+      it.type === type
+    );
+  return {
+    how: all("boot_ready")[0].how,
+    all,
+    /** What was said, but for what concerns the accelerator. */
+    said: () =>
+      all("warning").map(({ message }) => message)
+        .filter((message) => message.includes("machine")),
+    /** Runs a script of the guest's shell, and returns what it prints. */
+    async sh(script: string) {
+      const { code, stdout } = await vm.exec("sh", { args: ["-c", script] });
+      assertEquals(code, 0, script);
+      return stdout;
+    },
+    [Symbol.asyncDispose]: () => vm.stop(),
+  };
+}
+
+/** Past the memory of the guest: what the disk itself holds. */
+const readMark = `dd if=/dev/vda skip=${MARK} count=1 iflag=direct 2>/dev/null`;
+
+const readRandom = "od -An -N16 -tx1 /dev/urandom";
+
+/** One state serves all: to boot takes longer than what is tested. */
+Deno.test({
+  name: "a machine is saved once, and restored from then on",
+  ...needsGuest,
+  async fn(t) {
+    await using dir = await temporaryDir();
+    const image = join(dir.path, "image, copied.qcow2");
+    await Deno.copyFile(await guest(), image);
+    await Deno.chmod(image, 0o444);
+    const digest = `sha256:${await digestOf(image)}`;
+    const machines = join(dir.path, "machines");
+    const states = { dir: machines, digest };
+    const common = { image, states };
+
+    await t.step("SIGKILL during the save leaves no state", async () => {
+      const script = join(dir.path, "owner.ts");
+      await Deno.writeTextFile(
+        script,
+        `import { boot } from "${ROOT}/lib/boot.ts";
+         setInterval(() => {
+           for (const { name } of Deno.readDirSync(${JSON.stringify(machines)}))
+             if (name.startsWith(".staging-")) Deno.kill(Deno.pid, "SIGKILL");
+         }, 1);
+         await boot(${JSON.stringify(common)});`,
+      );
+      await Deno.mkdir(machines);
+      const { signal, stderr } = await run(Deno.execPath(), {
+        args: await denoArgs(["run", "-A", script]),
+        env: { TMPDIR: dir.path, ...Object.fromEntries(env) },
+      });
+      assertEquals(signal, "SIGKILL", stderr);
+      const left = files(machines);
+      assertEquals(left.length, 1, left.join(" "));
+      assert(left[0].startsWith(".staging-"), left[0]);
+    });
+
+    await t.step("the next boot succeeds, saves and sweeps", async () => {
+      const vm = await start(common);
+      assertEquals([vm.how, vm.said()], ["booted", []]);
+      const [{ phases }] = vm.all("boot_ready");
+      assert(phases.save > 0);
+      assertEquals(await vm.sh("echo here"), "here\n");
+      await vm[Symbol.asyncDispose]();
+      // It has not written to its disk, so none is kept.
+      assertEquals(endings(machines), [".json", ".state"]);
+      const [saved] = vm.all("state_saved");
+      const [state] = await listSnapshots(machines);
+      assertEquals([saved.path, saved.bytes], [state.path, state.bytes]);
+      assert(saved.stoodMs > 0);
+    });
+
+    const [state] = await listSnapshots(machines);
+    const before = await digestOf(state.path);
+    const random: string[] = [];
+
+    await t.step("a restored machine is told, with its phases", async () => {
+      await using vm = await start(common);
+      assertEquals([vm.how, vm.said()], ["restored", []]);
+      assertEquals(vm.all("vm_boot").map(({ how }) => how), ["restore"]);
+      const [{ phases, elapsedMs }] = vm.all("boot_ready");
+      assertEquals(phases.save, 0);
+      assert(elapsedMs >= phases.start + phases.guest);
+      assertEquals(await vm.sh("printf first"), "first");
+      // The kernel has noticed that it is a copy.
+      assert((await vm.sh("dmesg")).includes("due to virtual machine fork"));
+    });
+
+    await t.step("two at once share the state and nothing else", async () => {
+      const [one, two] = await Promise.all([start(common), start(common)]);
+      await using _one = one;
+      await using _two = two;
+      const vms = [one, two];
+      assertEquals(vms.map(({ how }) => how), ["restored", "restored"]);
+      random.push(...await Promise.all(vms.map((vm) => vm.sh(readRandom))));
+      await one.sh(
+        `echo mine >/tmp/mine; dd if=/tmp/mine of=/dev/vda seek=${MARK} conv=fsync`,
+      );
+      assertEquals(await two.sh(`ls /tmp; ${readMark} | tr -d '\\0'`), "");
+      assertEquals(await one.sh(`${readMark} | tr -d '\\0'`), "mine\n");
+    });
+
+    await t.step("nothing of that is in the next one", async () => {
+      await using vm = await start(common);
+      assertEquals(vm.how, "restored");
+      random.push(await vm.sh(readRandom));
+      assertEquals(random.map((it) => it.length), [49, 49, 49]);
+      assertEquals(new Set(random).size, 3, random.join());
+      assertEquals(await vm.sh(`ls /tmp; ${readMark} | tr -d '\\0'`), "");
+      assertEquals(await digestOf(state.path), before);
+      assertEquals(`sha256:${await digestOf(image)}`, digest);
+    });
+
+    await t.step("directories and a network are plugged in", async () => {
+      const out = join(dir.path, "out");
+      await Deno.mkdir(out);
+      const server = Deno.serve(
+        { hostname: "127.0.0.1", port: 0, onListen: () => {} },
+        () => new Response("hello from the host\n"),
+      );
+      try {
+        await using vm = await start({
+          ...common,
+          workspace: dir.path,
+          exports: [{ path: out }],
+          network: true,
+        });
+        assertEquals(vm.how, "restored");
+        const url = `http://10.0.2.2:${server.addr.port}/`;
+        assertEquals(
+          await vm.sh(`wget -q -O - ${url} | tee /mnt/out/page`),
+          "hello from the host\n",
+        );
+        assertEquals(
+          await Deno.readTextFile(join(out, "page")),
+          "hello from the host\n",
+        );
+        assertEquals(
+          await vm.sh("! touch new && sha256sum image*"),
+          `${digest.replace("sha256:", "")}  image, copied.qcow2\n`,
+        );
+      } finally {
+        await server.shutdown();
+      }
+    });
+
+    await t.step("a machine that differs is booted, not restored", async () => {
+      const different: Record<string, BootOptions> = {
+        "more memory": {
+          ...common,
+          memory: 640,
+          states: { ...states, save: false },
+        },
+        "not to be restored": {
+          ...common,
+          states: { ...states, restore: false, save: false },
+        },
+        "a disk that is kept": {
+          ...common,
+          overlay: join(dir.path, "kept.qcow2"),
+        },
+      };
+      await Promise.all(
+        Object.entries(different).map(async ([what, options]) => {
+          await using vm = await start(options);
+          assertEquals([vm.how, vm.said()], ["booted", []], what);
+        }),
+      );
+      assertEquals(endings(machines), [".json", ".state"]);
+      assertEquals(await digestOf(state.path), before);
+    });
+
+    await t.step("a restored machine has the host's time", async () => {
+      // Without being set, its clock would show when it was saved.
+      const wait = Date.parse(state.saved) + 6_000 - Date.now();
+      await new Promise((done) => setTimeout(done, Math.max(0, wait)));
+      await using vm = await start(common);
+      assertEquals(vm.how, "restored");
+      const earliest = Date.now() / 1000;
+      const time = Number(await vm.sh("date +%s"));
+      const latest = Date.now() / 1000;
+      assert(time > earliest - 3, `${time} is before ${earliest}`);
+      assert(time < latest + 3, `${time} is after ${latest}`);
+    });
+
+    await t.step("a state that QEMU refuses is replaced", async () => {
+      const bytes = await Deno.readFile(state.path);
+      const bad = {
+        garbage: crypto.getRandomValues(new Uint8Array(60_000)),
+        half: bytes.subarray(0, bytes.length / 2),
+      };
+      await Promise.all(
+        Object.entries(bad).map(async ([what, bytes]) => {
+          const own = { ...states, dir: join(dir.path, what) };
+          {
+            await using staging = await stageSnapshot(own.dir, state.key);
+            await Deno.writeFile(staging!.state, bytes);
+            await staging!.place();
+          }
+          {
+            await using vm = await start({ ...common, states: own });
+            assertEquals(vm.how, "booted", what);
+            assertEquals(vm.all("vm_boot").at(-1)?.how, "boot");
+            const [line, ...more] = vm.said();
+            assertEquals(more, []);
+            assert(line.startsWith("The saved machine was removed: "), line);
+            assert(line.endsWith("; booting instead"), line);
+            assert(line.includes("load of migration failed"), line);
+            assert(!/\n|console/.test(line), line);
+            assertEquals(await vm.sh("echo here"), "here\n");
+          }
+          const [{ key, bytes: size }] = await listSnapshots(own.dir);
+          assertEquals(key, state.key);
+          assert(size > bad.half.length, `${size}`);
+        }),
+      );
+    });
+
+    await t.step("what cannot be saved runs all the same", async () => {
+      // A file where the directory should be.
+      const own = { ...states, dir: image };
+      await using vm = await start({ ...common, states: own });
+      assertEquals(vm.how, "booted");
+      const [line, ...more] = vm.said();
+      assertEquals(more, []);
+      assert(line.startsWith("The machine is not saved: "), line);
+      assertEquals(await vm.sh("echo here"), "here\n");
+    });
+  },
+});
+
+Deno.test({
+  name: "a guest that has written to its disk is restored with what it wrote",
+  ...needsGuest,
+  async fn() {
+    await using dir = await temporaryDir();
+    const image = join(dir.path, "image, copied.qcow2");
+    await Deno.copyFile(await guest("writer"), image);
+    const digest = await digestOf(image);
+    const machines = join(dir.path, "machines");
+    const common = { image, states: { dir: machines, digest } };
+    const both = `cat /tmp/mark; ${readMark} | head -n1`;
+    const marks: string[] = [];
+    for (const how of ["booted", "restored", "restored"]) {
+      await using vm = await start(common);
+      assertEquals([vm.how, vm.said()], [how, []]);
+      marks.push(await vm.sh(both));
+      // For the next one not to see.
+      await vm.sh(`echo no | dd of=/dev/vda seek=${MARK} conv=fsync`);
+    }
+    const [line, again, end] = marks[0].split("\n");
+    assertEquals([again, end], [line, ""]);
+    assert(/^( [0-9a-f]{2}){16}$/.test(line), line);
+    assertEquals(marks, [marks[0], marks[0], marks[0]]);
+    assertEquals(endings(machines), [".json", ".qcow2", ".state"]);
+    const [{ disk }] = await listSnapshots(machines);
+    assertEquals((await Deno.stat(disk!)).mode! & 0o777, 0o600);
+    assertEquals(await digestOf(image), digest);
+  },
+});

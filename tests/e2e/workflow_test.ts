@@ -1,0 +1,367 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { basename, join } from "@std/path";
+import { TITLE } from "../../lib/oci/artifact.ts";
+import { parseManifest } from "../../lib/manifest/manifest.ts";
+import { run } from "../../lib/system/process.ts";
+import { ROOT } from "../../scripts/deno.ts";
+import { needs, parts } from "../support/parts.ts";
+import { startProxy } from "../support/proxy.ts";
+import {
+  PASSWORD,
+  type Registry,
+  startRegistry,
+  USERNAME,
+} from "../support/registry.ts";
+import { type JobOptions, readWorkflow, runJob } from "../support/workflow.ts";
+import { makeQcow2, orasPush, TYPE } from "../support/workspace.ts";
+
+const PUBLISH = readWorkflow("publish-oci.yml");
+const CONSUME = readWorkflow("hydrate-example.yml");
+const WORKFLOWS = [...Deno.readDirSync(join(ROOT, ".github", "workflows"))]
+  .map(({ name }) => name);
+const POLL = "Poll until the registry serves the image";
+
+/**
+ * Stands before oras on PATH. The workflow speaks to ghcr.io by TLS; this turns
+ * the name into the test registry's, which speaks plain HTTP on loopback, and
+ * notes which subcommands were called. What runs is the real oras.
+ */
+const DETOUR = `#!/bin/bash
+echo "$1" >> "$TEST_CALLS"
+args=()
+for arg in "\${@:2}"; do args+=("\${arg//ghcr.io/$TEST_REGISTRY}"); done
+exec "$TEST_ORAS" "$1" --plain-http "\${args[@]}"
+`;
+
+interface Bench {
+  /** The checkout, with an image in `dist/`. */
+  checkout: string;
+  image: string;
+  sha256: string;
+  registry: Registry;
+  /** The runner's temporary directory. */
+  temp: string;
+  /** Runs the job; inputs and what else is given override the usual. */
+  publish(
+    inputs?: Record<string, string>,
+    options?: Partial<JobOptions> & { registry?: string },
+  ): ReturnType<typeof runJob>;
+  /** The subcommands of oras that were called so far. */
+  calls(): Promise<string[]>;
+}
+
+/** Runs one test on a runner of its own, before a registry with a password. */
+function test(
+  name: string,
+  body: (bench: Bench) => Promise<void>,
+  auth: "basic" | "none" = "basic",
+) {
+  Deno.test({
+    name,
+    // The workflow runs on Ubuntu, with its GNU tools.
+    ignore: needs("oras", "registry", "qemuImg").ignore ||
+      Deno.build.os !== "linux",
+    async fn() {
+      const made = await Deno.makeTempDir({ prefix: "toolsmith-test-" });
+      const dir = await Deno.realPath(made);
+      try {
+        const checkout = join(dir, "checkout");
+        const temp = join(dir, "temp");
+        const bin = join(dir, "bin");
+        await Promise.all([checkout, temp, bin].map((dir) => Deno.mkdir(dir)));
+        await Deno.writeTextFile(join(bin, "oras"), DETOUR, { mode: 0o755 });
+        const image = join(checkout, "dist", "image.qcow2");
+        const { sha256 } = await makeQcow2(image);
+        const called = join(dir, "calls");
+        await Deno.writeTextFile(called, "");
+        await using registry = await startRegistry({ auth });
+        await body({
+          checkout,
+          image,
+          sha256,
+          registry,
+          temp,
+          calls: async () =>
+            (await Deno.readTextFile(called)).trim().split("\n"),
+          publish: (inputs = {}, options = {}) =>
+            runJob(PUBLISH.jobs.publish, {
+              cwd: checkout,
+              ...options,
+              context: {
+                "inputs.qcow2_path": "dist/image.qcow2",
+                "inputs.artifact_name": "",
+                "inputs.image_ref": "",
+                "github.repository": "Owner/My.Repo",
+                "github.actor": USERNAME,
+                "github.token": PASSWORD,
+                "runner.temp": temp,
+                ...inputs,
+              },
+              env: {
+                PATH: `${bin}:${Deno.env.get("PATH")}`,
+                TEST_CALLS: called,
+                TEST_ORAS: parts.oras!,
+                TEST_REGISTRY: options.registry ?? registry.host,
+                DOCKER_CONFIG: join(dir, "none"),
+                INTERVAL: "0.05",
+                ...options.env,
+              },
+            }),
+        });
+      } finally {
+        await Deno.remove(dir, { recursive: true });
+      }
+    },
+  });
+}
+
+async function served({ host }: Registry, path: string) {
+  const response = await fetch(`http://${host}/v2/${path}`, {
+    headers: {
+      accept: "application/vnd.oci.image.manifest.v1+json",
+      authorization: `Basic ${btoa(`${USERNAME}:${PASSWORD}`)}`,
+    },
+  });
+  assertEquals(response.status, 200);
+  const digest = response.headers.get("docker-content-digest");
+  return { digest, manifest: await response.json() };
+}
+
+test("the workflow publishes as the guide says, and says what it did", async (bench) => {
+  const { publish, registry, sha256, temp } = bench;
+  const { failed, log, outputs, summary } = await publish();
+  assertEquals(failed, undefined, log);
+  const reference = "ghcr.io/owner/my.repo:latest";
+  const { digest, manifest } = await served(
+    registry,
+    "owner/my.repo/manifests/latest",
+  );
+  assertEquals(outputs["reference.reference"], reference);
+  assertEquals(outputs["push.digest"], digest);
+  assertEquals(outputs["image.qcow2_sha256"], sha256);
+  assertEquals(manifest.artifactType, TYPE);
+  assertEquals(manifest.annotations[TITLE], "image.qcow2");
+  assertEquals(manifest.layers.length, 1);
+  assertEquals(manifest.layers[0].mediaType, TYPE);
+  assertEquals(manifest.layers[0].digest, `sha256:${sha256}`);
+  assertEquals(manifest.layers[0].annotations, { [TITLE]: "image.qcow2" });
+
+  for (const value of [reference, digest!, sha256]) {
+    assertStringIncludes(summary, value);
+  }
+  const snippet = /```json\n([^`]*)```/.exec(summary)![1];
+  const { image } = parseManifest(snippet, "tools.json");
+  assertEquals([image.name, image.sha256], ["my.repo", sha256]);
+
+  assert(!log.includes(PASSWORD), "the token was printed");
+  assertEquals([...Deno.readDirSync(temp)], [], "something stayed behind");
+});
+
+test("the same bytes published again have the same digest", async (bench) => {
+  const first = await bench.publish();
+  const again = await bench.publish();
+  assertEquals(again.outputs["push.digest"], first.outputs["push.digest"]);
+});
+
+test("a hostile path is a path and nothing else", async (bench) => {
+  const { checkout, image, publish, registry } = bench;
+  const name = "a $(touch pwned) `touch pwned`; 'b\" : c.qcow2";
+  const path = join(checkout, "di st", name);
+  await Deno.mkdir(join(checkout, "di st"));
+  await Deno.rename(image, path);
+  const { failed, log } = await publish({
+    "inputs.qcow2_path": `di st/${name}`,
+    "inputs.image_ref": "oci://ghcr.io/Owner/VM:V1",
+  });
+  assertEquals(failed, undefined, log);
+  const { manifest } = await served(registry, "owner/vm/manifests/V1");
+  assertEquals(manifest.layers[0].annotations[TITLE], basename(path));
+  for (const dir of [checkout, join(checkout, "di st")]) {
+    const names = [...Deno.readDirSync(dir)].map(({ name }) => name);
+    assert(!names.includes("pwned"));
+  }
+});
+
+test("a hostile or malformed reference is refused", async (bench) => {
+  const wrong = [
+    "ghcr.io/o/r:1\nregistry=evil.example",
+    "ghcr.io/o/r:$(touch pwned)",
+    "ghcr.io/o/r:1 --insecure",
+    "-u/o/r:1",
+    "ghcr.io",
+    "ghcr.io/o/r:",
+    `ghcr.io/o/r@sha256:${"a".repeat(64)}`,
+  ];
+  for (const reference of wrong) {
+    const result = await bench.publish({ "inputs.image_ref": reference });
+    assertEquals(result.failed, "Name the reference", reference);
+    assertStringIncludes(result.log, "::error::image_ref");
+    assertEquals(result.outputs, {});
+  }
+  assertEquals(await bench.calls(), [""]);
+});
+
+test("the job's token is for ghcr.io and no other registry", async (bench) => {
+  const { registry, publish, calls } = bench;
+  const { failed, log } = await publish({
+    "inputs.image_ref": `${registry.host}/o/r:1`,
+  });
+  assertEquals(failed, undefined, log);
+  assertEquals(await calls(), ["push", "pull"]);
+}, "none");
+
+test("what is no image to publish fails before the push", async (bench) => {
+  const { checkout, image, publish, calls } = bench;
+  await Deno.writeFile(join(checkout, "raw.qcow2"), new Uint8Array(1000));
+  await Deno.copyFile(image, join(checkout, "image.img"));
+  for (
+    const args of [
+      ["-F", "qcow2", "-b", image, join(checkout, "overlay.qcow2")],
+      ["-o", `data_file=${checkout}/d`, join(checkout, "split.qcow2"), "1M"],
+    ]
+  ) {
+    const create = ["create", "-q", "-f", "qcow2", ...args];
+    assertEquals((await run("qemu-img", { args: create })).code, 0);
+  }
+  const cases = [
+    ["gone.qcow2", "names no file"],
+    ["image.img", "end in .qcow2"],
+    ["raw.qcow2", "not a QCOW2 image"],
+    ["overlay.qcow2", "has a backing file"],
+    ["split.qcow2", "has an external data file"],
+  ];
+  for (const [path, words] of cases) {
+    const result = await publish({ "inputs.qcow2_path": path });
+    assertEquals(result.failed, "Check the image", path);
+    assertStringIncludes(result.log, words);
+  }
+  assertEquals(await calls(), [""]);
+});
+
+test("a wrong token fails the job at the log-in", async (bench) => {
+  const result = await bench.publish({ "github.token": "wrong-token" });
+  assertEquals(result.failed, "Log in");
+  assert(!result.log.includes("wrong-token"));
+  assertEquals([...Deno.readDirSync(bench.temp)], []);
+});
+
+test("a tag that is served late is polled for", async (bench) => {
+  await using late = startProxy(bench.registry.host, [
+    { match: /^(?!PUT ).*\/manifests\/latest$/, status: 404, times: 3 },
+  ]);
+  const { failed, log, outputs } = await bench.publish({}, {
+    registry: late.host,
+  });
+  assertEquals(failed, undefined, log);
+  assert(Number(outputs["poll.attempts"]) > 1);
+}, "none");
+
+test(
+  "the poll finds the image in a sub-directory, and takes no other",
+  async (bench) => {
+    const { checkout, image, publish, registry, sha256 } = bench;
+    await makeQcow2(join(checkout, "other.qcow2"));
+    const push = (tag: string, file: string) =>
+      orasPush(`${registry.host}/o/r:${tag}`, [`${file}:${TYPE}`], {
+        cwd: checkout,
+      });
+    await push("right", "dist/image.qcow2");
+    await push("wrong", "other.qcow2");
+    assertEquals(basename(image), "image.qcow2");
+    // The poll alone: what it is told is what the steps before would tell.
+    const poll = (tag: string) =>
+      publish({}, {
+        only: [POLL],
+        env: {
+          REFERENCE: `${registry.host}/o/r:${tag}`,
+          SHA256: sha256,
+          ATTEMPTS: "3",
+          CONFIG: join(checkout, "config.json"),
+        },
+      });
+    const right = await poll("right");
+    assertEquals(right.failed, undefined, right.log);
+    assertEquals(right.outputs["poll.attempts"], "1");
+    for (const tag of ["wrong", "missing"]) {
+      const { failed, log } = await poll(tag);
+      assertEquals(failed, POLL);
+      assertStringIncludes(log, "within 3 attempts");
+    }
+  },
+  "none",
+);
+
+Deno.test("the workflow has the guide's triggers, inputs and pins", () => {
+  const { on, permissions, jobs } = PUBLISH;
+  assertEquals(on.workflow_call.inputs, on.workflow_dispatch.inputs);
+  const { qcow2_path, artifact_name, image_ref } = on.workflow_call.inputs!;
+  assertEquals(qcow2_path.default, "dist/image.qcow2");
+  assertEquals([artifact_name.default, image_ref.default], ["", ""]);
+  assertEquals(Object.keys(on.workflow_call.outputs!), [
+    "reference",
+    "digest",
+    "qcow2_sha256",
+  ]);
+  assertEquals(permissions, { contents: "read", packages: "write" });
+  const { steps } = jobs.publish;
+  const setup = steps.find(({ uses }) => uses?.includes("setup-oras"))!;
+  assertEquals(setup.uses, "oras-project/setup-oras@v1");
+  assertEquals(setup.with!.version, "1.3.0");
+  const poll = steps.find(({ name }) => name === POLL)!;
+  assertEquals([poll.env!.ATTEMPTS, poll.env!.INTERVAL], ["20", "6"]);
+});
+
+Deno.test("no workflow puts an expression into a shell script", () => {
+  for (const name of WORKFLOWS) {
+    for (const job of Object.values(readWorkflow(name).jobs)) {
+      for (const { run } of job.steps ?? []) {
+        assert(!run?.includes("${{"), `${name}: ${run}`);
+      }
+    }
+  }
+});
+
+Deno.test({
+  name: "the example for consumers keys its cache by the image's digest",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    const dir = await Deno.makeTempDir();
+    try {
+      const job = CONSUME.jobs.hydrate;
+      const cache = job.steps.find(({ uses }) => uses?.includes("/cache@"))!;
+      assertStringIncludes(cache.with!.key, "steps.image.outputs.sha256");
+      const readDigest = (text: string) => {
+        Deno.writeTextFileSync(join(dir, "tools.json"), text);
+        return runJob(job, {
+          cwd: dir,
+          only: ["Read the image's digest"],
+          context: {
+            "inputs.manifest": "tools.json",
+            "github.workspace": dir,
+            "runner.temp": dir,
+          },
+          env: {
+            PATH: `${join(Deno.execPath(), "..")}:${Deno.env.get("PATH")}`,
+          },
+        });
+      };
+      const digest = "ab".repeat(32);
+      const good = await readDigest(`{"image":{"qcow2_sha256":"${digest}"}}`);
+      assertEquals(good.outputs["image.sha256"], digest);
+      const bad = await readDigest('{"image":{"qcow2_sha256":"x\\ny=z"}}');
+      assertEquals(bad.failed, "Read the image's digest");
+      assertEquals(bad.outputs, {});
+    } finally {
+      await Deno.remove(dir, { recursive: true });
+    }
+  },
+});
+
+Deno.test({
+  name: "actionlint has nothing against any workflow",
+  ...needs("actionlint"),
+  async fn() {
+    const { code, stdout } = await run(parts.actionlint!, { cwd: ROOT });
+    assertEquals(code, 0, stdout);
+  },
+});

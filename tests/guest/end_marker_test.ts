@@ -1,0 +1,54 @@
+import { assertEquals } from "@std/assert";
+import { endMarker } from "../../lib/guest/_end_marker.ts";
+
+const encode = (text: string) => new TextEncoder().encode(text);
+const MARKER = "abcabd";
+
+/** Pushes the text in pieces of a size, and joins what comes out. */
+function through(text: string, size: number) {
+  const end = endMarker(MARKER);
+  const bytes = encode(text);
+  let out = "";
+  for (let at = 0; at < bytes.length; at += size) {
+    out += new TextDecoder().decode(end.push(bytes.slice(at, at + size)));
+  }
+  return { out, word: end.word };
+}
+
+Deno.test("output before the marker is whole, however it is cut", () => {
+  const texts = ["", "x", "abc", "abcabcab", "ab\0\nabcab", "aaaaabcabc", "d"];
+  for (const text of texts) {
+    for (let size = 1; size <= 20; size++) {
+      const whole = `${text}${MARKER}42\nlater${MARKER}7\n`;
+      assertEquals(through(whole, size), { out: text, word: "42" });
+    }
+  }
+});
+
+Deno.test("output is not delayed unless it may be the marker", () => {
+  const end = endMarker(MARKER);
+  assertEquals(end.push(encode("progress 10 %")), encode("progress 10 %"));
+  assertEquals(end.push(encode("..abca")), encode(".."));
+  assertEquals(end.push(encode("x")), encode("abcax"));
+  assertEquals(end.word, undefined);
+});
+
+Deno.test("a word that is cut is waited for, and may be empty", () => {
+  const end = endMarker(MARKER);
+  end.push(encode(`${MARKER}1`));
+  assertEquals(end.word, undefined);
+  end.push(encode("37\n"));
+  assertEquals(end.word, "137");
+  const empty = endMarker(MARKER);
+  empty.push(encode(`${MARKER}\n`));
+  assertEquals(empty.word, "");
+});
+
+Deno.test("a chunk that is used again by its owner stays as it was", () => {
+  const end = endMarker(MARKER);
+  const chunk = encode("onabc");
+  const out = end.push(chunk);
+  chunk.fill(0);
+  assertEquals(out, encode("on"));
+  assertEquals(end.push(encode("!")), encode("abc!"));
+});

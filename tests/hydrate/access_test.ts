@@ -1,0 +1,230 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { join } from "@std/path";
+import { run } from "../../lib/system/process.ts";
+import { needs, parts } from "../support/parts.ts";
+import {
+  PASSWORD,
+  type Registry,
+  startRegistry,
+  USERNAME,
+} from "../support/registry.ts";
+import { startTunnel } from "../support/tunnel.ts";
+import {
+  publishImage,
+  type Workspace,
+  workspace,
+} from "../support/workspace.ts";
+
+const REAL = needs("oras", "registry", "qemuImg", "openssl");
+
+/** Logs oras in, into a Docker configuration of this test's own. */
+async function login(registry: Registry, work: Workspace) {
+  const docker = join(work.dir, "docker");
+  await Deno.mkdir(docker);
+  const { code, stderr } = await run(parts.oras!, {
+    args: ["login", ...registry.orasFlags, registry.host].concat(
+      ["-u", USERNAME, "--password-stdin"],
+    ),
+    input: PASSWORD,
+    env: { DOCKER_CONFIG: docker },
+  });
+  assertEquals(code, 0, stderr);
+  return { DOCKER_CONFIG: docker };
+}
+
+for (const auth of ["basic", "token"] as const) {
+  Deno.test({
+    name:
+      `hydrate logs in to a registry with ${auth} authentication as oras does`,
+    ...REAL,
+    async fn() {
+      await using registry = await startRegistry({ auth });
+      await using work = await workspace();
+      const env = await login(registry, work);
+      await publishImage(registry, work, { env });
+
+      const refused = await work.toolsmith(["hydrate", "--retries", "0"]);
+      assertMatch(refused.stderr, /Unauthorized/);
+      assertMatch(refused.stderr, /hint: log in first: oras login 127/);
+      assertEquals([refused.code, refused.stdout], [30, ""]);
+
+      const pulled = await work.toolsmith(["hydrate"], { env });
+      assertEquals(pulled.code, 0, pulled.stderr);
+      assert(!(pulled.stdout + pulled.stderr).includes(PASSWORD));
+    },
+  });
+}
+
+Deno.test({
+  name: "hydrate trusts a private certificate authority only when told to",
+  ...REAL,
+  async fn() {
+    await using registry = await startRegistry({ tls: true });
+    await using work = await workspace();
+    await publishImage(registry, work);
+
+    const plain = await work.toolsmith(["hydrate", "--retries", "0"]);
+    assertEquals(plain.code, 35, plain.stderr);
+    assertMatch(plain.stderr, /TLS|HTTPS/);
+
+    const ca = ["--ca-file", registry.caFile!];
+    const trusted = await work.toolsmith(["hydrate", ...ca]);
+    assertEquals(trusted.code, 0, trusted.stderr);
+
+    await using other = await startRegistry({ tls: true });
+    const wrong = ["--ca-file", other.caFile!, "--retries", "0", "--force"];
+    const foreign = await work.toolsmith(["hydrate", ...wrong]);
+    assertEquals(foreign.code, 35);
+    assertMatch(foreign.stderr, /--ca-file/);
+  },
+});
+
+/** A registry that the real oras finds as ghcr.io, and notes of its runs. */
+async function ghcrHost(work: Workspace) {
+  await using undo = new AsyncDisposableStack();
+  const registry = undo.use(
+    await startRegistry({ tls: true, auth: "token", names: ["ghcr.io"] }),
+  );
+  const tunnel = undo.use(startTunnel({ "ghcr.io:443": registry.host }));
+  const bin = join(work.dir, "bin");
+  const notes = join(work.dir, "notes");
+  await Deno.mkdir(bin);
+  await Deno.writeTextFile(
+    join(bin, "oras"),
+    `#!/bin/sh
+{ printf '%s\\n' "$@"; env; } >> '${notes}'
+exec '${parts.oras}' "$@"
+`,
+    { mode: 0o755 },
+  );
+  const all = undo.move();
+  return {
+    registry,
+    /** The hosts that were asked for through the tunnel. */
+    asked: tunnel.asked,
+    /** Arguments and environment of each oras so far. */
+    notes: () => Deno.readTextFile(notes),
+    hydrate: (env: Record<string, string>, ...args: string[]) =>
+      work.toolsmith(
+        ["hydrate", "--force", "--ca-file", registry.caFile!, ...args],
+        {
+          env: {
+            ...tunnel.env,
+            PATH: `${bin}:${Deno.env.get("PATH")}`,
+            ...env,
+          },
+        },
+      ),
+    [Symbol.asyncDispose]: () => all.disposeAsync(),
+  };
+}
+
+Deno.test({
+  name: "hydrate hands GHCR_TOKEN to ghcr.io, and to nobody and nothing else",
+  ...REAL,
+  async fn(t) {
+    await using work = await workspace();
+    await using ghcr = await ghcrHost(work);
+    const docker = await login(ghcr.registry, work);
+    const { sha256, reference } = await publishImage(ghcr.registry, work, {
+      env: docker,
+      host: "ghcr.io",
+    });
+
+    for (const user of ["GHCR_USERNAME", "GITHUB_ACTOR"]) {
+      await t.step(`with ${user}`, async () => {
+        const { code, stdout, stderr } = await ghcr.hydrate({
+          [user]: USERNAME,
+          GHCR_TOKEN: PASSWORD,
+        });
+        assertEquals(code, 0, stderr);
+        const seen = await ghcr.notes() + stdout + stderr;
+        assertMatch(seen, /^--password-stdin$/m);
+        assert(!seen.includes(PASSWORD), "the token is in argv or environment");
+        assertEquals(await holds(work.dir, PASSWORD), []);
+      });
+    }
+
+    await t.step("a wrong token", async () => {
+      const token = "ghp_wrong0token";
+      const { code, stderr } = await ghcr.hydrate(
+        { GHCR_USERNAME: USERNAME, GHCR_TOKEN: token },
+        ...["--retries", "0"],
+      );
+      assertEquals(code, 30, stderr);
+      assertMatch(stderr, /Unauthorized/);
+      assertMatch(stderr, /hint: .*GHCR_TOKEN.*read:packages/);
+      assert(!stderr.includes(token));
+    });
+
+    await t.step("a token without a user name", async () => {
+      const { code, stderr } = await ghcr.hydrate(
+        { GHCR_TOKEN: PASSWORD },
+        ...["--retries", "0"],
+      );
+      assertEquals(code, 30);
+      assertMatch(stderr, /warning: GHCR_TOKEN is not used/);
+    });
+
+    await t.step("another registry", async () => {
+      const elsewhere = reference.replace("ghcr.io", ghcr.registry.host);
+      const qcow2 = `oci://${elsewhere}`;
+      await work.manifest({ qcow2, qcow2_sha256: sha256 });
+      const env = { GHCR_USERNAME: USERNAME, GHCR_TOKEN: PASSWORD };
+      assertEquals((await ghcr.hydrate(env)).code, 30);
+    });
+    assertEquals([...new Set(ghcr.asked)], ["ghcr.io:443"]);
+  },
+});
+
+Deno.test("hydrate says `oras not found` and how to get it", async () => {
+  await using work = await workspace();
+  await work.manifest({
+    qcow2: "oci://127.0.0.1:1/owner/image:1.0",
+    qcow2_sha256: "0".repeat(64),
+  });
+  const nowhere = { PATH: "/nonexistent" };
+  const permissions = ["-A"];
+  const missing = await work.toolsmith(["hydrate"], {
+    env: nowhere,
+    permissions,
+  });
+  assertEquals(missing.code, 20);
+  assertMatch(missing.stderr, /oras not found/);
+  assertMatch(missing.stderr, /install ORAS.*TOOLSMITH_ORAS/);
+
+  const named = { ...nowhere, TOOLSMITH_ORAS: "/no/oras" };
+  const wrong = await work.toolsmith(["hydrate"], { env: named, permissions });
+  assertEquals(wrong.code, 20);
+  assertMatch(wrong.stderr, /oras not found: \/no\/oras/);
+});
+
+Deno.test("hydrate without a permission says which one is missing", async () => {
+  await using work = await workspace();
+  await work.manifest({
+    qcow2: "oci://127.0.0.1:1/owner/image:1.0",
+    qcow2_sha256: "0".repeat(64),
+  });
+  const { code, stderr } = await work.toolsmith(["hydrate", "--json"], {
+    permissions: [
+      "--allow-read",
+      "--allow-write",
+      "--allow-env",
+      "--no-prompt",
+    ],
+  });
+  assertEquals([code, stderr], [22, ""]);
+});
+
+/** The files below a directory that hold a text. */
+async function holds(dir: string, text: string): Promise<string[]> {
+  const found: string[] = [];
+  for await (const { name, isDirectory } of Deno.readDir(dir)) {
+    const path = join(dir, name);
+    // The test's own login, and its notes, are no business of the program.
+    if (name === "docker") continue;
+    if (isDirectory) found.push(...await holds(path, text));
+    else if ((await Deno.readTextFile(path)).includes(text)) found.push(path);
+  }
+  return found;
+}

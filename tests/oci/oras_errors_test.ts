@@ -1,0 +1,238 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import type { ErrorCode } from "../../lib/errors.ts";
+import { oras } from "../../lib/oci/oras.ts";
+import { orasError, redactSecrets } from "../../lib/oci/_oras_errors.ts";
+import { parseReference } from "../../lib/oci/reference.ts";
+import { failure } from "../support/failure.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { needs, parts } from "../support/parts.ts";
+
+const GHCR = parseReference("ghcr.io/owner/repo:1.0");
+const GET = 'Error response from registry: GET "https://ghcr.io/v2/owner/repo';
+
+/** What oras 1.3 prints, and what it means. */
+const WORDS: [ErrorCode, string][] = [
+  ["unauthorized", "Error: ghcr.io/owner/repo:1.0: unauthorized: token needed"],
+  ["unauthorized", `${GET}": response status code 401: Unauthorized`],
+  ["unauthorized", "Error: basic credential not found\nPlease check whether …"],
+  ["forbidden", "Error response from registry: denied: permission_denied"],
+  ["forbidden", `${GET}": response status code 403: Forbidden`],
+  [
+    "not_found",
+    "Error response from registry: ghcr.io/owner/repo:1.0: not found",
+  ],
+  ["not_found", `${GET}": response status code 404: Not Found`],
+  ["rate_limited", "Error response from registry: toomanyrequests: slow down"],
+  ["rate_limited", `${GET}": response status code 429: Too Many Requests`],
+  [
+    "rate_limited",
+    "Error response from registry: denied: You have exceeded a secondary rate limit",
+  ],
+  [
+    "registry_unavailable",
+    `${GET}": response status code 503: Service Unavailable`,
+  ],
+  [
+    "registry_unavailable",
+    `${GET}": response status code 500: Internal Server Error`,
+  ],
+  [
+    "tls_failed",
+    "Error: tls: failed to verify certificate: x509: unknown authority",
+  ],
+  ["tls_failed", "Error: http: server gave HTTP response to HTTPS client"],
+  ["dns_failed", "Error: dial tcp: lookup ghcr.io on 1.1.1.1:53: no such host"],
+  ["dns_failed", "Error: lookup ghcr.io: Temporary failure in name resolution"],
+  [
+    "connection_failed",
+    "Error: dial tcp 10.0.0.1:443: connect: connection refused",
+  ],
+  ["connection_failed", "Error: dial tcp 10.0.0.1:443: i/o timeout"],
+  ["connection_failed", "Error: net/http: TLS handshake timeout"],
+  [
+    "connection_failed",
+    "Error: dial tcp 10.0.0.1:443: connect: no route to host",
+  ],
+  ["transfer_interrupted", "Error: unexpected EOF"],
+  ["transfer_interrupted", 'Error: Get "https://ghcr.io/v2/": EOF'],
+  ["transfer_interrupted", "Error: read tcp: connection reset by peer"],
+  ["transfer_interrupted", "Error: stream error: stream ID 3; INTERNAL_ERROR"],
+  ["checksum_mismatch", "Error: mismatched digest: sha256:…"],
+  ["checksum_mismatch", "Error: content digest mismatch"],
+  [
+    "checksum_mismatch",
+    "Error: invalid response; digest mismatch in Docker-Content-Digest",
+  ],
+  ["checksum_mismatch", "Error: trailing data"],
+  ["checksum_mismatch", "Error: mismatch Content-Length"],
+  ["disk_full", "Error: write /x/image.qcow2: no space left on device"],
+  ["disk_full", "Error: write /x/image.qcow2: disk quota exceeded"],
+  ["artifact_unsafe", "Error: path traversal disallowed"],
+  ["artifact_unsafe", "Error: duplicate name"],
+  ["artifact_unsafe", "Error: overwrite disallowed"],
+  ["file_unreadable", "Error: open /ca.pem: no such file or directory"],
+  ["oras_failed", "Error: error getting credentials - err: exit status 1"],
+  ["oras_failed", "Error: something that nobody foresaw"],
+  ["oras_failed", ""],
+];
+
+for (const [code, text] of WORDS) {
+  Deno.test(`oras says ${JSON.stringify(text)}: ${code}`, () => {
+    const error = orasError(text, GHCR, false);
+    assertEquals(error.code, code);
+    assertStringIncludes(error.message, "ghcr.io/owner/repo:1.0");
+    assert(!error.message.endsWith("."), error.message);
+    if (code !== "oras_failed") assert(error.hint, "no hint");
+  });
+}
+
+Deno.test("names that hold the words of a failure do not mislead", () => {
+  const names = [
+    "ghcr.io/owner/certificate:1.0",
+    "ghcr.io/rate-limit/forbidden:1.0",
+    "ghcr.io/owner/repo:denied",
+    "ghcr.io/owner/repo:denied--401",
+    "ghcr.io/unauthorized/x509",
+  ];
+  for (const name of names) {
+    const reference = parseReference(name);
+    const shown = reference.tag === "latest" ? `${name}:latest` : name;
+    const text =
+      `Error response from registry: failed to fetch the content of "${shown}": ${shown}: not found`;
+    assertEquals(orasError(text, reference, false).code, "not_found", name);
+    const { registry, repository, tag } = reference;
+    const address = `https://${registry}/v2/${repository}/manifests/${tag}`;
+    const down =
+      `Error response from registry: GET "${address}": response status code 503: Service Unavailable`;
+    assertEquals(
+      orasError(down, reference, false).code,
+      "registry_unavailable",
+      name,
+    );
+  }
+});
+
+Deno.test("the guide's words stand in the message, and its remedy in the hint", () => {
+  const unauthorized = orasError("Error: unauthorized: x", GHCR, true);
+  assertStringIncludes(unauthorized.message, "Unauthorized");
+  assertStringIncludes(unauthorized.hint!, "GHCR_TOKEN");
+  assertStringIncludes(unauthorized.hint!, "read:packages");
+  const forbidden = orasError("Error: denied: x", GHCR, true);
+  assertStringIncludes(forbidden.message, "Forbidden");
+  assertStringIncludes(forbidden.hint!, "read:packages");
+});
+
+Deno.test("ghcr.io without credentials: missing and private are both named", () => {
+  const { hint } = orasError("Error: unauthorized: x", GHCR, false);
+  assertStringIncludes(hint!, "private or does not exist");
+  const missing = orasError("Error: x: not found", GHCR, false);
+  assertStringIncludes(missing.hint!, "GHCR_USERNAME and GHCR_TOKEN");
+});
+
+Deno.test("another registry is logged in to with oras, not with GHCR_TOKEN", () => {
+  const other = parseReference("registry.example.com/a/b:1");
+  const { hint } = orasError("Error: unauthorized: x", other, false);
+  assertEquals(hint, "log in first: oras login registry.example.com");
+});
+
+Deno.test("of many lines the error is shown, without its prefix, and shortened", () => {
+  const text = `retrying\nError response from registry: ${
+    "x".repeat(999)
+  }\nUsage`;
+  const { message } = orasError(text, GHCR, false);
+  assertStringIncludes(message, "ghcr.io/owner/repo:1.0: xxx");
+  assert(!message.includes("retrying") && !message.includes("Usage"));
+  assert(message.length < 500 && message.endsWith("…"));
+});
+
+Deno.test("a token is taken out in every form that it has on the wire", () => {
+  const credentials = { user: "jane", token: "gh+p/s3cr3t=" };
+  const { user, token } = credentials;
+  const forms = [
+    token,
+    encodeURIComponent(token),
+    btoa(token),
+    btoa(`${user}:${token}`),
+  ];
+  for (const form of forms) {
+    const clean = redactSecrets(
+      `Error: sent ${form}, then ${form}!`,
+      credentials,
+    );
+    assertEquals(clean, "Error: sent ***, then ***!");
+  }
+});
+
+Deno.test("an authorization header is cut whosever it is", () => {
+  assertEquals(
+    redactSecrets("> Authorization: Bearer abc.def\nError: x"),
+    "> Authorization: Bearer ***\nError: x",
+  );
+});
+
+Deno.test("the query of a signed address is cut, the rest stays", () => {
+  assertEquals(
+    redactSecrets(
+      'Error: Get "https://cdn.example.com/blob?sig=s3cr3t&se=2026": EOF, see http://a/?b=c',
+    ),
+    'Error: Get "https://cdn.example.com/blob?…": EOF, see http://a/?…',
+  );
+});
+
+/** A registry that has one answer. */
+const ANSWERS: [ErrorCode, number, HeadersInit, string][] = [
+  ["unauthorized", 401, {}, "UNAUTHORIZED"],
+  ["unauthorized", 401, { "www-authenticate": 'Basic realm="x"' }, ""],
+  ["forbidden", 403, {}, "DENIED"],
+  ["not_found", 404, {}, "MANIFEST_UNKNOWN"],
+  ["not_found", 404, {}, ""],
+  ["rate_limited", 429, { "retry-after": "0" }, "TOOMANYREQUESTS"],
+  ["registry_unavailable", 500, {}, ""],
+  ["registry_unavailable", 503, {}, "UNAVAILABLE"],
+];
+
+Deno.test({
+  name: "the real oras, given each answer of a registry: each has its code",
+  ...needs("oras"),
+  async fn() {
+    // At the same time: oras itself tries again for seconds after some.
+    await Promise.all(ANSWERS.map(async ([code, status, headers, word]) => {
+      const errors = [{ code: word, message: "no" }];
+      const body = word ? JSON.stringify({ errors }) : "";
+      await using server = Deno.serve(
+        { hostname: "127.0.0.1", port: 0, onListen() {} },
+        () => new Response(body, { status, headers }),
+      );
+      // The name holds words of other failures.
+      const host = `127.0.0.1:${server.addr.port}`;
+      const reference = parseReference(`${host}/certificate/denied:401`);
+      await failure(code, () => client().fetchManifest(reference));
+    }));
+  },
+});
+
+Deno.test({
+  name:
+    "the real oras tells a refused connection, a host that is not there, and a lost CA file",
+  ...needs("oras"),
+  async fn() {
+    const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const { port } = listener.addr;
+    listener.close();
+    const gone = parseReference(`127.0.0.1:${port}/a/b:1`);
+    await failure("connection_failed", () => client().fetchManifest(gone));
+    const nowhere = parseReference("registry.invalid/a/b:1");
+    await failure("dns_failed", () => client().fetchManifest(nowhere));
+    await using dir = await temporaryDir();
+    const caFile = `${dir.path}/none.pem`;
+    const error = await failure(
+      "file_unreadable",
+      () => client({ caFile }).fetchManifest(gone),
+    );
+    assertStringIncludes(error.message, caFile);
+  },
+});
+
+function client(options: { caFile?: string } = {}) {
+  return oras({ ...options, env: new Map([["TOOLSMITH_ORAS", parts.oras!]]) });
+}

@@ -1,0 +1,186 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { formatSource, parseImageSource } from "../../lib/manifest/source.ts";
+import {
+  formatReference,
+  isLoopback,
+  parseReference,
+} from "../../lib/oci/reference.ts";
+import { failure } from "../support/failure.ts";
+
+const DIGEST = `sha256:${"0123456789abcdef".repeat(4)}`;
+
+/** What is written, and how it reads: registry, repository, tag, digest. */
+const REFERENCES: [string, string, string, string?, string?][] = [
+  ["ghcr.io/owner/repo:1.0", "ghcr.io", "owner/repo", "1.0"],
+  ["oci://ghcr.io/owner/repo:1.0", "ghcr.io", "owner/repo", "1.0"],
+  ["OCI://GHCR.io/owner/repo:V_1", "GHCR.io", "owner/repo", "V_1"],
+  ["localhost:5000/a", "localhost:5000", "a", "latest"],
+  ["[::1]:5000/a/b/c:x", "[::1]:5000", "a/b/c", "x"],
+  [`ghcr.io/o/r@${DIGEST}`, "ghcr.io", "o/r", undefined, DIGEST],
+  [`ghcr.io/o/r:1@${DIGEST}`, "ghcr.io", "o/r", "1", DIGEST],
+  ["h/a__b/c-d.e--f/0:_", "h", "a__b/c-d.e--f/0", "_"],
+  [`h/a:${"t".repeat(128)}`, "h", "a", "t".repeat(128)],
+];
+
+for (const [text, registry, repository, tag, digest] of REFERENCES) {
+  Deno.test(`reads ${text.slice(0, 60)}`, () => {
+    const parts = { registry, repository, tag, digest };
+    const { kind, ...read } = parseReference(text);
+    assertEquals(kind, "oci");
+    assertEquals({ tag: undefined, digest: undefined, ...read }, parts);
+    const plain = text.replace(/^oci:\/\//i, "").replace(/:1@/, "@");
+    const written = formatReference({ kind, ...read });
+    assertEquals(written, tag === "latest" ? `${plain}:latest` : plain);
+    assertEquals(parseReference(written).repository, repository);
+  });
+}
+
+/** What is wrong, and what is said about it. */
+const WRONG: [string, string][] = [
+  ["", "names no repository"],
+  ["repo", "names no repository"],
+  ["/repo:1", "names no repository"],
+  ["oci://", "names no repository"],
+  ["oci:///repo", "names no repository"],
+  ["ghcr.io/", '"" is not a repository name'],
+  ["ghcr.io/a//b", "not a repository name"],
+  ["ghcr.io/a/", "not a repository name"],
+  ["ghcr.io/-a", "not a repository name"],
+  ["ghcr.io/a..b", "not a repository name"],
+  ["ghcr.io/a___b", "not a repository name"],
+  ["ghcr.io/ä", "not a repository name"],
+  ["ghcr.io/../etc/passwd", "not a repository name"],
+  ["oci://oci://ghcr.io/a", "not a registry host"],
+  ["user@ghcr.io/a/b", "not a registry host"],
+  ["-x/a/b", "not a registry host"],
+  ["a b/c", "not a registry host"],
+  ["ghcr.io:port/a", "not a registry host"],
+  ["ghcr.io/a:", '"" is not a tag'],
+  ["ghcr.io/a:.x", "not a tag"],
+  ["ghcr.io/a:b:c", "not a tag"],
+  ["ghcr.io/a:1 ", "not a tag"],
+  ["ghcr.io/a:1\n", "not a tag"],
+  [`ghcr.io/a:${"t".repeat(129)}`, "not a tag"],
+  ["ghcr.io/a@", "not a digest"],
+  ["ghcr.io/a@sha256:abc", "not a digest"],
+  [`ghcr.io/a@${DIGEST.toUpperCase()}`, "not a digest"],
+  [`ghcr.io/a@${DIGEST}@${DIGEST}`, "not a digest"],
+  [`ghcr.io/a@${DIGEST}:1`, "not a digest"],
+];
+
+for (const [text, why] of WRONG) {
+  Deno.test(`refuses ${JSON.stringify(text.slice(0, 60))}: ${why}`, async () => {
+    const error = await failure(
+      "reference_invalid",
+      () => parseReference(text),
+    );
+    assertStringIncludes(error.message, why);
+    assertStringIncludes(error.message, `"${text.replace(/^user@/, "…@")}"`);
+    assert(error.hint, "no hint");
+  });
+}
+
+Deno.test("a repository in upper case is shown in lower case", async () => {
+  const { hint } = await failure(
+    "reference_invalid",
+    () => parseReference("oci://ghcr.io/Owner/Repo:1"),
+  );
+  assertStringIncludes(hint!, "ghcr.io/owner/repo");
+});
+
+Deno.test("a name of a hundred thousand letters is refused at once", async () => {
+  for (const letters of ["a-", "a_", "a.", "a/"]) {
+    const text = `ghcr.io/${letters.repeat(100_000)}!`;
+    await failure("reference_invalid", () => parseReference(text));
+  }
+});
+
+Deno.test("paths and file URLs are files, relative to the directory", () => {
+  const files: Record<string, string> = {
+    "/srv/a.qcow2": "/srv/a.qcow2",
+    "a.qcow2": "/work/here/a.qcow2",
+    "../a b.qcow2": "/work/a b.qcow2",
+    "file:a.qcow2": "/work/here/a.qcow2",
+    "file:/srv/a.qcow2": "/srv/a.qcow2",
+    "FILE:///srv/a%20b.qcow2": "/srv/a b.qcow2",
+    "file://localhost/srv/a.qcow2": "/srv/a.qcow2",
+    "ghcr.io/owner/repo:1.0": "/work/here/ghcr.io/owner/repo:1.0",
+  };
+  for (const [text, path] of Object.entries(files)) {
+    assertEquals(parseImageSource(text, "/work/here"), { kind: "file", path });
+  }
+});
+
+Deno.test("an oci source is a reference, an https source a URL", () => {
+  const oci = parseImageSource("oci://ghcr.io/a/b:1", "/");
+  assertEquals(oci, parseReference("ghcr.io/a/b:1"));
+  const url = parseImageSource("https://example.com/a.qcow2", "/");
+  assert(url.kind === "https" && url.url.host === "example.com");
+});
+
+Deno.test("other schemes, blank sources and files of other hosts are refused", async () => {
+  const sources = [
+    "http://example.com/a.qcow2",
+    "http:a",
+    "docker://a/b",
+    " oci://ghcr.io/a/b:1",
+    "",
+    " \n",
+    "https://",
+    "file://image.qcow2",
+    "file://host/image.qcow2",
+    "oci://",
+  ];
+  for (const text of sources) {
+    await failure("reference_invalid", () => parseImageSource(text, "/"));
+  }
+});
+
+Deno.test("a password in an address is not repeated in the error", async () => {
+  const { message } = await failure(
+    "reference_invalid",
+    () =>
+      parseImageSource("https://user:s3cr3t@example.com/a.qcow2?t=k3y", "/"),
+  );
+  assert(!/s3cr3t|k3y/.test(message), message);
+  assertStringIncludes(message, "example.com/a.qcow2");
+});
+
+Deno.test("sources are written for a person without signed queries", () => {
+  const written: Record<string, string> = {
+    "oci://ghcr.io/a/b:1": "oci://ghcr.io/a/b:1",
+    [`oci://ghcr.io/a/b:1@${DIGEST}`]: `oci://ghcr.io/a/b@${DIGEST}`,
+    "https://example.com/a?sig=1#x": "https://example.com/a",
+    "/srv/a.qcow2": "/srv/a.qcow2",
+  };
+  for (const [text, shown] of Object.entries(written)) {
+    assertEquals(formatSource(parseImageSource(text, "/")), shown);
+  }
+});
+
+Deno.test("loopback is this host and no other", () => {
+  for (
+    const host of [
+      "localhost",
+      "LOCALHOST:5000",
+      "127.0.0.1",
+      "127.9.8.7:1",
+      "[::1]",
+      "[::1]:5000",
+    ]
+  ) {
+    assert(isLoopback(host), host);
+  }
+  for (
+    const host of [
+      "ghcr.io",
+      "127.0.0.1.example.com",
+      "localhost.example.com",
+      "128.0.0.1",
+      "[::2]:1",
+      "10.127.0.0.1",
+    ]
+  ) {
+    assert(!isLoopback(host), host);
+  }
+});

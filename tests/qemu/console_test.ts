@@ -1,0 +1,35 @@
+import { assertEquals } from "@std/assert";
+import { consoleTail, findConsoleFailure } from "../../lib/qemu/_console.ts";
+
+Deno.test("a console is shown without what would control a terminal", () => {
+  const text =
+    "\x1bc\x1b[?7l\x1b[2J\x1b[1;31mred\x1b[0m\r\n\r\n\x07bell\x9b1m\x00\n";
+  assertEquals(consoleTail(text), "red\nbell1m");
+});
+
+Deno.test("only the last lines of a console are shown", () => {
+  const lines = Array.from({ length: 40 }, (_, n) => `line ${n}`);
+  const shown = consoleTail(lines.join("\r\n")).split("\n");
+  assertEquals(shown.length, 16);
+  assertEquals(shown.at(-1), "line 39");
+  assertEquals(consoleTail(""), "");
+});
+
+Deno.test("a panic is recognised, with its words", () => {
+  const words = "Kernel panic - not syncing: Attempted to kill init!";
+  const text = `[    2.4] ${words}\r\n[    2.5] CPU: 0 PID: 1\r\n`;
+  assertEquals(findConsoleFailure(text), { kind: "panicked", words });
+});
+
+Deno.test("firmware that finds nothing to start is recognised", () => {
+  const text =
+    "Boot failed: not a bootable disk\r\n\r\nNo bootable device.\r\n";
+  const words = "No bootable device";
+  assertEquals(findConsoleFailure(text), { kind: "not_bootable", words });
+});
+
+Deno.test("a disk that failed while others are left to try decides nothing", () => {
+  const text = "Boot failed: not a bootable disk\r\nBooting from DVD/CD...\r\n";
+  assertEquals(findConsoleFailure(text), undefined);
+  assertEquals(findConsoleFailure(""), undefined);
+});

@@ -1,0 +1,93 @@
+import { assert, assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import { prepareDisk } from "../../lib/qemu/disk.ts";
+import { run } from "../../lib/system/process.ts";
+import { inspectQcow2 } from "../../lib/image/qcow2.ts";
+import { failure } from "../support/failure.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { needs } from "../support/parts.ts";
+
+const needsQemuImg = needs("qemuImg");
+
+async function create(...args: string[]) {
+  const { code, stderr } = await run("qemu-img", {
+    args: ["create", "-q", "-f", "qcow2", ...args],
+  });
+  assertEquals(code, 0, stderr);
+}
+
+Deno.test({
+  name: "an image alone is a disk whose changes are thrown away",
+  ...needsQemuImg,
+  async fn() {
+    await using dir = await temporaryDir();
+    const image = join(dir.path, "a.qcow2");
+    await create(image, "1M");
+    const disk = await prepareDisk(image);
+    assertEquals(disk, { disk: image, ephemeral: true });
+  },
+});
+
+Deno.test({
+  name: "an overlay is made once, and used again",
+  ...needsQemuImg,
+  async fn() {
+    await using dir = await temporaryDir();
+    const image = join(dir.path, "a.qcow2");
+    const overlay = join(dir.path, "mine, too.qcow2");
+    await create(image, "1M");
+    const disk = await prepareDisk(image, overlay);
+    assertEquals(disk, { disk: overlay, ephemeral: false });
+    assertEquals((await inspectQcow2(overlay)).backingFile, image);
+    const before = await Deno.readFile(overlay);
+    await prepareDisk(image, overlay);
+    assertEquals(await Deno.readFile(overlay), before);
+    const names = Array.from(Deno.readDirSync(dir.path), (it) => it.name);
+    assertEquals(names.sort(), ["a.qcow2", "mine, too.qcow2"]);
+  },
+});
+
+Deno.test({
+  name: "a file that is no overlay of the image is left alone",
+  ...needsQemuImg,
+  async fn() {
+    await using dir = await temporaryDir();
+    const [image, other, overlay, plain] = ["a", "b", "over", "plain"]
+      .map((name) => join(dir.path, `${name}.qcow2`));
+    await create(image, "1M");
+    await create(other, "1M");
+    await create("-b", other, "-F", "qcow2", overlay);
+    await create(plain, "1M");
+    for (const path of [overlay, plain]) {
+      const error = await failure(
+        "image_unsafe",
+        () => prepareDisk(image, path),
+      );
+      assert(error.message.includes(path));
+    }
+  },
+});
+
+Deno.test({
+  name: "an image that refers to other files never reaches QEMU",
+  ...needsQemuImg,
+  async fn() {
+    await using dir = await temporaryDir();
+    const image = join(dir.path, "a.qcow2");
+    await create("-b", "/etc/passwd", "-F", "raw", image, "1M");
+    const error = await failure("image_unsafe", () => prepareDisk(image));
+    assert(error.message.includes("/etc/passwd"));
+    await failure(
+      "image_unsafe",
+      () => prepareDisk(image, join(dir.path, "over.qcow2")),
+    );
+  },
+});
+
+Deno.test("an image that is not there, or is none, is refused", async () => {
+  await using dir = await temporaryDir();
+  const image = join(dir.path, "a.qcow2");
+  await failure("source_not_found", () => prepareDisk(image));
+  await Deno.writeTextFile(image, "not a disk");
+  await failure("image_invalid", () => prepareDisk(image));
+});

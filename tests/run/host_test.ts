@@ -1,0 +1,50 @@
+import { assertEquals } from "@std/assert";
+import type { ToolsmithEvent } from "../../lib/events.ts";
+import { runOnHost } from "../../lib/run/host.ts";
+import { failure } from "../support/failure.ts";
+
+const windows = Deno.build.os === "windows";
+
+Deno.test({
+  name: "a command on the host gets its arguments, input and environment",
+  ignore: windows,
+  async fn() {
+    let out = "";
+    const decoder = new TextDecoder();
+    const ended = await runOnHost("sh", {
+      args: ["-c", 'printf "[%s]" "$@" "$TOOL"; cat; exit 3', "sh", "a  b", ""],
+      env: { TOOL: "x y" },
+      stdin: "in\n",
+      stdout: (chunk) => out += decoder.decode(chunk, { stream: true }),
+    });
+    assertEquals(ended.code, 3);
+    assertEquals(out, "[a  b][][x y]in\n");
+  },
+});
+
+Deno.test({
+  name: "events say that a command ran on the host",
+  ignore: windows,
+  async fn() {
+    const events: ToolsmithEvent[] = [];
+    const onEvent = (event: ToolsmithEvent) => events.push(event);
+    await runOnHost("true", { onEvent });
+    const [start, end] = events;
+    assertEquals(events.length, 2);
+    assertEquals(start.type === "command_dispatch" && start.backend, "host");
+    assertEquals(end.type === "command_end" && end.code, 0);
+  },
+});
+
+Deno.test("a command that the host does not have is not found", async () => {
+  await failure("command_not_found", () => runOnHost("no-such-command-here"));
+});
+
+Deno.test({
+  name: "a command on the host ends when its time is over",
+  ignore: windows,
+  async fn() {
+    const options = { args: ["60"], timeoutMs: 50 };
+    await failure("timeout", () => runOnHost("sleep", options));
+  },
+});

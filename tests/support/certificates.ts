@@ -1,0 +1,77 @@
+/**
+ * A private certificate authority for one test.
+ *
+ * @module
+ */
+import { run } from "../../lib/system/process.ts";
+import { parts } from "./parts.ts";
+
+/** A server's key and certificate, and who vouches for it. All are PEM files. */
+export interface Certificate {
+  /** The authority's own certificate, for `--ca-file`. */
+  caFile: string;
+  /** The server's certificate. */
+  certFile: string;
+  /** The server's private key, PKCS #8. */
+  keyFile: string;
+}
+
+/**
+ * Makes an authority, and a certificate for loopback and further names.
+ *
+ * @param dir An existing directory for the files.
+ * @param names Host names besides 127.0.0.1 and localhost.
+ * @returns The files.
+ */
+export async function issueCertificate(
+  dir: string,
+  names: string[] = [],
+): Promise<Certificate> {
+  const alternatives = ["localhost", ...names].map((name) => `DNS:${name}`);
+  await Deno.writeTextFile(
+    `${dir}/openssl.cnf`,
+    `[req]
+distinguished_name = name
+x509_extensions = authority
+prompt = no
+[name]
+CN = Test authority
+[authority]
+basicConstraints = critical,CA:TRUE
+keyUsage = critical,keyCertSign
+subjectKeyIdentifier = hash
+[server]
+basicConstraints = CA:FALSE
+subjectAltName = IP:127.0.0.1,${alternatives.join(",")}
+`,
+  );
+  const openssl = async (command: string) => {
+    const args = [...command.split(" "), "-days", "2"];
+    const { code, stderr } = await run(parts.openssl!, { args, cwd: dir });
+    if (code !== 0) throw new Error(`openssl failed: ${stderr}`);
+  };
+  const fresh = "-newkey rsa:2048 -nodes -config openssl.cnf";
+  await openssl(`req -x509 ${fresh} -keyout ca.key -out ca.pem`);
+  await openssl(`req -new ${fresh} -subj /CN=server -keyout key.pem -out csr`);
+  await openssl(
+    "x509 -req -in csr -CA ca.pem -CAkey ca.key -CAcreateserial " +
+      "-extfile openssl.cnf -extensions server -out cert.pem",
+  );
+  return {
+    caFile: `${dir}/ca.pem`,
+    certFile: `${dir}/cert.pem`,
+    keyFile: `${dir}/key.pem`,
+  };
+}
+
+/**
+ * Reads the bytes out of a PEM file.
+ *
+ * @param path The file.
+ * @returns What the first block of it holds.
+ */
+export async function readPem(path: string): Promise<Uint8Array<ArrayBuffer>> {
+  const pem = await Deno.readTextFile(path);
+  const base64 = pem.match(/-----BEGIN [^-]+-----([^-]+)-----END/)![1];
+  return Uint8Array.fromBase64(base64);
+}

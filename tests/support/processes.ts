@@ -1,0 +1,49 @@
+/**
+ * The processes of this host.
+ *
+ * @module
+ */
+import { run } from "../../lib/system/process.ts";
+
+/** A running process. */
+export interface Running {
+  /** Its id. */
+  pid: number;
+  /** Its command line, the words apart by blanks. */
+  line: string;
+}
+
+/**
+ * Finds the processes whose command line holds a text; this one is left out.
+ *
+ * @param text For instance a directory of the test's own.
+ */
+export async function processesOf(text: string): Promise<Running[]> {
+  const all = Deno.build.os === "linux" ? fromProc() : await fromPs();
+  return all.filter(({ pid, line }) => pid !== Deno.pid && line.includes(text));
+}
+
+/** A small host need not have `ps`. */
+function fromProc(): Running[] {
+  return [...Deno.readDirSync("/proc")]
+    .map(({ name }) => Number(name))
+    .filter((pid) => pid > 0)
+    .map((pid) => {
+      try {
+        const words = Deno.readTextFileSync(`/proc/${pid}/cmdline`);
+        return { pid, line: words.replaceAll("\0", " ") };
+      } catch {
+        // It ended in between.
+        return { pid, line: "" };
+      }
+    });
+}
+
+async function fromPs(): Promise<Running[]> {
+  const args = ["-eo", "pid=,args=", "-ww"];
+  const { stdout } = await run("ps", { args });
+  return stdout.trim().split("\n").map((row) => {
+    const [, pid, line] = /^\s*(\d+)\s+(.*)$/.exec(row) ?? [];
+    return { pid: Number(pid), line: line ?? "" };
+  });
+}

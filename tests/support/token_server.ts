@@ -1,0 +1,136 @@
+/**
+ * The token endpoint of a registry with bearer tokens, as ghcr.io has one.
+ *
+ * @module
+ */
+import { type Certificate, readPem } from "./certificates.ts";
+
+/** Who may do what. */
+export interface TokenRules {
+  /** The one user. */
+  username: string;
+  /** That user's password. */
+  password: string;
+  /** Whether anybody may pull, as from a public package. @default {false} */
+  anonymousPull?: boolean;
+  /**
+   * What a known user who wants to push gets: the right to, a token without
+   * it, or the answer 403.
+   *
+   * @default {"granted"}
+   */
+  push?: "granted" | "withheld" | "denied";
+}
+
+/** A running token endpoint. */
+export interface TokenServer extends AsyncDisposable {
+  /** The address that the registry sends its clients to. */
+  realm: string;
+  /** The name of the registry in tokens. */
+  service: string;
+  /** Who signs them. */
+  issuer: string;
+}
+
+const SERVICE = "test-registry";
+const ISSUER = "test-issuer";
+
+/**
+ * Starts a token endpoint on loopback.
+ *
+ * @param certificate What signs the tokens; the registry trusts its authority.
+ * @param rules Who may do what.
+ * @returns The running endpoint.
+ */
+export async function startTokenServer(
+  certificate: Certificate,
+  rules: TokenRules,
+): Promise<TokenServer> {
+  const sign = await signer(certificate);
+  const server = Deno.serve(
+    { hostname: "127.0.0.1", port: 0, onListen: () => {} },
+    async (request) => {
+      const known = request.headers.get("authorization");
+      const user = `${rules.username}:${rules.password}`;
+      if (known !== null && known !== `Basic ${btoa(user)}`) {
+        return refusal(401, "UNAUTHORIZED", "authentication required");
+      }
+      if (known === null && !rules.anonymousPull) {
+        return refusal(401, "UNAUTHORIZED", "authentication required");
+      }
+      const access = scopes(new URL(request.url));
+      const pushes = access.some(({ actions }) => actions.includes("push"));
+      if (known !== null && pushes && rules.push === "denied") {
+        return refusal(403, "DENIED", "permission_denied: write_package");
+      }
+      const pullOnly = known === null || rules.push === "withheld";
+      if (pullOnly) access.forEach((scope) => scope.actions = ["pull"]);
+      return Response.json({ token: await sign(access), expires_in: 300 });
+    },
+  );
+  return {
+    realm: `http://127.0.0.1:${server.addr.port}/token`,
+    service: SERVICE,
+    issuer: ISSUER,
+    [Symbol.asyncDispose]: () => server.shutdown(),
+  };
+}
+
+interface Scope {
+  type: string;
+  name: string;
+  actions: string[];
+}
+
+/** Reads `repository:some/name:pull,push`; several, apart or in one. */
+function scopes(url: URL): Scope[] {
+  const words = url.searchParams.getAll("scope").join(" ").split(" ");
+  return words.filter((word) => word !== "").map((word) => {
+    const [type, name, actions] = word.split(":");
+    return { type, name, actions: actions.split(",") };
+  });
+}
+
+/** Signs access into a JSON Web Token. */
+async function signer(certificate: Certificate) {
+  const algorithm = { name: "RSASSA-PKCS1-v1_5", hash: "SHA-256" };
+  const key = await crypto.subtle.importKey(
+    "pkcs8",
+    await readPem(certificate.keyFile),
+    algorithm,
+    false,
+    ["sign"],
+  );
+  const header = {
+    typ: "JWT",
+    alg: "RS256",
+    x5c: [(await readPem(certificate.certFile)).toBase64()],
+  };
+  return async (access: Scope[]): Promise<string> => {
+    const now = Math.floor(Date.now() / 1000);
+    const claims = {
+      iss: ISSUER,
+      aud: SERVICE,
+      sub: "",
+      jti: crypto.randomUUID(),
+      iat: now,
+      nbf: now - 10,
+      exp: now + 300,
+      access,
+    };
+    const utf8 = new TextEncoder();
+    const text = [header, claims]
+      .map((part) => base64url(utf8.encode(JSON.stringify(part)))).join(".");
+    const signature = await crypto.subtle
+      .sign(algorithm, key, utf8.encode(text));
+    return `${text}.${base64url(new Uint8Array(signature))}`;
+  };
+}
+
+function base64url(bytes: Uint8Array): string {
+  return bytes.toBase64({ alphabet: "base64url", omitPadding: true });
+}
+
+function refusal(status: number, code: string, message: string): Response {
+  return Response.json({ errors: [{ code, message }] }, { status });
+}

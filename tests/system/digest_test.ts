@@ -1,0 +1,134 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { fileChunks, parseSha256, sha256 } from "../../lib/system/digest.ts";
+import { temporaryDir } from "../support/directory.ts";
+
+// The examples of FIPS 180-2, and the empty message.
+const KNOWN: [string, string][] = [
+  ["", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"],
+  ["abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"],
+  [
+    "a".repeat(1_000_000),
+    "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0",
+  ],
+];
+
+async function* pieces(...texts: string[]) {
+  for (const text of texts) yield new TextEncoder().encode(text);
+}
+
+Deno.test("the known digests, in one chunk, in many, and of a file", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/file`;
+  for (const [text, digest] of KNOWN) {
+    assertEquals(await sha256(pieces(text)), digest);
+    const half = text.length >> 1;
+    const split = pieces(text.slice(0, half), "", text.slice(half));
+    assertEquals(await sha256(split), digest);
+    await Deno.writeTextFile(path, text);
+    assertEquals(await sha256(fileChunks(path)), digest);
+  }
+});
+
+Deno.test("a digest is read in either case, prefixed or not, within blanks", () => {
+  const hex = "ab".repeat(32);
+  for (
+    const text of [
+      hex,
+      hex.toUpperCase(),
+      `sha256:${hex}`,
+      `SHA256:${hex}`,
+      ` ${hex}\n`,
+    ]
+  ) assertEquals(parseSha256(text), hex);
+  for (
+    const text of [
+      "",
+      hex.slice(1),
+      `${hex}0`,
+      `x${hex.slice(1)}`,
+      `sha512:${hex}`,
+      `sha256:sha256:${hex}`,
+      `${hex}  image.qcow2`,
+      `${hex}\n${hex}`,
+    ]
+  ) assertEquals(parseSha256(text), undefined, text);
+});
+
+Deno.test("one buffer serves a file of any size", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/big`;
+  const size = 64 * 1024 * 1024 + 7;
+  await Deno.writeFile(path, new Uint8Array());
+  await Deno.truncate(path, size);
+  const buffers = new Set<ArrayBufferLike>();
+  const progress: number[] = [];
+  let bytes = 0;
+  for await (
+    const chunk of fileChunks(path, { onBytes: (n) => progress.push(n) })
+  ) {
+    buffers.add(chunk.buffer);
+    bytes += chunk.length;
+  }
+  assertEquals(bytes, size);
+  assertEquals(progress.at(-1), size);
+  assertEquals(buffers.size, 1);
+  assert([...buffers][0].byteLength <= 1024 * 1024);
+});
+
+Deno.test("a file that is being written is followed to its end", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/growing`;
+  const writer = Promise.withResolvers<void>();
+  let reached = (_bytes: number) => {};
+  const until = (bytes: number) =>
+    new Promise<void>((done) => reached = (now) => now === bytes && done());
+  const digest = sha256(fileChunks(path, {
+    growingUntil: writer.promise,
+    onBytes: (bytes) => reached(bytes),
+  }));
+
+  // It is not there yet; then it is empty; then it grows in two steps.
+  await new Promise((done) => setTimeout(done, 60));
+  using file = await Deno.open(path, { write: true, createNew: true });
+  const text = new TextEncoder().encode("a".repeat(1_000_000));
+  const first = until(300_000);
+  await file.write(text.subarray(0, 300_000));
+  await first;
+  await file.write(text.subarray(300_000));
+  writer.resolve();
+  assertEquals(await digest, KNOWN[2][1]);
+});
+
+Deno.test("a writer that fails still ends the reading", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/partial`;
+  await Deno.writeTextFile(path, "abc");
+  const growingUntil = Promise.reject(new Error("cut"));
+  assertEquals(await sha256(fileChunks(path, { growingUntil })), KNOWN[1][1]);
+});
+
+Deno.test("a file that is never there is NotFound", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/none`;
+  await assertRejects(() => sha256(fileChunks(path)), Deno.errors.NotFound);
+  await assertRejects(
+    () => sha256(fileChunks(path, { growingUntil: Promise.resolve() })),
+    Deno.errors.NotFound,
+  );
+});
+
+Deno.test("an abort ends the reading, also while waiting for more", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/waiting`;
+  const never = new Promise(() => {});
+  for (const text of [undefined, "abc"]) {
+    if (text !== undefined) await Deno.writeTextFile(path, text);
+    const abort = new AbortController();
+    const reading = sha256(
+      fileChunks(path, { growingUntil: never, signal: abort.signal }),
+    );
+    const rejected = assertRejects(() => reading, Error, "enough");
+    abort.abort(new Error("enough"));
+    await rejected;
+  }
+});

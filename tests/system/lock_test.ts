@@ -1,0 +1,117 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { lock, tryLock } from "../../lib/system/lock.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { runScript, startScript } from "../support/script.ts";
+
+const HOLD = `
+  import { lock } from "/lib/system/lock.ts";
+  using _held = await lock(Deno.args[0]);
+  console.log("held");
+  await new Promise((done) => setTimeout(done, 600_000));
+`;
+
+Deno.test("a lock is had once at a time, and again when it is released", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/lock`;
+  {
+    using _held = await lock(path);
+    assertEquals(await tryLock(path), undefined);
+  }
+  using again = await tryLock(path);
+  assert(again);
+});
+
+Deno.test("locks of two files do not touch", async () => {
+  await using dir = await temporaryDir();
+  using _one = await lock(`${dir.path}/one`);
+  using other = await tryLock(`${dir.path}/other`);
+  assert(other);
+});
+
+Deno.test("who waits is told once, and gets the lock when it is released", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/lock`;
+  let told = 0;
+  const first = await lock(path);
+  const waiting = Promise.withResolvers<void>();
+  const second = lock(path, {
+    onWait() {
+      told++;
+      waiting.resolve();
+    },
+  });
+  await waiting.promise;
+  // It asks a few times more.
+  await new Promise((done) => setTimeout(done, 350));
+  first[Symbol.dispose]();
+  (await second)[Symbol.dispose]();
+  assertEquals(told, 1);
+});
+
+Deno.test("a free lock is had without a word", async () => {
+  await using dir = await temporaryDir();
+  using _held = await lock(`${dir.path}/lock`, {
+    onWait() {
+      throw new Error("nobody has it");
+    },
+  });
+});
+
+Deno.test("an abort ends the wait, and leaves nothing open", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/lock`;
+  using _held = await lock(path);
+  const abort = new AbortController();
+  await assertRejects(
+    () =>
+      lock(path, {
+        signal: abort.signal,
+        onWait: () => abort.abort(new Error("enough")),
+      }),
+    Error,
+    "enough",
+  );
+});
+
+Deno.test("a directory that is not there is an error, not a wait", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/none/lock`;
+  await assertRejects(() => lock(path), Deno.errors.NotFound);
+  await assertRejects(() => tryLock(path), Deno.errors.NotFound);
+});
+
+Deno.test("the lock of a process that is killed is free", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/lock`;
+  const options = { args: [path] };
+  const holder = await startScript(`${dir.path}/hold.ts`, HOLD, options);
+  await using child = holder.child;
+  await holder.says("held");
+  assertEquals(await tryLock(path), undefined);
+  const waiting = Promise.withResolvers<void>();
+  const mine = lock(path, { onWait: waiting.resolve });
+  await waiting.promise;
+  Deno.kill(child.pid, "SIGKILL");
+  using _held = await mine;
+  assertEquals((await child.ended).signal, "SIGKILL");
+});
+
+Deno.test("processes that count under a lock count right", async () => {
+  await using dir = await temporaryDir();
+  const [lockFile, counter] = [`${dir.path}/lock`, `${dir.path}/count`];
+  await Deno.writeTextFile(counter, "0");
+  const script = `
+    import { lock } from "/lib/system/lock.ts";
+    for (let i = 0; i < 5; i++) {
+      using _held = await lock(Deno.args[0]);
+      const count = Number(await Deno.readTextFile(Deno.args[1]));
+      await new Promise((done) => setTimeout(done, 5));
+      await Deno.writeTextFile(Deno.args[1], String(count + 1));
+    }
+  `;
+  const args = [lockFile, counter];
+  await Promise.all(
+    [1, 2, 3].map((n) => runScript(`${dir.path}/${n}.ts`, script, { args })),
+  );
+  assertEquals(await Deno.readTextFile(counter), "15");
+});

@@ -1,0 +1,241 @@
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
+import { type ProcessExit, run, spawn } from "../../lib/system/process.ts";
+import { failure } from "../support/failure.ts";
+import { temporaryDir } from "../support/directory.ts";
+
+/** Longer than any test may take: who waits for it has failed. */
+const FOREVER = "600";
+
+const sh = (script: string, ...args: string[]) => ["-c", script, "sh", ...args];
+
+/** A sink that keeps text, and waits for some of it. */
+function listener() {
+  let text = "";
+  let waiting: { words: string; done: () => void } | undefined;
+  const decoder = new TextDecoder();
+  return {
+    sink(chunk: Uint8Array) {
+      text += decoder.decode(chunk, { stream: true });
+      if (waiting && text.includes(waiting.words)) waiting.done();
+    },
+    said: () => text,
+    until(words: string): Promise<void> {
+      if (text.includes(words)) return Promise.resolve();
+      return new Promise((done) => waiting = { words, done });
+    },
+  };
+}
+
+Deno.test("a program's output, errors and exit code are returned", async () => {
+  const args = sh("echo out; echo err >&2; exit 3");
+  const output = await run("sh", { args });
+  assertEquals(output, {
+    code: 3,
+    signal: null,
+    stdout: "out\n",
+    stderr: "err\n",
+  });
+});
+
+Deno.test("arguments arrive byte for byte, whatever is in them", async () => {
+  const odd = ["", " ", "a b", "$(id)", "'", '"', "\n", "*", "-n", "ä\\", ";"];
+  const args = sh('printf "%s\\0" "$@"', ...odd);
+  const { stdout } = await run("sh", { args });
+  assertEquals(stdout.split("\0").slice(0, -1), odd);
+});
+
+Deno.test("directory and environment of a program can be set; the rest is inherited", async () => {
+  await using dir = await temporaryDir();
+  const { stdout } = await run("sh", {
+    args: sh('pwd -P; echo "$GREETING"; [ -n "$PATH" ] && echo path'),
+    cwd: dir.path,
+    env: { GREETING: "hello" },
+  });
+  assertEquals(stdout, `${dir.path}\nhello\npath\n`);
+});
+
+Deno.test("a program that does not exist is NotFound", async () => {
+  await assertRejects(() => run("no-such-program-7"), Deno.errors.NotFound);
+  assertThrows(() => spawn("/no/such/program"), Deno.errors.NotFound);
+});
+
+Deno.test("a program that ends by a signal says which", async () => {
+  const { code, signal } = await run("sh", { args: sh("kill -9 $$") });
+  assertEquals({ code, signal }, { code: 137, signal: "SIGKILL" });
+});
+
+Deno.test("text, bytes and a stream reach standard input whole", async () => {
+  const text = "ä".repeat(300_000);
+  const bytes = new TextEncoder().encode(text);
+  const inputs = [text, { bytes }, { stream: new Blob([bytes]).stream() }];
+  for (const input of inputs) {
+    const { stdout } = await run("cat", { input });
+    assert(stdout === text);
+  }
+  assertEquals((await run("cat")).stdout, "");
+});
+
+Deno.test("a program that does not read its input is no failure", async () => {
+  const bytes = new Uint8Array(4 * 1024 * 1024);
+  let cancelled = false;
+  const stream = new ReadableStream<Uint8Array>({
+    pull: (controller) => controller.enqueue(bytes.subarray(0, 65536)),
+    cancel: () => void (cancelled = true),
+  });
+  for (const input of [{ bytes }, { stream }]) {
+    const { code } = await run("sh", { args: sh("exit 5"), input });
+    assertEquals(code, 5);
+  }
+  assert(cancelled, "the stream is still open");
+});
+
+Deno.test("held input stays open until the program is stopped", async () => {
+  const heard = listener();
+  const child = spawn("sh", {
+    args: sh("echo ready; cat > /dev/null; echo closed"),
+    input: "held",
+    stdout: heard.sink,
+  });
+  await heard.until("ready");
+  const { signal } = await child.stop();
+  assertEquals(signal, "SIGTERM");
+  assertEquals(heard.said(), "ready\n");
+});
+
+Deno.test("10 MB on both streams at once arrive without a deadlock", async () => {
+  const script =
+    "head -c 10000000 /dev/zero >&2 & head -c 10000000 /dev/zero; wait";
+  const { stdout, stderr } = await run("sh", { args: sh(script) });
+  assertEquals([stdout.length, stderr.length], [10_000_000, 10_000_000]);
+});
+
+Deno.test("output without end does not fill the memory", async () => {
+  const script = "head -c 80000000 /dev/zero";
+  const { stdout } = await run("sh", { args: sh(script) });
+  assert(stdout.length < 40_000_000, `${stdout.length} were kept`);
+});
+
+Deno.test("output is seen before the program ends", async () => {
+  const heard = listener();
+  await using _child = spawn("sh", {
+    args: sh(`echo first; exec sleep ${FOREVER}`),
+    stdout: heard.sink,
+  });
+  await heard.until("first\n");
+});
+
+Deno.test("standard error is seen as it comes, and returned too", async () => {
+  const heard = listener();
+  const args = sh("echo oops >&2");
+  const { stderr } = await run("sh", { args, onStderr: heard.sink });
+  assertEquals([heard.said(), stderr], ["oops\n", "oops\n"]);
+});
+
+Deno.test("a program that ignores TERM is killed after the grace time", async () => {
+  const heard = listener();
+  const child = spawn("sh", {
+    args: sh('trap "" TERM; echo ready; while :; do sleep 0.05; done'),
+    stdout: heard.sink,
+    killAfterMs: 100,
+  });
+  await heard.until("ready");
+  const stopped: ProcessExit[] = await Promise.all([
+    child.stop(),
+    child.stop(),
+  ]);
+  for (const { signal } of stopped) assertEquals(signal, "SIGKILL");
+  assertEquals(await child.stop(), stopped[0]);
+});
+
+Deno.test("a program that cleans up on TERM has the time to", async () => {
+  const heard = listener();
+  const child = spawn("sh", {
+    args: sh(
+      'trap "echo bye; exit 7" TERM; echo ready; while :; do sleep 0.05; done',
+    ),
+    stdout: heard.sink,
+    killAfterMs: 60_000,
+  });
+  await heard.until("ready");
+  assertEquals((await child.stop()).code, 7);
+  assertStringIncludes(heard.said(), "bye");
+});
+
+Deno.test("leaving the scope stops the program", async () => {
+  let ended: Promise<ProcessExit>;
+  {
+    await using child = spawn("sleep", { args: [FOREVER] });
+    ended = child.ended;
+  }
+  assertEquals((await ended).signal, "SIGTERM");
+});
+
+Deno.test("an abort stops the program, and its reason is thrown", async () => {
+  const abort = new AbortController();
+  const running = run("sh", {
+    args: sh(`echo ready >&2; exec sleep ${FOREVER}`),
+    signal: abort.signal,
+    onStderr: () => abort.abort(new DOMException("enough", "AbortError")),
+  });
+  const error = await assertRejects(() => running, DOMException, "enough");
+  assertEquals(error.name, "AbortError");
+});
+
+Deno.test("an abort that came before starts nothing", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/made`;
+  await assertRejects(
+    () => run("touch", { args: [path], signal: AbortSignal.abort() }),
+    DOMException,
+  );
+  await assertRejects(() => Deno.stat(path), Deno.errors.NotFound);
+});
+
+Deno.test("a time limit stops the program and names it", async () => {
+  const error = await failure(
+    "timeout",
+    () => run("sleep", { args: [FOREVER], timeoutMs: 50 }),
+  );
+  assertEquals(error.message, "sleep did not end within 0.05 s");
+});
+
+Deno.test("what a stopped program leaves running does not keep it from ending", async () => {
+  // The helper holds both pipes, as a hung credential helper of oras would.
+  const script = `sleep ${FOREVER} & echo $! >&2; wait`;
+  const heard = listener();
+  const child = spawn("sh", {
+    args: sh(script),
+    stdout: () => {},
+    stderr: heard.sink,
+  });
+  await heard.until("\n");
+  const helper = Number(heard.said());
+  try {
+    assertEquals((await child.stop()).signal, "SIGTERM");
+  } finally {
+    Deno.kill(helper, "SIGKILL");
+  }
+});
+
+Deno.test("a time limit holds where the program has left and its helper has not", async () => {
+  const heard = listener();
+  const args = sh(`sleep ${FOREVER} & echo $! >&2`);
+  const options = { args, timeoutMs: 500, onStderr: heard.sink };
+  try {
+    await failure("timeout", () => run("sh", options));
+  } finally {
+    Deno.kill(Number(heard.said()), "SIGKILL");
+  }
+});
+
+Deno.test("what a program's helper prints after it is still read", async () => {
+  const script = "(sleep 0.2; echo late) & echo early";
+  const { stdout } = await run("sh", { args: sh(script) });
+  assertEquals(stdout, "early\nlate\n");
+});

@@ -1,0 +1,158 @@
+import { assert, assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import {
+  attachDetachedVm,
+  type DetachedVmRecord,
+  findDetachedVm,
+  stopDetachedVm,
+} from "../../lib/vm/detached.ts";
+import { run } from "../../lib/system/process.ts";
+import { denoArgs, ROOT } from "../../scripts/deno.ts";
+import { failure } from "../support/failure.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { collect, env, guest, needsGuest } from "../support/guest.ts";
+
+/** Runs a script in a Deno of its own, which ends before this test goes on. */
+async function elsewhere(dir: string, body: string): Promise<string> {
+  const script = join(dir, `${crypto.randomUUID()}.ts`);
+  await Deno.writeTextFile(
+    script,
+    `import { boot } from "${ROOT}/lib/boot.ts";
+     import { detach, findMachine, useMachine } from "${ROOT}/lib/detached.ts";
+     ${body}`,
+  );
+  const { code, stdout, stderr } = await run(Deno.execPath(), {
+    args: await denoArgs(["run", "-A", script]),
+    env: { TMPDIR: dir, ...Object.fromEntries(env) },
+  });
+  assertEquals(code, 0, stderr);
+  return stdout;
+}
+
+Deno.test({
+  name: "a detached machine",
+  ...needsGuest,
+  async fn(t) {
+    await using dir = await temporaryDir();
+    const path = join(dir.path, ".toolsmith", "machine.json");
+    const work = join(dir.path, "work");
+    await Deno.mkdir(work);
+    await Deno.writeTextFile(join(work, "a.txt"), "workspace\n");
+    assertEquals(await findDetachedVm(path), undefined);
+    await failure("machine_not_found", () => stopDetachedVm(path));
+
+    await elsewhere(
+      dir.path,
+      `const vm = await boot({
+         image: ${JSON.stringify(await guest())},
+         workspace: ${JSON.stringify(work)},
+       });
+       await detach(vm, ${JSON.stringify(path)}, { digest: "abc" });`,
+    );
+    const state = await findDetachedVm(path) as DetachedVmRecord;
+
+    await t.step(
+      "it lives on when the process that booted it has ended",
+      async () => {
+        assertEquals([state.digest, state.network], ["abc", false]);
+        assertEquals((await Deno.stat(path)).mode! & 0o777, 0o600);
+        assertEquals((await Deno.stat(state.dir)).mode! & 0o777, 0o700);
+        await using vm = attachDetachedVm(path, state);
+        const { stdout } = await vm.exec("cat", { args: ["a.txt"] });
+        assertEquals(stdout, "workspace\n");
+      },
+    );
+
+    await t.step("it stays when somebody is done with it", async () => {
+      await using vm = attachDetachedVm(path, state);
+      assertEquals((await vm.exec("sh", { args: ["-c", "exit 4"] })).code, 4);
+    });
+
+    await t.step("several processes use it at once", async () => {
+      const use = (n: number) =>
+        elsewhere(
+          dir.path,
+          `const path = ${JSON.stringify(path)};
+           await using vm = useMachine(path, await findMachine(path));
+           const results = await Promise.all([1, 2, 3].map((m) =>
+             vm.exec("sh", { args: ["-c", "cat; echo " + m], stdin: "${n}." })));
+           console.log(results.map(({ stdout }) => stdout).join(""));`,
+        );
+      const said = await Promise.all([1, 2, 3].map(use));
+      assertEquals(
+        said.map((it) => it.trim()),
+        [1, 2, 3].map((n) => `${n}.1\n${n}.2\n${n}.3`),
+      );
+    });
+
+    await t.step("a second one cannot take its place", async () => {
+      const said = await elsewhere(
+        dir.path,
+        `const vm = { facts: {}, release() { throw "released"; } };
+         try {
+           await detach(vm as any, ${JSON.stringify(path)});
+         } catch (error) {
+           console.log(error.code, error.hint);
+         }`,
+      );
+      assert(said.startsWith("usage"), said);
+      assert(said.includes("toolsmith stop"), said);
+    });
+
+    await t.step(
+      "a user who dies takes the command along, not the machine",
+      async () => {
+        await using vm = attachDetachedVm(path, state);
+        await elsewhere(
+          dir.path,
+          `const path = ${JSON.stringify(path)};
+         const vm = useMachine(path, await findMachine(path));
+         await vm.exec("sh", {
+           args: ["-c", "echo up; exec sleep 4242"],
+           stdout: () => Deno.exit(0),
+         });`,
+        );
+        // The watcher in the guest may need a moment.
+        const look =
+          "while ps -o args | grep -v grep | grep -q 'sleep 4242'; do sleep 0.1; done";
+        const { code } = await vm.exec("sh", {
+          args: ["-c", look],
+        });
+        assertEquals(code, 0);
+      },
+    );
+
+    await t.step("it is stopped, and leaves nothing behind", async () => {
+      const shutdown = collect("shutdown");
+      const stopped = await stopDetachedVm(path, { onEvent: shutdown.onEvent });
+      assertEquals(stopped.pid, state.pid);
+      assertEquals(shutdown.events.map(({ how }) => how), ["powered_down"]);
+      assertEquals(await findDetachedVm(path), undefined);
+      const left = Array.from(Deno.readDirSync(dir.path), (it) => it.name)
+        .filter((name) =>
+          /^toolsmith-.{6,}/.test(name) && !name.includes("-no-")
+        );
+      assertEquals(left, []);
+    });
+
+    await t.step(
+      "the state of a dead machine is recognised, and goes",
+      async () => {
+        // Its process id may belong to somebody else by now: here, to this test.
+        const stale = { ...state, pid: Deno.pid };
+        await Deno.mkdir(state.dir);
+        await Deno.writeTextFile(path, JSON.stringify(stale));
+        assertEquals(await findDetachedVm(path), undefined);
+        assertEquals(await Deno.stat(path).catch(() => "gone"), "gone");
+        assertEquals(await Deno.stat(state.dir).catch(() => "gone"), "gone");
+      },
+    );
+
+    await t.step("a state file that is none is no machine", async () => {
+      for (const text of ["", "{", "[]", '{"layout":1}', '{"layout":2}']) {
+        await Deno.writeTextFile(path, text);
+        assertEquals(await findDetachedVm(path), undefined);
+      }
+    });
+  },
+});

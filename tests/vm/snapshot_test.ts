@@ -1,0 +1,159 @@
+import { assert, assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import type { SnapshotOptions } from "../../lib/vm/options.ts";
+import { emitter } from "../../lib/events.ts";
+import type { StartMachineOptions } from "../../lib/qemu/machine.ts";
+import { stageSnapshot } from "../../lib/cache/snapshots.ts";
+import { findSlot } from "../../lib/vm/_snapshot.ts";
+import { type Dir, temporaryDir } from "../support/directory.ts";
+import { collect } from "../support/guest.ts";
+
+interface Place {
+  dir: Dir;
+  plan: StartMachineOptions;
+  options: SnapshotOptions;
+}
+
+/** Runs a test with a machine that has a place for its state. */
+function test(name: string, body: (place: Place) => Promise<void>) {
+  Deno.test(name, async () => {
+    await using dir = await temporaryDir();
+    const program = join(dir.path, "qemu");
+    await Deno.writeTextFile(program, "the program");
+    await body({
+      dir,
+      plan: {
+        program,
+        disk: "/images/a.qcow2",
+        ephemeral: true,
+        dir: join(dir.path, "machine"),
+        accelerator: "tcg",
+        memory: 512,
+        cpus: 2,
+        shares: [],
+        extra: [],
+      },
+      options: {
+        dir: join(dir.path, "machines"),
+        digest: `sha256:${"a".repeat(64)}`,
+      },
+    });
+  });
+}
+
+/** Looks for a place, and at what is said of it. */
+async function look({ plan, options }: Place) {
+  const { events, onEvent } = collect("warning");
+  const slot = await findSlot(plan, options, emitter(onEvent));
+  return { slot, said: events.map(({ message }) => message) };
+}
+
+/** Puts a state where one is looked for. */
+async function fill(place: Place) {
+  const { slot } = await look(place);
+  await using staging = await stageSnapshot(place.options.dir, slot!.key);
+  await Deno.writeTextFile(staging!.state, "memory");
+  return await staging!.place();
+}
+
+test("what has to match makes the key, and nothing else", async (place) => {
+  const { plan, options } = place;
+  const keyOf = async (more: Partial<Place>) =>
+    (await look({ ...place, ...more })).slot?.key;
+  const key = await keyOf({});
+  const differ: Partial<StartMachineOptions>[] = [
+    { memory: 513 },
+    { cpus: 1 },
+    { accelerator: "kvm" },
+    { extra: ["-device", "virtio-balloon-pci"] },
+    { extra: ["-device", "virtio-keyboard-pci"] },
+    { os: "darwin" },
+  ];
+  const keys = await Promise.all(
+    differ.map((more) => keyOf({ plan: { ...plan, ...more } })),
+  );
+  keys.push(
+    await keyOf({
+      options: { ...options, digest: `sha256:${"b".repeat(64)}` },
+    }),
+  );
+  // The next version of QEMU, in the same place.
+  await Deno.writeTextFile(`${plan.program}.new`, "the program, improved");
+  await Deno.rename(`${plan.program}.new`, plan.program);
+  keys.push(await keyOf({}));
+  assertEquals(new Set([key, ...keys]).size, differ.length + 3);
+  assert(!keys.includes(undefined));
+
+  const alike: Partial<StartMachineOptions>[] = [
+    { dir: "/elsewhere" },
+    { disk: "/elsewhere/a.qcow2" },
+    { shares: [{ path: "/home", tag: "work", writable: false }] },
+  ];
+  for (const more of alike) {
+    assertEquals(await keyOf({ plan: { ...plan, ...more } }), keys.at(-1));
+  }
+});
+
+test("there is no place where something cannot be told", async (place) => {
+  const { plan } = place;
+  const refused: Partial<StartMachineOptions>[] = [
+    { ephemeral: false },
+    { program: join(plan.program, "..", "none") },
+    { extra: ["-drive", "file=data.img,format=raw,if=virtio"] },
+    { extra: ["-hdb", "data.img"] },
+    { extra: ["--kernel", "bzImage"] },
+    { extra: ["-netdev", "user,id=n"] },
+    { extra: ["-device", "loader,file=rom.bin"] },
+    { extra: ["-device", "pci-testdev,memdev=/dev/shm/a"] },
+  ];
+  for (const more of refused) {
+    const { slot } = await look({ ...place, plan: { ...plan, ...more } });
+    assertEquals(slot, undefined, JSON.stringify(more));
+  }
+});
+
+test("a state that was saved is found, unless it is not wanted", async (place) => {
+  assertEquals((await look(place)).slot?.found, undefined);
+  const saved = await fill(place);
+  const { slot, said } = await look(place);
+  assertEquals([slot?.found?.path, said], [saved.path, []]);
+  const options = { ...place.options, restore: false };
+  const fresh = await look({ ...place, options });
+  assertEquals([fresh.slot?.found, fresh.said], [undefined, []]);
+  assertEquals(fresh.slot?.key, slot?.key);
+});
+
+test("a damaged state is removed, in one line", async (place) => {
+  const { path } = await fill(place);
+  await Deno.truncate(path, 3);
+  const { slot, said } = await look(place);
+  assertEquals(slot?.found, undefined);
+  assertEquals(said, [
+    "The saved machine was removed: its file was changed; booting instead",
+  ]);
+  assertEquals((await look(place)).said, []);
+});
+
+test("a state that is replaced meanwhile is noticed, and stays", async (place) => {
+  await fill(place);
+  const { slot } = await look(place);
+  assertEquals(await slot!.unchanged(), true);
+  await new Promise((done) => setTimeout(done, 20));
+  const { path } = await fill(place);
+  assertEquals(await slot!.unchanged(), false);
+  await slot!.drop("it was replaced");
+  assertEquals(slot!.found, undefined);
+  assertEquals((await look(place)).slot?.found?.path, path);
+});
+
+test("while another process saves, a damaged state does not hold a boot", async (place) => {
+  const { path, key } = await fill(place);
+  await Deno.remove(path.replace(/state$/, "json"));
+  await using _staging = await stageSnapshot(place.options.dir, key);
+  const { slot, said } = await look(place);
+  assertEquals(slot?.found, undefined);
+  assertEquals(said, [
+    "The saved machine is not used: its file was changed; booting instead",
+  ]);
+  await Deno.stat(path);
+});
