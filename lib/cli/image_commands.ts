@@ -12,7 +12,7 @@ import { hydrate } from "../hydrate/hydrate.ts";
 import { loadManifest, type Manifest } from "../manifest/manifest.ts";
 import type { CommandOf } from "./parse.ts";
 import type { Io } from "./io.ts";
-import { printable } from "./render.ts";
+import { printable } from "../system/text.ts";
 import { bytesText, shortDigest } from "./format.ts";
 
 /** Gets the manifest's image, and prints its path. */

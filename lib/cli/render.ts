@@ -5,6 +5,7 @@
  */
 import type { ToolsmithError } from "../errors.ts";
 import type { OnEvent, ToolsmithEvent } from "../events.ts";
+import { printable } from "../system/text.ts";
 import { bytesText, progressBar, secondsText, shortDigest } from "./format.ts";
 
 /** Where a view writes, and what that can show. */
@@ -189,16 +190,4 @@ export function errorLine(error: ToolsmithError, now: number): string {
 export function resultLine(result: object, now: number): string {
   const timestamp = new Date(now).toISOString();
   return JSON.stringify({ type: "result", timestamp, ...result });
-}
-
-/**
- * Takes out of a text what would steer a terminal: names and messages may come
- * from a registry.
- *
- * @param text The text; tabs and line ends stay.
- * @returns The text with `?` in place of control characters.
- */
-export function printable(text: string): string {
-  // deno-lint-ignore no-control-regex
-  return text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, "?");
 }

@@ -3,6 +3,43 @@
  *
  * @module
  */
+import { ToolsmithError } from "../errors.ts";
+
+/** A limit in time; disposing it lifts it. */
+export interface TimeLimit extends Disposable {
+  /** Aborts when the time is over, with a `timeout` error as its reason. */
+  readonly signal: AbortSignal;
+}
+
+/**
+ * Limits work in time. One limit covers any number of waits: each takes its
+ * signal. The clock is monotonic.
+ *
+ * @param ms How long the work may take, in milliseconds; `Infinity` for ever.
+ * @param what What takes too long, as the message's subject: "The command".
+ * @param signal Aborts the limit's signal as well, with its own reason.
+ * @returns The limit.
+ */
+export function timeLimit(
+  ms: number,
+  what: string,
+  signal?: AbortSignal,
+): TimeLimit {
+  const late = new AbortController();
+  const expire = () =>
+    late.abort(
+      new ToolsmithError(
+        "timeout",
+        `${what} did not end within ${ms / 1000} s`,
+        { hint: "allow more: --timeout SECONDS" },
+      ),
+    );
+  const timer = Number.isFinite(ms) ? setTimeout(expire, ms) : undefined;
+  return {
+    signal: signal ? AbortSignal.any([signal, late.signal]) : late.signal,
+    [Symbol.dispose]: () => clearTimeout(timer),
+  };
+}
 
 /**
  * Waits.

@@ -1,0 +1,35 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { ToolsmithError } from "../../lib/errors.ts";
+import { settlesWithin, sleep, timeLimit } from "../../lib/system/time.ts";
+
+Deno.test("timeLimit() ends a wait with a timeout that names what was late", async () => {
+  using limit = timeLimit(20, "The command");
+  const error = await assertRejects(
+    () => sleep(5_000, limit.signal),
+    ToolsmithError,
+    "The command did not end within 0.02 s",
+  );
+  assertEquals(error.code, "timeout");
+});
+
+Deno.test("timeLimit() hands on the reason of the caller's signal", async () => {
+  const caller = new AbortController();
+  using limit = timeLimit(5_000, "The command", caller.signal);
+  const wait = assertRejects(() => sleep(5_000, limit.signal), Error, "mine");
+  caller.abort(new Error("mine"));
+  await wait;
+});
+
+Deno.test("timeLimit() without an end sets no timer, and a lifted one does not abort", async () => {
+  using forever = timeLimit(Infinity, "The command");
+  const lifted = timeLimit(5, "The command");
+  lifted[Symbol.dispose]();
+  await sleep(30);
+  assert(!forever.signal.aborted && !lifted.signal.aborted);
+});
+
+Deno.test("settlesWithin() says whether something happened in time", async () => {
+  assertEquals(await settlesWithin(Promise.resolve(1), 1_000), true);
+  assertEquals(await settlesWithin(Promise.reject(new Error()), 1_000), true);
+  assertEquals(await settlesWithin(new Promise(() => {}), 5), false);
+});
