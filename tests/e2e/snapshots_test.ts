@@ -75,7 +75,7 @@ Deno.test({
       const script = join(dir.path, "owner.ts");
       await Deno.writeTextFile(
         script,
-        `import { boot } from "${ROOT}/lib/boot.ts";
+        `import { boot } from "${ROOT}/lib/vm/boot.ts";
          setInterval(() => {
            for (const { name } of Deno.readDirSync(${JSON.stringify(machines)}))
              if (name.startsWith(".staging-")) Deno.kill(Deno.pid, "SIGKILL");
