@@ -398,7 +398,7 @@ Deno.test({
     const script = join(dir.path, "owner.ts");
     await Deno.writeTextFile(
       script,
-      `import { boot } from "${ROOT}/lib/boot.ts";
+      `import { boot } from "${ROOT}/lib/vm/boot.ts";
        await boot({
          image: ${JSON.stringify(await guest())},
          onEvent: (event) => console.log(JSON.stringify(event)),

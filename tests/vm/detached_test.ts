@@ -17,8 +17,8 @@ async function elsewhere(dir: string, body: string): Promise<string> {
   const script = join(dir, `${crypto.randomUUID()}.ts`);
   await Deno.writeTextFile(
     script,
-    `import { boot } from "${ROOT}/lib/boot.ts";
-     import { detach, findMachine, useMachine } from "${ROOT}/lib/detached.ts";
+    `import { boot } from "${ROOT}/lib/vm/boot.ts";
+     import { attachDetachedVm, detach, findDetachedVm } from "${ROOT}/lib/vm/detached.ts";
      ${body}`,
   );
   const { code, stdout, stderr } = await run(Deno.execPath(), {
@@ -73,7 +73,7 @@ Deno.test({
         elsewhere(
           dir.path,
           `const path = ${JSON.stringify(path)};
-           await using vm = useMachine(path, await findMachine(path));
+           await using vm = attachDetachedVm(path, await findDetachedVm(path));
            const results = await Promise.all([1, 2, 3].map((m) =>
              vm.exec("sh", { args: ["-c", "cat; echo " + m], stdin: "${n}." })));
            console.log(results.map(({ stdout }) => stdout).join(""));`,
@@ -106,7 +106,7 @@ Deno.test({
         await elsewhere(
           dir.path,
           `const path = ${JSON.stringify(path)};
-         const vm = useMachine(path, await findMachine(path));
+         const vm = attachDetachedVm(path, await findDetachedVm(path));
          await vm.exec("sh", {
            args: ["-c", "echo up; exec sleep 4242"],
            stdout: () => Deno.exit(0),
