@@ -10,7 +10,7 @@ import { attachShares } from "../lib/vm/shares.ts";
 import { listCache } from "../lib/cache/prune.ts";
 import { fileChunks, sha256 } from "../lib/system/digest.ts";
 import { execInGuest } from "../lib/guest/exec.ts";
-import { makeMachineDir } from "../lib/qemu/machine.ts";
+import { makeMachineDir } from "../lib/qemu/machine_dir.ts";
 import { ownMonitor } from "../lib/qemu/monitor.ts";
 import { run, spawn } from "../lib/system/process.ts";
 import { qemuArgs } from "../lib/qemu/args.ts";

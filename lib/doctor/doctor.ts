@@ -12,7 +12,7 @@ import { type Environment, processEnvironment } from "../environment.ts";
 import { toToolsmithError } from "../errors.ts";
 import { loadManifest, type Manifest } from "../manifest/manifest.ts";
 import { ghcrCredentials, oras, type RegistryOptions } from "../oci/oras.ts";
-import { qemuProgram, qemuVersion } from "../qemu/args.ts";
+import { qemuProgram, qemuVersion } from "../qemu/program.ts";
 import { formatSource } from "../manifest/source.ts";
 
 /** What a check found. */

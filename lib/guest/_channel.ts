@@ -8,8 +8,10 @@ import { join } from "@std/path";
 import { ToolsmithError } from "../errors.ts";
 import { COMMAND_SCRIPT, START_SCRIPT } from "./_scripts.ts";
 import { send } from "./_streams.ts";
+import { STREAM_BUS } from "../qemu/devices.ts";
+import { portName } from "../qemu/machine_dir.ts";
 import type { Monitor } from "../qemu/monitor.ts";
-import { type Command } from "../qemu/qmp.ts";
+import type { Command } from "../qemu/qmp.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 
 /** What {@linkcode openChannel} takes. */
@@ -79,7 +81,7 @@ async function tryOpen(
   monitor: Monitor,
   { words, input, marker }: ChannelOptions,
 ): Promise<Channel> {
-  const name = `toolsmith.${crypto.randomUUID().slice(0, 8)}`;
+  const name = portName();
   const ports = (input ? ["out", "err", "in"] : ["out", "err"]).map((end) => ({
     id: `${name}.${end}`,
     path: join(monitor.dir, `${name}.${end}`),
@@ -174,7 +176,7 @@ function plugging({ id, path }: Port): Command[] {
     ["chardev-add", { id, backend: { type: "socket", data } }],
     ["device_add", {
       driver: "virtserialport",
-      bus: "streams.0",
+      bus: `${STREAM_BUS}.0`,
       id: `port.${id}`,
       chardev: id,
       name: id,

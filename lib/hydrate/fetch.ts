@@ -19,7 +19,7 @@ import { openHttps } from "./_https.ts";
 import type { ManifestImage } from "../manifest/manifest.ts";
 import { type Oras, oras, type RegistryOptions } from "../oci/oras.ts";
 import { formatSource } from "../manifest/source.ts";
-import { type OciReference } from "../oci/reference.ts";
+import type { OciReference } from "../oci/reference.ts";
 import { retry, type RetryOptions } from "../system/retry.ts";
 
 /** How a source is reached, and how patiently. */

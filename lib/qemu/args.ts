@@ -1,14 +1,12 @@
 /**
- * The QEMU program and its arguments. Nothing here starts a machine.
+ * QEMU's arguments. Nothing here starts a machine.
  *
  * @module
  */
 import { join } from "@std/path";
 import type { Accelerator } from "./accelerator.ts";
-import { type Environment, processEnvironment } from "../environment.ts";
-import { ToolsmithError } from "../errors.ts";
-import { MACHINE_FILES } from "./monitor.ts";
-import { run } from "../system/process.ts";
+import { AGENT, DISK, shareId, slotId, SLOTS, STREAM_BUS } from "./devices.ts";
+import { MACHINE_FILES } from "./machine_dir.ts";
 
 /** A directory of the host that the guest may see. */
 export interface GuestShare {
@@ -42,12 +40,7 @@ export interface MachineOptions {
   os?: typeof Deno.build.os;
 }
 
-/**
- * Slots that devices can be plugged into while the machine runs: the workspace,
- * a network card, and exports. Their number is the same for each machine.
- */
-export const SLOTS = 8;
-
+/** QEMU's name for it; the agent looks for a port of this name. */
 const AGENT_PORT = "org.qemu.guest_agent.0";
 
 /**
@@ -78,74 +71,30 @@ export function qemuArgs(options: MachineOptions): string[] {
     ...socket("console", MACHINE_FILES.console),
     ...["-serial", "chardev:console"],
     ...["-drive", drive(options)],
-    ...["-device", "virtio-blk-pci,drive=disk,bootindex=0"],
+    ...["-device", `virtio-blk-pci,drive=${DISK},bootindex=0`],
     ...["-device", "virtio-serial-pci,id=control"],
-    ...socket("agent", MACHINE_FILES.agent),
+    ...socket(AGENT, MACHINE_FILES.agent),
     "-device",
-    `virtserialport,bus=control.0,chardev=agent,id=agent,name=${AGENT_PORT}`,
-    ...["-device", "virtio-serial-pci,id=streams,max_ports=31"],
+    `virtserialport,bus=control.0,chardev=${AGENT},id=${AGENT},` +
+    `name=${AGENT_PORT}`,
+    ...["-device", `virtio-serial-pci,id=${STREAM_BUS},max_ports=31`],
     ...["-object", "rng-random,id=random,filename=/dev/urandom"],
     ...["-device", "virtio-rng-pci,rng=random"],
     // Tells the guest that it is a copy, where it was restored.
     ...["-device", "vmgenid,guid=auto"],
     ...Array.from({ length: SLOTS }, (_, slot) => [
       "-device",
-      `pcie-root-port,id=slot${slot},chassis=${slot + 1},slot=${slot + 1}`,
+      `pcie-root-port,id=${slotId(slot)},chassis=${slot + 1},slot=${slot + 1}`,
     ]).flat(),
     ...options.shares.flatMap((share, index) => [
       "-fsdev",
-      `local,id=share${index},path=${quote(share.path)},security_model=none,` +
+      `local,id=${shareId(index)},path=${
+        quote(share.path)
+      },security_model=none,` +
       `multidevs=remap,readonly=${share.writable ? "off" : "on"}`,
     ]),
     ...options.extra,
   ];
-}
-
-/**
- * Names the QEMU program.
- *
- * @param env Read for `TOOLSMITH_QEMU`.
- * @returns Its name, found on PATH, or its path.
- */
-export function qemuProgram(env: Environment = processEnvironment): string {
-  return env.get("TOOLSMITH_QEMU") || "qemu-system-x86_64";
-}
-
-/**
- * Asks QEMU for its version.
- *
- * Needs `--allow-run` for the program.
- *
- * @param program The QEMU program.
- * @returns Such as `7.2.22`.
- * @throws {ToolsmithError} `qemu_not_found` when there is no such program, or
- * it is another.
- */
-export async function qemuVersion(program: string): Promise<string> {
-  const output = await run(program, {
-    args: ["--version"],
-    timeoutMs: 20_000,
-  }).catch((cause) => {
-    if (cause instanceof Deno.errors.NotCapable) throw cause;
-    throw qemuNotFound(program, cause);
-  });
-  const version = output.stdout.match(/QEMU emulator version (\d[\w.]*)/)?.[1];
-  if (output.code !== 0 || !version) throw qemuNotFound(program);
-  return version;
-}
-
-/**
- * The error for a QEMU that is not there.
- *
- * @param program The QEMU program that was looked for.
- * @param cause What was caught.
- */
-export function qemuNotFound(program: string, cause?: unknown): ToolsmithError {
-  return new ToolsmithError("qemu_not_found", `QEMU not found: ${program}`, {
-    hint:
-      "install it (Debian, Ubuntu: apt install qemu-system-x86; macOS: brew install qemu), or set TOOLSMITH_QEMU to its path",
-    cause,
-  });
 }
 
 /** In a value of QEMU's options a comma is written twice. */
@@ -155,7 +104,7 @@ function quote(value: string): string {
 
 function drive({ disk, ephemeral }: MachineOptions): string {
   // The format is never guessed: a raw disk could pretend to be a QCOW2.
-  return `file=${quote(disk)},format=qcow2,if=none,id=disk,` +
+  return `file=${quote(disk)},format=qcow2,if=none,id=${DISK},` +
     `snapshot=${ephemeral ? "on" : "off"},discard=unmap`;
 }
 

@@ -6,18 +6,19 @@
  * @module
  */
 import { AcceleratorError } from "./errors.ts";
-import { join, resolve } from "@std/path";
+import { join } from "@std/path";
 import type { Accelerator } from "./accelerator.ts";
 import {
   type ConsoleFailure,
   consoleTail,
   findConsoleFailure,
 } from "./_console.ts";
-import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
-import { MACHINE_FILES } from "./monitor.ts";
+import { AGENT } from "./devices.ts";
+import { MACHINE_FILES } from "./machine_dir.ts";
 import { type Child, type ProcessExit, spawn } from "../system/process.ts";
-import { type MachineOptions, qemuArgs, qemuNotFound } from "./args.ts";
+import { type MachineOptions, qemuArgs } from "./args.ts";
+import { qemuNotFound } from "./program.ts";
 import { openQmp, type Qmp, type QmpEvent } from "./qmp.ts";
 
 /** A running QEMU. */
@@ -83,26 +84,6 @@ const POLL_MS = 10;
 const CONSOLE_KEPT = 64 * 1024;
 
 /**
- * Makes the directory of a machine: private, and with a path so short that
- * sockets in it can be named.
- *
- * Needs `--allow-write` for the temporary directory.
- *
- * @param env Read for `TMPDIR`.
- * @returns Its absolute path. Whoever made it removes it.
- */
-export async function makeMachineDir(
-  env: Environment = processEnvironment,
-): Promise<string> {
-  const usual = env.get("TMPDIR") ?? "/tmp";
-  // A socket's name has at most 103 bytes on macOS, 107 on Linux.
-  const parent = new TextEncoder().encode(usual).length > 60 ? "/tmp" : usual;
-  const dir = await Deno.makeTempDir({ dir: parent, prefix: "toolsmith-" });
-  await Deno.chmod(dir, 0o700);
-  return resolve(dir);
-}
-
-/**
  * Starts QEMU. Its processor stands still until QMP's `cont`.
  *
  * Needs `--allow-run=sh`, and `--allow-read`, `--allow-write` and
@@ -132,7 +113,7 @@ export async function startMachine(
   child.ended.then(() => over = true);
   const seen = { agent: false, stop: false };
   const note = ({ event, data }: QmpEvent) => {
-    if (event === "VSERPORT_CHANGE" && data?.id === "agent") {
+    if (event === "VSERPORT_CHANGE" && data?.id === AGENT) {
       seen.agent ||= data.open === true;
     }
     if (event === "STOP") seen.stop = true;

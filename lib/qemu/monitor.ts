@@ -9,18 +9,9 @@ import { join } from "@std/path";
 import { ToolsmithError } from "../errors.ts";
 import { lock } from "../system/lock.ts";
 import { type Agent, openAgent } from "./agent.ts";
+import { MACHINE_FILES } from "./machine_dir.ts";
 import { type Command, openQmp, type Qmp } from "./qmp.ts";
 import { VmDisconnectedError } from "./errors.ts";
-
-/** Names of the files in a machine's directory. */
-export const MACHINE_FILES = {
-  qmp: "qmp",
-  agent: "agent",
-  console: "console",
-  log: "qemu.log",
-  lock: "lock",
-  exclusive: "alone",
-} as const;
 
 const SYNC_MS = 10_000;
 

@@ -9,11 +9,11 @@
  */
 import { join } from "@std/path";
 import { ToolsmithError } from "../errors.ts";
+import { DISK } from "../qemu/devices.ts";
+import { MACHINE_FILES } from "../qemu/machine_dir.ts";
 import type { Qmp } from "../qemu/qmp.ts";
 import type { Snapshot, SnapshotStaging } from "../cache/snapshots.ts";
 
-const SOCKET = "migration";
-const DISK = "disk";
 const FRAME = 1024 * 1024;
 const POLL_MS = 5;
 /** Nothing else uses the socket: QEMU need not be slowed down. */
@@ -53,7 +53,7 @@ export async function saveMachine(
     try {
       // The disk comes first: QEMU lets go of it once the memory is away.
       if (await hasWritten(qmp)) await copyDisk(qmp, staging.disk);
-      await copyMemory(qmp, join(dir, SOCKET), staging.state);
+      await copyMemory(qmp, join(dir, MACHINE_FILES.migration), staging.state);
     } finally {
       await qmp.send(["cont"]);
     }

@@ -6,8 +6,8 @@
 import { join } from "@std/path";
 import { ToolsmithError } from "../errors.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
-import { type Machine } from "../qemu/machine.ts";
-import { MACHINE_FILES } from "../qemu/monitor.ts";
+import type { Machine } from "../qemu/machine.ts";
+import { MACHINE_FILES } from "../qemu/machine_dir.ts";
 import { type Agent, openAgent } from "../qemu/agent.ts";
 
 /** What {@linkcode whenReady} takes. */

@@ -16,7 +16,7 @@ import {
 } from "../qemu/machine.ts";
 import { type Monitor, ownMonitor } from "../qemu/monitor.ts";
 import type { GuestShare } from "../qemu/args.ts";
-import { type Agent } from "../qemu/agent.ts";
+import type { Agent } from "../qemu/agent.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import { bootFailure, whenReady } from "./_readiness.ts";
 import { findSlot, type SnapshotSlot } from "./_snapshot.ts";

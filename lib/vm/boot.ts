@@ -13,8 +13,10 @@ import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import { type Emit, emitter } from "../events.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
-import { makeMachineDir, type StartMachineOptions } from "../qemu/machine.ts";
-import { type GuestShare, qemuProgram } from "../qemu/args.ts";
+import type { StartMachineOptions } from "../qemu/machine.ts";
+import { makeMachineDir } from "../qemu/machine_dir.ts";
+import type { GuestShare } from "../qemu/args.ts";
+import { qemuProgram } from "../qemu/program.ts";
 import type { Vm } from "./vm.ts";
 
 /**

@@ -8,7 +8,8 @@ import { dirname, join } from "@std/path";
 import { ToolsmithError } from "../errors.ts";
 import { emitter, type OnEvent } from "../events.ts";
 import { lock } from "../system/lock.ts";
-import { MACHINE_FILES, sharedMonitor } from "../qemu/monitor.ts";
+import { MACHINE_FILES, removeMachineDir } from "../qemu/machine_dir.ts";
+import { sharedMonitor } from "../qemu/monitor.ts";
 import { makeVm, type Vm, type VmFacts } from "./vm.ts";
 
 /** What a state file holds. */
@@ -180,21 +181,8 @@ function isState(value: unknown): value is DetachedVmRecord {
 }
 
 async function forget(path: string, state: DetachedVmRecord) {
-  // The file may come from anywhere: nothing but a machine's files is removed.
-  if (/\/toolsmith-[^/]+$/.test(state.dir)) {
-    await removeMachineDir(state.dir).catch(() => {});
-  }
+  await removeMachineDir(state.dir);
   await Deno.remove(path).catch(() => {});
-}
-
-async function removeMachineDir(dir: string) {
-  const own: string[] = [...Object.values(MACHINE_FILES), "migration"];
-  for await (const { name } of Deno.readDir(dir)) {
-    if (own.includes(name) || /^toolsmith\.\w{8}\.(out|err|in)$/.test(name)) {
-      await Deno.remove(join(dir, name));
-    }
-  }
-  await Deno.remove(dir);
 }
 
 /**

@@ -8,7 +8,8 @@ import { basename, resolve } from "@std/path";
 import { ToolsmithError } from "../errors.ts";
 import { setUpGuest, type SetUpOptions } from "../guest/setup.ts";
 import type { Monitor } from "../qemu/monitor.ts";
-import { type GuestShare, SLOTS } from "../qemu/args.ts";
+import type { GuestShare } from "../qemu/args.ts";
+import { NETWORK_SLOT, shareId, slotId } from "../qemu/devices.ts";
 import type { Command } from "../qemu/qmp.ts";
 
 /** A directory that the guest may write to. */
@@ -80,7 +81,7 @@ export async function planShares(
     }
   }
   // One slot is for the network card.
-  if (shares.length > SLOTS - 1) {
+  if (shares.length > NETWORK_SLOT) {
     throw new ToolsmithError("usage", `Too many exports: ${exports.length}`);
   }
   return shares;
@@ -103,8 +104,8 @@ export async function attachShares(
   await monitor.qemu(...shares.map(({ tag }, index): Command => ["device_add", {
     driver: "virtio-9p-pci",
     id: `directory${index}`,
-    bus: `slot${index}`,
-    fsdev: `share${index}`,
+    bus: slotId(index),
+    fsdev: shareId(index),
     mount_tag: tag,
   }]));
   await setUpGuest(monitor, shares, options);
@@ -122,7 +123,7 @@ export async function attachNetwork(monitor: Monitor): Promise<boolean> {
     ["device_add", {
       driver: "virtio-net-pci",
       id: "card",
-      bus: `slot${SLOTS - 1}`,
+      bus: slotId(NETWORK_SLOT),
       netdev: "network",
     }],
   );

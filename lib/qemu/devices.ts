@@ -1,0 +1,43 @@
+/**
+ * Ids of a machine's devices. QEMU's command line makes them, and QMP commands
+ * find them again.
+ *
+ * @module
+ */
+
+/** The drive of the disk. */
+export const DISK = "disk";
+
+/** The guest agent's port; the socket behind it has the same id. */
+export const AGENT = "agent";
+
+/** The bus that the ports of commands are plugged into. */
+export const STREAM_BUS = "streams";
+
+/**
+ * How many slots there are to plug devices into while the machine runs: for the
+ * workspace, exports, and a network card. The same for each machine, as it is
+ * part of what a snapshot has to match.
+ */
+export const SLOTS = 8;
+
+/** The slot of the network card; those before it are for directories. */
+export const NETWORK_SLOT = SLOTS - 1;
+
+/**
+ * The id of a slot.
+ *
+ * @param index From 0.
+ */
+export function slotId(index: number): string {
+  return `slot${index}`;
+}
+
+/**
+ * The id of a directory of the host that QEMU has opened.
+ *
+ * @param index Its place among the shares, from 0.
+ */
+export function shareId(index: number): string {
+  return `share${index}`;
+}

@@ -1,0 +1,86 @@
+/**
+ * The directory of a running machine: every name in it, how it is made and how
+ * it is removed.
+ *
+ *     <TMPDIR>/toolsmith-<id>/     0700
+ *
+ * @module
+ */
+import { join, resolve } from "@std/path";
+import { type Environment, processEnvironment } from "../environment.ts";
+
+/** Names of the files in a machine's directory. */
+export const MACHINE_FILES = {
+  /** QEMU's monitor. */
+  qmp: "qmp",
+  /** The guest agent. */
+  agent: "agent",
+  /** The serial console. */
+  console: "console",
+  /** Where a snapshot's memory goes through while it is saved. */
+  migration: "migration",
+  /** What QEMU wrote to its standard error. */
+  log: "qemu.log",
+  /** Held by whoever talks to QEMU or the agent. */
+  lock: "lock",
+  /** Held by whoever plugs the ports of a command. */
+  exclusive: "alone",
+} as const;
+
+const NAME = /^toolsmith-[^/]+$/;
+/** Sockets of a command: the name that `portName` makes, and a stream. */
+const PORT = /^toolsmith\.\w{8}\.(out|err|in)$/;
+
+/**
+ * A new name for the ports of one command.
+ *
+ * @returns What no other command has.
+ */
+export function portName(): string {
+  return `toolsmith.${crypto.randomUUID().slice(0, 8)}`;
+}
+
+/**
+ * Makes the directory of a machine: private, and with a path so short that
+ * sockets in it can be named.
+ *
+ * Needs `--allow-write` for the temporary directory.
+ *
+ * @param env Read for `TMPDIR`.
+ * @returns Its absolute path. Whoever made it removes it.
+ */
+export async function makeMachineDir(
+  env: Environment = processEnvironment,
+): Promise<string> {
+  const usual = env.get("TMPDIR") ?? "/tmp";
+  // A socket's name has at most 103 bytes on macOS, 107 on Linux.
+  const parent = new TextEncoder().encode(usual).length > 60 ? "/tmp" : usual;
+  const dir = await Deno.makeTempDir({ dir: parent, prefix: "toolsmith-" });
+  await Deno.chmod(dir, 0o700);
+  return resolve(dir);
+}
+
+/**
+ * Removes the directory of a machine that has ended, and nothing else: its path
+ * may come from a file that somebody else wrote.
+ *
+ * Needs `--allow-read` and `--allow-write` for it.
+ *
+ * @param dir The directory; one that is no machine's, or holds other files,
+ * stays.
+ */
+export async function removeMachineDir(dir: string): Promise<void> {
+  if (!NAME.test(dir.slice(dir.lastIndexOf("/") + 1))) return;
+  const own: string[] = Object.values(MACHINE_FILES);
+  try {
+    for await (const { name } of Deno.readDir(dir)) {
+      if (own.includes(name) || PORT.test(name)) {
+        await Deno.remove(join(dir, name));
+      }
+    }
+    await Deno.remove(dir);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    // It is gone, or not a machine's: what is left is not for this to remove.
+  }
+}

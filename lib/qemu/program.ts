@@ -1,0 +1,81 @@
+/**
+ * The QEMU program: its name, its version, what to do where it is missing.
+ *
+ * @module
+ */
+import { join, SEPARATOR } from "@std/path";
+import { type Environment, processEnvironment } from "../environment.ts";
+import { ToolsmithError } from "../errors.ts";
+import { run } from "../system/process.ts";
+
+/**
+ * Names the QEMU program.
+ *
+ * @param env Read for `TOOLSMITH_QEMU`.
+ * @returns Its name, found on PATH, or its path.
+ */
+export function qemuProgram(env: Environment = processEnvironment): string {
+  return env.get("TOOLSMITH_QEMU") || "qemu-system-x86_64";
+}
+
+/**
+ * Asks QEMU for its version.
+ *
+ * Needs `--allow-run` for the program.
+ *
+ * @param program The QEMU program.
+ * @returns Such as `7.2.22`.
+ * @throws {ToolsmithError} `qemu_not_found` when there is no such program, or
+ * it is another.
+ */
+export async function qemuVersion(program: string): Promise<string> {
+  const output = await run(program, {
+    args: ["--version"],
+    timeoutMs: 20_000,
+  }).catch((cause) => {
+    if (cause instanceof Deno.errors.NotCapable) throw cause;
+    throw qemuNotFound(program, cause);
+  });
+  const version = output.stdout.match(/QEMU emulator version (\d[\w.]*)/)?.[1];
+  if (output.code !== 0 || !version) throw qemuNotFound(program);
+  return version;
+}
+
+/**
+ * Finds the file of a program.
+ *
+ * Needs `--allow-read` for it, and for the directories of PATH.
+ *
+ * @param program Its name or path.
+ * @param env Read for `PATH`.
+ * @returns Its path, links resolved; `undefined` where it is not there.
+ */
+export async function programFile(
+  program: string,
+  env: Environment = processEnvironment,
+): Promise<string | undefined> {
+  const dirs = program.includes(SEPARATOR)
+    ? [""]
+    : (env.get("PATH") ?? processEnvironment.get("PATH") ?? "").split(":");
+  for (const dir of dirs) {
+    const path = dir ? join(dir, program) : program;
+    if (await Deno.stat(path).then(({ isFile }) => isFile, () => false)) {
+      return await Deno.realPath(path);
+    }
+  }
+  return undefined;
+}
+
+/**
+ * The error for a QEMU that is not there.
+ *
+ * @param program The QEMU program that was looked for.
+ * @param cause What was caught.
+ */
+export function qemuNotFound(program: string, cause?: unknown): ToolsmithError {
+  return new ToolsmithError("qemu_not_found", `QEMU not found: ${program}`, {
+    hint:
+      "install it (Debian, Ubuntu: apt install qemu-system-x86; macOS: brew install qemu), or set TOOLSMITH_QEMU to its path",
+    cause,
+  });
+}
