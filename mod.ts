@@ -54,7 +54,7 @@ export {
   parseManifest,
 } from "./lib/manifest/manifest.ts";
 export type { ManifestChange } from "./lib/manifest/write.ts";
-export type { RegistryOptions } from "./lib/oci/oras.ts";
+export type { RegistryOptions } from "./lib/oci/registry.ts";
 export type {
   ProcessExit,
   ProcessInput,

@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import { pruneCache } from "../lib/cache/prune.ts";
-import { ghcrCredentials } from "../lib/oci/oras.ts";
+import { ghcrCredentials } from "../lib/oci/credentials.ts";
 import { run } from "../lib/system/process.ts";
 import { parseImageSource } from "../lib/manifest/source.ts";
 import { parseReference } from "../lib/oci/reference.ts";

@@ -6,7 +6,7 @@
 import { publishFields, reportToActions } from "../publish/github_actions.ts";
 import { formatManifest } from "../manifest/format.ts";
 import { init } from "../manifest/init.ts";
-import { writeManifest } from "../manifest/write.ts";
+import { assertUpdatable, writeManifest } from "../manifest/write.ts";
 import { publish, type PublishResult } from "../publish/publish.ts";
 import type { CommandOf } from "./parse.ts";
 import type { Io } from "./io.ts";
@@ -21,7 +21,7 @@ export async function publishCommand(
   const { onEvent, close } = io.view(output);
   const { signal } = io;
   try {
-    if (manifest !== undefined) await checkManifest(manifest);
+    if (manifest !== undefined) await assertUpdatable(manifest);
     const result = await publish(path, reference, {
       ...options,
       signal,
@@ -68,12 +68,6 @@ export async function initCommand(
   } finally {
     close();
   }
-}
-
-/** A manifest that cannot be updated is told before a long push, not after. */
-async function checkManifest(path: string) {
-  const any = { name: "any", source: "any.qcow2", sha256: "0".repeat(64) };
-  await writeManifest(path, any, { dryRun: true });
 }
 
 function publishText(result: PublishResult): string {

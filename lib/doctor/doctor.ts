@@ -11,7 +11,13 @@ import { freeBytes } from "../system/free_space.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { toToolsmithError } from "../errors.ts";
 import { loadManifest, type Manifest } from "../manifest/manifest.ts";
-import { ghcrCredentials, oras, type RegistryOptions } from "../oci/oras.ts";
+import {
+  ghcrCredentials,
+  isGhcr,
+  unusedTokenWarning,
+} from "../oci/credentials.ts";
+import { oras } from "../oci/oras.ts";
+import type { RegistryOptions } from "../oci/registry.ts";
 import { qemuProgram, qemuVersion } from "../qemu/program.ts";
 import { formatSource } from "../manifest/source.ts";
 
@@ -134,11 +140,11 @@ function checkCredentials({ env, loaded }: Host): Promise<Finding | undefined> {
     const found = `GHCR_TOKEN for ${given.user} at ${registry}`;
     return Promise.resolve({ check, level: "ok", found });
   }
-  if (registry !== "ghcr.io") {
+  if (!isGhcr(registry)) {
     const found = `those of oras for ${registry}, if any`;
     return Promise.resolve({ check, level: "ok", found });
   }
-  const half = env.get("GHCR_TOKEN") !== undefined;
+  const half = unusedTokenWarning(registry, env) !== undefined;
   return Promise.resolve({
     check,
     level: half ? "warn" : "ok",

@@ -5,26 +5,32 @@
  * @module
  */
 import { basename, join } from "@std/path";
-import {
-  type Artifact,
-  type ImageLayer,
-  selectImageLayer,
-} from "../oci/artifact.ts";
-import { fileChunks, type Sha256, sha256 } from "../system/digest.ts";
-import { requireSpace } from "../system/free_space.ts";
 import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
-import { openHttps } from "./_https.ts";
 import type { ManifestImage } from "../manifest/manifest.ts";
-import { type Oras, oras, type RegistryOptions } from "../oci/oras.ts";
 import { formatSource } from "../manifest/source.ts";
+import { selectImageLayer } from "../oci/artifact.ts";
+import { unusedTokenWarning } from "../oci/credentials.ts";
+import { oras } from "../oci/oras.ts";
+import {
+  pullImage,
+  startTransfer,
+  totalBytes,
+  type TransferProgress,
+} from "../oci/pull.ts";
 import type { OciReference } from "../oci/reference.ts";
+import { type RegistryOptions, registryOptions } from "../oci/registry.ts";
+import { fileChunks, type Sha256, sha256 } from "../system/digest.ts";
+import { removeTree } from "../system/files.ts";
+import { requireSpace } from "../system/free_space.ts";
 import { retry, type RetryOptions } from "../system/retry.ts";
+import { writeAll } from "../system/streams.ts";
+import { openHttps } from "./_https.ts";
 
-/** How a source is reached, and how patiently. */
+/** How a source is reached, and how often it is tried. */
 export interface FetchOptions extends RegistryOptions {
-  /** Further attempts after a failure that may pass. @default {3} */
+  /** Retries after a transient failure. @default {3} */
   retries?: number;
   /** Pause before the second attempt, in milliseconds; it doubles. @default {1000} */
   retryDelayMs?: number;
@@ -43,10 +49,12 @@ export interface FetchedImage {
 }
 
 /** One call of {@linkcode fetchImage}. */
-interface FetchContext extends FetchOptions {
+interface FetchContext {
   image: ManifestImage;
   dir: string;
   emit: Emit;
+  registry: RegistryOptions;
+  retries: RetryOptions;
 }
 
 /**
@@ -56,7 +64,7 @@ interface FetchContext extends FetchOptions {
  *
  * @param image The image that a manifest names.
  * @param dir An empty directory to fill.
- * @param options How to reach the source, and whom to tell.
+ * @param options How to reach the source, and where events go.
  * @returns The file, and the digest that it has: the caller compares it.
  * @throws {ToolsmithError} With one of the codes in docs/troubleshooting.md.
  */
@@ -66,10 +74,25 @@ export function fetchImage(
   options: FetchOptions & { emit: Emit },
 ): Promise<FetchedImage> {
   const { source } = image;
-  const context: FetchContext = { ...options, image, dir };
+  const { emit } = options;
+  const context: FetchContext = {
+    image,
+    dir,
+    emit,
+    registry: registryOptions(options),
+    retries: {
+      retries: options.retries,
+      retryDelayMs: options.retryDelayMs,
+      signal: options.signal,
+      onRetry({ error: { code, message }, attempt, attempts, delayMs }) {
+        const retry = { attempt, attempts, delayMs };
+        emit({ type: "retry", image: image.name, code, message, ...retry });
+      },
+    },
+  };
   switch (source.kind) {
     case "oci":
-      return pullImage(context, source);
+      return pullFromRegistry(context, source);
     case "https":
       return downloadImage(context, source.url);
     case "file":
@@ -77,17 +100,18 @@ export function fetchImage(
   }
 }
 
-async function pullImage(
+async function pullFromRegistry(
   context: FetchContext,
   reference: OciReference,
 ): Promise<FetchedImage> {
-  const { emit, image } = context;
-  const registry = oras(context);
-  const patience = retryOptions(context);
-  warnOfHalfCredentials(context, reference);
+  const { image, dir, emit, retries } = context;
+  const env = context.registry.env ?? processEnvironment;
+  const warning = unusedTokenWarning(reference.registry, env);
+  if (warning) emit({ type: "warning", message: warning });
+  const registry = oras(context.registry);
   const artifact = await retry(
     () => registry.fetchManifest(reference),
-    patience,
+    retries,
   );
   const layer = selectImageLayer(artifact, image.sha256);
   emit({
@@ -98,59 +122,35 @@ async function pullImage(
     file: layer.title,
     bytes: layer.size,
   });
-  await requireSpace(context.dir, totalBytes(artifact));
-  return await retry(
-    (attempt) => pullOnce(context, registry, artifact, layer, attempt),
-    patience,
-  );
-}
-
-/** Pulls, and computes the digest of the image while oras writes it. */
-async function pullOnce(
-  context: FetchContext,
-  registry: Oras,
-  artifact: Artifact,
-  layer: ImageLayer,
-  attempt: number,
-): Promise<FetchedImage> {
-  // Never onto what an attempt before left behind.
-  const dir = join(context.dir, `pull-${attempt}`);
-  await Deno.mkdir(dir);
   const total = totalBytes(artifact);
-  const progress = transfer(context, total);
-  const done = registry.pull(artifact.reference, dir, progress.at);
-  const path = join(dir, ...layer.title.split("/"));
-  const digest = sha256(fileChunks(path, { growingUntil: done }));
-  const settled = digest.catch(() => {});
-  try {
-    await done;
-  } catch (error) {
-    await settled;
-    await Deno.remove(dir, { recursive: true });
-    throw error;
-  }
-  progress.end(total);
-  const actual = await digest;
-  const { isFile, size } = await Deno.lstat(path);
-  if (!isFile || size !== layer.size) {
-    throw new ToolsmithError(
-      "checksum_mismatch",
-      `${layer.title} has ${size} bytes after the pull, not ${layer.size}`,
-      { hint: "try again" },
-    );
-  }
-  return { path, name: basename(path), bytes: size, actual };
-}
-
-function totalBytes({ layers }: Artifact): number {
-  return layers.reduce((sum, { size }) => sum + size, 0);
+  await requireSpace(dir, total);
+  return await retry(async (attempt) => {
+    // Never onto what an attempt before left behind.
+    const target = join(dir, `pull-${attempt}`);
+    await Deno.mkdir(target);
+    const progress = begin(context, total);
+    try {
+      const options = { layer, dir: target, progress };
+      const { path, bytes, sha256 } = await pullImage(
+        registry,
+        artifact,
+        options,
+      );
+      return { path, name: basename(path), bytes, actual: sha256 };
+    } catch (error) {
+      await removeTree(target);
+      throw error;
+    }
+  }, retries);
 }
 
 async function downloadImage(
   context: FetchContext,
   url: URL,
 ): Promise<FetchedImage> {
-  using file = await openHttps(url, { ...context, ...retryOptions(context) });
+  const { caFile, stallTimeoutMs } = context.registry;
+  const options = { caFile, stallTimeoutMs, ...context.retries };
+  using file = await openHttps(url, options);
   if (file.bytes !== null) await requireSpace(context.dir, file.bytes);
   const last = url.pathname.split("/").at(-1) ?? "";
   return await spool(context, file.chunks, last, file.bytes);
@@ -160,7 +160,7 @@ async function copyImage(
   context: FetchContext,
   path: string,
 ): Promise<FetchedImage> {
-  const { signal } = context;
+  const { signal } = context.registry;
   try {
     const { isFile, size } = await Deno.stat(path);
     if (!isFile) {
@@ -187,14 +187,12 @@ async function spool(
 ): Promise<FetchedImage> {
   const plain = /^[^/\\:*?"<>|\p{Cc}]{1,200}\.qcow2$/iu.test(name);
   const path = join(context.dir, plain ? name : "image.qcow2");
-  const progress = transfer(context, total);
+  const progress = begin(context, total);
   let bytes = 0;
   using file = await Deno.open(path, { write: true, createNew: true });
   const actual = await sha256((async function* () {
     for await (const chunk of chunks) {
-      for (let at = 0; at < chunk.length;) {
-        at += await file.write(chunk.subarray(at));
-      }
+      await writeAll(file, chunk);
       bytes += chunk.length;
       progress.at(bytes);
       yield chunk;
@@ -204,53 +202,11 @@ async function spool(
   return { path, name: basename(path), bytes, actual };
 }
 
-/** Tells how a transfer comes along. */
-function transfer(context: FetchContext, total: number | null) {
-  const { emit } = context;
-  const image = context.image.name;
-  const source = formatSource(context.image.source);
-  const begun = performance.now();
-  let told = begun;
-  emit({ type: "download_start", image, source, bytes: total });
-  return {
-    at(bytes: number) {
-      const now = performance.now();
-      if (now - told < 100) return;
-      told = now;
-      emit({ type: "download_progress", image, bytes, total });
-    },
-    end(bytes: number) {
-      const elapsedMs = Math.round(performance.now() - begun);
-      emit({ type: "download_end", image, source, bytes, elapsedMs });
-    },
-  };
-}
-
-function retryOptions(context: FetchContext): RetryOptions {
-  return {
-    retries: context.retries,
-    retryDelayMs: context.retryDelayMs,
-    signal: context.signal,
-    onRetry: ({ error, ...rest }) => {
-      const { code, message } = error;
-      const image = context.image.name;
-      context.emit({ type: "retry", image, code, message, ...rest });
-    },
-  };
-}
-
-function warnOfHalfCredentials(
-  context: FetchContext,
-  { registry }: OciReference,
-) {
-  const env = context.env ?? processEnvironment;
-  const user = env.get("GHCR_USERNAME") || env.get("GITHUB_ACTOR");
-  if (registry !== "ghcr.io" || user || !env.get("GHCR_TOKEN")) return;
-  context.emit({
-    type: "warning",
-    message:
-      "GHCR_TOKEN is not used: set GHCR_USERNAME or GITHUB_ACTOR along with it",
-  });
+function begin(
+  { emit, image: { name: image, source } }: FetchContext,
+  total: number | null,
+): TransferProgress {
+  return startTransfer(emit, { image, source: formatSource(source), total });
 }
 
 function missing(path: string, cause: unknown): ToolsmithError {

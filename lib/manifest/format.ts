@@ -47,13 +47,7 @@ export interface NewImage {
  * @throws {ToolsmithError} `usage` when the name cannot be a directory.
  */
 export function consumerManifest(image: NewImage): ConsumerManifest {
-  if (!isImageName(image.name)) {
-    throw new ToolsmithError(
-      "usage",
-      `Cannot name the image "${image.name}": it is not a plain directory name`,
-      { hint: "use letters, digits, dashes and dots, and begin with no dot" },
-    );
-  }
+  assertImageName(image.name);
   return {
     image: {
       name: image.name,
@@ -65,6 +59,21 @@ export function consumerManifest(image: NewImage): ConsumerManifest {
     tools: {},
     operations: [],
   };
+}
+
+/**
+ * Refuses a name that cannot be a directory of the cache on every system.
+ *
+ * @param name The image's name.
+ * @throws {ToolsmithError} `usage`.
+ */
+export function assertImageName(name: string): void {
+  if (isImageName(name)) return;
+  throw new ToolsmithError(
+    "usage",
+    `Cannot name the image "${name}": it is not a plain directory name`,
+    { hint: "use letters, digits, dashes and dots, and begin with no dot" },
+  );
 }
 
 /**

@@ -12,7 +12,8 @@ import { ToolsmithError } from "../errors.ts";
 import { emitter, type OnEvent } from "../events.ts";
 import { loadManifest, type Manifest } from "./manifest.ts";
 import { type ManifestChange, writeManifest } from "./write.ts";
-import { oras, type RegistryOptions } from "../oci/oras.ts";
+import { oras } from "../oci/oras.ts";
+import { type RegistryOptions, registryOptions } from "../oci/registry.ts";
 import { inspectImage } from "../image/inspect.ts";
 import { formatReference, parseReference } from "../oci/reference.ts";
 
@@ -34,7 +35,7 @@ export interface InitOptions extends RegistryOptions {
   update?: boolean;
   /** The directory that relative paths start from. @default {Deno.cwd()} */
   cwd?: string;
-  /** Told what happens. @default {undefined} */
+  /** Notified of what happens. @default {undefined} */
   onEvent?: OnEvent;
 }
 
@@ -103,7 +104,8 @@ async function imageOfReference(
   options: InitOptions,
 ): Promise<NewImage> {
   const reference = parseReference(ref);
-  const artifact = await oras(options).fetchManifest(reference);
+  const artifact = await oras(registryOptions(options))
+    .fetchManifest(reference);
   return {
     name: imageNameOf(reference.repository),
     source: `oci://${formatReference(reference)}`,

@@ -7,14 +7,13 @@
 import { dirname, join } from "@std/path";
 import { consumerManifest, formatManifest, type NewImage } from "./format.ts";
 import { ToolsmithError } from "../errors.ts";
+import { absentAs } from "../system/files.ts";
 import { parseManifest } from "./manifest.ts";
 
 /** What {@linkcode writeManifest} takes. */
 export interface WriteManifestOptions {
   /** Also change the name in a manifest that exists. @default {false} */
   rename?: boolean;
-  /** Only see whether it could be done. @default {false} */
-  dryRun?: boolean;
 }
 
 /** What {@linkcode writeManifest} did. */
@@ -28,7 +27,7 @@ export type ManifestChange = "created" | "updated" | "unchanged";
  *
  * @param path The manifest; its directory is made if it is not there.
  * @param image The image.
- * @param options Whether to change the name as well, or nothing at all.
+ * @param options Whether to change the name as well.
  * @returns What was done.
  * @throws {ToolsmithError} `manifest_invalid` when the file is no manifest, also
  * with the new image in it; `file_unreadable`; `usage` for a bad name.
@@ -39,24 +38,55 @@ export async function writeManifest(
   options: WriteManifestOptions = {},
 ): Promise<ManifestChange> {
   const fresh = formatManifest(consumerManifest(image));
-  const file = await Deno.realPath(path).catch(() => path);
-  try {
-    const before = await Deno.readTextFile(file).catch((error) => {
-      if (error instanceof Deno.errors.NotFound) return undefined;
-      throw error;
-    });
-    if (before === undefined) {
-      if (options.dryRun) return "created";
+  return await typedFailure(path, async () => {
+    const { file, text } = await readManifestFile(path);
+    if (text === undefined) {
       await Deno.mkdir(dirname(file), { recursive: true });
       await replaceFile(file, fresh);
       return "created";
     }
-    const after = setImage(before, file, image, options);
-    if (after === before) return "unchanged";
-    if (options.dryRun) return "updated";
+    const after = setImage(text, file, image, options);
+    if (after === text) return "unchanged";
     const { mode } = await Deno.stat(file);
     await replaceFile(file, after, mode);
     return "updated";
+  });
+}
+
+/**
+ * Refuses a file that an image cannot be written into: known before a long
+ * push, not after it.
+ *
+ * Needs `--allow-read` for the file.
+ *
+ * @param path The manifest; it may not exist.
+ * @throws {ToolsmithError} `manifest_invalid`, `file_unreadable`.
+ */
+export async function assertUpdatable(path: string): Promise<void> {
+  await typedFailure(path, async () => {
+    const { file, text } = await readManifestFile(path);
+    // What is set may be a placeholder as yet, so that only the rest counts.
+    if (text !== undefined) setImage(text, file, ANY_IMAGE);
+  });
+}
+
+const ANY_IMAGE: NewImage = {
+  name: "any",
+  source: "any.qcow2",
+  sha256: "0".repeat(64),
+};
+
+async function readManifestFile(path: string) {
+  const file = await Deno.realPath(path).catch(() => path);
+  return { file, text: await absentAs(undefined, Deno.readTextFile(file)) };
+}
+
+async function typedFailure<T>(
+  path: string,
+  work: () => Promise<T>,
+): Promise<T> {
+  try {
+    return await work();
   } catch (cause) {
     if (
       cause instanceof ToolsmithError || cause instanceof Deno.errors.NotCapable
@@ -64,7 +94,7 @@ export async function writeManifest(
     throw new ToolsmithError(
       "file_unreadable",
       `Cannot write manifest ${path}: ${(cause as Error).message}`,
-      { hint: "mend the owner and mode of the file and its directory", cause },
+      { hint: "fix the owner and mode of the file and its directory", cause },
     );
   }
 }
@@ -92,7 +122,7 @@ export function setImage(
   if (options.rename) values.name = image.name;
   let result = "";
   let end = 0;
-  // Before it is validated: mending a placeholder is what this may be for.
+  // Before it is validated: a placeholder that is replaced may be invalid.
   for (const { key, from, to } of imageStrings(text)) {
     if (!Object.hasOwn(values, key)) continue;
     result += text.slice(end, from) + JSON.stringify(values[key]);

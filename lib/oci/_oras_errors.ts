@@ -5,6 +5,7 @@
  * @module
  */
 import { type ErrorCode, ToolsmithError } from "../errors.ts";
+import { isGhcr } from "./credentials.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 
 interface Failure {
@@ -43,7 +44,7 @@ const FAILURES: Failure[] = [
     match: /error getting credentials|docker-credential-/i,
     code: "oras_failed",
     message: "The Docker credential helper failed for",
-    hint: "mend credsStore or credHelpers in Docker's config.json",
+    hint: "fix credsStore or credHelpers in Docker's config.json",
   },
   {
     match: /unauthorized|status code 401|basic credential not found/i,
@@ -67,7 +68,7 @@ const FAILURES: Failure[] = [
     match:
       /status code 5\d\d|\bunavailable: |: (?:internal server error|bad gateway|service unavailable)/i,
     code: "registry_unavailable",
-    message: "The registry is in trouble: cannot reach",
+    message: "The registry answered with a server error for",
     hint: "try again later",
   },
   {
@@ -115,7 +116,7 @@ const FAILURES: Failure[] = [
 /**
  * Makes a typed error of what oras printed.
  *
- * @param text Its standard error, tidied.
+ * @param text Its standard error, without secrets.
  * @param reference What it was asked for.
  * @param loggedIn Whether credentials were given.
  * @returns The error, with oras's own words in its message.
@@ -137,31 +138,6 @@ export function orasError(
     `${failure.message} ${name} (oras: ${said})`,
     { hint: failure.hint || accessHint(failure.code, reference, loggedIn) },
   );
-}
-
-/**
- * Takes out of oras's words what must not be shown: the token in every form it
- * has on the wire, and the query strings of signed addresses.
- *
- * @param text What oras printed.
- * @param credentials What it was given, if anything.
- * @returns The text without secrets.
- */
-export function redactSecrets(
-  text: string,
-  credentials?: { user: string; token: string },
-): string {
-  let clean = text;
-  if (credentials) {
-    const { user, token } = credentials;
-    const forms = [token, encodeURIComponent(token), base64(token)];
-    forms.push(base64(`${user}:${token}`));
-    for (const form of forms) clean = clean.replaceAll(form, "***");
-  }
-  return clean
-    .replace(/(https?:\/\/[^\s"'?]+)\?[^\s"']*/g, "$1?…")
-    .replace(/(authorization:\s*\S+\s+)\S+/gi, "$1***")
-    .trim();
 }
 
 /** Names may hold the very words that tell failures apart. */
@@ -190,7 +166,7 @@ function accessHint(
   { registry }: OciReference,
   loggedIn: boolean,
 ): string {
-  const ghcr = registry.toLowerCase() === "ghcr.io";
+  const ghcr = isGhcr(registry);
   if (code === "not_found") {
     return "check owner, repository and tag; a private package may look like a missing one" +
       (ghcr && !loggedIn ? ": set GHCR_USERNAME and GHCR_TOKEN" : "");
@@ -200,9 +176,4 @@ function accessHint(
     return "the package is private or does not exist: set GHCR_TOKEN (scope read:packages to pull, write:packages to push) and GHCR_USERNAME or GITHUB_ACTOR";
   }
   return "verify the scope of GHCR_TOKEN (read:packages to pull, write:packages to push) and the user name in GHCR_USERNAME or GITHUB_ACTOR; the package may also not exist";
-}
-
-function base64(text: string): string {
-  const bytes = new TextEncoder().encode(text);
-  return btoa(String.fromCharCode(...bytes));
 }

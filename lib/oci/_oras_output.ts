@@ -5,7 +5,7 @@
  */
 import type { Artifact, Descriptor } from "./artifact.ts";
 import { ToolsmithError } from "../errors.ts";
-import { redactSecrets } from "./_oras_errors.ts";
+import { redactSecrets } from "./credentials.ts";
 import type { OciReference } from "./reference.ts";
 
 /**

@@ -1,5 +1,5 @@
 /**
- * Watches how another program comes along.
+ * Notices when another program makes no progress.
  *
  * @module
  */
@@ -16,7 +16,7 @@ export interface Growth extends AsyncDisposable {
 /**
  * Follows a count of bytes while another program makes it grow.
  *
- * @param measure Returns the count: {@linkcode folderBytes}, for instance.
+ * @param measure Returns the count: {@linkcode directoryBytes}, for instance.
  * @param stallMs Time without growth that counts as a stall, in milliseconds.
  * @param onBytes Called with the count whenever it has changed.
  * @returns The watch.
@@ -28,15 +28,15 @@ export function watchGrowth(
 ): Growth {
   const stall = new AbortController();
   let last = 0;
-  let since = Date.now();
+  let since = performance.now();
   let watching = Promise.resolve();
   const look = async () => {
     const bytes = await measure();
     if (bytes !== last) {
       last = bytes;
-      since = Date.now();
+      since = performance.now();
       onBytes?.(bytes);
-    } else if (Date.now() - since > stallMs) stall.abort();
+    } else if (performance.now() - since > stallMs) stall.abort();
   };
   const timer = setInterval(() => {
     watching = watching.then(look);
@@ -58,7 +58,7 @@ export function watchGrowth(
  * @param dir The directory; it may not exist yet.
  * @returns The sum of the sizes of its files.
  */
-export async function folderBytes(dir: string): Promise<number> {
+export async function directoryBytes(dir: string): Promise<number> {
   let bytes = 0;
   try {
     for await (const { path } of walk(dir, { includeDirs: false })) {
@@ -71,12 +71,12 @@ export async function folderBytes(dir: string): Promise<number> {
 }
 
 /**
- * Counts what a process has read, as Linux tells it.
+ * Counts what a process has read, from Linux's `/proc/PID/io`.
  *
  * Needs `--allow-all`, as all of `/proc` does.
  *
  * @param pid The process.
- * @returns The count in bytes, or `undefined` where it cannot be told.
+ * @returns The count in bytes, or `undefined` where the system does not say.
  */
 export async function bytesReadBy(pid: number): Promise<number | undefined> {
   try {

@@ -1,5 +1,5 @@
 /**
- * The `oras` program: its arguments, its output, and whose credentials it uses.
+ * The `oras` program: its arguments and its output.
  *
  * Written for oras 1.3; docs/architecture.md says why the program and not a
  * client of our own.
@@ -7,41 +7,17 @@
  * @module
  */
 import type { Artifact } from "./artifact.ts";
-import { type Environment, processEnvironment } from "../environment.ts";
+import { redactSecrets } from "./credentials.ts";
 import { ToolsmithError } from "../errors.ts";
-import {
-  bytesReadBy,
-  folderBytes,
-  type Growth,
-  watchGrowth,
-} from "./_stall_watch.ts";
-import { orasError, redactSecrets } from "./_oras_errors.ts";
+import { bytesReadBy, directoryBytes, watchGrowth } from "./_stall_watch.ts";
 import { parseArtifact, parseDigest } from "./_oras_output.ts";
-import { type Output, run, type RunOptions } from "../system/process.ts";
-import { formatReference, isLoopback, type OciReference } from "./reference.ts";
-
-/** How a registry is reached. */
-export interface RegistryOptions {
-  /** Use plain HTTP. @default {undefined} for loopback registries only */
-  plainHttp?: boolean;
-  /** A PEM file with the certificate authority to trust. @default {undefined} */
-  caFile?: string;
-  /**
-   * Read for `TOOLSMITH_ORAS`, `GHCR_TOKEN`, `GHCR_USERNAME`, `GITHUB_ACTOR`.
-   *
-   * @default {processEnvironment}
-   */
-  env?: Environment;
-  /** Ends whatever runs. @default {undefined} */
-  signal?: AbortSignal;
-  /**
-   * Time after which a transfer that does not grow, or a request that gets no
-   * answer, is given up, in milliseconds.
-   *
-   * @default {60_000}
-   */
-  stallTimeoutMs?: number;
-}
+import {
+  type OrasProcess,
+  orasProcess,
+  stalledError,
+} from "./_oras_process.ts";
+import { formatReference, type OciReference } from "./reference.ts";
+import type { RegistryOptions } from "./registry.ts";
 
 /** A file to push as a layer. */
 export interface PushFile {
@@ -53,6 +29,8 @@ export interface PushFile {
 
 /** What {@linkcode Oras.push} takes. */
 export interface PushOptions {
+  /** The files to push. */
+  files: PushFile[];
   /** The directory that the paths of the files start from. */
   cwd: string;
   /** Type of the artifact. */
@@ -63,10 +41,13 @@ export interface PushOptions {
   bytes: number;
 }
 
-/** The slowest push that is waited for, in bytes a millisecond. */
-const SLOWEST = 16;
-/** What a process reads for itself is no progress. */
-const FRAME = 64 * 1024;
+/** What {@linkcode Oras.pull} takes. */
+export interface PullOptions {
+  /** The directory to fill. */
+  dir: string;
+  /** Called with the count of bytes in it whenever that has changed. */
+  onBytes?: (bytes: number) => void;
+}
 
 /** The `oras` program, ready for one registry. */
 export interface Oras {
@@ -75,18 +56,15 @@ export interface Oras {
   /** Reads the manifest that a reference names. */
   fetchManifest(reference: OciReference): Promise<Artifact>;
   /** Pulls every titled layer into a directory. */
-  pull(
-    reference: OciReference,
-    dir: string,
-    onBytes?: (bytes: number) => void,
-  ): Promise<void>;
+  pull(reference: OciReference, options: PullOptions): Promise<void>;
   /** Pushes files as an artifact; returns the manifest's digest. */
-  push(
-    reference: OciReference,
-    files: PushFile[],
-    options: PushOptions,
-  ): Promise<string>;
+  push(reference: OciReference, options: PushOptions): Promise<string>;
 }
+
+/** The slowest push that is waited for, in bytes a millisecond. */
+const SLOWEST = 16;
+/** What a process reads for itself is no progress. */
+const FRAME = 64 * 1024;
 
 /**
  * Binds `oras` to the way a registry is reached. Credentials for ghcr.io go by
@@ -100,206 +78,97 @@ export interface Oras {
  * `oras_not_found`, and those of the registry (docs/troubleshooting.md).
  */
 export function oras(options: RegistryOptions = {}): Oras {
-  const env = options.env ?? processEnvironment;
-  const program = orasProgram(env);
-  const stallMs = options.stallTimeoutMs ?? 60_000;
-
-  /** Runs a subcommand against a registry; its failures become typed. */
-  async function call(
-    subcommand: string[],
-    reference: OciReference,
-    rest: string[],
-    extra: Omit<RunOptions, "args" | "input" | "env"> = {},
-  ): Promise<Output> {
-    const credentials = ghcrCredentials(reference.registry, env);
-    const args = [
-      ...subcommand,
-      ...connectionArgs(reference.registry, options),
-      ...(credentials ? ["-u", credentials.user, "--password-stdin"] : []),
-      ...rest,
-    ];
-    const output = await start(program, {
-      args,
-      input: credentials?.token,
-      signal: options.signal,
-      ...extra,
-    });
-    if (output.code === 0) return output;
-    throw orasError(
-      redactSecrets(output.stderr, credentials),
-      reference,
-      credentials !== undefined,
-    );
-  }
-
-  /** Does something that is given up when it stalls. */
-  async function moving(
-    { stalled: stopped }: Growth,
-    what: string,
-    work: (signal: AbortSignal) => Promise<Output>,
-  ): Promise<Output> {
-    const { signal } = options;
-    const either = signal ? AbortSignal.any([signal, stopped]) : stopped;
-    return await work(either).catch((error) => {
-      const hung = stopped.aborted && !signal?.aborted;
-      throw hung ? stalled(what, stallMs) : error;
-    });
-  }
-
+  const program = orasProcess(options);
   return {
-    async version() {
-      const output = await start(program, {
-        args: ["version"],
-        signal: options.signal,
-        timeoutMs: 10_000,
-      });
-      const version = /^Version:\s*(\S+)/m.exec(output.stdout)?.[1];
-      if (output.code === 0 && version) return version.replace(/\+.*/, "");
-      throw new ToolsmithError(
-        "oras_failed",
-        `Cannot read the version of ${program}: it printed ${
-          JSON.stringify(
-            redactSecrets(output.stdout + output.stderr).slice(0, 200),
-          )
-        }`,
-        { hint: "TOOLSMITH_ORAS must name oras, https://oras.land/" },
-      );
-    },
-
-    async fetchManifest(reference) {
-      const name = formatReference(reference);
-      const args = ["--format", "json", name];
-      const output = await call(["manifest", "fetch"], reference, args, {
-        timeoutMs: stallMs,
-      }).catch((error) => {
-        throw asStall(error, name, stallMs);
-      });
-      return parseArtifact(output.stdout, reference);
-    },
-
-    async pull(reference, dir, onBytes) {
-      const name = formatReference(reference);
-      await using growth = watchGrowth(
-        () => folderBytes(dir),
-        stallMs,
-        onBytes,
-      );
-      const args = ["--no-tty", "--output", dir, name];
-      await moving(
-        growth,
-        `pull ${name}`,
-        (signal) => call(["pull"], reference, args, { signal }),
-      );
-    },
-
-    async push(reference, files, { cwd, artifactType, annotations, bytes }) {
-      const args = ["--no-tty", "--format", "json"];
-      args.push("--artifact-type", artifactType);
-      for (const [key, value] of Object.entries(annotations)) {
-        args.push("--annotation", `${key}=${value}`);
-      }
-      // What follows is no option, also where a file's name begins with a dash.
-      args.push("--", formatReference(reference));
-      args.push(...files.map((file) => `${file.path}:${file.mediaType}`));
-      const begun = Date.now();
-      let pid = 0;
-      const onStart = (started: number) => pid = started;
-      // Where it cannot be told how far it is, a slow network gets its time.
-      const slow = () => Math.min(Date.now() - begun, bytes / SLOWEST);
-      await using growth = watchGrowth(async () => {
-        const read = await bytesReadBy(pid);
-        return read === undefined ? slow() : Math.floor(read / FRAME);
-      }, stallMs);
-      const name = formatReference(reference);
-      const output = await moving(
-        growth,
-        `push ${name}`,
-        (signal) => call(["push"], reference, args, { cwd, signal, onStart }),
-      );
-      return parseDigest(output.stdout, "push");
-    },
+    version: () => version(program),
+    fetchManifest: (reference) => fetchManifest(program, reference),
+    pull: (reference, rest) => pull(program, reference, rest),
+    push: (reference, rest) => push(program, reference, rest),
   };
 }
 
-/** The program to run: what `TOOLSMITH_ORAS` names, or `oras`. */
-export function orasProgram(env: Environment): string {
-  return env.get("TOOLSMITH_ORAS") || "oras";
+async function version(program: OrasProcess): Promise<string> {
+  const output = await program.run(["version"], { timeoutMs: 10_000 });
+  const version = /^Version:\s*(\S+)/m.exec(output.stdout)?.[1];
+  if (output.code === 0 && version) return version.replace(/\+.*/, "");
+  const said = redactSecrets(output.stdout + output.stderr).slice(0, 200);
+  throw new ToolsmithError(
+    "oras_failed",
+    `Cannot read the version of ${program.program}: it printed ${
+      JSON.stringify(said)
+    }`,
+    { hint: "TOOLSMITH_ORAS must name oras, https://oras.land/" },
+  );
 }
 
-/** A user and a token for a registry. */
-export interface Credentials {
-  /** User name. */
-  user: string;
-  /** Token: never to be printed, nor put into an argument. */
-  token: string;
-}
-
-/**
- * The credentials that the environment holds for a registry.
- *
- * @param registry Its host; only `ghcr.io` gets any.
- * @param env The environment.
- * @returns User and token, or `undefined` where one of both is missing.
- */
-export function ghcrCredentials(
-  registry: string,
-  env: Environment,
-): Credentials | undefined {
-  if (registry.toLowerCase() !== "ghcr.io") return undefined;
-  const user = env.get("GHCR_USERNAME") || env.get("GITHUB_ACTOR");
-  // As oras reads it: a line end would keep it from being found in a message.
-  const token = env.get("GHCR_TOKEN")?.trim();
-  return user && token ? { user, token } : undefined;
-}
-
-function connectionArgs(registry: string, options: RegistryOptions): string[] {
-  const { caFile } = options;
-  const plain = options.plainHttp ?? (!caFile && isLoopback(registry));
-  // Said either way: oras takes plain HTTP for granted on localhost.
-  const args = [`--plain-http=${plain}`];
-  if (caFile) args.push("--ca-file", caFile);
-  return args;
-}
-
-async function start(
-  program: string,
-  options: Parameters<typeof run>[1],
-): Promise<Output> {
+async function fetchManifest(
+  program: OrasProcess,
+  reference: OciReference,
+): Promise<Artifact> {
+  const { stallMs } = program;
+  const name = formatReference(reference);
   try {
-    // oras needs no token from its environment, nor do its helpers.
-    const env = { GHCR_TOKEN: "", GITHUB_TOKEN: "" };
-    return await run(program, { ...options, env });
-  } catch (cause) {
-    if (
-      cause instanceof Deno.errors.NotFound ||
-      cause instanceof Deno.errors.PermissionDenied
-    ) {
-      throw new ToolsmithError(
-        "oras_not_found",
-        program === "oras"
-          ? "oras not found on PATH"
-          : `oras not found: ${program} cannot be run`,
-        {
-          hint:
-            "install ORAS (https://oras.land/) or set TOOLSMITH_ORAS to its path",
-          cause,
-        },
-      );
-    }
-    throw cause;
+    const output = await program.call(reference, {
+      command: ["manifest", "fetch"],
+      args: ["--format", "json", name],
+      timeoutMs: stallMs,
+    });
+    return parseArtifact(output.stdout, reference);
+  } catch (error) {
+    const late = error instanceof ToolsmithError && error.code === "timeout";
+    throw late ? stalledError(`read ${name}`, stallMs) : error;
   }
 }
 
-function asStall(error: unknown, name: string, stallMs: number): unknown {
-  return error instanceof ToolsmithError && error.code === "timeout"
-    ? stalled(`read ${name}`, stallMs)
-    : error;
+async function pull(
+  program: OrasProcess,
+  reference: OciReference,
+  { dir, onBytes }: PullOptions,
+): Promise<void> {
+  const name = formatReference(reference);
+  await using growth = watchGrowth(
+    () => directoryBytes(dir),
+    program.stallMs,
+    onBytes,
+  );
+  await program.callWatched(reference, {
+    command: ["pull"],
+    args: ["--no-tty", "--output", dir, name],
+    growth,
+    what: `pull ${name}`,
+  });
 }
 
-function stalled(what: string, stallMs: number): ToolsmithError {
-  return new ToolsmithError(
-    "transfer_stalled",
-    `Cannot ${what}: nothing moved for ${stallMs / 1000} s`,
-    { hint: "try again, or allow more time: --stall-timeout SECONDS" },
-  );
+async function push(
+  program: OrasProcess,
+  reference: OciReference,
+  { files, cwd, artifactType, annotations, bytes }: PushOptions,
+): Promise<string> {
+  const name = formatReference(reference);
+  const args = ["--no-tty", "--format", "json"];
+  args.push("--artifact-type", artifactType);
+  for (const [key, value] of Object.entries(annotations)) {
+    args.push("--annotation", `${key}=${value}`);
+  }
+  // What follows is no option, also where a file's name begins with a dash.
+  args.push("--", name);
+  args.push(...files.map((file) => `${file.path}:${file.mediaType}`));
+  const begun = performance.now();
+  let pid = 0;
+  // Where oras's reading cannot be seen, a slow network gets its time.
+  const slow = () =>
+    Math.floor(Math.min(performance.now() - begun, bytes / SLOWEST));
+  await using growth = watchGrowth(async () => {
+    const read = await bytesReadBy(pid);
+    return read === undefined ? slow() : Math.floor(read / FRAME);
+  }, program.stallMs);
+  const output = await program.callWatched(reference, {
+    command: ["push"],
+    args,
+    cwd,
+    onStart: (started) => pid = started,
+    growth,
+    what: `push ${name}`,
+  });
+  return parseDigest(output.stdout, "push");
 }

@@ -4,17 +4,27 @@
  * @module
  */
 import { basename } from "@std/path";
-import { QCOW2_MEDIA_TYPE, TITLE } from "../oci/artifact.ts";
+import { type Environment, processEnvironment } from "../environment.ts";
+import { ToolsmithError } from "../errors.ts";
+import { type Emit, emitter, type OnEvent } from "../events.ts";
+import { inspectImage, statFile } from "../image/inspect.ts";
 import {
+  assertImageName,
   type ConsumerManifest,
   consumerManifest,
   imageNameOf,
 } from "../manifest/format.ts";
-import { fileChunks, type Sha256, sha256 } from "../system/digest.ts";
-import { type Environment, processEnvironment } from "../environment.ts";
-import { ToolsmithError } from "../errors.ts";
-import { type Emit, emitter, type OnEvent } from "../events.ts";
+import { QCOW2_MEDIA_TYPE, TITLE } from "../oci/artifact.ts";
+import { publishingEnvironment } from "../oci/credentials.ts";
 import { oras } from "../oci/oras.ts";
+import {
+  formatReference,
+  type OciReference,
+  parseReference,
+} from "../oci/reference.ts";
+import { type RegistryOptions, registryOptions } from "../oci/registry.ts";
+import { fileChunks, type Sha256, sha256 } from "../system/digest.ts";
+import { retry } from "../system/retry.ts";
 import {
   type ArtifactFile,
   artifactFiles,
@@ -22,17 +32,10 @@ import {
   imageTitle,
   pushDir,
 } from "./layers.ts";
-import { inspectImage, statFile } from "../image/inspect.ts";
 import { type PollOptions, pollUntilServed } from "./verify.ts";
-import {
-  formatReference,
-  type OciReference,
-  parseReference,
-} from "../oci/reference.ts";
-import { retry } from "../system/retry.ts";
 
 /** What {@linkcode publish} takes. */
-export interface PublishOptions extends PollOptions {
+export interface PublishOptions extends PollOptions, RegistryOptions {
   /** Files to publish beside the image. @default {[]} */
   extras?: ExtraFile[];
   /** Annotations of the manifest, added to title and time. @default {{}} */
@@ -47,11 +50,11 @@ export interface PublishOptions extends PollOptions {
   created?: Date;
   /** Name of the image for consumers. @default {undefined} the repository's last part */
   name?: string;
-  /** Further attempts after a push that failed in passing. @default {3} */
+  /** Retries after a transient failure of the push. @default {3} */
   retries?: number;
   /** Pause before the second push, in milliseconds; it doubles. @default {1000} */
   retryDelayMs?: number;
-  /** Told what happens. @default {undefined} */
+  /** Notified of what happens. @default {undefined} */
   onEvent?: OnEvent;
 }
 
@@ -112,21 +115,80 @@ export async function publish(
   reference: string,
   options: PublishOptions = {},
 ): Promise<PublishResult> {
-  const emit = emitter(options.onEvent);
   const env = publishingEnvironment(options.env ?? processEnvironment);
-  const registry = { ...options, env, emit };
+  const registry = { ...registryOptions(options), env };
+  const emit = emitter(options.onEvent);
+  const publication = await prepare(path, reference, { options, env, emit });
+  const { target, image, files, bytes } = publication;
+  const { title } = files[0];
+
+  const onBytes = (bytes: number) =>
+    emit({ type: "checksum_progress", image, bytes, total: publication.bytes });
+  const { signal } = options;
+  const digest = await sha256(fileChunks(path, { onBytes, signal }));
+  const pushed = await push(publication, digest, { options, registry, emit });
+  const published = { reference: target, digest: pushed, path, title, image };
+  const { verify = "manifest", attempts, intervalMs, deadlineMs } = options;
+  const poll = { verify, attempts, intervalMs, deadlineMs, registry, emit };
+  const asked = await pollUntilServed({ ...published, sha256: digest }, poll);
+  const written = formatReference(target);
+  emit({
+    type: "publish_verified",
+    image,
+    reference: written,
+    digest: pushed,
+    verify,
+  });
+  return {
+    reference: written,
+    digest: pushed,
+    layerDigest: `sha256:${digest}`,
+    sha256: digest,
+    bytes,
+    file: title,
+    verified: verify,
+    attempts: asked,
+    manifest: consumerManifest({
+      name: image,
+      source: `oci://${written}`,
+      sha256: digest,
+    }),
+  };
+}
+
+/** What is published, checked as far as that goes without the registry. */
+interface Publication {
+  target: OciReference;
+  /** The image's name for consumers. */
+  image: string;
+  /** The image first. */
+  files: ArtifactFile[];
+  annotations: Record<string, string>;
+  /** Size of the image, in bytes. */
+  bytes: number;
+  /** Size of all files, in bytes. */
+  total: number;
+}
+
+/** Refuses what cannot be published before anything is read or pushed whole. */
+async function prepare(
+  path: string,
+  reference: string,
+  { options, env, emit }: {
+    options: PublishOptions;
+    env: Environment;
+    emit: Emit;
+  },
+): Promise<Publication> {
   const target = publishTarget(reference, emit);
   const image = options.name ?? imageNameOf(target.repository);
-  // Made early: a bad name is told before anything is pushed.
-  const name = { name: image, source: `oci://${formatReference(target)}` };
-  consumerManifest({ ...name, sha256: "" });
-
-  const inspection = await inspectImage(path);
-  const { modified, warnings, ...inspected } = inspection;
+  assertImageName(image);
+  const { modified, warnings, ...inspected } = await inspectImage(path);
   emit({ type: "image_inspected", image, path, ...inspected });
   for (const message of warnings) emit({ type: "warning", message });
   const files = listFiles(path, options.extras ?? [], emit);
-  let total = inspection.bytes;
+  const { bytes } = inspected;
+  let total = bytes;
   for (const extra of files.slice(1)) {
     total += (await statFile(extra.path, "extra file")).size;
   }
@@ -135,43 +197,7 @@ export async function publish(
     [CREATED]: rfc3339(options.created ?? createdTime(env, modified)),
     ...options.annotations,
   };
-
-  const onBytes = (bytes: number) =>
-    emit({ type: "checksum_progress", image, bytes, total: inspection.bytes });
-  const { signal } = options;
-  const digest = await sha256(fileChunks(path, { onBytes, signal }));
-  const pushed = await push(
-    { target, files, annotations, image, digest, total },
-    registry,
-  );
-  const attempts = await pollUntilServed({
-    reference: target,
-    digest: pushed,
-    path,
-    title: files[0].title,
-    sha256: digest,
-    image,
-  }, registry);
-  const verified = options.verify ?? "manifest";
-  const written = formatReference(target);
-  emit({
-    type: "publish_verified",
-    image,
-    reference: written,
-    digest: pushed,
-    verify: verified,
-  });
-  return {
-    reference: written,
-    digest: pushed,
-    layerDigest: `sha256:${digest}`,
-    sha256: digest,
-    bytes: inspection.bytes,
-    file: files[0].title,
-    verified,
-    attempts,
-    manifest: consumerManifest({ ...name, sha256: digest }),
-  };
+  return { target, image, files, annotations, bytes, total };
 }
 
 /** Reads where to publish; a registry takes lower case alone. */
@@ -213,23 +239,18 @@ function listFiles(
   return artifactFiles({ path, title, mediaType: QCOW2_MEDIA_TYPE }, extras);
 }
 
-interface Push {
-  target: OciReference;
-  files: ArtifactFile[];
-  annotations: Record<string, string>;
-  image: string;
-  digest: Sha256;
-  total: number;
-}
-
 /** Pushes, again where that may help; returns the manifest's digest. */
 async function push(
-  { target, files, annotations, image, digest, total }: Push,
-  options: PublishOptions & { emit: Emit },
+  { target, image, files, annotations, total }: Publication,
+  digest: Sha256,
+  { options, registry, emit }: {
+    options: PublishOptions;
+    registry: RegistryOptions;
+    emit: Emit;
+  },
 ): Promise<string> {
-  const { emit } = options;
   const reference = formatReference(target);
-  const started = Date.now();
+  const started = performance.now();
   emit({
     type: "publish_start",
     image,
@@ -239,22 +260,24 @@ async function push(
     digest: `sha256:${digest}`,
   });
   await using dir = await pushDir(files);
-  const pushed = await retry(
-    () =>
-      oras(options).push(target, dir.files, {
-        cwd: dir.cwd,
-        artifactType: QCOW2_MEDIA_TYPE,
-        annotations,
-        bytes: total,
-      }),
-    {
-      ...options,
-      onRetry({ error: { code, message }, ...rest }) {
-        emit({ type: "retry", image, code, message, ...rest });
-      },
+  const client = oras(registry);
+  const artifact = {
+    files: dir.files,
+    cwd: dir.cwd,
+    artifactType: QCOW2_MEDIA_TYPE,
+    annotations,
+    bytes: total,
+  };
+  const pushed = await retry(() => client.push(target, artifact), {
+    retries: options.retries,
+    retryDelayMs: options.retryDelayMs,
+    signal: options.signal,
+    onRetry({ error: { code, message }, attempt, attempts, delayMs }) {
+      const retry = { attempt, attempts, delayMs };
+      emit({ type: "retry", image, code, message, ...retry });
     },
-  );
-  const elapsedMs = Date.now() - started;
+  });
+  const elapsedMs = Math.round(performance.now() - started);
   emit({
     type: "push_end",
     image,
@@ -264,19 +287,6 @@ async function push(
     elapsedMs,
   });
   return pushed;
-}
-
-/** GitHub Actions gives every job a token that can publish. */
-function publishingEnvironment(env: Environment): Environment {
-  return {
-    get(name) {
-      if (name !== "GHCR_TOKEN") return env.get(name);
-      return env.get("GHCR_TOKEN") ||
-        (env.get("GITHUB_ACTIONS") === "true"
-          ? env.get("GITHUB_TOKEN")
-          : undefined);
-    },
-  };
 }
 
 function createdTime(env: Environment, modified: Date | null): Date {

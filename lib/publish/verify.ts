@@ -3,18 +3,19 @@
  *
  * @module
  */
-import { join } from "@std/path";
-import { type Artifact, TITLE } from "../oci/artifact.ts";
-import { fileChunks, type Sha256, sha256 } from "../system/digest.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
-import { oras, type RegistryOptions } from "../oci/oras.ts";
+import { type Artifact, selectImageLayer, TITLE } from "../oci/artifact.ts";
+import { type Oras, oras } from "../oci/oras.ts";
+import { pullImage, startTransfer, totalBytes } from "../oci/pull.ts";
 import { formatReference, type OciReference } from "../oci/reference.ts";
+import type { RegistryOptions } from "../oci/registry.ts";
+import type { Sha256 } from "../system/digest.ts";
 import { isTransient } from "../system/retry.ts";
-import { sleep } from "../system/time.ts";
+import { sleep, timeLimit } from "../system/time.ts";
 
-/** How patiently the registry is asked. */
-export interface PollOptions extends RegistryOptions {
+/** How often and how long the registry is asked. */
+export interface PollOptions {
   /**
    * What is compared: `"manifest"` the digests of manifest and layer, `"pull"`
    * also the bytes, which are pulled into the system's temporary directory.
@@ -60,57 +61,53 @@ const MAX_GROWTH = 5;
  * Needs `--allow-run` for oras; to pull, also to write the temporary directory.
  *
  * @param published What was pushed.
- * @param options How to reach the registry, how patiently, and `emit`.
+ * @param options How to reach the registry, how long, and where events go.
  * @returns How many attempts it took.
  * @throws {ToolsmithError} `publish_mismatch` at once when it serves something
- * else, `publish_timeout`, and those of the registry that waiting does not mend.
+ * else, `publish_timeout`, and those of the registry that may not pass.
  */
 export async function pollUntilServed(
   published: Published,
-  options: PollOptions & { emit: Emit },
+  options: PollOptions & { registry: RegistryOptions; emit: Emit },
 ): Promise<number> {
   const { attempts = 20, intervalMs = 6000, deadlineMs = 600_000 } = options;
-  const name = formatReference(published.reference);
-  const late = new AbortController();
-  const timer = setTimeout(() => late.abort(), deadlineMs);
-  const signal = options.signal
-    ? AbortSignal.any([options.signal, late.signal])
-    : late.signal;
+  const { registry, emit } = options;
+  const reference = formatReference(published.reference);
+  using limit = timeLimit(deadlineMs, "The registry", registry.signal);
+  const { signal } = limit;
+  const client = oras({ ...registry, signal });
   let last = "no answer";
-  let attempt = 0;
   try {
-    while (++attempt <= attempts) {
-      const waiting = await ask(published, { ...options, signal });
-      const served = waiting === undefined;
-      const delayMs = served || attempt === attempts
+    for (let attempt = 1; attempt <= attempts; attempt++) {
+      const pull = options.verify === "pull";
+      const error = await ask(published, client, { pull, signal, emit });
+      const delayMs = !error || attempt === attempts
         ? 0
         : pollDelayMs(attempt, intervalMs);
-      options.emit({
+      emit({
         type: "publish_poll",
         image: published.image,
-        reference: name,
+        reference,
         attempt,
         attempts,
-        outcome: served ? "served" : "waiting",
-        ...(waiting ? { message: waiting.message } : {}),
+        outcome: error ? "waiting" : "served",
+        ...(error ? { message: error.message } : {}),
         delayMs,
       });
-      if (served) return attempt;
-      last = waiting.message;
+      if (!error) return attempt;
+      last = error.message;
       await sleep(delayMs, signal);
     }
   } catch (error) {
-    options.signal?.throwIfAborted();
-    if (!late.signal.aborted) throw error;
-  } finally {
-    clearTimeout(timer);
+    registry.signal?.throwIfAborted();
+    if (!signal.aborted) throw error;
   }
-  const patience = late.signal.aborted
+  const patience = signal.aborted
     ? `${deadlineMs / 1000} s`
     : `${attempts} attempt${attempts === 1 ? "" : "s"}`;
   throw new ToolsmithError(
     "publish_timeout",
-    `Pushed ${name}, but the registry did not serve it within ${patience}: ${last}`,
+    `Pushed ${reference}, but the registry did not serve it within ${patience}: ${last}`,
     {
       hint:
         "it may still appear; to wait longer: --attempts N, --interval SECONDS, --deadline SECONDS",
@@ -133,21 +130,21 @@ export function pollDelayMs(attempt: number, intervalMs: number): number {
 /** Asks once; returns why it has to be asked again, if it has to. */
 async function ask(
   published: Published,
-  options: PollOptions & { emit: Emit },
+  client: Oras,
+  { pull, signal, emit }: { pull: boolean; signal: AbortSignal; emit: Emit },
 ): Promise<ToolsmithError | undefined> {
-  const name = formatReference(published.reference);
   try {
-    const artifact = await oras(options).fetchManifest(published.reference);
+    const artifact = await client.fetchManifest(published.reference);
     compare(published, artifact);
-    if (options.verify === "pull") await pull(published, artifact, options);
+    if (pull) await pullBack(published, artifact, { client, emit });
     return undefined;
   } catch (error) {
-    options.signal?.throwIfAborted();
+    signal.throwIfAborted();
     if (isTransient(error)) return error;
     if (!(error instanceof ToolsmithError)) throw error;
     if (error.code === "not_found" || error.code === "dns_failed") return error;
     if (error.code === "checksum_mismatch") {
-      throw mismatch(name, error.message, error);
+      throw mismatch(published, error.message, error);
     }
     if (error.code === "disk_full") {
       throw new ToolsmithError("disk_full", error.message, {
@@ -161,10 +158,9 @@ async function ask(
 
 function compare(published: Published, artifact: Artifact) {
   const { reference, digest, path, title } = published;
-  const name = formatReference(reference);
   if (artifact.digest !== digest) {
     throw mismatch(
-      name,
+      published,
       `pushed the manifest ${digest}, it serves ${artifact.digest}`,
     );
   }
@@ -178,48 +174,45 @@ function compare(published: Published, artifact: Artifact) {
     `${path} changed while it was being published: it was ${expected}, pushed was ${
       layer?.digest ?? "nothing of that name"
     }`,
-    { hint: `publish it again: ${name} names the changed file now` },
+    {
+      hint: `publish it again: ${
+        formatReference(reference)
+      } names the changed file now`,
+    },
   );
 }
 
-/** Pulls the very manifest that was compared, and hashes what arrives. */
-async function pull(
+/** Pulls the very manifest that was compared, as a consumer would. */
+async function pullBack(
   published: Published,
   artifact: Artifact,
-  options: PollOptions & { emit: Emit },
+  { client, emit }: { client: Oras; emit: Emit },
 ) {
-  const { image, title } = published;
-  const source = `oci://${formatReference(artifact.reference)}`;
-  const total = artifact.layers.reduce((sum, layer) => sum + layer.size, 0);
+  const layer = selectImageLayer(artifact, published.sha256);
   const dir = await Deno.makeTempDir({ prefix: "toolsmith-verify-" });
-  const started = Date.now();
   try {
-    options.emit({ type: "download_start", image, source, bytes: total });
-    await oras(options).pull(artifact.reference, dir, (bytes) => {
-      options.emit({ type: "download_progress", image, bytes, total });
+    const progress = startTransfer(emit, {
+      image: published.image,
+      source: `oci://${formatReference(artifact.reference)}`,
+      total: totalBytes(artifact),
     });
-    const elapsedMs = Date.now() - started;
-    options.emit({
-      type: "download_end",
-      image,
-      source,
-      bytes: total,
-      elapsedMs,
-    });
-    const path = join(dir, title);
-    const { signal } = options;
-    const pulled = await sha256(fileChunks(path, { signal }));
-    if (pulled === published.sha256) return;
+    const pulled = await pullImage(client, artifact, { layer, dir, progress });
+    if (pulled.sha256 === published.sha256) return;
     throw mismatch(
-      formatReference(published.reference),
-      `pushed sha256:${published.sha256}, pulled sha256:${pulled}`,
+      published,
+      `pushed sha256:${published.sha256}, pulled sha256:${pulled.sha256}`,
     );
   } finally {
     await Deno.remove(dir, { recursive: true });
   }
 }
 
-function mismatch(name: string, what: string, cause?: unknown) {
+function mismatch(
+  { reference }: Published,
+  what: string,
+  cause?: unknown,
+): ToolsmithError {
+  const name = formatReference(reference);
   return new ToolsmithError(
     "publish_mismatch",
     `The registry does not serve what was pushed to ${name}: ${what}`,

@@ -1,7 +1,8 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import type { ErrorCode } from "../../lib/errors.ts";
 import { oras } from "../../lib/oci/oras.ts";
-import { orasError, redactSecrets } from "../../lib/oci/_oras_errors.ts";
+import { redactSecrets } from "../../lib/oci/credentials.ts";
+import { orasError } from "../../lib/oci/_oras_errors.ts";
 import { parseReference } from "../../lib/oci/reference.ts";
 import { failure } from "../support/failure.ts";
 import { temporaryDir } from "../support/directory.ts";

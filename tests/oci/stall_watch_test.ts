@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { folderBytes, watchGrowth } from "../../lib/oci/_stall_watch.ts";
+import { directoryBytes, watchGrowth } from "../../lib/oci/_stall_watch.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 const NEVER_MS = 600_000;
@@ -13,7 +13,7 @@ Deno.test("bytes are counted as they come, in sub-directories too", async () => 
     new Promise<void>((done) => reached = (now) => now === bytes && done());
   {
     await using growth = watchGrowth(
-      () => folderBytes(target),
+      () => directoryBytes(target),
       NEVER_MS,
       (bytes) => {
         counts.push(bytes);
@@ -36,7 +36,7 @@ Deno.test("a directory that does not grow is told as stalled", async () => {
   await using dir = await temporaryDir();
   await Deno.writeTextFile(`${dir.path}/a`, "partial");
   for (const path of [dir.path, `${dir.path}/none`]) {
-    await using growth = watchGrowth(() => folderBytes(path), 250);
+    await using growth = watchGrowth(() => directoryBytes(path), 250);
     await new Promise((done) =>
       growth.stalled.addEventListener("abort", done, { once: true })
     );
@@ -48,7 +48,7 @@ Deno.test("slow growth is no stall", async () => {
   let seen = 0;
   const begun = Date.now();
   await using growth = watchGrowth(
-    () => folderBytes(dir.path),
+    () => directoryBytes(dir.path),
     2000,
     () => seen++,
   );

@@ -1,0 +1,150 @@
+/**
+ * Runs the `oras` program against a registry, and makes its failures typed.
+ *
+ * @module
+ */
+import { type Environment, processEnvironment } from "../environment.ts";
+import { ToolsmithError } from "../errors.ts";
+import { type Output, run, type RunOptions } from "../system/process.ts";
+import { ghcrCredentials, redactSecrets } from "./credentials.ts";
+import { orasError } from "./_oras_errors.ts";
+import type { RegistryOptions } from "./registry.ts";
+import { isLoopback, type OciReference } from "./reference.ts";
+import type { Growth } from "./_stall_watch.ts";
+
+/** One use of the program. */
+export interface OrasCall
+  extends Pick<RunOptions, "cwd" | "signal" | "timeoutMs" | "onStart"> {
+  /** The subcommand. */
+  command: string[];
+  /** What follows the flags for connection and credentials. */
+  args: string[];
+}
+
+/** The program, and how it reaches registries. */
+export interface OrasProcess {
+  /** Its name or path. */
+  program: string;
+  /** Time without progress after which a call is given up, in milliseconds. */
+  stallMs: number;
+  /** Runs it as it is. */
+  run(args: string[], options?: RunOptions): Promise<Output>;
+  /** Runs a subcommand against a registry; its failures become typed. */
+  call(reference: OciReference, call: OrasCall): Promise<Output>;
+  /** Runs a subcommand, and gives it up when it stalls. */
+  callWatched(
+    reference: OciReference,
+    call: OrasCall & { growth: Growth; what: string },
+  ): Promise<Output>;
+}
+
+/**
+ * Binds the program to the way a registry is reached.
+ *
+ * @param options How to reach the registry.
+ */
+export function orasProcess(options: RegistryOptions): OrasProcess {
+  const env = options.env ?? processEnvironment;
+  const program = env.get("TOOLSMITH_ORAS") || "oras";
+  const stallMs = options.stallTimeoutMs ?? 60_000;
+  const { signal } = options;
+  const call: OrasProcess["call"] = (reference, { command, args, ...rest }) =>
+    callRegistry({ program, env, options, reference }, {
+      command,
+      args,
+      signal,
+      ...rest,
+    });
+  return {
+    program,
+    stallMs,
+    run: (args, rest) => start(program, { args, signal, ...rest }),
+    call,
+    async callWatched(reference, { growth, what, ...rest }) {
+      const { stalled } = growth;
+      const either = signal ? AbortSignal.any([signal, stalled]) : stalled;
+      try {
+        return await call(reference, { ...rest, signal: either });
+      } catch (error) {
+        const hung = stalled.aborted && !signal?.aborted;
+        throw hung ? stalledError(what, stallMs) : error;
+      }
+    },
+  };
+}
+
+/**
+ * The error of a transfer or request that does not move any more.
+ *
+ * @param what What could not be done, such as `pull ghcr.io/owner/repo:1.0`.
+ * @param stallMs How long nothing moved, in milliseconds.
+ */
+export function stalledError(what: string, stallMs: number): ToolsmithError {
+  return new ToolsmithError(
+    "transfer_stalled",
+    `Cannot ${what}: nothing moved for ${stallMs / 1000} s`,
+    { hint: "try again, or allow more time: --stall-timeout SECONDS" },
+  );
+}
+
+async function callRegistry(
+  { program, env, options, reference }: {
+    program: string;
+    env: Environment;
+    options: RegistryOptions;
+    reference: OciReference;
+  },
+  { command, args, ...rest }: OrasCall,
+): Promise<Output> {
+  const credentials = ghcrCredentials(reference.registry, env);
+  const output = await start(program, {
+    args: [
+      ...command,
+      ...connectionArgs(reference.registry, options),
+      ...(credentials ? ["-u", credentials.user, "--password-stdin"] : []),
+      ...args,
+    ],
+    input: credentials?.token,
+    ...rest,
+  });
+  if (output.code === 0) return output;
+  const said = redactSecrets(output.stderr, credentials);
+  throw orasError(said, reference, credentials !== undefined);
+}
+
+function connectionArgs(
+  registry: string,
+  { plainHttp, caFile }: RegistryOptions,
+): string[] {
+  const plain = plainHttp ?? (!caFile && isLoopback(registry));
+  // Said either way: oras takes plain HTTP for granted on localhost.
+  const args = [`--plain-http=${plain}`];
+  if (caFile) args.push("--ca-file", caFile);
+  return args;
+}
+
+async function start(program: string, options: RunOptions): Promise<Output> {
+  try {
+    // oras needs no token from its environment, nor do its helpers.
+    const env = { GHCR_TOKEN: "", GITHUB_TOKEN: "" };
+    return await run(program, { ...options, env });
+  } catch (cause) {
+    if (
+      cause instanceof Deno.errors.NotFound ||
+      cause instanceof Deno.errors.PermissionDenied
+    ) {
+      throw new ToolsmithError(
+        "oras_not_found",
+        program === "oras"
+          ? "oras not found on PATH"
+          : `oras not found: ${program} cannot be run`,
+        {
+          hint:
+            "install ORAS (https://oras.land/) or set TOOLSMITH_ORAS to its path",
+          cause,
+        },
+      );
+    }
+    throw cause;
+  }
+}
