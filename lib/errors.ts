@@ -36,6 +36,7 @@ export const ERROR_CODES = {
   checksum_mismatch: [43, "The bytes are not those of the expected digest"],
   image_invalid: [44, "The file is not a QCOW2 image"],
   image_unsafe: [45, "The QCOW2 refers to another file"],
+  redirect_refused: [46, "The server redirects to where it must not"],
   disk_full: [50, "There is not enough free space"],
   cache_unwritable: [51, "The cache cannot be written"],
   offline_miss: [52, "Offline, and the image is not in the cache"],

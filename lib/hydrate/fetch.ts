@@ -36,6 +36,9 @@ export interface FetchOptions extends RegistryOptions {
   retryDelayMs?: number;
 }
 
+/** How much of a body without a length is written between two looks at the disk. */
+const SPACE_STEP = 1024 * 1024;
+
 /** An image that has arrived, and the digest that its bytes have. */
 export interface FetchedImage {
   /** Its path. */
@@ -153,7 +156,8 @@ async function downloadImage(
   using file = await openHttps(url, options);
   if (file.bytes !== null) await requireSpace(context.dir, file.bytes);
   const last = url.pathname.split("/").at(-1) ?? "";
-  return await spool(context, file.chunks, last, file.bytes);
+  const { chunks, bytes: total } = file;
+  return await spool(context, chunks, { name: last, total });
 }
 
 async function copyImage(
@@ -172,7 +176,8 @@ async function copyImage(
     }
     await requireSpace(context.dir, size);
     const chunks = fileChunks(path, { signal });
-    return await spool(context, chunks, basename(path), size);
+    const named = { name: basename(path), total: size };
+    return await spool(context, chunks, named);
   } catch (cause) {
     throw cause instanceof Deno.errors.NotFound ? missing(path, cause) : cause;
   }
@@ -182,16 +187,21 @@ async function copyImage(
 async function spool(
   context: FetchContext,
   chunks: AsyncIterable<Uint8Array>,
-  name: string,
-  total: number | null,
+  { name, total }: { name: string; total: number | null },
 ): Promise<FetchedImage> {
   const plain = /^[^/\\:*?"<>|\p{Cc}]{1,200}\.qcow2$/iu.test(name);
   const path = join(context.dir, plain ? name : "image.qcow2");
   const progress = begin(context, total);
   let bytes = 0;
+  let checked = 0;
   using file = await Deno.open(path, { write: true, createNew: true });
   const actual = await sha256((async function* () {
     for await (const chunk of chunks) {
+      if (total === null && bytes >= checked) {
+        // A body without a length may have no end: it must not fill the disk.
+        await requireSpace(context.dir, SPACE_STEP);
+        checked = bytes + SPACE_STEP;
+      }
       await writeAll(file, chunk);
       bytes += chunk.length;
       progress.at(bytes);

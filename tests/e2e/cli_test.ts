@@ -5,7 +5,9 @@ import { denoArgs, ROOT } from "../../scripts/deno.ts";
 import { run } from "../../lib/system/process.ts";
 import {
   cleanEnvironment,
+  cliCommand,
   jsonLines,
+  testWithImage,
   toolsmith,
   workspace,
 } from "../support/workspace.ts";
@@ -127,3 +129,20 @@ Deno.test("mod.ts runs the program, and imported it does nothing", async () => {
   const { hydrate, loadManifest } = await import("../../mod.ts");
   assertEquals([typeof hydrate, typeof loadManifest], ["function", "function"]);
 });
+
+testWithImage(
+  "standard output that is full is reported on standard error",
+  async (it) => {
+    const full = "/dev/full";
+    if (!await Deno.stat(full).catch(() => undefined)) return;
+    const { work, dir, image: qcow2, sha256: qcow2_sha256 } = it;
+    await work.manifest({ qcow2, qcow2_sha256 });
+    const args = await cliCommand(["hydrate", "--json"], ["-A"]);
+    const { code, stderr } = await run("sh", {
+      args: ["-c", 'exec "$@" > /dev/full', "sh", Deno.execPath(), ...args],
+      cwd: dir,
+    });
+    assertEquals(code, 50, stderr);
+    assertMatch(stderr, /^error: No space left .*\[disk_full\]$/m);
+  },
+);

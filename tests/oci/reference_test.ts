@@ -1,5 +1,4 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { formatSource, parseImageSource } from "../../lib/manifest/source.ts";
 import {
   formatReference,
   isLoopback,
@@ -92,69 +91,6 @@ Deno.test("a name of a hundred thousand letters is refused at once", async () =>
   for (const letters of ["a-", "a_", "a.", "a/"]) {
     const text = `ghcr.io/${letters.repeat(100_000)}!`;
     await failure("reference_invalid", () => parseReference(text));
-  }
-});
-
-Deno.test("paths and file URLs are files, relative to the directory", () => {
-  const files: Record<string, string> = {
-    "/srv/a.qcow2": "/srv/a.qcow2",
-    "a.qcow2": "/work/here/a.qcow2",
-    "../a b.qcow2": "/work/a b.qcow2",
-    "file:a.qcow2": "/work/here/a.qcow2",
-    "file:/srv/a.qcow2": "/srv/a.qcow2",
-    "FILE:///srv/a%20b.qcow2": "/srv/a b.qcow2",
-    "file://localhost/srv/a.qcow2": "/srv/a.qcow2",
-    "ghcr.io/owner/repo:1.0": "/work/here/ghcr.io/owner/repo:1.0",
-  };
-  for (const [text, path] of Object.entries(files)) {
-    assertEquals(parseImageSource(text, "/work/here"), { kind: "file", path });
-  }
-});
-
-Deno.test("an oci source is a reference, an https source a URL", () => {
-  const oci = parseImageSource("oci://ghcr.io/a/b:1", "/");
-  assertEquals(oci, parseReference("ghcr.io/a/b:1"));
-  const url = parseImageSource("https://example.com/a.qcow2", "/");
-  assert(url.kind === "https" && url.url.host === "example.com");
-});
-
-Deno.test("other schemes, blank sources and files of other hosts are refused", async () => {
-  const sources = [
-    "http://example.com/a.qcow2",
-    "http:a",
-    "docker://a/b",
-    " oci://ghcr.io/a/b:1",
-    "",
-    " \n",
-    "https://",
-    "file://image.qcow2",
-    "file://host/image.qcow2",
-    "oci://",
-  ];
-  for (const text of sources) {
-    await failure("reference_invalid", () => parseImageSource(text, "/"));
-  }
-});
-
-Deno.test("a password in an address is not repeated in the error", async () => {
-  const { message } = await failure(
-    "reference_invalid",
-    () =>
-      parseImageSource("https://user:s3cr3t@example.com/a.qcow2?t=k3y", "/"),
-  );
-  assert(!/s3cr3t|k3y/.test(message), message);
-  assertStringIncludes(message, "example.com/a.qcow2");
-});
-
-Deno.test("sources are written for a person without signed queries", () => {
-  const written: Record<string, string> = {
-    "oci://ghcr.io/a/b:1": "oci://ghcr.io/a/b:1",
-    [`oci://ghcr.io/a/b:1@${DIGEST}`]: `oci://ghcr.io/a/b@${DIGEST}`,
-    "https://example.com/a?sig=1#x": "https://example.com/a",
-    "/srv/a.qcow2": "/srv/a.qcow2",
-  };
-  for (const [text, shown] of Object.entries(written)) {
-    assertEquals(formatSource(parseImageSource(text, "/")), shown);
   }
 });
 

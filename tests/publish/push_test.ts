@@ -1,73 +1,21 @@
-import {
-  assert,
-  assertEquals,
-  assertRejects,
-  assertStringIncludes,
-  assertThrows,
-} from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { basename, join } from "@std/path";
 import { TITLE } from "../../lib/oci/artifact.ts";
-import { type ErrorCode, ToolsmithError } from "../../lib/errors.ts";
-import type { ToolsmithEvent } from "../../lib/events.ts";
+import type { ErrorCode } from "../../lib/errors.ts";
 import { hydrate } from "../../lib/hydrate/hydrate.ts";
-import { parseManifest } from "../../lib/manifest/manifest.ts";
-import { oras } from "../../lib/oci/oras.ts";
-import { run } from "../../lib/system/process.ts";
-import { publish, type PublishOptions } from "../../lib/publish/publish.ts";
-import { parseExtra } from "../../lib/publish/layers.ts";
 import { inspectImage } from "../../lib/image/inspect.ts";
-import { pollDelayMs } from "../../lib/publish/verify.ts";
-import { parseReference } from "../../lib/oci/reference.ts";
-import { needs, parts } from "../support/parts.ts";
+import { parseManifest } from "../../lib/manifest/manifest.ts";
+import { parseExtra } from "../../lib/publish/layers.ts";
+import { run } from "../../lib/system/process.ts";
 import { makeEncrypted } from "../support/encrypted.ts";
+import { needs } from "../support/parts.ts";
 import { startProxy } from "../support/proxy.ts";
+import { assertCode, attempt } from "../support/publication.ts";
 import {
   makeQcow2,
   testWithImage as test,
   TYPE,
 } from "../support/workspace.ts";
-
-if (parts.oras) Deno.env.set("TOOLSMITH_ORAS", parts.oras);
-
-/** Whoever asks for the tag 1. */
-const TAG = /^(?!PUT ).*\/manifests\/1$/;
-
-/** Publishes, patiently enough for a test, and collects the events. */
-async function attempt(
-  path: string,
-  reference: string,
-  options: PublishOptions = {},
-) {
-  const events: ToolsmithEvent[] = [];
-  const quick = { intervalMs: 10, retryDelayMs: 10 };
-  const outcome = await publish(path, reference, {
-    ...quick,
-    ...options,
-    onEvent(event) {
-      events.push(event);
-      options.onEvent?.(event);
-    },
-  }).then((result) => ({ result }), (error) => ({ error }));
-  const of = <T extends ToolsmithEvent["type"]>(type: T) =>
-    events.filter((event) => event.type === type) as Extract<
-      ToolsmithEvent,
-      { type: T }
-    >[];
-  return { events, of, ...outcome } as {
-    events: ToolsmithEvent[];
-    of: typeof of;
-    result: Awaited<ReturnType<typeof publish>>;
-    error: unknown;
-  };
-}
-
-function assertCode(error: unknown, code: ErrorCode): ToolsmithError {
-  if (!(error instanceof ToolsmithError)) {
-    throw new Error(`no ${code}`, { cause: error });
-  }
-  assertEquals(error.code, code, error.message);
-  return error;
-}
 
 /** The manifest that a registry serves, as it is. */
 async function served(host: string, path: string) {
@@ -252,89 +200,6 @@ test("repositories are lowered with a note, tags keep their case", async (bench)
   assertStringIncludes(of("warning")[0].message, "lower case");
 });
 
-test("a tag that the registry serves late is waited for", async (bench) => {
-  await using late = startProxy(bench.host, [
-    { match: TAG, status: 404, times: 3 },
-  ]);
-  const { result, of } = await attempt(bench.image, `${late.host}/owner/vm:1`);
-  const polls = of("publish_poll");
-  assert(polls.length > 1, "it was served at once");
-  assertEquals(polls.length, result.attempts);
-  assertEquals(polls.at(-1)!.outcome, "served");
-  for (const [at, poll] of polls.slice(0, -1).entries()) {
-    assertEquals([poll.attempt, poll.outcome], [at + 1, "waiting"]);
-    assertStringIncludes(poll.message!, "Not found");
-    assertEquals(poll.delayMs, pollDelayMs(at + 1, 10));
-  }
-});
-
-test("a tag that never comes is given up, by attempts or by time", async (bench) => {
-  await using never = startProxy(bench.host, [{ match: TAG, status: 404 }]);
-  const reference = `${never.host}/owner/vm:1`;
-  const few = await attempt(bench.image, reference, { attempts: 3 });
-  assertEquals(few.of("publish_poll").length, 3);
-  const error = assertCode(few.error, "publish_timeout");
-  assertStringIncludes(error.message, "3 attempts");
-  assertStringIncludes(error.hint!, "--attempts");
-  const short = await attempt(bench.image, reference, {
-    attempts: 1_000_000,
-    deadlineMs: 500,
-  });
-  const { message } = assertCode(short.error, "publish_timeout");
-  assertStringIncludes(message, "0.5 s");
-});
-
-test("a registry that serves another manifest fails at once", async (bench) => {
-  const { dir, image, host } = bench;
-  const other = join(dir, "other.qcow2");
-  await makeQcow2(other);
-  await attempt(other, `${host}/owner/vm:other`);
-  await using wrong = startProxy(host, [
-    { match: TAG, askFor: "/v2/owner/vm/manifests/other" },
-  ]);
-  const { error, of } = await attempt(image, `${wrong.host}/owner/vm:1`);
-  const { message, hint } = assertCode(error, "publish_mismatch");
-  assertStringIncludes(message, of("push_end")[0].digest);
-  assertStringIncludes(hint!, "someone else");
-  assertEquals(of("publish_poll"), []);
-});
-
-test("a registry that serves other bytes fails when they are pulled", async (bench) => {
-  const { image, host, sha256 } = bench;
-  await using wrong = startProxy(host, [{
-    match: new RegExp(`^GET .*/blobs/sha256:${sha256}$`),
-    replace: (body) => body.fill(0),
-  }]);
-  const reference = `${wrong.host}/owner/vm:1`;
-  const { result } = await attempt(image, reference);
-  assertEquals(result.verified, "manifest");
-  const pulled = await attempt(image, reference, { verify: "pull" });
-  assertCode(pulled.error, "publish_mismatch");
-  assertEquals(pulled.of("publish_poll"), []);
-});
-
-test("an image can be pulled back and hashed", async (bench) => {
-  const { result, of } = await attempt(
-    bench.image,
-    `${bench.host}/owner/vm:1`,
-    { verify: "pull" },
-  );
-  assertEquals(result.verified, "pull");
-  assertEquals(of("download_end").length, 1);
-  assertEquals(of("publish_verified")[0].verify, "pull");
-});
-
-test("an image that changes while it is published is noticed", async (bench) => {
-  const { error } = await attempt(bench.image, `${bench.host}/owner/vm:1`, {
-    onEvent(event) {
-      if (event.type !== "publish_start") return;
-      Deno.writeFileSync(bench.image, new Uint8Array(9), { append: true });
-    },
-  });
-  const { message } = assertCode(error, "publish_mismatch");
-  assertStringIncludes(message, "changed while it was being published");
-});
-
 test("a push that the registry refuses is not tried again", async (bench) => {
   const cases: [number, ErrorCode][] = [
     [401, "unauthorized"],
@@ -416,20 +281,6 @@ test("what cannot be published is refused before anything is pushed", async (ben
   assertCode(badName.error, "usage");
 });
 
-Deno.test({
-  name: "a file that may not be read is told",
-  // To root every file is readable.
-  ignore: Deno.build.os === "windows" || Deno.uid() === 0,
-  async fn() {
-    const path = await Deno.makeTempFile({ suffix: ".qcow2" });
-    await Deno.chmod(path, 0);
-    const error = await assertRejects(() => inspectImage(path), ToolsmithError);
-    assertEquals(error.code, "file_unreadable");
-    assertStringIncludes(error.message, "permission denied");
-    await Deno.remove(path);
-  },
-});
-
 test("an image that compression would shrink is told with the command", async (bench) => {
   const { dir, image, host } = bench;
   const text = join(dir, "text");
@@ -452,12 +303,6 @@ test("an image that compression would shrink is told with the command", async (b
   assertEquals((await inspectImage(small)).compressed, true);
   assertEquals((await inspectImage(image)).warnings, []);
   assertEquals((await inspectImage(image)).compressed, false);
-});
-
-test("an image of more than 10 GB is warned of", async ({ image }) => {
-  await Deno.truncate(image, 10_000_000_001);
-  const { warnings } = await inspectImage(image);
-  assert(warnings.some((warning) => warning.includes("10 GB a layer")));
 });
 
 Deno.test({
@@ -489,43 +334,6 @@ Deno.test({
       await Deno.remove(dir, { recursive: true });
     }
   },
-});
-
-test("a publication that is cancelled ends, and says so", async (bench) => {
-  const cancel = new AbortController();
-  const { error, of } = await attempt(bench.image, `${bench.host}/owner/vm:1`, {
-    signal: cancel.signal,
-    onEvent(event) {
-      if (event.type === "push_end") cancel.abort(new Error("enough"));
-    },
-  });
-  assertEquals((error as Error).message, "enough");
-  assertEquals(of("publish_verified"), []);
-});
-
-test("what was published can be asked for by its digest", async (bench) => {
-  const { result } = await attempt(bench.image, `${bench.host}/owner/vm:1`);
-  const [name] = result.reference.split(":1");
-  const reference = parseReference(`${name}@${result.digest}`);
-  const artifact = await oras().fetchManifest(reference);
-  assertEquals(artifact.layers[0].digest, result.layerDigest);
-});
-
-Deno.test("a pair of path and media type is read from its last colon", () => {
-  assertEquals(parseExtra("a b:c/d.json:application/vnd.x+json"), {
-    path: "a b:c/d.json",
-    mediaType: "application/vnd.x+json",
-  });
-  for (const text of ["", "a", "a:", ":text/plain", "a:text", "a:b c/d"]) {
-    const error = assertThrows(() => parseExtra(text), ToolsmithError);
-    assertEquals(error.code, "usage");
-    assertStringIncludes(error.message, `"${text}"`);
-  }
-});
-
-Deno.test("the pause between two polls grows by half, up to five times", () => {
-  const pauses = [1, 2, 3, 4, 5, 6, 20].map((n) => pollDelayMs(n, 6000));
-  assertEquals(pauses, [6000, 9000, 13500, 20250, 30000, 30000, 30000]);
 });
 
 async function qemuImg(...args: string[]) {

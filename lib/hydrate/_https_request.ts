@@ -1,0 +1,173 @@
+/**
+ * One request for a file, or for the rest of one, that is aborted when nothing
+ * arrives for too long.
+ *
+ * Ranges are those of RFC 9110, section 14.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+import { statusError, transportError } from "./_https_errors.ts";
+import { fetchFollowing } from "./_redirects.ts";
+
+/** What {@linkcode requestFile} takes. */
+export interface FileRequest {
+  /** Position of the first byte that is wanted. */
+  from: number;
+  /** What the server called the version that the first bytes are of. */
+  etag: string | null;
+  /** Whom to trust. */
+  client: Deno.HttpClient | undefined;
+  /** Time without a byte after which it is aborted, in milliseconds. */
+  stallTimeoutMs: number;
+  /** Ends the transfer when aborted. */
+  signal: AbortSignal | undefined;
+}
+
+/** A file, or the rest of one, on its way. */
+export interface Transfer {
+  /** The address, as a person may see it. */
+  shown: string;
+  /** The first byte's position in the file: 0 where the server sends all. */
+  from: number;
+  /** How many bytes come; `null` where the server does not say. */
+  bytes: number | null;
+  /** What the server calls this version of the file. */
+  etag: string | null;
+  /** The bytes. */
+  body: AsyncIterable<Uint8Array>;
+  /** Ends the transfer. */
+  cancel(): void;
+}
+
+/**
+ * Asks for a file.
+ *
+ * @param url The address.
+ * @param request Which part of it, and how long to wait.
+ * @returns The transfer, once the server has answered with the file.
+ * @throws {ToolsmithError} As {@linkcode openHttps} does.
+ */
+export async function requestFile(
+  url: URL,
+  { from, etag, client, stallTimeoutMs, signal }: FileRequest,
+): Promise<Transfer> {
+  const shown = `${url.origin}${url.pathname}`;
+  const watch = watchStall(stallTimeoutMs, signal);
+  const failure = (error: unknown, begun: boolean) => {
+    if (signal?.aborted) return signal.reason;
+    if (error instanceof ToolsmithError) return error;
+    return watch.stalled()
+      ? stallError(shown, stallTimeoutMs)
+      : transportError(error, shown, begun);
+  };
+  try {
+    // Encoded bytes would have neither the size nor the ranges of the file.
+    const headers = new Headers({ "accept-encoding": "identity" });
+    if (from > 0) headers.set("range", `bytes=${from}-`);
+    if (from > 0 && etag) headers.set("if-range", etag);
+    const init = { headers, signal: watch.signal, client };
+    const response = await fetchFollowing(url, init);
+    const source = await acceptedBody(response, from, shown);
+    const length = response.headers.get("content-length");
+    return {
+      shown,
+      from: response.status === 206 ? from : 0,
+      bytes: length === null ? null : Number(length),
+      etag: response.headers.get("etag"),
+      body: watchedBody(source, watch, (error) => failure(error, true)),
+      cancel: watch.cancel,
+    };
+  } catch (error) {
+    watch.release();
+    throw failure(error, false);
+  }
+}
+
+/** Refuses an answer that is not the file from that position on. */
+async function acceptedBody(
+  response: Response,
+  from: number,
+  shown: string,
+): Promise<ReadableStream<Uint8Array>> {
+  const { body, status, headers } = response;
+  if (!response.ok || !body) {
+    await body?.cancel();
+    throw statusError(status, shown);
+  }
+  const range = /^bytes (\d+)-/.exec(headers.get("content-range") ?? "");
+  if (status !== 206 || Number(range?.[1]) === from) return body;
+  await body.cancel();
+  throw new ToolsmithError(
+    "transfer_interrupted",
+    `Cannot go on with ${shown} at byte ${from}: the server sent others`,
+    { hint: "try again" },
+  );
+}
+
+async function* watchedBody(
+  source: ReadableStream<Uint8Array>,
+  watch: StallWatch,
+  explain: (error: unknown) => unknown,
+): AsyncGenerator<Uint8Array> {
+  try {
+    for await (const chunk of source) {
+      // The time that the reader takes is not the server's.
+      watch.pause();
+      yield chunk;
+      watch.resume();
+    }
+  } catch (error) {
+    throw explain(error);
+  } finally {
+    watch.release();
+  }
+}
+
+interface StallWatch {
+  signal: AbortSignal;
+  /** Whether it was the watch that aborted. */
+  stalled(): boolean;
+  pause(): void;
+  resume(): void;
+  /** Ends the watch, and aborts. */
+  cancel(): void;
+  /** Ends the watch. */
+  release(): void;
+}
+
+function watchStall(ms: number, signal: AbortSignal | undefined): StallWatch {
+  const stop = new AbortController();
+  const abort = () => stop.abort(signal?.reason);
+  signal?.throwIfAborted();
+  signal?.addEventListener("abort", abort, { once: true });
+  let stalled = false;
+  const expire = () => {
+    stalled = true;
+    stop.abort();
+  };
+  let timer = setTimeout(expire, ms);
+  const release = () => {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", abort);
+  };
+  return {
+    signal: stop.signal,
+    stalled: () => stalled,
+    pause: () => clearTimeout(timer),
+    resume: () => void (timer = setTimeout(expire, ms)),
+    cancel() {
+      release();
+      stop.abort();
+    },
+    release,
+  };
+}
+
+function stallError(shown: string, stallTimeoutMs: number): ToolsmithError {
+  return new ToolsmithError(
+    "transfer_stalled",
+    `Cannot download ${shown}: nothing arrived for ${stallTimeoutMs / 1000} s`,
+    { hint: "try again, or allow more time: --stall-timeout SECONDS" },
+  );
+}

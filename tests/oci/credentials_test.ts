@@ -1,0 +1,68 @@
+import { assertEquals } from "@std/assert";
+import {
+  ghcrCredentials,
+  redactSecrets,
+  unusedTokenWarning,
+} from "../../lib/oci/credentials.ts";
+
+Deno.test("a token that ends in a line end is used without it", () => {
+  const env = new Map([["GHCR_TOKEN", "t0ken\n"], ["GHCR_USERNAME", "me"]]);
+  assertEquals(ghcrCredentials("ghcr.io", env)?.token, "t0ken");
+});
+
+Deno.test("ghcr.io gets its token in whatever case it is written", () => {
+  const env = new Map([["GHCR_TOKEN", "t0ken"], ["GITHUB_ACTOR", "me"]]);
+  const credentials = { user: "me", token: "t0ken" };
+  for (const registry of ["ghcr.io", "GHCR.IO", "Ghcr.io"]) {
+    assertEquals(ghcrCredentials(registry, env), credentials);
+  }
+  for (const registry of ["ghcr.io.example.com", "xghcr.io", "example.com"]) {
+    assertEquals(ghcrCredentials(registry, env), undefined);
+  }
+});
+
+Deno.test("a token without a user name is not used, and that is reported", () => {
+  const env = new Map([["GHCR_TOKEN", "t0ken"]]);
+  for (const registry of ["ghcr.io", "GHCR.IO"]) {
+    assertEquals(ghcrCredentials(registry, env), undefined);
+    const warning = unusedTokenWarning(registry, env);
+    assertEquals(warning?.startsWith("GHCR_TOKEN is not used"), true);
+  }
+  assertEquals(unusedTokenWarning("example.com", env), undefined);
+  env.set("GHCR_USERNAME", "me");
+  assertEquals(unusedTokenWarning("ghcr.io", env), undefined);
+});
+
+Deno.test("a token is taken out in every form that it has on the wire", () => {
+  const credentials = { user: "jane", token: "gh+p/s3cr3t=" };
+  const { user, token } = credentials;
+  const forms = [
+    token,
+    encodeURIComponent(token),
+    btoa(token),
+    btoa(`${user}:${token}`),
+  ];
+  for (const form of forms) {
+    const clean = redactSecrets(
+      `Error: sent ${form}, then ${form}!`,
+      credentials,
+    );
+    assertEquals(clean, "Error: sent ***, then ***!");
+  }
+});
+
+Deno.test("an authorization header is cut whosever it is", () => {
+  assertEquals(
+    redactSecrets("> Authorization: Bearer abc.def\nError: x"),
+    "> Authorization: Bearer ***\nError: x",
+  );
+});
+
+Deno.test("the query of a signed address is cut, the rest stays", () => {
+  assertEquals(
+    redactSecrets(
+      'Error: Get "https://cdn.example.com/blob?sig=s3cr3t&se=2026": EOF, see http://a/?b=c',
+    ),
+    'Error: Get "https://cdn.example.com/blob?…": EOF, see http://a/?…',
+  );
+});
