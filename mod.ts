@@ -31,6 +31,7 @@ export {
 } from "./lib/manifest/format.ts";
 export type { Sha256 } from "./lib/system/digest.ts";
 export * from "./lib/vm/detached.ts";
+export type { DetachedVmRecord } from "./lib/vm/detached_record.ts";
 export * from "./lib/doctor/doctor.ts";
 export type { Environment } from "./lib/environment.ts";
 export * from "./lib/errors.ts";
@@ -44,6 +45,7 @@ export type {
   OutputSink,
 } from "./lib/guest/exec.ts";
 export { type HostOptions, runOnHost } from "./lib/run/host.ts";
+export * from "./lib/run/workspace_vm.ts";
 export * from "./lib/hydrate/hydrate.ts";
 export * from "./lib/manifest/init.ts";
 export {
@@ -68,7 +70,7 @@ export type { Snapshot } from "./lib/cache/snapshots.ts";
 export type { GuestShare } from "./lib/qemu/args.ts";
 export * from "./lib/manifest/tools.ts";
 export { VERSION } from "./lib/version.ts";
-export type { StopOptions, Vm, VmFacts } from "./lib/vm/vm.ts";
+export type { BootedVm, StopOptions, Vm, VmFacts } from "./lib/vm/vm.ts";
 
 if (import.meta.main) {
   const { main } = await import("./cli.ts");

@@ -350,6 +350,17 @@ export type OnEvent = (event: ToolsmithEvent) => void;
 /** An event as it is written at its source: the time is added on the way. */
 export type Untimed<E> = E extends unknown ? Omit<E, "timestamp"> : never;
 
+let commands = 0;
+
+/**
+ * The number of the next command of this process.
+ *
+ * @returns From 1.
+ */
+export function nextCommandId(): number {
+  return ++commands;
+}
+
 /** Sends one event. */
 export type Emit = (event: Untimed<ToolsmithEvent>) => void;
 

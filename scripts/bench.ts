@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { attachShares } from "../lib/vm/shares.ts";
+import { attachShares } from "../lib/vm/_hotplug.ts";
 import { listCache } from "../lib/cache/prune.ts";
 import { fileChunks, sha256 } from "../lib/system/digest.ts";
 import { execInGuest } from "../lib/guest/exec.ts";

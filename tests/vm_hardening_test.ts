@@ -54,8 +54,10 @@ Deno.test("QEMU arguments that name a file of the host are never saved", async (
         ...{ program, extra, disk: "/a.qcow2", ephemeral: true, shares: [] },
         ...{ dir: dir.path, accelerator: "tcg", memory: 512, cpus: 1 },
       },
-      { dir: join(dir.path, "machines"), digest: "sha256:0" },
-      emitter(undefined),
+      {
+        snapshots: { dir: join(dir.path, "machines"), digest: "sha256:0" },
+        emit: emitter(undefined),
+      },
     );
   assert(await slot("-device", "virtio-keyboard-pci"));
   assertEquals(await slot("second.img"), undefined);
@@ -96,9 +98,9 @@ Deno.test({
   ...needsGuest,
   async fn() {
     await using dir = await temporaryDir();
-    const states = { dir: join(dir.path, "states"), digest: "sha256:1" };
+    const snapshots = { dir: join(dir.path, "states"), digest: "sha256:1" };
     await using vm = await boot({
-      ...{ image: await guest(), env, states },
+      ...{ image: await guest(), env, snapshots },
       console: {
         output() {},
         input: new Blob(["touch /tmp/typed\n"]).stream(),
@@ -106,7 +108,7 @@ Deno.test({
     });
     await vm.stop();
     await assertRejects(
-      () => Deno.stat(states.dir),
+      () => Deno.stat(snapshots.dir),
       Deno.errors.NotFound,
     );
   },

@@ -6,6 +6,8 @@
 import { dirname, join, resolve } from "@std/path";
 import { ToolsmithError } from "../errors.ts";
 import { run } from "../system/process.ts";
+import { DISK } from "./devices.ts";
+import type { Qmp } from "./qmp.ts";
 import { assertSelfContained, inspectQcow2 } from "../image/qcow2.ts";
 
 /** The disk of a machine. */
@@ -45,6 +47,56 @@ export async function prepareDisk(
     await checkOverlay(disk, path);
   } else await makeOverlay(disk, path);
   return { disk, ephemeral: false };
+}
+
+/**
+ * Compares the files that QEMU has opened for the disk with those that it should
+ * have: an image file names the one below it, and may have been replaced since
+ * it was looked at.
+ *
+ * @param qmp The connection to QEMU, which has not run the guest yet.
+ * @param files Absolute paths, the image last.
+ * @param disk Whether QEMU has put a temporary file above them.
+ * @throws {ToolsmithError} `image_unsafe` when QEMU has opened others.
+ */
+export async function assertDiskChain(
+  qmp: Qmp,
+  files: string[],
+  disk: { ephemeral: boolean },
+): Promise<void> {
+  const [answer] = await qmp.send(["query-block"]);
+  const drive = (answer as Drive[]).find(({ device }) => device === DISK);
+  const layers: ImageInfo[] = [];
+  for (let at = drive?.inserted?.image; at; at = at["backing-image"]) {
+    layers.push(at);
+  }
+  if (disk.ephemeral) layers.shift();
+  const opened = layers.flatMap((layer) =>
+    [
+      layer.filename,
+      layer["format-specific"]?.data?.["data-file"] ?? [],
+    ].flat()
+  );
+  // QEMU does not normalise the name of a file that another one names.
+  const paths = opened.map((path) => resolve(path));
+  if (paths.join("\0") === files.join("\0")) return;
+  throw new ToolsmithError(
+    "image_unsafe",
+    `The disk is not what it was: QEMU has opened ${opened.join(", ")}`,
+    { hint: `only these belong to it: ${files.join(", ")}` },
+  );
+}
+
+/** Of the answer to `query-block` (QEMU's QMP reference, BlockInfo). */
+interface Drive {
+  device: string;
+  inserted?: { image: ImageInfo };
+}
+
+interface ImageInfo {
+  filename: string;
+  "backing-image"?: ImageInfo;
+  "format-specific"?: { data?: { "data-file"?: string } };
 }
 
 async function inspect(path: string) {

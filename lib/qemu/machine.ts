@@ -19,6 +19,8 @@ import { MACHINE_FILES } from "./machine_dir.ts";
 import { type Child, type ProcessExit, spawn } from "../system/process.ts";
 import { type MachineOptions, qemuArgs } from "./args.ts";
 import { qemuNotFound } from "./program.ts";
+import { writeAll } from "../system/streams.ts";
+import { sleep } from "../system/time.ts";
 import { openQmp, type Qmp, type QmpEvent } from "./qmp.ts";
 
 /** A running QEMU. */
@@ -39,11 +41,11 @@ export interface Machine extends AsyncDisposable {
   consoleFailure(): ConsoleFailure | undefined;
   /** The last lines of the serial console, without control characters. */
   tail(): string;
-  /** What QEMU itself complained about. */
+  /** The last lines that QEMU wrote to its standard error, in one. */
   stderrTail(): string;
   /** Writes to the serial console. */
   type(bytes: Uint8Array): Promise<void>;
-  /** Lets QEMU live on when this process ends. The console is let go. */
+  /** Lets QEMU live on when this process ends. */
   release(): Promise<void>;
 }
 
@@ -51,18 +53,19 @@ export interface Machine extends AsyncDisposable {
 export interface StartMachineOptions extends MachineOptions {
   /** The QEMU program. */
   program: string;
-  /** A saved state to restore. @default {undefined} */
+  /** A snapshot's memory and devices, to restore. @default {undefined} */
   incoming?: string;
   /** Sees what the guest writes to its serial console. */
   onConsole?: (chunk: Uint8Array) => void;
-  /** Stops QEMU when aborted. */
+  /** Ends the start when aborted, but not a machine that has started. */
   signal?: AbortSignal;
 }
 
 /**
- * Becomes QEMU, with a watcher in the background. Arguments: the directory,
- * the state to restore or nothing, the program, its arguments. The pipe says a line when all is well; if it ends
- * without, its writer is dead, and QEMU and the directory have to go.
+ * Becomes QEMU, with a watcher in the background. Arguments: the directory, the
+ * snapshot to restore or nothing, the program, its arguments. The pipe brings a
+ * line when all is well; if it ends without, its writer is dead, and QEMU and
+ * the directory have to go.
  */
 const SUPERVISOR = `
 directory=$1 state=$2
@@ -97,7 +100,8 @@ const CONSOLE_KEPT = 64 * 1024;
 export async function startMachine(
   options: StartMachineOptions,
 ): Promise<Machine> {
-  const { dir, program, incoming } = options;
+  const { dir, program, incoming, signal } = options;
+  signal?.throwIfAborted();
   const child = spawn("sh", {
     args: [
       ...["-c", SUPERVISOR, "sh", dir, incoming ?? "", program],
@@ -107,8 +111,9 @@ export async function startMachine(
     ],
     input: "held",
     detached: true,
-    signal: options.signal,
   });
+  const cancel = () => void child.stop();
+  signal?.addEventListener("abort", cancel, { once: true });
   let over = false;
   child.ended.then(() => over = true);
   const seen = { agent: false, stop: false };
@@ -132,7 +137,7 @@ export async function startMachine(
     return machine(child, { options, qmp, serial, seen });
   } catch (error) {
     const { code } = await child.stop();
-    options.signal?.throwIfAborted();
+    signal?.throwIfAborted();
     if (!(error instanceof Over)) throw error;
     const stderrTail = readStderrTail(dir);
     if (code === 127 || code === 126) throw qemuNotFound(program, stderrTail);
@@ -144,6 +149,8 @@ export async function startMachine(
       "boot_failed",
       `QEMU ended with status ${code}: ${stderrTail || "without a word"}`,
     );
+  } finally {
+    signal?.removeEventListener("abort", cancel);
   }
 }
 
@@ -166,7 +173,7 @@ async function whenReady<T>(
         !(error instanceof ToolsmithError)
       ) throw error;
     }
-    await new Promise((done) => setTimeout(done, POLL_MS));
+    await sleep(POLL_MS);
   }
 }
 
@@ -238,11 +245,7 @@ async function openConsole(
     close,
     closed,
     last: () => kept,
-    async write(bytes: Uint8Array) {
-      for (let done = 0; done < bytes.length;) {
-        done += await connection.write(bytes.subarray(done));
-      }
-    },
+    write: (bytes: Uint8Array) => writeAll(connection, bytes),
   };
 }
 

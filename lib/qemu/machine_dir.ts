@@ -41,6 +41,16 @@ export function portName(): string {
 }
 
 /**
+ * Where directories of machines are made.
+ *
+ * @param env Read for `TMPDIR`.
+ * @returns The usual place, and one with a short path.
+ */
+export function machineParents(env: Environment): [string, string] {
+  return [env.get("TMPDIR") ?? "/tmp", "/tmp"];
+}
+
+/**
  * Makes the directory of a machine: private, and with a path so short that
  * sockets in it can be named.
  *
@@ -52,9 +62,9 @@ export function portName(): string {
 export async function makeMachineDir(
   env: Environment = processEnvironment,
 ): Promise<string> {
-  const usual = env.get("TMPDIR") ?? "/tmp";
+  const [usual, short] = machineParents(env);
   // A socket's name has at most 103 bytes on macOS, 107 on Linux.
-  const parent = new TextEncoder().encode(usual).length > 60 ? "/tmp" : usual;
+  const parent = new TextEncoder().encode(usual).length > 60 ? short : usual;
   const dir = await Deno.makeTempDir({ dir: parent, prefix: "toolsmith-" });
   await Deno.chmod(dir, 0o700);
   return resolve(dir);

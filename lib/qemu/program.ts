@@ -48,9 +48,9 @@ export async function qemuVersion(program: string): Promise<string> {
  *
  * @param program Its name or path.
  * @param env Read for `PATH`.
- * @returns Its path, links resolved; `undefined` where it is not there.
+ * @returns Its path; `undefined` where it is not there.
  */
-export async function programFile(
+export async function findProgram(
   program: string,
   env: Environment = processEnvironment,
 ): Promise<string | undefined> {
@@ -60,7 +60,7 @@ export async function programFile(
   for (const dir of dirs) {
     const path = dir ? join(dir, program) : program;
     if (await Deno.stat(path).then(({ isFile }) => isFile, () => false)) {
-      return await Deno.realPath(path);
+      return path;
     }
   }
   return undefined;

@@ -5,7 +5,7 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import { emitter, type OnEvent } from "../events.ts";
+import { emitter, nextCommandId, type OnEvent } from "../events.ts";
 import {
   type ProcessExit,
   type ProcessInput,
@@ -54,7 +54,7 @@ export async function runOnHost(
   const { timeoutMs = Infinity, onEvent, stdin, ...rest } = options;
   const emit = emitter(onEvent);
   const begun = performance.now();
-  const id = 1;
+  const id = nextCommandId();
   emit({ type: "command_dispatch", id, command, backend: "host" });
   await using child = start(command, { ...rest, stdin });
   let late = false;

@@ -12,6 +12,8 @@ import { ToolsmithError } from "../errors.ts";
 import { DISK } from "../qemu/devices.ts";
 import { MACHINE_FILES } from "../qemu/machine_dir.ts";
 import type { Qmp } from "../qemu/qmp.ts";
+import { writeAll } from "../system/streams.ts";
+import { sleep } from "../system/time.ts";
 import type { Snapshot, SnapshotStaging } from "../cache/snapshots.ts";
 
 const FRAME = 1024 * 1024;
@@ -20,11 +22,11 @@ const POLL_MS = 5;
 const BANDWIDTH = 2 ** 40;
 const LONGEST_MS = 120_000;
 
-/** A machine that goes on while its state is put into place. */
+/** A machine that goes on while its snapshot is put into place. */
 export interface Saving {
   /** Time that the machine stood still, in milliseconds. */
   pausedMs: number;
-  /** Settles when the state is in its place, or cannot be. */
+  /** Settles when the snapshot is in its place, or cannot be. */
   placed: Promise<Snapshot>;
 }
 
@@ -79,7 +81,7 @@ async function copyMemory(qmp: Qmp, socket: string, file: string) {
     ["migrate-set-parameters", { "max-bandwidth": BANDWIDTH }],
     ["migrate", { uri: `unix:${socket}` }],
   );
-  const deadline = Date.now() + LONGEST_MS;
+  const begun = performance.now();
   while (true) {
     const [answer] = await qmp.send(["query-migrate"]);
     const { status, "error-desc": reason } = answer as Migration;
@@ -87,11 +89,11 @@ async function copyMemory(qmp: Qmp, socket: string, file: string) {
     if (status === "failed" || status === "cancelled") {
       throw notSaved(trouble?.message ?? reason ?? status);
     }
-    if (Date.now() > deadline) {
+    if (performance.now() - begun > LONGEST_MS) {
       await qmp.send(["migrate_cancel"]);
       throw notSaved(`it took longer than ${LONGEST_MS / 1000} s`);
     }
-    await new Promise((done) => setTimeout(done, POLL_MS));
+    await sleep(POLL_MS);
   }
   await received;
 }
@@ -112,9 +114,7 @@ async function receive(listener: Deno.UnixListener, path: string) {
   while (true) {
     const count = await connection.read(buffer);
     if (count === null) return;
-    for (let at = 0; at < count;) {
-      at += await file.write(buffer.subarray(at, count));
-    }
+    await writeAll(file, buffer.subarray(0, count));
   }
 }
 
@@ -133,7 +133,7 @@ interface Stats {
 /**
  * Copies the clusters that the guest wrote, over the image as their base.
  * `drive-backup` would do it in one step, and would unlink the image: it opens
- * the base of a throw-away disk as if that were to be thrown away, too.
+ * the base of an ephemeral disk as if that were ephemeral, too.
  */
 async function copyDisk(qmp: Qmp, target: string) {
   const [answer] = await qmp.send(["query-block"]);
@@ -184,7 +184,7 @@ async function job(qmp: Qmp, name: string, args: Record<string, unknown>) {
       if (error) throw notSaved(error);
       return;
     }
-    await new Promise((done) => setTimeout(done, POLL_MS));
+    await sleep(POLL_MS);
   }
 }
 

@@ -33,7 +33,7 @@ const LOOK_MS = 100;
  * @returns The connection to the agent.
  * @throws {ToolsmithError} `guest_panicked`, `boot_failed`, `guest_not_ready`,
  * each with the end of the serial console.
- * @throws {AcceleratorBroken} When QEMU cannot run the guest in this way.
+ * @throws {AcceleratorError} When QEMU cannot run the guest in this way.
  * @throws The signal's reason when it is aborted.
  */
 export async function whenReady(
@@ -47,7 +47,7 @@ export async function whenReady(
   answered.catch(() => {});
   let over = false;
   machine.ended.then(() => over = true);
-  const deadline = Date.now() + timeoutMs;
+  const begun = performance.now();
   try {
     while (true) {
       if (await soon(answered, LOOK_MS)) return agent;
@@ -55,7 +55,9 @@ export async function whenReady(
       if (machine.stopped()) await checkStop(machine);
       const consoleFailure = machine.consoleFailure();
       if (over || consoleFailure) throw await bootFailure(machine);
-      if (Date.now() > deadline) throw notReady(machine, timeoutMs);
+      if (performance.now() - begun > timeoutMs) {
+        throw notReady(machine, timeoutMs);
+      }
     }
   } catch (error) {
     stop.abort();

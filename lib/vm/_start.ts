@@ -1,12 +1,13 @@
 /**
- * Brings a machine up with one accelerator: restored from a state that fits, or
+ * Starts a machine with one accelerator: restored from a snapshot that fits, or
  * booted, and saved then for the next time.
  *
  * @module
  */
 import { resolve } from "@std/path";
-import { attachNetwork, attachShares } from "./shares.ts";
+import { attachNetwork, attachShares } from "./_hotplug.ts";
 import type { BootOptions } from "./options.ts";
+import type { Snapshot } from "../cache/snapshots.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
 import {
@@ -17,10 +18,12 @@ import {
 import { type Monitor, ownMonitor } from "../qemu/monitor.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import type { Agent } from "../qemu/agent.ts";
+import { assertDiskChain } from "../qemu/disk.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
+import { sleep } from "../system/time.ts";
 import { bootFailure, whenReady } from "./_readiness.ts";
 import { findSlot, type SnapshotSlot } from "./_snapshot.ts";
-import { makeVm, type Vm } from "./vm.ts";
+import { type BootedVm, makeVm } from "./vm.ts";
 
 const DEFAULT_TIMEOUT_MS = 120_000;
 /** A restored guest answers at once, or never. */
@@ -29,34 +32,35 @@ const DEFAULT_GRACE_MS = 10_000;
 const LOOK_MS = 3;
 
 /**
- * Brings a machine up.
+ * Starts a machine.
  *
  * Needs what `boot` needs.
  *
  * @param plan The machine.
  * @param options What the caller chose.
- * @param emit Told of what happens.
+ * @param emit Takes events.
  * @returns The machine, ready for commands.
  * @throws {ToolsmithError} What `boot` throws.
- * @throws {AcceleratorBroken} When QEMU cannot run the guest in this way.
+ * @throws {AcceleratorError} When QEMU cannot run the guest in this way.
  */
 export async function startVm(
   plan: StartMachineOptions,
   options: BootOptions,
   emit: Emit,
-): Promise<Vm> {
-  const slot = await findSlot(plan, options.states, emit);
+): Promise<BootedVm> {
+  const { snapshots, env, signal } = options;
+  const slot = await findSlot(plan, { snapshots, env, emit });
   const context = { plan, options, emit, slot };
   if (slot?.found) {
     try {
-      return await startOnce(context, true);
+      return await startOnce(context, slot.found);
     } catch (error) {
-      options.signal?.throwIfAborted();
+      signal?.throwIfAborted();
       if (error instanceof Deno.errors.NotCapable) throw error;
       await slot.drop(reasonOf(error));
     }
   }
-  return await startOnce(context, false);
+  return await startOnce(context);
 }
 
 interface BootContext {
@@ -66,86 +70,128 @@ interface BootContext {
   slot?: SnapshotSlot;
 }
 
+/** A machine that is being started. */
+interface Start extends BootContext {
+  machine: Machine;
+  /** What is restored; `undefined` for a boot. */
+  snapshot?: Snapshot;
+  typing: Typing;
+}
+
 async function startOnce(
   context: BootContext,
-  restoring: boolean,
-): Promise<Vm> {
-  const { plan, options, emit, slot } = context;
+  snapshot?: Snapshot,
+): Promise<BootedVm> {
+  const { plan, options: { console, signal } } = context;
   const lap = stopwatch();
-  const image = resolve(options.image);
-  const found = restoring ? slot?.found : undefined;
   const machine = await startMachine({
     ...plan,
-    disk: found?.disk ?? plan.disk,
-    incoming: found?.path,
+    disk: snapshot?.disk ?? plan.disk,
+    incoming: snapshot?.path,
   });
-  const typing = relay(options.console?.input, machine);
+  const typing = relay(console?.input, machine);
+  const start = { ...context, machine, snapshot, typing };
+  // Every wait from here on is for an answer of QEMU or of its guest.
+  const cancel = () => void machine[Symbol.asyncDispose]();
+  signal?.addEventListener("abort", cancel, { once: true });
   try {
-    const { accelerator, memory, cpus } = plan;
-    const { version } = machine.qmp;
-    emit({
-      type: "vm_boot",
-      image,
-      how: restoring ? "restore" : "boot",
-      backend: "qemu",
-      ...{ version, accelerator, memory, cpus },
-    });
-    if (restoring) await whenLoaded(machine);
-    // QEMU has opened its files by now: both are of one save.
-    if (found && !await slot?.unchanged()) throw new Error("it was replaced");
-    await machine.qmp.send(["cont"]);
-    const start = lap();
-    const agent = await answer(machine, context, restoring);
-    const monitor = ownMonitor(plan.dir, machine.qmp, agent);
-    const guest = lap();
-    // What was typed has made this guest another than the image's.
-    const pristine = !restoring && !typing.used();
-    if (agent && slot && pristine) await slot.save(machine.qmp);
-    const save = lap();
-    let shares: GuestShare[] = [];
-    if (agent) {
-      shares = await attach(monitor, context, restoring);
-      const attached = lap();
-      emit({
-        type: "boot_ready",
-        image,
-        how: restoring ? "restored" : "booted",
-        phases: { start, guest, save, attach: attached },
-        elapsedMs: start + guest + save + attached,
-      });
-    }
-    const facts = {
-      ...{ image, pid: machine.pid, dir: plan.dir, version },
-      ...{ accelerator, memory, cpus, shares },
-      network: options.network ?? false,
-    };
-    return makeVm({
-      facts,
-      monitor,
-      emit,
-      ended: machine.ended.then(() => {}),
-      graceMs: plan.ephemeral ? 0 : DEFAULT_GRACE_MS,
-      failure: () => bootFailure(machine),
-      kill: async () => await machine[Symbol.asyncDispose](),
-      async cleanUp() {
-        await machine[Symbol.asyncDispose]();
-        await typing.stop();
-        await slot?.settled();
-        await Deno.remove(plan.dir, { recursive: true }).catch(() => {});
-      },
-      async release() {
-        await typing.stop();
-        await slot?.settled();
-        await machine.release();
-      },
-    });
+    signal?.throwIfAborted();
+    return await bringUp(start, lap);
   } catch (error) {
-    await machine[Symbol.asyncDispose]();
-    await typing.stop();
-    await slot?.settled();
+    await release(start);
+    signal?.throwIfAborted();
     throw error instanceof VmDisconnectedError
       ? await bootFailure(machine)
       : error;
+  } finally {
+    signal?.removeEventListener("abort", cancel);
+  }
+}
+
+/** Lets the guest run until it is ready for commands. */
+async function bringUp(
+  start: Start,
+  lap: () => number,
+): Promise<BootedVm> {
+  const { plan, options, machine, snapshot, slot, emit } = start;
+  const { accelerator, memory, cpus } = plan;
+  const { version } = machine.qmp;
+  const image = resolve(options.image);
+  const how = snapshot ? "restore" : "boot";
+  const size = { version, accelerator, memory, cpus };
+  emit({ type: "vm_boot", image, how, backend: "qemu", ...size });
+  if (snapshot) await whenLoaded(machine);
+  await assertFiles(start);
+  await machine.qmp.send(["cont"]);
+  const phases = { start: lap(), guest: 0, save: 0, attach: 0 };
+  const agent = await connectAgent(start);
+  const monitor = ownMonitor(plan.dir, machine.qmp, agent);
+  phases.guest = lap();
+  // What was typed has made this guest another than the image's.
+  const pristine = !snapshot && !start.typing.used();
+  if (agent && slot && pristine) await slot.save(machine.qmp);
+  phases.save = lap();
+  let shares: GuestShare[] = [];
+  if (agent) {
+    shares = await attach(monitor, start);
+    phases.attach = lap();
+    const elapsedMs = Object.values(phases).reduce((sum, ms) => sum + ms);
+    const outcome = snapshot ? "restored" : "booted";
+    emit({ type: "boot_ready", image, how: outcome, phases, elapsedMs });
+  }
+  const network = options.network ?? false;
+  const facts = { image, pid: machine.pid, dir: plan.dir, ...size };
+  return bootedVm(start, monitor, { ...facts, shares, network });
+}
+
+function bootedVm(
+  start: Start,
+  monitor: Monitor,
+  facts: BootedVm["facts"],
+): BootedVm {
+  const { plan, machine, typing, slot, emit } = start;
+  const vm = makeVm({
+    facts,
+    monitor,
+    emit,
+    ended: machine.ended.then(() => {}),
+    graceMs: plan.ephemeral ? 0 : DEFAULT_GRACE_MS,
+    failure: () => bootFailure(machine),
+    kill: async () => await machine[Symbol.asyncDispose](),
+    async cleanUp() {
+      await release(start);
+      await Deno.remove(plan.dir, { recursive: true }).catch(() => {});
+    },
+  });
+  return {
+    ...vm,
+    async release() {
+      await monitor[Symbol.asyncDispose]();
+      await typing.stop();
+      await slot?.settled();
+      await machine.release();
+    },
+    [Symbol.asyncDispose]: () => vm.stop(),
+  };
+}
+
+/** Ends QEMU, and all that went with it. */
+async function release({ machine, typing, slot }: Start): Promise<void> {
+  await machine[Symbol.asyncDispose]();
+  await typing.stop();
+  await slot?.settled();
+}
+
+/**
+ * What was checked may have been replaced before QEMU opened it: so the files
+ * that it has opened are compared, before the guest runs.
+ */
+async function assertFiles({ plan, options, machine, snapshot, slot }: Start) {
+  const image = resolve(options.image);
+  const below = snapshot?.disk ?? (plan.disk === image ? [] : plan.disk);
+  await assertDiskChain(machine.qmp, [below, image].flat(), plan);
+  if (snapshot && !await slot?.unchanged()) {
+    throw new ToolsmithError("boot_failed", "it was replaced by another");
   }
 }
 
@@ -160,12 +206,12 @@ function stopwatch(): () => number {
   };
 }
 
-/** QEMU answers while it still reads the state. */
+/** QEMU answers while it still reads the snapshot. */
 async function whenLoaded(machine: Machine) {
   while (true) {
     const [answer] = await machine.qmp.send(["query-status"]);
     if ((answer as { status: string }).status !== "inmigrate") return;
-    await new Promise((done) => setTimeout(done, LOOK_MS));
+    await sleep(LOOK_MS);
   }
 }
 
@@ -176,24 +222,17 @@ function reasonOf(error: unknown): string {
 }
 
 /** Waits for the agent; `undefined` if there is none and none is needed. */
-async function answer(
-  machine: Machine,
-  { plan, options, emit }: BootContext,
-  restoring: boolean,
-): Promise<Agent | undefined> {
-  const { bootTimeoutMs = DEFAULT_TIMEOUT_MS, agentOptional } = options;
-  const timeoutMs = restoring
+async function connectAgent(start: Start): Promise<Agent | undefined> {
+  const { machine, plan, options, snapshot, emit } = start;
+  const { bootTimeoutMs = DEFAULT_TIMEOUT_MS, agentOptional, signal } = options;
+  const timeoutMs = snapshot
     ? Math.min(bootTimeoutMs, RESTORE_TIMEOUT_MS)
     : bootTimeoutMs;
   try {
-    return await whenReady(machine, {
-      dir: plan.dir,
-      timeoutMs,
-      signal: options.signal,
-    });
+    return await whenReady(machine, { dir: plan.dir, timeoutMs, signal });
   } catch (error) {
     if (
-      restoring || !agentOptional || !(error instanceof ToolsmithError) ||
+      snapshot || !agentOptional || !(error instanceof ToolsmithError) ||
       error.code !== "guest_not_ready"
     ) throw error;
     const message =
@@ -204,19 +243,16 @@ async function answer(
 }
 
 /** Plugs in what the machine is to have besides its disk. */
-async function attach(
-  monitor: Monitor,
-  { plan, options, emit }: BootContext,
-  restoring: boolean,
-): Promise<GuestShare[]> {
-  let { shares } = plan;
+async function attach(monitor: Monitor, start: Start): Promise<GuestShare[]> {
+  const { options, snapshot, emit } = start;
+  let { shares } = start.plan;
   try {
     // A restored guest's clock stood still since it was saved.
-    await attachShares(monitor, shares, { clock: restoring });
+    await attachShares(monitor, shares, { clock: snapshot !== undefined });
   } catch (error) {
     // Nobody asked for the workspace: a guest without it is of use, too.
-    const alone = shares.length === 1 && !shares[0].writable;
-    if (!alone || !(error instanceof ToolsmithError)) throw error;
+    const workspaceOnly = shares.length === 1 && !shares[0].writable;
+    if (!workspaceOnly || !(error instanceof ToolsmithError)) throw error;
     if (error instanceof VmDisconnectedError) throw error;
     emit({ type: "warning", message: `No workspace: ${error.message}` });
     shares = [];
@@ -227,6 +263,8 @@ async function attach(
   }
   return shares;
 }
+
+type Typing = ReturnType<typeof relay>;
 
 /** Types what comes into the console, for as long as the machine is there. */
 function relay(

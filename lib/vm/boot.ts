@@ -3,9 +3,8 @@
  *
  * @module
  */
-import { join, SEPARATOR } from "@std/path";
 import { accelerators, rememberBroken } from "../qemu/accelerator.ts";
-import { planShares } from "./shares.ts";
+import { assertSafeExports, planShares } from "./shares.ts";
 import { prepareDisk } from "../qemu/disk.ts";
 import { type BootOptions, sizes } from "./options.ts";
 import { startVm } from "./_start.ts";
@@ -15,9 +14,8 @@ import { type Emit, emitter } from "../events.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
 import type { StartMachineOptions } from "../qemu/machine.ts";
 import { makeMachineDir } from "../qemu/machine_dir.ts";
-import type { GuestShare } from "../qemu/args.ts";
 import { qemuProgram } from "../qemu/program.ts";
-import type { Vm } from "./vm.ts";
+import type { BootedVm } from "./vm.ts";
 
 /**
  * Boots an image with QEMU and waits until the guest is ready for commands. The
@@ -41,10 +39,9 @@ import type { Vm } from "./vm.ts";
  * console.log(code, stdout);
  * ```
  */
-export async function boot(options: BootOptions): Promise<Vm> {
+export async function boot(options: BootOptions): Promise<BootedVm> {
   const { env = processEnvironment, signal } = options;
   signal?.throwIfAborted();
-  const emit = emitter(options.onEvent);
   const program = qemuProgram(env);
   const shares = await planShares(options.workspace, options.exports ?? []);
   await assertSafeExports(shares, options);
@@ -58,33 +55,10 @@ export async function boot(options: BootOptions): Promise<Vm> {
       extra: options.qemuArgs ?? [],
       onConsole: options.console?.output,
     };
-    return await bootWith(machine, options, emit);
+    return await bootWith(machine, options, emitter(options.onEvent));
   } catch (error) {
     await Deno.remove(dir, { recursive: true }).catch(() => {});
     throw error;
-  }
-}
-
-/** A guest that could write these would decide what this host does next. */
-async function assertSafeExports(shares: GuestShare[], options: BootOptions) {
-  const { image, workspace, states } = options;
-  const own = [
-    image,
-    ...workspace === undefined ? [] : [join(workspace, ".toolsmith")],
-    ...states ? [states.dir] : [],
-  ];
-  for (const path of own) {
-    const real = await Deno.realPath(path).catch(() => undefined);
-    if (real === undefined) continue;
-    for (const share of shares.filter(({ writable }) => writable)) {
-      const inside = `${share.path}${SEPARATOR}`.replace("//", "/");
-      const around = `${real}${SEPARATOR}`;
-      if (!around.startsWith(inside) && !inside.startsWith(around)) continue;
-      const message = `An export would let the guest write to ${real}`;
-      throw new ToolsmithError("usage", `${message}: ${share.path}`, {
-        hint: "export a directory that holds nothing but results",
-      });
-    }
   }
 }
 

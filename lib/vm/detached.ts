@@ -1,6 +1,6 @@
 /**
- * Machines that live on when the process that booted them has ended: a state
- * file says where they are, so that others can use and stop them.
+ * Detached VMs: they live on when the process that booted them has ended. A
+ * record says where they are, so that others can use and stop them.
  *
  * @module
  */
@@ -10,61 +10,64 @@ import { emitter, type OnEvent } from "../events.ts";
 import { lock } from "../system/lock.ts";
 import { MACHINE_FILES, removeMachineDir } from "../qemu/machine_dir.ts";
 import { sharedMonitor } from "../qemu/monitor.ts";
-import { makeVm, type Vm, type VmFacts } from "./vm.ts";
-
-/** What a state file holds. */
-export interface DetachedVmRecord extends VmFacts {
-  /** Layout of the file. */
-  layout: 1;
-  /** SHA-256 of the image, where it is known. */
-  digest?: string;
-  /** When the machine was left to itself, as an ISO 8601 time. */
-  since: string;
-  /** Time that a stop gives the guest to power down, in milliseconds. */
-  graceMs: number;
-}
+import {
+  type DetachedVmRecord,
+  formatRecord,
+  parseRecord,
+} from "./detached_record.ts";
+import { type BootedVm, makeVm, type StopOptions, type Vm } from "./vm.ts";
 
 /** What {@linkcode detach} takes. */
 export interface DetachOptions {
-  /** SHA-256 of the image. @default {undefined} */
+  /** Digest of the image. @default {undefined} */
   digest?: string;
   /** The default of a later stop, in milliseconds. @default {10_000} */
   graceMs?: number;
+}
+
+/** What those take that look for a detached VM, or use it. */
+export interface DetachedVmOptions {
+  /** Ends waits for other processes when aborted. */
+  signal?: AbortSignal;
+  /** Takes events. */
+  onEvent?: OnEvent;
 }
 
 const GRACE_MS = 10_000;
 const POLL_MS = 100;
 
 /**
- * Lets a machine live on by itself, and writes down where it is.
+ * Lets a machine live on without this process, and writes down where it is.
  *
- * Needs `--allow-read` and `--allow-write` for the state file.
+ * Needs `--allow-read` and `--allow-write` for the record.
  *
  * @param vm A machine of this process; it is of no use here afterwards.
- * @param path The state file.
+ * @param path The record's file.
  * @param options What to write down besides.
  * @returns What was written.
- * @throws {ToolsmithError} `usage` when the file names a machine that runs. The
- * machine stays with this process then.
+ * @throws {ToolsmithError} `usage` when the record is of a machine that runs.
+ * The machine stays with this process then.
  */
 export async function detach(
-  vm: Vm,
+  vm: BootedVm,
   path: string,
-  options: DetachOptions = {},
+  options: DetachOptions & DetachedVmOptions = {},
 ): Promise<DetachedVmRecord> {
-  const state: DetachedVmRecord = {
+  const { digest, graceMs = GRACE_MS, signal } = options;
+  const record: DetachedVmRecord = {
     layout: 1,
     ...vm.facts,
-    ...options.digest === undefined ? {} : { digest: options.digest },
+    ...digest === undefined ? {} : { digest },
     since: new Date().toISOString(),
-    graceMs: options.graceMs ?? GRACE_MS,
+    graceMs,
   };
   await Deno.mkdir(dirname(path), { recursive: true });
-  using _lock = await lock(`${path}.lock`);
-  if (await readState(path)) throw alreadyRunning(path);
+  using _lock = await lock(`${path}.lock`, { signal });
+  if (await readRecord(path)) throw alreadyRunning(path);
   const staging = `${path}.${crypto.randomUUID()}`;
   try {
-    await Deno.writeTextFile(staging, JSON.stringify(state, null, 2) + "\n", {
+    await Deno.writeTextFile(staging, formatRecord(record), {
+      createNew: true,
       mode: 0o600,
     });
     await Deno.rename(staging, path);
@@ -72,149 +75,100 @@ export async function detach(
     await Deno.remove(staging).catch(() => {});
   }
   await vm.release();
-  return state;
+  return record;
 }
 
 /**
- * Finds the machine that a state file names. The file of a machine that has
- * ended is removed.
+ * Finds the detached VM of a record. The record of one that has ended is
+ * removed.
  *
- * Needs `--allow-read` and `--allow-write` for the file, and for the machine's
+ * Needs `--allow-read` and `--allow-write` for the record, and for the machine's
  * directory `--allow-net=unix:…` too.
  *
- * @param path The state file.
- * @returns The machine's state, or `undefined` if none runs.
+ * @param path The record's file.
+ * @param options Ends the wait for its lock.
+ * @returns The record, or `undefined` if no such machine runs.
+ * @throws The signal's reason when it is aborted.
  */
 export async function findDetachedVm(
   path: string,
+  options: DetachedVmOptions = {},
 ): Promise<DetachedVmRecord | undefined> {
   const found = await Deno.lstat(path).catch(() => undefined);
   if (!found) return undefined;
-  using _lock = await lock(`${path}.lock`);
-  return await readState(path);
+  using _lock = await lock(`${path}.lock`, { signal: options.signal });
+  return await readRecord(path);
 }
 
 /**
- * Makes a machine that lives by itself usable here. Disposing it lets it go;
- * `stop` ends it.
+ * Makes a detached VM usable here. Disposing it leaves it running; `stop` ends
+ * it.
  *
  * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the
  * machine's directory.
  *
- * @param path The state file.
- * @param state What {@linkcode findDetachedVm} returned.
- * @param onEvent Told of what happens.
+ * @param path The record's file.
+ * @param record What {@linkcode findDetachedVm} returned.
+ * @param options Takes events.
  * @returns The machine.
  */
 export function attachDetachedVm(
   path: string,
-  state: DetachedVmRecord,
-  onEvent?: OnEvent,
+  record: DetachedVmRecord,
+  options: DetachedVmOptions = {},
 ): Vm {
-  const monitor = sharedMonitor(state.dir);
+  const monitor = sharedMonitor(record.dir);
   const stopLooking = new AbortController();
   const vm = makeVm({
-    facts: state,
+    facts: record,
     monitor,
-    emit: emitter(onEvent),
-    ended: whenEnded(state, stopLooking.signal),
-    graceMs: state.graceMs,
+    emit: emitter(options.onEvent),
+    ended: whenEnded(record, stopLooking.signal),
+    graceMs: record.graceMs,
     failure: () =>
       Promise.resolve(
         new ToolsmithError("guest_failed", "The machine has ended"),
       ),
     kill: async () => {
-      if (await isRunning(state)) Deno.kill(state.pid, "SIGKILL");
+      if (await isRunning(record)) Deno.kill(record.pid, "SIGKILL");
     },
     async cleanUp() {
       stopLooking.abort();
-      await forget(path, state);
+      await forget(path, record);
     },
-    release: () => Promise.resolve(stopLooking.abort()),
   });
-  return { ...vm, [Symbol.asyncDispose]: () => vm.release() };
+  return {
+    ...vm,
+    async [Symbol.asyncDispose]() {
+      stopLooking.abort();
+      await monitor[Symbol.asyncDispose]();
+    },
+  };
 }
 
 /**
- * Stops the machine that a state file names.
+ * Stops the detached VM of a record.
  *
- * @param path The state file.
- * @param options How long the guest may take, and who is told.
+ * Needs what {@linkcode attachDetachedVm} needs, and `--allow-run` to end QEMU
+ * by force.
+ *
+ * @param path The record's file.
+ * @param options How long the guest may take.
  * @returns What was stopped.
  * @throws {ToolsmithError} `machine_not_found` when none runs.
  */
 export async function stopDetachedVm(
   path: string,
-  options: { graceMs?: number; onEvent?: OnEvent } = {},
+  options: StopOptions & DetachedVmOptions = {},
 ): Promise<DetachedVmRecord> {
-  const state = await findDetachedVm(path);
-  if (!state) {
+  const record = await findDetachedVm(path, options);
+  if (!record) {
     throw new ToolsmithError("machine_not_found", "No machine is running", {
       hint: "toolsmith boot --detach starts one",
     });
   }
-  await attachDetachedVm(path, state, options.onEvent).stop({
-    graceMs: options.graceMs,
-  });
-  return state;
-}
-
-/** The state, unless its machine has ended. The caller holds the lock. */
-async function readState(path: string): Promise<DetachedVmRecord | undefined> {
-  let state: DetachedVmRecord;
-  try {
-    state = JSON.parse(await Deno.readTextFile(path));
-  } catch {
-    return undefined;
-  }
-  if (!isState(state)) return undefined;
-  if (await isRunning(state)) return state;
-  await forget(path, state);
-  return undefined;
-}
-
-function isState(value: unknown): value is DetachedVmRecord {
-  const state = value as Partial<DetachedVmRecord> | null;
-  return typeof state === "object" && state?.layout === 1 &&
-    Number.isSafeInteger(state.pid) && state.pid! > 1 &&
-    typeof state.dir === "string" && Array.isArray(state.shares);
-}
-
-async function forget(path: string, state: DetachedVmRecord) {
-  await removeMachineDir(state.dir);
-  await Deno.remove(path).catch(() => {});
-}
-
-/**
- * Tells whether QEMU still listens on a socket of the machine, whose directory has
- * a name of its own. Its process id would be used again.
- */
-async function isRunning({ dir }: DetachedVmRecord): Promise<boolean> {
-  try {
-    const path = join(dir, MACHINE_FILES.console);
-    (await Deno.connect({ transport: "unix", path })).close();
-    return true;
-  } catch (error) {
-    // Where it cannot be told, nothing is forgotten.
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    return !(error instanceof Deno.errors.NotFound) &&
-      !(error instanceof Deno.errors.ConnectionRefused);
-  }
-}
-
-/** Settles when the machine has ended; never, once it is not asked any more. */
-async function whenEnded(
-  state: DetachedVmRecord,
-  signal: AbortSignal,
-): Promise<void> {
-  await new Promise<void>((done) => {
-    const look = setInterval(async () => {
-      if (await isRunning(state)) return;
-      clearInterval(look);
-      done();
-    }, POLL_MS);
-    signal.addEventListener("abort", () => clearInterval(look));
-  });
+  await attachDetachedVm(path, record, options).stop(options);
+  return record;
 }
 
 /**
@@ -222,11 +176,62 @@ async function whenEnded(
  *
  * Needs what {@linkcode findDetachedVm} needs.
  *
- * @param path The state file.
- * @throws {ToolsmithError} `usage` when it names a machine that runs.
+ * @param path The record's file.
+ * @param options Ends the wait for its lock.
+ * @throws {ToolsmithError} `usage` when it is of a machine that runs.
  */
-export async function assertNoDetachedVm(path: string): Promise<void> {
-  if (await findDetachedVm(path)) throw alreadyRunning(path);
+export async function assertNoDetachedVm(
+  path: string,
+  options: DetachedVmOptions = {},
+): Promise<void> {
+  if (await findDetachedVm(path, options)) throw alreadyRunning(path);
+}
+
+/** The record, unless its machine has ended. The caller holds the lock. */
+async function readRecord(path: string): Promise<DetachedVmRecord | undefined> {
+  const text = await Deno.readTextFile(path).catch(() => "");
+  const record = parseRecord(text);
+  if (!record) return undefined;
+  if (await isRunning(record)) return record;
+  await forget(path, record);
+  return undefined;
+}
+
+async function forget(path: string, record: DetachedVmRecord) {
+  await removeMachineDir(record.dir);
+  await Deno.remove(path).catch(() => {});
+}
+
+/**
+ * Does QEMU still listen on a socket of the machine, whose directory has a name
+ * of its own? Its process id may be another's by now.
+ */
+async function isRunning({ dir }: DetachedVmRecord): Promise<boolean> {
+  try {
+    const path = join(dir, MACHINE_FILES.console);
+    (await Deno.connect({ transport: "unix", path })).close();
+    return true;
+  } catch (error) {
+    // What cannot be told is not forgotten.
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    return !(error instanceof Deno.errors.NotFound) &&
+      !(error instanceof Deno.errors.ConnectionRefused);
+  }
+}
+
+/** Settles when the machine has ended; never, once the signal is aborted. */
+async function whenEnded(
+  record: DetachedVmRecord,
+  signal: AbortSignal,
+): Promise<void> {
+  await new Promise<void>((done) => {
+    const look = setInterval(async () => {
+      if (await isRunning(record)) return;
+      clearInterval(look);
+      done();
+    }, POLL_MS);
+    signal.addEventListener("abort", () => clearInterval(look));
+  });
 }
 
 function alreadyRunning(path: string): ToolsmithError {

@@ -9,15 +9,15 @@ import type { Environment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { OnEvent } from "../events.ts";
 
-/** Where machines are saved, and whether they are used. */
+/** Where snapshots lie, and whether they are used. */
 export interface SnapshotOptions {
-  /** The directory of saved machines of this image. */
+  /** The directory of this image's snapshots. */
   dir: string;
-  /** Digest of the image: a state fits no other. */
+  /** Digest of the image: a snapshot fits no other. */
   digest: string;
-  /** Restore a state that fits. @default {true} */
+  /** Restore a snapshot that fits. @default {true} */
   restore?: boolean;
-  /** Save the machine if no state was restored. @default {true} */
+  /** Save the machine when it is ready, unless it was restored. @default {true} */
   save?: boolean;
 }
 
@@ -43,13 +43,21 @@ export interface BootOptions {
   /** File that keeps what the guest writes. @default {undefined} not kept */
   overlay?: string;
   /**
-   * Restore a machine that was saved when it was ready, or save this one then.
+   * Restore a snapshot that was made when the guest was ready, or make one then.
    * Not with an overlay, nor with arguments for QEMU that name a file of the
    * host: what that holds may have changed since.
    *
    * @default {undefined} always boot, never save
    */
-  states?: SnapshotOptions;
+  snapshots?: SnapshotOptions;
+  /**
+   * Files and directories that no export may hold or lie in, besides the image,
+   * `.toolsmith/` of the workspace, overlay, snapshots and programs: the
+   * manifest and the cache, for instance.
+   *
+   * @default {[]}
+   */
+  hostOnly?: string[];
   /** More arguments for QEMU. @default {[]} */
   qemuArgs?: string[];
   /** How to run the guest. @default {undefined} the best that works */
@@ -69,11 +77,11 @@ export interface BootOptions {
     /** What is typed. */
     input?: ReadableStream<Uint8Array>;
   };
-  /** Told of what happens. */
+  /** Takes the events of the boot and of the machine. */
   onEvent?: OnEvent;
   /** Read for `TOOLSMITH_QEMU` and `TMPDIR`. @default {processEnvironment} */
   env?: Environment;
-  /** Stops the boot, and the machine, when aborted. */
+  /** Ends the boot when aborted. A machine that is up is ended by its `stop`. */
   signal?: AbortSignal;
 }
 

@@ -1,16 +1,22 @@
 /**
- * Plugs into a running machine what differs from run to run: directories of the
- * host, and a network card.
+ * Directories of the host that a guest may see: the workspace, and exports.
  *
  * @module
  */
-import { basename, resolve } from "@std/path";
+import {
+  basename,
+  isAbsolute,
+  join,
+  relative,
+  resolve,
+  SEPARATOR,
+} from "@std/path";
+import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
-import { setUpGuest, type SetUpOptions } from "../guest/setup.ts";
-import type { Monitor } from "../qemu/monitor.ts";
 import type { GuestShare } from "../qemu/args.ts";
-import { NETWORK_SLOT, shareId, slotId } from "../qemu/devices.ts";
-import type { Command } from "../qemu/qmp.ts";
+import { NETWORK_SLOT } from "../qemu/devices.ts";
+import { machineParents } from "../qemu/machine_dir.ts";
+import { findProgram, qemuProgram } from "../qemu/program.ts";
 
 /** A directory that the guest may write to. */
 export interface GuestExport {
@@ -23,9 +29,9 @@ export interface GuestExport {
 /** The tag of the workspace. */
 export const WORKSPACE_TAG = "work";
 
+/** As many as Linux follows. */
+const MAX_LINKS = 40;
 const TAG = /^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$/;
-const NETWORK_TRIES = 100;
-const NETWORK_PAUSE_MS = 100;
 
 /**
  * Reads `DIR` or `DIR:tag`.
@@ -87,62 +93,95 @@ export async function planShares(
   return shares;
 }
 
+/** The caller's part of what {@linkcode assertSafeExports} keeps from a guest. */
+export interface HostFiles {
+  /** The image. */
+  image: string;
+  /** The directory with `.toolsmith/`. */
+  workspace?: string;
+  /** Keeps what the guest writes to its disk. */
+  overlay?: string;
+  /** Where snapshots are. */
+  snapshots?: { dir: string };
+  /** More of the kind: the manifest, the cache. */
+  hostOnly?: string[];
+  /** Read for `TOOLSMITH_ORAS`, `TOOLSMITH_QEMU`, `PATH` and `TMPDIR`. */
+  env?: Environment;
+}
+
 /**
- * Plugs directories in, mounts them in the guest, and sets its clock.
+ * Refuses exports through which a guest could decide what this host does next:
+ * by writing the manifest, the image or a program, or by replacing a link that
+ * leads there.
  *
- * @param monitor The machine.
- * @param shares As the machine was started with.
- * @param options Whether to set the clock.
- * @throws {ToolsmithError} `guest_failed` when the guest cannot mount them.
+ * Needs `--allow-read` for all that is compared.
+ *
+ * @param shares From {@linkcode planShares}.
+ * @param files What is the host's own.
+ * @throws {ToolsmithError} `usage`.
  */
-export async function attachShares(
-  monitor: Monitor,
+export async function assertSafeExports(
   shares: GuestShare[],
-  options: SetUpOptions = {},
+  files: HostFiles,
 ): Promise<void> {
-  if (shares.length === 0 && !options.clock) return;
-  await monitor.qemu(...shares.map(({ tag }, index): Command => ["device_add", {
-    driver: "virtio-9p-pci",
-    id: `directory${index}`,
-    bus: slotId(index),
-    fsdev: shareId(index),
-    mount_tag: tag,
-  }]));
-  await setUpGuest(monitor, shares, options);
-}
-
-/**
- * Plugs a network card in and waits until the guest has an address.
- *
- * @param monitor The machine.
- * @returns Whether the guest has an address.
- */
-export async function attachNetwork(monitor: Monitor): Promise<boolean> {
-  await monitor.qemu(
-    ["netdev_add", { type: "user", id: "network" }],
-    ["device_add", {
-      driver: "virtio-net-pci",
-      id: "card",
-      bus: slotId(NETWORK_SLOT),
-      netdev: "network",
-    }],
-  );
-  for (let tries = 0; tries < NETWORK_TRIES; tries++) {
-    const found = await monitor.agent(["guest-network-get-interfaces"])
-      .catch(() => []) as Interface[];
-    const addressed = found.some((card) =>
-      card.name !== "lo" &&
-      card["ip-addresses"]?.some((at) => at["ip-address-type"] === "ipv4")
-    );
-    if (addressed) return true;
-    await new Promise((done) => setTimeout(done, NETWORK_PAUSE_MS));
+  const exports = shares.filter(({ writable }) => writable);
+  if (exports.length === 0) return;
+  const { env = processEnvironment } = files;
+  const programs = [qemuProgram(env), env.get("TOOLSMITH_ORAS") ?? "oras"];
+  const own = [
+    files.image,
+    files.workspace && join(files.workspace, ".toolsmith"),
+    files.overlay,
+    files.snapshots?.dir,
+    ...files.hostOnly ?? [],
+    ...await Promise.all(programs.map((name) => findProgram(name, env))),
+  ].filter((path) => path !== undefined && path !== "");
+  const refuse = (path: string, share: GuestShare) => {
+    const message = `An export would let the guest write to ${path}`;
+    throw new ToolsmithError("usage", `${message}: ${share.path}`, {
+      hint: "export a directory that holds nothing but results",
+    });
+  };
+  for (const place of (await Promise.all(own.map(placesOf))).flat()) {
+    for (const share of exports) {
+      if (holds(share.path, place) || holds(place, share.path)) {
+        refuse(place, share);
+      }
+    }
   }
-  return false;
+  // An export may well lie in the directory of temporary files.
+  for (
+    const dir of (await Promise.all(machineParents(env).map(placesOf))).flat()
+  ) {
+    for (const share of exports) {
+      if (holds(share.path, dir)) refuse(dir, share);
+    }
+  }
 }
 
-interface Interface {
-  name: string;
-  "ip-addresses"?: { "ip-address-type": string }[];
+/** Where a path leads, and every link on the way. */
+async function placesOf(path: string): Promise<string[]> {
+  const links: string[] = [];
+  const names = resolve(path).split(SEPARATOR);
+  let at = names.shift() + SEPARATOR;
+  while (names.length > 0) {
+    const entry = join(at, names.shift()!);
+    const target = await Deno.readLink(entry).catch(() => undefined);
+    if (target === undefined || links.length > MAX_LINKS) {
+      at = entry;
+      continue;
+    }
+    links.push(entry);
+    names.unshift(...target.split(SEPARATOR));
+    if (isAbsolute(target)) at = names.shift() + SEPARATOR;
+  }
+  return [...links, at];
+}
+
+/** Is a path a directory, or does it lie below? */
+function holds(dir: string, path: string): boolean {
+  const inside = relative(dir, path);
+  return inside !== ".." && !inside.startsWith(`..${SEPARATOR}`);
 }
 
 async function dir(path: string): Promise<string> {

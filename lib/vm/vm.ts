@@ -1,12 +1,13 @@
 /**
- * A booted machine, to run commands in: one that this process owns, or one that
- * several processes share.
+ * A running machine, to run commands in: one that this process has booted, or
+ * one that several processes share.
  *
  * @module
  */
 import type { Accelerator } from "../qemu/accelerator.ts";
 import { WORKSPACE_TAG } from "./shares.ts";
-import type { Emit } from "../events.ts";
+import { type Emit, nextCommandId } from "../events.ts";
+import { settlesWithin } from "../system/time.ts";
 import {
   execInGuest,
   type ExecOptions,
@@ -49,7 +50,10 @@ export interface StopOptions {
   graceMs?: number;
 }
 
-/** A booted machine. Disposing it stops it. */
+/**
+ * A running machine. Disposing it ends what this process has of it: one that it
+ * has booted is stopped, one that is shared goes on for the others.
+ */
 export interface Vm extends AsyncDisposable {
   /** What the machine is. */
   readonly facts: VmFacts;
@@ -68,7 +72,14 @@ export interface Vm extends AsyncDisposable {
   exec(command: string, options?: ExecOptions): Promise<ExecResult>;
   /** Ends the machine, and waits for that. Safe to repeat. */
   stop(options?: StopOptions): Promise<void>;
-  /** Lets the machine live on when this process ends, and forgets it. */
+}
+
+/** A machine that this process has booted. Disposing it stops it. */
+export interface BootedVm extends Vm {
+  /**
+   * Lets the machine live on when this process ends. It is of no use here
+   * afterwards; `detach` does this, and writes down where it is.
+   */
   release(): Promise<void>;
 }
 
@@ -76,7 +87,7 @@ export interface Vm extends AsyncDisposable {
 export interface VmParts {
   /** What the machine is. */
   facts: VmFacts;
-  /** The way to talk to it. */
+  /** Talks to QEMU and to the guest agent. */
   monitor: Monitor;
   /** Settles when QEMU has ended. Never rejects. */
   ended: Promise<void>;
@@ -86,11 +97,9 @@ export interface VmParts {
   failure: () => Promise<Error | undefined>;
   /** Ends QEMU by force, and waits for that. */
   kill: () => Promise<void>;
-  /** Lets go of all that is held, once QEMU has ended. */
+  /** Releases all that is held, once QEMU has ended. */
   cleanUp: () => Promise<void>;
-  /** Lets go of QEMU. */
-  release: () => Promise<void>;
-  /** Told of what happens. */
+  /** Takes the machine's events. */
   emit: Emit;
 }
 
@@ -98,27 +107,21 @@ const QUIT_MS = 5_000;
 /** A machine that ends takes the connections to it along a bit earlier. */
 const NOTICE_MS = 1_000;
 
-let commands = 0;
-
 /**
  * Makes a machine from its parts.
  *
- * @param parts What differs between machines that are owned and shared.
- * @returns The machine.
+ * @param parts What differs between machines that are booted here and shared.
+ * @returns The machine; what disposing it means is for the caller to add.
  */
-export function makeVm(parts: VmParts): Vm {
+export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
   const { facts, monitor, emit } = parts;
   let stopping: Promise<void> | undefined;
-  const stop = (options: StopOptions = {}) => {
-    stopping ??= end(parts, options.graceMs ?? parts.graceMs);
-    return stopping;
-  };
   return {
     facts,
     ended: parts.ended,
     async exec(command, options = {}) {
       const cwd = guestDir(facts, options.cwd);
-      const id = ++commands;
+      const id = nextCommandId();
       const begun = performance.now();
       emit({ type: "command_dispatch", id, command, backend: "qemu" });
       const result = await execInGuest(monitor, command, { ...options, cwd })
@@ -136,12 +139,10 @@ export function makeVm(parts: VmParts): Vm {
       });
       return result;
     },
-    stop,
-    async release() {
-      await monitor[Symbol.asyncDispose]();
-      await parts.release();
+    stop(options = {}) {
+      stopping ??= end(parts, options.graceMs ?? parts.graceMs);
+      return stopping;
     },
-    [Symbol.asyncDispose]: () => stop(),
   };
 }
 
@@ -155,7 +156,7 @@ function guestDir({ shares }: VmFacts, cwd = ""): string {
 /** A broken connection says little where the machine itself has ended. */
 async function explain(parts: VmParts, error: unknown): Promise<unknown> {
   if (!(error instanceof VmDisconnectedError)) return error;
-  if (!await within(parts.ended, NOTICE_MS)) return error;
+  if (!await settlesWithin(parts.ended, NOTICE_MS)) return error;
   return await parts.failure() ?? error;
 }
 
@@ -165,15 +166,15 @@ async function end(parts: VmParts, graceMs: number): Promise<void> {
   const begun = performance.now();
   const ask = (command: string) => monitor.qemu([command]).catch(() => {});
   let how: "powered_down" | "stopped" | "killed" = "powered_down";
-  let over = await within(ended, 0);
+  let over = await settlesWithin(ended, 0);
   if (!over && graceMs > 0) {
     await ask("system_powerdown");
-    over = await within(ended, graceMs);
+    over = await settlesWithin(ended, graceMs);
   }
   if (!over) {
     how = "stopped";
     await ask("quit");
-    over = await within(ended, QUIT_MS);
+    over = await settlesWithin(ended, QUIT_MS);
   }
   if (!over) {
     how = "killed";
@@ -183,14 +184,4 @@ async function end(parts: VmParts, graceMs: number): Promise<void> {
   await parts.cleanUp();
   const elapsedMs = Math.round(performance.now() - begun);
   emit({ type: "shutdown", how, elapsedMs });
-}
-
-/** Tells whether a promise settles in time. */
-async function within(promise: Promise<void>, ms: number): Promise<boolean> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<boolean>((done) => {
-    timer = setTimeout(() => done(false), ms);
-  });
-  return await Promise.race([promise.then(() => true), late])
-    .finally(() => clearTimeout(timer));
 }

@@ -68,8 +68,8 @@ Deno.test({
     await Deno.chmod(image, 0o444);
     const digest = `sha256:${await digestOf(image)}`;
     const machines = join(dir.path, "machines");
-    const states = { dir: machines, digest };
-    const common = { image, states };
+    const snapshots = { dir: machines, digest };
+    const common = { image, snapshots };
 
     await t.step("SIGKILL during the save leaves no state", async () => {
       const script = join(dir.path, "owner.ts");
@@ -187,11 +187,11 @@ Deno.test({
         "more memory": {
           ...common,
           memory: 640,
-          states: { ...states, save: false },
+          snapshots: { ...snapshots, save: false },
         },
         "not to be restored": {
           ...common,
-          states: { ...states, restore: false, save: false },
+          snapshots: { ...snapshots, restore: false, save: false },
         },
         "a disk that is kept": {
           ...common,
@@ -229,19 +229,19 @@ Deno.test({
       };
       await Promise.all(
         Object.entries(bad).map(async ([what, bytes]) => {
-          const own = { ...states, dir: join(dir.path, what) };
+          const own = { ...snapshots, dir: join(dir.path, what) };
           {
             await using staging = await stageSnapshot(own.dir, state.key);
             await Deno.writeFile(staging!.state, bytes);
             await staging!.place();
           }
           {
-            await using vm = await start({ ...common, states: own });
+            await using vm = await start({ ...common, snapshots: own });
             assertEquals(vm.how, "booted", what);
             assertEquals(vm.all("vm_boot").at(-1)?.how, "boot");
             const [line, ...more] = vm.said();
             assertEquals(more, []);
-            assert(line.startsWith("The saved machine was removed: "), line);
+            assert(line.startsWith("The snapshot was removed: "), line);
             assert(line.endsWith("; booting instead"), line);
             assert(line.includes("load of migration failed"), line);
             assert(!/\n|console/.test(line), line);
@@ -256,8 +256,8 @@ Deno.test({
 
     await t.step("what cannot be saved runs all the same", async () => {
       // A file where the directory should be.
-      const own = { ...states, dir: image };
-      await using vm = await start({ ...common, states: own });
+      const own = { ...snapshots, dir: image };
+      await using vm = await start({ ...common, snapshots: own });
       assertEquals(vm.how, "booted");
       const [line, ...more] = vm.said();
       assertEquals(more, []);
@@ -276,7 +276,7 @@ Deno.test({
     await Deno.copyFile(await guest("writer"), image);
     const digest = await digestOf(image);
     const machines = join(dir.path, "machines");
-    const common = { image, states: { dir: machines, digest } };
+    const common = { image, snapshots: { dir: machines, digest } };
     const both = `cat /tmp/mark; ${readMark} | head -n1`;
     const marks: string[] = [];
     for (const how of ["booted", "restored", "restored"]) {

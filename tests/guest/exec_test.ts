@@ -38,26 +38,26 @@ Deno.test({
   async fn(t) {
     await using dir = await temporaryDir();
     const image = await guest();
-    const states = {
+    const snapshots = {
       dir: join(dir.path, "machines"),
       digest: await digestOf(image),
     };
     for (const how of ["booted", "restored"] as const) {
       const own = join(dir.path, how);
-      await t.step(how, (t) => commands(t, { image, states, how, own }));
+      await t.step(how, (t) => commands(t, { image, snapshots, how, own }));
     }
   },
 });
 
 interface Guest {
   image: string;
-  states: SnapshotOptions;
+  snapshots: SnapshotOptions;
   how: "booted" | "restored";
   own: string;
 }
 
 async function commands(t: Deno.TestContext, guest: Guest) {
-  const { image, states, how, own } = guest;
+  const { image, snapshots, how, own } = guest;
   const workspace = join(own, "work, space");
   const exported = join(own, "out");
   await Deno.mkdir(workspace, { recursive: true });
@@ -69,7 +69,7 @@ async function commands(t: Deno.TestContext, guest: Guest) {
     image,
     workspace,
     exports: [{ path: exported, tag: "results" }],
-    states,
+    snapshots,
     onEvent(event) {
       ready.onEvent(event);
       ended.onEvent(event);

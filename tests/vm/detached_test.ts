@@ -2,10 +2,13 @@ import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import {
   attachDetachedVm,
-  type DetachedVmRecord,
   findDetachedVm,
   stopDetachedVm,
 } from "../../lib/vm/detached.ts";
+import {
+  type DetachedVmRecord,
+  formatRecord,
+} from "../../lib/vm/detached_record.ts";
 import { run } from "../../lib/system/process.ts";
 import { denoArgs, ROOT } from "../../scripts/deno.ts";
 import { failure } from "../support/failure.ts";
@@ -141,7 +144,7 @@ Deno.test({
         // Its process id may belong to somebody else by now: here, to this test.
         const stale = { ...state, pid: Deno.pid };
         await Deno.mkdir(state.dir);
-        await Deno.writeTextFile(path, JSON.stringify(stale));
+        await Deno.writeTextFile(path, formatRecord(stale));
         assertEquals(await findDetachedVm(path), undefined);
         assertEquals(await Deno.stat(path).catch(() => "gone"), "gone");
         assertEquals(await Deno.stat(state.dir).catch(() => "gone"), "gone");

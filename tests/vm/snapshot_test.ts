@@ -44,7 +44,10 @@ function test(name: string, body: (place: Place) => Promise<void>) {
 /** Looks for a place, and at what is said of it. */
 async function look({ plan, options }: Place) {
   const { events, onEvent } = collect("warning");
-  const slot = await findSlot(plan, options, emitter(onEvent));
+  const slot = await findSlot(plan, {
+    snapshots: options,
+    emit: emitter(onEvent),
+  });
   return { slot, said: events.map(({ message }) => message) };
 }
 
@@ -129,7 +132,7 @@ test("a damaged state is removed, in one line", async (place) => {
   const { slot, said } = await look(place);
   assertEquals(slot?.found, undefined);
   assertEquals(said, [
-    "The saved machine was removed: its file was changed; booting instead",
+    "The snapshot was removed: its file was changed; booting instead",
   ]);
   assertEquals((await look(place)).said, []);
 });
@@ -153,7 +156,7 @@ test("while another process saves, a damaged state does not hold a boot", async 
   const { slot, said } = await look(place);
   assertEquals(slot?.found, undefined);
   assertEquals(said, [
-    "The saved machine is not used: its file was changed; booting instead",
+    "The snapshot is not used: its file was changed; booting instead",
   ]);
   await Deno.stat(path);
 });

@@ -1,0 +1,74 @@
+/**
+ * The key of a snapshot: all that has to match before it can be restored.
+ *
+ * @module
+ */
+import { cpus } from "node:os";
+import type { Environment } from "../environment.ts";
+import { snapshotKey } from "../cache/snapshots.ts";
+import { qemuArgs } from "../qemu/args.ts";
+import type { StartMachineOptions } from "../qemu/machine.ts";
+import { findProgram } from "../qemu/program.ts";
+import { fingerprint } from "../system/files.ts";
+
+/** Grows when earlier snapshots cannot be restored by this program any more. */
+const LAYOUT = 1;
+
+/** Options of QEMU that say by themselves what the machine is like. */
+const SELF_CONTAINED = new Set(
+  "M accel boot cpu device global m machine msg numa rtc smp vga".split(" "),
+);
+
+/**
+ * Makes the key of a machine's snapshot.
+ *
+ * Needs `--allow-read` for the QEMU program, `--allow-sys=cpus,osRelease`, and
+ * `--allow-env=PATH`.
+ *
+ * @param plan The machine.
+ * @param digest The image's digest.
+ * @param env Read for `PATH`.
+ * @returns The key; `undefined` for a machine whose disk is kept, or that
+ * depends on what cannot be compared.
+ */
+export async function keyOf(
+  plan: StartMachineOptions,
+  digest: string,
+  env?: Environment,
+): Promise<string | undefined> {
+  if (!plan.ephemeral || namesFiles(plan.extra)) return undefined;
+  const program = await findProgram(plan.program, env);
+  const cpu = hostProcessor();
+  if (!program || !cpu) return undefined;
+  const path = await Deno.realPath(program);
+  return await snapshotKey({
+    layout: LAYOUT,
+    digest,
+    // The next version of a program in the same place has other times.
+    program: { path, ...await fingerprint(path) },
+    args: qemuArgs({ ...plan, dir: "", disk: "", shares: [] }),
+    cpu,
+  });
+}
+
+/** What a file of the host holds may change between a save and a restore. */
+function namesFiles(words: string[]): boolean {
+  return words.some((word, index) =>
+    // Each option takes a value; a word in an option's place is a disk's file.
+    index % 2 === 0
+      ? !word.startsWith("-") || !SELF_CONTAINED.has(word.replace(/^--?/, ""))
+      : /[/\\]|(file|path|kernel|initrd|dtb|firmware|splash)=/.test(word)
+  );
+}
+
+/** The processor and kernel that the guest may have seen. */
+function hostProcessor(): string | undefined {
+  try {
+    const model = cpus().at(0)?.model;
+    return model &&
+      `${Deno.build.arch} ${model}, ${Deno.build.os} ${Deno.osRelease()}`;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) return undefined;
+    throw error;
+  }
+}

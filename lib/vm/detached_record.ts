@@ -1,0 +1,79 @@
+/**
+ * What is written down about a detached VM: `machine.json`, as its readers and
+ * its writer see it.
+ *
+ * @module
+ */
+import type { GuestShare } from "../qemu/args.ts";
+import type { VmFacts } from "./vm.ts";
+
+/** What is written down about a detached VM. */
+export interface DetachedVmRecord extends VmFacts {
+  /** Layout of the file. */
+  layout: 1;
+  /** Digest of the image, where it is known. */
+  digest?: string;
+  /** When the machine was detached, as an ISO 8601 time. */
+  since: string;
+  /** Time that a stop gives the guest to power down, in milliseconds. */
+  graceMs: number;
+}
+
+const ACCELERATORS = new Set<unknown>(["kvm", "hvf", "tcg"]);
+
+/**
+ * Writes a record.
+ *
+ * @param record The record.
+ * @returns JSON; the machine's directory is called `folder` in it.
+ */
+export function formatRecord(record: DetachedVmRecord): string {
+  const { dir, ...rest } = record;
+  return JSON.stringify({ ...rest, folder: dir }, null, 2) + "\n";
+}
+
+/**
+ * Reads a record.
+ *
+ * @param text What {@linkcode formatRecord} wrote, or anything else.
+ * @returns The record; `undefined` for what is none.
+ */
+export function parseRecord(text: string): DetachedVmRecord | undefined {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+  if (!isObject(value)) return undefined;
+  const { folder: dir, ...rest } = value;
+  const record = { ...rest, dir };
+  return isRecord(record) ? record : undefined;
+}
+
+function isRecord(value: Fields): value is Fields & DetachedVmRecord {
+  return value.layout === 1 &&
+    ["image", "dir", "version", "since"].every((name) =>
+      typeof value[name] === "string"
+    ) &&
+    ["pid", "memory", "cpus", "graceMs"].every((name) =>
+      Number.isSafeInteger(value[name]) && value[name] as number >= 0
+    ) &&
+    // Signals to 0 and 1 would reach this process's group, or the system's init.
+    value.pid as number > 1 &&
+    ACCELERATORS.has(value.accelerator) &&
+    typeof value.network === "boolean" &&
+    (value.digest === undefined || typeof value.digest === "string") &&
+    Array.isArray(value.shares) && value.shares.every(isShare);
+}
+
+type Fields = Record<string, unknown>;
+
+function isObject(value: unknown): value is Fields {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function isShare(value: unknown): value is GuestShare {
+  return isObject(value) && typeof value.path === "string" &&
+    typeof value.tag === "string" && typeof value.writable === "boolean";
+}
