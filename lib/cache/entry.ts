@@ -63,7 +63,11 @@ export interface Staging extends AsyncDisposable {
 }
 
 const RECORD = "verified.json";
-const UNWRITABLE = ["EROFS", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG"];
+/** Codes of the system, and the lock's own. */
+const UNWRITABLE = [
+  ..."EROFS ENOTDIR EISDIR EEXIST ENAMETOOLONG".split(" "),
+  "file_unreadable",
+];
 const STAGING = /^\.staging-([0-9a-f]{64})-/;
 
 /**

@@ -11,6 +11,7 @@ import {
   lookUp,
   sweepStaging,
 } from "./entry.ts";
+import { asDigest, type Digest, sha256Hex } from "../system/digest.ts";
 import { removeTree } from "../system/files.ts";
 import { tryLock } from "../system/lock.ts";
 import {
@@ -25,7 +26,7 @@ export interface CacheEntry {
   /** The image's name. */
   image: string;
   /** `sha256:` and the digest in hex. */
-  digest: string;
+  digest: Digest;
   /** The image's absolute path. */
   path: string;
   /** Size, in bytes. */
@@ -90,7 +91,7 @@ export async function listCache(cache: string): Promise<CacheEntry[]> {
       if (!used) continue;
       entries.push({
         image,
-        digest: `sha256:${sha256}`,
+        digest: asDigest(sha256),
         path: file.path,
         bytes: file.bytes,
         source: file.record?.source,
@@ -130,7 +131,7 @@ export async function pruneCache(
   for (const entry of await listCache(cache)) {
     const rank = seen.get(entry.image) ?? 0;
     seen.set(entry.image, rank + 1);
-    const sha256 = entry.digest.replace("sha256:", "");
+    const sha256 = sha256Hex(entry.digest);
     const key = { cache, image: entry.image, sha256 };
     if (!dryRun) await sweepSnapshots(statesDir(key));
     for (const state of entry.states) {

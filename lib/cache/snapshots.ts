@@ -10,6 +10,7 @@
  * @module
  */
 import { join } from "@std/path";
+import { type Sha256, sha256OfText } from "../system/digest.ts";
 import {
   type Fingerprint,
   fingerprint,
@@ -57,15 +58,8 @@ interface SnapshotMetadata {
  * @param parts The image's digest, QEMU, the machine, the host's processor.
  * @returns 64 digits of hex.
  */
-export async function snapshotKey(
-  parts: Record<string, unknown>,
-): Promise<string> {
-  const bytes = new TextEncoder().encode(JSON.stringify(parts));
-  const digest = await crypto.subtle.digest("SHA-256", bytes);
-  return Array.from(
-    new Uint8Array(digest),
-    (byte) => byte.toString(16).padStart(2, "0"),
-  ).join("");
+export function snapshotKey(parts: Record<string, unknown>): Promise<Sha256> {
+  return sha256OfText(JSON.stringify(parts));
 }
 
 /**

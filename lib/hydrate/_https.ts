@@ -22,7 +22,7 @@ export interface HttpsFile extends Disposable {
   /** Its size, in bytes; `null` where the server does not say. */
   bytes: number | null;
   /** Its bytes; after a cut the rest is asked for. */
-  chunks: AsyncIterable<Uint8Array>;
+  chunks: AsyncIterable<Uint8Array<ArrayBuffer>>;
 }
 
 /** Asks for a file from a position on. */
@@ -80,7 +80,7 @@ async function* resuming(
   first: Transfer,
   connect: Connect,
   pause: (error: unknown) => Promise<void>,
-): AsyncGenerator<Uint8Array> {
+): AsyncGenerator<Uint8Array<ArrayBuffer>> {
   const { bytes, etag, shown } = first;
   const whole = bytes ?? Infinity;
   let current = first;

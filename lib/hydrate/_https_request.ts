@@ -35,7 +35,7 @@ export interface Transfer {
   /** What the server calls this version of the file. */
   etag: string | null;
   /** The bytes. */
-  body: AsyncIterable<Uint8Array>;
+  body: AsyncIterable<Uint8Array<ArrayBuffer>>;
   /** Ends the transfer. */
   cancel(): void;
 }
@@ -89,7 +89,7 @@ async function acceptedBody(
   response: Response,
   from: number,
   shown: string,
-): Promise<ReadableStream<Uint8Array>> {
+): Promise<ReadableStream<Uint8Array<ArrayBuffer>>> {
   const { body, status, headers } = response;
   if (!response.ok || !body) {
     await body?.cancel();
@@ -106,10 +106,10 @@ async function acceptedBody(
 }
 
 async function* watchedBody(
-  source: ReadableStream<Uint8Array>,
+  source: ReadableStream<Uint8Array<ArrayBuffer>>,
   watch: StallWatch,
   explain: (error: unknown) => unknown,
-): AsyncGenerator<Uint8Array> {
+): AsyncGenerator<Uint8Array<ArrayBuffer>> {
   try {
     for await (const chunk of source) {
       // The time that the reader takes is not the server's.

@@ -186,7 +186,7 @@ async function copyImage(
 /** Writes chunks to staging, and computes their digest in the same pass. */
 async function spool(
   context: FetchContext,
-  chunks: AsyncIterable<Uint8Array>,
+  chunks: AsyncIterable<Uint8Array<ArrayBuffer>>,
   { name, total }: { name: string; total: number | null },
 ): Promise<FetchedImage> {
   const plain = /^[^/\\:*?"<>|\p{Cc}]{1,200}\.qcow2$/iu.test(name);

@@ -18,7 +18,7 @@ import {
   stage,
   touch,
 } from "../cache/entry.ts";
-import { fileChunks, sha256 } from "../system/digest.ts";
+import { asDigest, type Digest, fileChunks, sha256 } from "../system/digest.ts";
 import { processEnvironment } from "../environment.ts";
 import { ToolsmithError, toToolsmithError } from "../errors.ts";
 import { type Emit, emitter, type OnEvent } from "../events.ts";
@@ -48,7 +48,7 @@ export interface HydrateResult {
   /** Its absolute path. */
   path: string;
   /** `sha256:` and the digest in hex. */
-  digest: string;
+  digest: Digest;
   /** Size, in bytes. */
   bytes: number;
 }
@@ -139,7 +139,7 @@ async function hydrateLocked(context: HydrateContext): Promise<HydrateResult> {
     throw asCacheError(cause, key.cache);
   });
   const fetched = await fetchImage(image, staging.dir, { ...options, emit });
-  const digest = `sha256:${fetched.actual}`;
+  const digest = asDigest(fetched.actual);
   if (fetched.actual !== image.sha256) throw mismatch(context, fetched);
   await inspectQcow2(fetched.path);
   const { bytes, path: from, name } = fetched;
@@ -162,7 +162,7 @@ async function cached(
   { path, bytes }: CachedFile,
 ): Promise<HydrateResult> {
   await touch(context.key);
-  const digest = `sha256:${context.key.sha256}`;
+  const digest = asDigest(context.key.sha256);
   context.emit({ type: "cache_hit", image: context.key.image, path, digest });
   return { outcome: "cached", path, digest, bytes };
 }
@@ -188,7 +188,7 @@ async function stillGood(
 ): Promise<boolean> {
   const { key, emit, options: { signal } } = context;
   const actual = await sha256(fileChunks(there.path, { signal }));
-  const digest = `sha256:${actual}`;
+  const digest = asDigest(actual);
   if (actual === key.sha256) {
     if (record) await renewRecord(key, there);
     const { bytes } = there;

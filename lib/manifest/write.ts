@@ -4,10 +4,11 @@
  *
  * @module
  */
-import { dirname, join } from "@std/path";
+import { dirname } from "@std/path";
 import { consumerManifest, formatManifest, type NewImage } from "./format.ts";
 import { ToolsmithError } from "../errors.ts";
 import { absentAs } from "../system/files.ts";
+import { replaceFile } from "../system/files.ts";
 import { parseManifest } from "./manifest.ts";
 
 /** What {@linkcode writeManifest} takes. */
@@ -42,13 +43,14 @@ export async function writeManifest(
     const { file, text } = await readManifestFile(path);
     if (text === undefined) {
       await Deno.mkdir(dirname(file), { recursive: true });
-      await replaceFile(file, fresh);
+      await replaceFile(file, fresh, { mode: 0o666 });
       return "created";
     }
     const after = setImage(text, file, image, options);
     if (after === text) return "unchanged";
     const { mode } = await Deno.stat(file);
-    await replaceFile(file, after, mode);
+    const kept = (mode ?? 0o644) & 0o777;
+    await replaceFile(file, after, { mode: kept, exact: true });
     return "updated";
   });
 }
@@ -171,23 +173,5 @@ function unquote(token: string): string {
   } catch {
     // Bad syntax is told by the validation that follows.
     return token;
-  }
-}
-
-/** Replaces a file whole or not at all. */
-async function replaceFile(path: string, text: string, mode?: number | null) {
-  const id = crypto.randomUUID().slice(0, 8);
-  const fresh = join(dirname(path), `.tools-${id}.new`);
-  try {
-    await Deno.writeTextFile(fresh, text, { createNew: true });
-    {
-      using file = await Deno.open(fresh, { read: true, write: true });
-      await file.sync();
-    }
-    if (mode && Deno.build.os !== "windows") await Deno.chmod(fresh, mode);
-    await Deno.rename(fresh, path);
-  } catch (error) {
-    await Deno.remove(fresh).catch(() => {});
-    throw error;
   }
 }

@@ -12,6 +12,7 @@ import {
   type ProcessOutput,
   spawn,
 } from "../system/process.ts";
+import { timeLimit } from "../system/time.ts";
 
 /** How {@linkcode runOnHost} runs a command. */
 export interface HostOptions {
@@ -56,24 +57,11 @@ export async function runOnHost(
   const begun = performance.now();
   const id = nextCommandId();
   emit({ type: "command_dispatch", id, command, backend: "host" });
-  await using child = start(command, { ...rest, stdin });
-  let late = false;
-  const timer = Number.isFinite(timeoutMs)
-    ? setTimeout(() => {
-      late = true;
-      child.stop();
-    }, timeoutMs)
-    : undefined;
+  using limit = timeLimit(timeoutMs, "The command", options.signal);
+  const { signal } = limit;
+  await using child = start(command, { ...rest, stdin, timeoutMs, signal });
   const ended = await child.ended;
-  clearTimeout(timer);
-  options.signal?.throwIfAborted();
-  if (late) {
-    throw new ToolsmithError(
-      "timeout",
-      `The command did not end within ${timeoutMs / 1000} s`,
-      { hint: "allow more: --timeout SECONDS" },
-    );
-  }
+  signal.throwIfAborted();
   const elapsedMs = Math.round(performance.now() - begun);
   emit({ type: "command_end", id, ...ended, elapsedMs });
   return ended;
@@ -81,11 +69,19 @@ export async function runOnHost(
 
 function start(command: string, options: HostOptions) {
   const { args, stdin, stdout = "inherit", stderr = "inherit" } = options;
-  const { env, cwd, signal } = options;
+  const { env, cwd, signal, timeoutMs = Infinity } = options;
+  // Without a limit, the command keeps the terminal and its Ctrl-C.
+  const group = Number.isFinite(timeoutMs);
   try {
     return spawn(command, {
-      ...{ args, stdout, stderr, env, cwd, signal },
+      args,
       input: stdin,
+      stdout,
+      stderr,
+      env,
+      cwd,
+      signal,
+      group,
     });
   } catch (cause) {
     if (!(cause instanceof Deno.errors.NotFound)) throw cause;

@@ -5,12 +5,36 @@
  * @module
  */
 import { crypto } from "@std/crypto";
+import { settlesWithin } from "./time.ts";
 
 const CHUNK = 1024 * 1024;
 const POLL_MS = 40;
 
 /** A SHA-256 in 64 digits of lower-case hex. */
 export type Sha256 = string;
+
+/** A SHA-256 as OCI writes it (image-spec, "Digests"). */
+export type Digest = `sha256:${Sha256}`;
+
+/**
+ * Writes a SHA-256 as OCI does.
+ *
+ * @param hex The digits.
+ * @returns `sha256:` and the digits.
+ */
+export function asDigest(hex: Sha256): Digest {
+  return `sha256:${hex}`;
+}
+
+/**
+ * The digits of a digest.
+ *
+ * @param digest `sha256:` and the digits.
+ * @returns The digits.
+ */
+export function sha256Hex(digest: Digest): Sha256 {
+  return digest.slice("sha256:".length);
+}
 
 /**
  * Reads a SHA-256.
@@ -37,13 +61,22 @@ export function parseSha256(text: string): Sha256 | undefined {
  * @returns The digest.
  */
 export async function sha256(
-  chunks: AsyncIterable<Uint8Array>,
+  chunks: AsyncIterable<Uint8Array<ArrayBuffer>>,
 ): Promise<Sha256> {
   const digest: ArrayBuffer = await crypto.subtle.digest("SHA-256", chunks);
-  return Array.from(
-    new Uint8Array(digest),
-    (byte) => byte.toString(16).padStart(2, "0"),
-  ).join("");
+  return new Uint8Array(digest).toHex();
+}
+
+/**
+ * Computes the SHA-256 of a text in UTF-8.
+ *
+ * @param text The text.
+ * @returns The digest.
+ */
+export async function sha256OfText(text: string): Promise<Sha256> {
+  const bytes = new TextEncoder().encode(text);
+  const digest = await globalThis.crypto.subtle.digest("SHA-256", bytes);
+  return new Uint8Array(digest).toHex();
 }
 
 /** What {@linkcode fileChunks} takes. */
@@ -87,7 +120,7 @@ export async function* fileChunks(
       file = await Deno.open(path);
     } catch (error) {
       if (last || !(error instanceof Deno.errors.NotFound)) throw error;
-      await pause(growingUntil);
+      await settlesWithin(growingUntil!, POLL_MS);
     }
   }
   using reading = file;
@@ -103,17 +136,6 @@ export async function* fileChunks(
       onBytes?.(bytes);
       yield buffer.subarray(0, count);
     } else if (last) return;
-    else await pause(growingUntil);
+    else await settlesWithin(growingUntil!, POLL_MS);
   }
-}
-
-/** Waits a moment, or until the writer is done. */
-async function pause(until: Promise<unknown> | undefined) {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const ignore = () => {};
-  await Promise.race([
-    new Promise<void>((done) => timer = setTimeout(done, POLL_MS)),
-    until?.then(ignore, ignore),
-  ]);
-  clearTimeout(timer);
 }

@@ -3,6 +3,8 @@
  *
  * @module
  */
+import { dirname, join } from "@std/path";
+import { writeAll } from "./streams.ts";
 
 /**
  * What must not have changed for a file to be the one that was seen before.
@@ -69,6 +71,47 @@ export async function syncToDisk(path: string): Promise<void> {
   if (isDirectory && Deno.build.os === "windows") return;
   using file = await Deno.open(path, { read: true, write: !isDirectory });
   await file.sync();
+}
+
+/**
+ * Writes a file whole or not at all, whatever lies there: text goes to a new
+ * file with a random name beside it, which is synced and takes its place. No
+ * link is followed.
+ *
+ * Needs `--allow-read` and `--allow-write` for it and its directory.
+ *
+ * @param path The file.
+ * @param text What it is to hold.
+ * @param options Its permissions.
+ */
+export async function replaceFile(
+  path: string,
+  text: string,
+  options: ReplaceFileOptions = {},
+): Promise<void> {
+  const { mode = 0o644, exact = false } = options;
+  const fresh = join(dirname(path), `.${crypto.randomUUID()}.new`);
+  const file = await Deno.open(fresh, { write: true, createNew: true, mode });
+  try {
+    {
+      using _open = file;
+      await writeAll(file, new TextEncoder().encode(text));
+      await file.sync();
+    }
+    if (exact && Deno.build.os !== "windows") await Deno.chmod(fresh, mode);
+    await Deno.rename(fresh, path);
+  } catch (error) {
+    await Deno.remove(fresh).catch(() => {});
+    throw error;
+  }
+}
+
+/** What {@linkcode replaceFile} takes. */
+export interface ReplaceFileOptions {
+  /** Permissions of the file; the process's umask takes some away. @default {0o644} */
+  mode?: number;
+  /** Ignore the umask. @default {false} */
+  exact?: boolean;
 }
 
 /**

@@ -3,12 +3,15 @@
  *
  * @module
  */
+import { ToolsmithError } from "../errors.ts";
+import { absentAs } from "./files.ts";
+import { sleep } from "./time.ts";
 
 /** What {@linkcode lock} takes. */
 export interface LockOptions {
-  /** Told once if another process has the lock. @default {undefined} */
+  /** Called once if another process has the lock. @default {undefined} */
   onWait?: () => void;
-  /** Ends the wait when aborted. @default {undefined} */
+  /** Ends the wait when aborted; a deadline is such a signal. @default {undefined} */
   signal?: AbortSignal;
 }
 
@@ -17,28 +20,30 @@ const POLL_MS = 100;
 /**
  * Takes the lock of a file (flock on Linux and macOS, LockFileEx on Windows),
  * waiting while another process has it. The file stays behind, empty: to remove
- * it would let two processes hold locks of the same name.
+ * it would let two processes hold locks of the same name. It is private to this
+ * user, and a symbolic link in its place is not followed.
  *
  * Needs `--allow-read` and `--allow-write` for the file.
  *
  * @param path The lock's file, made if it is not there.
- * @param options What to tell, when to give up.
+ * @param options Who is notified of a wait, and what ends it.
  * @returns The lock; disposing it releases it.
+ * @throws {ToolsmithError} `file_unreadable` when a link, a directory or a
+ * device is in the file's place.
  * @throws The signal's reason when it is aborted.
  */
 export async function lock(
   path: string,
   options: LockOptions = {},
 ): Promise<Disposable> {
+  options.signal?.throwIfAborted();
   const file = await open(path);
   const request = requester(file);
   try {
-    for (let told = false; !await request(); told = true) {
-      if (!told) options.onWait?.();
-      options.signal?.throwIfAborted();
+    for (let waiting = false; !await request(); waiting = true) {
+      if (!waiting) options.onWait?.();
       // A blocking lock() could not be cancelled.
-      await new Promise((done) => setTimeout(done, POLL_MS));
-      options.signal?.throwIfAborted();
+      await sleep(POLL_MS, options.signal);
     }
   } catch (error) {
     file.close();
@@ -54,6 +59,7 @@ export async function lock(
  *
  * @param path The lock's file, made if it is not there.
  * @returns The lock, or `undefined` if another process has it.
+ * @throws {ToolsmithError} `file_unreadable`, as {@linkcode lock}.
  */
 export async function tryLock(path: string): Promise<Disposable | undefined> {
   const file = await open(path);
@@ -66,8 +72,44 @@ export async function tryLock(path: string): Promise<Disposable | undefined> {
   return held ? { [Symbol.dispose]: () => file.close() } : undefined;
 }
 
-function open(path: string): Promise<Deno.FsFile> {
-  return Deno.open(path, { read: true, write: true, create: true });
+/** Opens the file of a lock, for which another user may have put a link there. */
+async function open(path: string): Promise<Deno.FsFile> {
+  for (;;) {
+    const options = { read: true, write: true };
+    const before = await absentAs(undefined, Deno.lstat(path));
+    if (before && !before.isFile) throw notPlain(path);
+    // This neither follows a link nor makes what a link names.
+    const how = before ? {} : { createNew: true, mode: 0o600 };
+    let file: Deno.FsFile;
+    try {
+      file = await Deno.open(path, { ...options, ...how });
+    } catch (error) {
+      // Another process made or removed it in between.
+      const again = before
+        ? error instanceof Deno.errors.NotFound
+        : error instanceof Deno.errors.AlreadyExists;
+      if (again) continue;
+      throw error;
+    }
+    if (!before || await isOpened(before, file)) return file;
+    file.close();
+    throw notPlain(path);
+  }
+}
+
+/** Whether what was opened is what lay there just before. */
+async function isOpened(before: Deno.FileInfo, file: Deno.FsFile) {
+  if (Deno.build.os === "windows") return true;
+  const { ino, dev } = await file.stat();
+  return ino === before.ino && dev === before.dev;
+}
+
+function notPlain(path: string): ToolsmithError {
+  return new ToolsmithError(
+    "file_unreadable",
+    `Cannot lock ${path}: it is not a plain file`,
+    { hint: "find out who put it there, and remove it" },
+  );
 }
 
 /** `tryLock` came to Deno after `lock`. */

@@ -25,10 +25,12 @@ export interface SpawnOptions {
   cwd?: string;
   /** Added to the caller's environment, or overriding it. */
   env?: Record<string, string>;
+  /** Passes nothing of the caller's environment but `env`. @default {false} */
+  clearEnv?: boolean;
   /**
    * Text, bytes or a stream to write; `"held"` keeps the pipe open until the
    * program has ended or is released, then writes an empty line. A pipe that
-   * ends without it tells the program's kin that this process has died.
+   * ends without it notifies child processes that this process has died.
    *
    * @default {"null"}
    */
@@ -40,6 +42,13 @@ export interface SpawnOptions {
    * @default {false}
    */
   detached?: boolean;
+  /**
+   * Stops what the program has started together with it: in a session of its
+   * own, which Ctrl-C does not reach. Windows stops the program alone.
+   *
+   * @default {false}
+   */
+  group?: boolean;
   /** Where standard output goes. @default {"null"} */
   stdout?: ProcessOutput;
   /** Where standard error goes. @default {"null"} */
@@ -72,15 +81,20 @@ export interface Child extends AsyncDisposable {
 
 /** What {@linkcode run} takes besides the options of {@linkcode spawn}. */
 export interface RunOptions extends Omit<SpawnOptions, "stdout" | "stderr"> {
-  /** Time the program may take, in milliseconds. @default {Infinity} */
+  /**
+   * Time the program may take, in milliseconds. After it, what it has started
+   * is stopped as well (`group`).
+   *
+   * @default {Infinity}
+   */
   timeoutMs?: number;
-  /** Sees each chunk of standard error as it comes. */
+  /** Gets each chunk of standard error as it comes. */
   onStderr?: (chunk: Uint8Array) => void;
-  /** Told the process id. */
+  /** Gets the process id. */
   onStart?: (pid: number) => void;
 }
 
-/** What a program said, once it has ended. */
+/** How a program ended, and what it printed. */
 export interface Output extends ProcessExit {
   /** Standard output as text. */
   stdout: string;
@@ -89,8 +103,9 @@ export interface Output extends ProcessExit {
 }
 
 const MAX_CAPTURE = 32 * 1024 * 1024;
+const KILL_AFTER_MS = 3000;
 /** How long the last output of a stopped program is waited for. */
-const CUT_MS = 500;
+const DRAIN_MS = 500;
 
 /**
  * Runs a program to its end and returns what it printed. A failure of the
@@ -101,7 +116,8 @@ const CUT_MS = 500;
  * @param program Its name, found on PATH, or its path.
  * @param options Arguments, input, deadline.
  * @returns Exit code and output.
- * @throws {ToolsmithError} `timeout` when the deadline passes.
+ * @throws {ToolsmithError} `timeout` when the deadline passes; `failed` when the
+ * program prints more than 32 MiB.
  * @throws {Deno.errors.NotFound} When there is no such program.
  * @throws The signal's reason when it is aborted.
  */
@@ -110,10 +126,20 @@ export async function run(
   options: RunOptions = {},
 ): Promise<Output> {
   const { timeoutMs = Infinity, onStderr, onStart, ...rest } = options;
-  const stdout = capture();
-  const stderr = capture();
+  const limited = Number.isFinite(timeoutMs);
+  let failure: ToolsmithError | undefined;
+  const giveUp = (error: ToolsmithError) => {
+    failure ??= error;
+    child.stop();
+  };
+  // A program that prints without end must not fill the memory.
+  const flooded = () =>
+    giveUp(new ToolsmithError("failed", `${program} printed over 32 MiB`));
+  const stdout = capture(flooded);
+  const stderr = capture(flooded);
   await using child = spawn(program, {
     ...rest,
+    group: rest.group ?? limited,
     stdout: stdout.add,
     stderr: (chunk) => {
       stderr.add(chunk);
@@ -121,22 +147,14 @@ export async function run(
     },
   });
   onStart?.(child.pid);
-  let late = false;
-  const timer = Number.isFinite(timeoutMs)
-    ? setTimeout(() => {
-      late = true;
-      child.stop();
-    }, timeoutMs)
+  const late = `${program} did not end within ${timeoutMs / 1000} s`;
+  const timer = limited
+    ? setTimeout(() => giveUp(new ToolsmithError("timeout", late)), timeoutMs)
     : undefined;
   const ended = await child.ended;
   clearTimeout(timer);
   rest.signal?.throwIfAborted();
-  if (late) {
-    throw new ToolsmithError(
-      "timeout",
-      `${program} did not end within ${timeoutMs / 1000} s`,
-    );
-  }
+  if (failure) throw failure;
   return { ...ended, stdout: stdout.text(), stderr: stderr.text() };
 }
 
@@ -150,6 +168,7 @@ export async function run(
  * @param options Arguments and where its streams go.
  * @returns The running program.
  * @throws {Deno.errors.NotFound} When there is no such program.
+ * @throws The signal's reason when it was aborted before.
  */
 export function spawn(program: string, options: SpawnOptions = {}): Child {
   const { input = "null", stdout = "null", stderr = "null", signal } = options;
@@ -158,33 +177,14 @@ export function spawn(program: string, options: SpawnOptions = {}): Child {
     args: options.args ?? [],
     cwd: options.cwd,
     env: options.env,
-    detached: options.detached,
+    clearEnv: options.clearEnv,
+    detached: options.detached || options.group,
     stdin: input === "null" || input === "inherit" ? input : "piped",
     stdout: typeof stdout === "function" ? "piped" : stdout,
     stderr: typeof stderr === "function" ? "piped" : stderr,
   }).spawn();
-
-  let alive = true;
-  let stopping = false;
-  const timers: ReturnType<typeof setTimeout>[] = [];
-  const send = (name: Deno.Signal) => {
-    try {
-      if (alive) child.kill(name);
-    } catch {
-      // It ended in between.
-    }
-  };
-  const cut = Promise.withResolvers<void>();
-  const cutSoon = () => timers.push(setTimeout(cut.resolve, CUT_MS));
-  const terminate = () => {
-    if (stopping) return;
-    stopping = true;
-    if (!alive) return void cutSoon();
-    send("SIGTERM");
-    const patience = options.killAfterMs ?? 3000;
-    timers.push(setTimeout(() => send("SIGKILL"), patience));
-  };
-  signal?.addEventListener("abort", terminate, { once: true });
+  const stopper = makeStopper(child, options);
+  signal?.addEventListener("abort", stopper.stop, { once: true });
 
   const fed = feed(child, input);
   const drains = [
@@ -192,24 +192,21 @@ export function spawn(program: string, options: SpawnOptions = {}): Child {
     typeof stderr === "function" ? drain(child.stderr, stderr) : undefined,
   ];
   const ended = (async (): Promise<ProcessExit> => {
-    const status = await child.status;
-    alive = false;
-    // What it started may hold its pipes open: after a stop none waits for that.
-    if (stopping) cutSoon();
+    const { code, signal: endedBy } = await child.status;
+    stopper.noteEnd();
     const done = Promise.all([fed.close(), ...drains.map((it) => it?.done)]);
-    await Promise.race([done, cut.promise]);
+    await Promise.race([done, stopper.patience]);
     await Promise.all(drains.map((it) => it?.cancel()));
-    stopping = true;
-    timers.forEach((timer) => clearTimeout(timer));
-    signal?.removeEventListener("abort", terminate);
-    return { code: status.code, signal: status.signal };
+    stopper.close();
+    signal?.removeEventListener("abort", stopper.stop);
+    return { code, signal: endedBy };
   })();
 
   return {
     pid: child.pid,
     ended,
     stop() {
-      terminate();
+      stopper.stop();
       return ended;
     },
     async release() {
@@ -217,8 +214,62 @@ export function spawn(program: string, options: SpawnOptions = {}): Child {
       child.unref();
     },
     async [Symbol.asyncDispose]() {
-      terminate();
+      stopper.stop();
       await ended;
+    },
+  };
+}
+
+/** What stops a program. */
+interface Stopper {
+  /** Sends TERM, and KILL after the grace time. Safe to repeat. */
+  stop(): void;
+  /** The program itself has ended; what it started may run, and hold its pipes. */
+  noteEnd(): void;
+  /** Settles when the output of a stopped program is not waited for any more. */
+  patience: Promise<void>;
+  /** Nothing is left to stop. */
+  close(): void;
+}
+
+function makeStopper(
+  child: Deno.ChildProcess,
+  { group = false, killAfterMs = KILL_AFTER_MS }: SpawnOptions,
+): Stopper {
+  const whole = group && Deno.build.os !== "windows";
+  const timers: ReturnType<typeof setTimeout>[] = [];
+  const patience = Promise.withResolvers<void>();
+  let alive = true;
+  let stopping = false;
+  const send = (name: Deno.Signal) => {
+    try {
+      if (whole) Deno.kill(-child.pid, name);
+      else if (alive) child.kill(name);
+    } catch {
+      // It ended in between.
+    }
+  };
+  /** After a stop, nobody waits for what the program has left running. */
+  const cutSoon = () => {
+    if (whole) send("SIGKILL");
+    timers.push(setTimeout(patience.resolve, DRAIN_MS));
+  };
+  return {
+    patience: patience.promise,
+    stop() {
+      if (stopping) return;
+      stopping = true;
+      if (!alive) return cutSoon();
+      send("SIGTERM");
+      timers.push(setTimeout(() => send("SIGKILL"), killAfterMs));
+    },
+    noteEnd() {
+      alive = false;
+      if (stopping) cutSoon();
+    },
+    close() {
+      stopping = true;
+      timers.forEach((timer) => clearTimeout(timer));
     },
   };
 }
@@ -278,13 +329,12 @@ function drain(
   };
 }
 
-function capture() {
+function capture(onFull: () => void) {
   const chunks: Uint8Array[] = [];
   let size = 0;
   return {
     add(chunk: Uint8Array) {
-      // A program that prints without end must not fill the memory.
-      if (size > MAX_CAPTURE) return;
+      if (size + chunk.length > MAX_CAPTURE) return onFull();
       size += chunk.length;
       chunks.push(chunk);
     },

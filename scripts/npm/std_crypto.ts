@@ -12,7 +12,7 @@ export const crypto = {
     /** Digests a stream of chunks, holding one chunk at a time. */
     async digest(
       algorithm: "SHA-256",
-      data: AsyncIterable<Uint8Array>,
+      data: AsyncIterable<Uint8Array<ArrayBuffer>>,
     ): Promise<ArrayBuffer> {
       const hash = createHash(algorithm.replace("-", "").toLowerCase());
       for await (const chunk of data) hash.update(chunk);

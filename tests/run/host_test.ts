@@ -1,6 +1,7 @@
 import { assertEquals } from "@std/assert";
 import type { ToolsmithEvent } from "../../lib/events.ts";
 import { runOnHost } from "../../lib/run/host.ts";
+import { assertEnded } from "../support/processes.ts";
 import { failure } from "../support/failure.ts";
 
 const windows = Deno.build.os === "windows";
@@ -46,5 +47,22 @@ Deno.test({
   async fn() {
     const options = { args: ["60"], timeoutMs: 50 };
     await failure("timeout", () => runOnHost("sleep", options));
+  },
+});
+
+Deno.test({
+  name: "a time limit on the host ends what the command has started, too",
+  ignore: windows,
+  async fn() {
+    let pid = "";
+    const decoder = new TextDecoder();
+    const script = "sleep 600 & echo $!; wait";
+    await failure("timeout", () =>
+      runOnHost("sh", {
+        args: ["-c", script],
+        stdout: (chunk) => pid += decoder.decode(chunk),
+        timeoutMs: 500,
+      }));
+    await assertEnded(Number(pid));
   },
 });

@@ -4,6 +4,7 @@
  * @module
  */
 import { run } from "../../lib/system/process.ts";
+import { sleep } from "../../lib/system/time.ts";
 
 /** A running process. */
 export interface Running {
@@ -21,6 +22,18 @@ export interface Running {
 export async function processesOf(text: string): Promise<Running[]> {
   const all = Deno.build.os === "linux" ? fromProc() : await fromPs();
   return all.filter(({ pid, line }) => pid !== Deno.pid && line.includes(text));
+}
+
+/** Demands that a process ends soon; a zombie, which has no command line, has. */
+export async function assertEnded(pid: number): Promise<void> {
+  if (!(pid > 1)) throw new Error(`${pid} is no process of a test`);
+  for (let tries = 0; tries < 100; tries++) {
+    const found = await processesOf("");
+    if (!found.some((it) => it.pid === pid && it.line !== "")) return;
+    await sleep(20);
+  }
+  Deno.kill(pid, "SIGKILL");
+  throw new Error(`Process ${pid} was still there`);
 }
 
 /** A small host need not have `ps`. */

@@ -1,6 +1,8 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { lock, tryLock } from "../../lib/system/lock.ts";
+import { run } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { failure } from "../support/failure.ts";
 import { runScript, startScript } from "../support/script.ts";
 
 const HOLD = `
@@ -28,15 +30,15 @@ Deno.test("locks of two files do not touch", async () => {
   assert(other);
 });
 
-Deno.test("who waits is told once, and gets the lock when it is released", async () => {
+Deno.test("who waits is notified once, and gets the lock when it is released", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/lock`;
-  let told = 0;
+  let notified = 0;
   const first = await lock(path);
   const waiting = Promise.withResolvers<void>();
   const second = lock(path, {
     onWait() {
-      told++;
+      notified++;
       waiting.resolve();
     },
   });
@@ -45,7 +47,7 @@ Deno.test("who waits is told once, and gets the lock when it is released", async
   await new Promise((done) => setTimeout(done, 350));
   first[Symbol.dispose]();
   (await second)[Symbol.dispose]();
-  assertEquals(told, 1);
+  assertEquals(notified, 1);
 });
 
 Deno.test("a free lock is had without a word", async () => {
@@ -71,6 +73,49 @@ Deno.test("an abort ends the wait, and leaves nothing open", async () => {
     Error,
     "enough",
   );
+});
+
+Deno.test("an abort that came before takes no lock, also where it is free", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/lock`;
+  const signal = AbortSignal.abort(new Error("too late"));
+  await assertRejects(() => lock(path, { signal }), Error, "too late");
+  await assertRejects(() => Deno.lstat(path), Deno.errors.NotFound);
+});
+
+Deno.test({
+  name:
+    "a link, a directory or a pipe in a lock's place is refused, and followed by none",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    await using dir = await temporaryDir();
+    const [path, victim] = [`${dir.path}/lock`, `${dir.path}/victim`];
+    for (const target of ["victim", "nothing"]) {
+      await Deno.writeTextFile(victim, "mine");
+      await Deno.symlink(target, path);
+      await failure("file_unreadable", () => lock(path));
+      await failure("file_unreadable", () => tryLock(path));
+      await Deno.remove(path);
+    }
+    assertEquals(await Deno.readTextFile(victim), "mine");
+    await assertRejects(() => Deno.lstat(`${dir.path}/nothing`));
+    await Deno.mkdir(path);
+    await failure("file_unreadable", () => lock(path));
+    await Deno.remove(path);
+    await run("mkfifo", { args: [path] });
+    await failure("file_unreadable", () => lock(path));
+  },
+});
+
+Deno.test({
+  name: "a lock's file is private: another user cannot hold it",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    await using dir = await temporaryDir();
+    const path = `${dir.path}/lock`;
+    using _held = await lock(path);
+    assertEquals((await Deno.stat(path)).mode! & 0o777, 0o600);
+  },
 });
 
 Deno.test("a directory that is not there is an error, not a wait", async () => {

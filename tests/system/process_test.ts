@@ -6,6 +6,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { type ProcessExit, run, spawn } from "../../lib/system/process.ts";
+import { assertEnded } from "../support/processes.ts";
 import { failure } from "../support/failure.ts";
 import { temporaryDir } from "../support/directory.ts";
 
@@ -115,10 +116,20 @@ Deno.test("10 MB on both streams at once arrive without a deadlock", async () =>
   assertEquals([stdout.length, stderr.length], [10_000_000, 10_000_000]);
 });
 
-Deno.test("output without end does not fill the memory", async () => {
-  const script = "head -c 80000000 /dev/zero";
-  const { stdout } = await run("sh", { args: sh(script) });
-  assert(stdout.length < 40_000_000, `${stdout.length} were kept`);
+Deno.test("output without end is an error, and stops the program", async () => {
+  for (const stream of ["1", "2"]) {
+    const args = sh(`exec cat /dev/zero >&${stream}`);
+    const error = await failure("failed", () => run("sh", { args }));
+    assertEquals(error.message, "sh printed over 32 MiB");
+  }
+});
+
+Deno.test("a cleared environment holds nothing but what is given", async () => {
+  const { stdout } = await run("/usr/bin/env", {
+    env: { ONLY: "this" },
+    clearEnv: true,
+  });
+  assertEquals(stdout, "ONLY=this\n");
 });
 
 Deno.test("output is seen before the program ends", async () => {
@@ -223,14 +234,32 @@ Deno.test("what a stopped program leaves running does not keep it from ending", 
   }
 });
 
-Deno.test("a time limit holds where the program has left and its helper has not", async () => {
-  const heard = listener();
-  const args = sh(`sleep ${FOREVER} & echo $! >&2`);
-  const options = { args, timeoutMs: 500, onStderr: heard.sink };
-  try {
+Deno.test("a time limit ends what the program has started, too", async () => {
+  // One script waits for its helper, the other has left it behind.
+  for (const last of ["wait", "exit 0"]) {
+    const heard = listener();
+    const args = sh(
+      `(trap "" TERM; sleep ${FOREVER}) & echo $! >&2; ${last}`,
+    );
+    const options = { args, timeoutMs: 500, onStderr: heard.sink };
     await failure("timeout", () => run("sh", options));
-  } finally {
-    Deno.kill(Number(heard.said()), "SIGKILL");
+    const helper = Number(heard.said());
+    await assertEnded(helper);
+  }
+});
+
+Deno.test("a group that is stopped ends, whether or not its leader listens to TERM", async () => {
+  for (const trap of ["", 'trap "" TERM;']) {
+    const heard = listener();
+    const child = spawn("sh", {
+      args: sh(`${trap} sleep ${FOREVER} & echo $!; wait; sleep ${FOREVER}`),
+      stdout: heard.sink,
+      group: true,
+      killAfterMs: 100,
+    });
+    await heard.until("\n");
+    await child.stop();
+    await assertEnded(Number(heard.said()));
   }
 });
 
