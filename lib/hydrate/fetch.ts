@@ -24,6 +24,7 @@ import { type RegistryOptions, registryOptions } from "../oci/registry.ts";
 import { fileChunks, type Sha256, sha256 } from "../system/digest.ts";
 import { removeTree } from "../system/files.ts";
 import { requireSpace } from "../system/free_space.ts";
+import { isPortableName } from "../system/portable_name.ts";
 import { retry, type RetryOptions } from "../system/retry.ts";
 import { writeAll } from "../system/streams.ts";
 import { openHttps } from "./_https.ts";
@@ -189,7 +190,7 @@ async function spool(
   chunks: AsyncIterable<Uint8Array<ArrayBuffer>>,
   { name, total }: { name: string; total: number | null },
 ): Promise<FetchedImage> {
-  const plain = /^[^/\\:*?"<>|\p{Cc}]{1,200}\.qcow2$/iu.test(name);
+  const plain = isPortableName(name) && /^.{1,200}\.qcow2$/i.test(name);
   const path = join(context.dir, plain ? name : "image.qcow2");
   const progress = begin(context, total);
   let bytes = 0;

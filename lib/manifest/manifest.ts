@@ -17,6 +17,7 @@ import {
   type JsonObject,
   show,
 } from "./_json_fields.ts";
+import { isPortableName } from "../system/portable_name.ts";
 import { type ImageSource, parseImageSource } from "./source.ts";
 
 /** The image that a manifest names. */
@@ -56,9 +57,6 @@ export interface LoadManifestOptions {
 }
 
 const USUAL = join(".toolsmith", "tools.json");
-const NAME = /^(?![. ])[^/\\:*?"<>|\p{Cc}]{1,128}(?<![. ])$/u;
-/** Windows keeps these names for devices, whatever follows the dot. */
-const DEVICE = /^(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$)/i;
 const HOW_DIGEST = "it is what `sha256sum IMAGE.qcow2` prints: 64 hex digits";
 
 /**
@@ -175,7 +173,7 @@ export function workspaceRoot(file: string): string {
  * @returns `false` for `..`, `a/b`, an empty name, and the like.
  */
 export function isImageName(name: string): boolean {
-  return NAME.test(name) && !DEVICE.test(name);
+  return isPortableName(name) && !/^[. ]|^.{129}/su.test(name);
 }
 
 function parseImage(

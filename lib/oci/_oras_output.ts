@@ -3,35 +3,8 @@
  *
  * @module
  */
-import type { Artifact, Descriptor } from "./artifact.ts";
 import { ToolsmithError } from "../errors.ts";
 import { redactSecrets } from "./credentials.ts";
-import type { OciReference } from "./reference.ts";
-
-/**
- * Reads what `oras manifest fetch` printed.
- *
- * @param text Its standard output.
- * @param asked The reference that was asked for.
- * @returns The artifact, named by its digest.
- * @throws {ToolsmithError} `oras_failed` when it is not what oras 1.3 prints.
- */
-export function parseArtifact(text: string, asked: OciReference): Artifact {
-  const digest = parseDigest(text, "manifest fetch");
-  const { mediaType, content } = parseOutput(text, "manifest fetch");
-  const { layers, config } = (content ?? {}) as {
-    layers?: Descriptor[];
-    config?: Descriptor;
-  };
-  const { tag: _, ...rest } = asked;
-  return {
-    reference: { ...rest, digest },
-    digest,
-    mediaType: String(mediaType ?? ""),
-    layers: Array.isArray(layers) ? layers : [],
-    config,
-  };
-}
 
 /**
  * Reads the digest of the manifest that a command was about.

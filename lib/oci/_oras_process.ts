@@ -10,7 +10,6 @@ import { ghcrCredentials, redactSecrets } from "./credentials.ts";
 import { orasError } from "./_oras_errors.ts";
 import type { RegistryOptions } from "./registry.ts";
 import { isLoopback, type OciReference } from "./reference.ts";
-import type { Growth } from "./_stall_watch.ts";
 
 /** One use of the program. */
 export interface OrasCall
@@ -27,15 +26,10 @@ export interface OrasProcess {
   program: string;
   /** Time without progress after which a call is given up, in milliseconds. */
   stallMs: number;
-  /** Runs it as it is. */
+  /** Runs it without a registry. */
   run(args: string[], options?: RunOptions): Promise<Output>;
   /** Runs a subcommand against a registry; its failures become typed. */
   call(reference: OciReference, call: OrasCall): Promise<Output>;
-  /** Runs a subcommand, and gives it up when it stalls. */
-  callWatched(
-    reference: OciReference,
-    call: OrasCall & { growth: Growth; what: string },
-  ): Promise<Output>;
 }
 
 /**
@@ -46,45 +40,19 @@ export interface OrasProcess {
 export function orasProcess(options: RegistryOptions): OrasProcess {
   const env = options.env ?? processEnvironment;
   const program = env.get("TOOLSMITH_ORAS") || "oras";
-  const stallMs = options.stallTimeoutMs ?? 60_000;
-  const { signal } = options;
-  const call: OrasProcess["call"] = (reference, { command, args, ...rest }) =>
-    callRegistry({ program, env, options, reference }, {
-      command,
-      args,
-      signal,
-      ...rest,
-    });
+  const { signal, stallTimeoutMs: stallMs = 60_000 } = options;
+  const both = (other?: AbortSignal) =>
+    signal && other ? AbortSignal.any([signal, other]) : signal ?? other;
   return {
     program,
     stallMs,
     run: (args, rest) => start(program, { args, signal, ...rest }),
-    call,
-    async callWatched(reference, { growth, what, ...rest }) {
-      const { stalled } = growth;
-      const either = signal ? AbortSignal.any([signal, stalled]) : stalled;
-      try {
-        return await call(reference, { ...rest, signal: either });
-      } catch (error) {
-        const hung = stalled.aborted && !signal?.aborted;
-        throw hung ? stalledError(what, stallMs) : error;
-      }
-    },
+    call: (reference, call) =>
+      callRegistry({ program, env, options, reference }, {
+        ...call,
+        signal: both(call.signal),
+      }),
   };
-}
-
-/**
- * The error of a transfer or request that does not move any more.
- *
- * @param what What could not be done, such as `pull ghcr.io/owner/repo:1.0`.
- * @param stallMs How long nothing moved, in milliseconds.
- */
-export function stalledError(what: string, stallMs: number): ToolsmithError {
-  return new ToolsmithError(
-    "transfer_stalled",
-    `Cannot ${what}: nothing moved for ${stallMs / 1000} s`,
-    { hint: "try again, or allow more time: --stall-timeout SECONDS" },
-  );
 }
 
 async function callRegistry(

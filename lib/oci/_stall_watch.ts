@@ -4,50 +4,92 @@
  * @module
  */
 import { walk } from "@std/fs";
+import { ToolsmithError } from "../errors.ts";
 
 const WATCH_MS = 200;
 
-/** Something that is being watched; disposing ends the watch. */
+/** A program that is being watched; disposing ends the watch. */
 export interface Growth extends AsyncDisposable {
-  /** Aborted when it has not grown for too long. */
-  stalled: AbortSignal;
+  /** Aborts when it has not grown for too long, or too far; its reason says so. */
+  readonly signal: AbortSignal;
+  /** Measures once more. */
+  look(): Promise<void>;
+}
+
+/** What {@linkcode watchGrowth} takes. */
+export interface GrowthOptions {
+  /** What the program does, for errors, such as `pull ghcr.io/owner/repo:1.0`. */
+  what: string;
+  /** Time without growth that counts as a stall, in milliseconds. */
+  stallMs: number;
+  /** The most that the count may become. @default {Infinity} */
+  maxBytes?: number;
+  /** Called with the count of bytes whenever it has changed. */
+  onBytes?: (bytes: number) => void;
 }
 
 /**
  * Follows a count of bytes while another program makes it grow.
  *
  * @param measure Returns the count: {@linkcode directoryBytes}, for instance.
- * @param stallMs Time without growth that counts as a stall, in milliseconds.
- * @param onBytes Called with the count whenever it has changed.
- * @returns The watch.
+ * @param options Limits, and whom to notify.
+ * @returns The watch. Its signal aborts with `transfer_stalled`, or with
+ * `artifact_unsafe` when there is more than there may be.
  */
 export function watchGrowth(
   measure: () => Promise<number>,
-  stallMs: number,
-  onBytes?: (bytes: number) => void,
+  options: GrowthOptions,
 ): Growth {
-  const stall = new AbortController();
+  const { what, stallMs, maxBytes = Infinity, onBytes } = options;
+  const stop = new AbortController();
   let last = 0;
   let since = performance.now();
   let watching = Promise.resolve();
   const look = async () => {
     const bytes = await measure();
-    if (bytes !== last) {
+    if (bytes > maxBytes) {
+      stop.abort(tooMuch(what, bytes, maxBytes));
+    } else if (bytes !== last) {
       last = bytes;
       since = performance.now();
       onBytes?.(bytes);
-    } else if (performance.now() - since > stallMs) stall.abort();
+    } else if (performance.now() - since > stallMs) {
+      stop.abort(stallError(what, stallMs));
+    }
   };
   const timer = setInterval(() => {
     watching = watching.then(look);
   }, WATCH_MS);
   return {
-    stalled: stall.signal,
+    signal: stop.signal,
+    look,
     async [Symbol.asyncDispose]() {
       clearInterval(timer);
       await watching;
     },
   };
+}
+
+/**
+ * The error of a transfer or request that does not move any more.
+ *
+ * @param what What could not be done.
+ * @param stallMs How long nothing moved, in milliseconds.
+ */
+export function stallError(what: string, stallMs: number): ToolsmithError {
+  return new ToolsmithError(
+    "transfer_stalled",
+    `Cannot ${what}: nothing moved for ${stallMs / 1000} s`,
+    { hint: "try again, or allow more time: --stall-timeout SECONDS" },
+  );
+}
+
+function tooMuch(what: string, bytes: number, max: number): ToolsmithError {
+  return new ToolsmithError(
+    "artifact_unsafe",
+    `Cannot ${what}: ${bytes} bytes were written, and its manifest has ${max}`,
+    { hint: "nothing was kept; find out who made the artifact" },
+  );
 }
 
 /**

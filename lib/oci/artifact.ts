@@ -9,7 +9,12 @@
  */
 import type { Sha256 } from "../system/digest.ts";
 import { ToolsmithError } from "../errors.ts";
+import { foldName, isPortableName } from "../system/portable_name.ts";
+import { oneLine } from "../system/text.ts";
 import { formatReference, type OciReference } from "./reference.ts";
+
+const MAX_TITLE = 512;
+const MAX_PARTS = 16;
 
 /** Media type of a QCOW2 layer, and the artifact type that goes with it. */
 export const QCOW2_MEDIA_TYPE = "application/vnd.fountain.toolsmith.qcow2";
@@ -17,7 +22,8 @@ export const QCOW2_MEDIA_TYPE = "application/vnd.fountain.toolsmith.qcow2";
 /** The annotation that holds a layer's file name. */
 export const TITLE = "org.opencontainers.image.title";
 
-const UNPACK = "io.deis.oras.content.unpack";
+/** The annotation that makes oras unpack a layer. */
+export const UNPACK = "io.deis.oras.content.unpack";
 
 /** Of a layer with such a type oras pulls all that it names, too. */
 const MANIFESTS = new Set([
@@ -37,7 +43,7 @@ export interface Descriptor {
   /** Size, in bytes. */
   size: number;
   /** Annotations; the title is the file's path. */
-  annotations?: Record<string, string>;
+  annotations?: Record<string, string> | null;
 }
 
 /** An artifact: its manifest, as a registry serves it. */
@@ -52,6 +58,8 @@ export interface Artifact {
   layers: Descriptor[];
   /** The configuration; oras pulls one that has a title like a layer. */
   config?: Descriptor;
+  /** The manifest that this one is about; oras may write one that has a title. */
+  subject?: Descriptor;
 }
 
 /** The layer that is the image. */
@@ -129,71 +137,87 @@ export function selectImageLayer(
 }
 
 /**
- * Tells whether a layer's title can be a path on every host.
+ * Tells whether a layer's title can be a path, and no other one, on every host.
  *
  * @param title The title; a leading `./` is fine.
- * @returns `false` for `../x`, `/x`, `c:x`, `a\b`, an empty title, and the like.
+ * @returns `false` for `../x`, `/x`, `c:x`, `a\\b`, `a.`, `nul`, an empty title,
+ * one of more than 512 characters or 16 parts, and the like.
  */
 export function isPlainTitle(title: string): boolean {
-  const parts = title.replace(/^(?:\.\/+)+/, "").split("/");
-  return !/^[a-z]:/i.test(title) && !/[\\\p{Cc}]/u.test(title) &&
-    !parts.some((part) => part === "" || part === "." || part === "..");
+  if (title.length > MAX_TITLE) return false;
+  const parts = withoutDot(title).split("/");
+  return parts.length <= MAX_PARTS && parts.every(isPortableName);
 }
 
-/** The path a layer is pulled to, or `undefined` where it has no title. */
-function titleOf(layer: Descriptor): string | undefined {
-  return layer.annotations?.[TITLE]?.replace(/^(?:\.\/+)+/, "");
+/**
+ * The descriptors of what a pull writes.
+ *
+ * @param artifact The artifact.
+ * @returns Its layers, and a configuration that has a title.
+ */
+export function pulledFiles({ layers, config }: Artifact): Descriptor[] {
+  const all = config === undefined ? layers : [config, ...layers];
+  return all.filter((file) => file.annotations?.[TITLE]);
+}
+
+/**
+ * The path that a layer is pulled to.
+ *
+ * @param layer The layer.
+ * @returns The path, with `/` between directories; `undefined` without a title.
+ */
+export function titleOf(layer: Descriptor): string | undefined {
+  const title = layer.annotations?.[TITLE];
+  return title === undefined ? undefined : withoutDot(title);
+}
+
+function withoutDot(title: string): string {
+  return title.replace(/^(?:\.\/+)+/, "");
 }
 
 /** Whatever the version of oras does with such layers, none is let through. */
 function refuseUnsafe(artifact: Artifact) {
-  const { config, layers } = artifact;
-  const seen = new Set<string>();
+  const { config, layers, subject } = artifact;
+  const annotations = subject?.annotations;
+  if (annotations?.[TITLE] !== undefined || annotations?.[UNPACK]) {
+    throw unsafe(artifact, subject!, "is a subject that would be written");
+  }
+  const titles = new Set<string>();
   for (const layer of config === undefined ? layers : [config, ...layers]) {
-    if (!isDescriptor(layer)) {
-      throw unsafe(artifact, JSON.stringify(layer), "is malformed");
-    }
-    const raw = layer.annotations?.[TITLE];
-    const name = raw ?? layer.digest;
-    if (layer.annotations?.[UNPACK] === "true") {
-      throw unsafe(artifact, name, "would be unpacked as a tar");
+    if (layer.annotations?.[UNPACK] !== undefined) {
+      throw unsafe(artifact, layer, "would be unpacked as a tar");
     }
     if (MANIFESTS.has(layer.mediaType)) {
-      throw unsafe(artifact, name, "is a manifest that names further files");
+      throw unsafe(artifact, layer, "is a manifest that names further files");
     }
     const title = titleOf(layer);
-    if (raw === undefined || title === undefined) continue;
-    if (!isPlainTitle(raw)) {
-      throw unsafe(artifact, raw, "is not a plain relative path");
+    if (title === undefined) continue;
+    if (!isPlainTitle(layer.annotations![TITLE])) {
+      throw unsafe(artifact, layer, "is not a plain relative path");
     }
-    // Some file systems fold case and accents: such titles would be one file.
-    const key = title.normalize("NFC").toLowerCase();
-    if (seen.has(key)) throw unsafe(artifact, raw, "stands there twice");
-    seen.add(key);
+    const key = foldName(title);
+    if (titles.has(key)) throw unsafe(artifact, layer, "stands there twice");
+    titles.add(key);
   }
-  for (const title of seen) {
+  for (const title of titles) {
     for (let at = title.indexOf("/"); at > 0; at = title.indexOf("/", at + 1)) {
-      if (seen.has(title.slice(0, at))) {
-        throw unsafe(artifact, title, "is inside another layer's file");
-      }
+      if (!titles.has(title.slice(0, at))) continue;
+      const inner = { annotations: { [TITLE]: title } };
+      throw unsafe(artifact, inner, "is inside another layer's file");
     }
   }
 }
 
-/** A registry may serve any JSON. */
-function isDescriptor(value: unknown): value is Descriptor {
-  if (typeof value !== "object" || value === null) return false;
-  const { mediaType, digest, size, annotations } = value as Descriptor;
-  return typeof mediaType === "string" && typeof digest === "string" &&
-    Number.isSafeInteger(size) && size >= 0 &&
-    Object.values(annotations ?? {}).every((text) => typeof text === "string");
-}
-
-function unsafe(artifact: Artifact, title: string, why: string) {
+function unsafe(
+  artifact: Artifact,
+  layer: Partial<Descriptor>,
+  why: string,
+): ToolsmithError {
+  const name = layer.annotations?.[TITLE] ?? layer.digest;
   return new ToolsmithError(
     "artifact_unsafe",
     `Cannot pull ${formatReference(artifact.reference)}: layer ${
-      JSON.stringify(title)
+      oneLine(JSON.stringify(name))
     } ${why}`,
     { hint: "publish the files under plain names: toolsmith publish does" },
   );

@@ -6,18 +6,22 @@
  *
  * @module
  */
+import { ToolsmithError } from "../errors.ts";
+import { sha256 } from "../system/digest.ts";
+import { timeLimit } from "../system/time.ts";
 import type { Artifact } from "./artifact.ts";
 import { redactSecrets } from "./credentials.ts";
-import { ToolsmithError } from "../errors.ts";
-import { bytesReadBy, directoryBytes, watchGrowth } from "./_stall_watch.ts";
-import { parseArtifact, parseDigest } from "./_oras_output.ts";
-import {
-  type OrasProcess,
-  orasProcess,
-  stalledError,
-} from "./_oras_process.ts";
+import { readManifest } from "./_manifest_reader.ts";
+import { parseDigest } from "./_oras_output.ts";
+import { type OrasProcess, orasProcess } from "./_oras_process.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 import type { RegistryOptions } from "./registry.ts";
+import {
+  bytesReadBy,
+  directoryBytes,
+  stallError,
+  watchGrowth,
+} from "./_stall_watch.ts";
 
 /** A file to push as a layer. */
 export interface PushFile {
@@ -45,6 +49,8 @@ export interface PushOptions {
 export interface PullOptions {
   /** The directory to fill. */
   dir: string;
+  /** The most that may be written, in bytes. */
+  maxBytes: number;
   /** Called with the count of bytes in it whenever that has changed. */
   onBytes?: (bytes: number) => void;
 }
@@ -101,42 +107,53 @@ async function version(program: OrasProcess): Promise<string> {
   );
 }
 
+/** The bytes whose digest names the artifact are those that are read. */
 async function fetchManifest(
   program: OrasProcess,
   reference: OciReference,
 ): Promise<Artifact> {
-  const { stallMs } = program;
   const name = formatReference(reference);
+  using limit = timeLimit(program.stallMs, "oras manifest fetch");
+  let bytes: Uint8Array;
   try {
-    const output = await program.call(reference, {
-      command: ["manifest", "fetch"],
-      args: ["--format", "json", name],
-      timeoutMs: stallMs,
-    });
-    return parseArtifact(output.stdout, reference);
+    const command = ["manifest", "fetch"];
+    const call = { command, args: [name], signal: limit.signal };
+    bytes = (await program.call(reference, call)).stdoutBytes;
   } catch (error) {
-    const late = error instanceof ToolsmithError && error.code === "timeout";
-    throw late ? stalledError(`read ${name}`, stallMs) : error;
+    throw error === limit.signal.reason
+      ? stallError(`read ${name}`, program.stallMs)
+      : error;
   }
+  const digest = `sha256:${await sha256(ReadableStream.from([bytes]))}`;
+  if (reference.digest === undefined || reference.digest === digest) {
+    return readManifest(bytes, reference, digest);
+  }
+  throw new ToolsmithError(
+    "checksum_mismatch",
+    `Cannot read ${name}: what oras printed has the digest ${digest}`,
+    { hint: "try again, and check what TOOLSMITH_ORAS names" },
+  );
 }
 
 async function pull(
   program: OrasProcess,
   reference: OciReference,
-  { dir, onBytes }: PullOptions,
+  { dir, maxBytes, onBytes }: PullOptions,
 ): Promise<void> {
   const name = formatReference(reference);
-  await using growth = watchGrowth(
-    () => directoryBytes(dir),
-    program.stallMs,
+  await using growth = watchGrowth(() => directoryBytes(dir), {
+    what: `pull ${name}`,
+    stallMs: program.stallMs,
+    maxBytes,
     onBytes,
-  );
-  await program.callWatched(reference, {
+  });
+  await program.call(reference, {
     command: ["pull"],
     args: ["--no-tty", "--output", dir, name],
-    growth,
-    what: `pull ${name}`,
+    signal: growth.signal,
   });
+  await growth.look();
+  growth.signal.throwIfAborted();
 }
 
 async function push(
@@ -161,14 +178,13 @@ async function push(
   await using growth = watchGrowth(async () => {
     const read = await bytesReadBy(pid);
     return read === undefined ? slow() : Math.floor(read / FRAME);
-  }, program.stallMs);
-  const output = await program.callWatched(reference, {
+  }, { what: `push ${name}`, stallMs: program.stallMs });
+  const output = await program.call(reference, {
     command: ["push"],
     args,
     cwd,
     onStart: (started) => pid = started,
-    growth,
-    what: `push ${name}`,
+    signal: growth.signal,
   });
   return parseDigest(output.stdout, "push");
 }

@@ -4,10 +4,22 @@
  * @module
  */
 import { join } from "@std/path";
-import { fileChunks, type Sha256, sha256 } from "../system/digest.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
-import type { Artifact, ImageLayer } from "./artifact.ts";
+import { fileChunks, type Sha256, sha256 } from "../system/digest.ts";
+import {
+  type Fingerprint,
+  fingerprint,
+  fingerprintOf,
+  isSame,
+} from "../system/files.ts";
+import { oneLine } from "../system/text.ts";
+import {
+  type Artifact,
+  type ImageLayer,
+  pulledFiles,
+  titleOf,
+} from "./artifact.ts";
 import type { Oras } from "./oras.ts";
 
 /** What {@linkcode pullImage} takes. */
@@ -50,16 +62,26 @@ export interface TransferProgress {
  * @param options The image's layer, the directory, and how to report progress.
  * @returns The image, and the digest that it has: the caller compares it.
  * @throws {ToolsmithError} Those of the registry (docs/troubleshooting.md), and
- * `checksum_mismatch` when the file has another size than its layer.
+ * `checksum_mismatch` when the file is not the one that was hashed, or has another
+ * size than its layer.
  */
 export async function pullImage(
   registry: Oras,
   artifact: Artifact,
   { layer, dir, progress }: PullImageOptions,
 ): Promise<PulledImage> {
-  const done = registry.pull(artifact.reference, { dir, onBytes: progress.at });
+  const total = totalBytes(artifact);
+  const done = registry.pull(artifact.reference, {
+    dir,
+    maxBytes: total,
+    onBytes: progress.at,
+  });
   const path = join(dir, ...layer.title.split("/"));
-  const digest = sha256(fileChunks(path, { growingUntil: done }));
+  let hashed: Fingerprint | undefined;
+  const digest = sha256(fileChunks(path, {
+    growingUntil: done,
+    onEnd: (stat) => hashed = fingerprintOf(stat),
+  }));
   const settled = digest.catch(() => {});
   try {
     await done;
@@ -67,27 +89,64 @@ export async function pullImage(
     await settled;
     throw error;
   }
-  progress.end(totalBytes(artifact));
-  const actual = await digest;
-  const { isFile, size } = await Deno.lstat(path);
-  if (!isFile || size !== layer.size) {
-    throw new ToolsmithError(
-      "checksum_mismatch",
-      `${layer.title} has ${size} bytes after the pull, not ${layer.size}`,
-      { hint: "try again" },
-    );
+  progress.end(total);
+  const actual = await digest.catch((error) => {
+    throw error instanceof Deno.errors.NotFound
+      ? notPulled(layer, "it is not there", error)
+      : error;
+  });
+  await assertIsWhatWasHashed(path, { hashed, layer, artifact, dir });
+  return { path, bytes: layer.size, sha256: actual };
+}
+
+/** The bytes that passed by are not yet the file that lies there. */
+async function assertIsWhatWasHashed(
+  path: string,
+  { hashed, layer, artifact, dir }: {
+    hashed: Fingerprint | undefined;
+    layer: ImageLayer;
+    artifact: Artifact;
+    dir: string;
+  },
+) {
+  const found = await fingerprint(path);
+  if (!found) throw notPulled(layer, "it is no plain file");
+  if (found.size !== layer.size) {
+    throw notPulled(layer, `it has ${found.size} bytes, not ${layer.size}`);
   }
-  return { path, bytes: size, sha256: actual };
+  if (!isSame(found, hashed)) {
+    throw notPulled(layer, "it was replaced while it was hashed");
+  }
+  // A file system may take for one what we take for two names.
+  for (const title of pulledFiles(artifact).map(titleOf)) {
+    if (title === layer.title || found.inode === null) continue;
+    const other = await fingerprint(join(dir, ...title!.split("/")));
+    if (other?.inode === found.inode) {
+      throw notPulled(layer, `it is the same file as ${oneLine(title!)}`);
+    }
+  }
+}
+
+function notPulled(
+  { title }: ImageLayer,
+  why: string,
+  cause?: unknown,
+): ToolsmithError {
+  return new ToolsmithError(
+    "checksum_mismatch",
+    `Cannot take ${oneLine(title)} after the pull: ${why}`,
+    { hint: "try again; if it repeats, the registry is broken", cause },
+  );
 }
 
 /**
- * How much a pull writes.
+ * How much a pull writes at most.
  *
  * @param artifact The artifact.
- * @returns The sum of its layers' sizes, in bytes.
+ * @returns The sum of its files' sizes, in bytes.
  */
-export function totalBytes({ layers }: Artifact): number {
-  return layers.reduce((sum, { size }) => sum + size, 0);
+export function totalBytes(artifact: Artifact): number {
+  return pulledFiles(artifact).reduce((sum, { size }) => sum + size, 0);
 }
 
 /**

@@ -7,6 +7,7 @@
 import { basename, dirname, join, resolve } from "@std/path";
 import { isPlainTitle } from "../oci/artifact.ts";
 import { ToolsmithError } from "../errors.ts";
+import { foldName, isPortableName } from "../system/portable_name.ts";
 
 /** A file that is published beside the image. */
 export interface ExtraFile {
@@ -60,16 +61,20 @@ export function parseExtra(text: string): ExtraFile {
 }
 
 /**
- * The title that an image is published under: its bare file name, mended where
+ * The title that an image is published under: its bare file name, changed where
  * a consumer would not find it or not take it.
  *
  * @param path The image's path.
- * @returns The title; it ends in `.qcow2`.
+ * @returns The title; it ends in `.qcow2`, and every system can have it.
  */
 export function imageTitle(path: string): string {
-  const name = basename(path);
-  const plain = isPlainTitle(name) ? name : name.replace(/[\\:\p{Cc}]/gu, "-");
-  return /\.qcow2$/i.test(plain) ? plain : `${plain}.qcow2`;
+  const name = basename(path).toWellFormed();
+  const title = /\.qcow2$/i.test(name) ? name : `${name}.qcow2`;
+  const plain = title.replace(/[\\:*?"<>|\p{Cc}]/gu, "-");
+  if (isPortableName(plain)) return plain;
+  // A device's name, or one that is too long.
+  const other = `image-${plain}`;
+  return isPortableName(other) ? other : "image.qcow2";
 }
 
 /**
@@ -91,13 +96,11 @@ export function artifactFiles(
       throw new ToolsmithError(
         "usage",
         `Cannot publish extra file ${extra.path}: consumers refuse its name`,
-        { hint: "rename it: no drive letter, backslash or control character" },
+        { hint: "rename it: every system must be able to have it" },
       );
     }
     // Some file systems fold case: there the two would be one file.
-    const same = files.find((file) =>
-      file.title.toLowerCase() === title.toLowerCase()
-    );
+    const same = files.find((file) => foldName(file.title) === foldName(title));
     if (same) {
       throw new ToolsmithError(
         "usage",

@@ -90,6 +90,8 @@ export interface FileChunksOptions {
    * and a file that is not there yet is awaited.
    */
   growingUntil?: Promise<unknown>;
+  /** Called at the end with what the system says of the file that was read. */
+  onEnd?: (stat: Deno.FileInfo) => void;
 }
 
 /**
@@ -109,7 +111,7 @@ export async function* fileChunks(
   path: string,
   options: FileChunksOptions = {},
 ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
-  const { onBytes, signal, growingUntil } = options;
+  const { onBytes, signal, growingUntil, onEnd } = options;
   let growing = growingUntil !== undefined;
   growingUntil?.then(() => growing = false, () => growing = false);
   let file: Deno.FsFile | undefined;
@@ -135,7 +137,7 @@ export async function* fileChunks(
       bytes += count;
       onBytes?.(bytes);
       yield buffer.subarray(0, count);
-    } else if (last) return;
+    } else if (last) return onEnd?.(await reading.stat());
     else await settlesWithin(growingUntil!, POLL_MS);
   }
 }

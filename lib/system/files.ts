@@ -34,7 +34,15 @@ export async function fingerprint(
   path: string,
 ): Promise<Fingerprint | undefined> {
   const stat = await absentAs(undefined, Deno.lstat(path));
-  if (!stat?.isFile) return undefined;
+  return stat?.isFile ? fingerprintOf(stat) : undefined;
+}
+
+/**
+ * Takes the fingerprint of a file that is open.
+ *
+ * @param stat What the system says of it.
+ */
+export function fingerprintOf(stat: Deno.FileInfo): Fingerprint {
   return {
     size: stat.size,
     mtime: stat.mtime?.getTime() ?? null,

@@ -98,6 +98,8 @@ export interface RunOptions extends Omit<SpawnOptions, "stdout" | "stderr"> {
 export interface Output extends ProcessExit {
   /** Standard output as text. */
   stdout: string;
+  /** Standard output as it came. */
+  stdoutBytes: Uint8Array<ArrayBuffer>;
   /** Standard error as text. */
   stderr: string;
 }
@@ -155,7 +157,14 @@ export async function run(
   clearTimeout(timer);
   rest.signal?.throwIfAborted();
   if (failure) throw failure;
-  return { ...ended, stdout: stdout.text(), stderr: stderr.text() };
+  const stdoutBytes = stdout.bytes();
+  const decoder = new TextDecoder();
+  return {
+    ...ended,
+    stdout: decoder.decode(stdoutBytes),
+    stdoutBytes,
+    stderr: decoder.decode(stderr.bytes()),
+  };
 }
 
 /**
@@ -338,14 +347,14 @@ function capture(onFull: () => void) {
       size += chunk.length;
       chunks.push(chunk);
     },
-    text(): string {
+    bytes(): Uint8Array<ArrayBuffer> {
       const whole = new Uint8Array(size);
       let offset = 0;
       for (const chunk of chunks) {
         whole.set(chunk, offset);
         offset += chunk.length;
       }
-      return new TextDecoder().decode(whole);
+      return whole;
     },
   };
 }

@@ -14,10 +14,13 @@ Deno.test("bytes are counted as they come, in sub-directories too", async () => 
   {
     await using growth = watchGrowth(
       () => directoryBytes(target),
-      NEVER_MS,
-      (bytes) => {
-        counts.push(bytes);
-        reached(bytes);
+      {
+        what: "pull",
+        stallMs: NEVER_MS,
+        onBytes(bytes) {
+          counts.push(bytes);
+          reached(bytes);
+        },
       },
     );
     const some = until(7);
@@ -27,19 +30,25 @@ Deno.test("bytes are counted as they come, in sub-directories too", async () => 
     const more = until(10);
     await Deno.writeTextFile(`${target}/b`, "123");
     await more;
-    assert(!growth.stalled.aborted);
+    assert(!growth.signal.aborted);
   }
   assertEquals(counts, [...new Set(counts)]);
 });
 
-Deno.test("a directory that does not grow is told as stalled", async () => {
+Deno.test("a directory that does not grow is reported as stalled", async () => {
   await using dir = await temporaryDir();
   await Deno.writeTextFile(`${dir.path}/a`, "partial");
   for (const path of [dir.path, `${dir.path}/none`]) {
-    await using growth = watchGrowth(() => directoryBytes(path), 250);
+    await using growth = watchGrowth(() => directoryBytes(path), {
+      what: "pull x",
+      stallMs: 250,
+    });
     await new Promise((done) =>
-      growth.stalled.addEventListener("abort", done, { once: true })
+      growth.signal.addEventListener("abort", done, { once: true })
     );
+    const { code, message } = growth.signal.reason;
+    assertEquals(code, "transfer_stalled");
+    assertEquals(message, "Cannot pull x: nothing moved for 0.25 s");
   }
 });
 
@@ -49,14 +58,33 @@ Deno.test("slow growth is no stall", async () => {
   const begun = Date.now();
   await using growth = watchGrowth(
     () => directoryBytes(dir.path),
-    2000,
-    () => seen++,
+    { what: "pull", stallMs: 2000, onBytes: () => seen++ },
   );
   // Longer than the limit as a whole, far shorter between two bytes.
   while (Date.now() - begun < 2600) {
     await Deno.writeTextFile(`${dir.path}/a`, "x", { append: true });
     await new Promise((done) => setTimeout(done, 100));
   }
-  assert(!growth.stalled.aborted);
+  assert(!growth.signal.aborted);
   assert(seen > 1);
+});
+
+Deno.test("a directory that grows beyond its limit is reported while it grows", async () => {
+  await using dir = await temporaryDir();
+  const counts: number[] = [];
+  await using growth = watchGrowth(() => directoryBytes(dir.path), {
+    what: "pull x",
+    stallMs: NEVER_MS,
+    maxBytes: 10,
+    onBytes: (bytes) => counts.push(bytes),
+  });
+  await Deno.writeTextFile(`${dir.path}/a`, "0123456789");
+  await growth.look();
+  assert(!growth.signal.aborted);
+  await Deno.writeTextFile(`${dir.path}/b`, "x");
+  await new Promise((done) =>
+    growth.signal.addEventListener("abort", done, { once: true })
+  );
+  assertEquals(growth.signal.reason.code, "artifact_unsafe");
+  assertEquals(counts, [10]);
 });

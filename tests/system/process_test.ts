@@ -40,6 +40,7 @@ Deno.test("a program's output, errors and exit code are returned", async () => {
     code: 3,
     signal: null,
     stdout: "out\n",
+    stdoutBytes: new TextEncoder().encode("out\n"),
     stderr: "err\n",
   });
 });
