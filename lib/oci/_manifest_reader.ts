@@ -12,6 +12,7 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import type { Digest } from "../system/digest.ts";
 import { foldName } from "../system/portable_name.ts";
 import { oneLine } from "../system/text.ts";
 import { type Artifact, type Descriptor, TITLE, UNPACK } from "./artifact.ts";
@@ -66,7 +67,7 @@ const DIGEST = /^[a-z0-9]+(?:[+._-][a-z0-9]+)*:[\w=-]{1,512}$/i;
 export function readManifest(
   bytes: Uint8Array,
   asked: OciReference,
-  digest: string,
+  digest: Digest,
 ): Artifact {
   const refuse = (why: string, cause?: unknown) =>
     new ToolsmithError(

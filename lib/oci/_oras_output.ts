@@ -4,6 +4,7 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import { type Digest, isDigest } from "../system/digest.ts";
 import { redactSecrets } from "./credentials.ts";
 
 /**
@@ -14,9 +15,9 @@ import { redactSecrets } from "./credentials.ts";
  * @returns `sha256:` and hex.
  * @throws {ToolsmithError} `oras_failed` when it is not what oras 1.3 prints.
  */
-export function parseDigest(text: string, command: string): string {
+export function parseDigest(text: string, command: string): Digest {
   const { digest } = parseOutput(text, command);
-  if (typeof digest === "string") return digest;
+  if (typeof digest === "string" && isDigest(digest)) return digest;
   throw new ToolsmithError("oras_failed", `oras ${command} printed no digest`);
 }
 

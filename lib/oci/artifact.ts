@@ -7,7 +7,7 @@
  *
  * @module
  */
-import type { Sha256 } from "../system/digest.ts";
+import type { Digest, Sha256 } from "../system/digest.ts";
 import { ToolsmithError } from "../errors.ts";
 import { foldName, isPortableName } from "../system/portable_name.ts";
 import { oneLine } from "../system/text.ts";
@@ -51,7 +51,7 @@ export interface Artifact {
   /** The manifest by digest: later requests cannot get another one. */
   reference: OciReference;
   /** The manifest's digest. */
-  digest: string;
+  digest: Digest;
   /** The manifest's media type. */
   mediaType: string;
   /** The layers; empty for an index. */

@@ -7,7 +7,7 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import { sha256 } from "../system/digest.ts";
+import { asDigest, type Digest, sha256 } from "../system/digest.ts";
 import { timeLimit } from "../system/time.ts";
 import type { Artifact } from "./artifact.ts";
 import { redactSecrets } from "./credentials.ts";
@@ -64,7 +64,7 @@ export interface Oras {
   /** Pulls every titled layer into a directory. */
   pull(reference: OciReference, options: PullOptions): Promise<void>;
   /** Pushes files as an artifact; returns the manifest's digest. */
-  push(reference: OciReference, options: PushOptions): Promise<string>;
+  push(reference: OciReference, options: PushOptions): Promise<Digest>;
 }
 
 /** The slowest push that is waited for, in bytes a millisecond. */
@@ -114,7 +114,7 @@ async function fetchManifest(
 ): Promise<Artifact> {
   const name = formatReference(reference);
   using limit = timeLimit(program.stallMs, "oras manifest fetch");
-  let bytes: Uint8Array;
+  let bytes: Uint8Array<ArrayBuffer>;
   try {
     const command = ["manifest", "fetch"];
     const call = { command, args: [name], signal: limit.signal };
@@ -124,7 +124,7 @@ async function fetchManifest(
       ? stallError(`read ${name}`, program.stallMs)
       : error;
   }
-  const digest = `sha256:${await sha256(ReadableStream.from([bytes]))}`;
+  const digest = asDigest(await sha256(ReadableStream.from([bytes])));
   if (reference.digest === undefined || reference.digest === digest) {
     return readManifest(bytes, reference, digest);
   }
@@ -160,7 +160,7 @@ async function push(
   program: OrasProcess,
   reference: OciReference,
   { files, cwd, artifactType, annotations, bytes }: PushOptions,
-): Promise<string> {
+): Promise<Digest> {
   const name = formatReference(reference);
   const args = ["--no-tty", "--format", "json"];
   args.push("--artifact-type", artifactType);

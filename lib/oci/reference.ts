@@ -8,6 +8,7 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import { type Digest, isDigest } from "../system/digest.ts";
 
 /** An artifact in an OCI registry. */
 export interface OciReference {
@@ -19,8 +20,8 @@ export interface OciReference {
   repository: string;
   /** The tag, if any. */
   tag?: string;
-  /** The manifest's digest, `sha256:` and hex, if any. */
-  digest?: string;
+  /** The manifest's digest, if any. */
+  digest?: Digest;
 }
 
 const HOST =
@@ -28,7 +29,6 @@ const HOST =
 const REPOSITORY =
   /^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:\/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$/;
 const TAG = /^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$/;
-const DIGEST = /^sha256:[0-9a-f]{64}$/;
 
 /**
  * Reads a registry reference, with or without `oci://`.
@@ -51,7 +51,7 @@ export function parseReference(text: string): OciReference {
     throw invalidReference(text, `"${shown}" is not a registry host`, example);
   }
   const [named, digest, ...more] = bare.slice(slash + 1).split("@");
-  if (more.length > 0 || (digest !== undefined && !DIGEST.test(digest))) {
+  if (more.length > 0 || (digest !== undefined && !isDigest(digest))) {
     throw invalidReference(
       text,
       `"${[digest, ...more].join("@")}" is not a digest`,

@@ -23,7 +23,13 @@ import {
   parseReference,
 } from "../oci/reference.ts";
 import { type RegistryOptions, registryOptions } from "../oci/registry.ts";
-import { fileChunks, type Sha256, sha256 } from "../system/digest.ts";
+import {
+  asDigest,
+  type Digest,
+  fileChunks,
+  type Sha256,
+  sha256,
+} from "../system/digest.ts";
 import { retry } from "../system/retry.ts";
 import {
   type ArtifactFile,
@@ -62,10 +68,10 @@ export interface PublishOptions extends PollOptions, RegistryOptions {
 export interface PublishResult {
   /** Where, as `registry/repository:tag`. */
   reference: string;
-  /** The manifest's digest: `sha256:` and hex. */
-  digest: string;
-  /** The image layer's digest: `sha256:` and hex. */
-  layerDigest: string;
+  /** The manifest's digest. */
+  digest: Digest;
+  /** The image layer's digest. */
+  layerDigest: Digest;
   /** SHA-256 of the image, in hex. */
   sha256: Sha256;
   /** Size of the image, in bytes. */
@@ -142,7 +148,7 @@ export async function publish(
   return {
     reference: written,
     digest: pushed,
-    layerDigest: `sha256:${digest}`,
+    layerDigest: asDigest(digest),
     sha256: digest,
     bytes,
     file: title,
@@ -248,7 +254,7 @@ async function push(
     registry: RegistryOptions;
     emit: Emit;
   },
-): Promise<string> {
+): Promise<Digest> {
   const reference = formatReference(target);
   const started = performance.now();
   emit({
@@ -257,7 +263,7 @@ async function push(
     reference,
     file: files[0].title,
     bytes: total,
-    digest: `sha256:${digest}`,
+    digest: asDigest(digest),
   });
   await using dir = await pushDir(files);
   const client = oras(registry);

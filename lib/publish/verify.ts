@@ -10,7 +10,7 @@ import { type Oras, oras } from "../oci/oras.ts";
 import { pullImage, startTransfer, totalBytes } from "../oci/pull.ts";
 import { formatReference, type OciReference } from "../oci/reference.ts";
 import type { RegistryOptions } from "../oci/registry.ts";
-import type { Sha256 } from "../system/digest.ts";
+import { asDigest, type Digest, type Sha256 } from "../system/digest.ts";
 import { isTransient } from "../system/retry.ts";
 import { sleep, timeLimit } from "../system/time.ts";
 
@@ -41,7 +41,7 @@ export interface Published {
   /** The tag that was pushed to. */
   reference: OciReference;
   /** The manifest's digest, as `oras push` reported it. */
-  digest: string;
+  digest: Digest;
   /** The file that was pushed, for messages. */
   path: string;
   /** Its title in the artifact. */
@@ -167,7 +167,7 @@ function compare(published: Published, artifact: Artifact) {
   const layer = artifact.layers.find((layer) =>
     layer.annotations?.[TITLE] === title
   );
-  const expected = `sha256:${published.sha256}`;
+  const expected = asDigest(published.sha256);
   if (layer?.digest === expected) return;
   throw new ToolsmithError(
     "publish_mismatch",
@@ -200,7 +200,7 @@ async function pullBack(
     if (pulled.sha256 === published.sha256) return;
     throw mismatch(
       published,
-      `pushed sha256:${published.sha256}, pulled sha256:${pulled.sha256}`,
+      `pushed ${asDigest(published.sha256)}, pulled ${asDigest(pulled.sha256)}`,
     );
   } finally {
     await Deno.remove(dir, { recursive: true });

@@ -37,6 +37,15 @@ export function sha256Hex(digest: Digest): Sha256 {
 }
 
 /**
+ * Tells a digest in OCI's form, which has lower case alone, from other texts.
+ *
+ * @param text The text.
+ */
+export function isDigest(text: string): text is Digest {
+  return /^sha256:[0-9a-f]{64}$/.test(text);
+}
+
+/**
  * Reads a SHA-256.
  *
  * @param text 64 digits of hex in either case, with or without `sha256:`.

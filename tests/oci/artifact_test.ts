@@ -7,6 +7,7 @@ import {
   TITLE,
 } from "../../lib/oci/artifact.ts";
 import { parseReference } from "../../lib/oci/reference.ts";
+import { asDigest } from "../../lib/system/digest.ts";
 import { oneLine } from "../../lib/system/text.ts";
 import { failure } from "../support/failure.ts";
 
@@ -21,7 +22,7 @@ function layer(title: string | undefined, hex = A): Descriptor {
 }
 
 function artifact(...layers: Descriptor[]): Artifact {
-  const digest = `sha256:${"d".repeat(64)}`;
+  const digest = asDigest("d".repeat(64));
   return {
     reference: parseReference(`ghcr.io/owner/repo@${digest}`),
     digest,

@@ -4,11 +4,12 @@ import { TITLE } from "../../lib/oci/artifact.ts";
 import { readManifest } from "../../lib/oci/_manifest_reader.ts";
 import { parseReference } from "../../lib/oci/reference.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
+import { asDigest } from "../../lib/system/digest.ts";
 import { failure } from "../support/failure.ts";
 
 const MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json";
 const ASKED = parseReference("ghcr.io/owner/repo:1");
-const DIGEST = `sha256:${"d".repeat(64)}`;
+const DIGEST = asDigest("d".repeat(64));
 const LAYER = {
   mediaType: "application/x",
   digest: `sha256:${"a".repeat(64)}`,

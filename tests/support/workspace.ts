@@ -87,6 +87,8 @@ export function cleanEnvironment(): Record<string, string> {
   return {
     PATH: oras ? `${dirname(oras)}:${path}` : path,
     NO_COLOR: "1",
+    // Else Deno itself asks the network, once a day.
+    DENO_NO_UPDATE_CHECK: "1",
     TOOLSMITH_ORAS: "",
     TOOLSMITH_CACHE: "",
     TOOLSMITH_MANIFEST: "",
