@@ -123,7 +123,7 @@ export function toToolsmithError(thrown: unknown): ToolsmithError {
   }
   if (thrown instanceof Deno.errors.PermissionDenied) {
     return new ToolsmithError("file_unreadable", message, {
-      hint: "mend its owner or mode",
+      hint: "fix its owner or mode",
       cause: thrown,
     });
   }

@@ -1,34 +1,32 @@
 /**
- * What Toolsmith tells while it works: a typed union of events. Nothing here
+ * What Toolsmith reports while it works: a typed union of events. Nothing here
  * prints; the command line renders them for a person or as JSON Lines.
  *
  * @module
  */
 
 /** What every event carries. */
-export interface EventBase {
+export interface EventBase<Type extends string> {
+  /** Which event it is. */
+  type: Type;
   /** When it happened, as an ISO 8601 time in UTC. */
   timestamp: string;
 }
 
 /** What every event about one image carries. */
-export interface ImageEvent extends EventBase {
+export interface ImageEvent<Type extends string> extends EventBase<Type> {
   /** The manifest's `image.name`. */
   image: string;
 }
 
 /** Another process holds the lock of this image; this one waits. */
-export interface LockWaitEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "lock_wait";
+export interface LockWaitEvent extends ImageEvent<"lock_wait"> {
   /** The lock's file. */
   path: string;
 }
 
 /** The image is in the cache and still the verified one. */
-export interface CacheHitEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "cache_hit";
+export interface CacheHitEvent extends ImageEvent<"cache_hit"> {
   /** The image's path in the cache. */
   path: string;
   /** `sha256:` and the digest in hex. */
@@ -36,9 +34,7 @@ export interface CacheHitEvent extends ImageEvent {
 }
 
 /** An entry of the cache is not what it was; it is replaced. */
-export interface CacheCorruptEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "cache_corrupt";
+export interface CacheCorruptEvent extends ImageEvent<"cache_corrupt"> {
   /** The entry's path. */
   path: string;
   /** What is wrong with it. */
@@ -46,9 +42,7 @@ export interface CacheCorruptEvent extends ImageEvent {
 }
 
 /** The registry's manifest was read and holds the expected layer. */
-export interface ManifestResolvedEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "manifest_resolved";
+export interface ManifestResolvedEvent extends ImageEvent<"manifest_resolved"> {
   /** Where the image comes from. */
   source: string;
   /** The artifact manifest's digest. */
@@ -60,9 +54,7 @@ export interface ManifestResolvedEvent extends ImageEvent {
 }
 
 /** A transfer begins. */
-export interface DownloadStartEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "download_start";
+export interface DownloadStartEvent extends ImageEvent<"download_start"> {
   /** Where the image comes from. */
   source: string;
   /** Size of all that is transferred, in bytes; `null` if not known. */
@@ -70,9 +62,7 @@ export interface DownloadStartEvent extends ImageEvent {
 }
 
 /** A transfer has come so far. */
-export interface DownloadProgressEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "download_progress";
+export interface DownloadProgressEvent extends ImageEvent<"download_progress"> {
   /** Bytes that are there by now. */
   bytes: number;
   /** Size of the whole, in bytes; `null` if not known. */
@@ -80,9 +70,7 @@ export interface DownloadProgressEvent extends ImageEvent {
 }
 
 /** A transfer is complete, and not yet verified. */
-export interface DownloadEndEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "download_end";
+export interface DownloadEndEvent extends ImageEvent<"download_end"> {
   /** Where the image came from. */
   source: string;
   /** Bytes that were transferred. */
@@ -92,9 +80,7 @@ export interface DownloadEndEvent extends ImageEvent {
 }
 
 /** A transient failure; the same is tried again after a pause. */
-export interface RetryEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "retry";
+export interface RetryEvent extends ImageEvent<"retry"> {
   /** The failure's code. */
   code: string;
   /** The failure's message. */
@@ -108,9 +94,7 @@ export interface RetryEvent extends ImageEvent {
 }
 
 /** The bytes have the expected digest. */
-export interface ChecksumVerifiedEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "checksum_verified";
+export interface ChecksumVerifiedEvent extends ImageEvent<"checksum_verified"> {
   /** `sha256:` and the digest in hex. */
   digest: string;
   /** Size of the image, in bytes. */
@@ -118,9 +102,7 @@ export interface ChecksumVerifiedEvent extends ImageEvent {
 }
 
 /** The image is at its place in the cache. */
-export interface CachePlacedEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "cache_placed";
+export interface CachePlacedEvent extends ImageEvent<"cache_placed"> {
   /** The image's path in the cache. */
   path: string;
   /** `sha256:` and the digest in hex. */
@@ -130,9 +112,7 @@ export interface CachePlacedEvent extends ImageEvent {
 }
 
 /** A file that is about to be published was looked at. */
-export interface ImageInspectedEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "image_inspected";
+export interface ImageInspectedEvent extends ImageEvent<"image_inspected"> {
   /** The file's path. */
   path: string;
   /** Size of the file, in bytes. */
@@ -148,9 +128,7 @@ export interface ImageInspectedEvent extends ImageEvent {
 }
 
 /** The digest of a file has been computed so far. */
-export interface ChecksumProgressEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "checksum_progress";
+export interface ChecksumProgressEvent extends ImageEvent<"checksum_progress"> {
   /** Bytes that were read by now. */
   bytes: number;
   /** Size of the whole, in bytes. */
@@ -158,9 +136,7 @@ export interface ChecksumProgressEvent extends ImageEvent {
 }
 
 /** The push to the registry begins. */
-export interface PublishStartEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "publish_start";
+export interface PublishStartEvent extends ImageEvent<"publish_start"> {
   /** Where it is published, as `registry/repository:tag`. */
   reference: string;
   /** The title of the layer that is the image. */
@@ -172,9 +148,7 @@ export interface PublishStartEvent extends ImageEvent {
 }
 
 /** The push to the registry is done. */
-export interface PushEndEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "push_end";
+export interface PushEndEvent extends ImageEvent<"push_end"> {
   /** Where it was published. */
   reference: string;
   /** The artifact manifest's digest. */
@@ -186,9 +160,7 @@ export interface PushEndEvent extends ImageEvent {
 }
 
 /** The registry was asked for what was published. */
-export interface PublishPollEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "publish_poll";
+export interface PublishPollEvent extends ImageEvent<"publish_poll"> {
   /** What it was asked for. */
   reference: string;
   /** Which attempt this was, from 1. */
@@ -204,9 +176,7 @@ export interface PublishPollEvent extends ImageEvent {
 }
 
 /** The registry serves what was pushed. */
-export interface PublishVerifiedEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "publish_verified";
+export interface PublishVerifiedEvent extends ImageEvent<"publish_verified"> {
   /** Where it was published. */
   reference: string;
   /** The artifact manifest's digest. */
@@ -216,9 +186,7 @@ export interface PublishVerifiedEvent extends ImageEvent {
 }
 
 /** QEMU is started. */
-export interface VmBootEvent extends EventBase {
-  /** Tells the events apart. */
-  type: "vm_boot";
+export interface VmBootEvent extends EventBase<"vm_boot"> {
   /** The image's path. */
   image: string;
   /** Whether a saved machine is restored. */
@@ -236,9 +204,7 @@ export interface VmBootEvent extends EventBase {
 }
 
 /** The guest answers, and its directories are mounted. */
-export interface BootReadyEvent extends EventBase {
-  /** Tells the events apart. */
-  type: "boot_ready";
+export interface BootReadyEvent extends EventBase<"boot_ready"> {
   /** The image's path. */
   image: string;
   /** How the machine came to be ready. */
@@ -259,9 +225,7 @@ export interface BootReadyEvent extends EventBase {
 }
 
 /** A machine was saved when it was ready; the next one is restored. */
-export interface StateSavedEvent extends EventBase {
-  /** Tells the events apart. */
-  type: "state_saved";
+export interface StateSavedEvent extends EventBase<"state_saved"> {
   /** The state's file. */
   path: string;
   /** Size of all its files, in bytes. */
@@ -271,9 +235,7 @@ export interface StateSavedEvent extends EventBase {
 }
 
 /** A command is sent to the guest. Its arguments are not told. */
-export interface CommandDispatchEvent extends EventBase {
-  /** Tells the events apart. */
-  type: "command_dispatch";
+export interface CommandDispatchEvent extends EventBase<"command_dispatch"> {
   /** Numbers the commands of this process, from 1. */
   id: number;
   /** The command's name or path. */
@@ -283,9 +245,7 @@ export interface CommandDispatchEvent extends EventBase {
 }
 
 /** A command has ended. */
-export interface CommandEndEvent extends EventBase {
-  /** Tells the events apart. */
-  type: "command_end";
+export interface CommandEndEvent extends EventBase<"command_end"> {
   /** The number it was dispatched with. */
   id: number;
   /** Its exit status; 128 plus the number for a signal. */
@@ -301,9 +261,7 @@ export interface CommandEndEvent extends EventBase {
 }
 
 /** The machine has ended. */
-export interface ShutdownEvent extends EventBase {
-  /** Tells the events apart. */
-  type: "shutdown";
+export interface ShutdownEvent extends EventBase<"shutdown"> {
   /** By the guest itself, by a stop of QEMU, or by force. */
   how: "powered_down" | "stopped" | "killed";
   /** Time it took, in milliseconds. */
@@ -311,14 +269,12 @@ export interface ShutdownEvent extends EventBase {
 }
 
 /** Something that is not a failure, and that a person should know. */
-export interface WarningEvent extends EventBase {
-  /** Tells the events apart. */
-  type: "warning";
+export interface WarningEvent extends EventBase<"warning"> {
   /** What it is. */
   message: string;
 }
 
-/** Everything that a caller may be told. */
+/** Everything that a caller may be notified of. */
 export type ToolsmithEvent =
   | LockWaitEvent
   | CacheHitEvent

@@ -12,7 +12,7 @@ const STEPS: [string, string[]][] = [
   ["format", ["fmt", "--check"]],
   ["lint", ["lint"]],
   ["types", ["check", "mod.ts", "cli.ts", "lib/", "scripts/", "tests/"]],
-  ["documentation", ["doc", "--lint", "mod.ts"]],
+  ["documentation", ["doc", "--lint", "mod.ts", "cli.ts"]],
   ["examples", ["test", "-A", "--quiet", "--doc", "lib/"]],
   ["rules", ["run", "--allow-read", "scripts/check_rules.ts"]],
 ];

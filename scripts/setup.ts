@@ -11,6 +11,7 @@
  * @module
  */
 import { toToolsmithError } from "../lib/errors.ts";
+import { isOlder, MIN_ORAS_VERSION } from "../lib/oci/oras_version.ts";
 import { run } from "../lib/system/process.ts";
 import { aptGet, canInstall, missingPackages } from "./setup/apt.ts";
 import { canBuild, goBuild } from "./setup/go.ts";
@@ -189,17 +190,13 @@ export function remedy(part: Part): string {
 }
 
 /**
- * Tells whether oras is 1.3.0 or newer.
+ * Tells whether oras is new enough.
  *
  * @param printed What `oras version` printed.
  */
 export function isOrasNewEnough(printed: string): boolean {
-  const found = printed.match(/^Version:\s+v?(\d+)\.(\d+)\.(\d+)(-)?/m);
-  if (!found) return false;
-  const [major, minor, patch] = found.slice(1, 4).map(Number);
-  // A pre-release of 1.3.0 came before it.
-  if (major === 1 && minor === 3 && patch === 0) return !found[4];
-  return major > 1 || (major === 1 && minor >= 3);
+  const [, version] = /^Version:\s+(\S+)/m.exec(printed) ?? [];
+  return version !== undefined && !isOlder(version, MIN_ORAS_VERSION);
 }
 
 async function find(part: Part): Promise<string | undefined> {
