@@ -38,7 +38,7 @@ export function statusError(status: number, shown: string): ToolsmithError {
 }
 
 /**
- * Makes a typed error of what `fetch` threw. Deno tells failures apart by their
+ * Makes a typed error of what `fetch` threw. Deno's failures differ in their
  * words alone.
  *
  * @param error What was thrown.

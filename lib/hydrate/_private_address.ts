@@ -23,7 +23,7 @@ const IPV4: [string, number][] = [
 ];
 
 /**
- * Tells whether an address is this host's, its link's or a private network's.
+ * Checks whether an address is this host's, its link's or a private network's.
  *
  * @param address IPv4 in four decimal parts, or IPv6, also in brackets.
  * @returns `true` also for what is not an address.

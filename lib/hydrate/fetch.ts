@@ -22,7 +22,12 @@ import {
 import type { OciReference } from "../oci/reference.ts";
 import { type RegistryOptions, registryOptions } from "../oci/registry.ts";
 import { fileChunks, type Sha256, sha256 } from "../system/digest.ts";
-import { removeTree } from "../system/files.ts";
+import {
+  fingerprint,
+  fingerprintOf,
+  isSame,
+  removeTree,
+} from "../system/files.ts";
 import { requireSpace } from "../system/free_space.ts";
 import { isPortableName } from "../system/portable_name.ts";
 import { retry, type RetryOptions } from "../system/retry.ts";
@@ -210,6 +215,14 @@ async function spool(
     }
   })());
   progress.end(bytes);
+  // The bytes that were hashed are of the file that is open: is it still there?
+  if (!isSame(await fingerprint(path), fingerprintOf(await file.stat()))) {
+    throw new ToolsmithError(
+      "checksum_mismatch",
+      `Cannot take ${path}: it was replaced while it was written`,
+      { hint: "find out who else writes to the cache" },
+    );
+  }
   return { path, name: basename(path), bytes, actual };
 }
 

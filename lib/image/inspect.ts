@@ -22,7 +22,7 @@ export interface ImageInspection {
   virtualSize: number;
   /** Whether most of its clusters are compressed, as far as they were seen. */
   compressed: boolean;
-  /** How much of the file is holes, in bytes; `null` where it cannot be told. */
+  /** How much of the file is holes, in bytes; `null` where the system does not say. */
   sparseBytes: number | null;
   /** The part of the file that compression would save, from 0 to 1. */
   savings: number;
@@ -99,9 +99,9 @@ export async function inspectImage(path: string): Promise<ImageInspection> {
  *
  * @param path The file.
  * @param what What it is to be, for the message.
- * @returns What the system says of it; symbolic links are followed.
+ * @returns Its size and times; symbolic links are followed.
  * @throws {ToolsmithError} `source_not_found`, or `file_unreadable` when it is
- * a directory or the system says no.
+ * a directory or may not be read.
  */
 export async function statFile(
   path: string,
@@ -189,7 +189,7 @@ function asFileError(error: unknown, path: string, what: string): unknown {
     return new ToolsmithError(
       "file_unreadable",
       `Cannot read ${what} ${path}: permission denied`,
-      { hint: "mend its owner and mode", cause: error },
+      { hint: "fix its owner and mode", cause: error },
     );
   }
   return error;

@@ -1,5 +1,5 @@
 /**
- * Reads the header of a QCOW2 image, and tells whether the image depends on
+ * Reads the header of a QCOW2 image, and finds out whether the image depends on
  * other files: such an image would not work elsewhere, and QEMU would open
  * whatever file of the host it names.
  *

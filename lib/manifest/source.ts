@@ -13,7 +13,7 @@ import {
 
 /** A file behind an `https://` address. */
 export interface HttpsSource {
-  /** Tells the sources apart. */
+  /** The kind of source. */
   kind: "https";
   /** The address. */
   url: URL;
@@ -21,7 +21,7 @@ export interface HttpsSource {
 
 /** A file of this host. */
 export interface FileSource {
-  /** Tells the sources apart. */
+  /** The kind of source. */
   kind: "file";
   /** Its absolute path. */
   path: string;

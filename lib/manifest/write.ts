@@ -171,7 +171,7 @@ function unquote(token: string): string {
   try {
     return JSON.parse(token);
   } catch {
-    // Bad syntax is told by the validation that follows.
+    // The validation that follows reports bad syntax.
     return token;
   }
 }

@@ -73,7 +73,7 @@ export function readManifest(
     new ToolsmithError(
       "artifact_unsafe",
       `Cannot read the manifest of ${formatReference(asked)}: ${why}`,
-      { hint: "publish the image anew: toolsmith publish", cause },
+      { hint: "publish the image again: toolsmith publish", cause },
     );
   const manifest = parseStrictly(bytes, refuse);
   const { registry, repository } = asked;

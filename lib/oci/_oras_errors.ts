@@ -1,6 +1,6 @@
 /**
- * What `oras` says when it fails, told apart by the words of oras 1.3: its exit
- * status is 1 whatever happened.
+ * Typed errors for what `oras` 1.3 prints when it fails: its exit status is 1
+ * whatever happened.
  *
  * @module
  */

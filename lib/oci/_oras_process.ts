@@ -11,6 +11,25 @@ import { orasError } from "./_oras_errors.ts";
 import type { RegistryOptions } from "./registry.ts";
 import { isLoopback, type OciReference } from "./reference.ts";
 
+/**
+ * Tokens of the environment that neither oras nor a credential helper reads.
+ * They are emptied by name: to pass only what is needed would take the
+ * permission to read all of it, and would not know what helpers need.
+ */
+const NO_SECRETS = Object.fromEntries(
+  [
+    "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
+    "ACTIONS_RUNTIME_TOKEN",
+    "DENO_AUTH_TOKENS",
+    "GH_TOKEN",
+    "GHCR_TOKEN",
+    "GITHUB_TOKEN",
+    "JSR_TOKEN",
+    "NODE_AUTH_TOKEN",
+    "NPM_TOKEN",
+  ].map((name) => [name, ""]),
+);
+
 /** One use of the program. */
 export interface OrasCall
   extends Pick<RunOptions, "cwd" | "signal" | "timeoutMs" | "onStart"> {
@@ -24,7 +43,7 @@ export interface OrasCall
 export interface OrasProcess {
   /** Its name or path. */
   program: string;
-  /** Time without progress after which a call is given up, in milliseconds. */
+  /** Time without progress after which a call is aborted, in milliseconds. */
   stallMs: number;
   /** Runs it without a registry. */
   run(args: string[], options?: RunOptions): Promise<Output>;
@@ -65,10 +84,21 @@ async function callRegistry(
   { command, args, ...rest }: OrasCall,
 ): Promise<Output> {
   const credentials = ghcrCredentials(reference.registry, env);
+  const plain = usesPlainHttp(reference.registry, options);
+  if (plain && credentials) {
+    throw new ToolsmithError(
+      "usage",
+      `Cannot send GHCR_TOKEN to ${reference.registry} over plain HTTP`,
+      { hint: "leave out --plain-http, or unset GHCR_TOKEN" },
+    );
+  }
+  // Said either way: oras takes plain HTTP for granted on localhost.
+  const connection = [`--plain-http=${plain}`];
+  if (options.caFile) connection.push("--ca-file", options.caFile);
   const output = await start(program, {
     args: [
       ...command,
-      ...connectionArgs(reference.registry, options),
+      ...connection,
       ...(credentials ? ["-u", credentials.user, "--password-stdin"] : []),
       ...args,
     ],
@@ -80,22 +110,16 @@ async function callRegistry(
   throw orasError(said, reference, credentials !== undefined);
 }
 
-function connectionArgs(
+function usesPlainHttp(
   registry: string,
   { plainHttp, caFile }: RegistryOptions,
-): string[] {
-  const plain = plainHttp ?? (!caFile && isLoopback(registry));
-  // Said either way: oras takes plain HTTP for granted on localhost.
-  const args = [`--plain-http=${plain}`];
-  if (caFile) args.push("--ca-file", caFile);
-  return args;
+): boolean {
+  return plainHttp ?? (!caFile && isLoopback(registry));
 }
 
 async function start(program: string, options: RunOptions): Promise<Output> {
   try {
-    // oras needs no token from its environment, nor do its helpers.
-    const env = { GHCR_TOKEN: "", GITHUB_TOKEN: "" };
-    return await run(program, { ...options, env });
+    return await run(program, { ...options, env: NO_SECRETS });
   } catch (cause) {
     if (
       cause instanceof Deno.errors.NotFound ||

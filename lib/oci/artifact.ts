@@ -131,13 +131,13 @@ export function selectImageLayer(
     } in ${name}: expected ${expected}, the registry has ${images[0].sha256}`,
     {
       hint:
-        "nothing was downloaded; if the image was published anew, set image.qcow2_sha256 to its digest, else find out who changed it",
+        "nothing was downloaded; if the image was published again, set image.qcow2_sha256 to its digest, else find out who changed it",
     },
   );
 }
 
 /**
- * Tells whether a layer's title can be a path, and no other one, on every host.
+ * Checks whether a layer's title can be a path, and no other one, on every host.
  *
  * @param title The title; a leading `./` is fine.
  * @returns `false` for `../x`, `/x`, `c:x`, `a\\b`, `a.`, `nul`, an empty title,

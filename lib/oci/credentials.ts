@@ -15,7 +15,7 @@ export interface Credentials {
 }
 
 /**
- * Tells GitHub's registry from others: it alone gets `GHCR_TOKEN`.
+ * Checks for GitHub's registry: it alone gets `GHCR_TOKEN`.
  *
  * @param registry Host, and port if any, in either case.
  */

@@ -12,7 +12,7 @@ import { type Digest, isDigest } from "../system/digest.ts";
 
 /** An artifact in an OCI registry. */
 export interface OciReference {
-  /** Tells the sources apart. */
+  /** The kind of source. */
   kind: "oci";
   /** Host, and port if any, such as `ghcr.io`. */
   registry: string;
@@ -99,7 +99,7 @@ export function formatReference(reference: OciReference): string {
 }
 
 /**
- * Tells whether a registry is this very host, which serves plain HTTP.
+ * Checks whether a registry is this very host, which serves plain HTTP.
  *
  * @param registry Host, and port if any.
  * @returns `true` for `localhost`, 127.0.0.0/8 and `[::1]`.

@@ -79,7 +79,7 @@ export function stepOutputs(outputs: Record<string, string | number>): string {
 }
 
 /**
- * Tells GitHub Actions of a publication; elsewhere does nothing.
+ * Reports a publication to GitHub Actions; elsewhere does nothing.
  *
  * Needs `--allow-write` for the files that the environment names.
  *

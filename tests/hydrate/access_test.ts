@@ -136,6 +136,8 @@ Deno.test({
         const { code, stdout, stderr } = await ghcr.hydrate({
           [user]: USERNAME,
           GHCR_TOKEN: PASSWORD,
+          ACTIONS_RUNTIME_TOKEN: `${PASSWORD} of a job`,
+          GH_TOKEN: `${PASSWORD} of gh`,
         });
         assertEquals(code, 0, stderr);
         const seen = await ghcr.notes() + stdout + stderr;
@@ -164,6 +166,20 @@ Deno.test({
       );
       assertEquals(code, 30);
       assertMatch(stderr, /warning: GHCR_TOKEN is not used/);
+    });
+
+    await t.step("over plain HTTP", async () => {
+      const before = await ghcr.notes();
+      for (const qcow2 of [reference, reference.replace("ghcr", "GHCR")]) {
+        await work.manifest({ qcow2: `oci://${qcow2}`, qcow2_sha256: sha256 });
+        const { code, stderr } = await ghcr.hydrate(
+          { GHCR_USERNAME: USERNAME, GHCR_TOKEN: PASSWORD },
+          "--plain-http",
+        );
+        assertEquals(code, 2, stderr);
+        assertMatch(stderr, /Cannot send GHCR_TOKEN to .* over plain HTTP/i);
+      }
+      assertEquals(await ghcr.notes(), before, "oras was started");
     });
 
     await t.step("another registry", async () => {
