@@ -2,10 +2,8 @@ import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import { boot } from "../lib/vm/boot.ts";
 import { findDetachedVm } from "../lib/vm/detached.ts";
-import { endMarker } from "../lib/guest/_end_marker.ts";
 import { emitter } from "../lib/events.ts";
 import { ToolsmithError } from "../lib/errors.ts";
-import { watchLimits } from "../lib/guest/_limits.ts";
 import { run, spawn } from "../lib/system/process.ts";
 import { fileChunks, sha256 } from "../lib/system/digest.ts";
 import { findSlot } from "../lib/vm/_snapshot.ts";
@@ -16,21 +14,6 @@ import {
   cliCommand,
   workspace,
 } from "./support/workspace.ts";
-
-Deno.test("a guest that never ends its last word fills no memory", () => {
-  const end = endMarker("marker");
-  end.push(new TextEncoder().encode("marker"));
-  for (let turn = 0; turn < 3; turn++) end.push(new Uint8Array(100).fill(55));
-  assert(end.word !== undefined && end.word.length <= 100);
-});
-
-Deno.test("a cancel while a command starts ends the command", () => {
-  const killed: string[] = [];
-  const signal = AbortSignal.abort();
-  const watch = watchLimits((name) => killed.push(name), { signal });
-  watch.clear();
-  assertEquals(killed, ["TERM"]);
-});
 
 Deno.test("a state file made by others removes no directory of the user", async () => {
   await using dir = await temporaryDir();

@@ -3,8 +3,7 @@
  *
  * @module
  */
-import { COMMANDS } from "./commands.ts";
-import { type CommandSpec, COMMON } from "./spec.ts";
+import { COMMANDS, type CommandSpec, COMMON } from "./flags.ts";
 
 /**
  * Writes the help.

@@ -1,18 +1,17 @@
 /**
- * The channel of a command: virtio-serial ports that are plugged in for it, and
- * the shell in the guest that joins them to the command's streams.
+ * The channel of a command: ports of the machine, and the shell in the guest
+ * that joins them to the command's streams.
  *
  * @module
  */
-import { join } from "@std/path";
 import { ToolsmithError } from "../errors.ts";
-import { COMMAND_SCRIPT, START_SCRIPT } from "./_scripts.ts";
-import { send } from "./_streams.ts";
-import { STREAM_BUS } from "../qemu/devices.ts";
-import { portName } from "../qemu/machine_dir.ts";
-import type { Monitor } from "../qemu/monitor.ts";
-import type { Command } from "../qemu/qmp.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
+import type { Monitor } from "../qemu/monitor.ts";
+import { abortable, settlesWithin, sleep } from "../system/time.ts";
+import { type ProcessStatus, readPid, readStatus } from "./_answers.ts";
+import { plugPorts, type Ports, unplugAbandoned } from "./_ports.ts";
+import { COMMAND_SCRIPT, START_SCRIPT } from "./_scripts.ts";
+import { sendLine } from "./_streams.ts";
 
 /** What {@linkcode openChannel} takes. */
 export interface ChannelOptions {
@@ -22,20 +21,18 @@ export interface ChannelOptions {
   input: boolean;
   /** What ends each stream. */
   marker: string;
+  /** Called once if the machine has no free port for a while. */
+  onWait?: () => void;
+  /** Gives up when aborted. */
+  signal?: AbortSignal;
+  /** Time for the guest to open the ports, in milliseconds. @default {30_000} */
+  greetingMs?: number;
 }
 
-/** The ports of a command that has been started. */
-export interface Channel extends Disposable {
+/** A command that has been started, and the ports of its streams. */
+export interface Channel extends Ports {
   /** The shell around the command, as the guest agent knows it. */
   pid: number;
-  /** Standard output. */
-  out: Deno.UnixConn;
-  /** Standard error; takes names of signals. */
-  err: Deno.UnixConn;
-  /** Standard input, if the command has any. */
-  in?: Deno.UnixConn;
-  /** Takes no more input; what is still being written ends by and by. */
-  endInput(writing: Promise<void> | undefined): void;
 }
 
 const SHELL = "/bin/sh";
@@ -45,7 +42,9 @@ const GREETING_MS = 30_000;
 const LOOK_MS = 500;
 const DRAIN_MS = 3_000;
 const FULL_PAUSE_MS = 100;
-const FULL = /max\. allowed|port limit|maximum/i;
+const ANNOUNCE_MS = 2_000;
+/** Owners may die while others wait: so often is that looked at. */
+const TRIES_PER_SWEEP = 20;
 
 /**
  * Plugs ports in and starts the command. Machines have ports for ten commands
@@ -55,149 +54,94 @@ const FULL = /max\. allowed|port limit|maximum/i;
  * @param options The command.
  * @returns Its channel; disposing it unplugs the ports.
  * @throws {ToolsmithError} `guest_failed` when the guest cannot start it.
+ * @throws The signal's reason when it is aborted.
  */
 export async function openChannel(
   monitor: Monitor,
   options: ChannelOptions,
 ): Promise<Channel> {
-  while (true) {
-    try {
-      // One after the other: QEMU drops what it tells a guest about its ports
-      // when the guest is too slow for many at once.
-      return await monitor.exclusive(() => tryOpen(monitor, options));
-    } catch (error) {
-      if (!FULL.test((error as Error).message)) throw error;
+  const { signal, onWait } = options;
+  const begun = performance.now();
+  let announced = false;
+  for (let tries = 0;; tries++) {
+    // One after the other: QEMU drops what it reports to a guest about its
+    // ports when the guest is too slow for many at once.
+    const channel = await monitor.exclusive(async () => {
+      if (tries % TRIES_PER_SWEEP === 0) await unplugAbandoned(monitor, signal);
+      return await tryOpen(monitor, options);
+    }, signal);
+    if (channel) return channel;
+    if (!announced && performance.now() - begun > ANNOUNCE_MS) {
+      announced = true;
+      onWait?.();
     }
-    await new Promise((done) => setTimeout(done, FULL_PAUSE_MS));
+    await sleep(FULL_PAUSE_MS, signal);
   }
-}
-
-interface Port {
-  id: string;
-  path: string;
 }
 
 async function tryOpen(
   monitor: Monitor,
-  { words, input, marker }: ChannelOptions,
-): Promise<Channel> {
-  const name = portName();
-  const ports = (input ? ["out", "err", "in"] : ["out", "err"]).map((end) => ({
-    id: `${name}.${end}`,
-    path: join(monitor.dir, `${name}.${end}`),
-  }));
-  const connections: Deno.UnixConn[] = [];
+  options: ChannelOptions,
+): Promise<Channel | undefined> {
+  const { words, input, marker, signal } = options;
+  const ports = await plugPorts(monitor, { input, signal });
+  if (!ports) return undefined;
   try {
-    await monitor.qemu(...ports.flatMap(plugging));
-    for (const { path } of ports) {
-      connections.push(await Deno.connect({ transport: "unix", path }));
-    }
-    const [out, err, stdin] = connections;
-    const script = [COMMAND_SCRIPT, "sh", name, input ? "yes" : "no"];
-    const { pid } = await monitor.agent(["guest-exec", {
-      path: SHELL,
-      arg: ["-c", ...script, START_SCRIPT, ...words],
-    }]) as { pid: number };
-    await send(err, `${marker}\n`);
-    await greeted(monitor, pid, err);
-    let writing: Promise<void> | undefined;
-    return {
-      ...{ pid, out, err, in: stdin },
-      endInput(pending) {
-        closeQuietly(stdin);
-        writing = pending;
-      },
-      [Symbol.dispose]() {
-        connections.forEach(closeQuietly);
-        monitor.runInBackground(async () => {
-          await unplug(monitor, ports);
-          // Older versions of Deno only give up a write when QEMU hangs up.
-          await writing;
-        });
-      },
-    };
+    const script = [COMMAND_SCRIPT, "sh", ports.name, input ? "yes" : "no"];
+    const pid = readPid(
+      await monitor.agent(["guest-exec", {
+        path: SHELL,
+        arg: ["-c", ...script, START_SCRIPT, ...words],
+      }], signal),
+    );
+    await abortable(sendLine(ports.err, marker), signal);
+    await greeted(monitor, { ...ports, pid }, options);
+    return { ...ports, pid };
   } catch (error) {
-    connections.forEach(closeQuietly);
-    await unplug(monitor, ports);
+    ports[Symbol.dispose]();
     throw error;
   }
 }
 
 /** Waits for the greeting, as long as the shell lives. */
-async function greeted(monitor: Monitor, pid: number, port: Deno.UnixConn) {
-  let over = false;
-  const word = readWord(port).finally(() => over = true);
-  word.catch(() => {});
-  const orAfter = async (ms: number) => {
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const pause = new Promise((done) => timer = setTimeout(done, ms));
-    await Promise.race([word, pause]).finally(() => clearTimeout(timer));
-  };
-  const deadline = Date.now() + GREETING_MS;
-  let status: { exited: boolean; exitcode?: number } = { exited: false };
-  while (!over) {
-    await orAfter(LOOK_MS);
-    if (over) break;
-    if (status.exited || Date.now() > deadline) throw noPorts(status.exitcode);
-    status = await monitor.agent(["guest-exec-status", {
-      pid,
-    }]) as typeof status;
-    // A quick command may have ended before its greeting was read here.
-    if (status.exited) await orAfter(DRAIN_MS);
+async function greeted(
+  monitor: Monitor,
+  { pid, err }: Channel,
+  { signal, greetingMs = GREETING_MS }: ChannelOptions,
+) {
+  const deadline = performance.now() + greetingMs;
+  const greeting = readGreeting(err);
+  const arrives = (ms: number) => settlesWithin(greeting, ms, { signal });
+  let status: ProcessStatus | undefined;
+  // A quick command may have ended before its greeting was read here.
+  while (!await arrives(status?.exited ? DRAIN_MS : LOOK_MS)) {
+    if (status?.exited) throw noPorts(status);
+    if (performance.now() > deadline) throw noPorts();
+    const answer = await monitor.agent(["guest-exec-status", { pid }], signal);
+    status = readStatus(answer);
   }
-  if (await word !== GREETING) throw noPorts();
+  if (await greeting !== GREETING) throw noPorts();
 }
 
 /** Reads just as many bytes as the greeting has. */
-async function readWord(port: Deno.UnixConn): Promise<string> {
+async function readGreeting(port: Deno.UnixConn): Promise<string> {
   let text = "";
   while (text.length < GREETING.length) {
     const rest = new Uint8Array(GREETING.length - text.length);
     const count = await port.read(rest).catch(() => null);
     if (count === null) throw new VmDisconnectedError();
-    text += new TextDecoder().decode(rest.subarray(0, count));
+    text += new TextDecoder("latin1").decode(rest.subarray(0, count));
   }
   return text;
 }
 
-function noPorts(status?: number): ToolsmithError {
-  const how = status === undefined ? "" : `: its shell ended with ${status}`;
+function noPorts(status?: ProcessStatus): ToolsmithError {
+  const how = status?.exitCode === undefined
+    ? ""
+    : `: its shell ended with ${status.exitCode}`;
   return new ToolsmithError(
     "guest_failed",
     `The guest does not open the ports of a command${how}`,
     { hint: "its kernel needs virtio_console, and /dev and /sys mounted" },
   );
-}
-
-function plugging({ id, path }: Port): Command[] {
-  const addr = { type: "unix", data: { path } };
-  const data = { addr, server: true, wait: false };
-  return [
-    ["chardev-add", { id, backend: { type: "socket", data } }],
-    ["device_add", {
-      driver: "virtserialport",
-      bus: `${STREAM_BUS}.0`,
-      id: `port.${id}`,
-      chardev: id,
-      name: id,
-    }],
-  ];
-}
-
-function closeQuietly(connection: Deno.UnixConn | undefined) {
-  try {
-    connection?.close();
-  } catch {
-    // It was closed before.
-  }
-}
-
-async function unplug(monitor: Monitor, ports: Port[]) {
-  const commands = ports.flatMap(({ id }): Command[] => [
-    ["device_del", { id: `port.${id}` }],
-    ["chardev-remove", { id }],
-  ]);
-  // What was not plugged in, or went with the machine, need not be told.
-  await monitor.qemu(...commands).catch(() => {});
-  for (const { path } of ports) await Deno.remove(path).catch(() => {});
 }

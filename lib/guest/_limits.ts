@@ -3,9 +3,10 @@
  *
  * @module
  */
-import { ToolsmithError } from "../errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
+import { sleep } from "../system/time.ts";
+import { readStatus } from "./_answers.ts";
 
 /** When a command has to end. */
 export interface ExecLimits {
@@ -17,72 +18,58 @@ export interface ExecLimits {
   signal?: AbortSignal;
 }
 
-/** Watches over the end of a command. */
-export interface LimitWatch {
-  /** Settles when a command that had to end has not done so. */
-  expired: Promise<void>;
-  /** Throws what ended the command, if something did. */
-  check(): void;
-  /** Stops watching. */
-  clear(): void;
+/** What {@linkcode endOnAbort} takes. */
+export interface EndOnAbortOptions {
+  /** Ends the command when aborted. */
+  signal: AbortSignal;
+  /** Time between TERM and KILL, in milliseconds. @default {2000} */
+  killAfterMs?: number;
 }
 
-/** Notices that a command cannot tell its end any more. */
-export interface ShellWatch {
+/** Watches over the end of a command. */
+export interface AbortWatch extends Disposable {
+  /** Settles when a command that had to end has not done so. */
+  givenUp: Promise<void>;
+}
+
+/** Notices that a command cannot report its end any more. */
+export interface ShellWatch extends Disposable {
   /** Rejects when the shell around the command is gone. */
   lost: Promise<never>;
-  /** Stops watching. */
-  clear(): Promise<void>;
 }
 
 /** The agent is asked this often whether the command's shell still lives. */
 const ALIVE_MS = 3_000;
+const KILL_AFTER_MS = 2_000;
 /** After KILL, a guest that does not even kill is not waited for. */
-const PATIENCE_MS = 2_000;
+const GIVE_UP_MS = 2_000;
 
 /**
- * Ends a command when its time is over or the caller wants it.
+ * Ends a command when a signal is aborted, in two steps.
  *
  * @param kill Sends a signal's name to the command's process group.
- * @param limits When it has to end.
- * @returns The watch.
+ * @param options When it has to end.
+ * @returns The watch; disposing it stops watching.
  */
-export function watchLimits(
-  kill: (signal: string) => void,
-  limits: ExecLimits,
-): LimitWatch {
-  const { timeoutMs = Infinity, killAfterMs = 2000, signal } = limits;
-  const expired = Promise.withResolvers<void>();
+export function endOnAbort(
+  kill: (signal: "TERM" | "KILL") => void,
+  { signal, killAfterMs = KILL_AFTER_MS }: EndOnAbortOptions,
+): AbortWatch {
+  const givenUp = Promise.withResolvers<void>();
   const timers: ReturnType<typeof setTimeout>[] = [];
-  let late = false;
   const end = () => {
     kill("TERM");
     timers.push(setTimeout(() => kill("KILL"), killAfterMs));
-    timers.push(setTimeout(expired.resolve, killAfterMs + PATIENCE_MS));
+    timers.push(setTimeout(givenUp.resolve, killAfterMs + GIVE_UP_MS));
   };
-  if (Number.isFinite(timeoutMs)) {
-    timers.push(setTimeout(() => {
-      late = true;
-      end();
-    }, timeoutMs));
-  }
-  signal?.addEventListener("abort", end, { once: true });
-  // It may have come while the command was started.
-  if (signal?.aborted) end();
+  // It may have been aborted while the command was started.
+  if (signal.aborted) end();
+  else signal.addEventListener("abort", end, { once: true });
   return {
-    expired: expired.promise,
-    check() {
-      signal?.throwIfAborted();
-      if (!late) return;
-      throw new ToolsmithError(
-        "timeout",
-        `The command did not end within ${timeoutMs / 1000} s`,
-        { hint: "allow more: --timeout SECONDS" },
-      );
-    },
-    clear() {
+    givenUp: givenUp.promise,
+    [Symbol.dispose]() {
       timers.forEach((timer) => clearTimeout(timer));
-      signal?.removeEventListener("abort", end);
+      signal.removeEventListener("abort", end);
     },
   };
 }
@@ -92,35 +79,25 @@ export function watchLimits(
  *
  * @param monitor The machine.
  * @param pid The shell, as the guest agent knows it.
- * @returns The watch.
+ * @returns The watch; disposing it stops watching.
  */
 export function watchShell(monitor: Monitor, pid: number): ShellWatch {
-  const lost = Promise.withResolvers<never>();
-  lost.promise.catch(() => {});
-  let timer: ReturnType<typeof setTimeout>;
-  let over = false;
-  let asking: Promise<void> = Promise.resolve();
-  const ask = async () => {
-    const status = await monitor.agent(["guest-exec-status", { pid }]);
-    if (over) return;
-    // The last bytes may still be on their way.
-    if ((status as { exited: boolean }).exited) {
-      timer = setTimeout(
-        () => lost.reject(new VmDisconnectedError()),
-        ALIVE_MS,
+  const stop = new AbortController();
+  const { signal } = stop;
+  const lost = (async (): Promise<never> => {
+    while (true) {
+      await sleep(ALIVE_MS, signal);
+      const answer = await monitor.agent(
+        ["guest-exec-status", { pid }],
+        signal,
       );
-    } else later();
-  };
-  const later = () => {
-    timer = setTimeout(() => asking = ask().catch(lost.reject), ALIVE_MS);
-  };
-  later();
-  return {
-    lost: lost.promise,
-    clear() {
-      over = true;
-      clearTimeout(timer);
-      return asking;
-    },
-  };
+      if (readStatus(answer).exited) break;
+    }
+    // The last bytes may still be on their way.
+    await sleep(ALIVE_MS, signal);
+    throw new VmDisconnectedError();
+  })();
+  // It may fail after the command has reported its end.
+  lost.catch(() => {});
+  return { lost, [Symbol.dispose]: () => stop.abort() };
 }

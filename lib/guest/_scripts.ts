@@ -17,9 +17,13 @@ export const START_FAILURES = {
 /**
  * Becomes the command: sets its environment and directory, looks it up, replaces
  * itself. Arguments: directory, count of variables, the variables as `NAME=value`,
- * the command, its arguments. Descriptor 6 goes to the host, 8 has the marker.
+ * the command, its arguments. It writes its process id to standard output first.
+ * Descriptors 4 and 9 are the command's output, 6 goes to the host, 8 has the
+ * marker.
  */
 export const START_SCRIPT = `
+echo "pid $$"
+exec >&4 2>&9 4>&- 9>&-
 read -r end <&8
 exec 8<&-
 directory=$1 count=$2
@@ -58,10 +62,48 @@ exec "$program" "$@" 6>&-
 `;
 
 /**
+ * Runs the command with the script above, on the streams of its caller, and
+ * writes the end of both. The command runs in the foreground: only so does each
+ * shell report a signal, on the pipe that process id and status go through (and
+ * bash only outside its POSIX mode). Descriptor 6 carries names of signals.
+ */
+export const LAUNCH_FUNCTION = `
+launch() {
+  [ -z "$BASH_VERSION" ] || set +o posix
+  exec 4>&1 7<&0 9>&2
+  {
+    \${group:+setsid} /bin/sh -c "$start" sh "$@" <&7 3<&- 5>&- 7<&- 8<<EOF
+$end
+EOF
+    echo "$?"
+  } 2>&1 | {
+    exec 4>&- 7<&- 9>&-
+    read -r _ pid
+    {
+      while read -r word <&6; do
+        kill -s "$word" -- "$group$pid"
+      done
+      kill -s KILL -- "$group$pid"
+    } </dev/null >/dev/null 2>&1 &
+    watcher=$!
+    status= said=
+    while read -r line; do
+      said=$said$status
+      status=$line
+    done
+    kill "$watcher" 2>/dev/null
+    printf '%s%s\\n' "$end" "$status\${said:+s}"
+    printf '%s\\n' "$end" >&2
+  }
+}
+`;
+
+/**
  * Runs a command with its streams on ports of the host. Arguments: name of the
  * ports, whether there is input, the script above, its arguments.
  *
- * - NAME.out carries stdout, then the marker and the exit status.
+ * - NAME.out carries stdout, then the marker and the exit status, and an "s" if
+ *   the shell has reported a signal.
  * - NAME.err carries a greeting, stderr, then the marker; from the host comes the marker,
  *   which no argument holds, or any list of processes would show it, then names
  *   of signals. When it ends, the host is gone, and the command is killed.
@@ -112,28 +154,7 @@ feed() {
     read -r size <&3 || return
   done
 }
-launch() {
-  exec 7<&0
-  \${group:+setsid} /bin/sh -c "$start" sh "$@" \\
-    <&7 3<&- 4>&- 5>&- 7<&- 8<<EOF &
-$end
-EOF
-  pid=$!
-  exec 7<&-
-  {
-    while read -r word <&6; do
-      kill -s "$word" -- "$group$pid"
-    done
-    kill -s KILL -- "$group$pid"
-  } >/dev/null 2>&1 &
-  watcher=$!
-  wait "$pid" 2>/dev/null
-  status=$?
-  kill "$watcher" 2>/dev/null
-  printf '%s%s\\n' "$end" "$status"
-  printf '%s\\n' "$end" >&2
-}
-{
+${LAUNCH_FUNCTION}{
   {
     case $input in
     yes) feed 5>&- 6>&- | launch "$@" ;;

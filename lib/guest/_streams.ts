@@ -6,6 +6,7 @@
 import { endMarker } from "./_end_marker.ts";
 import { ToolsmithError } from "../errors.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
+import { writeAll } from "../system/streams.ts";
 
 /** Takes output as it comes; the guest waits while a promise is pending. */
 export type OutputSink = (chunk: Uint8Array) => void | Promise<void>;
@@ -23,10 +24,13 @@ export interface Received {
   bytes(): number;
   /** What was collected. */
   text(): string;
+  /** Is some of the output not in {@linkcode text}, as it was too much? */
+  truncated(): boolean;
 }
 
 const FRAME = 256 * 1024;
-const MAX_COLLECTED = 32 * 1024 * 1024;
+/** A guest must not fill the memory. */
+const MAX_COLLECTED_BYTES = 32 * 1024 * 1024;
 
 /**
  * Reads a port up to the marker.
@@ -43,6 +47,7 @@ export function receive(
 ): Received {
   const end = endMarker(marker);
   const kept: Uint8Array[] = [];
+  let room = sink ? 0 : MAX_COLLECTED_BYTES;
   let bytes = 0;
   const done = (async () => {
     const buffer = new Uint8Array(FRAME);
@@ -53,7 +58,8 @@ export function receive(
       bytes += chunk.length;
       if (chunk.length === 0) continue;
       if (sink) await sink(chunk);
-      else if (bytes <= MAX_COLLECTED) kept.push(chunk);
+      if (room > 0) kept.push(chunk.subarray(0, room));
+      room -= Math.min(room, chunk.length);
     }
   })();
   // It may fail while something else is waited for.
@@ -67,6 +73,7 @@ export function receive(
       return kept.map((chunk) => decoder.decode(chunk, { stream: true }))
         .join("") + decoder.decode();
     },
+    truncated: () => !sink && bytes > MAX_COLLECTED_BYTES,
   };
 }
 
@@ -97,36 +104,32 @@ export async function feed(
       if (value === undefined) break;
       for (let at = 0; at < value.length; at += FRAME) {
         const frame = value.subarray(at, at + FRAME);
-        await send(port, `${frame.length}\n`);
-        await send(port, frame);
+        await sendLine(port, `${frame.length}`);
+        await writeAll(port, frame);
       }
     }
-    await send(port, "0\n");
+    await sendLine(port, "0");
   } finally {
     signal.removeEventListener("abort", cancel);
     reader.releaseLock();
   }
 }
 
-function unreadable(cause: Error): never {
-  const message = `The command's input cannot be read: ${cause.message}`;
+function unreadable(cause: unknown): never {
+  const reason = cause instanceof Error ? cause.message : String(cause);
+  const message = `The command's input cannot be read: ${reason}`;
   throw new ToolsmithError("file_unreadable", message, { cause });
 }
 
 /**
- * Sends all of the data.
+ * Sends a line of text.
  *
  * @param port The connection.
- * @param data Text or bytes.
+ * @param line The line, without its end.
  */
-export async function send(
+export async function sendLine(
   port: Deno.UnixConn,
-  data: string | Uint8Array,
+  line: string,
 ): Promise<void> {
-  const bytes = typeof data === "string"
-    ? new TextEncoder().encode(data)
-    : data;
-  for (let done = 0; done < bytes.length;) {
-    done += await port.write(bytes.subarray(done));
-  }
+  await writeAll(port, new TextEncoder().encode(`${line}\n`));
 }

@@ -6,19 +6,19 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import { VmDisconnectedError } from "../qemu/errors.ts";
+import type { Monitor } from "../qemu/monitor.ts";
+import { timeLimit } from "../system/time.ts";
 import { type Channel, openChannel } from "./_channel.ts";
-import { type ExecLimits, watchLimits, watchShell } from "./_limits.ts";
-
+import { endOnAbort, type ExecLimits, watchShell } from "./_limits.ts";
 import { START_FAILURES } from "./_scripts.ts";
 import {
   type CommandInput,
   feed,
   type OutputSink,
   receive,
-  send,
+  sendLine,
 } from "./_streams.ts";
-import type { Monitor } from "../qemu/monitor.ts";
-import { VmDisconnectedError } from "../qemu/errors.ts";
 
 export type { CommandInput, ExecLimits, OutputSink };
 
@@ -42,16 +42,27 @@ export interface ExecOptions extends ExecLimits {
   cwd?: string;
 }
 
+/** What {@linkcode execInGuest} takes. */
+export interface ExecInGuestOptions extends ExecOptions {
+  /** Called once if the command has to wait until others have ended. */
+  onWait?: () => void;
+}
+
 /** How a command ended. */
 export interface ExecResult {
   /** The exit status; 128 plus the number for a signal. */
   code: number;
-  /** The signal that a status above 128 stands for, or `null`. */
+  /**
+   * The signal that ended the command, or `null`. A status of 130 or 141 counts
+   * as SIGINT or SIGPIPE, which a guest's shell does not tell from an exit.
+   */
   signal: Deno.Signal | null;
   /** Collected standard output, as text; empty if a sink took it. */
   stdout: string;
   /** Collected standard error, as text; empty if a sink took it. */
   stderr: string;
+  /** Was more written than is collected of a stream, which is 32 MiB? */
+  truncated: boolean;
   /** Bytes on standard output. */
   stdoutBytes: number;
   /** Bytes on standard error. */
@@ -76,6 +87,11 @@ const SIGNALS: Record<number, Deno.Signal> = {
   15: "SIGTERM",
 };
 
+/** Shells report each death by a signal but these. */
+const UNREPORTED: (Deno.Signal | null)[] = ["SIGINT", "SIGPIPE"];
+/** An exit status, and `s` if the shell reported a signal. */
+const EXIT_WORD = /^(\d{1,3})(s?)$/;
+
 /**
  * Runs a command in the guest to its end.
  *
@@ -86,49 +102,59 @@ const SIGNALS: Record<number, Deno.Signal> = {
  * @param command Its name, found on the guest's PATH, or its path.
  * @param options Arguments, streams, limits.
  * @returns How it ended. A failure of the command is a result, not an error.
- * @throws {ToolsmithError} `command_not_found`, `timeout`, `guest_failed`.
+ * @throws {ToolsmithError} `command_not_found`, `timeout`, `guest_failed`,
+ * `usage` for what cannot be passed exactly.
  * @throws The signal's reason when it is aborted.
  */
 export async function execInGuest(
   monitor: Monitor,
   command: string,
-  options: ExecOptions = {},
+  options: ExecInGuestOptions = {},
 ): Promise<ExecResult> {
-  const words = checked(command, options);
-  options.signal?.throwIfAborted();
+  const words = startWords(command, options);
+  const { timeoutMs = Infinity, stdin, onWait } = options;
+  using limit = timeLimit(timeoutMs, "The command", options.signal);
+  const { signal } = limit;
+  signal.throwIfAborted();
   const marker = crypto.randomUUID().replaceAll("-", "");
-  const input = options.stdin !== undefined;
-  using channel = await openChannel(monitor, { words, input, marker });
-  return await talk({ monitor, channel, marker, command, options });
+  const input = stdin !== undefined;
+  const open = { words, input, marker, signal, onWait };
+  using channel = await openChannel(monitor, open);
+  const session = { monitor, channel, marker, command, options, signal };
+  return await carryStreams(session);
 }
 
 /** Refuses what cannot arrive, and writes the words of the start script. */
-function checked(command: string, options: ExecOptions): string[] {
-  const env = Object.entries(options.env ?? {});
-  for (const [name] of env) {
+function startWords(command: string, options: ExecOptions): string[] {
+  const { cwd = "/", env = {}, args = [] } = options;
+  const variables = Object.entries(env);
+  for (const [name] of variables) {
     if (!/^[A-Za-z_][A-Za-z0-9_]*$/.test(name)) {
-      throw new ToolsmithError(
-        "usage",
-        `Not a name of an environment variable: ${name}`,
-      );
+      throw usage(`Not a name of an environment variable: ${name}`);
     }
   }
+  if (command === "") throw usage("The command is empty");
   const words = [
-    options.cwd ?? "/",
-    `${env.length}`,
-    ...env.map(([name, value]) => `${name}=${value}`),
+    cwd,
+    `${variables.length}`,
+    ...variables.map(([name, value]) => `${name}=${value}`),
     command,
-    ...options.args ?? [],
+    ...args,
   ];
-  if (command === "" || words.some((word) => word.includes("\0"))) {
-    throw new ToolsmithError(
-      "usage",
-      command === ""
-        ? "The command is empty"
-        : "A command, argument or variable holds a zero byte",
-    );
+  for (const word of words) {
+    if (word.includes("\0")) {
+      throw usage("A command, argument or variable holds a zero byte");
+    }
+    // Half of a surrogate pair would arrive as another character.
+    if (!word.isWellFormed()) {
+      throw usage("A command, argument or variable is not valid Unicode");
+    }
   }
   return words;
+}
+
+function usage(message: string): ToolsmithError {
+  return new ToolsmithError("usage", message);
 }
 
 interface ExecSession {
@@ -137,54 +163,74 @@ interface ExecSession {
   marker: string;
   command: string;
   options: ExecOptions;
+  signal: AbortSignal;
 }
 
 /** Carries the streams of a command until it has ended. */
-async function talk(parts: ExecSession): Promise<ExecResult> {
-  const { monitor, channel, marker, command, options } = parts;
+async function carryStreams(session: ExecSession): Promise<ExecResult> {
+  const { monitor, channel, marker, options, signal } = session;
   const out = receive(channel.out, marker, options.stdout);
   const err = receive(channel.err, marker, options.stderr);
-  const kill = (name: string) => send(channel.err, `${name}\n`).catch(() => {});
-  const stopFeeding = new AbortController();
-  const unreadable = Promise.withResolvers<never>();
-  unreadable.promise.catch(() => {});
-  const fed = channel.in && options.stdin !== undefined
-    ? feed(channel.in, options.stdin, stopFeeding.signal).catch((error) => {
-      // A command that stops reading is fine; input that breaks off is not.
-      if (error instanceof ToolsmithError) unreadable.reject(error);
-    })
-    : undefined;
-  const limits = watchLimits(kill, options);
-  const watch = watchShell(monitor, channel.pid);
+  const kill = (name: string) => void sendLine(channel.err, name).catch(noop);
+  const input = carryInput(channel, options.stdin);
+  const { killAfterMs } = options;
   try {
+    using abort = endOnAbort(kill, { signal, killAfterMs });
+    using shell = watchShell(monitor, channel.pid);
     await Promise.race([
       Promise.all([out.done, err.done]),
-      watch.lost,
-      limits.expired,
-      unreadable.promise,
+      shell.lost,
+      abort.givenUp,
+      input.broken,
     ]);
   } finally {
-    limits.clear();
-    stopFeeding.abort();
-    // A write that the guest does not take would wait without end.
-    channel.endInput(fed);
-    await watch.clear();
+    input.stop();
   }
-  limits.check();
+  signal.throwIfAborted();
   const failure = err.word() ?? "";
-  if (isStartFailure(failure)) throw startFailure(command, failure, options);
-  // The guest may say what it likes, and this becomes the exit status here.
-  const word = out.word() ?? "";
-  const code = /^\d{1,3}$/.test(word) ? Number(word) : NaN;
-  if (failure !== "" || !(code <= 255)) throw new VmDisconnectedError();
+  if (isStartFailure(failure)) throw startFailure(session, failure);
+  if (failure !== "") throw new VmDisconnectedError();
   return {
-    code,
-    signal: code > 128 ? SIGNALS[code - 128] ?? null : null,
+    ...readExit(out.word() ?? ""),
     stdout: out.text(),
     stderr: err.text(),
+    truncated: out.truncated() || err.truncated(),
     stdoutBytes: out.bytes(),
     stderrBytes: err.bytes(),
   };
+}
+
+/** Sends the input; `broken` rejects if it breaks off. */
+function carryInput(channel: Channel, stdin: CommandInput | undefined) {
+  const stop = new AbortController();
+  const broken = Promise.withResolvers<never>();
+  broken.promise.catch(noop);
+  const fed = channel.in && stdin !== undefined
+    ? feed(channel.in, stdin, stop.signal).catch((error) => {
+      // A command that stops reading is fine; input that breaks off is not.
+      if (error instanceof ToolsmithError) broken.reject(error);
+    })
+    : undefined;
+  return {
+    broken: broken.promise,
+    stop() {
+      stop.abort();
+      // A write that the guest does not take would wait without end.
+      channel.endInput(fed);
+    },
+  };
+}
+
+function noop() {}
+
+/** The guest may say what it likes, and this becomes the exit status here. */
+function readExit(word: string): Pick<ExecResult, "code" | "signal"> {
+  const [, status, reported] = EXIT_WORD.exec(word) ?? [];
+  const code = Number(status);
+  if (!(code <= 255)) throw new VmDisconnectedError();
+  const signal = SIGNALS[code - 128] ?? null;
+  const known = reported || UNREPORTED.includes(signal);
+  return { code, signal: known ? signal : null };
 }
 
 type StartFailure = keyof typeof START_FAILURES;
@@ -194,9 +240,8 @@ function isStartFailure(word: string): word is StartFailure {
 }
 
 function startFailure(
-  command: string,
+  { command, options }: ExecSession,
   failure: StartFailure,
-  options: ExecOptions,
 ): ToolsmithError {
   if (failure === "D") {
     return new ToolsmithError(

@@ -4,18 +4,27 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import { SETUP_SCRIPT } from "./_scripts.ts";
-import type { Monitor } from "../qemu/monitor.ts";
 import type { GuestShare } from "../qemu/args.ts";
+import type { Monitor } from "../qemu/monitor.ts";
+import { oneLine } from "../system/text.ts";
+import { sleep } from "../system/time.ts";
+import { type ProcessStatus, readPid, readStatus } from "./_answers.ts";
+import { SETUP_SCRIPT } from "./_scripts.ts";
 
 /** What {@linkcode setUpGuest} does besides mounting. */
 export interface SetUpOptions {
   /** Set the guest's clock to the host's: it stood still. @default {false} */
   clock?: boolean;
+  /** Time that the guest may take, in milliseconds. @default {120_000} */
+  timeoutMs?: number;
+  /** Gives up when aborted. */
+  signal?: AbortSignal;
 }
 
+const FIRST_PAUSE_MS = 5;
 const LONGEST_PAUSE_MS = 20;
-/** Said by the script when the guest's own `date` cannot set the clock. */
+const TIMEOUT_MS = 120_000;
+/** Written by the script when the guest's own `date` cannot set the clock. */
 const NO_CLOCK = "clock";
 
 /**
@@ -24,14 +33,16 @@ const NO_CLOCK = "clock";
  *
  * @param monitor The machine.
  * @param shares The directories.
- * @param options Whether to set the clock.
+ * @param options Whether to set the clock, and when to give up.
  * @throws {ToolsmithError} `guest_failed` with what `mount` said.
+ * @throws The signal's reason when it is aborted.
  */
 export async function setUpGuest(
   monitor: Monitor,
   shares: GuestShare[],
   options: SetUpOptions = {},
 ): Promise<void> {
+  const { signal, timeoutMs = TIMEOUT_MS } = options;
   const now = Date.now() / 1000;
   const clock = options.clock
     ? [now.toFixed(3), `${Math.round(now)}`]
@@ -41,34 +52,50 @@ export async function setUpGuest(
     `/mnt/${tag}`,
     writable ? "rw" : "ro",
   ]);
-  const { pid } = await monitor.agent(["guest-exec", {
-    path: "/bin/sh",
-    arg: ["-c", SETUP_SCRIPT, "sh", ...clock, ...dirs],
-    "capture-output": true,
-  }]) as { pid: number };
-  const said = await ended(monitor, pid);
-  if (said !== NO_CLOCK) return;
-  // Slower, as it sets the machine's own clock too; some guests know only it.
-  const time = Date.now() * 1_000_000;
-  await monitor.agent(["guest-set-time", { time }]).catch(() => {});
-}
-
-/** Waits for the script, and returns what it said. */
-async function ended(monitor: Monitor, pid: number): Promise<string> {
-  for (let pause = 5;; pause = Math.min(pause * 2, LONGEST_PAUSE_MS)) {
-    await new Promise((done) => setTimeout(done, pause));
-    const status = await monitor.agent(["guest-exec-status", { pid }]) as {
-      exited: boolean;
-      exitcode?: number;
-      "out-data"?: string;
-    };
-    if (!status.exited) continue;
-    const said = atob(status["out-data"] ?? "").trim().slice(0, 300);
-    if (status.exitcode === 0) return said;
+  const pid = readPid(
+    await monitor.agent(["guest-exec", {
+      path: "/bin/sh",
+      arg: ["-c", SETUP_SCRIPT, "sh", ...clock, ...dirs],
+      "capture-output": true,
+    }], signal),
+  );
+  const { exitCode, output } = await ended(monitor, pid, {
+    signal,
+    timeoutMs,
+  });
+  const line = oneLine(output);
+  if (exitCode !== 0) {
     throw new ToolsmithError(
       "guest_failed",
-      `The guest cannot mount a directory of the host: ${said || "no reason"}`,
+      `The guest cannot mount a directory of the host: ${line || "no reason"}`,
       { hint: "its kernel needs 9p and 9pnet_virtio" },
     );
   }
+  if (line !== NO_CLOCK) return;
+  // Slower, as it sets the machine's own clock too; some guests know only it.
+  const time = Date.now() * 1_000_000;
+  await monitor.agent(["guest-set-time", { time }], signal)
+    .catch(() => signal?.throwIfAborted());
+}
+
+/** Waits for the script, but not for ever: a hostile agent never says so. */
+async function ended(
+  monitor: Monitor,
+  pid: number,
+  { signal, timeoutMs }: { signal?: AbortSignal; timeoutMs: number },
+): Promise<ProcessStatus> {
+  const deadline = performance.now() + timeoutMs;
+  let pause = FIRST_PAUSE_MS;
+  while (performance.now() < deadline) {
+    await sleep(pause, signal);
+    const answer = await monitor.agent(["guest-exec-status", { pid }], signal);
+    const status = readStatus(answer);
+    if (status.exited) return status;
+    pause = Math.min(pause * 2, LONGEST_PAUSE_MS);
+  }
+  throw new ToolsmithError(
+    "guest_failed",
+    `The guest did not mount its directories within ${timeoutMs / 1000} s`,
+    { hint: "its kernel needs 9p and 9pnet_virtio" },
+  );
 }

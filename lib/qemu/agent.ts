@@ -5,13 +5,13 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import { abortable } from "../system/time.ts";
 import {
   type Command,
   type Message,
   openLines,
   refused,
 } from "./_json_lines.ts";
-import { VmDisconnectedError } from "./errors.ts";
 
 /** A connection to the guest agent. */
 export interface Agent extends Disposable {
@@ -19,11 +19,19 @@ export interface Agent extends Disposable {
   readonly closed: Promise<void>;
   /** Asks until the agent answers, then drops what it said before. */
   sync(signal?: AbortSignal): Promise<void>;
-  /** Sends a command and returns its answer. */
-  send(command: Command, timeoutMs?: number): Promise<unknown>;
+  /** Sends a command and returns its answer, which may be anything. */
+  send(command: Command, options?: AgentSendOptions): Promise<unknown>;
 }
 
-const AGENT_TIMEOUT_MS = 30_000;
+/** How long {@linkcode Agent.send} waits. */
+export interface AgentSendOptions {
+  /** Time that the answer may take, in milliseconds. @default {30_000} */
+  timeoutMs?: number;
+  /** Ends the wait when aborted. */
+  signal?: AbortSignal;
+}
+
+const ANSWER_MS = 30_000;
 const ASK_AGAIN_MS = 2_000;
 /** Makes the agent forget half a line that somebody else left. */
 const FLUSH = new Uint8Array([0xff]);
@@ -44,55 +52,61 @@ export async function openAgent(path: string): Promise<Agent> {
   return {
     closed: lines.closed,
     async sync(signal) {
-      const asked: number[] = [];
+      const asked: unknown[] = [];
       const answered = Promise.withResolvers<void>();
       take = (message) => {
-        if (!asked.includes(message.return as number)) return;
+        if (!asked.includes(message.return)) return;
         clearInterval(timer);
         // Answers keep their order: after the last one nothing is pending.
         if (message.return === asked.at(-1)) answered.resolve();
       };
-      const aborted = () => answered.reject(signal?.reason);
-      signal?.addEventListener("abort", aborted, { once: true });
-      const ask = async () => {
-        const id = crypto.getRandomValues(new Uint32Array(1))[0];
+      const ask = () => {
+        const id = newId();
         asked.push(id);
-        await lines.write({ execute: "guest-sync", arguments: { id } }, FLUSH);
+        // What ends the connection is noticed below.
+        lines.write({ execute: "guest-sync", arguments: { id } }, FLUSH)
+          .catch(() => {});
       };
       // What is written before the agent is there waits for it in QEMU.
-      const timer = setInterval(() => ask().catch(() => {}), ASK_AGAIN_MS);
+      const timer = setInterval(ask, ASK_AGAIN_MS);
       try {
-        signal?.throwIfAborted();
-        await ask();
-        await Promise.race([answered.promise, lines.closed]);
-        if (lines.isClosed()) throw new VmDisconnectedError();
+        ask();
+        const signals = [lines.ended, ...signal ? [signal] : []];
+        await abortable(answered.promise, AbortSignal.any(signals));
       } finally {
         clearInterval(timer);
-        signal?.removeEventListener("abort", aborted);
       }
     },
-    async send([execute, args], timeoutMs = AGENT_TIMEOUT_MS) {
+    async send([execute, args], { timeoutMs = ANSWER_MS, signal } = {}) {
       const answer = Promise.withResolvers<Message>();
-      const id = crypto.getRandomValues(new Uint32Array(1))[0];
+      const id = newId();
       take = (message) => {
         // An older agent does not repeat the id; another's answer has another.
         if (message.id === undefined || message.id === id) {
           answer.resolve(message);
         }
       };
-      await lines.write({ execute, arguments: args, id });
-      const message = await lines.within(
-        timeoutMs,
-        answer.promise,
-        () =>
+      // A guest that reads nothing would hold the write, too.
+      const asked = lines.write({ execute, arguments: args, id })
+        .then(() => answer.promise);
+      const message = await lines.within(asked, {
+        ms: timeoutMs,
+        late: () =>
           new ToolsmithError(
             "guest_failed",
             `The guest agent did not answer to ${execute}`,
           ),
-      );
-      if (message.error) throw refused("The guest agent", execute, message);
+        signal,
+      });
+      if ("error" in message) {
+        throw refused("The guest agent", execute, message.error);
+      }
       return message.return;
     },
     [Symbol.dispose]: lines.close,
   };
+}
+
+function newId(): number {
+  return crypto.getRandomValues(new Uint32Array(1))[0];
 }

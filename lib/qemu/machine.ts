@@ -127,7 +127,7 @@ export async function startMachine(
   try {
     // Who connects first finds the sockets ready: QEMU makes them in order.
     const qmp = await whenReady(
-      () => openQmp(join(dir, MACHINE_FILES.qmp), note),
+      () => openQmp(join(dir, MACHINE_FILES.qmp), { onEvent: note }),
       () => over,
     );
     const serial = await whenReady(

@@ -28,8 +28,8 @@ export const MACHINE_FILES = {
 } as const;
 
 const NAME = /^toolsmith-[^/]+$/;
-/** Sockets of a command: the name that `portName` makes, and a stream. */
-const PORT = /^toolsmith\.\w{8}\.(out|err|in)$/;
+/** Files of a command's ports: the name that `portName` makes, and what it is. */
+const PORT = /^(toolsmith\.\w{8})\.(?:out|err|in|lock)$/;
 
 /**
  * A new name for the ports of one command.
@@ -38,6 +38,29 @@ const PORT = /^toolsmith\.\w{8}\.(out|err|in)$/;
  */
 export function portName(): string {
   return `toolsmith.${crypto.randomUUID().slice(0, 8)}`;
+}
+
+/**
+ * A file of a command's ports in the machine's directory.
+ *
+ * @param name What `portName` made.
+ * @param kind The socket of a stream, or the lock of the process that uses it.
+ */
+export function portFile(
+  name: string,
+  kind: "out" | "err" | "in" | "lock",
+): string {
+  return `${name}.${kind}`;
+}
+
+/**
+ * The ports that a file in a machine's directory belongs to.
+ *
+ * @param file The file's name.
+ * @returns Their name, or `undefined` for any other file.
+ */
+export function portNameOf(file: string): string | undefined {
+  return PORT.exec(file)?.[1];
 }
 
 /**

@@ -8,26 +8,43 @@
 import { join } from "@std/path";
 import { ToolsmithError } from "../errors.ts";
 import { lock } from "../system/lock.ts";
+import { abortable, timeLimit } from "../system/time.ts";
 import { type Agent, openAgent } from "./agent.ts";
 import { MACHINE_FILES } from "./machine_dir.ts";
 import { type Command, openQmp, type Qmp } from "./qmp.ts";
 import { VmDisconnectedError } from "./errors.ts";
 
 const SYNC_MS = 10_000;
+/** What is left undone then, another process does. */
+const BACKGROUND_MS = 10_000;
 
-/** The way to talk to a machine. */
+/**
+ * Talks to QEMU and to the guest agent of a machine. Each wait, also the one for
+ * a turn, ends with the signal's reason when the signal is aborted.
+ */
 export interface Monitor extends AsyncDisposable {
   /** The machine's directory, where its sockets are. */
   readonly dir: string;
   /** Sends commands to QEMU in one turn, and returns their answers. */
-  qemu(...commands: Command[]): Promise<unknown[]>;
+  qemu(commands: Command[], signal?: AbortSignal): Promise<unknown[]>;
   /** Works while nobody else who asks this way does, in any process. */
-  exclusive<T>(work: () => Promise<T>): Promise<T>;
-  /** The same, without waiting for it: what is left to do after a command. */
-  runInBackground(work: () => Promise<void>): void;
-  /** Sends a command to the guest agent, and returns its answer. */
-  agent(command: Command): Promise<unknown>;
+  exclusive: Exclusive;
+  /**
+   * The same, for what is left to do after a command: disposing the monitor
+   * waits for it. The signal limits its time.
+   */
+  runInBackground(work: (signal: AbortSignal) => Promise<void>): void;
+  /**
+   * Sends a command to the guest agent, and returns its answer, which may be
+   * anything.
+   */
+  agent(command: Command, signal?: AbortSignal): Promise<unknown>;
 }
+
+type Exclusive = <T>(
+  work: () => Promise<T>,
+  signal?: AbortSignal,
+) => Promise<T>;
 
 /**
  * Talks to a machine that belongs to this process alone, on connections that
@@ -46,13 +63,14 @@ export function ownMonitor(
 ): Monitor {
   const turn = serialQueue();
   const exclusive = serialQueue();
+  const background = backgroundWork(exclusive);
   let clean = true;
   return {
     dir,
     exclusive,
-    runInBackground: (work) => void exclusive(work).catch(() => {}),
-    qemu: (...commands) => qmp.send(...commands),
-    agent: (command) =>
+    runInBackground: background.run,
+    qemu: (commands, signal) => abortable(qmp.send(...commands), signal),
+    agent: (command, signal) =>
       turn(async () => {
         if (!agent) {
           throw new ToolsmithError(
@@ -61,14 +79,14 @@ export function ownMonitor(
             { hint: "the image needs qemu-guest-agent, started at boot" },
           );
         }
-        if (!clean) await sync(agent);
+        if (!clean) await sync(agent, signal);
         clean = false;
-        const answer = await agent.send(command);
+        const answer = await agent.send(command, { signal });
         clean = true;
         return answer;
-      }),
+      }, signal),
     async [Symbol.asyncDispose]() {
-      await exclusive(() => Promise.resolve());
+      await background.done();
       await turn(() => Promise.resolve());
       qmp[Symbol.dispose]();
       agent?.[Symbol.dispose]();
@@ -87,61 +105,56 @@ export function ownMonitor(
  * @returns The monitor.
  */
 export function sharedMonitor(dir: string): Monitor {
-  const locking = (name: string) => {
+  const locking = (name: string): Exclusive => {
     const turn = serialQueue();
-    return <T>(work: () => Promise<T>) =>
+    return (work, signal) =>
       turn(async () => {
         try {
-          using _lock = await lock(join(dir, name));
+          using _lock = await lock(join(dir, name), { signal });
           return await work();
         } catch (error) {
           throw isGone(error) ? new VmDisconnectedError() : error;
         }
-      });
+      }, signal);
   };
   const locked = locking(MACHINE_FILES.lock);
   const exclusive = locking(MACHINE_FILES.exclusive);
-  const background = new Set<Promise<void>>();
+  const background = backgroundWork(exclusive);
   return {
     dir,
     exclusive,
-    runInBackground(work) {
-      const done = exclusive(work).catch(() => {})
-        .finally(() => background.delete(done));
-      background.add(done);
-    },
-    qemu: (...commands) =>
+    runInBackground: background.run,
+    qemu: (commands, signal) =>
       locked(async () => {
-        using qmp = await openQmp(join(dir, MACHINE_FILES.qmp));
-        const answers = await qmp.send(...commands);
+        using qmp = await openQmp(join(dir, MACHINE_FILES.qmp), { signal });
+        const answers = await abortable(qmp.send(...commands), signal);
         qmp[Symbol.dispose]();
         await qmp.closed;
         return answers;
-      }),
-    agent: (command) =>
+      }, signal),
+    agent: (command, signal) =>
       locked(async () => {
         using agent = await openAgent(join(dir, MACHINE_FILES.agent));
-        await sync(agent);
-        const answer = await agent.send(command);
+        await sync(agent, signal);
+        const answer = await agent.send(command, { signal });
         agent[Symbol.dispose]();
         await agent.closed;
         return answer;
-      }),
-    async [Symbol.asyncDispose]() {
-      await Promise.all(background);
-    },
+      }, signal),
+    [Symbol.asyncDispose]: background.done,
   };
 }
 
-async function sync(agent: Agent) {
+async function sync(agent: Agent, signal?: AbortSignal) {
+  using limit = timeLimit(SYNC_MS, "The guest agent", signal);
   try {
-    await agent.sync(AbortSignal.timeout(SYNC_MS));
-  } catch (cause) {
-    if (!(cause instanceof DOMException)) throw cause;
+    await agent.sync(limit.signal);
+  } catch (error) {
+    signal?.throwIfAborted();
+    if (!limit.signal.aborted) throw error;
     throw new ToolsmithError(
       "guest_failed",
       `The guest agent did not answer within ${SYNC_MS / 1000} s`,
-      { cause },
     );
   }
 }
@@ -152,12 +165,34 @@ function isGone(error: unknown): boolean {
     error instanceof Deno.errors.ConnectionRefused;
 }
 
-/** Lets one piece of work run at a time, in the order of the calls. */
-function serialQueue() {
+function backgroundWork(exclusive: Exclusive) {
+  const pending = new Set<Promise<void>>();
+  return {
+    run(work: (signal: AbortSignal) => Promise<void>) {
+      const limit = timeLimit(BACKGROUND_MS, "Work in the background");
+      const done = exclusive(() => work(limit.signal), limit.signal)
+        .catch(() => {})
+        .finally(() => {
+          limit[Symbol.dispose]();
+          pending.delete(done);
+        });
+      pending.add(done);
+    },
+    async done() {
+      await Promise.all(pending);
+    },
+  };
+}
+
+/**
+ * Lets one piece of work run at a time, in the order of the calls. What is
+ * aborted while it waits for its turn never runs.
+ */
+function serialQueue(): Exclusive {
   let last: Promise<unknown> = Promise.resolve();
-  return <T>(work: () => Promise<T>): Promise<T> => {
-    const mine = last.then(work);
-    last = mine.catch(() => {});
+  return (work, signal) => {
+    const mine = abortable(last, signal).then(work);
+    last = Promise.allSettled([last, mine]).then(() => {});
     return mine;
   };
 }

@@ -7,6 +7,7 @@
 import { ToolsmithError } from "../errors.ts";
 import {
   type Command,
+  isObject,
   type Message,
   openLines,
   refused,
@@ -14,7 +15,7 @@ import {
 
 export type { Command };
 
-/** Something that QEMU tells without being asked. */
+/** Something that QEMU reports without being asked. */
 export interface QmpEvent {
   /** Its name, such as `SHUTDOWN`. */
   event: string;
@@ -32,7 +33,15 @@ export interface Qmp extends Disposable {
   send(...commands: Command[]): Promise<unknown[]>;
 }
 
-const QMP_TIMEOUT_MS = 15_000;
+/** What {@linkcode openQmp} takes. */
+export interface OpenQmpOptions {
+  /** Takes QEMU's events. */
+  onEvent?: (event: QmpEvent) => void;
+  /** Ends the wait for QEMU's greeting when aborted. */
+  signal?: AbortSignal;
+}
+
+const ANSWER_MS = 15_000;
 
 /**
  * Connects to QEMU's monitor. It serves one connection at a time.
@@ -40,49 +49,54 @@ const QMP_TIMEOUT_MS = 15_000;
  * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the socket.
  *
  * @param path The socket.
- * @param onEvent Told of QEMU's events.
+ * @param options Where events go, and when to give up.
  * @returns The connection, ready for commands.
  * @throws {ToolsmithError} `boot_failed` when QEMU does not answer.
  * @throws {Deno.errors.NotFound} When there is no such socket.
  * @throws {Deno.errors.ConnectionRefused} When nobody listens on it.
+ * @throws The signal's reason when it is aborted.
  */
 export async function openQmp(
   path: string,
-  onEvent: (event: QmpEvent) => void = () => {},
+  options: OpenQmpOptions = {},
 ): Promise<Qmp> {
-  const waiting = new Map<number, (message: Message) => void>();
+  const waiting = new Map<unknown, (message: Message) => void>();
   const greeted = Promise.withResolvers<Message>();
   let last = 0;
   const lines = await openLines(path, (message) => {
-    if ("QMP" in message) greeted.resolve(message);
-    else if ("event" in message) onEvent(message as unknown as QmpEvent);
-    else waiting.get(message.id as number)?.(message);
+    if ("QMP" in message) return greeted.resolve(message);
+    const event = readEvent(message);
+    if (event) options.onEvent?.(event);
+    else waiting.get(message.id)?.(message);
   });
-  const ask = async ([execute, args]: Command): Promise<unknown> => {
+  const within = <T>(answer: Promise<T>, what: string, signal?: AbortSignal) =>
+    lines.within(answer, {
+      ms: ANSWER_MS,
+      late: () =>
+        new ToolsmithError("boot_failed", `QEMU did not answer to ${what}`),
+      signal,
+    });
+  const ask = async ([execute, args]: Command, signal?: AbortSignal) => {
     const id = ++last;
     const answer = Promise.withResolvers<Message>();
     waiting.set(id, answer.resolve);
-    await lines.write({ execute, arguments: args, id });
-    const message = await within(answer.promise, execute).finally(() =>
-      waiting.delete(id)
-    );
-    if (message.error) throw refused("QEMU", execute, message);
+    const asked = lines.write({ execute, arguments: args, id })
+      .then(() => answer.promise);
+    const message = await within(asked, execute, signal)
+      .finally(() => waiting.delete(id));
+    if ("error" in message) throw refused("QEMU", execute, message.error);
     return message.return;
   };
-  const within = (answer: Promise<Message>, what: string) =>
-    lines.within(
-      QMP_TIMEOUT_MS,
-      answer,
-      () => new ToolsmithError("boot_failed", `QEMU did not answer to ${what}`),
-    );
   try {
-    const greeting = await within(greeted.promise, "the greeting");
-    const { qemu } = (greeting.QMP as { version: { qemu: Version } }).version;
-    await ask(["qmp_capabilities"]);
+    const { signal } = options;
+    const greeting = await within(greeted.promise, "the greeting", signal);
+    const version = readVersion(greeting);
+    await ask(["qmp_capabilities"], signal);
     return {
-      version: `${qemu.major}.${qemu.minor}.${qemu.micro}`,
+      version,
       closed: lines.closed,
-      send: (...commands) => Promise.all(commands.map(ask)),
+      send: (...commands) =>
+        Promise.all(commands.map((command) => ask(command))),
       [Symbol.dispose]: lines.close,
     };
   } catch (error) {
@@ -91,8 +105,21 @@ export async function openQmp(
   }
 }
 
-interface Version {
-  major: number;
-  minor: number;
-  micro: number;
+function readEvent({ event, data }: Message): QmpEvent | undefined {
+  if (typeof event !== "string") return undefined;
+  return { event, data: isObject(data) ? data : undefined };
+}
+
+/** The greeting's version (qmp-spec, section "Server Greeting"). */
+function readVersion({ QMP }: Message): string {
+  const version = isObject(QMP) ? QMP.version : undefined;
+  const qemu = isObject(version) ? version.qemu : undefined;
+  const parts = isObject(qemu) ? [qemu.major, qemu.minor, qemu.micro] : [];
+  if (parts.length === 0 || !parts.every(Number.isSafeInteger)) {
+    throw new ToolsmithError(
+      "boot_failed",
+      "QEMU's monitor greets without a version",
+    );
+  }
+  return parts.join(".");
 }

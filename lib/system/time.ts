@@ -64,21 +64,50 @@ export function sleep(ms: number, signal?: AbortSignal): Promise<void> {
 }
 
 /**
+ * Waits for a promise, until a signal is aborted.
+ *
+ * @param promise What is waited for. It goes on after an abort, and may reject
+ * without a notice then.
+ * @param signal Ends the wait when aborted.
+ * @returns What the promise resolves to.
+ * @throws The signal's reason, or what the promise rejects with.
+ */
+export async function abortable<T>(
+  promise: Promise<T>,
+  signal?: AbortSignal,
+): Promise<T> {
+  if (!signal) return await promise;
+  promise.catch(() => {});
+  signal.throwIfAborted();
+  const aborted = Promise.withResolvers<never>();
+  const abort = () => aborted.reject(signal.reason);
+  signal.addEventListener("abort", abort, { once: true });
+  try {
+    return await Promise.race([promise, aborted.promise]);
+  } finally {
+    signal.removeEventListener("abort", abort);
+  }
+}
+
+/**
  * Waits for a promise, but not longer than a time.
  *
  * @param promise What is waited for; a rejection settles it as well.
  * @param ms How long, in milliseconds.
+ * @param options A signal that ends the wait when aborted.
  * @returns Whether it has settled.
+ * @throws The signal's reason.
  */
 export async function settlesWithin(
   promise: Promise<unknown>,
   ms: number,
+  options: { signal?: AbortSignal } = {},
 ): Promise<boolean> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<boolean>((done) => {
     timer = setTimeout(() => done(false), ms);
   });
   const settled = promise.then(() => true, () => true);
-  return await Promise.race([settled, late])
+  return await abortable(Promise.race([settled, late]), options.signal)
     .finally(() => clearTimeout(timer));
 }

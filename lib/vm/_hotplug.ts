@@ -28,13 +28,14 @@ export async function attachShares(
   options: SetUpOptions = {},
 ): Promise<void> {
   if (shares.length === 0 && !options.clock) return;
-  await monitor.qemu(...shares.map(({ tag }, index): Command => ["device_add", {
+  const commands = shares.map(({ tag }, index): Command => ["device_add", {
     driver: "virtio-9p-pci",
     id: `directory${index}`,
     bus: slotId(index),
     fsdev: shareId(index),
     mount_tag: tag,
-  }]));
+  }]);
+  await monitor.qemu(commands, options.signal);
   await setUpGuest(monitor, shares, options);
 }
 
@@ -47,7 +48,7 @@ export async function attachShares(
  * @throws {ToolsmithError} When QEMU refuses the card.
  */
 export async function attachNetwork(monitor: Monitor): Promise<boolean> {
-  await monitor.qemu(
+  await monitor.qemu([
     ["netdev_add", { type: "user", id: "network" }],
     ["device_add", {
       driver: "virtio-net-pci",
@@ -55,7 +56,7 @@ export async function attachNetwork(monitor: Monitor): Promise<boolean> {
       bus: slotId(NETWORK_SLOT),
       netdev: "network",
     }],
-  );
+  ]);
   let over = false;
   const addressed = (async () => {
     while (!over) {

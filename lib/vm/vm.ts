@@ -106,6 +106,8 @@ export interface VmParts {
 const QUIT_MS = 5_000;
 /** A machine that ends takes the connections to it along a bit earlier. */
 const NOTICE_MS = 1_000;
+const ALL_PORTS_IN_USE =
+  "The machine runs as many commands as it can: waiting until one has ended";
 
 /**
  * Makes a machine from its parts.
@@ -124,7 +126,9 @@ export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
       const id = nextCommandId();
       const begun = performance.now();
       emit({ type: "command_dispatch", id, command, backend: "qemu" });
-      const result = await execInGuest(monitor, command, { ...options, cwd })
+      const onWait = () => emit({ type: "warning", message: ALL_PORTS_IN_USE });
+      const exec = { ...options, cwd, onWait };
+      const result = await execInGuest(monitor, command, exec)
         .catch(async (error) => {
           throw await explain(parts, error);
         });
@@ -164,7 +168,7 @@ async function explain(parts: VmParts, error: unknown): Promise<unknown> {
 async function end(parts: VmParts, graceMs: number): Promise<void> {
   const { monitor, ended, emit } = parts;
   const begun = performance.now();
-  const ask = (command: string) => monitor.qemu([command]).catch(() => {});
+  const ask = (command: string) => monitor.qemu([[command]]).catch(() => {});
   let how: "powered_down" | "stopped" | "killed" = "powered_down";
   let over = await settlesWithin(ended, 0);
   if (!over && graceMs > 0) {

@@ -1,6 +1,5 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { COMMANDS } from "../../lib/cli/commands.ts";
-import { COMMON } from "../../lib/cli/spec.ts";
+import { COMMANDS, COMMON } from "../../lib/cli/flags.ts";
 import { helpText } from "../../lib/cli/help.ts";
 
 Deno.test("the program's help has a line for each command", () => {

@@ -52,3 +52,14 @@ Deno.test("a chunk that is used again by its owner stays as it was", () => {
   assertEquals(out, encode("on"));
   assertEquals(end.push(encode("!")), encode("abc!"));
 });
+
+Deno.test("a guest that never ends its last word fills no memory", () => {
+  const end = endMarker(MARKER);
+  end.push(encode(MARKER));
+  end.push(encode("7".repeat(16)));
+  assertEquals(end.word, undefined);
+  end.push(encode("7"));
+  assertEquals(end.word, "7".repeat(17));
+  end.push(encode("7".repeat(100)));
+  assertEquals(end.word, "7".repeat(17));
+});

@@ -86,12 +86,25 @@ async function commands(t: Deno.TestContext, guest: Guest) {
     assertEquals([all.code, all.signal], [255, null]);
   });
 
-  await t.step("death by a signal is told, and nothing else", async () => {
+  await t.step("death by a signal is reported, and nothing else", async () => {
     const killed = await vm.exec("sh", sh("kill -KILL $$"));
     assertEquals([killed.code, killed.signal], [137, "SIGKILL"]);
     assertEquals([killed.stdout, killed.stderr], ["", ""]);
     const ended = await vm.exec("sh", sh("kill -TERM $$"));
     assertEquals([ended.code, ended.signal], [143, "SIGTERM"]);
+    const piped = await vm.exec("sh", sh("kill -PIPE $$"));
+    assertEquals([piped.code, piped.signal], [141, "SIGPIPE"]);
+  });
+
+  await t.step("an exit status that looks like a signal is none", async () => {
+    for (const status of [137, 143, 129]) {
+      const ended = await vm.exec("sh", sh(`exit ${status}`));
+      assertEquals([ended.code, ended.signal], [status, null]);
+      assertEquals([ended.stdout, ended.stderr], ["", ""]);
+    }
+    // The shell in the middle has exited by itself.
+    const inner = await vm.exec("sh", sh("sh -c 'kill -9 $$'; exit $?"));
+    assertEquals([inner.code, inner.signal], [137, null]);
   });
 
   await t.step("arguments arrive byte for byte", async () => {
@@ -131,6 +144,11 @@ async function commands(t: Deno.TestContext, guest: Guest) {
     await failure("usage", () => vm.exec("true", { env: { A: "\0" } }));
     await failure("usage", () => vm.exec("true", { args: ["\0"] }));
     await failure("usage", () => vm.exec(""));
+    for (const half of ["\ud83d", "a\udc00b"]) {
+      await failure("usage", () => vm.exec("true", { args: [half] }));
+      await failure("usage", () => vm.exec("true", { env: { A: half } }));
+      await failure("usage", () => vm.exec(half));
+    }
   });
 
   await t.step(
@@ -325,7 +343,7 @@ async function commands(t: Deno.TestContext, guest: Guest) {
   );
 
   await t.step(
-    "a command that takes too long is ended, with its kin",
+    "a command that takes too long is ended, with its child processes",
     async () => {
       const error = await failure("timeout", () =>
         vm.exec("sh", {
@@ -410,7 +428,7 @@ async function commands(t: Deno.TestContext, guest: Guest) {
   });
 
   await t.step(
-    "each command's end is told, with its count of bytes",
+    "each command's end is reported, with its count of bytes",
     async () => {
       ended.events.length = 0;
       await vm.exec("sh", sh("printf four; printf six... >&2; exit 7"));

@@ -70,7 +70,9 @@ Deno.test({
         await held[0]();
       },
       async (path) => {
-        using qmp = await openQmp(path, (event) => events.push(event));
+        using qmp = await openQmp(path, {
+          onEvent: (event) => events.push(event),
+        });
         assertEquals(qmp.version, "7.2.22");
         assertEquals(await qmp.send(["one"], ["two"]), ["one", "two"]);
         assertEquals(events.map(({ event }) => event), ["STOP"]);
@@ -182,7 +184,10 @@ Deno.test({
         using agent = await openAgent(path);
         await agent.sync();
         assertEquals(syncs, 2);
-        await failure("guest_failed", () => agent.send(["guest-ping"], 20));
+        await failure(
+          "guest_failed",
+          () => agent.send(["guest-ping"], { timeoutMs: 20 }),
+        );
         const stop = new AbortController();
         const asking = agent.sync(stop.signal);
         stop.abort(new Error("enough"));

@@ -1,0 +1,167 @@
+/**
+ * The virtio-serial ports of a command: plugged in for it, and unplugged after
+ * it, or by another process if the one that plugged them in was killed.
+ *
+ * @module
+ */
+import { join } from "@std/path";
+import { ToolsmithError } from "../errors.ts";
+import { STREAM_BUS } from "../qemu/devices.ts";
+import { portFile, portName, portNameOf } from "../qemu/machine_dir.ts";
+import type { Monitor } from "../qemu/monitor.ts";
+import type { Command } from "../qemu/qmp.ts";
+import { lock, tryLock } from "../system/lock.ts";
+import { abortable } from "../system/time.ts";
+
+/** What {@linkcode plugPorts} takes. */
+export interface PlugPortsOptions {
+  /** Has the command input? */
+  input: boolean;
+  /** Ends the wait for QEMU when aborted. */
+  signal?: AbortSignal;
+}
+
+/** Ports that are plugged in, and connections to them. Disposing unplugs them. */
+export interface Ports extends Disposable {
+  /** Their name in the guest; `.out`, `.err` and `.in` come after it. */
+  name: string;
+  /** Standard output. */
+  out: Deno.UnixConn;
+  /** Standard error; takes names of signals. */
+  err: Deno.UnixConn;
+  /** Standard input, if the command has any. */
+  in?: Deno.UnixConn;
+  /** Takes no more input; a write that hangs ends when QEMU hangs up. */
+  endInput(writing: Promise<void> | undefined): void;
+}
+
+type End = "out" | "err" | "in";
+
+const ENDS: End[] = ["out", "err", "in"];
+/** QEMU's words when a bus has no port left. */
+const FULL = /max\. allowed|port limit|maximum/i;
+
+/**
+ * Plugs the ports of one command in. While they are there, a lock says that
+ * their owner lives.
+ *
+ * The caller has {@linkcode Monitor.exclusive}.
+ *
+ * @param monitor The machine.
+ * @param options Which ports.
+ * @returns The ports, or `undefined` if the machine has no more.
+ * @throws {ToolsmithError} `guest_failed` when QEMU refuses for another reason.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function plugPorts(
+  monitor: Monitor,
+  { input, signal }: PlugPortsOptions,
+): Promise<Ports | undefined> {
+  const { dir } = monitor;
+  const name = portName();
+  const ends = input ? ENDS : ENDS.slice(0, 2);
+  const owned = await lock(join(dir, portFile(name, "lock")), { signal });
+  const connections: Deno.UnixConn[] = [];
+  let writing: Promise<void> | undefined;
+  const dispose = () => {
+    connections.forEach(closeQuietly);
+    monitor.runInBackground(async (signal) => {
+      using _owned = owned;
+      await unplug(monitor, name, signal);
+      // Older versions of Deno only give up a write when QEMU hangs up.
+      if (writing) await abortable(writing, signal);
+    });
+  };
+  try {
+    const commands = ends.flatMap((end) => plugging(dir, portFile(name, end)));
+    await monitor.qemu(commands, signal);
+    for (const end of ends) {
+      const path = join(dir, portFile(name, end));
+      connections.push(await Deno.connect({ transport: "unix", path }));
+    }
+  } catch (error) {
+    dispose();
+    // Only QEMU has been asked for something: these are not the guest's words.
+    if (error instanceof ToolsmithError && FULL.test(error.message)) return;
+    throw error;
+  }
+  const [out, err, stdin] = connections;
+  return {
+    name,
+    out,
+    err,
+    in: stdin,
+    endInput(pending) {
+      if (stdin) closeQuietly(stdin);
+      writing = pending;
+    },
+    [Symbol.dispose]: dispose,
+  };
+}
+
+/**
+ * Unplugs the ports of owners that are gone: a process that is killed leaves its
+ * ports plugged in, and shells in the guest that wait for them.
+ *
+ * The caller has {@linkcode Monitor.exclusive}.
+ *
+ * @param monitor The machine.
+ * @param signal Ends the wait for QEMU when aborted.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function unplugAbandoned(
+  monitor: Monitor,
+  signal?: AbortSignal,
+): Promise<void> {
+  const names = new Set<string>();
+  for await (const entry of Deno.readDir(monitor.dir)) {
+    const name = portNameOf(entry.name);
+    if (name) names.add(name);
+  }
+  for (const name of names) {
+    using orphan = await tryLock(join(monitor.dir, portFile(name, "lock")));
+    if (orphan) await unplug(monitor, name, signal);
+  }
+}
+
+function plugging(dir: string, id: string): Command[] {
+  const addr = { type: "unix", data: { path: join(dir, id) } };
+  const data = { addr, server: true, wait: false };
+  return [
+    ["chardev-add", { id, backend: { type: "socket", data } }],
+    ["device_add", {
+      driver: "virtserialport",
+      bus: `${STREAM_BUS}.0`,
+      id: `port.${id}`,
+      chardev: id,
+      name: id,
+    }],
+  ];
+}
+
+/** The files are what others find the ports by: they go last. */
+async function unplug(monitor: Monitor, name: string, signal?: AbortSignal) {
+  const commands = ENDS.map((end) => portFile(name, end)).flatMap((
+    id,
+  ): Command[] => [
+    ["device_del", { id: `port.${id}` }],
+    ["chardev-remove", { id }],
+  ]);
+  try {
+    await monitor.qemu(commands, signal);
+  } catch {
+    // What was not plugged in, or went with the machine, QEMU does not know.
+    signal?.throwIfAborted();
+  }
+  for (const end of [...ENDS, "lock"] as const) {
+    await Deno.remove(join(monitor.dir, portFile(name, end))).catch(() => {});
+  }
+}
+
+function closeQuietly(connection: Deno.UnixConn) {
+  try {
+    connection.close();
+  } catch {
+    // It was closed before.
+  }
+}

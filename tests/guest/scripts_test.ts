@@ -1,0 +1,50 @@
+import { assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import { LAUNCH_FUNCTION, START_SCRIPT } from "../../lib/guest/_scripts.ts";
+import { run } from "../../lib/system/process.ts";
+import { temporaryDir } from "../support/directory.ts";
+
+/** Shells that guests have as /bin/sh; bash behaves by the name it is run by. */
+const SHELLS = ["/bin/dash", "/bin/bash", "/bin/busybox"];
+
+async function isThere(path: string): Promise<boolean> {
+  return await Deno.stat(path).then(() => true, () => false);
+}
+
+/** Runs a script as a command of a guest with this shell. */
+async function launch(shell: string, script: string) {
+  await using dir = await temporaryDir();
+  await Deno.symlink(shell, join(dir.path, "sh"));
+  await run("mkfifo", { args: [join(dir.path, "port")] });
+  const main = 'port=$1 start=$2 end=END group=-; shift 2; exec 6<>"$port"' +
+    `${LAUNCH_FUNCTION}launch "$@" </dev/null`;
+  const { stdout, stderr } = await run(join(dir.path, "sh"), {
+    args: ["-c", main, "sh", join(dir.path, "port"), START_SCRIPT]
+      .concat("/", "0", "/bin/sh", "-c", script),
+    timeoutMs: 20_000,
+  });
+  return [stdout, stderr];
+}
+
+for (const shell of SHELLS) {
+  Deno.test({
+    name: `a guest whose shell is ${shell} tells a signal from an exit`,
+    ignore: Deno.build.os !== "linux" || !await isThere(shell),
+    async fn() {
+      const ends: Record<string, string> = {
+        "exit 0": "0",
+        "exit 137": "137",
+        "kill -KILL $$": "137s",
+        "exit 143": "143",
+        "kill -TERM $$": "143s",
+        "kill -SEGV $$": "139s",
+      };
+      for (const [script, word] of Object.entries(ends)) {
+        const ended = await launch(shell, script);
+        assertEquals(ended, [`END${word}\n`, "END\n"], script);
+      }
+      const both = await launch(shell, "echo out; echo err >&2; exit 3");
+      assertEquals(both, ["out\nEND3\n", "err\nEND\n"]);
+    },
+  });
+}
