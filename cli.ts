@@ -3,16 +3,9 @@
  *
  * @module
  */
-import { type Command, parseCommand } from "./lib/cli/parse.ts";
 import { helpText } from "./lib/cli/help.ts";
-import {
-  cacheCommand,
-  doctorCommand,
-  hydrateCommand,
-} from "./lib/cli/image_commands.ts";
 import { type Io, processIo } from "./lib/cli/io.ts";
-import { bootCommand, runCommand, stopCommand } from "./lib/cli/vm_commands.ts";
-import { initCommand, publishCommand } from "./lib/cli/publish_commands.ts";
+import { type Invocation, parseCommandLine } from "./lib/cli/parse.ts";
 import { describeError, errorLine } from "./lib/cli/render.ts";
 import { processEnvironment } from "./lib/environment.ts";
 import { toToolsmithError } from "./lib/errors.ts";
@@ -29,13 +22,16 @@ import { VERSION } from "./lib/version.ts";
 export async function main(args: string[]): Promise<number> {
   const interrupt = watchSignals();
   const io = processIo(interrupt.signal, processEnvironment);
-  const flags = args.includes("--") ? args.slice(0, args.indexOf("--")) : args;
+  // Until it is known whose flag it is.
+  let json = args.includes("--json");
   try {
-    return await execute(parseCommand(args), io);
+    const invocation = parseCommandLine(args);
+    json = invocation.kind === "command" && invocation.json;
+    return await execute(invocation, io);
   } catch (thrown) {
     const error = toToolsmithError(interrupt.reason() ?? thrown);
     try {
-      if (flags.includes("--json")) io.print(errorLine(error, Date.now()));
+      if (json) io.print(errorLine(error, Date.now()));
       else io.say(describeError(error));
     } catch {
       // Standard output is what failed, such as a full disk.
@@ -47,32 +43,16 @@ export async function main(args: string[]): Promise<number> {
   }
 }
 
-async function execute(command: Command, io: Io): Promise<number> {
-  switch (command.kind) {
+async function execute(invocation: Invocation, io: Io): Promise<number> {
+  switch (invocation.kind) {
     case "help":
-      io.print(helpText(command.command).trimEnd());
+      io.print(helpText(invocation.command).trimEnd());
       return 0;
     case "version":
       io.print(`toolsmith ${VERSION}`);
       return 0;
-    case "hydrate":
-      return await hydrateCommand(command, io);
-    case "boot":
-      return await bootCommand(command, io);
-    case "run":
-      return await runCommand(command, io);
-    case "stop":
-      return await stopCommand(command, io);
-    case "publish":
-      return await publishCommand(command, io);
-    case "init":
-      return await initCommand(command, io);
-    case "doctor":
-      return await doctorCommand(command, io);
-    case "cache":
-      return await cacheCommand(command, io);
-    default:
-      return command satisfies never;
+    case "command":
+      return await invocation.command.run(invocation.request, io);
   }
 }
 

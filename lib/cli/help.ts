@@ -3,7 +3,8 @@
  *
  * @module
  */
-import { COMMANDS, type CommandSpec, COMMON } from "./flags.ts";
+import { COMMANDS } from "./commands.ts";
+import { type CommandSpec, COMMON } from "./spec.ts";
 
 /**
  * Writes the help.

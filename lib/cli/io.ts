@@ -4,7 +4,7 @@
  * @module
  */
 import type { Environment } from "../environment.ts";
-import type { OutputFlags } from "./parse.ts";
+import type { OutputFlags } from "./flags.ts";
 import { humanView, resultLine, type View } from "./render.ts";
 
 /** Where the streams of a command come from and go to. */

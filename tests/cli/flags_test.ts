@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { COMMANDS, COMMON } from "../../lib/cli/flags.ts";
+import { COMMANDS } from "../../lib/cli/commands.ts";
+import { COMMON } from "../../lib/cli/spec.ts";
 import { helpText } from "../../lib/cli/help.ts";
 
 Deno.test("the program's help has a line for each command", () => {

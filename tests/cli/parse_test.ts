@@ -1,33 +1,37 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import {
-  type Command,
-  type CommandOf,
-  parseCommand,
-} from "../../lib/cli/parse.ts";
-import { COMMANDS } from "../../lib/cli/flags.ts";
-import { closest } from "../../lib/cli/flag_values.ts";
+import type { Command } from "../../lib/cli/command.ts";
+import { COMMANDS } from "../../lib/cli/commands.ts";
+import { boot } from "../../lib/cli/commands/boot.ts";
+import { cache } from "../../lib/cli/commands/cache.ts";
+import { hydrate } from "../../lib/cli/commands/hydrate.ts";
+import { publish } from "../../lib/cli/commands/publish.ts";
+import { run } from "../../lib/cli/commands/run.ts";
+import { parseCommandLine } from "../../lib/cli/parse.ts";
+import { closest } from "../../lib/cli/suggest.ts";
 import { failure } from "../support/failure.ts";
 
-const parse = (line: string) => parseCommand(line.split(" ").filter(Boolean));
+const parse = (line: string) =>
+  parseCommandLine(line.split(" ").filter(Boolean));
 
-/** Reads a line that must be a command of this kind. */
-function parseAs<K extends Command["kind"]>(kind: K, line: string) {
-  const command = parse(line);
-  assertEquals(command.kind, kind);
-  return command as CommandOf<K>;
+/** Reads a line that must be of this command. */
+function requestOf<T>(command: Command<T>, line: string): T {
+  const read = parse(`${command.name} ${line}`);
+  if (read.kind !== "command") throw new Error(`it is ${read.kind}`);
+  assertEquals(read.command.name, command.name);
+  return read.request as T;
 }
 
 Deno.test("hydrate alone leaves every choice to its usual value", () => {
-  assertEquals(parse("hydrate"), {
-    kind: "hydrate",
-    hydrate: {
-      manifest: undefined,
+  assertEquals(requestOf(hydrate, ""), {
+    manifest: undefined,
+    options: {
       cache: undefined,
       offline: false,
       verify: false,
       force: false,
       retries: undefined,
       stallTimeoutMs: undefined,
+      plainHttp: undefined,
       caFile: undefined,
     },
     output: { json: false, quiet: false, progress: true },
@@ -37,10 +41,9 @@ Deno.test("hydrate alone leaves every choice to its usual value", () => {
 Deno.test("every flag of hydrate arrives, with = and without", () => {
   const flags =
     "--manifest m.json --cache=/c --offline --verify --force --retries 0 --stall-timeout=1.5 --plain-http --ca-file ca.pem --json --quiet --no-progress";
-  assertEquals(parse(`hydrate ${flags}`), {
-    kind: "hydrate",
-    hydrate: {
-      manifest: "m.json",
+  assertEquals(requestOf(hydrate, flags), {
+    manifest: "m.json",
+    options: {
       cache: "/c",
       offline: true,
       verify: true,
@@ -55,44 +58,89 @@ Deno.test("every flag of hydrate arrives, with = and without", () => {
 });
 
 Deno.test("cache has an action, and ages and counts as numbers", () => {
-  assertEquals(parse("cache prune --keep 3 --older-than 12h --dry-run"), {
-    kind: "cache",
+  const flags = "prune --keep 3 --older-than 12h --dry-run";
+  assertEquals(requestOf(cache, flags), {
     action: "prune",
     manifest: undefined,
     cache: undefined,
-    keep: 3,
-    olderThanMs: 12 * 3_600_000,
-    dryRun: true,
+    options: { keep: 3, olderThanMs: 12 * 3_600_000, dryRun: true },
     json: false,
   });
   const ages = { "1s": 1000, "2m": 120_000, "30d": 2_592_000_000 };
   for (const [age, ms] of Object.entries(ages)) {
-    const command = parseAs("cache", `cache prune --older-than ${age}`);
-    assertEquals(command.olderThanMs, ms);
+    const { options } = requestOf(cache, `prune --older-than ${age}`);
+    assertEquals(options.olderThanMs, ms);
   }
-  assertEquals(parseAs("cache", "cache ls").keep, 1);
+  assertEquals(requestOf(cache, "ls").options.keep, 1);
 });
 
 Deno.test("publish takes an image and a reference, and flags among them", () => {
-  const command = parseAs(
-    "publish",
-    "publish a.qcow2 --extra=b.txt:text/plain --extra c:a/d ghcr.io/o/r:1 --annotation k=v=w --annotation e= --created 86400",
+  const { path, reference, options } = requestOf(
+    publish,
+    "a.qcow2 --extra=b.txt:text/plain --extra c:a/d ghcr.io/o/r:1 --annotation k=v=w --annotation e= --created 86400",
   );
-  assertEquals([command.path, command.reference], ["a.qcow2", "ghcr.io/o/r:1"]);
-  assertEquals(command.options.extras?.length, 2);
-  assertEquals(command.options.annotations, { k: "v=w", e: "" });
-  assertEquals(command.options.created, new Date(86_400_000));
-  assertEquals(command.options.verify, "manifest");
+  assertEquals([path, reference], ["a.qcow2", "ghcr.io/o/r:1"]);
+  assertEquals(options.extras?.length, 2);
+  assertEquals(options.annotations, { k: "v=w", e: "" });
+  assertEquals(options.created, new Date(86_400_000));
+  assertEquals(options.verify, "manifest");
 });
 
 Deno.test("a positional argument that looks like a number stays as it is written", () => {
-  const command = parseAs("publish", "publish 1.0 2.50");
-  assertEquals([command.path, command.reference], ["1.0", "2.50"]);
+  const { path, reference } = requestOf(publish, "1.0 2.50");
+  assertEquals([path, reference], ["1.0", "2.50"]);
+});
+
+Deno.test("run takes the first word that is no flag for the command, and passes the rest on", () => {
+  const cases: [string, string, string[]][] = [
+    ["uname -a", "uname", ["-a"]],
+    ["-- uname -a", "uname", ["-a"]],
+    ["--memory 512M uname --json", "uname", ["--json"]],
+    ["--memory=512M uname --help -h", "uname", ["--help", "-h"]],
+    ["sh -c x -- y --timeout 3", "sh", [
+      "-c",
+      "x",
+      "--",
+      "y",
+      "--timeout",
+      "3",
+    ]],
+    ["-- sh -- --json", "sh", ["--", "--json"]],
+    ["--quiet -- --odd 1.0", "--odd", ["1.0"]],
+    ["007 1e3", "007", ["1e3"]],
+    ["- -", "-", ["-"]],
+    ["ls --no-such-flag", "ls", ["--no-such-flag"]],
+  ];
+  for (const [line, command, args] of cases) {
+    const request = requestOf(run, line);
+    assertEquals([request.command, request.args], [command, args], line);
+    assertEquals(request.output.json, false, line);
+  }
+  const request = requestOf(
+    run,
+    "--json --env A=1 --env B= printenv --env C=2",
+  );
+  assertEquals(request.env, { A: "1", B: "" });
+  assertEquals(request.args, ["--env", "C=2"]);
+  assertEquals(request.output.json, true);
+});
+
+Deno.test("boot passes on to QEMU what follows --, and takes no words", async () => {
+  const { vm } = requestOf(boot, "--cpus 1 -- -device x --json");
+  assertEquals(vm.qemuArgs, ["-device", "x", "--json"]);
+  assertEquals(vm.cpus, 1);
+  await failure("usage", () => parse("boot x"));
+});
+
+Deno.test("a machine that is asked nothing special is shaped by nothing", () => {
+  const { hydrate: _, fresh, save, ...shape } = requestOf(run, "true").vm;
+  assertEquals([fresh, save], [false, true]);
+  assertEquals(Object.values(shape).filter((it) => it !== undefined), []);
 });
 
 Deno.test("help and version are asked for in every usual way", () => {
   for (const line of ["", "--help", "-h", "help"]) {
-    assertEquals(parseAs("help", line).command, undefined);
+    assertEquals(parse(line), { kind: "help" });
   }
   for (const line of ["--version", "-V"]) {
     assertEquals(parse(line), { kind: "version" });
@@ -133,6 +181,11 @@ const WRONG: [string, string, string][] = [
   ["cache ls path", 'cache does not take "path"', "ls | path | prune"],
   ["cache list", 'cache does not know "list"', ""],
   ["cache prune --older-than 30", "30 is not an age", "30d"],
+  ["run", "run needs a command", "toolsmith run COMMAND"],
+  ["run --", "run needs a command", ""],
+  ["run --memori 1G ls", "run has no flag --memori", "--memory?"],
+  ["run --execution vn ls", 'does not know "vn"', "did you mean vm?"],
+  ["stop --cache x", "stop has no flag --cache", ""],
   ["publish a b c", 'publish does not take "c"', ""],
   ["publish a b --annotation =v", "is not KEY=VALUE", ""],
   ["publish a b --created soon", "soon is not a time", ""],

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { VERSION } from "../../lib/version.ts";
-import { COMMANDS } from "../../lib/cli/flags.ts";
+import { COMMANDS } from "../../lib/cli/commands.ts";
 import { denoArgs, ROOT } from "../../scripts/deno.ts";
 import { run } from "../../lib/system/process.ts";
 import {

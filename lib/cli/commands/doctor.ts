@@ -1,0 +1,54 @@
+/**
+ * `toolsmith doctor`: says whether this host can do what it is asked to do.
+ *
+ * @module
+ */
+import {
+  doctor as examine,
+  type DoctorOptions,
+  type Finding,
+} from "../../doctor/doctor.ts";
+import { printable } from "../../system/text.ts";
+import type { Command } from "../command.ts";
+import {
+  CACHE,
+  JSON_OUTPUT,
+  MANIFEST,
+  readRegistry,
+  REGISTRY,
+} from "../flags.ts";
+
+interface DoctorRequest {
+  options: DoctorOptions;
+  json: boolean;
+}
+
+/** Prints what a check of this host finds. */
+export const doctor: Command<DoctorRequest> = {
+  name: "doctor",
+  usage: "[flags]",
+  summary: "check whether this host can do all that",
+  flags: [...MANIFEST, ...CACHE, ...REGISTRY, ...JSON_OUTPUT],
+  positionals: [0, 0],
+  parse: (given) => ({
+    options: {
+      manifest: given.text("manifest"),
+      cache: given.text("cache"),
+      ...readRegistry(given),
+    },
+    json: given.has("json"),
+  }),
+  async run({ options, json }, { signal, result }) {
+    const findings = await examine({ ...options, signal });
+    const ok = findings.every(({ level }) => level !== "fail");
+    const text = findings.flatMap(findingLines).join("\n");
+    result(json, { ok, findings }, printable(text));
+    return ok ? 0 : 1;
+  },
+};
+
+function findingLines({ check, level, found, hint }: Finding): string[] {
+  const lines = [`${level.padEnd(4)}  ${check.padEnd(11)}  ${found}`];
+  if (hint) lines.push(`${" ".repeat(19)}${hint}`);
+  return lines;
+}

@@ -1,0 +1,148 @@
+/**
+ * `toolsmith run`: runs a command in the image, and ends with its exit status.
+ *
+ * @module
+ */
+import type { Environment } from "../../environment.ts";
+import type { OnEvent } from "../../events.ts";
+import { loadManifest } from "../../manifest/manifest.ts";
+import { assertToolAllowed } from "../../manifest/tools.ts";
+import { runOnHost } from "../../run/host.ts";
+import { runInVm, type WorkspaceVmOptions } from "../../run/workspace_vm.ts";
+import type { Command } from "../command.ts";
+import { type ParsedFlags, usage } from "../flag_values.ts";
+import {
+  HYDRATE,
+  MACHINE,
+  type OutputFlags,
+  readMachine,
+  readOutput,
+} from "../flags.ts";
+import type { Io } from "../io.ts";
+
+interface RunRequest {
+  manifest?: string;
+  command: string;
+  args: string[];
+  vm: WorkspaceVmOptions;
+  execution?: "vm" | "host";
+  timeoutMs?: number;
+  env: Record<string, string>;
+  cwd?: string;
+  output: OutputFlags;
+}
+
+/** Runs a command in the image, and ends with its exit status. */
+export const run: Command<RunRequest> = {
+  name: "run",
+  usage: "[flags] COMMAND [ARG…]",
+  summary: "run a command in the image; its exit status is the command's",
+  details:
+    "It runs in the workspace, read-only at /mnt/work: in the VM that boot --detach\nstarted, else in one of its own. Flags after COMMAND are the command's.",
+  flags: [
+    {
+      name: "execution",
+      value: "WHERE",
+      help: "vm or host; else TOOLSMITH_EXECUTION, else vm",
+    },
+    {
+      name: "timeout",
+      value: "SECONDS",
+      help: "end the command after SECONDS, with exit status 124",
+    },
+    {
+      name: "env",
+      value: "NAME=VALUE",
+      many: true,
+      help: "set a variable for the command",
+    },
+    {
+      name: "cwd",
+      value: "DIR",
+      help: "the command's directory, in the guest",
+    },
+    ...MACHINE,
+    ...HYDRATE,
+  ],
+  positionals: [0, 0],
+  rest: "words",
+  parse: readRequest,
+  async run(request, io) {
+    const { onEvent, close } = io.view(request.output);
+    const place = request.execution ?? placeOf(io.env);
+    try {
+      return place === "host"
+        ? await onHost(request, io, onEvent)
+        : await inVm(request, io, onEvent);
+    } finally {
+      close();
+    }
+  },
+};
+
+function readRequest(given: ParsedFlags): RunRequest {
+  const [command, ...args] = given.rest;
+  if (command === undefined) {
+    throw usage("run needs a command", "toolsmith run COMMAND [ARG…]");
+  }
+  const execution = given.text("execution");
+  return {
+    manifest: given.text("manifest"),
+    command,
+    args,
+    vm: readMachine(given),
+    execution: execution === undefined
+      ? undefined
+      : given.oneOf(["vm", "host"], execution),
+    timeoutMs: given.duration("timeout"),
+    env: given.pairs("env"),
+    cwd: given.text("cwd"),
+    output: readOutput(given),
+  };
+}
+
+async function inVm(request: RunRequest, io: Io, onEvent: OnEvent) {
+  const { command, args, env, cwd, timeoutMs, output: { json } } = request;
+  const manifest = await loadManifest(request.manifest);
+  const { code, signal, stdoutBytes, stderrBytes } = await runInVm(
+    manifest,
+    command,
+    {
+      args,
+      env,
+      cwd,
+      timeoutMs,
+      signal: io.signal,
+      ...io.streams(json),
+      vm: { ...request.vm, env: io.env, onEvent },
+    },
+  );
+  io.result(json, { code, signal, stdoutBytes, stderrBytes }, "");
+  return code;
+}
+
+async function onHost(request: RunRequest, io: Io, onEvent: OnEvent) {
+  const { command, args, env, cwd, timeoutMs, output: { json } } = request;
+  // Paths of tools are those of the guest: here the name alone counts.
+  assertToolAllowed(await loadManifest(request.manifest), command);
+  const ended = await runOnHost(command, {
+    args,
+    env,
+    cwd,
+    timeoutMs,
+    signal: io.signal,
+    ...io.hostStreams(json),
+    onEvent,
+  });
+  io.result(json, ended, "");
+  return ended.code;
+}
+
+function placeOf(env: Environment): "vm" | "host" {
+  const place = env.get("TOOLSMITH_EXECUTION") || "vm";
+  if (place === "vm" || place === "host") return place;
+  throw usage(
+    `TOOLSMITH_EXECUTION is "${place}"`,
+    "it is vm, or host to do without the machine",
+  );
+}
