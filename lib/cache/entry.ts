@@ -9,40 +9,31 @@
  *
  * @module
  */
-import { join } from "@std/path";
-import type { Sha256 } from "../system/digest.ts";
+import { basename, join } from "@std/path";
+import { asDigest } from "../system/digest.ts";
 import type { Environment } from "../environment.ts";
 import { ToolsmithError, toToolsmithError } from "../errors.ts";
-import {
-  type Fingerprint,
-  fingerprint,
-  isSame,
-  removeTree,
-  syncToDisk,
-} from "../system/files.ts";
+import { type Fingerprint, fingerprint, isSame } from "../system/files.ts";
 import { lock, type LockOptions, tryLock } from "../system/lock.ts";
+import { whyUnsafe, whyUntrusted } from "../system/ownership.ts";
+import {
+  readRecord,
+  recordPath,
+  type VerificationRecord,
+  writeRecord,
+} from "./_record.ts";
+import {
+  type CacheKey,
+  deniedAs,
+  entryDir,
+  lockPath,
+  stage,
+  type Staging,
+  sweepStaging,
+  takeAway,
+} from "./_staging.ts";
 
-/** Names an entry of the cache. */
-export interface CacheKey {
-  /** The cache's directory. */
-  cache: string;
-  /** The image's name. */
-  image: string;
-  /** SHA-256 of the image. */
-  sha256: Sha256;
-}
-
-/** What `verified.json` holds: the file as it was when it was verified. */
-export interface VerificationRecord extends Fingerprint {
-  /** Name of the image's file. */
-  file: string;
-  /** `sha256:` and the digest in hex. */
-  digest: string;
-  /** Where the image came from. */
-  source: string;
-  /** When it was verified, as an ISO 8601 time. */
-  verified: string;
-}
+export type { CacheKey };
 
 /** An image that lies in the cache. */
 export interface CachedFile {
@@ -50,25 +41,75 @@ export interface CachedFile {
   path: string;
   /** Size, in bytes. */
   bytes: number;
-  /** Whether it is still, to all appearance, the file that was verified. */
+  /** Whether it is, to all appearance, the file that was verified. */
   trusted: boolean;
-  /** Its stamp, if there is one. */
+  /** Why its record is not believed: another user could have written it. */
+  suspect?: string;
+  /** The record of its verification, unless there is none to believe. */
   record?: VerificationRecord;
+  /** The file as it was found. */
+  found: Fingerprint;
 }
 
-/** A directory for an image on its way into the cache. */
-export interface Staging extends AsyncDisposable {
-  /** Its path, on the cache's filesystem. */
-  dir: string;
+/** A place for one image in the cache. */
+export interface ImageEntry {
+  /** Its directory. */
+  readonly dir: string;
+  /** The file of its lock. */
+  readonly lockPath: string;
+  /**
+   * Looks the image up, without reading it: the record says whether it was
+   * touched since it was verified. A record that another user could have
+   * written is not read.
+   *
+   * Needs `--allow-read` for the cache, and `--allow-sys=uid` to believe it.
+   *
+   * @returns The file, or `undefined` if there is none.
+   */
+  lookUp(): Promise<CachedFile | undefined>;
+  /**
+   * Takes the lock, and clears away what dead processes left of this entry and
+   * its neighbours.
+   *
+   * Needs `--allow-read` and `--allow-write` for the cache.
+   *
+   * @param options Who is notified of a wait, and what ends it.
+   * @throws {ToolsmithError} `cache_unwritable`, also where another user could
+   * replace what is written.
+   */
+  lock(options?: LockOptions): Promise<LockedEntry>;
+  /** Takes the lock if no other process has it. */
+  tryLock(): Promise<LockedEntry | undefined>;
+  /** Notes that the entry is in use, for prune, where that can be written. */
+  touch(): Promise<void>;
 }
 
-const RECORD = "verified.json";
+/** An entry whose lock this process has; disposing releases it. */
+export interface LockedEntry extends Disposable {
+  /**
+   * Makes a directory to fill the image in.
+   *
+   * @throws {ToolsmithError} `cache_unwritable`.
+   */
+  stage(): Promise<Staging>;
+  /**
+   * Notes that the image has been verified again, as it was when it was looked
+   * up. Where that cannot be written, it is verified again the next time.
+   */
+  renew(cached: CachedFile): Promise<void>;
+  /**
+   * Takes the entry away in one step.
+   *
+   * @returns `false` if it was gone.
+   */
+  remove(): Promise<boolean>;
+}
+
 /** Codes of the system, and the lock's own. */
 const UNWRITABLE = [
   ..."EROFS ENOTDIR EISDIR EEXIST ENAMETOOLONG".split(" "),
   "file_unreadable",
 ];
-const STAGING = /^\.staging-([0-9a-f]{64})-/;
 
 /**
  * The cache's directory.
@@ -81,56 +122,60 @@ export function cacheDir(root: string, env: Environment): string {
   return env.get("TOOLSMITH_CACHE") || join(root, ".toolsmith", "cache");
 }
 
-/** The directory of an entry. */
-export function entryDir({ cache, image, sha256 }: CacheKey): string {
-  return join(cache, image, sha256);
-}
-
 /**
- * Looks an image up, without reading it: its stamp tells whether it was touched
- * since it was verified.
- *
- * Needs `--allow-read` for the cache.
+ * The place of an image in the cache.
  *
  * @param key The entry.
- * @returns The file, or `undefined` if there is none.
+ * @returns Its methods; nothing is read or made before one is called.
  */
-export async function lookUp(key: CacheKey): Promise<CachedFile | undefined> {
+export function cacheEntry(key: CacheKey): ImageEntry {
   const dir = entryDir(key);
-  const record = await readRecord(dir);
+  return {
+    dir,
+    lockPath: lockPath(key),
+    lookUp: () => lookUp(key),
+    lock: (options) => lockEntry(key, options),
+    async tryLock() {
+      const held = await tryLock(lockPath(key));
+      return held && lockedEntry(key, held);
+    },
+    async touch() {
+      const now = new Date();
+      await Deno.utime(dir, now, now).catch(() => {});
+    },
+  };
+}
+
+async function lookUp(key: CacheKey): Promise<CachedFile | undefined> {
+  const dir = entryDir(key);
+  const suspectRecord = await whyUntrusted(recordPath(dir));
+  const record = suspectRecord ? undefined : await readRecord(dir);
   const file = record?.file ?? await findImage(dir);
   if (!file) return undefined;
   const path = join(dir, file);
   // A directory, a link or a pipe is no image: it is replaced, and never opened.
-  const now = await fingerprint(path);
-  if (!now) return undefined;
-  const trusted = record?.digest === `sha256:${key.sha256}` &&
-    isSame(now, record);
-  return { path, bytes: now.size, trusted, record };
+  const found = await fingerprint(path);
+  if (!found) return undefined;
+  const suspect = suspectRecord ?? await whyUntrusted(path);
+  const trusted = !suspect && record?.digest === asDigest(key.sha256) &&
+    isSame(found, record);
+  return { path, bytes: found.size, trusted, suspect, record, found };
 }
 
-/**
- * Takes the lock of an entry, and clears away what dead processes left of it
- * and of its neighbours.
- *
- * Needs `--allow-read` and `--allow-write` for the cache.
- *
- * @param key The entry.
- * @param options What to tell, when to give up.
- * @returns The lock; disposing it releases it.
- * @throws {ToolsmithError} `cache_unwritable`.
- */
-export async function lockEntry(
+async function lockEntry(
   key: CacheKey,
   options: LockOptions = {},
-): Promise<Disposable> {
+): Promise<LockedEntry> {
   const dir = join(key.cache, key.image);
   try {
-    await Deno.mkdir(dir, { recursive: true });
+    // Not for a group to write, whatever the umask.
+    await Deno.mkdir(dir, { recursive: true, mode: 0o755 });
+    const why = await whyUnsafe(key.cache) ?? await whyUnsafe(dir);
+    if (why) throw notOwn(dir, why);
     const held = await lock(lockPath(key), options);
     try {
       await sweepStaging(key.cache, key.image, key.sha256);
-      return held;
+      return lockedEntry(key, held);
     } catch (error) {
       held[Symbol.dispose]();
       throw error;
@@ -140,118 +185,29 @@ export async function lockEntry(
   }
 }
 
-/** The file of an entry's lock. */
-export function lockPath({ cache, image, sha256 }: CacheKey): string {
-  return join(cache, image, `.${sha256}.lock`);
-}
-
-/**
- * Makes a staging directory for an entry. The caller has the entry's lock.
- *
- * Needs `--allow-write` for the cache.
- *
- * @param key The entry.
- * @returns The directory; disposing it removes it with all it holds.
- */
-export async function stage(key: CacheKey): Promise<Staging> {
-  const id = crypto.randomUUID().slice(0, 8);
-  const name = `.staging-${key.sha256}-${id}`;
-  const dir = join(key.cache, key.image, name);
-  await Deno.mkdir(dir, { mode: 0o700 });
+function lockedEntry(key: CacheKey, held: Disposable): LockedEntry {
   return {
-    dir,
-    [Symbol.asyncDispose]: () => removeTree(dir),
+    async stage() {
+      try {
+        return await stage(key);
+      } catch (cause) {
+        throw asCacheError(cause, key.cache);
+      }
+    },
+    renew: (cached) => deniedAs(undefined, renew(key, cached)),
+    remove: () => takeAway(key),
+    [Symbol.dispose]: () => held[Symbol.dispose](),
   };
 }
 
-/**
- * Puts a verified file into its place: read-only, synced, and in one rename
- * together with its stamp. An entry that is there already is replaced.
- *
- * Needs `--allow-read` and `--allow-write` for the cache.
- *
- * @param key The entry; the caller has its lock.
- * @param staging The directory that holds the file.
- * @param file The file: its path, its name in the cache, where it came from.
- * @returns The image's path in the cache.
- */
-export async function place(
-  key: CacheKey,
-  staging: Staging,
-  file: { path: string; name: string; source: string },
-): Promise<string> {
-  const dir = entryDir(key);
-  const fresh = join(staging.dir, "entry");
-  await Deno.mkdir(fresh, { mode: 0o755 });
-  const path = join(fresh, file.name);
-  await Deno.rename(file.path, path);
-  await syncToDisk(path);
-  await Deno.chmod(path, 0o444);
-  await writeRecord(key, fresh, file.name, file.source);
-  await syncToDisk(fresh);
-  // A directory cannot be renamed onto one that is not empty: it makes way first.
-  const old = join(staging.dir, "old");
-  await Deno.rename(dir, old).catch((error) => {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  });
-  await Deno.rename(fresh, dir);
-  await syncToDisk(join(key.cache, key.image));
-  return join(dir, file.name);
-}
-
-/**
- * Notes that an entry's image has been verified again.
- *
- * Needs `--allow-read` and `--allow-write` for the cache.
- *
- * @param key The entry; the caller has its lock.
- * @param cached The image.
- */
-export async function renewRecord(key: CacheKey, cached: CachedFile) {
-  const dir = entryDir(key);
-  const name = cached.path.slice(dir.length + 1);
-  await writeRecord(key, dir, name, cached.record?.source ?? "unknown");
-}
-
-/**
- * Notes that an entry is in use, for prune to see. A cache that can only be
- * read is fine.
- *
- * Needs `--allow-write` for the cache.
- *
- * @param key The entry.
- */
-export async function touch(key: CacheKey) {
-  const now = new Date();
-  await Deno.utime(entryDir(key), now, now).catch(() => {});
-}
-
-/**
- * Removes staging directories that no process fills any more: one whose lock can
- * be had has no owner.
- *
- * Needs `--allow-read` and `--allow-write` for the cache.
- *
- * @param cache The cache's directory.
- * @param image The image's name.
- * @param held The entry whose lock the caller has, if any.
- */
-export async function sweepStaging(
-  cache: string,
-  image: string,
-  held?: Sha256,
-) {
-  for await (const { name } of Deno.readDir(join(cache, image))) {
-    const sha256 = STAGING.exec(name)?.[1];
-    if (!sha256) continue;
-    const path = join(cache, image, name);
-    if (sha256 === held) {
-      await removeTree(path);
-      continue;
-    }
-    using free = await tryLock(lockPath({ cache, image, sha256 }));
-    if (free) await removeTree(path);
-  }
+async function renew(key: CacheKey, { path, record, found }: CachedFile) {
+  const file = basename(path);
+  const digest = asDigest(key.sha256);
+  const source = record?.source ?? "unknown";
+  const verified = new Date().toISOString();
+  const renewed = { file, digest, source, verified, ...found };
+  await using staging = await stage(key);
+  await writeRecord(entryDir(key), renewed, staging.dir);
 }
 
 /**
@@ -271,7 +227,7 @@ export function asCacheError(cause: unknown, dir: string): ToolsmithError {
       `Cannot write to the cache at ${dir}: ${(cause as Error).message}`,
       {
         hint:
-          "mend its owner and mode, or put it elsewhere: TOOLSMITH_CACHE=DIR",
+          "check its owner and mode, or put it elsewhere: TOOLSMITH_CACHE=DIR",
         cause,
       },
     );
@@ -279,43 +235,15 @@ export function asCacheError(cause: unknown, dir: string): ToolsmithError {
   return toToolsmithError(cause);
 }
 
-async function readRecord(
-  dir: string,
-): Promise<VerificationRecord | undefined> {
-  try {
-    const record = JSON.parse(await Deno.readTextFile(join(dir, RECORD)));
-    const plain = typeof record?.file === "string" &&
-      /^[^/\\]+\.qcow2$/i.test(record.file);
-    return plain ? record : undefined;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    // An unreadable stamp is no stamp: the image is verified again.
-    return undefined;
-  }
-}
-
-async function writeRecord(
-  key: CacheKey,
-  dir: string,
-  file: string,
-  source: string,
-) {
-  const now = await fingerprint(join(dir, file));
-  if (!now) throw new Deno.errors.NotFound(`${file} is gone from ${dir}`);
-  const record: VerificationRecord = {
-    file,
-    digest: `sha256:${key.sha256}`,
-    source,
-    verified: new Date().toISOString(),
-    ...now,
-  };
-  const path = join(dir, RECORD);
-  await Deno.writeTextFile(
-    `${path}.new`,
-    JSON.stringify(record, null, 2) + "\n",
+function notOwn(dir: string, why: string): ToolsmithError {
+  return new ToolsmithError(
+    "cache_unwritable",
+    `Cannot write to the cache at ${dir}: ${why}`,
+    {
+      hint:
+        "only its owner fills a cache: put yours elsewhere, TOOLSMITH_CACHE=DIR",
+    },
   );
-  await syncToDisk(`${path}.new`);
-  await Deno.rename(`${path}.new`, path);
 }
 
 async function findImage(dir: string): Promise<string | undefined> {

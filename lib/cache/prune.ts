@@ -4,21 +4,17 @@
  * @module
  */
 import { join, resolve } from "@std/path";
-import {
-  type CacheKey,
-  entryDir,
-  lockPath,
-  lookUp,
-  sweepStaging,
-} from "./entry.ts";
+import { type Environment, processEnvironment } from "../environment.ts";
 import { asDigest, type Digest, sha256Hex } from "../system/digest.ts";
-import { removeTree } from "../system/files.ts";
-import { tryLock } from "../system/lock.ts";
+import { absentAs } from "../system/files.ts";
+import { deniedAs, entryDir, sweepStaging } from "./_staging.ts";
+import { cacheEntry, type CacheKey } from "./entry.ts";
 import {
-  listSnapshots,
-  removeSnapshot,
   type Snapshot,
-  sweepSnapshots,
+  snapshotDir,
+  type SnapshotStore,
+  snapshotStore,
+  userSnapshotsDir,
 } from "./snapshots.ts";
 
 /** An image in the cache. */
@@ -39,7 +35,7 @@ export interface CacheEntry {
   used: string;
   /** Whether it is untouched since it was verified. */
   trusted: boolean;
-  /** Machines that were saved of it. */
+  /** This user's snapshots of it. */
   states: Snapshot[];
 }
 
@@ -55,16 +51,20 @@ export interface PruneOptions {
   protect?: CacheKey[];
   /** The clock, in milliseconds since the epoch. @default {Date.now} */
   now?: () => number;
+  /** Read for this user's own cache. @default {processEnvironment} */
+  env?: Environment;
 }
 
 /** What {@linkcode pruneCache} did. */
 export interface PruneResult {
   /** Images that went, or would go. */
   removed: CacheEntry[];
-  /** Saved machines that went, or would go, those of kept images too. */
+  /** Snapshots that went, or would go, those of kept images too. */
   states: Snapshot[];
   /** What could have gone, but another process is at work on it. */
   busy: CacheEntry[];
+  /** What could have gone, but is not this user's to remove. */
+  denied: CacheEntry[];
   /** Bytes that are free now, or would be. */
   bytes: number;
 }
@@ -74,32 +74,22 @@ const SHA256 = /^[0-9a-f]{64}$/;
 /**
  * Lists the images of a cache, the latest used of each name first.
  *
- * Needs `--allow-read` for the cache.
+ * Needs `--allow-read` for the cache, and `--allow-sys=uid`.
  *
  * @param cache The cache's directory; one that is not there is empty.
+ * @param options Where this user's own cache is.
  * @returns The entries.
  */
-export async function listCache(cache: string): Promise<CacheEntry[]> {
+export async function listCache(
+  cache: string,
+  options: { env?: Environment } = {},
+): Promise<CacheEntry[]> {
   const entries: CacheEntry[] = [];
   for (const image of await dirs(cache)) {
     for (const sha256 of await dirs(join(cache, image))) {
       if (!SHA256.test(sha256)) continue;
-      const key = { cache, image, sha256 };
-      const file = await lookUp(key);
-      if (!file) continue;
-      const used = await lastUse(key);
-      if (!used) continue;
-      entries.push({
-        image,
-        digest: asDigest(sha256),
-        path: file.path,
-        bytes: file.bytes,
-        source: file.record?.source,
-        verified: file.record?.verified,
-        used: used.toISOString(),
-        trusted: file.trusted,
-        states: await listSnapshots(statesDir(key)),
-      });
+      const entry = await readEntry({ cache, image, sha256 }, options.env);
+      if (entry) entries.push(entry);
     }
   }
   return entries.sort((a, b) =>
@@ -108,12 +98,13 @@ export async function listCache(cache: string): Promise<CacheEntry[]> {
 }
 
 /**
- * Removes saved machines, then images, that nobody used lately, and what
- * interrupted runs left. A machine can be saved again within seconds: those of
- * images that stay go too. An entry that is being filled stays; a machine that runs from a removed image
- * keeps it until it ends (not on Windows, where it cannot be removed).
+ * Removes snapshots, then images, that nobody used lately, and what interrupted
+ * runs left. A machine can be saved again within seconds: those of images that
+ * stay go too. An entry that is being filled stays, and so does what belongs to
+ * another user; a machine that runs from a removed image keeps it until it ends
+ * (not on Windows, where it cannot be removed).
  *
- * Needs `--allow-read` and `--allow-write` for the cache.
+ * Needs `--allow-read` and `--allow-write` for the cache, `--allow-sys=uid`.
  *
  * @param cache The cache's directory.
  * @param options What stays.
@@ -124,31 +115,36 @@ export async function pruneCache(
   options: PruneOptions = {},
 ): Promise<PruneResult> {
   const { keep = 1, olderThanMs = 0, dryRun = false, now = Date.now } = options;
-  const folderOf = (key: CacheKey) => resolve(entryDir(key));
-  const safe = new Set((options.protect ?? []).map(folderOf));
-  const result: PruneResult = { removed: [], states: [], busy: [], bytes: 0 };
+  const { env = processEnvironment } = options;
+  const safe = new Set((options.protect ?? []).map(placeOf));
+  const isOld = ({ used }: { used: string }) =>
+    now() - Date.parse(used) >= olderThanMs;
+  const result: PruneResult = {
+    removed: [],
+    states: [],
+    busy: [],
+    denied: [],
+    bytes: 0,
+  };
   const seen = new Map<string, number>();
-  for (const entry of await listCache(cache)) {
+  const entries = await listCache(cache, { env });
+  for (const store of await storesOf(entries, env)) {
+    if (!dryRun) await store.sweep();
+    for (const snapshot of (await store.list()).filter(isOld)) {
+      if (!dryRun && !await store.remove(snapshot)) continue;
+      result.states.push(snapshot);
+      result.bytes += snapshot.bytes;
+    }
+  }
+  for (const entry of entries) {
     const rank = seen.get(entry.image) ?? 0;
     seen.set(entry.image, rank + 1);
     const sha256 = sha256Hex(entry.digest);
     const key = { cache, image: entry.image, sha256 };
-    if (!dryRun) await sweepSnapshots(statesDir(key));
-    for (const state of entry.states) {
-      if (now() - Date.parse(state.used) < olderThanMs) continue;
-      if (!dryRun && !await removeSnapshot(statesDir(key), state)) continue;
-      result.states.push(state);
-      result.bytes += state.bytes;
-    }
-    const age = now() - Date.parse(entry.used);
-    if (rank < keep || age < olderThanMs || safe.has(folderOf(key))) {
-      continue;
-    }
+    if (rank < keep || !isOld(entry) || safe.has(placeOf(key))) continue;
     const outcome = dryRun ? "removed" : await removeEntry(key);
-    if (outcome === "busy") result.busy.push(entry);
-    if (outcome !== "removed") continue;
-    result.removed.push(entry);
-    result.bytes += entry.bytes;
+    if (outcome !== "gone") result[outcome].push(entry);
+    if (outcome === "removed") result.bytes += entry.bytes;
   }
   if (!dryRun) {
     for (const image of await dirs(cache)) await sweepStaging(cache, image);
@@ -156,39 +152,58 @@ export async function pruneCache(
   return result;
 }
 
-/** Where machines of an image are saved. */
-function statesDir(key: CacheKey): string {
-  return join(entryDir(key), "machines");
+function placeOf(key: CacheKey): string {
+  return resolve(entryDir(key));
 }
 
-/** When an entry was last asked for; `undefined` if it is gone by now. */
-async function lastUse(key: CacheKey): Promise<Date | undefined> {
-  try {
-    return (await Deno.stat(entryDir(key))).mtime ?? new Date(0);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
+async function readEntry(
+  key: CacheKey,
+  env?: Environment,
+): Promise<CacheEntry | undefined> {
+  const file = await deniedAs(undefined, cacheEntry(key).lookUp());
+  const used = await absentAs(undefined, Deno.stat(entryDir(key)));
+  if (!file || !used) return undefined;
+  const snapshots = await snapshotDir(file.path, env);
+  return {
+    image: key.image,
+    digest: asDigest(key.sha256),
+    path: file.path,
+    bytes: file.bytes,
+    source: file.record?.source,
+    verified: file.record?.verified,
+    used: (used.mtime ?? new Date(0)).toISOString(),
+    trusted: file.trusted,
+    states: snapshots ? await snapshotStore(snapshots).list() : [],
+  };
+}
+
+/** Snapshots of these images, and all in this user's own cache. */
+async function storesOf(
+  entries: CacheEntry[],
+  env: Environment,
+): Promise<SnapshotStore[]> {
+  const places = new Set<string>();
+  for (const { path } of entries) {
+    const dir = await snapshotDir(path, env);
+    if (dir) places.add(dir);
   }
+  const own = userSnapshotsDir(env);
+  if (own) { for (const name of await dirs(own)) places.add(join(own, name)); }
+  return [...places].map(snapshotStore);
 }
 
-/** Takes an entry away in one step, unless somebody works on it. */
+/** Takes an entry away, unless somebody works on it or it is somebody else's. */
 async function removeEntry(
   key: CacheKey,
-): Promise<"removed" | "busy" | "gone"> {
-  using held = await tryLock(lockPath(key));
-  if (!held) return "busy";
-  const name = `.staging-${key.sha256}-pruned`;
-  const aside = join(key.cache, key.image, name);
-  await removeTree(aside);
-  try {
-    await Deno.rename(entryDir(key), aside);
-  } catch (error) {
-    // Another prune had the lock before.
-    if (error instanceof Deno.errors.NotFound) return "gone";
-    throw error;
-  }
-  await removeTree(aside);
-  return "removed";
+): Promise<"removed" | "busy" | "denied" | "gone"> {
+  return await deniedAs(
+    "denied",
+    (async () => {
+      using held = await cacheEntry(key).tryLock();
+      if (!held) return "busy";
+      return await held.remove() ? "removed" : "gone";
+    })(),
+  );
 }
 
 async function dirs(path: string): Promise<string[]> {
@@ -198,7 +213,9 @@ async function dirs(path: string): Promise<string[]> {
       if (isDirectory && !name.startsWith(".")) names.push(name);
     }
   } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    const none = error instanceof Deno.errors.NotFound ||
+      error instanceof Deno.errors.PermissionDenied;
+    if (!none) throw error;
   }
   return names.sort();
 }

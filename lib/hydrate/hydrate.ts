@@ -5,27 +5,21 @@
  */
 import { resolve } from "@std/path";
 import {
-  asCacheError,
   type CachedFile,
   cacheDir,
-  type CacheKey,
-  entryDir,
-  lockEntry,
-  lockPath,
-  lookUp,
-  place,
-  renewRecord,
-  stage,
-  touch,
+  cacheEntry,
+  type ImageEntry,
+  type LockedEntry,
 } from "../cache/entry.ts";
-import { asDigest, type Digest, fileChunks, sha256 } from "../system/digest.ts";
 import { processEnvironment } from "../environment.ts";
 import { ToolsmithError, toToolsmithError } from "../errors.ts";
 import { type Emit, emitter, type OnEvent } from "../events.ts";
-import { type FetchedImage, fetchImage, type FetchOptions } from "./fetch.ts";
-import type { Manifest } from "../manifest/manifest.ts";
 import { inspectQcow2 } from "../image/qcow2.ts";
+import type { Manifest, ManifestImage } from "../manifest/manifest.ts";
 import { formatSource } from "../manifest/source.ts";
+import { asDigest, type Digest, fileChunks, sha256 } from "../system/digest.ts";
+import { fingerprint, isSame } from "../system/files.ts";
+import { type FetchedImage, fetchImage, type FetchOptions } from "./fetch.ts";
 
 /** What {@linkcode hydrate} takes. */
 export interface HydrateOptions extends FetchOptions {
@@ -35,9 +29,9 @@ export interface HydrateOptions extends FetchOptions {
   offline?: boolean;
   /** Read the cached image again and compare its digest. @default {false} */
   verify?: boolean;
-  /** Get the image anew although it is cached. @default {false} */
+  /** Re-download the image even if it is cached. @default {false} */
   force?: boolean;
-  /** Told what happens. @default {undefined} */
+  /** Gets each event. @default {undefined} */
   onEvent?: OnEvent;
 }
 
@@ -60,7 +54,8 @@ export interface HydrateResult {
  *
  * Needs `--allow-read` and `--allow-write` for the cache; for `oci://`
  * `--allow-run=oras`; for `https://` `--allow-net` for the host; to check the
- * free space `--allow-sys=statfs`.
+ * free space `--allow-sys=statfs`, and to believe what the cache says of an image
+ * `--allow-sys=uid`.
  *
  * @param manifest The manifest, from {@linkcode loadManifest}.
  * @param options Cache, network, cancelling, events.
@@ -83,29 +78,32 @@ export async function hydrate(
   manifest: Manifest,
   options: HydrateOptions = {},
 ): Promise<HydrateResult> {
+  const { image } = manifest;
   const env = options.env ?? processEnvironment;
   const context: HydrateContext = {
-    manifest,
+    image,
+    digest: asDigest(image.sha256),
+    entry: cacheEntry({
+      cache: resolve(options.cache ?? cacheDir(manifest.root, env)),
+      image: image.name,
+      sha256: image.sha256,
+    }),
     options,
     emit: emitter(options.onEvent),
-    key: {
-      cache: resolve(options.cache ?? cacheDir(manifest.root, env)),
-      image: manifest.image.name,
-      sha256: manifest.image.sha256,
-    },
   };
   try {
     options.signal?.throwIfAborted();
-    const there = await lookUp(context.key);
+    const there = await context.entry.lookUp();
     if (there?.trusted && !options.verify && !options.force) {
       return await cached(context, there);
     }
-    if (!there && options.offline && manifest.image.source.kind !== "file") {
-      throw offlineMiss(context);
+    if (!there) assertReachable(context);
+    const locked = await lockOrRefusal(context);
+    if (locked instanceof ToolsmithError) {
+      return await hydrateReadOnly(context, locked);
     }
-    return await hydrateLocked(context).catch((error) =>
-      readOnly(context, there, error)
-    );
+    using held = locked;
+    return await hydrateLocked(context, held);
   } catch (error) {
     throw toToolsmithError(error);
   }
@@ -113,39 +111,64 @@ export async function hydrate(
 
 /** One call of {@linkcode hydrate}. */
 interface HydrateContext {
-  manifest: Manifest;
+  image: ManifestImage;
+  digest: Digest;
+  entry: ImageEntry;
   options: HydrateOptions;
   emit: Emit;
-  key: CacheKey;
 }
 
-async function hydrateLocked(context: HydrateContext): Promise<HydrateResult> {
-  const { key, emit, manifest: { image }, options } = context;
-  using _lock = await lockEntry(key, {
-    signal: options.signal,
-    onWait: () =>
-      emit({ type: "lock_wait", image: image.name, path: lockPath(key) }),
-  });
+/** A cache that this user cannot write may still hold a good image. */
+async function lockOrRefusal(
+  { image, entry, options: { signal }, emit }: HydrateContext,
+): Promise<LockedEntry | ToolsmithError> {
+  try {
+    return await entry.lock({
+      signal,
+      onWait: () =>
+        emit({ type: "lock_wait", image: image.name, path: entry.lockPath }),
+    });
+  } catch (error) {
+    const refused = error instanceof ToolsmithError &&
+      error.code === "cache_unwritable";
+    if (refused) return error;
+    throw error;
+  }
+}
+
+async function hydrateReadOnly(
+  context: HydrateContext,
+  refusal: ToolsmithError,
+): Promise<HydrateResult> {
+  const there = await context.entry.lookUp();
+  if (!there || context.options.force) throw refusal;
+  if (!await isStillGood(context, there)) throw refusal;
+  return await cached(context, there);
+}
+
+async function hydrateLocked(
+  context: HydrateContext,
+  held: LockedEntry,
+): Promise<HydrateResult> {
+  const { image, digest, entry, emit, options } = context;
   // Whoever had the lock may have done the work.
-  const there = await lookUp(key);
+  const there = await entry.lookUp();
   if (there && !options.force) {
     if (there.trusted && !options.verify) return await cached(context, there);
-    if (await stillGood(context, there)) return await cached(context, there);
+    if (await isStillGood(context, there)) {
+      await held.renew(there);
+      return await cached(context, there);
+    }
   }
-  if (options.offline && image.source.kind !== "file") {
-    throw offlineMiss(context);
-  }
-  await using staging = await stage(key).catch((cause) => {
-    throw asCacheError(cause, key.cache);
-  });
+  assertReachable(context);
+  await using staging = await held.stage();
   const fetched = await fetchImage(image, staging.dir, { ...options, emit });
-  const digest = asDigest(fetched.actual);
   if (fetched.actual !== image.sha256) throw mismatch(context, fetched);
   await inspectQcow2(fetched.path);
   const { bytes, path: from, name } = fetched;
   emit({ type: "checksum_verified", image: image.name, digest, bytes });
   const source = formatSource(image.source);
-  const path = await place(key, staging, { path: from, name, source });
+  const path = await staging.place({ path: from, name, source });
   emit({ type: "cache_placed", image: image.name, path, digest, bytes });
   const outcome = OUTCOMES[image.source.kind];
   return { outcome, path, digest, bytes };
@@ -158,71 +181,54 @@ const OUTCOMES = {
 } as const;
 
 async function cached(
-  context: HydrateContext,
+  { image, digest, entry, emit }: HydrateContext,
   { path, bytes }: CachedFile,
 ): Promise<HydrateResult> {
-  await touch(context.key);
-  const digest = asDigest(context.key.sha256);
-  context.emit({ type: "cache_hit", image: context.key.image, path, digest });
+  await entry.touch();
+  emit({ type: "cache_hit", image: image.name, path, digest });
   return { outcome: "cached", path, digest, bytes };
 }
 
-/** A cache that cannot be written still serves an image that is good. */
-async function readOnly(
-  context: HydrateContext,
-  there: CachedFile | undefined,
-  error: unknown,
-): Promise<HydrateResult> {
-  const unwritable = error instanceof ToolsmithError &&
-    error.code === "cache_unwritable";
-  if (!unwritable || !there || context.options.force) throw error;
-  if (!await stillGood(context, there, { record: false })) throw error;
-  return await cached(context, there);
-}
-
-/** Reads an image again whose stamp does not fit, or does not suffice. */
-async function stillGood(
-  context: HydrateContext,
-  there: CachedFile,
-  { record = true } = {},
+/** Reads an image whose record does not fit, or does not suffice. */
+async function isStillGood(
+  { image: { name: image }, digest, emit, options: { signal } }: HydrateContext,
+  { path, bytes, suspect, found }: CachedFile,
 ): Promise<boolean> {
-  const { key, emit, options: { signal } } = context;
-  const actual = await sha256(fileChunks(there.path, { signal }));
-  const digest = asDigest(actual);
-  if (actual === key.sha256) {
-    if (record) await renewRecord(key, there);
-    const { bytes } = there;
-    emit({ type: "checksum_verified", image: key.image, digest, bytes });
+  if (suspect) {
+    const message = `The image is read at each start, as ${suspect}`;
+    emit({ type: "warning", message });
+  }
+  const actual = asDigest(await sha256(fileChunks(path, { signal })));
+  const unchanged = isSame(await fingerprint(path), found);
+  if (actual === digest && unchanged) {
+    emit({ type: "checksum_verified", image, digest, bytes });
     return true;
   }
-  emit({
-    type: "cache_corrupt",
-    image: key.image,
-    path: there.path,
-    reason: `its digest is ${digest}`,
-  });
+  const reason = unchanged
+    ? `its digest is ${actual}`
+    : "it changed while it was read";
+  emit({ type: "cache_corrupt", image, path, reason });
   return false;
 }
 
-function offlineMiss({ key, manifest }: HydrateContext): ToolsmithError {
-  return new ToolsmithError(
+/** Demands that the image's source can be used. */
+function assertReachable({ image, entry, options }: HydrateContext): void {
+  if (!options.offline || image.source.kind === "file") return;
+  throw new ToolsmithError(
     "offline_miss",
-    `Cannot hydrate ${manifest.image.name} offline: no good image in ${
-      entryDir(key)
-    }`,
+    `Cannot hydrate ${image.name} offline: no good image in ${entry.dir}`,
     { hint: "run once without --offline, or copy the cache from another host" },
   );
 }
 
 function mismatch(
-  { key, manifest }: HydrateContext,
-  fetched: FetchedImage,
+  { image }: HydrateContext,
+  { actual }: FetchedImage,
 ): ToolsmithError {
+  const source = formatSource(image.source);
   return new ToolsmithError(
     "checksum_mismatch",
-    `Checksum mismatch for ${
-      formatSource(manifest.image.source)
-    }: expected ${key.sha256}, actual ${fetched.actual}`,
+    `Checksum mismatch for ${source}: expected ${image.sha256}, actual ${actual}`,
     {
       hint:
         "nothing was kept; if the image was published anew, set image.qcow2_sha256 to the actual digest, else find out who changed it",

@@ -5,6 +5,7 @@
  * @module
  */
 import { dirname, join } from "@std/path";
+import { snapshotDir } from "../cache/snapshots.ts";
 import type { ExecOptions, ExecResult } from "../guest/exec.ts";
 import { hydrate, type HydrateOptions } from "../hydrate/hydrate.ts";
 import type { Manifest } from "../manifest/manifest.ts";
@@ -123,7 +124,7 @@ export async function openWorkspaceVm(
 
 /**
  * Gets the image of a manifest, and says how `boot` makes a machine of it: with
- * the workspace mounted, and with snapshots beside the image.
+ * the workspace mounted, and with this user's snapshots.
  *
  * Needs what `hydrate` needs.
  *
@@ -141,18 +142,16 @@ export async function planWorkspaceVm(
   const { onEvent, env, signal } = machine;
   const image = await hydrate(manifest, { ...how, onEvent, env, signal });
   const entry = dirname(image.path);
+  const dir = await snapshotDir(image.path, env);
   return {
     ...machine,
     image: image.path,
     workspace: manifest.root,
     // <cache>/<image>/<sha256>/<file>
     hostOnly: [manifest.path, dirname(dirname(entry))],
-    snapshots: {
-      dir: join(entry, "machines"),
-      digest: image.digest,
-      restore: !fresh,
-      save,
-    },
+    snapshots: dir === undefined
+      ? undefined
+      : { dir, digest: image.digest, restore: !fresh, save },
   };
 }
 

@@ -23,6 +23,19 @@ export interface Fingerprint {
 }
 
 /**
+ * Tells whether a value of JSON is a fingerprint.
+ *
+ * @param value The value.
+ * @returns Whether it has the fields, whatever else it has.
+ */
+export function isFingerprint(value: unknown): value is Fingerprint {
+  if (typeof value !== "object" || value === null) return false;
+  const { size, mtime, ctime, inode } = value as Record<string, unknown>;
+  return typeof size === "number" &&
+    [mtime, ctime, inode].every((it) => it === null || typeof it === "number");
+}
+
+/**
  * Takes a file's fingerprint.
  *
  * Needs `--allow-read` for it.
@@ -82,9 +95,9 @@ export async function syncToDisk(path: string): Promise<void> {
 }
 
 /**
- * Writes a file whole or not at all, whatever lies there: text goes to a new
- * file with a random name beside it, which is synced and takes its place. No
- * link is followed.
+ * Writes a file whole or not at all, whatever lies there: the text goes to a
+ * new file with a random name, which is synced and takes its place. No link is
+ * followed.
  *
  * Needs `--allow-read` and `--allow-write` for it and its directory.
  *
@@ -97,8 +110,8 @@ export async function replaceFile(
   text: string,
   options: ReplaceFileOptions = {},
 ): Promise<void> {
-  const { mode = 0o644, exact = false } = options;
-  const fresh = join(dirname(path), `.${crypto.randomUUID()}.new`);
+  const { mode = 0o644, exact = false, via = dirname(path) } = options;
+  const fresh = join(via, `.${crypto.randomUUID()}.new`);
   const file = await Deno.open(fresh, { write: true, createNew: true, mode });
   try {
     {
@@ -120,6 +133,8 @@ export interface ReplaceFileOptions {
   mode?: number;
   /** Ignore the umask. @default {false} */
   exact?: boolean;
+  /** Where the new file is written, on the same filesystem. @default {undefined} beside it */
+  via?: string;
 }
 
 /**

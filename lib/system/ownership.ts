@@ -52,7 +52,13 @@ export async function whyUntrusted(
   const rest = parts(resolve(path));
   let at = "/";
   for (let links = 0;;) {
-    const stat = await lstat(at);
+    let stat: Deno.FileInfo | undefined;
+    try {
+      stat = await lstat(at);
+    } catch (error) {
+      if (!(error instanceof Deno.errors.PermissionDenied)) throw error;
+      return `${at} is not for this user to see`;
+    }
     if (!stat) return undefined;
     const isLast = rest.length === 0 && !stat.isSymlink;
     const why = reason(stat, uid, { above: !isLast, secret });
@@ -67,6 +73,26 @@ export async function whyUntrusted(
     }
     const next = rest.shift()!;
     at = at === "/" ? `/${next}` : `${at}/${next}`;
+  }
+}
+
+/**
+ * Says why a directory is not one to write into: somebody else owns it, or can
+ * replace what this user puts there. Directories above do not count.
+ *
+ * Needs `--allow-read` for it, and `--allow-sys=uid`; without that, and on
+ * Windows, nothing is said.
+ *
+ * @param dir The directory.
+ * @returns Why not, with the path; `undefined` if it is fine.
+ */
+export async function whyUnsafe(dir: string): Promise<string | undefined> {
+  const uid = ownUid();
+  if (uid === undefined) return undefined;
+  const [itself, named] = [await lstat(dir), await Deno.stat(dir)];
+  for (const stat of itself ? [itself, named] : []) {
+    const why = reason(stat, uid, { above: true, secret: false });
+    if (why) return `${dir} ${why}`;
   }
 }
 

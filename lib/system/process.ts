@@ -44,7 +44,8 @@ export interface SpawnOptions {
   detached?: boolean;
   /**
    * Stops what the program has started together with it: in a session of its
-   * own, which Ctrl-C does not reach. Windows stops the program alone.
+   * own, which Ctrl-C does not reach. On Windows, and without `--allow-run` for
+   * all programs, which Deno wants for it, the program alone is stopped.
    *
    * @default {false}
    */
@@ -182,17 +183,21 @@ export async function run(
 export function spawn(program: string, options: SpawnOptions = {}): Child {
   const { input = "null", stdout = "null", stderr = "null", signal } = options;
   signal?.throwIfAborted();
+  const group = options.group === true && canStopGroups();
   const child = new Deno.Command(program, {
     args: options.args ?? [],
     cwd: options.cwd,
     env: options.env,
     clearEnv: options.clearEnv,
-    detached: options.detached || options.group,
+    detached: options.detached || group,
     stdin: input === "null" || input === "inherit" ? input : "piped",
     stdout: typeof stdout === "function" ? "piped" : stdout,
     stderr: typeof stderr === "function" ? "piped" : stderr,
   }).spawn();
-  const stopper = makeStopper(child, options);
+  const stopper = makeStopper(child, {
+    group,
+    killAfterMs: options.killAfterMs ?? KILL_AFTER_MS,
+  });
   signal?.addEventListener("abort", stopper.stop, { once: true });
 
   const fed = feed(child, input);
@@ -229,6 +234,12 @@ export function spawn(program: string, options: SpawnOptions = {}): Child {
   };
 }
 
+function canStopGroups(): boolean {
+  // Asked first: to try would ask the person at the terminal.
+  return Deno.build.os !== "windows" &&
+    Deno.permissions.querySync({ name: "run" }).state === "granted";
+}
+
 /** What stops a program. */
 interface Stopper {
   /** Sends TERM, and KILL after the grace time. Safe to repeat. */
@@ -243,16 +254,15 @@ interface Stopper {
 
 function makeStopper(
   child: Deno.ChildProcess,
-  { group = false, killAfterMs = KILL_AFTER_MS }: SpawnOptions,
+  { group, killAfterMs }: { group: boolean; killAfterMs: number },
 ): Stopper {
-  const whole = group && Deno.build.os !== "windows";
   const timers: ReturnType<typeof setTimeout>[] = [];
   const patience = Promise.withResolvers<void>();
   let alive = true;
   let stopping = false;
   const send = (name: Deno.Signal) => {
     try {
-      if (whole) Deno.kill(-child.pid, name);
+      if (group) Deno.kill(-child.pid, name);
       else if (alive) child.kill(name);
     } catch {
       // It ended in between.
@@ -260,7 +270,7 @@ function makeStopper(
   };
   /** After a stop, nobody waits for what the program has left running. */
   const cutSoon = () => {
-    if (whole) send("SIGKILL");
+    if (group) send("SIGKILL");
     timers.push(setTimeout(patience.resolve, DRAIN_MS));
   };
   return {

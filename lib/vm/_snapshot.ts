@@ -7,11 +7,9 @@
 import type { Environment } from "../environment.ts";
 import type { Emit } from "../events.ts";
 import {
-  findSnapshot,
-  removeSnapshot,
   type Snapshot,
-  stageSnapshot,
-  touchSnapshot,
+  type SnapshotStore,
+  snapshotStore,
 } from "../cache/snapshots.ts";
 import type { StartMachineOptions } from "../qemu/machine.ts";
 import type { Qmp } from "../qemu/qmp.ts";
@@ -70,46 +68,46 @@ export async function findSlot(
 
 class Slot implements SnapshotSlot {
   found: Snapshot | undefined;
+  readonly #store: SnapshotStore;
   #saving: Saving | undefined;
 
   constructor(
     readonly key: string,
     private readonly machineDir: string,
     private readonly options: SnapshotOptions & { emit: Emit },
-  ) {}
+  ) {
+    this.#store = snapshotStore(options.dir);
+  }
 
   async look(): Promise<void> {
-    const { dir, restore = true } = this.options;
-    if (!restore) return;
-    const found = await lookFor(dir, this.key);
+    if (this.options.restore === false) return;
+    const found = await this.#lookFor();
     if (found === "damaged") return await this.drop("its file was changed");
     this.found = found;
-    if (found) await touchSnapshot(dir, this.key);
+    if (found) await this.#store.touch(this.key);
   }
 
   async unchanged(): Promise<boolean> {
-    const now = await lookFor(this.options.dir, this.key);
+    const now = await this.#lookFor();
     return typeof now === "object" && now.saved === this.found?.saved;
   }
 
   async drop(reason: string): Promise<void> {
     const snapshot = { key: this.key, saved: this.found?.saved };
     this.found = undefined;
-    const removed = await removeSnapshot(this.options.dir, snapshot)
-      .catch(() => false);
+    const removed = await this.#store.remove(snapshot).catch(() => false);
     const outcome = removed ? "was removed" : "is not used";
     this.#warn(`The snapshot ${outcome}: ${reason}; booting instead`);
   }
 
   async save(qmp: Qmp): Promise<void> {
-    const { dir, restore = true, save = true } = this.options;
+    const { restore = true, save = true } = this.options;
     if (!save) return;
     try {
       // Another process may have been faster.
-      if (restore && typeof await findSnapshot(dir, this.key) === "object") {
-        return;
-      }
-      const staging = await stageSnapshot(dir, this.key);
+      const there = restore && await this.#store.find(this.key);
+      if (typeof there === "object") return;
+      const staging = await this.#store.stage(this.key);
       if (!staging) return;
       this.#saving = await saveMachine(qmp, this.machineDir, staging);
     } catch (error) {
@@ -131,17 +129,17 @@ class Slot implements SnapshotSlot {
     }
   }
 
+  /** A snapshot in a directory that cannot be read is none. */
+  async #lookFor() {
+    try {
+      return await this.#store.find(this.key);
+    } catch (error) {
+      if (error instanceof Deno.errors.NotCapable) throw error;
+      return undefined;
+    }
+  }
+
   #warn(message: string): void {
     this.options.emit({ type: "warning", message });
-  }
-}
-
-/** A snapshot in a directory that cannot be read is none. */
-async function lookFor(dir: string, key: string) {
-  try {
-    return await findSnapshot(dir, key);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    return undefined;
   }
 }

@@ -1,18 +1,11 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { dirname, join } from "@std/path";
+import { sweepStaging } from "../../lib/cache/_staging.ts";
 import {
   asCacheError,
   cacheDir,
+  cacheEntry,
   type CacheKey,
-  entryDir,
-  lockEntry,
-  lockPath,
-  lookUp,
-  place,
-  renewRecord,
-  stage,
-  sweepStaging,
-  touch,
 } from "../../lib/cache/entry.ts";
 import { run } from "../../lib/system/process.ts";
 import { failure } from "../support/failure.ts";
@@ -34,11 +27,11 @@ function test(name: string, body: (key: CacheKey) => Promise<void>) {
 
 /** Puts an image into the cache as a hydrate does. */
 async function put(key: CacheKey, text: string, name = "image.qcow2") {
-  using _lock = await lockEntry(key);
-  await using staging = await stage(key);
+  using held = await cacheEntry(key).lock();
+  await using staging = await held.stage();
   const path = join(staging.dir, name);
   await Deno.writeTextFile(path, text);
-  return await place(key, staging, { path, name, source: SOURCE });
+  return await staging.place({ path, name, source: SOURCE });
 }
 
 async function names(dir: string): Promise<string[]> {
@@ -58,34 +51,40 @@ Deno.test("the cache is in the workspace, or where the variable says", () => {
 test("what was placed is found, trusted, read-only, and alone", async (key) => {
   const path = await put(key, "image");
   assertEquals(path, join(key.cache, "demo", A, "image.qcow2"));
-  const found = await lookUp(key);
+  const found = await cacheEntry(key).lookUp();
   assertEquals(found?.path, path);
   assertEquals([found?.bytes, found?.trusted], [5, true]);
   assertEquals(found?.record?.source, SOURCE);
   assertEquals(found?.record?.digest, `sha256:${A}`);
   const { mode } = await Deno.stat(path);
   if (mode !== null) assertEquals(mode & 0o777, 0o444);
-  assertEquals(await names(entryDir(key)), ["image.qcow2", "verified.json"]);
+  assertEquals(await names(cacheEntry(key).dir), [
+    "image.qcow2",
+    "verified.json",
+  ]);
   assertEquals(await names(join(key.cache, "demo")), [`.${A}.lock`, A]);
 });
 
 test("nothing is found where nothing is", async (key) => {
-  assertEquals(await lookUp(key), undefined);
-  await Deno.mkdir(entryDir(key), { recursive: true });
-  assertEquals(await lookUp(key), undefined);
+  assertEquals(await cacheEntry(key).lookUp(), undefined);
+  await Deno.mkdir(cacheEntry(key).dir, { recursive: true });
+  assertEquals(await cacheEntry(key).lookUp(), undefined);
   // A stamp without its image is nothing either.
   await Deno.writeTextFile(
-    join(entryDir(key), "verified.json"),
+    join(cacheEntry(key).dir, "verified.json"),
     '{"file":"image.qcow2"}',
   );
-  assertEquals(await lookUp(key), undefined);
+  assertEquals(await cacheEntry(key).lookUp(), undefined);
 });
 
 test("an entry that is there is replaced whole", async (key) => {
   await put(key, "old", "old.qcow2");
   const path = await put(key, "new");
   assertEquals(await Deno.readTextFile(path), "new");
-  assertEquals(await names(entryDir(key)), ["image.qcow2", "verified.json"]);
+  assertEquals(await names(cacheEntry(key).dir), [
+    "image.qcow2",
+    "verified.json",
+  ]);
   assertEquals(await names(join(key.cache, "demo")), [`.${A}.lock`, A]);
 });
 
@@ -96,11 +95,11 @@ test("who reads an image that is replaced reads on", async (key) => {
 });
 
 test("a file in the place of an entry is replaced", async (key) => {
-  await Deno.mkdir(dirname(entryDir(key)), { recursive: true });
-  await Deno.writeTextFile(entryDir(key), "in the way");
-  assertEquals(await lookUp(key), undefined);
+  await Deno.mkdir(dirname(cacheEntry(key).dir), { recursive: true });
+  await Deno.writeTextFile(cacheEntry(key).dir, "in the way");
+  assertEquals(await cacheEntry(key).lookUp(), undefined);
   await put(key, "image");
-  assert((await lookUp(key))?.trusted);
+  assert((await cacheEntry(key).lookUp())?.trusted);
 });
 
 /** Ways to touch an image after it was verified. */
@@ -139,20 +138,27 @@ for (const [name, change] of Object.entries(TOUCHES)) {
   test(`${name}: the image is found and not trusted, until it is verified again`, async (key) => {
     const path = await put(key, "image");
     await change(path);
-    const found = await lookUp(key);
+    const found = await cacheEntry(key).lookUp();
     assertEquals([found?.path, found?.trusted], [path, false]);
-    await renewRecord(key, found!);
-    assertEquals((await lookUp(key))?.trusted, true);
+    {
+      using held = await cacheEntry(key).lock();
+      await held.renew(found!);
+    }
+    assertEquals((await cacheEntry(key).lookUp())?.trusted, true);
   });
 }
 
 test("a stamp that points elsewhere is no stamp", async (key) => {
   await put(key, "image");
-  const record = join(entryDir(key), "verified.json");
+  const record = join(cacheEntry(key).dir, "verified.json");
   for (const file of ["..", ".", "../x.qcow2", "/etc/passwd", "", 7, null]) {
     await Deno.writeTextFile(record, JSON.stringify({ file }));
-    const found = await lookUp(key);
-    assertEquals(found?.path, join(entryDir(key), "image.qcow2"), `${file}`);
+    const found = await cacheEntry(key).lookUp();
+    assertEquals(
+      found?.path,
+      join(cacheEntry(key).dir, "image.qcow2"),
+      `${file}`,
+    );
     assert(!found?.trusted);
   }
 });
@@ -162,28 +168,28 @@ test("what is no regular file counts as nothing, so that it is replaced", async 
   const elsewhere = join(key.cache, "elsewhere");
   await Deno.rename(path, elsewhere);
   await Deno.symlink(elsewhere, path);
-  assertEquals(await lookUp(key), undefined);
+  assertEquals(await cacheEntry(key).lookUp(), undefined);
   await Deno.remove(path);
   await Deno.mkdir(path);
-  assertEquals(await lookUp(key), undefined);
+  assertEquals(await cacheEntry(key).lookUp(), undefined);
   await put(key, "image");
-  assert((await lookUp(key))?.trusted);
+  assert((await cacheEntry(key).lookUp())?.trusted);
 });
 
 test("use is noted on the entry, and a cache that is not there is no matter", async (key) => {
-  await touch(key);
+  await cacheEntry(key).touch();
   await put(key, "image");
-  await Deno.utime(entryDir(key), 0, 0);
-  await touch(key);
-  const { mtime } = await Deno.stat(entryDir(key));
+  await Deno.utime(cacheEntry(key).dir, 0, 0);
+  await cacheEntry(key).touch();
+  const { mtime } = await Deno.stat(cacheEntry(key).dir);
   assert(mtime!.getTime() > 0);
-  assert((await lookUp(key))?.trusted, "use is no change");
+  assert((await cacheEntry(key).lookUp())?.trusted, "use is no change");
 });
 
 test("staging is removed with all it holds", async (key) => {
-  using _lock = await lockEntry(key);
+  using held = await cacheEntry(key).lock();
   {
-    await using staging = await stage(key);
+    await using staging = await held.stage();
     await Deno.mkdir(join(staging.dir, "dist"));
     await Deno.writeTextFile(join(staging.dir, "dist", "part"), "x");
   }
@@ -192,10 +198,10 @@ test("staging is removed with all it holds", async (key) => {
 
 /** A process that has begun to fill an entry. */
 const FILL = `
-  import { lockEntry, stage } from "/lib/cache/entry.ts";
+  import { cacheEntry } from "/lib/cache/entry.ts";
   const [cache, image, sha256] = Deno.args;
-  using _lock = await lockEntry({ cache, image, sha256 });
-  await using staging = await stage({ cache, image, sha256 });
+  using held = await cacheEntry({ cache, image, sha256 }).lock();
+  await using staging = await held.stage();
   await Deno.writeTextFile(staging.dir + "/image.qcow2", "partial");
   console.log("staged");
   await new Promise((done) => setTimeout(done, 600_000));
@@ -214,12 +220,12 @@ const stagings = async ({ cache, image }: CacheKey) =>
 test("what a killed process was filling is swept by the next, and not found before", async (key) => {
   await using child = await fill(key);
   assertEquals((await stagings(key)).length, 1);
-  assertEquals(await lookUp(key), undefined);
+  assertEquals(await cacheEntry(key).lookUp(), undefined);
   Deno.kill(child.pid, "SIGKILL");
   await child.ended;
   assertEquals((await stagings(key)).length, 1);
-  assertEquals(await lookUp(key), undefined);
-  (await lockEntry(key))[Symbol.dispose]();
+  assertEquals(await cacheEntry(key).lookUp(), undefined);
+  (await cacheEntry(key).lock())[Symbol.dispose]();
   assertEquals(await stagings(key), []);
 });
 
@@ -227,13 +233,13 @@ test("what a killed process was filling is swept by a neighbour, too", async (ke
   await using child = await fill({ ...key, sha256: B });
   Deno.kill(child.pid, "SIGKILL");
   await child.ended;
-  (await lockEntry(key))[Symbol.dispose]();
+  (await cacheEntry(key).lock())[Symbol.dispose]();
   assertEquals(await stagings(key), []);
 });
 
 test("what a living process is filling is left alone", async (key) => {
   await using _child = await fill({ ...key, sha256: B });
-  (await lockEntry(key))[Symbol.dispose]();
+  (await cacheEntry(key).lock())[Symbol.dispose]();
   await sweepStaging(key.cache, key.image);
   const [name] = await stagings(key);
   const part = join(key.cache, "demo", name, "image.qcow2");
@@ -243,7 +249,7 @@ test("what a living process is filling is left alone", async (key) => {
 test("who waits for an entry gets it when its filler is killed", async (key) => {
   await using child = await fill(key);
   const waiting = Promise.withResolvers<void>();
-  const mine = lockEntry(key, { onWait: waiting.resolve });
+  const mine = cacheEntry(key).lock({ onWait: waiting.resolve });
   await waiting.promise;
   Deno.kill(child.pid, "SIGKILL");
   using _lock = await mine;
@@ -251,19 +257,19 @@ test("who waits for an entry gets it when its filler is killed", async (key) => 
 });
 
 test("an abort ends the wait for an entry as cancelled", async (key) => {
-  using _lock = await lockEntry(key);
+  using _lock = await cacheEntry(key).lock();
   const abort = new AbortController();
   const { signal } = abort;
   await failure(
     "cancelled",
-    () => lockEntry(key, { signal, onWait: () => abort.abort() }),
+    () => cacheEntry(key).lock({ signal, onWait: () => abort.abort() }),
   );
 });
 
 test("a file where the cache should be is told as such, with a remedy", async (key) => {
   await Deno.writeTextFile(key.cache, "");
-  assertEquals(await lookUp(key), undefined);
-  const error = await failure("cache_unwritable", () => lockEntry(key));
+  assertEquals(await cacheEntry(key).lookUp(), undefined);
+  const error = await failure("cache_unwritable", () => cacheEntry(key).lock());
   assert(error.message.includes(key.cache), error.message);
   assert(error.hint?.includes("TOOLSMITH_CACHE"));
 });
@@ -271,23 +277,23 @@ test("a file where the cache should be is told as such, with a remedy", async (k
 test("a file where the image's directory should be is told, too", async (key) => {
   await Deno.mkdir(key.cache);
   await Deno.writeTextFile(join(key.cache, "demo"), "");
-  assertEquals(await lookUp(key), undefined);
-  await failure("cache_unwritable", () => lockEntry(key));
+  assertEquals(await cacheEntry(key).lookUp(), undefined);
+  await failure("cache_unwritable", () => cacheEntry(key).lock());
 });
 
 test("a directory where the lock should be is told, too", async (key) => {
-  await Deno.mkdir(lockPath(key), { recursive: true });
-  await failure("cache_unwritable", () => lockEntry(key));
+  await Deno.mkdir(cacheEntry(key).lockPath, { recursive: true });
+  await failure("cache_unwritable", () => cacheEntry(key).lock());
 });
 
 test("a sweep that fails gives the lock back", async (key) => {
   const stale = join(key.cache, "demo", `.staging-${B}-0`);
   await Deno.mkdir(stale, { recursive: true });
   // Its lock cannot be asked for.
-  await Deno.mkdir(lockPath({ ...key, sha256: B }));
-  await assertRejects(() => lockEntry(key));
-  await Deno.remove(lockPath({ ...key, sha256: B }));
-  (await lockEntry(key))[Symbol.dispose]();
+  await Deno.mkdir(cacheEntry({ ...key, sha256: B }).lockPath);
+  await assertRejects(() => cacheEntry(key).lock());
+  await Deno.remove(cacheEntry({ ...key, sha256: B }).lockPath);
+  (await cacheEntry(key).lock())[Symbol.dispose]();
 });
 
 Deno.test("what the system says of a cache has its code", () => {
@@ -316,9 +322,9 @@ Deno.test({
       return;
     }
     try {
-      assert((await lookUp(key))?.trusted);
-      await touch(key);
-      await failure("cache_unwritable", () => lockEntry(key));
+      assert((await cacheEntry(key).lookUp())?.trusted);
+      await cacheEntry(key).touch();
+      await failure("cache_unwritable", () => cacheEntry(key).lock());
     } finally {
       await run("umount", { args: [key.cache] });
     }

@@ -1,20 +1,13 @@
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
-import {
-  type CacheKey,
-  entryDir,
-  lockEntry,
-  lookUp,
-  place,
-  stage,
-} from "../../lib/cache/entry.ts";
+import { cacheEntry, type CacheKey } from "../../lib/cache/entry.ts";
 import {
   type CacheEntry,
   listCache,
   pruneCache,
   type PruneResult,
 } from "../../lib/cache/prune.ts";
-import { findSnapshot, stageSnapshot } from "../../lib/cache/snapshots.ts";
+import { snapshotStore } from "../../lib/cache/snapshots.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 const DAY = 86_400_000;
@@ -39,13 +32,13 @@ function test(
     const cache = join(dir.path, "cache");
     for (const [image, digit, days] of entries) {
       const key = keyOf(cache, image, digit);
-      using _lock = await lockEntry(key);
-      await using staging = await stage(key);
+      using held = await cacheEntry(key).lock();
+      await using staging = await held.stage();
       const path = join(staging.dir, "i.qcow2");
       await Deno.writeTextFile(path, "image");
-      await place(key, staging, { path, name: "i.qcow2", source: "/x" });
+      await staging.place({ path, name: "i.qcow2", source: "/x" });
       const used = new Date(NOW - days * DAY);
-      await Deno.utime(entryDir(key), used, used);
+      await Deno.utime(cacheEntry(key).dir, used, used);
     }
     await body(cache);
   });
@@ -77,7 +70,7 @@ test(
     assertEquals(entry, {
       image: "demo",
       digest: `sha256:${"b".repeat(64)}`,
-      path: join(entryDir(keyOf(cache, "demo", "b")), "i.qcow2"),
+      path: join(cacheEntry(keyOf(cache, "demo", "b")).dir, "i.qcow2"),
       bytes: 5,
       source: "/x",
       used: "2026-01-30T12:00:00.000Z",
@@ -114,7 +107,7 @@ Deno.test("a cache that is not there is empty", async () => {
   await using dir = await temporaryDir();
   const cache = join(dir.path, "none");
   assertEquals(await listCache(cache), []);
-  const nothing = { removed: [], busy: [], states: [], bytes: 0 };
+  const nothing = { removed: [], busy: [], denied: [], states: [], bytes: 0 };
   assertEquals(await pruneCache(cache), nothing);
 });
 
@@ -161,12 +154,12 @@ test("a dry run says the same and removes nothing", FOUR, async (cache) => {
 });
 
 test("what somebody works on is kept and told", FOUR, async (cache) => {
-  using _lock = await lockEntry(keyOf(cache, "demo", "a"));
+  using _lock = await cacheEntry(keyOf(cache, "demo", "a")).lock();
   const result = await pruneCache(cache, { now });
   assertEquals(gone(result), ["demo c"]);
   assertEquals(result.busy.map(short), ["demo a"]);
   assertEquals(result.bytes, 5);
-  assert((await lookUp(keyOf(cache, "demo", "a")))?.trusted);
+  assert((await cacheEntry(keyOf(cache, "demo", "a")).lookUp())?.trusted);
 });
 
 test(
@@ -174,8 +167,8 @@ test(
   FOUR,
   async (cache) => {
     const busy = keyOf(cache, "demo", "b");
-    using _lock = await lockEntry(busy);
-    await using staging = await stage(busy);
+    using held = await cacheEntry(busy).lock();
+    await using staging = await held.stage();
     const stale = join(cache, "other", `.staging-${"e".repeat(64)}-0`);
     await Deno.mkdir(join(stale, "deep"), { recursive: true });
     await pruneCache(cache, { keep: 9, now });
@@ -189,7 +182,7 @@ test(
   "an image that is in use when it is pruned can be read to its end",
   FOUR,
   async (cache) => {
-    const found = await lookUp(keyOf(cache, "demo", "a"));
+    const found = await cacheEntry(keyOf(cache, "demo", "a")).lookUp();
     using reader = await Deno.open(found!.path);
     await pruneCache(cache, { keep: 0, now });
     assertEquals(await new Response(reader.readable).text(), "image");
@@ -210,7 +203,7 @@ test(
 );
 
 const statesOf = (cache: string, image: string, digit: string) =>
-  join(entryDir(keyOf(cache, image, digit)), "machines");
+  join(cacheEntry(keyOf(cache, image, digit)).dir, "machines");
 
 /** Saves a machine of an image, used some days ago. */
 async function saveState(
@@ -218,7 +211,7 @@ async function saveState(
   { digit, days, bytes }: { digit: string; days: number; bytes: number },
 ): Promise<string> {
   const key = digit.repeat(64);
-  await using staging = await stageSnapshot(dir, key);
+  await using staging = await snapshotStore(dir).stage(key);
   await Deno.writeFile(staging!.state, new Uint8Array(bytes));
   const { path } = await staging!.place();
   const used = new Date(NOW - days * DAY);
@@ -242,7 +235,7 @@ function testStates(name: string, body: (cache: string) => Promise<void>) {
     // Whose first machine is saved was used just now.
     for (const [image, digit, days] of TWO) {
       const used = new Date(NOW - days * DAY);
-      await Deno.utime(entryDir(keyOf(cache, image, digit)), used, used);
+      await Deno.utime(cacheEntry(keyOf(cache, image, digit)).dir, used, used);
     }
     await body(cache);
   });
@@ -297,14 +290,14 @@ testStates(
     const key = "2".repeat(64);
     const left = join(dir, `.staging-${"3".repeat(64)}-0`);
     await Deno.mkdir(left);
-    await using staging = await stageSnapshot(dir, key);
+    await using staging = await snapshotStore(dir).stage(key);
     await Deno.writeTextFile(staging!.state, "new");
     const result = await pruneCache(cache, { now });
     assertEquals(states(result), ["3 3000", "1 10"]);
     assertEquals(await Deno.stat(left).catch(() => "gone"), "gone");
     const { bytes } = await staging!.place();
     assertEquals(bytes, 3);
-    assertEquals(typeof await findSnapshot(dir, key), "object");
+    assertEquals(typeof await snapshotStore(dir).find(key), "object");
   },
 );
 

@@ -1,14 +1,9 @@
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import {
-  findSnapshot,
-  listSnapshots,
-  removeSnapshot,
   type Snapshot,
   snapshotKey,
-  stageSnapshot,
-  sweepSnapshots,
-  touchSnapshot,
+  snapshotStore,
 } from "../../lib/cache/snapshots.ts";
 import { temporaryDir } from "../support/directory.ts";
 
@@ -26,7 +21,7 @@ function test(name: string, body: (dir: string) => Promise<void>) {
 
 /** Saves a machine, with a disk if it has written to one. */
 async function save(dir: string, key = KEY, disk?: string) {
-  await using staging = await stageSnapshot(dir, key);
+  await using staging = await snapshotStore(dir).stage(key);
   const { state, disk: file, place } = staging!;
   await Deno.writeTextFile(state, MEMORY, { mode: 0o600 });
   if (disk) await Deno.writeTextFile(file, disk, { mode: 0o600 });
@@ -48,7 +43,9 @@ async function files(dir: string): Promise<string[]> {
 test("a saved machine is found with all that is known of it", async (dir) => {
   const before = Date.now();
   const placed = await save(dir, KEY, "disk");
-  const { saved, used, ...found } = await findSnapshot(dir, KEY) as Snapshot;
+  const { saved, used, ...found } = await snapshotStore(dir).find(
+    KEY,
+  ) as Snapshot;
   assertEquals(found, {
     key: KEY,
     path: fileOf(dir, "state"),
@@ -65,9 +62,9 @@ test("a saved machine is found with all that is known of it", async (dir) => {
 });
 
 test("nothing is found where nothing was saved", async (dir) => {
-  assertEquals(await findSnapshot(dir, KEY), undefined);
+  assertEquals(await snapshotStore(dir).find(KEY), undefined);
   await save(dir);
-  assertEquals(await findSnapshot(dir, OTHER), undefined);
+  assertEquals(await snapshotStore(dir).find(OTHER), undefined);
 });
 
 Deno.test({
@@ -136,12 +133,14 @@ for (const [what, damage] of Object.entries(DAMAGES)) {
   test(`a saved machine that ${what} is damaged`, async (dir) => {
     const state = await save(dir, KEY, "disk");
     await damage(dir);
-    assertEquals(await findSnapshot(dir, KEY), "damaged");
-    const listed = (await listSnapshots(dir)).find(({ key }) => key === KEY);
-    assertEquals(await removeSnapshot(dir, listed!), true);
-    assertEquals(await findSnapshot(dir, KEY), undefined);
+    assertEquals(await snapshotStore(dir).find(KEY), "damaged");
+    const listed = (await snapshotStore(dir).list()).find(({ key }) =>
+      key === KEY
+    );
+    assertEquals(await snapshotStore(dir).remove(listed!), true);
+    assertEquals(await snapshotStore(dir).find(KEY), undefined);
     assertEquals((await files(dir)).filter((it) => it.startsWith("a.")), []);
-    assertEquals(await removeSnapshot(dir, state), false);
+    assertEquals(await snapshotStore(dir).remove(state), false);
   });
 }
 
@@ -149,12 +148,12 @@ test("what is not a file is no saved machine", async (dir) => {
   const { path } = await save(dir);
   await Deno.rename(path, `${path}.elsewhere`);
   await Deno.symlink(`${path}.elsewhere`, path);
-  assertEquals(await findSnapshot(dir, KEY), undefined);
+  assertEquals(await snapshotStore(dir).find(KEY), undefined);
   await Deno.remove(path);
   await Deno.mkdir(join(path, "deep"), { recursive: true });
-  assertEquals(await findSnapshot(dir, KEY), undefined);
+  assertEquals(await snapshotStore(dir).find(KEY), undefined);
   await save(dir);
-  assertEquals(typeof await findSnapshot(dir, KEY), "object");
+  assertEquals(typeof await snapshotStore(dir).find(KEY), "object");
 });
 
 test("a machine that wrote no disk does not get an older one's", async (dir) => {
@@ -167,23 +166,23 @@ test("a machine that wrote no disk does not get an older one's", async (dir) => 
 test("a save that is given up leaves what was there before", async (dir) => {
   const before = await save(dir);
   {
-    await using staging = await stageSnapshot(dir, KEY);
+    await using staging = await snapshotStore(dir).stage(KEY);
     await Deno.writeTextFile(staging!.state, "half");
-    assertEquals(await findSnapshot(dir, KEY), before);
+    assertEquals(await snapshotStore(dir).find(KEY), before);
   }
-  assertEquals(await findSnapshot(dir, KEY), before);
+  assertEquals(await snapshotStore(dir).find(KEY), before);
   assertEquals(await files(dir), ["a.json", "a.state"]);
 });
 
 test("a save that cannot be finished leaves nothing to restore", async (dir) => {
   await save(dir, KEY, "disk");
-  await using staging = await stageSnapshot(dir, KEY);
-  await Deno.writeTextFile(staging!.state, MEMORY);
-  // The note cannot be written where there is a directory.
-  await Deno.mkdir(staging!.state.replace(/state$/, "json"));
+  await using staging = await snapshotStore(dir).stage(KEY);
+  await Deno.writeTextFile(staging!.disk, "disk");
+  // What lies there in its place is moved, and noticed afterwards.
+  await Deno.mkdir(staging!.state);
   const error = await staging!.place().then(() => undefined, (error) => error);
   assert(error instanceof Error);
-  assertEquals(await findSnapshot(dir, KEY), undefined);
+  assertEquals(await snapshotStore(dir).find(KEY), undefined);
 });
 
 test("at each step of a save, the state is whole or not to be found", async (dir) => {
@@ -192,7 +191,7 @@ test("at each step of a save, the state is whole or not to be found", async (dir
   const seen = new Set<string>();
   const watching = (async () => {
     while (!over) {
-      const state = await findSnapshot(dir, KEY);
+      const state = await snapshotStore(dir).find(KEY);
       if (typeof state === "object") {
         assertEquals(state.bytes, MEMORY.length + 4);
         assert(state.disk);
@@ -207,21 +206,22 @@ test("at each step of a save, the state is whole or not to be found", async (dir
 });
 
 test("one process at a time saves a machine; others do not wait", async (dir) => {
-  await using first = await stageSnapshot(dir, KEY);
+  await using first = await snapshotStore(dir).stage(KEY);
   assert(first);
-  assertEquals(await stageSnapshot(dir, KEY), undefined);
-  await using other = await stageSnapshot(dir, OTHER);
+  assertEquals(await snapshotStore(dir).stage(KEY), undefined);
+  await using other = await snapshotStore(dir).stage(OTHER);
   assert(other);
 });
 
 test("what a dead process left is swept by the next that saves", async (dir) => {
   const stale = join(dir, `.staging-${KEY}-00000000`);
   const foreign = join(dir, `.staging-${OTHER}-00000000`);
+  await Deno.mkdir(dir, { mode: 0o700 });
   for (const path of [stale, foreign]) {
     await Deno.mkdir(path, { recursive: true });
     await Deno.writeTextFile(join(path, "state"), "half");
   }
-  await using staging = await stageSnapshot(dir, KEY);
+  await using staging = await snapshotStore(dir).stage(KEY);
   assertEquals(await Deno.stat(stale).catch(() => "gone"), "gone");
   await Deno.stat(foreign);
   await Deno.stat(join(staging!.state, ".."));
@@ -229,7 +229,7 @@ test("what a dead process left is swept by the next that saves", async (dir) => 
 
 test("a sweep takes what the dead left, and nothing of the living", async (dir) => {
   await save(dir, KEY, "disk");
-  await using alive = await stageSnapshot(dir, OTHER);
+  await using alive = await snapshotStore(dir).stage(OTHER);
   await Deno.writeTextFile(alive!.state, MEMORY);
   const third = "c".repeat(64);
   const left = [`.staging-${KEY}-0`, `.staging-${third}-0`];
@@ -239,22 +239,22 @@ test("a sweep takes what the dead left, and nothing of the living", async (dir) 
     await Deno.writeTextFile(fileOf(dir, ending, third), "");
   }
   await Deno.writeTextFile(join(dir, "notes.txt"), "");
-  await sweepSnapshots(dir);
+  await snapshotStore(dir).sweep();
   assertEquals(
     (await files(dir)).map((it) => it.replace(/b{64}-.*/, "b")),
     [".staging-b", "a.json", "a.qcow2", "a.state", "notes.txt"],
   );
   assert(await alive!.place());
-  await sweepSnapshots(join(dir, "none"));
+  await snapshotStore(join(dir, "none")).sweep();
 });
 
 test("saved machines are listed, the damaged ones too", async (dir) => {
-  assertEquals(await listSnapshots(dir), []);
+  assertEquals(await snapshotStore(dir).list(), []);
   const whole = await save(dir);
   await save(dir, OTHER);
   await Deno.truncate(fileOf(dir, "state", OTHER), 5);
   await Deno.writeTextFile(join(dir, "notes.state"), "");
-  const [first, second, ...more] = await listSnapshots(dir);
+  const [first, second, ...more] = await snapshotStore(dir).list();
   assertEquals(first, whole);
   assertEquals([second.key, second.bytes], [OTHER, 5]);
   assertEquals(more, []);
@@ -264,27 +264,27 @@ test("a machine that is saved anew is not removed for an older one", async (dir)
   const tried = await save(dir);
   await new Promise((done) => setTimeout(done, 20));
   await save(dir);
-  assertEquals(await removeSnapshot(dir, tried), false);
-  const now = await findSnapshot(dir, KEY) as Snapshot;
-  assertEquals(await removeSnapshot(dir, now), true);
+  assertEquals(await snapshotStore(dir).remove(tried), false);
+  const now = await snapshotStore(dir).find(KEY) as Snapshot;
+  assertEquals(await snapshotStore(dir).remove(now), true);
   assertEquals(await files(dir), []);
 });
 
 test("while a machine is saved anew, the one before is not removed", async (dir) => {
   const before = await save(dir);
   {
-    await using _staging = await stageSnapshot(dir, KEY);
-    assertEquals(await removeSnapshot(dir, before), false);
+    await using _staging = await snapshotStore(dir).stage(KEY);
+    assertEquals(await snapshotStore(dir).remove(before), false);
   }
-  assertEquals(await removeSnapshot(dir, before), true);
+  assertEquals(await snapshotStore(dir).remove(before), true);
   await Deno.remove(dir, { recursive: true });
-  assertEquals(await removeSnapshot(dir, before), false);
+  assertEquals(await snapshotStore(dir).remove(before), false);
 });
 
 test("a removed machine that is being restored is read to its end", async (dir) => {
   const state = await save(dir);
   using reader = await Deno.open(state.path);
-  assertEquals(await removeSnapshot(dir, state), true);
+  assertEquals(await snapshotStore(dir).remove(state), true);
   assertEquals(await new Response(reader.readable).text(), MEMORY);
 });
 
@@ -292,13 +292,13 @@ test("use is noted, and does not damage", async (dir) => {
   const { used, ...before } = await save(dir);
   const past = new Date("2020-01-01T00:00:00Z");
   await Deno.utime(fileOf(dir, "json"), past, past);
-  const old = await findSnapshot(dir, KEY) as Snapshot;
+  const old = await snapshotStore(dir).find(KEY) as Snapshot;
   assertEquals(old, { ...before, used: past.toISOString() });
-  await touchSnapshot(dir, KEY);
-  const now = await findSnapshot(dir, KEY) as Snapshot;
+  await snapshotStore(dir).touch(KEY);
+  const now = await snapshotStore(dir).find(KEY) as Snapshot;
   assert(now.used >= used.slice(0, 16), now.used);
   // A directory that cannot be written is not worth an error.
-  await touchSnapshot(join(dir, "none"), KEY);
+  await snapshotStore(join(dir, "none")).touch(KEY);
 });
 
 Deno.test("each part of what has to match makes another key", async () => {

@@ -5,7 +5,7 @@ import type { BootOptions } from "../../lib/vm/options.ts";
 import { fileChunks, sha256 } from "../../lib/system/digest.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
 import { run } from "../../lib/system/process.ts";
-import { listSnapshots, stageSnapshot } from "../../lib/cache/snapshots.ts";
+import { snapshotStore } from "../../lib/cache/snapshots.ts";
 import { denoArgs, ROOT } from "../../scripts/deno.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { env, guest, needsGuest } from "../support/guest.ts";
@@ -103,12 +103,12 @@ Deno.test({
       // It has not written to its disk, so none is kept.
       assertEquals(endings(machines), [".json", ".state"]);
       const [saved] = vm.all("state_saved");
-      const [state] = await listSnapshots(machines);
+      const [state] = await snapshotStore(machines).list();
       assertEquals([saved.path, saved.bytes], [state.path, state.bytes]);
       assert(saved.stoodMs > 0);
     });
 
-    const [state] = await listSnapshots(machines);
+    const [state] = await snapshotStore(machines).list();
     const before = await digestOf(state.path);
     const random: string[] = [];
 
@@ -231,7 +231,7 @@ Deno.test({
         Object.entries(bad).map(async ([what, bytes]) => {
           const own = { ...snapshots, dir: join(dir.path, what) };
           {
-            await using staging = await stageSnapshot(own.dir, state.key);
+            await using staging = await snapshotStore(own.dir).stage(state.key);
             await Deno.writeFile(staging!.state, bytes);
             await staging!.place();
           }
@@ -247,7 +247,7 @@ Deno.test({
             assert(!/\n|console/.test(line), line);
             assertEquals(await vm.sh("echo here"), "here\n");
           }
-          const [{ key, bytes: size }] = await listSnapshots(own.dir);
+          const [{ key, bytes: size }] = await snapshotStore(own.dir).list();
           assertEquals(key, state.key);
           assert(size > bad.half.length, `${size}`);
         }),
@@ -291,7 +291,7 @@ Deno.test({
     assert(/^( [0-9a-f]{2}){16}$/.test(line), line);
     assertEquals(marks, [marks[0], marks[0], marks[0]]);
     assertEquals(endings(machines), [".json", ".qcow2", ".state"]);
-    const [{ disk }] = await listSnapshots(machines);
+    const [{ disk }] = await snapshotStore(machines).list();
     assertEquals((await Deno.stat(disk!)).mode! & 0o777, 0o600);
     assertEquals(await digestOf(image), digest);
   },

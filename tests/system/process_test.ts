@@ -9,6 +9,7 @@ import { type ProcessExit, run, spawn } from "../../lib/system/process.ts";
 import { assertEnded } from "../support/processes.ts";
 import { failure } from "../support/failure.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { runScript } from "../support/script.ts";
 
 /** Longer than any test may take: who waits for it has failed. */
 const FOREVER = "600";
@@ -247,6 +248,19 @@ Deno.test("a time limit ends what the program has started, too", async () => {
     const helper = Number(heard.said());
     await assertEnded(helper);
   }
+});
+
+Deno.test("a time limit holds where Deno may run one program alone", async () => {
+  await using dir = await temporaryDir();
+  const script = `
+    import { run } from "/lib/system/process.ts";
+    const late = run("sleep", { args: ["${FOREVER}"], timeoutMs: 50 });
+    console.log(await late.catch((error) => error.code));
+  `;
+  const said = await runScript(`${dir.path}/late.ts`, script, {
+    permissions: ["--allow-run=sleep"],
+  });
+  assertEquals(said, "timeout\n");
 });
 
 Deno.test("a group that is stopped ends, whether or not its leader listens to TERM", async () => {

@@ -3,7 +3,7 @@ import { join } from "@std/path";
 import type { SnapshotOptions } from "../../lib/vm/options.ts";
 import { emitter } from "../../lib/events.ts";
 import type { StartMachineOptions } from "../../lib/qemu/machine.ts";
-import { stageSnapshot } from "../../lib/cache/snapshots.ts";
+import { snapshotStore } from "../../lib/cache/snapshots.ts";
 import { findSlot } from "../../lib/vm/_snapshot.ts";
 import { type Dir, temporaryDir } from "../support/directory.ts";
 import { collect } from "../support/guest.ts";
@@ -54,7 +54,7 @@ async function look({ plan, options }: Place) {
 /** Puts a state where one is looked for. */
 async function fill(place: Place) {
   const { slot } = await look(place);
-  await using staging = await stageSnapshot(place.options.dir, slot!.key);
+  await using staging = await snapshotStore(place.options.dir).stage(slot!.key);
   await Deno.writeTextFile(staging!.state, "memory");
   return await staging!.place();
 }
@@ -152,7 +152,7 @@ test("a state that is replaced meanwhile is noticed, and stays", async (place) =
 test("while another process saves, a damaged state does not hold a boot", async (place) => {
   const { path, key } = await fill(place);
   await Deno.remove(path.replace(/state$/, "json"));
-  await using _staging = await stageSnapshot(place.options.dir, key);
+  await using _staging = await snapshotStore(place.options.dir).stage(key);
   const { slot, said } = await look(place);
   assertEquals(slot?.found, undefined);
   assertEquals(said, [

@@ -78,7 +78,7 @@ export const cache: Command<CacheRequest> = {
 };
 
 async function list(dir: string, json: boolean, io: Io): Promise<number> {
-  const entries = await listCache(dir);
+  const entries = await listCache(dir, { env: io.env });
   const text = entries.flatMap(entryLines).join("\n");
   io.result(json, { cache: dir, entries }, text);
   return 0;
@@ -101,12 +101,13 @@ async function prune(
       sha256: manifest.image.sha256,
     }]
     : [];
-  const pruned = await pruneCache(dir, { ...options, protect });
-  const { removed, states, busy, bytes } = pruned;
+  const pruned = await pruneCache(dir, { ...options, protect, env: io.env });
+  const { removed, states, busy, denied, bytes } = pruned;
   const text = [...states.map(stateLine), ...removed.map(entryLine)].join("\n");
   io.result(json, { cache: dir, dryRun, ...pruned }, text);
   if (!json) {
     for (const { path } of busy) io.say(`in use, kept: ${path}\n`);
+    for (const { path } of denied) io.say(`not yours, kept: ${path}\n`);
     const verb = dryRun ? "would free" : "freed";
     io.say(`${verb} ${bytesText(bytes)} of ${dir}\n`);
   }

@@ -1,0 +1,170 @@
+/**
+ * Where an image is filled in: on the cache's filesystem, out of readers' sight.
+ *
+ *     <cache>/<image>/.staging-<sha256>-<id>/
+ *
+ * @module
+ */
+import { dirname, join } from "@std/path";
+import { asDigest, type Sha256 } from "../system/digest.ts";
+import {
+  absentAs,
+  fingerprint,
+  removeTree,
+  syncToDisk,
+} from "../system/files.ts";
+import { tryLock } from "../system/lock.ts";
+import { writeRecord } from "./_record.ts";
+
+/** Names an entry of the cache. */
+export interface CacheKey {
+  /** The cache's directory. */
+  cache: string;
+  /** The image's name. */
+  image: string;
+  /** SHA-256 of the image. */
+  sha256: Sha256;
+}
+
+/** A verified file on its way to its place. */
+export interface VerifiedFile {
+  /** Where it lies now: in staging. */
+  path: string;
+  /** Its name in the cache. */
+  name: string;
+  /** Where it came from. */
+  source: string;
+}
+
+/** A directory for an image on its way into the cache; disposing removes it. */
+export interface Staging extends AsyncDisposable {
+  /** Its path, on the cache's filesystem. */
+  dir: string;
+  /**
+   * Puts a verified file into its place: read-only, synced, and in one rename
+   * together with its record. An entry that is there already is replaced.
+   *
+   * @returns The image's path in the cache.
+   */
+  place(file: VerifiedFile): Promise<string>;
+}
+
+const NAME = /^\.staging-([0-9a-f]{64})-/;
+
+/** The directory of an entry. */
+export function entryDir({ cache, image, sha256 }: CacheKey): string {
+  return join(cache, image, sha256);
+}
+
+/** The file of an entry's lock. */
+export function lockPath({ cache, image, sha256 }: CacheKey): string {
+  return join(cache, image, `.${sha256}.lock`);
+}
+
+/** Makes a staging directory for an entry, whose lock the caller has. */
+export async function stage(key: CacheKey): Promise<Staging> {
+  const dir = stagingDir(key, crypto.randomUUID());
+  await Deno.mkdir(dir, { mode: 0o700 });
+  return {
+    dir,
+    place: (file) => place(key, dir, file),
+    [Symbol.asyncDispose]: () => removeTree(dir),
+  };
+}
+
+/**
+ * Takes an entry away in one step. The caller has its lock.
+ *
+ * @param key The entry.
+ * @returns `false` if it was gone.
+ */
+export async function takeAway(key: CacheKey): Promise<boolean> {
+  const aside = stagingDir(key, `${crypto.randomUUID()}-pruned`);
+  const gone = await absentAs("gone", Deno.rename(entryDir(key), aside));
+  if (gone) return false;
+  await removeOwn(aside);
+  return true;
+}
+
+/**
+ * Removes staging directories that no process fills any more: one whose lock can
+ * be had has no owner.
+ *
+ * @param cache The cache's directory.
+ * @param image The image's name.
+ * @param held The entry whose lock the caller has, if any.
+ */
+export async function sweepStaging(
+  cache: string,
+  image: string,
+  held?: string,
+) {
+  for await (const { name } of Deno.readDir(join(cache, image))) {
+    const sha256 = NAME.exec(name)?.[1];
+    if (!sha256) continue;
+    const path = join(cache, image, name);
+    if (sha256 === held) {
+      await removeOwn(path);
+      continue;
+    }
+    using free = await deniedAs(
+      undefined,
+      tryLock(lockPath({ cache, image, sha256 })),
+    );
+    if (free) await removeOwn(path);
+  }
+}
+
+/**
+ * Takes a refusal of the system for a value.
+ *
+ * @param value The value.
+ * @param work Something that may not be this user's to do.
+ * @returns The work's result, or the value.
+ */
+export async function deniedAs<T, V>(
+  value: V,
+  work: Promise<T>,
+): Promise<T | V> {
+  try {
+    return await work;
+  } catch (error) {
+    if (error instanceof Deno.errors.PermissionDenied) return value;
+    throw error;
+  }
+}
+
+/** What another user has left in it stays, and is in nobody's way. */
+async function removeOwn(path: string) {
+  await deniedAs(undefined, removeTree(path));
+}
+
+function stagingDir({ cache, image, sha256 }: CacheKey, id: string): string {
+  return join(cache, image, `.staging-${sha256}-${id.slice(0, 8)}`);
+}
+
+async function place(
+  key: CacheKey,
+  staging: string,
+  { path: from, name, source }: VerifiedFile,
+): Promise<string> {
+  const dir = entryDir(key);
+  const fresh = join(staging, "entry");
+  await Deno.mkdir(fresh, { mode: 0o755 });
+  const path = join(fresh, name);
+  await Deno.rename(from, path);
+  await syncToDisk(path);
+  await Deno.chmod(path, 0o444);
+  const now = await fingerprint(path);
+  if (!now) throw new Deno.errors.NotFound(`${name} is gone from ${fresh}`);
+  const verified = new Date().toISOString();
+  const digest = asDigest(key.sha256);
+  const record = { file: name, digest, source, verified, ...now };
+  await writeRecord(fresh, record, staging);
+  await syncToDisk(fresh);
+  // A directory cannot be renamed onto one that is not empty: it makes way first.
+  await absentAs(undefined, Deno.rename(dir, join(staging, "old")));
+  await Deno.rename(fresh, dir);
+  await syncToDisk(dirname(dir));
+  return join(dir, name);
+}
