@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { writeAll } from "../system/streams.ts";
 
 /** What a console says about a guest that will not come up. */
 export interface ConsoleFailure {
@@ -13,6 +14,7 @@ export interface ConsoleFailure {
 }
 
 const TAIL_LINES = 16;
+const KEPT = 64 * 1024;
 const PANIC = /Kernel panic - not syncing[^\n]*/;
 /** What firmware and boot loaders say when there is nothing to start. */
 const NOT_BOOTABLE = /No bootable device|Missing operating system/;
@@ -41,6 +43,57 @@ export function findConsoleFailure(text: string): ConsoleFailure | undefined {
 export function consoleTail(text: string): string {
   return plain(text).split("\n").map((line) => line.trimEnd())
     .filter((line) => line !== "").slice(-TAIL_LINES).join("\n");
+}
+
+/**
+ * Connects to the serial console and reads it always: the guest would wait.
+ *
+ * @param path The socket.
+ * @param onChunk Gets what the guest writes.
+ */
+export async function openConsole(
+  path: string,
+  onChunk?: (chunk: Uint8Array) => void,
+) {
+  const connection = await Deno.connect({ transport: "unix", path });
+  let open = true;
+  const kept = keepTail(KEPT);
+  const close = () => {
+    if (open) connection.close();
+    open = false;
+  };
+  const closed = (async () => {
+    const buffer = new Uint8Array(16 * 1024);
+    while (true) {
+      const count = await connection.read(buffer);
+      if (count === null) return;
+      const chunk = buffer.slice(0, count);
+      kept.add(chunk);
+      onChunk?.(chunk);
+    }
+  })().catch(() => {}).then(close);
+  return {
+    close,
+    closed,
+    last: kept.text,
+    write: (bytes: Uint8Array) => writeAll(connection, bytes),
+  };
+}
+
+/**
+ * Keeps the end of a text that may be long.
+ *
+ * @param size How many characters.
+ */
+export function keepTail(size: number) {
+  const decoder = new TextDecoder();
+  let kept = "";
+  return {
+    add(chunk: Uint8Array) {
+      kept = (kept + decoder.decode(chunk, { stream: true })).slice(-size);
+    },
+    text: () => kept,
+  };
 }
 
 function plain(text: string): string {

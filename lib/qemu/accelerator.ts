@@ -5,6 +5,12 @@
  */
 import { join } from "@std/path";
 import { type Environment, processEnvironment } from "../environment.ts";
+import { ToolsmithError } from "../errors.ts";
+import { replaceFile } from "../system/files.ts";
+import { ownUid, whyUntrusted } from "../system/ownership.ts";
+import { run } from "../system/process.ts";
+import { oneLine } from "../system/text.ts";
+import { qemuNotFound } from "./program.ts";
 
 /** How QEMU runs the guest's instructions. */
 export type Accelerator = "kvm" | "hvf" | "tcg";
@@ -23,6 +29,8 @@ export interface AcceleratorsOptions {
 
 /** After this time a broken accelerator is given another chance. */
 const FORGET_MS = 24 * 3600 * 1000;
+/** Emulation on a busy host takes a second. */
+const PROBE_MS = 30_000;
 
 /**
  * Names the accelerators to try. TCG, which emulates, works everywhere and is
@@ -67,9 +75,62 @@ export async function rememberBroken(
   options: AcceleratorsOptions = {},
 ): Promise<void> {
   const note = notePath(accelerator, program, options);
-  await Deno.remove(note).catch(() => {});
-  await Deno.writeTextFile(note, program, { createNew: true, mode: 0o600 })
-    .catch(() => {});
+  await replaceFile(note, program, { mode: 0o600 }).catch(() => {});
+}
+
+/**
+ * Tries an accelerator: starts QEMU with it and without a disk, and waits until
+ * the firmware has found nothing to boot. To be offered is not to work: virtual
+ * machines offer a KVM that fails at its first instructions.
+ *
+ * Needs `--allow-run` for the program.
+ *
+ * @param program The QEMU program.
+ * @param accelerator Which one.
+ * @param options The environment. What does not work is noted there, as by
+ * {@linkcode rememberBroken}, and what is noted is not tried again.
+ * @returns Why it does not work; `undefined` where it does.
+ * @throws {ToolsmithError} `qemu_not_found`.
+ *
+ * @example
+ * ```ts no-assert ignore
+ * const why = await tryAccelerator("qemu-system-x86_64", "kvm");
+ * if (why) console.error(`KVM does not work here: ${why}`);
+ * ```
+ */
+export async function tryAccelerator(
+  program: string,
+  accelerator: Accelerator,
+  options: AcceleratorsOptions = {},
+): Promise<string | undefined> {
+  if (await isBroken(accelerator, program, options)) {
+    return "it did not work within the last day";
+  }
+  const { code, stderr } = await run(program, {
+    args: probeArgs(accelerator),
+    timeoutMs: PROBE_MS,
+  }).catch((error) => {
+    if (error instanceof Deno.errors.NotFound) throw qemuNotFound(program);
+    if (!(error instanceof ToolsmithError)) throw error;
+    return { code: 1, stderr: error.message };
+  });
+  if (code === 0) return undefined;
+  const why = oneLine(stderr) || `QEMU ended with status ${code}`;
+  // Permissions are soon given.
+  if (!/permission/i.test(stderr)) {
+    await rememberBroken(accelerator, program, options);
+  }
+  return why;
+}
+
+/** A machine that restarts when there is nothing to boot, which ends QEMU. */
+function probeArgs(accelerator: Accelerator): string[] {
+  return [
+    ...["-no-user-config", "-nodefaults", "-no-reboot"],
+    ...["-machine", `q35,accel=${accelerator},graphics=off`],
+    ...["-cpu", accelerator === "tcg" ? "max" : "host", "-m", "64M"],
+    ...["-display", "none", "-nic", "none", "-boot", "reboot-timeout=1"],
+  ];
 }
 
 async function isBroken(
@@ -81,7 +142,7 @@ async function isBroken(
   try {
     const stat = await Deno.lstat(note);
     // The directory is everybody's: a note by somebody else says nothing.
-    if (!stat.isFile || stat.uid !== uid()) return false;
+    if (!stat.isFile || await whyUntrusted(note)) return false;
     const age = Date.now() - (stat.mtime?.getTime() ?? 0);
     return age < FORGET_MS && await Deno.readTextFile(note) === program;
   } catch {
@@ -96,15 +157,7 @@ function notePath(
 ) {
   const { env = processEnvironment } = options;
   const dir = env.get("TMPDIR") ?? "/tmp";
-  const user = uid() ?? "user";
+  const user = ownUid() ?? "user";
   const name = program.replace(/\W+/g, "_").slice(-80);
   return join(dir, `toolsmith-${user}-no-${accelerator}-${name}`);
-}
-
-function uid(): number | null {
-  try {
-    return Deno.uid();
-  } catch {
-    return null;
-  }
 }

@@ -1,26 +1,26 @@
 /**
- * A running QEMU. It never outlives its owner: a watcher beside it reads a pipe
- * that this process holds, and kills QEMU when the pipe ends, whatever ended
- * this process.
+ * A running QEMU, from its start to its end.
  *
  * @module
  */
-import { AcceleratorError } from "./errors.ts";
 import { join } from "@std/path";
-import type { Accelerator } from "./accelerator.ts";
+import { ToolsmithError } from "../errors.ts";
+import type { Child, ProcessExit } from "../system/process.ts";
+import { oneLine } from "../system/text.ts";
+import { sleep } from "../system/time.ts";
 import {
   type ConsoleFailure,
   consoleTail,
   findConsoleFailure,
+  keepTail,
+  openConsole,
 } from "./_console.ts";
-import { ToolsmithError } from "../errors.ts";
+import { spawnSupervised, type SuperviseOptions } from "./_supervisor.ts";
+import type { Accelerator } from "./accelerator.ts";
 import { AGENT } from "./devices.ts";
+import { AcceleratorError } from "./errors.ts";
 import { MACHINE_FILES } from "./machine_dir.ts";
-import { type Child, type ProcessExit, spawn } from "../system/process.ts";
-import { type MachineOptions, qemuArgs } from "./args.ts";
 import { qemuNotFound } from "./program.ts";
-import { writeAll } from "../system/streams.ts";
-import { sleep } from "../system/time.ts";
 import { openQmp, type Qmp, type QmpEvent } from "./qmp.ts";
 
 /** A running QEMU. */
@@ -37,6 +37,8 @@ export interface Machine extends AsyncDisposable {
   agentSeen(): boolean;
   /** Has QEMU stopped the guest by itself? */
   stopped(): boolean;
+  /** Settles when QEMU has stopped the guest over its disk: with the error. */
+  readonly halted: Promise<ToolsmithError>;
   /** What the serial console says about a guest that has failed. */
   consoleFailure(): ConsoleFailure | undefined;
   /** The last lines of the serial console, without control characters. */
@@ -50,41 +52,16 @@ export interface Machine extends AsyncDisposable {
 }
 
 /** What {@linkcode startMachine} takes besides the machine itself. */
-export interface StartMachineOptions extends MachineOptions {
-  /** The QEMU program. */
-  program: string;
-  /** A snapshot's memory and devices, to restore. @default {undefined} */
-  incoming?: string;
+export interface StartMachineOptions extends SuperviseOptions {
   /** Sees what the guest writes to its serial console. */
   onConsole?: (chunk: Uint8Array) => void;
   /** Ends the start when aborted, but not a machine that has started. */
   signal?: AbortSignal;
 }
 
-/**
- * Becomes QEMU, with a watcher in the background. Arguments: the directory, the
- * snapshot to restore or nothing, the program, its arguments. The pipe brings a
- * line when all is well; if it ends without, its writer is dead, and QEMU and
- * the directory have to go.
- */
-const SUPERVISOR = `
-directory=$1 state=$2
-shift 2
-exec 3<&0
-(
-  trap '' HUP INT TERM
-  exec >/dev/null 2>&1
-  read -r word <&3 || {
-    kill -KILL $$
-    rm -rf -- "$directory"
-  }
-) &
-[ -z "$state" ] || exec 9<"$state"
-exec "$@" </dev/null 3<&- >/dev/null 2>"$directory/${MACHINE_FILES.log}"
-`;
-
 const POLL_MS = 10;
-const CONSOLE_KEPT = 64 * 1024;
+/** A guest can make QEMU warn without end. */
+const STDERR_KEPT = 16 * 1024;
 
 /**
  * Starts QEMU. Its processor stands still until QMP's `cont`.
@@ -100,46 +77,31 @@ const CONSOLE_KEPT = 64 * 1024;
 export async function startMachine(
   options: StartMachineOptions,
 ): Promise<Machine> {
-  const { dir, program, incoming, signal } = options;
+  const { dir, program, signal } = options;
   signal?.throwIfAborted();
-  const child = spawn("sh", {
-    args: [
-      ...["-c", SUPERVISOR, "sh", dir, incoming ?? "", program],
-      ...qemuArgs(options),
-      // The descriptor that the script above opens.
-      ...incoming ? ["-incoming", "fd:9"] : [],
-    ],
-    input: "held",
-    detached: true,
-  });
+  const stderr = keepTail(STDERR_KEPT);
+  const child = spawnSupervised(options, stderr.add);
   const cancel = () => void child.stop();
   signal?.addEventListener("abort", cancel, { once: true });
   let over = false;
   child.ended.then(() => over = true);
-  const seen = { agent: false, stop: false };
-  const note = ({ event, data }: QmpEvent) => {
-    if (event === "VSERPORT_CHANGE" && data?.id === AGENT) {
-      seen.agent ||= data.open === true;
-    }
-    if (event === "STOP") seen.stop = true;
-    if (event === "RESUME") seen.stop = false;
-  };
+  const seen = watchEvents();
   try {
     // Who connects first finds the sockets ready: QEMU makes them in order.
     const qmp = await whenReady(
-      () => openQmp(join(dir, MACHINE_FILES.qmp), { onEvent: note }),
+      () => openQmp(join(dir, MACHINE_FILES.qmp), { onEvent: seen.note }),
       () => over,
     );
     const serial = await whenReady(
       () => openConsole(join(dir, MACHINE_FILES.console), options.onConsole),
       () => over,
     );
-    return machine(child, { options, qmp, serial, seen });
+    return machine(child, { options, qmp, serial, seen, stderr });
   } catch (error) {
     const { code } = await child.stop();
     signal?.throwIfAborted();
     if (!(error instanceof Over)) throw error;
-    const stderrTail = readStderrTail(dir);
+    const stderrTail = lastLines(stderr.text());
     if (code === 127 || code === 126) throw qemuNotFound(program, stderrTail);
     if (
       options.accelerator !== "tcg" &&
@@ -180,12 +142,13 @@ async function whenReady<T>(
 interface MachineParts {
   options: StartMachineOptions;
   qmp: Qmp;
-  serial: Serial;
-  seen: { agent: boolean; stop: boolean };
+  serial: Awaited<ReturnType<typeof openConsole>>;
+  seen: ReturnType<typeof watchEvents>;
+  stderr: ReturnType<typeof keepTail>;
 }
 
 function machine(child: Child, parts: MachineParts): Machine {
-  const { options, qmp, serial, seen } = parts;
+  const { options, qmp, serial, seen, stderr } = parts;
   return {
     pid: child.pid,
     accelerator: options.accelerator,
@@ -195,11 +158,12 @@ function machine(child: Child, parts: MachineParts): Machine {
       await serial.closed;
       return how;
     }),
-    agentSeen: () => seen.agent,
-    stopped: () => seen.stop,
+    agentSeen: seen.agent,
+    stopped: seen.stopped,
+    halted: seen.halted,
     consoleFailure: () => findConsoleFailure(serial.last()),
     tail: () => consoleTail(serial.last()),
-    stderrTail: () => readStderrTail(options.dir),
+    stderrTail: () => lastLines(stderr.text()),
     type: (bytes) => serial.write(bytes),
     async release() {
       qmp[Symbol.dispose]();
@@ -215,45 +179,42 @@ function machine(child: Child, parts: MachineParts): Machine {
   };
 }
 
-type Serial = Awaited<ReturnType<typeof openConsole>>;
-
-/** Reads the serial console always, or the guest would wait for it. */
-async function openConsole(
-  path: string,
-  onChunk?: (chunk: Uint8Array) => void,
-) {
-  const connection = await Deno.connect({ transport: "unix", path });
-  let open = true;
-  let kept = "";
-  const decoder = new TextDecoder();
-  const close = () => {
-    if (open) connection.close();
-    open = false;
-  };
-  const closed = (async () => {
-    const buffer = new Uint8Array(16 * 1024);
-    while (true) {
-      const count = await connection.read(buffer);
-      if (count === null) return;
-      const chunk = buffer.slice(0, count);
-      kept = (kept + decoder.decode(chunk, { stream: true }))
-        .slice(-CONSOLE_KEPT);
-      onChunk?.(chunk);
-    }
-  })().catch(() => {}).then(close);
+/** Follows the events that say how the guest is (QEMU's QMP reference). */
+function watchEvents() {
+  const halted = Promise.withResolvers<ToolsmithError>();
+  let agent = false;
+  let stopped = false;
   return {
-    close,
-    closed,
-    last: () => kept,
-    write: (bytes: Uint8Array) => writeAll(connection, bytes),
+    halted: halted.promise,
+    agent: () => agent,
+    stopped: () => stopped,
+    note({ event, data }: QmpEvent) {
+      if (event === "VSERPORT_CHANGE" && data?.id === AGENT) {
+        agent ||= data.open === true;
+      }
+      if (event === "STOP") stopped = true;
+      if (event === "RESUME") stopped = false;
+      if (event === "BLOCK_IO_ERROR" && data?.action === "stop") {
+        halted.resolve(diskError(data));
+      }
+    },
   };
 }
 
-function readStderrTail(dir: string): string {
-  try {
-    return Deno.readTextFileSync(join(dir, MACHINE_FILES.log)).trim()
-      .split("\n").slice(-5).join("; ");
-  } catch {
-    return "";
-  }
+function diskError(data: Record<string, unknown>): ToolsmithError {
+  return data.nospace === true
+    ? new ToolsmithError(
+      "disk_full",
+      "There is no space left for what the guest writes to its disk",
+      { hint: "free some; TMPDIR names the directory of temporary disks" },
+    )
+    : new ToolsmithError(
+      "guest_failed",
+      `The guest's disk failed: ${oneLine(String(data.reason))}`,
+    );
+}
+
+function lastLines(text: string): string {
+  return text.trim().split("\n").slice(-5).map((line) => oneLine(line))
+    .join("; ");
 }

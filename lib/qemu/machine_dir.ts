@@ -19,8 +19,6 @@ export const MACHINE_FILES = {
   console: "console",
   /** Where a snapshot's memory goes through while it is saved. */
   migration: "migration",
-  /** What QEMU wrote to its standard error. */
-  log: "qemu.log",
   /** Held by whoever talks to QEMU or the agent. */
   lock: "lock",
   /** Held by whoever plugs the ports of a command. */

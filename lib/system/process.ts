@@ -225,6 +225,7 @@ export function spawn(program: string, options: SpawnOptions = {}): Child {
     },
     async release() {
       await fed.close();
+      await Promise.all(drains.map((it) => it?.cancel()));
       child.unref();
     },
     async [Symbol.asyncDispose]() {

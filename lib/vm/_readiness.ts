@@ -8,6 +8,7 @@ import { ToolsmithError } from "../errors.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
 import type { Machine } from "../qemu/machine.ts";
 import { MACHINE_FILES } from "../qemu/machine_dir.ts";
+import { sleep } from "../system/time.ts";
 import { type Agent, openAgent } from "../qemu/agent.ts";
 
 /** What {@linkcode whenReady} takes. */
@@ -108,6 +109,7 @@ export async function bootFailure(machine: Machine): Promise<Error> {
 async function checkStop(machine: Machine) {
   const [answer] = await machine.qmp.send(["query-status"]).catch(() => [{}]);
   const { status } = answer as { status?: string };
+  if (status === "io-error") throw await machine.halted;
   if (status !== "internal-error") return;
   const first = machine.stderrTail().split("; ")[0];
   if (machine.accelerator !== "tcg") throw new AcceleratorError(first);
@@ -144,12 +146,8 @@ function withTail(
   return new ToolsmithError(code, `${message}; ${shown}`, { hint });
 }
 
-async function soon(promise: Promise<boolean>, ms: number): Promise<boolean> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<boolean>((done) => {
-    timer = setTimeout(() => done(false), ms);
-  });
-  // A broken connection is told apart by what became of the machine.
-  return await Promise.race([promise.catch(() => late), late])
-    .finally(() => clearTimeout(timer));
+/** A broken connection shows in what becomes of the machine. */
+async function soon(answered: Promise<boolean>, ms: number): Promise<boolean> {
+  const late = sleep(ms).then(() => false);
+  return await Promise.race([answered.catch(() => late), late]);
 }

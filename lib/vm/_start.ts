@@ -155,6 +155,7 @@ function bootedVm(
     monitor,
     emit,
     ended: machine.ended.then(() => {}),
+    halted: machine.halted,
     graceMs: plan.ephemeral ? 0 : DEFAULT_GRACE_MS,
     failure: () => bootFailure(machine),
     kill: async () => await machine[Symbol.asyncDispose](),

@@ -51,7 +51,7 @@ export async function boot(options: BootOptions): Promise<BootedVm> {
     const machine = {
       ...disk,
       ...sizes(options),
-      ...{ dir, program, shares, signal },
+      ...{ dir, program, shares, env, signal },
       extra: options.qemuArgs ?? [],
       onConsole: options.console?.output,
     };

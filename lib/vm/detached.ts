@@ -7,6 +7,7 @@
 import { dirname, join } from "@std/path";
 import { ToolsmithError } from "../errors.ts";
 import { emitter, type OnEvent } from "../events.ts";
+import { replaceFile } from "../system/files.ts";
 import { lock } from "../system/lock.ts";
 import { MACHINE_FILES, removeMachineDir } from "../qemu/machine_dir.ts";
 import { sharedMonitor } from "../qemu/monitor.ts";
@@ -64,16 +65,7 @@ export async function detach(
   await Deno.mkdir(dirname(path), { recursive: true });
   using _lock = await lock(`${path}.lock`, { signal });
   if (await readRecord(path)) throw alreadyRunning(path);
-  const staging = `${path}.${crypto.randomUUID()}`;
-  try {
-    await Deno.writeTextFile(staging, formatRecord(record), {
-      createNew: true,
-      mode: 0o600,
-    });
-    await Deno.rename(staging, path);
-  } finally {
-    await Deno.remove(staging).catch(() => {});
-  }
+  await replaceFile(path, formatRecord(record), { mode: 0o600 });
   await vm.release();
   return record;
 }

@@ -127,36 +127,47 @@ export async function assertSafeExports(
   const exports = shares.filter(({ writable }) => writable);
   if (exports.length === 0) return;
   const { env = processEnvironment } = files;
-  const programs = [qemuProgram(env), env.get("TOOLSMITH_ORAS") ?? "oras"];
-  const own = [
-    files.image,
-    files.workspace && join(files.workspace, ".toolsmith"),
-    files.overlay,
-    files.snapshots?.dir,
-    ...files.hostOnly ?? [],
+  for (const place of await allPlaces(await hostFiles(files, env))) {
+    const share = exports.find(({ path }) =>
+      holds(path, place) || holds(place, path)
+    );
+    if (share) throw unsafe(share, place);
+  }
+  // An export may well lie in a directory of temporary files, but not hold it.
+  for (const place of await allPlaces(machineParents(env))) {
+    const share = exports.find(({ path }) => holds(path, place));
+    if (share) throw unsafe(share, place);
+  }
+}
+
+/** All that a guest must not write. */
+async function hostFiles(files: HostFiles, env: Environment) {
+  const { image, workspace, overlay, snapshots, hostOnly = [] } = files;
+  const programs = [qemuProgram(env), env.get("TOOLSMITH_ORAS") || "oras"];
+  const found = [
+    image,
+    overlay,
+    snapshots?.dir,
+    ...hostOnly,
     ...await Promise.all(programs.map((name) => findProgram(name, env))),
-  ].filter((path) => path !== undefined && path !== "");
-  const refuse = (path: string, share: GuestShare) => {
-    const message = `An export would let the guest write to ${path}`;
-    throw new ToolsmithError("usage", `${message}: ${share.path}`, {
-      hint: "export a directory that holds nothing but results",
-    });
-  };
-  for (const place of (await Promise.all(own.map(placesOf))).flat()) {
-    for (const share of exports) {
-      if (holds(share.path, place) || holds(place, share.path)) {
-        refuse(place, share);
-      }
-    }
+  ];
+  if (workspace !== undefined) {
+    const dir = join(workspace, ".toolsmith");
+    if (await Deno.lstat(dir).then(() => true, () => false)) found.push(dir);
   }
-  // An export may well lie in the directory of temporary files.
-  for (
-    const dir of (await Promise.all(machineParents(env).map(placesOf))).flat()
-  ) {
-    for (const share of exports) {
-      if (holds(share.path, dir)) refuse(dir, share);
-    }
-  }
+  return found.filter((path) => path !== undefined);
+}
+
+function unsafe(share: GuestShare, place: string): ToolsmithError {
+  return new ToolsmithError(
+    "usage",
+    `An export would let the guest write to ${place}: ${share.path}`,
+    { hint: "export a directory that holds nothing but results" },
+  );
+}
+
+async function allPlaces(paths: string[]): Promise<string[]> {
+  return (await Promise.all(paths.map(placesOf))).flat();
 }
 
 /** Where a path leads, and every link on the way. */

@@ -91,6 +91,8 @@ export interface VmParts {
   monitor: Monitor;
   /** Settles when QEMU has ended. Never rejects. */
   ended: Promise<void>;
+  /** Settles when the guest stands still for good: with the reason. */
+  halted?: Promise<Error>;
   /** The default for {@linkcode StopOptions.graceMs}. */
   graceMs: number;
   /** Says why the machine has ended, where that is known. */
@@ -128,7 +130,8 @@ export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
       emit({ type: "command_dispatch", id, command, backend: "qemu" });
       const onWait = () => emit({ type: "warning", message: ALL_PORTS_IN_USE });
       const exec = { ...options, cwd, onWait };
-      const result = await execInGuest(monitor, command, exec)
+      const running = execInGuest(monitor, command, exec);
+      const result = await Promise.race([running, halt(parts)])
         .catch(async (error) => {
           throw await explain(parts, error);
         });
@@ -155,6 +158,11 @@ function guestDir({ shares }: VmFacts, cwd = ""): string {
   if (cwd.startsWith("/")) return cwd;
   const workspace = shares.some(({ tag }) => tag === WORKSPACE_TAG);
   return (workspace ? `/mnt/${WORKSPACE_TAG}` : "") + `/${cwd}`;
+}
+
+/** A guest that stands still does not end its commands. */
+async function halt({ halted }: VmParts): Promise<never> {
+  throw await (halted ?? new Promise<never>(() => {}));
 }
 
 /** A broken connection says little where the machine itself has ended. */

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
-import { spawn } from "../../lib/system/process.ts";
+import { run, spawn } from "../../lib/system/process.ts";
 import { fileChunks, sha256 } from "../../lib/system/digest.ts";
 import { guest, needsGuest } from "../support/guest.ts";
 import { parts } from "../support/parts.ts";
@@ -295,5 +295,51 @@ Deno.test({
     assertMatch(console, /SeaBIOS/);
     assertEquals(code, 0);
     assertEquals(await processesOf(work.dir), []);
+  },
+});
+
+Deno.test({
+  name: "TERM powers a guest down; input and output that break end a command",
+  ...needsGuest,
+  async fn(t) {
+    await using work = await guestWorkspace();
+    const cwd = work.dir;
+    const environment = { ...cleanEnvironment(), ...qemuOnPath() };
+    await t.step("TERM powers the guest down", async () => {
+      let console = "";
+      let events = "";
+      const child = spawn(Deno.execPath(), {
+        args: await cliCommand(["boot", "--json"], ["-A"]),
+        ...{ cwd, env: environment },
+        stdout: (chunk) => {
+          events += new TextDecoder().decode(chunk);
+          if (/boot_ready/.test(new TextDecoder().decode(chunk))) {
+            Deno.kill(child.pid, "SIGTERM");
+          }
+        },
+        stderr: (chunk) => console += new TextDecoder().decode(chunk),
+      });
+      assertEquals((await child.ended).code, 0);
+      assertMatch(events, /"powered_down"/);
+      assertMatch(console, /Power down/);
+    });
+    await t.step("--json into a closed pipe ends", async () => {
+      const args = await cliCommand(["run", "--json", "--", "yes"], ["-A"]);
+      const script = '"$@" | head -n 1';
+      const { stdout } = await run("bash", {
+        args: ["-c", script, "bash", Deno.execPath(), ...args],
+        ...{ cwd, env: environment, timeoutMs: 25_000 },
+      });
+      assertMatch(stdout, /^{"type":"cache_hit"/);
+    });
+    await t.step("input that cannot be read is an error", async () => {
+      const args = await cliCommand(["run", "--quiet", "--", "cat"], ["-A"]);
+      const { code, stderr } = await run("bash", {
+        args: ["-c", 'exec "$@" </', "bash", Deno.execPath(), ...args],
+        ...{ cwd, env: environment, timeoutMs: 25_000 },
+      });
+      assertEquals(code, 14, stderr);
+      assertMatch(stderr, /input cannot be read/);
+    });
   },
 });

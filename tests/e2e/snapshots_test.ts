@@ -296,3 +296,21 @@ Deno.test({
     assertEquals(await digestOf(image), digest);
   },
 });
+
+Deno.test({
+  name: "a machine that was typed into before it was ready is not saved",
+  ...needsGuest,
+  async fn() {
+    await using dir = await temporaryDir();
+    const snapshots = { dir: join(dir.path, "states"), digest: "sha256:1" };
+    await using vm = await boot({
+      ...{ image: await guest(), env, snapshots },
+      console: {
+        output() {},
+        input: new Blob(["touch /tmp/typed\n"]).stream(),
+      },
+    });
+    await vm.stop();
+    assertEquals(await Deno.stat(snapshots.dir).catch(() => "none"), "none");
+  },
+});

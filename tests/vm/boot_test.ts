@@ -10,6 +10,7 @@ import { temporaryDir } from "../support/directory.ts";
 import { collect, env, guest, needsGuest } from "../support/guest.ts";
 import { needs } from "../support/parts.ts";
 import { processesOf } from "../support/processes.ts";
+import { asRoot } from "../support/users.ts";
 
 const digestOf = (path: string) => sha256(fileChunks(path));
 
@@ -329,39 +330,34 @@ Deno.test({
     await Deno.writeTextFile(
       program,
       "#!/bin/sh\ncase $* in *accel=kvm*) echo KVM is broken >&2; exit 134 ;; esac\n" +
-        'exec "$REAL_QEMU" "$@"\n',
+        `exec '${env.get("TOOLSMITH_QEMU")}' "$@"\n`,
     );
     await Deno.chmod(program, 0o755);
-    Deno.env.set("REAL_QEMU", env.get("TOOLSMITH_QEMU")!);
     const own = new Map([
       ["TOOLSMITH_QEMU", program],
       ["TMPDIR", dir.path],
     ]);
-    try {
-      const asked = await failure(
+    const asked = await failure(
+      "boot_failed",
+      () => boot({ image, env: own, accelerator: "kvm" }),
+    );
+    assert(asked.message.includes("KVM is broken"), asked.message);
+    const warnings = collect("warning");
+    const started = collect("vm_boot");
+    const onEvent = (event: ToolsmithEvent) => {
+      warnings.onEvent(event);
+      started.onEvent(event);
+    };
+    for (let time = 0; time < 2; time++) {
+      const error = await failure(
         "boot_failed",
-        () => boot({ image, env: own, accelerator: "kvm" }),
+        () => boot({ image, env: own, onEvent }),
       );
-      assert(asked.message.includes("KVM is broken"), asked.message);
-      const warnings = collect("warning");
-      const started = collect("vm_boot");
-      const onEvent = (event: ToolsmithEvent) => {
-        warnings.onEvent(event);
-        started.onEvent(event);
-      };
-      for (let time = 0; time < 2; time++) {
-        const error = await failure(
-          "boot_failed",
-          () => boot({ image, env: own, onEvent }),
-        );
-        assert(error.message.includes("No bootable device"), error.message);
-      }
-      assertEquals(started.events.map((it) => it.accelerator), ["tcg", "tcg"]);
-      const offered = await Deno.stat("/dev/kvm").then(() => 1, () => 0);
-      assertEquals(warnings.events.length, offered);
-    } finally {
-      Deno.env.delete("REAL_QEMU");
+      assert(error.message.includes("No bootable device"), error.message);
     }
+    assertEquals(started.events.map((it) => it.accelerator), ["tcg", "tcg"]);
+    const offered = await Deno.stat("/dev/kvm").then(() => 1, () => 0);
+    assertEquals(warnings.events.length, offered);
   },
 });
 
@@ -426,5 +422,51 @@ Deno.test({
     await until(() =>
       Deno.stat(join(dir.path, machine.name)).then(() => false, () => true)
     );
+  },
+});
+
+asRoot(
+  "a full directory of temporary disks is said to be full, soon",
+  async () => {
+    if (needsGuest.ignore) return;
+    await using dir = await temporaryDir();
+    const mount = ["-t", "tmpfs", "-o", "size=8m", "tmpfs", dir.path];
+    assertEquals((await run("mount", { args: mount })).code, 0);
+    try {
+      await using vm = await boot({
+        image: await guest(),
+        env: new Map([...env, ["TMPDIR", dir.path]]),
+      });
+      const begun = performance.now();
+      const fill = "dd if=/dev/urandom of=/dev/vda bs=1M count=16 conv=fsync";
+      const error = await failure(
+        "disk_full",
+        () => vm.exec("sh", { args: ["-c", fill] }),
+      );
+      assert(error.message.includes("no space left"), error.message);
+      assert(performance.now() - begun < 15_000);
+    } finally {
+      await run("umount", { args: [dir.path] });
+    }
+  },
+);
+
+Deno.test({
+  name: "an export that holds the image or .toolsmith is refused",
+  ...needsGuest,
+  async fn() {
+    await using dir = await temporaryDir();
+    const image = join(dir.path, "image.qcow2");
+    await Deno.copyFile(await guest(), image);
+    const work = join(dir.path, "work");
+    await Deno.mkdir(join(work, ".toolsmith", "deep"), { recursive: true });
+    for (const path of [dir.path, work, join(work, ".toolsmith/deep")]) {
+      const exports = [{ path, tag: "out" }];
+      const error = await failure(
+        "usage",
+        () => boot({ image, workspace: work, exports, env }),
+      );
+      assert(error.message.includes("would let the guest write to"));
+    }
   },
 });

@@ -15,6 +15,13 @@ import { failure } from "../support/failure.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { collect, env, guest, needsGuest } from "../support/guest.ts";
 
+const record: DetachedVmRecord = {
+  ...{ layout: 1, pid: 4242, dir: "/tmp/toolsmith-x", image: "/a.qcow2" },
+  ...{ version: "7.2.22", accelerator: "tcg", memory: 512, cpus: 2 },
+  ...{ shares: [], network: false, graceMs: 0 },
+  since: "2026-01-22T12:00:00.000Z",
+};
+
 /** Runs a script in a Deno of its own, which ends before this test goes on. */
 async function elsewhere(dir: string, body: string): Promise<string> {
   const script = join(dir, `${crypto.randomUUID()}.ts`);
@@ -158,4 +165,15 @@ Deno.test({
       }
     });
   },
+});
+
+Deno.test("a record made by others removes no directory of the user", async () => {
+  await using dir = await temporaryDir();
+  const victim = join(dir.path, "toolsmith-notes");
+  await Deno.mkdir(join(victim, "sub"), { recursive: true });
+  await Deno.writeTextFile(join(victim, "precious"), "mine");
+  const path = join(dir.path, "machine.json");
+  await Deno.writeTextFile(path, formatRecord({ ...record, dir: victim }));
+  assertEquals(await findDetachedVm(path), undefined);
+  assertEquals(await Deno.readTextFile(join(victim, "precious")), "mine");
 });

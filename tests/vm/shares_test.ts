@@ -1,6 +1,11 @@
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
-import { parseExport, planShares } from "../../lib/vm/shares.ts";
+import {
+  assertSafeExports,
+  type HostFiles,
+  parseExport,
+  planShares,
+} from "../../lib/vm/shares.ts";
 import { failure } from "../support/failure.ts";
 import { temporaryDir } from "../support/directory.ts";
 
@@ -35,4 +40,90 @@ Deno.test("exports that cannot be mounted are refused before a boot", async () =
     { path, tag: "work", writable: false },
     { path, tag: "out", writable: true },
   ]);
+});
+
+/** A host's files in one directory, and what becomes of an export there. */
+async function host() {
+  const dir = await temporaryDir();
+  const at = (name: string) => join(dir.path, name);
+  const dirs = ["work/.toolsmith/cache/a", "out/deep", "tmp", "mf", "bin"];
+  for (const name of [...dirs, "snapshots"]) {
+    await Deno.mkdir(at(name), { recursive: true });
+  }
+  await Deno.writeTextFile(at("bin/qemu"), "", { mode: 0o755 });
+  await Deno.writeTextFile(at("bin/oras"), "", { mode: 0o755 });
+  const env = new Map([
+    ["TMPDIR", at("tmp")],
+    ["TOOLSMITH_QEMU", at("bin/qemu")],
+    ["TOOLSMITH_ORAS", at("bin/oras")],
+  ]);
+  const image = at("work/.toolsmith/cache/a/image.qcow2");
+  const usual: HostFiles = { image, workspace: at("work"), env };
+  return {
+    at,
+    async refuses(name: string, held: string, files: Partial<HostFiles> = {}) {
+      const path = at(name);
+      const shares = await planShares(undefined, [{ path, tag: "out" }]);
+      const { message } = await failure(
+        "usage",
+        () => assertSafeExports(shares, { ...usual, ...files }),
+      );
+      assertEquals(
+        message,
+        `An export would let the guest write to ${at(held)}: ${path}`,
+      );
+    },
+    async allows(name: string, files: Partial<HostFiles> = {}) {
+      const exports = [{ path: at(name), tag: "out" }];
+      const shares = await planShares(undefined, exports);
+      await assertSafeExports(shares, { ...usual, ...files });
+    },
+    [Symbol.asyncDispose]: () => dir[Symbol.asyncDispose](),
+  };
+}
+
+Deno.test("an export for results alone is fine, in a temporary directory too", async () => {
+  await using at = await host();
+  await Deno.mkdir(at.at("tmp/results"));
+  await Deno.mkdir(at.at("work/.toolsmithy"));
+  for (const name of ["out", "out/deep", "tmp/results", "work/.toolsmithy"]) {
+    await at.allows(name);
+  }
+});
+
+Deno.test("an export that holds a file of the host, or lies in its directory, is refused", async () => {
+  await using on = await host();
+  const { at } = on;
+  const image = "work/.toolsmith/cache/a/image.qcow2";
+  await on.refuses("work/.toolsmith/cache", image);
+  await on.refuses("work/.toolsmith", image);
+  await on.refuses("bin", "bin/qemu");
+  await on.refuses("bin", "bin/oras", {
+    env: new Map([["TOOLSMITH_ORAS", at("bin/oras")], ["PATH", "/none"]]),
+  });
+  const manifest = { hostOnly: [at("mf/tools.json")] };
+  await on.refuses("mf", "mf/tools.json", manifest);
+  const overlay = { overlay: at("out/new.qcow2") };
+  await on.refuses("out", "out/new.qcow2", overlay);
+  const snapshots = { snapshots: { dir: at("snapshots") } };
+  await on.refuses("snapshots", "snapshots", snapshots);
+  await Deno.mkdir(at("snapshots/deep"));
+  await on.refuses("snapshots/deep", "snapshots", snapshots);
+  // Other machines have their sockets there.
+  await on.refuses("tmp", "tmp");
+});
+
+Deno.test("a link that leads to a file of the host is not for a guest either", async () => {
+  await using on = await host();
+  const { at } = on;
+  await Deno.mkdir(at("linked"));
+  await Deno.symlink("../work/.toolsmith", at("linked/.toolsmith"));
+  const linked = { image: at("mf/image.qcow2"), workspace: at("linked") };
+  // Both the link, which the guest could replace, and what it leads to.
+  await on.refuses("linked", "linked/.toolsmith", linked);
+  await on.refuses("work", "work/.toolsmith", linked);
+  await Deno.symlink(at("mf"), at("out/link"));
+  const manifest = { hostOnly: [at("out/link/tools.json")] };
+  await on.refuses("out", "out/link", manifest);
+  await on.refuses("mf", "mf/tools.json", manifest);
 });

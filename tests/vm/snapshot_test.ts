@@ -160,3 +160,14 @@ test("while another process saves, a damaged state does not hold a boot", async 
   ]);
   await Deno.stat(path);
 });
+
+test("arguments for QEMU that name a file of the host are never saved", async (place) => {
+  const { plan } = place;
+  const slot = async (...extra: string[]) =>
+    (await look({ ...place, plan: { ...plan, extra } })).slot;
+  assert(await slot("-device", "virtio-keyboard-pci"));
+  assertEquals(await slot("second.img"), undefined);
+  assertEquals(await slot("-cpu", "max", "second.img"), undefined);
+  const rom = ["-device", "virtio-net-pci,romfile=my.rom"];
+  assertEquals(await slot(...rom), undefined);
+});

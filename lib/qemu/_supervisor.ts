@@ -1,0 +1,108 @@
+/**
+ * Starts QEMU so that it never outlives its owner: a watcher beside it reads a
+ * pipe that this process holds, and kills QEMU when the pipe ends, whatever
+ * ended this process.
+ *
+ * @module
+ */
+import { resolve, SEPARATOR } from "@std/path";
+import { type Environment, processEnvironment } from "../environment.ts";
+import { type Child, spawn, type SpawnOptions } from "../system/process.ts";
+import { type MachineOptions, qemuArgs } from "./args.ts";
+
+/** What {@linkcode spawnSupervised} takes besides the machine itself. */
+export interface SuperviseOptions extends MachineOptions {
+  /** The QEMU program. */
+  program: string;
+  /** A snapshot's memory and devices, to restore. @default {undefined} */
+  incoming?: string;
+  /** Read for `PATH` and `TMPDIR`; QEMU gets no other. @default {processEnvironment} */
+  env?: Environment;
+}
+
+/**
+ * Becomes QEMU, with a watcher in the background. Arguments: the directory, a
+ * limit in KiB or nothing, the snapshot to restore or nothing, the program, its
+ * arguments. The pipe brings a
+ * line when all is well; if it ends without, its writer is dead, and QEMU and
+ * the directory have to go.
+ */
+const SUPERVISOR = `
+directory=$1 limit=$2 state=$3
+shift 3
+exec 3<&0
+(
+  trap '' HUP INT TERM
+  exec >/dev/null 2>&1
+  read -r word <&3 || {
+    kill -KILL $$
+    rm -rf -- "$directory"
+  }
+) &
+[ -z "$limit" ] || ulimit -d "$limit" 2>/dev/null
+[ -z "$state" ] || exec 9<"$state"
+exec "$@" </dev/null 3<&- >/dev/null
+`;
+
+/**
+ * What QEMU may take besides the guest's memory, in MiB: 1024 are for translated
+ * code, and usual work needs some 300 more.
+ */
+const OVERHEAD_MIB = 2560;
+
+/**
+ * Starts QEMU with a watcher beside it.
+ *
+ * Needs `--allow-run=sh`.
+ *
+ * @param options The machine.
+ * @param onStderr Gets what QEMU writes to its standard error. After a release
+ * nobody does, and QEMU, which ignores SIGPIPE, goes on.
+ * @returns QEMU. `release` ends the watcher, and QEMU goes on.
+ */
+export function spawnSupervised(
+  options: SuperviseOptions,
+  onStderr: (chunk: Uint8Array) => void,
+): Child {
+  const { dir, program, incoming } = options;
+  return spawn("sh", {
+    args: [
+      ...["-c", SUPERVISOR, "sh", dir, dataLimit(options)],
+      incoming ? resolve(incoming) : "",
+      program.includes(SEPARATOR) ? resolve(program) : program,
+      ...qemuArgs(options),
+      // The descriptor that the script above opens.
+      ...incoming ? ["-incoming", "fd:9"] : [],
+    ],
+    ...surroundings(options),
+    input: "held",
+    stderr: onStderr,
+    detached: true,
+  });
+}
+
+/**
+ * A guest can make QEMU's 9p server take memory without end. Devices that the
+ * caller adds may need more than can be known here.
+ */
+function dataLimit({ memory, extra }: SuperviseOptions): string {
+  return extra.length === 0 ? `${(memory + OVERHEAD_MIB) * 1024}` : "";
+}
+
+/**
+ * What QEMU runs in. A directory and an environment of its own, so that nothing
+ * of the caller's is there for a guest that breaks out; but file names in the
+ * caller's arguments for QEMU start from the caller's directory.
+ */
+function surroundings({ dir, env, extra }: SuperviseOptions): SpawnOptions {
+  const get = (name: string) => env?.get(name) ?? processEnvironment.get(name);
+  const passed = ["PATH", "TMPDIR"].flatMap((name) => {
+    const value = get(name);
+    return value === undefined ? [] : [[name, value]];
+  });
+  return {
+    cwd: extra.length === 0 ? dir : undefined,
+    env: Object.fromEntries(passed),
+    clearEnv: true,
+  };
+}
