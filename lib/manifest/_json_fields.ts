@@ -4,13 +4,17 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import { jsonDepth, jsonMembers } from "./_json_members.ts";
+
+/** Far above the three levels that a manifest has. */
+const MAX_DEPTH = 64;
 
 /** An object of JSON. */
 export type JsonObject = Record<string, unknown>;
 
 /** The readers of one file. Each throws `manifest_invalid`. */
 export interface JsonFields {
-  /** Parses the text of the file; bad syntax is told by line and column. */
+  /** Parses the text of the file; bad syntax is reported by line and column. */
   parse(text: string): unknown;
   /** Demands an object. */
   object(value: unknown, field: string): JsonObject;
@@ -20,7 +24,7 @@ export interface JsonFields {
   required(object: JsonObject, field: string, hint: string): string;
   /** Reads a field that may be missing or empty; blanks around it are cut. */
   optional(object: JsonObject, field: string): string | undefined;
-  /** Demands that an object has no other fields than these. */
+  /** Demands that an object has no other fields than these and `x-…`. */
   onlyKnown(object: JsonObject, known: string[], prefix?: string): void;
   /** Makes the error of a field. */
   invalid(field: string, why: string, hint: string): ToolsmithError;
@@ -45,7 +49,18 @@ export function jsonFields(file: string, help: string): JsonFields {
   return {
     invalid,
     string,
-    parse: (text) => parseJson(text, file),
+    parse(text) {
+      const value = parseJson(text, file);
+      if (jsonDepth(text) > MAX_DEPTH) {
+        throw invalid("", "it is nested too deeply", help);
+      }
+      for (const { key, around, isRepeated } of jsonMembers(text)) {
+        if (!isRepeated || around.some(isForeign)) continue;
+        const field = [...around.filter((name) => name), key].join(".");
+        throw invalid(field, "stands there twice", "remove one of the two");
+      }
+      return value;
+    },
     object(value, field) {
       if (isObject(value)) return value;
       throw invalid(field, `${show(value)} is not an object`, help);
@@ -64,7 +79,7 @@ export function jsonFields(file: string, help: string): JsonFields {
     },
     onlyKnown(object, known, prefix = "") {
       for (const key of Object.keys(object)) {
-        if (known.includes(key)) continue;
+        if (known.includes(key) || isForeign(key)) continue;
         const names = known.map((name) => prefix + name).join(", ");
         throw invalid(prefix + key, "no such field", `the fields are ${names}`);
       }
@@ -80,6 +95,15 @@ export function jsonFields(file: string, help: string): JsonFields {
  */
 export function isObject(value: unknown): value is JsonObject {
   return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/**
+ * Tells whether a field is another program's: it is kept, and not looked at.
+ *
+ * @param key The field's own name.
+ */
+export function isForeign(key: string): boolean {
+  return key.startsWith("x-");
 }
 
 /**
@@ -110,7 +134,7 @@ function parseJson(text: string, file: string): unknown {
   throw new ToolsmithError(
     "manifest_invalid",
     `${file}:${before.length}:${column}: not JSON: ${why}`,
-    { hint: "mend the syntax there; JSON has no comments", cause },
+    { hint: "fix the syntax there; JSON has no comments", cause },
   );
 }
 
@@ -124,8 +148,8 @@ function syntaxError(text: string): Error | undefined {
 
 /** Finds where bad syntax begins: V8 does not say it of an unexpected token. */
 function positionOf({ message }: Error, text: string): number {
-  const told = /position (\d+)/.exec(message)?.[1];
-  if (told !== undefined) return Number(told);
+  const position = /position (\d+)/.exec(message)?.[1];
+  if (position !== undefined) return Number(position);
   const token = /^Unexpected token/;
   if (!token.test(message)) return text.length;
   // The shortest beginning of the text that fails so has the token at its end.

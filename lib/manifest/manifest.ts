@@ -11,6 +11,7 @@ import { parseSha256, type Sha256 } from "../system/digest.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import {
+  isForeign,
   isObject,
   type JsonFields,
   jsonFields,
@@ -251,7 +252,8 @@ function parseTools(
   value: unknown,
 ): Record<string, string> {
   if (value === undefined) return {};
-  const tools = Object.entries(json.object(value, "tools"));
+  const tools = Object.entries(json.object(value, "tools"))
+    .filter(([name, tool]) => !isForeign(name) || isPath(tool));
   // Unlike an assignment, this keeps a tool that is called `__proto__`.
   return Object.fromEntries(tools.map(([name, tool]) => {
     const field = `tools.${name}`;
@@ -260,13 +262,17 @@ function parseTools(
       json.onlyKnown(tool, ["path"], `${field}.`);
       path = tool.path;
     }
-    if (typeof path === "string" && path.startsWith("/")) return [name, path];
+    if (isPath(path)) return [name, path];
     throw json.invalid(
       field,
       `${show(tool)} is not an absolute path in the guest`,
       `write "${name}": "/usr/bin/${name}"`,
     );
   }));
+}
+
+function isPath(value: unknown): value is string {
+  return typeof value === "string" && value.startsWith("/");
 }
 
 function parseOperations(json: JsonFields, value: unknown): string[] {

@@ -8,6 +8,8 @@ import { dirname } from "@std/path";
 import { consumerManifest, formatManifest, type NewImage } from "./format.ts";
 import { ToolsmithError } from "../errors.ts";
 import { absentAs } from "../system/files.ts";
+import { jsonFields } from "./_json_fields.ts";
+import { jsonMembers } from "./_json_members.ts";
 import { replaceFile } from "../system/files.ts";
 import { parseManifest } from "./manifest.ts";
 
@@ -124,54 +126,16 @@ export function setImage(
   if (options.rename) values.name = image.name;
   let result = "";
   let end = 0;
-  // Before it is validated: a placeholder that is replaced may be invalid.
-  for (const { key, from, to } of imageStrings(text)) {
-    if (!Object.hasOwn(values, key)) continue;
+  jsonFields(path, "see docs/consuming.md").parse(text);
+  // Before it is validated: fixing a placeholder is what this may be for.
+  for (const { key, around, value, from } of jsonMembers(text)) {
+    const isImages = around.length === 2 && around[1] === "image";
+    if (!isImages || !Object.hasOwn(values, key)) continue;
+    if (!value.startsWith('"')) continue;
     result += text.slice(end, from) + JSON.stringify(values[key]);
-    end = to;
+    end = from + value.length;
   }
   result += text.slice(end);
   parseManifest(result, path);
   return result;
-}
-
-interface Span {
-  /** A key of `image`. */
-  key: string;
-  /** Where its value begins and ends in the text. */
-  from: number;
-  to: number;
-}
-
-/** Finds the strings directly in the top object's `image`. */
-function* imageStrings(text: string): Generator<Span> {
-  const tokens = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/gs;
-  const path: string[] = [];
-  let key = "";
-  let isValue = false;
-  for (const { 0: token, index } of text.matchAll(tokens)) {
-    if (token === "{" || token === "[") {
-      path.push(key);
-      // What stands in a list has no key.
-      key = "";
-    } else if (token === "}" || token === "]") path.pop();
-    else if (token === ":") {
-      isValue = true;
-      continue;
-    } else if (token.startsWith('"')) {
-      if (isValue && path.length === 2 && path[1] === "image") {
-        yield { key, from: index, to: index + token.length };
-      } else if (!isValue) key = unquote(token);
-    }
-    isValue = false;
-  }
-}
-
-function unquote(token: string): string {
-  try {
-    return JSON.parse(token);
-  } catch {
-    // The validation that follows reports bad syntax.
-    return token;
-  }
 }

@@ -56,6 +56,69 @@ Deno.test("tarball, tools and operations are kept", () => {
   assertEquals(operations, ["gcc"]);
 });
 
+Deno.test("a field that stands there twice is an error that names it", async () => {
+  const [image, tools] = [JSON.stringify(IMAGE), '{"a": "/a"}'];
+  const repeated: [string, string][] = [
+    [`{"image": ${image}, "image": ${image}}`, "image"],
+    [`{"image": ${image}, "operations": [], "operations": []}`, "operations"],
+    // Escaped, it is the same.
+    [
+      `{"image": ${image}, "operations": [], "o\\u0070erations": []}`,
+      "operations",
+    ],
+    [`{"image": ${image.replace("{", '{"name": "other",')}}`, "image.name"],
+    [
+      `{"image": ${image}, "tools": ${tools.replace("{", '{"a": "/b",')}}`,
+      "tools.a",
+    ],
+    [
+      `{"image": ${image}, "tools": {"a": {"path": "/a", "path": "/b"}}}`,
+      "tools.a.path",
+    ],
+  ];
+  for (const [text, field] of repeated) {
+    const error = await failure(
+      "manifest_invalid",
+      () => parseManifest(text, FILE),
+    );
+    assertEquals(error.message, `${FILE}: ${field}: stands there twice`);
+  }
+  // The same key in two objects, in a text, or in what is another program's.
+  const fine =
+    `{"image": ${image}, "x-a": [{"a": 1}, {"a": 2}, {"b": 1, "b": 2}],
+    "operations": ["a\\"", "operations:", "{"]}`;
+  assertEquals(parseManifest(fine, FILE).operations.length, 3);
+});
+
+Deno.test("fields of other programs are kept, and misspelt ones are errors", async () => {
+  const tools = {
+    "x-note": { a: 1 },
+    "x-ray": "/x",
+    ld: { path: "/ld", "x-a": 1 },
+  };
+  const manifest = parse({
+    ...GOOD,
+    "x-b": 1,
+    image: { ...IMAGE, "x-c": 2 },
+    tools,
+  });
+  assertEquals(manifest.tools, { "x-ray": "/x", ld: "/ld" });
+  for (const name of ["X-a", "x_a", "xa"]) {
+    const wrong = { ...GOOD, [name]: 1 };
+    await failure("manifest_invalid", () => parse(wrong));
+  }
+});
+
+Deno.test("a manifest that is nested without end is refused", async () => {
+  const deep = "[".repeat(100_000) + "]".repeat(100_000);
+  const text = `{"image": ${deep}}`;
+  const error = await failure(
+    "manifest_invalid",
+    () => parseManifest(text, FILE),
+  );
+  assertStringIncludes(error.message, "nested too deeply");
+});
+
 Deno.test("tools and operations may be left out", () => {
   const { tools, operations } = parse({ image: IMAGE });
   assertEquals([tools, operations], [{}, []]);
@@ -308,7 +371,7 @@ const SYNTAX: [string, string][] = [
 ];
 
 for (const [text, at] of SYNTAX) {
-  Deno.test(`bad syntax is told by line and column: ${JSON.stringify(text)}`, async () => {
+  Deno.test(`bad syntax is reported by line and column: ${JSON.stringify(text)}`, async () => {
     const error = await failure(
       "manifest_invalid",
       () => parseManifest(text, FILE),
@@ -317,7 +380,7 @@ for (const [text, at] of SYNTAX) {
       error.message.startsWith(`${FILE}:${at}: not JSON: `),
       error.message,
     );
-    assertStringIncludes(error.hint!, "mend the syntax");
+    assertStringIncludes(error.hint!, "fix the syntax");
   });
 }
 

@@ -33,6 +33,15 @@ const GOOD: Record<string, unknown> = {
     tools: { gcc: "/usr/bin/gcc", ld: { path: "/usr/bin/ld" } },
     operations: ["gcc", "strip"],
   },
+  "fields of another program, at every level": {
+    "x-top": { a: [1] },
+    image: { ...IMAGE, "x-image": null },
+    tools: {
+      ld: { path: "/usr/bin/ld", "x-tool": 7 },
+      "x-tools": { note: "" },
+      "x-ray": "/usr/bin/x-ray",
+    },
+  },
   "a name with blanks and accents": image({ name: "Größe 2.0-rc_1" }),
   "a name of 128 letters": image({ name: "n".repeat(128) }),
   "a digest in upper case": image({ qcow2_sha256: DIGEST.toUpperCase() }),
