@@ -5,6 +5,7 @@
  * @module
  */
 import { type ErrorCode, ToolsmithError } from "../errors.ts";
+import { oneLine } from "../system/text.ts";
 import { isGhcr } from "./credentials.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 
@@ -158,7 +159,7 @@ function firstErrorLine(text: string): string {
   const errors = lines.filter((line) => /^error/i.test(line));
   const line = (errors[0] ?? lines.at(-1) ?? "it printed nothing")
     .replace(/^Error(?: response from registry)?:\s*/i, "");
-  return line.length > 400 ? `${line.slice(0, 400)}…` : line;
+  return oneLine(line);
 }
 
 function accessHint(

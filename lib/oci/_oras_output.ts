@@ -16,12 +16,13 @@ import { redactSecrets } from "./credentials.ts";
  * @throws {ToolsmithError} `oras_failed` when it is not what oras 1.3 prints.
  */
 export function parseDigest(text: string, command: string): Digest {
-  const { digest } = parseOutput(text, command);
+  const output = parseOutput(text, command) as { digest?: unknown } | null;
+  const digest = output?.digest;
   if (typeof digest === "string" && isDigest(digest)) return digest;
   throw new ToolsmithError("oras_failed", `oras ${command} printed no digest`);
 }
 
-function parseOutput(text: string, command: string): Record<string, unknown> {
+function parseOutput(text: string, command: string): unknown {
   try {
     return JSON.parse(text);
   } catch (cause) {

@@ -6,6 +6,9 @@
  */
 import type { Environment } from "../environment.ts";
 
+/** Above all that oras prints of one failure, in characters. */
+const MAX_WORDS = 16 * 1024;
+
 /** A user and a token for a registry. */
 export interface Credentials {
   /** User name. */
@@ -83,7 +86,7 @@ export function publishingEnvironment(env: Environment): Environment {
  *
  * @param text What the program printed.
  * @param credentials What it was given, if anything.
- * @returns The text without secrets.
+ * @returns The beginning of the text, without secrets.
  */
 export function redactSecrets(text: string, credentials?: Credentials): string {
   let clean = text;
@@ -93,7 +96,8 @@ export function redactSecrets(text: string, credentials?: Credentials): string {
     forms.push(base64(`${user}:${token}`));
     for (const form of forms) clean = clean.replaceAll(form, "***");
   }
-  return clean
+  // A registry may have chosen the words: what follows is not linear in them.
+  return clean.slice(0, MAX_WORDS)
     .replace(/(https?:\/\/[^\s"'?]+)\?[^\s"']*/g, "$1?…")
     .replace(/(authorization:\s*\S+\s+)\S+/gi, "$1***")
     .trim();

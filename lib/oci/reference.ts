@@ -125,14 +125,19 @@ export function invalidReference(
 ): ToolsmithError {
   return new ToolsmithError(
     "reference_invalid",
-    `Cannot use image source "${withoutSecrets(value)}": ${why}`,
+    `Cannot use image source "${cut(withoutSecrets(value))}": ${cut(why)}`,
     { hint },
   );
 }
 
 /** A user, who may be a token, and a query, which may be signed, are not shown. */
 function withoutSecrets(value: string): string {
-  return value
-    .replace(/^([a-z][a-z0-9+.-]*:\/\/)?[^/@]*@/i, "$1…@")
-    .replace(/(:\/\/[^?]*\?).*/s, "$1…");
+  const scheme = value.indexOf("://");
+  const query = scheme < 0 ? -1 : value.indexOf("?", scheme);
+  const shown = query < 0 ? value : `${value.slice(0, query + 1)}…`;
+  return shown.replace(/^([a-z][a-z0-9+.-]*:\/\/)?[^/@]*@/i, "$1…@");
+}
+
+function cut(text: string): string {
+  return text.length > 300 ? `${text.slice(0, 300)}…` : text;
 }

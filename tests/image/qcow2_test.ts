@@ -1,7 +1,9 @@
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { join } from "@std/path";
+import fc from "fast-check";
 import { type ErrorCode, ToolsmithError } from "../../lib/errors.ts";
 import { run } from "../../lib/system/process.ts";
+import { temporaryDir } from "../support/directory.ts";
 import { makeEncrypted } from "../support/encrypted.ts";
 import {
   assertSelfContained,
@@ -48,6 +50,31 @@ async function patch(path: string, offset: number, bytes: number[]) {
   await file.seek(offset, Deno.SeekMode.Start);
   await file.write(new Uint8Array(bytes));
 }
+
+Deno.test("any header is described or refused with a typed error", async () => {
+  await using dir = await temporaryDir();
+  const path = join(dir.path, "a.qcow2");
+  const word = fc.oneof(
+    fc.constantFrom(0, 1, 2, 3, 8, 9, 16, 21, 72, 104, 112, 0x44415441),
+    fc.integer({ min: 0, max: 0xffffffff }),
+  );
+  const header = fc.array(word, { maxLength: 64 });
+  await fc.assert(
+    fc.asyncProperty(header, fc.nat(200), async (words, size) => {
+      const view = new DataView(new ArrayBuffer(8 + words.length * 4 + size));
+      view.setUint32(0, 0x514649fb);
+      view.setUint32(4, 3);
+      words.forEach((value, at) => view.setUint32(8 + 4 * at, value));
+      await Deno.writeFile(path, new Uint8Array(view.buffer));
+      for (const read of [inspectQcow2, sampleClusters]) {
+        await read(path).catch((error) => {
+          if (!(error instanceof ToolsmithError)) throw error;
+          assertEquals(error.code, "image_invalid");
+        });
+      }
+    }),
+  );
+});
 
 test("an image made by qemu-img is described and is self-contained", async (dir) => {
   const path = join(dir, "a.qcow2");

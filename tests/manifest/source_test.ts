@@ -1,4 +1,6 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import fc from "fast-check";
+import { ToolsmithError } from "../../lib/errors.ts";
 import { formatSource, parseImageSource } from "../../lib/manifest/source.ts";
 import { parseReference } from "../../lib/oci/reference.ts";
 import { failure } from "../support/failure.ts";
@@ -54,6 +56,51 @@ Deno.test("a password in an address is not repeated in the error", async () => {
   );
   assert(!/s3cr3t|k3y/.test(message), message);
   assertStringIncludes(message, "example.com/a.qcow2");
+});
+
+Deno.test("any text is a source, or is refused with a typed error", () => {
+  const mixed = fc.array(fc.oneof(
+    fc.constantFrom("oci://", "https://", "file://", "file:", "/", "%", "@"),
+    fc.string(),
+    fc.webUrl(),
+  )).map((parts) => parts.join(""));
+  fc.assert(fc.property(mixed, (text) => {
+    try {
+      parseImageSource(text, "/srv");
+    } catch (error) {
+      if (!(error instanceof ToolsmithError)) throw error;
+      assertEquals(error.code, "reference_invalid");
+    }
+  }));
+});
+
+Deno.test("what is written of any source reads as the same", () => {
+  const path = fc.array(fc.string({ minLength: 1 })).map((parts) =>
+    `/${parts.join("/")}`
+  );
+  fc.assert(fc.property(path, (path) => {
+    const source = parseImageSource(path, "/srv");
+    assertEquals(parseImageSource(formatSource(source), "/elsewhere"), source);
+  }));
+  const url = fc.webUrl({ validSchemes: ["https"] });
+  fc.assert(fc.property(url, (text) => {
+    const written = formatSource(parseImageSource(text, "/srv"));
+    assertEquals(formatSource(parseImageSource(written, "/srv")), written);
+  }));
+});
+
+Deno.test("a source of a million characters is read or refused in no time", () => {
+  for (
+    const part of ["://", "https://", "a/", "%41", "@", "file:", "oci://x/"]
+  ) {
+    const begun = performance.now();
+    try {
+      parseImageSource(part.repeat(1_000_000 / part.length), "/srv");
+    } catch (error) {
+      assert(error instanceof ToolsmithError, `${error}`);
+    }
+    assert(performance.now() - begun < 1000, `${part} took long`);
+  }
 });
 
 Deno.test("sources are written for a person without signed queries", () => {

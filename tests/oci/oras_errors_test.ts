@@ -1,5 +1,8 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import type { ErrorCode } from "../../lib/errors.ts";
+import fc from "fast-check";
+import { type ErrorCode, ToolsmithError } from "../../lib/errors.ts";
+import { redactSecrets } from "../../lib/oci/credentials.ts";
+import { parseDigest } from "../../lib/oci/_oras_output.ts";
 import { oras } from "../../lib/oci/oras.ts";
 import { orasError } from "../../lib/oci/_oras_errors.ts";
 import { parseReference } from "../../lib/oci/reference.ts";
@@ -85,6 +88,50 @@ for (const [code, text] of WORDS) {
     if (code !== "oras_failed") assert(error.hint, "no hint");
   });
 }
+
+Deno.test("whatever oras prints, its error is typed, short and fit for a terminal", () => {
+  const words = fc.constantFrom(
+    ...WORDS.map(([, text]) => text),
+    ..."\u001b[31m,\u202e,\n,\r\n,Error: ,https://,?sig=,open ,lookup ".split(
+      ",",
+    ),
+  );
+  const said = fc.array(fc.oneof(words, fc.string({ unit: "binary" })))
+    .map((parts) => parts.join(""));
+  fc.assert(fc.property(said, (text) => {
+    const error = orasError(redactSecrets(text), GHCR, false);
+    assert(error instanceof ToolsmithError);
+    assert(error.message.length < 500, error.message);
+    // deno-lint-ignore no-control-regex
+    assert(!/[\x00-\x1f\x7f-\x9f\u202a-\u202e]/.test(error.message));
+  }));
+});
+
+Deno.test("a flood of words from oras is told apart in no time", () => {
+  for (
+    const word of ["https://", "open ", "lookup ", "authorization: ", "\n"]
+  ) {
+    const begun = performance.now();
+    orasError(redactSecrets(word.repeat(2_000_000)), GHCR, false);
+    assert(performance.now() - begun < 2000, `${word} took long`);
+  }
+});
+
+Deno.test("the digest is read from what oras prints, or a typed error made of it", () => {
+  const digest = `sha256:${"a".repeat(64)}`;
+  assertEquals(parseDigest(JSON.stringify({ digest }), "push"), digest);
+  const attempt = (text: string) => {
+    try {
+      parseDigest(text, "push");
+    } catch (error) {
+      if (!(error instanceof ToolsmithError)) throw error;
+      assertEquals(error.code, "oras_failed");
+    }
+  };
+  ["null", "1", "[]", '"x"', "{}", '{"digest":1}', ""].forEach(attempt);
+  fc.assert(fc.property(fc.string(), attempt));
+  fc.assert(fc.property(fc.json(), attempt));
+});
 
 Deno.test("names that hold the words of a failure do not mislead", () => {
   const names = [

@@ -1,4 +1,6 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import fc from "fast-check";
+import { ToolsmithError } from "../../lib/errors.ts";
 import {
   formatReference,
   isLoopback,
@@ -87,10 +89,55 @@ Deno.test("a repository in upper case is shown in lower case", async () => {
   assertStringIncludes(hint!, "ghcr.io/owner/repo");
 });
 
+/** Any reference that the grammar allows. */
+const REFERENCE = fc.record({
+  registry: fc.stringMatching(
+    /^[a-z0-9]([a-zA-Z0-9.-]{0,20}[a-z0-9])?(:[0-9]{1,5})?$/,
+  ),
+  repository: fc.stringMatching(
+    /^[a-z0-9]+((\.|_|__|-{1,3})[a-z0-9]+){0,2}(\/[a-z0-9]+){0,3}$/,
+  ),
+  tag: fc.option(fc.stringMatching(/^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$/)),
+  digest: fc.option(fc.stringMatching(/^sha256:[0-9a-f]{64}$/)),
+});
+
+Deno.test("what is written of any reference reads as the same", () => {
+  fc.assert(fc.property(REFERENCE, ({ registry, repository, tag, digest }) => {
+    const text = `${registry}/${repository}` +
+      (tag === null ? "" : `:${tag}`) + (digest === null ? "" : `@${digest}`);
+    const read = parseReference(text);
+    assertEquals(read.registry, registry);
+    assertEquals(read.repository, repository);
+    assertEquals(read.tag, tag ?? (digest === null ? "latest" : undefined));
+    assertEquals(read.digest, digest ?? undefined);
+    const again = parseReference(formatReference(read));
+    assertEquals(formatReference(again), formatReference(read));
+    if (digest === null) assertEquals(again, read);
+  }));
+});
+
+Deno.test("any text is a reference, or is refused with a typed error", () => {
+  const mixed = fc.array(fc.oneof(
+    fc.constantFrom("oci://", "/", ":", "@", "sha256:", "a", "A", "..", "?"),
+    fc.string(),
+  )).map((parts) => parts.join(""));
+  fc.assert(fc.property(mixed, (text) => {
+    try {
+      parseReference(text);
+    } catch (error) {
+      if (!(error instanceof ToolsmithError)) throw error;
+      assertEquals(error.code, "reference_invalid");
+      assert(error.message.length < 800, error.message);
+    }
+  }));
+});
+
 Deno.test("a name of a hundred thousand letters is refused at once", async () => {
-  for (const letters of ["a-", "a_", "a.", "a/"]) {
+  for (const letters of ["a-", "a_", "a.", "a/", "://", "@", ":", "?"]) {
     const text = `ghcr.io/${letters.repeat(100_000)}!`;
+    const begun = performance.now();
     await failure("reference_invalid", () => parseReference(text));
+    assert(performance.now() - begun < 1000, `${letters} took long`);
   }
 });
 
