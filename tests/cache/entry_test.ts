@@ -330,3 +330,41 @@ Deno.test({
     }
   },
 });
+
+const windows = Deno.build.os === "windows";
+
+test("what is being filled is for this user alone, and a group writes nothing", async (key) => {
+  const umask = windows ? 0 : Deno.umask(0);
+  try {
+    using held = await cacheEntry(key).lock();
+    await using staging = await held.stage();
+    const modeOf = async (path: string) =>
+      (await Deno.stat(path)).mode! & 0o777;
+    if (windows) return;
+    assertEquals(await modeOf(staging.dir), 0o700);
+    assertEquals(await modeOf(key.cache), 0o755);
+    assertEquals(await modeOf(cacheEntry(key).lockPath), 0o600);
+  } finally {
+    if (!windows) Deno.umask(umask);
+  }
+  const path = await put(key, "image");
+  const record = join(dirname(path), "verified.json");
+  if (!windows) {
+    assertEquals((await Deno.stat(record)).mode! & 0o777, 0o644);
+  }
+});
+
+test("a record is believed only while nobody else can write where it lies", async (key) => {
+  if (windows) return;
+  await put(key, "image");
+  const record = join(cacheEntry(key).dir, "verified.json");
+  for (const path of [record, cacheEntry(key).dir, key.cache]) {
+    const mode = (await Deno.stat(path)).mode! & 0o777;
+    await Deno.chmod(path, 0o777);
+    const found = await cacheEntry(key).lookUp();
+    assertEquals([found?.trusted, found?.record], [false, undefined], path);
+    assert(found?.suspect?.startsWith(path), found?.suspect);
+    await Deno.chmod(path, mode);
+    assert((await cacheEntry(key).lookUp())?.trusted);
+  }
+});

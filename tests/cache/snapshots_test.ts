@@ -1,11 +1,13 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import {
   type Snapshot,
+  snapshotDir,
   snapshotKey,
   snapshotStore,
 } from "../../lib/cache/snapshots.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { ALICE, asRoot } from "../support/users.ts";
 
 const KEY = "a".repeat(64);
 const OTHER = "b".repeat(64);
@@ -315,3 +317,66 @@ Deno.test("each part of what has to match makes another key", async () => {
   assertEquals(await snapshotKey({ ...parts }), keys[0]);
   for (const key of keys) assert(/^[0-9a-f]{64}$/.test(key));
 });
+
+test("snapshots in a directory that others can read or write are none, and none are put there", async (dir) => {
+  const saved = await save(dir, KEY, "disk");
+  for (const mode of [0o755, 0o730, 0o777]) {
+    await Deno.chmod(dir, mode);
+    assertEquals(await snapshotStore(dir).find(KEY), undefined);
+    assertEquals(await snapshotStore(dir).list(), []);
+    await assertRejects(
+      () => snapshotStore(dir).stage(OTHER),
+      Deno.errors.PermissionDenied,
+      dir,
+    );
+  }
+  await Deno.chmod(dir, 0o700);
+  assertEquals(await snapshotStore(dir).find(KEY), saved);
+  for (const ending of ["state", "qcow2", "json"]) {
+    await Deno.chmod(fileOf(dir, ending), 0o666);
+    assertEquals(await snapshotStore(dir).find(KEY), "damaged", ending);
+    await Deno.chmod(fileOf(dir, ending), 0o600);
+  }
+});
+
+asRoot(
+  "a snapshot of which another user owns a part is damaged, and none where the directory is another's",
+  async () => {
+    await using place = await temporaryDir();
+    const dir = join(place.path, "machines");
+    for (const ending of ["state", "qcow2", "json"]) {
+      await save(dir, KEY, "disk");
+      await Deno.chown(fileOf(dir, ending), ALICE, ALICE);
+      assertEquals(await snapshotStore(dir).find(KEY), "damaged", ending);
+      await snapshotStore(dir).remove({ key: KEY });
+    }
+    await save(dir);
+    await Deno.chown(dir, ALICE, ALICE);
+    assertEquals(await snapshotStore(dir).find(KEY), undefined);
+  },
+);
+
+asRoot(
+  "snapshots lie beside an own image, and else in the user's own cache",
+  async () => {
+    await using place = await temporaryDir();
+    const entry = join(place.path, KEY);
+    await Deno.mkdir(entry);
+    const image = join(entry, "i.qcow2");
+    const home = new Map([["HOME", "/home/me"]]);
+    assertEquals(await snapshotDir(image, home), join(entry, "machines"));
+    await Deno.chown(entry, ALICE, ALICE);
+    const own = `/home/me/.cache/toolsmith/machines/${KEY}`;
+    assertEquals(await snapshotDir(image, home), own);
+    const xdg = new Map([["XDG_CACHE_HOME", "/c"], ["HOME", "/home/me"]]);
+    const there = `/c/toolsmith/machines/${KEY}`;
+    assertEquals(await snapshotDir(image, xdg), there);
+    const relative = new Map([["XDG_CACHE_HOME", "c"], ["HOME", "/home/me"]]);
+    assertEquals(await snapshotDir(image, relative), own);
+    assertEquals(await snapshotDir(image, new Map()), undefined);
+    // Others could replace the directory itself.
+    await Deno.chown(entry, 0, 0);
+    await Deno.chmod(place.path, 0o777);
+    assertEquals(await snapshotDir(image, home), own);
+  },
+);
