@@ -1,0 +1,195 @@
+/**
+ * A machine without QEMU: its monitor, its guest agent and its ports are this
+ * process's, and say what a test wants.
+ *
+ * @module
+ */
+import { join } from "@std/path";
+import { MACHINE_FILES } from "../../lib/qemu/machine_dir.ts";
+import { temporaryDir } from "./directory.ts";
+
+/** A line that came to the monitor or the agent. */
+export interface Request {
+  execute: string;
+  arguments: Record<string, unknown>;
+  id: number;
+}
+
+/** The guest's end of a command's ports, and what the host has said there. */
+export interface FakeCommand {
+  marker: string;
+  out: Deno.Conn;
+  err: Deno.Conn;
+}
+
+/** What the machine says. */
+export interface FakeMachineOptions {
+  /**
+   * The agent's answer to a command: text is sent as it is, a function may send
+   * what it likes, anything else is what the command returns, and `undefined`
+   * is silence.
+   *
+   * @default {honest}
+   */
+  agent?: (request: Request) => unknown;
+  /** Runs a command once the host has greeted. @default it ends with 0 */
+  command?: (command: FakeCommand) => Promise<void>;
+  /** How many ports there are. @default {Infinity} */
+  ports?: number;
+  /** Does the agent take what is sent to it? @default {true} */
+  reads?: boolean;
+}
+
+/** The machine; disposing it ends it. */
+export interface FakeMachine extends AsyncDisposable {
+  /** Its directory. */
+  dir: string;
+  /** Ports that are plugged in. */
+  plugged: Set<string>;
+}
+
+/** What an agent answers that does nothing wrong. */
+export function honest({ execute }: Request): unknown {
+  if (execute === "guest-exec") return { pid: 7 };
+  if (execute === "guest-exec-status") return { exited: false };
+  return {};
+}
+
+const GREETING =
+  '{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}}}}\n';
+
+/** Starts the machine. */
+export async function fakeMachine(
+  options: FakeMachineOptions = {},
+): Promise<FakeMachine> {
+  const { agent = honest, command = succeed, ports = Infinity } = options;
+  const dir = await temporaryDir();
+  const plugged = new Set<string>();
+  const sockets = new Map<string, Deno.Listener>();
+  const streams = new Map<string, Promise<Deno.Conn>>();
+  const connections = new Set<Deno.Conn>();
+  const listen = (path: string, onConnection: (it: Deno.Conn) => unknown) => {
+    const listener = Deno.listen({ transport: "unix", path });
+    sockets.set(path, listener);
+    (async () => {
+      for await (const connection of listener) {
+        connections.add(connection);
+        onConnection(connection);
+      }
+    })().catch(() => {});
+  };
+  const plug = (id: string, path: string) => {
+    const accepted = Promise.withResolvers<Deno.Conn>();
+    streams.set(id, accepted.promise);
+    listen(path, accepted.resolve);
+  };
+  const qmp = ({ execute, arguments: args, id: request }: Request) => {
+    const id = String(args?.id);
+    const data = args?.backend as
+      | { data: { addr: { data: { path: string } } } }
+      | undefined;
+    if (execute === "chardev-add") plug(id, data!.data.addr.data.path);
+    if (execute === "device_add") {
+      if (plugged.size >= ports) {
+        return refusal("Maximum ports reached", request);
+      }
+      plugged.add(id);
+    }
+    if (execute === "device_del") plugged.delete(id);
+    return {};
+  };
+  const start = async ({ arguments: args }: Request) => {
+    const name = (args.arg as string[])[3];
+    const out = await streams.get(`${name}.out`)!;
+    const err = await streams.get(`${name}.err`)!;
+    const marker = await readLine(err);
+    await command({ marker, out, err });
+  };
+  listen(join(dir.path, MACHINE_FILES.qmp), (connection) => {
+    answer(connection, qmp, GREETING);
+  });
+  listen(join(dir.path, MACHINE_FILES.agent), (connection) => {
+    if (options.reads === false) return;
+    answer(connection, (request) => {
+      if (request.execute === "guest-sync") return request.arguments.id;
+      if (request.execute === "guest-exec") start(request).catch(() => {});
+      return agent(request);
+    });
+  });
+  return {
+    dir: dir.path,
+    plugged,
+    async [Symbol.asyncDispose]() {
+      for (const socket of sockets.values()) socket.close();
+      for (const connection of connections) close(connection);
+      await dir[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** What QEMU or an agent sends to say no. */
+export function refusal(desc: unknown, id?: number): string {
+  const error = { class: "GenericError", desc };
+  return JSON.stringify({ error, id }) + "\n";
+}
+
+/** Writes text or bytes, all of them. */
+export async function say(connection: Deno.Conn, data: string | Uint8Array) {
+  const bytes = typeof data === "string"
+    ? new TextEncoder().encode(data)
+    : data;
+  for (let at = 0; at < bytes.length;) {
+    at += await connection.write(bytes.subarray(at));
+  }
+}
+
+async function succeed({ marker, out, err }: FakeCommand) {
+  await say(err, "ready\n");
+  await say(out, `${marker}0\n`);
+  await say(err, `${marker}\n`);
+}
+
+async function answer(
+  connection: Deno.Conn,
+  answerTo: (request: Request) => unknown,
+  greeting = "",
+) {
+  try {
+    await say(connection, greeting);
+    while (true) {
+      const line = await readLine(connection);
+      const request = JSON.parse(line.replaceAll("\xff", ""));
+      const said = answerTo(request);
+      if (typeof said === "function") await said(connection);
+      else if (typeof said === "string") await say(connection, said);
+      else if (said !== undefined) {
+        const message = { return: said, id: request.id };
+        await say(connection, JSON.stringify(message) + "\n");
+      }
+    }
+  } catch {
+    // The host has hung up, and may have done so in the middle of an answer.
+    close(connection);
+  }
+}
+
+/** Reads up to a line's end, and nothing after it. */
+async function readLine(connection: Deno.Conn): Promise<string> {
+  const bytes: number[] = [];
+  const byte = new Uint8Array(1);
+  while (await connection.read(byte) !== null) {
+    if (byte[0] === 0x0a) {
+      return new TextDecoder("latin1").decode(new Uint8Array(bytes));
+    }
+    bytes.push(byte[0]);
+  }
+  throw new Error("the host has hung up");
+}
+
+function close(connection: Deno.Conn) {
+  try {
+    connection.close();
+  } catch {
+    // It was closed before.
+  }
+}
