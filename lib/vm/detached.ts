@@ -9,6 +9,8 @@ import { ToolsmithError } from "../errors.ts";
 import { emitter, type OnEvent } from "../events.ts";
 import { replaceFile } from "../system/files.ts";
 import { lock } from "../system/lock.ts";
+import { whyUntrusted } from "../system/ownership.ts";
+import { run } from "../system/process.ts";
 import { MACHINE_FILES, removeMachineDir } from "../qemu/machine_dir.ts";
 import { sharedMonitor } from "../qemu/monitor.ts";
 import {
@@ -46,8 +48,9 @@ const POLL_MS = 100;
  * @param path The record's file.
  * @param options What to write down besides.
  * @returns What was written.
- * @throws {ToolsmithError} `usage` when the record is of a machine that runs.
- * The machine stays with this process then.
+ * @throws {ToolsmithError} `usage` when the record is of a machine that runs,
+ * `file_unreadable` when another user could have written there. The machine
+ * stays with this process then.
  */
 export async function detach(
   vm: BootedVm,
@@ -63,6 +66,8 @@ export async function detach(
     graceMs,
   };
   await Deno.mkdir(dirname(path), { recursive: true });
+  const why = await whyUntrusted(path);
+  if (why) throw notTrusted(path, why);
   using _lock = await lock(`${path}.lock`, { signal });
   if (await readRecord(path)) throw alreadyRunning(path);
   await replaceFile(path, formatRecord(record), { mode: 0o600 });
@@ -72,13 +77,15 @@ export async function detach(
 
 /**
  * Finds the detached VM of a record. The record of one that has ended is
- * removed.
+ * removed. One that another user could have written is not used: commands and
+ * their environment would go to a machine of theirs.
  *
  * Needs `--allow-read` and `--allow-write` for the record, and for the machine's
  * directory `--allow-net=unix:…` too.
  *
  * @param path The record's file.
- * @param options Ends the wait for its lock.
+ * @param options Ends the wait for its lock; gets a warning of a record that is
+ * not used.
  * @returns The record, or `undefined` if no such machine runs.
  * @throws The signal's reason when it is aborted.
  */
@@ -88,6 +95,12 @@ export async function findDetachedVm(
 ): Promise<DetachedVmRecord | undefined> {
   const found = await Deno.lstat(path).catch(() => undefined);
   if (!found) return undefined;
+  const why = await whyUntrusted(path);
+  if (why) {
+    const message = `The detached VM is not used: ${why}`;
+    emitter(options.onEvent)({ type: "warning", message });
+    return undefined;
+  }
   using _lock = await lock(`${path}.lock`, { signal: options.signal });
   return await readRecord(path);
 }
@@ -122,7 +135,7 @@ export function attachDetachedVm(
         new ToolsmithError("guest_failed", "The machine has ended"),
       ),
     kill: async () => {
-      if (await isRunning(record)) Deno.kill(record.pid, "SIGKILL");
+      if (await isRunning(record)) await killQemu(record);
     },
     async cleanUp() {
       stopLooking.abort();
@@ -159,7 +172,8 @@ export async function stopDetachedVm(
       hint: "toolsmith boot --detach starts one",
     });
   }
-  await attachDetachedVm(path, record, options).stop(options);
+  await using vm = attachDetachedVm(path, record, options);
+  await vm.stop(options);
   return record;
 }
 
@@ -183,7 +197,8 @@ export async function assertNoDetachedVm(
 async function readRecord(path: string): Promise<DetachedVmRecord | undefined> {
   const text = await Deno.readTextFile(path).catch(() => "");
   const record = parseRecord(text);
-  if (!record) return undefined;
+  // Whoever can write in its directory can pretend to be the machine.
+  if (!record || await whyUntrusted(record.dir)) return undefined;
   if (await isRunning(record)) return record;
   await forget(path, record);
   return undefined;
@@ -211,6 +226,23 @@ async function isRunning({ dir }: DetachedVmRecord): Promise<boolean> {
   }
 }
 
+/** Its process id may be another's by now: QEMU's arguments name the directory. */
+async function killQemu({ pid, dir }: DetachedVmRecord): Promise<void> {
+  const line = Deno.build.os === "linux"
+    ? await Deno.readTextFile(`/proc/${pid}/cmdline`).catch(() => "")
+    : (await run("ps", { args: ["-ww", "-o", "args=", "-p", `${pid}`] }))
+      .stdout;
+  // A comma in a path is written twice.
+  if (line.replaceAll(",,", ",").includes(join(dir, MACHINE_FILES.qmp))) {
+    return Deno.kill(pid, "SIGKILL");
+  }
+  throw new ToolsmithError(
+    "guest_failed",
+    `Cannot end the machine: process ${pid} is not its QEMU`,
+    { hint: `look for the process that has ${dir} in its arguments` },
+  );
+}
+
 /** Settles when the machine has ended; never, once the signal is aborted. */
 async function whenEnded(
   record: DetachedVmRecord,
@@ -224,6 +256,14 @@ async function whenEnded(
     }, POLL_MS);
     signal.addEventListener("abort", () => clearInterval(look));
   });
+}
+
+function notTrusted(path: string, why: string): ToolsmithError {
+  return new ToolsmithError(
+    "file_unreadable",
+    `Cannot write down the machine in ${path}: ${why}`,
+    { hint: "take the right to write there from other users: chmod go-w" },
+  );
 }
 
 function alreadyRunning(path: string): ToolsmithError {

@@ -1,11 +1,13 @@
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
-import { prepareDisk } from "../../lib/qemu/disk.ts";
+import { assertDiskChain, prepareDisk } from "../../lib/qemu/disk.ts";
+import { startMachine } from "../../lib/qemu/machine.ts";
+import { makeMachineDir } from "../../lib/qemu/machine_dir.ts";
 import { run } from "../../lib/system/process.ts";
 import { inspectQcow2 } from "../../lib/image/qcow2.ts";
 import { failure } from "../support/failure.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { needs } from "../support/parts.ts";
+import { needs, parts } from "../support/parts.ts";
 
 const needsQemuImg = needs("qemuImg");
 
@@ -90,4 +92,41 @@ Deno.test("an image that is not there, or is none, is refused", async () => {
   await failure("source_not_found", () => prepareDisk(image));
   await Deno.writeTextFile(image, "not a disk");
   await failure("image_invalid", () => prepareDisk(image));
+});
+
+Deno.test({
+  name: "a disk that was replaced between its check and its use is noticed",
+  ...needs("qemu", "qemuImg"),
+  async fn() {
+    await using dir = await temporaryDir();
+    const at = (name: string) => join(dir.path, name);
+    const image = at("image, of a disk.qcow2");
+    await create(image, "8M");
+    await create(at("secret.qcow2"), "8M");
+    await create("-b", image, "-F", "qcow2", at("good.qcow2"));
+    await create("-b", at("secret.qcow2"), "-F", "qcow2", at("bad.qcow2"));
+    const raw = ["-o", `data_file=${at("secret.raw")},data_file_raw=on`];
+    await create(...raw, at("external.qcow2"), "8M");
+    const check = async (disk: string, files: string[], ephemeral = true) => {
+      const env = new Map([["TMPDIR", dir.path]]);
+      await using machine = await startMachine({
+        ...{ program: parts.qemu!, disk: at(disk), ephemeral, env },
+        ...{ accelerator: "tcg", dir: await makeMachineDir(env), memory: 64 },
+        ...{ cpus: 1, shares: [], extra: [] },
+      });
+      await assertDiskChain(machine.qmp, files, { ephemeral });
+    };
+    await check("image, of a disk.qcow2", [image]);
+    for (const ephemeral of [true, false]) {
+      await check("good.qcow2", [at("good.qcow2"), image], ephemeral);
+      const files = [at("bad.qcow2"), image];
+      const error = await failure(
+        "image_unsafe",
+        () => check("bad.qcow2", files, ephemeral),
+      );
+      assert(error.message.includes(at("secret.qcow2")), error.message);
+    }
+    const outside = [at("external.qcow2")];
+    await failure("image_unsafe", () => check("external.qcow2", outside));
+  },
 });

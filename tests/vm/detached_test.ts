@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import {
   attachDetachedVm,
@@ -8,12 +8,14 @@ import {
 import {
   type DetachedVmRecord,
   formatRecord,
+  parseRecord,
 } from "../../lib/vm/detached_record.ts";
-import { run } from "../../lib/system/process.ts";
+import { run, spawn } from "../../lib/system/process.ts";
 import { denoArgs, ROOT } from "../../scripts/deno.ts";
 import { failure } from "../support/failure.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { collect, env, guest, needsGuest } from "../support/guest.ts";
+import { asRoot } from "../support/users.ts";
 
 const record: DetachedVmRecord = {
   ...{ layout: 1, pid: 4242, dir: "/tmp/toolsmith-x", image: "/a.qcow2" },
@@ -176,4 +178,85 @@ Deno.test("a record made by others removes no directory of the user", async () =
   await Deno.writeTextFile(path, formatRecord({ ...record, dir: victim }));
   assertEquals(await findDetachedVm(path), undefined);
   assertEquals(await Deno.readTextFile(join(victim, "precious")), "mine");
+});
+
+/** A directory that pretends to be a machine's, and the record of it. */
+async function pretender(pid: number) {
+  const dir = await temporaryDir();
+  const machine = join(dir.path, "toolsmith-pretender");
+  await Deno.mkdir(machine, { mode: 0o700 });
+  const socket = join(machine, "console");
+  const listener = Deno.listen({ transport: "unix", path: socket });
+  const path = join(dir.path, "machine.json");
+  const text = formatRecord({ ...record, pid, dir: machine });
+  await Deno.writeTextFile(path, text, { mode: 0o600 });
+  return {
+    machine,
+    path,
+    async [Symbol.asyncDispose]() {
+      listener.close();
+      await dir[Symbol.asyncDispose]();
+    },
+  };
+}
+
+asRoot(
+  "a record of another user, or a machine in a directory of theirs, is not used",
+  async () => {
+    await using fake = await pretender(4242);
+    const { path, machine } = fake;
+    assert(await findDetachedVm(path));
+    await Deno.chown(path, 4242, 4242);
+    const { events, onEvent } = collect("warning");
+    assertEquals(await findDetachedVm(path, { onEvent }), undefined);
+    assertMatch(events[0].message, /not used: .* belongs to user 4242/);
+    await Deno.chown(path, 0, 0);
+    await Deno.chmod(machine, 0o777);
+    assertEquals(await findDetachedVm(path), undefined);
+    await Deno.chmod(machine, 0o700);
+    assert(await findDetachedVm(path));
+    await Deno.chown(machine, 4242, 4242);
+    assertEquals(await findDetachedVm(path), undefined);
+  },
+);
+
+Deno.test({
+  name: "a stop by force ends no process but the machine's QEMU",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    await using bystander = spawn("sleep", { args: ["60"] });
+    let ended = false;
+    bystander.ended.then(() => ended = true);
+    await using fake = await pretender(bystander.pid);
+    const error = await failure(
+      "guest_failed",
+      () => stopDetachedVm(fake.path, { graceMs: 0 }),
+    );
+    assert(error.message.includes(`process ${bystander.pid} is not its QEMU`));
+    assertEquals(ended, false);
+    assertEquals((await Deno.stat(fake.path)).isFile, true);
+  },
+});
+
+Deno.test("a record that is no machine's is none, whatever is wrong with it", () => {
+  const wrong: Record<string, unknown>[] = [
+    { layout: 2 },
+    { pid: 1 },
+    { pid: -1 },
+    { pid: 4.5 },
+    { folder: undefined },
+    { folder: 7 },
+    { accelerator: "xen" },
+    { memory: "512" },
+    { network: 1 },
+    { digest: 1 },
+    { shares: [{ path: "/", tag: "a" }] },
+    { shares: {} },
+  ];
+  const good = JSON.parse(formatRecord(record));
+  assertEquals(parseRecord(JSON.stringify(good)), record);
+  for (const fields of wrong) {
+    const text = JSON.stringify({ ...good, ...fields });
+    assertEquals(parseRecord(text), undefined, JSON.stringify(fields));
+  }
 });
