@@ -31,6 +31,7 @@ import {
   sha256,
 } from "../system/digest.ts";
 import { retry } from "../system/retry.ts";
+import { CREATED, createdTime } from "./_created.ts";
 import {
   type ArtifactFile,
   artifactFiles,
@@ -85,8 +86,6 @@ export interface PublishResult {
   /** The manifest for consumers. */
   manifest: ConsumerManifest;
 }
-
-const CREATED = "org.opencontainers.image.created";
 
 /**
  * Publishes a QCOW2 image as an OCI artifact: looks at it, hashes it, pushes it
@@ -200,7 +199,7 @@ async function prepare(
   }
   const annotations = {
     [TITLE]: files[0].title,
-    [CREATED]: rfc3339(options.created ?? createdTime(env, modified)),
+    [CREATED]: createdTime(env, { given: options.created, modified }),
     ...options.annotations,
   };
   return { target, image, files, annotations, bytes, total };
@@ -293,20 +292,4 @@ async function push(
     elapsedMs,
   });
   return pushed;
-}
-
-function createdTime(env: Environment, modified: Date | null): Date {
-  const epoch = env.get("SOURCE_DATE_EPOCH");
-  if (!epoch) return modified ?? new Date(0);
-  const time = new Date(Number(epoch) * 1000);
-  if (/^\d+$/.test(epoch) && !isNaN(time.getTime())) return time;
-  throw new ToolsmithError(
-    "usage",
-    `Cannot use SOURCE_DATE_EPOCH=${epoch}: it is not a count of seconds`,
-    { hint: "set it to seconds since 1970, such as `git log -1 --format=%ct`" },
-  );
-}
-
-function rfc3339(time: Date): string {
-  return time.toISOString().replace(/\.\d+Z$/, "Z");
 }

@@ -190,8 +190,8 @@ for (const [type, expected] of Object.entries(SECOND_READINGS)) {
 
 /** What an oras that does more than it should does after, or instead of, a pull. */
 const PULLS: Record<string, [script: string, code: string, words: RegExp]> = {
-  "writes without end": [
-    'cat /dev/zero > "$dir/more"',
+  "writes more and does not end": [
+    'head -c 50000000 /dev/zero > "$dir/more"; exec sleep 30',
     "artifact_unsafe",
     /bytes were written, and its manifest has/,
   ],
