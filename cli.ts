@@ -3,10 +3,13 @@
  *
  * @module
  */
+import { assertExactArgs } from "./lib/cli/exact_args.ts";
 import { helpText } from "./lib/cli/help.ts";
 import { type Io, processIo } from "./lib/cli/io.ts";
+import { OutputClosedError } from "./lib/cli/output.ts";
 import { type Invocation, parseCommandLine } from "./lib/cli/parse.ts";
 import { describeError, errorLine } from "./lib/cli/render.ts";
+import { watchSignals } from "./lib/cli/signals.ts";
 import { processEnvironment } from "./lib/environment.ts";
 import { toToolsmithError } from "./lib/errors.ts";
 import { VERSION } from "./lib/version.ts";
@@ -20,26 +23,28 @@ import { VERSION } from "./lib/version.ts";
  * @returns The exit status.
  */
 export async function main(args: string[]): Promise<number> {
-  const interrupt = watchSignals();
+  using interrupt = await watchSignals(() => io.restoreTerminal());
   const io = processIo(interrupt.signal, processEnvironment);
   // Until it is known whose flag it is.
   let json = args.includes("--json");
   try {
+    assertExactArgs(args);
     const invocation = parseCommandLine(args);
     json = invocation.kind === "command" && invocation.json;
-    return await execute(invocation, io);
+    const status = await execute(invocation, io);
+    await io.flush();
+    return status;
   } catch (thrown) {
-    const error = toToolsmithError(interrupt.reason() ?? thrown);
-    try {
-      if (json) io.print(errorLine(error, Date.now()));
-      else io.say(describeError(error));
-    } catch {
-      // Standard output is what failed, such as a full disk.
-      io.say(describeError(error));
-    }
+    const { signal } = interrupt;
+    if (!signal.aborted && thrown instanceof OutputClosedError) return 141;
+    const error = toToolsmithError(signal.aborted ? signal.reason : thrown);
+    if (json) {
+      io.print(errorLine(error, Date.now()));
+      // Standard output may be what failed, such as a full disk.
+      await io.flush().catch(() => io.say(describeError(error)));
+    } else io.say(describeError(error));
+    await io.flush().catch(() => {});
     return interrupt.exitStatus() ?? error.exitStatus;
-  } finally {
-    interrupt.ignore();
   }
 }
 
@@ -56,34 +61,7 @@ async function execute(invocation: Invocation, io: Io): Promise<number> {
   }
 }
 
-/** Ctrl-C and TERM cancel what runs; what was begun is cleaned up. */
-function watchSignals() {
-  const cancel = new AbortController();
-  let status: number | undefined;
-  const names: [Deno.Signal, number][] = Deno.build.os === "windows"
-    ? [["SIGINT", 130]]
-    : [["SIGINT", 130], ["SIGTERM", 143], ["SIGHUP", 129]];
-  const listeners = names.map(([name, code]) => {
-    const listener = () => {
-      if (status !== undefined) {
-        // A second one ends at once, as if nobody listened.
-        Deno.removeSignalListener(name, listener);
-        return Deno.kill(Deno.pid, name);
-      }
-      status = code;
-      cancel.abort(new DOMException(`Cancelled by ${name}`, "AbortError"));
-    };
-    Deno.addSignalListener(name, listener);
-    return () => Deno.removeSignalListener(name, listener);
-  });
-  return {
-    signal: cancel.signal,
-    reason: () => cancel.signal.reason,
-    exitStatus: () => status,
-    ignore: () => listeners.forEach((remove) => remove()),
-  };
-}
-
 if (import.meta.main) {
-  Deno.exitCode = await main(Deno.args);
+  // A write to a pipe that nobody reads would keep the process from ending.
+  Deno.exit(await main(Deno.args));
 }

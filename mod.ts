@@ -169,5 +169,5 @@ export { VERSION } from "./lib/version.ts";
 
 if (import.meta.main) {
   const { main } = await import("./cli.ts");
-  Deno.exitCode = await main(Deno.args);
+  Deno.exit(await main(Deno.args));
 }

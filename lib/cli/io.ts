@@ -5,7 +5,12 @@
  */
 import type { Environment } from "../environment.ts";
 import type { OutputFlags } from "./flags.ts";
-import { humanView, resultLine, type View } from "./render.ts";
+import type { ProcessOutput } from "../system/process.ts";
+import { jsonLine } from "../system/text.ts";
+import { settlesWithin } from "../system/time.ts";
+import { bytesText } from "./format.ts";
+import { type Output, OutputClosedError, queuedOutput } from "./output.ts";
+import { humanView, outputLine, resultLine, type View } from "./render.ts";
 
 /** Where the streams of a command come from and go to. */
 export interface CommandStreams {
@@ -22,9 +27,9 @@ export interface HostStreams {
   /** What it reads. */
   stdin: "inherit";
   /** Takes its output. */
-  stdout: "inherit" | ((chunk: Uint8Array) => void);
+  stdout: ProcessOutput;
   /** Takes its error output. */
-  stderr: "inherit" | ((chunk: Uint8Array) => void);
+  stderr: ProcessOutput;
 }
 
 /** A terminal that a guest's console is on. */
@@ -45,17 +50,35 @@ export interface Io {
   result(json: boolean, fields: object, text: string): void;
   /** The streams of a command that runs: these, or lines of `--json`. */
   streams(json: boolean): CommandStreams;
-  /** The same for a command on the host, which may have them as they are. */
-  hostStreams(json: boolean): HostStreams;
+  /**
+   * The same for a command on the host, which may have them as they are.
+   *
+   * @param onFailure Notified when its output cannot be written.
+   */
+  hostStreams(json: boolean, onFailure: (error: Error) => void): HostStreams;
   /** This terminal, for a guest's console, until it is disposed. */
   terminal(json: boolean): Terminal;
   /** Shows events as the flags ask for. */
   view(flags: OutputFlags): View;
+  /** Gives the terminal back as it was, if a guest's console has it. */
+  restoreTerminal(): void;
+  /**
+   * Waits until all is written; after Ctrl-C, not for who does not read.
+   *
+   * @throws {ToolsmithError} `disk_full`, `failed`.
+   * @throws The signal's reason when something is left unwritten.
+   */
+  flush(): Promise<void>;
   /** Aborted by Ctrl-C and TERM. */
   signal: AbortSignal;
   /** Environment variables. */
   env: Environment;
 }
+
+/** What of a console is kept for who reads slowly. */
+const MAX_WAITING = 4 * 1024 * 1024;
+/** How long output is waited for after Ctrl-C. */
+const FLUSH_MS = 200;
 
 /**
  * The process's own streams.
@@ -65,19 +88,31 @@ export interface Io {
  * @returns What commands print with.
  */
 export function processIo(signal: AbortSignal, env: Environment): Io {
-  const print = (line: string) => write(Deno.stdout, `${line}\n`);
-  const say = (text: string) => write(Deno.stderr, text);
-  // Unlike events, output that nobody reads ends the command.
-  const printOutput = (stream: "stdout" | "stderr", chunk: Uint8Array) =>
-    writeAll(
-      Deno.stdout,
-      new TextEncoder().encode(`${outputLine(stream, chunk)}\n`),
-    );
+  const stdout = queuedOutput(Deno.stdout, "standard output");
+  const stderr = queuedOutput(Deno.stderr, "standard error");
+  const aborted = new Promise<void>((done) => {
+    if (signal.aborted) done();
+    signal.addEventListener("abort", () => done(), { once: true });
+  });
+  const print = (line: string) => void stdout.write(`${line}\n`);
+  const say = (text: string) => void stderr.write(text);
+  const printOutput = (name: "stdout" | "stderr", chunk: Uint8Array) =>
+    stdout.write(`${outputLine(name, chunk, Date.now())}\n`);
+  let restoreTerminal = () => {};
   return {
     print,
     say,
     signal,
     env,
+    restoreTerminal: () => restoreTerminal(),
+    async flush() {
+      const written = stdout.flushed().catch(ignoreClosed);
+      const all = Promise.allSettled([written, stderr.flushed()]);
+      const late = aborted.then(() => settlesWithin(all, FLUSH_MS));
+      await Promise.race([all, late]);
+      if (stdout.waiting() > 0) throw signal.reason;
+      await written;
+    },
     result(json, fields, text) {
       if (json) print(resultLine(fields, Date.now()));
       else if (text) print(text);
@@ -86,31 +121,40 @@ export function processIo(signal: AbortSignal, env: Environment): Io {
       stdin: Deno.stdin.readable,
       stdout: json
         ? (chunk) => printOutput("stdout", chunk)
-        : (chunk) => writeAll(Deno.stdout, chunk),
+        : (chunk) => stdout.write(chunk),
       stderr: json
         ? (chunk) => printOutput("stderr", chunk)
-        : (chunk) => writeAll(Deno.stderr, chunk),
+        : (chunk) => stderr.write(chunk),
     }),
-    hostStreams: (json) => ({
-      stdin: "inherit",
-      stdout: json ? (chunk) => print(outputLine("stdout", chunk)) : "inherit",
-      stderr: json ? (chunk) => print(outputLine("stderr", chunk)) : "inherit",
-    }),
+    hostStreams(json, onFailure) {
+      if (!json) {
+        return { stdin: "inherit", stdout: "inherit", stderr: "inherit" };
+      }
+      const sink = (name: "stdout" | "stderr") => (chunk: Uint8Array) =>
+        Promise.race([printOutput(name, chunk).catch(onFailure), aborted]);
+      return {
+        stdin: "inherit",
+        stdout: sink("stdout"),
+        stderr: sink("stderr"),
+      };
+    },
     terminal(json) {
       const raw = Deno.stdin.isTerminal();
       // Keys go to the guest as they are typed; Ctrl-C stays a signal.
       if (raw) Deno.stdin.setRaw(true, { cbreak: true });
+      restoreTerminal = () => {
+        if (raw) Deno.stdin.setRaw(false);
+        restoreTerminal = () => {};
+      };
       return {
         input: Deno.stdin.readable,
-        output: (chunk) => writeSync(json ? Deno.stderr : Deno.stdout, chunk),
-        [Symbol.dispose]: () => {
-          if (raw) Deno.stdin.setRaw(false);
-        },
+        output: consoleOutput(json ? stderr : stdout),
+        [Symbol.dispose]: () => restoreTerminal(),
       };
     },
     view({ json, quiet, progress }) {
       if (json) {
-        return { onEvent: (event) => print(JSON.stringify(event)), close() {} };
+        return { onEvent: (event) => print(jsonLine(event)), close() {} };
       }
       if (quiet) return { onEvent() {}, close() {} };
       const bar = progress && Deno.stderr.isTerminal() &&
@@ -125,51 +169,38 @@ export function processIo(signal: AbortSignal, env: Environment): Io {
   };
 }
 
+/**
+ * Takes what a guest writes to its console. A guest must neither wait for who
+ * reads slowly nor fill this process's memory: what is too much is dropped, and
+ * a line says so.
+ */
+function consoleOutput(output: Output): (chunk: Uint8Array) => void {
+  let dropped = 0;
+  const write = (data: Uint8Array | string) => void output.write(data);
+  return (chunk) => {
+    if (output.waiting() > MAX_WAITING) {
+      dropped += chunk.length;
+      return;
+    }
+    if (dropped > 0) {
+      write(
+        `\r\n[${bytesText(dropped)} of the console were not read in time]\r\n`,
+      );
+    }
+    dropped = 0;
+    write(chunk);
+  };
+}
+
+function ignoreClosed(error: Error) {
+  if (!(error instanceof OutputClosedError)) throw error;
+}
+
 function columns(): number {
   try {
     return Deno.consoleSize().columns;
   } catch {
-    // A terminal that does not tell its size.
+    // A terminal that does not report its size.
     return 80;
-  }
-}
-
-/** A chunk of a command's output; it need not be text. */
-function outputLine(stream: "stdout" | "stderr", chunk: Uint8Array): string {
-  const timestamp = new Date().toISOString();
-  let binary = "";
-  for (const byte of chunk) binary += String.fromCharCode(byte);
-  return JSON.stringify(
-    { type: "output", timestamp, stream, base64: btoa(binary) },
-  );
-}
-
-async function writeAll(
-  stream: { write(bytes: Uint8Array): Promise<number> },
-  bytes: Uint8Array,
-) {
-  for (let at = 0; at < bytes.length;) {
-    at += await stream.write(bytes.subarray(at));
-  }
-}
-
-function write(
-  stream: { writeSync(bytes: Uint8Array): number },
-  text: string,
-) {
-  writeSync(stream, new TextEncoder().encode(text));
-}
-
-function writeSync(
-  stream: { writeSync(bytes: Uint8Array): number },
-  bytes: Uint8Array,
-) {
-  try {
-    for (let at = 0; at < bytes.length;) {
-      at += stream.writeSync(bytes.subarray(at));
-    }
-  } catch (error) {
-    // Nobody reads any more, as in `toolsmith … | head -1`.
-    if (!(error instanceof Deno.errors.BrokenPipe)) throw error;
   }
 }

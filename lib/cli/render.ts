@@ -5,7 +5,7 @@
  */
 import type { ToolsmithError } from "../errors.ts";
 import type { OnEvent, ToolsmithEvent } from "../events.ts";
-import { printable } from "../system/text.ts";
+import { jsonLine, printable } from "../system/text.ts";
 import { bytesText, progressBar, secondsText, shortDigest } from "./format.ts";
 
 /** Where a view writes, and what that can show. */
@@ -29,6 +29,8 @@ export interface View {
 }
 
 const PLAIN_PROGRESS_MS = 5000;
+/** More of a message is no help to a person. */
+const MAX_SHOWN = 4000;
 
 /**
  * Makes the view for a person.
@@ -71,7 +73,7 @@ export function humanView(screen: Screen): View {
       const line = describe(event);
       if (line === undefined) return;
       clear();
-      screen.write(`${printable(line)}\n`);
+      screen.write(`${flat(line)}\n`);
     },
     close: clear,
   };
@@ -162,11 +164,28 @@ export function describe(event: ToolsmithEvent): string | undefined {
  * Says an error to a person.
  *
  * @param error The error.
- * @returns One line, and one with the next step where there is one.
+ * @returns Its message, and a line with the next step where there is one. No
+ * line of the message can pass for such a hint.
  */
 export function describeError(error: ToolsmithError): string {
-  const hint = error.hint ? `hint: ${error.hint}\n` : "";
-  return printable(`error: ${error.message} [${error.code}]\n${hint}`);
+  const message = shown(error.message).replace(/\n(?! )/g, "\n  ");
+  const hint = error.hint ? `hint: ${flat(error.hint)}\n` : "";
+  return `error: ${message} [${error.code}]\n${hint}`;
+}
+
+/**
+ * Makes one line of a text that others may have written.
+ *
+ * @param text The text.
+ * @returns The line, without what would steer a terminal.
+ */
+export function flat(text: string): string {
+  return shown(text).replace(/\s*[\t\n]\s*/g, " ");
+}
+
+function shown(text: string): string {
+  const cut = text.length > MAX_SHOWN ? `${text.slice(0, MAX_SHOWN)}…` : text;
+  return printable(cut);
 }
 
 /**
@@ -176,9 +195,11 @@ export function describeError(error: ToolsmithError): string {
  * @param now The time, in milliseconds since the epoch.
  */
 export function errorLine(error: ToolsmithError, now: number): string {
-  const { code, message, hint } = error;
+  const { code } = error;
   const timestamp = new Date(now).toISOString();
-  return JSON.stringify({ type: "error", timestamp, code, message, hint });
+  const message = shown(error.message);
+  const hint = error.hint && shown(error.hint);
+  return jsonLine({ type: "error", timestamp, code, message, hint });
 }
 
 /**
@@ -189,5 +210,22 @@ export function errorLine(error: ToolsmithError, now: number): string {
  */
 export function resultLine(result: object, now: number): string {
   const timestamp = new Date(now).toISOString();
-  return JSON.stringify({ type: "result", timestamp, ...result });
+  return jsonLine({ type: "result", timestamp, ...result });
+}
+
+/**
+ * A line of `--json` with output of a command, which need not be text.
+ *
+ * @param stream Where the command wrote it.
+ * @param chunk The output.
+ * @param now The time, in milliseconds since the epoch.
+ */
+export function outputLine(
+  stream: "stdout" | "stderr",
+  chunk: Uint8Array,
+  now: number,
+): string {
+  const timestamp = new Date(now).toISOString();
+  const base64 = chunk.toBase64();
+  return JSON.stringify({ type: "output", timestamp, stream, base64 });
 }

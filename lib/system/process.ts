@@ -5,8 +5,17 @@
  */
 import { ToolsmithError } from "../errors.ts";
 
-/** Where an output stream of a program goes; a function must not throw. */
-export type ProcessOutput = "inherit" | "null" | ((chunk: Uint8Array) => void);
+/**
+ * Where an output stream of a program goes. A function must not throw; the
+ * program waits while a promise of it is pending.
+ */
+export type ProcessOutput =
+  | "inherit"
+  | "null"
+  | ((chunk: Uint8Array) => void)
+  | ((chunk: Uint8Array) => Promise<void>);
+
+type ProcessSink = Exclude<ProcessOutput, string>;
 
 /** What a program reads. */
 export type ProcessInput =
@@ -332,17 +341,14 @@ function feed(child: Deno.ChildProcess, input: ProcessInput) {
 }
 
 /** Reads a stream to its end, or until it is cancelled. */
-function drain(
-  stream: ReadableStream<Uint8Array>,
-  sink: (chunk: Uint8Array) => void,
-) {
+function drain(stream: ReadableStream<Uint8Array>, sink: ProcessSink) {
   const reader = stream.getReader();
   return {
     done: (async () => {
       for (;;) {
         const { value } = await reader.read();
         if (value === undefined) return;
-        sink(value);
+        await sink(value);
       }
     })(),
     cancel: () => reader.cancel(),

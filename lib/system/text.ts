@@ -36,3 +36,17 @@ export function oneLine(text: string, max = 300): string {
 export function printable(text: string): string {
   return text.replace(STEERING, (found) => /[\t\n]/.test(found) ? found : "?");
 }
+
+/**
+ * Writes JSON that steers no terminal: what would is escaped, and so means the
+ * same.
+ *
+ * @param value What to write.
+ * @returns One line.
+ */
+export function jsonLine(value: unknown): string {
+  return JSON.stringify(value).replace(
+    STEERING,
+    (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
+}

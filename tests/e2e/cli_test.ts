@@ -143,6 +143,10 @@ testWithImage(
       cwd: dir,
     });
     assertEquals(code, 50, stderr);
-    assertMatch(stderr, /^error: No space left .*\[disk_full\]$/m);
+    assertMatch(
+      stderr,
+      /^error: Cannot write to standard output: No space left .*\[disk_full\]$/m,
+    );
+    assert(!stderr.includes("hint:"), stderr);
   },
 );

@@ -8,7 +8,6 @@ import {
   type DoctorOptions,
   type Finding,
 } from "../../doctor/doctor.ts";
-import { printable } from "../../system/text.ts";
 import type { Command } from "../command.ts";
 import {
   CACHE,
@@ -17,6 +16,7 @@ import {
   readRegistry,
   REGISTRY,
 } from "../flags.ts";
+import { flat } from "../render.ts";
 
 interface DoctorRequest {
   options: DoctorOptions;
@@ -42,13 +42,13 @@ export const doctor: Command<DoctorRequest> = {
     const findings = await examine({ ...options, signal });
     const ok = findings.every(({ level }) => level !== "fail");
     const text = findings.flatMap(findingLines).join("\n");
-    result(json, { ok, findings }, printable(text));
+    result(json, { ok, findings }, text);
     return ok ? 0 : 1;
   },
 };
 
 function findingLines({ check, level, found, hint }: Finding): string[] {
-  const lines = [`${level.padEnd(4)}  ${check.padEnd(11)}  ${found}`];
-  if (hint) lines.push(`${" ".repeat(19)}${hint}`);
+  const lines = [`${level.padEnd(4)}  ${check.padEnd(11)}  ${flat(found)}`];
+  if (hint) lines.push(`${" ".repeat(19)}${flat(hint)}`);
   return lines;
 }

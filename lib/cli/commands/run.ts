@@ -125,13 +125,15 @@ async function onHost(request: RunRequest, io: Io, onEvent: OnEvent) {
   const { command, args, env, cwd, timeoutMs, output: { json } } = request;
   // Paths of tools are those of the guest: here the name alone counts.
   assertToolAllowed(await loadManifest(request.manifest), command);
+  const unwritten = new AbortController();
+  const streams = io.hostStreams(json, (error) => unwritten.abort(error));
   const ended = await runOnHost(command, {
     args,
     env,
     cwd,
     timeoutMs,
-    signal: io.signal,
-    ...io.hostStreams(json),
+    signal: AbortSignal.any([io.signal, unwritten.signal]),
+    ...streams,
     onEvent,
   });
   io.result(json, ended, "");
