@@ -5,7 +5,7 @@
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { dirname, join } from "@std/path";
-import { lockPath } from "../../lib/cache/entry.ts";
+import { lockPath } from "../../lib/cache/_staging.ts";
 import { lock } from "../../lib/system/lock.ts";
 import { run, spawn } from "../../lib/system/process.ts";
 import { settlesWithin, sleep } from "../../lib/system/time.ts";
