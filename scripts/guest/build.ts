@@ -14,8 +14,24 @@
 import { parseArgs } from "@std/cli/parse-args";
 import { dirname, join, resolve } from "@std/path";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { lock } from "../../lib/system/lock.ts";
-import { type AddedFile, buildRoot, kernelPackage, must } from "./root.ts";
+import {
+  compress,
+  emptyFile,
+  fatPartition,
+  fatSize,
+  FIRST_MEBIBYTE,
+  MEBIBYTE,
+  partition,
+  splice,
+} from "./_disk.ts";
+import { must } from "./_programs.ts";
+import { installedVersions, keyOf, openStore, textOf } from "./_store.ts";
+import {
+  type AddedFile,
+  buildRoot,
+  kernelPackage,
+  unpackKernel,
+} from "./root.ts";
 
 /** What {@linkcode buildGuest} takes. */
 export interface BuildGuestOptions {
@@ -25,11 +41,9 @@ export interface BuildGuestOptions {
   add?: AddedFile[];
 }
 
-const ROOT = resolve(import.meta.dirname!, "../..");
-const STORE = join(ROOT, ".cache", "guest");
 const KERNEL_ARGS = "console=ttyS0 quiet panic=-1";
-const SECTOR = 512;
-const FIRST_SECTOR = 2048;
+/** Where the partition table begins, in bytes. */
+const LOADER_BYTES = 440;
 
 /**
  * Builds the guest, or finds it built already. Safe to run at the same time
@@ -46,146 +60,52 @@ export async function buildGuest(
   options: BuildGuestOptions = {},
 ): Promise<string> {
   const { append = "", add = [] } = options;
-  await Deno.mkdir(STORE, { recursive: true });
-  using _lock = await lock(join(STORE, ".lock"), {
-    onWait: () => console.error("waiting for another build of the guest"),
-  });
+  using store = await openStore("guest");
   const kernel = await kernelPackage();
-  const rootKey = await digest([
+  const rootKey = await keyOf([
     kernel.name,
     kernel.version,
-    await sources(),
+    await textOf(["build.ts", "root.ts", "_disk.ts", "files"]),
+    await installedVersions(["busybox-static", "qemu-guest-agent", "syslinux"]),
     ...await Promise.all(
       add.map(async ({ source, target }) =>
-        `${target} ${await digest([await Deno.readFile(source)])}`
+        `${target} ${await keyOf([await Deno.readFile(source)])}`
       ),
     ),
   ]);
-  const base = await built(`base-${rootKey}`, (dir) => {
+  const base = await store.directory(`base-${rootKey}`, async (dir) => {
     console.error("building the guest: its kernel is downloaded first");
-    return buildRoot(kernel, add, dir);
+    const sources = { kernel: await unpackKernel(kernel.name, dir) };
+    await buildRoot(sources, add, dir);
   }, ["vmlinuz", "initrd.gz"]);
-  const dir = await built(
-    `${rootKey}-${await digest([append])}`,
+  const dir = await store.directory(
+    `${rootKey}-${await keyOf([append])}`,
     (dir) => buildDisk(base, `${KERNEL_ARGS} ${append}`.trim(), dir),
     ["guest.qcow2"],
   );
   return join(dir, "guest.qcow2");
 }
 
-/** Builds a directory of the store unless it is there; keeps only some files. */
-async function built(
-  name: string,
-  build: (staging: string) => Promise<void>,
-  keep: string[],
-): Promise<string> {
-  const dir = join(STORE, name);
-  if (await exists(dir)) return dir;
-  // Under the lock, so what lies here was left by a build that was cut off.
-  const staging = join(STORE, ".staging");
-  await remove(staging);
-  await Deno.mkdir(staging);
-  try {
-    await build(staging);
-    for (const entry of Deno.readDirSync(staging)) {
-      if (!keep.includes(entry.name)) await remove(join(staging, entry.name));
-    }
-    await Deno.rename(staging, dir);
-  } finally {
-    await remove(staging);
-  }
-  return dir;
-}
-
 /** A disk with one FAT partition, which syslinux boots the kernel from. */
 async function buildDisk(base: string, kernelArgs: string, dir: string) {
-  const kernel = join(base, "vmlinuz");
-  const initrd = join(base, "initrd.gz");
-  const payload = (await Deno.stat(kernel)).size +
-    (await Deno.stat(initrd)).size;
-  // FAT16 needs some 4,100 clusters, and files grow when a user adds some.
-  const mebibytes = Math.max(16, Math.ceil(payload * 1.1 / 2 ** 20) + 4);
-  const part = join(dir, "part.img");
   const config = join(dir, "syslinux.cfg");
   await Deno.writeTextFile(
     config,
     "DEFAULT linux\nPROMPT 0\nLABEL linux\n  KERNEL /vmlinuz\n" +
       `  INITRD /initrd.gz\n  APPEND ${kernelArgs}\n`,
   );
-  await Deno.truncate(await empty(part), mebibytes * 2 ** 20);
-  const fat = ["-F", "16", "-h", `${FIRST_SECTOR}`, "--invariant"];
-  await must("mkfs.vfat", { args: [...fat, part], env: sbin() });
-  const files = [kernel, initrd, config];
+  const files = [join(base, "vmlinuz"), join(base, "initrd.gz"), config];
+  const size = fatSize(files);
+  const part = await fatPartition(join(dir, "part.img"), size);
   await must("mcopy", { args: ["-i", part, ...files, "::/"] });
   await must("syslinux", { args: ["--install", part] });
 
-  const disk = join(dir, "disk.img");
-  const sectors = mebibytes * 2 ** 20 / SECTOR;
-  await Deno.truncate(await empty(disk), (FIRST_SECTOR + sectors) * SECTOR);
-  await must("sfdisk", {
-    args: ["--quiet", disk],
-    input: `label: dos\nlabel-id: 0x746f6f6c\n${FIRST_SECTOR},${sectors},e,*\n`,
-    env: sbin(),
-  });
-  const loader = (await Deno.readFile("/usr/lib/syslinux/mbr/mbr.bin"))
-    .subarray(0, 440);
-  await splice(disk, 0, loader);
-  await splice(disk, FIRST_SECTOR * SECTOR, await Deno.readFile(part));
-  const image = join(dir, "guest.qcow2");
-  await must("qemu-img", {
-    args: ["convert", "-q", "-c", "-O", "qcow2", disk, image],
-  });
-}
-
-/** All that decides what a guest is made of, besides the kernel. */
-async function sources(): Promise<string> {
-  const own = [import.meta.filename!, `${import.meta.dirname}/root.ts`];
-  for (const entry of Deno.readDirSync(`${import.meta.dirname}/files`)) {
-    own.push(`${import.meta.dirname}/files/${entry.name}`);
-  }
-  const texts = await Promise.all(
-    own.sort().map((path) => Deno.readTextFile(path)),
-  );
-  const packages = ["busybox-static", "qemu-guest-agent", "syslinux"];
-  const { stdout } = await must("dpkg-query", {
-    args: ["-W", "-f", "${Package} ${Version}\n", ...packages],
-  });
-  return [...texts, stdout].join("\0");
-}
-
-async function digest(parts: (string | Uint8Array<ArrayBuffer>)[]) {
-  const bytes = await new Blob(parts.flatMap((part) => [part, "\0"])).bytes();
-  const hash = await crypto.subtle.digest("SHA-256", bytes);
-  return Array.from(
-    new Uint8Array(hash, 0, 6),
-    (byte) => byte.toString(16).padStart(2, "0"),
-  ).join("");
-}
-
-async function splice(path: string, offset: number, bytes: Uint8Array) {
-  using file = await Deno.open(path, { write: true });
-  await file.seek(offset, Deno.SeekMode.Start);
-  for (let done = 0; done < bytes.length;) {
-    done += await file.write(bytes.subarray(done));
-  }
-}
-
-async function empty(path: string): Promise<string> {
-  await Deno.writeFile(path, new Uint8Array());
-  return path;
-}
-
-async function exists(path: string): Promise<boolean> {
-  return await Deno.stat(path).then(() => true, () => false);
-}
-
-async function remove(path: string) {
-  await Deno.remove(path, { recursive: true }).catch(() => {});
-}
-
-/** Where some of the programs are that an ordinary user's PATH leaves out. */
-function sbin(): Record<string, string> {
-  return { PATH: `${Deno.env.get("PATH")}:/usr/sbin:/sbin` };
+  const disk = await emptyFile(join(dir, "disk.img"), FIRST_MEBIBYTE + size);
+  await partition(disk, "dos", [{ type: "e", size, bootable: true }]);
+  const loader = await Deno.readFile("/usr/lib/syslinux/mbr/mbr.bin");
+  await splice(disk, 0, loader.subarray(0, LOADER_BYTES));
+  await splice(disk, FIRST_MEBIBYTE * MEBIBYTE, await Deno.readFile(part));
+  await compress(disk, join(dir, "guest.qcow2"));
 }
 
 async function main(args: string[]): Promise<number> {

@@ -6,8 +6,9 @@
  */
 import { basename, dirname, join } from "@std/path";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { type Output, run, type RunOptions } from "../../lib/system/process.ts";
+import { run } from "../../lib/system/process.ts";
 import { aptGet } from "../setup/apt.ts";
+import { must } from "./_programs.ts";
 
 /** The kernel's Debian package. */
 export interface KernelPackage {
@@ -15,6 +16,16 @@ export interface KernelPackage {
   name: string;
   /** Its version. */
   version: string;
+}
+
+/** What the guest consists of. */
+export interface RootSources {
+  /** A tree with the kernel and its drivers. */
+  kernel: string;
+  /** A tree with busybox and the guest agent. @default {undefined} this host */
+  programs?: string;
+  /** The serial console. @default {"ttyS0"} */
+  console?: string;
 }
 
 /** A file of this machine that the guest gets. */
@@ -92,24 +103,38 @@ async function dependency(): Promise<string | undefined> {
 }
 
 /**
+ * Downloads a kernel and unpacks it; it is not installed.
+ *
+ * Needs `--allow-run=apt-get,sudo,dpkg`, `--allow-read`.
+ *
+ * @param name The package.
+ * @param dir Where to put it.
+ * @returns The tree with it.
+ */
+export async function unpackKernel(name: string, dir: string): Promise<string> {
+  await aptGet(["download", name], dir);
+  const [archive] = names(dir).filter((name) => name.endsWith(".deb"));
+  const tree = join(dir, "kernel");
+  await must("dpkg", { args: ["-x", join(dir, archive), tree] });
+  return tree;
+}
+
+/**
  * Writes `vmlinuz` and `initrd.gz`.
  *
  * Needs `--allow-run`, `--allow-read`, `--allow-write`.
  *
- * @param kernel The kernel's package; downloaded and unpacked, not installed.
+ * @param sources What to take; the kernel is moved out of its tree.
  * @param added Files besides those that every guest has.
  * @param dir Where to write; other files in it are left behind.
  */
 export async function buildRoot(
-  kernel: KernelPackage,
+  sources: RootSources,
   added: AddedFile[],
   dir: string,
 ): Promise<void> {
-  await aptGet(["download", kernel.name], dir);
-  const [archive] = names(dir).filter((name) => name.endsWith(".deb"));
-  const unpacked = join(dir, "kernel");
-  await must("dpkg", { args: ["-x", join(dir, archive), unpacked] });
-  const boot = join(unpacked, "boot");
+  const { kernel, programs, console = "ttyS0" } = sources;
+  const boot = join(kernel, "boot");
   const [image] = names(boot).filter((name) => name.startsWith("vmlinuz-"));
   await Deno.rename(join(boot, image), join(dir, "vmlinuz"));
 
@@ -117,12 +142,16 @@ export async function buildRoot(
   for (const name of DIRS) {
     await Deno.mkdir(join(root, name), { recursive: true });
   }
-  await addModules(unpacked, image.slice("vmlinuz-".length), root);
-  await addBusybox(root);
-  await add(root, "/usr/sbin/qemu-ga", "/usr/sbin/qemu-ga");
+  await addModules(kernel, image.slice("vmlinuz-".length), root);
+  await addBusybox(root, programs ?? "/");
+  if (programs) await addForeign(root, programs, "usr/sbin/qemu-ga");
+  else await add(root, "/usr/sbin/qemu-ga", "/usr/sbin/qemu-ga");
   for (const [name, target] of Object.entries(FILES)) {
     const place = join(root, target);
-    await Deno.copyFile(`${import.meta.dirname}/files/${name}`, place);
+    const text = await Deno.readTextFile(
+      `${import.meta.dirname}/files/${name}`,
+    );
+    await Deno.writeTextFile(place, text.replaceAll("ttyS0", console));
     await Deno.chmod(place, 0o755);
   }
   await Deno.writeTextFile(
@@ -152,8 +181,10 @@ async function addModules(unpacked: string, release: string, root: string) {
 }
 
 /** Links are made here rather than at boot, where they would cost a second. */
-async function addBusybox(root: string) {
-  await Deno.copyFile("/bin/busybox", join(root, "bin/busybox"));
+async function addBusybox(root: string, programs: string) {
+  const binary = join(root, "bin/busybox");
+  await Deno.copyFile(join(programs, "bin/busybox"), binary);
+  await Deno.chmod(binary, 0o755);
   const { stdout } = await must("busybox", { args: ["--list-full"] });
   for (const applet of stdout.trim().split("\n")) {
     await Deno.mkdir(join(root, dirname(applet)), { recursive: true });
@@ -174,6 +205,29 @@ async function add(root: string, source: string, target: string) {
     await Deno.mkdir(dirname(place), { recursive: true });
     await Deno.remove(place).catch(() => {});
     await Deno.copyFile(from, place);
+  }
+}
+
+/**
+ * Copies a program that this host cannot run, and the libraries whose names are
+ * in it: `ldd` would have to run it.
+ */
+async function addForeign(root: string, tree: string, program: string) {
+  const { stdout } = await must("find", {
+    args: [tree, "-name", "*.so.[0-9]*", "-not", "-type", "d"],
+  });
+  const libraries = new Map(
+    stdout.trim().split("\n").map((path) => [basename(path), path]),
+  );
+  // The loader looks in /lib after the directories of its architecture.
+  const wanted = new Map([[program, join(tree, program)]]);
+  for (const [target, source] of wanted) {
+    await Deno.copyFile(source, join(root, target));
+    const text = new TextDecoder("latin1").decode(await Deno.readFile(source));
+    for (const [name] of text.matchAll(/\b[\w+.-]+\.so\.\d+\b/g)) {
+      const library = libraries.get(name);
+      if (library) wanted.set(`lib/${name}`, library);
+    }
   }
 }
 
@@ -201,31 +255,6 @@ async function pack(root: string, target: string) {
   });
   await must("gzip", { args: ["-n", "-9", `${target}.cpio`] });
   await Deno.rename(`${target}.cpio.gz`, target);
-}
-
-/**
- * Runs a program that must succeed.
- *
- * Needs `--allow-run` for it.
- *
- * @param program The program.
- * @param options Its arguments, its input.
- * @throws {ToolsmithError} `failed` with what it said, or what to install.
- */
-export async function must(
-  program: string,
-  options: RunOptions,
-): Promise<Output> {
-  const output = await run(program, options).catch((cause) => {
-    if (!(cause instanceof Deno.errors.NotFound)) throw cause;
-    throw new ToolsmithError("failed", `${program} not found`, {
-      hint: "deno run -A scripts/setup.ts guest installs what is needed",
-      cause,
-    });
-  });
-  if (output.code === 0) return output;
-  const said = output.stderr.trim().split("\n").at(-1);
-  throw new ToolsmithError("failed", `${program} failed: ${said}`);
 }
 
 function names(dir: string): string[] {
