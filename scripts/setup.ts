@@ -27,11 +27,15 @@ export type Part =
   | "qemu"
   | "openssl"
   | "unzip"
-  | "guest";
+  | "guest"
+  | "debian"
+  | "uefi"
+  | "arm64";
 
 /**
  * Where each part is: the absolute path of its program; absent where it could
- * not be had. `guest` is busybox, and says that the rest is installed too.
+ * not be had. `guest`, `debian` and `uefi` are a program that guests are built
+ * with, and say that the rest is installed too.
  */
 export type Tools = Partial<Record<Part, string>>;
 
@@ -64,6 +68,21 @@ const GUEST_PACKAGES = [
   "cpio",
   "kmod",
 ];
+
+/** What `scripts/guest/debian.ts` builds guests with, besides QEMU. */
+const DEBIAN_PACKAGES = [
+  "mmdebstrap",
+  "debian-archive-keyring",
+  "e2fsprogs",
+  "fdisk",
+  "grub-common",
+  "grub-pc-bin",
+];
+
+/** What it builds those with that UEFI boots, and what boots them. */
+const UEFI_PACKAGES = ["grub-efi-amd64-bin", "dosfstools", "mtools", "ovmf"];
+
+const ARM64_PACKAGES = ["qemu-system-arm", "qemu-efi-aarch64"];
 
 const PARTS: Record<Part, Source> = {
   oras: {
@@ -118,9 +137,35 @@ const PARTS: Record<Part, Source> = {
     apt: GUEST_PACKAGES,
     remedy: `on Debian or Ubuntu: ${GUEST_PACKAGES.join(" ")}`,
   },
+  debian: {
+    programs: ["mmdebstrap"],
+    // The owners of a guest's files are root and others.
+    suits: async () =>
+      Deno.uid() === 0 && (await missingPackages(DEBIAN_PACKAGES)).length === 0,
+    apt: DEBIAN_PACKAGES,
+    remedy: `on Debian or Ubuntu, as root: ${DEBIAN_PACKAGES.join(" ")}`,
+  },
+  uefi: {
+    programs: ["grub-mkimage"],
+    suits: async () => (await missingPackages(UEFI_PACKAGES)).length === 0,
+    apt: UEFI_PACKAGES,
+    remedy: `on Debian or Ubuntu: ${UEFI_PACKAGES.join(" ")}`,
+  },
+  arm64: {
+    programs: ["qemu-system-aarch64"],
+    suits: async () => (await missingPackages(ARM64_PACKAGES)).length === 0,
+    apt: ARM64_PACKAGES,
+    remedy: `on Debian or Ubuntu: ${ARM64_PACKAGES.join(" ")}`,
+  },
 };
 
 const ALL = Object.keys(PARTS) as Part[];
+
+/** What all tests need but those of `deno task test:images`. */
+export const USUAL: Part[] = ALL.filter((part) =>
+  part !== "uefi" && part !== "arm64"
+);
+
 const ROOT = Deno.realPathSync(`${import.meta.dirname}/..`);
 const STORE = `${ROOT}/.cache/tools`;
 const EXE = Deno.build.os === "windows" ? ".exe" : "";

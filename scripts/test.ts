@@ -7,9 +7,15 @@
  * @module
  */
 import { deno, ROOT } from "./deno.ts";
-import { setup } from "./setup.ts";
+import { setup, USUAL } from "./setup.ts";
 
-const { oras, registry, actionlint, qemu } = await setup();
+/** Tests that boot guests for minutes: `deno task test:images` runs them. */
+const IMAGES = "tests/images/";
+
+const images = Deno.args.some((arg) => arg.includes(IMAGES));
+const { oras, registry, actionlint, qemu } = await setup(
+  images ? undefined : USUAL,
+);
 const found = {
   TOOLSMITH_ORAS: oras,
   TOOLSMITH_TEST_REGISTRY: registry,
@@ -19,5 +25,7 @@ const found = {
 for (const [name, path] of Object.entries(found)) {
   if (path) Deno.env.set(name, path);
 }
-const asked = Deno.args.length > 0 ? Deno.args : [`${ROOT}/tests/`];
+const asked = Deno.args.length > 0
+  ? Deno.args
+  : [`--ignore=${ROOT}/${IMAGES}`, `${ROOT}/tests/`];
 Deno.exitCode = (await deno("test", "-A", ...asked)).code;

@@ -34,18 +34,22 @@ export interface GuestStore extends Disposable {
  * Needs `--allow-read` and `--allow-write`.
  *
  * @param kind Names the kind.
+ * @param root Where guests are kept. @default {".cache/guest"}
  */
-export async function openStore(kind: string): Promise<GuestStore> {
-  await Deno.mkdir(STORE, { recursive: true });
-  const held = await lock(join(STORE, `.${kind}.lock`), {
+export async function openStore(
+  kind: string,
+  root = STORE,
+): Promise<GuestStore> {
+  await Deno.mkdir(root, { recursive: true });
+  const held = await lock(join(root, `.${kind}.lock`), {
     onWait: () => console.error(`waiting for another build of ${kind}`),
   });
   return {
     async directory(name, build, keep) {
-      const dir = join(STORE, name);
+      const dir = join(root, name);
       if (await exists(dir)) return dir;
       // Under the lock, so what lies here was left by a build that was cut off.
-      const staging = join(STORE, `.staging-${kind}`);
+      const staging = join(root, `.staging-${kind}`);
       await remove(staging);
       await Deno.mkdir(staging);
       try {

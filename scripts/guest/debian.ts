@@ -57,9 +57,10 @@ const AGENT: Recipe = {
     const tree = join(dir, "tree");
     await makeTree({ dir: tree, packages });
     await configure(tree, { "etc/systemd/network/wired.network": DHCP });
+    const service = "systemd-networkd.service";
     await Deno.symlink(
-      "/lib/systemd/system/systemd-networkd.service",
-      join(tree, "etc/systemd/system/multi-user.target.wants/networkd.service"),
+      `/lib/systemd/system/${service}`,
+      join(tree, `etc/systemd/system/multi-user.target.wants/${service}`),
     );
     await biosDisk(tree, { dir, image: "agent.qcow2" });
   },
@@ -132,6 +133,7 @@ const KINDS = {
  */
 export async function buildDebian(kind: DebianKind): Promise<string> {
   const { packages, loaders, files, images, build } = KINDS[kind];
+  // The kinds of one recipe are built, and kept, together.
   const name = images[0].replace(".qcow2", "");
   using store = await openStore(name);
   const key = await keyOf([

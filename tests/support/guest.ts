@@ -4,6 +4,7 @@
  * @module
  */
 import { buildGuest } from "../../scripts/guest/build.ts";
+import { buildDebian } from "../../scripts/guest/debian.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
 import { needs, parts } from "./parts.ts";
 
@@ -28,6 +29,9 @@ const VARIANTS = {
 /** What a test that boots a guest spreads into its definition. */
 export const needsGuest = needs("qemu", "qemuImg", "guest");
 
+/** What a test that boots {@linkcode debian} spreads into its definition. */
+export const needsDebian = needs("qemu", "qemuImg", "debian");
+
 /** The QEMU that tests use. */
 export const env = new Map(
   parts.qemu ? [["TOOLSMITH_QEMU", parts.qemu]] : [],
@@ -43,6 +47,16 @@ export function guest(
   variant: keyof typeof VARIANTS = "good",
 ): Promise<string> {
   return buildGuest({ append: VARIANTS[variant] });
+}
+
+/**
+ * Builds a Debian 12 with systemd, guest agent, python3 and git, or takes the
+ * one that was built before.
+ *
+ * @returns The image's path.
+ */
+export function debian(): Promise<string> {
+  return buildDebian("agent");
 }
 
 /** Collects events of one type. */

@@ -1,0 +1,120 @@
+/**
+ * What users do, in the guest that most of them have: Debian with systemd.
+ */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { dirname, join } from "@std/path";
+import { fileChunks, sha256 } from "../../lib/system/digest.ts";
+import { run } from "../../lib/system/process.ts";
+import { debian, needsDebian } from "../support/guest.ts";
+import { parts } from "../support/parts.ts";
+import { processesOf } from "../support/processes.ts";
+import { type CliOptions, jsonLines, workspace } from "../support/workspace.ts";
+
+/** Bytes that pass through standard input and output. */
+const STREAM_BYTES = 2 ** 20;
+
+Deno.test({
+  name: "run boots a Debian with systemd once, and restores it from then on",
+  ...needsDebian,
+  async fn(t) {
+    await using work = await workspace();
+    const qcow2 = await debian();
+    await work.manifest({ qcow2, qcow2_sha256: await digestOf(qcow2) });
+    const toolsmith = (args: string[], options: CliOptions = {}) =>
+      work.toolsmith(["run", ...args], {
+        permissions: ["-P=run"],
+        timeoutMs: 180_000,
+        ...options,
+        env: {
+          PATH: `${dirname(parts.qemu!)}:${Deno.env.get("PATH")}`,
+          TOOLSMITH_QEMU: "",
+        },
+      });
+    /** Runs a script that must succeed, and returns what it printed. */
+    const sh = async (script: string, ...flags: string[]) => {
+      const args = ["--quiet", ...flags, "--", "bash", "-c", script];
+      const { code, stdout, stderr } = await toolsmith(args);
+      assertEquals([code, stderr], [0, ""], script);
+      return stdout;
+    };
+
+    await t.step("the first run boots it, the second restores it", async () => {
+      for (const how of ["booted", "restored"]) {
+        const ran = await toolsmith(["--json", "--", "sh", "-c", "exit 7"]);
+        const { events, last } = jsonLines(ran.stdout);
+        const ready = events.find(({ type }) => type === "boot_ready");
+        assertEquals([ran.code, last.code, ready?.how], [7, 7, how]);
+      }
+    });
+    await t.step("systemd is its first process, and well", async () => {
+      assertEquals(await sh("cat /proc/1/comm"), "systemd\n");
+      const failed = "systemctl list-units --failed --plain --no-legend";
+      assertEquals(await sh(failed), "");
+    });
+    await t.step("bytes pass both ways as they are", async () => {
+      const bytes = new Uint8Array(STREAM_BYTES);
+      for (let at = 0; at < STREAM_BYTES; at += 2 ** 16) {
+        crypto.getRandomValues(bytes.subarray(at, at + 2 ** 16));
+      }
+      const script = "base64 -w 0; echo end of input >&2";
+      const ran = await toolsmith(["--quiet", "--", "sh", "-c", script], {
+        input: { bytes },
+      });
+      assertEquals([ran.code, ran.stderr], [0, "end of input\n"]);
+      assert(
+        ran.stdout === bytes.toBase64(),
+        `${ran.stdout.length} characters`,
+      );
+    });
+    await t.step("python3 and git work in the workspace", async () => {
+      for (
+        const args of [
+          ["init", "-q", "-b", "main"],
+          ["add", "hello.py"],
+          [
+            ...["-c", "user.name=a", "-c", "user.email=a@example.org"],
+            ...["commit", "-q", "-m", "Say hello"],
+          ],
+        ]
+      ) {
+        await Deno.writeTextFile(
+          join(work.dir, "hello.py"),
+          "import json, sys\nprint(json.dumps(sys.argv[1:]))\n",
+        );
+        const made = await run("git", { args, cwd: work.dir });
+        assertEquals(made.code, 0, made.stderr);
+      }
+      const said = await sh('python3 hello.py "a b" ü');
+      assertEquals(JSON.parse(said), ["a b", "ü"]);
+      const log = "git -c safe.directory=/mnt/work log --format=%s";
+      assertEquals(await sh(log), "Say hello\n");
+      assertMatch(
+        await sh("touch new 2>&1 || true"),
+        /Read-only file system/,
+      );
+    });
+    await t.step("an export takes what it writes", async () => {
+      const out = join(work.dir, "out");
+      await Deno.mkdir(out);
+      await sh("tar -cf /mnt/made/all.tar hello.py", "--export", `${out}:made`);
+      const listed = await run("tar", { args: ["-tf", join(out, "all.tar")] });
+      assertEquals(listed.stdout, "hello.py\n");
+    });
+    await t.step(
+      "a network card that is plugged in gets an address",
+      async () => {
+        const address = "ip -4 -o addr show scope global";
+        assertMatch(await sh(address, "--network"), / inet 10\.0\.2\.\d+\//);
+      },
+    );
+    await t.step("clones do not see each other's work", async () => {
+      const script =
+        "ls -A /root/mark 2>/dev/null; echo mine >/root/mark; sync";
+      const clones = [sh(script), sh(script), sh(script)];
+      assertEquals(await Promise.all(clones), ["", "", ""]);
+    });
+    assertEquals(await processesOf(work.dir), []);
+  },
+});
+
+const digestOf = (path: string) => sha256(fileChunks(path));
