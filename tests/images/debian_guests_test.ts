@@ -102,7 +102,7 @@ for (const kind of ["cloud", "cloud-uefi"] as const) {
         : [];
       await using _qemu = spawn(parts.qemu!, {
         args: [
-          ...["-machine", "q35,accel=kvm:tcg", "-cpu", "max"],
+          ...["-machine", "q35,accel=tcg", "-cpu", "max"],
           ...machine(await buildDebian(kind), path),
           ...uefi,
           "-drive",
