@@ -32,7 +32,7 @@ const NO_SECRETS = Object.fromEntries(
 
 /** One use of the program. */
 export interface OrasCall
-  extends Pick<RunOptions, "cwd" | "signal" | "timeoutMs" | "onStart"> {
+  extends Pick<RunOptions, "cwd" | "signal" | "onStart"> {
   /** The subcommand. */
   command: string[];
   /** What follows the flags for connection and credentials. */

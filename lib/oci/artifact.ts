@@ -7,7 +7,7 @@
  *
  * @module
  */
-import type { Digest, Sha256 } from "../system/digest.ts";
+import { type Digest, parseSha256, type Sha256 } from "../system/digest.ts";
 import { ToolsmithError } from "../errors.ts";
 import { foldName, isPortableName } from "../system/portable_name.ts";
 import { oneLine } from "../system/text.ts";
@@ -109,7 +109,9 @@ export function selectImageLayer(
     );
   }
   const match = expected === undefined
-    ? images.length === 1 ? images[0] : undefined
+    ? images.length === 1 && parseSha256(images[0].sha256)
+      ? images[0]
+      : undefined
     : images.find((image) => image.sha256 === expected);
   if (match) return match;
   if (images.length > 1) {
@@ -126,9 +128,9 @@ export function selectImageLayer(
   }
   throw new ToolsmithError(
     "checksum_mismatch",
-    `Checksum mismatch for ${
-      images[0].title
-    } in ${name}: expected ${expected}, the registry has ${images[0].sha256}`,
+    `Checksum mismatch for ${images[0].title} in ${name}: expected ${
+      expected ?? "a SHA-256"
+    }, the registry has ${images[0].sha256}`,
     {
       hint:
         "nothing was downloaded; if the image was published again, set image.qcow2_sha256 to its digest, else find out who changed it",

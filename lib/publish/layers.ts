@@ -7,6 +7,7 @@
 import { basename, dirname, join, resolve } from "@std/path";
 import { isPlainTitle } from "../oci/artifact.ts";
 import { ToolsmithError } from "../errors.ts";
+import { printable } from "../system/text.ts";
 import { foldName, isPortableName } from "../system/portable_name.ts";
 
 /** A file that is published beside the image. */
@@ -70,7 +71,7 @@ export function parseExtra(text: string): ExtraFile {
 export function imageTitle(path: string): string {
   const name = basename(path).toWellFormed();
   const title = /\.qcow2$/i.test(name) ? name : `${name}.qcow2`;
-  const plain = title.replace(/[\\:*?"<>|\p{Cc}]/gu, "-");
+  const plain = printable(title).replace(/[\\:*?"<>|\p{Cc}]/gu, "-");
   if (isPortableName(plain)) return plain;
   // A device's name, or one that is too long.
   const other = `image-${plain}`;

@@ -6,6 +6,8 @@
  * @module
  */
 
+import { printable } from "./text.ts";
+
 /** Windows drops dots and spaces at the end, and takes `:` for a stream's name. */
 const PLAIN = /^[^/\\:*?"<>|\p{Cc}]{1,255}(?<![. ])$/u;
 /** Windows keeps these names for devices, whatever follows the dot. */
@@ -17,11 +19,12 @@ const DEVICE =
  * system.
  *
  * @param name A name without directories.
- * @returns `false` for `..`, `a/b`, `a:b`, `a.`, `nul.txt`, an empty name, and
- * the like.
+ * @returns `false` for `..`, `a/b`, `a:b`, `a.`, `nul.txt`, an empty name, one
+ * that would steer a terminal, and the like.
  */
 export function isPortableName(name: string): boolean {
-  return PLAIN.test(name) && !DEVICE.test(name) && name.isWellFormed();
+  return PLAIN.test(name) && !DEVICE.test(name) && name.isWellFormed() &&
+    printable(name) === name;
 }
 
 /**

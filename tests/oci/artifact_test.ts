@@ -95,6 +95,11 @@ Deno.test("a digest of another algorithm never fits", async () => {
     "checksum_mismatch",
     () => selectImageLayer(artifact(other), A),
   );
+  const { message } = await failure(
+    "checksum_mismatch",
+    () => selectImageLayer(artifact(other)),
+  );
+  assertStringIncludes(message, "expected a SHA-256");
 });
 
 const UNSAFE_TITLES = [
@@ -130,6 +135,8 @@ const UNSAFE_TITLES = [
   "a*b",
   "...",
   "a\ud800b",
+  "image\u202e2wocq.qcow2",
+  "a\u2028b",
 ];
 
 for (const title of UNSAFE_TITLES) {
