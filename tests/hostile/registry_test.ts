@@ -254,7 +254,7 @@ ${script}
   });
 }
 
-test("hydrate() refuses the largest manifests in a second, and heeds Ctrl-C", async (scene) => {
+test("hydrate() refuses the largest manifests soon, and heeds Ctrl-C", async (scene) => {
   const { registry, good, config, hydrate, work } = scene;
   const titled = (title: string) => ({
     ...good,

@@ -89,17 +89,17 @@ Deno.test("what is written of any source reads as the same", () => {
   }));
 });
 
-Deno.test("a source of a hundred thousand characters is read or refused in no time", () => {
+Deno.test("a source of 300,000 characters takes no more than linear time", () => {
   for (
     const part of ["://", "https://", "a/", "%41", "@", "file:", "oci://x/"]
   ) {
     const begun = performance.now();
     try {
-      parseImageSource(part.repeat(150_000 / part.length), "/srv");
+      parseImageSource(part.repeat(300_000 / part.length), "/srv");
     } catch (error) {
       assert(error instanceof ToolsmithError, `${error}`);
     }
-    assert(performance.now() - begun < 1000, `${part} took long`);
+    assert(performance.now() - begun < 5000, `${part} took long`);
   }
 });
 

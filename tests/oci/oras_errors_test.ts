@@ -112,8 +112,8 @@ Deno.test("a flood of words from oras is told apart in no time", () => {
     const word of ["https://", "open ", "lookup ", "authorization: ", "\n"]
   ) {
     const begun = performance.now();
-    orasError(redactSecrets(word.repeat(30_000)), GHCR, false);
-    assert(performance.now() - begun < 2000, `${word} took long`);
+    orasError(redactSecrets(word.repeat(60_000)), GHCR, false);
+    assert(performance.now() - begun < 5000, `${word} took long`);
   }
 });
 
