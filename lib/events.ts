@@ -33,7 +33,7 @@ export interface CacheHitEvent extends ImageEvent<"cache_hit"> {
   digest: string;
 }
 
-/** An entry of the cache is not what it was; it is replaced. */
+/** An entry of the cache is not what was verified; it is replaced. */
 export interface CacheCorruptEvent extends ImageEvent<"cache_corrupt"> {
   /** The entry's path. */
   path: string;
@@ -121,7 +121,7 @@ export interface ImageInspectedEvent extends ImageEvent<"image_inspected"> {
   virtualSize: number;
   /** Whether the image's clusters are compressed, as far as they were seen. */
   compressed: boolean;
-  /** How much of the file is holes, in bytes; `null` where it cannot be told. */
+  /** How much of the file is holes, in bytes; `null` where it is not known. */
   sparseBytes: number | null;
   /** The part of the file that compression would save, from 0 to 1. */
   savings: number;
@@ -189,7 +189,7 @@ export interface PublishVerifiedEvent extends ImageEvent<"publish_verified"> {
 export interface VmBootEvent extends EventBase<"vm_boot"> {
   /** The image's path. */
   image: string;
-  /** Whether a saved machine is restored. */
+  /** Whether a snapshot is restored. */
   how: "boot" | "restore";
   /** What runs the machine. */
   backend: "qemu";
@@ -224,17 +224,17 @@ export interface BootReadyEvent extends EventBase<"boot_ready"> {
   elapsedMs: number;
 }
 
-/** A machine was saved when it was ready; the next one is restored. */
+/** A snapshot of the machine was saved when it was ready; the next start restores it. */
 export interface StateSavedEvent extends EventBase<"state_saved"> {
-  /** The state's file. */
+  /** The snapshot's file. */
   path: string;
   /** Size of all its files, in bytes. */
   bytes: number;
-  /** Time that the machine stood still for it, in milliseconds. */
+  /** How long the machine was paused for it, in milliseconds. */
   stoodMs: number;
 }
 
-/** A command is sent to the guest. Its arguments are not told. */
+/** A command is sent to the guest. Its arguments, which may be secret, are not reported. */
 export interface CommandDispatchEvent extends EventBase<"command_dispatch"> {
   /** Numbers the commands of this process, from 1. */
   id: number;
@@ -321,7 +321,7 @@ export function nextCommandId(): number {
 export type Emit = (event: Untimed<ToolsmithEvent>) => void;
 
 /**
- * Makes the function that stamps events with the time and hands them on.
+ * Makes the function that adds the time to events and passes them on.
  *
  * @param onEvent The caller's function, or `undefined` to drop all events.
  * @param now The clock, in milliseconds since the epoch.

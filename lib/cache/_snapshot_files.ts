@@ -26,7 +26,7 @@ export interface Snapshot {
   disk?: string;
   /** Size of all its files, in bytes. */
   bytes: number;
-  /** When it was saved, as an ISO 8601 time; tells it from another. */
+  /** When it was saved, as an ISO 8601 time; no other of its key has the same. */
   saved: string;
   /** When it was last used, as an ISO 8601 time. */
   used: string;

@@ -4,6 +4,7 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import { oneLine } from "../system/text.ts";
 import { jsonDepth, jsonMembers } from "./_json_members.ts";
 
 /** Far above the three levels that a manifest has. */
@@ -39,7 +40,7 @@ export interface JsonFields {
  */
 export function jsonFields(file: string, help: string): JsonFields {
   const invalid = (field: string, why: string, hint: string) => {
-    const where = field ? `${file}: ${field}` : file;
+    const where = field ? `${file}: ${oneLine(field, 120)}` : file;
     return new ToolsmithError("manifest_invalid", `${where}: ${why}`, { hint });
   };
   const string = (value: unknown, field: string) => {
@@ -88,7 +89,7 @@ export function jsonFields(file: string, help: string): JsonFields {
 }
 
 /**
- * Tells an object from the other values of JSON.
+ * Whether a value of JSON is an object.
  *
  * @param value Any value.
  * @returns `false` for `null` and lists, too.
@@ -98,7 +99,7 @@ export function isObject(value: unknown): value is JsonObject {
 }
 
 /**
- * Tells whether a field is another program's: it is kept, and not looked at.
+ * Whether a field is another program's: it is kept, and not looked at.
  *
  * @param key The field's own name.
  */

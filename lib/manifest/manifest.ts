@@ -168,7 +168,7 @@ export function workspaceRoot(file: string): string {
 }
 
 /**
- * Tells whether a name can be a directory of the cache on every system.
+ * Whether a name can be a directory of the cache on every system.
  *
  * @param name The name.
  * @returns `false` for `..`, `a/b`, an empty name, and the like.
@@ -194,7 +194,7 @@ function parseImage(
   if (!isImageName(name)) {
     throw json.invalid(
       "image.name",
-      `"${name}" is not a plain directory name`,
+      `${show(name)} is not a plain directory name`,
       "use letters, digits, dashes and dots, and begin with no dot",
     );
   }
@@ -244,7 +244,7 @@ function parseSource(
 function parseDigest(json: JsonFields, text: string, field: string): Sha256 {
   const digest = parseSha256(text);
   if (digest) return digest;
-  throw json.invalid(field, `"${text}" is not a SHA-256`, HOW_DIGEST);
+  throw json.invalid(field, `${show(text)} is not a SHA-256`, HOW_DIGEST);
 }
 
 function parseTools(

@@ -8,7 +8,7 @@ import { writeAll } from "./streams.ts";
 
 /**
  * What must not have changed for a file to be the one that was seen before.
- * Deno tells ctime in whole seconds: a change within the same one shows in the
+ * Deno reports ctime in whole seconds: a change within the same one shows in the
  * others alone.
  */
 export interface Fingerprint {
@@ -23,7 +23,7 @@ export interface Fingerprint {
 }
 
 /**
- * Tells whether a value of JSON is a fingerprint.
+ * Whether a value of JSON is a fingerprint.
  *
  * @param value The value.
  * @returns Whether it has the fields, whatever else it has.
@@ -65,7 +65,7 @@ export function fingerprintOf(stat: Deno.FileInfo): Fingerprint {
 }
 
 /**
- * Tells whether a file is still the one that was seen before.
+ * Whether a file is still the one that was seen before.
  *
  * @param now Its fingerprint, if it is there.
  * @param before What it was; other fields do not count.

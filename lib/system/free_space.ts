@@ -6,7 +6,7 @@
 import { statfs } from "node:fs/promises";
 import { ToolsmithError } from "../errors.ts";
 
-/** Kept free for stamps, and for whatever else writes at the same time. */
+/** Kept free for records, and for whatever else writes at the same time. */
 const RESERVE = 8 * 1024 * 1024;
 
 /**
@@ -38,7 +38,7 @@ export async function requireSpace(dir: string, bytes: number) {
  * Needs `--allow-read` for the directory and `--allow-sys=statfs`.
  *
  * @param dir A directory on the filesystem.
- * @returns The space in bytes, or `undefined` where it cannot be told.
+ * @returns The space in bytes, or `undefined` where it is not known.
  */
 export async function freeBytes(dir: string): Promise<number | undefined> {
   try {

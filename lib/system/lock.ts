@@ -117,7 +117,7 @@ type MaybeTryLock = Deno.FsFile & {
   tryLock?: (exclusive: boolean) => Promise<boolean>;
 };
 
-/** Returns a function that asks for the lock, and tells whether it is there. */
+/** Returns a function that asks for the lock, and reports whether it is there. */
 function requester(file: MaybeTryLock): () => Promise<boolean> {
   const { tryLock } = file;
   if (tryLock) return () => tryLock.call(file, true);

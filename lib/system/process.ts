@@ -4,27 +4,15 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import {
+  capture,
+  drain,
+  feed,
+  type ProcessInput,
+  type ProcessOutput,
+} from "./_pipes.ts";
 
-/**
- * Where an output stream of a program goes. A function must not throw; the
- * program waits while a promise of it is pending.
- */
-export type ProcessOutput =
-  | "inherit"
-  | "null"
-  | ((chunk: Uint8Array) => void)
-  | ((chunk: Uint8Array) => Promise<void>);
-
-type ProcessSink = Exclude<ProcessOutput, string>;
-
-/** What a program reads. */
-export type ProcessInput =
-  | "inherit"
-  | "null"
-  | string
-  | { bytes: Uint8Array }
-  | { stream: ReadableStream<Uint8Array> }
-  | "held";
+export type { ProcessInput, ProcessOutput };
 
 /** How {@linkcode spawn} starts a program. */
 export interface SpawnOptions {
@@ -114,7 +102,6 @@ export interface Output extends ProcessExit {
   stderr: string;
 }
 
-const MAX_CAPTURE = 32 * 1024 * 1024;
 const KILL_AFTER_MS = 3000;
 /** How long the last output of a stopped program is waited for. */
 const DRAIN_MS = 500;
@@ -299,79 +286,6 @@ function makeStopper(
     close() {
       stopping = true;
       timers.forEach((timer) => clearTimeout(timer));
-    },
-  };
-}
-
-/** Writes the input; a program that stops reading early is not an error. */
-function feed(child: Deno.ChildProcess, input: ProcessInput) {
-  if (input === "null" || input === "inherit") {
-    return { close: () => Promise.resolve() };
-  }
-  const ignore = () => {};
-  if (typeof input === "object" && "stream" in input) {
-    const stop = new AbortController();
-    const done = input.stream
-      .pipeTo(child.stdin, { signal: stop.signal })
-      .catch(ignore);
-    return {
-      close() {
-        stop.abort();
-        return done;
-      },
-    };
-  }
-  const writer = child.stdin.getWriter();
-  if (input === "held") {
-    const closeSignal = new Uint8Array([0x0a]);
-    return {
-      close: () =>
-        writer.write(closeSignal).then(() => writer.close()).catch(ignore),
-    };
-  }
-  const done = writer
-    .write(
-      typeof input === "string" ? new TextEncoder().encode(input) : input.bytes,
-    )
-    .then(() => writer.close())
-    .catch(ignore);
-  return {
-    close: () => done.then(() => writer.close()).catch(ignore),
-  };
-}
-
-/** Reads a stream to its end, or until it is cancelled. */
-function drain(stream: ReadableStream<Uint8Array>, sink: ProcessSink) {
-  const reader = stream.getReader();
-  return {
-    done: (async () => {
-      for (;;) {
-        const { value } = await reader.read();
-        if (value === undefined) return;
-        await sink(value);
-      }
-    })(),
-    cancel: () => reader.cancel(),
-  };
-}
-
-function capture(onFull: () => void) {
-  const chunks: Uint8Array[] = [];
-  let size = 0;
-  return {
-    add(chunk: Uint8Array) {
-      if (size + chunk.length > MAX_CAPTURE) return onFull();
-      size += chunk.length;
-      chunks.push(chunk);
-    },
-    bytes(): Uint8Array<ArrayBuffer> {
-      const whole = new Uint8Array(size);
-      let offset = 0;
-      for (const chunk of chunks) {
-        whole.set(chunk, offset);
-        offset += chunk.length;
-      }
-      return whole;
     },
   };
 }

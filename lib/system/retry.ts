@@ -1,5 +1,5 @@
 /**
- * Trying again what failed for a reason that may pass.
+ * Retries after transient failures.
  *
  * @module
  */
@@ -8,13 +8,13 @@ import { sleep } from "./time.ts";
 
 /** How often, and how patiently, something is tried. */
 export interface RetryOptions {
-  /** Further attempts after the first. @default {3} */
+  /** Retries after a transient failure. @default {3} */
   retries?: number;
   /** Pause before the second attempt, in milliseconds; it doubles. @default {1000} */
   retryDelayMs?: number;
   /** Ends the pause when aborted. @default {undefined} */
   signal?: AbortSignal;
-  /** Told before each pause. @default {undefined} */
+  /** Notified before each pause. @default {undefined} */
   onRetry?: (retry: Retry) => void;
 }
 
@@ -68,7 +68,7 @@ export async function retry<T>(
 }
 
 /**
- * Tells whether trying the same again may help.
+ * Whether trying the same again may help.
  *
  * @param error Whatever was thrown.
  * @returns `true` for the failures that may be gone a moment later.

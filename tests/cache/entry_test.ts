@@ -368,3 +368,12 @@ test("a record is believed only while nobody else can write where it lies", asyn
     assert((await cacheEntry(key).lookUp())?.trusted);
   }
 });
+
+test("an image that others can write is not believed, whatever its record says", async (key) => {
+  if (windows) return;
+  await Deno.chmod(await put(key, "image"), 0o666);
+  using held = await cacheEntry(key).lock();
+  await held.renew((await cacheEntry(key).lookUp())!);
+  const found = await cacheEntry(key).lookUp();
+  assertEquals([found?.trusted, found?.record?.size], [false, 5]);
+});
