@@ -43,9 +43,10 @@ export async function prepareDisk(
   }
   if (overlay === undefined) return { disk: path, ephemeral: true };
   const disk = resolve(overlay);
-  if (await Deno.lstat(disk).then(() => true, () => false)) {
-    await checkOverlay(disk, path);
-  } else await makeOverlay(disk, path);
+  if (!await Deno.lstat(disk).then(() => true, () => false)) {
+    await makeOverlay(disk, path);
+  }
+  await checkOverlay(disk, path);
   return { disk, ephemeral: false };
 }
 
@@ -126,8 +127,17 @@ async function checkOverlay(disk: string, image: string) {
   );
 }
 
+async function linkNew(from: string, to: string) {
+  try {
+    await Deno.link(from, to);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
+  }
+}
+
 async function makeOverlay(disk: string, image: string) {
-  // Renamed into place, so that a half-written overlay is never taken for one.
+  // Linked into place: a half-written overlay is never taken for one, and that
+  // of a process that was faster is never replaced.
   const staging = join(dirname(disk), `.${crypto.randomUUID()}.overlay`);
   try {
     const { code, stderr } = await run("qemu-img", {
@@ -137,7 +147,7 @@ async function makeOverlay(disk: string, image: string) {
       ],
       timeoutMs: 60_000,
     });
-    if (code === 0) return await Deno.rename(staging, disk);
+    if (code === 0) return await linkNew(staging, disk);
     throw new ToolsmithError(
       "boot_failed",
       `Cannot make the overlay ${disk}: ${stderr.trim()}`,

@@ -130,3 +130,23 @@ Deno.test({
     await failure("image_unsafe", () => check("external.qcow2", outside));
   },
 });
+
+Deno.test({
+  name: "of two first runs with one overlay, none loses the other's disk",
+  ...needsQemuImg,
+  async fn() {
+    await using dir = await temporaryDir();
+    const image = join(dir.path, "a.qcow2");
+    await create(image, "1M");
+    const overlay = join(dir.path, "kept.qcow2");
+    const inodes = new Set<number | null>();
+    const first = async () => {
+      await prepareDisk(image, overlay);
+      inodes.add((await Deno.stat(overlay)).ino);
+    };
+    await Promise.all(Array.from({ length: 8 }, first));
+    assertEquals(inodes.size, 1);
+    const left = Array.from(Deno.readDirSync(dir.path), ({ name }) => name);
+    assertEquals(left.sort(), ["a.qcow2", "kept.qcow2"]);
+  },
+});
