@@ -1,3 +1,4 @@
+import fc from "fast-check";
 import { assert, assertEquals } from "@std/assert";
 import { type MachineOptions, qemuArgs } from "../../lib/qemu/args.ts";
 
@@ -80,4 +81,37 @@ Deno.test("the processor is the host's own where it runs the guest", () => {
 Deno.test("arguments of the user come last, as they are", () => {
   const extra = ["-device", "ich9-intel-hda,id=a b"];
   assertEquals(qemuArgs({ ...machine, extra }).slice(-2), extra);
+});
+
+Deno.test("no path becomes another option, whatever is in it", () => {
+  /** Reads a value as QEMU does: `,,` is a comma (qemu(1), "-drive"). */
+  const options = (text: string) =>
+    text.replaceAll(",,", "\0").split(",")
+      .map((it) => it.replaceAll("\0", ",").split("="))
+      .map(([name, ...rest]) => [name, rest.join("=")]);
+  const names = fc.string({
+    unit: fc.constantFrom(",", "=", "a", " ", "-", "ü"),
+  });
+  fc.assert(fc.property(names, (name) => {
+    const path = `/x${name}`;
+    const share = { path, tag: "work", writable: false };
+    const args = qemuArgs({
+      ...machine,
+      disk: path,
+      dir: path,
+      shares: [share],
+    });
+    const of = (flag: string) =>
+      new Map(
+        values(flag, args).flatMap(options) as [string, string][],
+      );
+    assertEquals(of("-fsdev").get("path"), path);
+    assertEquals(of("-fsdev").get("readonly"), "on");
+    assertEquals(of("-drive").get("file"), path);
+    assertEquals(of("-drive").size, 6);
+    assertEquals(
+      of("-chardev").get("path"),
+      `${path.replace(/\/+$/, "")}/agent`,
+    );
+  }));
 });

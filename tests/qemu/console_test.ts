@@ -1,4 +1,5 @@
-import { assertEquals } from "@std/assert";
+import fc from "fast-check";
+import { assert, assertEquals } from "@std/assert";
 import { consoleTail, findConsoleFailure } from "../../lib/qemu/_console.ts";
 
 Deno.test("a console is shown without what would control a terminal", () => {
@@ -32,4 +33,21 @@ Deno.test("a disk that failed while others are left to try decides nothing", () 
   const text = "Boot failed: not a bootable disk\r\nBooting from DVD/CD...\r\n";
   assertEquals(findConsoleFailure(text), undefined);
   assertEquals(findConsoleFailure(""), undefined);
+});
+
+Deno.test("nothing that a console shows can steer a terminal", () => {
+  const steering = fc.constantFrom(
+    "\x1b[2J",
+    "\x1b]0;t\x07",
+    "\r",
+    "\x9b",
+    "\n",
+  );
+  const texts = fc.array(fc.oneof(fc.string({ unit: "binary" }), steering));
+  fc.assert(fc.property(texts, (parts) => {
+    const tail = consoleTail(parts.join(""));
+    assert(tail.split("\n").length <= 16);
+    // deno-lint-ignore no-control-regex
+    assert(!/[\x00-\x09\x0b-\x1f\x7f-\x9f]/.test(tail), tail);
+  }));
 });

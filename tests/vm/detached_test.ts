@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
+import fc from "fast-check";
 import {
   attachDetachedVm,
   findDetachedVm,
@@ -259,4 +260,45 @@ Deno.test("a record that is no machine's is none, whatever is wrong with it", ()
     const text = JSON.stringify({ ...good, ...fields });
     assertEquals(parseRecord(text), undefined, JSON.stringify(fields));
   }
+});
+
+Deno.test("a record is read as it was written, and any text without an error", () => {
+  const share = fc.record({
+    path: fc.string(),
+    tag: fc.string(),
+    writable: fc.boolean(),
+  });
+  const count = fc.nat();
+  const records = fc.record({
+    layout: fc.constant(1 as const),
+    image: fc.string(),
+    pid: fc.integer({ min: 2 }),
+    dir: fc.string(),
+    version: fc.string(),
+    accelerator: fc.constantFrom(
+      "kvm" as const,
+      "hvf" as const,
+      "tcg" as const,
+    ),
+    memory: count,
+    cpus: count,
+    shares: fc.array(share),
+    network: fc.boolean(),
+    since: fc.string(),
+    graceMs: count,
+    digest: fc.string(),
+  }, {
+    requiredKeys: [
+      ...["layout", "image", "pid", "dir", "version", "accelerator"] as const,
+      ...["memory", "cpus", "shares", "network", "since", "graceMs"] as const,
+    ],
+    noNullPrototype: true,
+  });
+  fc.assert(fc.property(records, (it) => {
+    assertEquals(parseRecord(formatRecord(it)), it);
+  }));
+  const texts = fc.oneof(fc.string(), fc.json());
+  fc.assert(fc.property(texts, (text) => {
+    assertEquals(parseRecord(text), undefined);
+  }));
 });
