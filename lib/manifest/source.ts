@@ -66,7 +66,7 @@ export function parseImageSource(text: string, dir: string): ImageSource {
     return { kind: "https", url };
   }
   if (scheme === "file") return { kind: "file", path: filePath(text, dir) };
-  if (scheme === "http" || text.includes("://")) {
+  if (scheme === "http" || /^[^/]*:\/\//.test(text)) {
     throw invalidReference(
       text,
       "not a source that Toolsmith reads",
