@@ -1,6 +1,10 @@
 import fc from "fast-check";
 import { assert, assertEquals } from "@std/assert";
-import { consoleTail, findConsoleFailure } from "../../lib/qemu/_console.ts";
+import {
+  consoleTail,
+  findConsoleFailure,
+  keepTail,
+} from "../../lib/qemu/_console.ts";
 
 Deno.test("a console is shown without what would control a terminal", () => {
   const text =
@@ -50,4 +54,12 @@ Deno.test("nothing that a console shows can steer a terminal", () => {
     // deno-lint-ignore no-control-regex
     assert(!/[\x00-\x09\x0b-\x1f\x7f-\x9f]/.test(tail), tail);
   }));
+});
+
+Deno.test("of a guest that writes without end, the end alone is kept", () => {
+  const kept = keepTail(10);
+  for (let turn = 0; turn < 100; turn++) {
+    kept.add(new TextEncoder().encode(`${turn} line\n`));
+  }
+  assertEquals(kept.text(), "e\n99 line\n");
 });

@@ -1,0 +1,135 @@
+import { assert, assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import { snapshotStore } from "../../lib/cache/snapshots.ts";
+import { startMachine } from "../../lib/qemu/machine.ts";
+import { makeMachineDir } from "../../lib/qemu/machine_dir.ts";
+import { run, spawn } from "../../lib/system/process.ts";
+import { sleep } from "../../lib/system/time.ts";
+import { denoArgs, ROOT } from "../../scripts/deno.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { needs, parts } from "../support/parts.ts";
+import { processesOf } from "../support/processes.ts";
+
+const KILLS = 50;
+const KEY = "a".repeat(64);
+
+/** Uniform numbers from 0 to 1, the same for the same seed (mulberry32). */
+function randomNumbers(seed: number): () => number {
+  return () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+/** The machine that is saved: its disk is empty, its memory is not. */
+async function machineIn(dir: string) {
+  return {
+    ...{ program: parts.qemu!, disk: join(dir, "disk.qcow2") },
+    ...{ ephemeral: true, accelerator: "tcg" as const, memory: 64, cpus: 1 },
+    ...{ shares: [], extra: [], env: new Map([["TMPDIR", dir]]) },
+    dir: await makeMachineDir(new Map([["TMPDIR", dir]])),
+  };
+}
+
+Deno.test({
+  name: "SIGKILL at any moment of a save leaves a whole snapshot or none",
+  ...needs("qemu", "qemuImg"),
+  async fn() {
+    const seed = Number(Deno.env.get("TOOLSMITH_SEED") ?? Date.now() % 1e6);
+    console.log(`TOOLSMITH_SEED=${seed}`);
+    const random = randomNumbers(seed);
+    await using dir = await temporaryDir();
+    const snapshots = join(dir.path, "snapshots");
+    const store = snapshotStore(snapshots);
+    const plan = await machineIn(dir.path);
+    const create = ["create", "-q", "-f", "qcow2", plan.disk, "8M"];
+    assertEquals((await run("qemu-img", { args: create })).code, 0);
+    const script = join(dir.path, "save.ts");
+    await Deno.writeTextFile(script, saver(snapshots, plan));
+
+    let longest = 0;
+    const found = { whole: 0, none: 0 };
+    // The first is not killed: it says how long a save takes.
+    for (let kill = 0; kill <= KILLS; kill++) {
+      await store.remove({ key: KEY, saved: await savedTime() });
+      let saving = 0;
+      const child = spawn(Deno.execPath(), {
+        args: await denoArgs(["run", "-A", script]),
+        env: { TMPDIR: dir.path },
+        stdout: () => {
+          if (saving) longest ||= performance.now() - saving;
+          saving ||= performance.now();
+        },
+      });
+      let over = false;
+      child.ended.then(() => over = true);
+      while (!saving) await sleep(1);
+      if (kill > 0) {
+        await sleep(random() * longest * 1.1);
+        // It may have ended by itself.
+        if (!over) Deno.kill(child.pid, "SIGKILL");
+      }
+      await child.ended;
+      const snapshot = await store.find(KEY);
+      // Killed between two renames: it is never tried, and can be removed.
+      if (snapshot === "damaged") assert(await store.remove({ key: KEY }));
+      else if (snapshot) await restores(snapshot.path);
+      found[typeof snapshot === "object" ? "whole" : "none"]++;
+    }
+    assert(found.whole > 0 && found.none > 0, JSON.stringify(found));
+
+    // The next save finds nothing in its way, and leaves nothing else.
+    await store.remove({ key: KEY, saved: await savedTime() });
+    const args = await denoArgs(["run", "-A", script]);
+    const { code, stderr } = await run(Deno.execPath(), { args });
+    assertEquals(code, 0, stderr);
+    const left = Array.from(Deno.readDirSync(snapshots), ({ name }) => name);
+    assertEquals(left.sort(), [`.${KEY}.lock`, `${KEY}.json`, `${KEY}.state`]);
+    for (let tries = 0; (await processesOf(dir.path)).length > 0; tries++) {
+      assert(tries < 100, "a QEMU was left");
+      await sleep(50);
+    }
+
+    async function savedTime() {
+      const there = await store.find(KEY);
+      return typeof there === "object" ? there.saved : undefined;
+    }
+
+    async function restores(incoming: string) {
+      const options = await machineIn(dir.path);
+      await using machine = await startMachine({ ...options, incoming });
+      let status = "inmigrate";
+      while (status === "inmigrate") {
+        const [answer] = await machine.qmp.send(["query-status"]);
+        ({ status } = answer as { status: string });
+      }
+      // A save happens while the machine stands still.
+      assertEquals(status, "paused");
+    }
+  },
+});
+
+/** A program that saves a machine: it says a word before and after. */
+function saver(snapshots: string, plan: { env: unknown }): string {
+  const { env: _env, ...machine } = plan;
+  return `
+    import { snapshotStore } from "${ROOT}/lib/cache/snapshots.ts";
+    import { startMachine } from "${ROOT}/lib/qemu/machine.ts";
+    import { makeMachineDir } from "${ROOT}/lib/qemu/machine_dir.ts";
+    import { saveMachine } from "${ROOT}/lib/vm/_migrate.ts";
+    const dir = await makeMachineDir();
+    await using machine = await startMachine({
+      ...${JSON.stringify(machine)}, dir,
+    });
+    await machine.qmp.send(["cont"]);
+    console.log("now");
+    const store = snapshotStore(${JSON.stringify(snapshots)});
+    const staging = await store.stage("${KEY}");
+    const { placed } = await saveMachine(machine.qmp, dir, staging);
+    await placed;
+    console.log("placed");
+    await Deno.remove(dir, { recursive: true });
+  `;
+}
