@@ -101,7 +101,8 @@ export class ParsedFlags {
     });
     this.#spec = spec;
     for (const { name } of switches) {
-      if (parsed[name] === true) this.#switches.add(name);
+      const value: unknown = parsed[name];
+      if (value === true) this.#switches.add(name);
     }
     // A value is checked even where the command would not ask for it.
     for (const flag of valued) {

@@ -11,8 +11,9 @@
  *
  * @module
  */
-import { parseArgs } from "@std/cli/parse-args";
 import { dirname, join, resolve } from "@std/path";
+import { ParsedFlags } from "../../lib/cli/flag_values.ts";
+import type { CommandSpec } from "../../lib/cli/spec.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
 import {
   compress,
@@ -108,25 +109,34 @@ async function buildDisk(base: string, kernelArgs: string, dir: string) {
   await compress(disk, join(dir, "guest.qcow2"));
 }
 
-async function main(args: string[]): Promise<number> {
-  const given = parseArgs(args, {
-    string: ["_", "add", "append"],
-    collect: ["add"],
-    boolean: ["help"],
-    unknown: (_: string, name?: string) => {
-      if (name !== undefined) throw usage(`there is no option --${name}`);
+const SPEC: CommandSpec = {
+  name: "build.ts",
+  usage: "[--add FILE[:/PATH/IN/GUEST]]… [--append KERNEL_ARGS] [OUT.qcow2]",
+  summary: "build the test guest",
+  flags: [
+    {
+      name: "add",
+      value: "FILE[:/PATH/IN/GUEST]",
+      many: true,
+      help: "a program to put into it, with what it needs",
     },
-  });
-  const [target, ...more] = given._ as string[];
-  if (given.help || more.length > 0) throw usage("");
-  const add = (given.add as string[]).map((text): AddedFile => {
+    { name: "append", value: "KERNEL_ARGS", help: "more for the kernel" },
+  ],
+  positionals: [0, 1],
+};
+
+async function main(args: string[]): Promise<number> {
+  const given = new ParsedFlags(SPEC, args);
+  const [target, ...more] = given.positionals;
+  if (given.has("help") || more.length > 0) throw usage("");
+  const add = given.texts("add").map((text): AddedFile => {
     const [source, ...rest] = text.split(":");
     const path = rest.join(":") || `/usr/bin/${source.split("/").at(-1)}`;
     if (!path.startsWith("/")) throw usage(`not an absolute path: ${path}`);
     if (!isFile(source)) throw usage(`not a file: ${source}`);
     return { source: resolve(source), target: path };
   });
-  const image = await buildGuest({ append: given.append, add });
+  const image = await buildGuest({ append: given.text("append"), add });
   if (target !== undefined) {
     await Deno.mkdir(dirname(resolve(target)), { recursive: true });
     await Deno.copyFile(image, target);
@@ -144,10 +154,7 @@ function isFile(path: string): boolean {
 }
 
 function usage(message: string): ToolsmithError {
-  return new ToolsmithError("usage", message, {
-    hint:
-      "build_guest.ts [--add FILE[:/PATH/IN/GUEST]]… [--append KERNEL_ARGS] [OUT.qcow2]",
-  });
+  return new ToolsmithError("usage", message);
 }
 
 if (import.meta.main) {
@@ -156,7 +163,9 @@ if (import.meta.main) {
   } catch (error) {
     if (!(error instanceof ToolsmithError)) throw error;
     if (error.message) console.error(`Error: ${error.message}`);
-    if (error.hint) console.error(error.hint);
+    const usage = error.code === "usage";
+    const hint = usage ? `scripts/guest/build.ts ${SPEC.usage}` : error.hint;
+    if (hint) console.error(hint);
     Deno.exitCode = error.exitStatus;
   }
 }

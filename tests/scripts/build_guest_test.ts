@@ -61,6 +61,6 @@ Deno.test("a wrong use of the guest builder says what is right", async () => {
   ) {
     const { code, stdout, stderr } = await buildGuest(...args);
     assertEquals([code, stdout], [2, ""]);
-    assert(stderr.includes("build_guest.ts [--add FILE"), stderr);
+    assert(stderr.includes("build.ts [--add FILE"), stderr);
   }
 });

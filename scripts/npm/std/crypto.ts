@@ -5,18 +5,23 @@
  * @module
  */
 import { createHash } from "node:crypto";
+import type { StdCrypto } from "../signatures.ts";
 
 /** The part of `@std/crypto` that Toolsmith uses. */
-export const crypto = {
+export const crypto: StdCrypto["crypto"] = {
   subtle: {
     /** Digests a stream of chunks, holding one chunk at a time. */
-    async digest(
-      algorithm: "SHA-256",
-      data: AsyncIterable<Uint8Array<ArrayBuffer>>,
-    ): Promise<ArrayBuffer> {
+    async digest(algorithm, data) {
       const hash = createHash(algorithm.replace("-", "").toLowerCase());
-      for await (const chunk of data) hash.update(chunk);
+      const chunks = Symbol.asyncIterator in data ? data : [data];
+      for await (const chunk of chunks) hash.update(bytesOf(chunk));
       return new Uint8Array(hash.digest()).buffer;
     },
   },
 };
+
+function bytesOf(source: BufferSource): Uint8Array {
+  return source instanceof ArrayBuffer
+    ? new Uint8Array(source)
+    : new Uint8Array(source.buffer, source.byteOffset, source.byteLength);
+}

@@ -1,0 +1,120 @@
+/**
+ * What this project takes of JSR's standard library, as that declares it. Where
+ * only npm can be reached, the same JavaScript comes without types: the modules
+ * in std/ declare these, so that code which JSR's types would refuse is refused
+ * there as well. `compare.ts` holds them to the real ones.
+ *
+ * Functions are properties and not methods, whose parameters TypeScript would
+ * compare less strictly.
+ *
+ * @module
+ */
+
+/** The versions that the signatures were read from. */
+export const VERSIONS = {
+  "@std/assert": "1.0.19",
+  "@std/cli": "1.0.32",
+  "@std/crypto": "1.1.0",
+  "@std/fs": "1.0.24",
+  "@std/path": "1.1.6",
+  "@std/yaml": "1.2.0",
+};
+
+// deno-lint-ignore no-explicit-any
+type ErrorClass<E extends Error> = abstract new (...args: any[]) => E;
+
+/** Of `@std/assert`. */
+export interface StdAssert {
+  assert: (expr: unknown, msg?: string) => asserts expr;
+  assertEquals: <T>(actual: T, expected: T, msg?: string) => void;
+  assertMatch: (actual: string, expected: RegExp, msg?: string) => void;
+  assertRejects: {
+    (fn: () => PromiseLike<unknown>, msg?: string): Promise<unknown>;
+    <E extends Error = Error>(
+      fn: () => PromiseLike<unknown>,
+      ErrorClass: ErrorClass<E>,
+      ...[msgIncludes, msg]: [msgIncludes?: string, msg?: string]
+    ): Promise<E>;
+  };
+  assertStringIncludes: (
+    actual: string,
+    expected: string,
+    msg?: string,
+  ) => void;
+  assertThrows: {
+    (fn: () => unknown, msg?: string): unknown;
+    <E extends Error = Error>(
+      fn: () => unknown,
+      ErrorClass: ErrorClass<E>,
+      ...[msgIncludes, msg]: [msgIncludes?: string, msg?: string]
+    ): E;
+  };
+}
+
+/** Of `@std/cli/parse-args`, with the options that lib/ passes. */
+export interface StdParseArgs {
+  parseArgs: (
+    args: readonly string[],
+    options: {
+      string: string[];
+      boolean: string[];
+      collect: string[];
+      alias: { help: string };
+      "--": true;
+      stopEarly: boolean;
+      unknown: (arg: string, key?: string, value?: unknown) => unknown;
+    },
+  ) =>
+    & { [name: string]: (string[] & boolean[]) | undefined }
+    & { _: (string | number)[]; "--": string[] };
+}
+
+/** Of `@std/crypto`. */
+export interface StdCrypto {
+  crypto: {
+    readonly subtle: {
+      digest: (
+        algorithm: "SHA-256",
+        data: BufferSource | AsyncIterable<BufferSource>,
+      ) => Promise<ArrayBuffer>;
+    };
+  };
+}
+
+/** Of `@std/fs`. */
+export interface StdFs {
+  copy: (
+    src: string | URL,
+    dest: string | URL,
+    options?: { overwrite?: boolean },
+  ) => Promise<void>;
+  walk: (
+    root: string | URL,
+    options?: { includeDirs?: boolean; followSymlinks?: boolean },
+  ) => AsyncIterableIterator<
+    {
+      path: string;
+      name: string;
+      isFile: boolean;
+      isDirectory: boolean;
+      isSymlink: boolean;
+    }
+  >;
+}
+
+/** Of `@std/path`. */
+export interface StdPath {
+  SEPARATOR: "/" | "\\";
+  basename: (path: string | URL, suffix?: string) => string;
+  dirname: (path: string | URL) => string;
+  fromFileUrl: (url: string | URL) => string;
+  isAbsolute: (path: string) => boolean;
+  join: (path: string | URL, ...paths: string[]) => string;
+  relative: (from: string, to: string) => string;
+  resolve: (...pathSegments: string[]) => string;
+}
+
+/** Of `@std/yaml`. */
+export interface StdYaml {
+  parse: (content: string) => unknown;
+}

@@ -1,0 +1,14 @@
+/** `@std/path` by way of npm. @module */
+import * as std from "deno-std/path/mod.js";
+import type { StdPath } from "../signatures.ts";
+
+export const {
+  SEPARATOR,
+  basename,
+  dirname,
+  fromFileUrl,
+  isAbsolute,
+  join,
+  relative,
+  resolve,
+}: StdPath = std;

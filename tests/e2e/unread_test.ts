@@ -1,0 +1,91 @@
+/**
+ * A guest's output that nobody reads, or that cannot be written.
+ *
+ * @module
+ */
+import { assertEquals, assertMatch } from "@std/assert";
+import { fileChunks, sha256 } from "../../lib/system/digest.ts";
+import { spawn } from "../../lib/system/process.ts";
+import { settlesWithin, sleep } from "../../lib/system/time.ts";
+import { guest, needsGuest } from "../support/guest.ts";
+import { parts } from "../support/parts.ts";
+import { processesOf } from "../support/processes.ts";
+import {
+  cleanEnvironment,
+  cliCommand,
+  type Workspace,
+  workspace,
+} from "../support/workspace.ts";
+
+async function guestWorkspace(): Promise<Workspace> {
+  const work = await workspace();
+  const qcow2 = await guest();
+  const digest = await sha256(fileChunks(qcow2));
+  await work.manifest({ name: "guest", qcow2, qcow2_sha256: digest });
+  return work;
+}
+
+/** Starts the program by a script that has it as `"$@"`. */
+async function start(work: Workspace, script: string, args: string[]) {
+  const said = { stderr: "" };
+  const command = await cliCommand(args, ["-A"]);
+  const child = spawn("sh", {
+    args: ["-c", script, "sh", Deno.execPath(), ...command],
+    cwd: work.dir,
+    env: { ...cleanEnvironment(), TOOLSMITH_QEMU: parts.qemu! },
+    stderr: (chunk) => said.stderr += new TextDecoder().decode(chunk),
+  });
+  return { child, said };
+}
+
+Deno.test({
+  name: "boot into a pipe that nobody reads comes up, and ends at TERM",
+  ...needsGuest,
+  async fn() {
+    await using work = await guestWorkspace();
+    const { child, said } = await start(
+      work,
+      'mkfifo pipe; exec 9<>pipe; head -c 65536 /dev/zero >&9; exec "$@" >pipe',
+      ["boot", "--no-save", "--fresh"],
+    );
+    await using _child = child;
+    for (let tries = 0; !/booted in/.test(said.stderr); tries++) {
+      if (tries > 600) throw new Error(`it did not come up: ${said.stderr}`);
+      await sleep(100);
+    }
+    Deno.kill(child.pid, "SIGTERM");
+    assertEquals(await settlesWithin(child.ended, 20_000), true, said.stderr);
+    assertEquals((await child.ended).code, 143);
+    assertEquals(await processesOf(work.dir), []);
+  },
+});
+
+Deno.test({
+  name: "run ends silently with 141 when its output is not read any more",
+  ...needsGuest,
+  async fn() {
+    await using work = await guestWorkspace();
+    const { child, said } = await start(
+      work,
+      '{ "$@"; echo "status $?" >&2; } | head -n1',
+      ["run", "--quiet", "--no-save", "--fresh", "yes"],
+    );
+    await using _child = child;
+    await child.ended;
+    assertEquals(said.stderr, "status 141\n");
+    assertEquals(await processesOf(work.dir), []);
+  },
+});
+
+Deno.test({
+  name: "run reports a standard output that is full, and ends",
+  ...needsGuest,
+  async fn() {
+    await using work = await guestWorkspace();
+    const args = ["run", "--quiet", "--no-save", "--fresh", "yes"];
+    const { child, said } = await start(work, 'exec "$@" >/dev/full', args);
+    await using _child = child;
+    assertEquals((await child.ended).code, 50, said.stderr);
+    assertMatch(said.stderr, /^error: Cannot write to standard output: .*\n$/);
+  },
+});
