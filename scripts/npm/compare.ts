@@ -12,10 +12,11 @@ import * as fs from "@std/fs";
 import * as path from "@std/path";
 import * as yaml from "@std/yaml";
 import type {
+  ParseFlags,
+  ParseWords,
   StdAssert,
   StdCrypto,
   StdFs,
-  StdParseArgs,
   StdPath,
   StdYaml,
 } from "./signatures.ts";
@@ -26,10 +27,11 @@ fs satisfies StdFs;
 path satisfies StdPath;
 yaml satisfies StdYaml;
 
-/** The type of what it returns follows from the options of a call. */
-export function checkParseArgs(
-  ...[args, options]: Parameters<StdParseArgs["parseArgs"]>
-) {
-  const parsed = parseArgs(args, options);
-  return parsed satisfies ReturnType<StdParseArgs["parseArgs"]>;
+// The type of what it returns follows from the options of a call.
+export function checkFlags(...[args, options]: Parameters<ParseFlags>) {
+  return parseArgs(args, options) satisfies ReturnType<ParseFlags>;
+}
+
+export function checkWords(...[args, options]: Parameters<ParseWords>) {
+  return parseArgs(args, options) satisfies ReturnType<ParseWords>;
 }
