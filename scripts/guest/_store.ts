@@ -41,6 +41,7 @@ export async function openStore(
   root = STORE,
 ): Promise<GuestStore> {
   await Deno.mkdir(root, { recursive: true });
+  const prefix = `.staging-${kind}-`;
   const held = await lock(join(root, `.${kind}.lock`), {
     onWait: () => console.error(`waiting for another build of ${kind}`),
   });
@@ -49,8 +50,11 @@ export async function openStore(
       const dir = join(root, name);
       if (await exists(dir)) return dir;
       // Under the lock, so what lies here was left by a build that was cut off.
-      const staging = join(root, `.staging-${kind}`);
-      await remove(staging);
+      for (const { name } of Deno.readDirSync(root)) {
+        if (name.startsWith(prefix)) await remove(join(root, name));
+      }
+      // A program of that build may live on: it gets no other to write into.
+      const staging = join(root, `${prefix}${crypto.randomUUID()}`);
       await Deno.mkdir(staging);
       try {
         await build(staging);

@@ -57,9 +57,10 @@ export async function makeTree(options: TreeOptions): Promise<void> {
   const kind = foreign
     ? ["--variant=extract", `--architectures=${foreign}`]
     : ["--variant=minbase", `--essential-hook=${SMALL_INITRAMFS}`];
-  await must("mmdebstrap", {
+  await must("unshare", {
     args: [
-      "--quiet",
+      // What is mounted in the tree goes with mmdebstrap, however that ends.
+      ...["--mount", "mmdebstrap", "--quiet"],
       "--mode=root",
       "--format=directory",
       ...kind,

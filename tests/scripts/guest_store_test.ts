@@ -40,7 +40,7 @@ Deno.test("a build that failed, or was cut off, leaves nothing", async () => {
   }
   assertEquals(names(dir.path), [".kind.lock"]);
   // What SIGKILL leaves.
-  await Deno.mkdir(join(dir.path, ".staging-kind/half"), { recursive: true });
+  await Deno.mkdir(join(dir.path, ".staging-kind-1/half"), { recursive: true });
   const built: string[] = [];
   await take(dir.path, built);
   assertEquals(built, ["built"]);
