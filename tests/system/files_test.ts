@@ -5,6 +5,7 @@ import {
   fingerprint,
   isSame,
   removeTree,
+  replaceFile,
   syncToDisk,
 } from "../../lib/system/files.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -61,4 +62,50 @@ Deno.test("only what is missing is taken for a value", async () => {
     () => absentAs("none", refused),
     Deno.errors.PermissionDenied,
   );
+});
+
+Deno.test("a file is replaced whole: what is there follows no link and keeps its other names", async () => {
+  await using dir = await temporaryDir();
+  const path = join(dir.path, "record");
+  const victim = join(dir.path, "victim");
+  await Deno.writeTextFile(victim, "mine");
+  for (const link of [Deno.symlink, Deno.link]) {
+    await link(victim, path);
+    await replaceFile(path, "new");
+    assertEquals(await Deno.readTextFile(path), "new");
+    assertEquals((await Deno.lstat(path)).isSymlink, false);
+    assertEquals(await Deno.readTextFile(victim), "mine");
+    await Deno.remove(path);
+  }
+  // Nothing is left of a failure, either.
+  await Deno.mkdir(join(path, "in the way"), { recursive: true });
+  await assertRejects(() => replaceFile(path, "new"));
+  const names = (await Array.fromAsync(Deno.readDir(dir.path)))
+    .map(({ name }) => name);
+  assertEquals(names.sort(), ["record", "victim"]);
+});
+
+Deno.test({
+  name:
+    "a replaced file has the permissions that were asked for, less the umask or exactly",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    await using dir = await temporaryDir();
+    const path = join(dir.path, "record");
+    const umask = Deno.umask(0o027);
+    try {
+      for (
+        const [options, expected] of [
+          [{}, 0o640],
+          [{ mode: 0o600 }, 0o600],
+          [{ mode: 0o666, exact: true }, 0o666],
+        ] as const
+      ) {
+        await replaceFile(path, "x", options);
+        assertEquals((await Deno.stat(path)).mode! & 0o777, expected);
+      }
+    } finally {
+      Deno.umask(umask);
+    }
+  },
 });

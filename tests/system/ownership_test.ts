@@ -1,5 +1,5 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { whyUntrusted } from "../../lib/system/ownership.ts";
+import { whyUnsafe, whyUntrusted } from "../../lib/system/ownership.ts";
 import { run } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { runScript } from "../support/script.ts";
@@ -107,7 +107,7 @@ asRoot(
 test("without the permission to learn who the user is, nothing is trusted", async () => {
   await using dir = await temporaryDir();
   const script = `
-    import { whyUntrusted } from "/lib/system/ownership.ts";
+    import { whyUnsafe, whyUntrusted } from "/lib/system/ownership.ts";
     console.log(await whyUntrusted(Deno.args[0]));
   `;
   const said = await runScript(`${dir.path}/ask.ts`, script, {
@@ -116,3 +116,26 @@ test("without the permission to learn who the user is, nothing is trusted", asyn
   });
   assertStringIncludes(said, "--allow-sys=uid");
 });
+
+asRoot(
+  "a directory is written only if nobody else owns it or can replace what is in it",
+  async () => {
+    await using dir = await temporaryDir();
+    const own = `${dir.path}/own`;
+    await Deno.mkdir(own);
+    await Deno.symlink("own", `${dir.path}/link`);
+    // What lies above does not count.
+    await Deno.chmod(dir.path, 0o777);
+    assertEquals(await whyUnsafe(own), undefined);
+    assertEquals(await whyUnsafe(`${dir.path}/link`), undefined);
+    await Deno.chmod(own, 0o777);
+    assertEquals(
+      await whyUnsafe(`${dir.path}/link`),
+      `${dir.path}/link can be written by other users (mode 777)`,
+    );
+    await Deno.chmod(own, 0o1777);
+    assertEquals(await whyUnsafe(own), undefined);
+    await Deno.chown(own, OTHER, OTHER);
+    assertEquals(await whyUnsafe(own), `${own} belongs to user ${OTHER}`);
+  },
+);
