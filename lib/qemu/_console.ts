@@ -20,10 +20,10 @@ const PANIC = /Kernel panic - not syncing[^\n]*/;
 const NOT_BOOTABLE = /No bootable device|Missing operating system/;
 
 /**
- * Tells from the console whether the guest has failed for good.
+ * Looks for what a console shows of a guest that has failed for good.
  *
  * @param text What the console showed.
- * @returns The verdict, or `undefined` while all may be well.
+ * @returns The failure, or `undefined` while all may be well.
  */
 export function findConsoleFailure(text: string): ConsoleFailure | undefined {
   const said = plain(text);

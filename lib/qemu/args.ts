@@ -44,8 +44,8 @@ export interface MachineOptions {
 const AGENT_PORT = "org.qemu.guest_agent.0";
 
 /**
- * Writes QEMU's arguments. The machine waits at its first instruction until it
- * is told to go on. What differs between runs of one image (directories, network,
+ * Writes QEMU's arguments. The machine waits at its first instruction for
+ * QMP's `cont`. What differs between runs of one image (directories, network,
  * ports of commands) is plugged in later.
  *
  * @param options The machine.
@@ -80,7 +80,7 @@ export function qemuArgs(options: MachineOptions): string[] {
     ...["-device", `virtio-serial-pci,id=${STREAM_BUS},max_ports=31`],
     ...["-object", "rng-random,id=random,filename=/dev/urandom"],
     ...["-device", "virtio-rng-pci,rng=random"],
-    // Tells the guest that it is a copy, where it was restored.
+    // Notifies the guest that it is a copy, where it was restored.
     ...["-device", "vmgenid,guid=auto"],
     ...Array.from({ length: SLOTS }, (_, slot) => [
       "-device",

@@ -219,7 +219,7 @@ async function isRunning({ dir }: DetachedVmRecord): Promise<boolean> {
     (await Deno.connect({ transport: "unix", path })).close();
     return true;
   } catch (error) {
-    // What cannot be told is not forgotten.
+    // Where that cannot be known, nothing is forgotten.
     if (error instanceof Deno.errors.NotCapable) throw error;
     return !(error instanceof Deno.errors.NotFound) &&
       !(error instanceof Deno.errors.ConnectionRefused);
