@@ -1,12 +1,12 @@
 /**
- * Checks everything but the tests: format, lint, types, documentation, and the
- * project's own rules.
+ * Checks everything but the tests: format, lint, types, documentation, the
+ * project's own rules, and whether JSR would take it.
  *
  *     deno task check
  *
  * @module
  */
-import { deno, ROOT } from "./deno.ts";
+import { deno, importsFrom, ROOT } from "./deno.ts";
 
 const STEPS: [string, string[]][] = [
   ["format", ["fmt", "--check"]],
@@ -16,6 +16,13 @@ const STEPS: [string, string[]][] = [
   ["examples", ["test", "-A", "--quiet", "--doc", "lib/"]],
   ["rules", ["run", "--allow-read", "scripts/check_rules.ts"]],
 ];
+
+if (await importsFrom() === "jsr") {
+  // What JSR would refuse, such as types that are slow to infer.
+  STEPS.push(["publishing", ["publish", "--dry-run", "--allow-dirty"]]);
+} else {
+  console.error("check: publishing is left out, it needs jsr.io");
+}
 
 Deno.chdir(ROOT);
 let failed = 0;

@@ -30,7 +30,7 @@ export async function denoArgs(args: string[]): Promise<string[]> {
 }
 
 /** Says where the imports come from; asks jsr.io once a process tree. */
-async function importsFrom(): Promise<"jsr" | "npm"> {
+export async function importsFrom(): Promise<"jsr" | "npm"> {
   const chosen = Deno.env.get(CHOICE);
   if (chosen === "jsr" || chosen === "npm") return chosen;
   const registry = Deno.env.get("JSR_URL") ?? "https://jsr.io/";

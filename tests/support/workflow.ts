@@ -124,11 +124,27 @@ async function runStep(
     },
     timeoutMs: 60_000,
   });
-  for (const line of (await Deno.readTextFile(outputs)).split("\n")) {
-    const [name, ...value] = line.split("=");
-    if (name) result.outputs[`${step.id}.${name}`] = value.join("=");
-  }
+  readOutputs(await Deno.readTextFile(outputs), (name, value) => {
+    result.outputs[`${step.id}.${name}`] = value;
+  });
   return output;
+}
+
+/** Reads outputs: `name=value`, or `name<<END` and lines up to `END`. */
+function readOutputs(text: string, set: (name: string, value: string) => void) {
+  const lines = text.split("\n");
+  for (let at = 0; at < lines.length; at++) {
+    const [, name, end] = /^([^=]+?)<<(.+)$/.exec(lines[at]) ?? [];
+    if (end) {
+      const last = lines.indexOf(end, at + 1);
+      if (last < 0) throw new Error(`no ${end} follows: ${text}`);
+      set(name, lines.slice(at + 1, last).join("\n"));
+      at = last;
+    } else if (lines[at] !== "") {
+      const [name, ...value] = lines[at].split("=");
+      set(name, value.join("="));
+    }
+  }
 }
 
 /** Puts in the values of `${{ … }}`; what the test does not know is an error. */
