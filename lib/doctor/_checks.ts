@@ -21,7 +21,7 @@ import {
   SAFE_ORAS_VERSION,
 } from "../oci/oras_version.ts";
 import type { RegistryOptions } from "../oci/registry.ts";
-import { accelerators } from "../qemu/accelerator.ts";
+import { accelerators, tryAccelerator } from "../qemu/accelerator.ts";
 import { qemuProgram, qemuVersion } from "../qemu/program.ts";
 import { freeBytes } from "../system/free_space.ts";
 
@@ -208,9 +208,11 @@ async function checkQemu({ env }: Host): Promise<Finding> {
   }
 }
 
+/** To be offered is not to work: the best one that is offered is tried. */
 async function checkAccelerator({ env }: Host): Promise<Finding> {
   const check = "accelerator";
-  const [best] = await accelerators(qemuProgram(env), { env });
+  const program = qemuProgram(env);
+  const [best] = await accelerators(program, { env });
   if (best === "tcg") {
     return {
       check,
@@ -219,15 +221,21 @@ async function checkAccelerator({ env }: Host): Promise<Finding> {
       hint: "a Linux host with KVM, or macOS, runs them at full speed",
     };
   }
-  if (best === "kvm") {
-    try {
-      (await Deno.open("/dev/kvm", { read: true, write: true })).close();
-    } catch (error) {
-      const hint = "let this user open /dev/kvm: usermod -aG kvm USER";
-      return { ...failed(check, error), level: "warn", hint };
-    }
+  try {
+    const why = await tryAccelerator(program, best, { env });
+    if (why === undefined) return { check, level: "ok", found: best };
+    const denied = /permission/i.test(why);
+    return {
+      check,
+      level: "warn",
+      found: `${best} does not work here, guests are emulated: ${why}`,
+      hint: denied
+        ? "let this user open /dev/kvm: usermod -aG kvm USER"
+        : "a virtual machine needs nested virtualisation for it",
+    };
+  } catch (error) {
+    return { ...failed(check, error), level: "warn" };
   }
-  return { check, level: "ok", found: best };
 }
 
 function sourceOf({ loaded }: Host): ImageSource | undefined {

@@ -225,3 +225,38 @@ Deno.test("an abort ends the checks", async () => {
     "enough",
   );
 });
+
+/** What a host offers that the tests run on; only Linux and KVM can be varied. */
+const kvm = await Deno.stat("/dev/kvm").then(() => true, () => false) &&
+  Deno.build.os === "linux" && Deno.build.arch === "x86_64";
+
+Deno.test({
+  name: "an accelerator that is offered is tried before it is called good",
+  ignore: !kvm,
+  async fn() {
+    await using dir = await temporaryDir();
+    const program = async (name: string, script: string) => {
+      const path = join(dir.path, name);
+      await Deno.writeTextFile(path, `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+      const variables = { TOOLSMITH_QEMU: path, TMPDIR: dir.path };
+      return (await examine(dir.path, { variables })).accelerator;
+    };
+    assertEquals(await program("good", "exit 0"), {
+      check: "accelerator",
+      level: "ok",
+      found: "kvm",
+    });
+    const denied = await program(
+      "denied",
+      "echo 'Could not access KVM kernel module: Permission denied' >&2; exit 1",
+    );
+    assertEquals(denied.level, "warn");
+    assert(denied.hint?.includes("usermod"), denied.hint);
+    const broken = await program("broken", "echo 'kvm run failed' >&2; exit 1");
+    assertEquals(broken.level, "warn");
+    assert(broken.found.includes("kvm run failed"), broken.found);
+    // What does not work is noted, so that the next one need not find out.
+    const noted = await program("broken", "exit 0");
+    assert(noted.found.startsWith("tcg"), noted.found);
+  },
+});
