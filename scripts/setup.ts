@@ -30,7 +30,8 @@ export type Part =
   | "guest"
   | "debian"
   | "uefi"
-  | "arm64";
+  | "arm64"
+  | "slurm";
 
 /**
  * Where each part is: the absolute path of its program; absent where it could
@@ -83,6 +84,8 @@ const DEBIAN_PACKAGES = [
 const UEFI_PACKAGES = ["grub-efi-amd64-bin", "dosfstools", "mtools", "ovmf"];
 
 const ARM64_PACKAGES = ["qemu-system-arm", "qemu-efi-aarch64"];
+/** A cluster of two nodes, for the tests of docs/fleets.md. */
+const SLURM_PACKAGES = ["slurmctld", "slurmd", "slurm-client", "munge"];
 
 const PARTS: Record<Part, Source> = {
   oras: {
@@ -156,6 +159,12 @@ const PARTS: Record<Part, Source> = {
     suits: async () => (await missingPackages(ARM64_PACKAGES)).length === 0,
     apt: ARM64_PACKAGES,
     remedy: `on Debian or Ubuntu: ${ARM64_PACKAGES.join(" ")}`,
+  },
+  slurm: {
+    programs: ["slurmctld"],
+    suits: async () => (await missingPackages(SLURM_PACKAGES)).length === 0,
+    apt: SLURM_PACKAGES,
+    remedy: `on Debian or Ubuntu: ${SLURM_PACKAGES.join(" ")}`,
   },
 };
 
