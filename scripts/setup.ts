@@ -31,7 +31,8 @@ export type Part =
   | "debian"
   | "uefi"
   | "arm64"
-  | "slurm";
+  | "slurm"
+  | "systemd";
 
 /**
  * Where each part is: the absolute path of its program; absent where it could
@@ -160,6 +161,11 @@ const PARTS: Record<Part, Source> = {
     apt: ARM64_PACKAGES,
     remedy: `on Debian or Ubuntu: ${ARM64_PACKAGES.join(" ")}`,
   },
+  systemd: {
+    programs: ["systemd-analyze"],
+    apt: ["systemd"],
+    remedy: "systemd, from your system's packages",
+  },
   slurm: {
     programs: ["slurmctld"],
     suits: async () => (await missingPackages(SLURM_PACKAGES)).length === 0,
@@ -170,9 +176,15 @@ const PARTS: Record<Part, Source> = {
 
 const ALL = Object.keys(PARTS) as Part[];
 
-/** What all tests need but those of `deno task test:images`. */
+/** What a suite of tests needs that the usual ones do without. */
+export const SUITES: Record<string, Part[]> = {
+  images: ["uefi", "arm64"],
+  fleet: ["slurm", "systemd"],
+};
+
+/** What the usual tests need. */
 export const USUAL: Part[] = ALL.filter((part) =>
-  part !== "uefi" && part !== "arm64"
+  !Object.values(SUITES).some((parts) => parts.includes(part))
 );
 
 const ROOT = Deno.realPathSync(`${import.meta.dirname}/..`);
