@@ -1,20 +1,21 @@
 /**
  * Passes the tests: brings what they need, then runs them.
  *
- *     deno task test                      # all
- *     deno task test tests/cache_test.ts  # some
+ *     deno task test               # the usual ones
+ *     deno task test tests/cache/  # some
+ *     deno task test:fleet         # a suite that takes minutes
  *
  * @module
  */
 import { deno, ROOT } from "./deno.ts";
-import { setup, USUAL } from "./setup.ts";
+import { setup, SUITES, USUAL } from "./setup.ts";
 
-/** Tests that boot guests for minutes: `deno task test:images` runs them. */
-const IMAGES = "tests/images/";
-
-const images = Deno.args.some((arg) => arg.includes(IMAGES));
+const suites = Object.keys(SUITES);
+const asked = suites.filter((suite) =>
+  Deno.args.some((arg) => arg.includes(`tests/${suite}`))
+);
 const { oras, registry, actionlint, qemu } = await setup(
-  images ? undefined : USUAL,
+  [...USUAL, ...asked.flatMap((suite) => SUITES[suite])],
 );
 const found = {
   TOOLSMITH_ORAS: oras,
@@ -25,8 +26,8 @@ const found = {
 for (const [name, path] of Object.entries(found)) {
   if (path) Deno.env.set(name, path);
 }
-// What takes minutes is asked for by name: deno task test:images, test:faults.
-const slow = [IMAGES, "tests/faults/"].map((dir) => `${ROOT}/${dir}`);
-const all = [`--ignore=${slow}`, `${ROOT}/tests/`];
-const asked = Deno.args.length > 0 ? Deno.args : all;
-Deno.exitCode = (await deno("test", "-A", ...asked)).code;
+const left = suites.map((suite) => `${ROOT}/tests/${suite}/`).join(",");
+const tests = Deno.args.length > 0
+  ? Deno.args
+  : [`--ignore=${left}`, `${ROOT}/tests/`];
+Deno.exitCode = (await deno("test", "-A", ...tests)).code;
