@@ -82,7 +82,7 @@ Deno.test({
          }, 1);
          await boot(${JSON.stringify(common)});`,
       );
-      await Deno.mkdir(machines);
+      await Deno.mkdir(machines, { mode: 0o700 });
       const { signal, stderr } = await run(Deno.execPath(), {
         args: await denoArgs(["run", "-A", script]),
         env: { TMPDIR: dir.path, ...Object.fromEntries(env) },
