@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { walk } from "@std/fs";
+import { walk } from "@std/fs/walk";
 import { ToolsmithError } from "../errors.ts";
 
 const WATCH_MS = 200;

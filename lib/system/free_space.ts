@@ -3,7 +3,6 @@
  *
  * @module
  */
-import { statfs } from "node:fs/promises";
 import { ToolsmithError } from "../errors.ts";
 
 /** Kept free for records, and for whatever else writes at the same time. */
@@ -41,6 +40,8 @@ export async function requireSpace(dir: string, bytes: number) {
  * @returns The space in bytes, or `undefined` where it is not known.
  */
 export async function freeBytes(dir: string): Promise<number | undefined> {
+  // Modules of Node take milliseconds of every start: this one waits its turn.
+  const { statfs } = await import("node:fs/promises");
   try {
     const { bavail, bsize } = await statfs(dir);
     return bavail * bsize;

@@ -3,7 +3,6 @@
  *
  * @module
  */
-import { cpus } from "node:os";
 import type { Environment } from "../environment.ts";
 import { snapshotKey } from "../cache/snapshots.ts";
 import { qemuArgs } from "../qemu/args.ts";
@@ -38,7 +37,7 @@ export async function keyOf(
 ): Promise<string | undefined> {
   if (!plan.ephemeral || namesFiles(plan.extra)) return undefined;
   const program = await findProgram(plan.program, env);
-  const cpu = hostProcessor();
+  const cpu = await hostProcessor();
   if (!program || !cpu) return undefined;
   const path = await Deno.realPath(program);
   return await snapshotKey({
@@ -62,7 +61,9 @@ function namesFiles(words: string[]): boolean {
 }
 
 /** The processor and kernel that the guest may have seen. */
-function hostProcessor(): string | undefined {
+async function hostProcessor(): Promise<string | undefined> {
+  // Modules of Node take milliseconds of every start: this one waits its turn.
+  const { cpus } = await import("node:os");
   try {
     const model = cpus().at(0)?.model;
     return model &&

@@ -8,7 +8,8 @@
 import * as assert from "@std/assert";
 import { parseArgs } from "@std/cli/parse-args";
 import * as crypto from "@std/crypto";
-import * as fs from "@std/fs";
+import { copy } from "@std/fs/copy";
+import { walk } from "@std/fs/walk";
 import * as path from "@std/path";
 import * as yaml from "@std/yaml";
 import type {
@@ -23,7 +24,7 @@ import type {
 
 assert satisfies StdAssert;
 crypto satisfies StdCrypto;
-fs satisfies StdFs;
+({ copy, walk }) satisfies StdFs;
 path satisfies StdPath;
 yaml satisfies StdYaml;
 

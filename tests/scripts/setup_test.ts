@@ -3,7 +3,7 @@
  * cannot bring.
  */
 import { assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { copy } from "@std/fs";
+import { copy } from "@std/fs/copy";
 import { ToolsmithError } from "../../lib/errors.ts";
 import { type Output, run } from "../../lib/system/process.ts";
 import { canBuild } from "../../scripts/setup/go.ts";

@@ -4,7 +4,6 @@
  *
  * @module
  */
-import { createHash } from "node:crypto";
 import type { StdCrypto } from "../signatures.ts";
 
 /** The part of `@std/crypto` that Toolsmith uses. */
@@ -12,6 +11,7 @@ export const crypto: StdCrypto["crypto"] = {
   subtle: {
     /** Digests a stream of chunks, holding one chunk at a time. */
     async digest(algorithm, data) {
+      const { createHash } = await import("node:crypto");
       const hash = createHash(algorithm.replace("-", "").toLowerCase());
       const chunks = Symbol.asyncIterator in data ? data : [data];
       for await (const chunk of chunks) hash.update(bytesOf(chunk));
