@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { crypto } from "@std/crypto";
+import { crypto } from "@std/crypto/crypto";
 import { settlesWithin } from "./time.ts";
 
 const CHUNK = 1024 * 1024;

@@ -7,7 +7,7 @@
  */
 import * as assert from "@std/assert";
 import { parseArgs } from "@std/cli/parse-args";
-import * as crypto from "@std/crypto";
+import * as crypto from "@std/crypto/crypto";
 import { copy } from "@std/fs/copy";
 import { walk } from "@std/fs/walk";
 import * as path from "@std/path";
