@@ -4,7 +4,6 @@
  *
  * @module
  */
-import { crypto } from "@std/crypto/crypto";
 import { settlesWithin } from "./time.ts";
 
 const CHUNK = 1024 * 1024;
@@ -72,7 +71,9 @@ export function parseSha256(text: string): Sha256 | undefined {
 export async function sha256(
   chunks: AsyncIterable<Uint8Array<ArrayBuffer>>,
 ): Promise<Sha256> {
-  const digest: ArrayBuffer = await crypto.subtle.digest("SHA-256", chunks);
+  // Its WebAssembly takes milliseconds of every start: it waits its turn.
+  const { crypto } = await import("@std/crypto/crypto");
+  const digest = await crypto.subtle.digest("SHA-256", chunks);
   return new Uint8Array(digest).toHex();
 }
 
@@ -84,7 +85,7 @@ export async function sha256(
  */
 export async function sha256OfText(text: string): Promise<Sha256> {
   const bytes = new TextEncoder().encode(text);
-  const digest = await globalThis.crypto.subtle.digest("SHA-256", bytes);
+  const digest = await crypto.subtle.digest("SHA-256", bytes);
   return new Uint8Array(digest).toHex();
 }
 
