@@ -1,4 +1,5 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
+import fc from "fast-check";
 import { endMarker } from "../../lib/guest/_end_marker.ts";
 
 const encode = (text: string) => new TextEncoder().encode(text);
@@ -23,6 +24,29 @@ Deno.test("output before the marker is whole, however it is cut", () => {
       assertEquals(through(whole, size), { out: text, word: "42" });
     }
   }
+});
+
+Deno.test("any output ends just before the first marker, however it is cut", () => {
+  // Letters of the marker, so that much looks like its beginning.
+  const text = fc.string({ unit: fc.constantFrom(..."abcd\n\0") });
+  const chunks = fc.array(fc.oneof(text, fc.constant(MARKER)));
+  fc.assert(
+    fc.property(chunks, fc.integer({ min: 1, max: 9 }), (parts, size) => {
+      const whole = parts.join("");
+      const at = whole.indexOf(MARKER);
+      const { out, word } = through(whole, size);
+      if (at >= 0) {
+        assertEquals(out, whole.slice(0, at));
+        const [first, ...more] = whole.slice(at + MARKER.length).split("\n");
+        if (more.length > 0 && first.length <= 16) assertEquals(word, first);
+      } else {
+        assert(
+          whole.startsWith(out) && whole.length - out.length < MARKER.length,
+        );
+        assertEquals(word, undefined);
+      }
+    }),
+  );
 });
 
 Deno.test("output is not delayed unless it may be the marker", () => {

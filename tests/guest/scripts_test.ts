@@ -1,5 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
+import fc from "fast-check";
 import { LAUNCH_FUNCTION, START_SCRIPT } from "../../lib/guest/_scripts.ts";
 import { run } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -11,8 +12,10 @@ async function isThere(path: string): Promise<boolean> {
   return await Deno.stat(path).then(() => true, () => false);
 }
 
-/** Runs a script as a command of a guest with this shell. */
-async function launch(shell: string, script: string) {
+const sh = (script: string) => ["/bin/sh", "-c", script];
+
+/** Runs a command as in a guest with this shell. */
+async function launch(shell: string, command: string[]) {
   await using dir = await temporaryDir();
   await Deno.symlink(shell, join(dir.path, "sh"));
   await run("mkfifo", { args: [join(dir.path, "port")] });
@@ -20,7 +23,7 @@ async function launch(shell: string, script: string) {
     `${LAUNCH_FUNCTION}launch "$@" </dev/null`;
   const { stdout, stderr } = await run(join(dir.path, "sh"), {
     args: ["-c", main, "sh", join(dir.path, "port"), START_SCRIPT]
-      .concat("/", "0", "/bin/sh", "-c", script),
+      .concat("/", "0", command),
     timeoutMs: 20_000,
   });
   return [stdout, stderr];
@@ -40,11 +43,31 @@ for (const shell of SHELLS) {
         "kill -SEGV $$": "139s",
       };
       for (const [script, word] of Object.entries(ends)) {
-        const ended = await launch(shell, script);
+        const ended = await launch(shell, sh(script));
         assertEquals(ended, [`END${word}\n`, "END\n"], script);
       }
-      const both = await launch(shell, "echo out; echo err >&2; exit 3");
+      const both = await launch(shell, sh("echo out; echo err >&2; exit 3"));
       assertEquals(both, ["out\nEND3\n", "err\nEND\n"]);
+    },
+  });
+
+  Deno.test({
+    name: `a guest whose shell is ${shell} passes each argument byte for byte`,
+    ignore: Deno.build.os !== "linux" || !await isThere(shell),
+    async fn() {
+      const unit = fc.oneof(
+        fc.constantFrom(..."'\"$`\\\\*?[]{}()<>|&;!~# \n\t-"),
+        fc.string({ unit: "binary", minLength: 1, maxLength: 1 }),
+      );
+      const word = fc.string({ unit }).map((text) => text.replaceAll("\0", ""));
+      await fc.assert(
+        fc.asyncProperty(fc.array(word), async (words) => {
+          const print = ["/usr/bin/printf", "%s\\0", "first", ...words];
+          const [stdout] = await launch(shell, print);
+          assertEquals(stdout.split("\0"), ["first", ...words, "END0\n"]);
+        }),
+        { numRuns: 25 },
+      );
     },
   });
 }

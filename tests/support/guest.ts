@@ -26,6 +26,27 @@ const VARIANTS = {
     `rdinit=/bin/sh -- -c "sed -i '2i od -An -N16 -tx1 /dev/urandom >/tmp/mark; dd if=/tmp/mark of=/dev/vda seek=40 conv=fsync' /etc/agent && exec /init"`,
 };
 
+/** How the agent of a hostile guest behaves. */
+export type HostileAgent = "never_exits" | "says_maximum" | "silent";
+
+/**
+ * Builds a guest whose agent is not honest.
+ *
+ * @param how What its agent does once it has answered to be there.
+ * @returns The image's path.
+ */
+export function hostileGuest(how: HostileAgent): Promise<string> {
+  const agent = `/bin/sh /etc/hostile_agent ${how} /dev/$port`;
+  return buildGuest({
+    append:
+      `rdinit=/bin/sh -- -c "sed -i 's,qemu-ga.*,${agent},' /etc/agent && exec /init"`,
+    add: [{
+      source: `${import.meta.dirname}/hostile_agent.sh`,
+      target: "/etc/hostile_agent",
+    }],
+  });
+}
+
 /** What a test that boots a guest spreads into its definition. */
 export const needsGuest = needs("qemu", "qemuImg", "guest");
 

@@ -135,6 +135,45 @@ Deno.test({
       },
     );
 
+    await t.step(
+      "users who are killed leave no ports and no shells behind",
+      async () => {
+        await elsewhere(
+          dir.path,
+          `const path = ${JSON.stringify(path)};
+         const vm = attachDetachedVm(path, await findDetachedVm(path));
+         let up = 0;
+         for (let n = 0; n < 20; n++) {
+           vm.exec("sh", {
+             args: ["-c", "echo up; exec sleep 4343"],
+             stdout: () => { if (++up === 10) Deno.exit(0); },
+           });
+         }`,
+        );
+        const vm = attachDetachedVm(path, state);
+        // Each shell around a command has the name of its ports as an argument.
+        const look = `
+          tries=0
+          while [ "$tries" -lt 100 ]; do
+            cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' >/tmp/words
+            names=$(grep '^toolsmith[.]' /tmp/words | sort -u | wc -l)
+            [ "$names" = 1 ] && exit 0
+            tries=$((tries + 1))
+            sleep 0.1
+          done
+          echo "$names commands"; exit 1`;
+        const result = await vm.exec("sh", {
+          args: ["-c", look],
+          timeoutMs: 20_000,
+        });
+        assertEquals([result.code, result.stdout], [0, ""]);
+        await vm[Symbol.asyncDispose]();
+        const ports = Array.from(Deno.readDirSync(state.dir), (it) => it.name)
+          .filter((name) => name.startsWith("toolsmith."));
+        assertEquals(ports, []);
+      },
+    );
+
     await t.step("it is stopped, and leaves nothing behind", async () => {
       const shutdown = collect("shutdown");
       const stopped = await stopDetachedVm(path, { onEvent: shutdown.onEvent });
