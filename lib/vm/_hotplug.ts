@@ -9,7 +9,7 @@ import type { Monitor } from "../qemu/monitor.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import { NETWORK_SLOT, shareId, slotId } from "../qemu/devices.ts";
 import type { Command } from "../qemu/qmp.ts";
-import { settlesWithin, sleep } from "../system/time.ts";
+import { sleep, timeLimit } from "../system/time.ts";
 
 const NETWORK_WAIT_MS = 10_000;
 const NETWORK_PAUSE_MS = 100;
@@ -44,10 +44,15 @@ export async function attachShares(
  * longer than ten seconds.
  *
  * @param monitor The machine.
+ * @param options A signal that ends the wait when aborted.
  * @returns Whether the guest has an address.
  * @throws {ToolsmithError} When QEMU refuses the card.
+ * @throws The signal's reason when it is aborted.
  */
-export async function attachNetwork(monitor: Monitor): Promise<boolean> {
+export async function attachNetwork(
+  monitor: Monitor,
+  { signal }: { signal?: AbortSignal } = {},
+): Promise<boolean> {
   await monitor.qemu([
     ["netdev_add", { type: "user", id: "network" }],
     ["device_add", {
@@ -56,23 +61,27 @@ export async function attachNetwork(monitor: Monitor): Promise<boolean> {
       bus: slotId(NETWORK_SLOT),
       netdev: "network",
     }],
-  ]);
-  let over = false;
-  const addressed = (async () => {
-    while (!over) {
-      if (await hasAddress(monitor)) return true;
-      await sleep(NETWORK_PAUSE_MS);
+  ], signal);
+  using limit = timeLimit(NETWORK_WAIT_MS, "The network", signal);
+  try {
+    while (!await hasAddress(monitor, limit.signal)) {
+      await sleep(NETWORK_PAUSE_MS, limit.signal);
     }
-    return false;
-  })();
-  over = !await settlesWithin(addressed, NETWORK_WAIT_MS);
-  return !over && await addressed;
+    return true;
+  } catch (error) {
+    signal?.throwIfAborted();
+    if (limit.signal.aborted) return false;
+    throw error;
+  }
 }
 
-/** A guest that does not answer, or answers anything, has no address. */
-async function hasAddress(monitor: Monitor): Promise<boolean> {
-  const cards = await monitor.agent(["guest-network-get-interfaces"])
-    .catch(() => undefined);
+/** A guest that refuses to answer, or answers anything, has no address. */
+async function hasAddress(
+  monitor: Monitor,
+  signal: AbortSignal,
+): Promise<boolean> {
+  const cards = await monitor.agent(["guest-network-get-interfaces"], signal)
+    .catch(() => signal.throwIfAborted());
   return listOf(cards).some((card) =>
     card.name !== "lo" && listOf(card["ip-addresses"])
       .some((address) => address["ip-address-type"] === "ipv4")

@@ -246,11 +246,16 @@ async function connectAgent(start: Start): Promise<Agent | undefined> {
 /** Plugs in what the machine is to have besides its disk. */
 async function attach(monitor: Monitor, start: Start): Promise<GuestShare[]> {
   const { options, snapshot, emit } = start;
+  const { signal } = options;
   let { shares } = start.plan;
   try {
     // A restored guest's clock stood still since it was saved.
-    await attachShares(monitor, shares, { clock: snapshot !== undefined });
+    await attachShares(monitor, shares, {
+      clock: snapshot !== undefined,
+      signal,
+    });
   } catch (error) {
+    signal?.throwIfAborted();
     // Nobody asked for the workspace: a guest without it is of use, too.
     const workspaceOnly = shares.length === 1 && !shares[0].writable;
     if (!workspaceOnly || !(error instanceof ToolsmithError)) throw error;
@@ -258,7 +263,7 @@ async function attach(monitor: Monitor, start: Start): Promise<GuestShare[]> {
     emit({ type: "warning", message: `No workspace: ${error.message}` });
     shares = [];
   }
-  if (options.network && !await attachNetwork(monitor)) {
+  if (options.network && !await attachNetwork(monitor, { signal })) {
     const message = "The guest has a network card and no address on it yet";
     emit({ type: "warning", message });
   }

@@ -7,6 +7,7 @@ import { setUpGuest } from "../../lib/guest/setup.ts";
 import { MACHINE_FILES } from "../../lib/qemu/machine_dir.ts";
 import { sharedMonitor } from "../../lib/qemu/monitor.ts";
 import { lock } from "../../lib/system/lock.ts";
+import { attachNetwork } from "../../lib/vm/_hotplug.ts";
 import { failure } from "../support/failure.ts";
 import {
   type FakeCommand,
@@ -187,6 +188,21 @@ Deno.test({
           assertMatch(error.message, /a line of more than 4194304 bytes/);
         },
       ));
+    await t.step("silent to guest-network-get-interfaces", () => {
+      const agent = answering("guest-network-get-interfaces", undefined);
+      return withMachine({ agent }, async (monitor) => {
+        const signal = AbortSignal.timeout(200);
+        await within(1_000, () =>
+          assertRejects(
+            () => attachNetwork(monitor, { signal }),
+            DOMException,
+          ));
+        assertEquals(await within(12_000, () => attachNetwork(monitor)), false);
+        // The next command does not wait for the answer that never comes.
+        const exec = () => execInGuest(monitor, "true");
+        assertEquals((await within(1_000, exec)).code, 0);
+      });
+    });
     await t.step(
       "a set-up that never ends",
       () =>
