@@ -4,6 +4,7 @@
  * @module
  */
 import { writeAll } from "../system/streams.ts";
+import { oneLine, printable } from "../system/text.ts";
 
 /** What a console says about a guest that will not come up. */
 export interface ConsoleFailure {
@@ -14,6 +15,7 @@ export interface ConsoleFailure {
 }
 
 const TAIL_LINES = 16;
+const MAX_LINE = 300;
 const KEPT = 64 * 1024;
 const PANIC = /Kernel panic - not syncing[^\n]*/;
 /** What firmware and boot loaders say when there is nothing to start. */
@@ -28,21 +30,22 @@ const NOT_BOOTABLE = /No bootable device|Missing operating system/;
 export function findConsoleFailure(text: string): ConsoleFailure | undefined {
   const said = plain(text);
   const [panic] = PANIC.exec(said) ?? [];
-  if (panic) return { kind: "panicked", words: panic };
+  if (panic) return { kind: "panicked", words: oneLine(panic) };
   const [words] = NOT_BOOTABLE.exec(said) ?? [];
   return words ? { kind: "not_bootable", words } : undefined;
 }
 
 /**
  * The last lines of a console, fit to be shown: no escape sequences, no
- * control characters, no empty lines.
+ * control characters, no changes of direction, no empty or endless lines.
  *
  * @param text What the console showed.
  * @returns At most sixteen lines.
  */
 export function consoleTail(text: string): string {
   return plain(text).split("\n").map((line) => line.trimEnd())
-    .filter((line) => line !== "").slice(-TAIL_LINES).join("\n");
+    .filter((line) => line !== "").slice(-TAIL_LINES)
+    .map((line) => printable(line.slice(0, MAX_LINE))).join("\n");
 }
 
 /**

@@ -20,6 +20,14 @@ Deno.test("only the last lines of a console are shown", () => {
   assertEquals(consoleTail(""), "");
 });
 
+Deno.test("a console's lines are short, and keep their direction", () => {
+  const line = `\u202e${"x".repeat(60_000)}`;
+  const shown = consoleTail(line);
+  assertEquals(shown, `?${"x".repeat(299)}`);
+  const failure = findConsoleFailure(`Kernel panic - not syncing ${line}`);
+  assert(failure!.words.length < 310 && !failure!.words.includes("\u202e"));
+});
+
 Deno.test("a panic is recognised, with its words", () => {
   const words = "Kernel panic - not syncing: Attempted to kill init!";
   const text = `[    2.4] ${words}\r\n[    2.5] CPU: 0 PID: 1\r\n`;
