@@ -7,7 +7,7 @@
 import type { Accelerator } from "../qemu/accelerator.ts";
 import { WORKSPACE_TAG } from "./shares.ts";
 import { type Emit, nextCommandId } from "../events.ts";
-import { settlesWithin } from "../system/time.ts";
+import { settlesWithin, timeLimit } from "../system/time.ts";
 import {
   execInGuest,
   type ExecOptions,
@@ -48,6 +48,8 @@ export interface StopOptions {
    * @default {10_000} for a disk that is kept, else 0
    */
   graceMs?: number;
+  /** Ends the wait when aborted; the machine may run on then. */
+  signal?: AbortSignal;
 }
 
 /**
@@ -70,7 +72,12 @@ export interface Vm extends AsyncDisposable {
    * @throws The signal's reason when it is aborted.
    */
   exec(command: string, options?: ExecOptions): Promise<ExecResult>;
-  /** Ends the machine, and waits for that. Safe to repeat. */
+  /**
+   * Ends the machine, and waits for that. Safe to repeat.
+   *
+   * @param options How long the guest may take.
+   * @throws The signal's reason when it is aborted.
+   */
   stop(options?: StopOptions): Promise<void>;
 }
 
@@ -105,6 +112,7 @@ export interface VmParts {
   emit: Emit;
 }
 
+const ASK_MS = 3_000;
 const QUIT_MS = 5_000;
 /** A machine that ends takes the connections to it along a bit earlier. */
 const NOTICE_MS = 1_000;
@@ -147,7 +155,11 @@ export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
       return result;
     },
     stop(options = {}) {
-      stopping ??= end(parts, options.graceMs ?? parts.graceMs);
+      // One that was given up may be tried again.
+      stopping ??= end(parts, options).catch((error) => {
+        stopping = undefined;
+        throw error;
+      });
       return stopping;
     },
   };
@@ -173,20 +185,28 @@ async function explain(parts: VmParts, error: unknown): Promise<unknown> {
 }
 
 /** Asks the guest, then QEMU, then the system to end the machine. */
-async function end(parts: VmParts, graceMs: number): Promise<void> {
+async function end(
+  parts: VmParts,
+  { graceMs = parts.graceMs, signal }: StopOptions,
+): Promise<void> {
   const { monitor, ended, emit } = parts;
   const begun = performance.now();
-  const ask = (command: string) => monitor.qemu([[command]]).catch(() => {});
+  const ask = async (command: string) => {
+    // Another process may hold the monitor, and hang.
+    using limit = timeLimit(ASK_MS, command, signal);
+    await monitor.qemu([[command]], limit.signal).catch(() => {});
+    signal?.throwIfAborted();
+  };
   let how: "powered_down" | "stopped" | "killed" = "powered_down";
   let over = await settlesWithin(ended, 0);
   if (!over && graceMs > 0) {
     await ask("system_powerdown");
-    over = await settlesWithin(ended, graceMs);
+    over = await settlesWithin(ended, graceMs, { signal });
   }
   if (!over) {
     how = "stopped";
     await ask("quit");
-    over = await settlesWithin(ended, QUIT_MS);
+    over = await settlesWithin(ended, QUIT_MS, { signal });
   }
   if (!over) {
     how = "killed";

@@ -7,6 +7,7 @@ import { setUpGuest } from "../../lib/guest/setup.ts";
 import { MACHINE_FILES } from "../../lib/qemu/machine_dir.ts";
 import { sharedMonitor } from "../../lib/qemu/monitor.ts";
 import { lock } from "../../lib/system/lock.ts";
+import { makeVm, type VmFacts } from "../../lib/vm/vm.ts";
 import { attachNetwork } from "../../lib/vm/_hotplug.ts";
 import { failure } from "../support/failure.ts";
 import {
@@ -417,5 +418,37 @@ Deno.test({
       await assertRejects(() => first, Error, "enough");
     }
     assertEquals(await monitor.agent(["guest-info"]), {});
+  },
+});
+
+Deno.test({
+  name: "a machine is stopped though another process holds it and hangs",
+  ...socketsHere,
+  async fn() {
+    await using machine = await fakeMachine();
+    const { dir } = machine;
+    const ended = Promise.withResolvers<void>();
+    let how: string | undefined;
+    const vm = makeVm({
+      facts: {} as VmFacts,
+      monitor: sharedMonitor(dir),
+      ended: ended.promise,
+      graceMs: 100,
+      failure: () => Promise.resolve(undefined),
+      kill: () => Promise.resolve(ended.resolve()),
+      cleanUp: () => Promise.resolve(),
+      emit: (event) => {
+        if (event.type === "shutdown") how = event.how;
+      },
+    });
+    using _held = await lock(join(dir, MACHINE_FILES.lock));
+    const signal = AbortSignal.timeout(100);
+    await within(
+      1_000,
+      () => assertRejects(() => vm.stop({ signal }), DOMException),
+    );
+    assertEquals(how, undefined);
+    await within(15_000, () => vm.stop());
+    assertEquals(how, "killed");
   },
 });
