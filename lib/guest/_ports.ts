@@ -11,7 +11,7 @@ import { portFile, portName, portNameOf } from "../qemu/machine_dir.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import type { Command } from "../qemu/qmp.ts";
 import { lock, tryLock } from "../system/lock.ts";
-import { abortable } from "../system/time.ts";
+import { abortable, sleep } from "../system/time.ts";
 
 /** What {@linkcode plugPorts} takes. */
 export interface PlugPortsOptions {
@@ -40,6 +40,8 @@ type End = "out" | "err" | "in";
 const ENDS: End[] = ["out", "err", "in"];
 /** QEMU's words when a bus has no port left. */
 const FULL = /max\. allowed|port limit|maximum/i;
+const BUSY = / is busy$/;
+const LONGEST_PAUSE_MS = 256;
 
 /**
  * Plugs the ports of one command in. While they are there, a lock says that
@@ -141,20 +143,36 @@ function plugging(dir: string, id: string): Command[] {
 
 /** The files are what others find the ports by: they go last. */
 async function unplug(monitor: Monitor, name: string, signal?: AbortSignal) {
-  const commands = ENDS.map((end) => portFile(name, end)).flatMap((
-    id,
-  ): Command[] => [
-    ["device_del", { id: `port.${id}` }],
-    ["chardev-remove", { id }],
-  ]);
-  try {
-    await monitor.qemu(commands, signal);
-  } catch {
-    // What was not plugged in, or went with the machine, QEMU does not know.
-    signal?.throwIfAborted();
+  const ids = ENDS.map((end) => portFile(name, end));
+  const devices = ids.map((id): Command => ["device_del", {
+    id: `port.${id}`,
+  }]);
+  await refusal(monitor, devices, signal);
+  for (const id of ids) {
+    // QEMU lets go of a device somewhat later than it says so.
+    for (let pause = 1; pause <= LONGEST_PAUSE_MS; pause *= 2) {
+      const why = await refusal(monitor, [["chardev-remove", { id }]], signal);
+      if (!BUSY.test(why)) break;
+      await sleep(pause, signal);
+    }
   }
   for (const end of [...ENDS, "lock"] as const) {
     await Deno.remove(join(monitor.dir, portFile(name, end))).catch(() => {});
+  }
+}
+
+/** QEMU refuses what was not plugged in, or went with the machine. */
+async function refusal(
+  monitor: Monitor,
+  commands: Command[],
+  signal?: AbortSignal,
+): Promise<string> {
+  try {
+    await monitor.qemu(commands, signal);
+    return "";
+  } catch (error) {
+    signal?.throwIfAborted();
+    return (error as Error).message;
   }
 }
 

@@ -29,7 +29,10 @@ export interface Qmp extends Disposable {
   readonly version: string;
   /** Settles when the connection has ended. Never rejects. */
   readonly closed: Promise<void>;
-  /** Sends commands at once; answers in their order, or the first refusal. */
+  /**
+   * Sends commands at once, and waits for all answers: they come in the order of
+   * the commands, or the first refusal is thrown.
+   */
   send(...commands: Command[]): Promise<unknown[]>;
 }
 
@@ -95,8 +98,12 @@ export async function openQmp(
     return {
       version,
       closed: lines.closed,
-      send: (...commands) =>
-        Promise.all(commands.map((command) => ask(command))),
+      async send(...commands) {
+        const asked = commands.map((command) => ask(command));
+        // A refusal does not mean that the others may be cut off.
+        await Promise.allSettled(asked);
+        return await Promise.all(asked);
+      },
       [Symbol.dispose]: lines.close,
     };
   } catch (error) {

@@ -12,6 +12,7 @@ import { attachNetwork } from "../../lib/vm/_hotplug.ts";
 import { failure } from "../support/failure.ts";
 import {
   type FakeCommand,
+  type FakeMachine,
   fakeMachine,
   type FakeMachineOptions,
   honest,
@@ -320,10 +321,12 @@ Deno.test({
 });
 
 /** Ports of one command, plugged in by somebody. */
-async function plugAs(dir: string, plugged: Set<string>, name: string) {
+async function plugAs(machine: FakeMachine, name: string) {
+  const { dir } = machine;
   for (const end of ["out", "err"]) {
     await Deno.writeTextFile(join(dir, `${name}.${end}`), "");
-    plugged.add(`port.${name}.${end}`);
+    machine.plugged.add(`port.${name}.${end}`);
+    machine.chardevs.add(`${name}.${end}`);
   }
   return await lock(join(dir, `${name}.lock`));
 }
@@ -334,9 +337,9 @@ Deno.test({
   async fn() {
     await using machine = await fakeMachine({ ports: 4 });
     const { dir, plugged } = machine;
-    const alive = await plugAs(dir, plugged, "toolsmith.aaaaaaaa");
+    const alive = await plugAs(machine, "toolsmith.aaaaaaaa");
     // Its process is gone, and its lock with it.
-    (await plugAs(dir, plugged, "toolsmith.dddddddd"))[Symbol.dispose]();
+    (await plugAs(machine, "toolsmith.dddddddd"))[Symbol.dispose]();
     {
       await using monitor = sharedMonitor(dir);
       const exec = () => execInGuest(monitor, "true", { timeoutMs: 5_000 });
@@ -345,6 +348,10 @@ Deno.test({
     assertEquals([...plugged].sort(), [
       "port.toolsmith.aaaaaaaa.err",
       "port.toolsmith.aaaaaaaa.out",
+    ]);
+    assertEquals([...machine.chardevs].sort(), [
+      "toolsmith.aaaaaaaa.err",
+      "toolsmith.aaaaaaaa.out",
     ]);
     alive[Symbol.dispose]();
     const names = Array.from(Deno.readDirSync(dir), ({ name }) => name);
@@ -357,8 +364,8 @@ Deno.test({
   ...socketsHere,
   async fn() {
     await using machine = await fakeMachine({ ports: 2 });
-    const { dir, plugged } = machine;
-    const busy = await plugAs(dir, plugged, "toolsmith.aaaaaaaa");
+    const { dir } = machine;
+    const busy = await plugAs(machine, "toolsmith.aaaaaaaa");
     await using monitor = sharedMonitor(dir);
     let waits = 0;
     const onWait = () => void waits++;

@@ -46,6 +46,8 @@ export interface FakeMachine extends AsyncDisposable {
   dir: string;
   /** Ports that are plugged in. */
   plugged: Set<string>;
+  /** Ends of sockets, which QEMU lets go of somewhat later. */
+  chardevs: Set<string>;
 }
 
 /** What an agent answers that does nothing wrong. */
@@ -65,6 +67,8 @@ export async function fakeMachine(
   const { agent = honest, command = succeed, ports = Infinity } = options;
   const dir = await temporaryDir();
   const plugged = new Set<string>();
+  const chardevs = new Set<string>();
+  const busy = new Set<string>();
   const sockets = new Map<string, Deno.Listener>();
   const streams = new Map<string, Promise<Deno.Conn>>();
   const connections = new Set<Deno.Conn>();
@@ -81,6 +85,7 @@ export async function fakeMachine(
   const plug = (id: string, path: string) => {
     const accepted = Promise.withResolvers<Deno.Conn>();
     streams.set(id, accepted.promise);
+    chardevs.add(id);
     listen(path, accepted.resolve);
   };
   const qmp = ({ execute, arguments: args, id: request }: Request) => {
@@ -95,7 +100,17 @@ export async function fakeMachine(
       }
       plugged.add(id);
     }
-    if (execute === "device_del") plugged.delete(id);
+    if (execute === "device_del") {
+      if (!plugged.delete(id)) return refusal(`No device ${id}`, request);
+      busy.add(id);
+      setTimeout(() => busy.delete(id), 5);
+    }
+    if (execute === "chardev-remove") {
+      if (busy.has(`port.${id}`)) {
+        return refusal(`Chardev '${id}' is busy`, request);
+      }
+      if (!chardevs.delete(id)) return refusal(`No chardev ${id}`, request);
+    }
     return {};
   };
   const start = async ({ arguments: args }: Request) => {
@@ -119,6 +134,7 @@ export async function fakeMachine(
   return {
     dir: dir.path,
     plugged,
+    chardevs,
     async [Symbol.asyncDispose]() {
       for (const socket of sockets.values()) socket.close();
       for (const connection of connections) close(connection);
