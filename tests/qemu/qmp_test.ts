@@ -110,6 +110,31 @@ Deno.test({
 });
 
 Deno.test({
+  name: "a refusal does not cut off the commands after it",
+  ...socketsHere,
+  async fn() {
+    const seen: unknown[] = [];
+    await serving(
+      async ({ execute, id }, reply) => {
+        seen.push(execute);
+        if (execute === "bad") return await reply({ error: {}, id });
+        // QEMU takes its time for the others.
+        await new Promise((done) => setTimeout(done, 20));
+        await reply({ return: {}, id });
+      },
+      async (path) => {
+        using qmp = await openQmp(path);
+        await failure("guest_failed", () => qmp.send(["bad"], ["a"], ["b"]));
+        assertEquals(seen, ["qmp_capabilities", "bad", "a", "b"]);
+        qmp[Symbol.dispose]();
+        await qmp.closed;
+      },
+      HELLO,
+    );
+  },
+});
+
+Deno.test({
   name: "a command is not waited for once QEMU is gone",
   ...socketsHere,
   async fn() {
