@@ -5,6 +5,9 @@
  */
 import { ToolsmithError } from "../errors.ts";
 
+/** 24 days: a timer for longer would fire at once. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
 /** A limit in time; disposing it lifts it. */
 export interface TimeLimit extends Disposable {
   /** Aborts when the time is over, with a `timeout` error as its reason. */
@@ -15,7 +18,8 @@ export interface TimeLimit extends Disposable {
  * Limits work in time. One limit covers any number of waits: each takes its
  * signal. The clock is monotonic.
  *
- * @param ms How long the work may take, in milliseconds; `Infinity` for ever.
+ * @param ms How long the work may take, in milliseconds; `Infinity`, or more than
+ * 24 days, for ever.
  * @param what What takes too long, as the message's subject: "The command".
  * @param signal Aborts the limit's signal as well, with its own reason.
  * @returns The limit.
@@ -34,7 +38,7 @@ export function timeLimit(
         { hint: "allow more: --timeout SECONDS" },
       ),
     );
-  const timer = Number.isFinite(ms) ? setTimeout(expire, ms) : undefined;
+  const timer = ms <= MAX_TIMER_MS ? setTimeout(expire, ms) : undefined;
   return {
     signal: signal ? AbortSignal.any([signal, late.signal]) : late.signal,
     [Symbol.dispose]: () => clearTimeout(timer),

@@ -1,6 +1,11 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { settlesWithin, sleep, timeLimit } from "../../lib/system/time.ts";
+import {
+  abortable,
+  settlesWithin,
+  sleep,
+  timeLimit,
+} from "../../lib/system/time.ts";
 
 Deno.test("timeLimit() ends a wait with a timeout that names what was late", async () => {
   using limit = timeLimit(20, "The command");
@@ -22,14 +27,38 @@ Deno.test("timeLimit() hands on the reason of the caller's signal", async () => 
 
 Deno.test("timeLimit() without an end sets no timer, and a lifted one does not abort", async () => {
   using forever = timeLimit(Infinity, "The command");
+  using month = timeLimit(30 * 24 * 3_600_000, "The command");
   const lifted = timeLimit(5, "The command");
   lifted[Symbol.dispose]();
   await sleep(30);
   assert(!forever.signal.aborted && !lifted.signal.aborted);
+  assert(!month.signal.aborted);
 });
 
 Deno.test("settlesWithin() says whether something happened in time", async () => {
   assertEquals(await settlesWithin(Promise.resolve(1), 1_000), true);
   assertEquals(await settlesWithin(Promise.reject(new Error()), 1_000), true);
   assertEquals(await settlesWithin(new Promise(() => {}), 5), false);
+});
+
+Deno.test("abortable() ends a wait with the signal's reason, or as the promise does", async () => {
+  const never = new Promise<void>(() => {});
+  assertEquals(await abortable(Promise.resolve(1)), 1);
+  const { signal } = new AbortController();
+  assertEquals(await abortable(Promise.resolve(2), signal), 2);
+  const broken = Promise.reject(new Error("broken"));
+  await assertRejects(() => abortable(broken, signal), Error, "broken");
+  const stop = new AbortController();
+  const wait = assertRejects(
+    () => abortable(never, stop.signal),
+    Error,
+    "mine",
+  );
+  stop.abort(new Error("mine"));
+  await wait;
+  // Already aborted: what the promise does later is nobody's concern.
+  const late = Promise.reject(new Error("late"));
+  await assertRejects(() => abortable(late, stop.signal), Error, "mine");
+  const waiting = settlesWithin(never, 60_000, { signal: stop.signal });
+  await assertRejects(() => waiting, Error, "mine");
 });
