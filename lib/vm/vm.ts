@@ -16,6 +16,7 @@ import {
 import type { Monitor } from "../qemu/monitor.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
+import { clearSetIdBits } from "./_set_id.ts";
 
 /** What a machine is, as far as others need to know. */
 export interface VmFacts {
@@ -189,7 +190,7 @@ async function end(
   parts: VmParts,
   { graceMs = parts.graceMs, signal }: StopOptions,
 ): Promise<void> {
-  const { monitor, ended, emit } = parts;
+  const { facts, monitor, ended, emit } = parts;
   const begun = performance.now();
   const ask = async (command: string) => {
     // Another process may hold the monitor, and hang.
@@ -214,6 +215,7 @@ async function end(
   }
   await monitor[Symbol.asyncDispose]();
   await parts.cleanUp();
+  await clearSetIdBits(facts.shares);
   const elapsedMs = Math.round(performance.now() - begun);
   emit({ type: "shutdown", how, elapsedMs });
 }

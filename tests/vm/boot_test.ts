@@ -470,3 +470,28 @@ Deno.test({
     }
   },
 });
+
+Deno.test({
+  name: "a guest leaves no program with set-ID bits in an export",
+  ...needsGuest,
+  async fn() {
+    await using dir = await temporaryDir();
+    const out = join(dir.path, "out");
+    await Deno.mkdir(out);
+    const outside = join(dir.path, "outside");
+    await Deno.writeTextFile(outside, "", { mode: 0o755 });
+    await Deno.chmod(outside, 0o4755);
+    const exports = [{ path: out }];
+    const vm = await boot({ image: await guest(), exports, env });
+    const script = `cd /mnt/out && mkdir -p a/b && cp /bin/busybox a/b/tool &&
+      chmod 6755 a/b/tool && ln -s ${outside} link && chmod 0111 a/b`;
+    const { code, stderr } = await vm.exec("sh", { args: ["-c", script] });
+    assertEquals(code, 0, stderr);
+    const mode = (path: string) => Deno.statSync(path).mode! & 0o7777;
+    const tool = join(out, "a", "b", "tool");
+    assertEquals(mode(tool), 0o6755);
+    await vm.stop();
+    assertEquals(mode(tool), 0o755);
+    assertEquals(mode(outside), 0o4755);
+  },
+});
