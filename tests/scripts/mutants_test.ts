@@ -1,0 +1,65 @@
+import { assert, assertEquals } from "@std/assert";
+import { mutants } from "../../scripts/mutants.ts";
+import { ROOT } from "../../scripts/deno.ts";
+
+const changes = (source: string) =>
+  mutants(source).map(({ before, after }) => `${before} → ${after}`).sort();
+
+Deno.test("each kind of change is found, once", () => {
+  const source = `
+export async function f(a: number, b: string[]) {
+  if (a < 3 && (b.length === 0)) return true;
+  await g(a);
+  throw new Error("x");
+}
+`;
+  assertEquals(
+    changes(source),
+    [
+      "(a < 3 && (b.length === 0)) → (!(a < 3 && (b.length === 0)))",
+      "0 → 1",
+      "3 → 4",
+      "&& → ||",
+      "< → <=",
+      "=== → !==",
+      "await → ",
+      "await g(a); → ;",
+      'throw new Error("x"); → ;',
+      "true → false",
+    ].sort(),
+  );
+});
+
+Deno.test("what is no code is left alone", () => {
+  const source = [
+    'import { a } from "./1.ts";',
+    "/** 1 === 2 */",
+    "// if (a) await b();",
+    "interface A {\n  /** Is it 3? */\n  a: true;\n}",
+    "type B = 4 | 5;",
+    "export type C = { a: false };",
+    "const text = \"1 === 2\" + '3 && 4';",
+    "const pattern = /[/1]{2,3} === /g;",
+    "const template = `1 === ${f(`2 && ${g({})} 3`)} && 4`;",
+    'export { x, y } from "./5.ts";',
+  ].join("\n");
+  assertEquals(changes(source), ["+ → -"]);
+});
+
+Deno.test("code inside of a template is code", () => {
+  assertEquals(changes("const a = `x ${b === c ? `1` : d} 2`;"), ["=== → !=="]);
+});
+
+Deno.test("a change changes one line of a file of the project, and no other", async () => {
+  const source = await Deno.readTextFile(`${ROOT}/lib/cli/flag_values.ts`);
+  const lines = source.split("\n");
+  const found = mutants(source);
+  assert(found.length > 20, `${found.length}`);
+  for (const { line, text, before } of found) {
+    if (before.includes("\n")) continue;
+    const changed = text.split("\n").flatMap((it, i) =>
+      it === lines[i] ? [] : [i + 1]
+    );
+    assertEquals(changed, [line], before);
+  }
+});
