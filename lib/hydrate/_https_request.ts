@@ -7,7 +7,7 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import { statusError, transportError } from "./_https_errors.ts";
+import { statusError, transportError } from "../system/http_errors.ts";
 import { fetchFollowing } from "./_redirects.ts";
 
 /** What {@linkcode requestFile} takes. */

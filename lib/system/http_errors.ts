@@ -1,5 +1,5 @@
 /**
- * What goes wrong with HTTPS, as typed errors.
+ * What goes wrong with HTTP and HTTPS, as typed errors.
  *
  * @module
  */

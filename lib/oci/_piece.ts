@@ -1,0 +1,210 @@
+/**
+ * Reads the bytes of one piece of a blob into its file, over one connection.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+import { transportError } from "../system/http_errors.ts";
+import type { PartFile } from "../system/part_file.ts";
+import { RangesUnavailable } from "./_ranges_unavailable.ts";
+import type { BlobAnswer, BlobSource } from "./_blob_source.ts";
+import type { Piece, RangePlan } from "./_range_plan.ts";
+
+/** What all pieces of a transfer share. */
+export interface PieceContext {
+  /** Where the blob is. */
+  source: BlobSource;
+  /** The file that it is written to. */
+  part: PartFile;
+  /** Who reads what. */
+  plan: RangePlan;
+  /** Time without a byte after which a connection is aborted, in milliseconds. */
+  stallMs: number;
+  /** Called whenever bytes have been written. */
+  onBytes: () => void;
+  /** Ends the transfer when aborted. */
+  signal: AbortSignal;
+}
+
+/** A piece whose bytes begin to arrive. */
+export interface OpenPiece {
+  piece: Piece;
+  answer: BlobAnswer;
+  watch: StallWatch;
+}
+
+const BUFFER = 1024 * 1024;
+
+/**
+ * Asks for a piece.
+ *
+ * @param context The transfer.
+ * @param piece The piece; on failure it goes back into the plan.
+ * @returns The answer; the caller reads it.
+ */
+export async function openPiece(
+  context: PieceContext,
+  piece: Piece,
+): Promise<OpenPiece> {
+  const watch = watchStall(context, piece);
+  try {
+    const { at, to } = piece;
+    const answer = await context.source.open(at, to, watch.signal);
+    watch.pause();
+    return { piece, answer, watch };
+  } catch (error) {
+    watch.pause();
+    context.plan.end(piece, context.part.gaps([piece.at, piece.to]));
+    throw watch.explain(error);
+  }
+}
+
+/**
+ * Reads an open piece to its end, or to where another connection has taken it
+ * over. What could not be read goes back into the plan.
+ *
+ * @param context The transfer.
+ * @param open The piece.
+ * @returns How fast it was, in bytes a millisecond.
+ */
+export async function readPiece(
+  context: PieceContext,
+  { piece, answer, watch }: OpenPiece,
+): Promise<number> {
+  const { part, plan, source: { host } } = context;
+  const [from, asked] = [piece.at, piece.to];
+  const begun = performance.now();
+  try {
+    using writer = await part.openWriter();
+    for await (const bytes of bodyChunks(answer, watch)) {
+      const position = piece.at;
+      if (position + bytes.length > asked) {
+        throw new RangesUnavailable(`${host} sends more than was asked`);
+      }
+      // Noted before it is written: what has arrived cannot be taken over.
+      const own = bytes.subarray(0, piece.to - position);
+      plan.arrived(piece, own.length);
+      await writer.write(position, own);
+      context.onBytes();
+      if (piece.at >= piece.to && piece.to < asked) break;
+    }
+    if (piece.at < piece.to) throw cutError(host, piece.at);
+  } catch (error) {
+    if (!piece.taken.signal.aborted) throw watch.explain(error);
+  } finally {
+    plan.end(piece, part.gaps([from, piece.to]));
+  }
+  return (piece.at - from) / Math.max(performance.now() - begun, 1);
+}
+
+/**
+ * Reads an answer that holds the whole blob, and writes what the file lacks.
+ *
+ * @param context The transfer.
+ * @param open The answer.
+ */
+export async function readWhole(
+  context: PieceContext,
+  { piece, answer, watch }: OpenPiece,
+): Promise<void> {
+  const { part, plan, source: { host } } = context;
+  let position = 0;
+  try {
+    using writer = await part.openWriter();
+    for await (const bytes of bodyChunks(answer, watch)) {
+      const end = position + bytes.length;
+      if (end > part.size) {
+        throw new RangesUnavailable(
+          `${host} sends more than ${part.size} bytes`,
+        );
+      }
+      for (const [from, to] of part.gaps([position, end])) {
+        await writer.write(
+          from,
+          bytes.subarray(from - position, to - position),
+        );
+      }
+      position = end;
+      context.onBytes();
+    }
+    if (position < part.size) throw cutError(host, position);
+  } catch (error) {
+    throw watch.explain(error);
+  } finally {
+    plan.end(piece, []);
+  }
+}
+
+/** The chunks of a body; each is overwritten by the next. */
+async function* bodyChunks(
+  { body }: BlobAnswer,
+  watch: StallWatch,
+): AsyncGenerator<Uint8Array> {
+  const reader = body.getReader({ mode: "byob" });
+  let buffer = new ArrayBuffer(BUFFER);
+  try {
+    while (true) {
+      watch.resume();
+      const { done, value } = await reader.read(new Uint8Array(buffer));
+      // The time that the disk takes is not the server's.
+      watch.pause();
+      if (done || !value) return;
+      yield value;
+      buffer = value.buffer;
+    }
+  } finally {
+    watch.pause();
+    await reader.cancel().catch(() => {});
+  }
+}
+
+/** Aborts a connection that is silent for too long. */
+export interface StallWatch {
+  /** Aborted then, and when the transfer or the piece ends. */
+  signal: AbortSignal;
+  /** Starts the clock again. */
+  resume(): void;
+  /** Stops the clock. */
+  pause(): void;
+  /** Makes a typed error of what the connection threw. */
+  explain(error: unknown): unknown;
+}
+
+function watchStall(
+  { signal, stallMs, source: { host } }: PieceContext,
+  { taken }: Piece,
+): StallWatch {
+  const stalled = new AbortController();
+  const expire = () =>
+    stalled.abort(
+      new ToolsmithError(
+        "transfer_stalled",
+        `Cannot download from ${host}: nothing arrived for ${stallMs / 1000} s`,
+        { hint: "try again, or allow more time: --stall-timeout SECONDS" },
+      ),
+    );
+  let timer = setTimeout(expire, stallMs);
+  return {
+    signal: AbortSignal.any([signal, taken.signal, stalled.signal]),
+    resume() {
+      clearTimeout(timer);
+      timer = setTimeout(expire, stallMs);
+    },
+    pause: () => clearTimeout(timer),
+    explain(error) {
+      if (signal.aborted) return signal.reason;
+      if (stalled.signal.aborted) return stalled.signal.reason;
+      // Only what the connection threw: a full disk says so itself.
+      const typed = !(error instanceof TypeError);
+      return typed ? error : transportError(error, host, true);
+    },
+  };
+}
+
+function cutError(host: string, position: number): ToolsmithError {
+  return new ToolsmithError(
+    "transfer_interrupted",
+    `The transfer from ${host} was cut at byte ${position}`,
+    { hint: "try again" },
+  );
+}

@@ -1,0 +1,144 @@
+/**
+ * Which connection reads which bytes of a blob.
+ *
+ * Pieces are handed out in order, so that the digest can be computed while the
+ * rest arrives. When none is left, a connection that is done takes over what a
+ * slower one would be late with.
+ *
+ * @module
+ */
+import type { Extent } from "../system/extents.ts";
+
+/** Bytes that one connection reads. */
+export interface Piece {
+  /** The first byte that has not arrived. */
+  at: number;
+  /** Where it ends; another connection may take its end over. */
+  to: number;
+  /** Aborted when all of its rest was taken over. */
+  readonly taken: AbortController;
+}
+
+/** The pieces of one transfer. */
+export interface RangePlan {
+  /** Whether every byte has arrived or is being read. */
+  readonly empty: boolean;
+  /** Whether nothing is being read any more, and nothing is left. */
+  readonly done: boolean;
+  /**
+   * Hands out bytes to read.
+   *
+   * @param rate How fast the connection is, in bytes a millisecond, if known.
+   */
+  take(rate: number | undefined): Piece | undefined;
+  /** Notes that bytes of a piece have arrived. */
+  arrived(piece: Piece, bytes: number): void;
+  /** Ends a piece; what has not been written of it is handed out again. */
+  end(piece: Piece, unwritten: Extent[]): void;
+}
+
+const MIB = 1024 * 1024;
+/** A request's round trip must cost little, and the end come evenly. */
+const SMALLEST = 4 * MIB;
+const LARGEST = 32 * MIB;
+/** How long a connection should be busy with a piece, in milliseconds. */
+const PIECE_MS = 1000;
+/** Only what takes so much longer is taken over, in milliseconds: what is on the way is lost. */
+const WORTH_TAKING_MS = 500;
+/** How many times as fast the connection must be that takes it over. */
+const FASTER = 2;
+/** A connection without a byte for so long is left nothing, in milliseconds. */
+const SILENT_MS = 2000;
+
+/** A piece that is being read. */
+interface Reading {
+  since: number;
+  heard: number;
+  bytes: number;
+}
+
+/**
+ * Plans the reading of what is missing.
+ *
+ * @param gaps The bytes that are missing, in order.
+ * @param connections How many read at the same time.
+ * @param now The clock, in milliseconds.
+ * @returns The plan.
+ */
+export function rangePlan(
+  gaps: readonly Extent[],
+  connections: number,
+  now: () => number = performance.now.bind(performance),
+): RangePlan {
+  let waiting: Extent[] = [...gaps];
+  const readings = new Map<Piece, Reading>();
+
+  function begin(at: number, to: number): Piece {
+    const piece = { at, to, taken: new AbortController() };
+    readings.set(piece, { since: now(), heard: now(), bytes: 0 });
+    return piece;
+  }
+
+  function takeOver(rate: number): Piece | undefined {
+    const time = now();
+    let slowest: { piece: Piece; from: number; ms: number } | undefined;
+    for (const [piece, { since, heard, bytes }] of readings) {
+      const silent = time - heard > SILENT_MS;
+      const theirs = silent ? 0 : bytes / Math.max(time - since, 1);
+      const rest = piece.to - piece.at;
+      const ms = rest / theirs;
+      // One that has just begun has no rate yet.
+      const slow = silent ||
+        bytes > 0 && rate > theirs * FASTER && ms > WORTH_TAKING_MS;
+      if (rest === 0 || !slow) continue;
+      // It is left what it can read until both are done.
+      const left = silent ? 0 : Math.ceil(rest * theirs / (theirs + rate));
+      if (left < rest && ms > (slowest?.ms ?? 0)) {
+        slowest = { piece, from: piece.at + left, ms };
+      }
+    }
+    if (!slowest) return undefined;
+    const { piece, from } = slowest;
+    const taken = begin(from, piece.to);
+    piece.to = from;
+    if (piece.at >= piece.to) piece.taken.abort();
+    return taken;
+  }
+
+  return {
+    get empty() {
+      return waiting.length === 0;
+    },
+    get done() {
+      return waiting.length === 0 && readings.size === 0;
+    },
+    take(rate) {
+      const first = waiting.shift();
+      if (!first) return takeOver(rate ?? 0);
+      const left = waiting.reduce((sum, [from, to]) => sum + to - from, 0) +
+        first[1] - first[0];
+      const fair = Math.min(
+        (rate ?? 0) * PIECE_MS,
+        left / (2 * connections),
+        LARGEST,
+      );
+      const to = Math.min(
+        first[0] + Math.ceil(Math.max(fair, SMALLEST)),
+        first[1],
+      );
+      if (to < first[1]) waiting.unshift([to, first[1]]);
+      return begin(first[0], to);
+    },
+    arrived(piece, bytes) {
+      const reading = readings.get(piece);
+      piece.at += bytes;
+      if (!reading) return;
+      reading.heard = now();
+      reading.bytes += bytes;
+    },
+    end(piece, unwritten) {
+      readings.delete(piece);
+      waiting = [...unwritten, ...waiting].sort((a, b) => a[0] - b[0]);
+    },
+  };
+}

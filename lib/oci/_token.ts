@@ -1,0 +1,193 @@
+/**
+ * Says to a registry who asks: Basic, or tokens from its token service.
+ *
+ * Formats: RFC 9110, section 11.6.1 (`WWW-Authenticate`), and the distribution
+ * project's "Token Authentication" and "OAuth2 Token Authentication".
+ *
+ * @module
+ */
+import { statusError } from "../system/http_errors.ts";
+import { RangesUnavailable } from "./_ranges_unavailable.ts";
+import type { RegistryCredentials } from "./_docker_config.ts";
+
+/** Sends a request without following redirects. */
+type Send = (url: URL, init: RequestInit) => Promise<Response>;
+
+/** What {@linkcode authorizer} takes. */
+export interface AuthorizerOptions {
+  /** The repository to be read. */
+  repository: string;
+  /** Whether the registry itself is reached by plain HTTP. */
+  plainHttp: boolean;
+  /** Finds the credentials; called once, and not before they are needed. */
+  credentials: () => Promise<RegistryCredentials>;
+  /** Sends requests to the token service. */
+  send: Send;
+}
+
+/** What to send to one registry as `Authorization`. */
+export interface Authorizer {
+  /** The value by now; a token that is about to expire is renewed before. */
+  header(): Promise<string | undefined>;
+  /**
+   * Finds another value after a 401.
+   *
+   * @param challenge The answer's `WWW-Authenticate`.
+   * @param sent What was sent; another request may have found a newer one.
+   */
+  renew(challenge: string | null, sent: string | undefined): Promise<void>;
+}
+
+/** A challenge that is understood. */
+interface Challenge {
+  scheme: "basic" | "bearer";
+  params: Map<string, string>;
+}
+
+const MAX_ANSWER = 128 * 1024;
+/** The specification's, where the service names none. */
+const DEFAULT_LIFE_S = 60;
+
+/**
+ * Makes what authorizes requests to one registry. Nothing is sent until the
+ * registry has asked for it; credentials go to its token service alone.
+ *
+ * @param options The repository, its credentials, and how to send.
+ * @returns The authorizer; it throws {@linkcode RangesUnavailable} where the
+ * registry cannot be satisfied.
+ */
+export function authorizer(options: AuthorizerOptions): Authorizer {
+  let credentials: Promise<RegistryCredentials> | undefined;
+  let challenge: Challenge | undefined;
+  let value: string | undefined;
+  let expires = Infinity;
+  let renewal: Promise<void> | undefined;
+
+  async function obtain(known: Challenge) {
+    credentials ??= options.credentials();
+    const found = await credentials;
+    if (known.scheme === "basic") {
+      if (!found.login) throw new RangesUnavailable("no credentials for it");
+      value = basic(found.login);
+      return;
+    }
+    const { token, lifeMs } = await bearerToken(known, found, options);
+    value = `Bearer ${token}`;
+    // Renewed a little before: the request has to get there.
+    expires = performance.now() + lifeMs * 0.9;
+  }
+
+  /** Many connections find out at once, and one of them asks. */
+  function obtainOnce(known: Challenge): Promise<void> {
+    renewal ??= obtain(known).finally(() => renewal = undefined);
+    return renewal;
+  }
+
+  return {
+    async header() {
+      if (challenge && performance.now() > expires) await obtainOnce(challenge);
+      return value;
+    },
+    async renew(text, sent) {
+      if (renewal) return await renewal;
+      if (sent !== value) return;
+      challenge = parseChallenge(text ?? "");
+      await obtainOnce(challenge);
+    },
+  };
+}
+
+/**
+ * Reads a challenge.
+ *
+ * @param text `WWW-Authenticate`, such as `Bearer realm="…",service="…"`.
+ * @returns Its scheme and parameters, with names in lower case.
+ * @throws {RangesUnavailable} When its scheme is not understood.
+ */
+export function parseChallenge(text: string): Challenge {
+  const [, scheme = "", rest = ""] = /^\s*([^\s,]+)\s*(.*)$/s.exec(text) ?? [];
+  const name = scheme.toLowerCase();
+  if (name !== "basic" && name !== "bearer") {
+    const shown = JSON.stringify(scheme.slice(0, 40));
+    throw new RangesUnavailable(`its authentication is ${shown}`);
+  }
+  const params = new Map<string, string>();
+  const param =
+    /\s*([\w!#$%&'*+.^`|~-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))\s*(?:,|$)/sy;
+  for (let found = param.exec(rest); found; found = param.exec(rest)) {
+    const [, key, quoted, plain] = found;
+    params.set(key.toLowerCase(), quoted?.replace(/\\(.)/gs, "$1") ?? plain);
+  }
+  return { scheme: name, params };
+}
+
+async function bearerToken(
+  { params }: Challenge,
+  credentials: RegistryCredentials,
+  { repository, plainHttp, send }: AuthorizerOptions,
+): Promise<{ token: string; lifeMs: number }> {
+  const { registryToken, identityToken, login } = credentials;
+  if (registryToken) return { token: registryToken, lifeMs: Infinity };
+  const realm = URL.parse(params.get("realm") ?? "");
+  if (!realm || !/^https?:$/.test(realm.protocol)) {
+    throw new RangesUnavailable("its token service has no address");
+  }
+  if (realm.protocol === "http:" && !plainHttp) {
+    throw new RangesUnavailable("its token service is reached by plain HTTP");
+  }
+  const service = params.get("service");
+  const scope = params.get("scope") || `repository:${repository}:pull`;
+  let response: Response;
+  if (identityToken) {
+    const form = new URLSearchParams({
+      grant_type: "refresh_token",
+      refresh_token: identityToken,
+      client_id: "toolsmith",
+      scope,
+    });
+    if (service) form.set("service", service);
+    response = await send(realm, { method: "POST", body: form });
+  } else {
+    if (service) realm.searchParams.set("service", service);
+    for (const one of scope.split(" ")) realm.searchParams.append("scope", one);
+    const headers: HeadersInit = login ? { authorization: basic(login) } : {};
+    response = await send(realm, { headers });
+  }
+  return await readToken(response, realm.host);
+}
+
+async function readToken(response: Response, host: string) {
+  const { status } = response;
+  if (status !== 200) {
+    await response.body?.cancel();
+    if (status === 429 || status >= 500) throw statusError(status, host);
+    throw new RangesUnavailable(`the token service ${host} answers ${status}`);
+  }
+  try {
+    const answer = JSON.parse(await readText(response, MAX_ANSWER));
+    const token = answer.access_token || answer.token;
+    // Into a header goes nothing that could end it.
+    if (typeof token === "string" && /^[\x21-\x7e]+$/.test(token)) {
+      const seconds = Number(answer.expires_in) || DEFAULT_LIFE_S;
+      return { token, lifeMs: Math.max(seconds, 1) * 1000 };
+    }
+  } catch (error) {
+    if (!(error instanceof SyntaxError)) throw error;
+  }
+  throw new RangesUnavailable(`the token service ${host} sent no token`);
+}
+
+async function readText(response: Response, limit: number): Promise<string> {
+  const decoder = new TextDecoder();
+  let text = "";
+  for await (const chunk of response.body ?? []) {
+    text += decoder.decode(chunk, { stream: true });
+    if (text.length > limit) throw new SyntaxError("The answer is too long");
+  }
+  return text;
+}
+
+function basic({ user, password }: { user: string; password: string }) {
+  const bytes = new TextEncoder().encode(`${user}:${password}`);
+  return `Basic ${bytes.toBase64()}`;
+}

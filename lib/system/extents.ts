@@ -1,0 +1,87 @@
+/**
+ * Which bytes of a file are there: a set of ranges.
+ *
+ * @module
+ */
+
+/** Bytes from a position up to, but not including, another. */
+export type Extent = readonly [from: number, to: number];
+
+/**
+ * Adds bytes to a set.
+ *
+ * @param set Extents in order, apart from each other; it is left as it is.
+ * @param added The bytes.
+ * @returns The new set.
+ *
+ * @example
+ * ```ts
+ * import { addExtent } from "./extents.ts";
+ *
+ * const all = addExtent([[0, 2], [4, 6]], [2, 4]);
+ * if (JSON.stringify(all) !== "[[0,6]]") throw new Error("not joined");
+ * ```
+ */
+export function addExtent(set: readonly Extent[], added: Extent): Extent[] {
+  let [from, to] = added;
+  if (from >= to) return [...set];
+  const before: Extent[] = [];
+  const after: Extent[] = [];
+  for (const extent of set) {
+    if (extent[1] < from) before.push(extent);
+    else if (extent[0] > to) after.push(extent);
+    else {
+      from = Math.min(from, extent[0]);
+      to = Math.max(to, extent[1]);
+    }
+  }
+  return [...before, [from, to], ...after];
+}
+
+/**
+ * Finds what a set lacks.
+ *
+ * @param set Extents in order.
+ * @param within The bytes to look at.
+ * @returns The gaps, in order.
+ */
+export function gapsOf(set: readonly Extent[], within: Extent): Extent[] {
+  const gaps: Extent[] = [];
+  let [at] = within;
+  for (const [from, to] of set) {
+    if (from >= within[1]) break;
+    if (from > at) gaps.push([at, from]);
+    at = Math.max(at, to);
+  }
+  if (at < within[1]) gaps.push([at, within[1]]);
+  return gaps;
+}
+
+/** How many bytes a set has. */
+export function extentBytes(set: readonly Extent[]): number {
+  return set.reduce((sum, [from, to]) => sum + to - from, 0);
+}
+
+/**
+ * Reads a set from JSON.
+ *
+ * @param value What was parsed.
+ * @param size Size of the file, in bytes.
+ * @returns The set, or `undefined` for what is none.
+ */
+export function parseExtents(
+  value: unknown,
+  size: number,
+): Extent[] | undefined {
+  if (!Array.isArray(value)) return undefined;
+  let end = -1;
+  for (const extent of value) {
+    if (!Array.isArray(extent) || extent.length !== 2) return undefined;
+    const [from, to] = extent;
+    const fits = Number.isSafeInteger(from) && Number.isSafeInteger(to) &&
+      from > end && to > from && to <= size;
+    if (!fits) return undefined;
+    end = to;
+  }
+  return value;
+}

@@ -1,0 +1,374 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { type BlobSource, blobSource } from "../../lib/oci/_blob_source.ts";
+import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
+import { readBlob, type ReadBlobOptions } from "../../lib/oci/blob.ts";
+import { sha256 } from "../../lib/system/digest.ts";
+import { openPart } from "../../lib/system/part_file.ts";
+import type { Retry } from "../../lib/system/retry.ts";
+import {
+  type BlobRequest,
+  type BlobServer,
+  chunked,
+  startBlobServer,
+} from "../support/blob_server.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { failure } from "../support/failure.ts";
+
+const MIB = 1024 * 1024;
+const SIZE = 24 * MIB + 12345;
+
+/** A source of a server's blob, without credentials. */
+function sourceOf(
+  { origin, digest, bytes }: BlobServer,
+  client: Deno.HttpClient,
+): BlobSource {
+  const address = { origin, repository: "o/i", digest, size: bytes.length };
+  const credentials = () => Promise.resolve({});
+  return blobSource(address, { client, credentials, stallMs: 5000 });
+}
+
+/** What a read took, and what it left. */
+interface Outcome {
+  retries: Retry[];
+  /** Whether the file is the blob. */
+  right: boolean;
+  error?: unknown;
+}
+
+/** Reads a server's blob into a directory, as one run would. */
+async function read(
+  server: BlobServer,
+  dir: string,
+  options: Partial<ReadBlobOptions> = {},
+): Promise<Outcome> {
+  const retries: Retry[] = [];
+  using client = Deno.createHttpClient({ http2: false });
+  const { digest, bytes: { length: size } } = server;
+  await using part = await openPart(dir, { size, digest });
+  try {
+    await readBlob(sourceOf(server, client), part, {
+      connections: 4,
+      stallMs: 5000,
+      retryDelayMs: 10,
+      onBytes: () => {},
+      onRetry: (retry) => retries.push(retry),
+      ...options,
+    });
+  } catch (error) {
+    return { retries, right: false, error };
+  }
+  const actual = await sha256(part.chunks(new AbortController().signal));
+  return { retries, right: `sha256:${actual}` === digest };
+}
+
+/** Reads a blob from a server that answers like that. */
+async function readFrom(
+  answer: (request: BlobRequest) => Response | undefined,
+  options: Partial<ReadBlobOptions> = {},
+) {
+  await using dir = await temporaryDir();
+  await using server = await startBlobServer({ size: SIZE, answer });
+  const outcome = await read(server, dir.path, options);
+  const { asked } = server;
+  return { ...outcome, asked, sent: server.sent(), peak: server.peak() };
+}
+
+/** A 206 whose headers or bytes are not what was asked. */
+function spoiled(headers: Record<string, string>, body?: BodyInit) {
+  return ({ right }: BlobRequest) => {
+    const response = right();
+    const all = new Headers(response.headers);
+    for (const [name, value] of Object.entries(headers)) {
+      if (value === "") all.delete(name);
+      else all.set(name, value);
+    }
+    return new Response(body ?? response.body, { status: 206, headers: all });
+  };
+}
+
+Deno.test("a blob comes over as many connections as allowed, each byte once", async () => {
+  const { right, sent, peak, asked } = await readFrom(() => undefined);
+  assert(right);
+  assertEquals(sent, SIZE);
+  assert(peak > 1 && peak <= 4, `${peak} at the same time`);
+  assert(asked.length >= 4);
+});
+
+Deno.test("a cut, an error and a wrong status in mid-blob cost a retry, and only what was lost", async (t) => {
+  const half = ({ right, from, to }: BlobRequest, end: "cut" | "stall") => {
+    const { headers } = right();
+    const bytes = new Uint8Array(0);
+    return { headers, bytes, from, to, end };
+  };
+  const faults: [string, string, (request: BlobRequest) => Response][] = [
+    [
+      "an error of the server",
+      "registry_unavailable",
+      () => new Response(null, { status: 503 }),
+    ],
+    ["a rate limit", "rate_limited", () => new Response(null, { status: 429 })],
+    [
+      "the whole among ranges",
+      "transfer_interrupted",
+      () => new Response(chunked(new Uint8Array(10)), { status: 200 }),
+    ],
+    [
+      "a cut",
+      "transfer_interrupted",
+      (request) =>
+        new Response(chunked(half(request, "cut").bytes, { end: "cut" }), {
+          status: 206,
+          headers: half(request, "cut").headers,
+        }),
+    ],
+    [
+      "a stall",
+      "transfer_stalled",
+      (request) =>
+        new Response(chunked(half(request, "stall").bytes, { end: "stall" }), {
+          status: 206,
+          headers: half(request, "stall").headers,
+        }),
+    ],
+  ];
+  for (const [name, code, fault] of faults) {
+    await t.step(name, async () => {
+      const { right, retries, sent } = await readFrom(
+        (request) => request.number === 3 ? fault(request) : undefined,
+        { stallMs: 300 },
+      );
+      assert(right);
+      assertEquals(retries.map(({ error }) => error.code), [code]);
+      assert(sent <= SIZE + 10, `${sent} bytes were sent`);
+    });
+  }
+});
+
+Deno.test("a source that does not serve ranges as asked is not used", async (t) => {
+  const answers: [string, RegExp, (request: BlobRequest) => Response][] = [
+    [
+      "another range",
+      /answers 0-\d+ with "bytes 5-/,
+      spoiled({ "content-range": `bytes 5-4194303/${SIZE}` }),
+    ],
+    ["no Content-Range", /with ""/, spoiled({ "content-range": "" })],
+    [
+      "another size",
+      /has 99 bytes, the manifest says/,
+      spoiled({ "content-range": "bytes 0-4194303/99" }),
+    ],
+    [
+      "another length",
+      /announces 3 bytes, not/,
+      spoiled({ "content-length": "3" }, "abc"),
+    ],
+    ["gzip", /in the encoding "gzip"/, spoiled({ "content-encoding": "gzip" })],
+    ["416", /answers 416/, () => new Response(null, { status: 416 })],
+    ["404", /answers 404/, () => new Response(null, { status: 404 })],
+    ["501", /answers 501/, () => new Response(null, { status: 501 })],
+    ["a body that goes on", /sends more than was asked/, ({ right }) =>
+      spoiled(
+        { "content-length": "" },
+        chunked(new Uint8Array(5 * MIB)),
+      )({ right } as BlobRequest)],
+    [
+      "a whole of another size",
+      /announces 7 bytes, not/,
+      () => new Response("another", { headers: { "content-length": "7" } }),
+    ],
+    [
+      "a redirect loop",
+      /redirects in a loop/,
+      ({ request }) =>
+        new Response(null, { status: 307, headers: { location: request.url } }),
+    ],
+    [
+      "a redirect to another port",
+      /redirects to http:\/\/127\.0\.0\.1:1$/,
+      () =>
+        new Response(null, {
+          status: 307,
+          headers: { location: "http://127.0.0.1:1/x" },
+        }),
+    ],
+    [
+      "an authentication that is not understood",
+      /authentication is "Negotiate"/,
+      () =>
+        new Response(null, {
+          status: 401,
+          headers: { "www-authenticate": "Negotiate" },
+        }),
+    ],
+  ];
+  for (const [name, reason, answer] of answers) {
+    await t.step(name, async () => {
+      const { error, retries } = await readFrom(answer);
+      assert(error instanceof RangesUnavailable, String(error));
+      assertMatch((error as Error).message, reason);
+      assertEquals(retries, []);
+    });
+  }
+});
+
+Deno.test("a server that answers with the whole is read as a stream, over one connection", async () => {
+  await using dir = await temporaryDir();
+  await using server = await startBlobServer({
+    size: SIZE,
+    // As a cache does that is empty; it breaks off once, and is full then.
+    answer: ({ number }): Response | undefined =>
+      number === 1
+        ? new Response(chunked(server.bytes.slice(0, 5 * MIB), { end: "cut" }))
+        : undefined,
+  });
+  const { right, retries } = await read(server, dir.path);
+  assert(right);
+  assertEquals(retries.map(({ error }) => error.code), [
+    "transfer_interrupted",
+  ]);
+  assert(server.sent() <= SIZE, `${server.sent()} bytes were sent`);
+});
+
+Deno.test("what a run has got is kept for the next one, and not asked for again", async () => {
+  await using dir = await temporaryDir();
+  const stop = new AbortController();
+  await using server = await startBlobServer({
+    size: SIZE,
+    answer: ({ number, from, to }): Response | undefined => {
+      if (number < 4) return undefined;
+      stop.abort();
+      return new Response(chunked(server.bytes.slice(from, to)));
+    },
+  });
+  const first = await read(server, dir.path, {
+    connections: 1,
+    signal: stop.signal,
+  });
+  assert(first.error instanceof DOMException);
+  const before = server.sent();
+  assert(before > 8 * MIB);
+
+  await using again = await startBlobServer({
+    size: SIZE,
+    bytes: server.bytes,
+  });
+  const second = await read(again, dir.path);
+  assert(second.right);
+  assert(again.sent() <= SIZE - 8 * MIB, `${again.sent()} bytes were sent`);
+});
+
+Deno.test("all connections heed Retry-After together", async () => {
+  const times: number[] = [];
+  let told = 0;
+  const { right, retries } = await readFrom(({ number }) => {
+    if (told) times.push(performance.now() - told);
+    if (number !== 1 || told) return undefined;
+    told = performance.now();
+    return new Response(null, {
+      status: 429,
+      headers: { "retry-after": "1" },
+    });
+  });
+  assert(right);
+  assertEquals(retries.length, 1);
+  assert(retries[0].delayMs >= 1000);
+  assert(Math.min(...times) >= 990, `one came after ${Math.min(...times)} ms`);
+});
+
+Deno.test("a slow connection gives its rest to a fast one", async () => {
+  let slow = 0;
+  const begun = performance.now();
+  const { right, sent, retries } = await readFrom(({ number, from, to }) => {
+    if (number !== 2) return undefined;
+    slow = to - from;
+    // 64 KiB each 200 ms: 13 s for a piece.
+    return new Response(
+      chunked(new Uint8Array(to - from), { pauseMs: 200 }),
+      {
+        status: 206,
+        headers: { "content-range": `bytes ${from}-${to - 1}/${SIZE}` },
+      },
+    );
+  });
+  // Its bytes are zeros, so that the few it was left show.
+  assertEquals(right, false);
+  assert(slow >= 4 * MIB);
+  assertEquals(retries, []);
+  assert(sent < SIZE + 2 * MIB, `${sent} bytes were sent`);
+  assert(performance.now() - begun < 8000);
+});
+
+Deno.test("a failure that lasts ends the read with its own code, and keeps the bytes", async () => {
+  await using dir = await temporaryDir();
+  await using server = await startBlobServer({
+    size: SIZE,
+    answer: ({ number }) =>
+      number < 3 ? undefined : new Response(null, { status: 503 }),
+  });
+  const { error, retries } = await read(server, dir.path, {
+    connections: 1,
+    retries: 2,
+  });
+  await failure("registry_unavailable", () => {
+    throw error;
+  });
+  assertEquals(retries.length, 2);
+  const { digest } = server;
+  await using part = await openPart(dir.path, { size: SIZE, digest });
+  assert(part.kept >= 4 * MIB);
+});
+
+Deno.test("a signed address that expires is asked for again, and gets no token", async () => {
+  const tokens: string[] = [];
+  let signed = 0;
+  await using storage: BlobServer = await startBlobServer({
+    size: SIZE,
+    hostname: "127.0.0.2",
+    answer({ request, number }) {
+      if (request.headers.has("authorization")) tokens.push("leaked");
+      const key = new URL(request.url).searchParams.get("signature");
+      return number > 2 && key === "1"
+        ? new Response(null, { status: 403 })
+        : undefined;
+    },
+  });
+  const { port } = new URL(storage.origin);
+  await using registry = await startBlobServer({
+    size: SIZE,
+    bytes: storage.bytes,
+    port: Number(port),
+    answer({ request }) {
+      if (request.headers.get("authorization") !== `Basic ${btoa("u:p")}`) {
+        return new Response(null, {
+          status: 401,
+          headers: { "www-authenticate": 'Basic realm="x"' },
+        });
+      }
+      const location = `${storage.origin}/blob?signature=${++signed}`;
+      return new Response(null, { status: 307, headers: { location } });
+    },
+  });
+  await using dir = await temporaryDir();
+  using client = Deno.createHttpClient({ http2: false });
+  const { digest, origin } = registry;
+  await using part = await openPart(dir.path, { size: SIZE, digest });
+  const source = blobSource(
+    { origin, repository: "o/i", digest, size: SIZE },
+    {
+      client,
+      stallMs: 5000,
+      credentials: () =>
+        Promise.resolve({ login: { user: "u", password: "p" } }),
+    },
+  );
+  await readBlob(source, part, {
+    connections: 2,
+    stallMs: 5000,
+    retryDelayMs: 10,
+    onBytes: () => {},
+  });
+  const actual = await sha256(part.chunks(new AbortController().signal));
+  assertEquals(`sha256:${actual}`, digest);
+  assertEquals(tokens, []);
+  assert(signed >= 2);
+});
