@@ -8,35 +8,16 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import { statusError, transportError } from "../system/http_errors.ts";
+import { statusError } from "../system/http_errors.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
-import type { RegistryCredentials } from "./_docker_config.ts";
-import { authorizer } from "./_token.ts";
+import type { RegistryGet } from "./_registry_get.ts";
 
-/** A blob, and where it is. */
-export interface BlobAddress {
-  /** The registry's address, such as `https://ghcr.io`. */
-  origin: string;
-  /** The repository's path. */
-  repository: string;
+/** A blob. */
+export interface BlobName {
   /** `sha256:` and the digest in hex. */
   digest: string;
   /** Size, in bytes. */
   size: number;
-  /** Sent as the query of each request, such as `ns=ghcr.io` to a mirror. */
-  query?: string;
-}
-
-/** What {@linkcode blobSource} takes besides the address. */
-export interface BlobSourceOptions {
-  /** Whom to trust, and over how many connections. */
-  client: Deno.HttpClient;
-  /** Finds the credentials, once they are asked for. */
-  credentials: () => Promise<RegistryCredentials>;
-  /** Ends requests for tokens, which are for all connections. */
-  signal?: AbortSignal;
-  /** Time after which such a request is aborted, in milliseconds. */
-  stallMs: number;
 }
 
 /** A place that serves a blob. */
@@ -72,131 +53,53 @@ export class BusyError extends ToolsmithError {
   }
 }
 
-const MAX_REDIRECTS = 5;
 const REDIRECTS = new Set([301, 302, 303, 307, 308]);
 /** A signed address that has expired answers one of these. */
 const EXPIRED = new Set([400, 401, 403, 404, 410]);
 
 /**
- * Opens a blob's place. Nothing is sent yet.
+ * Makes a source of a repository that holds a blob. Nothing is sent yet.
  *
- * Needs `--allow-net` for the registry's host, that of its token service, and
- * those that it redirects to. Nothing is asked for: a host that is not
- * permitted is refused with {@linkcode RangesUnavailable}.
- *
- * @param address The blob.
- * @param options How to connect, and the credentials.
- * @returns The source.
+ * @param registry The repository.
+ * @param blob The blob.
+ * @returns The source; it throws what the repository does, and
+ * {@linkcode RangesUnavailable} for an answer that cannot be used.
  */
-export function blobSource(
-  address: BlobAddress,
-  { client, credentials, signal, stallMs }: BlobSourceOptions,
-): BlobSource {
-  const { origin, repository, digest, query } = address;
-  const home = new URL(`${origin}/v2/${repository}/blobs/${digest}`);
-  if (query) home.search = query;
-  const { header, renew } = authorizer({
-    repository,
-    plainHttp: home.protocol === "http:",
-    credentials,
-    send(url, init) {
-      const late = AbortSignal.timeout(stallMs);
-      const either = signal ? AbortSignal.any([signal, late]) : late;
-      return send(url, { ...init, signal: either, client });
-    },
-  });
+export function blobSource(registry: RegistryGet, blob: BlobName): BlobSource {
   /** Where the registry has redirected to: asked directly until it expires. */
   let direct: URL | undefined;
-
-  /** Asks the registry, and follows it by hand: nobody else gets the token. */
-  async function ask(
-    headers: Headers,
-    stop: AbortSignal,
-  ): Promise<[Response, URL]> {
-    let renewed = 0;
-    let url = home;
-    for (let hops = 0;;) {
-      const own = url.origin === home.origin;
-      const sent = own ? await header() : undefined;
-      const all = new Headers(headers);
-      if (sent) all.set("authorization", sent);
-      const response = await send(url, { headers: all, signal: stop, client });
-      const location = response.headers.get("location");
-      if (own && response.status === 401 && renewed++ < 2) {
-        await response.body?.cancel();
-        await renew(response.headers.get("www-authenticate"), sent);
-      } else if (REDIRECTS.has(response.status) && location !== null) {
-        await response.body?.cancel();
-        if (++hops > MAX_REDIRECTS) {
-          throw new RangesUnavailable("it redirects in a loop");
-        }
-        url = redirected(url, location);
-      } else return [response, url];
-    }
-  }
-
   return {
-    host: home.host,
-    async open(from, to, stop) {
-      const headers = new Headers({
+    host: registry.host,
+    async open(from, to, signal) {
+      const headers = {
         // Encoded bytes would have neither the size nor the ranges of the blob.
         "accept-encoding": "identity",
         // Closed: some registries answer 416 to one without an end.
         range: `bytes=${from}-${to - 1}`,
-      });
+      };
+      const range: [number, number] = [from, to];
       if (direct) {
-        const response = await send(direct, { headers, signal: stop, client });
-        const moved = REDIRECTS.has(response.status);
-        if (!moved && !EXPIRED.has(response.status)) {
-          return await accepted(response, address, [from, to], direct);
+        const response = await registry.getDirect(direct, { headers, signal });
+        const { status } = response;
+        if (!REDIRECTS.has(status) && !EXPIRED.has(status)) {
+          return await accepted(response, blob, range, direct);
         }
         await response.body?.cancel();
         direct = undefined;
       }
-      const [response, url] = await ask(headers, stop);
-      const answer = await accepted(response, address, [from, to], url);
-      if (url.origin !== home.origin) direct = url;
+      const path = `blobs/${blob.digest}`;
+      const [response, url] = await registry.get(path, { headers, signal });
+      const answer = await accepted(response, blob, range, url);
+      if (!registry.isOwn(url)) direct = url;
       return answer;
     },
   };
 }
 
-/** Sends a request to a host that is permitted: Deno would ask the user. */
-async function send(
-  url: URL,
-  init: RequestInit & { client: Deno.HttpClient; signal: AbortSignal },
-): Promise<Response> {
-  const port = url.port || (url.protocol === "https:" ? "443" : "80");
-  const host = `${url.hostname}:${port}`;
-  const { state } = await Deno.permissions.query({ name: "net", host });
-  if (state !== "granted") {
-    throw new RangesUnavailable(`--allow-net=${url.host} is not granted`);
-  }
-  try {
-    return await fetch(url, { ...init, redirect: "manual" });
-  } catch (error) {
-    init.signal.throwIfAborted();
-    throw transportError(error, url.host, false);
-  }
-}
-
-/** Where a redirect leads: not out of HTTPS, and not to a port of its choice. */
-function redirected(from: URL, location: string): URL {
-  const to = URL.parse(location, from);
-  if (!to) throw new RangesUnavailable("it redirects to what is no address");
-  const secure = to.protocol === "https:" ||
-    to.protocol === "http:" && from.protocol === "http:";
-  if (!secure || to.port !== from.port && to.port !== "") {
-    const shown = `${to.protocol}//${to.host}`;
-    throw new RangesUnavailable(`it redirects to ${shown}`);
-  }
-  return to;
-}
-
 /** Refuses an answer that is not what was asked. */
 async function accepted(
   response: Response,
-  { size }: BlobAddress,
+  { size }: BlobName,
   [from, to]: [number, number],
   { host }: URL,
 ): Promise<BlobAnswer> {

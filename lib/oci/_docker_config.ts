@@ -108,6 +108,8 @@ async function askHelper(
       args: ["get"],
       input: key,
       timeoutMs: HELPER_MS,
+      // As for oras, whose helpers need no token of ours.
+      env: { GHCR_TOKEN: "", GITHUB_TOKEN: "" },
       signal,
     });
     if (stdout.trim() === NO_CREDENTIALS) return {};

@@ -41,7 +41,7 @@ export interface PartFile extends AsyncDisposable {
   /** Opens it for one writer. */
   openWriter(): Promise<PartWriter>;
   /** Reads it from its start, waiting for the bytes that are to come. */
-  chunks(signal: AbortSignal): AsyncGenerator<Uint8Array>;
+  chunks(signal: AbortSignal): AsyncGenerator<Uint8Array<ArrayBuffer>>;
   /** Forgets all that is there. */
   clear(): Promise<void>;
   /** Ends it as a part file: its record is removed, the file stays. */
@@ -90,7 +90,10 @@ export async function openPart(
   let finished = false;
   let arrival = Promise.withResolvers<void>();
   const file = await Deno.open(path, {
-    ...{ read: true, write: true, create: true, mode: PRIVATE },
+    read: true,
+    write: true,
+    create: true,
+    mode: PRIVATE,
   });
   if (!found) await file.truncate(0);
   await file.truncate(size);
@@ -218,7 +221,7 @@ export async function readPartRecord(
   try {
     const stat = await Deno.lstat(join(dir, PART));
     const text = await Deno.readTextFile(join(dir, PART_RECORD));
-    const { size, digest, extents } = JSON.parse(text);
+    const { size, digest, extents } = JSON.parse(text) ?? {};
     const known = parseExtents(extents, size);
     const fits = stat.isFile && stat.size === size && known !== undefined &&
       typeof digest === "string";

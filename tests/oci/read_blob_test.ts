@@ -1,7 +1,8 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { type BlobSource, blobSource } from "../../lib/oci/_blob_source.ts";
+import { registryGet } from "../../lib/oci/_registry_get.ts";
 import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
-import { readBlob, type ReadBlobOptions } from "../../lib/oci/blob.ts";
+import { readBlob, type ReadBlobOptions } from "../../lib/oci/_read_blob.ts";
 import { sha256 } from "../../lib/system/digest.ts";
 import { openPart } from "../../lib/system/part_file.ts";
 import type { Retry } from "../../lib/system/retry.ts";
@@ -22,9 +23,14 @@ function sourceOf(
   { origin, digest, bytes }: BlobServer,
   client: Deno.HttpClient,
 ): BlobSource {
-  const address = { origin, repository: "o/i", digest, size: bytes.length };
-  const credentials = () => Promise.resolve({});
-  return blobSource(address, { client, credentials, stallMs: 5000 });
+  const registry = registryGet({
+    base: `${origin}/v2`,
+    repository: "o/i",
+    client,
+    credentials: () => Promise.resolve({}),
+    stallMs: 5000,
+  });
+  return blobSource(registry, { digest, size: bytes.length });
 }
 
 /** What a read took, and what it left. */
@@ -353,13 +359,15 @@ Deno.test("a signed address that expires is asked for again, and gets no token",
   const { digest, origin } = registry;
   await using part = await openPart(dir.path, { size: SIZE, digest });
   const source = blobSource(
-    { origin, repository: "o/i", digest, size: SIZE },
-    {
+    registryGet({
+      base: `${origin}/v2`,
+      repository: "o/i",
       client,
       stallMs: 5000,
       credentials: () =>
         Promise.resolve({ login: { user: "u", password: "p" } }),
-    },
+    }),
+    { digest, size: SIZE },
   );
   await readBlob(source, part, {
     connections: 2,

@@ -1,0 +1,141 @@
+import { assertEquals, assertRejects } from "@std/assert";
+import { join } from "@std/path";
+import { readCredentials } from "../../lib/oci/_docker_config.ts";
+import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
+import { temporaryDir } from "../support/directory.ts";
+
+const login = (user: string, password: string) => ({ user, password });
+
+/** What is found for a registry with such a config.json. */
+async function found(
+  registry: string,
+  config: unknown,
+  env: Record<string, string> = {},
+) {
+  await using dir = await temporaryDir();
+  const text = typeof config === "string" ? config : JSON.stringify(config);
+  await Deno.writeTextFile(join(dir.path, "config.json"), text);
+  const all = new Map(Object.entries({ DOCKER_CONFIG: dir.path, ...env }));
+  return await readCredentials(registry, { env: all });
+}
+
+Deno.test("Docker's file gives a registry its own credentials, and no others'", async () => {
+  const auths = {
+    "a.example": { auth: btoa("user:pass:word") },
+    "https://old.example/v1/": { username: "u", password: "p" },
+    "id.example": { auth: btoa("u:"), identitytoken: "refresh" },
+    "token.example": { registrytoken: "bearer" },
+    "https://index.docker.io/v1/": { auth: btoa("hub:secret") },
+  };
+  assertEquals(await found("a.example", { auths }), {
+    login: login("user", "pass:word"),
+  });
+  assertEquals(await found("old.example", { auths }), {
+    login: login("u", "p"),
+  });
+  assertEquals(await found("id.example", { auths }), {
+    login: login("u", ""),
+    identityToken: "refresh",
+  });
+  assertEquals(await found("token.example", { auths }), {
+    registryToken: "bearer",
+  });
+  assertEquals(await found("docker.io", { auths }), {
+    login: login("hub", "secret"),
+  });
+  assertEquals(await found("a.example:5000", { auths }), {});
+  assertEquals(await found("constructor", { auths }), {});
+});
+
+Deno.test("without a file there are no credentials, and ghcr.io has the environment's", async () => {
+  const env = new Map(Object.entries({ HOME: "/nonexistent" }));
+  assertEquals(await readCredentials("a.example", { env }), {});
+  env.set("GHCR_TOKEN", "secret\n").set("GITHUB_ACTOR", "me");
+  assertEquals(await readCredentials("ghcr.io", { env }), {
+    login: login("me", "secret"),
+  });
+  assertEquals(await readCredentials("a.example", { env }), {});
+});
+
+Deno.test("a file that cannot be understood is a reason, and does not show secrets", async () => {
+  for (
+    const config of [
+      "{",
+      "[]x",
+      { auths: { "a.example": { auth: "not base64!" } } },
+      { auths: { "a.example": { auth: btoa("nocolon-secret") } } },
+    ]
+  ) {
+    const error = await assertRejects(
+      () => found("a.example", config),
+      RangesUnavailable,
+    );
+    assertEquals(/secret|base64!/.test(error.message), false, error.message);
+  }
+});
+
+Deno.test({
+  name: "a credential helper is asked before the store, and its answer is used",
+  ignore: Deno.build.os === "windows",
+  async fn(t) {
+    await using dir = await temporaryDir();
+    const helper = async (name: string, script: string) => {
+      const path = join(dir.path, `docker-credential-${name}`);
+      await Deno.writeTextFile(path, `#!/bin/sh\nread host\n${script}\n`, {
+        mode: 0o755,
+      });
+    };
+    await helper(
+      "own",
+      `echo "{\\"Username\\":\\"$1\\",\\"Secret\\":\\"$host\\"}"`,
+    );
+    await helper("all", `echo '{"Username":"<token>","Secret":"refresh"}'`);
+    await helper(
+      "none",
+      "echo credentials not found in native keychain; exit 1",
+    );
+    await helper("broken", "echo some-secret; exit 1");
+    const path = Deno.env.get("PATH")!;
+    Deno.env.set("PATH", `${dir.path}:${path}`);
+    try {
+      const config = {
+        credsStore: "all",
+        credHelpers: {
+          "own.example": "own",
+          "none.example": "none",
+          "broken.example": "broken",
+          "missing.example": "missing",
+        },
+      };
+      await t.step(
+        "its own",
+        async () =>
+          assertEquals(await found("own.example", config), {
+            login: login("get", "own.example"),
+          }),
+      );
+      await t.step(
+        "the store",
+        async () =>
+          assertEquals(await found("other.example", config), {
+            identityToken: "refresh",
+          }),
+      );
+      await t.step(
+        "nothing there",
+        async () => assertEquals(await found("none.example", config), {}),
+      );
+      for (const name of ["broken", "missing"]) {
+        await t.step(name, async () => {
+          const error = await assertRejects(
+            () => found(`${name}.example`, config),
+            RangesUnavailable,
+          );
+          assertEquals(error.message, `docker-credential-${name} failed`);
+        });
+      }
+    } finally {
+      Deno.env.set("PATH", path);
+    }
+  },
+});

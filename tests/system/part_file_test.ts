@@ -1,0 +1,127 @@
+import { assertEquals, assertRejects } from "@std/assert";
+import { join } from "@std/path";
+import {
+  movePart,
+  openPart,
+  PART,
+  PART_RECORD,
+  readPartRecord,
+} from "../../lib/system/part_file.ts";
+import { temporaryDir } from "../support/directory.ts";
+
+const MIB = 1024 * 1024;
+const identity = { size: 10 * MIB, digest: "sha256:aa" };
+const never = new AbortController().signal;
+
+Deno.test("a part file keeps what was written for whoever opens it next", async () => {
+  await using dir = await temporaryDir();
+  {
+    await using part = await openPart(dir.path, identity);
+    assertEquals([part.kept, part.bytes], [0, 0]);
+    using writer = await part.openWriter();
+    await writer.write(5 * MIB, new Uint8Array(MIB).fill(5));
+    await writer.write(0, new Uint8Array(3).fill(1));
+  }
+  await using part = await openPart(dir.path, identity);
+  assertEquals([part.kept, part.bytes], [MIB + 3, MIB + 3]);
+  assertEquals(part.gaps(), [[3, 5 * MIB], [6 * MIB, 10 * MIB]]);
+  assertEquals(part.gaps([0, 4]), [[3, 4]]);
+  const bytes = await Deno.readFile(part.path);
+  assertEquals([bytes[0], bytes[3], bytes[5 * MIB]], [1, 0, 5]);
+});
+
+Deno.test("what a killed process had synced is kept", async () => {
+  await using dir = await temporaryDir();
+  const part = await openPart(dir.path, identity);
+  using writer = await part.openWriter();
+  await writer.write(0, new Uint8Array(6 * MIB));
+  // Nobody closes it: the record must come by itself.
+  for (let tries = 0; !await readPartRecord(dir.path); tries++) {
+    if (tries > 100) throw new Error("no record after 5 s");
+    await new Promise((done) => setTimeout(done, 50));
+  }
+  assertEquals((await readPartRecord(dir.path))?.extents, [[0, 6 * MIB]]);
+  await part[Symbol.asyncDispose]();
+});
+
+Deno.test("a part file of another image, of another size or of an older version is not gone on with", async (t) => {
+  const cases: [string, (record: Record<string, unknown>) => unknown][] = [
+    ["another digest", (record) => ({ ...record, digest: "sha256:bb" })],
+    ["another size", (record) => ({ ...record, size: 9 * MIB })],
+    ["no extents", ({ size, digest }) => ({ size, digest })],
+    ["bytes beyond the end", (record) => ({
+      ...record,
+      extents: [[0, 11 * MIB]],
+    })],
+    ["no object", () => "x"],
+    ["null", () => null],
+  ];
+  for (const [name, change] of cases) {
+    await t.step(name, async () => {
+      await using dir = await temporaryDir();
+      {
+        await using part = await openPart(dir.path, identity);
+        using writer = await part.openWriter();
+        await writer.write(0, new Uint8Array(9).fill(7));
+      }
+      const path = join(dir.path, PART_RECORD);
+      const record = JSON.parse(await Deno.readTextFile(path));
+      await Deno.writeTextFile(path, JSON.stringify(change(record)));
+      await using part = await openPart(dir.path, identity);
+      assertEquals([part.kept, part.gaps()], [0, [[0, 10 * MIB]]]);
+      assertEquals((await Deno.readFile(part.path))[0], 0);
+    });
+  }
+});
+
+Deno.test("the bytes of a part file are read in order while they arrive out of order", async () => {
+  await using dir = await temporaryDir();
+  await using part = await openPart(dir.path, { size: 6, digest: "x" });
+  using writer = await part.openWriter();
+  const read = (async () => {
+    const bytes: number[] = [];
+    for await (const chunk of part.chunks(never)) bytes.push(...chunk);
+    return bytes;
+  })();
+  await writer.write(4, new Uint8Array([5, 6]));
+  await writer.write(2, new Uint8Array([3, 4]));
+  await writer.write(0, new Uint8Array([1, 2]));
+  assertEquals(await read, [1, 2, 3, 4, 5, 6]);
+});
+
+Deno.test("who waits for the bytes of a part file can be stopped", async () => {
+  await using dir = await temporaryDir();
+  await using part = await openPart(dir.path, identity);
+  const stop = new AbortController();
+  const read = Array.fromAsync(part.chunks(stop.signal));
+  stop.abort(new Error("enough"));
+  await assertRejects(() => read, Error, "enough");
+});
+
+Deno.test("a part file that is cleared or finished is not gone on with, and one that is moved is", async () => {
+  await using dir = await temporaryDir();
+  {
+    await using part = await openPart(dir.path, identity);
+    using writer = await part.openWriter();
+    await writer.write(0, new Uint8Array(9).fill(7));
+    await part.clear();
+    assertEquals([part.bytes, part.kept], [0, 0]);
+  }
+  assertEquals(await readPartRecord(dir.path), undefined);
+  {
+    await using part = await openPart(dir.path, identity);
+    using writer = await part.openWriter();
+    await writer.write(0, new Uint8Array(9).fill(7));
+  }
+  const to = join(dir.path, "to");
+  await Deno.mkdir(join(dir.path, "from"));
+  await Deno.mkdir(to);
+  for (const name of [PART, PART_RECORD]) {
+    await Deno.rename(join(dir.path, name), join(dir.path, "from", name));
+  }
+  await movePart(join(dir.path, "from"), to);
+  await using part = await openPart(to, identity);
+  assertEquals(part.kept, 9);
+  await part.finish();
+  assertEquals(await readPartRecord(to), undefined);
+});
