@@ -5,6 +5,7 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import { httpClient } from "../system/http_client.ts";
 import { backoffMs, isTransient, type RetryOptions } from "../system/retry.ts";
 import { sleep } from "../system/time.ts";
 import { requestFile, type Transfer } from "./_https_request.ts";
@@ -46,7 +47,7 @@ export async function openHttps(
   options: HttpsOptions = {},
 ): Promise<HttpsFile> {
   const { stallTimeoutMs = 60_000, signal, caFile } = options;
-  const client = caFile === undefined ? undefined : await trusting(caFile);
+  const client = caFile === undefined ? undefined : await httpClient(caFile);
   const pause = retryPauses(options);
   let current: Transfer | undefined;
   const connect: Connect = async (from, etag) => {
@@ -128,28 +129,4 @@ function tooLong(shown: string, bytes: number): ToolsmithError {
     `Cannot download ${shown}: the server sent more than the ${bytes} bytes it announced`,
     { hint: "nothing was kept; the server or a proxy on the way is broken" },
   );
-}
-
-async function trusting(caFile: string): Promise<Deno.HttpClient> {
-  const failed = (code: "file_unreadable" | "tls_failed", verb: string) =>
-  (
-    cause: Error,
-  ) => {
-    if (cause instanceof Deno.errors.NotCapable) throw cause;
-    const hint = code === "tls_failed"
-      ? "--ca-file takes a PEM file"
-      : "check the path in --ca-file";
-    throw new ToolsmithError(
-      code,
-      `Cannot ${verb} the certificate authority ${caFile}: ${cause.message}`,
-      { hint, cause },
-    );
-  };
-  const authority = await Deno.readTextFile(caFile)
-    .catch(failed("file_unreadable", "read"));
-  try {
-    return Deno.createHttpClient({ caCerts: [authority] });
-  } catch (cause) {
-    return failed("tls_failed", "use")(cause as Error);
-  }
 }

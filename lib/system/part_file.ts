@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { join } from "@std/path";
+import { join, relative } from "@std/path";
 import {
   addExtent,
   type Extent,
@@ -15,7 +15,7 @@ import {
   gapsOf,
   parseExtents,
 } from "./extents.ts";
-import { absentAs, removeTree } from "./files.ts";
+import { absentAs } from "./files.ts";
 import { writeAll } from "./streams.ts";
 
 /** What a part file is to become. */
@@ -42,6 +42,13 @@ export interface PartFile extends AsyncDisposable {
   openWriter(): Promise<PartWriter>;
   /** Reads it from its start, waiting for the bytes that are to come. */
   chunks(signal: AbortSignal): AsyncGenerator<Uint8Array<ArrayBuffer>>;
+  /**
+   * Notes that a program fills another file of the directory from its start:
+   * whoever opens the part file next takes over what that has by then.
+   */
+  expect(path: string): Promise<void>;
+  /** Takes over, as its first bytes, all that another file has. */
+  adopt(path: string): Promise<void>;
   /** Forgets all that is there. */
   clear(): Promise<void>;
   /** Ends it as a part file: its record is removed, the file stays. */
@@ -98,8 +105,8 @@ export async function openPart(
   if (!found) await file.truncate(0);
   await file.truncate(size);
 
-  async function save(extents: Extent[]) {
-    const text = JSON.stringify({ size, digest, extents });
+  async function save(extents: Extent[], filled?: string) {
+    const text = JSON.stringify({ size, digest, extents, filled });
     const fresh = `${recordPath}.new`;
     await Deno.writeTextFile(fresh, text, { mode: PRIVATE });
     await Deno.rename(fresh, recordPath);
@@ -109,6 +116,16 @@ export async function openPart(
     await file.syncData();
     await save(extents);
     synced = extentBytes(extents);
+  }
+  async function adopt(from: string) {
+    const stat = await absentAs(undefined, Deno.lstat(from));
+    if (!stat?.isFile || stat.size > size) return;
+    // A copy: the program may still be writing.
+    await Deno.copyFile(from, path);
+    await file.truncate(size);
+    there = [];
+    arrived([0, stat.size]);
+    await sync();
   }
   function syncSoon() {
     if (syncing || extentBytes(there) - synced < SYNC_BYTES) return;
@@ -123,6 +140,10 @@ export async function openPart(
     arrival = Promise.withResolvers();
   }
 
+  if (found && record.filled !== undefined) {
+    await adopt(join(dir, record.filled));
+    kept = extentBytes(there);
+  }
   return {
     path,
     size,
@@ -174,6 +195,8 @@ export async function openPart(
         signal.removeEventListener("abort", abort);
       }
     },
+    expect: (path) => save(there, relative(dir, path)),
+    adopt,
     async clear() {
       await syncing;
       there = [];
@@ -205,6 +228,8 @@ export async function openPart(
 export interface PartRecord extends PartIdentity {
   /** The bytes that are on the disk. */
   extents: Extent[];
+  /** Another file of the directory that a program has filled from its start. */
+  filled?: string;
 }
 
 /**
@@ -221,11 +246,12 @@ export async function readPartRecord(
   try {
     const stat = await Deno.lstat(join(dir, PART));
     const text = await Deno.readTextFile(join(dir, PART_RECORD));
-    const { size, digest, extents } = JSON.parse(text) ?? {};
+    const { size, digest, extents, filled } = JSON.parse(text) ?? {};
     const known = parseExtents(extents, size);
     const fits = stat.isFile && stat.size === size && known !== undefined &&
-      typeof digest === "string";
-    return fits ? { size, digest, extents: known } : undefined;
+      typeof digest === "string" &&
+      (filled === undefined || typeof filled === "string");
+    return fits ? { size, digest, extents: known, filled } : undefined;
   } catch (error) {
     const none = error instanceof Deno.errors.NotFound ||
       error instanceof Deno.errors.NotADirectory ||
@@ -233,18 +259,4 @@ export async function readPartRecord(
     if (none) return undefined;
     throw error;
   }
-}
-
-/**
- * Moves a part file to another directory of the same filesystem.
- *
- * Needs `--allow-write` for both.
- *
- * @param from Where it is.
- * @param to Where it goes.
- */
-export async function movePart(from: string, to: string): Promise<void> {
-  await Deno.rename(join(from, PART), join(to, PART));
-  await Deno.rename(join(from, PART_RECORD), join(to, PART_RECORD));
-  await removeTree(from);
 }

@@ -129,3 +129,8 @@ export interface StdPath {
 export interface StdYaml {
   parse: (content: string) => unknown;
 }
+
+/** Of `@std/toml`. */
+export interface StdToml {
+  parse: (tomlString: string) => Record<string, unknown>;
+}

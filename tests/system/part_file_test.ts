@@ -1,9 +1,7 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import {
-  movePart,
   openPart,
-  PART,
   PART_RECORD,
   readPartRecord,
 } from "../../lib/system/part_file.ts";
@@ -98,30 +96,35 @@ Deno.test("who waits for the bytes of a part file can be stopped", async () => {
   await assertRejects(() => read, Error, "enough");
 });
 
-Deno.test("a part file that is cleared or finished is not gone on with, and one that is moved is", async () => {
+Deno.test("a part file that is cleared or finished is not gone on with", async () => {
   await using dir = await temporaryDir();
+  for (const end of ["clear", "finish"] as const) {
+    {
+      await using part = await openPart(dir.path, identity);
+      using writer = await part.openWriter();
+      await writer.write(0, new Uint8Array(9).fill(7));
+      await part[end]();
+      if (end === "clear") assertEquals([part.bytes, part.kept], [0, 0]);
+    }
+    assertEquals(await readPartRecord(dir.path), undefined);
+  }
+});
+
+Deno.test("what a program had filled when the process died is taken over", async () => {
+  await using dir = await temporaryDir();
+  const filled = join(dir.path, "pull", "image.qcow2");
+  await Deno.mkdir(join(dir.path, "pull"));
   {
     await using part = await openPart(dir.path, identity);
-    using writer = await part.openWriter();
-    await writer.write(0, new Uint8Array(9).fill(7));
-    await part.clear();
-    assertEquals([part.bytes, part.kept], [0, 0]);
+    await part.expect(filled);
+    await Deno.writeFile(filled, new Uint8Array(5000).fill(3));
   }
-  assertEquals(await readPartRecord(dir.path), undefined);
-  {
-    await using part = await openPart(dir.path, identity);
-    using writer = await part.openWriter();
-    await writer.write(0, new Uint8Array(9).fill(7));
-  }
-  const to = join(dir.path, "to");
-  await Deno.mkdir(join(dir.path, "from"));
-  await Deno.mkdir(to);
-  for (const name of [PART, PART_RECORD]) {
-    await Deno.rename(join(dir.path, name), join(dir.path, "from", name));
-  }
-  await movePart(join(dir.path, "from"), to);
-  await using part = await openPart(to, identity);
-  assertEquals(part.kept, 9);
-  await part.finish();
-  assertEquals(await readPartRecord(to), undefined);
+  await using part = await openPart(dir.path, identity);
+  assertEquals([part.kept, part.gaps()], [5000, [[5000, 10 * MIB]]]);
+  assertEquals((await Deno.readFile(part.path)).length, 10 * MIB);
+  // More than the whole is none of it.
+  await part.clear();
+  await Deno.writeFile(filled, new Uint8Array(11 * MIB));
+  await part.adopt(filled);
+  assertEquals(part.bytes, 0);
 });

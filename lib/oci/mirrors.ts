@@ -1,0 +1,176 @@
+/**
+ * Mirrors and pull-through caches of a registry: those of containerd, and those
+ * of `TOOLSMITH_MIRRORS`.
+ *
+ * Format: containerd, "Registry Configuration" (`docs/hosts.md`):
+ *
+ *     <certs.d>/<host>/hosts.toml
+ *     server = "https://registry.example"
+ *     [host."https://cache.lan"]
+ *       capabilities = ["pull", "resolve"]
+ *       ca = "cache.pem"
+ *
+ * @module
+ */
+import { join, resolve } from "@std/path";
+import { type Environment, processEnvironment } from "../environment.ts";
+import { ToolsmithError } from "../errors.ts";
+
+/** A place that serves what a registry has. It needs no trust. */
+export interface Mirror {
+  /** The address that paths of the API follow, such as `https://cache.lan/v2`. */
+  base: string;
+  /** Whether it may say which manifest a tag names. */
+  resolves: boolean;
+  /** A PEM file with the certificate authority to trust. */
+  caFile?: string;
+}
+
+/** What {@linkcode findMirrors} takes. */
+export interface MirrorOptions {
+  /**
+   * Read for `TOOLSMITH_MIRRORS` and `TOOLSMITH_REGISTRY_CONFIG`.
+   *
+   * @default {processEnvironment}
+   */
+  env?: Environment;
+  /** Gets what is not supported, in a sentence. @default {undefined} */
+  onWarning?: (message: string) => void;
+}
+
+/** containerd's own default. */
+const CONFIG_DIRS = "/etc/containerd/certs.d:/etc/docker/certs.d";
+
+/**
+ * Finds the mirrors of a registry, in the order in which they are asked.
+ *
+ * Needs `--allow-read` for the directories; what may not be read is not there.
+ *
+ * @param registry Host, and port if any, as a reference names it.
+ * @param options The environment.
+ * @returns The mirrors; the registry itself is not among them.
+ * @throws {ToolsmithError} `usage` for a malformed `TOOLSMITH_MIRRORS`,
+ * `file_unreadable` for a malformed `hosts.toml`.
+ */
+export async function findMirrors(
+  registry: string,
+  options: MirrorOptions = {},
+): Promise<Mirror[]> {
+  const env = options.env ?? processEnvironment;
+  const simple = readVariable(registry, env.get("TOOLSMITH_MIRRORS") ?? "");
+  const dirs = env.get("TOOLSMITH_REGISTRY_CONFIG") || CONFIG_DIRS;
+  const separator = Deno.build.os === "windows" ? ";" : ":";
+  for (const dir of dirs.split(separator).filter(Boolean)) {
+    for (const name of hostNames(registry)) {
+      const text = await readPermitted(join(dir, name, "hosts.toml"));
+      if (text === undefined) continue;
+      const hosts = await readHosts(text, join(dir, name), options);
+      return [...simple, ...hosts.filter(({ base }) => !isOwn(base, registry))];
+    }
+  }
+  return simple;
+}
+
+/** Reads `ghcr.io=https://cache.lan,docker.io=http://10.0.0.1:5000`. */
+function readVariable(registry: string, text: string): Mirror[] {
+  return text.split(",").map((pair) => pair.trim()).filter(Boolean)
+    .flatMap((pair) => {
+      const [, host, address] = /^([^=]+)=(.+)$/.exec(pair) ?? [];
+      const url = URL.parse(address ?? "");
+      if (!url || !/^https?:$/.test(url.protocol) || url.username) {
+        throw new ToolsmithError(
+          "usage",
+          `Cannot use the mirror ${
+            JSON.stringify(pair.replace(/\/\/.*@/, "//…@"))
+          } in TOOLSMITH_MIRRORS`,
+          { hint: "write ghcr.io=https://cache.lan, several with commas" },
+        );
+      }
+      return host === registry ? [{ base: apiBase(url), resolves: true }] : [];
+    });
+}
+
+/** The directories for a registry, as containerd looks for them. */
+function hostNames(registry: string): string[] {
+  const port = /^(.*):(\d+)$/.exec(registry);
+  const names = port ? [`${port[1]}_${port[2]}_`, registry] : [registry];
+  return [...names, "_default"];
+}
+
+async function readPermitted(path: string): Promise<string | undefined> {
+  const { state } = await Deno.permissions.query({ name: "read", path });
+  if (state !== "granted") return undefined;
+  try {
+    return await Deno.readTextFile(path);
+  } catch (error) {
+    const none = error instanceof Deno.errors.NotFound ||
+      error instanceof Deno.errors.NotADirectory ||
+      error instanceof Deno.errors.PermissionDenied;
+    if (none) return undefined;
+    throw error;
+  }
+}
+
+async function readHosts(
+  text: string,
+  dir: string,
+  { onWarning }: MirrorOptions,
+): Promise<Mirror[]> {
+  // Few hosts have such a file: not loaded at every start.
+  const { parse } = await import("@std/toml");
+  let config: Record<string, unknown>;
+  try {
+    config = parse(text);
+  } catch (cause) {
+    throw new ToolsmithError(
+      "file_unreadable",
+      `Cannot read ${join(dir, "hosts.toml")}: it is not TOML`,
+      { hint: "containerd's docs/hosts.md has its format", cause },
+    );
+  }
+  const { server, host } = config;
+  const tables = Object.entries(isTable(host) ? host : {});
+  // The server comes last, and its settings stand outside of any table.
+  if (typeof server === "string") tables.push([server, config]);
+  return tables.flatMap(([address, table]) => {
+    const url = URL.parse(
+      /^\w+:\/\//.test(address) ? address : `https://${address}`,
+    );
+    if (!url || !isTable(table)) return [];
+    const { capabilities = ["pull", "resolve"], ca, override_path } = table;
+    const has = (word: string) =>
+      Array.isArray(capabilities) && capabilities.includes(word);
+    if (!has("pull")) return [];
+    const unsupported = ["client", "header"].find((name) => name in table);
+    if (unsupported) {
+      onWarning?.(
+        `The mirror ${url.host} is not used: ${unsupported} in ${dir}/hosts.toml is not supported`,
+      );
+      return [];
+    }
+    const [caFile] = [ca].flat().filter((path) => typeof path === "string");
+    return [{
+      base: override_path === true ? withoutSlash(url.href) : apiBase(url),
+      resolves: has("resolve"),
+      caFile: caFile === undefined ? undefined : resolve(dir, caFile),
+    }];
+  });
+}
+
+function apiBase(url: URL): string {
+  return `${withoutSlash(url.href).replace(/\/v2$/, "")}/v2`;
+}
+
+function withoutSlash(address: string): string {
+  return address.replace(/\/+$/, "");
+}
+
+function isOwn(base: string, registry: string): boolean {
+  const { host } = new URL(base);
+  return host === registry ||
+    registry === "docker.io" && host === "registry-1.docker.io";
+}
+
+function isTable(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
