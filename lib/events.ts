@@ -59,6 +59,28 @@ export interface DownloadStartEvent extends ImageEvent<"download_start"> {
   source: string;
   /** Size of all that is transferred, in bytes; `null` if not known. */
   bytes: number | null;
+  /** Bytes that an earlier transfer has left, and that are not asked for again. */
+  resumed: number;
+  /** How many connections there are at most. */
+  connections: number;
+}
+
+/** The image does not come by ranges, but by `oras pull`, over one connection. */
+export interface RangesUnavailableEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "ranges_unavailable";
+  /** What stands in the way. */
+  reason: string;
+}
+
+/** A mirror is given up; the next one, or the registry, goes on. */
+export interface MirrorFailedEvent extends ImageEvent {
+  /** Tells the events apart. */
+  type: "mirror_failed";
+  /** The mirror's host. */
+  mirror: string;
+  /** What is wrong with it. */
+  reason: string;
 }
 
 /** A transfer has come so far. */
@@ -281,6 +303,8 @@ export type ToolsmithEvent =
   | CacheCorruptEvent
   | ManifestResolvedEvent
   | DownloadStartEvent
+  | RangesUnavailableEvent
+  | MirrorFailedEvent
   | DownloadProgressEvent
   | DownloadEndEvent
   | RetryEvent

@@ -56,6 +56,16 @@ export const TRANSFER: Flag[] = [
   },
 ];
 
+/** How an image comes from a registry. */
+const CONNECTIONS: Flag[] = [
+  {
+    name: "connections",
+    value: "N",
+    help:
+      "how many an image of 64 MiB or more comes over; else TOOLSMITH_CONNECTIONS, else 4",
+  },
+];
+
 /** Events and results as JSON Lines. */
 export const JSON_OUTPUT: Flag[] = [
   { name: "json", help: "print events as JSON Lines, the result last" },
@@ -79,6 +89,7 @@ export const HYDRATE: Flag[] = [
   },
   { name: "force", help: "re-download even if cached" },
   ...TRANSFER,
+  ...CONNECTIONS,
   ...REGISTRY,
   ...OUTPUT,
 ];
@@ -164,6 +175,7 @@ export function readHydrate(
     offline: given.has("offline"),
     verify: given.has("verify"),
     force: given.has("force"),
+    connections: given.count("connections"),
     ...readTransfer(given),
     ...readRegistry(given),
   };

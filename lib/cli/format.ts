@@ -51,18 +51,19 @@ export function shortDigest(digest: string): string {
 /**
  * Draws a progress bar with size, rate and time left.
  *
- * @param progress Bytes by now, and in all if that is known.
+ * @param progress Bytes by now, and in all if that is known; those that were
+ * there at the start do not count for the rate.
  * @param elapsedMs Time since the start, in milliseconds.
  * @param columns Width of the line, in characters.
  * @returns The line, no longer than the width.
  */
 export function progressBar(
-  progress: { bytes: number; total: number | null },
+  progress: { bytes: number; total: number | null; resumed?: number },
   elapsedMs: number,
   columns: number,
 ): string {
-  const { bytes, total } = progress;
-  const rate = bytes / Math.max(elapsedMs, 1) * 1000;
+  const { bytes, total, resumed = 0 } = progress;
+  const rate = (bytes - resumed) / Math.max(elapsedMs, 1) * 1000;
   const speed = `${bytesText(rate)}/s`;
   if (total === null || total === 0) {
     return `${bytesText(bytes)}  ${speed}`.slice(0, columns);

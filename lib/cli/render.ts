@@ -41,6 +41,7 @@ const MAX_SHOWN = 4000;
 export function humanView(screen: Screen): View {
   let drawn = false;
   let begun: number | undefined;
+  let resumed = 0;
   let told = 0;
   const clear = () => {
     if (drawn) screen.write("\r\x1b[K");
@@ -52,6 +53,7 @@ export function humanView(screen: Screen): View {
       const first = event.type === "download_start" ||
         event.type === "image_inspected";
       if (first) begun = told = now;
+      if (first) resumed = event.type === "download_start" ? event.resumed : 0;
       if (
         event.type === "download_progress" || event.type === "checksum_progress"
       ) {
@@ -60,7 +62,11 @@ export function humanView(screen: Screen): View {
           begun = told = now;
           return;
         }
-        const line = progressBar(event, now - begun, screen.columns);
+        const line = progressBar(
+          { ...event, resumed },
+          now - begun,
+          screen.columns,
+        );
         if (screen.bar) {
           screen.write(`\r\x1b[K${line}`);
           drawn = true;
@@ -98,11 +104,19 @@ export function describe(event: ToolsmithEvent): string | undefined {
         bytesText(event.bytes)
       }) in ${event.source}`;
     case "download_start":
-      return event.bytes === null
-        ? `getting ${event.image} from ${event.source}`
-        : `getting ${event.image}, ${
-          bytesText(event.bytes)
-        }, from ${event.source}`;
+      return [
+        `getting ${event.image}`,
+        event.bytes !== null ? `, ${bytesText(event.bytes)},` : "",
+        ` from ${event.source}`,
+        event.bytes && event.resumed > 0
+          ? `, resuming at ${Math.floor(event.resumed / event.bytes * 100)} %`
+          : "",
+        event.connections > 1 ? `, ${event.connections} connections` : "",
+      ].join("");
+    case "ranges_unavailable":
+      return `${event.image} comes by oras pull: ${event.reason}`;
+    case "mirror_failed":
+      return `warning: mirror ${event.mirror} is given up: ${event.reason}`;
     case "download_progress":
       return undefined;
     case "download_end": {

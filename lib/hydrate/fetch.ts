@@ -9,62 +9,29 @@ import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
 import type { ManifestImage } from "../manifest/manifest.ts";
-import { formatSource } from "../manifest/source.ts";
-import { selectImageLayer } from "../oci/artifact.ts";
-import { unusedTokenWarning } from "../oci/credentials.ts";
-import { oras } from "../oci/oras.ts";
-import {
-  pullImage,
-  startTransfer,
-  totalBytes,
-  type TransferProgress,
-} from "../oci/pull.ts";
-import type { OciReference } from "../oci/reference.ts";
-import { type RegistryOptions, registryOptions } from "../oci/registry.ts";
-import { fileChunks, type Sha256, sha256 } from "../system/digest.ts";
-import {
-  fingerprint,
-  fingerprintOf,
-  isSame,
-  removeTree,
-} from "../system/files.ts";
+import { registryOptions } from "../oci/registry.ts";
+import { fileChunks, sha256 } from "../system/digest.ts";
+import { fingerprint, fingerprintOf, isSame } from "../system/files.ts";
 import { requireSpace } from "../system/free_space.ts";
 import { isPortableName } from "../system/portable_name.ts";
-import { retry, type RetryOptions } from "../system/retry.ts";
 import { writeAll } from "../system/streams.ts";
+import { oneLine } from "../system/text.ts";
+import {
+  begin,
+  type FetchContext,
+  type FetchedImage,
+  type FetchOptions,
+} from "./_context.ts";
 import { openHttps } from "./_https.ts";
-
-/** How a source is reached, and how often it is tried. */
-export interface FetchOptions extends RegistryOptions {
-  /** Retries after a transient failure. @default {3} */
-  retries?: number;
-  /** Pause before the second attempt, in milliseconds; it doubles. @default {1000} */
-  retryDelayMs?: number;
-}
+import { pullFromRegistry } from "./_registry.ts";
 
 /** How much of a body without a length is written between two looks at the disk. */
 const SPACE_STEP = 1024 * 1024;
 
-/** An image that has arrived, and the digest that its bytes have. */
-export interface FetchedImage {
-  /** Its path. */
-  path: string;
-  /** Its file name; it ends in `.qcow2`. */
-  name: string;
-  /** Its size, in bytes. */
-  bytes: number;
-  /** SHA-256 of its bytes. */
-  actual: Sha256;
-}
+export type { FetchedImage, FetchOptions };
 
-/** One call of {@linkcode fetchImage}. */
-interface FetchContext {
-  image: ManifestImage;
-  dir: string;
-  emit: Emit;
-  registry: RegistryOptions;
-  retries: RetryOptions;
-}
+/** What is used where nothing is asked for. */
+const CONNECTIONS = 4;
 
 /**
  * Brings an image from wherever it is into a directory.
@@ -89,6 +56,7 @@ export function fetchImage(
     dir,
     emit,
     registry: registryOptions(options),
+    connections: connectionsOf(options),
     retries: {
       retries: options.retries,
       retryDelayMs: options.retryDelayMs,
@@ -107,50 +75,6 @@ export function fetchImage(
     case "file":
       return copyImage(context, source.path);
   }
-}
-
-async function pullFromRegistry(
-  context: FetchContext,
-  reference: OciReference,
-): Promise<FetchedImage> {
-  const { image, dir, emit, retries } = context;
-  const env = context.registry.env ?? processEnvironment;
-  const warning = unusedTokenWarning(reference.registry, env);
-  if (warning) emit({ type: "warning", message: warning });
-  const registry = oras(context.registry);
-  const artifact = await retry(
-    () => registry.fetchManifest(reference),
-    retries,
-  );
-  const layer = selectImageLayer(artifact, image.sha256);
-  emit({
-    type: "manifest_resolved",
-    image: image.name,
-    source: formatSource(reference),
-    digest: artifact.digest,
-    file: layer.title,
-    bytes: layer.size,
-  });
-  const total = totalBytes(artifact);
-  await requireSpace(dir, total);
-  return await retry(async (attempt) => {
-    // Never onto what an attempt before left behind.
-    const target = join(dir, `pull-${attempt}`);
-    await Deno.mkdir(target);
-    const progress = begin(context, total);
-    try {
-      const options = { layer, dir: target, progress };
-      const { path, bytes, sha256 } = await pullImage(
-        registry,
-        artifact,
-        options,
-      );
-      return { path, name: basename(path), bytes, actual: sha256 };
-    } catch (error) {
-      await removeTree(target);
-      throw error;
-    }
-  }, retries);
 }
 
 async function downloadImage(
@@ -197,7 +121,7 @@ async function spool(
 ): Promise<FetchedImage> {
   const plain = isPortableName(name) && /^.{1,200}\.qcow2$/i.test(name);
   const path = join(context.dir, plain ? name : "image.qcow2");
-  const progress = begin(context, total);
+  const progress = begin(context, { total });
   let bytes = 0;
   let checked = 0;
   using file = await Deno.open(path, { write: true, createNew: true });
@@ -226,11 +150,16 @@ async function spool(
   return { path, name: basename(path), bytes, actual };
 }
 
-function begin(
-  { emit, image: { name: image, source } }: FetchContext,
-  total: number | null,
-): TransferProgress {
-  return startTransfer(emit, { image, source: formatSource(source), total });
+function connectionsOf({ connections, env }: FetchOptions): number {
+  if (connections !== undefined) return connections;
+  const text = (env ?? processEnvironment).get("TOOLSMITH_CONNECTIONS");
+  if (!text) return CONNECTIONS;
+  if (/^[1-9]\d?$/.test(text)) return Number(text);
+  throw new ToolsmithError(
+    "usage",
+    `Cannot use TOOLSMITH_CONNECTIONS=${oneLine(text, 40)}`,
+    { hint: "it is a number from 1 to 99" },
+  );
 }
 
 function missing(path: string, cause: unknown): ToolsmithError {

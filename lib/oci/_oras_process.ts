@@ -6,29 +6,10 @@
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import { type Output, run, type RunOptions } from "../system/process.ts";
-import { ghcrCredentials, redactSecrets } from "./credentials.ts";
+import { ghcrCredentials, NO_SECRETS, redactSecrets } from "./credentials.ts";
 import { orasError } from "./_oras_errors.ts";
-import type { RegistryOptions } from "./registry.ts";
-import { isLoopback, type OciReference } from "./reference.ts";
-
-/**
- * Tokens of the environment that neither oras nor a credential helper reads.
- * They are emptied by name: to pass only what is needed would take the
- * permission to read all of it, and would not know what helpers need.
- */
-const NO_SECRETS = Object.fromEntries(
-  [
-    "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
-    "ACTIONS_RUNTIME_TOKEN",
-    "DENO_AUTH_TOKENS",
-    "GH_TOKEN",
-    "GHCR_TOKEN",
-    "GITHUB_TOKEN",
-    "JSR_TOKEN",
-    "NODE_AUTH_TOKEN",
-    "NPM_TOKEN",
-  ].map((name) => [name, ""]),
-);
+import type { OciReference } from "./reference.ts";
+import { isPlainHttp, type RegistryOptions } from "./registry.ts";
 
 /** One use of the program. */
 export interface OrasCall
@@ -84,7 +65,7 @@ async function callRegistry(
   { command, args, ...rest }: OrasCall,
 ): Promise<Output> {
   const credentials = ghcrCredentials(reference.registry, env);
-  const plain = usesPlainHttp(reference.registry, options);
+  const plain = isPlainHttp(reference.registry, options);
   if (plain && credentials) {
     throw new ToolsmithError(
       "usage",
@@ -108,13 +89,6 @@ async function callRegistry(
   if (output.code === 0) return output;
   const said = redactSecrets(output.stderr, credentials);
   throw orasError(said, reference, credentials !== undefined);
-}
-
-function usesPlainHttp(
-  registry: string,
-  { plainHttp, caFile }: RegistryOptions,
-): boolean {
-  return plainHttp ?? (!caFile && isLoopback(registry));
 }
 
 async function start(program: string, options: RunOptions): Promise<Output> {

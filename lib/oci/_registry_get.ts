@@ -110,15 +110,23 @@ export function registryGet(access: RegistryAccess): RegistryGet {
   };
 }
 
-/** Sends a request to a host that is permitted: Deno would ask the user. */
+/**
+ * Tells whether a host may be asked, without asking the user.
+ *
+ * @param url An address of it.
+ */
+export async function isPermitted(url: URL): Promise<boolean> {
+  const port = url.port || (url.protocol === "https:" ? "443" : "80");
+  const host = `${url.hostname}:${port}`;
+  const { state } = await Deno.permissions.query({ name: "net", host });
+  return state === "granted";
+}
+
 async function send(
   url: URL,
   init: RequestInit & { client: Deno.HttpClient; signal: AbortSignal },
 ): Promise<Response> {
-  const port = url.port || (url.protocol === "https:" ? "443" : "80");
-  const host = `${url.hostname}:${port}`;
-  const { state } = await Deno.permissions.query({ name: "net", host });
-  if (state !== "granted") {
+  if (!await isPermitted(url)) {
     throw new RangesUnavailable(`--allow-net=${url.host} is not granted`);
   }
   try {

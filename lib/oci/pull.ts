@@ -42,6 +42,20 @@ export interface PulledImage {
   sha256: Sha256;
 }
 
+/** What is known of a transfer when it begins. */
+export interface TransferStart {
+  /** The image's name. */
+  image: string;
+  /** Where it comes from. */
+  source: string;
+  /** Size of the whole, in bytes, if that is known. */
+  total: number | null;
+  /** Bytes that were there before. @default {0} */
+  resumed?: number;
+  /** How many connections there are at most. @default {1} */
+  connections?: number;
+}
+
 /** Reports a transfer as events. */
 export interface TransferProgress {
   /** Reports how many bytes have arrived, ten times a second at most. */
@@ -153,17 +167,18 @@ export function totalBytes(artifact: Artifact): number {
  * Reports the start of a transfer.
  *
  * @param emit Where events go.
- * @param transfer The image's name, its source, and its size in bytes, if known.
+ * @param transfer What is known of it.
  * @returns How to report the rest.
  */
 export function startTransfer(
   emit: Emit,
-  transfer: { image: string; source: string; total: number | null },
+  transfer: TransferStart,
 ): TransferProgress {
-  const { image, source, total } = transfer;
+  const { image, source, total, resumed = 0, connections = 1 } = transfer;
   const begun = performance.now();
   let reported = begun;
-  emit({ type: "download_start", image, source, bytes: total });
+  const start = { image, source, bytes: total, resumed, connections };
+  emit({ type: "download_start", ...start });
   return {
     at(bytes) {
       const now = performance.now();

@@ -4,6 +4,7 @@
  * @module
  */
 import type { Environment } from "../environment.ts";
+import { isLoopback } from "./reference.ts";
 
 /** How a registry is reached. */
 export interface RegistryOptions {
@@ -37,4 +38,17 @@ export interface RegistryOptions {
 export function registryOptions(options: RegistryOptions): RegistryOptions {
   const { plainHttp, caFile, env, signal, stallTimeoutMs } = options;
   return { plainHttp, caFile, env, signal, stallTimeoutMs };
+}
+
+/**
+ * Tells whether a registry is reached by plain HTTP.
+ *
+ * @param registry Its host, and port if any.
+ * @param options What was asked for; else loopback registries are.
+ */
+export function isPlainHttp(
+  registry: string,
+  { plainHttp, caFile }: RegistryOptions,
+): boolean {
+  return plainHttp ?? (!caFile && isLoopback(registry));
 }

@@ -41,6 +41,8 @@ const START = {
   image: "demo",
   source: "oci://ghcr.io/o/r:1",
   bytes: 64 * MIB,
+  resumed: 0,
+  connections: 1,
 } as const;
 
 const progress = (bytes: number) => ({
@@ -153,6 +155,23 @@ Deno.test("what happens is said in plain words", () => {
   const said: [Untimed<ToolsmithEvent>, string | undefined][] = [
     [START, "getting demo, 64.0 MiB, from oci://ghcr.io/o/r:1"],
     [{ ...START, bytes: null }, "getting demo from oci://ghcr.io/o/r:1"],
+    [
+      { ...START, resumed: 39 * MIB + 1, connections: 4 },
+      "getting demo, 64.0 MiB, from oci://ghcr.io/o/r:1, resuming at 60 %, 4 connections",
+    ],
+    [
+      { type: "ranges_unavailable", image: "demo", reason: "r answers 416" },
+      "demo comes by oras pull: r answers 416",
+    ],
+    [
+      {
+        type: "mirror_failed",
+        image: "demo",
+        mirror: "cache.lan",
+        reason: "no such host",
+      },
+      "warning: mirror cache.lan is given up: no such host",
+    ],
     [
       {
         type: "download_end",

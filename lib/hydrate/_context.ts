@@ -1,0 +1,67 @@
+/**
+ * What fetching an image needs, whatever its source.
+ *
+ * @module
+ */
+import type { Emit } from "../events.ts";
+import type { ManifestImage } from "../manifest/manifest.ts";
+import { formatSource } from "../manifest/source.ts";
+import {
+  startTransfer,
+  type TransferProgress,
+  type TransferStart,
+} from "../oci/pull.ts";
+import type { RegistryOptions } from "../oci/registry.ts";
+import type { Sha256 } from "../system/digest.ts";
+import type { RetryOptions } from "../system/retry.ts";
+
+/** How a source is reached, and how often it is tried. */
+export interface FetchOptions extends RegistryOptions {
+  /** Retries after a transient failure. @default {3} */
+  retries?: number;
+  /** Pause before the second attempt, in milliseconds; it doubles. @default {1000} */
+  retryDelayMs?: number;
+  /**
+   * How many connections an image of 64 MiB or more comes over; with 1 it comes
+   * by `oras pull`, and only what was cut goes on by ranges.
+   *
+   * @default {undefined} `TOOLSMITH_CONNECTIONS`, or 4
+   */
+  connections?: number;
+}
+
+/** An image that has arrived, and the digest that its bytes have. */
+export interface FetchedImage {
+  /** Its path. */
+  path: string;
+  /** Its file name; it ends in `.qcow2`. */
+  name: string;
+  /** Its size, in bytes. */
+  bytes: number;
+  /** SHA-256 of its bytes. */
+  actual: Sha256;
+}
+
+/** One call of {@linkcode fetchImage}. */
+export interface FetchContext {
+  /** The image that the manifest names. */
+  image: ManifestImage;
+  /** The directory to fill. */
+  dir: string;
+  /** Where events go. */
+  emit: Emit;
+  /** How the source is reached. */
+  registry: RegistryOptions;
+  /** How often it is tried. */
+  retries: RetryOptions;
+  /** How many connections there are at most. */
+  connections: number;
+}
+
+/** Reports the start of a transfer; returns how to report the rest. */
+export function begin(
+  { emit, image: { name: image, source } }: FetchContext,
+  start: Omit<TransferStart, "image" | "source">,
+): TransferProgress {
+  return startTransfer(emit, { image, source: formatSource(source), ...start });
+}

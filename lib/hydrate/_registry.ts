@@ -1,0 +1,167 @@
+/**
+ * Brings an image from a registry: by ranges, which go on where an earlier
+ * transfer was cut, or by `oras pull`.
+ *
+ * @module
+ */
+import { basename, join } from "@std/path";
+import { processEnvironment } from "../environment.ts";
+import { formatSource } from "../manifest/source.ts";
+import {
+  type Artifact,
+  type ImageLayer,
+  selectImageLayer,
+} from "../oci/artifact.ts";
+import { type BlobPlaces, mayAsk, pullBlob } from "../oci/blob.ts";
+import { unusedTokenWarning } from "../oci/credentials.ts";
+import { findMirrors } from "../oci/mirrors.ts";
+import { type Oras, oras } from "../oci/oras.ts";
+import { pullImage, totalBytes } from "../oci/pull.ts";
+import type { OciReference } from "../oci/reference.ts";
+import { asDigest } from "../system/digest.ts";
+import { removeTree } from "../system/files.ts";
+import { requireSpace } from "../system/free_space.ts";
+import { openPart, type PartFile } from "../system/part_file.ts";
+import { isTransient, retry } from "../system/retry.ts";
+import { begin, type FetchContext, type FetchedImage } from "./_context.ts";
+
+/** Smaller images are there before a second connection would be. */
+const PARALLEL_BYTES = 64 * 1024 * 1024;
+
+/** One image of a registry on its way. */
+interface Pull {
+  context: FetchContext;
+  program: Oras;
+  artifact: Artifact;
+  layer: ImageLayer;
+  places: BlobPlaces;
+  /** What is kept from one attempt, or run, to the next. */
+  part: PartFile | undefined;
+}
+
+/**
+ * Brings an image from a registry into the context's directory.
+ *
+ * @param context The image, the directory, and how to reach the source.
+ * @param reference The artifact.
+ * @returns The file, and the digest that it has.
+ */
+export async function pullFromRegistry(
+  context: FetchContext,
+  reference: OciReference,
+): Promise<FetchedImage> {
+  const { image, dir, emit, retries, registry } = context;
+  const env = registry.env ?? processEnvironment;
+  const warn = (message: string) => emit({ type: "warning", message });
+  const warning = unusedTokenWarning(reference.registry, env);
+  if (warning) warn(warning);
+  const program = oras(registry);
+  const artifact = await retry(
+    () => program.fetchManifest(reference),
+    retries,
+  );
+  const layer = selectImageLayer(artifact, image.sha256);
+  emit({
+    type: "manifest_resolved",
+    image: image.name,
+    source: formatSource(reference),
+    digest: artifact.digest,
+    file: layer.title,
+    bytes: layer.size,
+  });
+  const mirrors = await findMirrors(reference.registry, {
+    env,
+    onWarning: warn,
+  });
+  const places = { reference, registry, mirrors };
+  const pull = { context, program, artifact, layer, places };
+  const identity = { size: layer.size, digest: asDigest(layer.sha256) };
+  await using part = await mayAsk(places)
+    ? await openPart(dir, identity)
+    : undefined;
+  return await pullLayer({ ...pull, part });
+}
+
+async function pullLayer(pull: Pull): Promise<FetchedImage> {
+  const { context, artifact, layer, places: { mirrors }, part } = pull;
+  const { retries, connections, dir } = context;
+  const parallel = connections > 1 && layer.size >= PARALLEL_BYTES;
+  const missing = totalBytes(artifact) - (part?.bytes ?? 0);
+  await requireSpace(dir, missing);
+  /** Ranges have retries of their own. */
+  const byRanges = () =>
+    pullByRanges(pull).then((found) => ({ found }), (error) => ({ error }));
+  let first = parallel || mirrors.length > 0;
+  let usable = part !== undefined;
+  if (first && !part) noRanges(pull, "--allow-net is not granted");
+  const outcome = await retry(async (attempt) => {
+    if (usable && (first || part!.bytes > 0)) {
+      first = false;
+      const outcome = await byRanges();
+      if ("error" in outcome || outcome.found) return outcome;
+      usable = false;
+      await part!.clear();
+    }
+    return { found: await pullByOras(pull, { attempt, keep: usable }) };
+  }, retries);
+  if ("error" in outcome) throw outcome.error;
+  return outcome.found!;
+}
+
+/** Nothing is returned where ranges are of no use, and that is reported. */
+async function pullByRanges(pull: Pull): Promise<FetchedImage | undefined> {
+  const { context, layer, places } = pull;
+  const { emit, image, connections, retries } = context;
+  const part = pull.part!;
+  const { size: total, bytes: resumed } = part;
+  const progress = begin(context, { total, resumed, connections });
+  const result = await pullBlob(places, layer, {
+    part,
+    connections: layer.size < PARALLEL_BYTES ? 1 : connections,
+    retries,
+    onBytes: () => progress.at(part.bytes),
+    onMirrorFailed: (mirror, reason) =>
+      emit({ type: "mirror_failed", image: image.name, mirror, reason }),
+  });
+  if ("unavailable" in result) return noRanges(pull, result.unavailable);
+  const { sha256: actual } = result;
+  if (actual !== layer.sha256) {
+    return noRanges(pull, `the bytes have the digest ${asDigest(actual)}`);
+  }
+  progress.end(total - resumed);
+  await part.finish();
+  const name = basename(layer.title);
+  return { path: part.path, name, bytes: total, actual };
+}
+
+async function pullByOras(
+  pull: Pull,
+  { attempt, keep }: { attempt: number; keep: boolean },
+): Promise<FetchedImage> {
+  const { context, program, artifact, layer, part } = pull;
+  // Never onto what an attempt before left behind.
+  const target = join(context.dir, `pull-${attempt}`);
+  await removeTree(target);
+  await Deno.mkdir(target);
+  const path = join(target, ...layer.title.split("/"));
+  if (keep) await part?.expect(path);
+  const progress = begin(context, { total: totalBytes(artifact) });
+  try {
+    const options = { layer, dir: target, progress };
+    const { bytes, sha256 } = await pullImage(program, artifact, options);
+    await part?.finish();
+    return { path, name: basename(path), bytes, actual: sha256 };
+  } catch (error) {
+    const cut = isTransient(error) || context.registry.signal?.aborted;
+    if (cut && keep) await part?.adopt(path);
+    else await part?.clear();
+    await removeTree(target);
+    throw error;
+  }
+}
+
+/** Reports why the image does not come by ranges. */
+function noRanges({ context }: Pull, reason: string): undefined {
+  const { emit, image } = context;
+  emit({ type: "ranges_unavailable", image: image.name, reason });
+}
