@@ -13,17 +13,14 @@ export interface Environment {
 
 /**
  * The environment of this process. A variable that is empty, or that Deno may
- * not read, counts as not set.
+ * not read, counts as not set; nobody is asked for the permission.
  *
  * Needs `--allow-env` for the variables that are to be seen.
  */
 export const processEnvironment: Environment = {
   get(name) {
-    try {
-      return Deno.env.get(name) || undefined;
-    } catch (error) {
-      if (error instanceof Deno.errors.NotCapable) return undefined;
-      throw error;
-    }
+    const descriptor = { name: "env", variable: name } as const;
+    const { state } = Deno.permissions.querySync(descriptor);
+    return state === "granted" ? Deno.env.get(name) || undefined : undefined;
   },
 };

@@ -66,17 +66,14 @@ export interface DownloadStartEvent extends ImageEvent<"download_start"> {
 }
 
 /** The image does not come by ranges, but by `oras pull`, over one connection. */
-export interface RangesUnavailableEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "ranges_unavailable";
+export interface RangesUnavailableEvent
+  extends ImageEvent<"ranges_unavailable"> {
   /** What stands in the way. */
   reason: string;
 }
 
 /** A mirror is given up; the next one, or the registry, goes on. */
-export interface MirrorFailedEvent extends ImageEvent {
-  /** Tells the events apart. */
-  type: "mirror_failed";
+export interface MirrorFailedEvent extends ImageEvent<"mirror_failed"> {
   /** The mirror's host. */
   mirror: string;
   /** What is wrong with it. */

@@ -14,6 +14,7 @@ import {
   syncToDisk,
 } from "../system/files.ts";
 import { tryLock } from "../system/lock.ts";
+import { readPartRecord } from "../system/part_file.ts";
 import { writeRecord } from "./_record.ts";
 
 /** Names an entry of the cache. */
@@ -36,7 +37,10 @@ export interface VerifiedFile {
   source: string;
 }
 
-/** A directory for an image on its way into the cache; disposing removes it. */
+/**
+ * A directory for an image on its way into the cache. Disposing removes it, but
+ * for what a transfer that was cut can be gone on with.
+ */
 export interface Staging extends AsyncDisposable {
   /** Its path, on the cache's filesystem. */
   dir: string;
@@ -50,6 +54,8 @@ export interface Staging extends AsyncDisposable {
 }
 
 const NAME = /^\.staging-([0-9a-f]{64})-/;
+/** What nobody has come back for in so long is removed, in milliseconds. */
+const KEEP_MS = 7 * 24 * 3_600_000;
 
 /** The directory of an entry. */
 export function entryDir({ cache, image, sha256 }: CacheKey): string {
@@ -61,14 +67,20 @@ export function lockPath({ cache, image, sha256 }: CacheKey): string {
   return join(cache, image, `.${sha256}.lock`);
 }
 
-/** Makes a staging directory for an entry, whose lock the caller has. */
+/**
+ * Makes a staging directory for an entry, whose lock the caller has, or goes on
+ * with the one of a transfer that was cut.
+ */
 export async function stage(key: CacheKey): Promise<Staging> {
-  const dir = stagingDir(key, crypto.randomUUID());
-  await Deno.mkdir(dir, { mode: 0o700 });
+  const cut = await findPartial(key);
+  const dir = cut ?? stagingDir(key, crypto.randomUUID());
+  if (!cut) await Deno.mkdir(dir, { mode: 0o700 });
   return {
     dir,
     place: (file) => place(key, dir, file),
-    [Symbol.asyncDispose]: () => removeTree(dir),
+    async [Symbol.asyncDispose]() {
+      if (!await readPartRecord(dir)) await removeTree(dir);
+    },
   };
 }
 
@@ -88,7 +100,7 @@ export async function takeAway(key: CacheKey): Promise<boolean> {
 
 /**
  * Removes staging directories that no process fills any more: one whose lock can
- * be had has no owner.
+ * be had has no owner. What can be gone on with stays for seven days.
  *
  * @param cache The cache's directory.
  * @param image The image's name.
@@ -99,20 +111,89 @@ export async function sweepStaging(
   image: string,
   held?: string,
 ) {
+  const kept = new Map<string, string>();
+  for (const { sha256, dir, used } of await listPartials(cache, image)) {
+    const isFresh = Date.now() - used.getTime() < KEEP_MS;
+    if (isFresh && !kept.has(sha256)) kept.set(sha256, dir);
+  }
+  for (const { sha256, dir } of await stagings(cache, image)) {
+    if (kept.get(sha256) === dir) continue;
+    if (sha256 === held) await removeOwn(dir);
+    else await removeStaging({ cache, image, sha256 }, dir);
+  }
+}
+
+/**
+ * Removes a staging directory, unless a process fills it.
+ *
+ * @param key The entry that it is for.
+ * @param dir The directory.
+ * @returns `false` if one does.
+ */
+export async function removeStaging(
+  key: CacheKey,
+  dir: string,
+): Promise<boolean> {
+  using free = await deniedAs(undefined, tryLock(lockPath(key)));
+  if (free) await removeOwn(dir);
+  return free !== undefined;
+}
+
+/** What a transfer that was cut has left in staging. */
+export interface Partial {
+  /** SHA-256 of the image that it is to become. */
+  sha256: Sha256;
+  /** The staging directory. */
+  dir: string;
+  /** Bytes that are there. */
+  bytes: number;
+  /** Size of the whole, in bytes. */
+  total: number;
+  /** When the last of them came. */
+  used: Date;
+}
+
+/**
+ * Lists what transfers of an image have left, those with the most bytes first.
+ *
+ * @param cache The cache's directory.
+ * @param image The image's name.
+ */
+export async function listPartials(
+  cache: string,
+  image: string,
+): Promise<Partial[]> {
+  const found: Partial[] = [];
+  for (const { sha256, dir } of await stagings(cache, image)) {
+    const partial = await deniedAs(undefined, readPartial(dir, sha256));
+    if (partial) found.push(partial);
+  }
+  return found.sort((a, b) => b.bytes - a.bytes);
+}
+
+async function readPartial(
+  dir: string,
+  sha256: Sha256,
+): Promise<Partial | undefined> {
+  const record = await readPartRecord(dir);
+  if (record?.digest !== asDigest(sha256)) return undefined;
+  const { bytes, size: total, used } = record;
+  return { sha256, dir, bytes, total, used };
+}
+
+/** Where the transfer of an entry goes on, if one was cut. */
+async function findPartial(key: CacheKey): Promise<string | undefined> {
+  const partials = await listPartials(key.cache, key.image);
+  return partials.find(({ sha256 }) => sha256 === key.sha256)?.dir;
+}
+
+async function stagings(cache: string, image: string) {
+  const found: { sha256: Sha256; dir: string }[] = [];
   for await (const { name } of Deno.readDir(join(cache, image))) {
     const sha256 = NAME.exec(name)?.[1];
-    if (!sha256) continue;
-    const path = join(cache, image, name);
-    if (sha256 === held) {
-      await removeOwn(path);
-      continue;
-    }
-    using free = await deniedAs(
-      undefined,
-      tryLock(lockPath({ cache, image, sha256 })),
-    );
-    if (free) await removeOwn(path);
+    if (sha256) found.push({ sha256, dir: join(cache, image, name) });
   }
+  return found;
 }
 
 /**

@@ -7,7 +7,13 @@ import { join, resolve } from "@std/path";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { asDigest, type Digest, sha256Hex } from "../system/digest.ts";
 import { absentAs } from "../system/files.ts";
-import { deniedAs, entryDir, sweepStaging } from "./_staging.ts";
+import {
+  deniedAs,
+  entryDir,
+  listPartials,
+  removeStaging,
+  sweepStaging,
+} from "./_staging.ts";
 import { cacheEntry, type CacheKey } from "./entry.ts";
 import {
   type Snapshot,
@@ -39,6 +45,22 @@ export interface CacheEntry {
   states: Snapshot[];
 }
 
+/** An image whose transfer was cut; the next one goes on with its bytes. */
+export interface PartialImage {
+  /** The image's name. */
+  image: string;
+  /** `sha256:` and the digest that the whole has, in hex. */
+  digest: Digest;
+  /** The directory that holds it. */
+  path: string;
+  /** Bytes that are there. */
+  bytes: number;
+  /** Size of the whole, in bytes. */
+  total: number;
+  /** When the last of them came, as an ISO 8601 time. */
+  used: string;
+}
+
 /** What {@linkcode pruneCache} takes. */
 export interface PruneOptions {
   /** How many of the latest used entries of each image stay. @default {1} */
@@ -61,6 +83,8 @@ export interface PruneResult {
   removed: CacheEntry[];
   /** Snapshots that went, or would go, those of kept images too. */
   states: Snapshot[];
+  /** What cut transfers had left, and went, or would go. */
+  partials: PartialImage[];
   /** What could have gone, but another process is at work on it. */
   busy: CacheEntry[];
   /** What could have gone, but is not this user's to remove. */
@@ -98,8 +122,8 @@ export async function listCache(
 }
 
 /**
- * Removes snapshots, then images, that nobody used lately, and what interrupted
- * runs left. A machine can be saved again within seconds: those of images that
+ * Removes snapshots, then images, that nobody used lately, and what cut transfers
+ * left. A machine can be saved again within seconds: those of images that
  * stay go too. An entry that is being filled stays, and so does what belongs to
  * another user; a machine that runs from a removed image keeps it until it ends
  * (not on Windows, where it cannot be removed).
@@ -122,6 +146,7 @@ export async function pruneCache(
   const result: PruneResult = {
     removed: [],
     states: [],
+    partials: [],
     busy: [],
     denied: [],
     bytes: 0,
@@ -146,10 +171,45 @@ export async function pruneCache(
     if (outcome !== "gone") result[outcome].push(entry);
     if (outcome === "removed") result.bytes += entry.bytes;
   }
+  for (const partial of (await listPartialImages(cache)).filter(isOld)) {
+    const { image, digest, path } = partial;
+    const key = { cache, image, sha256: sha256Hex(digest) };
+    if (!dryRun && !await removeStaging(key, path)) continue;
+    result.partials.push(partial);
+    result.bytes += partial.bytes;
+  }
   if (!dryRun) {
     for (const image of await dirs(cache)) await sweepStaging(cache, image);
   }
   return result;
+}
+
+/**
+ * Lists what cut transfers have left in a cache. They are removed after seven
+ * days, when anything of the same image is hydrated.
+ *
+ * Needs `--allow-read` for the cache.
+ *
+ * @param cache The cache's directory; one that is not there is empty.
+ * @returns What is there to go on with.
+ */
+export async function listPartialImages(
+  cache: string,
+): Promise<PartialImage[]> {
+  const found: PartialImage[] = [];
+  for (const image of await dirs(cache)) {
+    for (
+      const { sha256, dir, bytes, total, used } of await listPartials(
+        cache,
+        image,
+      )
+    ) {
+      const digest = asDigest(sha256);
+      const time = used.toISOString();
+      found.push({ image, digest, path: dir, bytes, total, used: time });
+    }
+  }
+  return found;
 }
 
 function placeOf(key: CacheKey): string {

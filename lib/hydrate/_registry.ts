@@ -152,8 +152,9 @@ async function pullByOras(
     await part?.finish();
     return { path, name: basename(path), bytes, actual: sha256 };
   } catch (error) {
-    const cut = isTransient(error) || context.registry.signal?.aborted;
-    if (cut && keep) await part?.adopt(path);
+    // What is there is for the next run to take over: a copy takes its time.
+    if (keep && context.registry.signal?.aborted) throw error;
+    if (keep && isTransient(error)) await part?.adopt(path);
     else await part?.clear();
     await removeTree(target);
     throw error;

@@ -11,7 +11,7 @@ import { join } from "@std/path";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { run } from "../system/process.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
-import { ghcrCredentials } from "./credentials.ts";
+import { ghcrCredentials, NO_SECRETS } from "./credentials.ts";
 
 /** What a registry, or its token service, is shown. Never to be printed. */
 export interface RegistryCredentials {
@@ -108,8 +108,7 @@ async function askHelper(
       args: ["get"],
       input: key,
       timeoutMs: HELPER_MS,
-      // As for oras, whose helpers need no token of ours.
-      env: { GHCR_TOKEN: "", GITHUB_TOKEN: "" },
+      env: NO_SECRETS,
       signal,
     });
     if (stdout.trim() === NO_CREDENTIALS) return {};

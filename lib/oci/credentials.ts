@@ -18,6 +18,25 @@ export interface Credentials {
 }
 
 /**
+ * Tokens of the environment that neither oras nor a credential helper reads.
+ * They are emptied by name: to pass only what is needed would take the
+ * permission to read all of it, and would not know what helpers need.
+ */
+export const NO_SECRETS = Object.fromEntries(
+  [
+    "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
+    "ACTIONS_RUNTIME_TOKEN",
+    "DENO_AUTH_TOKENS",
+    "GH_TOKEN",
+    "GHCR_TOKEN",
+    "GITHUB_TOKEN",
+    "JSR_TOKEN",
+    "NODE_AUTH_TOKEN",
+    "NPM_TOKEN",
+  ].map((name) => [name, ""]),
+);
+
+/**
  * Checks for GitHub's registry: it alone gets `GHCR_TOKEN`.
  *
  * @param registry Host, and port if any, in either case.

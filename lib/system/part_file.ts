@@ -230,6 +230,10 @@ export interface PartRecord extends PartIdentity {
   extents: Extent[];
   /** Another file of the directory that a program has filled from its start. */
   filled?: string;
+  /** How many bytes are there, in whichever of the two. */
+  bytes: number;
+  /** When the last of them came. */
+  used: Date;
 }
 
 /**
@@ -238,25 +242,37 @@ export interface PartRecord extends PartIdentity {
  * Needs `--allow-read` for the directory.
  *
  * @param dir The directory.
- * @returns Its record; `undefined` where there is none to go on with.
+ * @returns Its record; `undefined` where there is nothing to go on with.
  */
 export async function readPartRecord(
   dir: string,
 ): Promise<PartRecord | undefined> {
+  const path = join(dir, PART_RECORD);
+  const part = await absentAs(undefined, Deno.lstat(join(dir, PART)));
+  const stat = await absentAs(undefined, Deno.lstat(path));
+  if (!part?.isFile || !stat?.isFile) return undefined;
+  const { size, digest, extents, filled } = parseRecord(
+    await Deno.readTextFile(path),
+  );
+  const known = parseExtents(extents, part.size);
+  if (size !== part.size || !known || typeof digest !== "string") {
+    return undefined;
+  }
+  const record = { size, digest, extents: known };
+  const used = stat.mtime ?? new Date(0);
+  if (typeof filled !== "string") {
+    return { ...record, bytes: extentBytes(known), used };
+  }
+  const other = await absentAs(undefined, Deno.lstat(join(dir, filled)));
+  return other?.isFile
+    ? { ...record, filled, bytes: other.size, used: other.mtime ?? used }
+    : undefined;
+}
+
+function parseRecord(text: string): Record<string, unknown> {
   try {
-    const stat = await Deno.lstat(join(dir, PART));
-    const text = await Deno.readTextFile(join(dir, PART_RECORD));
-    const { size, digest, extents, filled } = JSON.parse(text) ?? {};
-    const known = parseExtents(extents, size);
-    const fits = stat.isFile && stat.size === size && known !== undefined &&
-      typeof digest === "string" &&
-      (filled === undefined || typeof filled === "string");
-    return fits ? { size, digest, extents: known, filled } : undefined;
-  } catch (error) {
-    const none = error instanceof Deno.errors.NotFound ||
-      error instanceof Deno.errors.NotADirectory ||
-      error instanceof SyntaxError;
-    if (none) return undefined;
-    throw error;
+    return JSON.parse(text) ?? {};
+  } catch {
+    return {};
   }
 }

@@ -8,6 +8,8 @@ import { cacheDir } from "../../cache/entry.ts";
 import {
   type CacheEntry,
   listCache,
+  listPartialImages,
+  type PartialImage,
   pruneCache,
   type PruneOptions,
 } from "../../cache/prune.ts";
@@ -79,8 +81,9 @@ export const cache: Command<CacheRequest> = {
 
 async function list(dir: string, json: boolean, io: Io): Promise<number> {
   const entries = await listCache(dir, { env: io.env });
-  const text = entries.flatMap(entryLines).join("\n");
-  io.result(json, { cache: dir, entries }, text);
+  const partials = await listPartialImages(dir);
+  const lines = [...entries.flatMap(entryLines), ...partials.map(partialLine)];
+  io.result(json, { cache: dir, entries, partials }, lines.join("\n"));
   return 0;
 }
 
@@ -102,9 +105,13 @@ async function prune(
     }]
     : [];
   const pruned = await pruneCache(dir, { ...options, protect, env: io.env });
-  const { removed, states, busy, denied, bytes } = pruned;
-  const text = [...states.map(stateLine), ...removed.map(entryLine)].join("\n");
-  io.result(json, { cache: dir, dryRun, ...pruned }, text);
+  const { removed, states, partials, busy, denied, bytes } = pruned;
+  const lines = [
+    ...states.map(stateLine),
+    ...removed.map(entryLine),
+    ...partials.map(partialLine),
+  ];
+  io.result(json, { cache: dir, dryRun, ...pruned }, lines.join("\n"));
   if (!json) {
     for (const { path } of busy) io.say(`in use, kept: ${path}\n`);
     for (const { path } of denied) io.say(`not yours, kept: ${path}\n`);
@@ -149,5 +156,16 @@ function entryLine(entry: CacheEntry): string {
     bytesText(bytes),
     minute(used),
     trusted ? "verified" : "unverified",
+  ].join("  ");
+}
+
+function partialLine(partial: PartialImage): string {
+  const { image, digest, bytes, total, used } = partial;
+  return [
+    image,
+    shortDigest(digest),
+    `${bytesText(bytes)} of ${bytesText(total)}`,
+    minute(used),
+    "partial",
   ].join("  ");
 }
