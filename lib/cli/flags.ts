@@ -61,8 +61,7 @@ const CONNECTIONS: Flag[] = [
   {
     name: "connections",
     value: "N",
-    help:
-      "how many an image of 64 MiB or more comes over; else TOOLSMITH_CONNECTIONS, else 4",
+    help: "how many an image of 64 MiB or more comes over (default 4)",
   },
 ];
 

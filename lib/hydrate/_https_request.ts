@@ -7,6 +7,7 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import { abortableChunks } from "../system/streams.ts";
 import { statusError, transportError } from "../system/http_errors.ts";
 import { fetchFollowing } from "./_redirects.ts";
 
@@ -111,7 +112,7 @@ async function* watchedBody(
   explain: (error: unknown) => unknown,
 ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
   try {
-    for await (const chunk of source) {
+    for await (const chunk of abortableChunks(source, watch.signal)) {
       // The time that the reader takes is not the server's.
       watch.pause();
       yield chunk;

@@ -6,6 +6,7 @@
 import { ToolsmithError } from "../errors.ts";
 import { transportError } from "../system/http_errors.ts";
 import type { PartFile } from "../system/part_file.ts";
+import { abortableChunks } from "../system/streams.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
 import type { BlobAnswer, BlobSource } from "./_blob_source.ts";
 import type { Piece, RangePlan } from "./_range_plan.ts";
@@ -32,8 +33,6 @@ export interface OpenPiece {
   answer: BlobAnswer;
   watch: StallWatch;
 }
-
-const BUFFER = 1024 * 1024;
 
 /**
  * Asks for a piece.
@@ -140,21 +139,16 @@ async function* bodyChunks(
   { body }: BlobAnswer,
   watch: StallWatch,
 ): AsyncGenerator<Uint8Array> {
-  const reader = body.getReader({ mode: "byob" });
-  let buffer = new ArrayBuffer(BUFFER);
   try {
-    while (true) {
-      watch.resume();
-      const { done, value } = await reader.read(new Uint8Array(buffer));
+    watch.resume();
+    for await (const chunk of abortableChunks(body, watch.signal)) {
       // The time that the disk takes is not the server's.
       watch.pause();
-      if (done || !value) return;
-      yield value;
-      buffer = value.buffer;
+      yield chunk;
+      watch.resume();
     }
   } finally {
     watch.pause();
-    await reader.cancel().catch(() => {});
   }
 }
 

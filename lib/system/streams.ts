@@ -1,8 +1,11 @@
 /**
- * Writing all of the bytes: a write may take only some of them.
+ * Writing all of the bytes, as a write may take only some of them, and reading
+ * until told to stop.
  *
  * @module
  */
+
+const BODY_CHUNK = 1024 * 1024;
 
 /**
  * Writes all of the bytes.
@@ -31,5 +34,37 @@ export function writeAllSync(
 ): void {
   for (let at = 0; at < bytes.length;) {
     at += writer.writeSync(bytes.subarray(at));
+  }
+}
+
+/**
+ * Reads a response's body until a signal is aborted. The signal of `fetch` does
+ * not do that: Deno (2.9) forgets it when the request is garbage.
+ *
+ * @param body The body.
+ * @param signal Ends the reading; the generator throws its reason.
+ * @returns The chunks; each is overwritten by the next.
+ */
+export async function* abortableChunks(
+  body: ReadableStream<Uint8Array<ArrayBuffer>>,
+  signal: AbortSignal,
+): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+  const reader = body.getReader({ mode: "byob" });
+  // A pending read then ends as if the body did.
+  const cancel = () => void reader.cancel(signal.reason).catch(() => {});
+  signal.addEventListener("abort", cancel, { once: true });
+  let buffer = new ArrayBuffer(BODY_CHUNK);
+  try {
+    while (true) {
+      signal.throwIfAborted();
+      const { done, value } = await reader.read(new Uint8Array(buffer));
+      signal.throwIfAborted();
+      if (done || !value) return;
+      yield value;
+      buffer = value.buffer;
+    }
+  } finally {
+    signal.removeEventListener("abort", cancel);
+    await reader.cancel().catch(() => {});
   }
 }

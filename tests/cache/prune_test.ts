@@ -107,7 +107,14 @@ Deno.test("a cache that is not there is empty", async () => {
   await using dir = await temporaryDir();
   const cache = join(dir.path, "none");
   assertEquals(await listCache(cache), []);
-  const nothing = { removed: [], busy: [], denied: [], states: [], bytes: 0 };
+  const nothing = {
+    removed: [],
+    busy: [],
+    denied: [],
+    states: [],
+    partials: [],
+    bytes: 0,
+  };
   assertEquals(await pruneCache(cache), nothing);
 });
 

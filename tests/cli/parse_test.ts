@@ -29,6 +29,7 @@ Deno.test("hydrate alone leaves every choice to its usual value", () => {
       offline: false,
       verify: false,
       force: false,
+      connections: undefined,
       retries: undefined,
       stallTimeoutMs: undefined,
       plainHttp: undefined,
@@ -40,7 +41,7 @@ Deno.test("hydrate alone leaves every choice to its usual value", () => {
 
 Deno.test("every flag of hydrate arrives, with = and without", () => {
   const flags =
-    "--manifest m.json --cache=/c --offline --verify --force --retries 0 --stall-timeout=1.5 --plain-http --ca-file ca.pem --json --quiet --no-progress";
+    "--manifest m.json --cache=/c --offline --verify --force --retries 0 --connections 7 --stall-timeout=1.5 --plain-http --ca-file ca.pem --json --quiet --no-progress";
   assertEquals(requestOf(hydrate, flags), {
     manifest: "m.json",
     options: {
@@ -48,6 +49,7 @@ Deno.test("every flag of hydrate arrives, with = and without", () => {
       offline: true,
       verify: true,
       force: true,
+      connections: 7,
       retries: 0,
       stallTimeoutMs: 1500,
       plainHttp: true,

@@ -120,7 +120,7 @@ Deno.test({
       faults: Fault[],
       status: number,
       code: string,
-      stall = "2",
+      { stall = "2", kept = false } = {},
     ) => {
       const { code: exit, last, stderr } = await site.hydrate(
         faults,
@@ -132,6 +132,12 @@ Deno.test({
       assertEquals([last.type, last.code, exit], ["error", code, status]);
       assert(last.hint, "no hint");
       assertEquals(stderr, "");
+      // Only what the next run can go on with is kept.
+      assertEquals((await leftovers(site.work)).length, kept ? 1 : 0);
+      const pruned = await site.work.toolsmith(["cache", "prune", "--json"], {
+        permissions: ["-A"],
+      });
+      assertEquals(jsonLines(pruned.stdout).last.partials.length, kept ? 1 : 0);
       assertEquals(await leftovers(site.work), []);
     };
     const answers: [number, number, string][] = [
@@ -148,11 +154,16 @@ Deno.test({
     await t.step(
       "a cut transfer",
       () =>
-        fails([{ match: IMAGE, cutAfter: MIB }], 38, "transfer_interrupted"),
+        fails([{ match: IMAGE, cutAfter: MIB }], 38, "transfer_interrupted", {
+          kept: true,
+        }),
     );
     await t.step(
       "a stalled transfer",
-      () => fails([{ match: IMAGE, stallAfter: MIB }], 39, "transfer_stalled"),
+      () =>
+        fails([{ match: IMAGE, stallAfter: MIB }], 39, "transfer_stalled", {
+          kept: true,
+        }),
     );
     await t.step("other bytes of the same length", () =>
       fails(
@@ -169,7 +180,10 @@ Deno.test({
     // oras itself tries these for a while before it gives up.
     await t.step(
       "an answer 429",
-      () => fails([{ match: MANIFEST, status: 429 }], 33, "rate_limited", "60"),
+      () =>
+        fails([{ match: MANIFEST, status: 429 }], 33, "rate_limited", {
+          stall: "60",
+        }),
     );
     await t.step(
       "an answer 503",
@@ -178,7 +192,7 @@ Deno.test({
           [{ match: MANIFEST, status: 503 }],
           34,
           "registry_unavailable",
-          "60",
+          { stall: "60" },
         ),
     );
     await t.step("nobody listens", async () => {
@@ -215,7 +229,8 @@ async function hanging(site: Awaited<ReturnType<typeof behindProxy>>) {
 }
 
 Deno.test({
-  name: "Ctrl-C and TERM end oras, remove staging, and say so by exit status",
+  name:
+    "Ctrl-C and TERM end oras, keep what is there, and say so by exit status",
   ...REAL,
   ignore: REAL.ignore || Deno.build.os === "windows",
   async fn() {
@@ -229,7 +244,9 @@ Deno.test({
       const { code } = await child.ended;
       assertEquals(code, status, stderr());
       assertMatch(stderr(), new RegExp(`Cancelled by ${signal}`));
-      assertEquals(await leftovers(site.work), []);
+      const listed = await site.work.toolsmith(["cache", "ls", "--json"]);
+      const [partial] = jsonLines(listed.stdout).last.partials;
+      assert(partial.bytes >= MIB / 2, `${partial.bytes} bytes are kept`);
       assertEquals(await processesOf(site.work.dir), []);
       site.proxy.seen.length = 0;
       site.proxy.faults.length = 0;
@@ -238,7 +255,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "hydrate cleans up after one that was killed, and succeeds",
+  name: "hydrate goes on after one that was killed, and cleans up",
   ...REAL,
   ignore: REAL.ignore || Deno.build.os === "windows",
   async fn() {
@@ -249,9 +266,14 @@ Deno.test({
     const [staging] = await leftovers(site.work);
     assertMatch(staging, /^\.staging-/);
 
-    const { code, last } = await site.hydrate([]);
+    const { code, last, events } = await site.hydrate([]);
     assertEquals([code, last.outcome], [0, "pulled"]);
     assertEquals(await leftovers(site.work), [site.sha256]);
+    const start = events.find(({ type }) => type === "download_start");
+    assert(start.resumed >= MIB / 2, `resumed at ${start.resumed}`);
+    const asked = site.proxy.seen.filter(({ request }) => IMAGE.test(request));
+    const sent = asked.reduce((sum, { bytes }) => sum + bytes, 0);
+    assertEquals(sent, start.bytes - start.resumed);
   },
 });
 

@@ -20,6 +20,8 @@ export interface TokenRules {
    * @default {"granted"}
    */
   push?: "granted" | "withheld" | "denied";
+  /** How long a token is said to be good for, in seconds. @default {300} */
+  tokenSeconds?: number;
 }
 
 /** A running token endpoint. */
@@ -65,7 +67,9 @@ export async function startTokenServer(
       }
       const pullOnly = known === null || rules.push === "withheld";
       if (pullOnly) access.forEach((scope) => scope.actions = ["pull"]);
-      return Response.json({ token: await sign(access), expires_in: 300 });
+      const { tokenSeconds = 300 } = rules;
+      const token = await sign(access);
+      return Response.json({ token, expires_in: tokenSeconds });
     },
   );
   return {

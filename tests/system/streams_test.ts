@@ -1,0 +1,68 @@
+import { assertEquals, assertRejects } from "@std/assert";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
+import { abortableChunks } from "../../lib/system/streams.ts";
+
+function startServer(answer: () => Response) {
+  const closing = new AbortController();
+  const server = Deno.serve(
+    { port: 0, signal: closing.signal, onListen: () => {} },
+    answer,
+  );
+  return {
+    url: `http://127.0.0.1:${server.addr.port}`,
+    async [Symbol.asyncDispose]() {
+      closing.abort();
+      await server.finished;
+    },
+  };
+}
+
+/** Some bytes, and then nothing more. */
+function silentBody(bytes: number): ReadableStream<Uint8Array> {
+  let sent = false;
+  return new ReadableStream({
+    async pull(controller) {
+      if (sent) return await new Promise(() => {});
+      sent = true;
+      controller.enqueue(new Uint8Array(bytes).fill(7));
+    },
+  });
+}
+
+/** Only the body is kept: the request is garbage. */
+async function bodyOf(url: string, signal: AbortSignal) {
+  return (await fetch(url, { signal })).body!;
+}
+
+Deno.test("a body that says nothing more is given up at a signal, long after its request", async () => {
+  setFlagsFromString("--expose-gc");
+  const collectGarbage: () => void = runInNewContext("gc");
+  await using server = startServer(() => new Response(silentBody(1000)));
+  const stop = new AbortController();
+  const body = await bodyOf(server.url, stop.signal);
+  let bytes = 0;
+  const reading = (async () => {
+    for await (const chunk of abortableChunks(body, stop.signal)) {
+      bytes += chunk.length;
+    }
+  })();
+  for (let count = 0; count < 5; count++) {
+    await new Promise((done) => setTimeout(done, 20));
+    collectGarbage();
+  }
+  stop.abort(new Error("enough"));
+  await assertRejects(() => reading, Error, "enough");
+  assertEquals(bytes, 1000);
+});
+
+Deno.test("a body is read to its end", async () => {
+  await using server = startServer(() => new Response("all of it"));
+  const { signal } = new AbortController();
+  const body = await bodyOf(server.url, signal);
+  let text = "";
+  for await (const chunk of abortableChunks(body, signal)) {
+    text += new TextDecoder().decode(chunk);
+  }
+  assertEquals(text, "all of it");
+});
