@@ -12,8 +12,9 @@ import {
   type ImageLayer,
   selectImageLayer,
 } from "../oci/artifact.ts";
-import { type BlobPlaces, mayAsk, pullBlob } from "../oci/blob.ts";
+import { mayAsk, type Places, pullBlob } from "../oci/blob.ts";
 import { unusedTokenWarning } from "../oci/credentials.ts";
+import { fetchMirroredManifest } from "../oci/mirror_manifest.ts";
 import { findMirrors } from "../oci/mirrors.ts";
 import { type Oras, oras } from "../oci/oras.ts";
 import { pullImage, totalBytes } from "../oci/pull.ts";
@@ -34,7 +35,7 @@ interface Pull {
   program: Oras;
   artifact: Artifact;
   layer: ImageLayer;
-  places: BlobPlaces;
+  places: Places;
   /** What is kept from one attempt, or run, to the next. */
   part: PartFile | undefined;
 }
@@ -56,10 +57,15 @@ export async function pullFromRegistry(
   const warning = unusedTokenWarning(reference.registry, env);
   if (warning) warn(warning);
   const program = oras(registry);
-  const artifact = await retry(
-    () => program.fetchManifest(reference),
-    retries,
-  );
+  const mirrors = await findMirrors(reference.registry, {
+    env,
+    onWarning: warn,
+  });
+  const places = { reference, registry, mirrors };
+  const artifact = await fetchMirroredManifest(places, {
+    check: (artifact) => void selectImageLayer(artifact, image.sha256),
+    onMirrorFailed: mirrorFailed(context),
+  }) ?? await retry(() => program.fetchManifest(reference), retries);
   const layer = selectImageLayer(artifact, image.sha256);
   emit({
     type: "manifest_resolved",
@@ -69,11 +75,6 @@ export async function pullFromRegistry(
     file: layer.title,
     bytes: layer.size,
   });
-  const mirrors = await findMirrors(reference.registry, {
-    env,
-    onWarning: warn,
-  });
-  const places = { reference, registry, mirrors };
   const pull = { context, program, artifact, layer, places };
   const identity = { size: layer.size, digest: asDigest(layer.sha256) };
   await using part = await mayAsk(places)
@@ -111,17 +112,16 @@ async function pullLayer(pull: Pull): Promise<FetchedImage> {
 /** Nothing is returned where ranges are of no use, and that is reported. */
 async function pullByRanges(pull: Pull): Promise<FetchedImage | undefined> {
   const { context, layer, places } = pull;
-  const { emit, image, connections, retries } = context;
+  const connections = layer.size < PARALLEL_BYTES ? 1 : context.connections;
   const part = pull.part!;
   const { size: total, bytes: resumed } = part;
   const progress = begin(context, { total, resumed, connections });
   const result = await pullBlob(places, layer, {
     part,
-    connections: layer.size < PARALLEL_BYTES ? 1 : connections,
-    retries,
+    connections,
+    retries: context.retries,
     onBytes: () => progress.at(part.bytes),
-    onMirrorFailed: (mirror, reason) =>
-      emit({ type: "mirror_failed", image: image.name, mirror, reason }),
+    onMirrorFailed: mirrorFailed(context),
   });
   if ("unavailable" in result) return noRanges(pull, result.unavailable);
   const { sha256: actual } = result;
@@ -159,6 +159,11 @@ async function pullByOras(
     await removeTree(target);
     throw error;
   }
+}
+
+function mirrorFailed({ emit, image }: FetchContext) {
+  return (mirror: string, reason: string) =>
+    emit({ type: "mirror_failed", image: image.name, mirror, reason });
 }
 
 /** Reports why the image does not come by ranges. */

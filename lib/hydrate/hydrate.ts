@@ -53,7 +53,8 @@ export interface HydrateResult {
  * was verified, is returned at once and without the network.
  *
  * Needs `--allow-read` and `--allow-write` for the cache; for `oci://`
- * `--allow-run=oras`; for `https://` `--allow-net` for the host; to check the
+ * `--allow-run=oras`; for `https://` `--allow-net` for the host, which lets
+ * `oci://` go on where a transfer was cut, over several connections; to check the
  * free space `--allow-sys=statfs`, and to believe what the cache says of an image
  * `--allow-sys=uid`.
  *

@@ -19,7 +19,7 @@ import { type Artifact, type Descriptor, TITLE, UNPACK } from "./artifact.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 
 /** Far above what a few files need; registries themselves take up to 4 MiB. */
-const MAX_BYTES = 1024 * 1024;
+export const MAX_MANIFEST = 1024 * 1024;
 const MAX_LAYERS = 1000;
 const MAX_DEPTH = 32;
 
@@ -115,8 +115,8 @@ function parseStrictly(
   bytes: Uint8Array,
   refuse: Refusal,
 ): Record<string, unknown> {
-  if (bytes.length > MAX_BYTES) {
-    throw refuse(`it has ${bytes.length} bytes, more than ${MAX_BYTES}`);
+  if (bytes.length > MAX_MANIFEST) {
+    throw refuse(`it has ${bytes.length} bytes, more than ${MAX_MANIFEST}`);
   }
   let manifest: unknown;
   let text: string;

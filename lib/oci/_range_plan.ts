@@ -21,8 +21,6 @@ export interface Piece {
 
 /** The pieces of one transfer. */
 export interface RangePlan {
-  /** Whether every byte has arrived or is being read. */
-  readonly empty: boolean;
   /** Whether nothing is being read any more, and nothing is left. */
   readonly done: boolean;
   /**
@@ -80,35 +78,17 @@ export function rangePlan(
   }
 
   function takeOver(rate: number): Piece | undefined {
-    const time = now();
-    let slowest: { piece: Piece; from: number; ms: number } | undefined;
-    for (const [piece, { since, heard, bytes }] of readings) {
-      const silent = time - heard > SILENT_MS;
-      const theirs = silent ? 0 : bytes / Math.max(time - since, 1);
-      const rest = piece.to - piece.at;
-      const ms = rest / theirs;
-      // One that has just begun has no rate yet.
-      const slow = silent ||
-        bytes > 0 && rate > theirs * FASTER && ms > WORTH_TAKING_MS;
-      if (rest === 0 || !slow) continue;
-      // It is left what it can read until both are done.
-      const left = silent ? 0 : Math.ceil(rest * theirs / (theirs + rate));
-      if (left < rest && ms > (slowest?.ms ?? 0)) {
-        slowest = { piece, from: piece.at + left, ms };
-      }
-    }
-    if (!slowest) return undefined;
-    const { piece, from } = slowest;
+    const found = slowest(readings, rate, now());
+    if (!found) return undefined;
+    const { piece, left } = found;
+    const from = piece.at + left;
     const taken = begin(from, piece.to);
     piece.to = from;
-    if (piece.at >= piece.to) piece.taken.abort();
+    if (left === 0) piece.taken.abort();
     return taken;
   }
 
   return {
-    get empty() {
-      return waiting.length === 0;
-    },
     get done() {
       return waiting.length === 0 && readings.size === 0;
     },
@@ -141,4 +121,27 @@ export function rangePlan(
       waiting = [...unwritten, ...waiting].sort((a, b) => a[0] - b[0]);
     },
   };
+}
+
+/** Finds the piece that will be late, and how much of it is left to its reader. */
+function slowest(
+  readings: Map<Piece, Reading>,
+  rate: number,
+  time: number,
+): { piece: Piece; left: number } | undefined {
+  let found: { piece: Piece; left: number; ms: number } | undefined;
+  for (const [piece, { since, heard, bytes }] of readings) {
+    const isSilent = time - heard > SILENT_MS;
+    const theirs = isSilent ? 0 : bytes / Math.max(time - since, 1);
+    const rest = piece.to - piece.at;
+    const ms = rest / theirs;
+    // One that has just begun has no rate yet.
+    const isSlow = isSilent ||
+      bytes > 0 && rate > theirs * FASTER && ms > WORTH_TAKING_MS;
+    if (rest === 0 || !isSlow) continue;
+    // It is left what it can read until both are done.
+    const left = isSilent ? 0 : Math.ceil(rest * theirs / (theirs + rate));
+    if (left < rest && ms > (found?.ms ?? 0)) found = { piece, left, ms };
+  }
+  return found;
 }

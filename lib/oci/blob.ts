@@ -4,30 +4,24 @@
  *
  * @module
  */
-import { processEnvironment } from "../environment.ts";
 import { asDigest, type Sha256, sha256 } from "../system/digest.ts";
-import { httpClient } from "../system/http_client.ts";
 import type { PartFile } from "../system/part_file.ts";
 import { isTransient, type RetryOptions } from "../system/retry.ts";
-import { type BlobSource, blobSource } from "./_blob_source.ts";
-import { readCredentials } from "./_docker_config.ts";
+import { blobSource } from "./_blob_source.ts";
+import {
+  mirrorPlaces,
+  openPlace,
+  type Place,
+  type Places,
+  registryPlace,
+  STALL_MS,
+} from "./_places.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
 import { readBlob } from "./_read_blob.ts";
-import { isPermitted, registryGet } from "./_registry_get.ts";
+import { isPermitted } from "./_registry_get.ts";
 import type { ImageLayer } from "./artifact.ts";
-import type { Mirror } from "./mirrors.ts";
-import type { OciReference } from "./reference.ts";
-import { isPlainHttp, type RegistryOptions } from "./registry.ts";
 
-/** Where a blob may come from. */
-export interface BlobPlaces {
-  /** Whose repository it is. */
-  reference: OciReference;
-  /** How the registry is reached. */
-  registry: RegistryOptions;
-  /** Asked before the registry, in this order. */
-  mirrors: Mirror[];
-}
+export type { Places };
 
 /** What {@linkcode pullBlob} takes. */
 export interface PullBlobOptions {
@@ -61,23 +55,20 @@ export type BlobResult = { sha256: Sha256 } | { unavailable: string };
  * @throws {ToolsmithError} Those of a network, when retries are used up.
  */
 export async function pullBlob(
-  places: BlobPlaces,
+  places: Places,
   layer: ImageLayer,
   options: PullBlobOptions,
 ): Promise<BlobResult> {
   const { part, retries, connections, onBytes, onMirrorFailed } = options;
-  const { stallTimeoutMs = 60_000 } = places.registry;
   const stop = new AbortController();
   const digest = sha256(part.chunks(stop.signal));
   digest.catch(() => {});
+  const blob = { digest: asDigest(layer.sha256), size: layer.size };
   const read = async (place: Place) => {
-    using source = await openSource(place, layer, connections);
-    await readBlob(source, part, {
-      ...retries,
-      connections,
-      stallMs: stallTimeoutMs,
-      onBytes,
-    });
+    using registry = await openPlace(place, connections);
+    const stallMs = places.registry.stallTimeoutMs ?? STALL_MS;
+    const rest = { ...retries, connections, stallMs, onBytes };
+    await readBlob(blobSource(registry, blob), part, rest);
   };
   try {
     for (const place of mirrorPlaces(places)) {
@@ -85,7 +76,7 @@ export async function pullBlob(
         await read(place);
         return { sha256: await digest };
       } catch (error) {
-        if (!isOfSource(error)) throw error;
+        if (!isOfPlace(error)) throw error;
         onMirrorFailed(new URL(place.base).host, error.message);
       }
     }
@@ -106,7 +97,7 @@ export async function pullBlob(
  * @param places The registry and its mirrors.
  * @returns `true` where one of their hosts is permitted. Nobody is asked.
  */
-export async function mayAsk(places: BlobPlaces): Promise<boolean> {
+export async function mayAsk(places: Places): Promise<boolean> {
   const all = [...mirrorPlaces(places), registryPlace(places)];
   for (const { base } of all) {
     if (await isPermitted(new URL(base))) return true;
@@ -114,63 +105,12 @@ export async function mayAsk(places: BlobPlaces): Promise<boolean> {
   return false;
 }
 
-/** A registry or mirror, and how it is reached. */
-interface Place {
-  base: string;
-  query?: string;
-  /** What its credentials are kept under. */
-  host: string;
-  repository: string;
-  caFile?: string;
-  registry: RegistryOptions;
-}
-
-function registryPlace({ reference, registry }: BlobPlaces): Place {
-  const { registry: host, repository } = reference;
-  const scheme = isPlainHttp(host, registry) ? "http" : "https";
-  const actual = host === "docker.io" ? "registry-1.docker.io" : host;
-  const base = `${scheme}://${actual}/v2`;
-  return { base, host, repository, caFile: registry.caFile, registry };
-}
-
-/** A mirror has its own authority and credentials, or none. */
-function mirrorPlaces({ reference, registry, mirrors }: BlobPlaces): Place[] {
-  const { registry: name, repository } = reference;
-  return mirrors.map(({ base, caFile }) => {
-    const { host } = new URL(base);
-    const query = `ns=${encodeURIComponent(name)}`;
-    return { base, query, host, repository, caFile, registry };
-  });
-}
-
-async function openSource(
-  { base, query, host, repository, caFile, registry }: Place,
-  { sha256, size }: ImageLayer,
-  connections: number,
-): Promise<BlobSource & Disposable> {
-  const { env = processEnvironment, signal, stallTimeoutMs } = registry;
-  const client = await httpClient(caFile, {
-    // Over HTTP/2 all ranges would share one connection.
-    http2: false,
-    poolMaxIdlePerHost: connections,
-  });
-  const source = blobSource(
-    registryGet({
-      base,
-      query,
-      repository,
-      client,
-      credentials: () => readCredentials(host, { env, signal }),
-      signal,
-      stallMs: stallTimeoutMs ?? 60_000,
-    }),
-    { digest: asDigest(sha256), size },
-  );
-  return { ...source, [Symbol.dispose]: () => client.close() };
-}
-
-/** Whether another place may do better: a full disk is not a mirror's fault. */
-function isOfSource(error: unknown): error is Error {
+/**
+ * Tells whether another place may do better: a full disk is no mirror's fault.
+ *
+ * @param error What a place has failed with.
+ */
+export function isOfPlace(error: unknown): error is Error {
   const { code } = error as { code?: string };
   return error instanceof RangesUnavailable || isTransient(error) ||
     code === "dns_failed" || code === "tls_failed" ||

@@ -83,145 +83,190 @@ const PRIVATE = 0o600;
  */
 export async function openPart(
   dir: string,
-  { size, digest }: PartIdentity,
+  identity: PartIdentity,
 ): Promise<PartFile> {
-  const path = join(dir, PART);
-  const recordPath = join(dir, PART_RECORD);
   const record = await readPartRecord(dir);
-  const found = record?.digest === digest && record.size === size;
-  let there: Extent[] = found ? record.extents : [];
-  let synced = extentBytes(there);
-  let kept = synced;
-  let syncing: Promise<void> | undefined;
-  let failure: unknown;
-  let finished = false;
-  let arrival = Promise.withResolvers<void>();
-  const file = await Deno.open(path, {
+  const found = record?.digest === identity.digest &&
+    record.size === identity.size;
+  const file = await Deno.open(join(dir, PART), {
     read: true,
     write: true,
     create: true,
     mode: PRIVATE,
   });
-  if (!found) await file.truncate(0);
-  await file.truncate(size);
+  const part = new OpenPart(dir, identity, file);
+  if (!found) await part.clear();
+  else if (record.filled === undefined) part.take(record.extents);
+  else await part.adopt(join(dir, record.filled));
+  part.kept = part.bytes;
+  return part;
+}
 
-  async function save(extents: Extent[], filled?: string) {
-    const text = JSON.stringify({ size, digest, extents, filled });
-    const fresh = `${recordPath}.new`;
-    await Deno.writeTextFile(fresh, text, { mode: PRIVATE });
-    await Deno.rename(fresh, recordPath);
-  }
-  async function sync() {
-    const extents = there;
-    await file.syncData();
-    await save(extents);
-    synced = extentBytes(extents);
-  }
-  async function adopt(from: string) {
-    const stat = await absentAs(undefined, Deno.lstat(from));
-    if (!stat?.isFile || stat.size > size) return;
-    // A copy: the program may still be writing.
-    await Deno.copyFile(from, path);
-    await file.truncate(size);
-    there = [];
-    arrived([0, stat.size]);
-    await sync();
-  }
-  function syncSoon() {
-    if (syncing || extentBytes(there) - synced < SYNC_BYTES) return;
-    syncing = sync()
-      // The next write, or the end, reports it.
-      .catch((error) => failure = error)
-      .finally(() => syncing = undefined);
-  }
-  function arrived(extent: Extent) {
-    there = addExtent(there, extent);
-    arrival.resolve();
-    arrival = Promise.withResolvers();
+class OpenPart implements PartFile {
+  readonly path: string;
+  readonly size: number;
+  kept = 0;
+  readonly #dir: string;
+  readonly #identity: PartIdentity;
+  readonly #file: Deno.FsFile;
+  /** The bytes that are there, on the disk or not. */
+  #there: Extent[] = [];
+  /** How many of them the record has. */
+  #synced = 0;
+  #syncing: Promise<void> | undefined;
+  #failure: unknown;
+  #finished = false;
+  #arrival = Promise.withResolvers<void>();
+
+  constructor(dir: string, identity: PartIdentity, file: Deno.FsFile) {
+    this.path = join(dir, PART);
+    this.size = identity.size;
+    this.#dir = dir;
+    this.#identity = identity;
+    this.#file = file;
   }
 
-  if (found && record.filled !== undefined) {
-    await adopt(join(dir, record.filled));
-    kept = extentBytes(there);
+  get bytes(): number {
+    return extentBytes(this.#there);
   }
-  return {
-    path,
-    size,
-    get kept() {
-      return kept;
-    },
-    get bytes() {
-      return extentBytes(there);
-    },
-    gaps: (within = [0, size]) => gapsOf(there, within),
-    async openWriter() {
-      const own = await Deno.open(path, { write: true });
-      let at = 0;
-      return {
-        async write(position, bytes) {
-          if (failure) throw failure;
-          if (position !== at) await own.seek(position, Deno.SeekMode.Start);
-          await writeAll(own, bytes);
-          at = position + bytes.length;
-          arrived([position, at]);
-          syncSoon();
-        },
-        [Symbol.dispose]: () => own.close(),
-      };
-    },
-    async *chunks(signal) {
-      using own = await Deno.open(path);
-      const buffer = new Uint8Array(CHUNK);
-      const aborted = Promise.withResolvers<never>();
-      aborted.promise.catch(() => {});
-      const abort = () => aborted.reject(signal.reason);
-      signal.addEventListener("abort", abort, { once: true });
-      try {
-        for (let position = 0; position < size;) {
-          signal.throwIfAborted();
-          const [first] = there;
-          const end = first?.[0] === 0 ? first[1] : 0;
-          if (end <= position) {
-            await Promise.race([arrival.promise, aborted.promise]);
-            continue;
-          }
-          const want = Math.min(end - position, CHUNK);
-          const count = await own.read(buffer.subarray(0, want));
-          if (count === null) throw new Error(`${path} was cut short`);
-          position += count;
-          yield buffer.subarray(0, count);
+
+  gaps(within: Extent = [0, this.size]): Extent[] {
+    return gapsOf(this.#there, within);
+  }
+
+  /** Takes what a record has for what is there. */
+  take(extents: Extent[]): void {
+    this.#there = extents;
+    this.#synced = this.bytes;
+  }
+
+  async openWriter(): Promise<PartWriter> {
+    const file = await Deno.open(this.path, { write: true });
+    let at = 0;
+    return {
+      write: async (position, bytes) => {
+        if (this.#failure) throw this.#failure;
+        if (position !== at) await file.seek(position, Deno.SeekMode.Start);
+        await writeAll(file, bytes);
+        at = position + bytes.length;
+        this.#arrived([position, at]);
+      },
+      [Symbol.dispose]: () => file.close(),
+    };
+  }
+
+  async *chunks(
+    signal: AbortSignal,
+  ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+    using file = await Deno.open(this.path);
+    const buffer = new Uint8Array(CHUNK);
+    const aborted = Promise.withResolvers<never>();
+    aborted.promise.catch(() => {});
+    const abort = () => aborted.reject(signal.reason);
+    signal.addEventListener("abort", abort, { once: true });
+    try {
+      for (let position = 0; position < this.size;) {
+        signal.throwIfAborted();
+        const [first] = this.#there;
+        const end = first?.[0] === 0 ? first[1] : 0;
+        if (end <= position) {
+          await Promise.race([this.#arrival.promise, aborted.promise]);
+          continue;
         }
-      } finally {
-        signal.removeEventListener("abort", abort);
+        const want = Math.min(end - position, CHUNK);
+        const count = await file.read(buffer.subarray(0, want));
+        if (count === null) throw new Error(`${this.path} was cut short`);
+        position += count;
+        yield buffer.subarray(0, count);
       }
-    },
-    expect: (path) => save(there, relative(dir, path)),
-    adopt,
-    async clear() {
-      await syncing;
-      there = [];
-      synced = kept = 0;
-      await absentAs(undefined, Deno.remove(recordPath));
-      await file.truncate(0);
-      await file.truncate(size);
-    },
-    async finish() {
-      await syncing;
-      if (failure) throw failure;
-      finished = true;
-      await absentAs(undefined, Deno.remove(recordPath));
-    },
-    async [Symbol.asyncDispose]() {
-      try {
-        await syncing;
-        if (!finished && extentBytes(there) > 0) await sync();
-      } catch {
-        // What stopped the transfer is reported; the older record stays good.
-      } finally {
-        file.close();
-      }
-    },
-  };
+    } finally {
+      signal.removeEventListener("abort", abort);
+    }
+  }
+
+  expect(path: string): Promise<void> {
+    return this.#save(this.#there, relative(this.#dir, path));
+  }
+
+  async adopt(from: string): Promise<void> {
+    const stat = await absentAs(undefined, Deno.lstat(from));
+    if (!stat?.isFile || stat.size > this.size) return;
+    // A copy: the program may still be writing.
+    await Deno.copyFile(from, this.path);
+    await this.#file.truncate(this.size);
+    this.#there = addExtent([], [0, stat.size]);
+    await this.#sync();
+  }
+
+  async clear(): Promise<void> {
+    await this.#syncEnd();
+    this.#there = [];
+    this.#synced = this.kept = 0;
+    await absentAs(undefined, Deno.remove(this.#recordPath));
+    await this.#file.truncate(0);
+    await this.#file.truncate(this.size);
+  }
+
+  async finish(): Promise<void> {
+    await this.#syncEnd();
+    if (this.#failure) throw this.#failure;
+    this.#finished = true;
+    await absentAs(undefined, Deno.remove(this.#recordPath));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      await this.#syncEnd();
+      if (!this.#finished && this.bytes > 0) await this.#sync();
+    } catch {
+      // What stopped the transfer is reported; the older record stays good.
+    } finally {
+      this.#file.close();
+    }
+  }
+
+  get #recordPath(): string {
+    return join(this.#dir, PART_RECORD);
+  }
+
+  #arrived(extent: Extent): void {
+    this.#there = addExtent(this.#there, extent);
+    this.#arrival.resolve();
+    this.#arrival = Promise.withResolvers();
+    this.#syncSoon();
+  }
+
+  #syncSoon(): void {
+    const fresh = this.bytes - this.#synced;
+    if (this.#syncing || this.#failure || fresh < SYNC_BYTES) return;
+    this.#syncing = this.#sync()
+      // The next write, or the end, reports it.
+      .catch((error) => this.#failure = error)
+      .finally(() => {
+        this.#syncing = undefined;
+        // On a slow disk much has come meanwhile.
+        this.#syncSoon();
+      });
+  }
+
+  async #syncEnd(): Promise<void> {
+    while (this.#syncing) await this.#syncing;
+  }
+
+  async #sync(): Promise<void> {
+    const extents = this.#there;
+    await this.#file.syncData();
+    await this.#save(extents);
+    this.#synced = extentBytes(extents);
+  }
+
+  async #save(extents: Extent[], filled?: string): Promise<void> {
+    const { size, digest } = this.#identity;
+    const text = JSON.stringify({ size, digest, extents, filled });
+    const fresh = `${this.#recordPath}.new`;
+    await Deno.writeTextFile(fresh, text, { mode: PRIVATE });
+    await Deno.rename(fresh, this.#recordPath);
+  }
 }
 
 /** What a record says. */

@@ -23,6 +23,8 @@ export interface RegistryOptions
   auth?: "none" | "basic" | "token";
   /** Serve HTTPS, with a certificate of a private authority. @default {false} */
   tls?: boolean;
+  /** Be a pull-through cache of the registry at this address. @default {undefined} */
+  upstream?: string;
   /** Host names in that certificate besides loopback's. @default {[]} */
   names?: string[];
 }
@@ -57,7 +59,7 @@ export async function startRegistry(
   const dir = await Deno.makeTempDir({ prefix: "toolsmith-registry-" });
   undo.defer(() => Deno.remove(dir, { recursive: true }));
 
-  const { auth = "none", tls = false } = options;
+  const { auth = "none", tls = false, upstream } = options;
   const certificate = tls || auth === "token"
     ? await issueCertificate(dir, options.names)
     : undefined;
@@ -80,6 +82,7 @@ export async function startRegistry(
       filesystem: { rootdirectory: storage },
       delete: { enabled: true },
     },
+    proxy: upstream === undefined ? undefined : { remoteurl: upstream },
     http: {
       addr: "127.0.0.1:0",
       tls: tls

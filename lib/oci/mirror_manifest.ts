@@ -1,0 +1,92 @@
+/**
+ * Reads an artifact's manifest from a mirror, where `oras` knows none.
+ *
+ * @module
+ */
+import { asDigest, sha256 } from "../system/digest.ts";
+import { abortableChunks } from "../system/streams.ts";
+import { MAX_MANIFEST, readManifest } from "./_manifest_reader.ts";
+import { mirrorPlaces, openPlace, type Place, STALL_MS } from "./_places.ts";
+import { RangesUnavailable } from "./_ranges_unavailable.ts";
+import type { Artifact } from "./artifact.ts";
+import type { Places } from "./blob.ts";
+
+/** What {@linkcode fetchMirroredManifest} takes. */
+export interface MirroredManifestOptions {
+  /** Throws for an artifact that will not do: a mirror may be out of date. */
+  check: (artifact: Artifact) => void;
+  /** Called when a mirror is given up, with its host and the reason. */
+  onMirrorFailed: (mirror: string, reason: string) => void;
+}
+
+const ACCEPT = [
+  "application/vnd.oci.image.manifest.v1+json",
+  "application/vnd.docker.distribution.manifest.v2+json",
+  "application/vnd.oci.image.index.v1+json",
+  "application/vnd.docker.distribution.manifest.list.v2+json",
+].join(", ");
+
+/**
+ * Asks the mirrors for a manifest, one after the other. None is trusted: the
+ * digest of the image decides, and whoever lies is given up.
+ *
+ * Needs `--allow-net` for the mirrors.
+ *
+ * @param places The reference, and the mirrors.
+ * @param options What the artifact must be, and who is notified.
+ * @returns The artifact; `undefined` where the registry has to be asked.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function fetchMirroredManifest(
+  places: Places,
+  { check, onMirrorFailed }: MirroredManifestOptions,
+): Promise<Artifact | undefined> {
+  const { reference, registry: { signal } } = places;
+  for (const place of mirrorPlaces(places)) {
+    if (reference.digest === undefined && !place.resolves) continue;
+    try {
+      const artifact = await fetchFrom(place, places);
+      check(artifact);
+      return artifact;
+    } catch (error) {
+      signal?.throwIfAborted();
+      onMirrorFailed(place.host, (error as Error).message);
+    }
+  }
+  return undefined;
+}
+
+async function fetchFrom(place: Place, places: Places): Promise<Artifact> {
+  const { reference, registry: { signal, stallTimeoutMs } } = places;
+  const late = AbortSignal.timeout(stallTimeoutMs ?? STALL_MS);
+  const either = signal ? AbortSignal.any([signal, late]) : late;
+  using registry = await openPlace(place, 1);
+  const path = `manifests/${reference.digest ?? reference.tag}`;
+  const headers = { accept: ACCEPT, "accept-encoding": "identity" };
+  const [response] = await registry.get(path, { headers, signal: either });
+  const { status, body } = response;
+  if (status !== 200 || !body) {
+    await body?.cancel();
+    throw new RangesUnavailable(`it answers ${status}`);
+  }
+  const bytes = await readAtMost(abortableChunks(body, either), MAX_MANIFEST);
+  const digest = asDigest(await sha256(ReadableStream.from([bytes])));
+  if (reference.digest !== undefined && reference.digest !== digest) {
+    throw new RangesUnavailable(`it sent a manifest with the digest ${digest}`);
+  }
+  return readManifest(bytes, reference, digest);
+}
+
+async function readAtMost(
+  chunks: AsyncIterable<Uint8Array<ArrayBuffer>>,
+  limit: number,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const parts: Uint8Array<ArrayBuffer>[] = [];
+  let size = 0;
+  for await (const chunk of chunks) {
+    size += chunk.length;
+    if (size > limit) throw new RangesUnavailable("its manifest is too long");
+    parts.push(chunk.slice());
+  }
+  return await new Blob(parts).bytes() as Uint8Array<ArrayBuffer>;
+}

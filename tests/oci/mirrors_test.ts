@@ -1,0 +1,106 @@
+import { assertEquals, assertMatch } from "@std/assert";
+import { join } from "@std/path";
+import { findMirrors } from "../../lib/oci/mirrors.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { failure } from "../support/failure.ts";
+
+/** Mirrors of a registry, with such files in `certs.d`. */
+async function found(
+  registry: string,
+  files: Record<string, string>,
+  variable = "",
+) {
+  await using dir = await temporaryDir();
+  const warnings: string[] = [];
+  for (const [name, text] of Object.entries(files)) {
+    await Deno.mkdir(join(dir.path, name));
+    await Deno.writeTextFile(join(dir.path, name, "hosts.toml"), text);
+  }
+  const env = new Map([
+    ["TOOLSMITH_REGISTRY_CONFIG", `/nonexistent:${dir.path}`],
+    ["TOOLSMITH_MIRRORS", variable],
+  ]);
+  const onWarning = (message: string) => warnings.push(message);
+  const mirrors = await findMirrors(registry, { env, onWarning });
+  return { mirrors, warnings, dir: dir.path };
+}
+
+const bases = ({ mirrors }: { mirrors: { base: string }[] }) =>
+  mirrors.map(({ base }) => base);
+
+Deno.test("hosts.toml names mirrors in their order, the server last", async () => {
+  const { mirrors, dir } = await found("reg.example", {
+    "reg.example": `
+      server = "https://upstream.example"
+      [host."https://b.lan:5000"]
+        capabilities = ["pull"]
+        ca = "b.pem"
+      [host."http://a.lan/path"]
+        ca = ["/etc/a.pem", "other.pem"]
+      [host."https://push.lan"]
+        capabilities = ["push"]
+      [host."c.lan/v2"]
+        override_path = true
+    `,
+  });
+  assertEquals(mirrors, [
+    {
+      base: "https://b.lan:5000/v2",
+      resolves: false,
+      caFile: join(dir, "reg.example", "b.pem"),
+    },
+    { base: "http://a.lan/path/v2", resolves: true, caFile: "/etc/a.pem" },
+    { base: "https://c.lan/v2", resolves: true, caFile: undefined },
+    { base: "https://upstream.example/v2", resolves: true, caFile: undefined },
+  ]);
+});
+
+Deno.test("the registry itself is no mirror of its own", async () => {
+  const own = 'server = "https://registry-1.docker.io"';
+  assertEquals(bases(await found("docker.io", { "docker.io": own })), []);
+});
+
+Deno.test("a directory is found by host and port, else by _default", async () => {
+  const host = (name: string) => `[host."https://${name}.lan"]`;
+  const files = {
+    "reg_5000_": host("port"),
+    "reg": host("plain"),
+    "_default": host("any"),
+  };
+  assertEquals(bases(await found("reg:5000", files)), ["https://port.lan/v2"]);
+  assertEquals(bases(await found("reg", files)), ["https://plain.lan/v2"]);
+  assertEquals(bases(await found("other", files)), ["https://any.lan/v2"]);
+});
+
+Deno.test("TOOLSMITH_MIRRORS comes first, for the registry that it names", async () => {
+  const variable =
+    "reg=https://x.lan, other=https://y.lan,reg=http://10.0.0.1:5000/";
+  const files = { reg: '[host."https://z.lan"]' };
+  assertEquals(bases(await found("reg", files, variable)), [
+    "https://x.lan/v2",
+    "http://10.0.0.1:5000/v2",
+    "https://z.lan/v2",
+  ]);
+});
+
+Deno.test("what is malformed is an error, and what is not supported a warning", async () => {
+  const variables = [
+    "reg",
+    "reg=",
+    "reg=x",
+    "reg=file:///x",
+    "r=https://u:p@h",
+  ];
+  for (const variable of variables) {
+    const error = await failure("usage", () => found("reg", {}, variable));
+    assertEquals(error.message.includes("u:p"), false);
+  }
+  await failure("file_unreadable", () => found("reg", { reg: "[" }));
+  const { mirrors, warnings } = await found("reg", {
+    reg: `[host."https://a.lan"]
+      client = "key.pem"
+      [host."https://b.lan"]`,
+  });
+  assertEquals(bases({ mirrors }), ["https://b.lan/v2"]);
+  assertMatch(warnings[0], /a\.lan is not used: client in .* not supported/);
+});
