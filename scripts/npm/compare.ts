@@ -11,6 +11,7 @@ import * as crypto from "@std/crypto/crypto";
 import { copy } from "@std/fs/copy";
 import { walk } from "@std/fs/walk";
 import * as path from "@std/path";
+import * as toml from "@std/toml";
 import * as yaml from "@std/yaml";
 import type {
   ParseFlags,
@@ -19,6 +20,7 @@ import type {
   StdCrypto,
   StdFs,
   StdPath,
+  StdToml,
   StdYaml,
 } from "./signatures.ts";
 
@@ -26,6 +28,7 @@ assert satisfies StdAssert;
 crypto satisfies StdCrypto;
 ({ copy, walk }) satisfies StdFs;
 path satisfies StdPath;
+toml satisfies StdToml;
 yaml satisfies StdYaml;
 
 // The type of what it returns follows from the options of a call.
