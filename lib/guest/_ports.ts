@@ -6,7 +6,7 @@
  */
 import { join } from "@std/path";
 import { ToolsmithError } from "../errors.ts";
-import { STREAM_BUS } from "../qemu/devices.ts";
+import { STREAM_BUS, STREAM_PORTS } from "../qemu/devices.ts";
 import { portFile, portName, portNameOf } from "../qemu/machine_dir.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import type { Command } from "../qemu/qmp.ts";
@@ -62,6 +62,9 @@ export async function plugPorts(
   const { dir } = monitor;
   const name = portName();
   const ends = input ? ENDS : ENDS.slice(0, 2);
+  // To plug only some in, and unplug them again, would hold up the others.
+  const { sockets } = await findPorts(dir);
+  if (sockets + ends.length > STREAM_PORTS) return undefined;
   const owned = await lock(join(dir, portFile(name, "lock")), { signal });
   const connections: Deno.UnixConn[] = [];
   let writing: Promise<void> | undefined;
@@ -115,15 +118,24 @@ export async function unplugAbandoned(
   monitor: Monitor,
   signal?: AbortSignal,
 ): Promise<void> {
-  const names = new Set<string>();
-  for await (const entry of Deno.readDir(monitor.dir)) {
-    const name = portNameOf(entry.name);
-    if (name) names.add(name);
-  }
+  const { names } = await findPorts(monitor.dir);
   for (const name of names) {
     using orphan = await tryLock(join(monitor.dir, portFile(name, "lock")));
     if (orphan) await unplug(monitor, name, signal);
   }
+}
+
+/** All ports of the machine, by their files: whose they are, and how many. */
+async function findPorts(dir: string) {
+  const names = new Set<string>();
+  let sockets = 0;
+  for await (const file of Deno.readDir(dir)) {
+    const name = portNameOf(file.name);
+    if (!name) continue;
+    names.add(name);
+    if (file.name !== portFile(name, "lock")) sockets++;
+  }
+  return { names, sockets };
 }
 
 function plugging(dir: string, id: string): Command[] {

@@ -5,7 +5,15 @@
  */
 import { join } from "@std/path";
 import type { Accelerator } from "./accelerator.ts";
-import { AGENT, DISK, shareId, slotId, SLOTS, STREAM_BUS } from "./devices.ts";
+import {
+  AGENT,
+  DISK,
+  shareId,
+  slotId,
+  SLOTS,
+  STREAM_BUS,
+  STREAM_PORTS,
+} from "./devices.ts";
 import { MACHINE_FILES } from "./machine_dir.ts";
 
 /** A directory of the host that the guest may see. */
@@ -77,7 +85,10 @@ export function qemuArgs(options: MachineOptions): string[] {
     "-device",
     `virtserialport,bus=control.0,chardev=${AGENT},id=${AGENT},` +
     `name=${AGENT_PORT}`,
-    ...["-device", `virtio-serial-pci,id=${STREAM_BUS},max_ports=31`],
+    ...[
+      "-device",
+      `virtio-serial-pci,id=${STREAM_BUS},max_ports=${STREAM_PORTS + 1}`,
+    ],
     ...["-object", "rng-random,id=random,filename=/dev/urandom"],
     ...["-device", "virtio-rng-pci,rng=random"],
     // Notifies the guest that it is a copy, where it was restored.

@@ -15,6 +15,12 @@ export const AGENT = "agent";
 export const STREAM_BUS = "streams";
 
 /**
+ * How many ports it has room for, besides the one that QEMU keeps for a console;
+ * part of what a snapshot has to match, too.
+ */
+export const STREAM_PORTS = 30;
+
+/**
  * How many slots there are to plug devices into while the machine runs: for the
  * workspace, exports, and a network card. The same for each machine, as it is
  * part of what a snapshot has to match.
