@@ -5,8 +5,9 @@
  *
  *     deno task mutate lib/cli lib/doctor --sample 50
  *
- * The tests of `lib/room/_name.ts` are all files `name_test.ts`, and those that
- * import it; where there are none, all of `tests/room/`.
+ * The tests of `lib/room/_name.ts` are `tests/room/name_test.ts` and all that
+ * import it; where there are none, all of `tests/room/`. A file whose tests do not
+ * pass in time as it is, is left out.
  *
  * @module
  */
@@ -80,9 +81,8 @@ async function testsOf(file: string, files: string[]): Promise<string[]> {
   const own: string[] = [];
   for (const test of tests) {
     const text = await Deno.readTextFile(join(ROOT, test));
-    if (basename(test) === `${name}_test.ts` || text.includes(`/${file}"`)) {
-      own.push(test);
-    }
+    const named = test === `tests/${room}/${name}_test.ts`;
+    if (named || text.includes(`/${file}"`)) own.push(test);
   }
   return own.length > 0
     ? own
@@ -109,40 +109,39 @@ async function passes(
   }
 }
 
-/** Tries every candidate and returns those that no test noticed. */
-async function survivorsOf(
+/** Tries every candidate, and prints those that no test notices. */
+async function tryAll(
   candidates: Candidate[],
   files: string[],
   timeoutMs: number,
-): Promise<Candidate[]> {
+): Promise<{ tried: number; noticed: number }> {
   const copy = await copyProject(files);
-  const survivors: Candidate[] = [];
-  const sound = new Map<string, string[]>();
+  const score = { tried: 0, noticed: 0 };
+  let current = { file: "", tests: [""], sound: false };
   try {
-    for (const candidate of candidates) {
-      const { file, text, line, before, after } = candidate;
-      if (!sound.has(file)) {
+    for (const { file, text, line, before, after } of candidates) {
+      if (file !== current.file) {
         const tests = await testsOf(file, files);
-        if (!await passes(copy, tests, timeoutMs)) {
-          throw new Error(`the tests of ${file} fail as it is: ${tests}`);
-        }
-        sound.set(file, tests);
+        const sound = await passes(copy, tests, timeoutMs);
+        if (!sound) console.error(`${file} is left out: its tests fail`);
+        current = { file, tests, sound };
       }
+      if (!current.sound) continue;
       await Deno.writeTextFile(join(copy, file), text);
-      const survived = await passes(copy, sound.get(file)!, timeoutMs);
+      const survived = await passes(copy, current.tests, timeoutMs);
       await Deno.copyFile(join(ROOT, file), join(copy, file));
-      if (!survived) continue;
-      survivors.push(candidate);
-      console.log(`${file}:${line}  ${before}  →  ${after || "nothing"}`);
+      score.tried++;
+      if (!survived) score.noticed++;
+      else console.log(`${file}:${line}  ${before}  →  ${after || "nothing"}`);
     }
   } finally {
     await Deno.remove(copy, { recursive: true });
   }
-  return survivors;
+  return score;
 }
 
-if (import.meta.main) {
-  const given = new ParsedFlags(SPEC, Deno.args);
+async function main(args: string[]) {
+  const given = new ParsedFlags(SPEC, args);
   const paths = given.positionals.length > 0 ? given.positionals : ["lib/"];
   const files = await trackedFiles();
   const all: Candidate[] = [];
@@ -156,8 +155,9 @@ if (import.meta.main) {
   const chosen = sample(all, given.count("sample") ?? all.length, seed);
   console.error(`${chosen.length} of ${all.length} changes, --seed ${seed}`);
   const timeoutMs = given.duration("timeout") ?? 120_000;
-  const survivors = await survivorsOf(chosen, files, timeoutMs);
-  const killed = chosen.length - survivors.length;
-  const share = (100 * killed / Math.max(chosen.length, 1)).toFixed(1);
-  console.log(`noticed ${killed} of ${chosen.length} (${share} %)`);
+  const { tried, noticed } = await tryAll(chosen, files, timeoutMs);
+  const share = (100 * noticed / Math.max(tried, 1)).toFixed(1);
+  console.log(`noticed ${noticed} of ${tried} (${share} %)`);
 }
+
+if (import.meta.main) await main(Deno.args);
