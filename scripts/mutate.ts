@@ -5,8 +5,9 @@
  *
  *     deno task mutate lib/cli lib/doctor --sample 50
  *
- * The tests of `lib/room/_name.ts` are `tests/room/name_test.ts` and all that
- * import it; where there are none, all of `tests/room/`. A file whose tests do not
+ * The tests of `lib/room/_name.ts` are `tests/room/name_test.ts`, for a command
+ * `tests/e2e/name_test.ts`, and all that import it; where there are none, all of
+ * `tests/room/`. A file whose tests do not
  * pass in time as it is, is left out.
  *
  * @module
@@ -82,7 +83,8 @@ async function testsOf(file: string, files: string[]): Promise<string[]> {
   for (const test of tests) {
     const text = await Deno.readTextFile(join(ROOT, test));
     const named = test === `tests/${room}/${name}_test.ts`;
-    if (named || text.includes(`/${file}"`)) own.push(test);
+    const used = room === "cli" && test === `tests/e2e/${name}_test.ts`;
+    if (named || used || text.includes(`/${file}"`)) own.push(test);
   }
   return own.length > 0
     ? own

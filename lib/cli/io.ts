@@ -8,8 +8,8 @@ import type { OutputFlags } from "./flags.ts";
 import type { ProcessOutput } from "../system/process.ts";
 import { jsonLine } from "../system/text.ts";
 import { settlesWithin } from "../system/time.ts";
-import { bytesText } from "./format.ts";
 import { type Output, OutputClosedError, queuedOutput } from "./output.ts";
+import { guestTerminal, type Terminal } from "./terminal.ts";
 import { humanView, outputLine, resultLine, type View } from "./render.ts";
 
 /** Where the streams of a command come from and go to. */
@@ -30,14 +30,6 @@ export interface HostStreams {
   stdout: ProcessOutput;
   /** Takes its error output. */
   stderr: ProcessOutput;
-}
-
-/** A terminal that a guest's console is on. */
-export interface Terminal extends Disposable {
-  /** What is typed. */
-  input: ReadableStream<Uint8Array>;
-  /** Shows what the guest writes. */
-  output: (chunk: Uint8Array) => void;
 }
 
 /** What a command has to do with the world outside. */
@@ -75,8 +67,6 @@ export interface Io {
   env: Environment;
 }
 
-/** What of a console is kept for who reads slowly. */
-const MAX_WAITING = 4 * 1024 * 1024;
 /** How long output is waited for after Ctrl-C. */
 const FLUSH_MS = 200;
 
@@ -96,15 +86,13 @@ export function processIo(signal: AbortSignal, env: Environment): Io {
   });
   const print = (line: string) => void stdout.write(`${line}\n`);
   const say = (text: string) => void stderr.write(text);
-  const printOutput = (name: "stdout" | "stderr", chunk: Uint8Array) =>
-    stdout.write(`${outputLine(name, chunk, Date.now())}\n`);
-  let restoreTerminal = () => {};
+  const terminal = guestTerminal();
   return {
     print,
     say,
     signal,
     env,
-    restoreTerminal: () => restoreTerminal(),
+    restoreTerminal: terminal.restore,
     async flush() {
       const written = stdout.flushed().catch(ignoreClosed);
       const all = Promise.allSettled([written, stderr.flushed()]);
@@ -117,41 +105,21 @@ export function processIo(signal: AbortSignal, env: Environment): Io {
       if (json) print(resultLine(fields, Date.now()));
       else if (text) print(text);
     },
-    streams: (json) => ({
-      stdin: Deno.stdin.readable,
-      stdout: json
-        ? (chunk) => printOutput("stdout", chunk)
-        : (chunk) => stdout.write(chunk),
-      stderr: json
-        ? (chunk) => printOutput("stderr", chunk)
-        : (chunk) => stderr.write(chunk),
-    }),
+    streams: (json) => commandStreams(json, { stdout, stderr }),
     hostStreams(json, onFailure) {
       if (!json) {
         return { stdin: "inherit", stdout: "inherit", stderr: "inherit" };
       }
+      const streams = commandStreams(json, { stdout, stderr });
       const sink = (name: "stdout" | "stderr") => (chunk: Uint8Array) =>
-        Promise.race([printOutput(name, chunk).catch(onFailure), aborted]);
+        Promise.race([streams[name](chunk).catch(onFailure), aborted]);
       return {
         stdin: "inherit",
         stdout: sink("stdout"),
         stderr: sink("stderr"),
       };
     },
-    terminal(json) {
-      const raw = Deno.stdin.isTerminal();
-      // Keys go to the guest as they are typed; Ctrl-C stays a signal.
-      if (raw) Deno.stdin.setRaw(true, { cbreak: true });
-      restoreTerminal = () => {
-        if (raw) Deno.stdin.setRaw(false);
-        restoreTerminal = () => {};
-      };
-      return {
-        input: Deno.stdin.readable,
-        output: consoleOutput(json ? stderr : stdout),
-        [Symbol.dispose]: () => restoreTerminal(),
-      };
-    },
+    terminal: (json) => terminal.take(json ? stderr : stdout),
     view({ json, quiet, progress }) {
       if (json) {
         return { onEvent: (event) => print(jsonLine(event)), close() {} };
@@ -169,26 +137,18 @@ export function processIo(signal: AbortSignal, env: Environment): Io {
   };
 }
 
-/**
- * Takes what a guest writes to its console. A guest must neither wait for who
- * reads slowly nor fill this process's memory: what is too much is dropped, and
- * a line says so.
- */
-function consoleOutput(output: Output): (chunk: Uint8Array) => void {
-  let dropped = 0;
-  const write = (data: Uint8Array | string) => void output.write(data);
-  return (chunk) => {
-    if (output.waiting() > MAX_WAITING) {
-      dropped += chunk.length;
-      return;
-    }
-    if (dropped > 0) {
-      write(
-        `\r\n[${bytesText(dropped)} of the console were not read in time]\r\n`,
-      );
-    }
-    dropped = 0;
-    write(chunk);
+function commandStreams(
+  json: boolean,
+  outputs: { stdout: Output; stderr: Output },
+): CommandStreams {
+  const sink = (name: "stdout" | "stderr") => (chunk: Uint8Array) =>
+    json
+      ? outputs.stdout.write(`${outputLine(name, chunk, Date.now())}\n`)
+      : outputs[name].write(chunk);
+  return {
+    stdin: Deno.stdin.readable,
+    stdout: sink("stdout"),
+    stderr: sink("stderr"),
   };
 }
 

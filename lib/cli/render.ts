@@ -4,9 +4,10 @@
  * @module
  */
 import type { ToolsmithError } from "../errors.ts";
-import type { OnEvent, ToolsmithEvent } from "../events.ts";
+import type { OnEvent } from "../events.ts";
 import { jsonLine, printable } from "../system/text.ts";
-import { bytesText, progressBar, secondsText, shortDigest } from "./format.ts";
+import { describe } from "./event_text.ts";
+import { progressBar } from "./format.ts";
 
 /** Where a view writes, and what that can show. */
 export interface Screen {
@@ -83,95 +84,6 @@ export function humanView(screen: Screen): View {
     },
     close: clear,
   };
-}
-
-/**
- * Says an event in one line.
- *
- * @param event The event.
- * @returns The line, or `undefined` for what a person need not read.
- */
-export function describe(event: ToolsmithEvent): string | undefined {
-  switch (event.type) {
-    case "lock_wait":
-      return `waiting: another process is getting ${event.image}`;
-    case "cache_hit":
-      return `cached ${event.image} ${shortDigest(event.digest)}`;
-    case "cache_corrupt":
-      return `warning: ${event.path} is damaged (${event.reason}); getting it anew`;
-    case "manifest_resolved":
-      return `found ${event.file} (${
-        bytesText(event.bytes)
-      }) in ${event.source}`;
-    case "download_start":
-      return [
-        `getting ${event.image}`,
-        event.bytes !== null ? `, ${bytesText(event.bytes)},` : "",
-        ` from ${event.source}`,
-        event.bytes && event.resumed > 0
-          ? `, resuming at ${Math.floor(event.resumed / event.bytes * 100)} %`
-          : "",
-        event.connections > 1 ? `, ${event.connections} connections` : "",
-      ].join("");
-    case "ranges_unavailable":
-      return `${event.image} comes by oras pull: ${event.reason}`;
-    case "mirror_failed":
-      return `warning: mirror ${event.mirror} is given up: ${event.reason}`;
-    case "download_progress":
-      return undefined;
-    case "download_end": {
-      const rate = event.bytes / Math.max(event.elapsedMs, 1) * 1000;
-      return `got ${bytesText(event.bytes)} in ${
-        secondsText(event.elapsedMs)
-      } (${bytesText(rate)}/s)`;
-    }
-    case "retry":
-      return `warning: ${event.message}; attempt ${event.attempt} of ${event.attempts} in ${
-        secondsText(event.delayMs)
-      }`;
-    case "checksum_verified":
-      return `verified ${event.digest}`;
-    case "cache_placed":
-      return undefined;
-    case "image_inspected":
-      return `publishing ${event.path}: ${bytesText(event.bytes)}, a disk of ${
-        bytesText(event.virtualSize)
-      }${event.compressed ? ", compressed" : ""}`;
-    case "checksum_progress":
-      return undefined;
-    case "publish_start":
-      return `pushing ${event.file}, ${event.digest}`;
-    case "push_end":
-      return `pushed ${bytesText(event.bytes)} in ${
-        secondsText(event.elapsedMs)
-      }: ${event.reference}@${event.digest}`;
-    case "publish_poll":
-      return event.outcome === "served"
-        ? undefined
-        : `not served yet (${event.attempt} of ${event.attempts}): ${event.message}`;
-    case "publish_verified":
-      return event.verify === "pull"
-        ? "verified: pulled back, byte for byte"
-        : "verified: the registry serves the same digests";
-    case "vm_boot":
-      return event.how === "restore"
-        ? undefined
-        : `booting with QEMU ${event.version}, ${event.accelerator}, ${event.memory} MiB, ${
-          event.cpus === 1 ? "1 processor" : `${event.cpus} processors`
-        }`;
-    case "boot_ready":
-      return `${event.how} in ${secondsText(event.elapsedMs)}`;
-    case "state_saved":
-      return `saved the machine for the next start: ${bytesText(event.bytes)}`;
-    case "command_dispatch":
-    case "command_end":
-    case "shutdown":
-      return undefined;
-    case "warning":
-      return `warning: ${event.message}`;
-    default:
-      return event satisfies never;
-  }
 }
 
 /**

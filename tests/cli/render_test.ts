@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { describe } from "../../lib/cli/event_text.ts";
 import {
-  describe,
   describeError,
   errorLine,
   humanView,
