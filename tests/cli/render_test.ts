@@ -71,6 +71,7 @@ Deno.test("times are written in seconds, minutes or hours, and never as 60 s", (
     [0, "0.0 s"],
     [449, "0.4 s"],
     [9_949, "9.9 s"],
+    [9_950, "10 s"],
     [9_970, "10 s"],
     [59_400, "59 s"],
     [59_600, "1 min 0 s"],
@@ -94,6 +95,14 @@ Deno.test("a bar shows share, size, rate and time left", () => {
     `[${"#".repeat(8)}${
       " ".repeat(22)
     }]  25%  16.0 MiB of 64.0 MiB  4.0 MiB/s  12 s left`,
+  );
+});
+
+Deno.test("a rate is that of what came by this transfer, and not of what was there", () => {
+  const progress = { bytes: 48 * MIB, total: 64 * MIB, resumed: 32 * MIB };
+  assertStringIncludes(
+    progressBar(progress, 4000, 100),
+    "75%  48.0 MiB of 64.0 MiB  4.0 MiB/s  4.0 s left",
   );
 });
 
