@@ -7,7 +7,7 @@ import { setUpGuest } from "../../lib/guest/setup.ts";
 import { MACHINE_FILES } from "../../lib/qemu/machine_dir.ts";
 import { sharedMonitor } from "../../lib/qemu/monitor.ts";
 import { lock } from "../../lib/system/lock.ts";
-import { makeVm, type VmFacts } from "../../lib/vm/vm.ts";
+import { makeVm } from "../../lib/vm/vm.ts";
 import { attachNetwork } from "../../lib/vm/_hotplug.ts";
 import { failure } from "../support/failure.ts";
 import {
@@ -437,7 +437,17 @@ Deno.test({
     const ended = Promise.withResolvers<void>();
     let how: string | undefined;
     const vm = makeVm({
-      facts: {} as VmFacts,
+      facts: {
+        image: "/image.qcow2",
+        pid: 1,
+        dir,
+        version: "7.2.22",
+        accelerator: "tcg",
+        memory: 512,
+        cpus: 1,
+        shares: [],
+        network: false,
+      },
       monitor: sharedMonitor(dir),
       ended: ended.promise,
       graceMs: 100,
