@@ -38,6 +38,8 @@ const SPEC: CommandSpec = {
 interface Candidate extends Mutant {
   /** The file, from the project's root. */
   file: string;
+  /** Its text as it is. */
+  source: string;
 }
 
 /** The numbers of a seed, from 0 to below 1 (a linear congruential generator). */
@@ -121,7 +123,7 @@ async function tryAll(
   const score = { tried: 0, noticed: 0 };
   let current = { file: "", tests: [""], sound: false };
   try {
-    for (const { file, text, line, before, after } of candidates) {
+    for (const { file, source, text, line, before, after } of candidates) {
       if (file !== current.file) {
         const tests = await testsOf(file, files);
         const sound = await passes(copy, tests, timeoutMs);
@@ -131,7 +133,7 @@ async function tryAll(
       if (!current.sound) continue;
       await Deno.writeTextFile(join(copy, file), text);
       const survived = await passes(copy, current.tests, timeoutMs);
-      await Deno.copyFile(join(ROOT, file), join(copy, file));
+      await Deno.writeTextFile(join(copy, file), source);
       score.tried++;
       if (!survived) score.noticed++;
       else console.log(`${file}:${line}  ${before}  →  ${after || "nothing"}`);
@@ -150,8 +152,8 @@ async function main(args: string[]) {
   for (const file of files) {
     if (!/^lib\/.*\.ts$/.test(file)) continue;
     if (!paths.some((path) => file.startsWith(path))) continue;
-    const text = await Deno.readTextFile(join(ROOT, file));
-    all.push(...mutants(text).map((mutant) => ({ ...mutant, file })));
+    const source = await Deno.readTextFile(join(ROOT, file));
+    all.push(...mutants(source).map((it) => ({ ...it, file, source })));
   }
   const seed = given.count("seed") ?? Math.floor(Math.random() * 1e6);
   const chosen = sample(all, given.count("sample") ?? all.length, seed);
