@@ -17,6 +17,7 @@ export const VERSIONS = {
   "@std/crypto": "1.1.0",
   "@std/fs": "1.0.24",
   "@std/path": "1.1.6",
+  "@std/toml": "1.0.11",
   "@std/yaml": "1.2.0",
 };
 
