@@ -43,7 +43,7 @@ export function humanView(screen: Screen): View {
   let drawn = false;
   let begun: number | undefined;
   let resumed = 0;
-  let told = 0;
+  let reported = 0;
   const clear = () => {
     if (drawn) screen.write("\r\x1b[K");
     drawn = false;
@@ -53,14 +53,14 @@ export function humanView(screen: Screen): View {
       const now = screen.now();
       const first = event.type === "download_start" ||
         event.type === "image_inspected";
-      if (first) begun = told = now;
+      if (first) begun = reported = now;
       if (first) resumed = event.type === "download_start" ? event.resumed : 0;
       if (
         event.type === "download_progress" || event.type === "checksum_progress"
       ) {
         // Without a start there is no rate to tell yet.
         if (begun === undefined) {
-          begun = told = now;
+          begun = reported = now;
           return;
         }
         const line = progressBar(
@@ -71,8 +71,8 @@ export function humanView(screen: Screen): View {
         if (screen.bar) {
           screen.write(`\r\x1b[K${line}`);
           drawn = true;
-        } else if (now - told >= PLAIN_PROGRESS_MS) {
-          told = now;
+        } else if (now - reported >= PLAIN_PROGRESS_MS) {
+          reported = now;
           screen.write(`${line}\n`);
         }
         return;

@@ -26,7 +26,7 @@ export interface Interrupt extends Disposable {
 /**
  * Watches for signals. The first cancels what runs, so that what was begun is
  * cleaned up; a second one ends the process at once, as if nobody watched. What
- * whoever started this process has told it to ignore, as `nohup` does, stays
+ * whoever started this process has set it to ignore, as `nohup` does, stays
  * ignored.
  *
  * Needs `--allow-all` on Linux, or `--allow-run=sh`, to know what is ignored.

@@ -19,6 +19,9 @@ for (const command of COMMANDS) {
       `Usage: toolsmith ${command.name} ${command.usage}\n`,
     ));
     assert(help.endsWith("\n") && !help.endsWith("\n\n"));
+    const { summary } = command;
+    const sentence = `${summary[0].toUpperCase()}${summary.slice(1)}.`;
+    assertEquals(help.split("\n")[2], sentence);
     for (const { name, value, help: words } of [...command.flags, ...COMMON]) {
       const start = value ? `  --${name} ${value} ` : `  --${name} `;
       const lines = help.split("\n").filter((line) => line.startsWith(start));

@@ -212,4 +212,12 @@ Deno.test("a suggestion is close, or there is none", () => {
   assertEquals(closest("x", names), undefined);
   assertEquals(closest("", names), undefined);
   assertEquals(closest("offline", []), undefined);
+  // One letter added, dropped, changed, or swapped with the next, is close.
+  for (const word of ["jsonx", "xjson", "jon", "jxon", "sjon", "josn"]) {
+    assertEquals(closest(word, ["json"]), "json", word);
+  }
+  // Two are not, in a word so short.
+  for (const word of ["jsonxx", "jo", "jxxn", "jnos"]) {
+    assertEquals(closest(word, ["json"]), undefined, word);
+  }
 });

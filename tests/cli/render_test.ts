@@ -70,6 +70,7 @@ Deno.test("times are written in seconds, minutes or hours, and never as 60 s", (
   const times: [number, string][] = [
     [0, "0.0 s"],
     [449, "0.4 s"],
+    [9_050, "9.1 s"],
     [9_949, "9.9 s"],
     [9_950, "10 s"],
     [9_970, "10 s"],
@@ -160,6 +161,35 @@ Deno.test("elsewhere progress is a plain line every few seconds", () => {
   assert(!kept.text.includes("\x1b"), "no escape sequences");
 });
 
+const VERIFIED = {
+  type: "publish_verified",
+  image: "demo",
+  reference: "ghcr.io/o/r:1",
+  digest: DIGEST,
+  verify: "manifest",
+} as const;
+
+const POLL = {
+  type: "publish_poll",
+  image: "demo",
+  reference: "ghcr.io/o/r:1",
+  attempt: 2,
+  attempts: 20,
+  message: "later",
+  delayMs: 6000,
+} as const;
+
+const BOOT = {
+  type: "vm_boot",
+  image: "/x",
+  how: "boot",
+  backend: "qemu",
+  version: "7.2",
+  accelerator: "tcg",
+  memory: 512,
+  cpus: 1,
+} as const;
+
 Deno.test("what happens is said in plain words", () => {
   const said: [Untimed<ToolsmithEvent>, string | undefined][] = [
     [START, "getting demo, 64.0 MiB, from oci://ghcr.io/o/r:1"],
@@ -212,6 +242,27 @@ Deno.test("what happens is said in plain words", () => {
       "waiting: another process is getting demo",
     ],
     [{ type: "warning", message: "careful" }, "warning: careful"],
+    [
+      {
+        type: "push_end",
+        image: "demo",
+        reference: "ghcr.io/o/r:1",
+        digest: DIGEST,
+        bytes: 64 * MIB,
+        elapsedMs: 4000,
+      },
+      `pushed 64.0 MiB in 4.0 s: ghcr.io/o/r:1@${DIGEST}`,
+    ],
+    [VERIFIED, "verified: the registry serves the same digests"],
+    [{ ...VERIFIED, verify: "pull" }, "verified: pulled back, byte for byte"],
+    [{ ...POLL, outcome: "served" }, undefined],
+    [{ ...POLL, outcome: "waiting" }, "not served yet (2 of 20): later"],
+    [BOOT, "booting with QEMU 7.2, tcg, 512 MiB, 1 processor"],
+    [
+      { ...BOOT, cpus: 2 },
+      "booting with QEMU 7.2, tcg, 512 MiB, 2 processors",
+    ],
+    [{ ...BOOT, how: "restore" }, undefined],
     [progress(1), undefined],
   ];
   for (const [event, line] of said) assertEquals(describe(timed(event)), line);

@@ -5,6 +5,7 @@ import {
   type DoctorOptions,
   type Finding,
 } from "../../lib/doctor/doctor.ts";
+import { freeBytes } from "../../lib/system/free_space.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { needs, parts } from "../support/parts.ts";
 import { startRegistry } from "../support/registry.ts";
@@ -214,6 +215,16 @@ Deno.test("the cache is the given one, else the variable's, else the workspace's
   const usual = await examine(dir.path);
   assertEquals(usual.cache.found, `${at(".toolsmith/cache")} can be written`);
   assertEquals(await Array.fromAsync(Deno.readDir(dir.path)), []);
+});
+
+Deno.test("free space is that of the directory above a cache that is not there yet", async () => {
+  await using dir = await temporaryDir();
+  const found = await examine(dir.path, { cache: join(dir.path, "a", "b") });
+  const gib = (await freeBytes(dir.path))! / 2 ** 30;
+  const [, shown] = /^(\d+\.\d) GiB free at (.*)$/.exec(found.space.found) ??
+    [];
+  assert(Math.abs(Number(shown) - gib) < 1, `${shown} is not ${gib}`);
+  assert(found.space.found.endsWith(` at ${dir.path}`), found.space.found);
 });
 
 Deno.test("an abort ends the checks", async () => {
