@@ -59,6 +59,7 @@ export type { CacheKey } from "./lib/cache/entry.ts";
 export {
   type CacheEntry,
   listCache,
+  listPartialImages,
   type PartialImage,
   pruneCache,
   type PruneOptions,
