@@ -14,7 +14,7 @@ import {
   syncToDisk,
 } from "../system/files.ts";
 import { tryLock } from "../system/lock.ts";
-import { readPartRecord } from "../system/part_file.ts";
+import { readPartRecord } from "../system/part_record.ts";
 import { writeRecord } from "./_record.ts";
 
 /** Names an entry of the cache. */

@@ -1,30 +1,21 @@
 /**
- * A file that is being filled, in any order, and survives its process: beside
- * it lies a record of the bytes that are on the disk.
- *
- *     image.part        the file, as long as the whole will be
- *     image.part.json   its size and digest, and the extents that are durable
+ * A file that is being filled, in any order, and survives its process: records
+ * beside it say which bytes are there.
  *
  * @module
  */
 import { join, relative } from "@std/path";
-import {
-  addExtent,
-  type Extent,
-  extentBytes,
-  gapsOf,
-  parseExtents,
-} from "./extents.ts";
+import { addExtent, type Extent, extentBytes, gapsOf } from "./extents.ts";
 import { absentAs } from "./files.ts";
+import {
+  bootTime,
+  PART,
+  PART_JOURNAL,
+  PART_RECORD,
+  type PartIdentity,
+  readPartRecord,
+} from "./part_record.ts";
 import { writeAll } from "./streams.ts";
-
-/** What a part file is to become. */
-export interface PartIdentity {
-  /** Size of the whole, in bytes. */
-  size: number;
-  /** `sha256:` and the digest of the whole in hex. */
-  digest: string;
-}
 
 /** A part file that is open. */
 export interface PartFile extends AsyncDisposable {
@@ -60,10 +51,6 @@ export interface PartWriter extends Disposable {
   /** Writes bytes at a position. */
   write(position: number, bytes: Uint8Array): Promise<void>;
 }
-
-/** Names of the file and of its record. */
-export const PART = "image.part";
-export const PART_RECORD = "image.part.json";
 
 /** A sync begins when so many bytes have come since the one before. */
 const SYNC_BYTES = 4 * 1024 * 1024;
@@ -116,6 +103,9 @@ class OpenPart implements PartFile {
   #syncing: Promise<void> | undefined;
   #failure: unknown;
   #finished = false;
+  /** Where it is noted what is written; absent where no boot can be told. */
+  #journal: Deno.FsFile | undefined;
+  #noting: Promise<void> | undefined;
   #arrival = Promise.withResolvers<void>();
 
   constructor(dir: string, identity: PartIdentity, file: Deno.FsFile) {
@@ -199,41 +189,78 @@ class OpenPart implements PartFile {
   }
 
   async clear(): Promise<void> {
-    await this.#syncEnd();
+    await this.#settled();
     this.#there = [];
     this.#synced = this.kept = 0;
-    await absentAs(undefined, Deno.remove(this.#recordPath));
+    await this.#forget(PART_RECORD, PART_JOURNAL);
     await this.#file.truncate(0);
     await this.#file.truncate(this.size);
   }
 
   async finish(): Promise<void> {
-    await this.#syncEnd();
+    await this.#settled();
     if (this.#failure) throw this.#failure;
     this.#finished = true;
-    await absentAs(undefined, Deno.remove(this.#recordPath));
+    await this.#forget(PART_RECORD, PART_JOURNAL);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     try {
-      await this.#syncEnd();
-      if (!this.#finished && this.bytes > 0) await this.#sync();
+      await this.#settled();
+      if (!this.#finished && this.bytes > 0) {
+        await this.#sync();
+        // All of it is durable now.
+        await this.#forget(PART_JOURNAL);
+      }
     } catch {
       // What stopped the transfer is reported; the older record stays good.
     } finally {
+      this.#journal?.close();
       this.#file.close();
     }
-  }
-
-  get #recordPath(): string {
-    return join(this.#dir, PART_RECORD);
   }
 
   #arrived(extent: Extent): void {
     this.#there = addExtent(this.#there, extent);
     this.#arrival.resolve();
     this.#arrival = Promise.withResolvers();
+    this.#noteSoon();
     this.#syncSoon();
+  }
+
+  #noteSoon(): void {
+    const noted = this.#there;
+    this.#noting ??= this.#note()
+      .catch((error) => this.#failure = error)
+      .finally(() => {
+        this.#noting = undefined;
+        if (this.#there !== noted && !this.#failure) this.#noteSoon();
+      });
+  }
+
+  /** Notes what is written: all that a killed process leaves is good. */
+  async #note(): Promise<void> {
+    const booted = bootTime();
+    if (booted === undefined) return;
+    const extents = this.#there;
+    const text = JSON.stringify({ ...this.#identity, extents, booted });
+    this.#journal ??= await Deno.open(join(this.#dir, PART_JOURNAL), {
+      write: true,
+      create: true,
+      mode: PRIVATE,
+    });
+    // One write in place: of a longer text before, the rest stands on a line of its own.
+    await this.#journal.seek(0, Deno.SeekMode.Start);
+    await writeAll(this.#journal, new TextEncoder().encode(`${text}\n`));
+  }
+
+  /** Removes what is noted of it. */
+  async #forget(...names: string[]): Promise<void> {
+    this.#journal?.close();
+    this.#journal = undefined;
+    for (const name of names) {
+      await absentAs(undefined, Deno.remove(join(this.#dir, name)));
+    }
   }
 
   #syncSoon(): void {
@@ -249,8 +276,10 @@ class OpenPart implements PartFile {
       });
   }
 
-  async #syncEnd(): Promise<void> {
-    while (this.#syncing) await this.#syncing;
+  async #settled(): Promise<void> {
+    while (this.#syncing || this.#noting) {
+      await Promise.all([this.#syncing, this.#noting]);
+    }
   }
 
   async #sync(): Promise<void> {
@@ -263,61 +292,8 @@ class OpenPart implements PartFile {
   async #save(extents: Extent[], filled?: string): Promise<void> {
     const { size, digest } = this.#identity;
     const text = JSON.stringify({ size, digest, extents, filled });
-    const fresh = `${this.#recordPath}.new`;
-    await Deno.writeTextFile(fresh, text, { mode: PRIVATE });
-    await Deno.rename(fresh, this.#recordPath);
-  }
-}
-
-/** What a record says. */
-export interface PartRecord extends PartIdentity {
-  /** The bytes that are on the disk. */
-  extents: Extent[];
-  /** Another file of the directory that a program has filled from its start. */
-  filled?: string;
-  /** How many bytes are there, in whichever of the two. */
-  bytes: number;
-  /** When the last of them came. */
-  used: Date;
-}
-
-/**
- * Reads what a part file in a directory has.
- *
- * Needs `--allow-read` for the directory.
- *
- * @param dir The directory.
- * @returns Its record; `undefined` where there is nothing to go on with.
- */
-export async function readPartRecord(
-  dir: string,
-): Promise<PartRecord | undefined> {
-  const path = join(dir, PART_RECORD);
-  const part = await absentAs(undefined, Deno.lstat(join(dir, PART)));
-  const stat = await absentAs(undefined, Deno.lstat(path));
-  if (!part?.isFile || !stat?.isFile) return undefined;
-  const { size, digest, extents, filled } = parseRecord(
-    await Deno.readTextFile(path),
-  );
-  const known = parseExtents(extents, part.size);
-  if (size !== part.size || !known || typeof digest !== "string") {
-    return undefined;
-  }
-  const record = { size, digest, extents: known };
-  const used = stat.mtime ?? new Date(0);
-  if (typeof filled !== "string") {
-    return { ...record, bytes: extentBytes(known), used };
-  }
-  const other = await absentAs(undefined, Deno.lstat(join(dir, filled)));
-  return other?.isFile
-    ? { ...record, filled, bytes: other.size, used: other.mtime ?? used }
-    : undefined;
-}
-
-function parseRecord(text: string): Record<string, unknown> {
-  try {
-    return JSON.parse(text) ?? {};
-  } catch {
-    return {};
+    const path = join(this.#dir, PART_RECORD);
+    await Deno.writeTextFile(`${path}.new`, text, { mode: PRIVATE });
+    await Deno.rename(`${path}.new`, path);
   }
 }

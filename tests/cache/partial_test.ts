@@ -3,7 +3,8 @@ import { join } from "@std/path";
 import { cacheEntry, type CacheKey } from "../../lib/cache/entry.ts";
 import { listPartialImages, pruneCache } from "../../lib/cache/prune.ts";
 import { asDigest } from "../../lib/system/digest.ts";
-import { openPart, PART, PART_RECORD } from "../../lib/system/part_file.ts";
+import { openPart } from "../../lib/system/part_file.ts";
+import { PART, PART_RECORD } from "../../lib/system/part_record.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 const SIZE = 1000;

@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import { spawn } from "../../lib/system/process.ts";
-import { PART, readPartRecord } from "../../lib/system/part_file.ts";
+import { PART, readPartRecord } from "../../lib/system/part_record.ts";
 import { needs } from "../support/parts.ts";
 import { type Fault, startProxy } from "../support/proxy.ts";
 import {

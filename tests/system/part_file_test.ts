@@ -1,10 +1,11 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
+import { openPart } from "../../lib/system/part_file.ts";
 import {
-  openPart,
+  PART_JOURNAL,
   PART_RECORD,
   readPartRecord,
-} from "../../lib/system/part_file.ts";
+} from "../../lib/system/part_record.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 const MIB = 1024 * 1024;
@@ -127,4 +128,30 @@ Deno.test("what a program had filled when the process died is taken over", async
   await Deno.writeFile(filled, new Uint8Array(11 * MIB));
   await part.adopt(filled);
   assertEquals(part.bytes, 0);
+});
+
+Deno.test("what a killed process had written is kept until the next boot, and what is durable for ever", async () => {
+  await using dir = await temporaryDir();
+  const part = await openPart(dir.path, identity);
+  using writer = await part.openWriter();
+  // Too little to be synced by itself.
+  await writer.write(7, new Uint8Array(1000));
+  const journal = join(dir.path, PART_JOURNAL);
+  for (let tries = 0; !await readPartRecord(dir.path); tries++) {
+    if (tries > 100) throw new Error("it is not noted after 5 s");
+    await new Promise((done) => setTimeout(done, 50));
+  }
+  const text = await Deno.readTextFile(journal);
+  const extents = async () => (await readPartRecord(dir.path))?.extents;
+  assertEquals(await extents(), [[7, 1007]]);
+  const note = JSON.parse(text);
+  note.booted -= 3_600_000;
+  await Deno.writeTextFile(journal, JSON.stringify(note));
+  assertEquals(await extents(), undefined);
+  await part[Symbol.asyncDispose]();
+  assertEquals(await extents(), [[7, 1007]]);
+  await Deno.writeTextFile(journal, text.replace("1007", "9999"));
+  assertEquals(await extents(), [[7, 9999]]);
+  await Deno.writeTextFile(journal, JSON.stringify(note));
+  assertEquals(await extents(), [[7, 1007]]);
 });

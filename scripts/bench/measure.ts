@@ -1,0 +1,87 @@
+/**
+ * Runs rivals in turns, and keeps what was measured.
+ *
+ * @module
+ */
+
+/** A way to do something. */
+export interface Rival {
+  /** What it is called. */
+  name: string;
+  /** Does it once. */
+  once: () => Promise<void>;
+  /** Prepares for it; takes no part in the time. */
+  before?: () => Promise<void>;
+}
+
+/** What was measured of one way. */
+export interface Row {
+  /** What it is called. */
+  name: string;
+  /** Its values. */
+  values: number[];
+}
+
+/** Ways that were compared. */
+export interface Section {
+  title: string;
+  unit: Unit;
+  rows: Row[];
+}
+
+/** What values are. */
+export type Unit = "ms" | "× the image" | "MiB";
+
+/** Everything that was measured so far. */
+export const sections: Section[] = [];
+
+let rounds = 5;
+
+/** Sets how often each rival is tried and counted. */
+export function setRounds(count: number) {
+  rounds = count;
+}
+
+/** Runs rivals in turns; the first round fills what the system caches. */
+export async function compare(title: string, rivals: Rival[]) {
+  const rows: Row[] = rivals.map(({ name }) => ({ name, values: [] }));
+  for (let round = 0; round <= rounds; round++) {
+    for (const [at, { before, once }] of rivals.entries()) {
+      await before?.();
+      const begun = performance.now();
+      await once();
+      if (round > 0) rows[at].values.push(performance.now() - begun);
+    }
+  }
+  record(title, rows);
+}
+
+/** Keeps values, and prints their medians and the ratios to the first. */
+export function record(title: string, rows: Row[], unit: Unit = "ms") {
+  sections.push({ title, unit, rows });
+  const first = median(rows[0].values);
+  console.log(`\n${title}`);
+  for (const { name, values } of rows) {
+    const spread = `(${valueText(Math.min(...values), unit)}–${
+      valueText(Math.max(...values), unit)
+    })`;
+    console.log(
+      [
+        `  ${name.padEnd(40)}`,
+        `${valueText(median(values), unit).padStart(7)} ${unit}`,
+        spread.padEnd(16),
+        `${(median(values) / first).toFixed(2)} ×`,
+      ].join("  "),
+    );
+  }
+}
+
+/** Writes a value without its unit. */
+export function valueText(value: number, unit: Unit): string {
+  return value.toFixed(unit === "× the image" ? 3 : 0);
+}
+
+/** The value in the middle. */
+export function median(values: number[]): number {
+  return values.toSorted((a, b) => a - b)[values.length >> 1];
+}

@@ -1,0 +1,283 @@
+/**
+ * Getting an image, beside what else gets one.
+ *
+ * @module
+ */
+import { fileChunks, sha256 } from "../../lib/system/digest.ts";
+import { run, type RunOptions, spawn } from "../../lib/system/process.ts";
+import { parts } from "../../tests/support/parts.ts";
+import { startRegistry } from "../../tests/support/registry.ts";
+import {
+  cleanEnvironment,
+  cliCommand,
+  makeQcow2,
+  orasPush,
+  TYPE,
+  workspace,
+} from "../../tests/support/workspace.ts";
+import { compare, record, type Rival } from "./measure.ts";
+import { startWire, type Wire, type WireOptions } from "./wire.ts";
+
+const MIB = 1024 * 1024;
+const RATE = 60 * MIB;
+
+/** An image in a registry, and a workspace to get it into. */
+type Site = Awaited<ReturnType<typeof openSite>>;
+
+/**
+ * Measures transfers.
+ *
+ * @param mib Size of the image, in MiB.
+ */
+export async function transferRows(mib: number) {
+  await using site = await openSite(mib);
+  await coldRows(site);
+  await slowRows(site);
+  await cutRows(site);
+  await crowdRows(site);
+  await warmRows(site);
+}
+
+/**
+ * Measures memory.
+ *
+ * @param mib Size of the image, in MiB.
+ */
+export async function memoryRows(mib: number) {
+  await using site = await openSite(mib);
+  await site.forget();
+  const idle = ["eval", "await new Promise((done) => setTimeout(done, 500))"];
+  record(`peak memory, first hydrate of ${mib} MiB`, [
+    { name: "deno, doing nothing", values: [await peakMib(site, idle)] },
+    {
+      name: "toolsmith hydrate",
+      values: [await peakMib(site, await site.hydrate())],
+    },
+  ], "MiB");
+}
+
+async function coldRows(site: Site) {
+  const { mib, reference, dir, must } = site;
+  const pull = ["pull", "--plain-http", "--no-tty", "-o", "pulled", reference];
+  const fresh = () => remove(`${dir}/pulled`);
+  const blob = `http://${
+    reference.split("/")[0]
+  }/v2/o/i/blobs/sha256:${site.sha256}`;
+  const rivals: Rival[] = [
+    { name: "oras pull", before: fresh, once: () => must(parts.oras!, pull) },
+    ...[4, 1].map((connections): Rival => ({
+      name: `toolsmith hydrate, ${connections} connections`,
+      before: site.forget,
+      once: async () =>
+        await must(Deno.execPath(), await site.hydrate({ connections })),
+    })),
+    {
+      name: "oras pull && sha256sum && mv",
+      before: fresh,
+      async once() {
+        await must(parts.oras!, pull);
+        await must("sha256sum", ["pulled/image.qcow2"]);
+        await Deno.rename(`${dir}/pulled/image.qcow2`, `${dir}/pulled/i`);
+      },
+    },
+    {
+      name: "curl",
+      once: () => must("curl", ["-sf", "-o", "curled", blob]),
+    },
+    {
+      name: "the digest alone",
+      once: async () => void await sha256(fileChunks(`${dir}/image.qcow2`)),
+    },
+  ];
+  if (await isThere("skopeo")) {
+    const from = `docker://${reference}`;
+    rivals.push({
+      name: "skopeo copy",
+      before: () => remove(`${dir}/copied`),
+      once: () =>
+        must("skopeo", [
+          "copy",
+          "-q",
+          "--src-tls-verify=false",
+          from,
+          "dir:copied",
+        ]),
+    });
+  }
+  await compare(`first hydrate of ${mib} MiB, loopback`, rivals);
+}
+
+/** The same, over networks that hold each connection back. */
+async function slowRows(site: Site) {
+  const networks: [string, WireOptions][] = [
+    ["60 MiB/s a connection", { rate: RATE }],
+    ["60 MiB/s a connection, round trips of 20 ms", {
+      rate: RATE,
+      roundTripMs: 20,
+    }],
+  ];
+  for (const [title, options] of networks) {
+    await using wire = startWire(site.host, options);
+    await site.name(wire.host);
+    const pull = ["pull", "--plain-http", "--no-tty", "-o", "pulled"];
+    await compare(`first hydrate of ${site.mib} MiB, ${title}`, [
+      ...[4, 1].map((connections): Rival => ({
+        name: `toolsmith hydrate, ${connections} connections`,
+        before: site.forget,
+        once: async () =>
+          await site.must(Deno.execPath(), await site.hydrate({ connections })),
+      })),
+      {
+        name: "oras pull",
+        before: () => remove(`${site.dir}/pulled`),
+        once: () => site.must(parts.oras!, [...pull, `${wire.host}/o/i:1`]),
+      },
+    ]);
+  }
+  await site.name(site.host);
+}
+
+/** Bytes that cross the wire when a transfer is cut, and when it is killed. */
+async function cutRows(site: Site) {
+  await using wire = startWire(site.host, { rate: RATE });
+  await site.name(wire.host);
+  const hydrate = await site.hydrate();
+  const measured = async (work: () => Promise<void>) => {
+    await site.forget();
+    const before = wire.received();
+    await work();
+    await site.must(Deno.execPath(), hydrate);
+    return (wire.received() - before) / site.bytes;
+  };
+  const values = {
+    whole: await measured(async () => {}),
+    cut: await measured(() => {
+      wire.cutAt(0.6 * site.bytes);
+      return Promise.resolve();
+    }),
+    killed: await measured(() => kill(site, wire, 0.6 * site.bytes)),
+    often: await measured(async () => {
+      for (let count = 0; count < 10; count++) {
+        await kill(site, wire, Math.random() * 0.09 * site.bytes);
+      }
+    }),
+  };
+  record(`bytes on the wire, ${site.mib} MiB`, [
+    { name: "nothing happens", values: [values.whole] },
+    { name: "cut at 60 %", values: [values.cut] },
+    { name: "killed at 60 %, and run again", values: [values.killed] },
+    { name: "killed ten times, and run again", values: [values.often] },
+  ], "× the image");
+  await site.name(site.host);
+}
+
+/** Starts a hydrate, and kills it when so many bytes have come. */
+async function kill(site: Site, wire: Wire, bytes: number) {
+  const until = wire.received() + bytes;
+  const child = spawn(Deno.execPath(), {
+    args: await site.hydrate(),
+    cwd: site.dir,
+    env: cleanEnvironment(),
+  });
+  while (wire.received() < until) {
+    await new Promise((done) => setTimeout(done, 5));
+  }
+  Deno.kill(child.pid, "SIGKILL");
+  await child.ended;
+}
+
+async function crowdRows(site: Site) {
+  const args = await site.hydrate();
+  const crowd = (count: number) => async () => {
+    const one = () => site.must(Deno.execPath(), args);
+    await Promise.all(Array.from({ length: count }, one));
+  };
+  await compare(`first hydrate of ${site.mib} MiB, several at once`, [
+    { name: "one", before: site.forget, once: crowd(1) },
+    { name: "eight", before: site.forget, once: crowd(8) },
+  ]);
+}
+
+async function warmRows(site: Site) {
+  const args = await site.hydrate();
+  await site.must(Deno.execPath(), args);
+  await compare(`hydrate of ${site.mib} MiB that are cached`, [
+    {
+      name: "deno eval 0",
+      once: () => site.must(Deno.execPath(), ["eval", "0"]),
+    },
+    {
+      name: "toolsmith hydrate",
+      once: () => site.must(Deno.execPath(), args),
+    },
+    {
+      name: "sha256sum",
+      once: () => site.must("sha256sum", ["image.qcow2"]),
+    },
+  ]);
+}
+
+/** The most memory that a process has had, as Linux counts it. */
+async function peakMib(site: Site, args: string[]): Promise<number> {
+  const child = spawn(Deno.execPath(), {
+    args,
+    cwd: site.dir,
+    env: cleanEnvironment(),
+  });
+  let kib = 0;
+  let ended = false;
+  child.ended.then(() => ended = true);
+  while (!ended) {
+    const text = await Deno.readTextFile(`/proc/${child.pid}/status`)
+      .catch(() => "");
+    kib = Number(/^VmHWM:\s*(\d+)/m.exec(text)?.[1] ?? kib);
+    await new Promise((done) => setTimeout(done, 20));
+  }
+  if ((await child.ended).code !== 0) throw new Error(args.join(" "));
+  return kib / 1024;
+}
+
+async function openSite(mib: number) {
+  await using undo = new AsyncDisposableStack();
+  const registry = undo.use(await startRegistry());
+  const work = undo.use(await workspace());
+  const { dir } = work;
+  const path = `${dir}/image.qcow2`;
+  const { sha256 } = await makeQcow2(path, mib * MIB);
+  const reference = `${registry.host}/o/i:1`;
+  await orasPush(reference, [`image.qcow2:${TYPE}`], { cwd: dir });
+  const name = (host: string) =>
+    work.manifest({ qcow2: `oci://${host}/o/i:1`, qcow2_sha256: sha256 });
+  await name(registry.host);
+  const { size: bytes } = await Deno.stat(path);
+  const all = undo.move();
+  return {
+    ...{ dir, mib, bytes, sha256, reference, host: registry.host, name },
+    /** Empties the cache. */
+    forget: () => remove(`${dir}/.toolsmith/cache`),
+    /** What Deno is started with. */
+    hydrate: ({ connections = 4 } = {}) =>
+      cliCommand(
+        ["hydrate", "--quiet", "--connections", `${connections}`],
+        ["-A"],
+      ),
+    async must(program: string, args: string[], options: RunOptions = {}) {
+      const env = cleanEnvironment();
+      const output = await run(program, { args, cwd: dir, env, ...options });
+      const { code, stderr } = output;
+      if (code !== 0) {
+        throw new Error(`${program} ${args.join(" ")}: ${stderr}`);
+      }
+    },
+    [Symbol.asyncDispose]: () => all.disposeAsync(),
+  };
+}
+
+async function remove(path: string) {
+  await Deno.remove(path, { recursive: true }).catch(() => {});
+}
+
+async function isThere(program: string): Promise<boolean> {
+  return await run(program, { args: ["--version"] })
+    .then(({ code }) => code === 0, () => false);
+}
