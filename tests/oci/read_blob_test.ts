@@ -122,6 +122,15 @@ Deno.test("a cut, an error and a wrong status in mid-blob cost a retry, and only
       () => new Response(chunked(new Uint8Array(10)), { status: 200 }),
     ],
     ["a cut", "transfer_interrupted", (request) => broken(request, "cut")],
+    [
+      "a body that is too short",
+      "transfer_interrupted",
+      ({ from, to }) =>
+        new Response(chunked(new Uint8Array(0)), {
+          status: 206,
+          headers: { "content-range": `bytes ${from}-${to - 1}/${SIZE}` },
+        }),
+    ],
     ["a stall", "transfer_stalled", (request) => broken(request, "stall")],
   ];
   for (const [name, code, fault] of faults) {
