@@ -232,7 +232,7 @@ function mismatch(
     `Checksum mismatch for ${source}: expected ${image.sha256}, actual ${actual}`,
     {
       hint:
-        "nothing was kept; if the image was published anew, set image.qcow2_sha256 to the actual digest, else find out who changed it",
+        "nothing was kept; if the image was published again, set image.qcow2_sha256 to the actual digest, else find out who changed it",
     },
   );
 }

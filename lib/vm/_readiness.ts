@@ -8,7 +8,7 @@ import { ToolsmithError } from "../errors.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
 import type { Machine } from "../qemu/machine.ts";
 import { MACHINE_FILES } from "../qemu/machine_dir.ts";
-import { sleep } from "../system/time.ts";
+import { settlesWithin } from "../system/time.ts";
 import { type Agent, openAgent } from "../qemu/agent.ts";
 
 /** What {@linkcode whenReady} takes. */
@@ -147,7 +147,9 @@ function withTail(
 }
 
 /** A broken connection shows in what becomes of the machine. */
-async function soon(answered: Promise<boolean>, ms: number): Promise<boolean> {
-  const late = sleep(ms).then(() => false);
-  return await Promise.race([answered.catch(() => late), late]);
+function soon(answered: Promise<boolean>, ms: number): Promise<boolean> {
+  const answer = new Promise<void>((done) => answered.then(() => done(), noop));
+  return settlesWithin(answer, ms);
 }
+
+function noop() {}

@@ -41,7 +41,7 @@ async function start(options: BootOptions) {
     /** What was said, but for what concerns the accelerator. */
     said: () =>
       all("warning").map(({ message }) => message)
-        .filter((message) => message.includes("machine")),
+        .filter((message) => /machine|snapshot/.test(message)),
     /** Runs a script of the guest's shell, and returns what it prints. */
     async sh(script: string) {
       const { code, stdout } = await vm.exec("sh", { args: ["-c", script] });

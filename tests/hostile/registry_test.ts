@@ -280,6 +280,7 @@ test("hydrate() refuses the largest manifests soon, and heeds Ctrl-C", async (sc
     size: 1,
   }));
   await registry.manifest("1", { config, layers: [good, ...layers] });
+  registry.holdBlobs();
   const child = spawn(Deno.execPath(), {
     args: await cliCommand(["hydrate", "--retries", "0"], ["-A"]),
     cwd: work.dir,

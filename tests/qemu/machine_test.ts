@@ -72,6 +72,7 @@ Deno.test({
     using qmp = await openQmp(join(options.dir, "qmp"));
     await qmp.send(["quit"]).catch(() => {});
     await assertEnded(machine.pid);
+    await machine.ended;
   },
 });
 

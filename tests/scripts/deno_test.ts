@@ -12,7 +12,12 @@ async function ask(
   await Deno.mkdir(`${dir}/scripts`, { recursive: true });
   await Deno.mkdir(`${dir}/lib/system`, { recursive: true });
   for (
-    const file of ["scripts/deno.ts", "lib/system/process.ts", "lib/errors.ts"]
+    const file of [
+      "scripts/deno.ts",
+      "lib/system/process.ts",
+      "lib/system/_pipes.ts",
+      "lib/errors.ts",
+    ]
   ) {
     await Deno.copyFile(`${ROOT}/${file}`, `${dir}/${file}`);
   }

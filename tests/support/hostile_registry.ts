@@ -29,6 +29,8 @@ export interface HostileRegistry extends AsyncDisposable {
     bytes: Uint8Array<ArrayBuffer>,
     fields?: Record<string, unknown>,
   ): Promise<Record<string, unknown>>;
+  /** Answers no request for a blob any more, until it ends. */
+  holdBlobs(): void;
 }
 
 /** The media type that an honest registry serves an image's manifest with. */
@@ -39,6 +41,8 @@ export function startHostileRegistry(): HostileRegistry {
   const manifests = new Map<string, ServedManifest>();
   const blobs = new Map<string, Uint8Array<ArrayBuffer>>();
   const requests: string[] = [];
+  const end = Promise.withResolvers<void>();
+  let holding = false;
   const server = Deno.serve(
     { hostname: "127.0.0.1", port: 0, onListen() {} },
     async ({ method, url }) => {
@@ -46,6 +50,7 @@ export function startHostileRegistry(): HostileRegistry {
       requests.push(`${method} ${pathname}`);
       const [, kind, name] = /\/(manifests|blobs)\/([^/]+)$/.exec(pathname) ??
         [];
+      if (holding && kind === "blobs") await end.promise;
       const headers = new Headers();
       let bytes = blobs.get(name);
       if (kind === "manifests") {
@@ -82,7 +87,13 @@ export function startHostileRegistry(): HostileRegistry {
       const mediaType = "application/octet-stream";
       return { mediaType, digest, size: bytes.length, ...fields };
     },
-    [Symbol.asyncDispose]: () => server.shutdown(),
+    holdBlobs() {
+      holding = true;
+    },
+    [Symbol.asyncDispose]() {
+      end.resolve();
+      return server.shutdown();
+    },
   };
 }
 
