@@ -139,6 +139,22 @@ export async function removeStaging(
   return free !== undefined;
 }
 
+/**
+ * Removes what a killed process has left of an entry that is in its place, where
+ * that can be written.
+ *
+ * @param key The entry.
+ */
+export async function sweepPlaced(key: CacheKey): Promise<void> {
+  try {
+    for (const { sha256, dir } of await stagings(key.cache, key.image)) {
+      if (sha256 === key.sha256) await removeStaging(key, dir);
+    }
+  } catch {
+    // Such as a read-only file system: it serves the image all the same.
+  }
+}
+
 /** What a transfer that was cut has left in staging. */
 export interface Partial {
   /** SHA-256 of the image that it is to become. */

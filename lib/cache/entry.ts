@@ -29,6 +29,7 @@ import {
   lockPath,
   stage,
   type Staging,
+  sweepPlaced,
   sweepStaging,
   takeAway,
 } from "./_staging.ts";
@@ -80,7 +81,10 @@ export interface ImageEntry {
   lock(options?: LockOptions): Promise<LockedEntry>;
   /** Takes the lock if no other process has it. */
   tryLock(): Promise<LockedEntry | undefined>;
-  /** Notes that the entry is in use, for prune, where that can be written. */
+  /**
+   * Notes that the image is in use, for prune, and removes what a process that
+   * was killed after placing it has left: both where that can be written.
+   */
   touch(): Promise<void>;
 }
 
@@ -142,6 +146,7 @@ export function cacheEntry(key: CacheKey): ImageEntry {
     async touch() {
       const now = new Date();
       await Deno.utime(dir, now, now).catch(() => {});
+      await sweepPlaced(key);
     },
   };
 }
