@@ -178,7 +178,7 @@ const ALL = Object.keys(PARTS) as Part[];
 
 /** What a suite of tests needs that the usual ones do without. */
 export const SUITES: Record<string, Part[]> = {
-  images: ["uefi", "arm64"],
+  images: ["debian", "uefi", "arm64"],
   faults: [],
   fleet: ["slurm", "systemd"],
 };
