@@ -14,6 +14,7 @@ import { fileChunks, sha256 } from "../system/digest.ts";
 import { fingerprint, fingerprintOf, isSame } from "../system/files.ts";
 import { requireSpace } from "../system/free_space.ts";
 import { isPortableName } from "../system/portable_name.ts";
+import { writeSparse } from "../system/sparse.ts";
 import { writeAll } from "../system/streams.ts";
 import { oneLine } from "../system/text.ts";
 import {
@@ -87,7 +88,7 @@ async function downloadImage(
   if (file.bytes !== null) await requireSpace(context.dir, file.bytes);
   const last = url.pathname.split("/").at(-1) ?? "";
   const { chunks, bytes: total } = file;
-  return await spool(context, chunks, { name: last, total });
+  return await spool(context, chunks, { name: last, total, write: writeAll });
 }
 
 async function copyImage(
@@ -96,7 +97,7 @@ async function copyImage(
 ): Promise<FetchedImage> {
   const { signal } = context.registry;
   try {
-    const { isFile, size } = await Deno.stat(path);
+    const { isFile, size, blocks } = await Deno.stat(path);
     if (!isFile) {
       throw new ToolsmithError(
         "file_unreadable",
@@ -104,10 +105,11 @@ async function copyImage(
         { hint: "name the .qcow2 itself in image.qcow2" },
       );
     }
-    await requireSpace(context.dir, size);
+    // Holes are kept: they take no room.
+    await requireSpace(context.dir, Math.min(size, (blocks ?? size) * 512));
     const chunks = fileChunks(path, { signal });
-    const named = { name: basename(path), total: size };
-    return await spool(context, chunks, named);
+    const file = { name: basename(path), total: size, write: writeSparse };
+    return await spool(context, chunks, file);
   } catch (cause) {
     throw cause instanceof Deno.errors.NotFound ? missing(path, cause) : cause;
   }
@@ -117,7 +119,11 @@ async function copyImage(
 async function spool(
   context: FetchContext,
   chunks: AsyncIterable<Uint8Array<ArrayBuffer>>,
-  { name, total }: { name: string; total: number | null },
+  { name, total, write }: {
+    name: string;
+    total: number | null;
+    write: typeof writeSparse;
+  },
 ): Promise<FetchedImage> {
   const plain = isPortableName(name) && /^.{1,200}\.qcow2$/i.test(name);
   const path = join(context.dir, plain ? name : "image.qcow2");
@@ -132,12 +138,14 @@ async function spool(
         await requireSpace(context.dir, SPACE_STEP);
         checked = bytes + SPACE_STEP;
       }
-      await writeAll(file, chunk);
+      await write(file, chunk);
       bytes += chunk.length;
       progress.at(bytes);
       yield chunk;
     }
   })());
+  // It may end in a hole.
+  await file.truncate(bytes);
   progress.end(bytes);
   // The bytes that were hashed are of the file that is open: is it still there?
   if (!isSame(await fingerprint(path), fingerprintOf(await file.stat()))) {

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { basename, join } from "@std/path";
-import { fileChunks, sha256 } from "../../lib/system/digest.ts";
+import { fileChunks, sha256 as sha256Of } from "../../lib/system/digest.ts";
 import { needs } from "../support/parts.ts";
 import { startRegistry } from "../support/registry.ts";
 import {
@@ -199,7 +199,7 @@ Deno.test({
       await push("fake", [`fake.qcow2:${TYPE}`]);
       await work.manifest({
         qcow2: `oci://${repository}:fake`,
-        qcow2_sha256: await sha256(fileChunks(`${dir}/fake.qcow2`)),
+        qcow2_sha256: await sha256Of(fileChunks(`${dir}/fake.qcow2`)),
       });
       const { code, stderr } = await work.toolsmith(["hydrate"]);
       assertMatch(stderr, /not a QCOW2 image/);
@@ -315,6 +315,19 @@ Deno.test({
       (await work.cached()).some((file) => file.includes("000")),
       false,
     );
+
+    // Where the file has holes, so has the copy.
+    const sparse = `${dir}/images/sparse.qcow2`;
+    await Deno.copyFile(path, sparse);
+    await Deno.truncate(sparse, 64 * 1024 * 1024);
+    const whole = await sha256Of(fileChunks(sparse));
+    await work.manifest({ qcow2: sparse, qcow2_sha256: whole });
+    const copied = jsonLines(
+      (await work.toolsmith(["hydrate", "--json"])).stdout,
+    );
+    const { size, blocks } = await Deno.stat(copied.last.path);
+    assertEquals(size, 64 * 1024 * 1024);
+    assert(blocks === null || blocks * 512 < size / 4, `${blocks} blocks`);
 
     await work.manifest({ qcow2: "no.qcow2", qcow2_sha256: sha256 });
     const missing = await work.toolsmith(["hydrate", "--force"]);
