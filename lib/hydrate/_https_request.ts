@@ -77,7 +77,11 @@ export async function requestFile(
       bytes: length === null ? null : Number(length),
       etag: response.headers.get("etag"),
       body: watchedBody(source, watch, (error) => failure(error, true)),
-      cancel: watch.cancel,
+      cancel() {
+        watch.cancel();
+        // A body that nobody reads does not heed the signal.
+        source.cancel().catch(() => {});
+      },
     };
   } catch (error) {
     watch.release();
