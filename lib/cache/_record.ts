@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { join } from "@std/path";
+import { join } from "../path.ts";
 import type { Digest } from "../system/digest.ts";
 import {
   type Fingerprint,

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { dirname, join } from "@std/path";
+import { dirname, join } from "../path.ts";
 import { asDigest, type Sha256 } from "../system/digest.ts";
 import {
   absentAs,

@@ -9,7 +9,7 @@
  *
  * @module
  */
-import { basename, join } from "@std/path";
+import { basename, join } from "../path.ts";
 import { asDigest } from "../system/digest.ts";
 import type { Environment } from "../environment.ts";
 import { ToolsmithError, toToolsmithError } from "../errors.ts";

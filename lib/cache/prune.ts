@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { join, resolve } from "@std/path";
+import { join, resolve } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { asDigest, type Digest, sha256Hex } from "../system/digest.ts";
 import { absentAs } from "../system/files.ts";

@@ -13,7 +13,7 @@
  *
  * @module
  */
-import { basename, dirname, join } from "@std/path";
+import { basename, dirname, join } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { type Sha256, sha256OfText } from "../system/digest.ts";
 import { absentAs } from "../system/files.ts";

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { dirname, join, resolve } from "@std/path";
+import { dirname, join, resolve } from "../path.ts";
 import { cacheDir } from "../cache/entry.ts";
 import type { Environment } from "../environment.ts";
 import { ToolsmithError, toToolsmithError } from "../errors.ts";

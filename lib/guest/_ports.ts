@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { join } from "@std/path";
+import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import { STREAM_BUS, STREAM_PORTS } from "../qemu/devices.ts";
 import { portFile, portName, portNameOf } from "../qemu/machine_dir.ts";

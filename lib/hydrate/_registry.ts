@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { basename, join } from "@std/path";
+import { basename, join } from "../path.ts";
 import { processEnvironment } from "../environment.ts";
 import { formatSource } from "../manifest/source.ts";
 import {

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { resolve } from "@std/path";
+import { resolve } from "../path.ts";
 import {
   type CachedFile,
   cacheDir,

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { basename, dirname, join } from "@std/path";
+import { basename, dirname, join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import {
   assertSelfContained,

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { dirname, join, relative, resolve, SEPARATOR } from "@std/path";
+import { dirname, join, relative, resolve, SEPARATOR } from "../path.ts";
 import { selectImageLayer } from "../oci/artifact.ts";
 import { imageNameOf, type NewImage } from "./format.ts";
 import { fileChunks, type Sha256, sha256 } from "../system/digest.ts";

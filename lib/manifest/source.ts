@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { fromFileUrl, resolve } from "@std/path";
+import { fromFileUrl, resolve } from "../path.ts";
 import {
   formatReference,
   invalidReference,

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { dirname } from "@std/path";
+import { dirname } from "../path.ts";
 import { consumerManifest, formatManifest, type NewImage } from "./format.ts";
 import { ToolsmithError } from "../errors.ts";
 import { absentAs } from "../system/files.ts";

@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { join } from "@std/path";
+import { join } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { run } from "../system/process.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";

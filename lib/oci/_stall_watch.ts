@@ -3,7 +3,6 @@
  *
  * @module
  */
-import { walk } from "@std/fs/walk";
 import { ToolsmithError } from "../errors.ts";
 
 const WATCH_MS = 200;
@@ -101,6 +100,8 @@ function tooMuch(what: string, bytes: number, max: number): ToolsmithError {
  * @returns The sum of the sizes of its files.
  */
 export async function directoryBytes(dir: string): Promise<number> {
+  // It would load all of Deno's Node emulation at each start.
+  const { walk } = await import("@std/fs/walk");
   let bytes = 0;
   try {
     for await (const { path } of walk(dir, { includeDirs: false })) {

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { basename, dirname, join, resolve } from "@std/path";
+import { basename, dirname, join, resolve } from "../path.ts";
 import { isPlainTitle } from "../oci/artifact.ts";
 import { ToolsmithError } from "../errors.ts";
 import { printable } from "../system/text.ts";

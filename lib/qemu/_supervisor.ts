@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { resolve, SEPARATOR } from "@std/path";
+import { resolve, SEPARATOR } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { type Child, spawn, type SpawnOptions } from "../system/process.ts";
 import { type MachineOptions, qemuArgs } from "./args.ts";

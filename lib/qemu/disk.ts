@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { dirname, join, resolve } from "@std/path";
+import { dirname, join, resolve } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import { run } from "../system/process.ts";
 import { DISK } from "./devices.ts";

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { join } from "@std/path";
+import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Child, ProcessExit } from "../system/process.ts";
 import { oneLine } from "../system/text.ts";

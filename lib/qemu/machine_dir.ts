@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { join, resolve } from "@std/path";
+import { join, resolve } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 
 /** Names of the files in a machine's directory. */

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { join } from "@std/path";
+import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import { lock } from "../system/lock.ts";
 import { abortable, timeLimit } from "../system/time.ts";

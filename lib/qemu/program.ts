@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { join, SEPARATOR } from "@std/path";
+import { join, SEPARATOR } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import { run } from "../system/process.ts";

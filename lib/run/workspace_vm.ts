@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { dirname, join } from "@std/path";
+import { dirname, join } from "../path.ts";
 import { snapshotDir } from "../cache/snapshots.ts";
 import type { ExecOptions, ExecResult } from "../guest/exec.ts";
 import { hydrate, type HydrateOptions } from "../hydrate/hydrate.ts";

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { dirname, join } from "@std/path";
+import { dirname, join } from "../path.ts";
 import { writeAll } from "./streams.ts";
 
 /**

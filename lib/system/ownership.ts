@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { dirname, resolve } from "@std/path";
+import { dirname, resolve } from "../path.ts";
 
 /** What {@linkcode whyUntrusted} takes. */
 export interface TrustOptions {

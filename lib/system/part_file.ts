@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { join, relative } from "@std/path";
+import { join, relative } from "../path.ts";
 import { addExtent, type Extent, extentBytes, gapsOf } from "./extents.ts";
 import { absentAs } from "./files.ts";
 import {

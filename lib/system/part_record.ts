@@ -10,7 +10,7 @@
  *
  * @module
  */
-import { join } from "@std/path";
+import { join } from "../path.ts";
 import { type Extent, extentBytes, parseExtents } from "./extents.ts";
 import { absentAs } from "./files.ts";
 

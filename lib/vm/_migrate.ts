@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { join } from "@std/path";
+import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import { DISK } from "../qemu/devices.ts";
 import { MACHINE_FILES } from "../qemu/machine_dir.ts";

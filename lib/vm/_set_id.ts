@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { join } from "@std/path";
+import { join } from "../path.ts";
 import type { GuestShare } from "../qemu/args.ts";
 
 /** chmod(2): set-user-ID and set-group-ID. */

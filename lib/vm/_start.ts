@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { resolve } from "@std/path";
+import { resolve } from "../path.ts";
 import { attachNetwork, attachShares } from "./_hotplug.ts";
 import type { BootOptions } from "./options.ts";
 import type { Snapshot } from "../cache/snapshots.ts";

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { dirname, join } from "@std/path";
+import { dirname, join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import { emitter, type OnEvent } from "../events.ts";
 import { replaceFile } from "../system/files.ts";

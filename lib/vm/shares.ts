@@ -10,7 +10,7 @@ import {
   relative,
   resolve,
   SEPARATOR,
-} from "@std/path";
+} from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { GuestShare } from "../qemu/args.ts";

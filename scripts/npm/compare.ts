@@ -11,6 +11,8 @@ import * as crypto from "@std/crypto/crypto";
 import { copy } from "@std/fs/copy";
 import { walk } from "@std/fs/walk";
 import * as path from "@std/path";
+import * as posix from "@std/path/posix";
+import * as windows from "@std/path/windows";
 import * as toml from "@std/toml";
 import * as yaml from "@std/yaml";
 import type {
@@ -28,6 +30,8 @@ assert satisfies StdAssert;
 crypto satisfies StdCrypto;
 ({ copy, walk }) satisfies StdFs;
 path satisfies StdPath;
+posix satisfies StdPath;
+windows satisfies StdPath;
 toml satisfies StdToml;
 yaml satisfies StdYaml;
 

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { resolve } from "@std/path";
+import { resolve } from "../../path.ts";
 import { cacheDir } from "../../cache/entry.ts";
 import {
   type CacheEntry,

@@ -1,0 +1,19 @@
+import { assertEquals } from "@std/assert";
+import { temporaryDir } from "./support/directory.ts";
+import { runScript } from "./support/script.ts";
+
+// To look at `process` makes Deno load its Node emulation: half of a start.
+const START = `
+Object.defineProperty(globalThis, "process", {
+  get: () => console.log(new Error("process").stack),
+});
+await import("/lib/../mod.ts");
+const { main } = await import("/lib/../cli.ts");
+console.log(await main(["--version"]));
+`;
+
+Deno.test("the program and the library start without Deno's Node emulation", async () => {
+  await using dir = await temporaryDir();
+  const said = await runScript(`${dir.path}/start.ts`, START);
+  assertEquals(said.split("\n").slice(1).join("\n"), "0\n", said);
+});
