@@ -31,11 +31,7 @@ export {
   type ConsumerManifest,
   formatManifest,
 } from "./lib/manifest/format.ts";
-export {
-  init,
-  type InitOptions,
-  type InitResult,
-} from "./lib/manifest/init.ts";
+export { init, type InitOptions, type InitResult } from "./lib/hydrate/init.ts";
 export type {
   FileSource,
   HttpsSource,

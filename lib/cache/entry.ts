@@ -34,7 +34,7 @@ import {
   takeAway,
 } from "./_staging.ts";
 
-export type { CacheKey };
+export type { CacheKey, Staging as ImageStaging };
 
 /** An image that lies in the cache. */
 export interface CachedFile {

@@ -125,8 +125,7 @@ async function spool(
     write: typeof writeSparse;
   },
 ): Promise<FetchedImage> {
-  const plain = isPortableName(name) && /^.{1,200}\.qcow2$/i.test(name);
-  const path = join(context.dir, plain ? name : "image.qcow2");
+  const path = join(context.dir, cachedName(name));
   const progress = begin(context, { total });
   let bytes = 0;
   let checked = 0;
@@ -156,6 +155,13 @@ async function spool(
     );
   }
   return { path, name: basename(path), bytes, actual };
+}
+
+/** Ends in `.qcow2`, whatever the source calls a QCOW2. */
+function cachedName(name: string): string {
+  const cached = name.replace(/\.img$/i, ".qcow2");
+  const plain = isPortableName(cached) && /^.{1,200}\.qcow2$/i.test(cached);
+  return plain ? cached : "image.qcow2";
 }
 
 function connectionsOf({ connections, env }: FetchOptions): number {

@@ -14,12 +14,12 @@ import {
 import { processEnvironment } from "../environment.ts";
 import { ToolsmithError, toToolsmithError } from "../errors.ts";
 import { type Emit, emitter, type OnEvent } from "../events.ts";
-import { inspectQcow2 } from "../image/qcow2.ts";
 import type { Manifest, ManifestImage } from "../manifest/manifest.ts";
 import { formatSource } from "../manifest/source.ts";
 import { asDigest, type Digest, fileChunks, sha256 } from "../system/digest.ts";
 import { fingerprint, isSame } from "../system/files.ts";
 import { type FetchedImage, fetchImage, type FetchOptions } from "./fetch.ts";
+import { placeFetched } from "./_place.ts";
 
 /** What {@linkcode hydrate} takes. */
 export interface HydrateOptions extends FetchOptions {
@@ -165,14 +165,9 @@ async function hydrateLocked(
   await using staging = await held.stage();
   const fetched = await fetchImage(image, staging.dir, { ...options, emit });
   if (fetched.actual !== image.sha256) throw mismatch(context, fetched);
-  await inspectQcow2(fetched.path);
-  const { bytes, path: from, name } = fetched;
-  emit({ type: "checksum_verified", image: image.name, digest, bytes });
-  const source = formatSource(image.source);
-  const path = await staging.place({ path: from, name, source });
-  emit({ type: "cache_placed", image: image.name, path, digest, bytes });
+  const path = await placeFetched(image, { staging, fetched, emit });
   const outcome = OUTCOMES[image.source.kind];
-  return { outcome, path, digest, bytes };
+  return { outcome, path, digest, bytes: fetched.bytes };
 }
 
 const OUTCOMES = {

@@ -90,10 +90,10 @@ export function formatManifest(manifest: ConsumerManifest): string {
  * The name of an image for which none is given.
  *
  * @param path A repository's name, or a file's.
- * @returns Its last part, without `.qcow2`, as a plain directory name.
+ * @returns Its last part, without `.qcow2` or `.img`, as a plain directory name.
  */
 export function imageNameOf(path: string): string {
   const last = path.split(/[/\\]/).at(-1) ?? "";
-  return last.replace(/\.qcow2$/i, "").replace(/[^\w.-]+/g, "-")
+  return last.replace(/\.(?:qcow2|img)$/i, "").replace(/[^\w.-]+/g, "-")
     .replace(/^[.-]+|[.-]+$/g, "").slice(0, 128) || "image";
 }

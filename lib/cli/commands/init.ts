@@ -3,15 +3,18 @@
  *
  * @module
  */
-import { init as initManifest, type InitOptions } from "../../manifest/init.ts";
+import { init as initManifest, type InitOptions } from "../../hydrate/init.ts";
 import type { Command } from "../command.ts";
 import {
+  CACHE,
   MANIFEST,
   OUTPUT,
   type OutputFlags,
   readOutput,
   readRegistry,
+  readTransfer,
   REGISTRY,
+  TRANSFER,
 } from "../flags.ts";
 
 interface InitRequest {
@@ -22,21 +25,33 @@ interface InitRequest {
 /** Writes a manifest, and prints its path. */
 export const init: Command<InitRequest> = {
   name: "init",
-  usage: "--ref REF | --file IMAGE.qcow2 [flags]",
+  usage: "--ref REF | --ref https://… | --file IMAGE.qcow2 [flags]",
   summary: "write .toolsmith/tools.json for an image",
   flags: [
     {
       name: "ref",
       value: "REF",
-      help: "an artifact; its registry is asked for the image's digest",
+      help: "an artifact, or an image at https://, which is downloaded",
     },
     { name: "file", value: "PATH", help: "an image of this host" },
+    {
+      name: "sha256",
+      value: "DIGEST",
+      help: "refuse an image of another SHA-256",
+    },
+    {
+      name: "sha256sums",
+      value: "URL",
+      help: "the same, for https://: take it from this list (SHA256SUMS)",
+    },
     { name: "name", value: "NAME", help: "the image's name" },
     ...MANIFEST,
     {
       name: "update",
       help: "change the image of a manifest that exists, keeping all else",
     },
+    ...CACHE,
+    ...TRANSFER,
     ...REGISTRY,
     ...OUTPUT,
   ],
@@ -45,9 +60,13 @@ export const init: Command<InitRequest> = {
     options: {
       ref: given.text("ref"),
       file: given.text("file"),
+      sha256: given.text("sha256"),
+      sha256sums: given.text("sha256sums"),
       name: given.text("name"),
       manifest: given.text("manifest"),
       update: given.has("update"),
+      cache: given.text("cache"),
+      ...readTransfer(given),
       ...readRegistry(given),
     },
     output: readOutput(given),

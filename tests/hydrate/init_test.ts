@@ -2,7 +2,7 @@ import { assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import { type ErrorCode, ToolsmithError } from "../../lib/errors.ts";
 import { hydrate } from "../../lib/hydrate/hydrate.ts";
-import { init } from "../../lib/manifest/init.ts";
+import { init } from "../../lib/hydrate/init.ts";
 import { loadManifest } from "../../lib/manifest/manifest.ts";
 import { publish } from "../../lib/publish/publish.ts";
 import { parts } from "../support/parts.ts";
@@ -131,6 +131,18 @@ test("an artifact that names no single image is refused", async (bench) => {
   await rejects("image_invalid", init({ file: wrong, cwd }));
   await rejects("source_not_found", init({ file: "gone.qcow2", cwd }));
   assertEquals([...Deno.readDirSync(cwd)], []);
+});
+
+test("an image of another digest than the one given is not pinned", async (bench) => {
+  const { cwd, image, sha256, host } = bench;
+  await publish(image, `${host}/owner/vm:2`);
+  const ref = `${host}/owner/vm:2`;
+  const other = "0".repeat(64);
+  await rejects("checksum_mismatch", init({ ref, sha256: other, cwd }));
+  await rejects("checksum_mismatch", init({ file: image, sha256: other, cwd }));
+  assertEquals([...Deno.readDirSync(cwd)], []);
+  await init({ ref, sha256, cwd });
+  await init({ file: image, sha256, cwd, update: true });
 });
 
 Deno.test("exactly one image is to be named", async () => {
