@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { asDigest, type Sha256, sha256 } from "../system/digest.ts";
+import { asDigest, type Sha256 } from "../system/digest.ts";
 import type { PartFile } from "../system/part_file.ts";
 import { isTransient, type RetryOptions } from "../system/retry.ts";
 import { blobSource } from "./_blob_source.ts";
@@ -61,7 +61,7 @@ export async function pullBlob(
 ): Promise<BlobResult> {
   const { part, retries, connections, onBytes, onMirrorFailed } = options;
   const stop = new AbortController();
-  const digest = sha256(part.chunks(stop.signal));
+  const digest = part.sha256(stop.signal);
   digest.catch(() => {});
   const blob = { digest: asDigest(layer.sha256), size: layer.size };
   const read = async (place: Place) => {

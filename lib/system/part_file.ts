@@ -5,6 +5,8 @@
  * @module
  */
 import { join, relative } from "../path.ts";
+import { arrivingSha256 } from "./arriving_digest.ts";
+import type { Sha256 } from "./digest.ts";
 import { addExtent, type Extent, extentBytes, gapsOf } from "./extents.ts";
 import { absentAs } from "./files.ts";
 import {
@@ -16,6 +18,7 @@ import {
   readPartRecord,
 } from "./part_record.ts";
 import { writeAll } from "./streams.ts";
+import { abortable } from "./time.ts";
 
 /** A part file that is open. */
 export interface PartFile extends AsyncDisposable {
@@ -31,8 +34,8 @@ export interface PartFile extends AsyncDisposable {
   gaps(within?: Extent): Extent[];
   /** Opens it for one writer. */
   openWriter(): Promise<PartWriter>;
-  /** Reads it from its start, waiting for the bytes that are to come. */
-  chunks(signal: AbortSignal): AsyncGenerator<Uint8Array<ArrayBuffer>>;
+  /** Computes its digest from its start, waiting for the bytes that are to come. */
+  sha256(signal: AbortSignal): Promise<Sha256>;
   /**
    * Notes that a program fills another file of the directory from its start:
    * whoever opens the part file next takes over what that has by then.
@@ -54,7 +57,6 @@ export interface PartWriter extends Disposable {
 
 /** A sync begins when so many bytes have come since the one before. */
 const SYNC_BYTES = 4 * 1024 * 1024;
-const CHUNK = 1024 * 1024;
 const PRIVATE = 0o600;
 
 /**
@@ -145,32 +147,19 @@ class OpenPart implements PartFile {
     };
   }
 
-  async *chunks(
-    signal: AbortSignal,
-  ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
-    using file = await Deno.open(this.path);
-    const buffer = new Uint8Array(CHUNK);
-    const aborted = Promise.withResolvers<never>();
-    aborted.promise.catch(() => {});
-    const abort = () => aborted.reject(signal.reason);
-    signal.addEventListener("abort", abort, { once: true });
-    try {
-      for (let position = 0; position < this.size;) {
-        signal.throwIfAborted();
-        const [first] = this.#there;
-        const end = first?.[0] === 0 ? first[1] : 0;
-        if (end <= position) {
-          await Promise.race([this.#arrival.promise, aborted.promise]);
-          continue;
-        }
-        const want = Math.min(end - position, CHUNK);
-        const count = await file.read(buffer.subarray(0, want));
-        if (count === null) throw new Error(`${this.path} was cut short`);
-        position += count;
-        yield buffer.subarray(0, count);
-      }
-    } finally {
-      signal.removeEventListener("abort", abort);
+  sha256(signal: AbortSignal): Promise<Sha256> {
+    const arrivals = () => this.#arrivals(signal);
+    return arrivingSha256(this.path, { size: this.size, arrivals });
+  }
+
+  /** How many bytes there are from the first on, until all are. */
+  async *#arrivals(signal: AbortSignal): AsyncGenerator<number> {
+    for (let counted = 0; counted < this.size;) {
+      signal.throwIfAborted();
+      const [first] = this.#there;
+      const count = first?.[0] === 0 ? first[1] : 0;
+      if (count > counted) yield counted = count;
+      else await abortable(this.#arrival.promise, signal);
     }
   }
 

@@ -1,4 +1,4 @@
-import { assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { run } from "../../lib/system/process.ts";
 import { VERSION } from "../../lib/version.ts";
 import { denoArgs, ROOT } from "../../scripts/deno.ts";
@@ -26,7 +26,8 @@ Deno.test({
     await using work = await workspace();
     const file = `${work.dir}/toolsmith.js`;
     await Deno.copyFile(`${ROOT}/dist/toolsmith.js`, file);
-    await publishImage(registry, work);
+    // So large that a thread, which is this file too, computes the digest.
+    await publishImage(registry, work, { bytes: 65 * 1024 * 1024 });
     const env = {
       ...cleanEnvironment(),
       DENO_DIR: `${work.dir}/deno`,
@@ -38,7 +39,9 @@ Deno.test({
       env,
     });
     assertEquals(code, 0, stderr);
-    assertMatch(stdout, /image\.qcow2\n$/);
+    assertMatch(stdout, /^.+image\.qcow2\n$/);
+    // As a second hydrate in the thread would.
+    assert(!stderr.includes("waiting"), stderr);
   },
 });
 

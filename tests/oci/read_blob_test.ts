@@ -4,7 +4,6 @@ import type { RegistryCredentials } from "../../lib/oci/_docker_config.ts";
 import { registryGet } from "../../lib/oci/_registry_get.ts";
 import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
 import { readBlob, type ReadBlobOptions } from "../../lib/oci/_read_blob.ts";
-import { sha256 } from "../../lib/system/digest.ts";
 import { openPart } from "../../lib/system/part_file.ts";
 import type { Retry } from "../../lib/system/retry.ts";
 import {
@@ -66,7 +65,7 @@ async function read(
   } catch (error) {
     return { retries, right: false, error };
   }
-  const actual = await sha256(part.chunks(new AbortController().signal));
+  const actual = await part.sha256(new AbortController().signal);
   return { retries, right: `sha256:${actual}` === digest };
 }
 
@@ -363,7 +362,7 @@ Deno.test("a signed address that expires is asked for again, and gets no token",
     retryDelayMs: 10,
     onBytes: () => {},
   });
-  const actual = await sha256(part.chunks(new AbortController().signal));
+  const actual = await part.sha256(new AbortController().signal);
   assertEquals(`sha256:${actual}`, digest);
   assertEquals(tokens, []);
   assert(signed >= 2);

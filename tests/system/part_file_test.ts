@@ -1,5 +1,6 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
+import { sha256 } from "../../lib/system/digest.ts";
 import { openPart } from "../../lib/system/part_file.ts";
 import {
   PART_JOURNAL,
@@ -75,28 +76,32 @@ Deno.test("a part file of another image, of another size or of an older version 
   }
 });
 
-Deno.test("the bytes of a part file are read in order while they arrive out of order", async () => {
+Deno.test("the digest of a part file is computed in order while its bytes arrive out of order", async () => {
   await using dir = await temporaryDir();
-  await using part = await openPart(dir.path, { size: 6, digest: "x" });
-  using writer = await part.openWriter();
-  const read = (async () => {
-    const bytes: number[] = [];
-    for await (const chunk of part.chunks(never)) bytes.push(...chunk);
-    return bytes;
-  })();
-  await writer.write(4, new Uint8Array([5, 6]));
-  await writer.write(2, new Uint8Array([3, 4]));
-  await writer.write(0, new Uint8Array([1, 2]));
-  assertEquals(await read, [1, 2, 3, 4, 5, 6]);
+  // One for a thread of its own, which takes from 64 MiB on.
+  for (const step of [2, 22 * MIB]) {
+    const digest = `${step}`;
+    const size = 3 * step;
+    await using part = await openPart(dir.path, { size, digest });
+    using writer = await part.openWriter();
+    const computed = part.sha256(never);
+    const pieces = [1, 2, 3].map((fill) => new Uint8Array(step).fill(fill));
+    for (const at of [2, 1, 0]) await writer.write(at * step, pieces[at]);
+    const whole = new Blob(pieces).stream();
+    assertEquals(await computed, await sha256(whole));
+    await part.finish();
+  }
 });
 
-Deno.test("who waits for the bytes of a part file can be stopped", async () => {
+Deno.test("who waits for the digest of a part file can be stopped", async () => {
   await using dir = await temporaryDir();
-  await using part = await openPart(dir.path, identity);
-  const stop = new AbortController();
-  const read = Array.fromAsync(part.chunks(stop.signal));
-  stop.abort(new Error("enough"));
-  await assertRejects(() => read, Error, "enough");
+  for (const size of [10 * MIB, 100 * MIB]) {
+    await using part = await openPart(dir.path, { size, digest: `${size}` });
+    const stop = new AbortController();
+    const computed = part.sha256(stop.signal);
+    stop.abort(new Error("enough"));
+    await assertRejects(() => computed, Error, "enough");
+  }
 });
 
 Deno.test("a part file that is cleared or finished is not gone on with", async () => {
