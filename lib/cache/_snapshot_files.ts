@@ -5,6 +5,7 @@
  */
 import { join } from "../path.ts";
 import {
+  bytesOnDisk,
   type Fingerprint,
   fingerprint,
   isFingerprint,
@@ -16,15 +17,21 @@ import {
 import { tryLock } from "../system/lock.ts";
 import { whyUntrusted } from "../system/ownership.ts";
 
-/** A machine that was saved and can be restored. */
-export interface Snapshot {
-  /** Its key. */
-  key: string;
-  /** The file that QEMU reads. */
+/** The files that a machine is restored from. */
+export interface SnapshotFiles {
+  /** The file that QEMU reads: devices, and the memory if that has no file. */
   path: string;
+  /** The guest's memory, which QEMU maps; absent if it is in the other file. */
+  memory?: string;
   /** The disk as the guest had left it; absent if it had written nothing. */
   disk?: string;
-  /** Size of all its files, in bytes. */
+}
+
+/** A machine that was saved and can be restored. */
+export interface Snapshot extends SnapshotFiles {
+  /** Its key. */
+  key: string;
+  /** What all its files take on the host's disk, in bytes. */
   bytes: number;
   /** When it was saved, as an ISO 8601 time; no other of its key has the same. */
   saved: string;
@@ -34,8 +41,12 @@ export interface Snapshot {
 
 /** A directory for a machine that is being saved; disposing it removes it. */
 export interface SnapshotStaging extends AsyncDisposable {
-  /** The file for memory and devices. */
+  /** The directory. */
+  dir: string;
+  /** The file for devices, and for memory that is not in a file of its own. */
   state: string;
+  /** The file for memory that is mapped. */
+  memory: string;
   /** The file for the disk, if the guest has written to it. */
   disk: string;
   /** Puts what was written into its place, whole or not at all. */
@@ -44,38 +55,63 @@ export interface SnapshotStaging extends AsyncDisposable {
 
 /** The files of a snapshot as they were when it was saved. */
 export interface SnapshotMetadata {
-  /** Memory and devices. */
+  /** Devices, and memory that is not in a file of its own. */
   state: Fingerprint;
+  /** Memory that is mapped, if it is. */
+  memory?: Fingerprint;
   /** The disk, if there is one. */
   disk?: Fingerprint;
 }
+
+/** The files besides the metadata, in the order in which they are placed. */
+const PARTS = ["qcow2", "memory", "state"] as const;
 
 /** Finds a snapshot, as {@linkcode SnapshotStore.find} says. */
 export async function findSnapshot(
   dir: string,
   key: string,
 ): Promise<Snapshot | "damaged" | undefined> {
-  const path = join(dir, `${key}.state`);
-  const disk = join(dir, `${key}.qcow2`);
-  const metadata = join(dir, `${key}.json`);
   if (await whyUntrusted(dir, { secret: true })) return undefined;
-  const state = await fingerprint(path);
-  if (!state) return undefined;
+  const now = await fingerprints(dir, key);
+  if (!now.state) return undefined;
+  const metadata = join(dir, `${key}.json`);
   const expected = await readMetadata(metadata);
-  const kept = expected?.disk ? await fingerprint(disk) : undefined;
-  const whole = isSame(state, expected?.state) && isSame(kept, expected?.disk);
-  if (!whole || !await allTrusted([path, metadata, ...kept ? [disk] : []])) {
+  const whole = expected !== undefined && isSame(now.state, expected.state) &&
+    (!expected.disk || isSame(now.disk, expected.disk)) &&
+    (!expected.memory || isSame(now.memory, expected.memory));
+  const path = join(dir, `${key}.state`);
+  const disk = expected?.disk && join(dir, `${key}.qcow2`);
+  const memory = expected?.memory && join(dir, `${key}.memory`);
+  const files = [path, disk ?? [], memory ?? []].flat();
+  if (!whole || !await allTrusted([...files, metadata])) {
     // It may have been removed meanwhile.
     return await fingerprint(path) ? "damaged" : undefined;
   }
   return {
     key,
     path,
-    bytes: (state.size ?? 0) + (kept?.size ?? 0),
-    saved: isoTime(state.mtime),
+    bytes: await totalBytes(files),
+    saved: isoTime(now.state.mtime),
     used: isoTime((await fingerprint(metadata))?.mtime),
-    ...kept ? { disk } : {},
+    ...disk ? { disk } : {},
+    ...memory ? { memory } : {},
   };
+}
+
+/** The parts that are there, as they are. */
+async function fingerprints(
+  dir: string,
+  key: string,
+): Promise<Partial<SnapshotMetadata>> {
+  const [disk, memory, state] = await Promise.all(
+    PARTS.map((part) => fingerprint(join(dir, `${key}.${part}`))),
+  );
+  return { state, memory, disk };
+}
+
+async function totalBytes(paths: string[]): Promise<number> {
+  const sizes = await Promise.all(paths.map(bytesOnDisk));
+  return sizes.reduce((sum, size) => sum + size, 0);
 }
 
 async function allTrusted(paths: string[]): Promise<boolean> {
@@ -93,9 +129,11 @@ export async function listSnapshots(dir: string): Promise<Snapshot[]> {
     const path = join(dir, name);
     const state = await findSnapshot(dir, key);
     if (state === "damaged") {
-      const { size, mtime } = await fingerprint(path) ?? {};
-      const time = isoTime(mtime);
-      found.push({ key, path, bytes: size ?? 0, saved: time, used: time });
+      const time = isoTime((await fingerprint(path))?.mtime);
+      const bytes = await totalBytes(
+        PARTS.map((part) => join(dir, `${key}.${part}`)),
+      );
+      found.push({ key, path, bytes, saved: time, used: time });
     } else if (state) found.push(state);
   }
   return found;
@@ -136,11 +174,16 @@ export async function stageSnapshot(
     held[Symbol.dispose]();
     throw error;
   }
+  let over = false;
   return {
+    dir: staging,
     state: join(staging, "state"),
+    memory: join(staging, "memory"),
     disk: join(staging, "qcow2"),
     place: () => placeSnapshot(dir, key, staging),
     async [Symbol.asyncDispose]() {
+      if (over) return;
+      over = true;
       await removeTree(staging);
       held[Symbol.dispose]();
     },
@@ -149,23 +192,24 @@ export async function stageSnapshot(
 
 /** Moves a snapshot's files to their place; without all of them there is none. */
 async function placeSnapshot(dir: string, key: string, staging: string) {
-  const disk = await fingerprint(join(staging, "qcow2"));
-  const names = disk ? ["qcow2", "state"] : ["state"];
-  for (const name of names) await syncToDisk(join(staging, name));
+  const written: string[] = [];
+  for (const part of PARTS) {
+    const there = await fingerprint(join(staging, part));
+    if (there || part === "state") written.push(part);
+  }
+  for (const part of written) await syncToDisk(join(staging, part));
   await removeFiles(dir, key);
   try {
-    for (const name of names) {
-      await Deno.rename(join(staging, name), join(dir, `${key}.${name}`));
+    for (const part of written) {
+      await Deno.rename(join(staging, part), join(dir, `${key}.${part}`));
     }
     // Renaming changes the times that the metadata holds: it comes last.
-    const state = await fingerprint(join(dir, `${key}.state`));
-    if (!state) throw new Deno.errors.NotFound(`${key}.state is no file`);
-    const written: SnapshotMetadata = {
-      state,
-      disk: await fingerprint(join(dir, `${key}.qcow2`)),
-    };
+    const metadata = await fingerprints(dir, key);
+    if (!metadata.state) {
+      throw new Deno.errors.NotFound(`${key}.state is no file`);
+    }
     const path = join(dir, `${key}.json`);
-    const text = JSON.stringify(written);
+    const text = JSON.stringify(metadata);
     await replaceFile(path, text, { mode: 0o600, via: staging });
   } catch (error) {
     await removeFiles(dir, key);
@@ -220,10 +264,10 @@ async function readMetadata(
 /** Reads the text of a snapshot's metadata; `undefined` where it is none. */
 export function parseMetadata(text: string): SnapshotMetadata | undefined {
   try {
-    const { state, disk } = JSON.parse(text) ?? {};
+    const { state, memory, disk } = JSON.parse(text) ?? {};
     const whole = isFingerprint(state) &&
-      (disk === undefined || isFingerprint(disk));
-    return whole ? { state, disk } : undefined;
+      [memory, disk].every((it) => it === undefined || isFingerprint(it));
+    return whole ? { state, memory, disk } : undefined;
   } catch {
     return undefined;
   }
@@ -239,7 +283,7 @@ async function removeStaging(dir: string, key: string) {
 
 /** The metadata goes last: without it the others are damaged, not forgotten. */
 async function removeFiles(dir: string, key: string) {
-  for (const ending of ["state", "qcow2", "json"]) {
+  for (const ending of ["state", "memory", "qcow2", "json"]) {
     await removeTree(join(dir, `${key}.${ending}`));
   }
 }

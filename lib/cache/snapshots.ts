@@ -3,7 +3,8 @@
  * which of them fits.
  *
  *     <dir>/<key>.json       what was saved, and the files as they were
- *     <dir>/<key>.state      memory and devices, 0600
+ *     <dir>/<key>.state      devices, and memory that is not mapped, 0600
+ *     <dir>/<key>.memory     memory that is mapped, if it is: sparse, 0600
  *     <dir>/<key>.qcow2      what the guest wrote to its disk, if it did
  *     <dir>/.staging-<key>-<id>/
  *     <dir>/.<key>.lock
@@ -23,12 +24,13 @@ import {
   listSnapshots,
   removeSnapshot,
   type Snapshot,
+  type SnapshotFiles,
   type SnapshotStaging,
   stageSnapshot,
   sweepSnapshots,
 } from "./_snapshot_files.ts";
 
-export type { Snapshot, SnapshotStaging };
+export type { Snapshot, SnapshotFiles, SnapshotStaging };
 
 /** The snapshots of one image. */
 export interface SnapshotStore {
@@ -47,7 +49,7 @@ export interface SnapshotStore {
   /** Lists the snapshots, damaged ones included. */
   list(): Promise<Snapshot[]>;
   /**
-   * Removes a snapshot. One that is being restored is read to its end.
+   * Removes a snapshot. Machines that were restored from it go on.
    *
    * Needs `--allow-read` and `--allow-write` for the directory.
    *

@@ -14,35 +14,39 @@ import { type MachineOptions, qemuArgs } from "./args.ts";
 export interface SuperviseOptions extends MachineOptions {
   /** The QEMU program. */
   program: string;
-  /** A snapshot's memory and devices, to restore. @default {undefined} */
+  /** A snapshot's devices, and memory that is not mapped, to restore. @default {undefined} */
   incoming?: string;
+  /** A directory to remove if this process dies: a snapshot that is not whole. @default {undefined} */
+  unfinished?: string;
   /** Read for `PATH` and `TMPDIR`; QEMU gets no other. @default {processEnvironment} */
   env?: Environment;
 }
 
 /**
- * Becomes QEMU, with a watcher in the background. Arguments: the directory, a
- * limit in KiB or nothing, the snapshot to restore or nothing, the program, its
- * arguments. The pipe brings a
- * line when all is well; if it ends without, its writer is dead, and QEMU and
- * the directory have to go.
+ * Becomes QEMU, with a watcher in the background. Arguments: the directory, another
+ * that goes with it or nothing, a limit in KiB or nothing, the snapshot to restore
+ * or nothing, the program, its arguments. The pipe brings a line when all is well;
+ * if it ends without, its writer is dead, and QEMU and the directories have to go.
  */
 const SUPERVISOR = `
-directory=$1 limit=$2 state=$3
-shift 3
+directory=$1 unfinished=$2 limit=$3 state=$4
+shift 4
 exec 3<&0
 (
   trap '' HUP INT TERM
   exec >/dev/null 2>&1
   read -r word <&3 || {
     kill -KILL $$
-    rm -rf -- "$directory"
+    rm -rf -- "$directory" \${unfinished:+"$unfinished"}
   }
 ) &
 [ -z "$limit" ] || ulimit -d "$limit" 2>/dev/null
 [ -z "$state" ] || exec 9<"$state"
 exec "$@" </dev/null 3<&- >/dev/null
 `;
+
+/** Where QEMU reads the snapshot: the descriptor that the script above opens. */
+export const INCOMING = "fd:9";
 
 /**
  * What QEMU may take besides the guest's memory, in MiB: 1024 are for translated
@@ -64,15 +68,14 @@ export function spawnSupervised(
   options: SuperviseOptions,
   onStderr: (chunk: Uint8Array) => void,
 ): Child {
-  const { dir, program, incoming } = options;
+  const { dir, unfinished = "", program, incoming } = options;
   return spawn("sh", {
     args: [
-      ...["-c", SUPERVISOR, "sh", dir, dataLimit(options)],
+      ...["-c", SUPERVISOR, "sh", dir, unfinished, dataLimit(options)],
       incoming ? resolve(incoming) : "",
       program.includes(SEPARATOR) ? resolve(program) : program,
       ...qemuArgs(options),
-      // The descriptor that the script above opens.
-      ...incoming ? ["-incoming", "fd:9"] : [],
+      ...incoming ? ["-incoming", "defer"] : [],
     ],
     ...surroundings(options),
     input: "held",

@@ -8,6 +8,7 @@ import type { Accelerator } from "./accelerator.ts";
 import {
   AGENT,
   DISK,
+  MEMORY,
   shareId,
   slotId,
   SLOTS,
@@ -26,6 +27,17 @@ export interface GuestShare {
   writable: boolean;
 }
 
+/** A file that holds a guest's memory, and is mapped by QEMU. */
+export interface MemoryFile {
+  /** Absolute path of the file; an empty one gets the memory's size. */
+  path: string;
+  /**
+   * Does the guest write to it? Else it gets copies of the pages that it writes,
+   * and any number of guests share the others.
+   */
+  shared: boolean;
+}
+
 /** What a machine is like. */
 export interface MachineOptions {
   /** Absolute path of the disk's QCOW2. */
@@ -40,6 +52,8 @@ export interface MachineOptions {
   memory: number;
   /** Count of processors. */
   cpus: number;
+  /** The file that holds the guest's memory. @default {undefined} none */
+  memoryFile?: MemoryFile;
   /** Directories that can be plugged in later. */
   shares: GuestShare[];
   /** More arguments for QEMU. */
@@ -70,6 +84,7 @@ export function qemuArgs(options: MachineOptions): string[] {
     ...["-name", "toolsmith"],
     // Without graphics the firmware speaks on the serial console.
     ...["-machine", `q35,accel=${accelerator},graphics=off,vmport=off`],
+    ...memoryArgs(options),
     ...["-cpu", accelerator === "tcg" ? "max" : "host"],
     ...["-m", `${options.memory}M`, "-smp", `${options.cpus}`],
     ...["-display", "none", "-nic", "none"],
@@ -105,6 +120,17 @@ export function qemuArgs(options: MachineOptions): string[] {
       `multidevs=remap,readonly=${share.writable ? "off" : "on"}`,
     ]),
     ...options.extra,
+  ];
+}
+
+function memoryArgs({ memory, memoryFile }: MachineOptions): string[] {
+  if (!memoryFile) return [];
+  const { path, shared } = memoryFile;
+  return [
+    "-object",
+    `memory-backend-file,id=${MEMORY},size=${memory}M,` +
+    `mem-path=${quote(path)},share=${shared ? "on" : "off"}`,
+    ...["-machine", `memory-backend=${MEMORY}`],
   ];
 }
 

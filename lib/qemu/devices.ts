@@ -8,6 +8,9 @@
 /** The drive of the disk. */
 export const DISK = "disk";
 
+/** The guest's memory, where it is in a file. */
+export const MEMORY = "memory";
+
 /** The guest agent's port; the socket behind it has the same id. */
 export const AGENT = "agent";
 

@@ -15,13 +15,17 @@ import {
   keepTail,
   openConsole,
 } from "./_console.ts";
-import { spawnSupervised, type SuperviseOptions } from "./_supervisor.ts";
+import {
+  INCOMING,
+  spawnSupervised,
+  type SuperviseOptions,
+} from "./_supervisor.ts";
 import type { Accelerator } from "./accelerator.ts";
 import { AGENT } from "./devices.ts";
 import { AcceleratorError } from "./errors.ts";
 import { MACHINE_FILES } from "./machine_dir.ts";
 import { qemuNotFound } from "./program.ts";
-import { openQmp, type Qmp, type QmpEvent } from "./qmp.ts";
+import { type Command, openQmp, type Qmp, type QmpEvent } from "./qmp.ts";
 
 /** A running QEMU. */
 export interface Machine extends AsyncDisposable {
@@ -96,6 +100,7 @@ export async function startMachine(
       () => openConsole(join(dir, MACHINE_FILES.console), options.onConsole),
       () => over,
     );
+    await qmp.send(...firstCommands(options));
     return machine(child, { options, qmp, serial, seen, stderr });
   } catch (error) {
     const { code } = await child.stop();
@@ -114,6 +119,18 @@ export async function startMachine(
   } finally {
     signal?.removeEventListener("abort", cancel);
   }
+}
+
+/**
+ * Memory in a file is not to be copied when the machine is saved or restored
+ * (QEMU's QMP reference, MigrationCapability).
+ */
+function firstCommands({ memoryFile, incoming }: StartMachineOptions) {
+  const commands: Command[] = [];
+  const capabilities = [{ capability: "x-ignore-shared", state: true }];
+  if (memoryFile) commands.push(["migrate-set-capabilities", { capabilities }]);
+  if (incoming) commands.push(["migrate-incoming", { uri: INCOMING }]);
+  return commands;
 }
 
 /** QEMU ended while something was waited for. */

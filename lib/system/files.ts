@@ -81,6 +81,21 @@ export function isSame(
 }
 
 /**
+ * What a file takes on the disk: less than its size where it has holes.
+ *
+ * Needs `--allow-read` for it.
+ *
+ * @param path The file.
+ * @returns Bytes; 0 where there is no file.
+ */
+export async function bytesOnDisk(path: string): Promise<number> {
+  const stat = await absentAs(undefined, Deno.lstat(path));
+  if (!stat) return 0;
+  // POSIX counts blocks of 512 bytes here, whatever the filesystem's are.
+  return Math.min(stat.size, (stat.blocks ?? Infinity) * 512);
+}
+
+/**
  * Makes what was written survive a power loss. Windows has no such for directories.
  *
  * Needs `--allow-read` and `--allow-write` for it.

@@ -1,6 +1,7 @@
 /**
- * Saves a running machine, as QEMU migrates one: memory and devices go over a
- * socket into a file, and what the guest wrote to its disk goes beside it.
+ * Saves a running machine, as QEMU migrates one: devices, and memory that is not
+ * in a file already, go over a socket into a file, and what the guest wrote to
+ * its disk goes beside it.
  *
  * Commands are those of QEMU's QMP reference: `stop`, `migrate`,
  * `query-blockstats`, `blockdev-create`, `blockdev-backup`, `cont`.
@@ -14,7 +15,7 @@ import { MACHINE_FILES } from "../qemu/machine_dir.ts";
 import type { Qmp } from "../qemu/qmp.ts";
 import { writeAll } from "../system/streams.ts";
 import { sleep } from "../system/time.ts";
-import type { Snapshot, SnapshotStaging } from "../cache/snapshots.ts";
+import type { SnapshotStaging } from "../cache/snapshots.ts";
 
 const FRAME = 1024 * 1024;
 const POLL_MS = 5;
@@ -22,56 +23,36 @@ const POLL_MS = 5;
 const BANDWIDTH = 2 ** 40;
 const LONGEST_MS = 120_000;
 
-/** A machine that goes on while its snapshot is put into place. */
-export interface Saving {
-  /** Time that the machine stood still, in milliseconds. */
-  pausedMs: number;
-  /** Settles when the snapshot is in its place, or cannot be. */
-  placed: Promise<Snapshot>;
-}
-
 /**
- * Saves a machine and lets it go on. It stands still while its memory is
- * copied; syncing to the disk happens while it runs again.
+ * Stops a machine and writes its snapshot. If that cannot be done, it runs again.
  *
  * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the
  * machine's directory, and `--allow-write` for the staging directory.
  *
  * @param qmp The connection to QEMU.
  * @param dir The machine's directory.
- * @param staging Where to write; it is disposed of in the end.
- * @returns The save, once the machine runs again.
- * @throws {ToolsmithError} `guest_failed` when QEMU cannot save this machine;
- * it runs again all the same.
+ * @param staging Where to write. Memory that has a file is not copied, and is of
+ * no use once the machine runs again.
+ * @throws {ToolsmithError} `guest_failed` when QEMU cannot save this machine.
  */
 export async function saveMachine(
   qmp: Qmp,
   dir: string,
   staging: SnapshotStaging,
-): Promise<Saving> {
-  const begun = performance.now();
+): Promise<void> {
+  await qmp.send(["stop"]);
   try {
-    await qmp.send(["stop"]);
-    try {
-      // The disk comes first: QEMU lets go of it once the memory is away.
-      if (await hasWritten(qmp)) await copyDisk(qmp, staging.disk);
-      await copyMemory(qmp, join(dir, MACHINE_FILES.migration), staging.state);
-    } finally {
-      await qmp.send(["cont"]);
-    }
+    // The disk comes first: QEMU lets go of it once the memory is away.
+    if (await hasWritten(qmp)) await copyDisk(qmp, staging.disk);
+    await copyState(qmp, join(dir, MACHINE_FILES.migration), staging.state);
   } catch (error) {
-    await staging[Symbol.asyncDispose]();
+    await qmp.send(["cont"]);
     throw error;
   }
-  const pausedMs = Math.round(performance.now() - begun);
-  const placed = staging.place()
-    .finally(() => staging[Symbol.asyncDispose]());
-  placed.catch(() => {});
-  return { pausedMs, placed };
 }
 
 /** QEMU connects to a socket of ours: its sandbox lets it start no program. */
-async function copyMemory(qmp: Qmp, socket: string, file: string) {
+async function copyState(qmp: Qmp, socket: string, file: string) {
   await Deno.remove(socket).catch(() => {});
   using listener = Deno.listen({ transport: "unix", path: socket });
   const received = receive(listener, file);

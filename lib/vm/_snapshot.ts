@@ -4,38 +4,52 @@
  *
  * @module
  */
-import type { Environment } from "../environment.ts";
-import type { Emit } from "../events.ts";
+import { dirname } from "@std/path";
 import {
   type Snapshot,
+  type SnapshotStaging,
   type SnapshotStore,
   snapshotStore,
 } from "../cache/snapshots.ts";
+import type { Environment } from "../environment.ts";
+import type { Emit } from "../events.ts";
 import type { StartMachineOptions } from "../qemu/machine.ts";
-import type { Qmp } from "../qemu/qmp.ts";
+import { freeBytes } from "../system/free_space.ts";
 import type { SnapshotOptions } from "./options.ts";
-import { saveMachine, type Saving } from "./_migrate.ts";
 import { keyOf } from "./_snapshot_key.ts";
 
 /** The slot of one machine's snapshot. */
 export interface SnapshotSlot {
   /** The key of all that has to match. */
   readonly key: string;
+  /** Is the memory in a file that is mapped? */
+  readonly mapped: boolean;
   /** The snapshot to restore, if there is one that fits. */
   readonly found: Snapshot | undefined;
   /** Is the found snapshot still the one in the slot? */
   unchanged(): Promise<boolean>;
   /** Removes a snapshot that did not restore, and reports that. */
   drop(reason: string): Promise<void>;
-  /** Saves the machine, unless that is not wanted or another process does. */
-  save(qmp: Qmp): Promise<void>;
+  /** Has the disk room for all of the memory, if it is to be mapped? */
+  hasRoom(): Promise<boolean>;
+  /**
+   * Makes room for a machine that is to be saved.
+   *
+   * @returns Where to write; `undefined` if that is not wanted or not possible,
+   * or another process saves the same.
+   */
+  stage(): Promise<SnapshotStaging | undefined>;
+  /** Puts what was saved into its place, in the background. */
+  place(staging: SnapshotStaging, pausedMs: number): void;
+  /** Reports that the machine cannot be saved. */
+  fail(error: unknown): void;
   /** Waits until what was saved is in its place, and reports that. */
   settled(): Promise<void>;
 }
 
-/** What {@linkcode findSlot} takes besides the machine. */
+/** What {@linkcode findSlots} takes besides the machine. */
 export interface FindSlotOptions {
-  /** Where snapshots are; without them there is no slot. */
+  /** Where snapshots are; without them there are no slots. */
   snapshots: SnapshotOptions | undefined;
   /** Takes events. */
   emit: Emit;
@@ -44,37 +58,54 @@ export interface FindSlotOptions {
 }
 
 /**
- * Finds the slot of a machine's snapshot.
+ * Finds the slots of a machine's snapshots: of one whose memory is mapped, which
+ * restores sooner, and of one whose memory is read, which every QEMU can restore.
  *
  * Needs `--allow-read` for the QEMU program, `--allow-sys=cpus,osRelease`, and
  * `--allow-read` and `--allow-write` for the directory of snapshots.
  *
  * @param plan The machine.
  * @param options Where snapshots are.
- * @returns The slot, or `undefined` for a machine that cannot have one.
+ * @returns The slots, the better first; none for a machine that cannot have one.
  */
-export async function findSlot(
+export async function findSlots(
   plan: StartMachineOptions,
   options: FindSlotOptions,
-): Promise<SnapshotSlot | undefined> {
+): Promise<SnapshotSlot[]> {
   const { snapshots, emit, env } = options;
-  if (!snapshots) return undefined;
-  const key = await keyOf(plan, snapshots.digest, env);
-  if (!key) return undefined;
-  const slot = new Slot(key, plan.dir, { ...snapshots, emit });
-  await slot.look();
-  return slot;
+  if (!snapshots) return [];
+  const slots: Slot[] = [];
+  for (const mapped of [true, false]) {
+    const memoryFile = mapped ? { path: "", shared: false } : undefined;
+    const key = await keyOf({ ...plan, memoryFile }, snapshots.digest, env);
+    if (!key) return [];
+    const { memory } = plan;
+    slots.push(new Slot(key, mapped, { ...snapshots, memory, emit }));
+  }
+  for (const slot of slots) {
+    await slot.look();
+    if (slot.found) break;
+  }
+  return slots;
 }
+
+interface SlotOptions extends SnapshotOptions {
+  /** The guest's memory, in MiB. */
+  memory: number;
+  emit: Emit;
+}
+
+const MIB = 2 ** 20;
 
 class Slot implements SnapshotSlot {
   found: Snapshot | undefined;
   readonly #store: SnapshotStore;
-  #saving: Saving | undefined;
+  #saving: { placed: Promise<Snapshot>; pausedMs: number } | undefined;
 
   constructor(
     readonly key: string,
-    private readonly machineDir: string,
-    private readonly options: SnapshotOptions & { emit: Emit },
+    readonly mapped: boolean,
+    private readonly options: SlotOptions,
   ) {
     this.#store = snapshotStore(options.dir);
   }
@@ -100,20 +131,37 @@ class Slot implements SnapshotSlot {
     this.#warn(`The snapshot ${outcome}: ${reason}; booting instead`);
   }
 
-  async save(qmp: Qmp): Promise<void> {
-    const { restore = true, save = true } = this.options;
-    if (!save) return;
+  async hasRoom(): Promise<boolean> {
+    if (!this.mapped) return true;
+    // The directory may have to be made yet: an image lies above it.
+    const dirs = [this.options.dir, dirname(this.options.dir)];
+    for (const dir of dirs) {
+      const free = await freeBytes(dir);
+      if (free !== undefined) return free > this.options.memory * MIB;
+    }
+    return true;
+  }
+
+  async stage(): Promise<SnapshotStaging | undefined> {
+    if (this.options.save === false) return undefined;
     try {
-      // Another process may have been faster.
-      const there = restore && await this.#store.find(this.key);
-      if (typeof there === "object") return;
-      const staging = await this.#store.stage(this.key);
-      if (!staging) return;
-      this.#saving = await saveMachine(qmp, this.machineDir, staging);
+      return await this.#store.stage(this.key);
     } catch (error) {
       if (error instanceof Deno.errors.NotCapable) throw error;
-      this.#warn(`The machine is not saved: ${(error as Error).message}`);
+      this.fail(error);
+      return undefined;
     }
+  }
+
+  place(staging: SnapshotStaging, pausedMs: number): void {
+    const placed = staging.place()
+      .finally(() => staging[Symbol.asyncDispose]());
+    placed.catch(() => {});
+    this.#saving = { placed, pausedMs };
+  }
+
+  fail(error: unknown): void {
+    this.#warn(`The machine is not saved: ${(error as Error).message}`);
   }
 
   async settled(): Promise<void> {
@@ -125,7 +173,7 @@ class Slot implements SnapshotSlot {
       const saved = { path, bytes, stoodMs: pausedMs };
       this.options.emit({ type: "state_saved", ...saved });
     } catch (error) {
-      this.#warn(`The machine is not saved: ${(error as Error).message}`);
+      this.fail(error);
     }
   }
 

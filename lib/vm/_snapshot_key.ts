@@ -45,7 +45,11 @@ export async function keyOf(
     digest,
     // The next version of a program in the same place has other times.
     program: { path, ...await fingerprint(path) },
-    args: qemuArgs({ ...plan, dir: "", disk: "", shares: [] }),
+    args: qemuArgs({
+      ...plan,
+      ...{ dir: "", disk: "", shares: [] },
+      memoryFile: plan.memoryFile && { path: "", shared: false },
+    }),
     cpu,
   });
 }

@@ -7,9 +7,9 @@
 import { resolve } from "../path.ts";
 import { attachNetwork, attachShares } from "./_hotplug.ts";
 import type { BootOptions } from "./options.ts";
-import type { Snapshot } from "../cache/snapshots.ts";
+import type { SnapshotFiles, SnapshotStaging } from "../cache/snapshots.ts";
 import { ToolsmithError } from "../errors.ts";
-import type { Emit } from "../events.ts";
+import type { BootReadyEvent, Emit } from "../events.ts";
 import {
   type Machine,
   startMachine,
@@ -20,9 +20,12 @@ import type { GuestShare } from "../qemu/args.ts";
 import type { Agent } from "../qemu/agent.ts";
 import { assertDiskChain } from "../qemu/disk.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
+import { fingerprint } from "../system/files.ts";
 import { sleep } from "../system/time.ts";
 import { bootFailure, whenReady } from "./_readiness.ts";
-import { findSlot, type SnapshotSlot } from "./_snapshot.ts";
+import { saveMachine } from "./_migrate.ts";
+import { findSlots, type SnapshotSlot } from "./_snapshot.ts";
+import { relay, type Typing } from "./_typing.ts";
 import { type BootedVm, makeVm } from "./vm.ts";
 
 const DEFAULT_TIMEOUT_MS = 120_000;
@@ -49,99 +52,205 @@ export async function startVm(
   emit: Emit,
 ): Promise<BootedVm> {
   const { snapshots, env, signal } = options;
-  const slot = await findSlot(plan, { snapshots, env, emit });
-  const context = { plan, options, emit, slot };
-  if (slot?.found) {
+  const slots = await findSlots(plan, { snapshots, env, emit });
+  for (const slot of slots) {
+    if (!slot.found) continue;
     try {
-      return await startOnce(context, slot.found);
+      return await startOnce({ plan, options, emit, slot, files: slot.found });
     } catch (error) {
       signal?.throwIfAborted();
       if (error instanceof Deno.errors.NotCapable) throw error;
       await slot.drop(reasonOf(error));
     }
   }
-  return await startOnce(context);
+  for (const slot of slots) {
+    if (!await slot.hasRoom()) continue;
+    const staging = await slot.stage();
+    if (!staging) break;
+    try {
+      return await startOnce({ plan, options, emit, slot, staging });
+    } catch (error) {
+      if (!(error instanceof NotMappable)) throw error;
+      const message = `The guest's memory cannot be mapped: ${error.message}`;
+      emit({ type: "warning", message });
+    }
+  }
+  return await startOnce({ plan, options, emit });
 }
 
-interface BootContext {
+/** Memory that is mapped does not work here; memory that is read may. */
+class NotMappable extends Error {}
+
+/** How a machine is started. */
+interface Course {
   plan: StartMachineOptions;
   options: BootOptions;
   emit: Emit;
   slot?: SnapshotSlot;
+  /** Where to save it; whoever starts it disposes of that. */
+  staging?: SnapshotStaging;
+  /** What is restored; `undefined` for a boot. */
+  files?: SnapshotFiles;
+  /** What was saved just now: this machine goes on in its place. */
+  saved?: { phases: Phases; lap: () => number; begun: number };
 }
 
+type Phases = BootReadyEvent["phases"];
+
 /** A machine that is being started. */
-interface Start extends BootContext {
+interface Start extends Course {
   machine: Machine;
-  /** What is restored; `undefined` for a boot. */
-  snapshot?: Snapshot;
   typing: Typing;
 }
 
-async function startOnce(
-  context: BootContext,
-  snapshot?: Snapshot,
-): Promise<BootedVm> {
-  const { plan, options: { console, signal } } = context;
-  const lap = stopwatch();
-  const machine = await startMachine({
-    ...plan,
-    disk: snapshot?.disk ?? plan.disk,
-    incoming: snapshot?.path,
-  });
-  const typing = relay(console?.input, machine);
-  const start = { ...context, machine, snapshot, typing };
-  // Every wait from here on is for an answer of QEMU or of its guest.
-  const cancel = () => void machine[Symbol.asyncDispose]();
-  signal?.addEventListener("abort", cancel, { once: true });
+async function startOnce(course: Course): Promise<BootedVm> {
+  const { options: { console, signal } } = course;
+  const lap = course.saved?.lap ?? stopwatch();
+  let start: Start | undefined;
+  const cancel = () => void start?.machine[Symbol.asyncDispose]();
   try {
+    const machine = await startMachine(await machineOf(course))
+      .catch((error) => notMappable(course, error));
+    start = { ...course, machine, typing: relay(console?.input, machine) };
+    // Every wait from here on is for an answer of QEMU or of its guest.
+    signal?.addEventListener("abort", cancel, { once: true });
     signal?.throwIfAborted();
     return await bringUp(start, lap);
   } catch (error) {
-    await release(start);
+    if (start) await release(start);
+    await course.staging?.[Symbol.asyncDispose]();
     signal?.throwIfAborted();
+    if (!start) throw error;
+    // A disk that is full cannot take what the guest writes to its memory.
+    const { signal: endedBy } = await start.machine.ended;
+    if (endedBy === "SIGBUS") throw new NotMappable("there is no space left");
     throw error instanceof VmDisconnectedError
-      ? await bootFailure(machine)
+      ? await bootFailure(start.machine)
       : error;
   } finally {
     signal?.removeEventListener("abort", cancel);
   }
 }
 
+/** The machine with the files that it starts from. */
+async function machineOf(course: Course): Promise<StartMachineOptions> {
+  const { plan, slot, staging, files } = course;
+  const unfinished = staging?.dir;
+  if (files) {
+    const { path, disk = plan.disk, memory } = files;
+    const memoryFile = memory ? { path: memory, shared: false } : undefined;
+    return { ...plan, disk, incoming: path, memoryFile, unfinished };
+  }
+  if (!staging || !slot?.mapped) return { ...plan, unfinished };
+  const path = staging.memory;
+  await Deno.writeFile(path, new Uint8Array(), {
+    createNew: true,
+    mode: 0o600,
+  });
+  return { ...plan, memoryFile: { path, shared: true }, unfinished };
+}
+
+/** Whether a QEMU can map memory is found out by trying. */
+function notMappable({ slot, files, saved }: Course, error: unknown): never {
+  const tried = slot?.mapped && (!files || saved);
+  if (!tried || !(error instanceof ToolsmithError)) throw error;
+  // An older QEMU ends over the arguments, or does not know the capability.
+  const refused = ["boot_failed", "guest_failed"].includes(error.code);
+  throw refused ? new NotMappable(reasonOf(error)) : error;
+}
+
 /** Lets the guest run until it is ready for commands. */
-async function bringUp(
-  start: Start,
-  lap: () => number,
-): Promise<BootedVm> {
-  const { plan, options, machine, snapshot, slot, emit } = start;
+async function bringUp(start: Start, lap: () => number): Promise<BootedVm> {
+  const { plan, options, machine, slot, staging, files, saved, emit } = start;
   const { accelerator, memory, cpus } = plan;
   const { version } = machine.qmp;
   const image = resolve(options.image);
-  const how = snapshot ? "restore" : "boot";
   const size = { version, accelerator, memory, cpus };
-  emit({ type: "vm_boot", image, how, backend: "qemu", ...size });
-  if (snapshot) await whenLoaded(machine);
-  await assertFiles(start);
-  await machine.qmp.send(["cont"]);
-  const phases = { start: lap(), guest: 0, save: 0, attach: 0 };
-  const agent = await connectAgent(start);
+  const phases = saved?.phases ?? { start: 0, guest: 0, save: 0, attach: 0 };
+  if (!saved) {
+    const how = files ? "restore" : "boot";
+    emit({ type: "vm_boot", image, how, backend: "qemu", ...size });
+  }
+  const agent = await wake(start, () => saved || (phases.start = lap()));
   const monitor = ownMonitor(plan.dir, machine.qmp, agent);
-  phases.guest = lap();
-  // What was typed has made this guest another than the image's.
-  const pristine = !snapshot && !start.typing.used();
-  if (agent && slot && pristine) await slot.save(machine.qmp);
+  if (!saved) phases.guest = lap();
+  const begun = performance.now();
+  if (staging && saved) slot?.place(staging, begun - saved.begun);
+  else if (staging && await save(start, { staging, agent })) {
+    await monitor[Symbol.asyncDispose]();
+    await machine[Symbol.asyncDispose]();
+    const files = await writtenFiles(staging);
+    return await startOnce({ ...start, files, saved: { phases, lap, begun } });
+  }
   phases.save = lap();
   let shares: GuestShare[] = [];
   if (agent) {
     shares = await attach(monitor, start);
     phases.attach = lap();
     const elapsedMs = Object.values(phases).reduce((sum, ms) => sum + ms);
-    const outcome = snapshot ? "restored" : "booted";
+    const outcome = files && !saved ? "restored" : "booted";
     emit({ type: "boot_ready", image, how: outcome, phases, elapsedMs });
   }
   const network = options.network ?? false;
   const facts = { image, pid: machine.pid, dir: plan.dir, ...size };
   return bootedVm(start, monitor, { ...facts, shares, network });
+}
+
+/** Lets the guest run, and waits for its agent. */
+async function wake(
+  start: Start,
+  onRun: () => void,
+): Promise<Agent | undefined> {
+  const { machine, files, saved, options: { signal } } = start;
+  try {
+    if (files) await whenLoaded(machine);
+    await assertFiles(start);
+    await machine.qmp.send(["cont"]);
+    onRun();
+    return await connectAgent(start);
+  } catch (error) {
+    signal?.throwIfAborted();
+    if (!saved || error instanceof Deno.errors.NotCapable) throw error;
+    throw new NotMappable(reasonOf(error));
+  }
+}
+
+/**
+ * Saves a machine that is ready. One whose memory is mapped stands still then:
+ * it would go on writing what was saved.
+ *
+ * @returns Whether it stands still, and another has to go on in its place.
+ */
+async function save(
+  start: Start,
+  { staging, agent }: { staging: SnapshotStaging; agent: Agent | undefined },
+): Promise<boolean> {
+  const { machine, plan, options, slot } = start;
+  const begun = performance.now();
+  await start.typing.leave();
+  try {
+    // What was typed has made this guest another than the image's.
+    const pristine = agent && !start.typing.used();
+    if (pristine) await saveMachine(machine.qmp, plan.dir, staging);
+    if (pristine && slot?.mapped) return true;
+    if (pristine) {
+      await machine.qmp.send(["cont"]);
+      slot?.place(staging, performance.now() - begun);
+    } else await staging[Symbol.asyncDispose]();
+  } catch (error) {
+    // Memory that has a file keeps it without a name.
+    await staging[Symbol.asyncDispose]();
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    slot?.fail(error);
+  }
+  start.typing = relay(options.console?.input, machine);
+  return false;
+}
+
+async function writtenFiles(staging: SnapshotStaging): Promise<SnapshotFiles> {
+  const { state: path, memory, disk } = staging;
+  const wrote = await fingerprint(disk) !== undefined;
+  return { path, memory, ...wrote ? { disk } : {} };
 }
 
 function bootedVm(
@@ -161,6 +270,7 @@ function bootedVm(
     kill: async () => await machine[Symbol.asyncDispose](),
     async cleanUp() {
       await release(start);
+      await typing.stop();
       await Deno.remove(plan.dir, { recursive: true }).catch(() => {});
     },
   });
@@ -179,7 +289,7 @@ function bootedVm(
 /** Ends QEMU, and all that went with it. */
 async function release({ machine, typing, slot }: Start): Promise<void> {
   await machine[Symbol.asyncDispose]();
-  await typing.stop();
+  await typing.leave();
   await slot?.settled();
 }
 
@@ -187,11 +297,12 @@ async function release({ machine, typing, slot }: Start): Promise<void> {
  * What was checked may have been replaced before QEMU opened it: so the files
  * that it has opened are compared, before the guest runs.
  */
-async function assertFiles({ plan, options, machine, snapshot, slot }: Start) {
+async function assertFiles(start: Start) {
+  const { plan, options, machine, slot, files, saved } = start;
   const image = resolve(options.image);
-  const below = snapshot?.disk ?? (plan.disk === image ? [] : plan.disk);
+  const below = files?.disk ?? (plan.disk === image ? [] : plan.disk);
   await assertDiskChain(machine.qmp, [below, image].flat(), plan);
-  if (snapshot && !await slot?.unchanged()) {
+  if (files && !saved && !await slot?.unchanged()) {
     throw new ToolsmithError("boot_failed", "it was replaced by another");
   }
 }
@@ -224,16 +335,16 @@ function reasonOf(error: unknown): string {
 
 /** Waits for the agent; `undefined` if there is none and none is needed. */
 async function connectAgent(start: Start): Promise<Agent | undefined> {
-  const { machine, plan, options, snapshot, emit } = start;
+  const { machine, plan, options, files, emit } = start;
   const { bootTimeoutMs = DEFAULT_TIMEOUT_MS, agentOptional, signal } = options;
-  const timeoutMs = snapshot
+  const timeoutMs = files
     ? Math.min(bootTimeoutMs, RESTORE_TIMEOUT_MS)
     : bootTimeoutMs;
   try {
     return await whenReady(machine, { dir: plan.dir, timeoutMs, signal });
   } catch (error) {
     if (
-      snapshot || !agentOptional || !(error instanceof ToolsmithError) ||
+      files || !agentOptional || !(error instanceof ToolsmithError) ||
       error.code !== "guest_not_ready"
     ) throw error;
     const message =
@@ -245,13 +356,13 @@ async function connectAgent(start: Start): Promise<Agent | undefined> {
 
 /** Plugs in what the machine is to have besides its disk. */
 async function attach(monitor: Monitor, start: Start): Promise<GuestShare[]> {
-  const { options, snapshot, emit } = start;
+  const { options, files, emit } = start;
   const { signal } = options;
   let { shares } = start.plan;
   try {
     // A restored guest's clock stood still since it was saved.
     await attachShares(monitor, shares, {
-      clock: snapshot !== undefined,
+      clock: files !== undefined,
       signal,
     });
   } catch (error) {
@@ -268,31 +379,4 @@ async function attach(monitor: Monitor, start: Start): Promise<GuestShare[]> {
     emit({ type: "warning", message });
   }
   return shares;
-}
-
-type Typing = ReturnType<typeof relay>;
-
-/** Types what comes into the console, for as long as the machine is there. */
-function relay(
-  input: ReadableStream<Uint8Array> | undefined,
-  machine: Machine,
-) {
-  const reader = input?.getReader();
-  let used = false;
-  const done = (async () => {
-    while (reader) {
-      const { value } = await reader.read();
-      if (value === undefined) return;
-      used = true;
-      await machine.type(value);
-    }
-  })().catch(() => {});
-  return {
-    used: () => used,
-    async stop() {
-      await reader?.cancel().catch(() => {});
-      await done;
-      reader?.releaseLock();
-    },
-  };
 }

@@ -4,7 +4,7 @@ import type { SnapshotOptions } from "../../lib/vm/options.ts";
 import { emitter } from "../../lib/events.ts";
 import type { StartMachineOptions } from "../../lib/qemu/machine.ts";
 import { snapshotStore } from "../../lib/cache/snapshots.ts";
-import { findSlot } from "../../lib/vm/_snapshot.ts";
+import { findSlots } from "../../lib/vm/_snapshot.ts";
 import { type Dir, temporaryDir } from "../support/directory.ts";
 import { collect } from "../support/guest.ts";
 
@@ -44,7 +44,7 @@ function test(name: string, body: (place: Place) => Promise<void>) {
 /** Looks for a place, and at what is said of it. */
 async function look({ plan, options }: Place) {
   const { events, onEvent } = collect("warning");
-  const slot = await findSlot(plan, {
+  const [slot] = await findSlots(plan, {
     snapshots: options,
     emit: emitter(onEvent),
   });
