@@ -4,6 +4,9 @@
  *
  * @module
  */
+import { ToolsmithError } from "../errors.ts";
+import type { Emit } from "../events.ts";
+import { VmDisconnectedError } from "../qemu/errors.ts";
 import { setUpGuest, type SetUpOptions } from "../guest/setup.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import type { GuestShare } from "../qemu/args.ts";
@@ -13,6 +16,49 @@ import { sleep, timeLimit } from "../system/time.ts";
 
 const NETWORK_WAIT_MS = 10_000;
 const NETWORK_PAUSE_MS = 100;
+
+/** What {@linkcode attach} takes besides the directories. */
+export interface AttachOptions extends SetUpOptions {
+  /** Give the guest a network. @default {false} */
+  network?: boolean;
+  /** Takes events. */
+  emit: Emit;
+}
+
+/**
+ * Plugs in what a machine is to have besides its disk.
+ *
+ * @param monitor The machine.
+ * @param shares As the machine was started with.
+ * @param options Clock and network.
+ * @returns The directories that are mounted. A workspace that cannot be is a
+ * warning where nothing else was asked for: a guest without it is of use, too.
+ * @throws {ToolsmithError} `guest_failed` when the guest cannot mount them.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function attach(
+  monitor: Monitor,
+  shares: GuestShare[],
+  options: AttachOptions,
+): Promise<GuestShare[]> {
+  const { clock, network, emit, signal } = options;
+  let mounted = shares;
+  try {
+    await attachShares(monitor, shares, { clock, signal });
+  } catch (error) {
+    signal?.throwIfAborted();
+    const workspaceOnly = shares.length === 1 && !shares[0].writable;
+    if (!workspaceOnly || !(error instanceof ToolsmithError)) throw error;
+    if (error instanceof VmDisconnectedError) throw error;
+    emit({ type: "warning", message: `No workspace: ${error.message}` });
+    mounted = [];
+  }
+  if (network && !await attachNetwork(monitor, { signal })) {
+    const message = "The guest has a network card and no address on it yet";
+    emit({ type: "warning", message });
+  }
+  return mounted;
+}
 
 /**
  * Plugs directories in, mounts them in the guest, and sets its clock.

@@ -157,7 +157,7 @@ class Slot implements SnapshotSlot {
     const placed = staging.place()
       .finally(() => staging[Symbol.asyncDispose]());
     placed.catch(() => {});
-    this.#saving = { placed, pausedMs };
+    this.#saving = { placed, pausedMs: Math.round(pausedMs) };
   }
 
   fail(error: unknown): void {

@@ -1,0 +1,211 @@
+/**
+ * Brings a machine up whose QEMU runs: restores it or lets it boot, saves it, and
+ * plugs in what it is to have.
+ *
+ * @module
+ */
+import { resolve } from "@std/path";
+import { ToolsmithError } from "../errors.ts";
+import type { Agent } from "../qemu/agent.ts";
+import type { GuestShare } from "../qemu/args.ts";
+import { assertDiskChain } from "../qemu/disk.ts";
+import type { Machine } from "../qemu/machine.ts";
+import { type Monitor, ownMonitor } from "../qemu/monitor.ts";
+import { sleep } from "../system/time.ts";
+import { NotMappable, reasonOf, type Saved, type Start } from "./_course.ts";
+import { attach } from "./_hotplug.ts";
+import { saveMachine } from "./_migrate.ts";
+import { bootFailure, whenReady } from "./_readiness.ts";
+import { relay } from "./_typing.ts";
+import { type BootedVm, makeVm } from "./vm.ts";
+
+const DEFAULT_TIMEOUT_MS = 120_000;
+/** A restored guest answers at once, or never. */
+const RESTORE_TIMEOUT_MS = 15_000;
+const DEFAULT_GRACE_MS = 10_000;
+const LOOK_MS = 3;
+
+/**
+ * Lets the guest run until it is ready for commands.
+ *
+ * @param start The machine, which stands still yet.
+ * @returns The machine; or, if it was saved and has ended, what the one that
+ * goes on in its place has to know.
+ * @throws {NotMappable} When that one does not run.
+ * @throws {ToolsmithError} What `boot` throws.
+ */
+export async function bringUp(start: Start): Promise<BootedVm | Saved> {
+  const { plan, options, machine, slot, staging, files, saved, emit } = start;
+  const { clock } = start;
+  const { accelerator, memory, cpus } = plan;
+  const { version } = machine.qmp;
+  const image = resolve(options.image);
+  const size = { version, accelerator, memory, cpus };
+  if (!saved) {
+    const how = files ? "restore" : "boot";
+    emit({ type: "vm_boot", image, how, backend: "qemu", ...size });
+  }
+  const agent = await wake(start, () => saved || clock.lap("start"));
+  const monitor = ownMonitor(plan.dir, machine.qmp, agent);
+  if (!saved) clock.lap("guest");
+  const stopped = performance.now();
+  if (staging && saved) slot?.place(staging, stopped - saved.stopped);
+  else if (staging && await save(start, agent)) {
+    await monitor[Symbol.asyncDispose]();
+    await machine[Symbol.asyncDispose]();
+    return { stopped };
+  }
+  clock.lap("save");
+  let shares: GuestShare[] = [];
+  if (agent) {
+    // A restored guest's clock stood still since it was saved.
+    const how = { ...options, clock: files !== undefined, emit };
+    shares = await attach(monitor, plan.shares, how);
+    clock.lap("attach");
+    const { phases } = clock;
+    const elapsedMs = Object.values(phases).reduce((sum, ms) => sum + ms);
+    const outcome = files && !saved ? "restored" : "booted";
+    emit({ type: "boot_ready", image, how: outcome, phases, elapsedMs });
+  }
+  const network = options.network ?? false;
+  const facts = { image, pid: machine.pid, dir: plan.dir, ...size };
+  return bootedVm(start, monitor, { ...facts, shares, network });
+}
+
+/** Lets the guest run, and waits for its agent. */
+async function wake(
+  start: Start,
+  onRun: () => void,
+): Promise<Agent | undefined> {
+  const { machine, files, saved, options: { signal } } = start;
+  try {
+    if (files) await whenLoaded(machine);
+    await assertFiles(start);
+    await machine.qmp.send(["cont"]);
+    onRun();
+    return await connectAgent(start);
+  } catch (error) {
+    signal?.throwIfAborted();
+    if (!saved || error instanceof Deno.errors.NotCapable) throw error;
+    throw new NotMappable(reasonOf(error));
+  }
+}
+
+/**
+ * Saves a machine that is ready. One whose memory is mapped stands still then:
+ * it would go on writing what was saved.
+ *
+ * @returns Whether it stands still, and another has to go on in its place.
+ */
+async function save(start: Start, agent: Agent | undefined): Promise<boolean> {
+  const { machine, plan, options, slot } = start;
+  const staging = start.staging!;
+  const begun = performance.now();
+  await start.typing.leave();
+  try {
+    // What was typed has made this guest another than the image's.
+    const pristine = agent && !start.typing.used();
+    if (pristine) {
+      await saveMachine(machine.qmp, plan.dir, staging);
+      if (slot?.mapped) return true;
+      await machine.qmp.send(["cont"]);
+      slot?.place(staging, performance.now() - begun);
+    } else await staging[Symbol.asyncDispose]();
+  } catch (error) {
+    // Memory that has a file keeps it without a name.
+    await staging[Symbol.asyncDispose]();
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    slot?.fail(error);
+  }
+  start.typing = relay(options.console?.input, machine);
+  return false;
+}
+
+function bootedVm(
+  start: Start,
+  monitor: Monitor,
+  facts: BootedVm["facts"],
+): BootedVm {
+  const { plan, machine, typing, slot, emit } = start;
+  const vm = makeVm({
+    facts,
+    monitor,
+    emit,
+    ended: machine.ended.then(() => {}),
+    halted: machine.halted,
+    graceMs: plan.ephemeral ? 0 : DEFAULT_GRACE_MS,
+    failure: () => bootFailure(machine),
+    kill: async () => await machine[Symbol.asyncDispose](),
+    async cleanUp() {
+      await release(start);
+      await typing.stop();
+      await Deno.remove(plan.dir, { recursive: true }).catch(() => {});
+    },
+  });
+  return {
+    ...vm,
+    async release() {
+      await monitor[Symbol.asyncDispose]();
+      await typing.stop();
+      await slot?.settled();
+      await machine.release();
+    },
+    [Symbol.asyncDispose]: () => vm.stop(),
+  };
+}
+
+/**
+ * Ends QEMU, and all that went with it.
+ *
+ * @param start The machine.
+ */
+export async function release(start: Start): Promise<void> {
+  const { machine, typing, slot } = start;
+  await machine[Symbol.asyncDispose]();
+  await typing.leave();
+  await slot?.settled();
+}
+
+/**
+ * What was checked may have been replaced before QEMU opened it: so the files
+ * that it has opened are compared, before the guest runs.
+ */
+async function assertFiles(start: Start) {
+  const { plan, options, machine, slot, files, saved } = start;
+  const image = resolve(options.image);
+  const below = files?.disk ?? (plan.disk === image ? [] : plan.disk);
+  await assertDiskChain(machine.qmp, [below, image].flat(), plan);
+  if (files && !saved && !await slot?.unchanged()) {
+    throw new ToolsmithError("boot_failed", "it was replaced by another");
+  }
+}
+
+/** QEMU answers while it still reads the snapshot. */
+async function whenLoaded(machine: Machine) {
+  while (true) {
+    const [answer] = await machine.qmp.send(["query-status"]);
+    if ((answer as { status: string }).status !== "inmigrate") return;
+    await sleep(LOOK_MS);
+  }
+}
+
+/** Waits for the agent; `undefined` if there is none and none is needed. */
+async function connectAgent(start: Start): Promise<Agent | undefined> {
+  const { machine, plan, options, files, emit } = start;
+  const { bootTimeoutMs = DEFAULT_TIMEOUT_MS, agentOptional, signal } = options;
+  const timeoutMs = files
+    ? Math.min(bootTimeoutMs, RESTORE_TIMEOUT_MS)
+    : bootTimeoutMs;
+  try {
+    return await whenReady(machine, { dir: plan.dir, timeoutMs, signal });
+  } catch (error) {
+    if (
+      files || !agentOptional || !(error instanceof ToolsmithError) ||
+      error.code !== "guest_not_ready"
+    ) throw error;
+    const message =
+      "The guest has no agent that answers: there is only its console";
+    emit({ type: "warning", message });
+    return undefined;
+  }
+}
