@@ -5,10 +5,7 @@
  */
 import { join } from "../path.ts";
 import {
-  bytesOnDisk,
-  type Fingerprint,
   fingerprint,
-  isFingerprint,
   isSame,
   removeTree,
   replaceFile,
@@ -16,6 +13,13 @@ import {
 } from "../system/files.ts";
 import { tryLock } from "../system/lock.ts";
 import { whyUntrusted } from "../system/ownership.ts";
+import {
+  fileName,
+  filesOf,
+  type Part,
+  PARTS,
+  readMetadata,
+} from "./_snapshot_metadata.ts";
 
 /** The files that a machine is restored from. */
 export interface SnapshotFiles {
@@ -53,65 +57,37 @@ export interface SnapshotStaging extends AsyncDisposable {
   place(): Promise<Snapshot>;
 }
 
-/** The files of a snapshot as they were when it was saved. */
-export interface SnapshotMetadata {
-  /** Devices, and memory that is not in a file of its own. */
-  state: Fingerprint;
-  /** Memory that is mapped, if it is. */
-  memory?: Fingerprint;
-  /** The disk, if there is one. */
-  disk?: Fingerprint;
-}
-
-/** The files besides the metadata, in the order in which they are placed. */
-const PARTS = ["qcow2", "memory", "state"] as const;
-
 /** Finds a snapshot, as {@linkcode SnapshotStore.find} says. */
 export async function findSnapshot(
   dir: string,
   key: string,
 ): Promise<Snapshot | "damaged" | undefined> {
   if (await whyUntrusted(dir, { secret: true })) return undefined;
-  const now = await fingerprints(dir, key);
-  if (!now.state) return undefined;
+  const now = await filesOf(dir, key);
+  if (!now.prints.state) return undefined;
   const metadata = join(dir, `${key}.json`);
   const expected = await readMetadata(metadata);
-  const whole = expected !== undefined && isSame(now.state, expected.state) &&
-    (!expected.disk || isSame(now.disk, expected.disk)) &&
-    (!expected.memory || isSame(now.memory, expected.memory));
+  const parts = PARTS.filter((part) => expected?.[part]);
+  const whole = expected !== undefined &&
+    parts.every((part) => isSame(now.prints[part], expected[part]));
   const path = join(dir, `${key}.state`);
-  const disk = expected?.disk && join(dir, `${key}.qcow2`);
-  const memory = expected?.memory && join(dir, `${key}.memory`);
-  const files = [path, disk ?? [], memory ?? []].flat();
-  if (!whole || !await allTrusted([...files, metadata])) {
+  const [disk, memory] = (["disk", "memory"] as const).map((part) =>
+    parts.includes(part) ? join(dir, fileName(key, part)) : undefined
+  );
+  const files = [path, disk ?? [], memory ?? [], metadata].flat();
+  if (!whole || !await allTrusted(files)) {
     // It may have been removed meanwhile.
     return await fingerprint(path) ? "damaged" : undefined;
   }
   return {
     key,
     path,
-    bytes: await totalBytes(files),
-    saved: isoTime(now.state.mtime),
+    bytes: now.bytes(parts),
+    saved: isoTime(now.prints.state.mtime),
     used: isoTime((await fingerprint(metadata))?.mtime),
     ...disk ? { disk } : {},
     ...memory ? { memory } : {},
   };
-}
-
-/** The parts that are there, as they are. */
-async function fingerprints(
-  dir: string,
-  key: string,
-): Promise<Partial<SnapshotMetadata>> {
-  const [disk, memory, state] = await Promise.all(
-    PARTS.map((part) => fingerprint(join(dir, `${key}.${part}`))),
-  );
-  return { state, memory, disk };
-}
-
-async function totalBytes(paths: string[]): Promise<number> {
-  const sizes = await Promise.all(paths.map(bytesOnDisk));
-  return sizes.reduce((sum, size) => sum + size, 0);
 }
 
 async function allTrusted(paths: string[]): Promise<boolean> {
@@ -129,10 +105,9 @@ export async function listSnapshots(dir: string): Promise<Snapshot[]> {
     const path = join(dir, name);
     const state = await findSnapshot(dir, key);
     if (state === "damaged") {
-      const time = isoTime((await fingerprint(path))?.mtime);
-      const bytes = await totalBytes(
-        PARTS.map((part) => join(dir, `${key}.${part}`)),
-      );
+      const left = await filesOf(dir, key);
+      const time = isoTime(left.prints.state?.mtime);
+      const bytes = left.bytes(PARTS);
       found.push({ key, path, bytes, saved: time, used: time });
     } else if (state) found.push(state);
   }
@@ -162,25 +137,28 @@ export async function stageSnapshot(
   await Deno.mkdir(dir, { recursive: true, mode: 0o700 });
   const why = await whyUntrusted(dir, { secret: true });
   if (why) throw new Deno.errors.PermissionDenied(why);
+  // A killed process may have left as much as a guest's memory.
+  await sweepSnapshots(dir);
   const held = await tryLock(lockFile(dir, key));
   if (!held) return undefined;
   const id = crypto.randomUUID().slice(0, 8);
   const staging = join(dir, `.staging-${key}-${id}`);
   try {
-    // Under the lock, what others left has no owner any more.
-    await removeStaging(dir, key);
     await Deno.mkdir(staging, { mode: 0o700 });
   } catch (error) {
     held[Symbol.dispose]();
     throw error;
   }
-  let over = false;
-  return {
+  const files = {
     dir: staging,
     state: join(staging, "state"),
     memory: join(staging, "memory"),
     disk: join(staging, "qcow2"),
-    place: () => placeSnapshot(dir, key, staging),
+  };
+  let over = false;
+  return {
+    ...files,
+    place: () => placeSnapshot(dir, key, files),
     async [Symbol.asyncDispose]() {
       if (over) return;
       over = true;
@@ -191,26 +169,30 @@ export async function stageSnapshot(
 }
 
 /** Moves a snapshot's files to their place; without all of them there is none. */
-async function placeSnapshot(dir: string, key: string, staging: string) {
-  const written: string[] = [];
+async function placeSnapshot(
+  dir: string,
+  key: string,
+  staging: Record<"dir" | Part, string>,
+) {
+  const written: Part[] = [];
   for (const part of PARTS) {
-    const there = await fingerprint(join(staging, part));
+    const there = await fingerprint(staging[part]);
     if (there || part === "state") written.push(part);
   }
-  for (const part of written) await syncToDisk(join(staging, part));
+  for (const part of written) await syncToDisk(staging[part]);
   await removeFiles(dir, key);
   try {
     for (const part of written) {
-      await Deno.rename(join(staging, part), join(dir, `${key}.${part}`));
+      await Deno.rename(staging[part], join(dir, fileName(key, part)));
     }
     // Renaming changes the times that the metadata holds: it comes last.
-    const metadata = await fingerprints(dir, key);
-    if (!metadata.state) {
+    const { prints } = await filesOf(dir, key);
+    if (!prints.state) {
       throw new Deno.errors.NotFound(`${key}.state is no file`);
     }
     const path = join(dir, `${key}.json`);
-    const text = JSON.stringify(metadata);
-    await replaceFile(path, text, { mode: 0o600, via: staging });
+    const text = JSON.stringify(prints);
+    await replaceFile(path, text, { mode: 0o600, via: staging.dir });
   } catch (error) {
     await removeFiles(dir, key);
     throw error;
@@ -248,29 +230,6 @@ async function hold(
 
 function lockFile(dir: string, key: string): string {
   return join(dir, `.${key}.lock`);
-}
-
-async function readMetadata(
-  path: string,
-): Promise<SnapshotMetadata | undefined> {
-  try {
-    return parseMetadata(await Deno.readTextFile(path));
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    return undefined;
-  }
-}
-
-/** Reads the text of a snapshot's metadata; `undefined` where it is none. */
-export function parseMetadata(text: string): SnapshotMetadata | undefined {
-  try {
-    const { state, memory, disk } = JSON.parse(text) ?? {};
-    const whole = isFingerprint(state) &&
-      [memory, disk].every((it) => it === undefined || isFingerprint(it));
-    return whole ? { state, memory, disk } : undefined;
-  } catch {
-    return undefined;
-  }
 }
 
 async function removeStaging(dir: string, key: string) {

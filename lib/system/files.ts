@@ -83,16 +83,12 @@ export function isSame(
 /**
  * What a file takes on the disk: less than its size where it has holes.
  *
- * Needs `--allow-read` for it.
- *
- * @param path The file.
- * @returns Bytes; 0 where there is no file.
+ * @param stat What the system says of it.
+ * @returns Bytes.
  */
-export async function bytesOnDisk(path: string): Promise<number> {
-  const stat = await absentAs(undefined, Deno.lstat(path));
-  if (!stat) return 0;
+export function bytesOnDisk({ size, blocks }: Deno.FileInfo): number {
   // POSIX counts blocks of 512 bytes here, whatever the filesystem's are.
-  return Math.min(stat.size, (stat.blocks ?? Infinity) * 512);
+  return Math.min(size, (blocks ?? Infinity) * 512);
 }
 
 /**

@@ -4,7 +4,7 @@
 import { assertEquals } from "@std/assert";
 import fc from "fast-check";
 import { formatRecord, parseRecord } from "../../lib/cache/_record.ts";
-import { parseMetadata } from "../../lib/cache/_snapshot_files.ts";
+import { parseMetadata } from "../../lib/cache/_snapshot_metadata.ts";
 import type { Digest } from "../../lib/system/digest.ts";
 
 const time = fc.option(fc.integer({ min: 0 }), { nil: null });
@@ -31,6 +31,7 @@ Deno.test("a verification record is read as it was written", () => {
 Deno.test("a snapshot's metadata is read as it was written", () => {
   const metadata = fc.record({
     state: fingerprint,
+    memory: fc.option(fingerprint, { nil: undefined }),
     disk: fc.option(fingerprint, { nil: undefined }),
   });
   fc.assert(fc.property(metadata, (metadata) => {

@@ -6,6 +6,7 @@ import {
   snapshotKey,
   snapshotStore,
 } from "../../lib/cache/snapshots.ts";
+import { run } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { ALICE, asRoot } from "../support/users.ts";
 
@@ -21,10 +22,11 @@ function test(name: string, body: (dir: string) => Promise<void>) {
   });
 }
 
-/** Saves a machine, with a disk if it has written to one. */
-async function save(dir: string, key = KEY, disk?: string) {
+/** Saves a machine, with a disk if it has written to one, and memory. */
+async function save(dir: string, key = KEY, disk?: string, memory?: string) {
   await using staging = await snapshotStore(dir).stage(key);
-  const { state, disk: file, place } = staging!;
+  const { state, disk: file, memory: mapped, place } = staging!;
+  if (memory) await Deno.writeTextFile(mapped, memory, { mode: 0o600 });
   await Deno.writeTextFile(state, MEMORY, { mode: 0o600 });
   if (disk) await Deno.writeTextFile(file, disk, { mode: 0o600 });
   return await place();
@@ -75,11 +77,11 @@ Deno.test({
   async fn() {
     await using dir = await temporaryDir();
     const path = join(dir.path, "machines");
-    await save(path, KEY, "disk");
+    await save(path, KEY, "disk", "memory");
     const modeOf = async (path: string) =>
       (await Deno.stat(path)).mode! & 0o777;
     assertEquals(await modeOf(path), 0o700);
-    for (const ending of ["state", "qcow2", "json"]) {
+    for (const ending of ["state", "memory", "qcow2", "json"]) {
       assertEquals(await modeOf(fileOf(path, ending)), 0o600, ending);
     }
   },
@@ -104,6 +106,27 @@ const DAMAGES: Record<string, (dir: string) => Promise<void>> = {
   "has another byte": (dir) => flip(fileOf(dir, "state")),
   "has another byte on its disk": (dir) => flip(fileOf(dir, "qcow2")),
   "has no disk any more": (dir) => Deno.remove(fileOf(dir, "qcow2")),
+  "has less memory": (dir) => Deno.truncate(fileOf(dir, "memory"), 3),
+  "has more memory": (dir) =>
+    Deno.writeTextFile(fileOf(dir, "memory"), "more", { append: true }),
+  "has another byte in its memory": (dir) => flip(fileOf(dir, "memory")),
+  "has no memory any more": (dir) => Deno.remove(fileOf(dir, "memory")),
+  "has a link for its memory": async (dir) => {
+    const path = fileOf(dir, "memory");
+    await Deno.rename(path, join(dir, "elsewhere"));
+    await Deno.symlink(join(dir, "elsewhere"), path);
+  },
+  "has a FIFO for its memory": async (dir) => {
+    const path = fileOf(dir, "memory");
+    await Deno.remove(path);
+    const { code } = await run("mkfifo", { args: [path] });
+    assertEquals(code, 0);
+  },
+  "has the memory of another": async (dir) => {
+    await save(dir, OTHER, "disk", "memory");
+    const foreign = fileOf(dir, "memory", OTHER);
+    await Deno.rename(foreign, fileOf(dir, "memory"));
+  },
   "is a foreign one": async (dir) => {
     await save(dir, OTHER, "disk");
     const foreign = fileOf(dir, "state", OTHER);
@@ -133,7 +156,7 @@ const DAMAGES: Record<string, (dir: string) => Promise<void>> = {
 
 for (const [what, damage] of Object.entries(DAMAGES)) {
   test(`a saved machine that ${what} is damaged`, async (dir) => {
-    const state = await save(dir, KEY, "disk");
+    const state = await save(dir, KEY, "disk", "memory");
     await damage(dir);
     assertEquals(await snapshotStore(dir).find(KEY), "damaged");
     const listed = (await snapshotStore(dir).list()).find(({ key }) =>
@@ -156,6 +179,23 @@ test("what is not a file is no saved machine", async (dir) => {
   assertEquals(await snapshotStore(dir).find(KEY), undefined);
   await save(dir);
   assertEquals(typeof await snapshotStore(dir).find(KEY), "object");
+});
+
+test("holes in a snapshot's memory stay, and do not count", async (dir) => {
+  await using staging = await snapshotStore(dir).stage(KEY);
+  await Deno.writeTextFile(staging!.state, MEMORY);
+  {
+    using file = await Deno.open(staging!.memory, {
+      write: true,
+      createNew: true,
+    });
+    await file.truncate(2 ** 30);
+    await file.seek(2 ** 29, Deno.SeekMode.Start);
+    await file.write(new Uint8Array(4096).fill(1));
+  }
+  const { memory, bytes } = await staging!.place();
+  assertEquals((await Deno.stat(memory!)).size, 2 ** 30);
+  assert(bytes >= MEMORY.length + 4096 && bytes < 2 ** 20, `${bytes}`);
 });
 
 test("a machine that wrote no disk does not get an older one's", async (dir) => {
@@ -224,8 +264,9 @@ test("what a dead process left is swept by the next that saves", async (dir) => 
     await Deno.writeTextFile(join(path, "state"), "half");
   }
   await using staging = await snapshotStore(dir).stage(KEY);
-  assertEquals(await Deno.stat(stale).catch(() => "gone"), "gone");
-  await Deno.stat(foreign);
+  for (const path of [stale, foreign]) {
+    assertEquals(await Deno.stat(path).catch(() => "gone"), "gone");
+  }
   await Deno.stat(join(staging!.state, ".."));
 });
 

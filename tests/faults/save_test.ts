@@ -1,14 +1,17 @@
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
-import { snapshotStore } from "../../lib/cache/snapshots.ts";
+import { type Snapshot, snapshotStore } from "../../lib/cache/snapshots.ts";
 import { startMachine } from "../../lib/qemu/machine.ts";
 import { makeMachineDir } from "../../lib/qemu/machine_dir.ts";
 import { run, spawn } from "../../lib/system/process.ts";
 import { sleep } from "../../lib/system/time.ts";
+import { boot } from "../../lib/vm/boot.ts";
 import { denoArgs, ROOT } from "../../scripts/deno.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { env, guest, needsGuest } from "../support/guest.ts";
 import { needs, parts } from "../support/parts.ts";
 import { processesOf } from "../support/processes.ts";
+import { asRoot } from "../support/users.ts";
 
 const KILLS = 50;
 const KEY = "a".repeat(64);
@@ -75,7 +78,7 @@ Deno.test({
       const snapshot = await store.find(KEY);
       // Killed between two renames: it is never tried, and can be removed.
       if (snapshot === "damaged") assert(await store.remove({ key: KEY }));
-      else if (snapshot) await restores(snapshot.path);
+      else if (snapshot) await restores(snapshot);
       found[typeof snapshot === "object" ? "whole" : "none"]++;
     }
     assert(found.whole > 0 && found.none > 0, JSON.stringify(found));
@@ -86,7 +89,13 @@ Deno.test({
     const { code, stderr } = await run(Deno.execPath(), { args });
     assertEquals(code, 0, stderr);
     const left = Array.from(Deno.readDirSync(snapshots), ({ name }) => name);
-    assertEquals(left.sort(), [`.${KEY}.lock`, `${KEY}.json`, `${KEY}.state`]);
+    assertEquals(
+      left.sort(),
+      [
+        `.${KEY}.lock`,
+        ...["json", "memory", "state"].map((it) => `${KEY}.${it}`),
+      ],
+    );
     for (let tries = 0; (await processesOf(dir.path)).length > 0; tries++) {
       assert(tries < 100, "a QEMU was left");
       await sleep(50);
@@ -97,8 +106,11 @@ Deno.test({
       return typeof there === "object" ? there.saved : undefined;
     }
 
-    async function restores(incoming: string) {
-      const options = await machineIn(dir.path);
+    async function restores({ path: incoming, memory }: Snapshot) {
+      const options = {
+        ...await machineIn(dir.path),
+        memoryFile: { path: memory!, shared: false },
+      };
       await using machine = await startMachine({ ...options, incoming });
       let status = "inmigrate";
       while (status === "inmigrate") {
@@ -115,21 +127,102 @@ Deno.test({
 function saver(snapshots: string, plan: { env: unknown }): string {
   const { env: _env, ...machine } = plan;
   return `
-    import { snapshotStore } from "${ROOT}/lib/cache/snapshots.ts";
+    import { type Snapshot, snapshotStore } from "${ROOT}/lib/cache/snapshots.ts";
     import { startMachine } from "${ROOT}/lib/qemu/machine.ts";
     import { makeMachineDir } from "${ROOT}/lib/qemu/machine_dir.ts";
     import { saveMachine } from "${ROOT}/lib/vm/_migrate.ts";
     const dir = await makeMachineDir();
-    await using machine = await startMachine({
-      ...${JSON.stringify(machine)}, dir,
-    });
-    await machine.qmp.send(["cont"]);
-    console.log("now");
     const store = snapshotStore(${JSON.stringify(snapshots)});
-    const staging = await store.stage("${KEY}");
-    const { placed } = await saveMachine(machine.qmp, dir, staging);
-    await placed;
+    console.log("now");
+    await using staging = await store.stage("${KEY}");
+    const memoryFile = { path: staging.memory, shared: true };
+    await Deno.writeFile(memoryFile.path, new Uint8Array(), { mode: 0o600 });
+    {
+      await using machine = await startMachine({
+        ...${JSON.stringify(machine)}, dir, memoryFile,
+        unfinished: staging.dir,
+      });
+      await machine.qmp.send(["cont"]);
+      await saveMachine(machine.qmp, dir, staging);
+    }
+    await staging.place();
     console.log("placed");
     await Deno.remove(dir, { recursive: true });
   `;
 }
+
+/** Runs a test with a small tmpfs, where one can be mounted. */
+function onSmallDisk(
+  name: string,
+  megabytes: number,
+  body: (dir: string) => Promise<void>,
+) {
+  asRoot(name, async () => {
+    if (needsGuest.ignore) return;
+    await using dir = await temporaryDir();
+    const mount = [
+      "-t",
+      "tmpfs",
+      "-o",
+      `size=${megabytes}m`,
+      "tmpfs",
+      dir.path,
+    ];
+    assertEquals((await run("mount", { args: mount })).code, 0);
+    try {
+      await body(dir.path);
+    } finally {
+      await run("umount", { args: [dir.path] });
+    }
+  });
+}
+
+/** Boots with snapshots in a directory, and says what was reported. */
+async function bootIn(dir: string, onBoot?: () => void) {
+  const said: string[] = [];
+  await using vm = await boot({
+    ...{ image: await guest(), env, accelerator: "tcg" },
+    snapshots: { dir: join(dir, "machines"), digest: "sha256:1" },
+    onEvent(event) {
+      if (event.type === "vm_boot") onBoot?.();
+      if (event.type === "warning") said.push(event.message);
+    },
+  });
+  const { stdout } = await vm.exec("echo", { args: ["here"] });
+  assertEquals(stdout, "here\n");
+  await vm.stop();
+  const left = Array.from(
+    Deno.readDirSync(join(dir, "machines")),
+    ({ name }) => name.replace(/^[0-9a-f]{64}/, ""),
+  ).filter((name) => !name.endsWith(".lock"));
+  return { said, left: left.sort() };
+}
+
+onSmallDisk(
+  "a disk without room for all of the memory gets a snapshot that is read",
+  400,
+  async (dir) => {
+    const { said, left } = await bootIn(dir);
+    assertEquals([said, left], [[], [".json", ".state"]]);
+  },
+);
+
+onSmallDisk(
+  "a disk that fills up while a guest boots costs its snapshot, not the run",
+  540,
+  async (dir) => {
+    const { said, left } = await bootIn(dir, () => {
+      // Whatever is left now, as another process would take it.
+      try {
+        Deno.writeFileSync(join(dir, "full"), new Uint8Array(520 * 2 ** 20));
+      } catch {
+        // There is no space left.
+      }
+    });
+    assertEquals(
+      said[0],
+      "The guest's memory cannot be mapped: there is no space left",
+    );
+    assertEquals(left, []);
+  },
+);
