@@ -61,7 +61,7 @@ export {
   type PruneOptions,
   type PruneResult,
 } from "./lib/cache/prune.ts";
-export type { Snapshot } from "./lib/cache/snapshots.ts";
+export type { Snapshot, SnapshotFiles } from "./lib/cache/snapshots.ts";
 export type { Digest, Sha256 } from "./lib/system/digest.ts";
 
 // Commands in an image, or on this host.

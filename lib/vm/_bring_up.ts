@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { resolve } from "@std/path";
+import { resolve } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Agent } from "../qemu/agent.ts";
 import type { GuestShare } from "../qemu/args.ts";

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { dirname } from "@std/path";
+import { dirname } from "../path.ts";
 import {
   type Snapshot,
   type SnapshotStaging,
