@@ -1,0 +1,254 @@
+import { assert, assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import fc from "fast-check";
+import { ToolsmithError } from "../../lib/errors.ts";
+import { findBootLoader } from "../../lib/image/boot_loader.ts";
+import { openDisk } from "../../lib/image/_disk_bytes.ts";
+import { run } from "../../lib/system/process.ts";
+import {
+  emptyFile,
+  type Partition,
+  partition,
+  splice,
+} from "../../scripts/guest/_disk.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { failure } from "../support/failure.ts";
+import { needs } from "../support/parts.ts";
+
+const MIB = 2 ** 20;
+/** What `qemu-img convert` and `create` can make of a disk. */
+const FORMS: string[][] = [
+  [],
+  ["-c"],
+  ["-c", "-o", "compression_type=zstd"],
+  ["-o", "extended_l2=on"],
+  ["-o", "cluster_size=512"],
+  ["-c", "-o", "cluster_size=2M"],
+  ["-o", "compat=0.10"],
+];
+const PROGRAM = new Uint8Array(440).fill(0x90);
+const GRUB = new TextEncoder().encode("\x90\x90GRUB \0Geom\0");
+
+/** Programs of administrators are not on every PATH. */
+const env = { PATH: `${Deno.env.get("PATH")}:/usr/sbin:/sbin` };
+
+async function must(program: string, ...args: string[]) {
+  const { code, stderr } = await run(program, { args, env });
+  assertEquals(code, 0, stderr);
+}
+
+/** Runs one test in a directory of its own. */
+function test(name: string, body: (dir: string) => Promise<void>) {
+  Deno.test({
+    name,
+    ...needs("qemuImg", "guest"),
+    async fn() {
+      await using dir = await temporaryDir();
+      await body(dir.path);
+    },
+  });
+}
+
+/** A disk that a test describes. */
+interface Disk {
+  label?: "dos" | "gpt";
+  partitions?: Partition[];
+  /** Boot loaders of the first partition, which is a FAT file system. */
+  loaders?: string[];
+  /** 12, 16 or 32. @default {16} */
+  fat?: number;
+  /** The program in the first sector. */
+  program?: Uint8Array;
+  /** How it becomes a QCOW2. */
+  form?: string[];
+}
+
+const ESP: Partition = { type: "uefi", size: 40 };
+
+async function makeDisk(dir: string, disk: Disk): Promise<string> {
+  const { label, partitions = [ESP], loaders, fat = 16, program } = disk;
+  const raw = await emptyFile(join(dir, "disk.raw"), 64);
+  if (label) await partition(raw, label, partitions);
+  if (program) await splice(raw, 0, program);
+  if (loaders) {
+    const esp = await emptyFile(join(dir, "esp"), fat === 12 ? 4 : 40);
+    await must("mkfs.vfat", "-F", `${fat}`, "-s", fat === 32 ? "1" : "4", esp);
+    await must("mmd", "-i", esp, "::/EFI", "::/EFI/BOOT", "::/EFI/debian");
+    for (const name of loaders) {
+      const file = join(dir, "loader");
+      await Deno.writeTextFile(file, name);
+      await must("mcopy", "-o", "-i", esp, file, `::/EFI/BOOT/${name}`);
+    }
+    await splice(raw, MIB, await Deno.readFile(esp));
+  }
+  return await convert(raw, join(dir, "disk.qcow2"), disk.form);
+}
+
+async function convert(raw: string, path: string, form: string[] = []) {
+  await must("qemu-img", "convert", "-O", "qcow2", ...form, raw, path);
+  return path;
+}
+
+const BIOS = { arch: "x86_64", firmware: "bios" };
+const UEFI = { arch: "x86_64", firmware: "uefi" };
+const ARM = { arch: "aarch64", firmware: "uefi" };
+
+test("what a disk boots is seen in its first sector and in its system partition", async (dir) => {
+  const x64 = ["BOOTX64.EFI"];
+  const aa64 = ["BOOTAA64.EFI"];
+  const cases: [string, Disk, unknown][] = [
+    ["nothing at all", {}, {}],
+    ["an empty table", { label: "dos", partitions: [{ type: "83" }] }, {}],
+    [
+      "a program and an active partition",
+      {
+        label: "dos",
+        partitions: [{ type: "83", bootable: true }],
+        program: PROGRAM,
+      },
+      BIOS,
+    ],
+    ["EFI, GPT", { label: "gpt", loaders: x64 }, UEFI],
+    ["EFI, MBR, FAT12", {
+      label: "dos",
+      loaders: x64,
+      fat: 12,
+      partitions: [{ type: "ef", size: 40 }],
+    }, UEFI],
+    ["EFI, FAT32", { label: "gpt", loaders: x64, fat: 32 }, UEFI],
+    ["a stub that cannot boot", {
+      label: "gpt",
+      loaders: x64,
+      program: PROGRAM,
+    }, UEFI],
+    ["GRUB for both", { label: "gpt", loaders: x64, program: GRUB }, BIOS],
+    ["a BIOS boot partition beside EFI's", {
+      label: "gpt",
+      loaders: x64,
+      program: PROGRAM,
+      partitions: [ESP, {
+        type: "21686148-6449-6E6F-744E-656564454649",
+        size: 1,
+      }],
+    }, BIOS],
+    ["arm64", { label: "gpt", loaders: aa64 }, ARM],
+    ["arm64 behind a stub", {
+      label: "gpt",
+      loaders: aa64,
+      program: PROGRAM,
+    }, ARM],
+    ["both processors", { label: "gpt", loaders: [...x64, ...aa64] }, {
+      firmware: "uefi",
+    }],
+    ["another loader alone", { label: "gpt", loaders: ["BOOTIA32.EFI"] }, {}],
+  ];
+  for (const [name, disk, expected] of cases) {
+    const image = await makeDisk(dir, disk);
+    assertEquals(await findBootLoader(image), expected as object, name);
+  }
+});
+
+test("what a disk boots is seen in each form of QCOW2", async (dir) => {
+  for (const form of FORMS) {
+    const image = await makeDisk(dir, {
+      label: "gpt",
+      loaders: ["BOOTAA64.EFI"],
+      form,
+    });
+    assertEquals(await findBootLoader(image), ARM as object, form.join(" "));
+  }
+});
+
+test("any part of a disk is read as it was written, in each form of QCOW2", async (dir) => {
+  const raw = await emptyFile(join(dir, "disk.raw"), 5);
+  const written = new Uint8Array(300_000).map((_, at) => at * 7 + (at >> 9));
+  await splice(raw, 12_345, written);
+  await splice(raw, 3 * MIB - 100, written);
+  const bytes = await Deno.readFile(raw);
+  const place = fc.tuple(fc.nat(6 * MIB), fc.nat(200_000));
+  for (const form of FORMS) {
+    using disk = await openDisk(await convert(raw, join(dir, "a.qcow2"), form));
+    assertEquals(disk.size, bytes.length);
+    await fc.assert(
+      fc.asyncProperty(place, async ([at, length]) => {
+        const { buffer } = await disk.read(at, length);
+        const got = new Uint8Array(buffer);
+        const there = bytes.subarray(at, at + length);
+        assertEquals(got.length, length);
+        assert(there.every((byte, index) => got[index] === byte), `${at}`);
+        assert(got.subarray(there.length).every((byte) => byte === 0));
+      }),
+      { numRuns: 30 },
+    );
+  }
+});
+
+test("a disk of 2 TiB costs no more to look at than a small one", async (dir) => {
+  const path = join(dir, "huge.qcow2");
+  await must("qemu-img", "create", "-q", "-f", "qcow2", path, "2T");
+  const raw = await emptyFile(join(dir, "disk.raw"), 1);
+  await splice(raw, 0, GRUB);
+  await splice(raw, 510, new Uint8Array([0x55, 0xaa]));
+  assertEquals(await findBootLoader(path), {});
+  const small = await convert(raw, join(dir, "small.qcow2"));
+  await must("qemu-img", "resize", "-q", small, "2T");
+  assertEquals(await findBootLoader(small), BIOS as object);
+  using disk = await openDisk(small);
+  assertEquals(disk.size, 2 ** 41);
+  const end = await disk.read(2 ** 41 - 512, 1024);
+  assert(new Uint8Array(end.buffer).every((byte) => byte === 0));
+});
+
+test("a damaged image is looked at without trouble, or refused with a typed error", async (dir) => {
+  const disks: Disk[] = [{ fat: 32 }, { fat: 16, form: ["-c"] }, { fat: 12 }];
+  const byte = fc.record({
+    at: fc.oneof(fc.nat(), fc.nat(4 * MIB)),
+    value: fc.constantFrom(0, 1, 0x7f, 0x80, 0xff),
+  });
+  for (const disk of disks) {
+    const path = await makeDisk(dir, {
+      label: "gpt",
+      loaders: ["BOOTX64.EFI"],
+      ...disk,
+    });
+    const image = await Deno.readFile(path);
+    // Where something stands: most of an image is empty.
+    const used = [...image.keys()].filter((at) => image[at] !== 0);
+    await fc.assert(
+      fc.asyncProperty(fc.array(byte, { maxLength: 60 }), async (bytes) => {
+        const bad = image.slice();
+        for (const { at, value } of bytes) bad[used[at % used.length]] = value;
+        await Deno.writeFile(path, bad);
+        await findBootLoader(path).catch((error) => {
+          if (!(error instanceof ToolsmithError)) throw error;
+          assert(["image_invalid", "image_unsafe"].includes(error.code));
+        });
+      }),
+      { numRuns: 60 },
+    );
+  }
+});
+
+test("a directory whose clusters form a circle has an end", async (dir) => {
+  const path = join(dir, "disk.raw");
+  await makeDisk(dir, { label: "gpt", loaders: ["BOOTX64.EFI"], fat: 32 });
+  const bytes = await Deno.readFile(path);
+  const view = new DataView(bytes.buffer);
+  // The top directory is cluster 2: it is made to follow itself, and full.
+  const table = MIB + view.getUint16(MIB + 14, true) * 512;
+  const tables = 2 * view.getUint32(MIB + 36, true) * 512;
+  view.setUint32(table + 8, 2, true);
+  bytes.fill(0x41, table + tables, table + tables + 512);
+  await Deno.writeFile(path, bytes);
+  const image = await convert(path, join(dir, "circle.qcow2"));
+  assertEquals(await findBootLoader(image), {});
+});
+
+test("an image that refers to another file is not looked at", async (dir) => {
+  const base = join(dir, "base.qcow2");
+  const path = join(dir, "a.qcow2");
+  await must("qemu-img", "create", "-q", "-f", "qcow2", base, "1M");
+  const options = ["-b", base, "-F", "qcow2"];
+  await must("qemu-img", "create", "-q", "-f", "qcow2", ...options, path);
+  await failure("image_unsafe", () => findBootLoader(path));
+});
