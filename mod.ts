@@ -103,6 +103,11 @@ export {
 export type { DetachedVmRecord } from "./lib/vm/detached_record.ts";
 export type { GuestExport } from "./lib/vm/shares.ts";
 export type { GuestShare } from "./lib/qemu/args.ts";
+export type {
+  BootLoader,
+  FirmwareKind,
+  ImageArch,
+} from "./lib/image/boot_loader.ts";
 export type { Accelerator } from "./lib/qemu/accelerator.ts";
 
 // Publishing.

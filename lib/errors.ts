@@ -49,6 +49,7 @@ export const ERROR_CODES = {
   guest_failed: [74, "The guest agent refused or broke off"],
   machine_not_found: [75, "No running machine to use or to stop"],
   tool_forbidden: [76, "The manifest's operations do not allow the tool"],
+  firmware_not_found: [77, "The firmware that the image needs is missing"],
   timeout: [124, "The time limit that was asked for has passed"],
   command_not_found: [127, "The command does not exist in the guest"],
   cancelled: [130, "Cancelled by the caller or by Ctrl-C"],

@@ -11,6 +11,14 @@ import {
   replaceFile,
 } from "../system/files.ts";
 
+/** What the image boots with, as it was found when the image was placed. */
+export interface RecordedBoot {
+  /** The processor, where it is known. */
+  arch?: "x86_64" | "aarch64";
+  /** The firmware, where it is known. */
+  firmware?: "bios" | "uefi";
+}
+
 /** What `verified.json` holds: the file as it was when it was verified. */
 export interface VerificationRecord extends Fingerprint {
   /** Name of the image's file. */
@@ -21,9 +29,13 @@ export interface VerificationRecord extends Fingerprint {
   source: string;
   /** When it was verified, as an ISO 8601 time. */
   verified: string;
+  /** What it boots with; absent where an earlier version placed it. */
+  boot?: RecordedBoot;
 }
 
 const NAME = "verified.json";
+const ARCHS: unknown[] = ["x86_64", "aarch64", undefined];
+const FIRMWARES: unknown[] = ["bios", "uefi", undefined];
 const MAX_BYTES = 64 * 1024;
 
 /** The record's path in an entry. */
@@ -82,16 +94,24 @@ export function parseRecord(text: string): VerificationRecord | undefined {
   }
   if (!isFingerprint(json)) return undefined;
   const { size, mtime, ctime, inode } = json;
-  const { file, digest, source, verified } = json as unknown as Record<
+  const { file, digest, source, verified, boot } = json as unknown as Record<
     string,
     unknown
   >;
   const whole = typeof file === "string" && /^[^/\\]+\.qcow2$/i.test(file) &&
     isDigest(digest) && typeof source === "string" &&
     typeof verified === "string";
-  return whole
-    ? { file, digest, source, verified, size, mtime, ctime, inode }
-    : undefined;
+  if (!whole) return undefined;
+  const record = { file, digest, source, verified, size, mtime, ctime, inode };
+  return isBoot(boot) ? { ...record, boot } : record;
+}
+
+/** What is not understood is found out again. */
+function isBoot(value: unknown): value is RecordedBoot {
+  if (typeof value !== "object" || value === null) return false;
+  const { arch, firmware, ...more } = value as Record<string, unknown>;
+  return ARCHS.includes(arch) && FIRMWARES.includes(firmware) &&
+    Object.keys(more).length === 0;
 }
 
 function isDigest(value: unknown): value is Digest {

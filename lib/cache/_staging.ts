@@ -15,7 +15,7 @@ import {
 } from "../system/files.ts";
 import { tryLock } from "../system/lock.ts";
 import { readPartRecord } from "../system/part_record.ts";
-import { writeRecord } from "./_record.ts";
+import { type RecordedBoot, writeRecord } from "./_record.ts";
 
 /** Names an entry of the cache. */
 export interface CacheKey {
@@ -35,6 +35,8 @@ export interface VerifiedFile {
   name: string;
   /** Where it came from. */
   source: string;
+  /** What it boots with. */
+  boot?: RecordedBoot;
 }
 
 /**
@@ -243,7 +245,7 @@ function stagingDir({ cache, image, sha256 }: CacheKey, id: string): string {
 async function place(
   key: CacheKey,
   staging: string,
-  { path: from, name, source }: VerifiedFile,
+  { path: from, name, source, boot }: VerifiedFile,
 ): Promise<string> {
   const dir = entryDir(key);
   const fresh = join(staging, "entry");
@@ -256,7 +258,7 @@ async function place(
   if (!now) throw new Deno.errors.NotFound(`${name} is gone from ${fresh}`);
   const verified = new Date().toISOString();
   const digest = asDigest(key.sha256);
-  const record = { file: name, digest, source, verified, ...now };
+  const record = { file: name, digest, source, verified, ...now, boot };
   await writeRecord(fresh, record, staging);
   await syncToDisk(fresh);
   // A directory cannot be renamed onto one that is not empty: it makes way first.

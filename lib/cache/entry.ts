@@ -210,7 +210,8 @@ async function renew(key: CacheKey, { path, record, found }: CachedFile) {
   const digest = asDigest(key.sha256);
   const source = record?.source ?? "unknown";
   const verified = new Date().toISOString();
-  const renewed = { file, digest, source, verified, ...found };
+  const { boot } = record ?? {};
+  const renewed = { file, digest, source, verified, ...found, boot };
   await using staging = await stage(key);
   await writeRecord(entryDir(key), renewed, staging.dir);
 }

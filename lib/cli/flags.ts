@@ -7,6 +7,7 @@
 import type { HydrateOptions } from "../hydrate/hydrate.ts";
 import type { RegistryOptions } from "../oci/registry.ts";
 import type { WorkspaceVmOptions } from "../run/workspace_vm.ts";
+import { parseArch } from "../vm/options.ts";
 import { parseExport } from "../vm/shares.ts";
 import type { ParsedFlags } from "./flag_values.ts";
 import type { Flag } from "./spec.ts";
@@ -102,6 +103,16 @@ export const MACHINE: Flag[] = [
     help: "processors of the VM (default 2, or what the host has)",
   },
   {
+    name: "arch",
+    value: "ARCH",
+    help: "processor of the VM, amd64 or arm64; else what the image is for",
+  },
+  {
+    name: "firmware",
+    value: "WHICH",
+    help: "bios, uefi or a file; else what the image's boot loader needs",
+  },
+  {
     name: "export",
     value: "DIR[:TAG]",
     many: true,
@@ -183,8 +194,11 @@ export function readHydrate(
 /** Reads {@linkcode MACHINE} and {@linkcode HYDRATE}. */
 export function readMachine(given: ParsedFlags): WorkspaceVmOptions {
   const exports = given.texts("export").map(parseExport);
+  const arch = given.text("arch");
   return {
     hydrate: readHydrate(given),
+    arch: arch === undefined ? undefined : parseArch(arch),
+    firmware: given.text("firmware"),
     memory: given.mebibytes("memory"),
     cpus: given.count("cpus"),
     // What is not given must not rule the detached VM out.

@@ -6,7 +6,7 @@
  */
 import type { ImageStaging } from "../cache/entry.ts";
 import type { Emit } from "../events.ts";
-import { inspectQcow2 } from "../image/qcow2.ts";
+import { type BootLoader, findBootLoader } from "../image/boot_loader.ts";
 import type { ManifestImage } from "../manifest/manifest.ts";
 import { formatSource } from "../manifest/source.ts";
 import { asDigest } from "../system/digest.ts";
@@ -22,24 +22,34 @@ export interface PlaceOptions {
   emit: Emit;
 }
 
+/** An image in its place. */
+export interface PlacedImage {
+  /** Its path in the cache. */
+  path: string;
+  /** What it boots with, where that was found. */
+  boot: BootLoader | undefined;
+}
+
 /**
  * Places an image.
  *
  * @param image Its name and source.
  * @param options The file and its place.
- * @returns The image's path in the cache.
- * @throws {ToolsmithError} `image_invalid`, `cache_unwritable`.
+ * @returns Where it is, and what it boots with: that is part of its record, so
+ * that a start need not look.
+ * @throws {ToolsmithError} `image_invalid`, `image_unsafe`, `cache_unwritable`.
  */
 export async function placeFetched(
   { name: image, source }: Pick<ManifestImage, "name" | "source">,
   { staging, fetched, emit }: PlaceOptions,
-): Promise<string> {
+): Promise<PlacedImage> {
   const { path: from, name, bytes, actual } = fetched;
   const digest = asDigest(actual);
-  await inspectQcow2(from);
+  const found = await findBootLoader(from);
+  const boot = found.firmware ? found : undefined;
   emit({ type: "checksum_verified", image, digest, bytes });
-  const placed = { path: from, name, source: formatSource(source) };
+  const placed = { path: from, name, source: formatSource(source), boot };
   const path = await staging.place(placed);
   emit({ type: "cache_placed", image, path, digest, bytes });
-  return path;
+  return { path, boot };
 }

@@ -14,6 +14,7 @@ import {
 import { processEnvironment } from "../environment.ts";
 import { ToolsmithError, toToolsmithError } from "../errors.ts";
 import { type Emit, emitter, type OnEvent } from "../events.ts";
+import type { BootLoader } from "../image/boot_loader.ts";
 import type { Manifest, ManifestImage } from "../manifest/manifest.ts";
 import { formatSource } from "../manifest/source.ts";
 import { asDigest, type Digest, fileChunks, sha256 } from "../system/digest.ts";
@@ -45,6 +46,8 @@ export interface HydrateResult {
   digest: Digest;
   /** Size, in bytes. */
   bytes: number;
+  /** What it boots with, where that is known. */
+  boot?: BootLoader;
 }
 
 /**
@@ -165,9 +168,9 @@ async function hydrateLocked(
   await using staging = await held.stage();
   const fetched = await fetchImage(image, staging.dir, { ...options, emit });
   if (fetched.actual !== image.sha256) throw mismatch(context, fetched);
-  const path = await placeFetched(image, { staging, fetched, emit });
+  const placed = await placeFetched(image, { staging, fetched, emit });
   const outcome = OUTCOMES[image.source.kind];
-  return { outcome, path, digest, bytes: fetched.bytes };
+  return { outcome, ...placed, digest, bytes: fetched.bytes };
 }
 
 const OUTCOMES = {
@@ -178,11 +181,11 @@ const OUTCOMES = {
 
 async function cached(
   { image, digest, entry, emit }: HydrateContext,
-  { path, bytes }: CachedFile,
+  { path, bytes, record }: CachedFile,
 ): Promise<HydrateResult> {
   await entry.touch();
   emit({ type: "cache_hit", image: image.name, path, digest });
-  return { outcome: "cached", path, digest, bytes };
+  return { outcome: "cached", path, digest, bytes, boot: record?.boot };
 }
 
 /** Reads an image whose record does not fit, or does not suffice. */

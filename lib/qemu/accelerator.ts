@@ -8,6 +8,7 @@ import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import { replaceFile } from "../system/files.ts";
 import { ownUid, whyUntrusted } from "../system/ownership.ts";
+import type { ImageArch } from "../image/boot_loader.ts";
 import { run } from "../system/process.ts";
 import { oneLine } from "../system/text.ts";
 import { qemuNotFound } from "./program.ts";
@@ -21,6 +22,8 @@ export interface AcceleratorsOptions {
   os?: typeof Deno.build.os;
   /** The host's processor. @default {Deno.build.arch} */
   arch?: typeof Deno.build.arch;
+  /** The guest's processor. @default {"x86_64"} */
+  guest?: ImageArch;
   /** The device that KVM is used by. @default {"/dev/kvm"} */
   kvm?: string;
   /** Read for `TMPDIR`. @default {processEnvironment} */
@@ -34,7 +37,7 @@ const PROBE_MS = 30_000;
 
 /**
  * Names the accelerators to try. TCG, which emulates, works everywhere and is
- * the last. The guests are x86_64, so other hosts have nothing else.
+ * the last; for another processor than the host's there is nothing else.
  *
  * Needs `--allow-read` for `/dev/kvm` and the temporary directory.
  *
@@ -48,7 +51,7 @@ export async function accelerators(
 ): Promise<Accelerator[]> {
   const { os = Deno.build.os, arch = Deno.build.arch, kvm = "/dev/kvm" } =
     options;
-  if (arch !== "x86_64") return ["tcg"];
+  if (arch !== (options.guest ?? "x86_64")) return ["tcg"];
   const fast = os === "darwin"
     ? "hvf"
     : os === "linux" && await Deno.stat(kvm).then(() => true, () => false)

@@ -15,6 +15,8 @@ import {
   STREAM_BUS,
   STREAM_PORTS,
 } from "./devices.ts";
+import type { ImageArch } from "../image/boot_loader.ts";
+import type { Firmware } from "./firmware.ts";
 import { MACHINE_FILES } from "./machine_dir.ts";
 
 /** A directory of the host that the guest may see. */
@@ -40,6 +42,10 @@ export interface MemoryFile {
 
 /** What a machine is like. */
 export interface MachineOptions {
+  /** The processor. @default {"x86_64"} */
+  arch?: ImageArch;
+  /** What starts the boot loader. @default {undefined} QEMU's own BIOS */
+  firmware?: Firmware;
   /** Absolute path of the disk's QCOW2. */
   disk: string;
   /** Throw away what the guest writes to the disk. */
@@ -74,7 +80,7 @@ const AGENT_PORT = "org.qemu.guest_agent.0";
  * @returns The arguments, each a word.
  */
 export function qemuArgs(options: MachineOptions): string[] {
-  const { dir, accelerator, os = Deno.build.os } = options;
+  const { dir, os = Deno.build.os } = options;
   const socket = (id: string, name: string) => [
     "-chardev",
     `socket,id=${id},path=${quote(join(dir, name))},server=on,wait=off`,
@@ -82,10 +88,9 @@ export function qemuArgs(options: MachineOptions): string[] {
   return [
     ...["-no-user-config", "-nodefaults", "-S", "-no-reboot"],
     ...["-name", "toolsmith"],
-    // Without graphics the firmware speaks on the serial console.
-    ...["-machine", `q35,accel=${accelerator},graphics=off,vmport=off`],
+    ...["-machine", machineType(options), "-cpu", processor(options)],
     ...memoryArgs(options),
-    ...["-cpu", accelerator === "tcg" ? "max" : "host"],
+    ...firmware(options.firmware),
     ...["-m", `${options.memory}M`, "-smp", `${options.cpus}`],
     ...["-display", "none", "-nic", "none"],
     ...sandbox(os),
@@ -106,8 +111,7 @@ export function qemuArgs(options: MachineOptions): string[] {
     ],
     ...["-object", "rng-random,id=random,filename=/dev/urandom"],
     ...["-device", "virtio-rng-pci,rng=random"],
-    // Notifies the guest that it is a copy, where it was restored.
-    ...["-device", "vmgenid,guid=auto"],
+    ...generation(options),
     ...Array.from({ length: SLOTS }, (_, slot) => [
       "-device",
       `pcie-root-port,id=${slotId(slot)},chassis=${slot + 1},slot=${slot + 1}`,
@@ -132,6 +136,36 @@ function memoryArgs({ memory, memoryFile }: MachineOptions): string[] {
     `mem-path=${quote(path)},share=${shared ? "on" : "off"}`,
     ...["-machine", `memory-backend=${MEMORY}`],
   ];
+}
+
+/** Without graphics the firmware speaks on the serial console. */
+function machineType({ arch, accelerator }: MachineOptions): string {
+  const common = `accel=${accelerator},graphics=off`;
+  return arch === "aarch64"
+    ? `virt,${common},gic-version=max`
+    : `q35,${common},vmport=off`;
+}
+
+function processor({ arch, accelerator }: MachineOptions): string {
+  if (accelerator !== "tcg") return "host";
+  // To emulate the architecture's own pointer authentication costs much time.
+  return arch === "aarch64" ? "max,pauth-impdef=on" : "max";
+}
+
+function firmware(firmware: Firmware | undefined): string[] {
+  if (!firmware) return [];
+  if ("rom" in firmware) return ["-bios", firmware.rom];
+  const flash = (file: string) => `if=pflash,format=raw,file=${quote(file)},`;
+  // The memory of the flash is the machine's, and goes into its snapshot.
+  return [
+    ...["-drive", `${flash(firmware.code)}unit=0,readonly=on`],
+    ...["-drive", `${flash(firmware.variables)}unit=1,snapshot=on`],
+  ];
+}
+
+/** Notifies the guest that it is a copy, where it was restored. */
+function generation({ arch }: MachineOptions): string[] {
+  return arch === "aarch64" ? [] : ["-device", "vmgenid,guid=auto"];
 }
 
 /** In a value of QEMU's options a comma is written twice. */

@@ -6,16 +6,29 @@
 import { join, SEPARATOR } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
+import type { ImageArch } from "../image/boot_loader.ts";
 import { run } from "../system/process.ts";
+
+const NAME = /(qemu-system-)(?:x86_64|aarch64)(?=(?:\.exe)?$)/;
 
 /**
  * Names the QEMU program.
  *
- * @param env Read for `TOOLSMITH_QEMU`.
+ * @param env Read for `TOOLSMITH_QEMU`: a program of that usual name has one for
+ * the other processor beside it.
+ * @param arch The guest's processor.
  * @returns Its name, found on PATH, or its path.
  */
-export function qemuProgram(env: Environment = processEnvironment): string {
-  return env.get("TOOLSMITH_QEMU") || "qemu-system-x86_64";
+export function qemuProgram(
+  env: Environment = processEnvironment,
+  arch: ImageArch = "x86_64",
+): string {
+  const usual = `qemu-system-${arch}`;
+  const given = env.get("TOOLSMITH_QEMU");
+  if (!given) return usual;
+  if (NAME.test(given)) return given.replace(NAME, `$1${arch}`);
+  // Of a name that says nothing it was always taken to be for x86_64.
+  return arch === "x86_64" ? given : usual;
 }
 
 /**
@@ -73,9 +86,10 @@ export async function findProgram(
  * @param cause What was caught.
  */
 export function qemuNotFound(program: string, cause?: unknown): ToolsmithError {
+  const suffix = /aarch64/.test(program) ? "arm" : "x86";
   return new ToolsmithError("qemu_not_found", `QEMU not found: ${program}`, {
     hint:
-      "install it (Debian, Ubuntu: apt install qemu-system-x86; macOS: brew install qemu), or set TOOLSMITH_QEMU to its path",
+      `install it (Debian, Ubuntu: apt install qemu-system-${suffix}; macOS: brew install qemu), or set TOOLSMITH_QEMU to its path`,
     cause,
   });
 }

@@ -26,7 +26,7 @@ import type { Vm } from "../vm/vm.ts";
 export interface WorkspaceVmOptions extends
   Omit<
     BootOptions,
-    "image" | "workspace" | "snapshots" | "hostOnly"
+    "image" | "loader" | "workspace" | "snapshots" | "hostOnly"
   > {
   /** How to get the image. */
   hydrate?: Omit<HydrateOptions, "onEvent" | "env" | "signal">;
@@ -146,6 +146,7 @@ export async function planWorkspaceVm(
   return {
     ...machine,
     image: image.path,
+    loader: image.boot,
     workspace: manifest.root,
     // <cache>/<image>/<sha256>/<file>
     hostOnly: [manifest.path, dirname(dirname(entry))],

@@ -88,7 +88,7 @@ export async function bootFailure(machine: Machine): Promise<Error> {
       machine,
       "boot_failed",
       `The image does not boot: ${consoleFailure.words}`,
-      "it needs a boot loader that works with BIOS; docs/running.md has more",
+      "it needs a boot loader for BIOS or UEFI: --firmware says which, --arch for which processor; docs/running.md has more",
     );
   }
   const { code } = await machine.ended;

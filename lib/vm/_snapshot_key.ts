@@ -6,6 +6,7 @@
 import type { Environment } from "../environment.ts";
 import { snapshotKey } from "../cache/snapshots.ts";
 import { qemuArgs } from "../qemu/args.ts";
+import { firmwareFiles } from "../qemu/firmware.ts";
 import type { StartMachineOptions } from "../qemu/machine.ts";
 import { findProgram } from "../qemu/program.ts";
 import { fingerprint } from "../system/files.ts";
@@ -45,6 +46,7 @@ export async function keyOf(
     digest,
     // The next version of a program in the same place has other times.
     program: { path, ...await fingerprint(path) },
+    firmware: await Promise.all(firmwareFiles(plan.firmware).map(fingerprint)),
     args: qemuArgs({
       ...plan,
       ...{ dir: "", disk: "", shares: [] },

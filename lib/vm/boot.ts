@@ -14,7 +14,8 @@ import { type Emit, emitter } from "../events.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
 import type { StartMachineOptions } from "../qemu/machine.ts";
 import { makeMachineDir } from "../qemu/machine_dir.ts";
-import { qemuProgram } from "../qemu/program.ts";
+import { firmwareFiles } from "../qemu/firmware.ts";
+import { planTarget } from "../qemu/target.ts";
 import type { BootedVm } from "./vm.ts";
 
 /**
@@ -26,7 +27,7 @@ import type { BootedVm } from "./vm.ts";
  *
  * @param options The image, and what the machine is like.
  * @returns The machine.
- * @throws {ToolsmithError} `qemu_not_found`, `boot_failed`, `guest_not_ready`,
+ * @throws {ToolsmithError} `qemu_not_found`, `firmware_not_found`, `boot_failed`, `guest_not_ready`,
  * `guest_panicked`, `guest_failed`, `image_invalid`, `image_unsafe`, `usage`.
  * @throws The signal's reason when it is aborted.
  *
@@ -42,16 +43,19 @@ import type { BootedVm } from "./vm.ts";
 export async function boot(options: BootOptions): Promise<BootedVm> {
   const { env = processEnvironment, signal } = options;
   signal?.throwIfAborted();
-  const program = qemuProgram(env);
   const shares = await planShares(options.workspace, options.exports ?? []);
-  await assertSafeExports(shares, options);
+  const target = await planTarget(options.image, options);
+  const own = firmwareFiles(target.firmware);
+  const hostOnly = [...options.hostOnly ?? [], ...own];
+  await assertSafeExports(shares, { ...options, hostOnly });
   const disk = await prepareDisk(options.image, options.overlay);
   const dir = await makeMachineDir(env);
   try {
     const machine = {
       ...disk,
       ...sizes(options),
-      ...{ dir, program, shares, env, signal },
+      ...target,
+      ...{ dir, shares, env, signal },
       extra: options.qemuArgs ?? [],
       onConsole: options.console?.output,
     };
@@ -66,9 +70,10 @@ type Plan = Omit<StartMachineOptions, "accelerator">;
 
 /** Tries one accelerator after the other. */
 async function bootWith(plan: Plan, options: BootOptions, emit: Emit) {
-  const { program } = plan;
+  const { program, arch } = plan;
+  const host = { env: options.env, guest: arch };
   const wanted = options.accelerator;
-  const choices = wanted ? [wanted] : await accelerators(program, options);
+  const choices = wanted ? [wanted] : await accelerators(program, host);
   for (const accelerator of choices) {
     try {
       return await startVm({ ...plan, accelerator }, options, emit);
@@ -87,7 +92,7 @@ async function bootWith(plan: Plan, options: BootOptions, emit: Emit) {
         message: `${message}; emulating instead, which is slower`,
       });
       if (!/permission/i.test(error.message)) {
-        await rememberBroken(accelerator, program, options);
+        await rememberBroken(accelerator, program, host);
       }
     }
   }

@@ -4,6 +4,7 @@
  * @module
  */
 import type { Accelerator } from "../qemu/accelerator.ts";
+import type { BootLoader, ImageArch } from "../qemu/target.ts";
 import type { GuestExport } from "./shares.ts";
 import type { Environment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
@@ -25,6 +26,17 @@ export interface SnapshotOptions {
 export interface BootOptions {
   /** Path of the QCOW2. It is never written. */
   image: string;
+  /** The image's processor. @default {undefined} what its disk says, else x86_64 */
+  arch?: ImageArch;
+  /**
+   * What starts the boot loader: `bios`, `uefi` as this host has it, or the path
+   * of a firmware's file.
+   *
+   * @default {undefined} what the image's disk asks for
+   */
+  firmware?: string;
+  /** What the image boots with, where that is known. @default {undefined} its disk is read */
+  loader?: BootLoader;
   /** Memory, in MiB. @default {512} */
   memory?: number;
   /** Count of processors. @default {2} or as many as the host has */
@@ -83,6 +95,27 @@ export interface BootOptions {
   env?: Environment;
   /** Ends the boot when aborted. A machine that is up is ended by its `stop`. */
   signal?: AbortSignal;
+}
+
+const ARCHS: Record<string, ImageArch> = {
+  x86_64: "x86_64",
+  amd64: "x86_64",
+  aarch64: "aarch64",
+  arm64: "aarch64",
+};
+
+/**
+ * Reads the name of a processor.
+ *
+ * @param text Such as `amd64` or `aarch64`.
+ * @returns The name that Deno has for it.
+ * @throws {ToolsmithError} `usage`.
+ */
+export function parseArch(text: string): ImageArch {
+  if (Object.hasOwn(ARCHS, text)) return ARCHS[text];
+  throw new ToolsmithError("usage", `Not a processor of a guest: ${text}`, {
+    hint: "it is amd64 or arm64",
+  });
 }
 
 const DEFAULT_MEMORY = 512;

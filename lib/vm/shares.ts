@@ -143,7 +143,11 @@ export async function assertSafeExports(
 /** All that a guest must not write. */
 async function hostFiles(files: HostFiles, env: Environment) {
   const { image, workspace, overlay, snapshots, hostOnly = [] } = files;
-  const programs = [qemuProgram(env), env.get("TOOLSMITH_ORAS") || "oras"];
+  const programs = [
+    qemuProgram(env, "x86_64"),
+    qemuProgram(env, "aarch64"),
+    env.get("TOOLSMITH_ORAS") || "oras",
+  ];
   const found = [
     image,
     overlay,

@@ -15,16 +15,32 @@ const fingerprint = fc.record({
   inode: time,
 });
 const sha256 = fc.stringMatching(/^[0-9a-f]{64}$/);
+const boot = fc.record({
+  arch: fc.constantFrom("x86_64" as const, "aarch64" as const),
+  firmware: fc.constantFrom("bios" as const, "uefi" as const),
+}, { requiredKeys: [] });
 const record = fc.record({
   file: fc.stringMatching(/^[^/\\]{1,40}\.qcow2$/),
   digest: sha256.map((hex): Digest => `sha256:${hex}`),
   source: fc.string(),
   verified: fc.string(),
-}).chain((about) => fingerprint.map((file) => ({ ...about, ...file })));
+  boot,
+}, { requiredKeys: ["file", "digest", "source", "verified"] }).chain((about) =>
+  fingerprint.map((file) => ({ ...about, ...file }))
+);
 
 Deno.test("a verification record is read as it was written", () => {
   fc.assert(fc.property(record, (record) => {
     assertEquals(parseRecord(formatRecord(record)), record);
+  }));
+});
+
+Deno.test("a record whose boot loader is not understood is one without it", () => {
+  fc.assert(fc.property(record, fc.jsonValue(), (record, value) => {
+    const text = JSON.stringify({ ...record, boot: value });
+    const known = parseRecord(JSON.stringify({ ...record, boot: { value } }));
+    assertEquals(known?.boot, undefined);
+    assertEquals(parseRecord(text)?.digest, record.digest);
   }));
 });
 

@@ -16,13 +16,17 @@ Deno.test("KVM and HVF are tried where they may work, TCG everywhere", async () 
   const names = (
     os: "linux" | "darwin" | "windows",
     arch: "x86_64" | "aarch64",
-  ) => accelerators("qemu", { os, arch, kvm, env });
+    guest?: "x86_64" | "aarch64",
+  ) => accelerators("qemu", { os, arch, kvm, env, guest });
   assertEquals(await names("linux", "x86_64"), ["tcg"]);
   await Deno.writeTextFile(kvm, "");
   assertEquals(await names("linux", "x86_64"), ["kvm", "tcg"]);
   assertEquals(await names("darwin", "x86_64"), ["hvf", "tcg"]);
   assertEquals(await names("linux", "aarch64"), ["tcg"]);
   assertEquals(await names("windows", "x86_64"), ["tcg"]);
+  assertEquals(await names("linux", "aarch64", "aarch64"), ["kvm", "tcg"]);
+  assertEquals(await names("darwin", "aarch64", "aarch64"), ["hvf", "tcg"]);
+  assertEquals(await names("linux", "x86_64", "aarch64"), ["tcg"]);
 });
 
 Deno.test("an accelerator that did not work is not tried again for a day", async () => {

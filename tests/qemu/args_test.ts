@@ -115,3 +115,28 @@ Deno.test("no path becomes another option, whatever is in it", () => {
     );
   }));
 });
+
+Deno.test("a machine for arm64 has what its type knows, and no more", () => {
+  const arm: MachineOptions = { ...machine, arch: "aarch64" };
+  const args = qemuArgs(arm);
+  const [type] = values("-machine", args);
+  assert(/^virt,.*gic-version=max/.test(type), type);
+  assert(!type.includes("vmport"), type);
+  assertEquals(values("-cpu", args), ["max,pauth-impdef=on"]);
+  assert(!values("-device", args).some((it) => it.startsWith("vmgenid")));
+  for (const accelerator of ["kvm", "hvf"] as const) {
+    const fast = qemuArgs({ ...arm, accelerator });
+    assertEquals(values("-cpu", fast), ["host"]);
+  }
+});
+
+Deno.test("a firmware is only read, and what it writes is the machine's alone", () => {
+  const firmware = { code: "/f/CODE,1.fd", variables: "/f/VARS.fd" };
+  const drives = values("-drive", qemuArgs({ ...machine, firmware }));
+  const [code, variables] = drives.filter((it) => it.includes("if=pflash"));
+  assert(code.includes("file=/f/CODE,,1.fd,unit=0,readonly=on"), code);
+  assert(variables.includes("file=/f/VARS.fd,unit=1,snapshot=on"), variables);
+  const rom = qemuArgs({ ...machine, firmware: { rom: "/f/both.fd" } });
+  assertEquals(values("-bios", rom), ["/f/both.fd"]);
+  assertEquals(values("-bios", qemuArgs(machine)), []);
+});

@@ -22,4 +22,23 @@ Deno.test("a QEMU that is missing, or is something else, says what to install", 
     "/my/qemu",
   );
   assertEquals(qemuProgram(new Map()), "qemu-system-x86_64");
+  const arm = await failure(
+    "qemu_not_found",
+    () => qemuVersion("/nowhere/qemu-system-aarch64"),
+  );
+  assert(arm.hint?.includes("qemu-system-arm"));
+});
+
+Deno.test("TOOLSMITH_QEMU implies the program for the other processor beside it", () => {
+  const program = (given: string, arch: "x86_64" | "aarch64") =>
+    qemuProgram(new Map([["TOOLSMITH_QEMU", given]]), arch);
+  const beside = "/opt/qemu/bin/qemu-system-x86_64";
+  assertEquals(program(beside, "x86_64"), beside);
+  assertEquals(
+    program(beside, "aarch64"),
+    "/opt/qemu/bin/qemu-system-aarch64",
+  );
+  assertEquals(program("qemu-system-aarch64", "x86_64"), "qemu-system-x86_64");
+  assertEquals(program("/my/qemu", "aarch64"), "qemu-system-aarch64");
+  assertEquals(qemuProgram(new Map(), "aarch64"), "qemu-system-aarch64");
 });

@@ -1,0 +1,97 @@
+/**
+ * What users do, in images that nobody prepared for them: of another processor,
+ * for another firmware.
+ */
+import { assertEquals, assertMatch } from "@std/assert";
+import { dirname, join } from "@std/path";
+import { fileChunks, sha256 } from "../../lib/system/digest.ts";
+import { buildDebian, type DebianKind } from "../../scripts/guest/debian.ts";
+import type { Part } from "../../scripts/setup.ts";
+import { needs, parts } from "../support/parts.ts";
+import { jsonLines, workspace } from "../support/workspace.ts";
+
+/** What differs between the images. */
+interface Kind {
+  needs: Part[];
+  /** What `uname -m` says. */
+  machine: string;
+  /** Is there an EFI for the kernel? */
+  efi: boolean;
+}
+
+const KINDS: Partial<Record<DebianKind, Kind>> = {
+  arm64: { needs: ["guest", "arm64"], machine: "aarch64", efi: true },
+};
+
+for (const [name, kind] of Object.entries(KINDS)) {
+  Deno.test({
+    name: `run takes the ${name} image as it is, and restores it from then on`,
+    ...needs("qemu", "qemuImg", "debian", "uefi", ...kind.needs),
+    fn: (t) => behaves(t, name as DebianKind, kind),
+  });
+}
+
+async function behaves(
+  t: Deno.TestContext,
+  name: DebianKind,
+  { machine, efi }: Kind,
+) {
+  await using work = await workspace();
+  const qcow2 = await buildDebian(name);
+  const qcow2_sha256 = await sha256(fileChunks(qcow2));
+  await work.manifest({ qcow2, qcow2_sha256 });
+  const out = join(work.dir, "out");
+  await Deno.mkdir(out);
+  const toolsmith = (args: string[], input?: Uint8Array<ArrayBuffer>) =>
+    work.toolsmith(["run", "--boot-timeout", "240", ...args], {
+      permissions: ["-P=run"],
+      timeoutMs: 300_000,
+      ...input ? { input: { bytes: input } } : {},
+      env: {
+        PATH: `${dirname(parts.qemu!)}:${Deno.env.get("PATH")}`,
+        TOOLSMITH_QEMU: "",
+      },
+    });
+
+  await t.step("the first run boots it, the second restores it", async () => {
+    for (const how of ["booted", "restored"]) {
+      const ran = await toolsmith(["--json", "--", "sh", "-c", "exit 7"]);
+      const { events, last } = jsonLines(ran.stdout);
+      const ready = events.find(({ type }) => type === "boot_ready");
+      assertEquals([ran.code, last.code, ready?.how], [7, 7, how], ran.stderr);
+    }
+  });
+  await t.step("it is what it claims to be", async () => {
+    const script = "uname -m; test -e /sys/firmware/efi && echo efi";
+    const { stdout } = await toolsmith(["--quiet", "--", "sh", "-c", script]);
+    assertEquals(stdout, `${machine}\n${efi ? "efi\n" : ""}`);
+  });
+  await t.step("bytes pass both ways as they are", async () => {
+    const bytes = crypto.getRandomValues(new Uint8Array(2 ** 16));
+    const script = "base64 | tr -d '\\n'; echo end of input >&2";
+    const ran = await toolsmith(["--quiet", "--", "sh", "-c", script], bytes);
+    assertEquals([ran.code, ran.stderr], [0, "end of input\n"]);
+    assertEquals(ran.stdout, bytes.toBase64());
+  });
+  await t.step(
+    "the workspace is there as it is now, and read-only",
+    async () => {
+      await Deno.writeTextFile(join(work.dir, "new.txt"), "written later\n");
+      const script = "cat new.txt; touch here 2>/dev/null && echo wrote";
+      const { stdout } = await toolsmith(["--quiet", "--", "sh", "-c", script]);
+      assertEquals(stdout, "written later\n");
+    },
+  );
+  await t.step("an export brings results back", async () => {
+    const script = "echo result >/mnt/out/a; ln -s a /mnt/out/b";
+    const words = ["--export", out, "--", "sh", "-c", script];
+    const { code, stderr } = await toolsmith(["--quiet", ...words]);
+    assertEquals([code, stderr], [0, ""]);
+    assertEquals(await Deno.readTextFile(join(out, "a")), "result\n");
+  });
+  await t.step("the record says what it boots with", async () => {
+    const { stdout } = await work.toolsmith(["hydrate", "--json"]);
+    const { last } = jsonLines(stdout);
+    assertMatch(JSON.stringify(last.boot), efi ? /"uefi"/ : /"bios"/);
+  });
+}
