@@ -13,6 +13,7 @@ import {
 } from "../oci/pull.ts";
 import type { RegistryOptions } from "../oci/registry.ts";
 import type { Sha256 } from "../system/digest.ts";
+import { isPortableName } from "../system/portable_name.ts";
 import type { RetryOptions } from "../system/retry.ts";
 
 /** How a source is reached, and how often it is tried. */
@@ -56,6 +57,8 @@ export interface FetchContext {
   retries: RetryOptions;
   /** How many connections there are at most. */
   connections: number;
+  /** Whether the image's digest is known, and not yet to be found out. */
+  pinned: boolean;
 }
 
 /** Reports the start of a transfer; returns how to report the rest. */
@@ -64,4 +67,11 @@ export function begin(
   start: Omit<TransferStart, "image" | "source">,
 ): TransferProgress {
   return startTransfer(emit, { image, source: formatSource(source), ...start });
+}
+
+/** A name that ends in `.qcow2`, whatever the source calls a QCOW2. */
+export function cachedName(name: string): string {
+  const cached = name.replace(/\.img$/i, ".qcow2");
+  const plain = isPortableName(cached) && /^.{1,200}\.qcow2$/i.test(cached);
+  return plain ? cached : "image.qcow2";
 }

@@ -16,12 +16,19 @@ export interface HttpsOptions extends RetryOptions {
   caFile?: string;
   /** Time without a byte after which it is aborted, in milliseconds. @default {60_000} */
   stallTimeoutMs?: number;
+  /**
+   * What is there of it: so many bytes of a file of that size. Where the server
+   * has another one, or no ranges, it begins at its start. @default {undefined}
+   */
+  resume?: { from: number; size: number };
 }
 
 /** A file that is being read. */
 export interface HttpsFile extends Disposable {
   /** Its size, in bytes; `null` where the server does not say. */
   bytes: number | null;
+  /** Where the bytes begin. */
+  from: number;
   /** Its bytes; after a cut the rest is asked for. */
   chunks: AsyncIterable<Uint8Array<ArrayBuffer>>;
 }
@@ -46,7 +53,7 @@ export async function openHttps(
   url: URL,
   options: HttpsOptions = {},
 ): Promise<HttpsFile> {
-  const { stallTimeoutMs = 60_000, signal, caFile } = options;
+  const { stallTimeoutMs = 60_000, signal, caFile, resume } = options;
   const client = caFile === undefined ? undefined : await httpClient(caFile);
   const pause = retryPauses(options);
   let current: Transfer | undefined;
@@ -61,9 +68,14 @@ export async function openHttps(
     }
   };
   try {
-    const first = await connect(0, null);
+    let first = await connect(resume?.from ?? 0, null);
+    if (first.from > 0 && sizeOf(first) !== resume?.size) {
+      first.cancel();
+      first = await connect(0, null);
+    }
     return {
-      bytes: first.bytes,
+      bytes: sizeOf(first),
+      from: first.from,
       chunks: resuming(first, connect, pause),
       [Symbol.dispose]() {
         current?.cancel();
@@ -76,16 +88,22 @@ export async function openHttps(
   }
 }
 
+/** Size of the whole file, in bytes, if the server says that. */
+function sizeOf({ from, bytes }: Transfer): number | null {
+  return bytes === null ? null : from + bytes;
+}
+
 /** Reads a transfer to its end, through as many requests as that takes. */
 async function* resuming(
   first: Transfer,
   connect: Connect,
   pause: (error: unknown) => Promise<void>,
 ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
-  const { bytes, etag, shown } = first;
+  const { etag, shown } = first;
+  const bytes = sizeOf(first);
   const whole = bytes ?? Infinity;
   let current = first;
-  let position = 0;
+  let position = first.from;
   while (true) {
     let skip = position - current.from;
     try {

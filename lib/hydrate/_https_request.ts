@@ -69,6 +69,13 @@ export async function requestFile(
     if (from > 0 && etag) headers.set("if-range", etag);
     const init = { headers, signal: watch.signal, client };
     const response = await fetchFollowing(url, init);
+    if (response.status === 416 && from > 0) {
+      // The file is shorter by now.
+      await response.body?.cancel();
+      watch.release();
+      const rest = { client, stallTimeoutMs, signal };
+      return await requestFile(url, { from: 0, etag: null, ...rest });
+    }
     const source = await acceptedBody(response, from, shown);
     const length = response.headers.get("content-length");
     return {

@@ -52,7 +52,7 @@ export async function downloadUnpinned(
   const { held } = await lock(source);
   using _waiting = held;
   await using arriving = await held.stage();
-  const fetch = { ...options, emit };
+  const fetch = { ...options, emit, pinned: false };
   const known = { ...image, sha256: source };
   const fetched = await fetchImage(known, arriving.dir, fetch);
   const { entry, held: own } = await lock(fetched.actual);

@@ -4,30 +4,25 @@
  *
  * @module
  */
-import { basename, join } from "../path.ts";
+import { basename } from "../path.ts";
 import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
 import type { ManifestImage } from "../manifest/manifest.ts";
 import { registryOptions } from "../oci/registry.ts";
-import { fileChunks, sha256 } from "../system/digest.ts";
-import { fingerprint, fingerprintOf, isSame } from "../system/files.ts";
+import { fileChunks } from "../system/digest.ts";
 import { requireSpace } from "../system/free_space.ts";
-import { isPortableName } from "../system/portable_name.ts";
 import { writeSparse } from "../system/sparse.ts";
-import { writeAll } from "../system/streams.ts";
 import { oneLine } from "../system/text.ts";
 import {
-  begin,
+  cachedName,
   type FetchContext,
   type FetchedImage,
   type FetchOptions,
 } from "./_context.ts";
-import { openHttps } from "./_https.ts";
+import { downloadImage } from "./_download.ts";
 import { pullFromRegistry } from "./_registry.ts";
-
-/** How much of a body without a length is written between two looks at the disk. */
-const SPACE_STEP = 1024 * 1024;
+import { spool } from "./_spool.ts";
 
 export type { FetchedImage, FetchOptions };
 
@@ -41,21 +36,23 @@ const CONNECTIONS = 4;
  *
  * @param image The image that a manifest names.
  * @param dir An empty directory to fill.
- * @param options How to reach the source, and where events go.
+ * @param options How to reach the source, where events go, and whether the
+ * image's digest is known and not yet to be found out.
  * @returns The file, and the digest that it has: the caller compares it.
  * @throws {ToolsmithError} With one of the codes in docs/troubleshooting.md.
  */
 export function fetchImage(
   image: ManifestImage,
   dir: string,
-  options: FetchOptions & { emit: Emit },
+  options: FetchOptions & { emit: Emit; pinned?: boolean },
 ): Promise<FetchedImage> {
   const { source } = image;
-  const { emit } = options;
+  const { emit, pinned = true } = options;
   const context: FetchContext = {
     image,
     dir,
     emit,
+    pinned,
     registry: registryOptions(options),
     connections: connectionsOf(options),
     retries: {
@@ -78,19 +75,6 @@ export function fetchImage(
   }
 }
 
-async function downloadImage(
-  context: FetchContext,
-  url: URL,
-): Promise<FetchedImage> {
-  const { caFile, stallTimeoutMs } = context.registry;
-  const options = { caFile, stallTimeoutMs, ...context.retries };
-  using file = await openHttps(url, options);
-  if (file.bytes !== null) await requireSpace(context.dir, file.bytes);
-  const last = url.pathname.split("/").at(-1) ?? "";
-  const { chunks, bytes: total } = file;
-  return await spool(context, chunks, { name: last, total, write: writeAll });
-}
-
 async function copyImage(
   context: FetchContext,
   path: string,
@@ -108,60 +92,12 @@ async function copyImage(
     // Holes are kept: they take no room.
     await requireSpace(context.dir, Math.min(size, (blocks ?? size) * 512));
     const chunks = fileChunks(path, { signal });
-    const file = { name: basename(path), total: size, write: writeSparse };
+    const name = cachedName(basename(path));
+    const file = { name, total: size, write: writeSparse };
     return await spool(context, chunks, file);
   } catch (cause) {
     throw cause instanceof Deno.errors.NotFound ? missing(path, cause) : cause;
   }
-}
-
-/** Writes chunks to staging, and computes their digest in the same pass. */
-async function spool(
-  context: FetchContext,
-  chunks: AsyncIterable<Uint8Array<ArrayBuffer>>,
-  { name, total, write }: {
-    name: string;
-    total: number | null;
-    write: typeof writeSparse;
-  },
-): Promise<FetchedImage> {
-  const path = join(context.dir, cachedName(name));
-  const progress = begin(context, { total });
-  let bytes = 0;
-  let checked = 0;
-  using file = await Deno.open(path, { write: true, createNew: true });
-  const actual = await sha256((async function* () {
-    for await (const chunk of chunks) {
-      if (total === null && bytes >= checked) {
-        // A body without a length may have no end: it must not fill the disk.
-        await requireSpace(context.dir, SPACE_STEP);
-        checked = bytes + SPACE_STEP;
-      }
-      await write(file, chunk);
-      bytes += chunk.length;
-      progress.at(bytes);
-      yield chunk;
-    }
-  })());
-  // It may end in a hole.
-  await file.truncate(bytes);
-  progress.end(bytes);
-  // The bytes that were hashed are of the file that is open: is it still there?
-  if (!isSame(await fingerprint(path), fingerprintOf(await file.stat()))) {
-    throw new ToolsmithError(
-      "checksum_mismatch",
-      `Cannot take ${path}: it was replaced while it was written`,
-      { hint: "find out who else writes to the cache" },
-    );
-  }
-  return { path, name: basename(path), bytes, actual };
-}
-
-/** Ends in `.qcow2`, whatever the source calls a QCOW2. */
-function cachedName(name: string): string {
-  const cached = name.replace(/\.img$/i, ".qcow2");
-  const plain = isPortableName(cached) && /^.{1,200}\.qcow2$/i.test(cached);
-  return plain ? cached : "image.qcow2";
 }
 
 function connectionsOf({ connections, env }: FetchOptions): number {

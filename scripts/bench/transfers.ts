@@ -9,12 +9,12 @@ import { parts } from "../../tests/support/parts.ts";
 import { startRegistry } from "../../tests/support/registry.ts";
 import {
   cleanEnvironment,
-  cliCommand,
   makeQcow2,
   orasPush,
   TYPE,
   workspace,
 } from "../../tests/support/workspace.ts";
+import { BUNDLE, bundle } from "../bundle.ts";
 import { compare, record, type Rival } from "./measure.ts";
 import { startWire, type Wire, type WireOptions } from "./wire.ts";
 
@@ -36,6 +36,9 @@ export async function transferRows(mib: number) {
   await cutRows(site);
   await crowdRows(site);
   await warmRows(site);
+  // What is asked of a registry depends on no size.
+  await using small = await openSite(Math.min(mib, 128));
+  await fleetRows(small);
 }
 
 /**
@@ -51,7 +54,7 @@ export async function memoryRows(mib: number) {
     { name: "deno, doing nothing", values: [await peakMib(site, idle)] },
     {
       name: "toolsmith hydrate",
-      values: [await peakMib(site, await site.hydrate())],
+      values: [await peakMib(site, site.hydrate())],
     },
   ], "MiB");
 }
@@ -69,7 +72,7 @@ async function coldRows(site: Site) {
       name: `toolsmith hydrate, ${connections} connections`,
       before: site.forget,
       once: async () =>
-        await must(Deno.execPath(), await site.hydrate({ connections })),
+        await must(Deno.execPath(), site.hydrate({ connections })),
     })),
     {
       name: "oras pull && sha256sum && mv",
@@ -125,7 +128,7 @@ async function slowRows(site: Site) {
         name: `toolsmith hydrate, ${connections} connections`,
         before: site.forget,
         once: async () =>
-          await site.must(Deno.execPath(), await site.hydrate({ connections })),
+          await site.must(Deno.execPath(), site.hydrate({ connections })),
       })),
       {
         name: "oras pull",
@@ -141,7 +144,7 @@ async function slowRows(site: Site) {
 async function cutRows(site: Site) {
   await using wire = startWire(site.host, { rate: RATE });
   await site.name(wire.host);
-  const hydrate = await site.hydrate();
+  const hydrate = site.hydrate();
   const measured = async (work: () => Promise<void>) => {
     await site.forget();
     const before = wire.received();
@@ -175,7 +178,7 @@ async function cutRows(site: Site) {
 async function kill(site: Site, wire: Wire, bytes: number) {
   const until = wire.received() + bytes;
   const child = spawn(Deno.execPath(), {
-    args: await site.hydrate(),
+    args: site.hydrate(),
     cwd: site.dir,
     env: cleanEnvironment(),
   });
@@ -187,7 +190,7 @@ async function kill(site: Site, wire: Wire, bytes: number) {
 }
 
 async function crowdRows(site: Site) {
-  const args = await site.hydrate();
+  const args = site.hydrate();
   const crowd = (count: number) => async () => {
     const one = () => site.must(Deno.execPath(), args);
     await Promise.all(Array.from({ length: count }, one));
@@ -198,8 +201,42 @@ async function crowdRows(site: Site) {
   ]);
 }
 
+/** Bytes that a registry sends for eight hosts behind two tiers of caches. */
+async function fleetRows(site: Site) {
+  const values: number[][] = [[], []];
+  for (const kind of values) {
+    await using wire = startWire(site.host);
+    await using far = await startRegistry({ upstream: `http://${wire.host}` });
+    await using near = await startRegistry({ upstream: far.url });
+    const env = {
+      ...cleanEnvironment(),
+      TOOLSMITH_MIRRORS: `${site.host}=${near.url}`,
+    };
+    const hosts = Array.from({ length: 8 }, (_, at) => `host-${at}`);
+    const all = () =>
+      Promise.all(
+        hosts.map((host) =>
+          site.must(Deno.execPath(), site.hydrate(), {
+            env: { ...env, TOOLSMITH_CACHE: `${site.dir}/${host}` },
+          })
+        ),
+      );
+    const forget = () =>
+      Promise.all(hosts.map((host) => remove(`${site.dir}/${host}`)));
+    if (kind === values[1]) await all().then(forget);
+    const before = wire.received();
+    await all();
+    kind.push((wire.received() - before) / site.bytes);
+    await forget();
+  }
+  record(`bytes from the registry, eight hosts behind two caches`, [
+    { name: "cold caches", values: values[0] },
+    { name: "warm caches", values: values[1] },
+  ], "× the image");
+}
+
 async function warmRows(site: Site) {
-  const args = await site.hydrate();
+  const args = site.hydrate();
   await site.must(Deno.execPath(), args);
   await compare(`hydrate of ${site.mib} MiB that are cached`, [
     {
@@ -238,6 +275,7 @@ async function peakMib(site: Site, args: string[]): Promise<number> {
 }
 
 async function openSite(mib: number) {
+  if (!await bundle()) throw new Error("the single file cannot be written");
   await using undo = new AsyncDisposableStack();
   const registry = undo.use(await startRegistry());
   const work = undo.use(await workspace());
@@ -255,12 +293,11 @@ async function openSite(mib: number) {
     ...{ dir, mib, bytes, sha256, reference, host: registry.host, name },
     /** Empties the cache. */
     forget: () => remove(`${dir}/.toolsmith/cache`),
-    /** What Deno is started with. */
-    hydrate: ({ connections = 4 } = {}) =>
-      cliCommand(
-        ["hydrate", "--quiet", "--connections", `${connections}`],
-        ["-A"],
-      ),
+    /** What Deno is started with: the single file, as users have it. */
+    hydrate: ({ connections = 4 } = {}) => [
+      ...["run", "-A", BUNDLE, "hydrate", "--quiet"],
+      ...["--connections", `${connections}`],
+    ],
     async must(program: string, args: string[], options: RunOptions = {}) {
       const env = cleanEnvironment();
       const output = await run(program, { args, cwd: dir, env, ...options });

@@ -1,0 +1,97 @@
+/**
+ * Brings an image from an `https://` address, going on with what an earlier run
+ * has left.
+ *
+ * @module
+ */
+import { asDigest } from "../system/digest.ts";
+import { requireSpace } from "../system/free_space.ts";
+import { openPart, type PartFile } from "../system/part_file.ts";
+import { readPartRecord } from "../system/part_record.ts";
+import { writeAll } from "../system/streams.ts";
+import {
+  begin,
+  cachedName,
+  type FetchContext,
+  type FetchedImage,
+} from "./_context.ts";
+import { type HttpsFile, openHttps } from "./_https.ts";
+import { spool } from "./_spool.ts";
+
+/**
+ * Downloads an image into the context's directory. Where the server says how
+ * long it is, what has arrived is kept for the next run, unless nobody knows
+ * which digest it should have: the server may have another image by then.
+ *
+ * @param context The image, the directory, and how to reach the server.
+ * @param url The address.
+ * @returns The file, and the digest that it has.
+ */
+export async function downloadImage(
+  context: FetchContext,
+  url: URL,
+): Promise<FetchedImage> {
+  const { dir, image, pinned, retries, registry } = context;
+  const { caFile, stallTimeoutMs } = registry;
+  const digest = asDigest(image.sha256);
+  const record = pinned ? await readPartRecord(dir) : undefined;
+  const name = cachedName(url.pathname.split("/").at(-1) ?? "");
+  const prefix = record?.extents[0];
+  const resume = prefix?.[0] === 0 && record?.digest === digest
+    // All of it may be there: something must be asked for.
+    ? { from: Math.min(prefix[1], record.size - 1), size: record.size }
+    : undefined;
+  using file = await openHttps(url, {
+    ...{ caFile, stallTimeoutMs, resume },
+    ...retries,
+  });
+  const { bytes: size } = file;
+  if (size !== null) await requireSpace(dir, size - file.from);
+  if (size === null || !pinned) {
+    const { chunks } = file;
+    return await spool(context, chunks, { name, total: size, write: writeAll });
+  }
+  await using part = await openPart(dir, { size, digest });
+  const actual = await fill(context, part, file);
+  if (actual !== image.sha256 && part.kept > 0) {
+    // What was kept may be wrong: once more, without it.
+    await part.clear();
+    using again = await openHttps(url, { caFile, stallTimeoutMs, ...retries });
+    return await finished(part, name, await fill(context, part, again));
+  }
+  return await finished(part, name, actual);
+}
+
+/** Writes what the part file lacks, and computes its digest. */
+async function fill(
+  context: FetchContext,
+  part: PartFile,
+  { from, chunks }: HttpsFile,
+) {
+  const { bytes: resumed, size: total } = part;
+  const progress = begin(context, { total, resumed });
+  const stop = new AbortController();
+  const digest = part.sha256(stop.signal);
+  digest.catch(() => {});
+  try {
+    using writer = await part.openWriter();
+    let position = from;
+    for await (const chunk of chunks) {
+      const end = position + chunk.length;
+      for (const [at, to] of part.gaps([position, end])) {
+        await writer.write(at, chunk.subarray(at - position, to - position));
+      }
+      position = end;
+      progress.at(part.bytes);
+    }
+    progress.end(total - resumed);
+    return await digest;
+  } finally {
+    stop.abort();
+  }
+}
+
+async function finished(part: PartFile, name: string, actual: string) {
+  await part.finish();
+  return { path: part.path, name, bytes: part.size, actual };
+}

@@ -1,0 +1,65 @@
+/**
+ * Writes an image that comes in order, and that no later run goes on with.
+ *
+ * @module
+ */
+import { basename, join } from "../path.ts";
+import { ToolsmithError } from "../errors.ts";
+import { sha256 } from "../system/digest.ts";
+import { fingerprint, fingerprintOf, isSame } from "../system/files.ts";
+import { requireSpace } from "../system/free_space.ts";
+import type { writeSparse } from "../system/sparse.ts";
+import { begin, type FetchContext, type FetchedImage } from "./_context.ts";
+
+/** How much of a body without a length is written between two looks at the disk. */
+const SPACE_STEP = 1024 * 1024;
+
+/**
+ * Writes chunks to a new file in the context's directory, and computes their
+ * digest in the same pass.
+ *
+ * @param context The image and the directory.
+ * @param chunks The bytes.
+ * @param file Its name, its size if that is known, and how it is written.
+ * @returns The file, and the digest that it has.
+ */
+export async function spool(
+  context: FetchContext,
+  chunks: AsyncIterable<Uint8Array<ArrayBuffer>>,
+  { name, total, write }: {
+    name: string;
+    total: number | null;
+    write: typeof writeSparse;
+  },
+): Promise<FetchedImage> {
+  const path = join(context.dir, name);
+  const progress = begin(context, { total });
+  let bytes = 0;
+  let checked = 0;
+  using file = await Deno.open(path, { write: true, createNew: true });
+  const actual = await sha256((async function* () {
+    for await (const chunk of chunks) {
+      if (total === null && bytes >= checked) {
+        // A body without a length may have no end: it must not fill the disk.
+        await requireSpace(context.dir, SPACE_STEP);
+        checked = bytes + SPACE_STEP;
+      }
+      await write(file, chunk);
+      bytes += chunk.length;
+      progress.at(bytes);
+      yield chunk;
+    }
+  })());
+  // It may end in a hole.
+  await file.truncate(bytes);
+  progress.end(bytes);
+  // The bytes that were hashed are of the file that is open: is it still there?
+  if (!isSame(await fingerprint(path), fingerprintOf(await file.stat()))) {
+    throw new ToolsmithError(
+      "checksum_mismatch",
+      `Cannot take ${path}: it was replaced while it was written`,
+      { hint: "find out who else writes to the cache" },
+    );
+  }
+  return { path, name: basename(path), bytes, actual };
+}
