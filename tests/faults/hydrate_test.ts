@@ -257,11 +257,7 @@ async function killed(site: Site, args: string[], afterMs: number) {
   const over = new AbortController();
   const ended = child.ended.then(() => over.abort());
   await sleep(afterMs, over.signal).catch(() => {});
-  try {
-    Deno.kill(child.pid, "SIGKILL");
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  }
+  killUnlessEnded(child.pid);
   await ended;
 }
 

@@ -10,7 +10,7 @@ import { denoArgs, ROOT } from "../../scripts/deno.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { env, guest, needsGuest } from "../support/guest.ts";
 import { needs, parts } from "../support/parts.ts";
-import { processesOf } from "../support/processes.ts";
+import { killUnlessEnded, processesOf } from "../support/processes.ts";
 import { asRoot } from "../support/users.ts";
 
 const KILLS = 50;
@@ -71,8 +71,7 @@ Deno.test({
       while (!saving) await sleep(1);
       if (kill > 0) {
         await sleep(random() * longest * 1.1);
-        // It may have ended by itself.
-        if (!over) Deno.kill(child.pid, "SIGKILL");
+        if (!over) killUnlessEnded(child.pid);
       }
       await child.ended;
       const snapshot = await store.find(KEY);

@@ -36,6 +36,15 @@ export async function assertEnded(pid: number): Promise<void> {
   throw new Error(`Process ${pid} was still there`);
 }
 
+/** Kills a process, unless it has ended by itself meanwhile. */
+export function killUnlessEnded(pid: number): void {
+  try {
+    Deno.kill(pid, "SIGKILL");
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
+
 /** A small host need not have `ps`. */
 function fromProc(): Running[] {
   return [...Deno.readDirSync("/proc")]
