@@ -10,6 +10,7 @@ import { type Output, run, spawn } from "../../lib/system/process.ts";
 import { sleep } from "../../lib/system/time.ts";
 import { BUNDLE, bundle } from "../../scripts/bundle.ts";
 import { needs, parts } from "../support/parts.ts";
+import { killUnlessEnded } from "../support/processes.ts";
 import { type Registry, startRegistry } from "../support/registry.ts";
 import { seededRandom } from "../support/seed.ts";
 import {
