@@ -1,12 +1,17 @@
 /**
- * Writes an image that comes in order, and that no later run goes on with.
+ * An image that comes in order, and that no later run goes on with.
  *
  * @module
  */
 import { basename, join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
-import { sha256 } from "../system/digest.ts";
-import { fingerprint, fingerprintOf, isSame } from "../system/files.ts";
+import { fileChunks, sha256 } from "../system/digest.ts";
+import {
+  type Fingerprint,
+  fingerprint,
+  fingerprintOf,
+  isSame,
+} from "../system/files.ts";
 import { requireSpace } from "../system/free_space.ts";
 import type { writeSparse } from "../system/sparse.ts";
 import { begin, type FetchContext, type FetchedImage } from "./_context.ts";
@@ -53,13 +58,42 @@ export async function spool(
   // It may end in a hole.
   await file.truncate(bytes);
   progress.end(bytes);
-  // The bytes that were hashed are of the file that is open: is it still there?
-  if (!isSame(await fingerprint(path), fingerprintOf(await file.stat()))) {
-    throw new ToolsmithError(
-      "checksum_mismatch",
-      `Cannot take ${path}: it was replaced while it was written`,
-      { hint: "find out who else writes to the cache" },
-    );
-  }
+  await assertIsStill(path, fingerprintOf(await file.stat()));
+  return { path, name, bytes, actual };
+}
+
+/**
+ * Computes the digest of a copy in the context's directory that shares the blocks
+ * of an image.
+ *
+ * @param context The image and the directory.
+ * @param path The copy.
+ * @returns The file, and the digest that it has.
+ */
+export async function hashClone(
+  context: FetchContext,
+  path: string,
+): Promise<FetchedImage> {
+  const { signal } = context.registry;
+  const { size: bytes } = await Deno.stat(path);
+  const progress = begin(context, { total: bytes });
+  let hashed: Fingerprint | undefined;
+  const actual = await sha256(fileChunks(path, {
+    signal,
+    onBytes: progress.at,
+    onEnd: (stat) => hashed = fingerprintOf(stat),
+  }));
+  progress.end(bytes);
+  await assertIsStill(path, hashed);
   return { path, name: basename(path), bytes, actual };
+}
+
+/** The bytes that were hashed are of a file that was open: is it still there? */
+async function assertIsStill(path: string, hashed: Fingerprint | undefined) {
+  if (isSame(await fingerprint(path), hashed)) return;
+  throw new ToolsmithError(
+    "checksum_mismatch",
+    `Cannot take ${path}: it was replaced while it was written`,
+    { hint: "find out who else writes to the cache" },
+  );
 }

@@ -4,12 +4,13 @@
  *
  * @module
  */
-import { basename } from "../path.ts";
+import { basename, join } from "../path.ts";
 import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
 import type { ManifestImage } from "../manifest/manifest.ts";
 import { registryOptions } from "../oci/registry.ts";
+import { cloneFile } from "../system/clone.ts";
 import { fileChunks } from "../system/digest.ts";
 import { requireSpace } from "../system/free_space.ts";
 import { writeSparse } from "../system/sparse.ts";
@@ -22,7 +23,7 @@ import {
 } from "./_context.ts";
 import { downloadImage } from "./_download.ts";
 import { pullFromRegistry } from "./_registry.ts";
-import { spool } from "./_spool.ts";
+import { hashClone, spool } from "./_spool.ts";
 
 export type { FetchedImage, FetchOptions };
 
@@ -89,10 +90,12 @@ async function copyImage(
         { hint: "name the .qcow2 itself in image.qcow2" },
       );
     }
+    const name = cachedName(basename(path));
+    const clone = join(context.dir, name);
+    if (await cloneFile(path, clone)) return await hashClone(context, clone);
     // Holes are kept: they take no room.
     await requireSpace(context.dir, Math.min(size, (blocks ?? size) * 512));
     const chunks = fileChunks(path, { signal });
-    const name = cachedName(basename(path));
     const file = { name, total: size, write: writeSparse };
     return await spool(context, chunks, file);
   } catch (cause) {

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
-import { spawn } from "../../lib/system/process.ts";
+import { run, spawn } from "../../lib/system/process.ts";
 import { PART, readPartRecord } from "../../lib/system/part_record.ts";
 import { needs } from "../support/parts.ts";
 import { type Fault, startProxy } from "../support/proxy.ts";
@@ -161,6 +161,39 @@ Deno.test({
     );
     const again = await site.hydrate([], ["--verify"]);
     assertEquals(again.last.outcome, "cached");
+  },
+});
+
+Deno.test({
+  name:
+    "a disk that is full in mid-image is said so, and what fits is gone on with",
+  ...REAL,
+  ignore: REAL.ignore || Deno.build.os !== "linux" || Deno.uid() !== 0,
+  async fn() {
+    await using site = await largeImage();
+    const small = join(site.work.dir, "small");
+    await Deno.mkdir(small);
+    const mount = (...options: string[]) =>
+      run("mount", { args: [...options, "tmpfs", small] });
+    const { code } = await mount("-t", "tmpfs", "-o", "size=60m");
+    // A container may not mount: there is no small disk to try this on.
+    if (code !== 0) return console.error("skipped: mount is not allowed");
+    const cache = ["--cache", `${small}/cache`];
+    try {
+      // Nobody can ask for the free space before.
+      const full = await site.hydrate([], cache, [
+        ...["--allow-read", "--allow-write", "--allow-run", "--allow-env"],
+        ...["--allow-net", "--allow-sys=uid,osUptime", "--no-prompt"],
+      ]);
+      assertEquals([full.code, full.last.code], [50, "disk_full"]);
+      await mount("-o", "remount,size=300m");
+      const { last, first } = await site.hydrate([], cache);
+      assertEquals(last.outcome, "pulled", last.message);
+      const { resumed } = first("download_start");
+      assert(resumed > 30 * MIB, `resumed at ${resumed}`);
+    } finally {
+      await run("umount", { args: [small] });
+    }
   },
 });
 

@@ -1,9 +1,10 @@
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { type BlobSource, blobSource } from "../../lib/oci/_blob_source.ts";
 import type { RegistryCredentials } from "../../lib/oci/_docker_config.ts";
 import { registryGet } from "../../lib/oci/_registry_get.ts";
 import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
 import { readBlob, type ReadBlobOptions } from "../../lib/oci/_read_blob.ts";
+import { httpClient } from "../../lib/system/http_client.ts";
 import { openPart } from "../../lib/system/part_file.ts";
 import type { Retry } from "../../lib/system/retry.ts";
 import {
@@ -12,15 +13,17 @@ import {
   chunked,
   startBlobServer,
 } from "../support/blob_server.ts";
+import { issueCertificate } from "../support/certificates.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
+import { needs } from "../support/parts.ts";
 
 const MIB = 1024 * 1024;
 const SIZE = 24 * MIB + 12345;
 
 /** A source of a server's blob. */
 function sourceOf(
-  { origin, digest, bytes }: BlobServer,
+  { origin, digest, bytes }: Pick<BlobServer, "origin" | "digest" | "bytes">,
   client: Deno.HttpClient,
   credentials: RegistryCredentials = {},
 ): BlobSource {
@@ -144,6 +147,46 @@ Deno.test("a cut, an error and a wrong status in mid-blob cost a retry, and only
       assert(sent <= SIZE + 6 * MIB, `${sent} bytes were sent`);
     });
   }
+});
+
+Deno.test("an ETag that changes costs nothing: the digest is what decides", async () => {
+  const { right, retries, sent } = await readFrom((request) =>
+    spoiled({ etag: `"${request.number}"` })(request)
+  );
+  assert(right);
+  assertEquals(retries, []);
+  assert(sent <= SIZE + 6 * MIB, `${sent} bytes were sent`);
+});
+
+Deno.test({
+  name: "a source that redirects out of HTTPS is not used",
+  ...needs("openssl"),
+  async fn() {
+    await using dir = await temporaryDir();
+    const { certFile, keyFile, caFile } = await issueCertificate(dir.path);
+    let plain = 0;
+    await using http = Deno.serve(
+      { hostname: "127.0.0.1", port: 0, onListen: () => {} },
+      () => new Response(`${++plain}`),
+    );
+    const location = `http://127.0.0.1:${http.addr.port}/x`;
+    await using https = Deno.serve({
+      ...{ hostname: "127.0.0.1", port: 0, onListen: () => {} },
+      cert: await Deno.readTextFile(certFile),
+      key: await Deno.readTextFile(keyFile),
+    }, () => new Response(null, { status: 307, headers: { location } }));
+    using client = await httpClient(caFile);
+    const origin = `https://127.0.0.1:${https.addr.port}`;
+    const source = sourceOf(
+      { origin, digest: "sha256:aa", bytes: new Uint8Array(9) },
+      client,
+    );
+    const { signal } = new AbortController();
+    const error = await assertRejects(() => source.open(0, 9, signal));
+    assert(error instanceof RangesUnavailable, String(error));
+    assertMatch(error.message, /redirects to http:/);
+    assertEquals(plain, 0);
+  },
 });
 
 Deno.test("a source that does not serve ranges as asked is not used", async (t) => {
