@@ -3,6 +3,8 @@
  *
  * @module
  */
+import { run } from "../../lib/system/process.ts";
+import { parts } from "../../tests/support/parts.ts";
 import { importsFrom, ROOT } from "../deno.ts";
 import { median, type Section, valueText } from "./measure.ts";
 
@@ -14,26 +16,61 @@ const LINE = 22;
  * Writes `docs/performance.md` and `docs/performance.svg`.
  *
  * @param sections What was measured.
+ * @param options `append` adds them to the page that is there, without a chart.
  */
-export async function writeReport(sections: Section[]) {
-  const from = await importsFrom();
-  const digest = from === "jsr"
+export async function writeReport(
+  sections: Section[],
+  { append }: { append: boolean },
+) {
+  const tables = sections.map(tableOf).join("\n");
+  const path = `${ROOT}/docs/performance.md`;
+  const how = await howMeasured();
+  if (append) {
+    const text = `\n# Measured besides\n\n${how}\n\n${tables}`;
+    await Deno.writeTextFile(path, text, { append });
+  } else {
+    await Deno.writeTextFile(
+      path,
+      `# Performance\n\n${how}\n\n${TEXT}${tables}`,
+    );
+    await Deno.writeTextFile(`${ROOT}/docs/performance.svg`, chartOf(sections));
+  }
+  await run(Deno.execPath(), { args: ["fmt", "-q", path] });
+  console.log(`\nwritten: ${path}`);
+}
+
+/** Which machine, which versions, which digest. */
+async function howMeasured(): Promise<string> {
+  const digest = await importsFrom() === "jsr"
     ? "`@std/crypto` (Wasm)"
     : "the stand-in over `node:crypto`, as jsr.io could not be reached";
   const day = new Date().toISOString().slice(0, 10);
-  const text = `# Performance
-
-Measured by \`deno task bench\` on ${day}: Deno ${Deno.version.deno}, ${navigator.hardwareConcurrency} processors, ${Deno.build.target}. The digest is ${digest}. Rivals ran in turns, in the
-same run; figures are medians, with the least and the most. Machines differ: the
-ratios are what to quote.
-
-![Times relative to the first of each group](performance.svg)
-
-${sections.map(tableOf).join("\n")}`;
-  await Deno.writeTextFile(`${ROOT}/docs/performance.md`, text);
-  await Deno.writeTextFile(`${ROOT}/docs/performance.svg`, chartOf(sections));
-  console.log("\nwritten: docs/performance.md, docs/performance.svg");
+  const cpu = /^model name\s*: (.+)$/m.exec(
+    await Deno.readTextFile("/proc/cpuinfo").catch(() => ""),
+  )?.[1] ?? "unknown processor";
+  const gib = Math.round(Deno.systemMemoryInfo().total / 1024 ** 3);
+  const versions = [`Deno ${Deno.version.deno}`];
+  for (const name of ["oras", "skopeo", "curl"]) {
+    const found = await run(parts.oras && name === "oras" ? parts.oras : name, {
+      args: [name === "oras" ? "version" : "--version"],
+    }).then(({ stdout }) => /\d+\.\d+\.\d+/.exec(stdout)?.[0], () => undefined);
+    if (found) versions.push(`${name} ${found}`);
+  }
+  return `Measured by \`deno task bench\` on ${day}: ${navigator.hardwareConcurrency} processors (${cpu}), ${gib} GiB of memory, Linux ${Deno.osRelease()}, load ${
+    Deno.loadavg()[0].toFixed(1)
+  } at the end; ${versions.join(", ")}. The digest is ${digest}.`;
 }
+
+const TEXT =
+  `Rivals ran in turns, in the same run; figures are medians, with the least and
+the most. Machines differ: the ratios, to the first line of each table, are what
+to quote. \`oras pull\`, \`curl\` and \`skopeo\` do not sync what they write, and
+\`oras pull\` does not tell whether it is the image that was asked for; Toolsmith's
+images are verified, synced and in their place.
+
+![What was measured, relative to the longest of each group](performance.svg)
+
+`;
 
 function tableOf({ title, unit, rows }: Section): string {
   const first = median(rows[0].values);

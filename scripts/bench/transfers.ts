@@ -24,18 +24,32 @@ const RATE = 60 * MIB;
 /** An image in a registry, and a workspace to get it into. */
 type Site = Awaited<ReturnType<typeof openSite>>;
 
+/** What is measured of transfers, by name. */
+const ROWS = {
+  cold: coldRows,
+  slow: slowRows,
+  cut: cutRows,
+  crowd: crowdRows,
+  warm: warmRows,
+};
+
 /**
  * Measures transfers.
  *
  * @param mib Size of the image, in MiB.
+ * @param wants Tells what to measure: `cold`, `slow`, `cut`, `crowd`, `warm`,
+ * `fleet`.
  */
-export async function transferRows(mib: number) {
-  await using site = await openSite(mib);
-  await coldRows(site);
-  await slowRows(site);
-  await cutRows(site);
-  await crowdRows(site);
-  await warmRows(site);
+export async function transferRows(
+  mib: number,
+  wants: (name: string) => boolean,
+) {
+  const rows = Object.entries(ROWS).filter(([name]) => wants(name));
+  if (rows.length > 0) {
+    await using site = await openSite(mib);
+    for (const [, measure] of rows) await measure(site);
+  }
+  if (!wants("fleet")) return;
   // What is asked of a registry depends on no size.
   await using small = await openSite(Math.min(mib, 128));
   await fleetRows(small);
