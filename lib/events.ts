@@ -228,6 +228,11 @@ export interface BootReadyEvent extends EventBase<"boot_ready"> {
   image: string;
   /** How the machine came to be ready. */
   how: "booted" | "restored";
+  /**
+   * The agent that answered after a boot: `toolsmith` for the one that the seed
+   * brought, else its name and version.
+   */
+  agent?: string;
   /** Time of each phase, in milliseconds. */
   phases: {
     /** Until QEMU answered. */

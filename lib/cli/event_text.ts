@@ -86,7 +86,12 @@ const LINES: Lines = {
       : `booting with QEMU ${version}, ${accelerator}, ${memory} MiB, ${
         cpus === 1 ? "1 processor" : `${cpus} processors`
       }`,
-  boot_ready: ({ how, elapsedMs }) => `${how} in ${secondsText(elapsedMs)}`,
+  boot_ready: ({ how, elapsedMs, agent }) => {
+    const time = `${how} in ${secondsText(elapsedMs)}`;
+    if (agent === undefined) return time;
+    const whose = agent === "toolsmith" ? "Toolsmith's own" : agent;
+    return `${time}, guest agent: ${whose}`;
+  },
   state_saved: ({ bytes }) =>
     `saved the machine for the next start: ${bytesText(bytes)}`,
   command_dispatch: unsaid,

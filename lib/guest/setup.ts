@@ -7,8 +7,7 @@ import { ToolsmithError } from "../errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { oneLine } from "../system/text.ts";
-import { sleep } from "../system/time.ts";
-import { type ProcessStatus, readPid, readStatus } from "./_answers.ts";
+import { runScript } from "./_script.ts";
 import { SETUP_SCRIPT } from "./_scripts.ts";
 
 /** What {@linkcode setUpGuest} does besides mounting. */
@@ -21,8 +20,6 @@ export interface SetUpOptions {
   signal?: AbortSignal;
 }
 
-const FIRST_PAUSE_MS = 5;
-const LONGEST_PAUSE_MS = 20;
 const TIMEOUT_MS = 120_000;
 /** Written by the script when the guest's own `date` cannot set the clock. */
 const NO_CLOCK = "clock";
@@ -52,17 +49,15 @@ export async function setUpGuest(
     `/mnt/${tag}`,
     writable ? "rw" : "ro",
   ]);
-  const pid = readPid(
-    await monitor.agent(["guest-exec", {
-      path: "/bin/sh",
-      arg: ["-c", SETUP_SCRIPT, "sh", ...clock, ...dirs],
-      "capture-output": true,
-    }], signal),
-  );
-  const { exitCode, output } = await ended(monitor, pid, {
-    signal,
-    timeoutMs,
-  });
+  const words = [SETUP_SCRIPT, "sh", ...clock, ...dirs];
+  const late = () =>
+    new ToolsmithError(
+      "guest_failed",
+      `The guest did not mount its directories within ${timeoutMs / 1000} s`,
+      { hint: "its kernel needs 9p and 9pnet_virtio" },
+    );
+  const how = { signal, timeoutMs, late };
+  const { exitCode, output } = await runScript(monitor, words, how);
   const line = oneLine(output);
   if (exitCode !== 0) {
     throw new ToolsmithError(
@@ -76,26 +71,4 @@ export async function setUpGuest(
   const time = Date.now() * 1_000_000;
   await monitor.agent(["guest-set-time", { time }], signal)
     .catch(() => signal?.throwIfAborted());
-}
-
-/** Waits for the script, but not for ever: a hostile agent never says so. */
-async function ended(
-  monitor: Monitor,
-  pid: number,
-  { signal, timeoutMs }: { signal?: AbortSignal; timeoutMs: number },
-): Promise<ProcessStatus> {
-  const deadline = performance.now() + timeoutMs;
-  let pause = FIRST_PAUSE_MS;
-  while (performance.now() < deadline) {
-    await sleep(pause, signal);
-    const answer = await monitor.agent(["guest-exec-status", { pid }], signal);
-    const status = readStatus(answer);
-    if (status.exited) return status;
-    pause = Math.min(pause * 2, LONGEST_PAUSE_MS);
-  }
-  throw new ToolsmithError(
-    "guest_failed",
-    `The guest did not mount its directories within ${timeoutMs / 1000} s`,
-    { hint: "its kernel needs 9p and 9pnet_virtio" },
-  );
 }

@@ -8,7 +8,7 @@ import { ToolsmithError } from "../errors.ts";
 import { writeAll } from "../system/streams.ts";
 import { oneLine } from "../system/text.ts";
 import { abortable } from "../system/time.ts";
-import { VmDisconnectedError } from "./errors.ts";
+import { RefusedError, VmDisconnectedError } from "./errors.ts";
 
 /** A command of the monitor or the agent, and its arguments. */
 export type Command = [name: string, args?: Record<string, unknown>];
@@ -148,9 +148,9 @@ export function refused(
   who: string,
   what: string,
   error: unknown,
-): ToolsmithError {
+): RefusedError {
   const desc = isObject(error) && typeof error.desc === "string"
     ? oneLine(error.desc)
     : "without a reason";
-  return new ToolsmithError("guest_failed", `${who} refused ${what}: ${desc}`);
+  return new RefusedError(`${who} refused ${what}: ${desc}`);
 }

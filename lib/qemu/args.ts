@@ -9,6 +9,7 @@ import {
   AGENT,
   DISK,
   MEMORY,
+  SEED,
   shareId,
   slotId,
   SLOTS,
@@ -50,6 +51,8 @@ export interface MachineOptions {
   disk: string;
   /** Throw away what the guest writes to the disk. */
   ephemeral: boolean;
+  /** Is there a seed in the directory? @default {false} */
+  seed?: boolean;
   /** Absolute path of the directory for sockets. */
   dir: string;
   /** How to run the guest's instructions. */
@@ -112,6 +115,7 @@ export function qemuArgs(options: MachineOptions): string[] {
     ...["-object", "rng-random,id=random,filename=/dev/urandom"],
     ...["-device", "virtio-rng-pci,rng=random"],
     ...generation(options),
+    ...seed(options),
     ...Array.from({ length: SLOTS }, (_, slot) => [
       "-device",
       `pcie-root-port,id=${slotId(slot)},chassis=${slot + 1},slot=${slot + 1}`,
@@ -160,6 +164,19 @@ function firmware(firmware: Firmware | undefined): string[] {
   return [
     ...["-drive", `${flash(firmware.code)}unit=0,readonly=on`],
     ...["-drive", `${flash(firmware.variables)}unit=1,snapshot=on`],
+  ];
+}
+
+/** It comes after the disk, which keeps its name in the guest. */
+function seed({ dir, seed }: MachineOptions): string[] {
+  if (!seed) return [];
+  const file = quote(join(dir, MACHINE_FILES.seed));
+  return [
+    "-drive",
+    `file=${file},format=raw,if=none,id=${SEED},readonly=on`,
+    ...["-device", `virtio-blk-pci,drive=${SEED}`],
+    // Where cloud-init looks first, to find out whether it has work.
+    ...["-smbios", "type=1,serial=ds=nocloud"],
   ];
 }
 

@@ -11,6 +11,9 @@ export const DISK = "disk";
 /** The guest's memory, where it is in a file. */
 export const MEMORY = "memory";
 
+/** The drive of the seed. */
+export const SEED = "seed";
+
 /** The guest agent's port; the socket behind it has the same id. */
 export const AGENT = "agent";
 

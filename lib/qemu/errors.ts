@@ -12,5 +12,12 @@ export class VmDisconnectedError extends ToolsmithError {
   }
 }
 
+/** QEMU, or the agent, has answered that it will not do what was asked. */
+export class RefusedError extends ToolsmithError {
+  constructor(message: string) {
+    super("guest_failed", message);
+  }
+}
+
 /** Thrown where another accelerator may work; the message is QEMU's. */
 export class AcceleratorError extends Error {}

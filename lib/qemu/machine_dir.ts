@@ -17,6 +17,8 @@ export const MACHINE_FILES = {
   agent: "agent",
   /** The serial console. */
   console: "console",
+  /** The disk that brings an agent to a guest without one. */
+  seed: "seed",
   /** Where a snapshot's memory goes through while it is saved. */
   migration: "migration",
   /** Held by whoever talks to QEMU or the agent. */

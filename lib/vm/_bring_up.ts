@@ -13,6 +13,7 @@ import type { Machine } from "../qemu/machine.ts";
 import { type Monitor, ownMonitor } from "../qemu/monitor.ts";
 import { sleep } from "../system/time.ts";
 import { NotMappable, reasonOf, type Saved, type Start } from "./_course.ts";
+import { meetAgent } from "../guest/agent.ts";
 import { attach } from "./_hotplug.ts";
 import { saveMachine } from "./_migrate.ts";
 import { bootFailure, whenReady } from "./_readiness.ts";
@@ -47,13 +48,17 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
   }
   const agent = await wake(start, () => saved || clock.lap("start"));
   const monitor = ownMonitor(plan.dir, machine.qmp, agent);
+  const { signal, bootTimeoutMs: timeoutMs = DEFAULT_TIMEOUT_MS } = options;
+  const about = agent && !files
+    ? await meetAgent(monitor, { signal, timeoutMs })
+    : saved?.agent;
   if (!saved) clock.lap("guest");
   const stopped = performance.now();
   if (staging && saved) slot?.place(staging, stopped - saved.stopped);
   else if (staging && await save(start, agent)) {
     await monitor[Symbol.asyncDispose]();
     await machine[Symbol.asyncDispose]();
-    return { stopped };
+    return { stopped, agent: about };
   }
   clock.lap("save");
   let shares: GuestShare[] = [];
@@ -65,7 +70,8 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
     const { phases } = clock;
     const elapsedMs = Object.values(phases).reduce((sum, ms) => sum + ms);
     const outcome = files && !saved ? "restored" : "booted";
-    emit({ type: "boot_ready", image, how: outcome, phases, elapsedMs });
+    const ready = { how: outcome, phases, elapsedMs, agent: about } as const;
+    emit({ type: "boot_ready", image, ...ready });
   }
   const network = options.network ?? false;
   const facts = { image, pid: machine.pid, dir: plan.dir, ...size };

@@ -34,6 +34,8 @@ export interface Course {
 export interface Saved {
   /** When it was stopped for that, as `performance.now()` has it. */
   stopped: number;
+  /** Which agent had answered. */
+  agent: string | undefined;
 }
 
 /** A machine that is being started. */

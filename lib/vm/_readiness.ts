@@ -128,8 +128,8 @@ function notReady(machine: Machine, timeoutMs: number): ToolsmithError {
     : withTail(
       machine,
       "guest_not_ready",
-      `The guest agent did not start within ${seconds} s`,
-      "the image needs qemu-guest-agent, started at boot; a slow guest needs --boot-timeout",
+      `The guest agent did not start within ${seconds} s, nor did the image take the one that Toolsmith offers`,
+      "the image needs qemu-guest-agent, started at boot, or cloud-init, which starts Toolsmith's; a slow guest needs --boot-timeout",
     );
 }
 

@@ -6,6 +6,7 @@
 import type { Environment } from "../environment.ts";
 import { snapshotKey } from "../cache/snapshots.ts";
 import { qemuArgs } from "../qemu/args.ts";
+import { seedImage } from "../guest/seed.ts";
 import { firmwareFiles } from "../qemu/firmware.ts";
 import type { StartMachineOptions } from "../qemu/machine.ts";
 import { findProgram } from "../qemu/program.ts";
@@ -47,6 +48,7 @@ export async function keyOf(
     // The next version of a program in the same place has other times.
     program: { path, ...await fingerprint(path) },
     firmware: await Promise.all(firmwareFiles(plan.firmware).map(fingerprint)),
+    seed: plan.seed && seedImage().toBase64(),
     args: qemuArgs({
       ...plan,
       ...{ dir: "", disk: "", shares: [] },

@@ -8,12 +8,14 @@ import { assertSafeExports, planShares } from "./shares.ts";
 import { prepareDisk } from "../qemu/disk.ts";
 import { type BootOptions, sizes } from "./options.ts";
 import { startVm } from "./_start.ts";
+import { seedImage } from "../guest/seed.ts";
+import { join } from "../path.ts";
 import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import { type Emit, emitter } from "../events.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
 import type { StartMachineOptions } from "../qemu/machine.ts";
-import { makeMachineDir } from "../qemu/machine_dir.ts";
+import { MACHINE_FILES, makeMachineDir } from "../qemu/machine_dir.ts";
 import { firmwareFiles } from "../qemu/firmware.ts";
 import { planTarget } from "../qemu/target.ts";
 import type { BootedVm } from "./vm.ts";
@@ -51,7 +53,11 @@ export async function boot(options: BootOptions): Promise<BootedVm> {
   const disk = await prepareDisk(options.image, options.overlay);
   const dir = await makeMachineDir(env);
   try {
+    await Deno.writeFile(join(dir, MACHINE_FILES.seed), seedImage(), {
+      mode: 0o600,
+    });
     const machine = {
+      seed: true,
       ...disk,
       ...sizes(options),
       ...target,

@@ -140,3 +140,19 @@ Deno.test("a firmware is only read, and what it writes is the machine's alone", 
   assertEquals(values("-bios", rom), ["/f/both.fd"]);
   assertEquals(values("-bios", qemuArgs(machine)), []);
 });
+
+Deno.test("a seed is read-only, comes after the disk, and is announced", () => {
+  const args = qemuArgs({ ...machine, seed: true });
+  const drives = values("-drive", args);
+  const seed = drives.find((it) => it.includes("id=seed"))!;
+  assert(seed.includes("format=raw") && seed.endsWith("readonly=on"), seed);
+  assert(seed.startsWith("file=/tmp/toolsmith-x/seed,"), seed);
+  const disks = values("-device", args)
+    .filter((it) => it.startsWith("virtio-blk-pci"));
+  assertEquals(disks, [
+    "virtio-blk-pci,drive=disk,bootindex=0",
+    "virtio-blk-pci,drive=seed",
+  ]);
+  assertEquals(values("-smbios", args), ["type=1,serial=ds=nocloud"]);
+  assertEquals(values("-smbios", qemuArgs(machine)), []);
+});

@@ -1,0 +1,94 @@
+/**
+ * Which agent has answered in a guest that was booted, and whether the guest has
+ * done all that its first boot has to do.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+import { RefusedError } from "../qemu/errors.ts";
+import type { Monitor } from "../qemu/monitor.ts";
+import { oneLine } from "../system/text.ts";
+import { runScript } from "./_script.ts";
+import { SEED_AGENT } from "./_seed_agent.ts";
+
+/** What {@linkcode meetAgent} takes. */
+export interface MeetAgentOptions {
+  /** Time that cloud-init may take, in milliseconds. */
+  timeoutMs: number;
+  /** Gives up when aborted. */
+  signal?: AbortSignal;
+}
+
+/** Written where systemd has found that cloud-init is to run. */
+const ENABLED = "/run/cloud-init/enabled";
+const DONE = "/run/cloud-init/result.json";
+const PAUSE_MS = 200;
+
+/**
+ * Asks the agent who it is. An image's own may answer before cloud-init has made
+ * the users and files that commands rely on: that is waited for.
+ *
+ * @param monitor The machine; its agent has answered.
+ * @param options How long cloud-init may take.
+ * @returns Such as `qemu-ga 7.2.22`, or `toolsmith`; `undefined` where it does not
+ * say.
+ * @throws {ToolsmithError} `guest_not_ready` when cloud-init does not end.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function meetAgent(
+  monitor: Monitor,
+  options: MeetAgentOptions,
+): Promise<string | undefined> {
+  const { signal } = options;
+  const info = await unlessRefused(monitor.agent(["guest-info"], signal));
+  const { version } = (info ?? {}) as { version?: unknown };
+  // It has waited by itself.
+  if (version === SEED_AGENT) return SEED_AGENT;
+  if (await hasCloudInit(monitor, signal)) {
+    await cloudInitDone(monitor, options);
+  }
+  return typeof version === "string"
+    ? `qemu-ga ${oneLine(version, 40)}`
+    : undefined;
+}
+
+/** To open a file costs less than a process in the guest. */
+async function hasCloudInit(
+  monitor: Monitor,
+  signal: AbortSignal | undefined,
+): Promise<boolean> {
+  const handle = await unlessRefused(
+    monitor.agent(["guest-file-open", { path: ENABLED }], signal),
+  );
+  if (typeof handle !== "number") return false;
+  await unlessRefused(monitor.agent(["guest-file-close", { handle }], signal));
+  return true;
+}
+
+/** What an agent is not allowed to say is not known. */
+async function unlessRefused(answer: Promise<unknown>): Promise<unknown> {
+  try {
+    return await answer;
+  } catch (error) {
+    if (error instanceof RefusedError) return undefined;
+    throw error;
+  }
+}
+
+async function cloudInitDone(
+  monitor: Monitor,
+  { timeoutMs, signal }: MeetAgentOptions,
+) {
+  const script = `until [ -e ${DONE} ]; do sleep 0.2; done`;
+  await runScript(monitor, [script], {
+    signal,
+    timeoutMs,
+    pauseMs: PAUSE_MS,
+    late: () =>
+      new ToolsmithError(
+        "guest_not_ready",
+        `The guest's cloud-init did not end within ${timeoutMs / 1000} s`,
+        { hint: "allow more time with --boot-timeout" },
+      ),
+  });
+}
