@@ -119,6 +119,11 @@ export const MACHINE: Flag[] = [
     help: "mount this directory writable, at /mnt/TAG",
   },
   {
+    name: "copy-limit",
+    value: "SIZE",
+    help: "workspace that is copied where it cannot be mounted (default 128M)",
+  },
+  {
     name: "network",
     help: "give the VM a network: it can reach all that this host reaches",
   },
@@ -203,6 +208,7 @@ export function readMachine(given: ParsedFlags): WorkspaceVmOptions {
     cpus: given.count("cpus"),
     // What is not given must not rule the detached VM out.
     exports: exports.length > 0 ? exports : undefined,
+    copyLimit: given.mebibytes("copy-limit"),
     network: given.has("network") || undefined,
     overlay: given.text("overlay"),
     fresh: given.has("fresh"),

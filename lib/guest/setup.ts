@@ -20,6 +20,19 @@ export interface SetUpOptions {
   signal?: AbortSignal;
 }
 
+/** The guest's kernel can mount no directory of the host at all. */
+export class NoMountsError extends ToolsmithError {
+  constructor(reason: string) {
+    super(
+      "guest_failed",
+      `The guest cannot mount a directory of the host: ${reason}`,
+      { hint: "its kernel needs 9p and 9pnet_virtio" },
+    );
+  }
+}
+
+/** What `mount` says where the file system is not known. */
+const UNKNOWN = /unknown filesystem|No such device/;
 const TIMEOUT_MS = 120_000;
 /** Written by the script when the guest's own `date` cannot set the clock. */
 const NO_CLOCK = "clock";
@@ -31,6 +44,7 @@ const NO_CLOCK = "clock";
  * @param monitor The machine.
  * @param shares The directories.
  * @param options Whether to set the clock, and when to give up.
+ * @throws {NoMountsError} When the guest's kernel has no 9p.
  * @throws {ToolsmithError} `guest_failed` with what `mount` said.
  * @throws The signal's reason when it is aborted.
  */
@@ -59,6 +73,7 @@ export async function setUpGuest(
   const how = { signal, timeoutMs, late };
   const { exitCode, output } = await runScript(monitor, words, how);
   const line = oneLine(output);
+  if (exitCode !== 0 && UNKNOWN.test(line)) throw new NoMountsError(line);
   if (exitCode !== 0) {
     throw new ToolsmithError(
       "guest_failed",

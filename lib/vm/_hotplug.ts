@@ -7,7 +7,14 @@
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
-import { setUpGuest, type SetUpOptions } from "../guest/setup.ts";
+import { copyIntoGuest, type CopyOptions } from "../guest/copy.ts";
+import {
+  NoMountsError,
+  setUpGuest,
+  type SetUpOptions,
+} from "../guest/setup.ts";
+import { join } from "../path.ts";
+import { oneLine } from "../system/text.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import { NETWORK_SLOT, shareId, slotId } from "../qemu/devices.ts";
@@ -18,7 +25,7 @@ const NETWORK_WAIT_MS = 10_000;
 const NETWORK_PAUSE_MS = 100;
 
 /** What {@linkcode attach} takes besides the directories. */
-export interface AttachOptions extends SetUpOptions {
+export interface AttachOptions extends SetUpOptions, CopyOptions {
   /** Give the guest a network. @default {false} */
   network?: boolean;
   /** Takes events. */
@@ -44,7 +51,8 @@ export async function attach(
   const { clock, network, emit, signal } = options;
   let mounted = shares;
   try {
-    await attachShares(monitor, shares, { clock, signal });
+    await attachShares(monitor, shares, { clock, signal })
+      .catch((error) => copyInstead(monitor, shares, { ...options, error }));
   } catch (error) {
     signal?.throwIfAborted();
     const workspaceOnly = shares.length === 1 && !shares[0].writable;
@@ -58,6 +66,31 @@ export async function attach(
     emit({ type: "warning", message });
   }
   return mounted;
+}
+
+/** What the guest cannot mount comes as a copy, if it is only to be read. */
+async function copyInstead(
+  monitor: Monitor,
+  shares: GuestShare[],
+  { error, emit, ...options }: AttachOptions & { error: unknown },
+) {
+  if (!(error instanceof NoMountsError)) throw error;
+  if (shares.some(({ writable }) => writable)) throw error;
+  for (const share of shares) {
+    // The image need not go into its own guest.
+    const exclude = [join(share.path, ".toolsmith", "cache")];
+    const how = { ...options, exclude };
+    const copy = await copyIntoGuest(monitor, share, how);
+    const mebibytes = (copy.bytes / 2 ** 20).toFixed(1);
+    const left = copy.skipped.length === 0
+      ? ""
+      : `; left out, as no copy can have them: ${copy.skipped.length}, such as ${
+        oneLine(copy.skipped[0], 80)
+      }`;
+    const message =
+      `The workspace is a copy in the guest's memory (${copy.entries} entries, ${mebibytes} MiB), as its kernel has no 9p${left}`;
+    emit({ type: "warning", message });
+  }
 }
 
 /**

@@ -43,6 +43,13 @@ export interface BootOptions {
   cpus?: number;
   /** Directory to mount read-only at `/mnt/work`. @default {undefined} none */
   workspace?: string;
+  /**
+   * Size that the copy of the workspace may have in a guest whose kernel has no
+   * 9p, in MiB.
+   *
+   * @default {128}
+   */
+  copyLimit?: number;
   /** Directories to mount writable. @default {[]} */
   exports?: GuestExport[];
   /**
