@@ -58,7 +58,9 @@ export async function attach(
     const workspaceOnly = shares.length === 1 && !shares[0].writable;
     if (!workspaceOnly || !(error instanceof ToolsmithError)) throw error;
     if (error instanceof VmDisconnectedError) throw error;
-    emit({ type: "warning", message: `No workspace: ${error.message}` });
+    const hint = error.code === "usage" ? `; ${error.hint}` : "";
+    const message = `No workspace: ${error.message}${hint}`;
+    emit({ type: "warning", message });
     mounted = [];
   }
   if (network && !await attachNetwork(monitor, { signal })) {

@@ -99,15 +99,39 @@ async function behaves(
     assertStringIncludes(ran.stderr, "end of input\n");
     assertEquals(ran.stdout, bytes.toBase64());
   });
+  await t.step("it waits for cloud-init, where there is one", async () => {
+    const script =
+      "! [ -d /run/cloud-init ] || cat /run/cloud-init/result.json";
+    const { stdout } = await toolsmith(["--quiet", "--", "sh", "-c", script]);
+    assertMatch(stdout, agent.test("toolsmith") ? /NoCloud/ : /^$/);
+  });
+  await t.step("the record says what it boots with", async () => {
+    const { stdout } = await work.toolsmith(["hydrate", "--json"]);
+    const { last } = jsonLines(stdout);
+    assertMatch(JSON.stringify(last.boot), efi ? /"uefi"/ : /"bios"/);
+  });
+  await t.step("the workspace is as it is now, and read-only", async () => {
+    await Deno.writeTextFile(join(work.dir, "new.txt"), "written later\n");
+    await Deno.chmod(join(work.dir, "new.txt"), 0o755);
+    await Deno.symlink("new.txt", join(work.dir, "link"));
+    const script =
+      "cat link; stat -c %a new.txt; touch here 2>/dev/null && echo wrote";
+    const { stdout } = await toolsmith(["--quiet", "--", "sh", "-c", script]);
+    assertEquals(stdout, "written later\n755\n");
+  });
   await t.step(
-    "the workspace is there as it is now, and read-only",
+    "a workspace that is copied has a limit with a flag",
     async () => {
-      await Deno.writeTextFile(join(work.dir, "new.txt"), "written later\n");
-      const script = "cat new.txt; touch here 2>/dev/null && echo wrote";
-      const { stdout } = await toolsmith(["--quiet", "--", "sh", "-c", script]);
-      assertEquals(stdout, "written later\n");
+      const huge = join(work.dir, "huge");
+      await Deno.writeTextFile(huge, "");
+      await Deno.truncate(huge, 5 * 2 ** 30);
+      const { code, stdout, stderr } = await toolsmith(["--", "pwd"]);
+      await Deno.remove(huge);
+      assertEquals([code, stdout], [0, mounts ? "/mnt/work\n" : "/\n"], stderr);
+      if (!mounts) assertMatch(stderr, /128 MiB.*--copy-limit/);
     },
   );
+  if (!mounts) return;
   await t.step("an export brings results back", async () => {
     const script = "echo result >/mnt/out/a; ln -s a /mnt/out/b";
     const words = ["--export", out, "--", "sh", "-c", script];
