@@ -1,6 +1,6 @@
 /**
- * Brings a directory of the host into a guest that cannot mount it: as a copy in
- * the guest's memory.
+ * Brings a directory of the host into a guest that cannot mount it, as a copy in
+ * the guest's memory, and back what the guest has made of it.
  *
  * @module
  */
@@ -8,6 +8,7 @@ import { ToolsmithError } from "../errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { planTar, type TarPlan } from "../system/tar.ts";
+import { type Unpacked, unpackTar } from "../system/untar.ts";
 import { oneLine } from "../system/text.ts";
 import { execInGuest } from "./exec.ts";
 
@@ -24,7 +25,13 @@ export interface CopyOptions {
 const LIMIT_MIB = 128;
 const MEBIBYTE = 2 ** 20;
 
-/** Arguments: the place. The directory comes as a tar on standard input. */
+/** What one command may bring back. */
+const BACK = { maxBytes: 2 ** 30, maxEntries: 100_000 };
+
+/**
+ * Arguments: the place, and `ro` or `rw`. The directory comes as a tar on standard
+ * input.
+ */
 const COPY_SCRIPT = `
 umount -l "$1" 2>/dev/null
 mkdir -p "$1" && mount -t tmpfs -o mode=755 toolsmith "$1" || exit 1
@@ -32,11 +39,11 @@ said=$(tar -xpf - -C "$1" 2>&1) || {
   echo "$said" | tail -n 1 >&2
   exit 1
 }
-mount -o remount,ro "$1"
+mount -o "remount,$2" "$1"
 `;
 
 /**
- * Copies a directory to `/mnt/<tag>` of a guest, which can only read it there.
+ * Copies a directory to `/mnt/<tag>` of a guest.
  *
  * Needs `--allow-read` for the directory.
  *
@@ -50,7 +57,7 @@ mount -o remount,ro "$1"
  */
 export async function copyIntoGuest(
   monitor: Monitor,
-  { path, tag }: GuestShare,
+  { path, tag, writable }: GuestShare,
   options: CopyOptions = {},
 ): Promise<TarPlan> {
   const { copyLimit = LIMIT_MIB, exclude, signal } = options;
@@ -64,7 +71,7 @@ export async function copyIntoGuest(
     );
   }
   const { code, stderr } = await execInGuest(monitor, "/bin/sh", {
-    args: ["-c", COPY_SCRIPT, "sh", `/mnt/${tag}`],
+    args: ["-c", COPY_SCRIPT, "sh", `/mnt/${tag}`, writable ? "rw" : "ro"],
     stdin: ReadableStream.from(plan.chunks()),
     cwd: "/",
     signal,
@@ -77,4 +84,59 @@ export async function copyIntoGuest(
     }`,
     { hint: "it needs tar, and room in its memory: --memory SIZE" },
   );
+}
+
+/**
+ * Brings back what a guest has in its copy of a directory. Files that are gone
+ * there stay here.
+ *
+ * Needs `--allow-read` and `--allow-write` for the directory.
+ *
+ * @param monitor The machine.
+ * @param share The directory.
+ * @param options Gives up when aborted.
+ * @returns What was taken, and what was not: nothing leads out of the directory,
+ * and there are no devices, and no set-user-ID bits.
+ * @throws {ToolsmithError} `guest_failed` when the guest sends no tar, or more
+ * than 1 GiB or 100,000 entries.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function copyFromGuest(
+  monitor: Monitor,
+  { path, tag }: GuestShare,
+  { signal }: { signal?: AbortSignal } = {},
+): Promise<Unpacked> {
+  const stop = new AbortController();
+  const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
+  const writer = writable.getWriter();
+  const sending = execInGuest(monitor, "tar", {
+    args: ["-cf", "-", "-C", `/mnt/${tag}`, "."],
+    stdout: (chunk) => writer.write(chunk),
+    cwd: "/",
+    signal: AbortSignal.any([stop.signal, ...signal ? [signal] : []]),
+  }).then(async (result) => {
+    await writer.close();
+    return result;
+  }, async (error) => {
+    await writer.abort(error).catch(() => {});
+    throw error;
+  });
+  const taking = unpackTar(readable, path, BACK).catch((error) => {
+    stop.abort(error);
+    throw error;
+  });
+  const [sent, taken] = await Promise.allSettled([sending, taking]);
+  signal?.throwIfAborted();
+  if (sent.status === "fulfilled" && sent.value.code !== 0) {
+    throw new ToolsmithError(
+      "guest_failed",
+      `The guest cannot send its copy of ${path}: ${
+        oneLine(sent.value.stderr) || `status ${sent.value.code}`
+      }`,
+      { hint: "it needs tar for an export that it cannot mount" },
+    );
+  }
+  if (taken.status === "rejected") throw taken.reason;
+  if (sent.status === "rejected") throw sent.reason;
+  return taken.value;
 }

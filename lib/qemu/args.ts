@@ -28,6 +28,8 @@ export interface GuestShare {
   tag: string;
   /** May the guest write to it? */
   writable: boolean;
+  /** Is it a copy in the guest, as that cannot mount it? @default {false} */
+  copied?: boolean;
 }
 
 /** A file that holds a guest's memory, and is mapped by QEMU. */

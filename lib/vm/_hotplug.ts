@@ -14,7 +14,8 @@ import {
   type SetUpOptions,
 } from "../guest/setup.ts";
 import { join } from "../path.ts";
-import { oneLine } from "../system/text.ts";
+import { leftOut } from "./_left_out.ts";
+import { WORKSPACE_TAG } from "./shares.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import { NETWORK_SLOT, shareId, slotId } from "../qemu/devices.ts";
@@ -49,10 +50,13 @@ export async function attach(
   options: AttachOptions,
 ): Promise<GuestShare[]> {
   const { clock, network, emit, signal } = options;
-  let mounted = shares;
+  let attached = shares;
   try {
-    await attachShares(monitor, shares, { clock, signal })
-      .catch((error) => copyInstead(monitor, shares, { ...options, error }));
+    attached = await attachShares(monitor, shares, { clock, signal })
+      .then(() => shares, (error) => {
+        if (!(error instanceof NoMountsError)) throw error;
+        return copyInstead(monitor, shares, options);
+      });
   } catch (error) {
     signal?.throwIfAborted();
     const workspaceOnly = shares.length === 1 && !shares[0].writable;
@@ -61,38 +65,36 @@ export async function attach(
     const hint = error.code === "usage" ? `; ${error.hint}` : "";
     const message = `No workspace: ${error.message}${hint}`;
     emit({ type: "warning", message });
-    mounted = [];
+    attached = [];
   }
   if (network && !await attachNetwork(monitor, { signal })) {
     const message = "The guest has a network card and no address on it yet";
     emit({ type: "warning", message });
   }
-  return mounted;
+  return attached;
 }
 
-/** What the guest cannot mount comes as a copy, if it is only to be read. */
+/** What the guest cannot mount comes as a copy. */
 async function copyInstead(
   monitor: Monitor,
   shares: GuestShare[],
-  { error, emit, ...options }: AttachOptions & { error: unknown },
-) {
-  if (!(error instanceof NoMountsError)) throw error;
-  if (shares.some(({ writable }) => writable)) throw error;
+  { emit, ...options }: AttachOptions,
+): Promise<GuestShare[]> {
   for (const share of shares) {
     // The image need not go into its own guest.
     const exclude = [join(share.path, ".toolsmith", "cache")];
     const how = { ...options, exclude };
     const copy = await copyIntoGuest(monitor, share, how);
+    const what = share.tag === WORKSPACE_TAG
+      ? "The workspace"
+      : `The export ${share.tag}`;
     const mebibytes = (copy.bytes / 2 ** 20).toFixed(1);
-    const left = copy.skipped.length === 0
-      ? ""
-      : `; left out, as no copy can have them: ${copy.skipped.length}, such as ${
-        oneLine(copy.skipped[0], 80)
-      }`;
     const message =
-      `The workspace is a copy in the guest's memory (${copy.entries} entries, ${mebibytes} MiB), as its kernel has no 9p${left}`;
+      `${what} is a copy in the guest's memory (${copy.entries} entries, ${mebibytes} MiB), as its kernel has no 9p` +
+      leftOut(copy.skipped);
     emit({ type: "warning", message });
   }
+  return shares.map((share) => ({ ...share, copied: true }));
 }
 
 /**

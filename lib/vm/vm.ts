@@ -13,6 +13,8 @@ import {
   type ExecOptions,
   type ExecResult,
 } from "../guest/exec.ts";
+import { copyFromGuest } from "../guest/copy.ts";
+import { leftOut } from "./_left_out.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
@@ -144,6 +146,7 @@ export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
         .catch(async (error) => {
           throw await explain(parts, error);
         });
+      await bringBack(parts, options.signal);
       emit({
         type: "command_end",
         id,
@@ -164,6 +167,21 @@ export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
       return stopping;
     },
   };
+}
+
+/** What was copied into the guest to be written there comes back. */
+async function bringBack(
+  { facts, monitor, emit }: VmParts,
+  signal: AbortSignal | undefined,
+) {
+  for (const share of facts.shares) {
+    if (!share.copied || !share.writable) continue;
+    const { refused } = await copyFromGuest(monitor, share, { signal });
+    if (refused.length === 0) continue;
+    const message = `The export ${share.tag} has what a host must not take` +
+      leftOut(refused);
+    emit({ type: "warning", message });
+  }
 }
 
 /** A relative directory is one of the workspace. */

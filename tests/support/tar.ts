@@ -14,9 +14,65 @@ export interface TarEntry {
   hardLinkTo?: string;
   /** The content of a file. */
   content?: string;
+  /** What it links to; makes it a symbolic link. */
+  linkTo?: string;
+  /** The type's character, whatever that is. @default {"0"} or that of a link */
+  type?: string;
+  /** The mode. @default {0o644} */
+  mode?: number;
+  /** The size that the header claims. @default {undefined} the content's */
+  size?: number;
 }
 
 const BLOCK = 512;
+
+/**
+ * Makes an archive.
+ *
+ * @param entries The entries, in order.
+ */
+export function tar(entries: TarEntry[]): Uint8Array<ArrayBuffer> {
+  const blocks: Uint8Array<ArrayBuffer>[] = [];
+  for (const entry of entries) {
+    const { name, hardLinkTo, linkTo, content = "", mode = 0o644 } = entry;
+    const target = hardLinkTo ?? linkTo;
+    const data = new TextEncoder().encode(content);
+    const size = target === undefined ? data.length : 0;
+    const usual = hardLinkTo !== undefined
+      ? "1"
+      : linkTo !== undefined
+      ? "2"
+      : "0";
+    const header = new Uint8Array(BLOCK);
+    const put = (text: string, at: number) =>
+      header.set(new TextEncoder().encode(text), at);
+    const octal = (value: number, digits: number) =>
+      value.toString(8).padStart(digits, "0");
+    put(name, 0);
+    put(octal(mode, 7), 100);
+    put(octal(0, 7), 108);
+    put(octal(0, 7), 116);
+    put(octal(entry.size ?? size, 11), 124);
+    put(octal(0, 11), 136);
+    put(" ".repeat(8), 148);
+    put(entry.type ?? usual, 156);
+    put(target ?? "", 157);
+    put("ustar\0" + "00", 257);
+    const sum = header.reduce((sum, byte) => sum + byte, 0);
+    put(`${octal(sum, 6)}\0 `, 148);
+    const body = new Uint8Array(Math.ceil(size / BLOCK) * BLOCK);
+    body.set(data.subarray(0, size));
+    blocks.push(header, body);
+  }
+  blocks.push(new Uint8Array(2 * BLOCK));
+  const bytes = new Uint8Array(blocks.reduce((sum, it) => sum + it.length, 0));
+  let at = 0;
+  for (const block of blocks) {
+    bytes.set(block, at);
+    at += block.length;
+  }
+  return bytes;
+}
 
 /**
  * Makes a gzipped archive.
@@ -26,33 +82,7 @@ const BLOCK = 512;
 export async function tarGzip(
   entries: TarEntry[],
 ): Promise<Uint8Array<ArrayBuffer>> {
-  const blocks: Uint8Array<ArrayBuffer>[] = [];
-  for (const { name, hardLinkTo, content = "" } of entries) {
-    const data = new TextEncoder().encode(content);
-    const size = hardLinkTo === undefined ? data.length : 0;
-    const header = new Uint8Array(BLOCK);
-    const put = (text: string, at: number) =>
-      header.set(new TextEncoder().encode(text), at);
-    const octal = (value: number, digits: number) =>
-      value.toString(8).padStart(digits, "0");
-    put(name, 0);
-    put(octal(0o644, 7), 100);
-    put(octal(0, 7), 108);
-    put(octal(0, 7), 116);
-    put(octal(size, 11), 124);
-    put(octal(0, 11), 136);
-    put(" ".repeat(8), 148);
-    put(hardLinkTo === undefined ? "0" : "1", 156);
-    put(hardLinkTo ?? "", 157);
-    put("ustar\0" + "00", 257);
-    const sum = header.reduce((sum, byte) => sum + byte, 0);
-    put(`${octal(sum, 6)}\0 `, 148);
-    const body = new Uint8Array(Math.ceil(size / BLOCK) * BLOCK);
-    body.set(data.subarray(0, size));
-    blocks.push(header, body);
-  }
-  blocks.push(new Uint8Array(2 * BLOCK));
-  const stream = new Blob(blocks).stream()
+  const stream = new Blob([tar(entries)]).stream()
     .pipeThrough(new CompressionStream("gzip"));
   return await new Response(stream).bytes();
 }
