@@ -22,6 +22,7 @@ import {
 } from "../oci/oras_version.ts";
 import type { RegistryOptions } from "../oci/registry.ts";
 import { accelerators, tryAccelerator } from "../qemu/accelerator.ts";
+import { findUefi } from "../qemu/firmware.ts";
 import { qemuProgram, qemuVersion } from "../qemu/program.ts";
 import { freeBytes } from "../system/free_space.ts";
 
@@ -64,6 +65,8 @@ export const CHECKS: Check[] = [
   checkSpace,
   checkQemu,
   checkAccelerator,
+  (host) => checkImagesFor(host, "x86_64"),
+  (host) => checkImagesFor(host, "aarch64"),
 ];
 
 /** The manifest is there and as the guide describes. */
@@ -235,6 +238,23 @@ async function checkAccelerator({ env }: Host): Promise<Finding> {
     };
   } catch (error) {
     return { ...failed(check, error), level: "warn" };
+  }
+}
+
+/** Images that boot by UEFI, or are for arm64, need more; others do not. */
+async function checkImagesFor(
+  { env }: Host,
+  arch: "x86_64" | "aarch64",
+): Promise<Finding> {
+  const check = arch === "aarch64" ? "arm64 images" : "UEFI images";
+  const program = qemuProgram(env, arch);
+  try {
+    const version = await qemuVersion(program);
+    const { code } = await findUefi(arch, { program, env });
+    return { check, level: "ok", found: `${version}, firmware ${code}` };
+  } catch (error) {
+    const { message, hint } = toToolsmithError(error);
+    return { check, level: "ok", found: `not on this host: ${message}`, hint };
   }
 }
 

@@ -26,6 +26,9 @@ const CONFIG = {
   // Clones of one machine would share them.
   ssh_genkeytypes: [],
   growpart: { mode: "off" },
+  // Seconds of an emulated boot, for what nobody uses here.
+  grub_dpkg: { enabled: false },
+  locale: false,
   resize_rootfs: false,
 };
 

@@ -237,6 +237,29 @@ Deno.test("an abort ends the checks", async () => {
   );
 });
 
+Deno.test("what images of other kinds need is told, and fails nothing", async () => {
+  await using dir = await temporaryDir();
+  const none = join(dir.path, "qemu-system-x86_64");
+  const missing = await examine(dir.path, {
+    variables: { TOOLSMITH_QEMU: none },
+  });
+  for (const check of ["UEFI images", "arm64 images"]) {
+    assertEquals(missing[check].level, "ok");
+    assert(missing[check].found.includes("QEMU not found"), check);
+  }
+  assert(missing["arm64 images"].hint?.includes("qemu-system-arm"));
+  const script = "#!/bin/sh\necho QEMU emulator version 9.9.9\n";
+  for (const path of [none, none.replace("x86_64", "aarch64")]) {
+    await Deno.writeTextFile(path, script, { mode: 0o755 });
+  }
+  const found = await examine(dir.path, {
+    variables: { TOOLSMITH_QEMU: none },
+  });
+  assert(
+    /9\.9\.9, firmware |firmware_not|UEFI/.test(found["arm64 images"].found),
+  );
+});
+
 /** What a host offers that the tests run on; only Linux and KVM can be varied. */
 const kvm = await Deno.stat("/dev/kvm").then(() => true, () => false) &&
   Deno.build.os === "linux" && Deno.build.arch === "x86_64";

@@ -171,6 +171,8 @@ Deno.test({
       () => boot({ image, env, bootTimeoutMs: 3_000 }),
     );
     assert(error.message.includes("did not start within 3 s"));
+    assert(error.message.includes("take the one that Toolsmith offers"));
+    assert(error.hint?.includes("cloud-init"));
     assert(error.message.includes("\n  | SeaBIOS"), error.message);
     assert(error.hint?.includes("qemu-guest-agent"));
   },
