@@ -7,7 +7,7 @@
 import type { HydrateOptions } from "../hydrate/hydrate.ts";
 import type { RegistryOptions } from "../oci/registry.ts";
 import type { WorkspaceVmOptions } from "../run/workspace_vm.ts";
-import { parseArch } from "../vm/options.ts";
+import { type BootOptions, parseArch } from "../vm/options.ts";
 import { parseExport } from "../vm/shares.ts";
 import type { ParsedFlags } from "./flag_values.ts";
 import type { Flag } from "./spec.ts";
@@ -196,13 +196,18 @@ export function readHydrate(
   };
 }
 
+/** Reads `--arch`. */
+export function readArch(given: ParsedFlags): BootOptions["arch"] {
+  const arch = given.text("arch");
+  return arch === undefined ? undefined : parseArch(arch);
+}
+
 /** Reads {@linkcode MACHINE} and {@linkcode HYDRATE}. */
 export function readMachine(given: ParsedFlags): WorkspaceVmOptions {
   const exports = given.texts("export").map(parseExport);
-  const arch = given.text("arch");
   return {
     hydrate: readHydrate(given),
-    arch: arch === undefined ? undefined : parseArch(arch),
+    arch: readArch(given),
     firmware: given.text("firmware"),
     memory: given.mebibytes("memory"),
     cpus: given.count("cpus"),

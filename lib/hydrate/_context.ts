@@ -11,6 +11,7 @@ import {
   type TransferProgress,
   type TransferStart,
 } from "../oci/pull.ts";
+import type { ImageArch } from "../image/boot_loader.ts";
 import type { RegistryOptions } from "../oci/registry.ts";
 import type { Sha256 } from "../system/digest.ts";
 import { isPortableName } from "../system/portable_name.ts";
@@ -29,6 +30,8 @@ export interface FetchOptions extends RegistryOptions {
    * @default {undefined} `TOOLSMITH_CONNECTIONS`, or 4
    */
   connections?: number;
+  /** The processor whose image of an index is wanted. @default {Deno.build.arch} */
+  arch?: ImageArch;
 }
 
 /** An image that has arrived, and the digest that its bytes have. */
@@ -41,6 +44,8 @@ export interface FetchedImage {
   bytes: number;
   /** SHA-256 of its bytes. */
   actual: Sha256;
+  /** The processor that it is for, where its source says so. */
+  arch?: ImageArch;
 }
 
 /** One call of {@linkcode fetchImage}. */
@@ -55,6 +60,8 @@ export interface FetchContext {
   registry: RegistryOptions;
   /** How often it is tried. */
   retries: RetryOptions;
+  /** The processor whose image of an index is wanted. */
+  arch: ImageArch;
   /** How many connections there are at most. */
   connections: number;
   /** Whether the image's digest is known, and not yet to be found out. */

@@ -46,7 +46,11 @@ export async function placeFetched(
   const { path: from, name, bytes, actual } = fetched;
   const digest = asDigest(actual);
   const found = await findBootLoader(from);
-  const boot = found.firmware ? found : undefined;
+  // Who publishes it knows better than its disk says.
+  const { arch = found.arch } = fetched;
+  const boot = found.firmware || arch
+    ? { ...arch && { arch }, ...found.firmware && { firmware: found.firmware } }
+    : undefined;
   emit({ type: "checksum_verified", image, digest, bytes });
   const placed = { path: from, name, source: formatSource(source), boot };
   const path = await staging.place(placed);

@@ -18,6 +18,7 @@ import { fetchMirroredManifest } from "../oci/mirror_manifest.ts";
 import { findMirrors } from "../oci/mirrors.ts";
 import { type Oras, oras } from "../oci/oras.ts";
 import { pullImage, totalBytes } from "../oci/pull.ts";
+import { archOf, fetchForArch } from "../oci/platform.ts";
 import type { OciReference } from "../oci/reference.ts";
 import { asDigest } from "../system/digest.ts";
 import { removeTree } from "../system/files.ts";
@@ -62,10 +63,17 @@ export async function pullFromRegistry(
     onWarning: warn,
   });
   const places = { reference, registry, mirrors };
-  const artifact = await fetchMirroredManifest(places, {
-    check: (artifact) => void selectImageLayer(artifact, image.sha256),
-    onMirrorFailed: mirrorFailed(context),
-  }) ?? await retry(() => program.fetchManifest(reference), retries);
+  const fetch = async (reference: OciReference) =>
+    await fetchMirroredManifest({ ...places, reference }, {
+      check(artifact) {
+        // What an index names is checked when that has come.
+        if (!artifact.manifests?.length) {
+          selectImageLayer(artifact, image.sha256);
+        }
+      },
+      onMirrorFailed: mirrorFailed(context),
+    }) ?? await retry(() => program.fetchManifest(reference), retries);
+  const artifact = await fetchForArch(reference, context.arch, fetch);
   const layer = selectImageLayer(artifact, image.sha256);
   emit({
     type: "manifest_resolved",
@@ -80,7 +88,8 @@ export async function pullFromRegistry(
   await using part = await mayAsk(places)
     ? await openPart(dir, identity)
     : undefined;
-  return await pullLayer({ ...pull, part });
+  const fetched = await pullLayer({ ...pull, part });
+  return { ...fetched, arch: archOf(artifact) };
 }
 
 async function pullLayer(pull: Pull): Promise<FetchedImage> {

@@ -55,6 +55,7 @@ export function fetchImage(
     emit,
     pinned,
     registry: registryOptions(options),
+    arch: options.arch ?? Deno.build.arch,
     connections: connectionsOf(options),
     retries: {
       retries: options.retries,

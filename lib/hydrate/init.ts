@@ -23,6 +23,7 @@ import { type HttpsSource, parseImageSource } from "../manifest/source.ts";
 import { type ManifestChange, writeManifest } from "../manifest/write.ts";
 import { selectImageLayer } from "../oci/artifact.ts";
 import { oras } from "../oci/oras.ts";
+import { fetchForArch } from "../oci/platform.ts";
 import { formatReference, parseReference } from "../oci/reference.ts";
 import { registryOptions } from "../oci/registry.ts";
 import {
@@ -173,8 +174,12 @@ async function imageOfReference(
   options: Wanted,
 ): Promise<NewImage> {
   const reference = parseReference(ref);
-  const artifact = await oras(registryOptions(options))
-    .fetchManifest(reference);
+  const program = oras(registryOptions(options));
+  const artifact = await fetchForArch(
+    reference,
+    options.arch ?? Deno.build.arch,
+    program.fetchManifest,
+  );
   return {
     name: imageNameOf(reference.repository),
     source: `oci://${formatReference(reference)}`,

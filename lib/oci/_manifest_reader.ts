@@ -12,10 +12,17 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import type { Digest } from "../system/digest.ts";
+import { type Digest, isDigest } from "../system/digest.ts";
 import { foldName } from "../system/portable_name.ts";
 import { oneLine } from "../system/text.ts";
-import { type Artifact, type Descriptor, TITLE, UNPACK } from "./artifact.ts";
+import {
+  type Artifact,
+  type Descriptor,
+  type PlatformManifest,
+  TITLE,
+  UNPACK,
+} from "./artifact.ts";
+import { ARCHITECTURE } from "./platform.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 
 /** Far above what a few files need; registries themselves take up to 4 MiB. */
@@ -37,6 +44,7 @@ const INDEXES = new Set<unknown>([
 /** The fields that a reader knows, of any kind of manifest and of descriptors. */
 const FIELDS = folded([
   "annotations",
+  "architecture",
   "artifactType",
   "blobs",
   "config",
@@ -51,7 +59,12 @@ const FIELDS = folded([
   "subject",
   "urls",
 ]);
-const ANNOTATIONS = folded([TITLE, UNPACK, "io.deis.oras.content.digest"]);
+const ANNOTATIONS = folded([
+  ARCHITECTURE,
+  TITLE,
+  UNPACK,
+  "io.deis.oras.content.digest",
+]);
 
 const DIGEST = /^[a-z0-9]+(?:[+._-][a-z0-9]+)*:[\w=-]{1,512}$/i;
 
@@ -78,9 +91,19 @@ export function readManifest(
   const manifest = parseStrictly(bytes, refuse);
   const { registry, repository } = asked;
   const reference: OciReference = { kind: "oci", registry, repository, digest };
+  const descriptor = (value: unknown, what: string): Descriptor => {
+    if (isDescriptor(value)) return value;
+    throw refuse(`${what} is malformed: ${show(value)}`);
+  };
   const { mediaType } = manifest;
   if (INDEXES.has(mediaType) && manifest.layers === undefined) {
-    return { reference, digest, mediaType: String(mediaType), layers: [] };
+    return {
+      reference,
+      digest,
+      mediaType: String(mediaType),
+      layers: [],
+      manifests: platforms(manifest.manifests, descriptor),
+    };
   }
   if (!IMAGE_MANIFESTS.has(mediaType)) {
     throw refuse(`${show(mediaType)} is no media type of an image manifest`);
@@ -95,10 +118,6 @@ export function readManifest(
   if (layers.length > MAX_LAYERS) {
     throw refuse(`it has ${layers.length} layers, more than ${MAX_LAYERS}`);
   }
-  const descriptor = (value: unknown, what: string): Descriptor => {
-    if (isDescriptor(value)) return value;
-    throw refuse(`${what} is malformed: ${show(value)}`);
-  };
   return {
     reference,
     digest,
@@ -106,7 +125,30 @@ export function readManifest(
     layers: layers.map((layer) => descriptor(layer, "a layer")),
     config: config === undefined ? undefined : descriptor(config, "config"),
     subject: subject === undefined ? undefined : descriptor(subject, "subject"),
+    ...architecture(manifest.annotations),
   };
+}
+
+/** What the publisher says of the processor. */
+function architecture(annotations: unknown): Pick<Artifact, "architecture"> {
+  const value = isObject(annotations) ? annotations[ARCHITECTURE] : undefined;
+  return typeof value === "string" ? { architecture: value } : {};
+}
+
+/** Those of an index that are for a processor; others, as signatures, are not. */
+function platforms(
+  manifests: unknown,
+  descriptor: (value: unknown, what: string) => Descriptor,
+): PlatformManifest[] {
+  const list: unknown[] = Array.isArray(manifests) ? manifests : [];
+  return list.slice(0, MAX_LAYERS).flatMap((value) => {
+    const { digest } = descriptor(value, "a manifest of the index");
+    const { platform } = value as Record<string, unknown>;
+    const { architecture } = isObject(platform) ? platform : {};
+    return typeof architecture === "string" && isDigest(digest)
+      ? [{ digest, architecture: oneLine(architecture, 40) }]
+      : [];
+  });
 }
 
 type Refusal = (why: string, cause?: unknown) => ToolsmithError;

@@ -46,6 +46,14 @@ export interface Descriptor {
   annotations?: Record<string, string> | null;
 }
 
+/** A manifest that an index names for a processor. */
+export interface PlatformManifest {
+  /** Its digest. */
+  digest: Digest;
+  /** The processor, as OCI names it: `amd64`, `arm64`. */
+  architecture: string;
+}
+
 /** An artifact: its manifest, as a registry serves it. */
 export interface Artifact {
   /** The manifest by digest: later requests cannot get another one. */
@@ -56,6 +64,10 @@ export interface Artifact {
   mediaType: string;
   /** The layers; empty for an index. */
   layers: Descriptor[];
+  /** The manifests of an index that are for one processor each. */
+  manifests?: PlatformManifest[];
+  /** The processor that its image is for, as OCI names it, where that is said. */
+  architecture?: string;
   /** The configuration; oras pulls one that has a title like a layer. */
   config?: Descriptor;
   /** The manifest that this one is about; oras may write one that has a title. */

@@ -7,6 +7,7 @@ import { basename } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import { type Emit, emitter, type OnEvent } from "../events.ts";
+import type { ImageArch } from "../image/boot_loader.ts";
 import { inspectImage, statFile } from "../image/inspect.ts";
 import {
   assertImageName,
@@ -17,6 +18,7 @@ import {
 import { QCOW2_MEDIA_TYPE, TITLE } from "../oci/artifact.ts";
 import { publishingEnvironment } from "../oci/credentials.ts";
 import { oras } from "../oci/oras.ts";
+import { ARCHITECTURE, ociArch } from "../oci/platform.ts";
 import {
   formatReference,
   type OciReference,
@@ -47,6 +49,8 @@ export interface PublishOptions extends PollOptions, RegistryOptions {
   extras?: ExtraFile[];
   /** Annotations of the manifest, added to title and time. @default {{}} */
   annotations?: Record<string, string>;
+  /** The processor that the image is for. @default {undefined} consumers look at its disk */
+  arch?: ImageArch;
   /**
    * The time that the manifest records as its creation. Without it that is
    * `SOURCE_DATE_EPOCH`, or the time at which the file was last written: the
@@ -200,6 +204,7 @@ async function prepare(
   const annotations = {
     [TITLE]: files[0].title,
     [CREATED]: createdTime(env, { given: options.created, modified }),
+    ...options.arch && { [ARCHITECTURE]: ociArch(options.arch) },
     ...options.annotations,
   };
   return { target, image, files, annotations, bytes, total };

@@ -140,7 +140,11 @@ export async function planWorkspaceVm(
 ): Promise<BootOptions> {
   const { hydrate: how, fresh = false, save, ...machine } = options;
   const { onEvent, env, signal } = machine;
-  const image = await hydrate(manifest, { ...how, onEvent, env, signal });
+  const image = await hydrate(manifest, {
+    ...how,
+    ...{ onEvent, env, signal },
+    arch: machine.arch ?? how?.arch,
+  });
   const entry = dirname(image.path);
   const dir = await snapshotDir(image.path, env);
   return {

@@ -21,6 +21,7 @@ import type { ParsedFlags } from "../flag_values.ts";
 import {
   OUTPUT,
   type OutputFlags,
+  readArch,
   readOutput,
   readRegistry,
   readTransfer,
@@ -57,6 +58,11 @@ export const publish: Command<PublishRequest> = {
       value: "KEY=VALUE",
       many: true,
       help: "annotate the artifact's manifest",
+    },
+    {
+      name: "arch",
+      value: "ARCH",
+      help: "record the processor that the image is for: amd64 or arm64",
     },
     {
       name: "created",
@@ -142,6 +148,7 @@ function readOptions(given: ParsedFlags): PublishOptions {
   return {
     extras: given.texts("extra").map(parseExtra),
     annotations: given.pairs("annotation"),
+    arch: readArch(given),
     created: given.time("created"),
     verify: given.oneOf(["manifest", "pull"], verify),
     attempts: given.count("attempts"),

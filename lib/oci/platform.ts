@@ -1,0 +1,94 @@
+/**
+ * For which processor an artifact is, and which manifest of an index is for this
+ * host's.
+ *
+ * Format: OCI Image Specification 1.1, "Image Index": `platform.architecture`
+ * holds names of Go's processors.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+import type { Artifact } from "./artifact.ts";
+import { formatReference, type OciReference } from "./reference.ts";
+
+/** A processor, as Deno names it. */
+export type Arch = "x86_64" | "aarch64";
+
+/** The annotation of a manifest that holds the processor of its image. */
+export const ARCHITECTURE = "vnd.fountain.toolsmith.architecture";
+
+const NAMES: Record<Arch, string> = { x86_64: "amd64", aarch64: "arm64" };
+
+/**
+ * The name that OCI has for a processor.
+ *
+ * @param arch The processor.
+ * @returns Such as `amd64`.
+ */
+export function ociArch(arch: Arch): string {
+  return NAMES[arch];
+}
+
+/**
+ * The processor that an artifact says its image is for.
+ *
+ * @param artifact The artifact.
+ * @returns The processor; `undefined` where it does not say, or names another.
+ */
+export function archOf({ architecture }: Artifact): Arch | undefined {
+  const archs: Arch[] = ["x86_64", "aarch64"];
+  return archs.find((arch) => NAMES[arch] === architecture);
+}
+
+/**
+ * Fetches an artifact; of an index, the one manifest in it that is for a
+ * processor.
+ *
+ * @param reference What is asked for.
+ * @param arch The processor.
+ * @param fetch Asks for one manifest.
+ * @returns The artifact, which is no index.
+ * @throws {ToolsmithError} `payload_missing` when an index has none for this
+ * processor, or names an index again; `payload_ambiguous` when it has several.
+ */
+export async function fetchForArch(
+  reference: OciReference,
+  arch: Arch,
+  fetch: (reference: OciReference) => Promise<Artifact>,
+): Promise<Artifact> {
+  const artifact = await fetch(reference);
+  if (!artifact.manifests || artifact.manifests.length === 0) return artifact;
+  const wanted = NAMES[arch];
+  const { manifests } = artifact;
+  const fitting = manifests.filter((it) => it.architecture === wanted);
+  const name = formatReference(artifact.reference);
+  if (fitting.length === 0) {
+    const others = [...new Set(manifests.map((it) => it.architecture))];
+    throw new ToolsmithError(
+      "payload_missing",
+      `${name} has no image for ${wanted}: it has ${others.join(", ")}`,
+      {
+        hint:
+          "name the manifest inside it by its digest, …@sha256:…, or the processor of another: --arch ARCH",
+      },
+    );
+  }
+  if (fitting.length > 1) {
+    throw new ToolsmithError(
+      "payload_ambiguous",
+      `${name} has ${fitting.length} images for ${wanted}`,
+      { hint: "name one of them by its digest, …@sha256:…" },
+    );
+  }
+  const { digest } = fitting[0];
+  const { registry, repository } = artifact.reference;
+  const found = await fetch({ kind: "oci", registry, repository, digest });
+  if (found.manifests) {
+    throw new ToolsmithError(
+      "payload_missing",
+      `${name} names another index for ${wanted}`,
+      { hint: "name the image's manifest by its digest, …@sha256:…" },
+    );
+  }
+  return { ...found, architecture: found.architecture ?? wanted };
+}

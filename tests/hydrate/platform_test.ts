@@ -1,0 +1,143 @@
+/**
+ * Artifacts that say for which processor they are, and indexes that have one
+ * image for each.
+ */
+import { assertEquals, assertStringIncludes } from "@std/assert";
+import { join } from "@std/path";
+import { hydrate } from "../../lib/hydrate/hydrate.ts";
+import { init } from "../../lib/hydrate/init.ts";
+import { publish } from "../../lib/publish/publish.ts";
+import { run } from "../../lib/system/process.ts";
+import { failure } from "../support/failure.ts";
+import { parts } from "../support/parts.ts";
+import {
+  type ImageBench,
+  makeQcow2,
+  testWithImage,
+} from "../support/workspace.ts";
+
+if (parts.oras) Deno.env.set("TOOLSMITH_ORAS", parts.oras);
+
+const INDEX = "application/vnd.oci.image.index.v1+json";
+const MANIFEST = "application/vnd.oci.image.manifest.v1+json";
+const HERE = Deno.build.arch;
+const OTHER = HERE === "x86_64" ? "aarch64" : "x86_64";
+const NAMES = { x86_64: "amd64", aarch64: "arm64" };
+
+/** Pushes an index that names manifests by architecture. */
+async function pushIndex(
+  { dir, host }: ImageBench,
+  manifests: { digest: string; architecture?: string; mediaType?: string }[],
+) {
+  const file = join(dir, "index.json");
+  const index = {
+    schemaVersion: 2,
+    mediaType: INDEX,
+    manifests: await Promise.all(
+      manifests.map(async ({ digest, architecture, mediaType }) => ({
+        mediaType: mediaType ?? MANIFEST,
+        digest,
+        size: await sizeOf(`${host}/owner/vm@${digest}`),
+        ...architecture && { platform: { architecture, os: "linux" } },
+      })),
+    ),
+  };
+  await Deno.writeTextFile(file, JSON.stringify(index));
+  const reference = `${host}/owner/vm:index`;
+  const args = ["manifest", "push", "--plain-http", "--media-type", INDEX];
+  await must([...args, reference, file]);
+  return `oci://${reference}`;
+}
+
+async function sizeOf(reference: string): Promise<number> {
+  const args = ["manifest", "fetch", "--plain-http", reference];
+  return new TextEncoder().encode(await must(args)).length;
+}
+
+async function must(args: string[]): Promise<string> {
+  const { code, stdout, stderr } = await run(parts.oras!, { args });
+  assertEquals(code, 0, stderr);
+  return stdout;
+}
+
+/** Publishes an image for each processor. */
+async function images({ dir, host, image, sha256 }: ImageBench) {
+  const other = join(dir, "other.qcow2");
+  await makeQcow2(other);
+  const here = await publish(image, `${host}/owner/vm:here`, { arch: HERE });
+  const there = await publish(other, `${host}/owner/vm:there`, { arch: OTHER });
+  return {
+    here: { digest: here.digest, architecture: NAMES[HERE], sha256 },
+    there: {
+      digest: there.digest,
+      architecture: NAMES[OTHER],
+      sha256: there.sha256,
+    },
+  };
+}
+
+testWithImage(
+  "an index is followed to the image for this host",
+  async (bench) => {
+    const { here, there } = await images(bench);
+    const ref = await pushIndex(bench, [there, here, { digest: here.digest }]);
+    const cwd = bench.dir;
+    const pinned = await init({ ref, cwd, manifest: "a.json" });
+    assertEquals(pinned.manifest.image.sha256, here.sha256);
+    const got = await hydrate(pinned.manifest);
+    assertEquals([got.outcome, got.boot?.arch], ["pulled", HERE]);
+    // Another processor's is taken where that is asked for.
+    const other = await init({ ref, cwd, manifest: "b.json", arch: OTHER });
+    assertEquals(other.manifest.image.sha256, there.sha256);
+    const { boot } = await hydrate(other.manifest, { arch: OTHER });
+    assertEquals(boot?.arch, OTHER);
+    // It is kept: a start needs neither the network nor another look.
+    const again = await hydrate(other.manifest, { offline: true });
+    assertEquals([again.outcome, again.boot?.arch], ["cached", OTHER]);
+  },
+);
+
+testWithImage(
+  "an index whose image for this host is not the pinned one is refused",
+  async (bench) => {
+    const { here, there } = await images(bench);
+    const ref = await pushIndex(bench, [there, here]);
+    const { manifest } = await init({ ref, cwd: bench.dir, arch: OTHER });
+    const error = await failure("checksum_mismatch", () => hydrate(manifest));
+    assertStringIncludes(error.message, there.sha256);
+  },
+);
+
+testWithImage(
+  "an index without one image for this host is refused, and says what it has",
+  async (bench) => {
+    const { here, there } = await images(bench);
+    const cwd = bench.dir;
+    const alone = await pushIndex(bench, [there]);
+    const error = await failure(
+      "payload_missing",
+      () => init({ ref: alone, cwd }),
+    );
+    assertStringIncludes(error.message, NAMES[OTHER]);
+    assertStringIncludes(error.message, NAMES[HERE]);
+    const twice = await pushIndex(bench, [
+      here,
+      { ...there, architecture: NAMES[HERE] },
+    ]);
+    await failure("payload_ambiguous", () => init({ ref: twice, cwd }));
+    const empty = await pushIndex(bench, [{ digest: here.digest }]);
+    await failure("payload_missing", () => init({ ref: empty, cwd }));
+  },
+);
+
+testWithImage("an index inside an index is not followed", async (bench) => {
+  const { here } = await images(bench);
+  await pushIndex(bench, [here]);
+  const reference = `${bench.host}/owner/vm:index`;
+  const args = ["resolve", "--plain-http", reference];
+  const digest = (await must(args)).trim();
+  const ref = await pushIndex(bench, [
+    { digest, architecture: NAMES[HERE], mediaType: INDEX },
+  ]);
+  await failure("payload_missing", () => init({ ref, cwd: bench.dir }));
+});
