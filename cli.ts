@@ -8,7 +8,7 @@ import { helpText } from "./lib/cli/help.ts";
 import { type Io, processIo } from "./lib/cli/io.ts";
 import { OutputClosedError } from "./lib/cli/output.ts";
 import { type Invocation, parseCommandLine } from "./lib/cli/parse.ts";
-import { describeError, errorLine } from "./lib/cli/render.ts";
+import { errorLine } from "./lib/cli/render.ts";
 import { watchSignals } from "./lib/cli/signals.ts";
 import { processEnvironment } from "./lib/environment.ts";
 import { toToolsmithError } from "./lib/errors.ts";
@@ -34,7 +34,7 @@ export async function main(args: string[]): Promise<number> {
   try {
     assertExactArgs(args);
     const invocation = parseCommandLine(args);
-    json = invocation.kind === "command" && invocation.json;
+    json = invocation.kind !== "help" && invocation.json;
     const status = await execute(invocation, io);
     await io.flush();
     return status;
@@ -45,8 +45,8 @@ export async function main(args: string[]): Promise<number> {
     if (json) {
       io.print(errorLine(error, Date.now()));
       // Standard output may be what failed, such as a full disk.
-      await io.flush().catch(() => io.say(describeError(error)));
-    } else io.say(describeError(error));
+      await io.flush().catch(() => io.sayError(error));
+    } else io.sayError(error);
     await io.flush().catch(() => {});
     return interrupt.exitStatus() ?? error.exitStatus;
   }
@@ -58,7 +58,7 @@ async function execute(invocation: Invocation, io: Io): Promise<number> {
       io.print(helpText(invocation.command).trimEnd());
       return 0;
     case "version":
-      io.print(`toolsmith ${VERSION}`);
+      io.result(invocation.json, { version: VERSION }, `toolsmith ${VERSION}`);
       return 0;
     case "command":
       return await invocation.command.run(invocation.request, io);

@@ -72,6 +72,8 @@ export {
   planWorkspaceVm,
   runInVm,
   type RunInVmOptions,
+  runOnTerminal,
+  type RunOnTerminalOptions,
   type WorkspaceVmOptions,
 } from "./lib/run/workspace_vm.ts";
 export { type HostOptions, runOnHost } from "./lib/run/host.ts";
@@ -82,6 +84,12 @@ export type {
   ExecResult,
   OutputSink,
 } from "./lib/guest/exec.ts";
+export type {
+  TerminalOptions,
+  TerminalResult,
+  TerminalScreen,
+  TerminalSize,
+} from "./lib/guest/terminal.ts";
 export type {
   ProcessExit,
   ProcessInput,

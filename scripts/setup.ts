@@ -27,6 +27,9 @@ export type Part =
   | "qemu"
   | "openssl"
   | "unzip"
+  | "tmux"
+  | "zsh"
+  | "fish"
   | "guest"
   | "debian"
   | "uefi"
@@ -134,6 +137,21 @@ const PARTS: Record<Part, Source> = {
     programs: ["unzip"],
     apt: ["unzip"],
     remedy: "unzip, from your system's packages",
+  },
+  tmux: {
+    programs: ["tmux"],
+    apt: ["tmux"],
+    remedy: "tmux, from your system's packages",
+  },
+  zsh: {
+    programs: ["zsh"],
+    apt: ["zsh"],
+    remedy: "zsh, from your system's packages",
+  },
+  fish: {
+    programs: ["fish"],
+    apt: ["fish"],
+    remedy: "fish, from your system's packages",
   },
   guest: {
     programs: ["busybox"],

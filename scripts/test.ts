@@ -26,6 +26,8 @@ const found = {
 for (const [name, path] of Object.entries(found)) {
   if (path) Deno.env.set(name, path);
 }
+// Tests read sizes and times.
+Deno.env.set("LC_ALL", "C.UTF-8");
 const left = suites.map((suite) => `${ROOT}/tests/${suite}/`).join(",");
 const tests = Deno.args.length > 0
   ? Deno.args

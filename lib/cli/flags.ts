@@ -10,28 +10,28 @@ import type { WorkspaceVmOptions } from "../run/workspace_vm.ts";
 import { type BootOptions, parseArch } from "../vm/options.ts";
 import { parseExport } from "../vm/shares.ts";
 import type { ParsedFlags } from "./flag_values.ts";
-import type { Flag } from "./spec.ts";
+import type { Flag, FlagGroup } from "./spec.ts";
 
 /** Where the manifest is. */
-export const MANIFEST: Flag[] = [
+export const MANIFEST: Flag[] = inGroup("image", [
   {
     name: "manifest",
     value: "PATH",
     help: "the manifest; else TOOLSMITH_MANIFEST, else .toolsmith/tools.json",
   },
-];
+]);
 
 /** Where the cache is. */
-export const CACHE: Flag[] = [
+export const CACHE: Flag[] = inGroup("image", [
   {
     name: "cache",
     value: "DIR",
     help: "the cache; else TOOLSMITH_CACHE, else .toolsmith/cache",
   },
-];
+]);
 
 /** How to reach a registry. */
-export const REGISTRY: Flag[] = [
+export const REGISTRY: Flag[] = inGroup("transfer", [
   {
     name: "plain-http",
     help: "reach the registry by plain HTTP; loopback registries always are",
@@ -41,10 +41,10 @@ export const REGISTRY: Flag[] = [
     value: "FILE",
     help: "trust the certificate authority in this PEM file",
   },
-];
+]);
 
 /** What to do about a transfer that fails. */
-export const TRANSFER: Flag[] = [
+export const TRANSFER: Flag[] = inGroup("transfer", [
   {
     name: "retries",
     value: "N",
@@ -55,47 +55,71 @@ export const TRANSFER: Flag[] = [
     value: "SECONDS",
     help: "abort a transfer without progress after SECONDS (default 60)",
   },
-];
+]);
 
 /** How an image comes from a registry. */
-const CONNECTIONS: Flag[] = [
+const CONNECTIONS: Flag[] = inGroup("transfer", [
   {
     name: "connections",
     value: "N",
     help: "how many an image of 64 MiB or more comes over (default 4)",
   },
-];
+]);
 
 /** Events and results as JSON Lines. */
-export const JSON_OUTPUT: Flag[] = [
+export const JSON_OUTPUT: Flag[] = inGroup("output", [
   { name: "json", help: "print events as JSON Lines, the result last" },
-];
+]);
 
 /** What is printed. */
 export const OUTPUT: Flag[] = [
   ...JSON_OUTPUT,
-  { name: "quiet", help: "print nothing but the result and errors" },
-  { name: "no-progress", help: "draw no progress bar" },
+  ...inGroup("output", [
+    { name: "quiet", help: "print nothing but the result and errors" },
+    { name: "no-progress", help: "draw no progress bar" },
+  ]),
 ];
 
 /** How to get an image. */
 export const HYDRATE: Flag[] = [
   ...MANIFEST,
   ...CACHE,
-  { name: "offline", help: "use no network: cached, or an error" },
-  {
-    name: "verify",
-    help: "read the cached image again and compare its digest",
-  },
-  { name: "force", help: "re-download even if cached" },
+  ...inGroup("image", [
+    { name: "offline", help: "use no network: cached, or an error" },
+    {
+      name: "verify",
+      help: "read the cached image again and compare its digest",
+    },
+    { name: "force", help: "re-download even if cached" },
+  ]),
   ...TRANSFER,
   ...CONNECTIONS,
   ...REGISTRY,
   ...OUTPUT,
 ];
 
+/** How a command runs in the guest. */
+export const EXEC: Flag[] = inGroup("command", [
+  {
+    name: "timeout",
+    value: "SECONDS",
+    help: "end the command after SECONDS, with exit status 124",
+  },
+  {
+    name: "env",
+    value: "NAME=VALUE",
+    many: true,
+    help: "set a variable for the command",
+  },
+  {
+    name: "cwd",
+    value: "DIR",
+    help: "the command's directory, in the guest",
+  },
+]);
+
 /** What the machine is like. */
-export const MACHINE: Flag[] = [
+export const MACHINE: Flag[] = inGroup("machine", [
   { name: "memory", value: "SIZE", help: "memory of the VM (default 512M)" },
   {
     name: "cpus",
@@ -139,7 +163,17 @@ export const MACHINE: Flag[] = [
     value: "SECONDS",
     help: "give up a guest that is not ready after SECONDS (default 120)",
   },
-];
+]);
+
+/** How a command runs in the guest. */
+export interface ExecFlags {
+  /** Time it may take, in milliseconds. */
+  timeoutMs?: number;
+  /** Its variables. */
+  env: Record<string, string>;
+  /** Its directory. */
+  cwd?: string;
+}
 
 /** How results and events are printed. */
 export interface OutputFlags {
@@ -157,6 +191,15 @@ export function readOutput(given: ParsedFlags): OutputFlags {
     json: given.has("json"),
     quiet: given.has("quiet"),
     progress: !given.has("no-progress"),
+  };
+}
+
+/** Reads {@linkcode EXEC}. */
+export function readExec(given: ParsedFlags): ExecFlags {
+  return {
+    timeoutMs: given.duration("timeout"),
+    env: given.pairs("env"),
+    cwd: given.text("cwd"),
   };
 }
 
@@ -220,4 +263,8 @@ export function readMachine(given: ParsedFlags): WorkspaceVmOptions {
     save: !given.has("no-save"),
     bootTimeoutMs: given.duration("boot-timeout"),
   };
+}
+
+function inGroup(group: FlagGroup, flags: Flag[]): Flag[] {
+  return flags.map((flag) => ({ ...flag, group }));
 }

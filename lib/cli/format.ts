@@ -1,10 +1,13 @@
 /**
- * Sizes, times and bars in words that fit a line.
+ * Sizes, times and bars in words that fit a line, as the locale has them.
  *
  * @module
  */
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+// Made when the first one is written: --json needs none.
+let decimals: Intl.NumberFormat | undefined;
+let times: Intl.DateTimeFormat | undefined;
 
 /**
  * Writes a size.
@@ -20,7 +23,7 @@ export function bytesText(bytes: number): string {
     value /= 1024;
     unit++;
   }
-  return `${unit === 0 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`;
+  return `${unit === 0 ? Math.round(value) : decimal(value)} ${UNITS[unit]}`;
 }
 
 /**
@@ -30,12 +33,26 @@ export function bytesText(bytes: number): string {
  * @returns Such as `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`.
  */
 export function secondsText(ms: number): string {
-  if (ms < 9950) return `${(ms / 1000).toFixed(1)} s`;
+  if (ms < 9950) return `${decimal(ms / 1000)} s`;
   const seconds = Math.round(ms / 1000);
   if (seconds < 60) return `${seconds} s`;
   const minutes = Math.floor(seconds / 60);
   if (minutes < 60) return `${minutes} min ${seconds % 60} s`;
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+/**
+ * Writes a point in time, in the time zone of this host.
+ *
+ * @param time The time, in ISO 8601.
+ * @returns Such as `Jan 31, 2026, 12:00 PM`.
+ */
+export function timeText(time: string): string {
+  times ??= new Intl.DateTimeFormat(undefined, {
+    dateStyle: "medium",
+    timeStyle: "short",
+  });
+  return times.format(new Date(time));
 }
 
 /**
@@ -80,4 +97,13 @@ export function progressBar(
   if (room < 5) return words.slice(0, columns);
   const full = Math.round(share * room);
   return `[${"#".repeat(full)}${" ".repeat(room - full)}] ${words}`;
+}
+
+function decimal(value: number): string {
+  decimals ??= new Intl.NumberFormat(undefined, {
+    minimumFractionDigits: 1,
+    maximumFractionDigits: 1,
+    useGrouping: false,
+  });
+  return decimals.format(value);
 }

@@ -4,7 +4,17 @@
  * @module
  */
 import { COMMANDS } from "./commands.ts";
-import { type CommandSpec, COMMON } from "./spec.ts";
+import { type CommandSpec, COMMON, type Flag, type FlagGroup } from "./spec.ts";
+
+/** In the order in which they are printed. */
+const HEADINGS: [FlagGroup | undefined, string][] = [
+  [undefined, "Flags"],
+  ["command", "The command"],
+  ["machine", "The machine"],
+  ["image", "The image"],
+  ["transfer", "The transfer"],
+  ["output", "Output"],
+];
 
 /**
  * Writes the help.
@@ -25,17 +35,28 @@ ${columns(rows)}
 toolsmith COMMAND --help explains a command; toolsmith --version prints the version.
 `;
   }
-  const flags = [...command.flags, ...COMMON].map(({ name, value, help }) => [
+  const { name, usage, summary, details, example } = command;
+  return `Usage: toolsmith ${name} ${usage}
+
+${sentence(summary)}
+${details ? `${details}\n` : ""}${
+    example ? `\nExample:\n  toolsmith ${example}\n` : ""
+  }
+${flagGroups([...command.flags, ...COMMON])}
+`;
+}
+
+/** The flags, each below the heading of its group. */
+function flagGroups(flags: Flag[]): string {
+  const rows = flags.map(({ name, value, help }) => [
     value ? `--${name} ${value}` : `--${name}`,
     help,
   ]);
-  return `Usage: toolsmith ${command.name} ${command.usage}
-
-${sentence(command.summary)}
-${command.details ? `${command.details}\n` : ""}
-Flags:
-${columns(flags)}
-`;
+  const lines = columns(rows).split("\n");
+  return HEADINGS.flatMap(([group, heading]) => {
+    const own = lines.filter((_, index) => flags[index].group === group);
+    return own.length > 0 ? [[`${heading}:`, ...own].join("\n")] : [];
+  }).join("\n\n");
 }
 
 function sentence(text: string): string {

@@ -4,13 +4,21 @@
  * @module
  */
 import type { Environment } from "../environment.ts";
+import type { ToolsmithError } from "../errors.ts";
 import type { OutputFlags } from "./flags.ts";
 import type { ProcessOutput } from "../system/process.ts";
 import { jsonLine } from "../system/text.ts";
 import { settlesWithin } from "../system/time.ts";
 import { type Output, OutputClosedError, queuedOutput } from "./output.ts";
+import { type Screen, thisScreen } from "./screen.ts";
 import { guestTerminal, type Terminal } from "./terminal.ts";
-import { humanView, outputLine, resultLine, type View } from "./render.ts";
+import {
+  describeError,
+  humanView,
+  outputLine,
+  resultLine,
+  type View,
+} from "./render.ts";
 
 /** Where the streams of a command come from and go to. */
 export interface CommandStreams {
@@ -38,6 +46,8 @@ export interface Io {
   print(line: string): void;
   /** Writes text for a person, to standard error. */
   say(text: string): void;
+  /** Says an error, in colours where a terminal shows them. */
+  sayError(error: ToolsmithError): void;
   /** Prints a result: as the last line of `--json`, or as text. */
   result(json: boolean, fields: object, text: string): void;
   /** The streams of a command that runs: these, or lines of `--json`. */
@@ -50,6 +60,12 @@ export interface Io {
   hostStreams(json: boolean, onFailure: (error: Error) => void): HostStreams;
   /** This terminal, for a guest's console, until it is disposed. */
   terminal(json: boolean): Terminal;
+  /**
+   * This terminal, for a command in the guest, until it is disposed.
+   *
+   * @param onTaken Called when the guest has it.
+   */
+  screen(onTaken: () => void): Screen;
   /** Shows events as the flags ask for. */
   view(flags: OutputFlags): View;
   /** Gives the terminal back as it was, if a guest's console has it. */
@@ -87,9 +103,12 @@ export function processIo(signal: AbortSignal, env: Environment): Io {
   const print = (line: string) => void stdout.write(`${line}\n`);
   const say = (text: string) => void stderr.write(text);
   const terminal = guestTerminal();
+  const drawn = Deno.stderr.isTerminal() && env.get("TERM") !== "dumb";
+  const coloured = drawn && !env.get("NO_COLOR");
   return {
     print,
     say,
+    sayError: (error) => say(describeError(error, coloured)),
     signal,
     env,
     restoreTerminal: terminal.restore,
@@ -119,19 +138,25 @@ export function processIo(signal: AbortSignal, env: Environment): Io {
         stderr: sink("stderr"),
       };
     },
+    screen: (onTaken) => thisScreen(stdout, onTaken),
     terminal: (json) => terminal.take(json ? stderr : stdout),
     view({ json, quiet, progress }) {
       if (json) {
         return { onEvent: (event) => print(jsonLine(event)), close() {} };
       }
       if (quiet) return { onEvent() {}, close() {} };
-      const bar = progress && Deno.stderr.isTerminal() &&
-        env.get("TERM") !== "dumb";
+      const bar = progress && drawn;
       return humanView({
         write: say,
         bar,
         columns: bar ? columns() : 80,
+        coloured,
         now: Date.now,
+        everySecond(tick) {
+          const timer = setInterval(tick, 1000);
+          Deno.unrefTimer(timer);
+          return () => clearInterval(timer);
+        },
       });
     },
   };

@@ -12,7 +12,7 @@ import { closest } from "./suggest.ts";
 /** What a person asked the program to do. */
 export type Invocation =
   | { kind: "help"; command?: CommandSpec }
-  | { kind: "version" }
+  | { kind: "version"; json: boolean }
   | {
     kind: "command";
     command: Command;
@@ -34,7 +34,9 @@ export function parseCommandLine(args: string[]): Invocation {
   if (name === undefined || name === "--help" || name === "-h") {
     return { kind: "help" };
   }
-  if (name === "--version" || name === "-V") return { kind: "version" };
+  if (name === "--version" || name === "-V") {
+    return { kind: "version", json: rest.includes("--json") };
+  }
   if (name === "help") {
     return rest[0]
       ? { kind: "help", command: commandOf(rest[0]) }

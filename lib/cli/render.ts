@@ -4,10 +4,10 @@
  * @module
  */
 import type { ToolsmithError } from "../errors.ts";
-import type { OnEvent } from "../events.ts";
+import type { OnEvent, ToolsmithEvent } from "../events.ts";
 import { jsonLine, printable } from "../system/text.ts";
 import { describe } from "./event_text.ts";
-import { progressBar } from "./format.ts";
+import { progressBar, secondsText } from "./format.ts";
 
 /** Where a view writes, and what that can show. */
 export interface Screen {
@@ -17,8 +17,12 @@ export interface Screen {
   bar: boolean;
   /** Its width, in characters. */
   columns: number;
+  /** Whether colours are shown. @default {false} */
+  coloured?: boolean;
   /** The clock, in milliseconds. */
   now(): number;
+  /** Calls back every second, until what it returns is called. */
+  everySecond(tick: () => void): () => void;
 }
 
 /** Shows events until it is closed. */
@@ -30,6 +34,17 @@ export interface View {
 }
 
 const PLAIN_PROGRESS_MS = 5000;
+/** Elsewhere than on a terminal, silence of this length is broken. */
+const PLAIN_SILENCE_MS = 30_000;
+/** Long work that makes no progress that can be measured, by what begins it. */
+const LONG_WORK: Partial<Record<ToolsmithEvent["type"], string>> = {
+  vm_boot: "booting",
+  publish_start: "pushing",
+  command_end: "ending the machine, and saving it for the next start",
+};
+const RED = 31;
+const YELLOW = 33;
+const CYAN = 36;
 /** More of a message is no help to a person. */
 const MAX_SHOWN = 4000;
 
@@ -48,9 +63,34 @@ export function humanView(screen: Screen): View {
     if (drawn) screen.write("\r\x1b[K");
     drawn = false;
   };
+  let rest = () => {};
+  /** Shows every second that work goes on. */
+  const goOn = (work: string) => {
+    const start = screen.now();
+    let said = start;
+    const stop = screen.everySecond(() => {
+      const now = screen.now();
+      const line = `${work}: ${secondsText(now - start)}`;
+      if (screen.bar) {
+        screen.write(`\r\x1b[K${line.slice(0, screen.columns - 1)}`);
+        drawn = true;
+      } else if (now - said >= PLAIN_SILENCE_MS) {
+        said = now;
+        screen.write(`${line}\n`);
+      }
+    });
+    rest = () => {
+      stop();
+      clear();
+      rest = () => {};
+    };
+  };
   return {
     onEvent(event) {
       const now = screen.now();
+      const work = LONG_WORK[event.type];
+      if (event.type !== "warning") rest();
+      if (work) goOn(work);
       const first = event.type === "download_start" ||
         event.type === "image_inspected";
       if (first) begun = reported = now;
@@ -80,23 +120,44 @@ export function humanView(screen: Screen): View {
       const line = describe(event);
       if (line === undefined) return;
       clear();
-      screen.write(`${flat(line)}\n`);
+      screen.write(`${highlight(flat(line), screen.coloured)}\n`);
     },
-    close: clear,
+    close() {
+      rest();
+      clear();
+    },
   };
+}
+
+function highlight(line: string, coloured = false): string {
+  const [warning] = /^warning:/.exec(line) ?? [];
+  return warning
+    ? paint(warning, YELLOW, coloured) + line.slice(warning.length)
+    : line;
+}
+
+function paint(text: string, colour: number, coloured: boolean): string {
+  return coloured ? `\x1b[1;${colour}m${text}\x1b[m` : text;
 }
 
 /**
  * Says an error to a person.
  *
  * @param error The error.
+ * @param coloured Whether colours are shown.
  * @returns Its message, and a line with the next step where there is one. No
  * line of the message can pass for such a hint.
  */
-export function describeError(error: ToolsmithError): string {
+export function describeError(
+  error: ToolsmithError,
+  coloured = false,
+): string {
   const message = shown(error.message).replace(/\n(?! )/g, "\n  ");
-  const hint = error.hint ? `hint: ${flat(error.hint)}\n` : "";
-  return `error: ${message} [${error.code}]\n${hint}`;
+  const label = paint("error:", RED, coloured);
+  const hint = error.hint
+    ? `${paint("hint:", CYAN, coloured)} ${flat(error.hint)}\n`
+    : "";
+  return `${label} ${message} [${error.code}]\n${hint}`;
 }
 
 /**

@@ -10,13 +10,20 @@ import type { Monitor } from "../qemu/monitor.ts";
 import { abortable, settlesWithin, sleep } from "../system/time.ts";
 import { type ProcessStatus, readPid, readStatus } from "./_answers.ts";
 import { plugPorts, type Ports, unplugAbandoned } from "./_ports.ts";
-import { COMMAND_SCRIPT, START_SCRIPT } from "./_scripts.ts";
+import {
+  COMMAND_SCRIPT,
+  LEADER_SCRIPT,
+  START_SCRIPT,
+  TERMINAL_SCRIPT,
+} from "./_scripts.ts";
 import { sendLine } from "./_streams.ts";
 
 /** What {@linkcode openChannel} takes. */
 export interface ChannelOptions {
   /** Arguments of the start script: directory, environment, command. */
   words: string[];
+  /** The command runs on this terminal. @default {undefined} on none */
+  terminal?: TerminalLine;
   /** Has the command input? */
   input: boolean;
   /** What ends each stream. */
@@ -27,6 +34,20 @@ export interface ChannelOptions {
   signal?: AbortSignal;
   /** Time for the guest to open the ports, in milliseconds. @default {30_000} */
   greetingMs?: number;
+}
+
+/** A terminal of the guest. */
+export interface TerminalLine extends TerminalSize {
+  /** Its device. */
+  device: string;
+}
+
+/** How much a terminal shows. */
+export interface TerminalSize {
+  /** Its height, in lines. */
+  rows: number;
+  /** Its width, in characters. */
+  columns: number;
 }
 
 /** A command that has been started, and the ports of its streams. */
@@ -83,15 +104,14 @@ async function tryOpen(
   monitor: Monitor,
   options: ChannelOptions,
 ): Promise<Channel | undefined> {
-  const { words, input, marker, signal } = options;
+  const { input, marker, signal } = options;
   const ports = await plugPorts(monitor, { input, signal });
   if (!ports) return undefined;
   try {
-    const script = [COMMAND_SCRIPT, "sh", ports.name, input ? "yes" : "no"];
     const pid = readPid(
       await monitor.agent(["guest-exec", {
         path: SHELL,
-        arg: ["-c", ...script, START_SCRIPT, ...words],
+        arg: ["-c", ...scriptWords(ports.name, options)],
       }], signal),
     );
     await abortable(sendLine(ports.err, marker), signal);
@@ -101,6 +121,17 @@ async function tryOpen(
     ports[Symbol.dispose]();
     throw error;
   }
+}
+
+function scriptWords(name: string, options: ChannelOptions): string[] {
+  const { words, input, terminal } = options;
+  const start = [START_SCRIPT, ...words];
+  if (!terminal) {
+    return [COMMAND_SCRIPT, "sh", name, input ? "yes" : "no", ...start];
+  }
+  const { device, rows, columns } = terminal;
+  const line = [device, `${rows}`, `${columns}`];
+  return [TERMINAL_SCRIPT, "sh", name, ...line, LEADER_SCRIPT, ...start];
 }
 
 /** Waits for the greeting, as long as the shell lives. */

@@ -2,7 +2,7 @@
  * The shell scripts that run in the guest. They are fixed texts: what differs
  * comes as arguments, so that no shell ever reads it as code. They need no more
  * than a POSIX shell, `cat`, `dd`, `sleep` and, to end whole process groups,
- * `setsid`.
+ * `setsid`; a terminal needs `setsid -c` and `stty`.
  *
  * @module
  */
@@ -12,6 +12,7 @@ export const START_FAILURES = {
   N: "not found",
   A: "not executable",
   D: "no such directory",
+  T: "no terminal",
 } as const;
 
 /**
@@ -98,24 +99,8 @@ EOF
 }
 `;
 
-/**
- * Runs a command with its streams on ports of the host. Arguments: name of the
- * ports, whether there is input, the script above, its arguments.
- *
- * - NAME.out carries stdout, then the marker and the exit status, and an "s" if
- *   the shell has reported a signal.
- * - NAME.err carries a greeting, stderr, then the marker; from the host comes the marker,
- *   which no argument holds, or any list of processes would show it, then names
- *   of signals. When it ends, the host is gone, and the command is killed.
- * - NAME.in carries stdin: a line with a count, so many bytes, and so on, as a
- *   port that the host closes may lose what was not read yet.
- *
- * What the command writes goes through pipes, so that it may open /dev/stdout
- * again, and so that the marker comes after its last byte.
- */
-export const COMMAND_SCRIPT = `
-name=$1 input=$2 start=$3
-shift 3
+/** Finds a port by its name, which takes the guest a moment. */
+const PORT_FUNCTIONS = `
 port() {
   tries=0
   while :; do
@@ -134,7 +119,27 @@ again() {
   [ "$tries" -lt 300 ] || exit 1
   sleep 0.03 2>/dev/null || sleep 1
 }
-port "$name.out"
+`;
+
+/**
+ * Runs a command with its streams on ports of the host. Arguments: name of the
+ * ports, whether there is input, the script above, its arguments.
+ *
+ * - NAME.out carries stdout, then the marker and the exit status, and an "s" if
+ *   the shell has reported a signal.
+ * - NAME.err carries a greeting, stderr, then the marker; from the host comes the marker,
+ *   which no argument holds, or any list of processes would show it, then names
+ *   of signals. When it ends, the host is gone, and the command is killed.
+ * - NAME.in carries stdin: a line with a count, so many bytes, and so on, as a
+ *   port that the host closes may lose what was not read yet.
+ *
+ * What the command writes goes through pipes, so that it may open /dev/stdout
+ * again, and so that the marker comes after its last byte.
+ */
+export const COMMAND_SCRIPT = `
+name=$1 input=$2 start=$3
+shift 3
+${PORT_FUNCTIONS}port "$name.out"
 exec 5>"$node"
 port "$name.err"
 exec 6<>"$node"
@@ -162,6 +167,84 @@ ${LAUNCH_FUNCTION}{
     esac
   } 2>&1 >&4 4>&- | cat >&6 3<&- 4>&- 5>&-
 } 4>&1 | cat >&5 3<&- 6>&-
+`;
+
+/**
+ * Leads the session of a terminal: runs the command, and keeps the terminal until
+ * the host has its last byte, as the end of a leader hangs it up. Arguments: the
+ * start script, its arguments. Standard streams are the terminal; descriptor 3
+ * takes process id and status, 8 has the marker. What keys send is for the
+ * command alone.
+ */
+export const LEADER_SCRIPT = `
+start=$1
+shift
+read -r end <&8
+exec 8<&-
+echo "$$" >&3
+trap : INT QUIT TSTP
+/bin/sh -c "$start" sh "$@" 3>&- 4>&1 9>&2 >/dev/null 8<<EOF
+$end
+EOF
+echo "$?" >&3
+trap "" TTOU
+stty raw -echo
+printf '%s\\n' "$end"
+while :; do sleep 60; done
+`;
+
+/**
+ * Runs a command on a terminal. Arguments: name of the ports, the terminal's
+ * device, its rows and columns, the two scripts above, arguments of the first.
+ *
+ * - The terminal carries what the command writes, then the marker.
+ * - NAME.out carries the marker and the exit status.
+ * - NAME.err carries a greeting, then the marker; from the host come the marker,
+ *   then names of signals, and `size ROWS COLUMNS`. KILL is sent once all of the
+ *   terminal has been read. When the port ends, the host is gone.
+ *
+ * The terminal stays open here, or it would forget its size.
+ */
+export const TERMINAL_SCRIPT = `
+name=$1 tty=$2 rows=$3 columns=$4 leader=$5
+shift 5
+${PORT_FUNCTIONS}port "$name.out"
+exec 5>"$node"
+port "$name.err"
+exec 6<>"$node"
+until read -r end <&6; do again; done
+echo ready >&6
+size() {
+  stty rows "$1" cols "$2" <&4
+}
+{
+  command -v setsid && [ -c "$tty" ] && exec 4<>"$tty" &&
+    stty 115200 sane <&4 && size "$rows" "$columns"
+} >/dev/null 2>&1 || {
+  printf '%sT\\n' "$end" >&6
+  printf '%s\\n' "$end" >&5
+  exit
+}
+setsid -c /bin/sh -c "$leader" sh "$@" 3>&1 <&4 >&4 2>&4 4>&- 5>&- 8<<EOF |
+$end
+EOF
+{
+  read -r pid
+  {
+    while read -r word more <&6; do
+      case $word in
+      size) size $more ;;
+      *) kill -s "$word" -- "-$pid" ;;
+      esac
+    done
+    kill -s KILL -- "-$pid"
+  } >/dev/null 2>&1 &
+  read -r status
+  cat
+  kill "$!"
+  printf '%s%s\\n' "$end" "$status" >&5
+  printf '%s\\n' "$end" >&6
+}
 `;
 
 /**

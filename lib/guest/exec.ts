@@ -124,8 +124,14 @@ export async function execInGuest(
   return await carryStreams(session);
 }
 
-/** Refuses what cannot arrive, and writes the words of the start script. */
-function startWords(command: string, options: ExecOptions): string[] {
+/**
+ * Refuses what cannot arrive, and writes the words of the start script.
+ *
+ * @param command The command.
+ * @param options Its arguments, environment and directory.
+ * @throws {ToolsmithError} `usage`.
+ */
+export function startWords(command: string, options: ExecOptions): string[] {
   const { cwd = "/", env = {}, args = [] } = options;
   const variables = Object.entries(env);
   for (const [name] of variables) {
@@ -157,17 +163,30 @@ function usage(message: string): ToolsmithError {
   return new ToolsmithError("usage", message);
 }
 
-interface ExecSession {
+/** A command that runs. */
+export interface ExecSession {
+  /** The machine. */
   monitor: Monitor;
+  /** Its streams. */
   channel: Channel;
+  /** What ends each of them. */
   marker: string;
+  /** The command. */
   command: string;
+  /** How it is run. */
   options: ExecOptions;
+  /** Ends it when aborted. */
   signal: AbortSignal;
 }
 
-/** Carries the streams of a command until it has ended. */
-async function carryStreams(session: ExecSession): Promise<ExecResult> {
+/**
+ * Carries the streams of a command until it has ended.
+ *
+ * @param session The command.
+ * @returns How it ended.
+ * @throws {ToolsmithError} What {@linkcode execInGuest} throws.
+ */
+export async function carryStreams(session: ExecSession): Promise<ExecResult> {
   const { monitor, channel, marker, options, signal } = session;
   const out = receive(channel.out, marker, options.stdout);
   const err = receive(channel.err, marker, options.stderr);
@@ -248,6 +267,13 @@ function startFailure(
       "guest_failed",
       `No such directory in the guest: ${options.cwd}`,
       { hint: "name a directory of the guest; the workspace is /mnt/work" },
+    );
+  }
+  if (failure === "T") {
+    return new ToolsmithError(
+      "guest_failed",
+      "The guest has no terminal for a command",
+      { hint: "it needs stty, setsid -c, and a kernel with 8250 serial ports" },
     );
   }
   return new ToolsmithError(

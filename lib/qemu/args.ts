@@ -15,6 +15,8 @@ import {
   SLOTS,
   STREAM_BUS,
   STREAM_PORTS,
+  TERMINAL_IRQS,
+  terminalId,
 } from "./devices.ts";
 import type { ImageArch } from "../image/boot_loader.ts";
 import type { Firmware } from "./firmware.ts";
@@ -103,6 +105,15 @@ export function qemuArgs(options: MachineOptions): string[] {
     ...["-mon", "chardev=qmp,mode=control"],
     ...socket("console", MACHINE_FILES.console),
     ...["-serial", "chardev:console"],
+    // Machines for arm64 have no ISA bus.
+    ...(options.arch === "aarch64" ? [] : TERMINAL_IRQS).flatMap((
+      irq,
+      index,
+    ) => [
+      ...socket(terminalId(index), terminalId(index)),
+      "-device",
+      `isa-serial,chardev=${terminalId(index)},index=${index + 1},irq=${irq}`,
+    ]),
     ...["-drive", drive(options)],
     ...["-device", `virtio-blk-pci,drive=${DISK},bootindex=0`],
     ...["-device", "virtio-serial-pci,id=control"],

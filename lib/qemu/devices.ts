@@ -33,6 +33,12 @@ export const STREAM_PORTS = 30;
  */
 export const SLOTS = 8;
 
+/**
+ * Serial ports for terminals: COM2 and up, with interrupts that no other device
+ * has, as the ISA bus cannot share them. The console is COM1.
+ */
+export const TERMINAL_IRQS = [3, 5, 7];
+
 /** The slot of the network card; those before it are for directories. */
 export const NETWORK_SLOT = SLOTS - 1;
 
@@ -43,6 +49,24 @@ export const NETWORK_SLOT = SLOTS - 1;
  */
 export function slotId(index: number): string {
   return `slot${index}`;
+}
+
+/**
+ * The id of a terminal's serial port; the socket behind it has the same id.
+ *
+ * @param index From 0.
+ */
+export function terminalId(index: number): string {
+  return `terminal${index}`;
+}
+
+/**
+ * The device of a terminal in the guest: Linux has COM1 as `ttyS0`.
+ *
+ * @param index From 0.
+ */
+export function terminalDevice(index: number): string {
+  return `/dev/ttyS${index + 1}`;
 }
 
 /**

@@ -7,6 +7,7 @@
  * @module
  */
 import { join, resolve } from "../path.ts";
+import { TERMINAL_IRQS, terminalId } from "./devices.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 
 /** Names of the files in a machine's directory. */
@@ -27,6 +28,11 @@ export const MACHINE_FILES = {
   exclusive: "alone",
 } as const;
 
+/** Sockets of the terminals, and the locks of the processes that use them. */
+const TERMINALS = TERMINAL_IRQS.flatMap((_, index) => [
+  terminalId(index),
+  terminalLock(index),
+]);
 const NAME = /^toolsmith-[^/]+$/;
 /** Files of a command's ports: the name that `portName` makes, and what it is. */
 const PORT = /^(toolsmith\.\w{8})\.(?:out|err|in|lock)$/;
@@ -61,6 +67,15 @@ export function portFile(
  */
 export function portNameOf(file: string): string | undefined {
   return PORT.exec(file)?.[1];
+}
+
+/**
+ * The lock of the process that uses a terminal.
+ *
+ * @param index Which one, from 0.
+ */
+export function terminalLock(index: number): string {
+  return `${terminalId(index)}.lock`;
 }
 
 /**
@@ -104,7 +119,7 @@ export async function makeMachineDir(
  */
 export async function removeMachineDir(dir: string): Promise<void> {
   if (!NAME.test(dir.slice(dir.lastIndexOf("/") + 1))) return;
-  const own: string[] = Object.values(MACHINE_FILES);
+  const own: string[] = [...Object.values(MACHINE_FILES), ...TERMINALS];
   try {
     for await (const { name } of Deno.readDir(dir)) {
       if (own.includes(name) || PORT.test(name)) {

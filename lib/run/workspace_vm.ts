@@ -7,6 +7,7 @@
 import { dirname, join } from "../path.ts";
 import { snapshotDir } from "../cache/snapshots.ts";
 import type { ExecOptions, ExecResult } from "../guest/exec.ts";
+import type { TerminalOptions, TerminalResult } from "../guest/terminal.ts";
 import { hydrate, type HydrateOptions } from "../hydrate/hydrate.ts";
 import type { Manifest } from "../manifest/manifest.ts";
 import { resolveTool } from "../manifest/tools.ts";
@@ -72,21 +73,76 @@ export async function runInVm(
   command: string,
   options: RunInVmOptions = {},
 ): Promise<ExecResult> {
-  const { vm: how = {}, timeoutMs = Infinity, signal, ...exec } = options;
+  const { vm: how, ...exec } = options;
+  const { timeoutMs, signal } = exec;
   const program = resolveTool(manifest, command);
-  const inTime = async <T>(work: (signal: AbortSignal) => Promise<T>) => {
-    using limit = timeLimit(timeoutMs, "The command", signal);
+  return await withVm(
+    manifest,
+    { ...how, signal },
+    { timeoutMs, work: (vm, signal) => vm.exec(program, { ...exec, signal }) },
+  );
+}
+
+/** How {@linkcode runOnTerminal} runs a command. */
+export interface RunOnTerminalOptions extends TerminalOptions {
+  /** How to get a machine for it. @default {{}} */
+  vm?: Omit<WorkspaceVmOptions, "signal">;
+}
+
+/**
+ * Runs a command on a terminal in the image of a manifest, as `toolsmith shell`
+ * does, in the machine that {@linkcode runInVm} would take.
+ *
+ * Needs what `hydrate` and `boot` need.
+ *
+ * @param manifest The manifest, from `loadManifest`.
+ * @param command A tool of the manifest, a command on the guest's PATH, or a
+ * path in the guest.
+ * @param options The terminal here; arguments, the machine.
+ * @returns How it ended. A failure of the command is a result, not an error.
+ * @throws {ToolsmithError} What {@linkcode runInVm} throws.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function runOnTerminal(
+  manifest: Manifest,
+  command: string,
+  options: RunOnTerminalOptions,
+): Promise<TerminalResult> {
+  const { vm: how, ...exec } = options;
+  const { timeoutMs, signal } = exec;
+  const program = resolveTool(manifest, command);
+  return await withVm(
+    manifest,
+    { ...how, signal },
+    {
+      timeoutMs,
+      work: (vm, signal) => vm.terminal(program, { ...exec, signal }),
+    },
+  );
+}
+
+/** Works in the detached VM if it fits, else in a machine for this alone. */
+async function withVm<T>(
+  manifest: Manifest,
+  options: WorkspaceVmOptions,
+  { timeoutMs = Infinity, work }: {
+    timeoutMs?: number;
+    work: (vm: Vm, signal: AbortSignal) => Promise<T>;
+  },
+): Promise<T> {
+  const inTime = async <R>(work: (signal: AbortSignal) => Promise<R>) => {
+    using limit = timeLimit(timeoutMs, "The command", options.signal);
     return await work(limit.signal);
   };
   const result = await inTime(async (signal) => {
-    await using vm = await findFitting(manifest, { ...how, signal });
-    return await vm?.exec(program, { ...exec, signal });
+    await using vm = await findFitting(manifest, { ...options, signal });
+    return vm && { ended: await work(vm, signal) };
   });
-  if (result) return result;
-  const plan = await planWorkspaceVm(manifest, { ...how, signal });
+  if (result) return result.ended;
+  const plan = await planWorkspaceVm(manifest, options);
   return await inTime(async (signal) => {
     await using vm = await boot({ ...plan, signal });
-    return await vm.exec(program, { ...exec, signal });
+    return await work(vm, signal);
   });
 }
 

@@ -15,6 +15,11 @@ import {
 } from "../guest/exec.ts";
 import { copyFromGuest } from "../guest/copy.ts";
 import { leftOut } from "./_left_out.ts";
+import {
+  execOnTerminal,
+  type TerminalOptions,
+  type TerminalResult,
+} from "../guest/terminal.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
@@ -76,6 +81,17 @@ export interface Vm extends AsyncDisposable {
    */
   exec(command: string, options?: ExecOptions): Promise<ExecResult>;
   /**
+   * Runs a command on a terminal in the guest, for a person; three may run at
+   * once.
+   *
+   * @param command Its name, found on the guest's PATH, or its path.
+   * @param options The terminal here; arguments, limits.
+   * @returns How it ended. A failure of the command is a result, not an error.
+   * @throws {ToolsmithError} What {@linkcode Vm.exec} throws.
+   * @throws The signal's reason when it is aborted.
+   */
+  terminal(command: string, options: TerminalOptions): Promise<TerminalResult>;
+  /**
    * Ends the machine, and waits for that. Safe to repeat.
    *
    * @param options How long the guest may take.
@@ -134,29 +150,17 @@ export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
   return {
     facts,
     ended: parts.ended,
-    async exec(command, options = {}) {
+    exec(command, options = {}) {
       const cwd = guestDir(facts, options.cwd);
-      const id = nextCommandId();
-      const begun = performance.now();
-      emit({ type: "command_dispatch", id, command, backend: "qemu" });
       const onWait = () => emit({ type: "warning", message: ALL_PORTS_IN_USE });
       const exec = { ...options, cwd, onWait };
-      const running = execInGuest(monitor, command, exec);
-      const result = await Promise.race([running, halt(parts)])
-        .catch(async (error) => {
-          throw await explain(parts, error);
-        });
-      await bringBack(parts, options.signal);
-      emit({
-        type: "command_end",
-        id,
-        code: result.code,
-        signal: result.signal,
-        stdoutBytes: result.stdoutBytes,
-        stderrBytes: result.stderrBytes,
-        elapsedMs: Math.round(performance.now() - begun),
-      });
-      return result;
+      const run = () => execInGuest(monitor, command, exec);
+      return reported(parts, command, { run, signal: options.signal });
+    },
+    terminal(command, options) {
+      const cwd = guestDir(facts, options.cwd);
+      const run = () => execOnTerminal(monitor, command, { ...options, cwd });
+      return reported(parts, command, { run, signal: options.signal });
     },
     stop(options = {}) {
       // One that was given up may be tried again.
@@ -182,6 +186,28 @@ async function bringBack(
       leftOut(refused);
     emit({ type: "warning", message });
   }
+}
+
+/** Runs a command between the events that say so. */
+async function reported<Result extends TerminalResult>(
+  parts: VmParts,
+  command: string,
+  { run, signal }: { run: () => Promise<Result>; signal?: AbortSignal },
+): Promise<Result> {
+  const { emit } = parts;
+  const id = nextCommandId();
+  const begun = performance.now();
+  emit({ type: "command_dispatch", id, command, backend: "qemu" });
+  const result = await Promise.race([run(), halt(parts)])
+    .catch(async (error) => {
+      throw await explain(parts, error);
+    });
+  await bringBack(parts, signal);
+  const { code, signal: endedBy, stdoutBytes, stderrBytes } = result;
+  const elapsedMs = Math.round(performance.now() - begun);
+  const how = { code, signal: endedBy, stdoutBytes, stderrBytes };
+  emit({ type: "command_end", id, ...how, elapsedMs });
+  return result;
 }
 
 /** A relative directory is one of the workspace. */

@@ -145,7 +145,9 @@ Deno.test("help and version are asked for in every usual way", () => {
     assertEquals(parse(line), { kind: "help" });
   }
   for (const line of ["--version", "-V"]) {
-    assertEquals(parse(line), { kind: "version" });
+    assertEquals(parse(line), { kind: "version", json: false });
+    const json = parse(`${line} --json`);
+    assertEquals(json, { kind: "version", json: true });
   }
   for (const command of COMMANDS) {
     for (const line of ["NAME --help", "NAME -h", "help NAME"]) {

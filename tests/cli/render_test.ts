@@ -24,9 +24,14 @@ const timed = (event: Untimed<ToolsmithEvent>) =>
   ({ timestamp, ...event }) as ToolsmithEvent;
 
 /** A screen that keeps what is written, with a clock to set. */
-function screen(bar: boolean, columns = 80) {
-  const kept = { text: "", time: 0 };
+function screen(bar: boolean, columns = 80, coloured = false) {
+  const kept = { text: "", time: 0, ticks: new Set<() => void>() };
   const view = humanView({
+    coloured,
+    everySecond(tick) {
+      kept.ticks.add(tick);
+      return () => kept.ticks.delete(tick);
+    },
     write: (text) => kept.text += text,
     bar,
     columns,
@@ -159,6 +164,64 @@ Deno.test("elsewhere progress is a plain line every few seconds", () => {
   assertEquals(lines.length, 2);
   for (const line of lines) assertStringIncludes(line, "of 64.0 MiB");
   assert(!kept.text.includes("\x1b"), "no escape sequences");
+});
+
+const SLOW_BOOT = {
+  type: "vm_boot",
+  image: "/images/demo.qcow2",
+  how: "boot",
+  backend: "qemu",
+  version: "7.2",
+  accelerator: "tcg",
+  memory: 512,
+  cpus: 2,
+} as const;
+
+/** Lets seconds pass on a screen. */
+function pass(kept: ReturnType<typeof screen>["kept"], seconds: number) {
+  for (let i = 0; i < seconds; i++) {
+    kept.time += 1000;
+    kept.ticks.forEach((tick) => tick());
+  }
+}
+
+Deno.test("on a terminal a long boot counts its seconds, and leaves nothing behind", () => {
+  const { kept, send } = screen(true);
+  send(SLOW_BOOT);
+  kept.text = "";
+  pass(kept, 2);
+  assertEquals(kept.text, "\r\x1b[Kbooting: 1.0 s\r\x1b[Kbooting: 2.0 s");
+  kept.text = "";
+  send({
+    type: "boot_ready",
+    image: "/images/demo.qcow2",
+    how: "booted",
+    phases: { start: 100, guest: 1900, save: 0, attach: 0 },
+    elapsedMs: 2000,
+  });
+  assertEquals(kept.text, "\r\x1b[Kbooted in 2.0 s\n");
+  assertEquals(kept.ticks.size, 0);
+});
+
+Deno.test("elsewhere a long boot says now and then that it goes on", () => {
+  const { kept, send, close } = screen(false);
+  send(SLOW_BOOT);
+  kept.text = "";
+  pass(kept, 65);
+  assertEquals(kept.text, "booting: 30 s\nbooting: 1 min 0 s\n");
+  close();
+  assertEquals(kept.ticks.size, 0);
+});
+
+Deno.test("colours mark warnings and errors, where they are wanted", () => {
+  const { kept, send } = screen(true, 80, true);
+  send({ type: "warning", message: "a warning: twice" });
+  assertEquals(kept.text, "\x1b[1;33mwarning:\x1b[m a warning: twice\n");
+  const error = new ToolsmithError("failed", "No", { hint: "yes" });
+  assertEquals(
+    describeError(error, true),
+    "\x1b[1;31merror:\x1b[m No [failed]\n\x1b[1;36mhint:\x1b[m yes\n",
+  );
 });
 
 const VERIFIED = {

@@ -26,10 +26,36 @@ Deno.test("--help explains the program and each command", async () => {
   }
 });
 
-Deno.test("--version prints the version", async () => {
+Deno.test("toolsmith alone prints the help, and that is no failure", async () => {
+  assertEquals(await toolsmith([]), await toolsmith(["--help"]));
+});
+
+Deno.test("--version prints the version, also as JSON", async () => {
   const { stdout } = await toolsmith(["--version"]);
   assertEquals(stdout, `toolsmith ${VERSION}\n`);
+  const json = await toolsmith(["--version", "--json"]);
+  const { type, version } = JSON.parse(json.stdout);
+  assertEquals([json.code, type, version], [0, "result", VERSION]);
 });
+
+testWithImage(
+  "sizes and times are as the locale has them, but plain in JSON",
+  async ({ work, image: qcow2, sha256: qcow2_sha256 }) => {
+    await work.manifest({ qcow2, qcow2_sha256 });
+    const env = { LC_ALL: "de_DE.UTF-8" };
+    const { stderr } = await work.toolsmith(["hydrate"], { env });
+    assertMatch(stderr, /got 1,\d MiB in \d+,\d s/);
+    const { stdout } = await work.toolsmith(["cache", "ls"], { env });
+    assertMatch(
+      stdout,
+      / {2}1,\d MiB {2}\d\d\.\d\d\.20\d\d, \d\d:\d\d {2}verified/,
+    );
+    const json = await work.toolsmith(["cache", "ls", "--json"], { env });
+    const [entry] = JSON.parse(json.stdout).entries;
+    assert(Number.isInteger(entry.bytes), json.stdout);
+    assertMatch(entry.used, /^20\d\d-\d\d-\d\dT[\d:.]+Z$/);
+  },
+);
 
 Deno.test("a wrong command line ends with 2 and a suggestion", async () => {
   const wrong: [string[], RegExp][] = [
@@ -111,11 +137,30 @@ Deno.test("doctor says what is missing, and ends with 1", async () => {
   assertEquals(code, 1);
   assertMatch(stdout, /^ok {4}manifest/m);
   assertMatch(stdout, /^fail {2}oras .*oras not found/m);
+  assertMatch(
+    stdout,
+    /\nnext: put oras right, then run toolsmith doctor again\n$/,
+  );
   assertMatch(stdout, /^ok {4}cache/m);
   assertMatch(stdout, /^(ok|warn) +space .*GiB free/m);
   // It looked, and left nothing behind.
   assertEquals(await work.cached(), []);
   assertEquals([...Deno.readDirSync(`${work.dir}/.toolsmith`)].length, 1);
+});
+
+Deno.test("doctor's last line is the next step on a host that lacks nothing", async () => {
+  await using work = await workspace();
+  const next = async () => {
+    const { stdout } = await work.toolsmith(["doctor"], {
+      permissions: ["-A"],
+    });
+    return stdout.trimEnd().split("\n").at(-1);
+  };
+  assertMatch(`${await next()}`, /^next: toolsmith init --ref REF/);
+  await Deno.writeTextFile(`${work.dir}/image.qcow2`, "");
+  const qcow2_sha256 = "0".repeat(64);
+  await work.manifest({ qcow2: "image.qcow2", qcow2_sha256 });
+  assertMatch(`${await next()}`, /^next: toolsmith (run COMMAND$|hydrate)/);
 });
 
 Deno.test("mod.ts runs the program, and imported it does nothing", async () => {

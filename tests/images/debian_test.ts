@@ -6,9 +6,16 @@ import { dirname, join } from "@std/path";
 import { fileChunks, sha256 } from "../../lib/system/digest.ts";
 import { run } from "../../lib/system/process.ts";
 import { debian, needsDebian } from "../support/guest.ts";
-import { parts } from "../support/parts.ts";
+import { needs, parts } from "../support/parts.ts";
 import { processesOf } from "../support/processes.ts";
-import { type CliOptions, jsonLines, workspace } from "../support/workspace.ts";
+import { openTerminal } from "../support/tmux.ts";
+import {
+  cleanEnvironment,
+  type CliOptions,
+  commandLine,
+  jsonLines,
+  workspace,
+} from "../support/workspace.ts";
 
 /** Bytes that pass through standard input and output. */
 const STREAM_BYTES = 2 ** 20;
@@ -20,15 +27,16 @@ Deno.test({
     await using work = await workspace();
     const qcow2 = await debian();
     await work.manifest({ qcow2, qcow2_sha256: await digestOf(qcow2) });
+    const env = {
+      PATH: `${dirname(parts.qemu!)}:${Deno.env.get("PATH")}`,
+      TOOLSMITH_QEMU: "",
+    };
     const toolsmith = (args: string[], options: CliOptions = {}) =>
       work.toolsmith(["run", ...args], {
         permissions: ["-P=run"],
         timeoutMs: 180_000,
         ...options,
-        env: {
-          PATH: `${dirname(parts.qemu!)}:${Deno.env.get("PATH")}`,
-          TOOLSMITH_QEMU: "",
-        },
+        env,
       });
     /** Runs a script that must succeed, and returns what it printed. */
     const sh = async (script: string, ...flags: string[]) => {
@@ -107,6 +115,20 @@ Deno.test({
         assertMatch(await sh(address, "--network"), / inet 10\.0\.2\.\d+\//);
       },
     );
+    await t.step({
+      name: "shell gives bash on a terminal of the window's size",
+      ignore: needs("tmux").ignore,
+      async fn() {
+        await using terminal = await openTerminal({
+          cwd: work.dir,
+          env: { ...cleanEnvironment(), ...env },
+        });
+        await terminal.type(`${await commandLine(["shell"])}; echo "is $?"`);
+        await terminal.shows(/root@\w+:\/mnt\/work# *$/m);
+        await terminal.type("stty size; ps -o tty= -p $$; exit 3");
+        await terminal.shows(/^30 90\nttyS1\n(.*\n)*is 3$/m);
+      },
+    });
     await t.step("clones do not see each other's work", async () => {
       const script =
         "ls -A /root/mark 2>/dev/null; echo mine >/root/mark; sync";

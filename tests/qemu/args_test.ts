@@ -156,3 +156,11 @@ Deno.test("a seed is read-only, comes after the disk, and is announced", () => {
   assertEquals(values("-smbios", args), ["type=1,serial=ds=nocloud"]);
   assertEquals(values("-smbios", qemuArgs(machine)), []);
 });
+
+Deno.test("a machine has three terminals, where it has an ISA bus", () => {
+  const terminals = (options: Partial<MachineOptions>) =>
+    values("-device", qemuArgs({ ...machine, ...options }))
+      .filter((device) => device.startsWith("isa-serial,"));
+  assertEquals(terminals({}).length, 3);
+  assertEquals(terminals({ arch: "aarch64" }), []);
+});

@@ -77,6 +77,11 @@ export function cliCommand(args: string[], permissions: string[]) {
   );
 }
 
+/** The program with the permissions of the `run` set, as it is typed. */
+export async function commandLine(args: string[]): Promise<string> {
+  return [Deno.execPath(), ...await cliCommand(args, ["-P=run"])].join(" ");
+}
+
 /**
  * The environment of a host: oras is on PATH, and nothing that the developer
  * has set for Toolsmith gets in the way.
@@ -87,6 +92,7 @@ export function cleanEnvironment(): Record<string, string> {
   return {
     PATH: oras ? `${dirname(oras)}:${path}` : path,
     NO_COLOR: "1",
+    LC_ALL: "C.UTF-8",
     // Else Deno itself asks the network, once a day.
     DENO_NO_UPDATE_CHECK: "1",
     TOOLSMITH_ORAS: "",

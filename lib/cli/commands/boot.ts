@@ -37,9 +37,12 @@ export const boot: Command<BootRequest> = {
   summary: "hydrate, and boot the image with its console on this terminal",
   details:
     "The workspace is mounted read-only at /mnt/work. Ctrl-C powers the guest down.\nNothing that it writes is kept, unless --overlay says where.",
+  example: "boot --detach --memory 2G",
+  takes: ["FILE"],
   flags: [
     {
       name: "detach",
+      group: "machine",
       help: "return when the guest is ready; run uses it, stop ends it",
     },
     ...MACHINE,

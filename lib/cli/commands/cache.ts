@@ -17,7 +17,7 @@ import { toToolsmithError } from "../../errors.ts";
 import { loadManifest, type Manifest } from "../../manifest/manifest.ts";
 import type { Command } from "../command.ts";
 import { CACHE, JSON_OUTPUT, MANIFEST } from "../flags.ts";
-import { bytesText, shortDigest } from "../format.ts";
+import { bytesText, shortDigest, timeText } from "../format.ts";
 import type { Io } from "../io.ts";
 
 interface CacheRequest {
@@ -35,6 +35,7 @@ export const cache: Command<CacheRequest> = {
   summary: "list, locate or clear what is cached",
   details:
     "prune never removes what the manifest names, nor what another process is getting.",
+  takes: ["ls|path|prune"],
   flags: [
     ...MANIFEST,
     ...CACHE,
@@ -140,12 +141,8 @@ function entryLines(entry: CacheEntry): string[] {
 }
 
 function stateLine({ key, bytes, used }: CacheEntry["states"][number]): string {
-  return ["snapshot", key.slice(0, 12), bytesText(bytes), minute(used)]
+  return ["snapshot", key.slice(0, 12), bytesText(bytes), timeText(used)]
     .join("  ");
-}
-
-function minute(time: string): string {
-  return time.slice(0, 16).replace("T", " ");
 }
 
 function entryLine(entry: CacheEntry): string {
@@ -154,7 +151,7 @@ function entryLine(entry: CacheEntry): string {
     image,
     shortDigest(digest),
     bytesText(bytes),
-    minute(used),
+    timeText(used),
     trusted ? "verified" : "unverified",
   ].join("  ");
 }
@@ -165,7 +162,7 @@ function partialLine(partial: PartialImage): string {
     image,
     shortDigest(digest),
     `${bytesText(bytes)} of ${bytesText(total)}`,
-    minute(used),
+    timeText(used),
     "partial",
   ].join("  ");
 }

@@ -41,8 +41,8 @@ export const doctor: Command<DoctorRequest> = {
   async run({ options, json }, { signal, result }) {
     const findings = await examine({ ...options, signal });
     const ok = findings.every(({ level }) => level !== "fail");
-    const text = findings.flatMap(findingLines).join("\n");
-    result(json, { ok, findings }, text);
+    const lines = [...findings.flatMap(findingLines), nextLine(findings)];
+    result(json, { ok, findings }, lines.join("\n"));
     return ok ? 0 : 1;
   },
 };
@@ -51,4 +51,20 @@ function findingLines({ check, level, found, hint }: Finding): string[] {
   const lines = [`${level.padEnd(4)}  ${check.padEnd(11)}  ${flat(found)}`];
   if (hint) lines.push(`${" ".repeat(19)}${flat(hint)}`);
   return lines;
+}
+
+/** What to do now: to put right what comes first, or to go on. */
+function nextLine(findings: Finding[]): string {
+  const failed = findings.find(({ level }) => level === "fail");
+  if (failed) {
+    return `next: put ${failed.check} right, then run toolsmith doctor again`;
+  }
+  const stateOf = (name: string) =>
+    findings.find(({ check }) => check === name)?.level;
+  if (stateOf("manifest") !== "ok") {
+    return "next: toolsmith init --ref REF writes a manifest for an image";
+  }
+  return stateOf("qemu") === "ok"
+    ? "next: toolsmith run COMMAND"
+    : "next: toolsmith hydrate gets the image; to run it, install QEMU";
 }

@@ -46,6 +46,7 @@ export const publish: Command<PublishRequest> = {
   summary: "push an image to a registry, and wait until it is served back",
   details:
     "ghcr.io needs GHCR_TOKEN with the scope write:packages, and GHCR_USERNAME or\nGITHUB_ACTOR; in GitHub Actions GITHUB_TOKEN serves too.",
+  takes: ["FILE", "REF"],
   flags: [
     {
       name: "extra",
@@ -71,8 +72,8 @@ export const publish: Command<PublishRequest> = {
     },
     {
       name: "verify",
-      value: "HOW",
-      help: "manifest: compare digests (the default); pull: the bytes too",
+      value: "manifest|pull",
+      help: "compare digests (the default), or the bytes too",
     },
     {
       name: "attempts",

@@ -8,28 +8,27 @@ import type { OnEvent } from "../../events.ts";
 import { loadManifest } from "../../manifest/manifest.ts";
 import { assertToolAllowed } from "../../manifest/tools.ts";
 import { runOnHost } from "../../run/host.ts";
-import { runInVm, type WorkspaceVmOptions } from "../../run/workspace_vm.ts";
+import { runInVm } from "../../run/workspace_vm.ts";
 import type { Command } from "../command.ts";
 import { type ParsedFlags, usage } from "../flag_values.ts";
 import {
+  EXEC,
   HYDRATE,
   MACHINE,
-  type OutputFlags,
+  readExec,
   readMachine,
   readOutput,
 } from "../flags.ts";
 import type { Io } from "../io.ts";
+import {
+  hasTerminal,
+  runOnThisTerminal,
+  type TerminalRequest,
+} from "../on_terminal.ts";
 
-interface RunRequest {
-  manifest?: string;
-  command: string;
-  args: string[];
-  vm: WorkspaceVmOptions;
+interface RunRequest extends TerminalRequest {
   execution?: "vm" | "host";
-  timeoutMs?: number;
-  env: Record<string, string>;
-  cwd?: string;
-  output: OutputFlags;
+  tty: boolean;
 }
 
 /** Runs a command in the image, and ends with its exit status. */
@@ -39,28 +38,21 @@ export const run: Command<RunRequest> = {
   summary: "run a command in the image; its exit status is the command's",
   details:
     "It runs in the workspace, read-only at /mnt/work: in the VM that boot --detach\nstarted, else in one of its own. Flags after COMMAND are the command's.",
+  example: "run --export build/out:out -- make DESTDIR=/mnt/out",
+  takes: ["TOOL", "FILE"],
   flags: [
     {
       name: "execution",
-      value: "WHERE",
-      help: "vm or host; else TOOLSMITH_EXECUTION, else vm",
+      value: "vm|host",
+      group: "command",
+      help: "where; else TOOLSMITH_EXECUTION, else in the VM",
     },
     {
-      name: "timeout",
-      value: "SECONDS",
-      help: "end the command after SECONDS, with exit status 124",
+      name: "tty",
+      group: "command",
+      help: "run the command on this terminal, as shell does",
     },
-    {
-      name: "env",
-      value: "NAME=VALUE",
-      many: true,
-      help: "set a variable for the command",
-    },
-    {
-      name: "cwd",
-      value: "DIR",
-      help: "the command's directory, in the guest",
-    },
+    ...EXEC,
     ...MACHINE,
     ...HYDRATE,
   ],
@@ -68,8 +60,14 @@ export const run: Command<RunRequest> = {
   rest: "words",
   parse: readRequest,
   async run(request, io) {
-    const { onEvent, close } = io.view(request.output);
+    if (request.tty && !hasTerminal()) {
+      throw usage("run --tty needs a terminal", "toolsmith run needs none");
+    }
     const place = request.execution ?? placeOf(io.env);
+    if (request.tty && place === "vm") {
+      return await runOnThisTerminal(request, io);
+    }
+    const { onEvent, close } = io.view(request.output);
     try {
       return place === "host"
         ? await onHost(request, io, onEvent)
@@ -85,7 +83,10 @@ function readRequest(given: ParsedFlags): RunRequest {
   if (command === undefined) {
     throw usage("run needs a command", "toolsmith run COMMAND [ARG…]");
   }
-  const execution = given.text("execution");
+  const [execution, tty] = [given.text("execution"), given.has("tty")];
+  if (tty && given.has("json")) {
+    throw usage("run --tty prints no JSON", "leave --tty or --json away");
+  }
   return {
     manifest: given.text("manifest"),
     command,
@@ -94,9 +95,8 @@ function readRequest(given: ParsedFlags): RunRequest {
     execution: execution === undefined
       ? undefined
       : given.oneOf(["vm", "host"], execution),
-    timeoutMs: given.duration("timeout"),
-    env: given.pairs("env"),
-    cwd: given.text("cwd"),
+    tty,
+    ...readExec(given),
     output: readOutput(given),
   };
 }

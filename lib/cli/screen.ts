@@ -1,0 +1,86 @@
+/**
+ * This terminal, for a command in the guest. A shell beside this process sets it
+ * and gives it back, so that a kill of this process does as well.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+import type { TerminalScreen } from "../guest/terminal.ts";
+import { type Child, spawn } from "../system/process.ts";
+import type { Output } from "./output.ts";
+
+/** A terminal that a command in the guest uses; disposing it gives it back. */
+export interface Screen extends TerminalScreen, AsyncDisposable {}
+
+/**
+ * What a program that was cut off may have left: the alternate screen, a hidden
+ * cursor, pasting and a mouse that send codes, keys of applications, colours
+ * (XTerm Control Sequences, "DEC Private Mode Reset"). The cursor is saved first,
+ * as leaving an alternate screen that is not there restores it.
+ */
+const RESET = String
+  .raw`\0337\033[?1049l\033[?25h\033[?2004l\033[?1000l\033[?1002l\033[?1003l\033[?1006l\033[?1l\033>\033[m`;
+
+/**
+ * Sets the terminal on standard output so that each key is the guest's, and gives
+ * it back when standard input brings a line or ends. A shell that has the
+ * terminal by then has set it as it needs it.
+ */
+const KEEPER = `
+trap '' HUP INT QUIT TERM TSTP TTIN TTOU
+exec 3<&1
+was=$(stty -g <&3) && stty raw -echo -iexten <&3 && raw=$(stty -g <&3) || exit
+echo >&2
+read -r word
+[ "$(stty -g <&3)" != "$raw" ] || {
+  printf '${RESET}'
+  stty "$was" <&3
+}
+`;
+
+/**
+ * Makes a screen of this process's terminal. The guest has it from the moment
+ * that its input is asked for; Ctrl-C is a signal until then.
+ *
+ * Needs `--allow-run=sh`.
+ *
+ * @param output Standard output.
+ * @param onTaken Called when the guest has the terminal.
+ * @returns The screen.
+ */
+export function thisScreen(output: Output, onTaken: () => void): Screen {
+  let keeper: Child | undefined;
+  return {
+    async input() {
+      onTaken();
+      keeper = await keepTerminal();
+      return Deno.stdin.readable;
+    },
+    output: (chunk) => output.write(chunk),
+    size: () => Deno.consoleSize(),
+    onResize(changed, signal) {
+      Deno.addSignalListener("SIGWINCH", changed);
+      const stop = () => Deno.removeSignalListener("SIGWINCH", changed);
+      signal.addEventListener("abort", stop, { once: true });
+    },
+    async [Symbol.asyncDispose]() {
+      await keeper?.release();
+      await keeper?.ended;
+    },
+  };
+}
+
+/** Starts the shell, and waits until it has set the terminal. */
+async function keepTerminal(): Promise<Child> {
+  const set = Promise.withResolvers<string>();
+  const keeper = spawn("sh", {
+    args: ["-c", KEEPER],
+    input: "held",
+    stdout: "inherit",
+    stderr: (chunk) => set.resolve(new TextDecoder().decode(chunk).trim()),
+  });
+  keeper.ended.then(() => set.resolve("stty failed"));
+  const failure = await set.promise;
+  if (failure === "") return keeper;
+  throw new ToolsmithError("failed", `Cannot set this terminal: ${failure}`);
+}

@@ -1,0 +1,112 @@
+/**
+ * Completion in real shells: Tab is pressed, and what is offered is read.
+ */
+import { assertEquals, assertMatch } from "@std/assert";
+import { join } from "@std/path";
+import { needs } from "../support/parts.ts";
+import { openTerminal } from "../support/tmux.ts";
+import {
+  cleanEnvironment,
+  commandLine,
+  workspace,
+} from "../support/workspace.ts";
+
+const SHELLS = {
+  bash: {
+    start: "bash --norc --noprofile",
+    load: "source <(toolsmith completions bash)",
+    ...needs("tmux"),
+  },
+  zsh: {
+    start: "zsh -f",
+    load:
+      "autoload -U compinit; compinit -u -D; source <(toolsmith completions zsh)",
+    ...needs("tmux", "zsh"),
+  },
+  fish: {
+    start: "fish --no-config",
+    load: "toolsmith completions fish | source",
+    ...needs("tmux", "fish"),
+  },
+};
+
+for (const [name, { start, load, ignore }] of Object.entries(SHELLS)) {
+  Deno.test({
+    name: `${name} completes commands, flags and values`,
+    ignore,
+    async fn() {
+      await using work = await workspace();
+      await writeWorkspace(work.dir);
+      const { PATH, ...env } = cleanEnvironment();
+      await using terminal = await openTerminal({
+        cwd: work.dir,
+        env: {
+          ...env,
+          PATH: `${work.dir}/bin:${PATH}`,
+          HOME: work.dir,
+          HISTFILE: "/dev/null",
+        },
+        shell: start,
+      });
+      await terminal.type(`${load}; clear; echo 'lo''aded'`);
+      await terminal.shows(/^loaded/m);
+      /** Types, presses Tab, and waits for what the screen shows then. */
+      const completes = async (typed: string, shown: RegExp) => {
+        await terminal.press("C-u");
+        await terminal.write(typed);
+        await terminal.press("Tab");
+        await terminal.shows(shown);
+      };
+      await completes("toolsmith hyd", /toolsmith hydrate/);
+      await completes("toolsmith run --mem", /run --memory/);
+      await completes("toolsmith run --execution h", /--execution host/);
+      await completes("toolsmith run --memory=5", /--memory=512M/);
+      await completes("toolsmith run fm", /run fmt/);
+      await completes(
+        "toolsmith init --ref ghcr.io/owner/im",
+        /--ref ghcr\.io\/owner\/image:1\.0/,
+      );
+      await completes(
+        "toolsmith init --ref ghcr.io/owner/image:",
+        /--ref ghcr\.io\/owner\/image:1\.0/,
+      );
+      await completes(
+        "toolsmith publish dist/im",
+        /publish dist\/image\.qcow2/,
+      );
+      await completes("toolsmith hydrate --cache di", /--cache dist\//);
+      await completes("toolsmith hydrate --manifest=dis", /--manifest=dist\//);
+    },
+  });
+}
+
+Deno.test("completions refuses a shell that it does not know", async () => {
+  await using work = await workspace();
+  const { code, stderr } = await work.toolsmith(["completions", "bsh"]);
+  assertEquals(code, 2);
+  assertMatch(stderr, /did you mean bash\?/);
+});
+
+/** The program on PATH, a manifest with tools, and files to complete. */
+async function writeWorkspace(dir: string) {
+  await Deno.mkdir(join(dir, "bin"));
+  await Deno.mkdir(join(dir, "dist"));
+  await Deno.writeTextFile(join(dir, "dist", "image.qcow2"), "");
+  await Deno.writeTextFile(
+    join(dir, "bin", "toolsmith"),
+    `#!/bin/sh\nexec ${await commandLine([])} "$@"\n`,
+    { mode: 0o755 },
+  );
+  const image = {
+    name: "image",
+    tarball: "",
+    sha256: "",
+    qcow2: "oci://ghcr.io/owner/image:1.0",
+    qcow2_sha256: "0".repeat(64),
+  };
+  const tools = { fmt: "/opt/fmt", lint: "/usr/bin/lint" };
+  await Deno.writeTextFile(
+    join(dir, ".toolsmith", "tools.json"),
+    JSON.stringify({ image, tools, operations: [] }),
+  );
+}

@@ -1,0 +1,170 @@
+/**
+ * A command of the guest on a terminal, as a person has it.
+ */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { dirname, join } from "@std/path";
+import { fileChunks, sha256 } from "../../lib/system/digest.ts";
+import { sleep } from "../../lib/system/time.ts";
+import { guest, needsGuest } from "../support/guest.ts";
+import { needs, parts } from "../support/parts.ts";
+import { processesOf } from "../support/processes.ts";
+import { openTerminal, type TestTerminal } from "../support/tmux.ts";
+import {
+  cleanEnvironment,
+  commandLine,
+  type Workspace,
+  workspace,
+} from "../support/workspace.ts";
+
+const onTerminal = {
+  ignore: needsGuest.ignore || needs("tmux").ignore,
+};
+
+for (
+  const { args, says } of [
+    { args: ["shell"], says: /shell needs a terminal.*\nhint: toolsmith run/ },
+    {
+      args: ["run", "--tty", "sh"],
+      says: /run --tty needs a terminal.*\nhint: toolsmith run/,
+    },
+    { args: ["run", "--tty", "--json", "sh"], says: /--tty prints no JSON/ },
+  ]
+) {
+  Deno.test(`${args.join(" ")} without a terminal says to use run`, async () => {
+    await using work = await workspace();
+    const { code, stdout, stderr } = await work.toolsmith(args);
+    assertEquals(code, 2);
+    assertMatch(stdout + stderr, says);
+  });
+}
+
+Deno.test({
+  name: "a command has a terminal that is the window's, and gives it back",
+  ...onTerminal,
+  async fn(t) {
+    await using work = await workspace();
+    await using terminal = await open(work);
+    const { type, press, shows } = terminal;
+    const shell = await commandLine(["shell", "--quiet"]);
+    await t.step("it has the size of the window", async () => {
+      await type(`${shell}; echo "status $?"`);
+      await shows(/^\/mnt\/work #/m);
+      await type("clear; stty size; tty");
+      await shows(/^30 90\n\/dev\/ttyS1$/m);
+    });
+    await t.step(
+      "it follows the window, and programs are notified",
+      async () => {
+        await type(
+          `sh -c 'trap "stty size" WINCH; echo $((1+1)); while sleep 1; do :; done'`,
+        );
+        await shows(/^2$/m);
+        await terminal.resize(110, 40);
+        await shows(/^40 110$/m);
+        await press("C-c");
+        await shows(/\^C\n.*#/);
+      },
+    );
+    await t.step("colours arrive", async () => {
+      await type(String.raw`printf '\033[31m%s\033[m\n' red`);
+      // deno-lint-ignore no-control-regex
+      await shows(/^\x1b\[31mred/m, "coloured");
+    });
+    const sleeper = (mark: number) =>
+      `sh -c 'echo $((${mark}+1)); exec sleep 1000'`;
+    await t.step(
+      "Ctrl-C ends what runs in the guest, and it alone",
+      async () => {
+        await type(sleeper(41));
+        await shows(/^42$/m);
+        await press("C-c");
+        await shows(/^42\n\^C\n.*#/m);
+        await type("echo ended $?");
+        await shows(/^ended 130$/m);
+      },
+    );
+    await t.step("Ctrl-Z stops it, and fg goes on with it", async () => {
+      await type(sleeper(51));
+      await shows(/^52$/m);
+      await press("C-z");
+      await shows(/Stopped/);
+      await type("fg");
+      await shows(/# fg\n.*sleep/);
+      await press("C-c");
+      await shows(/# fg\n.*\n\^C\n.*#/);
+    });
+    await t.step("less shows a screen at a time", async () => {
+      await type("seq 500 | less");
+      await shows(/^1\n2\n/);
+      await press("Space");
+      await shows(/^4\d\n/);
+      await press("q");
+    });
+    await t.step("vi fills the screen", async () => {
+      await type("vi /etc/inittab");
+      await shows(/1\/\d+ \d+%/);
+      await type(":q!");
+    });
+    await t.step("its status is the shell's", async () => {
+      await type("clear; exit 7");
+      await shows(/^status 7$/m);
+      await assertGivenBack(terminal);
+    });
+    const run = await commandLine(["run", "--tty", "vi", "/etc/inittab"]);
+    const ends: Record<string, { signal: Deno.Signal; status?: number }> = {
+      "after TERM": { signal: "SIGTERM", status: 143 },
+      "after HUP": { signal: "SIGHUP", status: 129 },
+      // The shell may say the status while the screen is still the guest's.
+      "after KILL": { signal: "SIGKILL" },
+      "when QEMU dies": { signal: "SIGKILL", status: 71 },
+    };
+    for (const [name, { signal, status }] of Object.entries(ends)) {
+      await t.step(`run --tty gives it back: ${name}`, async () => {
+        await terminal.type("clear");
+        await terminal.type(
+          `sh -c 'echo $$ >pid; exec ${run}'; echo "status $?"`,
+        );
+        await terminal.shows(/1\/\d+ \d+%/);
+        const [qemu] = (await processesOf(join(work.dir, ".toolsmith")))
+          .filter(({ line }) => line.includes("qemu-system"));
+        const own = Number(await Deno.readTextFile(join(work.dir, "pid")));
+        Deno.kill(name.includes("QEMU") ? qemu.pid : own, signal);
+        if (status) {
+          await terminal.shows(new RegExp(`^status ${status}$`, "m"));
+        }
+        await assertGivenBack(terminal);
+      });
+    }
+    assertEquals(await processesOf(join(work.dir, ".toolsmith")), []);
+  },
+});
+
+/** A terminal in a workspace with a guest. */
+async function open(work: Workspace): Promise<TestTerminal> {
+  const qcow2 = await guest();
+  const digest = await sha256(fileChunks(qcow2));
+  await work.manifest({ qcow2, qcow2_sha256: digest });
+  const { PATH, ...env } = cleanEnvironment();
+  return await openTerminal({
+    cwd: work.dir,
+    env: {
+      ...env,
+      PATH: `${dirname(parts.qemu!)}:${PATH}`,
+      TOOLSMITH_QEMU: "",
+    },
+  });
+}
+
+/** The screen is the usual one, and lines are edited and echoed. */
+async function assertGivenBack(terminal: TestTerminal) {
+  const flags = "#{alternate_on} #{cursor_flag} #{keypad_cursor_flag}";
+  const deadline = performance.now() + 10_000;
+  while (await terminal.ask(flags) !== "0 1 0\n") {
+    assert(performance.now() < deadline, await terminal.ask(flags));
+    await sleep(50);
+  }
+  const modes = String
+    .raw`stty -a | tr ' ' '\n' | grep -cx 'icanon\|echo\|isig\|opost'`;
+  await terminal.type(`clear; echo "modes $(${modes})"`);
+  await terminal.shows(/modes 4$/m);
+}
