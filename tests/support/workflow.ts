@@ -43,6 +43,18 @@ export function readWorkflow(name: string): Workflow {
   return parse(Deno.readTextFileSync(path)) as Workflow;
 }
 
+/** A composite action, as far as the tests look at it. */
+export interface Action {
+  inputs: Record<string, { description: string; default: string }>;
+  outputs: Record<string, { description: string; value: string }>;
+  runs: { using: string; steps: Step[] };
+}
+
+/** Reads the action of this project. */
+export function readAction(): Action {
+  return parse(Deno.readTextFileSync(join(ROOT, "action.yml"))) as Action;
+}
+
 /** What a job is run with. */
 export interface JobOptions {
   /** The checkout. */
@@ -76,11 +88,13 @@ export async function runJob(
   const files = await Deno.makeTempDir({ prefix: "toolsmith-runner-" });
   const summary = join(files, "summary");
   await Deno.writeTextFile(summary, "");
+  await Deno.writeTextFile(join(files, "path"), "");
   try {
     for (const step of job.steps) {
       const name = step.name ?? step.uses!;
       if (!step.run || (options.only && !options.only.includes(name))) continue;
       if (result.failed && step.if !== "always()") continue;
+      if (!isWanted(step, options.context)) continue;
       const { code, stdout, stderr } = await runStep(
         { ...step, env: { ...job.env, ...step.env } },
         files,
@@ -97,6 +111,12 @@ export async function runJob(
   }
 }
 
+/** Reads a condition of the form `inputs.x != ''`. */
+function isWanted(step: Step, context: Record<string, string>): boolean {
+  const [, input] = /^(inputs\.\w+) != ''$/.exec(step.if ?? "") ?? [];
+  return input === undefined || context[input] !== "";
+}
+
 async function runStep(
   step: Step,
   files: string,
@@ -111,6 +131,9 @@ async function runStep(
   for (const [key, value] of Object.entries(step.env ?? {})) {
     env[key] = expand(value, options.context, result.outputs);
   }
+  // What a step adds to PATH is there for those that follow.
+  const added = (await Deno.readTextFile(join(files, "path"))).split("\n");
+  const path = options.env?.PATH ?? Deno.env.get("PATH")!;
   // How GitHub starts bash where `shell: bash` is set.
   const output = await run("bash", {
     args: ["--noprofile", "--norc", "-eo", "pipefail", script],
@@ -120,9 +143,11 @@ async function runStep(
       RUNNER_TEMP: options.context["runner.temp"],
       GITHUB_OUTPUT: outputs,
       GITHUB_STEP_SUMMARY: join(files, "summary"),
+      GITHUB_PATH: join(files, "path"),
       ...options.env,
+      PATH: [...added.reverse(), path].filter(Boolean).join(":"),
     },
-    timeoutMs: 60_000,
+    timeoutMs: 120_000,
   });
   readOutputs(await Deno.readTextFile(outputs), (name, value) => {
     result.outputs[`${step.id}.${name}`] = value;
