@@ -51,6 +51,10 @@ export async function startVm(
     } catch (error) {
       signal?.throwIfAborted();
       if (error instanceof Deno.errors.NotCapable) throw error;
+      // What was asked for is wrong then, and not the snapshot.
+      if (error instanceof ToolsmithError && error.code === "usage") {
+        throw error;
+      }
       await slot.drop(reasonOf(error));
     }
   }
