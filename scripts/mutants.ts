@@ -33,7 +33,8 @@ const RULES: [RegExp, (found: string) => string][] = [
     /(?<![\w.#])\d[\d_]*(?![\w.])/g,
     (found) => `${Number(found.replaceAll("_", "")) + 1}`,
   ],
-  [/\bawait (?!using\b)/g, () => ""],
+  // What an async function returns is awaited anyway.
+  [/(?<!\breturn )\bawait (?!using\b)/g, () => ""],
   // Whole statements of one line.
   [/(?<=^ +)(?:await )?[\w.#]+\(.*\);$/gm, () => ";"],
   [/(?<=^ +)throw .*;$/gm, () => ";"],

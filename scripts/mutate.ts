@@ -6,9 +6,15 @@
  *     deno task mutate lib/cli lib/doctor --sample 50
  *
  * The tests of `lib/room/_name.ts` are `tests/room/name_test.ts`, for a command
- * `tests/e2e/name_test.ts`, and all that import it; where there are none, all of
- * `tests/room/`. A file whose tests do not
- * pass in time as it is, is left out.
+ * `tests/e2e/name_test.ts`, and all that import it; where none has its name, all
+ * of `tests/room/` too. A test that does not pass in time as it is, is left out.
+ * Tests that take longer with a change have noticed it, and so has the type
+ * checker where it refuses the change; how many is printed.
+ *
+ * With `--without guest`, tests that boot a guest are skipped. What escapes the
+ * others is tried again with them by its line:
+ *
+ *     deno task mutate lib/run/host.ts:65
  *
  * @module
  */
@@ -21,7 +27,8 @@ import { type Mutant, mutants } from "./mutants.ts";
 
 const SPEC: CommandSpec = {
   name: "mutate",
-  usage: "[--sample N] [--seed N] [--timeout SECONDS] [PATH…]",
+  usage:
+    "[--sample N] [--seed N] [--timeout SECONDS] [--without PARTS] [PATH…]",
   summary: "change lib/ and see whether tests notice",
   flags: [
     { name: "sample", value: "N", help: "only so many changes (all)" },
@@ -30,6 +37,11 @@ const SPEC: CommandSpec = {
       name: "timeout",
       value: "SECONDS",
       help: "time for the tests of one change (120)",
+    },
+    {
+      name: "without",
+      value: "PARTS",
+      help: "skip tests that need one of these: guest,registry",
     },
   ],
   positionals: [0, 1000],
@@ -73,6 +85,8 @@ async function copyProject(files: string[]): Promise<string> {
     await Deno.copyFile(join(ROOT, file), join(copy, file));
   }
   await Deno.symlink(join(ROOT, ".cache"), join(copy, ".cache"));
+  // Some programs find the project's root by it.
+  await Deno.mkdir(join(copy, ".git"));
   return copy;
 }
 
@@ -82,61 +96,88 @@ async function testsOf(file: string, files: string[]): Promise<string[]> {
   const name = basename(file, ".ts").replace(/^_/, "");
   const tests = files.filter((path) => /^tests\/.*_test\.ts$/.test(path));
   const own: string[] = [];
+  const others: string[] = [];
   for (const test of tests) {
     const text = await Deno.readTextFile(join(ROOT, test));
     const named = test === `tests/${room}/${name}_test.ts`;
     const used = room === "cli" && test === `tests/e2e/${name}_test.ts`;
-    if (named || used || text.includes(`/${file}"`)) own.push(test);
+    if (named || used) own.push(test);
+    else if (text.includes(`/${file}"`)) others.push(test);
   }
-  return own.length > 0
-    ? own
+  const near = own.length > 0
+    ? []
     : tests.filter((test) => test.startsWith(`tests/${room}/`));
+  // Its own notice most, and come first.
+  return [...new Set([...own, ...others, ...near])];
 }
 
-/** Whether the tests pass. What takes too long does not. */
-async function passes(
+interface TestOptions {
+  /** Time for the tests, in milliseconds. */
+  timeoutMs: number;
+  /** Parts whose tests are skipped, with commas between. */
+  without: string;
+}
+
+/** How the tests end, or the type checker. */
+async function attempt(
   copy: string,
-  tests: string[],
-  timeoutMs: number,
-): Promise<boolean> {
-  const flags = ["-A", "--no-check", "--fail-fast", "--quiet"];
-  const args = ["run", "-A", join(copy, "scripts", "deno.ts"), "test"];
+  [command, ...paths]: string[],
+  { timeoutMs, without }: TestOptions,
+): Promise<"passed" | "failed" | "late"> {
+  const deno = ["run", "-A", join(copy, "scripts", "deno.ts")];
+  const flags = command === "test" ? ["-A", "--no-check", "--fail-fast"] : [];
   try {
     const { code } = await run(Deno.execPath(), {
-      args: [...args, ...flags, ...tests],
+      args: [...deno, command, "--quiet", ...flags, ...paths],
       cwd: copy,
       timeoutMs,
+      env: { TOOLSMITH_TEST_WITHOUT: without },
     });
-    return code === 0;
+    return code === 0 ? "passed" : "failed";
   } catch {
-    return false;
+    return "late";
   }
 }
 
-/** Tries every candidate, and prints those that no test notices. */
+/** The tests that pass in time while nothing is changed; each is run once. */
+function soundTests(copy: string, options: TestOptions) {
+  const known = new Map<string, boolean>();
+  return async (tests: string[]) => {
+    for (const test of tests) {
+      if (known.has(test)) continue;
+      const sound = await attempt(copy, ["test", test], options) === "passed";
+      if (!sound) console.error(`${test} is left out: it fails as it is`);
+      known.set(test, sound);
+    }
+    return tests.filter((test) => known.get(test));
+  };
+}
+
+/** Tries every candidate, and prints those that nothing notices. */
 async function tryAll(
   candidates: Candidate[],
   files: string[],
-  timeoutMs: number,
-): Promise<{ tried: number; noticed: number }> {
+  options: TestOptions,
+): Promise<{ passed: number; failed: number; late: number; types: number }> {
   const copy = await copyProject(files);
-  const score = { tried: 0, noticed: 0 };
-  let current = { file: "", tests: [""], sound: false };
+  const sound = soundTests(copy, options);
+  const score = { passed: 0, failed: 0, late: 0, types: 0 };
   try {
     for (const { file, source, text, line, before, after } of candidates) {
-      if (file !== current.file) {
-        const tests = await testsOf(file, files);
-        const sound = await passes(copy, tests, timeoutMs);
-        if (!sound) console.error(`${file} is left out: its tests fail`);
-        current = { file, tests, sound };
-      }
-      if (!current.sound) continue;
+      const tests = await sound(await testsOf(file, files));
       await Deno.writeTextFile(join(copy, file), text);
-      const survived = await passes(copy, current.tests, timeoutMs);
+      let how: keyof typeof score = "passed";
+      if (tests.length > 0) {
+        how = await attempt(copy, ["test", ...tests], options);
+      }
+      if (how === "passed") {
+        const checked = await attempt(copy, ["check", file], options);
+        if (checked === "failed") how = "types";
+      }
       await Deno.writeTextFile(join(copy, file), source);
-      score.tried++;
-      if (!survived) score.noticed++;
-      else console.log(`${file}:${line}  ${before}  →  ${after || "nothing"}`);
+      score[how]++;
+      if (how !== "passed") continue;
+      console.log(`${file}:${line}  ${before}  →  ${after || "nothing"}`);
     }
   } finally {
     await Deno.remove(copy, { recursive: true });
@@ -151,17 +192,29 @@ async function main(args: string[]) {
   const all: Candidate[] = [];
   for (const file of files) {
     if (!/^lib\/.*\.ts$/.test(file)) continue;
-    if (!paths.some((path) => file.startsWith(path))) continue;
+    const isMeant = (line: number) =>
+      paths.some((path) =>
+        `${file}:${line}:`.startsWith(path.replace(/:\d+$/, "$&:"))
+      );
     const source = await Deno.readTextFile(join(ROOT, file));
-    all.push(...mutants(source).map((it) => ({ ...it, file, source })));
+    const meant = mutants(source).filter(({ line }) => isMeant(line));
+    all.push(...meant.map((it) => ({ ...it, file, source })));
   }
   const seed = given.count("seed") ?? Math.floor(Math.random() * 1e6);
   const chosen = sample(all, given.count("sample") ?? all.length, seed);
   console.error(`${chosen.length} of ${all.length} changes, --seed ${seed}`);
   const timeoutMs = given.duration("timeout") ?? 120_000;
-  const { tried, noticed } = await tryAll(chosen, files, timeoutMs);
-  const share = (100 * noticed / Math.max(tried, 1)).toFixed(1);
-  console.log(`noticed ${noticed} of ${tried} (${share} %)`);
+  const without = given.text("without") ?? "";
+  const { passed, failed, late, types } = await tryAll(chosen, files, {
+    timeoutMs,
+    without,
+  });
+  const noticed = failed + late + types;
+  const share = (100 * noticed / Math.max(noticed + passed, 1)).toFixed(1);
+  console.log(
+    `noticed ${noticed} of ${noticed + passed} (${share} %), ` +
+      `${late} by taking too long, ${types} by their types`,
+  );
 }
 
 if (import.meta.main) await main(Deno.args);

@@ -76,8 +76,8 @@ export async function findSnapshot(
   );
   const files = [path, disk ?? [], memory ?? [], metadata].flat();
   if (!whole || !await allTrusted(files)) {
-    // It may have been removed meanwhile.
-    return await fingerprint(path) ? "damaged" : undefined;
+    // A save that was killed before its last step has left no metadata.
+    return await fingerprint(metadata) ? "damaged" : undefined;
   }
   return {
     key,
@@ -210,8 +210,7 @@ export async function sweepSnapshots(dir: string) {
     using free = await hold(dir, key);
     if (!free) continue;
     await removeStaging(dir, key);
-    const state = await fingerprint(join(dir, `${key}.state`));
-    if (!state) await removeFiles(dir, key);
+    if (!await findSnapshot(dir, key)) await removeFiles(dir, key);
   }
 }
 
@@ -240,9 +239,9 @@ async function removeStaging(dir: string, key: string) {
   }
 }
 
-/** The metadata goes last: without it the others are damaged, not forgotten. */
+/** The metadata goes first: without it there is no snapshot. */
 async function removeFiles(dir: string, key: string) {
-  for (const ending of ["state", "memory", "qcow2", "json"]) {
+  for (const ending of ["json", "state", "memory", "qcow2"]) {
     await removeTree(join(dir, `${key}.${ending}`));
   }
 }

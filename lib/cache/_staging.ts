@@ -6,10 +6,13 @@
  * @module
  */
 import { dirname, join } from "../path.ts";
+import { ToolsmithError } from "../errors.ts";
 import { asDigest, type Sha256 } from "../system/digest.ts";
 import {
   absentAs,
+  type Fingerprint,
   fingerprint,
+  isSame,
   removeTree,
   syncToDisk,
 } from "../system/files.ts";
@@ -37,6 +40,8 @@ export interface VerifiedFile {
   source: string;
   /** What it boots with. */
   boot?: RecordedBoot;
+  /** The file whose bytes have the digest. */
+  hashed: Fingerprint;
 }
 
 /**
@@ -51,6 +56,8 @@ export interface Staging extends AsyncDisposable {
    * together with its record. An entry that is there already is replaced.
    *
    * @returns The image's path in the cache.
+   * @throws {ToolsmithError} `checksum_mismatch` when it is another file than the
+   * one that was hashed.
    */
   place(file: VerifiedFile): Promise<string>;
 }
@@ -245,7 +252,7 @@ function stagingDir({ cache, image, sha256 }: CacheKey, id: string): string {
 async function place(
   key: CacheKey,
   staging: string,
-  { path: from, name, source, boot }: VerifiedFile,
+  { path: from, name, source, boot, hashed }: VerifiedFile,
 ): Promise<string> {
   const dir = entryDir(key);
   const fresh = join(staging, "entry");
@@ -255,7 +262,14 @@ async function place(
   await syncToDisk(path);
   await Deno.chmod(path, 0o444);
   const now = await fingerprint(path);
-  if (!now) throw new Deno.errors.NotFound(`${name} is gone from ${fresh}`);
+  // The name and mode that it has now have changed its ctime.
+  if (!now || !isSame(now, { ...hashed, ctime: now.ctime })) {
+    throw new ToolsmithError(
+      "checksum_mismatch",
+      `Cannot place ${name}: the file was replaced after it was hashed`,
+      { hint: "find out who else writes to the cache" },
+    );
+  }
   const verified = new Date().toISOString();
   const digest = asDigest(key.sha256);
   const record = { file: name, digest, source, verified, ...now, boot };

@@ -14,6 +14,7 @@ import {
 import type { ImageArch } from "../image/boot_loader.ts";
 import type { RegistryOptions } from "../oci/registry.ts";
 import type { Sha256 } from "../system/digest.ts";
+import type { Fingerprint } from "../system/files.ts";
 import { isPortableName } from "../system/portable_name.ts";
 import type { RetryOptions } from "../system/retry.ts";
 
@@ -46,6 +47,8 @@ export interface FetchedImage {
   actual: Sha256;
   /** The processor that it is for, where its source says so. */
   arch?: ImageArch;
+  /** The file whose bytes were hashed. */
+  hashed: Fingerprint;
 }
 
 /** One call of {@linkcode fetchImage}. */

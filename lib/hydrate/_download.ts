@@ -92,6 +92,6 @@ async function fill(
 }
 
 async function finished(part: PartFile, name: string, actual: string) {
-  await part.finish();
-  return { path: part.path, name, bytes: part.size, actual };
+  const hashed = await part.finish();
+  return { path: part.path, name, bytes: part.size, actual, hashed };
 }

@@ -21,7 +21,11 @@ export interface HttpsOptions extends RetryOptions {
    * has another one, or no ranges, it begins at its start. @default {undefined}
    */
   resume?: { from: number; size: number };
+  /** The most that is read, in bytes. @default {256 * 1024 ** 3} */
+  maxBytes?: number;
 }
+
+const MAX_BYTES = 256 * 1024 ** 3;
 
 /** A file that is being read. */
 export interface HttpsFile extends Disposable {
@@ -47,13 +51,15 @@ type Connect = (from: number, etag: string | null) => Promise<Transfer>;
  * @throws {ToolsmithError} `file_unreadable` for the authority's file;
  * `unauthorized`, `forbidden`, `not_found`, `rate_limited`,
  * `registry_unavailable`, `tls_failed`, `dns_failed`, `connection_failed`,
- * `redirect_refused`, `transfer_interrupted`, `transfer_stalled`.
+ * `redirect_refused`, `transfer_interrupted`, `transfer_stalled`;
+ * `artifact_unsafe` for more than `maxBytes`.
  */
 export async function openHttps(
   url: URL,
   options: HttpsOptions = {},
 ): Promise<HttpsFile> {
-  const { stallTimeoutMs = 60_000, signal, caFile, resume } = options;
+  const { stallTimeoutMs = 60_000, maxBytes = MAX_BYTES } = options;
+  const { signal, caFile, resume } = options;
   const client = caFile === undefined ? undefined : await httpClient(caFile);
   const pause = retryPauses(options);
   let current: Transfer | undefined;
@@ -73,10 +79,15 @@ export async function openHttps(
       first.cancel();
       first = await connect(0, null);
     }
+    const bytes = sizeOf(first);
+    if ((bytes ?? 0) > maxBytes) {
+      first.cancel();
+      throw tooLarge(first.shown, maxBytes);
+    }
     return {
-      bytes: sizeOf(first),
+      bytes,
       from: first.from,
-      chunks: resuming(first, connect, pause),
+      chunks: resuming(first, { connect, pause, maxBytes }),
       [Symbol.dispose]() {
         current?.cancel();
         client?.close();
@@ -96,12 +107,14 @@ function sizeOf({ from, bytes }: Transfer): number | null {
 /** Reads a transfer to its end, through as many requests as that takes. */
 async function* resuming(
   first: Transfer,
-  connect: Connect,
-  pause: (error: unknown) => Promise<void>,
+  { connect, pause, maxBytes }: {
+    connect: Connect;
+    pause: (error: unknown) => Promise<void>;
+    maxBytes: number;
+  },
 ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
   const { etag, shown } = first;
   const bytes = sizeOf(first);
-  const whole = bytes ?? Infinity;
   let current = first;
   let position = first.from;
   while (true) {
@@ -111,7 +124,11 @@ async function* resuming(
         const rest = chunk.subarray(Math.min(skip, chunk.length));
         skip -= chunk.length - rest.length;
         position += rest.length;
-        if (position > whole) throw tooLong(shown, whole);
+        if (position > (bytes ?? maxBytes)) {
+          throw bytes === null
+            ? tooLarge(shown, maxBytes)
+            : tooLong(shown, bytes);
+        }
         if (rest.length > 0) yield rest;
       }
       if (bytes === null || position >= bytes) return;
@@ -139,6 +156,14 @@ function retryPauses(options: RetryOptions) {
     onRetry?.({ error, attempt, attempts: retries + 1, delayMs });
     await sleep(delayMs, signal);
   };
+}
+
+function tooLarge(shown: string, maxBytes: number): ToolsmithError {
+  return new ToolsmithError(
+    "artifact_unsafe",
+    `Cannot download ${shown}: it has more than ${maxBytes} bytes`,
+    { hint: "fetch a larger one yourself, and name the file in the manifest" },
+  );
 }
 
 function tooLong(shown: string, bytes: number): ToolsmithError {

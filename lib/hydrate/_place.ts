@@ -37,13 +37,14 @@ export interface PlacedImage {
  * @param options The file and its place.
  * @returns Where it is, and what it boots with: that is part of its record, so
  * that a start need not look.
- * @throws {ToolsmithError} `image_invalid`, `image_unsafe`, `cache_unwritable`.
+ * @throws {ToolsmithError} `image_invalid`, `image_unsafe`, `cache_unwritable`,
+ * `checksum_mismatch` when the file is not the one that was hashed.
  */
 export async function placeFetched(
   { name: image, source }: Pick<ManifestImage, "name" | "source">,
   { staging, fetched, emit }: PlaceOptions,
 ): Promise<PlacedImage> {
-  const { path: from, name, bytes, actual } = fetched;
+  const { path: from, name, bytes, actual, hashed } = fetched;
   const digest = asDigest(actual);
   const found = await findBootLoader(from);
   // Who publishes it knows better than its disk says.
@@ -52,8 +53,8 @@ export async function placeFetched(
     ? { ...arch && { arch }, ...found.firmware && { firmware: found.firmware } }
     : undefined;
   emit({ type: "checksum_verified", image, digest, bytes });
-  const placed = { path: from, name, source: formatSource(source), boot };
-  const path = await staging.place(placed);
+  const file = { path: from, name, source: formatSource(source) };
+  const path = await staging.place({ ...file, boot, hashed });
   emit({ type: "cache_placed", image, path, digest, bytes });
   return { path, boot };
 }

@@ -138,9 +138,9 @@ async function pullByRanges(pull: Pull): Promise<FetchedImage | undefined> {
     return noRanges(pull, `the bytes have the digest ${asDigest(actual)}`);
   }
   progress.end(total - resumed);
-  await part.finish();
+  const hashed = await part.finish();
   const name = basename(layer.title);
-  return { path: part.path, name, bytes: total, actual };
+  return { path: part.path, name, bytes: total, actual, hashed };
 }
 
 async function pullByOras(
@@ -157,9 +157,13 @@ async function pullByOras(
   const progress = begin(context, { total: totalBytes(artifact) });
   try {
     const options = { layer, dir: target, progress };
-    const { bytes, sha256 } = await pullImage(program, artifact, options);
+    const { bytes, sha256, hashed } = await pullImage(
+      program,
+      artifact,
+      options,
+    );
     await part?.finish();
-    return { path, name: basename(path), bytes, actual: sha256 };
+    return { path, name: basename(path), bytes, actual: sha256, hashed };
   } catch (error) {
     // What is there is for the next run to take over: a copy takes its time.
     if (keep && context.registry.signal?.aborted) throw error;

@@ -4,14 +4,8 @@
  * @module
  */
 import { basename, join } from "../path.ts";
-import { ToolsmithError } from "../errors.ts";
 import { fileChunks, sha256 } from "../system/digest.ts";
-import {
-  type Fingerprint,
-  fingerprint,
-  fingerprintOf,
-  isSame,
-} from "../system/files.ts";
+import { type Fingerprint, fingerprintOf } from "../system/files.ts";
 import { requireSpace } from "../system/free_space.ts";
 import type { writeSparse } from "../system/sparse.ts";
 import { begin, type FetchContext, type FetchedImage } from "./_context.ts";
@@ -58,8 +52,8 @@ export async function spool(
   // It may end in a hole.
   await file.truncate(bytes);
   progress.end(bytes);
-  await assertIsStill(path, fingerprintOf(await file.stat()));
-  return { path, name, bytes, actual };
+  const hashed = fingerprintOf(await file.stat());
+  return { path, name, bytes, actual, hashed };
 }
 
 /**
@@ -77,23 +71,12 @@ export async function hashClone(
   const { signal } = context.registry;
   const { size: bytes } = await Deno.stat(path);
   const progress = begin(context, { total: bytes });
-  let hashed: Fingerprint | undefined;
+  let hashed: Fingerprint;
   const actual = await sha256(fileChunks(path, {
     signal,
     onBytes: progress.at,
     onEnd: (stat) => hashed = fingerprintOf(stat),
   }));
   progress.end(bytes);
-  await assertIsStill(path, hashed);
-  return { path, name: basename(path), bytes, actual };
-}
-
-/** The bytes that were hashed are of a file that was open: is it still there? */
-async function assertIsStill(path: string, hashed: Fingerprint | undefined) {
-  if (isSame(await fingerprint(path), hashed)) return;
-  throw new ToolsmithError(
-    "checksum_mismatch",
-    `Cannot take ${path}: it was replaced while it was written`,
-    { hint: "find out who else writes to the cache" },
-  );
+  return { path, name: basename(path), bytes, actual, hashed: hashed! };
 }

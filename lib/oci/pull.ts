@@ -40,6 +40,8 @@ export interface PulledImage {
   bytes: number;
   /** SHA-256 of its bytes. */
   sha256: Sha256;
+  /** The file whose bytes were hashed. */
+  hashed: Fingerprint;
 }
 
 /** What is known of a transfer when it begins. */
@@ -109,12 +111,12 @@ export async function pullImage(
       ? notPulled(layer, "it is not there", error)
       : error;
   });
-  await assertIsWhatWasHashed(path, { hashed, layer, artifact, dir });
-  return { path, bytes: layer.size, sha256: actual };
+  const found = await findHashed(path, { hashed, layer, artifact, dir });
+  return { path, bytes: layer.size, sha256: actual, hashed: found };
 }
 
 /** The bytes that passed by are not yet the file that lies there. */
-async function assertIsWhatWasHashed(
+async function findHashed(
   path: string,
   { hashed, layer, artifact, dir }: {
     hashed: Fingerprint | undefined;
@@ -122,7 +124,7 @@ async function assertIsWhatWasHashed(
     artifact: Artifact;
     dir: string;
   },
-) {
+): Promise<Fingerprint> {
   const found = await fingerprint(path);
   if (!found) throw notPulled(layer, "it is no plain file");
   if (found.size !== layer.size) {
@@ -139,6 +141,7 @@ async function assertIsWhatWasHashed(
       throw notPulled(layer, `it is the same file as ${oneLine(title!)}`);
     }
   }
+  return found;
 }
 
 function notPulled(

@@ -9,6 +9,7 @@ import { isPlainTitle } from "../oci/artifact.ts";
 import { ToolsmithError } from "../errors.ts";
 import { printable } from "../system/text.ts";
 import { foldName, isPortableName } from "../system/portable_name.ts";
+import { makeOwnDir } from "./_own_dir.ts";
 
 /** A file that is published beside the image. */
 export interface ExtraFile {
@@ -135,15 +136,14 @@ export async function pushDir(files: ArtifactFile[]): Promise<PushDir> {
   if (files.every(({ title }, at) => join(home, title) === paths[at])) {
     return { cwd: home, files: named, [Symbol.asyncDispose]: async () => {} };
   }
-  const cwd = await Deno.makeTempDir({ prefix: "toolsmith-publish-" });
+  await using undo = new AsyncDisposableStack();
+  const dir = undo.use(await makeOwnDir("publish"));
   for (const [at, { title }] of files.entries()) {
-    await link(paths[at], join(cwd, title));
+    await link(paths[at], join(dir.path, title));
   }
-  return {
-    cwd,
-    files: named,
-    [Symbol.asyncDispose]: () => Deno.remove(cwd, { recursive: true }),
-  };
+  const all = undo.move();
+  const dispose = () => all.disposeAsync();
+  return { cwd: dir.path, files: named, [Symbol.asyncDispose]: dispose };
 }
 
 /** Windows lets not everybody make symbolic links; a copy serves as well. */

@@ -13,6 +13,7 @@ import type { RegistryOptions } from "../oci/registry.ts";
 import { asDigest, type Digest, type Sha256 } from "../system/digest.ts";
 import { isTransient } from "../system/retry.ts";
 import { sleep, timeLimit } from "../system/time.ts";
+import { makeOwnDir } from "./_own_dir.ts";
 
 /** How often and how long the registry is asked. */
 export interface PollOptions {
@@ -189,22 +190,19 @@ async function pullBack(
   { client, emit }: { client: Oras; emit: Emit },
 ) {
   const layer = selectImageLayer(artifact, published.sha256);
-  const dir = await Deno.makeTempDir({ prefix: "toolsmith-verify-" });
-  try {
-    const progress = startTransfer(emit, {
-      image: published.image,
-      source: `oci://${formatReference(artifact.reference)}`,
-      total: totalBytes(artifact),
-    });
-    const pulled = await pullImage(client, artifact, { layer, dir, progress });
-    if (pulled.sha256 === published.sha256) return;
-    throw mismatch(
-      published,
-      `pushed ${asDigest(published.sha256)}, pulled ${asDigest(pulled.sha256)}`,
-    );
-  } finally {
-    await Deno.remove(dir, { recursive: true });
-  }
+  await using dir = await makeOwnDir("verify");
+  const progress = startTransfer(emit, {
+    image: published.image,
+    source: `oci://${formatReference(artifact.reference)}`,
+    total: totalBytes(artifact),
+  });
+  const options = { layer, dir: dir.path, progress };
+  const pulled = await pullImage(client, artifact, options);
+  if (pulled.sha256 === published.sha256) return;
+  throw mismatch(
+    published,
+    `pushed ${asDigest(published.sha256)}, pulled ${asDigest(pulled.sha256)}`,
+  );
 }
 
 function mismatch(

@@ -23,6 +23,7 @@ import {
 import type { Accelerator } from "./accelerator.ts";
 import { AGENT } from "./devices.ts";
 import { AcceleratorError } from "./errors.ts";
+import { haltOfEvent } from "./halt.ts";
 import { MACHINE_FILES } from "./machine_dir.ts";
 import { qemuNotFound } from "./program.ts";
 import { type Command, openQmp, type Qmp, type QmpEvent } from "./qmp.ts";
@@ -205,30 +206,17 @@ function watchEvents() {
     halted: halted.promise,
     agent: () => agent,
     stopped: () => stopped,
-    note({ event, data }: QmpEvent) {
+    note(happened: QmpEvent) {
+      const { event, data } = happened;
       if (event === "VSERPORT_CHANGE" && data?.id === AGENT) {
         agent ||= data.open === true;
       }
       if (event === "STOP") stopped = true;
       if (event === "RESUME") stopped = false;
-      if (event === "BLOCK_IO_ERROR" && data?.action === "stop") {
-        halted.resolve(diskError(data));
-      }
+      const halt = haltOfEvent(happened);
+      if (halt) halted.resolve(halt);
     },
   };
-}
-
-function diskError(data: Record<string, unknown>): ToolsmithError {
-  return data.nospace === true
-    ? new ToolsmithError(
-      "disk_full",
-      "There is no space left for what the guest writes to its disk",
-      { hint: "free some; TMPDIR names the directory of temporary disks" },
-    )
-    : new ToolsmithError(
-      "guest_failed",
-      `The guest's disk failed: ${oneLine(String(data.reason))}`,
-    );
 }
 
 function lastLines(text: string): string {

@@ -8,6 +8,7 @@
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import { lock } from "../system/lock.ts";
+import { whyUntrusted } from "../system/ownership.ts";
 import { abortable, timeLimit } from "../system/time.ts";
 import { type Agent, openAgent } from "./agent.ts";
 import { MACHINE_FILES } from "./machine_dir.ts";
@@ -110,6 +111,8 @@ export function sharedMonitor(dir: string): Monitor {
     return (work, signal) =>
       turn(async () => {
         try {
+          // Once it has ended, another user can make a directory of its name.
+          if (await whyUntrusted(dir)) throw new VmDisconnectedError();
           using _lock = await lock(join(dir, name), { signal });
           return await work();
         } catch (error) {

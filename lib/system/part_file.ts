@@ -8,7 +8,7 @@ import { join, relative } from "../path.ts";
 import { arrivingSha256 } from "./arriving_digest.ts";
 import type { Sha256 } from "./digest.ts";
 import { addExtent, type Extent, extentBytes, gapsOf } from "./extents.ts";
-import { absentAs } from "./files.ts";
+import { absentAs, type Fingerprint, fingerprintOf } from "./files.ts";
 import {
   bootTime,
   PART,
@@ -45,8 +45,8 @@ export interface PartFile extends AsyncDisposable {
   adopt(path: string): Promise<void>;
   /** Forgets all that is there. */
   clear(): Promise<void>;
-  /** Ends it as a part file: its record is removed, the file stays. */
-  finish(): Promise<void>;
+  /** Ends it as a part file: its record is removed, the file stays, as returned. */
+  finish(): Promise<Fingerprint>;
 }
 
 /** One writer to a part file. */
@@ -186,11 +186,12 @@ class OpenPart implements PartFile {
     await this.#file.truncate(this.size);
   }
 
-  async finish(): Promise<void> {
+  async finish(): Promise<Fingerprint> {
     await this.#settled();
     if (this.#failure) throw this.#failure;
     this.#finished = true;
     await this.#forget(PART_RECORD, PART_JOURNAL);
+    return fingerprintOf(await this.#file.stat());
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -23,6 +23,7 @@ import {
 import type { Monitor } from "../qemu/monitor.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
+import { HALT_QUERIES, haltOfAnswers } from "../qemu/halt.ts";
 import { clearSetIdBits } from "./_set_id.ts";
 
 /** What a machine is, as far as others need to know. */
@@ -222,11 +223,21 @@ async function halt({ halted }: VmParts): Promise<never> {
   throw await (halted ?? new Promise<never>(() => {}));
 }
 
-/** A broken connection says little where the machine itself has ended. */
+/**
+ * A broken connection says little where the machine itself has ended, and an
+ * agent's silence where QEMU has stopped the guest.
+ */
 async function explain(parts: VmParts, error: unknown): Promise<unknown> {
-  if (!(error instanceof VmDisconnectedError)) return error;
-  if (!await settlesWithin(parts.ended, NOTICE_MS)) return error;
-  return await parts.failure() ?? error;
+  if (error instanceof VmDisconnectedError) {
+    if (!await settlesWithin(parts.ended, NOTICE_MS)) return error;
+    return await parts.failure() ?? error;
+  }
+  const { code } = error as { code?: unknown };
+  if (code !== "guest_failed" && code !== "timeout") return error;
+  using limit = timeLimit(ASK_MS, "query-status");
+  const answers = await parts.monitor.qemu(HALT_QUERIES, limit.signal)
+    .catch(() => []);
+  return haltOfAnswers(answers) ?? error;
 }
 
 /** Asks the guest, then QEMU, then the system to end the machine. */

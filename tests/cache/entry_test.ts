@@ -7,6 +7,7 @@ import {
   cacheEntry,
   type CacheKey,
 } from "../../lib/cache/entry.ts";
+import { fingerprint } from "../../lib/system/files.ts";
 import { run } from "../../lib/system/process.ts";
 import { failure } from "../support/failure.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -31,7 +32,8 @@ async function put(key: CacheKey, text: string, name = "image.qcow2") {
   await using staging = await held.stage();
   const path = join(staging.dir, name);
   await Deno.writeTextFile(path, text);
-  return await staging.place({ path, name, source: SOURCE });
+  const hashed = (await fingerprint(path))!;
+  return await staging.place({ path, name, source: SOURCE, hashed });
 }
 
 async function names(dir: string): Promise<string[]> {

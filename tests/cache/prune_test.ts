@@ -8,6 +8,7 @@ import {
   type PruneResult,
 } from "../../lib/cache/prune.ts";
 import { snapshotStore } from "../../lib/cache/snapshots.ts";
+import { fingerprint } from "../../lib/system/files.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 const DAY = 86_400_000;
@@ -36,7 +37,8 @@ function test(
       await using staging = await held.stage();
       const path = join(staging.dir, "i.qcow2");
       await Deno.writeTextFile(path, "image");
-      await staging.place({ path, name: "i.qcow2", source: "/x" });
+      const hashed = (await fingerprint(path))!;
+      await staging.place({ path, name: "i.qcow2", source: "/x", hashed });
       const used = new Date(NOW - days * DAY);
       await Deno.utime(cacheEntry(key).dir, used, used);
     }

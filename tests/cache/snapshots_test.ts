@@ -137,7 +137,6 @@ const DAMAGES: Record<string, (dir: string) => Promise<void>> = {
     const foreign = fileOf(dir, "state", OTHER);
     await Deno.rename(foreign, fileOf(dir, "state"));
   },
-  "has no note": (dir) => Deno.remove(fileOf(dir, "json")),
   "has half a note": (dir) => Deno.truncate(fileOf(dir, "json"), 9),
   ...Object.fromEntries(
     ["", "null", "[]", "{}", '"x"', '{"state":null}', '{"state":{}}'].map((
@@ -289,6 +288,17 @@ test("a sweep takes what the dead left, and nothing of the living", async (dir) 
   );
   assert(await alive!.place());
   await snapshotStore(join(dir, "none")).sweep();
+});
+
+test("a save that was killed before its last step is none, and is swept", async (dir) => {
+  const saved = await save(dir, KEY, "disk");
+  await Deno.remove(fileOf(dir, "json"));
+  const store = snapshotStore(dir);
+  assertEquals(await store.find(KEY), undefined);
+  assertEquals(await store.list(), []);
+  assertEquals(await store.remove(saved), false);
+  await store.sweep();
+  assertEquals(await files(dir), []);
 });
 
 test("saved machines are listed, the damaged ones too", async (dir) => {

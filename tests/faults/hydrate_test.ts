@@ -71,11 +71,18 @@ Deno.test({
     await using site = await makeSite();
     const { work: { dir }, registry } = site;
     const { path, sha256 } = await makeQcow2(join(dir, "i.qcow2"), 8 * MIB);
-    const layer = `sha256:${sha256}`;
+    // From another directory: it is pushed from one that is made for it.
+    const notes = join(dir, "other", "notes.json");
+    await Deno.mkdir(join(dir, "other"));
+    await Deno.writeTextFile(notes, "{}");
+    const extra = ["--extra", `${notes}:application/json`];
+    const layers = [sha256, await hash(fileChunks(notes))]
+      .map((digest) => `sha256:${digest}`);
     let count = 0;
-    const publish = (
-      tag: number,
-    ) => ["publish", path, `${registry.host}/o/i:${tag}`];
+    const publish = (tag: number) => {
+      const reference = `${registry.host}/o/i:${tag}`;
+      return ["publish", path, reference, ...extra, "--verify", "pull"];
+    };
     const begun = performance.now();
     assertEquals((await toolsmith(site, publish(count++))).code, 0);
     let duration = performance.now() - begun;
@@ -87,13 +94,14 @@ Deno.test({
       const what = `kill ${kill} after ${delay.toFixed(1)} ms`;
       await killed(site, publish(count), delay);
       const served = await layersOf(registry, `o/i:${count}`);
-      if (served) assertEquals(served, [layer], what);
+      if (served) assertEquals(served, layers, what);
       seen[served ? "whole" : "nothing"]++;
       const begun = performance.now();
       const { code, stderr } = await toolsmith(site, publish(count));
       if (!served) duration = (duration + performance.now() - begun) / 2;
       assertEquals(code, 0, `${what}: ${stderr}`);
-      assertEquals(await layersOf(registry, `o/i:${count}`), [layer], what);
+      assertEquals(await layersOf(registry, `o/i:${count}`), layers, what);
+      assertEquals(await names(join(dir, "tmp")), [], what);
       count++;
       await forget(registry);
     }

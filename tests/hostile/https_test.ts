@@ -148,6 +148,26 @@ test("a server that goes on beyond the length it announced is cut off", {
   assertStringIncludes(error.message, "more than the 2000 bytes");
 });
 
+test("an image of more bytes than any has is refused, announced or not", {
+  "/announced": (exchange) => exchange.head(200, { "content-length": 2001 }),
+  "/chunked": async (exchange) => {
+    await exchange.head(200, { "transfer-encoding": "chunked" });
+    const chunk = new TextEncoder().encode(`3e8\r\n${"x".repeat(1000)}\r\n`);
+    for (let sent = 0; sent < 1000; sent++) await exchange.body(chunk);
+  },
+}, async (server, { caFile }) => {
+  for (const [path, most] of [["/announced", 0], ["/chunked", 2000]] as const) {
+    let bytes = 0;
+    const error = await failure("artifact_unsafe", async () => {
+      const options = { caFile, retries: 0, maxBytes: 2000 };
+      using file = await openHttps(new URL(path, server.url), options);
+      for await (const chunk of file.chunks) bytes += chunk.length;
+    });
+    assertStringIncludes(error.message, "more than 2000 bytes");
+    assert(bytes <= most, `${bytes} bytes came through`);
+  }
+});
+
 test("a body without a length and an end leaves the disk its reserve", {
   "/image.qcow2": async (exchange) => {
     await exchange.head(200, { "transfer-encoding": "chunked" });

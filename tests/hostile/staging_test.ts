@@ -5,34 +5,37 @@ import { parseManifest } from "../../lib/manifest/manifest.ts";
 import { failure } from "../support/failure.ts";
 import { testWithImage } from "../support/workspace.ts";
 
-testWithImage(
-  "hydrate() keeps no file that replaced the one it hashed",
-  async (bench) => {
-    const { dir, image, sha256 } = bench;
-    const cache = join(dir, "cache");
-    const manifest = parseManifest(
-      JSON.stringify({
-        image: { name: "demo", qcow2: image, qcow2_sha256: sha256 },
-      }),
-      join(dir, "tools.json"),
-    );
-    const error = await failure("checksum_mismatch", () =>
-      hydrate(manifest, {
-        cache,
-        onEvent({ type }) {
-          if (type !== "download_end") return;
-          const staged = findStaged(join(cache, "demo"));
-          // The same bytes, so that only the file itself is another one.
-          Deno.copyFileSync(staged, `${staged}.new`);
-          Deno.renameSync(`${staged}.new`, staged);
-        },
-      }));
-    assertStringIncludes(error.message, "was replaced");
-    const left = [...Deno.readDirSync(join(cache, "demo"))]
-      .filter(({ isDirectory }) => isDirectory);
-    assertEquals(left, []);
-  },
-);
+/** The last moments before the image is placed, as events say them. */
+for (const moment of ["download_end", "checksum_verified"]) {
+  testWithImage(
+    `hydrate() keeps no file that replaced the one it hashed, at ${moment}`,
+    async (bench) => {
+      const { dir, image, sha256 } = bench;
+      const cache = join(dir, "cache");
+      const manifest = parseManifest(
+        JSON.stringify({
+          image: { name: "demo", qcow2: image, qcow2_sha256: sha256 },
+        }),
+        join(dir, "tools.json"),
+      );
+      const error = await failure("checksum_mismatch", () =>
+        hydrate(manifest, {
+          cache,
+          onEvent({ type }) {
+            if (type !== moment) return;
+            const staged = findStaged(join(cache, "demo"));
+            // The same bytes, so that only the file itself is another one.
+            Deno.copyFileSync(staged, `${staged}.new`);
+            Deno.renameSync(`${staged}.new`, staged);
+          },
+        }));
+      assertStringIncludes(error.message, "was replaced");
+      const left = [...Deno.readDirSync(join(cache, "demo"))]
+        .filter(({ isDirectory }) => isDirectory);
+      assertEquals(left, []);
+    },
+  );
+}
 
 function findStaged(dir: string): string {
   const staging = [...Deno.readDirSync(dir)]

@@ -11,8 +11,10 @@ import {
   type Tools,
 } from "../../scripts/setup.ts";
 
-/** Where each program is; absent where it is missing. */
+/** Where each program is; absent where it is missing, or not to be used. */
 export const parts: Tools = await findTools();
+const unwanted = Deno.env.get("TOOLSMITH_TEST_WITHOUT") ?? "";
+for (const part of unwanted.split(",")) delete parts[part as Part];
 
 const said = new Set<Part>();
 

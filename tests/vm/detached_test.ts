@@ -260,6 +260,21 @@ asRoot(
   },
 );
 
+asRoot(
+  "a directory that another user has put in the place of a machine's is not talked to",
+  async () => {
+    await using fake = await pretender(4242);
+    const { path, machine } = fake;
+    const record = await findDetachedVm(path);
+    await using vm = attachDetachedVm(path, record!);
+    await Deno.chown(machine, 4242, 4242);
+    const error = await failure("guest_failed", () => vm.exec("true"));
+    assert(error.message.includes("broke off"), error.message);
+    const names = Array.from(Deno.readDirSync(machine), ({ name }) => name);
+    assertEquals(names, ["console"]);
+  },
+);
+
 Deno.test({
   name: "a stop by force ends no process but the machine's QEMU",
   ignore: Deno.build.os === "windows",
