@@ -9,6 +9,7 @@ import { ToolsmithError } from "../errors.ts";
 import type { Agent } from "../qemu/agent.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import { assertDiskChain } from "../qemu/disk.ts";
+import { AcceleratorError } from "../qemu/errors.ts";
 import type { Machine } from "../qemu/machine.ts";
 import { type Monitor, ownMonitor } from "../qemu/monitor.ts";
 import { sleep } from "../system/time.ts";
@@ -140,7 +141,13 @@ function bootedVm(
     ended: machine.ended.then(() => {}),
     halted: machine.halted,
     graceMs: plan.ephemeral ? 0 : DEFAULT_GRACE_MS,
-    failure: () => bootFailure(machine),
+    async failure() {
+      const error = await bootFailure(machine);
+      // It has run the guest until now: another accelerator is no way out.
+      return error instanceof AcceleratorError
+        ? new ToolsmithError("guest_failed", `QEMU has ended: ${error.message}`)
+        : error;
+    },
     kill: async () => await machine[Symbol.asyncDispose](),
     async cleanUp() {
       await release(start);

@@ -93,6 +93,14 @@ export async function bootFailure(machine: Machine): Promise<Error> {
   }
   const { code } = await machine.ended;
   const stderrTail = machine.stderrTail();
+  // What GLib says where there is no memory (g_malloc).
+  if (/failed to allocate \d+ bytes/.test(stderrTail)) {
+    return new ToolsmithError(
+      "guest_failed",
+      `The guest made QEMU need more memory than it may have: ${stderrTail}`,
+      { hint: "docs/running.md says how much that is, and what takes it" },
+    );
+  }
   if (code >= 128 && machine.accelerator !== "tcg") {
     return new AcceleratorError(stderrTail);
   }

@@ -6,6 +6,8 @@ import {
 } from "../../lib/qemu/machine.ts";
 import { openQmp } from "../../lib/qemu/qmp.ts";
 import { makeMachineDir } from "../../lib/qemu/machine_dir.ts";
+import type { ToolsmithError } from "../../lib/errors.ts";
+import { bootFailure } from "../../lib/vm/_readiness.ts";
 import { run } from "../../lib/system/process.ts";
 import { settlesWithin, sleep } from "../../lib/system/time.ts";
 import { type Dir, temporaryDir } from "../support/directory.ts";
@@ -90,5 +92,24 @@ Deno.test({
     const [, soft, hard] = /^Max data size +(\d+) +(\d+)/m.exec(limits) ?? [];
     const expected = `${(options.memory + 2560) * 1024 * 1024}`;
     assertEquals([soft, hard], [expected, expected]);
+  },
+});
+
+Deno.test({
+  name: "a QEMU that wants more memory than it may have ends, and that is said",
+  ignore: Deno.build.os !== "linux" || needs("qemu", "qemuImg").ignore,
+  async fn() {
+    await using dir = await temporaryDir();
+    const options = await emptyMachine(dir, "");
+    await using machine = await startMachine(options);
+    // More than a guest could fill by 9p in the time of a test, at once.
+    const data = { size: 4 * 1024 ** 3 };
+    const backend = { type: "ringbuf", data };
+    machine.qmp.send(["chardev-add", { id: "r", backend }]).catch(() => {});
+    const { code } = await machine.ended;
+    assert(code >= 128, `${code}`);
+    const error = await bootFailure(machine) as ToolsmithError;
+    assertEquals(error.code, "guest_failed");
+    assert(/more memory than it may have/.test(error.message), error.message);
   },
 });
