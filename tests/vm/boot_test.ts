@@ -232,33 +232,45 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a guest that mounts nothing does without a workspace, not an export",
+  name: "directories come as copies into a guest that cannot mount them",
   ...needsGuest,
   async fn() {
     await using dir = await temporaryDir();
     const image = await guest("noDirs");
+    const [workspace, out] = ["work", "out"].map((it) => join(dir.path, it));
+    await Deno.mkdir(join(workspace, "deep"), { recursive: true });
+    await Deno.mkdir(out);
+    await Deno.writeTextFile(join(workspace, "deep", "file"), "content\n");
+    await Deno.symlink("deep/file", join(workspace, "link"));
+    await Deno.writeTextFile(join(out, "old"), "old\n");
     const warnings = collect("warning");
-    const workspace = dir.path;
+    const said = () => warnings.events.map(({ message }) => message).join();
     {
       await using vm = await boot({
-        ...{ image, env, workspace },
+        ...{ image, env, workspace, exports: [{ path: out }] },
         onEvent: warnings.onEvent,
       });
-      assertEquals((await vm.exec("pwd")).stdout, "/\n");
-      const said = warnings.events.map(({ message }) => message).join();
-      assert(said.includes("No workspace: The guest cannot mount"), said);
+      assert(said().includes("The workspace is a copy"), said());
+      assert(said().includes("The export out is a copy"), said());
+      const script =
+        "pwd; cat link; touch here 2>/dev/null && echo wrote; cd /mnt/out; cat old; echo new >a; ln -s a b; ln -s /etc/passwd c; chmod 4711 a; exit 3";
+      const ended = await vm.exec("sh", { args: ["-c", script] });
+      assertEquals(
+        [ended.code, ended.stdout],
+        [3, "/mnt/work\ncontent\nold\n"],
+      );
+      assertEquals(await Deno.readTextFile(join(out, "b")), "new\n");
+      assertEquals((await Deno.stat(join(out, "a"))).mode! & 0o7777, 0o711);
+      assertEquals(Array.from(Deno.readDirSync(out)).length, 3);
+      assert(said().includes("a host must not take; left out: 1"), said());
     }
-    const error = await failure(
-      "guest_failed",
-      () =>
-        boot({
-          image,
-          env,
-          workspace,
-          exports: [{ path: workspace, tag: "out" }],
-        }),
-    );
-    assert(error.hint?.includes("9p"));
+    await Deno.writeFile(join(workspace, "large"), new Uint8Array(2 ** 20));
+    await using vm = await boot({
+      ...{ image, env, workspace, copyLimit: 1 },
+      onEvent: warnings.onEvent,
+    });
+    assertEquals((await vm.exec("pwd")).stdout, "/\n");
+    assert(said().includes("--copy-limit"), said());
   },
 });
 
