@@ -16,7 +16,7 @@ import { openTerminal, type TestTerminal } from "../../tests/support/tmux.ts";
 import { BUNDLE, bundle } from "../bundle.ts";
 import { animate, type Sample } from "./animation.ts";
 
-const SIZE = { columns: 94, rows: 24 };
+const SIZE = { columns: 94, rows: 27 };
 const SAMPLE_MS = 60;
 const KEY_MS = 35;
 const PAUSE_MS = 900;
@@ -73,7 +73,7 @@ async function record(
       await sleep(SAMPLE_MS);
     }
   })();
-  for (const [index, command] of commands.entries()) {
+  for (const command of commands) {
     for (const line of command.split("\n")) {
       for (const key of line) {
         await terminal.write(key);
@@ -81,8 +81,8 @@ async function record(
       }
       await terminal.press("Enter");
     }
-    // As many prompts as commands have ended, and one more.
-    while ((await terminal.screen()).split(/^\$/m).length < index + 3) {
+    // The next prompt stands alone in the last line.
+    while (lastLine(await terminal.screen()) !== PROMPT.trimEnd()) {
       await sleep(SAMPLE_MS);
     }
     await sleep(PAUSE_MS);
@@ -90,6 +90,10 @@ async function record(
   over = true;
   await watching;
   return samples;
+}
+
+function lastLine(screen: string): string {
+  return screen.trimEnd().split("\n").at(-1)!.trimEnd();
 }
 
 /** Which machine, which versions. */
