@@ -48,6 +48,13 @@ Deno.test("other schemes, blank sources and files of other hosts are refused", a
   }
 });
 
+Deno.test("an address with a user name or a password alone is refused, too", async () => {
+  for (const user of ["user", ":s3cr3t", "user:"]) {
+    const address = `https://${user}@example.com/a.qcow2`;
+    await failure("reference_invalid", () => parseImageSource(address, "/"));
+  }
+});
+
 Deno.test("a password in an address is not repeated in the error", async () => {
   const { message } = await failure(
     "reference_invalid",

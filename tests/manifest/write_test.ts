@@ -173,6 +173,7 @@ Deno.test("the default name is the last part of the repository or file", () => {
     "fountainkit-toolsmith",
   );
   assertEquals(imageNameOf("dist/image.qcow2"), "image");
+  assertEquals(imageNameOf("n".repeat(129)), "n".repeat(128));
   assertEquals(imageNameOf("/a/my image: v1.qcow2"), "my-image-v1");
   assertEquals(imageNameOf("..qcow2"), "image");
 });

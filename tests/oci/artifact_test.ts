@@ -230,9 +230,15 @@ Deno.test("a title that is too long or too deep is refused", async () => {
     const files = artifact(layer("i.qcow2"), layer(title, B));
     await failure("artifact_unsafe", () => selectImageLayer(files, A));
   }
-  const most = `${"a/".repeat(15)}${"b".repeat(255)}`;
-  const files = artifact(layer("i.qcow2"), layer(most, B));
-  assertEquals(selectImageLayer(files, A).title, "i.qcow2");
+  const deep = `${"a/".repeat(15)}${"b".repeat(255)}`;
+  const most = `${"c".repeat(255)}/${"d".repeat(254)}/e`;
+  assertEquals(most.length, 512);
+  for (const title of [deep, most]) {
+    const files = artifact(layer("i.qcow2"), layer(title, B));
+    assertEquals(selectImageLayer(files, A).title, "i.qcow2");
+  }
+  const more = artifact(layer("i.qcow2"), layer(`${most}f`, B));
+  await failure("artifact_unsafe", () => selectImageLayer(more, A));
 });
 
 Deno.test("a subject that oras would write is refused, any other is not", async () => {

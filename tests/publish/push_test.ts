@@ -257,6 +257,8 @@ test("what cannot be published is refused before anything is pushed", async (ben
   await qemuImg("create", "-f", "qcow2", "-o", dataFile, split, "1M");
   const secret = join(dir, "secret.qcow2");
   await makeEncrypted(secret);
+  const named = await attempt(image, reference, { name: "../vm" });
+  assertCode(named.error, "usage");
   const cases: [string, string, ErrorCode, string][] = [
     [join(dir, "no.qcow2"), reference, "source_not_found", "no such file"],
     [dir, reference, "file_unreadable", "it is a directory"],

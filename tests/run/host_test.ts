@@ -1,4 +1,4 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import type { ToolsmithEvent } from "../../lib/events.ts";
 import { runOnHost } from "../../lib/run/host.ts";
 import { assertEnded } from "../support/processes.ts";
@@ -29,11 +29,14 @@ Deno.test({
   async fn() {
     const events: ToolsmithEvent[] = [];
     const onEvent = (event: ToolsmithEvent) => events.push(event);
+    const begun = performance.now();
     await runOnHost("true", { onEvent });
+    const most = Math.ceil(performance.now() - begun);
     const [start, end] = events;
     assertEquals(events.length, 2);
     assertEquals(start.type === "command_dispatch" && start.backend, "host");
     assertEquals(end.type === "command_end" && end.code, 0);
+    assert(end.type === "command_end" && end.elapsedMs <= most);
   },
 });
 

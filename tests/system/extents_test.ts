@@ -38,6 +38,7 @@ Deno.test("a set of bytes has what was added, in order, and gaps are the rest", 
 Deno.test("gaps are those within the bytes that are asked about", () => {
   assertEquals(gapsOf([[0, 4], [8, 12]], [2, 10]), [[4, 8]]);
   assertEquals(gapsOf([[4, 8]], [0, 6]), [[0, 4]]);
+  assertEquals(gapsOf([[0, 4]], [0, 6]), [[4, 6]]);
   assertEquals(gapsOf([[0, 9]], [2, 3]), []);
 });
 

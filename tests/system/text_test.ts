@@ -8,6 +8,12 @@ Deno.test("oneLine() leaves nothing that steers a terminal or turns a line aroun
   );
 });
 
+Deno.test("oneLine() keeps as many characters as it may", () => {
+  assertEquals(oneLine("x".repeat(300)), "x".repeat(300));
+  assertEquals(oneLine("x".repeat(301)), `${"x".repeat(300)}…`);
+  assertEquals(oneLine(" ".repeat(39) + "x", 10), "x");
+});
+
 Deno.test("oneLine() cuts a long text, in time that does not grow with it", () => {
   const line = oneLine("x ".repeat(5_000_000));
   assert(line.length === 301 && line.endsWith("…"));
