@@ -3,14 +3,12 @@
  * directory, is written through a link, or is more than a file, a directory or a
  * link that stays inside.
  *
- * Formats: POSIX.1-2017, `pax`, "ustar Interchange Format" and "pax Interchange
- * Format"; GNU tar's manual, "Basic Tar Format", for its long names.
- *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { dirname, join } from "../path.ts";
 import { type ByteReader, byteReader } from "./_byte_reader.ts";
+import { entriesOf, FILES, type TarEntry } from "./_tar_entries.ts";
 import { writeAll } from "./streams.ts";
 
 /** What {@linkcode unpackTar} takes. */
@@ -28,23 +26,6 @@ export interface Unpacked {
   /** Names of those that it did not take. */
   refused: string[];
 }
-
-/** An entry, as its headers describe it. */
-interface Entry {
-  name: string;
-  target: string;
-  type: string;
-  mode: number;
-  mtime: number;
-  size: number;
-}
-
-/** What headers before an entry say of it. */
-type Said = Partial<Record<"path" | "linkpath" | "size" | "mtime", string>>;
-
-const BLOCK = 512;
-const MAX_SAID = 64 * 1024;
-const FILES = ["0", "\0", "7"];
 
 /**
  * Unpacks an archive.
@@ -66,8 +47,8 @@ export async function unpackTar(
 ): Promise<Unpacked> {
   const reader = byteReader(chunks);
   const done: Unpacked = { entries: 0, refused: [] };
-  const links: Entry[] = [];
-  const dirs: Entry[] = [];
+  const links: TarEntry[] = [];
+  const dirs: TarEntry[] = [];
   let bytes = 0;
   let count = 0;
   for await (const entry of entriesOf(reader)) {
@@ -97,114 +78,10 @@ export async function unpackTar(
   return done;
 }
 
-/** The entries; what its consumer leaves of a file's bytes is passed over. */
-async function* entriesOf(reader: ByteReader): AsyncGenerator<Entry> {
-  let said: Said = {};
-  while (true) {
-    const header = await reader.exactly(BLOCK);
-    if (!header) throw malformed("it is cut off");
-    if (header.every((byte) => byte === 0)) {
-      await reader.drain();
-      return;
-    }
-    const entry = readHeader(header);
-    const padding = (BLOCK - entry.size % BLOCK) % BLOCK;
-    if ("xLK".includes(entry.type)) {
-      if (entry.size > MAX_SAID) throw malformed("a name is too long");
-      const bytes = await reader.exactly(entry.size + padding);
-      if (!bytes) throw malformed("it is cut off");
-      said = {
-        ...said,
-        ...readSaid(entry.type, bytes.subarray(0, entry.size)),
-      };
-      continue;
-    }
-    const whole = { ...entry, ...applied(entry, said) };
-    const rest = (BLOCK - whole.size % BLOCK) % BLOCK;
-    const until = reader.position + whole.size + rest;
-    said = {};
-    // One that holds for all entries says nothing that matters here.
-    if (whole.type !== "g") yield whole;
-    if (!await reader.skip(until - reader.position)) {
-      throw malformed("it is cut off");
-    }
-  }
-}
-
-function applied(entry: Entry, said: Said): Partial<Entry> {
-  const { path, linkpath, size, mtime } = said;
-  return {
-    ...path === undefined ? {} : { name: path },
-    ...linkpath === undefined ? {} : { target: linkpath },
-    ...size === undefined ? {} : { size: asSize(Number(size)) },
-    ...mtime === undefined ? {} : { mtime: Number(mtime) || entry.mtime },
-  };
-}
-
-function readHeader(block: Uint8Array): Entry {
-  const text = (at: number, length: number) => {
-    const field = block.subarray(at, at + length);
-    const end = field.indexOf(0);
-    return decode(end < 0 ? field : field.subarray(0, end));
-  };
-  const number = (at: number, length: number) => {
-    const digits = text(at, length).trim();
-    return /^[0-7]*$/.test(digits) ? parseInt(digits || "0", 8) : NaN;
-  };
-  const sum = block.reduce(
-    (sum, byte, at) => sum + (at >= 148 && at < 156 ? 32 : byte),
-    0,
-  );
-  if (number(148, 8) !== sum) throw malformed("a checksum is wrong");
-  const prefix = text(257, 6) === "ustar" ? text(345, 155) : "";
-  const type = String.fromCharCode(block[156]);
-  const hasBytes = [...FILES, ..."xLKg"].includes(type);
-  return {
-    name: prefix ? `${prefix}/${text(0, 100)}` : text(0, 100),
-    target: text(157, 100),
-    type,
-    mode: number(100, 8) & 0o777,
-    mtime: number(136, 12) || 0,
-    size: hasBytes ? asSize(number(124, 12)) : 0,
-  };
-}
-
-function asSize(size: number): number {
-  if (Number.isSafeInteger(size) && size >= 0) return size;
-  throw malformed("a size is wrong");
-}
-
-function readSaid(type: string, bytes: Uint8Array): Said {
-  if (type !== "x") {
-    const text = decode(bytes).replace(/\0.*$/s, "");
-    return type === "L" ? { path: text } : { linkpath: text };
-  }
-  const said: Said = {};
-  for (let at = 0; at < bytes.length;) {
-    const space = bytes.indexOf(32, at);
-    const length = Number(decode(bytes.subarray(at, space)));
-    if (space < 0 || !(length > space - at) || at + length > bytes.length) {
-      throw malformed("an extended header is wrong");
-    }
-    const [, key, value] = /^([^=]*)=(.*)\n$/s
-      .exec(decode(bytes.subarray(space + 1, at + length))) ?? [];
-    if (["path", "linkpath", "size", "mtime"].includes(key)) {
-      said[key as keyof Said] = value;
-    }
-    at += length;
-  }
-  return said;
-}
-
-/** What is not UTF-8 gets a character that no name is written with. */
-function decode(bytes: Uint8Array): string {
-  return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
-}
-
 /** Writes a file or a directory, unless it must not be there. */
 async function takes(
   dir: string,
-  entry: Entry,
+  entry: TarEntry,
   reader: ByteReader,
 ): Promise<boolean> {
   const place = await placeOf(dir, entry.name);
@@ -272,7 +149,7 @@ async function makeWay(path: string): Promise<boolean> {
 async function makeHardLink(
   dir: string,
   place: string,
-  { target }: Entry,
+  { target }: TarEntry,
 ): Promise<boolean> {
   const source = await placeOf(dir, target);
   if (source === undefined || source === place) return false;
@@ -283,7 +160,7 @@ async function makeHardLink(
 
 async function makeLink(
   dir: string,
-  { name, target }: Entry,
+  { name, target }: TarEntry,
 ): Promise<boolean> {
   const place = await placeOf(dir, name);
   if (place === undefined || place === dir) return false;
@@ -313,14 +190,6 @@ async function found(path: string): Promise<Deno.FileInfo | undefined> {
     if (error instanceof Deno.errors.NotFound) return undefined;
     throw error;
   }
-}
-
-function malformed(why: string): ToolsmithError {
-  return new ToolsmithError(
-    "guest_failed",
-    `What the guest exports is no tar archive: ${why}`,
-    { hint: "it needs a tar that writes the usual format" },
-  );
 }
 
 function beyond(limit: string): ToolsmithError {
