@@ -3,13 +3,12 @@
  * same run, and writes medians and ratios to `docs/performance.md`, with a chart.
  * Machines differ: quote the ratios.
  *
- *     deno task bench [PART…] [--mib N] [--rounds N] [--dry-run | --append]
+ *     deno task bench [PART…] [--mib N] [--rounds N] [--dry-run]
  *
  * Parts are `transfers`, of which `cold`, `slow`, `cut`, `crowd`, `warm` and
- * `fleet` can be had alone; `memory`; `guest`. `--dry-run` writes no report, and
- * `--append` adds to the one that is there, such as what was measured with the
- * digest of another host. Transfers take some 25 GiB of writing at the usual
- * size of 1 GiB, and memory an image of 4 GiB.
+ * `fleet` can be had alone; `memory`; `guest`. What is measured again replaces
+ * what was before; `--dry-run` writes no report. Transfers take some 25 GiB of
+ * writing at the usual size of 1 GiB, and memory an image of 4 GiB.
  *
  * @module
  */
@@ -18,14 +17,13 @@ import { sections, setRounds } from "./bench/measure.ts";
 import { writeReport } from "./bench/report.ts";
 import { setup } from "./setup.ts";
 
-const SWITCHES = ["--dry-run", "--append"];
-const args = parseArgs(Deno.args.filter((arg) => !SWITCHES.includes(arg)), {
+const args = parseArgs(Deno.args.filter((arg) => arg !== "--dry-run"), {
   string: ["mib", "rounds", "_"],
   unknown(arg, key) {
     if (key !== undefined) throw new Error(`unknown flag ${arg}`);
   },
 });
-const [dryRun, append] = SWITCHES.map((name) => Deno.args.includes(name));
+const dryRun = Deno.args.includes("--dry-run");
 const asked = new Set(args._.map(String));
 const wants = (part: string) => asked.size === 0 || asked.has(part);
 const tools = await setup(["oras", "registry", "qemuImg", "qemu", "guest"]);
@@ -44,4 +42,4 @@ await transferRows(
 );
 if (wants("memory")) await memoryRows(Number(args.mib ?? 4096));
 if (wants("guest") && tools.qemu && tools.guest) await guestRows(tools.qemu);
-if (!dryRun) await writeReport(sections, { append });
+if (!dryRun) await writeReport(sections);

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { basename } from "@std/path";
 import { run } from "../../lib/system/process.ts";
 import { parts } from "../../tests/support/parts.ts";
 import { importsFrom, ROOT } from "../deno.ts";
@@ -12,67 +13,93 @@ const WIDTH = 760;
 const LABEL = 300;
 const LINE = 22;
 
-/**
- * Writes `docs/performance.md` and `docs/performance.svg`.
- *
- * @param sections What was measured.
- * @param options `append` adds them to the page that is there, without a chart.
- */
-export async function writeReport(
-  sections: Section[],
-  { append }: { append: boolean },
-) {
-  const tables = sections.map(tableOf).join("\n");
-  const path = `${ROOT}/docs/performance.md`;
-  const how = await howMeasured();
-  if (append) {
-    const text = `\n# Measured besides\n\n${how}\n\n${tables}`;
-    await Deno.writeTextFile(path, text, { append });
-  } else {
-    await Deno.writeTextFile(
-      path,
-      `# Performance\n\n${how}\n\n${TEXT}${tables}`,
-    );
-    await Deno.writeTextFile(`${ROOT}/docs/performance.svg`, chartOf(sections));
-  }
-  await run(Deno.execPath(), { args: ["fmt", "-q", path] });
-  console.log(`\nwritten: ${path}`);
+/** What was measured once, and how. */
+interface Measured extends Section {
+  /** When, with which digest, on how busy a host. */
+  how: string;
 }
 
-/** Which machine, which versions, which digest. */
-async function howMeasured(): Promise<string> {
-  const digest = await importsFrom() === "jsr"
-    ? "`@std/crypto` (Wasm)"
-    : "the stand-in over `node:crypto`, as jsr.io could not be reached";
-  const day = new Date().toISOString().slice(0, 10);
+/**
+ * Keeps what was measured in `docs/performance.json`, in place of what was
+ * measured of the same before, and writes `docs/performance.md` and
+ * `docs/performance.svg` from all that is there.
+ *
+ * @param sections What was measured.
+ */
+export async function writeReport(sections: Section[]) {
+  const path = `${ROOT}/docs/performance`;
+  const kept: Measured[] = JSON.parse(
+    await Deno.readTextFile(`${path}.json`).catch(() => "[]"),
+  );
+  const isWasm = await importsFrom() === "jsr";
+  const how = [
+    new Date().toISOString().slice(0, 10),
+    `load ${Deno.loadavg()[0].toFixed(1)}`,
+    isWasm ? "digest: `@std/crypto`" : "digest: stand-in over `node:crypto`",
+  ].join("; ");
+  const all = new Map(kept.map((section) => [section.title, section]));
+  for (const section of sections) {
+    const title = section.title + (isWasm ? ", @std/crypto" : "");
+    const rows = section.rows.map(({ name, values }) => ({
+      name,
+      values: values.map((value) => Number(value.toPrecision(4))),
+    }));
+    all.set(title, { ...section, title, rows, how });
+  }
+  const measured = [...all.values()];
+  const page = `# Performance\n\n${TEXT}${await machine()}\n\n${CHART}${
+    measured.map(tableOf).join("\n")
+  }`;
+  await Deno.writeTextFile(`${path}.json`, JSON.stringify(measured));
+  await Deno.writeTextFile(`${path}.md`, page);
+  await Deno.writeTextFile(`${path}.svg`, chartOf(measured));
+  await run(Deno.execPath(), {
+    args: ["fmt", "-q", `${path}.md`, `${path}.json`],
+  });
+  console.log(`\nwritten: ${path}.md, .svg and .json`);
+}
+
+/** Which machine, and which versions. */
+async function machine(): Promise<string> {
   const cpu = /^model name\s*: (.+)$/m.exec(
     await Deno.readTextFile("/proc/cpuinfo").catch(() => ""),
-  )?.[1] ?? "unknown processor";
+  )?.[1] ?? "unknown";
   const gib = Math.round(Deno.systemMemoryInfo().total / 1024 ** 3);
   const versions = [`Deno ${Deno.version.deno}`];
-  for (const name of ["oras", "skopeo", "curl"]) {
-    const found = await run(parts.oras && name === "oras" ? parts.oras : name, {
-      args: [name === "oras" ? "version" : "--version"],
-    }).then(({ stdout }) => /\d+\.\d+\.\d+/.exec(stdout)?.[0], () => undefined);
-    if (found) versions.push(`${name} ${found}`);
+  const programs: [string, string][] = [
+    [parts.oras!, "version"],
+    ["skopeo", "--version"],
+    ["curl", "--version"],
+  ];
+  for (const [program, flag] of programs) {
+    const text = await run(program, { args: [flag] })
+      .then(({ stdout }) => stdout, () => "");
+    const version = /\d+\.\d+\.\d+/.exec(text)?.[0];
+    if (version) versions.push(`${basename(program)} ${version}`);
   }
-  return `Measured by \`deno task bench\` on ${day}: ${navigator.hardwareConcurrency} processors (${cpu}), ${gib} GiB of memory, Linux ${Deno.osRelease()}, load ${
-    Deno.loadavg()[0].toFixed(1)
-  } at the end; ${versions.join(", ")}. The digest is ${digest}.`;
+  const { hardwareConcurrency: processors } = navigator;
+  return `The machine: ${processors} processors (${cpu}), ${gib} GiB of memory, ${Deno.build.os} ${Deno.osRelease()}; ${
+    versions.join(", ")
+  }.`;
 }
 
 const TEXT =
-  `Rivals ran in turns, in the same run; figures are medians, with the least and
-the most. Machines differ: the ratios, to the first line of each table, are what
-to quote. \`oras pull\`, \`curl\` and \`skopeo\` do not sync what they write, and
-\`oras pull\` does not tell whether it is the image that was asked for; Toolsmith's
-images are verified, synced and in their place.
+  `What \`deno task bench\` measured: rivals in turns, in the same run; medians, with
+the least and the most. Machines differ, and so does what else they do: the
+ratios, to the first line of each table, are what to quote, and those of a table
+whose load is far above its processors say little of a quiet host.
 
-![What was measured, relative to the longest of each group](performance.svg)
+\`oras pull\`, \`curl\` and \`skopeo copy\` do not sync what they write. Toolsmith's
+images are verified, synced, and in their place.
 
 `;
 
-function tableOf({ title, unit, rows }: Section): string {
+const CHART =
+  `![What was measured, relative to the longest of each group](performance.svg)
+
+`;
+
+function tableOf({ title, unit, rows, how }: Measured): string {
   const first = median(rows[0].values);
   const lines = rows.map(({ name, values }) => {
     const [low, mid, high] = [
@@ -84,10 +111,17 @@ function tableOf({ title, unit, rows }: Section): string {
     return `| ${name} | ${mid} ${unit} | ${low}–${high} | ${ratio} × |`;
   });
   const heading = title[0].toUpperCase() + title.slice(1);
-  return `## ${heading}\n\n| | median | range | ratio |\n| --- | ---: | ---: | ---: |\n${
-    lines.join("\n")
-  }\n`;
+  const table = ["| | median | range | ratio |", "| --- | ---: | ---: | ---: |"]
+    .concat(lines).join("\n");
+  const reason = WHY[title] ?? "";
+  return `## ${heading}\n\n${table}\n\n${how}.${reason}\n`;
 }
+
+/** What bounds a figure, where that is not plain to see. */
+const WHY: Record<string, string> = {
+  "bytes from the registry, eight hosts behind two caches":
+    " A cold cache of distribution asks upstream anew for each request that comes while it is being filled, whoever asks: let one host fill it first.",
+};
 
 /** Bars, in each section relative to its longest. */
 function chartOf(sections: Section[]): string {
