@@ -99,6 +99,7 @@ async function coldRows(site: Site) {
     },
     {
       name: "curl",
+      before: () => remove(`${dir}/curled`),
       once: () => must("curl", ["-sf", "-o", "curled", blob]),
     },
     {
