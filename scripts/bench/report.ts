@@ -35,6 +35,7 @@ export async function writeReport(sections: Section[]) {
   const how = [
     new Date().toISOString().slice(0, 10),
     `load ${Deno.loadavg()[0].toFixed(1)}`,
+    ...await niceness(),
     isWasm ? "digest: `@std/crypto`" : "digest: stand-in over `node:crypto`",
   ].join("; ");
   const all = new Map(kept.map((section) => [section.title, section]));
@@ -57,6 +58,13 @@ export async function writeReport(sections: Section[]) {
     args: ["fmt", "-q", `${path}.md`, `${path}.json`],
   });
   console.log(`\nwritten: ${path}.md, .svg and .json`);
+}
+
+/** Whether this had another priority than what else ran; proc_pid_stat(5). */
+async function niceness(): Promise<string[]> {
+  const stat = await Deno.readTextFile("/proc/self/stat").catch(() => "");
+  const nice = stat.split(") ").at(-1)?.split(" ")[16] ?? "0";
+  return nice === "0" ? [] : [`nice ${nice}`];
 }
 
 /** Which machine, and which versions. */
