@@ -11,7 +11,7 @@ Deno.test("addresses of this host and of private networks are known, others are 
     100.128.0.0 126.255.255.255 128.0.0.1 169.253.0.1 172.15.0.1 172.32.0.1
     192.167.1.1 192.169.1.1 198.17.0.1 198.20.0.1 223.255.255.255
     2606:4700::1111 [2a00::1] ::ffff:8.8.8.8 64:ff9b::8.8.8.8 2002:808:808::
-    2001:db8::ffff:7f00:1`;
+    2001:db8::ffff:7f00:1 ::ffff:8.8.127.1`;
   for (const address of private_.split(/\s+/)) {
     assertEquals(isPrivateAddress(address), true, address);
   }
