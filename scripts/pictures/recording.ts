@@ -55,7 +55,7 @@ export async function recording(): Promise<string> {
     "toolsmith run uname -sr",
     "toolsmith run uname -sr",
   ]);
-  return animate(samples, { ...SIZE, caption: await caption() });
+  return animate(samples, { ...SIZE, caption: await caption(samples) });
 }
 
 /** Types the commands, each when the one before has ended. */
@@ -97,14 +97,17 @@ function lastLine(screen: string): string {
 }
 
 /** Which machine, which versions. */
-async function caption(): Promise<string> {
+async function caption(samples: Sample[]): Promise<string> {
   const version = async (program: string, args: string[]) =>
     /\d+\.\d+\.\d+/.exec((await run(program, { args })).stdout)?.[0];
-  const kvm = await Deno.open("/dev/kvm", { write: true })
-    .then((file) => file.close(), () => "no");
+  const [, accelerator] = samples
+    .map(({ screen }) => /booting with QEMU \S+ (\w+)/.exec(screen))
+    .find((found) => found !== null)!;
   return [
     new Date().toISOString().slice(0, 10),
-    `${navigator.hardwareConcurrency} processors, ${kvm ? "no KVM" : "KVM"}`,
+    `${navigator.hardwareConcurrency} processors, load ${
+      Deno.loadavg()[0].toFixed(0)
+    }, ${accelerator}`,
     `Linux ${/^\d+\.\d+/.exec(Deno.osRelease())?.[0]}`,
     `QEMU ${await version(parts.qemu!, ["--version"])}`,
     `oras ${await version(parts.oras!, ["version"])}`,
