@@ -29,6 +29,8 @@ export interface Received {
 }
 
 const FRAME = 256 * 1024;
+/** The guest holds one in memory. */
+const LARGEST_FRAME = 4 * 1024 * 1024;
 /** A guest must not fill the memory. */
 const MAX_COLLECTED_BYTES = 32 * 1024 * 1024;
 
@@ -78,7 +80,9 @@ export function receive(
 }
 
 /**
- * Sends the input in frames, each a line with its length, then the bytes.
+ * Sends the input in frames, each a line with its length, then the bytes. A frame
+ * costs the guest a process: it takes all that has come while the one before was
+ * written.
  *
  * @param port The connection.
  * @param stdin The input.
@@ -90,29 +94,93 @@ export async function feed(
   stdin: CommandInput,
   signal: AbortSignal,
 ): Promise<void> {
-  const stream = typeof stdin === "string"
-    ? new Blob([stdin]).stream()
-    : stdin instanceof Uint8Array
-    ? new Blob([stdin as Uint8Array<ArrayBuffer>]).stream()
-    : stdin;
-  const reader = stream.getReader();
+  if (!(stdin instanceof ReadableStream)) {
+    const bytes = typeof stdin === "string"
+      ? new TextEncoder().encode(stdin)
+      : stdin;
+    await sendFrames(port, [bytes], signal);
+    return await sendLine(port, "0");
+  }
+  const reader = stdin.getReader();
   const cancel = () => reader.cancel().catch(() => {});
   signal.addEventListener("abort", cancel, { once: true });
   try {
-    while (!signal.aborted) {
-      const { value } = await reader.read().catch(unreadable);
-      if (value === undefined) break;
-      for (let at = 0; at < value.length; at += FRAME) {
-        const frame = value.subarray(at, at + FRAME);
-        await sendLine(port, `${frame.length}`);
-        await writeAll(port, frame);
-      }
+    const ahead = readAhead(reader);
+    while (true) {
+      const chunks = await ahead.take().catch(unreadable);
+      if (chunks.length === 0 || signal.aborted) break;
+      await sendFrames(port, chunks, signal);
     }
     await sendLine(port, "0");
   } finally {
     signal.removeEventListener("abort", cancel);
+    // Where the port broke off, a read may still be under way.
+    cancel();
     reader.releaseLock();
   }
+}
+
+/** Sends chunks, as few frames as may be. */
+async function sendFrames(
+  port: Deno.UnixConn,
+  chunks: Uint8Array[],
+  signal: AbortSignal,
+) {
+  let left = chunks.reduce((sum, { length }) => sum + length, 0);
+  let room = 0;
+  for (const chunk of chunks) {
+    for (let at = 0; at < chunk.length && !signal.aborted;) {
+      if (room === 0) {
+        room = Math.min(left, LARGEST_FRAME);
+        left -= room;
+        await sendLine(port, `${room}`);
+      }
+      const piece = chunk.subarray(at, at + room);
+      await writeAll(port, piece);
+      at += piece.length;
+      room -= piece.length;
+    }
+  }
+}
+
+/** Reads while what was read before is sent, but no more than a frame takes. */
+function readAhead(reader: ReadableStreamDefaultReader<Uint8Array>) {
+  let chunks: Uint8Array[] = [];
+  let size = 0;
+  let failure: unknown;
+  let over = false;
+  let arrived = Promise.withResolvers<void>();
+  let taken = Promise.withResolvers<void>();
+  (async () => {
+    try {
+      while (true) {
+        const { value } = await reader.read();
+        if (value === undefined) break;
+        chunks.push(value);
+        size += value.length;
+        arrived.resolve();
+        if (size >= LARGEST_FRAME) await taken.promise;
+      }
+    } catch (error) {
+      failure = error;
+    }
+    over = true;
+    arrived.resolve();
+  })();
+  return {
+    /** All that has come, once something has; nothing at the end. */
+    async take(): Promise<Uint8Array[]> {
+      await arrived.promise;
+      const all = chunks;
+      if (all.length === 0 && failure !== undefined) throw failure;
+      chunks = [];
+      size = 0;
+      if (!over) arrived = Promise.withResolvers();
+      taken.resolve();
+      taken = Promise.withResolvers();
+      return all;
+    },
+  };
 }
 
 function unreadable(cause: unknown): never {
