@@ -6,8 +6,13 @@
  */
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
-import { STREAM_BUS, STREAM_PORTS } from "../qemu/devices.ts";
-import { portFile, portName, portNameOf } from "../qemu/machine_dir.ts";
+import { ENDS, portId, STREAM_BUS, STREAM_PORTS } from "../qemu/devices.ts";
+import {
+  FIRST_PORTS,
+  portFile,
+  portName,
+  portNameOf,
+} from "../qemu/machine_dir.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import type { Command } from "../qemu/qmp.ts";
 import { lock, tryLock } from "../system/lock.ts";
@@ -35,9 +40,6 @@ export interface Ports extends Disposable {
   endInput(writing: Promise<void> | undefined): void;
 }
 
-type End = "out" | "err" | "in";
-
-const ENDS: End[] = ["out", "err", "in"];
 /** QEMU's words when a bus has no port left. */
 const FULL = /max\. allowed|port limit|maximum/i;
 const BUSY = / is busy$/;
@@ -60,11 +62,11 @@ export async function plugPorts(
   { input, signal }: PlugPortsOptions,
 ): Promise<Ports | undefined> {
   const { dir } = monitor;
-  const name = portName();
   const ends = input ? ENDS : ENDS.slice(0, 2);
+  const { sockets, unclaimed } = await findPorts(dir);
+  const name = unclaimed ? FIRST_PORTS : portName();
   // To plug only some in, and unplug them again, would hold up the others.
-  const { sockets } = await findPorts(dir);
-  if (sockets + ends.length > STREAM_PORTS) return undefined;
+  if (!unclaimed && sockets + ends.length > STREAM_PORTS) return undefined;
   const owned = await lock(join(dir, portFile(name, "lock")), { signal });
   const connections: Deno.UnixConn[] = [];
   let writing: Promise<void> | undefined;
@@ -79,7 +81,7 @@ export async function plugPorts(
   };
   try {
     const commands = ends.flatMap((end) => plugging(dir, portFile(name, end)));
-    await monitor.qemu(commands, signal);
+    if (!unclaimed) await monitor.qemu(commands, signal);
     for (const end of ends) {
       const path = join(dir, portFile(name, end));
       connections.push(await Deno.connect({ transport: "unix", path }));
@@ -125,17 +127,24 @@ export async function unplugAbandoned(
   }
 }
 
-/** All ports of the machine, by their files: whose they are, and how many. */
+/**
+ * All ports of the machine, by their files: whose they are, how many, and whether
+ * those that it has from its start wait for a command yet: they have no lock then.
+ */
 async function findPorts(dir: string) {
   const names = new Set<string>();
+  const locked = new Set<string>();
   let sockets = 0;
   for await (const file of Deno.readDir(dir)) {
     const name = portNameOf(file.name);
     if (!name) continue;
     names.add(name);
-    if (file.name !== portFile(name, "lock")) sockets++;
+    if (file.name === portFile(name, "lock")) locked.add(name);
+    else sockets++;
   }
-  return { names, sockets };
+  const unclaimed = names.has(FIRST_PORTS) && !locked.has(FIRST_PORTS);
+  if (unclaimed) names.delete(FIRST_PORTS);
+  return { names, sockets, unclaimed };
 }
 
 function plugging(dir: string, id: string): Command[] {
@@ -146,7 +155,7 @@ function plugging(dir: string, id: string): Command[] {
     ["device_add", {
       driver: "virtserialport",
       bus: `${STREAM_BUS}.0`,
-      id: `port.${id}`,
+      id: portId(id),
       chardev: id,
       name: id,
     }],
@@ -157,7 +166,7 @@ function plugging(dir: string, id: string): Command[] {
 async function unplug(monitor: Monitor, name: string, signal?: AbortSignal) {
   const ids = ENDS.map((end) => portFile(name, end));
   const devices = ids.map((id): Command => ["device_del", {
-    id: `port.${id}`,
+    id: portId(id),
   }]);
   await refusal(monitor, devices, signal);
   for (const id of ids) {

@@ -259,7 +259,7 @@ shift 2
 while [ $# -gt 0 ]; do
   mkdir -p "$2" || exit 1
   tries=0
-  until said=$(mount -t 9p -o "trans=virtio,version=9p2000.L,msize=262144,$3" "$1" "$2" 2>&1); do
+  until said=$(mount -t 9p -o "trans=virtio,version=9p2000.L,msize=1048576,$3" "$1" "$2" 2>&1); do
     tries=$((tries + 1))
     case $said in
     # A kernel without 9p; a directory that is not there yet has other words.
@@ -273,4 +273,26 @@ while [ $# -gt 0 ]; do
   done
   shift 3
 done
+`;
+
+/**
+ * Waits until a guest has nothing left to start, and makes it load what each
+ * command needs. Arguments: how long to wait, in seconds; then two a directory: tag
+ * and place. Whatever fails here has its say later.
+ */
+export const PREPARE_SCRIPT = `
+exec >/dev/null 2>&1
+command -v systemctl && timeout "$1" systemctl is-system-running --wait
+shift
+while [ $# -gt 0 ]; do
+  mkdir -p "$2"
+  # A mounted directory would keep the machine from being saved.
+  mount -t 9p -o trans=virtio,version=9p2000.L,ro "$1" "$2" && umount "$2"
+  shift 2
+done
+date
+sleep 0
+: | setsid cat | dd count=0
+# A new mount is an event for its device manager, too.
+command -v udevadm && udevadm settle --timeout=5
 `;

@@ -8,7 +8,7 @@ import type { GuestShare } from "../qemu/args.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { oneLine } from "../system/text.ts";
 import { runScript } from "./_script.ts";
-import { SETUP_SCRIPT } from "./_scripts.ts";
+import { PREPARE_SCRIPT, SETUP_SCRIPT } from "./_scripts.ts";
 
 /** What {@linkcode setUpGuest} does besides mounting. */
 export interface SetUpOptions {
@@ -34,6 +34,9 @@ export class NoMountsError extends ToolsmithError {
 /** What `mount` says where the file system is not known. */
 const UNKNOWN = /unknown filesystem|No such device/;
 const TIMEOUT_MS = 120_000;
+/** Some guests wait for minutes for a network that is not there; in milliseconds. */
+const SETTLE_MS = 30_000;
+const PREPARE_PAUSE_MS = 100;
 /** Written by the script when the guest's own `date` cannot set the clock. */
 const NO_CLOCK = "clock";
 
@@ -86,4 +89,36 @@ export async function setUpGuest(
   const time = Date.now() * 1_000_000;
   await monitor.agent(["guest-set-time", { time }], signal)
     .catch(() => signal?.throwIfAborted());
+}
+
+/**
+ * Lets a guest that is to be saved come to rest: what it has still to start, each
+ * machine that is restored from it would start again.
+ *
+ * @param monitor The machine.
+ * @param shares Directories whose devices are plugged in.
+ * @param options How long its boot took: it may take as long again.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function prepareGuest(
+  monitor: Monitor,
+  shares: GuestShare[],
+  { bootMs, signal }: { bootMs: number; signal?: AbortSignal },
+): Promise<void> {
+  const dirs = shares.flatMap(({ tag }) => [tag, `/mnt/${tag}`]);
+  const waitMs = Math.max(bootMs, SETTLE_MS);
+  const wait = `${Math.ceil(waitMs / 1000)}`;
+  try {
+    await runScript(monitor, [PREPARE_SCRIPT, "sh", wait, ...dirs], {
+      signal,
+      timeoutMs: 2 * waitMs,
+      pauseMs: PREPARE_PAUSE_MS,
+      late: () =>
+        new ToolsmithError("guest_failed", "The guest does not come to rest"),
+    });
+  } catch (error) {
+    signal?.throwIfAborted();
+    // A guest that cannot do this is saved as it is.
+    if (!(error instanceof ToolsmithError)) throw error;
+  }
 }

@@ -7,8 +7,11 @@ import { join } from "../path.ts";
 import type { Accelerator } from "./accelerator.ts";
 import {
   AGENT,
+  directoryId,
   DISK,
+  ENDS,
   MEMORY,
+  portId,
   SEED,
   shareId,
   slotId,
@@ -20,7 +23,7 @@ import {
 } from "./devices.ts";
 import type { ImageArch } from "../image/boot_loader.ts";
 import type { Firmware } from "./firmware.ts";
-import { MACHINE_FILES } from "./machine_dir.ts";
+import { FIRST_PORTS, MACHINE_FILES, portFile } from "./machine_dir.ts";
 
 /** A directory of the host that the guest may see. */
 export interface GuestShare {
@@ -80,8 +83,8 @@ const AGENT_PORT = "org.qemu.guest_agent.0";
 
 /**
  * Writes QEMU's arguments. The machine waits at its first instruction for
- * QMP's `cont`. What differs between runs of one image (directories, network,
- * ports of commands) is plugged in later.
+ * QMP's `cont`. What differs between runs of one image (exports, network, ports of
+ * commands after the first) is plugged in later.
  *
  * @param options The machine.
  * @returns The arguments, each a word.
@@ -125,6 +128,13 @@ export function qemuArgs(options: MachineOptions): string[] {
       "-device",
       `virtio-serial-pci,id=${STREAM_BUS},max_ports=${STREAM_PORTS + 1}`,
     ],
+    ...ENDS.map((end) => portFile(FIRST_PORTS, end)).flatMap((id) => [
+      ...socket(id, id),
+      "-device",
+      `virtserialport,bus=${STREAM_BUS}.0,chardev=${id},id=${
+        portId(id)
+      },name=${id}`,
+    ]),
     ...["-object", "rng-random,id=random,filename=/dev/urandom"],
     ...["-device", "virtio-rng-pci,rng=random"],
     ...generation(options),
@@ -140,8 +150,27 @@ export function qemuArgs(options: MachineOptions): string[] {
       },security_model=none,` +
       `multidevs=remap,readonly=${share.writable ? "off" : "on"}`,
     ]),
+    ...options.shares.flatMap((share, index) =>
+      isPlugged(share)
+        ? [
+          "-device",
+          `virtio-9p-pci,id=${directoryId(index)},bus=${slotId(index)},` +
+          `fsdev=${shareId(index)},mount_tag=${share.tag}`,
+        ]
+        : []
+    ),
     ...options.extra,
   ];
+}
+
+/**
+ * Is a directory's device there from the start? The workspace's is: most machines
+ * have one, and a snapshot then has it, too, whatever directory it shows.
+ *
+ * @param share The directory.
+ */
+export function isPlugged(share: GuestShare): boolean {
+  return !share.writable;
 }
 
 function memoryArgs({ memory, memoryFile }: MachineOptions): string[] {

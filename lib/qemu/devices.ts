@@ -20,6 +20,9 @@ export const AGENT = "agent";
 /** The bus that the ports of commands are plugged into. */
 export const STREAM_BUS = "streams";
 
+/** The ends of a command's ports. */
+export const ENDS = ["out", "err", "in"] as const;
+
 /**
  * How many ports it has room for, besides the one that QEMU keeps for a console;
  * part of what a snapshot has to match, too.
@@ -76,4 +79,22 @@ export function terminalDevice(index: number): string {
  */
 export function shareId(index: number): string {
   return `share${index}`;
+}
+
+/**
+ * The id of the device that shows a directory to the guest.
+ *
+ * @param index Its place among the shares, from 0.
+ */
+export function directoryId(index: number): string {
+  return `directory${index}`;
+}
+
+/**
+ * The id of the port that a socket is plugged into.
+ *
+ * @param socket The id of the socket, which is the port's name in the guest, too.
+ */
+export function portId(socket: string): string {
+  return `port.${socket}`;
 }

@@ -37,6 +37,9 @@ const NAME = /^toolsmith-[^/]+$/;
 /** Files of a command's ports: the name that `portName` makes, and what it is. */
 const PORT = /^(toolsmith\.\w{8})\.(?:out|err|in|lock)$/;
 
+/** The name of the ports that each machine has from its start, for one command. */
+export const FIRST_PORTS = "toolsmith.prepared";
+
 /**
  * A new name for the ports of one command.
  *

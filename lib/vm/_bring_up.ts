@@ -7,7 +7,8 @@
 import { resolve } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Agent } from "../qemu/agent.ts";
-import type { GuestShare } from "../qemu/args.ts";
+import { prepareGuest } from "../guest/setup.ts";
+import { type GuestShare, isPlugged } from "../qemu/args.ts";
 import { assertDiskChain } from "../qemu/disk.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
 import type { Machine } from "../qemu/machine.ts";
@@ -54,6 +55,11 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
     ? await meetAgent(monitor, { signal, timeoutMs })
     : saved?.agent;
   if (!saved) clock.lap("guest");
+  if (staging && agent && !saved) {
+    const how = { bootMs: clock.phases.guest, signal: options.signal };
+    await prepareGuest(monitor, plan.shares.filter(isPlugged), how);
+    clock.lap("guest");
+  }
   const stopped = performance.now();
   if (staging && saved) slot?.place(staging, stopped - saved.stopped);
   else if (staging && await save(start, agent)) {

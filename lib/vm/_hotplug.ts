@@ -17,8 +17,8 @@ import { join } from "../path.ts";
 import { leftOut } from "./_left_out.ts";
 import { WORKSPACE_TAG } from "./shares.ts";
 import type { Monitor } from "../qemu/monitor.ts";
-import type { GuestShare } from "../qemu/args.ts";
-import { NETWORK_SLOT, shareId, slotId } from "../qemu/devices.ts";
+import { type GuestShare, isPlugged } from "../qemu/args.ts";
+import { directoryId, NETWORK_SLOT, shareId, slotId } from "../qemu/devices.ts";
 import type { Command } from "../qemu/qmp.ts";
 import { sleep, timeLimit } from "../system/time.ts";
 
@@ -111,14 +111,16 @@ export async function attachShares(
   options: SetUpOptions = {},
 ): Promise<void> {
   if (shares.length === 0 && !options.clock) return;
-  const commands = shares.map(({ tag }, index): Command => ["device_add", {
-    driver: "virtio-9p-pci",
-    id: `directory${index}`,
-    bus: slotId(index),
-    fsdev: shareId(index),
-    mount_tag: tag,
-  }]);
-  await monitor.qemu(commands, options.signal);
+  const commands = shares.flatMap((share, index): Command[] =>
+    isPlugged(share) ? [] : [["device_add", {
+      driver: "virtio-9p-pci",
+      id: directoryId(index),
+      bus: slotId(index),
+      fsdev: shareId(index),
+      mount_tag: share.tag,
+    }]]
+  );
+  if (commands.length > 0) await monitor.qemu(commands, options.signal);
   await setUpGuest(monitor, shares, options);
 }
 

@@ -5,7 +5,7 @@
  */
 import type { Environment } from "../environment.ts";
 import { snapshotKey } from "../cache/snapshots.ts";
-import { qemuArgs } from "../qemu/args.ts";
+import { isPlugged, qemuArgs } from "../qemu/args.ts";
 import { seedImage } from "../guest/seed.ts";
 import { firmwareFiles } from "../qemu/firmware.ts";
 import type { StartMachineOptions } from "../qemu/machine.ts";
@@ -13,7 +13,7 @@ import { findProgram } from "../qemu/program.ts";
 import { fingerprint } from "../system/files.ts";
 
 /** Grows when earlier snapshots cannot be restored by this program any more. */
-const LAYOUT = 1;
+const LAYOUT = 2;
 
 /** Options of QEMU that say by themselves what the machine is like. */
 const SELF_CONTAINED = new Set(
@@ -51,7 +51,8 @@ export async function keyOf(
     seed: plan.seed && seedImage().toBase64(),
     args: qemuArgs({
       ...plan,
-      ...{ dir: "", disk: "", shares: [] },
+      ...{ dir: "", disk: "" },
+      shares: plan.shares.filter(isPlugged).map((it) => ({ ...it, path: "" })),
       memoryFile: plan.memoryFile && { path: "", shared: false },
     }),
     cpu,

@@ -2,9 +2,10 @@ import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import type { ToolsmithError } from "../../lib/errors.ts";
 import { openChannel } from "../../lib/guest/_channel.ts";
+import { unplugAbandoned } from "../../lib/guest/_ports.ts";
 import { execInGuest } from "../../lib/guest/exec.ts";
 import { setUpGuest } from "../../lib/guest/setup.ts";
-import { MACHINE_FILES } from "../../lib/qemu/machine_dir.ts";
+import { FIRST_PORTS, MACHINE_FILES } from "../../lib/qemu/machine_dir.ts";
 import { sharedMonitor } from "../../lib/qemu/monitor.ts";
 import { lock } from "../../lib/system/lock.ts";
 import { makeVm } from "../../lib/vm/vm.ts";
@@ -356,6 +357,49 @@ Deno.test({
     alive[Symbol.dispose]();
     const names = Array.from(Deno.readDirSync(dir), ({ name }) => name);
     assertEquals(names.filter((name) => /dddd/.test(name)), []);
+  },
+});
+
+Deno.test({
+  name:
+    "the ports that a machine starts with serve its first command, and then go",
+  ...socketsHere,
+  async fn() {
+    const used: string[] = [];
+    await using machine = await fakeMachine({
+      prepared: true,
+      agent(request) {
+        if (request.execute === "guest-exec") {
+          used.push((request.arguments.arg as string[])[3]);
+        }
+        return honest(request);
+      },
+    });
+    await using monitor = sharedMonitor(machine.dir);
+    // Nobody has used them yet: they are not abandoned.
+    await unplugAbandoned(monitor);
+    assertEquals(machine.plugged.size, 3);
+    const exec = () => execInGuest(monitor, "true", { timeoutMs: 5_000 });
+    const two = await within(3_000, () => Promise.all([exec(), exec()]));
+    assertEquals(two.map(({ code }) => code), [0, 0]);
+    assertEquals((await within(3_000, exec)).code, 0);
+    assertEquals(used.filter((name) => name === FIRST_PORTS).length, 1);
+    assertEquals(new Set(used).size, 3);
+    await monitor[Symbol.asyncDispose]();
+    assertEquals([...machine.plugged, ...machine.chardevs], []);
+  },
+});
+
+Deno.test({
+  name:
+    "ports that a machine starts with, and whose user was killed, are unplugged",
+  ...socketsHere,
+  async fn() {
+    await using machine = await fakeMachine({ prepared: true });
+    await Deno.writeTextFile(join(machine.dir, `${FIRST_PORTS}.lock`), "");
+    await using monitor = sharedMonitor(machine.dir);
+    await unplugAbandoned(monitor);
+    assertEquals([...machine.plugged, ...machine.chardevs], []);
   },
 });
 

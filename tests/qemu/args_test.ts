@@ -52,6 +52,18 @@ Deno.test("directories are read-only unless they are exports", () => {
   assert(out.includes("path=/home/me/out,") && out.endsWith("readonly=off"));
 });
 
+Deno.test("the workspace's device is there from the start, an export's is plugged in", () => {
+  const shares = [
+    { path: "/home/me/work", tag: "work", writable: false },
+    { path: "/home/me/out", tag: "out", writable: true },
+  ];
+  const devices = values("-device", qemuArgs({ ...machine, shares }))
+    .filter((it) => it.startsWith("virtio-9p-pci"));
+  assertEquals(devices, [
+    "virtio-9p-pci,id=directory0,bus=slot0,fsdev=share0,mount_tag=work",
+  ]);
+});
+
 Deno.test("a comma in a path does not become an option", () => {
   const path = "/a,readonly=off,b";
   const args = qemuArgs({
@@ -109,9 +121,13 @@ Deno.test("no path becomes another option, whatever is in it", () => {
     assertEquals(of("-fsdev").get("readonly"), "on");
     assertEquals(of("-drive").get("file"), path);
     assertEquals(of("-drive").size, 6);
+    const dir = path.replace(/\/+$/, "");
+    const ports = ["out", "err", "in"].map((it) => `toolsmith.prepared.${it}`);
     assertEquals(
-      of("-chardev").get("path"),
-      `${path.replace(/\/+$/, "")}/agent`,
+      values("-chardev", args).map((it) =>
+        new Map(options(it) as [string, string][]).get("path")
+      ),
+      ["qmp", "console", "agent", ...ports].map((it) => `${dir}/${it}`),
     );
   }));
 });

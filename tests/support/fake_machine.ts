@@ -5,7 +5,12 @@
  * @module
  */
 import { join } from "@std/path";
-import { MACHINE_FILES } from "../../lib/qemu/machine_dir.ts";
+import { ENDS, portId } from "../../lib/qemu/devices.ts";
+import {
+  FIRST_PORTS,
+  MACHINE_FILES,
+  portFile,
+} from "../../lib/qemu/machine_dir.ts";
 import { temporaryDir } from "./directory.ts";
 
 /** A line that came to the monitor or the agent. */
@@ -36,6 +41,8 @@ export interface FakeMachineOptions {
   command?: (command: FakeCommand) => Promise<void>;
   /** How many ports there are. @default {Infinity} */
   ports?: number;
+  /** Has it ports for a first command from its start? @default {false} */
+  prepared?: boolean;
   /** Does the agent take what is sent to it? @default {true} */
   reads?: boolean;
 }
@@ -88,6 +95,13 @@ export async function fakeMachine(
     chardevs.add(id);
     listen(path, accepted.resolve);
   };
+  if (options.prepared) {
+    for (const end of ENDS) {
+      const id = portFile(FIRST_PORTS, end);
+      plug(id, join(dir.path, id));
+      plugged.add(portId(id));
+    }
+  }
   const qmp = ({ execute, arguments: args, id: request }: Request) => {
     const id = String(args?.id);
     const data = args?.backend as

@@ -30,7 +30,7 @@ function test(name: string, body: (place: Place) => Promise<void>) {
         accelerator: "tcg",
         memory: 512,
         cpus: 2,
-        shares: [],
+        shares: [{ path: "/work", tag: "work", writable: false }],
         extra: [],
       },
       options: {
@@ -71,6 +71,7 @@ test("what has to match makes the key, and nothing else", async (place) => {
     { extra: ["-device", "virtio-balloon-pci"] },
     { extra: ["-device", "virtio-keyboard-pci"] },
     { os: "darwin" },
+    { shares: [] },
   ];
   const keys = await Promise.all(
     differ.map((more) => keyOf({ plan: { ...plan, ...more } })),
@@ -91,6 +92,7 @@ test("what has to match makes the key, and nothing else", async (place) => {
     { dir: "/elsewhere" },
     { disk: "/elsewhere/a.qcow2" },
     { shares: [{ path: "/home", tag: "work", writable: false }] },
+    { shares: [...plan.shares, { path: "/out", tag: "out", writable: true }] },
   ];
   for (const more of alike) {
     assertEquals(await keyOf({ plan: { ...plan, ...more } }), keys.at(-1));
