@@ -69,7 +69,7 @@ Deno.test({
     const digest = `sha256:${await digestOf(image)}`;
     const machines = join(dir.path, "machines");
     const snapshots = { dir: machines, digest };
-    const common = { image, snapshots };
+    const common = { image, snapshots, workspace: dir.path };
 
     await t.step("SIGKILL during the save leaves no state", async () => {
       const script = join(dir.path, "owner.ts");
@@ -88,9 +88,10 @@ Deno.test({
         env: { TMPDIR: dir.path, ...Object.fromEntries(env) },
       });
       assertEquals(signal, "SIGKILL", stderr);
-      const left = files(machines);
-      assertEquals(left.length, 1, left.join(" "));
-      assert(left[0].startsWith(".staging-"), left[0]);
+      // Where QEMU was started already, its watcher removes this, too.
+      for (const left of files(machines)) {
+        assert(left.startsWith(".staging-"), left);
+      }
     });
 
     await t.step("the next boot succeeds, saves and sweeps", async () => {
@@ -167,7 +168,6 @@ Deno.test({
       try {
         await using vm = await start({
           ...common,
-          workspace: dir.path,
           exports: [{ path: out }],
           network: true,
         });
