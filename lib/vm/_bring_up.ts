@@ -56,7 +56,7 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
     : saved?.agent;
   if (!saved) clock.lap("guest");
   if (staging && agent && !saved) {
-    const how = { bootMs: clock.phases.guest, signal: options.signal };
+    const how = { bootMs: clock.phases.guest, signal };
     await prepareGuest(monitor, plan.shares.filter(isPlugged), how);
     clock.lap("guest");
   }
