@@ -6,8 +6,8 @@
  *     deno task bench [PART…] [--mib N] [--rounds N] [--dry-run]
  *
  * Parts are `transfers`, of which `cold`, `slow`, `cut`, `crowd`, `warm` and
- * `fleet` can be had alone; `memory`; `guest`. What is measured again replaces
- * what was before; `--dry-run` writes no report. Transfers take some 25 GiB of
+ * `fleet` can be had alone; `memory`; `guest`; `debian`. What is measured again
+ * replaces what was before; `--dry-run` writes no report. Transfers take some 25 GiB of
  * writing at the usual size of 1 GiB, and memory an image of 4 GiB.
  *
  * @module
@@ -26,7 +26,14 @@ const args = parseArgs(Deno.args.filter((arg) => arg !== "--dry-run"), {
 const dryRun = Deno.args.includes("--dry-run");
 const asked = new Set(args._.map(String));
 const wants = (part: string) => asked.size === 0 || asked.has(part);
-const tools = await setup(["oras", "registry", "qemuImg", "qemu", "guest"]);
+const tools = await setup([
+  "oras",
+  "registry",
+  "qemuImg",
+  "qemu",
+  "guest",
+  "debian",
+]);
 if (!tools.oras || !tools.registry || !tools.qemuImg) {
   console.error("the benchmark needs all of the above");
   Deno.exit(1);
@@ -41,5 +48,12 @@ await transferRows(
   (name) => wants("transfers") || asked.has(name),
 );
 if (wants("memory")) await memoryRows(Number(args.mib ?? 4096));
-if (wants("guest") && tools.qemu && tools.guest) await guestRows(tools.qemu);
+if (wants("guest") && tools.qemu && tools.guest) {
+  const { buildGuest } = await import("./guest/build.ts");
+  await guestRows("a small guest", await buildGuest(), tools.qemu);
+}
+if (wants("debian") && tools.qemu && tools.debian) {
+  const { buildDebian } = await import("./guest/debian.ts");
+  await guestRows("Debian", await buildDebian("agent"), tools.qemu);
+}
 if (!dryRun) await writeReport(sections);

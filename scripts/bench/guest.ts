@@ -1,120 +1,171 @@
 /**
- * Starting a guest, beside QEMU by hand.
+ * Starting guests and talking to them, beside QEMU by hand.
  *
  * @module
  */
-import { listCache } from "../../lib/cache/prune.ts";
-import { execInGuest } from "../../lib/guest/exec.ts";
-import { openAgent } from "../../lib/qemu/agent.ts";
-import { qemuArgs } from "../../lib/qemu/args.ts";
-import { makeMachineDir } from "../../lib/qemu/machine_dir.ts";
-import { ownMonitor } from "../../lib/qemu/monitor.ts";
-import { openQmp } from "../../lib/qemu/qmp.ts";
 import { fileChunks, sha256 } from "../../lib/system/digest.ts";
 import { run, spawn } from "../../lib/system/process.ts";
-import { attachShares } from "../../lib/vm/_hotplug.ts";
 import {
   cleanEnvironment,
   cliCommand,
+  type Workspace,
   workspace,
 } from "../../tests/support/workspace.ts";
+import { restoreByHand } from "./by_hand.ts";
 import { compare, record, type Rival } from "./measure.ts";
 
-/** Starting a guest: booted, restored, and restored by hand. */
-export async function guestRows(qemu: string) {
-  const { buildGuest } = await import("../guest/build.ts");
-  await using work = await workspace();
-  const image = await buildGuest();
-  Deno.env.set("TOOLSMITH_QEMU", qemu);
-  const digest = await sha256(fileChunks(image));
-  await work.manifest({ qcow2: image, qcow2_sha256: digest });
-  const env = { ...cleanEnvironment(), TOOLSMITH_QEMU: qemu };
-  const cwd = work.dir;
-  const toolsmith = async (...flags: string[]) => {
-    const command = ["run", "--json", ...flags, "--", "true"];
-    const args = await cliCommand(command, ["-A"]);
-    const { code, stdout } = await run(Deno.execPath(), { args, cwd, env });
-    if (code !== 0) throw new Error(stdout);
-    const events = stdout.trim().split("\n").map((line) => JSON.parse(line));
-    return events.find(({ type }) => type === "boot_ready");
-  };
-  // Saves the machine that all others restore.
-  await toolsmith();
-  const ready: number[] = [];
-  const byHand: number[] = [];
-  const rows: Rival[] = [
-    {
-      name: "toolsmith run -- true, restored",
-      once: async () => {
-        const { how, phases } = await toolsmith();
-        if (how !== "restored") throw new Error("it was not restored");
-        ready.push(phases.start + phases.guest);
-      },
-    },
-    {
-      name: "QEMU by hand: the same work",
-      once: async () => {
-        byHand.push(await restoreByHand(qemu, work.dir));
-      },
-    },
-    {
-      name: "toolsmith run -- true, booted",
-      once: async () => {
-        await toolsmith("--fresh", "--no-save");
-      },
-    },
-  ];
-  await compare("a command in a guest, as a whole process", rows);
-  record("until the agent answers, restored", [
-    { name: "toolsmith", values: ready.slice(1) },
-    { name: "QEMU by hand", values: byHand.slice(1) },
-  ]);
+const MIB = 2 ** 20;
+/** Bytes that pass through a stream, or are read from the workspace. */
+const STREAM = 128 * MIB;
+const AT_ONCE = 8;
+const CLONES = 16;
+
+/** A guest whose machine was saved, and a workspace that runs commands in it. */
+interface Site {
+  name: string;
+  qemu: string;
+  work: Workspace;
+  /** Runs `toolsmith run`, and returns its events. */
+  toolsmith(flags: string[], command?: string[]): Promise<Ready>;
+}
+
+/** What a run's `boot_ready` says. */
+interface Ready {
+  how: string;
+  phases: Record<string, number>;
 }
 
 /**
- * What a person's own script would do: QEMU with the same machine restores the
- * state, the workspace is mounted, the command runs. Returns the time until the
- * agent had answered, in milliseconds.
+ * Measures one guest.
+ *
+ * @param name What it is called.
+ * @param image Its QCOW2.
+ * @param qemu The QEMU program.
  */
-async function restoreByHand(qemu: string, root: string): Promise<number> {
-  const begun = performance.now();
-  const [image] = await listCache(`${root}/.toolsmith/cache`);
-  const dir = await makeMachineDir();
-  const plan = {
-    ...{ disk: image.path, ephemeral: true, dir, program: qemu },
-    ...{ accelerator: "tcg" as const, memory: 512, extra: [] },
-    cpus: Math.min(2, navigator.hardwareConcurrency),
-    shares: [{ path: root, tag: "work", writable: false }],
+export async function guestRows(name: string, image: string, qemu: string) {
+  await using work = await workspace();
+  const digest = await sha256(fileChunks(image));
+  await work.manifest({ qcow2: image, qcow2_sha256: digest });
+  const env = { ...cleanEnvironment(), TOOLSMITH_QEMU: qemu };
+  const site: Site = {
+    name,
+    qemu,
+    work,
+    async toolsmith(flags, command = ["true"]) {
+      const words = ["run", "--json", ...flags, "--", ...command];
+      const args = await cliCommand(words, ["-A"]);
+      const cwd = work.dir;
+      const { code, stdout } = await run(Deno.execPath(), { args, cwd, env });
+      if (code !== 0) throw new Error(stdout);
+      const events = stdout.trim().split("\n").map((it) => JSON.parse(it));
+      return events.find(({ type }) => type === "boot_ready");
+    },
   };
-  const script = 'exec 9<"$1"; shift; exec "$@"';
-  const args = [...qemuArgs(plan), "-incoming", "fd:9"];
-  await using _qemu = spawn("sh", {
-    args: ["-c", script, "sh", image.states[0].path, qemu, ...args],
-  });
-  const until = async <T>(connect: () => Promise<T>): Promise<T> => {
-    while (true) {
-      const connected = await connect().catch(() => undefined);
-      if (connected) return connected;
-      await new Promise((done) => setTimeout(done, 2));
-    }
-  };
-  using qmp = await until(() => openQmp(`${dir}/qmp`));
-  while (true) {
-    const [{ status }] = await qmp.send(["query-status"]) as Status[];
-    if (status !== "inmigrate") break;
-  }
-  await qmp.send(["cont"]);
-  using agent = await openAgent(`${dir}/agent`);
-  await agent.sync();
-  const answered = performance.now() - begun;
-  await using monitor = ownMonitor(dir, qmp, agent);
-  await attachShares(monitor, plan.shares);
-  await execInGuest(monitor, "true");
-  await qmp.send(["quit"]).catch(() => {});
-  await Deno.remove(dir, { recursive: true });
-  return answered;
+  await saveRows(site);
+  await startRows(site);
+  await crowdRows(site);
+  await streamRows(site, env);
 }
 
-interface Status {
-  status: string;
+/** What saving adds to a first start: the time that the guest stands still. */
+async function saveRows({ name, toolsmith }: Site) {
+  const { phases } = await toolsmith([]);
+  const title = `saving ${name} at its first start`;
+  record(title, [{ name: "toolsmith: stood still", values: [phases.save] }]);
+}
+
+async function startRows({ name, qemu, work, toolsmith }: Site) {
+  const large = ["--memory", "2048"];
+  await toolsmith(large);
+  const restored = async (...flags: string[]) => {
+    const { how } = await toolsmith(flags);
+    if (how !== "restored") throw new Error("it was not restored");
+  };
+  const rows: Rival[] = [
+    { name: "toolsmith run -- true, restored", once: () => restored() },
+    {
+      name: "QEMU by hand: mapped, the same work",
+      once: () => restoreByHand(qemu, work.dir),
+    },
+    {
+      name: "toolsmith run --memory 2048 -- true",
+      once: () => restored(...large),
+    },
+  ];
+  await compare(`a command in ${name}, as a whole process`, rows);
+}
+
+/** Many at once, and what each takes of the host's memory. */
+async function crowdRows({ name, work, toolsmith }: Site) {
+  await compare(`${AT_ONCE} commands in ${name} at once`, [{
+    name: "toolsmith run, as many processes",
+    async once() {
+      await Promise.all(Array.from({ length: AT_ONCE }, () => toolsmith([])));
+    },
+  }]);
+  const { openWorkspaceVm } = await import("../../lib/run/workspace_vm.ts");
+  const { loadManifest } = await import("../../lib/manifest/manifest.ts");
+  const manifest = await loadManifest(`${work.dir}/.toolsmith/tools.json`);
+  await using stack = new AsyncDisposableStack();
+  const pids: number[] = [];
+  for (let count = 0; count < CLONES; count++) {
+    const vm = stack.use(await openWorkspaceVm(manifest));
+    await vm.exec("true");
+    pids.push(vm.facts.pid);
+  }
+  const values = await Promise.all(pids.map(proportionalMib));
+  const title = `memory of each of ${CLONES} clones of ${name}`;
+  record(title, [{ name: "QEMU with its guest (PSS)", values }], "MiB");
+}
+
+/** What a process takes, pages that it shares divided by who shares them. */
+async function proportionalMib(pid: number): Promise<number> {
+  const text = await Deno.readTextFile(`/proc/${pid}/smaps_rollup`);
+  return Number(/^Pss:\s+(\d+) kB/m.exec(text)?.[1]) / 1024;
+}
+
+/** How fast bytes come and go: the time of a run without any is taken off. */
+async function streamRows(
+  { name, work }: Site,
+  env: Record<string, string>,
+) {
+  const bytes = new Uint8Array(STREAM).fill(7);
+  await Deno.writeFile(`${work.dir}/large`, bytes);
+  const timed = async (script: string, input?: Uint8Array) => {
+    const words = ["run", "--quiet", "--", "sh", "-c", script];
+    const args = await cliCommand(words, ["-A"]);
+    const begun = performance.now();
+    const child = spawn(Deno.execPath(), {
+      args,
+      cwd: work.dir,
+      env,
+      input: input ?? "null",
+      stdout: () => {},
+    });
+    const { code } = await child.ended;
+    if (code !== 0) throw new Error(`${script}: ${code}`);
+    return performance.now() - begun;
+  };
+  const ways: [string, string, Uint8Array?][] = [
+    ["standard input", "cat >/dev/null", bytes],
+    ["standard output", "dd if=/dev/zero bs=65536 count=2048 2>/dev/null"],
+    ["the workspace, read once", "cat large >/dev/null"],
+    [
+      "the workspace, read five times",
+      "for i in 1 2 3 4 5; do cat large; done >/dev/null",
+    ],
+  ];
+  const rows = ways.map(([name]) => ({
+    name: `toolsmith: ${name}`,
+    values: [] as number[],
+  }));
+  for (let round = 0; round < 3; round++) {
+    const nothing = await timed("true");
+    for (const [at, [what, script, input]] of ways.entries()) {
+      const ms = await timed(script, input) - nothing;
+      const times = what.includes("five") ? 5 : 1;
+      rows[at].values.push(times * STREAM / MIB / (ms / 1000));
+    }
+  }
+  record(`bytes in and out of ${name}`, rows, "MiB/s");
 }

@@ -30,7 +30,7 @@ export interface Section {
 }
 
 /** What values are. */
-export type Unit = "ms" | "× the image" | "MiB";
+export type Unit = "ms" | "× the image" | "MiB" | "MiB/s";
 
 /** Everything that was measured so far. */
 export const sections: Section[] = [];
