@@ -23,8 +23,8 @@ import { relay } from "./_typing.ts";
 import { type BootedVm, makeVm } from "./vm.ts";
 
 const DEFAULT_TIMEOUT_MS = 120_000;
-/** A restored guest answers at once, or never. */
-const RESTORE_TIMEOUT_MS = 15_000;
+/** A restored guest answers at once, or never; many at once take their time. */
+const RESTORE_TIMEOUT_MS = 60_000;
 const DEFAULT_GRACE_MS = 10_000;
 const LOOK_MS = 3;
 

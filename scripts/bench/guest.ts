@@ -131,7 +131,7 @@ async function streamRows(
 ) {
   const bytes = new Uint8Array(STREAM).fill(7);
   await Deno.writeFile(`${work.dir}/large`, bytes);
-  const timed = async (script: string, input?: Uint8Array) => {
+  const timed = async (script: string, input?: Uint8Array<ArrayBuffer>) => {
     const words = ["run", "--quiet", "--", "sh", "-c", script];
     const args = await cliCommand(words, ["-A"]);
     const begun = performance.now();
@@ -139,14 +139,14 @@ async function streamRows(
       args,
       cwd: work.dir,
       env,
-      input: input ?? "null",
+      input: input ? { bytes: input } : "null",
       stdout: () => {},
     });
     const { code } = await child.ended;
     if (code !== 0) throw new Error(`${script}: ${code}`);
     return performance.now() - begun;
   };
-  const ways: [string, string, Uint8Array?][] = [
+  const ways: [string, string, Uint8Array<ArrayBuffer>?][] = [
     ["standard input", "cat >/dev/null", bytes],
     ["standard output", "dd if=/dev/zero bs=65536 count=2048 2>/dev/null"],
     ["the workspace, read once", "cat large >/dev/null"],
