@@ -275,6 +275,35 @@ asRoot(
   },
 );
 
+asRoot(
+  "a full directory of temporary disks is said of a detached machine, too",
+  async () => {
+    if (needsGuest.ignore) return;
+    await using dir = await temporaryDir();
+    const mount = ["-t", "tmpfs", "-o", "size=8m", "tmpfs", dir.path];
+    assertEquals((await run("mount", { args: mount })).code, 0);
+    const path = join(dir.path, "machine.json");
+    try {
+      await elsewhere(
+        dir.path,
+        `const vm = await boot({ image: ${JSON.stringify(await guest())} });
+         await detach(vm, ${JSON.stringify(path)});`,
+      );
+      const state = await findDetachedVm(path) as DetachedVmRecord;
+      await using vm = attachDetachedVm(path, state);
+      const fill = "dd if=/dev/urandom of=/dev/vda bs=1M count=16 conv=fsync";
+      const error = await failure(
+        "disk_full",
+        () => vm.exec("sh", { args: ["-c", fill] }),
+      );
+      assert(error.message.includes("no space left"), error.message);
+      await vm.stop({ graceMs: 0 });
+    } finally {
+      await run("umount", { args: [dir.path] });
+    }
+  },
+);
+
 Deno.test({
   name: "a stop by force ends no process but the machine's QEMU",
   ignore: Deno.build.os === "windows",
