@@ -122,12 +122,14 @@ Deno.test("no path becomes another option, whatever is in it", () => {
     assertEquals(of("-drive").get("file"), path);
     assertEquals(of("-drive").size, 6);
     const dir = path.replace(/\/+$/, "");
+    const terminals = [0, 1, 2].map((it) => `terminal${it}`);
     const ports = ["out", "err", "in"].map((it) => `toolsmith.prepared.${it}`);
     assertEquals(
       values("-chardev", args).map((it) =>
         new Map(options(it) as [string, string][]).get("path")
       ),
-      ["qmp", "console", "agent", ...ports].map((it) => `${dir}/${it}`),
+      ["qmp", "console", ...terminals, "agent", ...ports]
+        .map((it) => `${dir}/${it}`),
     );
   }));
 });
