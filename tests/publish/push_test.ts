@@ -259,6 +259,7 @@ test("what cannot be published is refused before anything is pushed", async (ben
   await makeEncrypted(secret);
   const named = await attempt(image, reference, { name: "../vm" });
   assertCode(named.error, "usage");
+  assertEquals(named.events, []);
   const cases: [string, string, ErrorCode, string][] = [
     [join(dir, "no.qcow2"), reference, "source_not_found", "no such file"],
     [dir, reference, "file_unreadable", "it is a directory"],
