@@ -5,9 +5,10 @@
  */
 import { listCache } from "../../lib/cache/prune.ts";
 import { execInGuest } from "../../lib/guest/exec.ts";
+import { seedImage } from "../../lib/guest/seed.ts";
 import { openAgent } from "../../lib/qemu/agent.ts";
 import { qemuArgs } from "../../lib/qemu/args.ts";
-import { makeMachineDir } from "../../lib/qemu/machine_dir.ts";
+import { MACHINE_FILES, makeMachineDir } from "../../lib/qemu/machine_dir.ts";
 import { ownMonitor } from "../../lib/qemu/monitor.ts";
 import { openQmp } from "../../lib/qemu/qmp.ts";
 import { spawn } from "../../lib/system/process.ts";
@@ -25,7 +26,9 @@ const MEMORY = 512;
 export async function restoreByHand(qemu: string, root: string) {
   const { image, state } = await snapshotOf(root);
   const dir = await makeMachineDir();
+  await Deno.writeFile(`${dir}/${MACHINE_FILES.seed}`, seedImage());
   const plan = {
+    seed: true,
     ...{ disk: image.path, ephemeral: true, dir, program: qemu },
     ...{ accelerator: "tcg" as const, memory: MEMORY, extra: [] },
     cpus: Math.min(2, navigator.hardwareConcurrency),
