@@ -299,7 +299,8 @@ asRoot(
       assert(error.message.includes("no space left"), error.message);
       await vm.stop({ graceMs: 0 });
     } finally {
-      await run("umount", { args: [dir.path] });
+      // QEMU may hold a file there for another moment.
+      await run("umount", { args: ["--lazy", dir.path] });
     }
   },
 );
