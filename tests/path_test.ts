@@ -1,4 +1,5 @@
 import { assertEquals } from "@std/assert";
+import { isAbsolute, join, SEPARATOR } from "../lib/path.ts";
 import { temporaryDir } from "./support/directory.ts";
 import { runScript } from "./support/script.ts";
 
@@ -16,4 +17,11 @@ Deno.test("the program and the library start without Deno's Node emulation", asy
   await using dir = await temporaryDir();
   const said = await runScript(`${dir.path}/start.ts`, START);
   assertEquals(said.split("\n").slice(1).join("\n"), "0\n", said);
+});
+
+Deno.test("paths are written as this system writes them", () => {
+  const windows = Deno.build.os === "windows";
+  assertEquals(SEPARATOR, windows ? "\\" : "/");
+  assertEquals(join("a", "..", "b", "c"), windows ? "b\\c" : "b/c");
+  assertEquals(isAbsolute("c:\\a"), windows);
 });

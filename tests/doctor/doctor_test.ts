@@ -225,6 +225,8 @@ Deno.test("free space is that of the directory above a cache that is not there y
     [];
   assert(Math.abs(Number(shown) - gib) < 1, `${shown} is not ${gib}`);
   assert(found.space.found.endsWith(` at ${dir.path}`), found.space.found);
+  const { level: said, hint } = found.space;
+  assertEquals(hint !== undefined, said === "warn", hint);
 });
 
 Deno.test("an abort ends the checks", async () => {

@@ -209,3 +209,25 @@ test("a name in the header cannot control the terminal", async (dir) => {
   await patch(path, at, [0x1b]);
   assertEquals((await inspectQcow2(path)).backingFile, "?ase.qcow2");
 });
+
+test("all tables of an image are looked at, or as many as are allowed", async (dir) => {
+  const raw = join(dir, "a.raw");
+  const path = join(dir, "a.qcow2");
+  await Deno.writeFile(raw, new Uint8Array(8 * MiB).fill(7));
+  const options = ["-o", "cluster_size=4k"];
+  await qemuImg("convert", "-O", "qcow2", ...options, raw, path);
+  const all = await sampleClusters(path);
+  assertEquals([all.seen, all.plain.length], [1, 2048]);
+  const some = await sampleClusters(path, 2);
+  assertEquals([some.seen, some.plain.length], [0.5, 1024]);
+  assertEquals(some.tableBytes, all.tableBytes);
+});
+
+test("a disk as large as its tables reach is described, one sector more is refused", async (dir) => {
+  const path = join(dir, "a.qcow2");
+  await qemuImg("create", "-q", "-f", "qcow2", path, "512M");
+  assertEquals((await inspectQcow2(path)).virtualSize, 512 * MiB);
+  await patch(path, 24, [0, 0, 0, 0, 0x20, 0, 2, 0]);
+  const { message } = await rejects("image_invalid", inspectQcow2(path));
+  assert(message.includes("too small for its disk"), message);
+});

@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import type { ErrorCode } from "../../lib/errors.ts";
+import { show } from "../../lib/manifest/_json_fields.ts";
 import {
   isImageName,
   loadManifest,
@@ -473,4 +474,9 @@ Deno.test("a manifest that cannot be read is named", async () => {
     () => loadManifest(".", options),
   );
   assertStringIncludes(error.message, dir.path);
+});
+
+Deno.test("a value of more than 60 characters is cut in messages", () => {
+  assertEquals(show("x".repeat(58)), `"${"x".repeat(58)}"`);
+  assertEquals(show("x".repeat(59)), `"${"x".repeat(56)}…`);
 });

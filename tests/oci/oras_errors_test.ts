@@ -249,3 +249,9 @@ Deno.test({
 function client(options: { caFile?: string } = {}) {
   return oras({ ...options, env: new Map([["TOOLSMITH_ORAS", parts.oras!]]) });
 }
+
+Deno.test("where oras names no error, the last line that it printed is shown", () => {
+  const { message } = orasError("Copying blob\nkilled\n\n", GHCR, false);
+  assertStringIncludes(message, "killed");
+  assert(!message.includes("Copying"), message);
+});

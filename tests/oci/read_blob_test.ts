@@ -1,5 +1,9 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { type BlobSource, blobSource } from "../../lib/oci/_blob_source.ts";
+import {
+  type BlobSource,
+  blobSource,
+  retryAfterMs,
+} from "../../lib/oci/_blob_source.ts";
 import type { RegistryCredentials } from "../../lib/oci/_docker_config.ts";
 import { registryGet } from "../../lib/oci/_registry_get.ts";
 import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
@@ -193,7 +197,7 @@ Deno.test("a source that does not serve ranges as asked is not used", async (t) 
   const answers: [string, RegExp, (request: BlobRequest) => Response][] = [
     [
       "another range",
-      /answers 0-\d+ with "bytes 5-/,
+      /answers 0-4194303 with "bytes 5-/,
       spoiled({ "content-range": `bytes 5-4194303/${SIZE}` }),
     ],
     ["no Content-Range", /with ""/, spoiled({ "content-range": "" })],
@@ -455,4 +459,48 @@ Deno.test("a registry that refuses each token is not asked for ever", async () =
   assert(error instanceof RangesUnavailable);
   assertMatch((error as Error).message, /answers 401/);
   assert(server.asked.length <= 3);
+});
+
+Deno.test("a server that falls silent after some bytes is asked for the rest", async () => {
+  await using dir = await temporaryDir();
+  const digest = `sha256:${"0".repeat(64)}`;
+  await using part = await openPart(dir.path, { size: 20, digest });
+  const asked: [number, number][] = [];
+  const source: BlobSource = {
+    host: "registry.example",
+    open(from, to) {
+      asked.push([from, to]);
+      const body = new ReadableStream({
+        type: "bytes",
+        start(controller) {
+          controller.enqueue(new Uint8Array(10));
+          // The first answer stays open.
+          if (from > 0) controller.close();
+        },
+      });
+      return Promise.resolve({ kind: "range", body });
+    },
+  };
+  const retries: Retry[] = [];
+  await readBlob(source, part, {
+    connections: 1,
+    stallMs: 100,
+    retryDelayMs: 1,
+    onBytes: () => {},
+    onRetry: (retry) => retries.push(retry),
+  });
+  assertEquals(asked, [[0, 20], [10, 20]]);
+  assertEquals(retries.length, 1);
+});
+
+Deno.test("a server asks to wait for seconds, or until a date", () => {
+  const now = Date.parse("Wed, 21 Oct 2026 07:28:00 GMT");
+  const pauses: [string | null, number][] = [
+    [null, 0],
+    ["2", 2000],
+    ["Wed, 21 Oct 2026 07:28:05 GMT", 5000],
+    ["Wed, 21 Oct 2026 07:27:00 GMT", 0],
+    ["soon", 0],
+  ];
+  for (const [text, ms] of pauses) assertEquals(retryAfterMs(text, now), ms);
 });

@@ -127,3 +127,27 @@ Deno.test("a token service that is none is a reason; one that is busy may be ask
         .renew(CHALLENGE, undefined),
   );
 });
+
+Deno.test("a token without a lifetime lives for a minute, and is renewed before", async () => {
+  const { header, renew } = made({}, (_, count) => ({ token: `t${count}` }));
+  const clock = performance.now;
+  try {
+    performance.now = () => 0;
+    await renew(CHALLENGE, undefined);
+    performance.now = () => 54_000;
+    assertEquals(await header(), "Bearer t1");
+    performance.now = () => 54_001;
+    assertEquals(await header(), "Bearer t2");
+  } finally {
+    performance.now = clock;
+  }
+});
+
+Deno.test("an answer of a token service may have 128 KiB", async () => {
+  const answered = (bytes: number) => {
+    const token = "x".repeat(bytes - JSON.stringify({ token: "" }).length);
+    return made({}, () => ({ token })).renew(CHALLENGE, undefined);
+  };
+  await answered(128 * 1024);
+  await assertRejects(() => answered(128 * 1024 + 1), RangesUnavailable);
+});

@@ -1,7 +1,11 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
-import { abortableChunks } from "../../lib/system/streams.ts";
+import {
+  abortableChunks,
+  writeAll,
+  writeAllSync,
+} from "../../lib/system/streams.ts";
 
 function startServer(answer: () => Response) {
   const closing = new AbortController();
@@ -65,4 +69,16 @@ Deno.test("a body is read to its end", async () => {
     text += new TextDecoder().decode(chunk);
   }
   assertEquals(text, "all of it");
+});
+
+Deno.test("what a write does not take is written again, and nothing after the end", async () => {
+  const taken: number[][] = [];
+  const write = (bytes: Uint8Array) => {
+    taken.push([...bytes]);
+    return Math.min(bytes.length, 2) || 1;
+  };
+  const bytes = new Uint8Array([1, 2, 3]);
+  await writeAll({ write: (bytes) => Promise.resolve(write(bytes)) }, bytes);
+  writeAllSync({ writeSync: write }, bytes);
+  assertEquals(taken, [[1, 2, 3], [3], [1, 2, 3], [3]]);
 });
