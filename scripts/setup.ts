@@ -35,7 +35,8 @@ export type Part =
   | "uefi"
   | "arm64"
   | "slurm"
-  | "systemd";
+  | "systemd"
+  | "buildah";
 
 /**
  * Where each part is: the absolute path of its program; absent where it could
@@ -90,6 +91,8 @@ const UEFI_PACKAGES = ["grub-efi-amd64-bin", "dosfstools", "mtools", "ovmf"];
 const ARM64_PACKAGES = ["qemu-system-arm", "qemu-efi-aarch64"];
 /** A cluster of two nodes, for the tests of docs/fleets.md. */
 const SLURM_PACKAGES = ["slurmctld", "slurmd", "slurm-client", "munge"];
+/** What builds the Containerfile, and the base image that it starts from. */
+const BUILDAH_PACKAGES = ["buildah", "mmdebstrap", "debian-archive-keyring"];
 
 const PARTS: Record<Part, Source> = {
   oras: {
@@ -190,6 +193,15 @@ const PARTS: Record<Part, Source> = {
     apt: SLURM_PACKAGES,
     remedy: `on Debian or Ubuntu: ${SLURM_PACKAGES.join(" ")}`,
   },
+  buildah: {
+    programs: ["buildah"],
+    // The owners of a base image's files are root and others.
+    suits: async () =>
+      Deno.uid() === 0 &&
+      (await missingPackages(BUILDAH_PACKAGES)).length === 0,
+    apt: BUILDAH_PACKAGES,
+    remedy: `on Debian or Ubuntu, as root: ${BUILDAH_PACKAGES.join(" ")}`,
+  },
 };
 
 const ALL = Object.keys(PARTS) as Part[];
@@ -198,7 +210,7 @@ const ALL = Object.keys(PARTS) as Part[];
 export const SUITES: Record<string, Part[]> = {
   images: ["debian", "uefi", "arm64"],
   faults: [],
-  fleet: ["slurm", "systemd"],
+  fleet: ["slurm", "systemd", "buildah"],
 };
 
 /** What the usual tests need. */
