@@ -4,6 +4,8 @@
  *
  * @module
  */
+import { ToolsmithError } from "../errors.ts";
+import { formatSource } from "../manifest/source.ts";
 import { asDigest } from "../system/digest.ts";
 import { requireSpace } from "../system/free_space.ts";
 import { openPart, type PartFile } from "../system/part_file.ts";
@@ -66,12 +68,14 @@ export async function downloadImage(
 async function fill(
   context: FetchContext,
   part: PartFile,
-  { from, chunks }: HttpsFile,
+  { bytes, from, chunks }: HttpsFile,
 ) {
   const { bytes: resumed, size: total } = part;
+  if (bytes !== total) throw changed(context);
   const progress = begin(context, { total, resumed });
   const stop = new AbortController();
-  const digest = part.sha256(stop.signal);
+  const { signal = stop.signal } = context.retries;
+  const digest = part.sha256(AbortSignal.any([signal, stop.signal]));
   digest.catch(() => {});
   try {
     using writer = await part.openWriter();
@@ -84,11 +88,24 @@ async function fill(
       position = end;
       progress.at(part.bytes);
     }
+    // The digest would wait for them.
+    if (part.gaps().length > 0) throw changed(context);
     progress.end(total - resumed);
     return await digest;
   } finally {
     stop.abort();
   }
+}
+
+/** The next attempt goes on with what is there by now. */
+function changed({ image: { source } }: FetchContext): ToolsmithError {
+  return new ToolsmithError(
+    "transfer_interrupted",
+    `Cannot go on with ${
+      formatSource(source)
+    }: it is not what it was when the transfer began`,
+    { hint: "try again" },
+  );
 }
 
 async function finished(part: PartFile, name: string, actual: string) {

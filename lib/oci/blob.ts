@@ -61,7 +61,8 @@ export async function pullBlob(
 ): Promise<BlobResult> {
   const { part, retries, connections, onBytes, onMirrorFailed } = options;
   const stop = new AbortController();
-  const digest = part.sha256(stop.signal);
+  const { signal = stop.signal } = retries;
+  const digest = part.sha256(AbortSignal.any([signal, stop.signal]));
   digest.catch(() => {});
   const blob = { digest: asDigest(layer.sha256), size: layer.size };
   const read = async (place: Place) => {

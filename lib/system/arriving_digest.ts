@@ -5,6 +5,7 @@
  * @module
  */
 import { type Sha256, sha256 } from "./digest.ts";
+import { abortable } from "./time.ts";
 
 /** What {@linkcode arrivingSha256} takes. */
 export interface ArrivingDigestOptions {
@@ -15,6 +16,8 @@ export interface ArrivingDigestOptions {
    * are.
    */
   arrivals: () => AsyncIterable<number>;
+  /** Ends the computing when aborted. @default {undefined} */
+  signal?: AbortSignal;
 }
 
 /** What a thread says of itself, and what it is given at first. */
@@ -58,20 +61,21 @@ export function runDigestThreads(url: string): void {
  * @param path The file.
  * @param options How far it is.
  * @returns The digest.
- * @throws What the counting throws, and what a file that cannot be read does.
+ * @throws What the counting throws, and what a file that cannot be read does;
+ * the signal's reason.
  */
 export async function arrivingSha256(
   path: string,
-  { size, arrivals }: ArrivingDigestOptions,
+  { size, arrivals, signal }: ArrivingDigestOptions,
 ): Promise<Sha256> {
   if (size >= WORTH_BYTES && program && await mayLoad(program)) {
     try {
-      return await inThread(program, path, arrivals());
+      return await inThread(program, path, { arrivals, signal });
     } catch {
       // Whatever it was, this thread meets it as well, and says so.
     }
   }
-  return await sha256(arrivedChunks(path, arrivals()));
+  return await sha256(arrivedChunks(path, arrivals(), signal));
 }
 
 /** Tells without asking the user. */
@@ -88,7 +92,7 @@ async function mayLoad(program: string): Promise<boolean> {
 async function inThread(
   program: string,
   path: string,
-  arrivals: AsyncIterable<number>,
+  { arrivals, signal }: Omit<ArrivingDigestOptions, "size">,
 ): Promise<Sha256> {
   const thread = new Worker(program, { type: "module", name: NAME });
   const answer = Promise.withResolvers<Sha256>();
@@ -102,9 +106,9 @@ async function inThread(
   };
   try {
     thread.postMessage(path);
-    const all = report(arrivals, (count) => thread.postMessage(count));
+    const all = report(arrivals(), (count) => thread.postMessage(count));
     await Promise.race([all, answer.promise]);
-    return await answer.promise;
+    return await abortable(answer.promise, signal);
   } finally {
     thread.terminate();
   }
@@ -156,12 +160,14 @@ async function serve() {
 async function* arrivedChunks(
   path: string,
   arrivals: AsyncIterable<number>,
+  signal?: AbortSignal,
 ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
   using file = await Deno.open(path);
   const buffer = new Uint8Array(CHUNK);
   let position = 0;
   for await (const end of arrivals) {
     while (position < end) {
+      signal?.throwIfAborted();
       const want = Math.min(end - position, CHUNK);
       const count = await file.read(buffer.subarray(0, want));
       if (count === null) throw new Error(`${path} was cut short`);

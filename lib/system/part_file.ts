@@ -34,7 +34,10 @@ export interface PartFile extends AsyncDisposable {
   gaps(within?: Extent): Extent[];
   /** Opens it for one writer. */
   openWriter(): Promise<PartWriter>;
-  /** Computes its digest from its start, waiting for the bytes that are to come. */
+  /**
+   * Computes its digest from its start, waiting for the bytes that are to come,
+   * until the signal is aborted.
+   */
   sha256(signal: AbortSignal): Promise<Sha256>;
   /**
    * Notes that a program fills another file of the directory from its start:
@@ -149,7 +152,7 @@ class OpenPart implements PartFile {
 
   sha256(signal: AbortSignal): Promise<Sha256> {
     const arrivals = () => this.#arrivals(signal);
-    return arrivingSha256(this.path, { size: this.size, arrivals });
+    return arrivingSha256(this.path, { size: this.size, arrivals, signal });
   }
 
   /** How many bytes there are from the first on, until all are. */

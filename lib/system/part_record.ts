@@ -75,9 +75,11 @@ export async function readPartRecord(
     return bytes > 0 ? { size, digest, extents, bytes, used } : undefined;
   }
   const other = await absentAs(undefined, Deno.lstat(join(dir, filled)));
-  if (!other?.isFile) return undefined;
-  const record = { size, digest, extents, filled };
-  return { ...record, bytes: other.size, used: other.mtime ?? used };
+  if (!other?.isFile || other.size > size) return undefined;
+  return {
+    ...{ size, digest, extents: [[0, other.size]], filled },
+    ...{ bytes: other.size, used: other.mtime ?? used },
+  };
 }
 
 /** One of the two records, if it is one of a file of that size. */

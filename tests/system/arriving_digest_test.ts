@@ -41,6 +41,22 @@ Deno.test("the digest of a file that is cut short, or gone, fails as reading it 
   }
 });
 
+Deno.test("the digest of a file that is there can be stopped", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/file`;
+  for (const size of SIZES.slice(1)) {
+    await Deno.writeFile(path, new Uint8Array(size));
+    const stop = new AbortController();
+    const arrivals = async function* () {
+      stop.abort(new Error("enough"));
+      yield size;
+    };
+    const { signal } = stop;
+    const compute = () => arrivingSha256(path, { size, arrivals, signal });
+    await assertRejects(compute, Error, "enough");
+  }
+});
+
 // The worker's own end would be this process's, and its output this one's.
 const MAIN = `
 import { arrivingSha256 } from "/lib/system/arriving_digest.ts";
