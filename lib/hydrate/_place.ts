@@ -20,6 +20,8 @@ export interface PlaceOptions {
   fetched: FetchedImage;
   /** Takes events. */
   emit: Emit;
+  /** Ends the look at the image when aborted. @default {undefined} */
+  signal?: AbortSignal;
 }
 
 /** An image in its place. */
@@ -42,11 +44,11 @@ export interface PlacedImage {
  */
 export async function placeFetched(
   { name: image, source }: Pick<ManifestImage, "name" | "source">,
-  { staging, fetched, emit }: PlaceOptions,
+  { staging, fetched, emit, signal }: PlaceOptions,
 ): Promise<PlacedImage> {
   const { path: from, name, bytes, actual, hashed } = fetched;
   const digest = asDigest(actual);
-  const found = await findBootLoader(from);
+  const found = await findBootLoader(from, { signal });
   // Who publishes it knows better than its disk says.
   const { arch = found.arch } = fetched;
   const boot = found.firmware || arch

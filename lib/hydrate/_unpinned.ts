@@ -59,7 +59,7 @@ export async function downloadUnpinned(
   using placing = own;
   if (!(await entry.lookUp())?.trusted) {
     await using staging = await placing.stage();
-    await placeFetched(image, { staging, fetched, emit });
+    await placeFetched(image, { staging, fetched, emit, signal });
   }
   return fetched.actual;
 }

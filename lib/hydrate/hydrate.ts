@@ -168,7 +168,8 @@ async function hydrateLocked(
   await using staging = await held.stage();
   const fetched = await fetchImage(image, staging.dir, { ...options, emit });
   if (fetched.actual !== image.sha256) throw mismatch(context, fetched);
-  const placed = await placeFetched(image, { staging, fetched, emit });
+  const { signal } = options;
+  const placed = await placeFetched(image, { staging, fetched, emit, signal });
   const outcome = OUTCOMES[image.source.kind];
   return { outcome, ...placed, digest, bytes: fetched.bytes };
 }

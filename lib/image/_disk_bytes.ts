@@ -19,10 +19,8 @@ import {
 import { firstFrame } from "./_zstd_frame.ts";
 import { assertSelfContained } from "./qcow2.ts";
 
-/** The disk of an image. Disposing it closes the file. */
-export interface DiskBytes extends Disposable {
-  /** Its size, in bytes. */
-  readonly size: number;
+/** What reads a disk. */
+export interface DiskReader {
   /**
    * Reads a part of it.
    *
@@ -32,6 +30,12 @@ export interface DiskBytes extends Disposable {
    * @throws {ToolsmithError} `image_invalid` where the image is damaged.
    */
   read(offset: number, length: number): Promise<DataView>;
+}
+
+/** The disk of an image. Disposing it closes the file. */
+export interface DiskBytes extends DiskReader, Disposable {
+  /** Its size, in bytes. */
+  readonly size: number;
 }
 
 const MAX_READ = 1024 * 1024;

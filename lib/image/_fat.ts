@@ -7,10 +7,10 @@
  *
  * @module
  */
-import type { DiskBytes } from "./_disk_bytes.ts";
+import type { DiskReader } from "./_disk_bytes.ts";
 
 /** No directory that leads to a boot loader comes near it. */
-const MAX_DIRECTORY = 1024 * 1024;
+const MAX_DIRECTORY = 64 * 1024;
 const ENTRY = 32;
 const DIRECTORY = 0x10;
 const VOLUME = 0x08;
@@ -50,7 +50,7 @@ interface Entry {
  * @returns `false` also where there is no FAT file system, or a damaged one.
  */
 export async function fatHasFile(
-  disk: DiskBytes,
+  disk: DiskReader,
   start: number,
   path: string[],
 ): Promise<boolean> {
@@ -67,7 +67,7 @@ export async function fatHasFile(
 }
 
 async function readLayout(
-  disk: DiskBytes,
+  disk: DiskReader,
   start: number,
 ): Promise<Layout | undefined> {
   const sector = await disk.read(start, 512);
@@ -102,7 +102,7 @@ async function readLayout(
 }
 
 async function findEntry(
-  disk: DiskBytes,
+  disk: DiskReader,
   layout: Layout,
   { from, name }: { from: Layout["root"]; name: string },
 ): Promise<Entry | undefined> {
@@ -126,7 +126,7 @@ async function findEntry(
 
 /** A chain of clusters may be a circle: the size of a directory has a limit. */
 async function* directoryParts(
-  disk: DiskBytes,
+  disk: DiskReader,
   layout: Layout,
   from: Layout["root"],
 ): AsyncGenerator<DataView> {
@@ -140,14 +140,14 @@ async function* directoryParts(
     if (cluster < 2 || cluster >= clusters + 2) return;
     yield await disk.read(
       start + data + (cluster - 2) * clusterSize,
-      clusterSize,
+      Math.min(clusterSize, MAX_DIRECTORY),
     );
     cluster = await nextCluster(disk, layout, cluster);
   }
 }
 
 async function nextCluster(
-  disk: DiskBytes,
+  disk: DiskReader,
   { start, table, bits }: Layout,
   cluster: number,
 ): Promise<number> {

@@ -8,7 +8,7 @@
  *
  * @module
  */
-import { type DiskBytes, openDisk } from "./_disk_bytes.ts";
+import { type DiskReader, openDisk } from "./_disk_bytes.ts";
 import { fatHasFile } from "./_fat.ts";
 
 /** The processor that an image is for, as Deno names it. */
@@ -37,6 +37,8 @@ const SECTOR = 512;
 /** The program in the first sector ends where the disk's signature begins. */
 const CODE_BYTES = 440;
 const MAX_ENTRIES = 1024;
+/** An image with two system partitions takes less than fifty. */
+const MAX_READS = 512;
 const PROTECTIVE = 0xee;
 const EFI_TYPE = 0xef;
 const ACTIVE = 0x80;
@@ -51,8 +53,10 @@ const LEGACY_BOOTABLE = 4n;
  * Needs `--allow-read` for the file.
  *
  * @param path The image.
+ * @param options A signal that ends it when aborted.
  * @returns What it boots with: BIOS where both are possible, as that is quicker.
  * @throws {ToolsmithError} `image_invalid`, `image_unsafe`.
+ * @throws The signal's reason.
  *
  * @example
  * ```ts ignore
@@ -62,8 +66,27 @@ const LEGACY_BOOTABLE = 4n;
  * console.log(arch, firmware);
  * ```
  */
-export async function findBootLoader(path: string): Promise<BootLoader> {
+export async function findBootLoader(
+  path: string,
+  options: { signal?: AbortSignal } = {},
+): Promise<BootLoader> {
   using disk = await openDisk(path);
+  return await bootLoaderOf(disk, options);
+}
+
+/**
+ * Looks for boot loaders on a disk that is open.
+ *
+ * @param whole The disk.
+ * @param options A signal that ends it when aborted.
+ * @returns What it boots with.
+ * @throws What reading the disk throws, and the signal's reason.
+ */
+export async function bootLoaderOf(
+  whole: DiskReader,
+  options: { signal?: AbortSignal } = {},
+): Promise<BootLoader> {
+  const disk = limited(whole, options);
   const first = await disk.read(0, SECTOR);
   const signed = first.getUint16(510, true) === 0xaa55;
   const { efi, bios } = signed
@@ -88,12 +111,27 @@ export async function findBootLoader(path: string): Promise<BootLoader> {
   return x86 ? { arch: "x86_64", firmware: "uefi" } : {};
 }
 
+/** A disk that leads from place to place reads as zeros in the end: nothing follows. */
+function limited(
+  disk: DiskReader,
+  { signal }: { signal?: AbortSignal },
+): DiskReader {
+  let left = MAX_READS;
+  return {
+    async read(offset, length) {
+      signal?.throwIfAborted();
+      if (left-- > 0) return await disk.read(offset, length);
+      return new DataView(new ArrayBuffer(length));
+    },
+  };
+}
+
 function isGrub(code: Uint8Array): boolean {
   return new TextDecoder("latin1").decode(code).includes("GRUB");
 }
 
 async function readPartitions(
-  disk: DiskBytes,
+  disk: DiskReader,
   first: DataView,
 ): Promise<Partitions> {
   const found: Partitions = { efi: [], bios: false };
@@ -108,7 +146,7 @@ async function readPartitions(
   return found;
 }
 
-async function readGpt(disk: DiskBytes): Promise<Partitions> {
+async function readGpt(disk: DiskReader): Promise<Partitions> {
   const found: Partitions = { efi: [], bios: false };
   const header = await disk.read(SECTOR, SECTOR);
   const signature = new TextDecoder("latin1").decode(header.buffer.slice(0, 8));

@@ -1,8 +1,8 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import fc from "fast-check";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { findBootLoader } from "../../lib/image/boot_loader.ts";
+import { bootLoaderOf, findBootLoader } from "../../lib/image/boot_loader.ts";
 import { openDisk } from "../../lib/image/_disk_bytes.ts";
 import { run } from "../../lib/system/process.ts";
 import {
@@ -242,6 +242,67 @@ test("a directory whose clusters form a circle has an end", async (dir) => {
   await Deno.writeFile(path, bytes);
   const image = await convert(path, join(dir, "circle.qcow2"));
   assertEquals(await findBootLoader(image), {});
+});
+
+/** A table of 1024 system partitions, whose directories are full and never end. */
+function endless(sectorSize: number, sectorsPerCluster: number) {
+  const disk = { reads: 0, bytes: 0, read };
+  const table = new DataView(new ArrayBuffer(1024 * 128));
+  for (let at = 0; at < table.byteLength; at += 128) {
+    table.setBigUint64(at, 0x11d2f81fc12a7328n, true);
+    table.setBigUint64(at + 8, 0x3bc93ec9a0004bban, true);
+    table.setBigUint64(at + 32, BigInt(1000 + at), true);
+  }
+  /** Every place is the first sector of a FAT32, and cluster 2 follows itself. */
+  function read(offset: number, length: number) {
+    disk.reads++;
+    disk.bytes += length;
+    const view = new DataView(new ArrayBuffer(length));
+    const text = (at: number, value: string) =>
+      new Uint8Array(view.buffer).set(new TextEncoder().encode(value), at);
+    if (offset === 1024) return Promise.resolve(table);
+    if (length === 4) view.setUint32(0, 2, true);
+    if (length < 512) return Promise.resolve(view);
+    view.setUint16(510, 0xaa55, true);
+    text(0, "EFI PART");
+    if (offset === 0) view.setUint8(446 + 4, 0xee);
+    if (offset === 512) {
+      view.setBigUint64(72, 2n, true);
+      view.setUint32(80, 1024, true);
+      view.setUint32(84, 128, true);
+    }
+    if (offset <= 512) return Promise.resolve(view);
+    view.setUint16(11, sectorSize, true);
+    view.setUint8(13, sectorsPerCluster);
+    view.setUint16(14, 1, true);
+    view.setUint32(32, 0xffffffff, true);
+    view.setUint32(44, 2, true);
+    return Promise.resolve(view);
+  }
+  return disk;
+}
+
+Deno.test("a disk whose directories never end is read a few hundred times, and no more", async () => {
+  for (const [sector, cluster] of [[512, 1], [4096, 128]]) {
+    const disk = endless(sector, cluster);
+    assertEquals(await bootLoaderOf(disk), BIOS as object);
+    // It got as far as the directories, and had to be stopped.
+    assertEquals(disk.reads, 512);
+    assert(disk.bytes <= 1024 * 128 + 512 * 64 * 1024, `${disk.bytes}`);
+  }
+});
+
+Deno.test("who looks at a disk can be stopped", async () => {
+  const stop = new AbortController();
+  const { signal } = stop;
+  const disk = endless(512, 1);
+  const read = (offset: number, length: number) => {
+    if (disk.reads === 9) stop.abort(new Error("enough"));
+    return disk.read(offset, length);
+  };
+  const look = () => bootLoaderOf({ read }, { signal });
+  await assertRejects(look, Error, "enough");
+  assertEquals(disk.reads, 10);
 });
 
 test("an image that refers to another file is not looked at", async (dir) => {
