@@ -63,9 +63,9 @@ export interface Io {
   /**
    * This terminal, for a command in the guest, until it is disposed.
    *
-   * @param onTaken Called when the guest has it.
+   * @param onChange Called with whether the guest has it from now on.
    */
-  screen(onTaken: () => void): Screen;
+  screen(onChange: (taken: boolean) => void): Screen;
   /** Shows events as the flags ask for. */
   view(flags: OutputFlags): View;
   /** Gives the terminal back as it was, if a guest's console has it. */
@@ -138,7 +138,7 @@ export function processIo(signal: AbortSignal, env: Environment): Io {
         stderr: sink("stderr"),
       };
     },
-    screen: (onTaken) => thisScreen(stdout, onTaken),
+    screen: (onChange) => thisScreen(stdout, onChange),
     terminal: (json) => terminal.take(json ? stderr : stdout),
     view({ json, quiet, progress }) {
       if (json) {

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { ToolsmithEvent } from "../events.ts";
 import { loadManifest } from "../manifest/manifest.ts";
 import { runOnTerminal, type WorkspaceVmOptions } from "../run/workspace_vm.ts";
 import type { ExecFlags, OutputFlags } from "./flags.ts";
@@ -40,14 +41,22 @@ export async function runOnThisTerminal(
   io: Io,
 ): Promise<number> {
   const { manifest, command, vm, env, output, ...exec } = request;
-  const view = io.view(output);
-  let taken = false;
-  await using screen = io.screen(() => {
-    view.close();
-    taken = true;
-  });
   const term = io.env.get("TERM");
+  let view = io.view(output);
+  /** What happens while the screen is the guest's, to be shown afterwards. */
+  let held: ToolsmithEvent[] | undefined;
+  const show = (event: ToolsmithEvent) => {
+    if (held) held.push(event);
+    else view.onEvent(event);
+  };
   try {
+    await using screen = io.screen((taken) => {
+      view.close();
+      const late = held ?? [];
+      held = taken ? [] : undefined;
+      if (!taken) view = io.view(output);
+      late.forEach(show);
+    });
     const { code } = await runOnTerminal(
       await loadManifest(manifest),
       command,
@@ -56,12 +65,7 @@ export async function runOnThisTerminal(
         env: term ? { TERM: term, ...env } : env,
         signal: io.signal,
         screen,
-        vm: {
-          ...vm,
-          env: io.env,
-          // The screen is the guest's from then on.
-          onEvent: (event) => taken || view.onEvent(event),
-        },
+        vm: { ...vm, env: io.env, onEvent: show },
       },
     );
     return code;

@@ -25,11 +25,14 @@ export interface Screen {
   everySecond(tick: () => void): () => void;
 }
 
-/** Shows events until it is closed. */
+/** Shows events. */
 export interface View {
   /** Takes an event. */
   onEvent: OnEvent;
-  /** Takes what is left of a progress bar away. */
+  /**
+   * Takes what is left of a progress bar away. Events that come later are shown
+   * each in its line, and no seconds are counted: the terminal is others' too.
+   */
   close(): void;
 }
 
@@ -40,7 +43,7 @@ const PLAIN_SILENCE_MS = 30_000;
 const LONG_WORK: Partial<Record<ToolsmithEvent["type"], string>> = {
   vm_boot: "booting",
   publish_start: "pushing",
-  command_end: "ending the machine, and saving it for the next start",
+  command_end: "ending the machine",
 };
 const RED = 31;
 const YELLOW = 33;
@@ -56,6 +59,7 @@ const MAX_SHOWN = 4000;
  */
 export function humanView(screen: Screen): View {
   let drawn = false;
+  let closed = false;
   let begun: number | undefined;
   let resumed = 0;
   let reported = 0;
@@ -90,7 +94,7 @@ export function humanView(screen: Screen): View {
       const now = screen.now();
       const work = LONG_WORK[event.type];
       if (event.type !== "warning") rest();
-      if (work) goOn(work);
+      if (work && !closed) goOn(work);
       const first = event.type === "download_start" ||
         event.type === "image_inspected";
       if (first) begun = reported = now;
@@ -123,6 +127,7 @@ export function humanView(screen: Screen): View {
       screen.write(`${highlight(flat(line), screen.coloured)}\n`);
     },
     close() {
+      closed = true;
       rest();
       clear();
     },

@@ -13,13 +13,20 @@ import type { Output } from "./output.ts";
 export interface Screen extends TerminalScreen, AsyncDisposable {}
 
 /**
- * What a program that was cut off may have left: the alternate screen, a hidden
- * cursor, pasting and a mouse that send codes, keys of applications, colours
- * (XTerm Control Sequences, "DEC Private Mode Reset"). The cursor is saved first,
- * as leaving an alternate screen that is not there restores it.
+ * What a program that was cut off may have left (XTerm Control Sequences), and
+ * how to end it without moving the cursor.
  */
-const RESET = String
-  .raw`\0337\033[?1049l\033[?25h\033[?2004l\033[?1000l\033[?1002l\033[?1003l\033[?1006l\033[?1l\033>\033[m`;
+const RESET = [
+  // The alternate screen: entered first, so that there is a cursor to go back to.
+  String.raw`\033[?1049h\033[?1049l`,
+  // A region that scrolls.
+  String.raw`\0337\033[r\0338`,
+  // A hidden cursor, lines that do not wrap, another set of characters, colours.
+  String.raw`\033[?25h\033[?7h\033(B\017\033[m`,
+  // Codes for pasting and focus, for a mouse in each form, keys of applications.
+  String.raw`\033[?2004l\033[?1004l\033[?1000l\033[?1002l\033[?1003l`,
+  String.raw`\033[?1005l\033[?1006l\033[?1015l\033[?1l\033>`,
+].join("");
 
 /**
  * Sets the terminal on standard output so that each key is the guest's, and gives
@@ -40,19 +47,29 @@ read -r word
 
 /**
  * Makes a screen of this process's terminal. The guest has it from the moment
- * that its input is asked for; Ctrl-C is a signal until then.
+ * that its input is asked for until its command has ended; Ctrl-C is a signal
+ * before and after.
  *
  * Needs `--allow-run=sh`.
  *
  * @param output Standard output.
- * @param onTaken Called when the guest has the terminal.
+ * @param onChange Called with whether the guest has the terminal from now on.
  * @returns The screen.
  */
-export function thisScreen(output: Output, onTaken: () => void): Screen {
+export function thisScreen(
+  output: Output,
+  onChange: (taken: boolean) => void,
+): Screen {
   let keeper: Child | undefined;
+  let released: Promise<void> | undefined;
+  const release = async () => {
+    await keeper?.release();
+    await keeper?.ended;
+    onChange(false);
+  };
   return {
     async input() {
-      onTaken();
+      onChange(true);
       keeper = await keepTerminal();
       return Deno.stdin.readable;
     },
@@ -60,13 +77,14 @@ export function thisScreen(output: Output, onTaken: () => void): Screen {
     size: () => Deno.consoleSize(),
     onResize(changed, signal) {
       Deno.addSignalListener("SIGWINCH", changed);
-      const stop = () => Deno.removeSignalListener("SIGWINCH", changed);
+      const stop = () => {
+        Deno.removeSignalListener("SIGWINCH", changed);
+        // The command has ended: exports that are copied back come next.
+        released ??= release();
+      };
       signal.addEventListener("abort", stop, { once: true });
     },
-    async [Symbol.asyncDispose]() {
-      await keeper?.release();
-      await keeper?.ended;
-    },
+    [Symbol.asyncDispose]: () => released ??= release(),
   };
 }
 

@@ -213,6 +213,22 @@ Deno.test("elsewhere a long boot says now and then that it goes on", () => {
   assertEquals(kept.ticks.size, 0);
 });
 
+Deno.test("a view that was closed shows events, and draws over nothing", () => {
+  for (const bar of [true, false]) {
+    const { kept, send, close } = screen(bar);
+    send(SLOW_BOOT);
+    close();
+    kept.text = "";
+    send(SLOW_BOOT);
+    pass(kept, 65);
+    assertEquals(
+      kept.text,
+      "booting with QEMU 7.2, tcg, 512 MiB, 2 processors\n",
+    );
+    assertEquals(kept.ticks.size, 0);
+  }
+});
+
 Deno.test("colours mark warnings and errors, where they are wanted", () => {
   const { kept, send } = screen(true, 80, true);
   send({ type: "warning", message: "a warning: twice" });

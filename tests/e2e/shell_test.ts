@@ -1,7 +1,7 @@
 /**
  * A command of the guest on a terminal, as a person has it.
  */
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assertEquals, assertMatch } from "@std/assert";
 import { dirname, join } from "@std/path";
 import { fileChunks, sha256 } from "../../lib/system/digest.ts";
 import { sleep } from "../../lib/system/time.ts";
@@ -107,10 +107,29 @@ Deno.test({
     });
     await t.step("its status is the shell's", async () => {
       await type("clear; exit 7");
-      await shows(/^status 7$/m);
+      // Where the cursor was, though vi has had the screen.
+      await shows(/^\n{0,2}status 7\n/);
       await assertGivenBack(terminal);
     });
-    const run = await commandLine(["run", "--tty", "vi", "/etc/inittab"]);
+    await t.step("it is given back while the machine ends", async () => {
+      const kept = await commandLine(["shell", "--overlay", "kept.qcow2"]);
+      await type(`clear; ${kept}`);
+      await shows(/^\/mnt\/work #/m);
+      // A guest that is deaf to the power button is waited for.
+      await type("killall -STOP acpid; exit");
+      await shows(/^ending the machine: /m);
+      await press("C-c");
+      await shows(/\^C/);
+      await press("C-c");
+      await type('echo "status $?"');
+      await shows(/status 130$/m);
+      await assertGivenBack(terminal);
+    });
+    const run = await commandLine(["run", "--tty", "sh", "left"]);
+    await Deno.writeTextFile(
+      join(work.dir, "left"),
+      `printf '${LEFT}'; echo 'le''ft'; exec sleep 1000`,
+    );
     const ends: Record<string, { signal: Deno.Signal; status?: number }> = {
       "after TERM": { signal: "SIGTERM", status: 143 },
       "after HUP": { signal: "SIGHUP", status: 129 },
@@ -124,7 +143,9 @@ Deno.test({
         await terminal.type(
           `sh -c 'echo $$ >pid; exec ${run}'; echo "status $?"`,
         );
-        await terminal.shows(/1\/\d+ \d+%/);
+        await terminal.shows(/left$/m);
+        const set = await modesOf(terminal);
+        assertEquals(set.filter((mode) => USUAL.includes(mode)), []);
         const [qemu] = (await processesOf(join(work.dir, ".toolsmith")))
           .filter(({ line }) => line.includes("qemu-system"));
         const own = Number(await Deno.readTextFile(join(work.dir, "pid")));
@@ -155,16 +176,51 @@ async function open(work: Workspace): Promise<TestTerminal> {
   });
 }
 
+/** Sets all that tmux shows: what a program that is cut off may leave. */
+const LEFT = String
+  .raw`\033[?1049h\033[5;10r\033[?25l\033[?7l\033(0\033)0\016\033[31m` +
+  String
+    .raw`\033[?2004h\033[?1003h\033[?1005h\033[?1006h\033[?1h\033=`;
+
+/** What tmux knows of the terminal of a new window. */
+const USUAL = [
+  "alternate_on 0",
+  "cursor_flag 1",
+  "keypad_cursor_flag 0",
+  "keypad_flag 0",
+  "mouse_any_flag 0",
+  "mouse_sgr_flag 0",
+  "mouse_utf8_flag 0",
+  "wrap_flag 1",
+  "scroll_region_upper 0",
+  "e|-:#{pane_height},#{scroll_region_lower} 1",
+];
+
+/** The same as it is now. */
+async function modesOf(terminal: TestTerminal): Promise<string[]> {
+  const names = USUAL.map((mode) => mode.split(" ")[0]);
+  const values = await terminal.ask(names.map((it) => `#{${it}}`).join(" "));
+  return values.trim().split(" ").map((value, at) => `${names[at]} ${value}`);
+}
+
 /** The screen is the usual one, and lines are edited and echoed. */
 async function assertGivenBack(terminal: TestTerminal) {
-  const flags = "#{alternate_on} #{cursor_flag} #{keypad_cursor_flag}";
   const deadline = performance.now() + 10_000;
-  while (await terminal.ask(flags) !== "0 1 0\n") {
-    assert(performance.now() < deadline, await terminal.ask(flags));
+  let modes = await modesOf(terminal);
+  while (`${modes}` !== `${USUAL}` && performance.now() < deadline) {
     await sleep(50);
+    modes = await modesOf(terminal);
   }
-  const modes = String
+  assertEquals(modes, USUAL);
+  const edited = String
     .raw`stty -a | tr ' ' '\n' | grep -cx 'icanon\|echo\|isig\|opost'`;
-  await terminal.type(`clear; echo "modes $(${modes})"`);
+  await terminal.type(`clear; echo "modes $(${edited})"`);
   await terminal.shows(/modes 4$/m);
+  const screen = await terminal.screen();
+  // deno-lint-ignore no-control-regex
+  assertEquals(screen.match(/[\x0e\x1b]/g), null, screen);
+  await terminal.type("cat -v");
+  await terminal.paste("as it is");
+  await terminal.shows(/^as it is$/m);
+  await terminal.press("C-c");
 }

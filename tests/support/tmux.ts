@@ -27,6 +27,8 @@ export interface TestTerminal extends AsyncDisposable {
   type(line: string): Promise<void>;
   /** Types a text. */
   write(text: string): Promise<void>;
+  /** Pastes a text, between codes where they are asked for. */
+  paste(text: string): Promise<void>;
   /** Presses a key, such as `C-c`. */
   press(...keys: string[]): Promise<void>;
   /** Changes the size of the window. */
@@ -67,6 +69,10 @@ export async function openTerminal(
     async type(line) {
       await write(line);
       await tmux("send-keys", "Enter");
+    },
+    async paste(text) {
+      await tmux("set-buffer", text);
+      await tmux("paste-buffer", "-p");
     },
     async press(...keys) {
       await tmux("send-keys", ...keys);
