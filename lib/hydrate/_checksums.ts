@@ -70,19 +70,10 @@ function lastPart({ pathname }: URL): string {
 }
 
 async function readText(url: URL, options: HttpsOptions): Promise<string> {
-  using file = await openHttps(url, options);
+  using file = await openHttps(url, { ...options, maxBytes: MAX_BYTES });
   const decoder = new TextDecoder();
-  let bytes = 0;
   let text = "";
   for await (const chunk of file.chunks) {
-    bytes += chunk.length;
-    if (bytes > MAX_BYTES) {
-      throw new ToolsmithError(
-        "checksum_mismatch",
-        `${url.origin}${url.pathname} is too long for a list of digests`,
-        { hint: "name the list beside the image, such as SHA256SUMS" },
-      );
-    }
     text += decoder.decode(chunk, { stream: true });
   }
   return text;

@@ -162,7 +162,10 @@ function tooLarge(shown: string, maxBytes: number): ToolsmithError {
   return new ToolsmithError(
     "artifact_unsafe",
     `Cannot download ${shown}: it has more than ${maxBytes} bytes`,
-    { hint: "fetch a larger one yourself, and name the file in the manifest" },
+    {
+      hint:
+        "fetch it yourself: a manifest can name a file, and --sha256 a digest",
+    },
   );
 }
 

@@ -20,7 +20,11 @@ import {
   workspaceRoot,
 } from "../manifest/manifest.ts";
 import { type HttpsSource, parseImageSource } from "../manifest/source.ts";
-import { type ManifestChange, writeManifest } from "../manifest/write.ts";
+import {
+  assertUpdatable,
+  type ManifestChange,
+  writeManifest,
+} from "../manifest/write.ts";
 import { selectImageLayer } from "../oci/artifact.ts";
 import { oras } from "../oci/oras.ts";
 import { fetchForArch } from "../oci/platform.ts";
@@ -119,6 +123,10 @@ export async function init(options: InitOptions): Promise<InitResult> {
     options.manifest ?? env.get("TOOLSMITH_MANIFEST") ??
       join(".toolsmith", "tools.json"),
   );
+  const rename = options.name !== undefined;
+  const kept = options.update
+    ? await assertUpdatable(path, { rename })
+    : undefined;
   if (!options.update && await exists(path)) {
     throw new ToolsmithError(
       "usage",
@@ -130,10 +138,9 @@ export async function init(options: InitOptions): Promise<InitResult> {
   const image = ref === undefined
     ? await imageOfFile(resolve(cwd, file!), { ...options, path, expected })
     : isAddress(ref)
-    ? await imageOfAddress(ref, { ...options, path, expected })
+    ? await imageOfAddress(ref, { ...options, path, expected, kept })
     : await imageOfReference(ref, { ...options, expected });
   if (options.name !== undefined) image.name = options.name;
-  const rename = options.name !== undefined;
   const outcome = await writeManifest(path, image, { rename });
   return { path, outcome, manifest: await loadManifest(path, { cwd, env }) };
 }
@@ -147,6 +154,8 @@ interface Wanted extends InitOptions {
 /** The same, and the manifest's path: what is relative starts from there. */
 interface WantedFor extends Wanted {
   path: string;
+  /** The name that a manifest keeps, which is the cache's directory. */
+  kept?: string;
 }
 
 function isAddress(ref: string): boolean {
@@ -190,12 +199,11 @@ async function imageOfReference(
 /** Downloads the image: what is pinned is what has been seen. */
 async function imageOfAddress(
   address: string,
-  { path, expected, ...options }: WantedFor,
+  { path, expected, kept, ...options }: WantedFor,
 ): Promise<NewImage> {
   const root = workspaceRoot(path);
   const source = parseImageSource(address, root) as HttpsSource;
-  const name = options.name ?? await nameInManifest(path) ??
-    imageNameOf(source.url.pathname);
+  const name = options.name ?? kept ?? imageNameOf(source.url.pathname);
   assertImageName(name);
   const pinned = expected ?? await listedDigest(source, options);
   if (pinned === undefined) {
@@ -222,12 +230,6 @@ async function listedDigest(
     `Not the address of a list of digests: ${sha256sums}`,
     { hint: "it begins with https://; a digest at hand goes with --sha256" },
   );
-}
-
-/** A manifest that is updated keeps its name, which is the cache's directory. */
-async function nameInManifest(path: string): Promise<string | undefined> {
-  const manifest = await loadManifest(path).catch(() => undefined);
-  return manifest?.image.name;
 }
 
 async function imageOfFile(

@@ -59,18 +59,26 @@ export async function writeManifest(
 
 /**
  * Refuses a file that an image cannot be written into: known before a long
- * push, not after it.
+ * transfer, not after it.
  *
  * Needs `--allow-read` for the file.
  *
  * @param path The manifest; it may not exist.
+ * @param options Whether the name will be changed as well.
+ * @returns The name that its image will keep; `undefined` where it will not, or
+ * there is no manifest.
  * @throws {ToolsmithError} `manifest_invalid`, `file_unreadable`.
  */
-export async function assertUpdatable(path: string): Promise<void> {
-  await typedFailure(path, async () => {
+export async function assertUpdatable(
+  path: string,
+  options: WriteManifestOptions = {},
+): Promise<string | undefined> {
+  return await typedFailure(path, async () => {
     const { file, text } = await readManifestFile(path);
+    if (text === undefined) return undefined;
     // What is set may be a placeholder as yet, so that only the rest counts.
-    if (text !== undefined) setImage(text, file, ANY_IMAGE);
+    const after = setImage(text, file, ANY_IMAGE, options);
+    return options.rename ? undefined : parseManifest(after, file).image.name;
   });
 }
 

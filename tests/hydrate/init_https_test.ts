@@ -152,12 +152,14 @@ test("init takes the digest of a download from SHA256SUMS", (digest) => ({
   empty: `${"1".repeat(64)} *other.img\n`,
   torn: `${digest} *${IMAGE}\n${"1".repeat(64)} *${IMAGE}\n`,
   wrong: `${"1".repeat(64)} *${IMAGE}\n`,
+  long: `${digest} *${IMAGE}\n${"#".repeat(1024 * 1024)}`,
 }), async (bench) => {
   const { write, ref, digest, asked } = bench;
   const sums = (name: string) => new URL(name, ref).href;
   for (const name of ["empty", "torn"]) {
     await failure("checksum_mismatch", () => write({ sha256sums: sums(name) }));
   }
+  await failure("artifact_unsafe", () => write({ sha256sums: sums("long") }));
   // A list that names no single digest costs no download.
   assert(!asked().includes(`/${IMAGE}`));
   await failure("not_found", () => write({ sha256sums: sums("gone") }));
@@ -189,6 +191,27 @@ test(
         image: { name: "kept", qcow2: "x.qcow2", qcow2_sha256: "0".repeat(64) },
       }),
     );
+    const { manifest } = await write({ update: true });
+    assertEquals(manifest.image.name, "kept");
+    const dir = join(cwd, ".toolsmith/cache/kept", digest);
+    assertEquals(list(dir), [CACHED, "verified.json"]);
+  },
+);
+
+test(
+  "a manifest that cannot be updated is refused before a download, a placeholder is not",
+  NOTHING,
+  async (bench) => {
+    const { write, cwd, digest, asked } = bench;
+    const path = join(cwd, ".toolsmith/tools.json");
+    const image = { name: "kept", qcow2: "TODO", qcow2_sha256: "TODO" };
+    await Deno.mkdir(join(cwd, ".toolsmith"));
+    for (const text of ["{", JSON.stringify({ image, tools: 5 })]) {
+      await Deno.writeTextFile(path, text);
+      await failure("manifest_invalid", () => write({ update: true }));
+    }
+    assertEquals(asked(), []);
+    await Deno.writeTextFile(path, JSON.stringify({ image }));
     const { manifest } = await write({ update: true });
     assertEquals(manifest.image.name, "kept");
     const dir = join(cwd, ".toolsmith/cache/kept", digest);

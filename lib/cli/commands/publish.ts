@@ -116,7 +116,8 @@ export const publish: Command<PublishRequest> = {
     const { onEvent, close } = io.view(output);
     const { signal } = io;
     try {
-      if (manifest !== undefined) await assertUpdatable(manifest);
+      const rename = options.name !== undefined;
+      if (manifest !== undefined) await assertUpdatable(manifest, { rename });
       const result = await publishImage(path, reference, {
         ...options,
         signal,
@@ -126,7 +127,6 @@ export const publish: Command<PublishRequest> = {
       if (manifest !== undefined) {
         const { name, qcow2: source } = result.manifest.image;
         const { sha256 } = result;
-        const rename = options.name !== undefined;
         const outcome = await writeManifest(
           manifest,
           { name, source, sha256 },
