@@ -80,6 +80,15 @@ export const OUTPUT: Flag[] = [
   ]),
 ];
 
+/** Which image of several. */
+export const IMAGE_ARCH: Flag[] = inGroup("image", [
+  {
+    name: "arch",
+    value: "ARCH",
+    help: "of an index, the image for amd64 or arm64; else for this host",
+  },
+]);
+
 /** How to get an image. */
 export const HYDRATE: Flag[] = [
   ...MANIFEST,

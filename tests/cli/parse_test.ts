@@ -4,6 +4,7 @@ import { COMMANDS } from "../../lib/cli/commands.ts";
 import { boot } from "../../lib/cli/commands/boot.ts";
 import { cache } from "../../lib/cli/commands/cache.ts";
 import { hydrate } from "../../lib/cli/commands/hydrate.ts";
+import { init } from "../../lib/cli/commands/init.ts";
 import { publish } from "../../lib/cli/commands/publish.ts";
 import { run } from "../../lib/cli/commands/run.ts";
 import { parseCommandLine } from "../../lib/cli/parse.ts";
@@ -29,6 +30,7 @@ Deno.test("hydrate alone leaves every choice to its usual value", () => {
       offline: false,
       verify: false,
       force: false,
+      arch: undefined,
       connections: undefined,
       retries: undefined,
       stallTimeoutMs: undefined,
@@ -41,7 +43,7 @@ Deno.test("hydrate alone leaves every choice to its usual value", () => {
 
 Deno.test("every flag of hydrate arrives, with = and without", () => {
   const flags =
-    "--manifest m.json --cache=/c --offline --verify --force --retries 0 --connections 7 --stall-timeout=1.5 --plain-http --ca-file ca.pem --json --quiet --no-progress";
+    "--manifest m.json --cache=/c --offline --verify --force --arch arm64 --retries 0 --connections 7 --stall-timeout=1.5 --plain-http --ca-file ca.pem --json --quiet --no-progress";
   assertEquals(requestOf(hydrate, flags), {
     manifest: "m.json",
     options: {
@@ -49,6 +51,7 @@ Deno.test("every flag of hydrate arrives, with = and without", () => {
       offline: true,
       verify: true,
       force: true,
+      arch: "aarch64",
       connections: 7,
       retries: 0,
       stallTimeoutMs: 1500,
@@ -57,6 +60,11 @@ Deno.test("every flag of hydrate arrives, with = and without", () => {
     },
     output: { json: true, quiet: true, progress: false },
   });
+});
+
+Deno.test("init takes the processor whose image of an index is pinned", () => {
+  const { options } = requestOf(init, "--ref ghcr.io/o/r:1 --arch amd64");
+  assertEquals([options.ref, options.arch], ["ghcr.io/o/r:1", "x86_64"]);
 });
 
 Deno.test("cache has an action, and ages and counts as numbers", () => {

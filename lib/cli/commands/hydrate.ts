@@ -11,7 +11,9 @@ import { loadManifest } from "../../manifest/manifest.ts";
 import type { Command } from "../command.ts";
 import {
   HYDRATE,
+  IMAGE_ARCH,
   type OutputFlags,
+  readArch,
   readHydrate,
   readOutput,
 } from "../flags.ts";
@@ -29,11 +31,11 @@ export const hydrate: Command<HydrateRequest> = {
   summary: "get the manifest's image into the cache, verified",
   details:
     "Prints the image's path. Private packages of ghcr.io need GHCR_TOKEN, and\nGHCR_USERNAME or GITHUB_ACTOR; other registries: oras login.",
-  flags: HYDRATE,
+  flags: [...HYDRATE, ...IMAGE_ARCH],
   positionals: [0, 0],
   parse: (given) => ({
     manifest: given.text("manifest"),
-    options: readHydrate(given),
+    options: { ...readHydrate(given), arch: readArch(given) },
     output: readOutput(given),
   }),
   async run({ manifest: path, options, output }, io) {

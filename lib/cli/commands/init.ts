@@ -7,9 +7,11 @@ import { init as initManifest, type InitOptions } from "../../hydrate/init.ts";
 import type { Command } from "../command.ts";
 import {
   CACHE,
+  IMAGE_ARCH,
   MANIFEST,
   OUTPUT,
   type OutputFlags,
+  readArch,
   readOutput,
   readRegistry,
   readTransfer,
@@ -51,6 +53,7 @@ export const init: Command<InitRequest> = {
       help: "change the image of a manifest that exists, keeping all else",
     },
     ...CACHE,
+    ...IMAGE_ARCH,
     ...TRANSFER,
     ...REGISTRY,
     ...OUTPUT,
@@ -66,6 +69,7 @@ export const init: Command<InitRequest> = {
       manifest: given.text("manifest"),
       update: given.has("update"),
       cache: given.text("cache"),
+      arch: readArch(given),
       ...readTransfer(given),
       ...readRegistry(given),
     },
