@@ -67,6 +67,22 @@ test("what was placed is found, trusted, read-only, and alone", async (key) => {
   assertEquals(await names(join(key.cache, "demo")), [`.${A}.lock`, A]);
 });
 
+test("a file that is replaced after it was hashed is not placed", async (key) => {
+  {
+    using held = await cacheEntry(key).lock();
+    await using staging = await held.stage();
+    const path = join(staging.dir, "image.qcow2");
+    await Deno.writeTextFile(path, "image");
+    const hashed = (await fingerprint(path))!;
+    await Deno.writeTextFile(`${path}.new`, "IMAGE");
+    await Deno.rename(`${path}.new`, path);
+    const file = { path, name: "image.qcow2", source: SOURCE, hashed };
+    await failure("checksum_mismatch", () => staging.place(file));
+  }
+  assertEquals(await cacheEntry(key).lookUp(), undefined);
+  assertEquals(await names(join(key.cache, "demo")), [`.${A}.lock`]);
+});
+
 test("nothing is found where nothing is", async (key) => {
   assertEquals(await cacheEntry(key).lookUp(), undefined);
   await Deno.mkdir(cacheEntry(key).dir, { recursive: true });
