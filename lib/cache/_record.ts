@@ -4,20 +4,13 @@
  * @module
  */
 import { join } from "../path.ts";
+import type { BootLoader } from "../image/boot_loader.ts";
 import type { Digest } from "../system/digest.ts";
 import {
   type Fingerprint,
   isFingerprint,
   replaceFile,
 } from "../system/files.ts";
-
-/** What the image boots with, as it was found when the image was placed. */
-export interface RecordedBoot {
-  /** The processor, where it is known. */
-  arch?: "x86_64" | "aarch64";
-  /** The firmware, where it is known. */
-  firmware?: "bios" | "uefi";
-}
 
 /** What `verified.json` holds: the file as it was when it was verified. */
 export interface VerificationRecord extends Fingerprint {
@@ -30,7 +23,7 @@ export interface VerificationRecord extends Fingerprint {
   /** When it was verified, as an ISO 8601 time. */
   verified: string;
   /** What it boots with; absent where an earlier version placed it. */
-  boot?: RecordedBoot;
+  boot?: BootLoader;
 }
 
 const NAME = "verified.json";
@@ -107,7 +100,7 @@ export function parseRecord(text: string): VerificationRecord | undefined {
 }
 
 /** What is not understood is found out again. */
-function isBoot(value: unknown): value is RecordedBoot {
+function isBoot(value: unknown): value is BootLoader {
   if (typeof value !== "object" || value === null) return false;
   const { arch, firmware, ...more } = value as Record<string, unknown>;
   return ARCHS.includes(arch) && FIRMWARES.includes(firmware) &&

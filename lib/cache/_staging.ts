@@ -7,6 +7,7 @@
  */
 import { dirname, join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
+import type { BootLoader } from "../image/boot_loader.ts";
 import { asDigest, type Sha256 } from "../system/digest.ts";
 import {
   absentAs,
@@ -18,7 +19,7 @@ import {
 } from "../system/files.ts";
 import { tryLock } from "../system/lock.ts";
 import { readPartRecord } from "../system/part_record.ts";
-import { type RecordedBoot, writeRecord } from "./_record.ts";
+import { writeRecord } from "./_record.ts";
 
 /** Names an entry of the cache. */
 export interface CacheKey {
@@ -39,7 +40,7 @@ export interface VerifiedFile {
   /** Where it came from. */
   source: string;
   /** What it boots with. */
-  boot?: RecordedBoot;
+  boot?: BootLoader;
   /** The file whose bytes have the digest. */
   hashed: Fingerprint;
 }

@@ -12,6 +12,7 @@ import type { ManifestImage } from "../manifest/manifest.ts";
 import { registryOptions } from "../oci/registry.ts";
 import { cloneFile } from "../system/clone.ts";
 import { fileChunks } from "../system/digest.ts";
+import { bytesOnDisk } from "../system/files.ts";
 import { requireSpace } from "../system/free_space.ts";
 import { writeSparse } from "../system/sparse.ts";
 import { oneLine } from "../system/text.ts";
@@ -83,8 +84,8 @@ async function copyImage(
 ): Promise<FetchedImage> {
   const { signal } = context.registry;
   try {
-    const { isFile, size, blocks } = await Deno.stat(path);
-    if (!isFile) {
+    const stat = await Deno.stat(path);
+    if (!stat.isFile) {
       throw new ToolsmithError(
         "file_unreadable",
         `Cannot hydrate from ${path}: it is not a file`,
@@ -95,9 +96,9 @@ async function copyImage(
     const clone = join(context.dir, name);
     if (await cloneFile(path, clone)) return await hashClone(context, clone);
     // Holes are kept: they take no room.
-    await requireSpace(context.dir, Math.min(size, (blocks ?? size) * 512));
+    await requireSpace(context.dir, bytesOnDisk(stat));
     const chunks = fileChunks(path, { signal });
-    const file = { name, total: size, write: writeSparse };
+    const file = { name, total: stat.size, write: writeSparse };
     return await spool(context, chunks, file);
   } catch (cause) {
     throw cause instanceof Deno.errors.NotFound ? missing(path, cause) : cause;

@@ -8,16 +8,14 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import type { ImageArch } from "../image/boot_loader.ts";
 import type { Artifact } from "./artifact.ts";
 import { formatReference, type OciReference } from "./reference.ts";
-
-/** A processor, as Deno names it. */
-export type Arch = "x86_64" | "aarch64";
 
 /** The annotation of a manifest that holds the processor of its image. */
 export const ARCHITECTURE = "vnd.fountain.toolsmith.architecture";
 
-const NAMES: Record<Arch, string> = { x86_64: "amd64", aarch64: "arm64" };
+const NAMES: Record<ImageArch, string> = { x86_64: "amd64", aarch64: "arm64" };
 
 /**
  * The name that OCI has for a processor.
@@ -25,7 +23,7 @@ const NAMES: Record<Arch, string> = { x86_64: "amd64", aarch64: "arm64" };
  * @param arch The processor.
  * @returns Such as `amd64`.
  */
-export function ociArch(arch: Arch): string {
+export function ociArch(arch: ImageArch): string {
   return NAMES[arch];
 }
 
@@ -35,8 +33,8 @@ export function ociArch(arch: Arch): string {
  * @param artifact The artifact.
  * @returns The processor; `undefined` where it does not say, or names another.
  */
-export function archOf({ architecture }: Artifact): Arch | undefined {
-  const archs: Arch[] = ["x86_64", "aarch64"];
+export function archOf({ architecture }: Artifact): ImageArch | undefined {
+  const archs: ImageArch[] = ["x86_64", "aarch64"];
   return archs.find((arch) => NAMES[arch] === architecture);
 }
 
@@ -53,7 +51,7 @@ export function archOf({ architecture }: Artifact): Arch | undefined {
  */
 export async function fetchForArch(
   reference: OciReference,
-  arch: Arch,
+  arch: ImageArch,
   fetch: (reference: OciReference) => Promise<Artifact>,
 ): Promise<Artifact> {
   const artifact = await fetch(reference);
