@@ -70,6 +70,7 @@ export function record(title: string, rows: Row[], unit: Unit = "ms") {
         `  ${name.padEnd(40)}`,
         `${valueText(median(values), unit).padStart(7)} ${unit}`,
         spread.padEnd(16),
+        `${values.length} runs`,
         `${(median(values) / first).toFixed(2)} ×`,
       ].join("  "),
     );
@@ -81,7 +82,9 @@ export function valueText(value: number, unit: Unit): string {
   return value.toFixed(unit === "× the image" ? 3 : 0);
 }
 
-/** The value in the middle. */
+/** The value in the middle; of an even count, the mean of the two that are. */
 export function median(values: number[]): number {
-  return values.toSorted((a, b) => a - b)[values.length >> 1];
+  const sorted = values.toSorted((a, b) => a - b);
+  const half = sorted.length / 2;
+  return (sorted[Math.ceil(half) - 1] + sorted[Math.floor(half)]) / 2;
 }

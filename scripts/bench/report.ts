@@ -93,9 +93,11 @@ async function machine(): Promise<string> {
 
 const TEXT =
   `What \`deno task bench\` measured: rivals in turns, in the same run; medians, with
-the least and the most. Machines differ, and so does what else they do: the
-ratios, to the first line of each table, are what to quote, and those of a table
-whose load is far above its processors say little of a quiet host.
+the least and the most, and the number of runs: one or two say little. Machines
+differ, and so does what else they do: the ratios, to the first line of each
+table, are what to quote, and those of a table whose load is far above its
+processors say little of a quiet host. Where a table says \`nice\`, the runs had
+that priority: -20 is the highest.
 
 \`oras pull\`, \`curl\` and \`skopeo copy\` do not sync what they write. Toolsmith's
 images are verified, synced, and in their place.
@@ -116,11 +118,13 @@ function tableOf({ title, unit, rows, how }: Measured): string {
       Math.max(...values),
     ].map((value) => valueText(value, unit));
     const ratio = (median(values) / first).toFixed(2);
-    return `| ${name} | ${mid} ${unit} | ${low}–${high} | ${ratio} × |`;
+    return `| ${name} | ${values.length} | ${mid} ${unit} | ${low}–${high} | ${ratio} × |`;
   });
   const heading = title[0].toUpperCase() + title.slice(1);
-  const table = ["| | median | range | ratio |", "| --- | ---: | ---: | ---: |"]
-    .concat(lines).join("\n");
+  const table = [
+    "| | runs | median | range | ratio |",
+    "| --- | ---: | ---: | ---: | ---: |",
+  ].concat(lines).join("\n");
   const [, reason = ""] = WHY.find(([begin]) => title.startsWith(begin)) ?? [];
   return `## ${heading}\n\n${table}\n\n${how}. ${reason}\n`;
 }
