@@ -103,6 +103,17 @@ Deno.test("whatever a manifest holds, it is read or refused with a typed error",
   );
 });
 
+/** How long a manifest takes at best, in milliseconds. */
+function quickest(text: string): number {
+  const image = { name: "a", source: "b", sha256: "c" };
+  return Math.min(...[1, 2, 3].map(() => {
+    const begun = performance.now();
+    typed(() => parseManifest(text, FILE));
+    typed(() => setImage(text, FILE, image));
+    return performance.now() - begun;
+  }));
+}
+
 Deno.test("the time that a manifest takes grows with its length alone", () => {
   const long: Record<string, (n: number) => string> = {
     "quotes that are escaped": (n) => `"${'\\"'.repeat(n)}`,
@@ -115,13 +126,9 @@ Deno.test("the time that a manifest takes grows with its length alone", () => {
     "a long name": (n) => `{"image":{"name":"${"n".repeat(n)}"}}`,
   };
   for (const [what, make] of Object.entries(long)) {
-    const text = make(200_000);
-    const begun = performance.now();
-    typed(() => parseManifest(text, FILE));
-    const image = { name: "a", source: "b", sha256: "c" };
-    typed(() => setImage(text, FILE, image));
-    const tookMs = performance.now() - begun;
-    assert(tookMs < 5_000, `${what}: ${tookMs} ms`);
+    const [short, four] = [50_000, 200_000].map((n) => quickest(make(n)));
+    // Where it grows with the square, it is 16; a few ms measure nothing.
+    assert(four < 10 * short + 50, `${what}: ${short} ms, ${four} ms`);
   }
 });
 
