@@ -11,7 +11,12 @@ import { ROOT } from "../../scripts/deno.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { guest, needsGuest } from "../support/guest.ts";
 import { needs, parts } from "../support/parts.ts";
-import { type JobResult, readAction, runJob } from "../support/workflow.ts";
+import {
+  type JobOptions,
+  type JobResult,
+  readAction,
+  runJob,
+} from "../support/workflow.ts";
 import { cleanEnvironment, commandLine } from "../support/workspace.ts";
 
 const ACTION = readAction();
@@ -25,8 +30,13 @@ interface Bench {
   rootCalls(): Promise<string>;
   /** What the release's server answers to a path. */
   files: Record<string, string | Uint8Array<ArrayBuffer>>;
-  /** Runs the action with these inputs. */
-  use(inputs?: Record<string, string>): Promise<JobResult>;
+  /** A directory of programs that are found first. */
+  bin: string;
+  /** Runs the action with these inputs, and other parts of its context. */
+  use(
+    context?: Record<string, string>,
+    options?: Pick<JobOptions, "env" | "only">,
+  ): Promise<JobResult>;
 }
 
 function testAction(name: string, body: (bench: Bench) => Promise<void>) {
@@ -61,15 +71,16 @@ function testAction(name: string, body: (bench: Bench) => Promise<void>) {
       // Root's part is noted; tee shows what would be written.
       await Deno.writeTextFile(
         join(bin, "sudo"),
-        `#!/bin/sh\necho "$*" >>"${calls}"\n[ "$1" != tee ] || cat\n`,
+        `#!/bin/sh\necho "$*" >>"${calls}"\n[ "$1" != tee ] || /bin/cat\n`,
         { mode: 0o755 },
       );
       await body({
+        bin,
         checkout,
         digest,
         files,
         rootCalls: () => Deno.readTextFile(calls),
-        use: (inputs = {}) =>
+        use: (context = {}, { env, only } = {}) =>
           runJob({ steps: ACTION.runs.steps }, {
             cwd: checkout,
             context: {
@@ -79,13 +90,15 @@ function testAction(name: string, body: (bench: Bench) => Promise<void>) {
               "github.server_url": base,
               "runner.temp": temp,
               ...defaults(),
-              ...inputs,
+              ...context,
             },
+            only,
             env: {
               ...cleanEnvironment(),
               TOOLSMITH_QEMU: "",
               HOME: dir.path,
               PATH: [bin, dirname(parts.qemu!), "/usr/bin", "/bin"].join(":"),
+              ...env,
             },
           }),
       });
@@ -161,12 +174,83 @@ testAction(
     assertEquals(digest, it.digest);
     assertEquals(`sha256:${await sha256(fileChunks(path))}`, it.digest);
     assertMatch(done.summary, new RegExp(it.digest));
-    if (await Deno.stat("/dev/kvm").then(() => true, () => false)) {
-      assertMatch(done.log, /KERNEL=="kvm".*MODE="0666"/);
-      assertMatch(await it.rootCalls(), /udevadm trigger --name-match=kvm/);
-    }
   },
 );
+
+for (
+  const [machine, packages] of [
+    ["x86_64", "qemu-system-x86 ovmf"],
+    ["aarch64", "qemu-system-arm qemu-efi-aarch64"],
+  ]
+) {
+  testAction(
+    `the action installs QEMU for a runner of ${machine}, and its firmware`,
+    async ({ bin, use, rootCalls }) => {
+      await program(bin, "uname", `echo ${machine}`);
+      await program(bin, "apt-get", "exit 1");
+      await Deno.symlink("/bin/bash", join(bin, "bash"));
+      const env = { PATH: bin, KVM: join(bin, "none") };
+      const only = ["Prepare QEMU and KVM"];
+      const done = await use({ "inputs.run": "true" }, { env, only });
+      assertEquals(done.failed, undefined, done.log);
+      assertEquals(
+        await rootCalls(),
+        `apt-get update -qq\napt-get install -y -qq --no-install-recommends ${packages}\n`,
+      );
+      // A container's job.
+      await Deno.remove(join(bin, "sudo"));
+      await program(bin, "apt-get", `echo "own $*"`);
+      const own = await use({ "inputs.run": "true" }, { env, only });
+      assertMatch(own.log, new RegExp(`^own install .* ${packages}$`, "m"));
+    },
+  );
+}
+
+testAction(
+  "the action lets the job use KVM where it may not, and only there",
+  async ({ bin, use, rootCalls }) => {
+    const KVM = join(bin, "kvm");
+    await Deno.writeTextFile(KVM, "");
+    // Root without its capabilities may not write to what is read-only.
+    const drop = "/usr/bin/setpriv --inh-caps=-all --bounding-set=-all";
+    const isRoot = Deno.uid() === 0;
+    await program(bin, "bash", `exec ${isRoot ? drop : ""} /bin/bash "$@"`);
+    const prepare = () =>
+      use({ "inputs.run": "true" }, {
+        env: { KVM },
+        only: ["Prepare QEMU and KVM"],
+      });
+    const usable = await prepare();
+    assertEquals(usable.failed, undefined, usable.log);
+    assertEquals(await rootCalls(), "");
+    await Deno.chmod(KVM, 0o400);
+    const readOnly = await prepare();
+    assertEquals(readOnly.failed, undefined, readOnly.log);
+    assertMatch(readOnly.log, /^KERNEL=="kvm".*MODE="0666"/m);
+    assertMatch(await rootCalls(), /udevadm trigger --name-match=kvm/);
+    await program(bin, "sudo", "exit 1");
+    const denied = await prepare();
+    assertEquals(denied.failed, undefined, denied.log);
+    assertMatch(denied.log, /^::warning::.*kvm may not be used/m);
+  },
+);
+
+testAction(
+  "the action in another repository takes the program from its own",
+  async (it) => {
+    const done = await it.use({
+      "github.action_repository": "owner/toolsmith",
+      "github.repository": "consumer/app",
+    });
+    assertEquals(done.failed, undefined, done.log);
+    assertEquals(done.outputs["hydrate.digest"], it.digest);
+  },
+);
+
+function program(bin: string, name: string, script: string) {
+  const text = `#!/bin/sh\n${script}\n`;
+  return Deno.writeTextFile(join(bin, name), text, { mode: 0o755 });
+}
 
 testAction(
   "the action only fetches where there is nothing to run",
