@@ -10,6 +10,7 @@ import { parseManifest } from "../../lib/manifest/manifest.ts";
 import { run } from "../../lib/system/process.ts";
 import { VERSION } from "../../lib/version.ts";
 import { denoArgs, ROOT } from "../../scripts/deno.ts";
+import { temporaryDir } from "../support/directory.ts";
 import { needs, parts } from "../support/parts.ts";
 import { startProxy } from "../support/proxy.ts";
 import {
@@ -325,6 +326,36 @@ Deno.test("the workflow has the guide's triggers, inputs and pins", () => {
   const { env } = steps.find(({ id }) => id === "publish")!;
   assertEquals([env!.ATTEMPTS, env!.INTERVAL], ["20", "6"]);
   assertEquals(env!.TOOLSMITH, `jsr:@fountain/toolsmith@${VERSION}`);
+});
+
+Deno.test({
+  name:
+    "a release's install.sh and Containerfile name its repository and version",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    await using dir = await temporaryDir();
+    await Deno.mkdir(join(dir.path, "dist"));
+    const names = ["install.sh", "Containerfile"];
+    for (const name of names) {
+      await Deno.copyFile(join(ROOT, name), join(dir.path, name));
+    }
+    const done = await runJob(readWorkflow("release.yml").jobs.binaries, {
+      cwd: dir.path,
+      context: {
+        "github.repository": "owner/toolsmith",
+        "github.ref_name": "v9.8.7",
+        "runner.temp": dir.path,
+      },
+      only: ["Name this repository and version in what installs the program"],
+    });
+    assertEquals(done.failed, undefined, done.log);
+    const [install, containerfile] = await Promise.all(
+      names.map((name) => Deno.readTextFile(join(dir.path, "dist", name))),
+    );
+    assert(!`${install}${containerfile}`.includes("@REPOSITORY@"));
+    assertMatch(install, /github\.com\/owner\/toolsmith\/releases/);
+    assertMatch(containerfile, /^ARG VERSION=9\.8\.7$/m);
+  },
 });
 
 Deno.test("no workflow puts an expression into a shell script, nor does the action", () => {
