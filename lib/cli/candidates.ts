@@ -87,11 +87,9 @@ function next(
       .map(([word, help]): Candidate => [`--${named}=${word}`, help]);
     return { kind: found.kind, words };
   }
-  const { takes } = command;
-  // Its own words stand behind dashes, but for those of `completions`.
-  const expected = own || command.rest !== "dashes" || command.positionals[1]
-    ? takes
-    : undefined;
+  // What follows dashes, or the first word, is not for the parser to count.
+  const full = count >= command.positionals[1] && command.rest !== "words";
+  const expected = own || !full ? command.takes : undefined;
   if (!own && (current.startsWith("-") || !expected)) {
     return asWords(
       flags.filter((flag) => flag.many || !seen.includes(flag.name))

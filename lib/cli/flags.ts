@@ -137,8 +137,8 @@ export const MACHINE: Flag[] = inGroup("machine", [
   },
   {
     name: "arch",
-    value: "ARCH",
-    help: "processor of the VM, amd64 or arm64; else what the image is for",
+    value: "amd64|arm64",
+    help: "processor of the VM; else what the image is for",
   },
   {
     name: "firmware",

@@ -53,9 +53,18 @@ Deno.test("candidates are values, where they are known", () => {
     "run --export ": "directory",
     "run --timeout ": [],
     "completions ": ["bash", "zsh", "fish"],
+    "boot --arch ": ["amd64", "arm64"],
+    "publish image.qcow2 a --arch=ar": ["--arch=arm64"],
   };
   for (const [line, expected] of Object.entries(values)) {
     assertEquals(after(line), expected, line);
+  }
+});
+
+Deno.test("candidates are flags, where no more arguments are taken", () => {
+  assertEquals(after("cache ls --dry"), ["--dry-run"]);
+  for (const line of ["cache ls ", "completions bash ", "publish a REF "]) {
+    assert(after(line).includes("--help"), line);
   }
 });
 

@@ -62,6 +62,8 @@ for (const [name, { start, load, ignore }] of Object.entries(SHELLS)) {
       await completes("toolsmith run --execution h", /--execution host/);
       await completes("toolsmith run --memory=5", /--memory=512M/);
       await completes("toolsmith run fm", /run fmt/);
+      // A name that would be a command of this shell is not offered.
+      await completes("toolsmith run li", /run lint/);
       await completes(
         "toolsmith init --ref ghcr.io/owner/im",
         /--ref ghcr\.io\/owner\/image:1\.0/,
@@ -104,7 +106,11 @@ async function writeWorkspace(dir: string) {
     qcow2: "oci://ghcr.io/owner/image:1.0",
     qcow2_sha256: "0".repeat(64),
   };
-  const tools = { fmt: "/opt/fmt", lint: "/usr/bin/lint" };
+  const tools = {
+    fmt: "/opt/fmt",
+    lint: "/usr/bin/lint",
+    "li;touch owned": "/x",
+  };
   await Deno.writeTextFile(
     join(dir, ".toolsmith", "tools.json"),
     JSON.stringify({ image, tools, operations: [] }),

@@ -9,7 +9,11 @@ import { candidates } from "../candidates.ts";
 import type { Command } from "../command.ts";
 import { COMPLETION_SCRIPTS } from "../completion_scripts.ts";
 import { usage } from "../flag_values.ts";
+import { flat } from "../render.ts";
 import type { CommandSpec } from "../spec.ts";
+
+/** What a shell takes as it is: a manifest's names go onto a command line. */
+const PLAIN = /^[\w@%+=:,./-]+$/;
 
 interface CompletionsRequest {
   action: keyof typeof COMPLETION_SCRIPTS | "candidates";
@@ -58,7 +62,10 @@ The scripts ask with candidates what may stand in place of the last WORD.`,
       const known = { commands: commands(), ...await manifestWords() };
       const found = candidates(words, known);
       io.print(found.kind);
-      for (const word of found.words) io.print(word.filter(Boolean).join("\t"));
+      for (const [word, help] of found.words) {
+        if (!PLAIN.test(word)) continue;
+        io.print(help ? `${word}\t${flat(help)}` : word);
+      }
       return 0;
     },
   };

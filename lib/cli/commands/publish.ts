@@ -62,8 +62,8 @@ export const publish: Command<PublishRequest> = {
     },
     {
       name: "arch",
-      value: "ARCH",
-      help: "record the processor that the image is for: amd64 or arm64",
+      value: "amd64|arm64",
+      help: "record the processor that the image is for",
     },
     {
       name: "created",
