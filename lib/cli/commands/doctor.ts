@@ -41,15 +41,21 @@ export const doctor: Command<DoctorRequest> = {
   async run({ options, json }, { signal, result }) {
     const findings = await examine({ ...options, signal });
     const ok = findings.every(({ level }) => level !== "fail");
-    const lines = [...findings.flatMap(findingLines), nextLine(findings)];
+    const width = Math.max(...findings.map(({ check }) => check.length));
+    const lines = findings.flatMap((finding) => findingLines(finding, width));
+    lines.push(nextLine(findings));
     result(json, { ok, findings }, lines.join("\n"));
     return ok ? 0 : 1;
   },
 };
 
-function findingLines({ check, level, found, hint }: Finding): string[] {
-  const lines = [`${level.padEnd(4)}  ${check.padEnd(11)}  ${flat(found)}`];
-  if (hint) lines.push(`${" ".repeat(19)}${flat(hint)}`);
+function findingLines(
+  { check, level, found, hint }: Finding,
+  width: number,
+): string[] {
+  const head = `${level.padEnd(4)}  ${check.padEnd(width)}  `;
+  const lines = [head + flat(found)];
+  if (hint) lines.push(" ".repeat(head.length) + flat(hint));
   return lines;
 }
 
