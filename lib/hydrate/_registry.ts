@@ -89,7 +89,10 @@ export async function pullFromRegistry(
     ? await openPart(dir, identity)
     : undefined;
   const fetched = await pullLayer({ ...pull, part });
-  return { ...fetched, arch: archOf(artifact) };
+  const architecture = artifact.architecture ??
+    await program.fetchArchitecture(artifact);
+  registry.signal?.throwIfAborted();
+  return { ...fetched, arch: archOf({ architecture }) };
 }
 
 async function pullLayer(pull: Pull): Promise<FetchedImage> {

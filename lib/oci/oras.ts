@@ -7,7 +7,7 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import { asDigest, type Digest, sha256 } from "../system/digest.ts";
+import { asDigest, type Digest, isDigest, sha256 } from "../system/digest.ts";
 import { timeLimit } from "../system/time.ts";
 import type { Artifact } from "./artifact.ts";
 import { redactSecrets } from "./credentials.ts";
@@ -61,12 +61,20 @@ export interface Oras {
   version(): Promise<string>;
   /** Reads the manifest that a reference names. */
   fetchManifest(reference: OciReference): Promise<Artifact>;
+  /**
+   * Reads which processor an image's configuration names, as OCI names it.
+   * Where there is none, or it cannot be read, that is not known.
+   */
+  fetchArchitecture(artifact: Artifact): Promise<string | undefined>;
   /** Pulls every titled layer into a directory. */
   pull(reference: OciReference, options: PullOptions): Promise<void>;
   /** Pushes files as an artifact; returns the manifest's digest. */
   push(reference: OciReference, options: PushOptions): Promise<Digest>;
 }
 
+const IMAGE_CONFIG = "application/vnd.oci.image.config.v1+json";
+const MAX_CONFIG = 64 * 1024;
+const MAX_CONFIG_MS = 10_000;
 /** The slowest push that is waited for, in bytes a millisecond. */
 const SLOWEST = 16;
 /** What a process reads for itself is no progress. */
@@ -88,6 +96,7 @@ export function oras(options: RegistryOptions = {}): Oras {
   return {
     version: () => version(program),
     fetchManifest: (reference) => fetchManifest(program, reference),
+    fetchArchitecture: (artifact) => fetchArchitecture(program, artifact),
     pull: (reference, rest) => pull(program, reference, rest),
     push: (reference, rest) => push(program, reference, rest),
   };
@@ -133,6 +142,31 @@ async function fetchManifest(
     `Cannot read ${name}: what oras printed has the digest ${digest}`,
     { hint: "try again, and check what TOOLSMITH_ORAS names" },
   );
+}
+
+/** OCI Image Specification 1.1, "Image Configuration". */
+async function fetchArchitecture(
+  program: OrasProcess,
+  { reference: { registry, repository }, config }: Artifact,
+): Promise<string | undefined> {
+  if (config?.mediaType !== IMAGE_CONFIG || config.size > MAX_CONFIG) return;
+  if (!isDigest(config.digest)) return;
+  const { digest } = config;
+  const reference: OciReference = { kind: "oci", registry, repository, digest };
+  // The image may have come from a mirror, and the registry be out of reach.
+  const limitMs = Math.min(program.stallMs, MAX_CONFIG_MS);
+  using limit = timeLimit(limitMs, "oras blob fetch");
+  try {
+    const { stdout } = await program.call(reference, {
+      command: ["blob", "fetch"],
+      args: ["--output", "-", formatReference(reference)],
+      signal: limit.signal,
+    });
+    const { architecture } = JSON.parse(stdout);
+    return typeof architecture === "string" ? architecture : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 async function pull(

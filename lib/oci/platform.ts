@@ -33,7 +33,9 @@ export function ociArch(arch: ImageArch): string {
  * @param artifact The artifact.
  * @returns The processor; `undefined` where it does not say, or names another.
  */
-export function archOf({ architecture }: Artifact): ImageArch | undefined {
+export function archOf(
+  { architecture }: Pick<Artifact, "architecture">,
+): ImageArch | undefined {
   const archs: ImageArch[] = ["x86_64", "aarch64"];
   return archs.find((arch) => NAMES[arch] === architecture);
 }

@@ -54,8 +54,8 @@ async function sizeOf(reference: string): Promise<number> {
   return new TextEncoder().encode(await must(args)).length;
 }
 
-async function must(args: string[]): Promise<string> {
-  const { code, stdout, stderr } = await run(parts.oras!, { args });
+async function must(args: string[], cwd?: string): Promise<string> {
+  const { code, stdout, stderr } = await run(parts.oras!, { args, cwd });
   assertEquals(code, 0, stderr);
   return stdout;
 }
@@ -127,6 +127,34 @@ testWithImage(
     await failure("payload_ambiguous", () => init({ ref: twice, cwd }));
     const empty = await pushIndex(bench, [{ digest: here.digest }]);
     await failure("payload_missing", () => init({ ref: empty, cwd }));
+  },
+);
+
+testWithImage(
+  "what an image's configuration says of the processor is kept with the image",
+  async ({ dir, host }) => {
+    const configs = {
+      named: ['{"architecture":"arm64","os":"linux"}', "aarch64"],
+      unknown: ['{"architecture":"s390x","os":"linux"}', undefined],
+      broken: ["{", undefined],
+      empty: ["null", undefined],
+    } as const;
+    const type = "application/vnd.oci.image.config.v1+json";
+    for (const [tag, [text, arch]] of Object.entries(configs)) {
+      await Deno.writeTextFile(join(dir, "config.json"), text);
+      await makeQcow2(join(dir, `${tag}.qcow2`));
+      const reference = `${host}/owner/vm:${tag}`;
+      const args = ["push", "--plain-http", "--config", `config.json:${type}`];
+      await must([...args, reference, `${tag}.qcow2`], dir);
+      const ref = `oci://${reference}`;
+      const { manifest } = await init({
+        ref,
+        cwd: dir,
+        manifest: `${tag}.json`,
+      });
+      const { boot } = await hydrate(manifest);
+      assertEquals(boot?.arch, arch, tag);
+    }
   },
 );
 
