@@ -11,212 +11,18 @@
  * @module
  */
 import { toToolsmithError } from "../lib/errors.ts";
-import { isOlder, MIN_ORAS_VERSION } from "../lib/oci/oras_version.ts";
-import { run } from "../lib/system/process.ts";
 import { aptGet, canInstall, missingPackages } from "./setup/apt.ts";
 import { canBuild, goBuild } from "./setup/go.ts";
 import { GO_DIR, unpackGo } from "./setup/go_toolchain.ts";
-import { unpackOrasRelease } from "./setup/release.ts";
+import {
+  ALL,
+  type Part,
+  PARTS,
+  type Source,
+  type Tools,
+} from "./setup/parts.ts";
 
-/** What can be asked for. */
-export type Part =
-  | "oras"
-  | "registry"
-  | "actionlint"
-  | "qemuImg"
-  | "qemu"
-  | "openssl"
-  | "unzip"
-  | "tmux"
-  | "zsh"
-  | "fish"
-  | "guest"
-  | "debian"
-  | "uefi"
-  | "arm64"
-  | "slurm"
-  | "systemd"
-  | "buildah";
-
-/**
- * Where each part is: the absolute path of its program; absent where it could
- * not be had. `guest`, `debian` and `uefi` are a program that guests are built
- * with, and say that the rest is installed too.
- */
-export type Tools = Partial<Record<Part, string>>;
-
-interface Source {
-  /** An environment variable that names the program. */
-  variable?: string;
-  /** Names to look for on PATH. */
-  programs: string[];
-  /** Tells whether the program that was found will do. */
-  suits?: (program: string) => Promise<boolean>;
-  /** The package in the Go module `tools/<part>`. */
-  go?: string;
-  /** Another way, into a directory, where Go cannot build it. */
-  otherwise?: (dir: string) => Promise<void>;
-  /** Debian packages that bring it. */
-  apt?: string[];
-  /** What to install by hand. */
-  remedy: string;
-}
-
-/** What `scripts/guest/build.ts` builds the test guest with, besides QEMU. */
-const GUEST_PACKAGES = [
-  "busybox-static",
-  "qemu-guest-agent",
-  "syslinux",
-  "syslinux-common",
-  "mtools",
-  "dosfstools",
-  "fdisk",
-  "cpio",
-  "kmod",
-];
-
-/** What `scripts/guest/debian.ts` builds guests with, besides QEMU. */
-const DEBIAN_PACKAGES = [
-  "mmdebstrap",
-  "debian-archive-keyring",
-  "e2fsprogs",
-  "fdisk",
-  "grub-common",
-  "grub-pc-bin",
-];
-
-/** What it builds those with that UEFI boots, and what boots them. */
-const UEFI_PACKAGES = ["grub-efi-amd64-bin", "dosfstools", "mtools", "ovmf"];
-
-const ARM64_PACKAGES = ["qemu-system-arm", "qemu-efi-aarch64"];
-/** A cluster of two nodes, for the tests of docs/fleets.md. */
-const SLURM_PACKAGES = ["slurmctld", "slurmd", "slurm-client", "munge"];
-/** What builds the Containerfile, and the base image that it starts from. */
-const BUILDAH_PACKAGES = ["buildah", "mmdebstrap", "debian-archive-keyring"];
-
-const PARTS: Record<Part, Source> = {
-  oras: {
-    variable: "TOOLSMITH_ORAS",
-    programs: ["oras"],
-    suits: async (program) =>
-      isOrasNewEnough((await run(program, { args: ["version"] })).stdout),
-    go: "oras.land/oras/cmd/oras",
-    otherwise: unpackOrasRelease,
-    remedy: "oras 1.3.0 or newer (https://oras.land/docs/installation)",
-  },
-  registry: {
-    variable: "TOOLSMITH_TEST_REGISTRY",
-    programs: ["docker-registry", "registry"],
-    suits: async (program) =>
-      (await run(program, { args: ["--version"] })).stdout.includes("/dist"),
-    go: "github.com/distribution/distribution/v3/cmd/registry",
-    apt: ["docker-registry"],
-    remedy: "Go 1.25 or newer, or Debian's docker-registry",
-  },
-  actionlint: {
-    variable: "TOOLSMITH_TEST_ACTIONLINT",
-    programs: ["actionlint"],
-    go: "github.com/rhysd/actionlint/cmd/actionlint",
-    remedy:
-      "Go 1.25 or newer, or actionlint (https://github.com/rhysd/actionlint)",
-  },
-  qemuImg: {
-    programs: ["qemu-img"],
-    apt: ["qemu-utils"],
-    remedy: "qemu-utils (Debian, Ubuntu), qemu-img (Fedora) or qemu (Homebrew)",
-  },
-  qemu: {
-    variable: "TOOLSMITH_QEMU",
-    programs: ["qemu-system-x86_64"],
-    apt: ["qemu-system-x86"],
-    remedy: "qemu-system-x86 (Debian, Ubuntu, Fedora) or qemu (Homebrew)",
-  },
-  openssl: {
-    programs: ["openssl"],
-    apt: ["openssl"],
-    remedy: "openssl, from your system's packages",
-  },
-  unzip: {
-    programs: ["unzip"],
-    apt: ["unzip"],
-    remedy: "unzip, from your system's packages",
-  },
-  tmux: {
-    programs: ["tmux"],
-    apt: ["tmux"],
-    remedy: "tmux, from your system's packages",
-  },
-  zsh: {
-    programs: ["zsh"],
-    apt: ["zsh"],
-    remedy: "zsh, from your system's packages",
-  },
-  fish: {
-    programs: ["fish"],
-    apt: ["fish"],
-    remedy: "fish, from your system's packages",
-  },
-  guest: {
-    programs: ["busybox"],
-    suits: async () => (await missingPackages(GUEST_PACKAGES)).length === 0,
-    apt: GUEST_PACKAGES,
-    remedy: `on Debian or Ubuntu: ${GUEST_PACKAGES.join(" ")}`,
-  },
-  debian: {
-    programs: ["mmdebstrap"],
-    // The owners of a guest's files are root and others.
-    suits: async () =>
-      Deno.uid() === 0 && (await missingPackages(DEBIAN_PACKAGES)).length === 0,
-    apt: DEBIAN_PACKAGES,
-    remedy: `on Debian or Ubuntu, as root: ${DEBIAN_PACKAGES.join(" ")}`,
-  },
-  uefi: {
-    programs: ["grub-mkimage"],
-    suits: async () => (await missingPackages(UEFI_PACKAGES)).length === 0,
-    apt: UEFI_PACKAGES,
-    remedy: `on Debian or Ubuntu: ${UEFI_PACKAGES.join(" ")}`,
-  },
-  arm64: {
-    programs: ["qemu-system-aarch64"],
-    suits: async () => (await missingPackages(ARM64_PACKAGES)).length === 0,
-    apt: ARM64_PACKAGES,
-    remedy: `on Debian or Ubuntu: ${ARM64_PACKAGES.join(" ")}`,
-  },
-  systemd: {
-    programs: ["systemd-analyze"],
-    apt: ["systemd"],
-    remedy: "systemd, from your system's packages",
-  },
-  slurm: {
-    programs: ["slurmctld"],
-    suits: async () => (await missingPackages(SLURM_PACKAGES)).length === 0,
-    apt: SLURM_PACKAGES,
-    remedy: `on Debian or Ubuntu: ${SLURM_PACKAGES.join(" ")}`,
-  },
-  buildah: {
-    programs: ["buildah"],
-    // The owners of a base image's files are root and others.
-    suits: async () =>
-      Deno.uid() === 0 &&
-      (await missingPackages(BUILDAH_PACKAGES)).length === 0,
-    apt: BUILDAH_PACKAGES,
-    remedy: `on Debian or Ubuntu, as root: ${BUILDAH_PACKAGES.join(" ")}`,
-  },
-};
-
-const ALL = Object.keys(PARTS) as Part[];
-
-/** What a suite of tests needs that the usual ones do without. */
-export const SUITES: Record<string, Part[]> = {
-  images: ["debian", "uefi", "arm64"],
-  faults: [],
-  fleet: ["slurm", "systemd", "buildah"],
-};
-
-/** What the usual tests need. */
-export const USUAL: Part[] = ALL.filter((part) =>
-  !Object.values(SUITES).some((parts) => parts.includes(part))
-);
+export type { Part, Tools };
 
 const ROOT = Deno.realPathSync(`${import.meta.dirname}/..`);
 const STORE = `${ROOT}/.cache/tools`;
@@ -257,7 +63,7 @@ export async function setup(
   await install(last);
   Object.assign(tools, await findTools(last));
   for (const part of lacking(parts, tools)) {
-    say(`${part} is missing: install ${remedy(part)}`);
+    say(`${part} is missing: install ${PARTS[part].remedy}`);
   }
   return tools;
 }
@@ -275,25 +81,6 @@ export async function findTools(parts: Part[] = ALL): Promise<Tools> {
   return Object.fromEntries(
     parts.map((part, index) => [part, paths[index]]).filter(([, path]) => path),
   );
-}
-
-/**
- * Says what a person installs to have a part.
- *
- * @param part The part.
- */
-export function remedy(part: Part): string {
-  return PARTS[part].remedy;
-}
-
-/**
- * Tells whether oras is new enough.
- *
- * @param printed What `oras version` printed.
- */
-export function isOrasNewEnough(printed: string): boolean {
-  const [, version] = /^Version:\s+(\S+)/m.exec(printed) ?? [];
-  return version !== undefined && !isOlder(version, MIN_ORAS_VERSION);
 }
 
 async function find(part: Part): Promise<string | undefined> {

@@ -8,7 +8,8 @@
  * @module
  */
 import { deno, ROOT } from "./deno.ts";
-import { setup, SUITES, USUAL } from "./setup.ts";
+import { setup } from "./setup.ts";
+import { SUITES, USUAL } from "./setup/parts.ts";
 
 const suites = Object.keys(SUITES);
 const asked = suites.filter((suite) =>

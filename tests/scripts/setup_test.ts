@@ -7,8 +7,8 @@ import { copy } from "@std/fs/copy";
 import { ToolsmithError } from "../../lib/errors.ts";
 import { type Output, run } from "../../lib/system/process.ts";
 import { canBuild } from "../../scripts/setup/go.ts";
+import { isOrasNewEnough } from "../../scripts/setup/parts.ts";
 import { fetchPinned } from "../../scripts/setup/release.ts";
-import { isOrasNewEnough } from "../../scripts/setup.ts";
 import { ROOT } from "../../scripts/deno.ts";
 import { needs, parts } from "../support/parts.ts";
 
@@ -182,6 +182,7 @@ Deno.test({
   name:
     "without Go, its toolchain comes from the module proxy, if it is pinned",
   ...needs("unzip"),
+  ...onUnix,
   fn: () =>
     withCopies(1, ["unzip", "sh"], async ([{ root, setupWith }]) => {
       const pins = JSON.parse(

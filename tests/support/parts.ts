@@ -4,12 +4,8 @@
  *
  * @module
  */
-import {
-  findTools,
-  type Part,
-  remedy,
-  type Tools,
-} from "../../scripts/setup.ts";
+import { findTools, type Part, type Tools } from "../../scripts/setup.ts";
+import { PARTS } from "../../scripts/setup/parts.ts";
 
 /** Where each program is; absent where it is missing, or not to be used. */
 export const parts: Tools = await findTools();
@@ -33,7 +29,7 @@ const said = new Set<Part>();
 export function needs(...names: Part[]): { ignore: boolean } {
   const absent = names.filter((name) => !parts[name]);
   for (const name of absent) {
-    const line = `${name} is missing: install ${remedy(name)}`;
+    const line = `${name} is missing: install ${PARTS[name].remedy}`;
     if (Deno.env.get("CI") === "true") throw new Error(line);
     if (!said.has(name)) console.error(`skipping tests: ${line}`);
     said.add(name);
