@@ -145,26 +145,32 @@ const WHY = [
   ],
 ];
 
-/** Bars, in each section relative to its longest. */
-function chartOf(sections: Section[]): string {
+/**
+ * Draws bars, in each section relative to its longest, for a light and a dark
+ * page.
+ *
+ * @param sections What was measured.
+ * @returns An SVG.
+ */
+export function chartOf(sections: Section[]): string {
   const parts: string[] = [];
   let y = 10;
   for (const { title, unit, rows } of sections) {
     y += LINE;
     parts.push(
-      `<text x="10" y="${y}" font-weight="bold">${escape(title)}</text>`,
+      `<text x="10" y="${y}" class="b">${escape(title)}</text>`,
     );
     const most = Math.max(...rows.map(({ values }) => median(values)));
     for (const { name, values } of rows) {
       y += LINE;
       const value = median(values);
       const length = Math.max(1, value / most * (WIDTH - LABEL - 130));
-      const color = name.startsWith("toolsmith") ? "#2563eb" : "#94a3b8";
+      const own = name.startsWith("toolsmith") ? ' class="own"' : "";
       parts.push(
         `<text x="20" y="${y}">${escape(name)}</text>`,
         `<rect x="${LABEL}" y="${y - 12}" width="${
           length.toFixed(1)
-        }" height="14" rx="2" fill="${color}"/>`,
+        }" height="14" rx="2"${own}/>`,
         `<text x="${(LABEL + length + 8).toFixed(1)}" y="${y}">${
           valueText(value, unit)
         } ${unit}</text>`,
@@ -174,8 +180,15 @@ function chartOf(sections: Section[]): string {
   }
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${
     y + 14
-  }" font-family="sans-serif" font-size="13" fill="#334155">
-<rect width="100%" height="100%" fill="#ffffff"/>
+  }">
+<style>
+text{font:13px sans-serif;fill:#334155}
+.b{font-weight:bold}
+rect{fill:#94a3b8}
+.own{fill:#2563eb}
+@media (prefers-color-scheme:dark){
+text{fill:#e5e7eb}rect{fill:#6b7280}.own{fill:#60a5fa}}
+</style>
 ${parts.join("\n")}
 </svg>
 `;

@@ -1,4 +1,5 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
+import { chartOf } from "../../scripts/bench/report.ts";
 import { animate } from "../../scripts/pictures/animation.ts";
 import { overview } from "../../scripts/pictures/overview.ts";
 import { ROOT } from "../../scripts/deno.ts";
@@ -47,4 +48,11 @@ Deno.test("a recording says where it was made", () => {
 Deno.test("the drawing that is checked in is the one that is drawn", async () => {
   const path = `${ROOT}/docs/pictures/overview.svg`;
   assertEquals(await Deno.readTextFile(path), overview());
+});
+
+Deno.test("the chart that is checked in is that of the figures, for a dark page as well", async () => {
+  const path = `${ROOT}/docs/performance`;
+  const chart = chartOf(JSON.parse(await Deno.readTextFile(`${path}.json`)));
+  assertEquals(await Deno.readTextFile(`${path}.svg`), chart);
+  assertStringIncludes(chart, "@media (prefers-color-scheme:dark)");
 });
