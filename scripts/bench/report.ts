@@ -164,7 +164,7 @@ export function chartOf(sections: Section[]): string {
     for (const { name, values } of rows) {
       y += LINE;
       const value = median(values);
-      const length = Math.max(1, value / most * (WIDTH - LABEL - 130));
+      const length = Math.max(1, value / most * (WIDTH - LABEL - 160));
       const own = name.startsWith("toolsmith") ? ' class="own"' : "";
       parts.push(
         `<text x="20" y="${y}">${escape(name)}</text>`,
