@@ -18,6 +18,7 @@ export interface OwnDir extends AsyncDisposable {
 }
 
 const NAME = /^toolsmith-(?:publish|verify)-/;
+const FILES = "files";
 const LOCK = "lock";
 
 /**
@@ -45,7 +46,7 @@ export async function makeOwnDir(
 async function take(dir: string): Promise<OwnDir | undefined> {
   const held = await tryLock(join(dir, LOCK));
   if (!held) return undefined;
-  const path = join(dir, "files");
+  const path = join(dir, FILES);
   try {
     await Deno.mkdir(path);
   } catch (error) {
@@ -55,10 +56,16 @@ async function take(dir: string): Promise<OwnDir | undefined> {
   return {
     path,
     async [Symbol.asyncDispose]() {
-      await removeTree(dir);
+      await clear(dir);
       held[Symbol.dispose]();
     },
   };
+}
+
+/** The lock goes last: without it nobody would know that the rest has no owner. */
+async function clear(dir: string) {
+  await removeTree(join(dir, FILES));
+  await removeTree(dir);
 }
 
 async function sweep(tmp: string) {
@@ -66,10 +73,10 @@ async function sweep(tmp: string) {
     if (!isDirectory || !NAME.test(name)) continue;
     const dir = join(tmp, name);
     try {
-      // Killed before it was locked: it is empty.
+      // Killed before it was locked, or after its files were gone: it is empty.
       const lockless = await fingerprint(join(dir, LOCK)) === undefined;
       using free = lockless ? undefined : await tryLock(join(dir, LOCK));
-      if (free) await removeTree(dir);
+      if (free) await clear(dir);
       if (lockless) await Deno.remove(dir);
     } catch {
       // Another process has swept it, or it is another user's.
