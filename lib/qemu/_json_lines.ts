@@ -8,7 +8,11 @@ import { ToolsmithError } from "../errors.ts";
 import { writeAll } from "../system/streams.ts";
 import { oneLine } from "../system/text.ts";
 import { abortable } from "../system/time.ts";
-import { RefusedError, VmDisconnectedError } from "./errors.ts";
+import {
+  isDisconnection,
+  RefusedError,
+  VmDisconnectedError,
+} from "./errors.ts";
 
 /** A command of the monitor or the agent, and its arguments. */
 export type Command = [name: string, args?: Record<string, unknown>];
@@ -66,9 +70,7 @@ export async function openLines(
       return written.catch((cause) => {
         end.signal.throwIfAborted();
         // The end may be noticed here before it is read.
-        const gone = cause instanceof Deno.errors.BrokenPipe ||
-          cause instanceof Deno.errors.ConnectionReset;
-        throw gone ? new VmDisconnectedError() : cause;
+        throw isDisconnection(cause) ? new VmDisconnectedError() : cause;
       });
     },
     /** An answer, unless the connection ends or the wait's limits come first. */

@@ -12,6 +12,18 @@ export class VmDisconnectedError extends ToolsmithError {
   }
 }
 
+/**
+ * Tells whether a socket's other end is gone. One that QEMU has not accepted yet
+ * when it ends is reset.
+ *
+ * @param error What connecting, reading or writing has thrown.
+ */
+export function isDisconnection(error: unknown): boolean {
+  return error instanceof Deno.errors.BrokenPipe ||
+    error instanceof Deno.errors.ConnectionRefused ||
+    error instanceof Deno.errors.ConnectionReset;
+}
+
 /** QEMU, or the agent, has answered that it will not do what was asked. */
 export class RefusedError extends ToolsmithError {
   constructor(message: string) {

@@ -22,7 +22,7 @@ import {
 } from "./_supervisor.ts";
 import type { Accelerator } from "./accelerator.ts";
 import { AGENT } from "./devices.ts";
-import { AcceleratorError } from "./errors.ts";
+import { AcceleratorError, isDisconnection } from "./errors.ts";
 import { haltOfEvent } from "./halt.ts";
 import { MACHINE_FILES } from "./machine_dir.ts";
 import { qemuNotFound } from "./program.ts";
@@ -149,8 +149,7 @@ async function whenReady<T>(
       if (isOver()) throw new Over();
       if (
         !(error instanceof Deno.errors.NotFound) &&
-        !(error instanceof Deno.errors.ConnectionRefused) &&
-        !(error instanceof ToolsmithError)
+        !isDisconnection(error) && !(error instanceof ToolsmithError)
       ) throw error;
     }
     await sleep(POLL_MS);

@@ -13,7 +13,7 @@ import { abortable, timeLimit } from "../system/time.ts";
 import { type Agent, openAgent } from "./agent.ts";
 import { MACHINE_FILES } from "./machine_dir.ts";
 import { type Command, openQmp, type Qmp } from "./qmp.ts";
-import { VmDisconnectedError } from "./errors.ts";
+import { isDisconnection, VmDisconnectedError } from "./errors.ts";
 
 const SYNC_MS = 10_000;
 /** What is left undone then, another process does. */
@@ -164,8 +164,7 @@ async function sync(agent: Agent, signal?: AbortSignal) {
 
 /** A machine that has ended took its directory along, or listens no more. */
 function isGone(error: unknown): boolean {
-  return error instanceof Deno.errors.NotFound ||
-    error instanceof Deno.errors.ConnectionRefused;
+  return error instanceof Deno.errors.NotFound || isDisconnection(error);
 }
 
 function backgroundWork(exclusive: Exclusive) {

@@ -17,7 +17,7 @@ import type { SnapshotFiles, SnapshotStaging } from "../cache/snapshots.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
 import { startMachine, type StartMachineOptions } from "../qemu/machine.ts";
-import { VmDisconnectedError } from "../qemu/errors.ts";
+import { isDisconnection, VmDisconnectedError } from "../qemu/errors.ts";
 import { fingerprint } from "../system/files.ts";
 import { bootFailure } from "./_readiness.ts";
 import { findSlots } from "./_snapshot.ts";
@@ -51,10 +51,9 @@ export async function startVm(
     } catch (error) {
       signal?.throwIfAborted();
       if (error instanceof Deno.errors.NotCapable) throw error;
-      // What was asked for is wrong then, and not the snapshot.
-      if (error instanceof ToolsmithError && error.code === "usage") {
-        throw error;
-      }
+      // The snapshot is not to blame, and a boot would fail as well.
+      const { code } = error as { code?: unknown };
+      if (code === "usage" || code === "disk_full") throw error;
       await slot.drop(reasonOf(error));
     }
   }
@@ -100,9 +99,10 @@ async function startOnce(course: Course): Promise<BootedVm> {
     if (staging && endedBy === "SIGBUS") {
       throw new NotMappable("there is no space left");
     }
-    throw error instanceof VmDisconnectedError
-      ? await bootFailure(start.machine)
-      : error;
+    const { machine } = start;
+    const ended = error instanceof VmDisconnectedError ||
+      isDisconnection(error) || machine.consoleFailure();
+    throw ended ? await bootFailure(machine) : error;
   } finally {
     signal?.removeEventListener("abort", cancel);
   }

@@ -6,6 +6,7 @@
  */
 import { dirname, join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
+import { isDisconnection } from "../qemu/errors.ts";
 import { emitter, type OnEvent } from "../events.ts";
 import { replaceFile } from "../system/files.ts";
 import { lock } from "../system/lock.ts";
@@ -221,8 +222,7 @@ async function isRunning({ dir }: DetachedVmRecord): Promise<boolean> {
   } catch (error) {
     // Where that cannot be known, nothing is forgotten.
     if (error instanceof Deno.errors.NotCapable) throw error;
-    return !(error instanceof Deno.errors.NotFound) &&
-      !(error instanceof Deno.errors.ConnectionRefused);
+    return !(error instanceof Deno.errors.NotFound) && !isDisconnection(error);
   }
 }
 
