@@ -20,6 +20,8 @@ const KEPT = 64 * 1024;
 const PANIC = /Kernel panic - not syncing[^\n]*/;
 /** What firmware and boot loaders say when there is nothing to start. */
 const NOT_BOOTABLE = /No bootable device|Missing operating system/;
+/** EDK II starts its own shell then, which waits for commands. */
+const UEFI_SHELL = /EFI Internal Shell[^]*^Shell> /m;
 
 /**
  * Looks for what a console shows of a guest that has failed for good.
@@ -32,7 +34,10 @@ export function findConsoleFailure(text: string): ConsoleFailure | undefined {
   const [panic] = PANIC.exec(said) ?? [];
   if (panic) return { kind: "panicked", words: oneLine(panic) };
   const [words] = NOT_BOOTABLE.exec(said) ?? [];
-  return words ? { kind: "not_bootable", words } : undefined;
+  if (words) return { kind: "not_bootable", words };
+  return UEFI_SHELL.test(said)
+    ? { kind: "not_bootable", words: "UEFI has found nothing to start" }
+    : undefined;
 }
 
 /**

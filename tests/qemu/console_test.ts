@@ -41,6 +41,18 @@ Deno.test("firmware that finds nothing to start is recognised", () => {
   assertEquals(findConsoleFailure(text), { kind: "not_bootable", words });
 });
 
+Deno.test("firmware that falls back to its own shell is recognised", () => {
+  const starts =
+    '\x1b[2JBdsDxe: starting Boot0002 "EFI Internal Shell" from Fv(7CB8BDC9)\r\n';
+  assertEquals(findConsoleFailure(starts), undefined);
+  const prompt = "\x1b[08;01H\x1b[33m\x1b[40mShell> \x1b[37m\x1b[40m";
+  const words = "UEFI has found nothing to start";
+  assertEquals(
+    findConsoleFailure(`${starts}Press ESC\r${prompt}`),
+    { kind: "not_bootable", words },
+  );
+});
+
 Deno.test("a disk that failed while others are left to try decides nothing", () => {
   const text = "Boot failed: not a bootable disk\r\nBooting from DVD/CD...\r\n";
   assertEquals(findConsoleFailure(text), undefined);
