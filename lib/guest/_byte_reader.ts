@@ -16,22 +16,30 @@ export interface ByteReader {
   skip(count: number): Promise<boolean>;
   /** Passes over all that is left. */
   drain(): Promise<void>;
+  /** Ends the reading early: whoever sends is stopped. */
+  close(): Promise<void>;
 }
 
 /**
  * Reads chunks.
  *
  * @param chunks The bytes.
+ * @param onRead Called with the count of bytes that have come; it may throw.
  */
-export function byteReader(chunks: AsyncIterable<Uint8Array>): ByteReader {
+export function byteReader(
+  chunks: AsyncIterable<Uint8Array>,
+  onRead: (count: number) => void,
+): ByteReader {
   const iterator = chunks[Symbol.asyncIterator]();
   let rest = new Uint8Array();
   let position = 0;
+  let come = 0;
   async function* take(count: number) {
     while (count > 0) {
       if (rest.length === 0) {
         const { value, done } = await iterator.next();
         if (done) return;
+        onRead(come += value.length);
         // Whoever sends it may use its memory again.
         rest = value.slice();
         continue;
@@ -63,6 +71,9 @@ export function byteReader(chunks: AsyncIterable<Uint8Array>): ByteReader {
     },
     async drain() {
       for await (const _ of take(Infinity));
+    },
+    async close() {
+      await iterator.return?.();
     },
   };
 }

@@ -49,6 +49,9 @@ def open_port():
 
 
 def execute(path, arg=(), env=None, **more):
+    # Nobody asks for most that have ended: they would stay as zombies.
+    for process, _ in running.values():
+        process.poll()
     capture = more.get("capture-output")
     files = [tempfile.TemporaryFile() if capture else None for _ in range(2)]
     places = [file or subprocess.DEVNULL for file in files]

@@ -8,6 +8,7 @@
  * @module
  */
 import { join } from "../path.ts";
+import { absentAs } from "../system/files.ts";
 
 /** A directory, as it is to be written. */
 export interface TarPlan {
@@ -15,7 +16,10 @@ export interface TarPlan {
   bytes: number;
   /** How many entries it has. */
   entries: number;
-  /** Paths of what is left out: pipes, sockets, devices, names that are no UTF-8. */
+  /**
+   * Paths of what is left out: pipes, sockets, devices, names that are no UTF-8,
+   * and what this user may not read.
+   */
   skipped: string[];
   /** The archive; files that change meanwhile keep the size that they had. */
   chunks(): AsyncGenerator<Uint8Array<ArrayBuffer>>;
@@ -74,7 +78,9 @@ export async function planTar(
   const dirs = [""];
   while (dirs.length > 0 && bytes <= limit) {
     const parent = dirs.pop()!;
-    for (const name of await names(join(dir, parent))) {
+    const inParent = await unlessDenied(names(join(dir, parent)));
+    if (!inParent) skipped.push(parent || ".");
+    for (const name of inParent ?? []) {
       const inside = parent ? `${parent}/${name}` : name;
       const path = join(dir, inside);
       if (exclude.includes(path)) continue;
@@ -105,15 +111,30 @@ async function names(dir: string): Promise<string[]> {
   return found.sort();
 }
 
-/** What is neither of the three kinds, or cannot be named, is nothing. */
+/** What this user may not read, or is gone meanwhile, is nothing. */
+async function unlessDenied<T>(found: Promise<T>): Promise<T | undefined> {
+  try {
+    return await found;
+  } catch (error) {
+    if (
+      error instanceof Deno.errors.NotFound ||
+      error instanceof Deno.errors.PermissionDenied
+    ) return undefined;
+    throw error;
+  }
+}
+
+/** What is neither of the three kinds, or cannot be named or read, is nothing. */
 async function look(path: string, name: string): Promise<Entry | undefined> {
-  const stat = await Deno.lstat(path).catch((error) => {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    return undefined;
-  });
+  const stat = await unlessDenied(Deno.lstat(path));
   if (!stat) return undefined;
   const { isFile, isDirectory, isSymlink, mtime } = stat;
   if (!isFile && !isDirectory && !isSymlink) return undefined;
+  if (isFile) {
+    const file = await unlessDenied(Deno.open(path));
+    if (!file) return undefined;
+    file.close();
+  }
   const seconds = Math.floor((mtime?.getTime() ?? 0) / 1000);
   return {
     name: isDirectory ? `${name}/` : name,
@@ -163,11 +184,7 @@ async function* entryParts(
   yield headers(entry);
   if (entry.size === 0) return;
   let left = entry.size;
-  const file = await Deno.open(entry.path).catch((error) => {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    return undefined;
-  });
-  using _closing = file;
+  using file = await absentAs(undefined, Deno.open(entry.path));
   while (file && left > 0) {
     const buffer = new Uint8Array(Math.min(left, CHUNK));
     const read = await file.read(buffer);

@@ -29,7 +29,7 @@ export interface TarEntry {
 type Said = Partial<Record<"path" | "linkpath" | "size" | "mtime", string>>;
 
 const BLOCK = 512;
-const MAX_SAID = 64 * 1024;
+const MAX_SAID = 8 * 1024;
 /** Types of plain files. */
 export const FILES = ["0", "\0", "7"];
 

@@ -6,16 +6,18 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import { dirname, join } from "../path.ts";
+import { join } from "../path.ts";
+import { absentAs } from "../system/files.ts";
+import { isPortableName } from "../system/portable_name.ts";
+import { writeAll } from "../system/streams.ts";
 import { type ByteReader, byteReader } from "./_byte_reader.ts";
 import { entriesOf, FILES, type TarEntry } from "./_tar_entries.ts";
-import { writeAll } from "./streams.ts";
 
 /** What {@linkcode unpackTar} takes. */
 export interface UnpackOptions {
   /** How many bytes all files may have. */
   maxBytes: number;
-  /** How many entries there may be. */
+  /** How many entries there may be, with the directories that they imply. */
   maxEntries: number;
 }
 
@@ -23,9 +25,27 @@ export interface UnpackOptions {
 export interface Unpacked {
   /** How many entries it wrote. */
   entries: number;
-  /** Names of those that it did not take. */
-  refused: string[];
+  /** What it did not take. */
+  refused: LeftOut;
 }
+
+/** What is not in a copy. */
+export interface LeftOut {
+  /** How many entries. */
+  count: number;
+  /** The names of the first. */
+  names: string[];
+}
+
+/** Room that the headers of one entry take at most, with two long names. */
+const ENTRY_BYTES = 32 * 1024;
+/** Links and directories are kept in memory until the end. */
+const MAX_KEPT_BYTES = 64 * 1024 * 1024;
+const NAMES_SHOWN = 20;
+const MAX_DEPTH = 128;
+/** Of a path, on all systems that matter here. */
+const MAX_PATH_BYTES = 4095;
+const MAX_NAME_BYTES = 255;
 
 /**
  * Unpacks an archive.
@@ -38,39 +58,59 @@ export interface Unpacked {
  * @param options Limits.
  * @returns What was written, and what was not.
  * @throws {ToolsmithError} `guest_failed` for what is no archive, or beyond a
- * limit; what came before stays.
+ * limit; what came before stays, and the archive is not read on.
  */
 export async function unpackTar(
   chunks: AsyncIterable<Uint8Array>,
   dir: string,
-  options: UnpackOptions,
+  { maxBytes, maxEntries }: UnpackOptions,
 ): Promise<Unpacked> {
-  const reader = byteReader(chunks);
-  const done: Unpacked = { entries: 0, refused: [] };
+  // Headers that say nothing, and what follows the end, count as well.
+  const most = maxBytes + maxEntries * ENTRY_BYTES;
+  const reader = byteReader(chunks, (count) => {
+    if (count > most) throw beyond(`${most} bytes`);
+  });
+  let made = 0;
+  const place: Place = {
+    dir,
+    make() {
+      if (++made > maxEntries) throw beyond(`${maxEntries} entries`);
+    },
+  };
+  const done: Unpacked = { entries: 0, refused: { count: 0, names: [] } };
+  const note = (name: string, taken: boolean) => {
+    const { refused } = done;
+    if (taken) done.entries++;
+    else if (refused.count++ < NAMES_SHOWN) refused.names.push(name);
+  };
   const links: TarEntry[] = [];
   const dirs: TarEntry[] = [];
-  let bytes = 0;
-  let count = 0;
-  for await (const entry of entriesOf(reader)) {
-    bytes += entry.size;
-    if (++count > options.maxEntries) {
-      throw beyond(`${options.maxEntries} entries`);
-    }
-    if (bytes > options.maxBytes) throw beyond(`${options.maxBytes} bytes`);
-    if (entry.type === "2") links.push(entry);
-    else if (await takes(dir, entry, reader)) {
-      // The export itself keeps the mode that its owner gave it.
-      if (entry.type === "5" && partsOf(entry.name).length > 0) {
-        dirs.push(entry);
+  let [bytes, kept] = [0, 0];
+  try {
+    for await (const entry of entriesOf(reader)) {
+      const { type, name, target } = entry;
+      place.make();
+      bytes += entry.size;
+      if (bytes > maxBytes) throw beyond(`${maxBytes} bytes`);
+      if ("25".includes(type)) kept += name.length + target.length;
+      if (kept > MAX_KEPT_BYTES) {
+        throw beyond(`${MAX_KEPT_BYTES} bytes of names`);
       }
-      done.entries++;
-    } else done.refused.push(entry.name);
+      if (type === "2") {
+        links.push(entry);
+        continue;
+      }
+      const taken = await takes(place, entry, reader);
+      note(name, taken);
+      // The export itself keeps the mode that its owner gave it.
+      const inside = partsOf(name).length > 0;
+      if (taken && type === "5" && inside) dirs.push(entry);
+    }
+  } finally {
+    await reader.close();
   }
   // Last, so that nothing is written through them.
-  for (const link of links) {
-    if (await makeLink(dir, link)) done.entries++;
-    else done.refused.push(link.name);
-  }
+  for (const link of links) note(link.name, await makeLink(place, link));
   // Also last: one that is read-only, or old, was to be filled before.
   for (const { name, mode } of dirs.reverse()) {
     await Deno.chmod(join(dir, name), mode | 0o700);
@@ -78,64 +118,86 @@ export async function unpackTar(
   return done;
 }
 
+/** Where an archive goes to. */
+interface Place {
+  dir: string;
+  /** Counts what is made. */
+  make(): void;
+}
+
 /** Writes a file or a directory, unless it must not be there. */
 async function takes(
-  dir: string,
+  place: Place,
   entry: TarEntry,
   reader: ByteReader,
 ): Promise<boolean> {
-  const place = await placeOf(dir, entry.name);
-  if (place === undefined) return false;
-  if (entry.type === "5") return await makeDirectory(place);
-  if (entry.type === "1") return await makeHardLink(dir, place, entry);
-  if (!FILES.includes(entry.type) || !await makeWay(place)) return false;
+  const { type, name, size, mode, mtime } = entry;
+  if (![...FILES, "1", "5"].includes(type)) return false;
+  const path = await pathOf(place, name, makeDirectory);
+  if (path === undefined) return false;
+  if (type === "5") return await makeDirectory(place, path);
+  if (type === "1") return await makeHardLink(place, path, entry);
+  if (!await makeWay(path)) return false;
   {
-    using file = await Deno.open(place, {
+    using file = await Deno.open(path, {
       write: true,
       createNew: true,
       mode: 0o600,
     });
-    for await (const chunk of reader.take(entry.size)) {
-      await writeAll(file, chunk);
-    }
+    for await (const chunk of reader.take(size)) await writeAll(file, chunk);
   }
-  await Deno.chmod(place, entry.mode);
-  await Deno.utime(place, entry.mtime, entry.mtime);
+  await Deno.chmod(path, mode);
+  await Deno.utime(path, mtime, mtime);
   return true;
 }
 
 /**
- * Where an entry is to be, with all directories above it.
+ * Where an entry is to be.
  *
+ * @param place The export.
+ * @param name Its name.
+ * @param enter Says whether a directory above it can be gone into.
  * @returns `undefined` for a name that leads out, or through a link.
  */
-async function placeOf(
-  dir: string,
+async function pathOf(
+  place: Place,
   name: string,
+  enter: (place: Place, path: string) => Promise<boolean>,
 ): Promise<string | undefined> {
   const parts = partsOf(name);
-  const bad = name.startsWith("/") || name.includes("\ufffd") ||
-    name.includes("\0") ||
-    parts.some((part) =>
-      part === ".." || new TextEncoder().encode(part).length > 255
-    );
-  if (bad || name.length > 4000) return undefined;
-  let place = dir;
+  const bad = name.startsWith("/") || parts.length > MAX_DEPTH ||
+    !parts.every(isName) ||
+    bytesOf(join(place.dir, ...parts)) > MAX_PATH_BYTES;
+  if (bad) return undefined;
+  let path = place.dir;
   for (const part of parts.slice(0, -1)) {
-    place = join(place, part);
-    if (!await makeDirectory(place)) return undefined;
+    path = join(path, part);
+    if (!await enter(place, path)) return undefined;
   }
-  return parts.length === 0 ? dir : join(place, parts.at(-1)!);
+  return join(path, ...parts.slice(-1));
 }
 
 function partsOf(name: string): string[] {
   return name.split("/").filter((part) => part !== "" && part !== ".");
 }
 
-async function makeDirectory(path: string): Promise<boolean> {
+/** Is this the name of something in a directory, here? */
+function isName(part: string): boolean {
+  if (Deno.build.os === "windows") return isPortableName(part);
+  return part !== ".." && !/[\0\ufffd]/.test(part) &&
+    bytesOf(part) <= MAX_NAME_BYTES;
+}
+
+function bytesOf(text: string): number {
+  return new TextEncoder().encode(text).length;
+}
+
+async function makeDirectory(place: Place, path: string): Promise<boolean> {
   const there = await found(path);
-  if (!there) await Deno.mkdir(path, { mode: 0o755 });
-  return !there || there.isDirectory;
+  if (there) return there.isDirectory;
+  place.make();
+  await Deno.mkdir(path, { mode: 0o755 });
+  return true;
 }
 
 /** Removes a file or a link that is in the place; a directory stays. */
@@ -147,26 +209,28 @@ async function makeWay(path: string): Promise<boolean> {
 }
 
 async function makeHardLink(
-  dir: string,
-  place: string,
+  place: Place,
+  path: string,
   { target }: TarEntry,
 ): Promise<boolean> {
-  const source = await placeOf(dir, target);
-  if (source === undefined || source === place) return false;
-  if (!(await found(source))?.isFile || !await makeWay(place)) return false;
-  await Deno.link(source, place);
+  const isThere = async (_: Place, path: string) =>
+    (await found(path))?.isDirectory ?? false;
+  const source = await pathOf(place, target, isThere);
+  if (source === undefined || source === path) return false;
+  if (!(await found(source))?.isFile || !await makeWay(path)) return false;
+  await Deno.link(source, path);
   return true;
 }
 
 async function makeLink(
-  dir: string,
+  place: Place,
   { name, target }: TarEntry,
 ): Promise<boolean> {
-  const place = await placeOf(dir, name);
-  if (place === undefined || place === dir) return false;
-  const depth = dirname(place).slice(dir.length).split("/").length - 1;
-  if (!staysInside(target, depth) || !await makeWay(place)) return false;
-  await Deno.symlink(target, place);
+  const depth = partsOf(name).length - 1;
+  if (depth < 0 || !staysInside(target, depth)) return false;
+  const path = await pathOf(place, name, makeDirectory);
+  if (path === undefined || !await makeWay(path)) return false;
+  await Deno.symlink(target, path);
   return true;
 }
 
@@ -178,18 +242,12 @@ function staysInside(target: string, depth: number): boolean {
   const parts = partsOf(target);
   const up = parts.findIndex((part) => part !== "..");
   const ups = up < 0 ? parts.length : up;
-  return target !== "" && !target.startsWith("/") &&
-    !/[\0\ufffd]/.test(target) &&
-    ups <= depth && !parts.slice(ups).includes("..");
+  return target !== "" && !target.startsWith("/") && ups <= depth &&
+    parts.slice(ups).every(isName) && bytesOf(target) <= MAX_PATH_BYTES;
 }
 
-async function found(path: string): Promise<Deno.FileInfo | undefined> {
-  try {
-    return await Deno.lstat(path);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
-  }
+function found(path: string): Promise<Deno.FileInfo | undefined> {
+  return absentAs(undefined, Deno.lstat(path));
 }
 
 function beyond(limit: string): ToolsmithError {

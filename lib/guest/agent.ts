@@ -44,25 +44,10 @@ export async function meetAgent(
   const { version } = (info ?? {}) as { version?: unknown };
   // It has waited by itself.
   if (version === SEED_AGENT) return SEED_AGENT;
-  if (await hasCloudInit(monitor, signal)) {
-    await cloudInitDone(monitor, options);
-  }
+  await unlessRefused(cloudInitDone(monitor, options));
   return typeof version === "string"
     ? `qemu-ga ${oneLine(version, 40)}`
     : undefined;
-}
-
-/** To open a file costs less than a process in the guest. */
-async function hasCloudInit(
-  monitor: Monitor,
-  signal: AbortSignal | undefined,
-): Promise<boolean> {
-  const handle = await unlessRefused(
-    monitor.agent(["guest-file-open", { path: ENABLED }], signal),
-  );
-  if (typeof handle !== "number") return false;
-  await unlessRefused(monitor.agent(["guest-file-close", { handle }], signal));
-  return true;
 }
 
 /** What an agent is not allowed to say is not known. */
@@ -79,7 +64,8 @@ async function cloudInitDone(
   monitor: Monitor,
   { timeoutMs, signal }: MeetAgentOptions,
 ) {
-  const script = `until [ -e ${DONE} ]; do sleep 0.2; done`;
+  const script =
+    `[ -e ${ENABLED} ] || exit 0; until [ -e ${DONE} ]; do sleep 0.2; done`;
   await runScript(monitor, [script], {
     signal,
     timeoutMs,
@@ -87,7 +73,7 @@ async function cloudInitDone(
     late: () =>
       new ToolsmithError(
         "guest_not_ready",
-        `The guest's cloud-init did not end within ${timeoutMs / 1000} s`,
+        "The guest's cloud-init did not end in time",
         { hint: "allow more time with --boot-timeout" },
       ),
   });

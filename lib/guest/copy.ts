@@ -7,10 +7,19 @@
 import { ToolsmithError } from "../errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import type { Monitor } from "../qemu/monitor.ts";
-import { planTar, type TarPlan } from "../system/tar.ts";
-import { type Unpacked, unpackTar } from "../system/untar.ts";
+import { planTar, type TarPlan } from "./_tar.ts";
+import { type LeftOut, type Unpacked, unpackTar } from "./_untar.ts";
 import { oneLine } from "../system/text.ts";
+import { timeLimit } from "../system/time.ts";
 import { execInGuest } from "./exec.ts";
+
+export type { LeftOut };
+
+/** What {@linkcode copyFromGuest} did. */
+export interface BroughtBack extends Unpacked {
+  /** What `tar` said of files that changed meanwhile; empty if none did. */
+  changed: string;
+}
 
 /** What {@linkcode copyIntoGuest} takes. */
 export interface CopyOptions {
@@ -25,8 +34,16 @@ export interface CopyOptions {
 const LIMIT_MIB = 128;
 const MEBIBYTE = 2 ** 20;
 
+/** Time that a copy may take besides that of its bytes, in milliseconds. */
+const COPY_MS = 120_000;
+/** A guest without KVM takes this many bytes a millisecond at least. */
+const SLOWEST = 1000;
+
 /** What one command may bring back. */
 const BACK = { maxBytes: 2 ** 30, maxEntries: 100_000 };
+
+/** What GNU tar ends with when a file has changed while it was read. */
+const CHANGED = 1;
 
 /**
  * Arguments: the place, and `ro` or `rw`. The directory comes as a tar on standard
@@ -52,7 +69,8 @@ mount -o "remount,$2" "$1"
  * @param options How much it may be.
  * @returns What was copied.
  * @throws {ToolsmithError} `usage` when it is more than may be copied,
- * `guest_failed` when the guest has no room, or no `tar`.
+ * `guest_failed` when the guest has no room, or no `tar`, `timeout` when it takes
+ * minutes.
  * @throws The signal's reason when it is aborted.
  */
 export async function copyIntoGuest(
@@ -70,11 +88,13 @@ export async function copyIntoGuest(
       { hint: "allow more: --copy-limit SIZE, and --memory for the room" },
     );
   }
+  const copyMs = COPY_MS + Math.ceil(plan.bytes / SLOWEST);
+  using time = timeLimit(copyMs, `The copy of ${path}`, signal);
   const { code, stderr } = await execInGuest(monitor, "/bin/sh", {
     args: ["-c", COPY_SCRIPT, "sh", `/mnt/${tag}`, writable ? "rw" : "ro"],
     stdin: ReadableStream.from(plan.chunks()),
     cwd: "/",
-    signal,
+    signal: time.signal,
   });
   if (code === 0) return plan;
   throw new ToolsmithError(
@@ -105,7 +125,7 @@ export async function copyFromGuest(
   monitor: Monitor,
   { path, tag }: GuestShare,
   { signal }: { signal?: AbortSignal } = {},
-): Promise<Unpacked> {
+): Promise<BroughtBack> {
   const stop = new AbortController();
   const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
   const writer = writable.getWriter();
@@ -127,16 +147,20 @@ export async function copyFromGuest(
   });
   const [sent, taken] = await Promise.allSettled([sending, taking]);
   signal?.throwIfAborted();
-  if (sent.status === "fulfilled" && sent.value.code !== 0) {
+  const { code, stderr } = sent.status === "fulfilled"
+    ? sent.value
+    : { code: 0, stderr: "" };
+  const whole = taken.status === "fulfilled" && code === CHANGED;
+  if (code !== 0 && !whole) {
     throw new ToolsmithError(
       "guest_failed",
       `The guest cannot send its copy of ${path}: ${
-        oneLine(sent.value.stderr) || `status ${sent.value.code}`
+        oneLine(stderr) || `status ${code}`
       }`,
       { hint: "it needs tar for an export that it cannot mount" },
     );
   }
   if (taken.status === "rejected") throw taken.reason;
   if (sent.status === "rejected") throw sent.reason;
-  return taken.value;
+  return { ...taken.value, changed: whole ? oneLine(stderr) : "" };
 }

@@ -16,6 +16,7 @@ import { timeLimit } from "../system/time.ts";
 import { openChannel, type TerminalSize } from "./_channel.ts";
 import {
   carryStreams,
+  type ExecInGuestOptions,
   type ExecOptions,
   type ExecResult,
   startWords,
@@ -67,7 +68,7 @@ export type TerminalResult = Pick<
 export async function execOnTerminal(
   monitor: Monitor,
   command: string,
-  options: TerminalOptions,
+  options: TerminalOptions & Pick<ExecInGuestOptions, "onWait">,
 ): Promise<TerminalResult> {
   const words = startWords(command, options);
   const { screen, timeoutMs = Infinity } = options;
@@ -77,7 +78,8 @@ export async function execOnTerminal(
   using line = await openLine(monitor.dir);
   const marker = crypto.randomUUID().replaceAll("-", "");
   const terminal = { device: line.device, ...screen.size() };
-  const open = { words, input: false, terminal, marker, signal };
+  const { onWait } = options;
+  const open = { words, input: false, terminal, marker, signal, onWait };
   using channel = await openChannel(monitor, open);
   const shown = receive(line.connection, marker, screen.output);
   const say = (word: string) => void sendLine(channel.err, word).catch(noop);
@@ -94,7 +96,12 @@ export async function execOnTerminal(
     follow();
     void type(line.connection, await screen.input(), over.signal);
     const session = { monitor, channel, marker, command, options, signal };
-    const { code, signal: endedBy } = await carryStreams(session);
+    // A terminal that is read no more would hold the command for ever.
+    const broken = shown.done.then(() => new Promise<never>(noop));
+    const { code, signal: endedBy } = await Promise.race([
+      carryStreams(session),
+      broken,
+    ]);
     return {
       code,
       signal: endedBy,

@@ -26,6 +26,8 @@ export const MACHINE_FILES = {
   lock: "lock",
   /** Held by whoever plugs the ports of a command. */
   exclusive: "alone",
+  /** Held by whoever brings an export back from a guest that has a copy of it. */
+  back: "back",
 } as const;
 
 /** Sockets of the terminals, and the locks of the processes that use them. */

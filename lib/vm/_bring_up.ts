@@ -48,11 +48,12 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
     const how = files ? "restore" : "boot";
     emit({ type: "vm_boot", image, how, backend: "qemu", ...size });
   }
+  const begun = performance.now();
   const agent = await wake(start, () => saved || clock.lap("start"));
   const monitor = ownMonitor(plan.dir, machine.qmp, agent);
-  const { signal, bootTimeoutMs: timeoutMs = DEFAULT_TIMEOUT_MS } = options;
+  const { signal } = options;
   const about = agent && !files
-    ? await meetAgent(monitor, { signal, timeoutMs })
+    ? await meet(start, { monitor, begun })
     : saved?.agent;
   if (!saved) clock.lap("guest");
   if (staging && agent && !saved) {
@@ -83,6 +84,26 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
   const network = options.network ?? false;
   const facts = { image, pid: machine.pid, dir: plan.dir, ...size };
   return bootedVm(start, monitor, { ...facts, shares, network });
+}
+
+/** Meets the agent of a guest that was booted, in what is left of its time. */
+async function meet(
+  { options, emit }: Start,
+  { monitor, begun }: { monitor: Monitor; begun: number },
+): Promise<string | undefined> {
+  const { signal, agentOptional, bootTimeoutMs = DEFAULT_TIMEOUT_MS } = options;
+  const timeoutMs = bootTimeoutMs - (performance.now() - begun);
+  try {
+    return await meetAgent(monitor, { signal, timeoutMs });
+  } catch (error) {
+    if (!agentOptional || !isNotReady(error)) throw error;
+    emit({ type: "warning", message: error.message });
+    return undefined;
+  }
+}
+
+function isNotReady(error: unknown): error is ToolsmithError {
+  return error instanceof ToolsmithError && error.code === "guest_not_ready";
 }
 
 /** Lets the guest run, and waits for its agent. */
@@ -156,8 +177,9 @@ function bootedVm(
     },
     kill: async () => await machine[Symbol.asyncDispose](),
     async cleanUp() {
-      await release(start);
+      // First, as what has left its input cannot cancel it.
       await typing.stop();
+      await release(start);
       await Deno.remove(plan.dir, { recursive: true }).catch(() => {});
     },
   });
@@ -218,10 +240,7 @@ async function connectAgent(start: Start): Promise<Agent | undefined> {
   try {
     return await whenReady(machine, { dir: plan.dir, timeoutMs, signal });
   } catch (error) {
-    if (
-      files || !agentOptional || !(error instanceof ToolsmithError) ||
-      error.code !== "guest_not_ready"
-    ) throw error;
+    if (files || !agentOptional || !isNotReady(error)) throw error;
     const message =
       "The guest has no agent that answers: there is only its console";
     emit({ type: "warning", message });

@@ -55,7 +55,7 @@ export async function attach(
     attached = await attachShares(monitor, shares, { clock, signal })
       .then(() => shares, (error) => {
         if (!(error instanceof NoMountsError)) throw error;
-        return copyInstead(monitor, shares, options);
+        return copyInstead(monitor, shares, { ...options, why: error.message });
       });
   } catch (error) {
     signal?.throwIfAborted();
@@ -78,7 +78,7 @@ export async function attach(
 async function copyInstead(
   monitor: Monitor,
   shares: GuestShare[],
-  { emit, ...options }: AttachOptions,
+  { emit, why, ...options }: AttachOptions & { why: string },
 ): Promise<GuestShare[]> {
   for (const share of shares) {
     // The image need not go into its own guest.
@@ -90,8 +90,8 @@ async function copyInstead(
       : `The export ${share.tag}`;
     const mebibytes = (copy.bytes / 2 ** 20).toFixed(1);
     const message =
-      `${what} is a copy in the guest's memory (${copy.entries} entries, ${mebibytes} MiB), as its kernel has no 9p` +
-      leftOut(copy.skipped);
+      `${what} is a copy in the guest's memory (${copy.entries} entries, ${mebibytes} MiB): ${why}` +
+      leftOut({ count: copy.skipped.length, names: copy.skipped });
     emit({ type: "warning", message });
   }
   return shares.map((share) => ({ ...share, copied: true }));

@@ -4,15 +4,16 @@
  * @module
  */
 import { oneLine } from "../system/text.ts";
+import type { LeftOut } from "../guest/copy.ts";
 
 /**
  * Words for the end of a message.
  *
- * @param names What was left out.
+ * @param left What was left out.
  * @returns Nothing where that is nothing.
  */
-export function leftOut(names: string[]): string {
-  return names.length === 0
+export function leftOut({ count, names }: LeftOut): string {
+  return count === 0
     ? ""
-    : `; left out: ${names.length}, such as ${oneLine(names[0], 80)}`;
+    : `; left out: ${count}, such as ${oneLine(names[0], 80)}`;
 }

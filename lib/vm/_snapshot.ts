@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { dirname } from "../path.ts";
+import { dirname, resolve } from "../path.ts";
 import {
   type Snapshot,
   type SnapshotStaging,
@@ -107,7 +107,8 @@ class Slot implements SnapshotSlot {
     readonly mapped: boolean,
     private readonly options: SlotOptions,
   ) {
-    this.#store = snapshotStore(options.dir);
+    // QEMU, which has a directory of its own, is given these paths.
+    this.#store = snapshotStore(resolve(options.dir));
   }
 
   async look(): Promise<void> {

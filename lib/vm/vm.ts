@@ -7,13 +7,17 @@
 import type { Accelerator } from "../qemu/accelerator.ts";
 import { WORKSPACE_TAG } from "./shares.ts";
 import { type Emit, nextCommandId } from "../events.ts";
-import { settlesWithin, timeLimit } from "../system/time.ts";
+import { lock } from "../system/lock.ts";
+import { abortable, settlesWithin, timeLimit } from "../system/time.ts";
 import {
   execInGuest,
   type ExecOptions,
   type ExecResult,
 } from "../guest/exec.ts";
+import type { ExecLimits } from "../guest/exec.ts";
 import { copyFromGuest } from "../guest/copy.ts";
+import { join } from "../path.ts";
+import { MACHINE_FILES } from "../qemu/machine_dir.ts";
 import { leftOut } from "./_left_out.ts";
 import {
   execOnTerminal,
@@ -147,21 +151,67 @@ const ALL_PORTS_IN_USE =
  */
 export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
   const { facts, monitor, emit } = parts;
+  // A guest that stands still does not end its commands. One listener serves all
+  // of them: each that waited for the promise would be kept as long as it.
+  const halt = new AbortController();
+  parts.halted?.then((error) => halt.abort(error));
   let stopping: Promise<void> | undefined;
+  const onWait = () => emit({ type: "warning", message: ALL_PORTS_IN_USE });
+  /** Runs a command between the events that say so. */
+  const reported = async <Result extends TerminalResult>(
+    command: string,
+    options: ExecLimits,
+    run: (signal: AbortSignal) => Promise<Result>,
+  ): Promise<Result> => {
+    const { timeoutMs = Infinity, signal } = options;
+    const id = nextCommandId();
+    const begun = performance.now();
+    emit({ type: "command_dispatch", id, command, backend: "qemu" });
+    using limit = timeLimit(timeoutMs, "The command", signal);
+    const work = async () => {
+      const result = await run(limit.signal);
+      try {
+        await bringBack(parts, limit.signal);
+      } finally {
+        const { code, signal: endedBy, stdoutBytes, stderrBytes } = result;
+        const elapsedMs = Math.round(performance.now() - begun);
+        const how = { code, signal: endedBy, stdoutBytes, stderrBytes };
+        emit({ type: "command_end", id, ...how, elapsedMs });
+      }
+      return result;
+    };
+    try {
+      return await abortable(work(), halt.signal);
+    } catch (error) {
+      throw await explain(parts, error);
+    }
+  };
   return {
     facts,
     ended: parts.ended,
     exec(command, options = {}) {
       const cwd = guestDir(facts, options.cwd);
-      const onWait = () => emit({ type: "warning", message: ALL_PORTS_IN_USE });
-      const exec = { ...options, cwd, onWait };
-      const run = () => execInGuest(monitor, command, exec);
-      return reported(parts, command, { run, signal: options.signal });
+      return reported(
+        command,
+        options,
+        (signal) =>
+          execInGuest(monitor, command, {
+            ...options,
+            ...{ cwd, onWait, signal, timeoutMs: undefined },
+          }),
+      );
     },
     terminal(command, options) {
       const cwd = guestDir(facts, options.cwd);
-      const run = () => execOnTerminal(monitor, command, { ...options, cwd });
-      return reported(parts, command, { run, signal: options.signal });
+      return reported(
+        command,
+        options,
+        (signal) =>
+          execOnTerminal(monitor, command, {
+            ...options,
+            ...{ cwd, onWait, signal, timeoutMs: undefined },
+          }),
+      );
     },
     stop(options = {}) {
       // One that was given up may be tried again.
@@ -177,38 +227,22 @@ export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
 /** What was copied into the guest to be written there comes back. */
 async function bringBack(
   { facts, monitor, emit }: VmParts,
-  signal: AbortSignal | undefined,
+  signal: AbortSignal,
 ) {
-  for (const share of facts.shares) {
-    if (!share.copied || !share.writable) continue;
-    const { refused } = await copyFromGuest(monitor, share, { signal });
-    if (refused.length === 0) continue;
-    const message = `The export ${share.tag} has what a host must not take` +
-      leftOut(refused);
-    emit({ type: "warning", message });
-  }
-}
-
-/** Runs a command between the events that say so. */
-async function reported<Result extends TerminalResult>(
-  parts: VmParts,
-  command: string,
-  { run, signal }: { run: () => Promise<Result>; signal?: AbortSignal },
-): Promise<Result> {
-  const { emit } = parts;
-  const id = nextCommandId();
-  const begun = performance.now();
-  emit({ type: "command_dispatch", id, command, backend: "qemu" });
-  const result = await Promise.race([run(), halt(parts)])
-    .catch(async (error) => {
-      throw await explain(parts, error);
+  const copies = facts.shares.filter((it) => it.copied && it.writable);
+  if (copies.length === 0) return;
+  // Commands that end together, of other processes as well, take turns.
+  using _lock = await lock(join(facts.dir, MACHINE_FILES.back), { signal });
+  for (const share of copies) {
+    const { refused, changed } = await copyFromGuest(monitor, share, {
+      signal,
     });
-  await bringBack(parts, signal);
-  const { code, signal: endedBy, stdoutBytes, stderrBytes } = result;
-  const elapsedMs = Math.round(performance.now() - begun);
-  const how = { code, signal: endedBy, stdoutBytes, stderrBytes };
-  emit({ type: "command_end", id, ...how, elapsedMs });
-  return result;
+    const warn = (what: string) =>
+      emit({ type: "warning", message: `The export ${share.tag} ${what}` });
+    if (changed) warn(`changed while it was brought back: ${changed}`);
+    if (refused.count === 0) continue;
+    warn(`has what a host must not take${leftOut(refused)}`);
+  }
 }
 
 /** A relative directory is one of the workspace. */
@@ -216,11 +250,6 @@ function guestDir({ shares }: VmFacts, cwd = ""): string {
   if (cwd.startsWith("/")) return cwd;
   const workspace = shares.some(({ tag }) => tag === WORKSPACE_TAG);
   return (workspace ? `/mnt/${WORKSPACE_TAG}` : "") + `/${cwd}`;
-}
-
-/** A guest that stands still does not end its commands. */
-async function halt({ halted }: VmParts): Promise<never> {
-  throw await (halted ?? new Promise<never>(() => {}));
 }
 
 /**

@@ -2,7 +2,8 @@ import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import fc from "fast-check";
 import { run } from "../../lib/system/process.ts";
-import { planTar, type TarOptions } from "../../lib/system/tar.ts";
+import { planTar, type TarOptions } from "../../lib/guest/_tar.ts";
+import { denoArgs, ROOT } from "../../scripts/deno.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 const ignore = Deno.build.os === "windows";
@@ -172,4 +173,33 @@ test("what is excluded is left out without a word", async (dir) => {
     exclude: [join(dir, "cache")],
   });
   assertEquals([entries, skipped], [1, []]);
+});
+
+test("what this user may not read is left out, and named", async (dir) => {
+  const from = join(dir, "from");
+  await Deno.mkdir(join(from, "closed"), { recursive: true });
+  await Deno.writeTextFile(join(from, "open"), "text");
+  await Deno.writeTextFile(join(from, "secret"), "secret");
+  await Deno.chmod(join(from, "secret"), 0);
+  await Deno.chmod(join(from, "closed"), 0);
+  const script = join(dir, "plan.ts");
+  await Deno.writeTextFile(
+    script,
+    `import { planTar } from "${ROOT}/lib/guest/_tar.ts";
+     const { entries, skipped } = await planTar(${JSON.stringify(from)});
+     console.log(JSON.stringify({ entries, skipped }));`,
+  );
+  // Root may read anything, unless it gives up that capability.
+  const rootless = Deno.uid() === 0
+    ? ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"]
+    : ["env"];
+  const command = [...rootless, Deno.execPath()];
+  const printed = await must(
+    ...command as [string, ...string[]],
+    ...await denoArgs(["run", "-A", script]),
+  );
+  assertEquals(JSON.parse(printed), {
+    entries: 2,
+    skipped: ["secret", "closed"],
+  });
 });

@@ -7,8 +7,8 @@ import { join } from "@std/path";
 import fc from "fast-check";
 import { ToolsmithError } from "../../lib/errors.ts";
 import { run } from "../../lib/system/process.ts";
-import { planTar } from "../../lib/system/tar.ts";
-import { unpackTar } from "../../lib/system/untar.ts";
+import { planTar } from "../../lib/guest/_tar.ts";
+import { unpackTar } from "../../lib/guest/_untar.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
 import { tar, type TarEntry } from "../support/tar.ts";
@@ -59,6 +59,10 @@ async function* pieces(bytes: Uint8Array) {
   }
 }
 
+async function* again(bytes: Uint8Array) {
+  for (;;) yield bytes;
+}
+
 function namesIn(dir: string): string[] {
   return [...Deno.readDirSync(dir)].map(({ name }) => name).sort();
 }
@@ -74,7 +78,7 @@ test("an export takes no name that leads out of it", async ({ out, outside, take
   ];
   const entries = names.map((name) => ({ name, content: "evil" }));
   const { entries: taken, refused } = await take(entries);
-  assertEquals([taken, refused.length], [0, names.length]);
+  assertEquals([taken, refused.count], [0, names.length]);
   assertEquals(namesIn(out), []);
 });
 
@@ -91,7 +95,7 @@ test("an export writes nothing through a link, its own or one that was there", a
     { name: "hard2", hardLinkTo: "../outside/secret" },
     { name: "there", type: "5" },
   ]);
-  assertEquals(refused, [
+  assertEquals(refused.names, [
     "there/secret",
     "there/new",
     "hard",
@@ -123,7 +127,7 @@ test("links stay inside, however they are put together", async ({ out, take }) =
     { name: "through", linkTo: "a/b/up/../x" },
     { name: "empty", linkTo: "" },
   ]);
-  assertEquals(refused, ["absolute", "out", "a/out", "through", "empty"]);
+  assertEquals(refused.names, ["absolute", "out", "a/out", "through", "empty"]);
   assertEquals(await Deno.readLink(join(out, "a/b/c/good")), "../../../good");
 });
 
@@ -139,7 +143,7 @@ test("an export has no device, no pipe and no set-user-ID bit", async ({ out, ta
     { name: "dir", type: "5", mode: 0o7000 },
     { name: "dir/inside", content: "text" },
   ]);
-  assertEquals(refused, ["char", "block", "pipe", "strange"]);
+  assertEquals(refused.names, ["char", "block", "pipe", "strange"]);
   const mode = (name: string) => Deno.statSync(join(out, name)).mode! & 0o7777;
   assertEquals(mode("setuid"), 0o755);
   assertEquals(mode("dir"), 0o700);
@@ -156,7 +160,7 @@ test("a directory is replaced by nothing else", async ({ out, take }) => {
     { name: "file", content: "file" },
     { name: "file/below", content: "below" },
   ]);
-  assertEquals(refused, ["dir", "file/below", "dir"]);
+  assertEquals(refused.names, ["dir", "file/below", "dir"]);
   assertEquals(await Deno.readTextFile(join(out, "dir", "kept")), "kept");
 });
 
@@ -168,6 +172,54 @@ test("an export has limits in size and in count", async ({ out, take }) => {
   const many = Array.from({ length: 1001 }, (_, n) => ({ name: `n${n}` }));
   await failure("guest_failed", () => take(many));
   assert(!namesIn(out).includes("big"));
+});
+
+test("what an archive says costs no more memory or time than its limits", async ({ out, take }) => {
+  const long = { name: "long", type: "L", content: `${"n".repeat(4000)}\0` };
+  // Each is let go as soon as it is refused: but for the names of a few.
+  const odd = Array.from(
+    { length: 500 },
+    () => [long, { name: "odd", type: "9" }],
+  );
+  const { refused } = await take(odd.flat());
+  assertEquals([refused.count, refused.names.length], [500, 20]);
+  const tooLong = { ...long, content: "n".repeat(10_000) };
+  await failure("guest_failed", () => take([tooLong]));
+  // Neither headers without an entry nor what follows the end come for ever.
+  for (const type of ["g", "L"]) {
+    const header = tar([{ name: "x", type, content: "x=y" }]).subarray(0, 1024);
+    const endless = again(header);
+    await failure("guest_failed", () => unpackTar(endless, out, LIMITS));
+  }
+  const zeros = again(new Uint8Array(2 ** 20));
+  await failure("guest_failed", () => unpackTar(zeros, out, LIMITS));
+  assert((await zeros.next()).done, "the sender was not stopped");
+});
+
+test("directories that an entry implies count, and have a limited depth", async ({ out, take }) => {
+  const deep = (top: string, depth: number) => ({
+    name: "long",
+    type: "L",
+    content: `${top}/${"d/".repeat(depth)}f\0`,
+  });
+  const file = { name: "f", content: "x" };
+  const { refused } = await take([deep("a", 200), file]);
+  assertEquals([refused.count, namesIn(out)], [1, []]);
+  const many = Array.from({ length: 20 }, (_, n) => [deep(`t${n}`, 90), file]);
+  await failure("guest_failed", () => take(many.flat()));
+});
+
+test("what is refused leaves nothing behind, and nothing else is refused for it", async ({ out, take }) => {
+  const linkpath = "t".repeat(5000);
+  const { refused, entries } = await take([
+    { name: "hard", hardLinkTo: "q/w/e/r" },
+    { name: "deep/odd", type: "9" },
+    { name: "long", type: "K", content: `${linkpath}\0` },
+    { name: "long", linkTo: "x" },
+    { name: "good", linkTo: "x" },
+  ]);
+  assertEquals(refused.names, ["hard", "deep/odd", "long"]);
+  assertEquals([entries, namesIn(out)], [1, ["good"]]);
 });
 
 test("an archive that is cut off or damaged is refused", async ({ take }) => {
@@ -198,7 +250,7 @@ test("names in extended headers are held to the same", async ({ out, take }) => 
     { name: "././@LongLink", type: "L", content: `${"d".repeat(120)}\0` },
     { name: "d", content: "good" },
   ]);
-  assertEquals(refused, ["../outside/x", "../outside/y", "c"]);
+  assertEquals(refused.names, ["../outside/x", "../outside/y", "c"]);
   assertEquals(namesIn(out), ["d".repeat(120)]);
 });
 
@@ -268,7 +320,7 @@ test("what this program, GNU tar and others write is unpacked as it was", async 
     const to = join(out, `${index}`);
     await Deno.mkdir(to);
     const { refused } = await unpackTar(pieces(bytes), to, LIMITS);
-    assertEquals(refused, []);
+    assertEquals(refused.count, 0);
     const text = await Deno.readTextFile(join(to, "link"));
     assertEquals(text, "text\n");
     const { mode, mtime, size } = await Deno.stat(join(to, "tool"));

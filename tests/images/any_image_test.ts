@@ -2,8 +2,18 @@
  * What users do, in images that nobody prepared for them: of another processor,
  * for another firmware.
  */
-import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
 import { dirname, join } from "@std/path";
+import { boot } from "../../lib/vm/boot.ts";
+import { run } from "../../lib/system/process.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { failure } from "../support/failure.ts";
+import { env } from "../support/guest.ts";
 import { fileChunks, sha256 } from "../../lib/system/digest.ts";
 import { buildDebian, type DebianKind } from "../../scripts/guest/debian.ts";
 import type { Part } from "../../scripts/setup.ts";
@@ -46,6 +56,22 @@ const KINDS: Partial<Record<DebianKind, Kind>> = {
     mounts: false,
   },
 };
+
+Deno.test({
+  name: "UEFI that finds nothing to start says so before its deadline",
+  ...needs("qemu", "qemuImg", "uefi"),
+  async fn() {
+    await using dir = await temporaryDir();
+    const image = join(dir.path, "empty.qcow2");
+    const args = ["create", "-q", "-f", "qcow2", image, "8M"];
+    assertEquals((await run("qemu-img", { args })).code, 0);
+    const { message } = await failure(
+      "boot_failed",
+      () => boot({ image, env, firmware: "uefi", bootTimeoutMs: 100_000 }),
+    );
+    assertStringIncludes(message, "UEFI has found nothing to start");
+  },
+});
 
 for (const [name, kind] of Object.entries(KINDS)) {
   Deno.test({
@@ -131,6 +157,23 @@ async function behaves(
       if (!mounts) assertMatch(stderr, /128 MiB.*--copy-limit/);
     },
   );
+  await t.step("its agent keeps no process that has ended", async () => {
+    const at = { env: { TOOLSMITH_QEMU: parts.qemu! }, timeoutMs: 300_000 };
+    const use = async (...args: string[]) => {
+      const { code, stdout, stderr } = await work.toolsmith(args, at);
+      assertEquals(code, 0, stderr);
+      return stdout;
+    };
+    await use("boot", "--detach", "--boot-timeout", "240");
+    try {
+      for (let n = 0; n < 4; n++) await use("run", "--quiet", "--", "true");
+      const count = "grep -l '^State:.Z' /proc/[0-9]*/status | wc -l";
+      const zombies = await use("run", "--quiet", "--", "sh", "-c", count);
+      assert(Number(zombies) <= 1, zombies);
+    } finally {
+      await use("stop");
+    }
+  });
   await t.step("an export brings results back", async () => {
     await Deno.writeTextFile(join(out, "old"), "old\n");
     const script =

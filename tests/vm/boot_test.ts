@@ -263,14 +263,34 @@ Deno.test({
       assertEquals((await Deno.stat(join(out, "a"))).mode! & 0o7777, 0o711);
       assertEquals(Array.from(Deno.readDirSync(out)).length, 3);
       assert(said().includes("a host must not take; left out: 1"), said());
+
+      // Each brings the export back, and they take turns.
+      const names = Array.from({ length: 6 }, (_, n) => `at-once-${n}`);
+      await Promise.all(names.map(async (name) => {
+        const args = ["-c", `echo ${name} >/mnt/out/${name}`];
+        assertEquals((await vm.exec("sh", { args })).code, 0);
+        const text = await Deno.readTextFile(join(out, name));
+        assertEquals(text, `${name}\n`);
+      }));
+
+      // What the guest sends back is a part of the command, in time as well.
+      const hang =
+        "rm /bin/tar; printf '#!/bin/sh\\nexec sleep 99' >/bin/tar; chmod 755 /bin/tar";
+      const limits = { args: ["-c", hang], timeoutMs: 4000 };
+      await failure("timeout", () => vm.exec("sh", limits));
     }
+    let cancelled = false;
+    const input = new ReadableStream({ cancel: () => void (cancelled = true) });
     await Deno.writeFile(join(workspace, "large"), new Uint8Array(2 ** 20));
-    await using vm = await boot({
+    const vm = await boot({
       ...{ image, env, workspace, copyLimit: 1 },
+      console: { input, output: () => {} },
       onEvent: warnings.onEvent,
     });
     assertEquals((await vm.exec("pwd")).stdout, "/\n");
     assert(said().includes("--copy-limit"), said());
+    await vm.stop();
+    assert(cancelled, "the machine holds on to what is typed");
   },
 });
 
