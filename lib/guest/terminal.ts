@@ -33,7 +33,10 @@ export interface TerminalScreen {
   output: OutputSink;
   /** How much it shows now. */
   size(): TerminalSize;
-  /** Calls back whenever its size has changed, until the signal is aborted. */
+  /**
+   * Calls back whenever its size has changed, until the signal is aborted: the
+   * command has ended then, and the screen is not the guest's any more.
+   */
   onResize(changed: () => void, signal: AbortSignal): void;
 }
 
