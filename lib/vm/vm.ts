@@ -4,30 +4,14 @@
  *
  * @module
  */
+import type { Emit } from "../events.ts";
+import type { ExecOptions, ExecResult } from "../guest/exec.ts";
+import type { TerminalOptions, TerminalResult } from "../guest/terminal.ts";
 import type { Accelerator } from "../qemu/accelerator.ts";
-import { WORKSPACE_TAG } from "./shares.ts";
-import { type Emit, nextCommandId } from "../events.ts";
-import { lock } from "../system/lock.ts";
-import { abortable, settlesWithin, timeLimit } from "../system/time.ts";
-import {
-  execInGuest,
-  type ExecOptions,
-  type ExecResult,
-} from "../guest/exec.ts";
-import type { ExecLimits } from "../guest/exec.ts";
-import { copyFromGuest } from "../guest/copy.ts";
-import { join } from "../path.ts";
-import { MACHINE_FILES } from "../qemu/machine_dir.ts";
-import { leftOut } from "./_left_out.ts";
-import {
-  execOnTerminal,
-  type TerminalOptions,
-  type TerminalResult,
-} from "../guest/terminal.ts";
-import type { Monitor } from "../qemu/monitor.ts";
-import { VmDisconnectedError } from "../qemu/errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
-import { HALT_QUERIES, haltOfAnswers } from "../qemu/halt.ts";
+import type { Monitor } from "../qemu/monitor.ts";
+import { settlesWithin, timeLimit } from "../system/time.ts";
+import { commandsOf } from "./_commands.ts";
 import { clearSetIdBits } from "./_set_id.ts";
 
 /** What a machine is, as far as others need to know. */
@@ -138,10 +122,6 @@ export interface VmParts {
 
 const ASK_MS = 3_000;
 const QUIT_MS = 5_000;
-/** A machine that ends takes the connections to it along a bit earlier. */
-const NOTICE_MS = 1_000;
-const ALL_PORTS_IN_USE =
-  "The machine runs as many commands as it can: waiting until one has ended";
 
 /**
  * Makes a machine from its parts.
@@ -150,69 +130,12 @@ const ALL_PORTS_IN_USE =
  * @returns The machine; what disposing it means is for the caller to add.
  */
 export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
-  const { facts, monitor, emit } = parts;
-  // A guest that stands still does not end its commands. One listener serves all
-  // of them: each that waited for the promise would be kept as long as it.
-  const halt = new AbortController();
-  parts.halted?.then((error) => halt.abort(error));
+  const { facts } = parts;
   let stopping: Promise<void> | undefined;
-  const onWait = () => emit({ type: "warning", message: ALL_PORTS_IN_USE });
-  /** Runs a command between the events that say so. */
-  const reported = async <Result extends TerminalResult>(
-    command: string,
-    options: ExecLimits,
-    run: (signal: AbortSignal) => Promise<Result>,
-  ): Promise<Result> => {
-    const { timeoutMs = Infinity, signal } = options;
-    const id = nextCommandId();
-    const begun = performance.now();
-    emit({ type: "command_dispatch", id, command, backend: "qemu" });
-    using limit = timeLimit(timeoutMs, "The command", signal);
-    const work = async () => {
-      const result = await run(limit.signal);
-      try {
-        await bringBack(parts, limit.signal);
-      } finally {
-        const { code, signal: endedBy, stdoutBytes, stderrBytes } = result;
-        const elapsedMs = Math.round(performance.now() - begun);
-        const how = { code, signal: endedBy, stdoutBytes, stderrBytes };
-        emit({ type: "command_end", id, ...how, elapsedMs });
-      }
-      return result;
-    };
-    try {
-      return await abortable(work(), halt.signal);
-    } catch (error) {
-      throw await explain(parts, error);
-    }
-  };
   return {
     facts,
     ended: parts.ended,
-    exec(command, options = {}) {
-      const cwd = guestDir(facts, options.cwd);
-      return reported(
-        command,
-        options,
-        (signal) =>
-          execInGuest(monitor, command, {
-            ...options,
-            ...{ cwd, onWait, signal, timeoutMs: undefined },
-          }),
-      );
-    },
-    terminal(command, options) {
-      const cwd = guestDir(facts, options.cwd);
-      return reported(
-        command,
-        options,
-        (signal) =>
-          execOnTerminal(monitor, command, {
-            ...options,
-            ...{ cwd, onWait, signal, timeoutMs: undefined },
-          }),
-      );
-    },
+    ...commandsOf(parts),
     stop(options = {}) {
       // One that was given up may be tried again.
       stopping ??= end(parts, options).catch((error) => {
@@ -222,51 +145,6 @@ export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
       return stopping;
     },
   };
-}
-
-/** What was copied into the guest to be written there comes back. */
-async function bringBack(
-  { facts, monitor, emit }: VmParts,
-  signal: AbortSignal,
-) {
-  const copies = facts.shares.filter((it) => it.copied && it.writable);
-  if (copies.length === 0) return;
-  // Commands that end together, of other processes as well, take turns.
-  using _lock = await lock(join(facts.dir, MACHINE_FILES.back), { signal });
-  for (const share of copies) {
-    const { refused, changed } = await copyFromGuest(monitor, share, {
-      signal,
-    });
-    const warn = (what: string) =>
-      emit({ type: "warning", message: `The export ${share.tag} ${what}` });
-    if (changed) warn(`changed while it was brought back: ${changed}`);
-    if (refused.count === 0) continue;
-    warn(`has what a host must not take${leftOut(refused)}`);
-  }
-}
-
-/** A relative directory is one of the workspace. */
-function guestDir({ shares }: VmFacts, cwd = ""): string {
-  if (cwd.startsWith("/")) return cwd;
-  const workspace = shares.some(({ tag }) => tag === WORKSPACE_TAG);
-  return (workspace ? `/mnt/${WORKSPACE_TAG}` : "") + `/${cwd}`;
-}
-
-/**
- * A broken connection says little where the machine itself has ended, and an
- * agent's silence where QEMU has stopped the guest.
- */
-async function explain(parts: VmParts, error: unknown): Promise<unknown> {
-  if (error instanceof VmDisconnectedError) {
-    if (!await settlesWithin(parts.ended, NOTICE_MS)) return error;
-    return await parts.failure() ?? error;
-  }
-  const { code } = error as { code?: unknown };
-  if (code !== "guest_failed" && code !== "timeout") return error;
-  using limit = timeLimit(ASK_MS, "query-status");
-  const answers = await parts.monitor.qemu(HALT_QUERIES, limit.signal)
-    .catch(() => []);
-  return haltOfAnswers(answers) ?? error;
 }
 
 /** Asks the guest, then QEMU, then the system to end the machine. */
