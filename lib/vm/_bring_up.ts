@@ -20,7 +20,8 @@ import { attach } from "./_hotplug.ts";
 import { saveMachine } from "./_migrate.ts";
 import { bootFailure, whenReady } from "./_readiness.ts";
 import { relay } from "./_typing.ts";
-import { type BootedVm, makeVm } from "./vm.ts";
+import { makeVm } from "./_make_vm.ts";
+import type { BootedVm } from "./vm.ts";
 
 const DEFAULT_TIMEOUT_MS = 120_000;
 /** A restored guest answers at once, or never; many at once take their time. */

@@ -19,7 +19,8 @@ import {
   formatRecord,
   parseRecord,
 } from "./detached_record.ts";
-import { type BootedVm, makeVm, type StopOptions, type Vm } from "./vm.ts";
+import { makeVm } from "./_make_vm.ts";
+import type { BootedVm, StopOptions, Vm } from "./vm.ts";
 
 /** What {@linkcode detach} takes. */
 export interface DetachOptions {

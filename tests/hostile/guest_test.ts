@@ -8,7 +8,7 @@ import { setUpGuest } from "../../lib/guest/setup.ts";
 import { FIRST_PORTS, MACHINE_FILES } from "../../lib/qemu/machine_dir.ts";
 import { sharedMonitor } from "../../lib/qemu/monitor.ts";
 import { lock } from "../../lib/system/lock.ts";
-import { makeVm } from "../../lib/vm/vm.ts";
+import { makeVm } from "../../lib/vm/_make_vm.ts";
 import { attachNetwork } from "../../lib/vm/_hotplug.ts";
 import { failure } from "../support/failure.ts";
 import {
