@@ -92,15 +92,18 @@ async function behaves(
   await work.manifest({ qcow2, qcow2_sha256 });
   const out = join(work.dir, "out");
   await Deno.mkdir(out);
-  const toolsmith = (args: string[], input?: Uint8Array<ArrayBuffer>) =>
+  const options = {
+    permissions: ["-P=run"],
+    timeoutMs: 300_000,
+    env: {
+      PATH: `${dirname(parts.qemu!)}:${Deno.env.get("PATH")}`,
+      TOOLSMITH_QEMU: "",
+    },
+  };
+  const toolsmith = (args: string[], bytes?: Uint8Array<ArrayBuffer>) =>
     work.toolsmith(["run", "--boot-timeout", "240", ...args], {
-      permissions: ["-P=run"],
-      timeoutMs: 300_000,
-      ...input ? { input: { bytes: input } } : {},
-      env: {
-        PATH: `${dirname(parts.qemu!)}:${Deno.env.get("PATH")}`,
-        TOOLSMITH_QEMU: "",
-      },
+      ...options,
+      ...bytes ? { input: { bytes } } : {},
     });
 
   await t.step("the first run boots it, the second restores it", async () => {
@@ -158,9 +161,8 @@ async function behaves(
     },
   );
   await t.step("its agent keeps no process that has ended", async () => {
-    const at = { env: { TOOLSMITH_QEMU: parts.qemu! }, timeoutMs: 300_000 };
     const use = async (...args: string[]) => {
-      const { code, stdout, stderr } = await work.toolsmith(args, at);
+      const { code, stdout, stderr } = await work.toolsmith(args, options);
       assertEquals(code, 0, stderr);
       return stdout;
     };
