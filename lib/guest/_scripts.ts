@@ -130,8 +130,9 @@ again() {
  * - NAME.err carries a greeting, stderr, then the marker; from the host comes the marker,
  *   which no argument holds, or any list of processes would show it, then names
  *   of signals. When it ends, the host is gone, and the command is killed.
- * - NAME.in carries stdin: a line with a count, so many bytes, and so on, as a
- *   port that the host closes may lose what was not read yet.
+ * - NAME.in carries stdin: a line with a size and a count, so many blocks of so
+ *   many bytes, and so on, as a port that the host closes may lose what was not
+ *   read yet.
  *
  * What the command writes goes through pipes, so that it may open /dev/stdout
  * again, and so that the marker comes after its last byte.
@@ -153,10 +154,10 @@ group=-
 command -v setsid >/dev/null || group=
 feed() {
   tries=0
-  until read -r size <&3; do again; done
+  until read -r size count <&3; do again; done
   while [ "$size" -gt 0 ]; do
-    dd bs="$size" count=1 iflag=fullblock <&3 2>/dev/null || return
-    read -r size <&3 || return
+    dd bs="$size" count="$count" iflag=fullblock <&3 2>/dev/null || return
+    read -r size count <&3 || return
   done
 }
 ${LAUNCH_FUNCTION}{
@@ -257,7 +258,7 @@ export const SETUP_SCRIPT = `
   date -u -s "@$2" >/dev/null 2>&1 || echo clock
 shift 2
 while [ $# -gt 0 ]; do
-  mkdir -p "$2" || exit 1
+  [ -d "$2" ] || mkdir -p "$2" || exit 1
   tries=0
   until said=$(mount -t 9p -o "trans=virtio,version=9p2000.L,msize=1048576,$3" "$1" "$2" 2>&1); do
     tries=$((tries + 1))

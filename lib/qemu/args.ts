@@ -194,8 +194,9 @@ function machineType({ arch, accelerator }: MachineOptions): string {
 
 function processor({ arch, accelerator }: MachineOptions): string {
   if (accelerator !== "tcg") return "host";
-  // To emulate the architecture's own pointer authentication costs much time.
-  return arch === "aarch64" ? "max,pauth-impdef=on" : "max";
+  // To emulate the architecture's own pointer authentication costs much time, and
+  // so does each byte of a string copy: guests then copy words instead.
+  return arch === "aarch64" ? "max,pauth-impdef=on" : "max,-erms,-fsrm";
 }
 
 function firmware(firmware: Firmware | undefined): string[] {
