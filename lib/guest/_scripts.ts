@@ -248,6 +248,12 @@ EOF
 }
 `;
 
+/** Where a guest has noted that its kernel has no 9p, to be saved with it. */
+const NO_9P = "/run/toolsmith.no-9p";
+
+/** Tells a kernel without 9p: a directory that is not there yet has other words. */
+const WITHOUT_9P = '*"No such device"* | *"unknown filesystem"*';
+
 /**
  * Sets the clock and mounts directories of the host. Arguments: the time in seconds
  * since 1970, exact and rounded, or two empty words; then three a directory: tag,
@@ -257,21 +263,25 @@ export const SETUP_SCRIPT = `
 [ -z "$1" ] || date -u -s "@$1" >/dev/null 2>&1 ||
   date -u -s "@$2" >/dev/null 2>&1 || echo clock
 shift 2
+mounted=
+fail() {
+  echo "$1"
+  [ -z "$mounted" ] || umount -l $mounted
+  exit 1
+}
+[ $# -eq 0 ] || ! read -r said 2>/dev/null <${NO_9P} || fail "$1: $said"
 while [ $# -gt 0 ]; do
-  [ -d "$2" ] || mkdir -p "$2" || exit 1
+  [ -d "$2" ] || mkdir -p "$2" || fail "$2 cannot be made"
   tries=0
   until said=$(mount -t 9p -o "trans=virtio,version=9p2000.L,msize=1048576,$3" "$1" "$2" 2>&1); do
     tries=$((tries + 1))
     case $said in
-    # A kernel without 9p; a directory that is not there yet has other words.
-    *"No such device"* | *"unknown filesystem"*) tries=60 ;;
+    ${WITHOUT_9P}) tries=60 ;;
     esac
-    if [ "$tries" -ge 60 ]; then
-      echo "$1: $said"
-      exit 1
-    fi
+    [ "$tries" -lt 60 ] || fail "$1: $said"
     sleep 0.05 2>/dev/null || sleep 1
   done
+  mounted="$mounted $2"
   shift 3
 done
 `;
@@ -288,7 +298,13 @@ shift
 while [ $# -gt 0 ]; do
   mkdir -p "$2"
   # A mounted directory would keep the machine from being saved.
-  mount -t 9p -o trans=virtio,version=9p2000.L,ro "$1" "$2" && umount "$2"
+  if said=$(mount -t 9p -o trans=virtio,version=9p2000.L,ro "$1" "$2" 2>&1); then
+    umount "$2"
+  else
+    case $said in
+    ${WITHOUT_9P}) echo "$said" >${NO_9P} ;;
+    esac
+  fi
   shift 2
 done
 date

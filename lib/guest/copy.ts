@@ -50,8 +50,8 @@ const CHANGED = 1;
  * input.
  */
 const COPY_SCRIPT = `
-umount -l "$1" 2>/dev/null
-mkdir -p "$1" && mount -t tmpfs -o mode=755 toolsmith "$1" || exit 1
+[ -d "$1" ] || mkdir -p "$1" || exit 1
+mount -t tmpfs -o mode=755 toolsmith "$1" || exit 1
 said=$(tar -xpf - -C "$1" 2>&1) || {
   echo "$said" | tail -n 1 >&2
   exit 1
