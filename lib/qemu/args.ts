@@ -100,7 +100,7 @@ export function qemuArgs(options: MachineOptions): string[] {
     ...["-name", "toolsmith"],
     ...["-machine", machineType(options), "-cpu", processor(options)],
     ...memoryArgs(options),
-    ...firmware(options.firmware),
+    ...firmware(options),
     ...["-m", `${options.memory}M`, "-smp", `${options.cpus}`],
     ...["-display", "none", "-nic", "none"],
     ...sandbox(os),
@@ -199,13 +199,23 @@ function processor({ arch, accelerator }: MachineOptions): string {
   return arch === "aarch64" ? "max,pauth-impdef=on" : "max,-erms,-fsrm";
 }
 
-function firmware(firmware: Firmware | undefined): string[] {
+function firmware({ arch, firmware }: MachineOptions): string[] {
   if (!firmware) return [];
-  if ("rom" in firmware) return ["-bios", firmware.rom];
   const flash = (file: string) => `if=pflash,format=raw,file=${quote(file)},`;
+  const readOnly = (file: string) => [
+    "-drive",
+    `${flash(file)}unit=0,readonly=on`,
+  ];
+  if ("rom" in firmware) {
+    // The flash of one machine takes files of its own size alone, the memory for
+    // the BIOS of the other those of whole 64 KiB.
+    return arch === "aarch64"
+      ? ["-bios", firmware.rom]
+      : readOnly(firmware.rom);
+  }
   // The memory of the flash is the machine's, and goes into its snapshot.
   return [
-    ...["-drive", `${flash(firmware.code)}unit=0,readonly=on`],
+    ...readOnly(firmware.code),
     ...["-drive", `${flash(firmware.variables)}unit=1,snapshot=on`],
   ];
 }

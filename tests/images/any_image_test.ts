@@ -10,6 +10,7 @@ import {
 } from "@std/assert";
 import { dirname, join } from "@std/path";
 import { boot } from "../../lib/vm/boot.ts";
+import { findUefi } from "../../lib/qemu/firmware.ts";
 import { run } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
@@ -58,18 +59,22 @@ const KINDS: Partial<Record<DebianKind, Kind>> = {
 };
 
 Deno.test({
-  name: "UEFI that finds nothing to start says so before its deadline",
+  name:
+    "UEFI that finds nothing to start says so before its deadline, a file's too",
   ...needs("qemu", "qemuImg", "uefi"),
   async fn() {
     await using dir = await temporaryDir();
     const image = join(dir.path, "empty.qcow2");
     const args = ["create", "-q", "-f", "qcow2", image, "8M"];
     assertEquals((await run("qemu-img", { args })).code, 0);
-    const { message } = await failure(
-      "boot_failed",
-      () => boot({ image, env, firmware: "uefi", bootTimeoutMs: 100_000 }),
-    );
-    assertStringIncludes(message, "UEFI has found nothing to start");
+    const { code } = await findUefi("x86_64", { program: parts.qemu! });
+    for (const firmware of ["uefi", code]) {
+      const { message } = await failure(
+        "boot_failed",
+        () => boot({ image, env, firmware, bootTimeoutMs: 100_000 }),
+      );
+      assertStringIncludes(message, "UEFI has found nothing to start");
+    }
   },
 });
 
