@@ -39,53 +39,41 @@ async function start(work: Workspace, script: string, args: string[]) {
 }
 
 Deno.test({
-  name: "boot into a pipe that nobody reads comes up, and ends at TERM",
+  name: "output that nobody reads, or that cannot be written, ends a program",
   ...needsGuest,
-  async fn() {
+  async fn(t) {
     await using work = await guestWorkspace();
-    const { child, said } = await start(
-      work,
-      'mkfifo pipe; exec 9<>pipe; head -c 65536 /dev/zero >&9; exec "$@" >pipe',
-      ["boot", "--no-save", "--fresh"],
-    );
-    await using _child = child;
-    for (let tries = 0; !/booted in/.test(said.stderr); tries++) {
-      if (tries > 600) throw new Error(`it did not come up: ${said.stderr}`);
-      await sleep(100);
-    }
-    Deno.kill(child.pid, "SIGTERM");
-    assertEquals(await settlesWithin(child.ended, 20_000), true, said.stderr);
-    assertEquals((await child.ended).code, 143);
+    await t.step("boot comes up all the same, and ends at TERM", async () => {
+      const script =
+        'mkfifo pipe; exec 9<>pipe; head -c 65536 /dev/zero >&9; exec "$@" >pipe';
+      const { child, said } = await start(work, script, ["boot"]);
+      await using _child = child;
+      for (let tries = 0; !/booted in/.test(said.stderr); tries++) {
+        if (tries > 600) throw new Error(`it did not come up: ${said.stderr}`);
+        await sleep(100);
+      }
+      Deno.kill(child.pid, "SIGTERM");
+      assertEquals(await settlesWithin(child.ended, 20_000), true, said.stderr);
+      assertEquals((await child.ended).code, 143);
+    });
+    await t.step("run ends silently with 141", async () => {
+      const script = '{ "$@"; echo "status $?" >&2; } | head -n1';
+      const args = ["run", "--quiet", "yes"];
+      const { child, said } = await start(work, script, args);
+      await using _child = child;
+      await child.ended;
+      assertEquals(said.stderr, "status 141\n");
+    });
+    await t.step("run reports one that is full", async () => {
+      const args = ["run", "--quiet", "yes"];
+      const { child, said } = await start(work, 'exec "$@" >/dev/full', args);
+      await using _child = child;
+      assertEquals((await child.ended).code, 50, said.stderr);
+      assertMatch(
+        said.stderr,
+        /^error: Cannot write to standard output: .*\n$/,
+      );
+    });
     assertEquals(await processesOf(work.dir), []);
-  },
-});
-
-Deno.test({
-  name: "run ends silently with 141 when its output is not read any more",
-  ...needsGuest,
-  async fn() {
-    await using work = await guestWorkspace();
-    const { child, said } = await start(
-      work,
-      '{ "$@"; echo "status $?" >&2; } | head -n1',
-      ["run", "--quiet", "--no-save", "--fresh", "yes"],
-    );
-    await using _child = child;
-    await child.ended;
-    assertEquals(said.stderr, "status 141\n");
-    assertEquals(await processesOf(work.dir), []);
-  },
-});
-
-Deno.test({
-  name: "run reports a standard output that is full, and ends",
-  ...needsGuest,
-  async fn() {
-    await using work = await guestWorkspace();
-    const args = ["run", "--quiet", "--no-save", "--fresh", "yes"];
-    const { child, said } = await start(work, 'exec "$@" >/dev/full', args);
-    await using _child = child;
-    assertEquals((await child.ended).code, 50, said.stderr);
-    assertMatch(said.stderr, /^error: Cannot write to standard output: .*\n$/);
   },
 });
