@@ -173,3 +173,11 @@ test("arguments for QEMU that name a file of the host are never saved", async (p
   const rom = ["-device", "virtio-net-pci,romfile=my.rom"];
   assertEquals(await slot(...rom), undefined);
 });
+
+test("another QEMU in the same place does not restore what the first has saved", async (place) => {
+  const { key } = await fill(place);
+  await Deno.writeTextFile(place.plan.program, "its next version");
+  const { slot } = await look(place);
+  assertEquals(slot?.found, undefined);
+  assert(slot?.key !== key);
+});
