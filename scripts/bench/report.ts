@@ -9,6 +9,9 @@ import { parts } from "../../tests/support/parts.ts";
 import { importsFrom, ROOT } from "../deno.ts";
 import { median, type Section, valueText } from "./measure.ts";
 
+/** How busy the host was with other work. */
+const LOAD = Deno.loadavg()[0];
+
 const WIDTH = 760;
 const LABEL = 300;
 const LINE = 22;
@@ -34,7 +37,7 @@ export async function writeReport(sections: Section[]) {
   const isWasm = await importsFrom() === "jsr";
   const how = [
     new Date().toISOString().slice(0, 10),
-    `load ${Deno.loadavg()[0].toFixed(1)}`,
+    `load before ${LOAD.toFixed(1)}`,
     ...await niceness(),
     isWasm ? "digest: `@std/crypto`" : "digest: stand-in over `node:crypto`",
   ].join("; ");

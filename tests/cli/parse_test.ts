@@ -203,6 +203,21 @@ const WRONG: [string, string, string][] = [
   ["publish a b --created soon", "soon is not a time", ""],
 ];
 
+/** How many words commands take; the others take none. */
+const TAKES: Record<string, number> = { publish: 2, cache: 1, completions: 1 };
+
+for (const { name } of COMMANDS) {
+  // What follows these is the guest's.
+  if (name === "run" || name === "shell") continue;
+  const count = TAKES[name] ?? 0;
+  Deno.test(`${name} takes ${count} words, no fewer and no more`, async () => {
+    const wrong = [count - 1, count + 1].filter((words) => words >= 0);
+    for (const words of wrong) {
+      await failure("usage", () => parse(`${name} ${"x ".repeat(words)}`));
+    }
+  });
+}
+
 for (const [line, words, hint] of WRONG) {
   Deno.test(`toolsmith ${line}: ${words}`, async () => {
     const error = await failure("usage", () => parse(line));
