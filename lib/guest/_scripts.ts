@@ -260,12 +260,16 @@ const WITHOUT_9P = '*"No such device"* | *"unknown filesystem"*';
  * place, `ro` or `rw`. A device needs a moment after it was plugged in.
  */
 export const SETUP_SCRIPT = `
-[ -z "$1" ] || date -u -s "@$1" >/dev/null 2>&1 ||
-  date -u -s "@$2" >/dev/null 2>&1 || echo clock
+clock() {
+  date -u -s "@$1" || date -u -s "@$2"
+} >/dev/null 2>&1
+# Another processor can do that meanwhile.
+{ [ -z "$1" ] || clock "$1" "$2" || echo clock; } &
 shift 2
 mounted=
 fail() {
   echo "$1"
+  wait
   [ -z "$mounted" ] || umount -l $mounted
   exit 1
 }
@@ -284,6 +288,7 @@ while [ $# -gt 0 ]; do
   mounted="$mounted $2"
   shift 3
 done
+wait
 `;
 
 /**

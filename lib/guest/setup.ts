@@ -36,7 +36,7 @@ const TIMEOUT_MS = 120_000;
 const SETTLE_MS = 30_000;
 const PREPARE_PAUSE_MS = 100;
 /** Written by the script when the guest's own `date` cannot set the clock. */
-const NO_CLOCK = /^clock\n/;
+const NO_CLOCK = /^clock\n/m;
 
 /**
  * Mounts plugged-in directories in the guest, each at `/mnt/<tag>`, and sets its
