@@ -201,22 +201,22 @@ function processor({ arch, accelerator }: MachineOptions): string {
 
 function firmware({ arch, firmware }: MachineOptions): string[] {
   if (!firmware) return [];
-  const flash = (file: string) => `if=pflash,format=raw,file=${quote(file)},`;
-  const readOnly = (file: string) => [
+  const flash = (unit: number, file: string, how: string) => [
     "-drive",
-    `${flash(file)}unit=0,readonly=on`,
+    `if=pflash,format=raw,file=${quote(file)},unit=${unit},${how}`,
   ];
+  // The memory of the flash is the machine's, and goes into its snapshot.
+  const own = "snapshot=on";
   if ("rom" in firmware) {
     // The flash of one machine takes files of its own size alone, the memory for
     // the BIOS of the other those of whole 64 KiB.
     return arch === "aarch64"
       ? ["-bios", firmware.rom]
-      : readOnly(firmware.rom);
+      : flash(0, firmware.rom, own);
   }
-  // The memory of the flash is the machine's, and goes into its snapshot.
   return [
-    ...readOnly(firmware.code),
-    ...["-drive", `${flash(firmware.variables)}unit=1,snapshot=on`],
+    ...flash(0, firmware.code, "readonly=on"),
+    ...flash(1, firmware.variables, own),
   ];
 }
 

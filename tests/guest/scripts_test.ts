@@ -1,7 +1,11 @@
 import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import fc from "fast-check";
-import { LAUNCH_FUNCTION, START_SCRIPT } from "../../lib/guest/_scripts.ts";
+import {
+  LAUNCH_FUNCTION,
+  SETUP_SCRIPT,
+  START_SCRIPT,
+} from "../../lib/guest/_scripts.ts";
 import { run } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
 
@@ -29,7 +33,48 @@ async function launch(shell: string, command: string[]) {
   return [stdout, stderr];
 }
 
+/** Functions come before programs: the clock and the mounts are this host's. */
+const STUBS = `
+date() { [ "$3" = @2 ]; }
+mount() {
+  [ "$5" != bad ] || { echo "mount: bad: no such directory" >&2; return 1; }
+}
+umount() { shift; echo "umount $*"; }
+sleep() { :; }
+`;
+
+/** Sets a guest with this shell up. */
+async function setUp(shell: string, words: string[]) {
+  await using dir = await temporaryDir();
+  await Deno.symlink(shell, join(dir.path, "sh"));
+  const { code, stdout } = await run(join(dir.path, "sh"), {
+    args: ["-c", STUBS + SETUP_SCRIPT, "sh", ...words],
+    cwd: dir.path,
+    timeoutMs: 20_000,
+  });
+  return [code, ...stdout.split("\n").filter(Boolean).sort()];
+}
+
 for (const shell of SHELLS) {
+  Deno.test({
+    name:
+      `a guest whose shell is ${shell} sets its clock, and mounts all or none`,
+    ignore: Deno.build.os !== "linux" || !await isThere(shell),
+    async fn() {
+      const good = ["good", "place", "ro"];
+      assertEquals(await setUp(shell, ["1.5", "2", ...good]), [0]);
+      assertEquals(await setUp(shell, ["", "", ...good]), [0]);
+      assertEquals(await setUp(shell, ["1.5", "9"]), [0, "clock"]);
+      const all = [...good, "bad", "other", "rw"];
+      assertEquals(await setUp(shell, ["1.5", "9", ...all]), [
+        1,
+        "bad: mount: bad: no such directory",
+        "clock",
+        "umount place",
+      ]);
+    },
+  });
+
   Deno.test({
     name: `a guest whose shell is ${shell} tells a signal from an exit`,
     ignore: Deno.build.os !== "linux" || !await isThere(shell),

@@ -156,7 +156,7 @@ Deno.test("a firmware is only read, and what it writes is the machine's alone", 
   assert(variables.includes("file=/f/VARS.fd,unit=1,snapshot=on"), variables);
   const both = { ...machine, firmware: { rom: "/f/both,1.fd" } };
   assertEquals(values("-drive", qemuArgs(both)).slice(0, 1), [
-    "if=pflash,format=raw,file=/f/both,,1.fd,unit=0,readonly=on",
+    "if=pflash,format=raw,file=/f/both,,1.fd,unit=0,snapshot=on",
   ]);
   const arm = qemuArgs({ ...both, arch: "aarch64" });
   assertEquals(values("-bios", arm), ["/f/both,1.fd"]);
