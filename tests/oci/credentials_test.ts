@@ -1,6 +1,7 @@
 import { assertEquals } from "@std/assert";
 import {
   ghcrCredentials,
+  publishingEnvironment,
   redactSecrets,
   unusedTokenWarning,
 } from "../../lib/oci/credentials.ts";
@@ -65,4 +66,14 @@ Deno.test("the query of a signed address is cut, the rest stays", () => {
     ),
     'Error: Get "https://cdn.example.com/blob?…": EOF, see http://a/?…',
   );
+});
+
+Deno.test("the token of GitHub Actions publishes there alone, and where no other is set", () => {
+  const token = (...more: [string, string][]) =>
+    publishingEnvironment(new Map([["GITHUB_TOKEN", "job"], ...more]))
+      .get("GHCR_TOKEN");
+  assertEquals(token(["GITHUB_ACTIONS", "true"]), "job");
+  assertEquals(token(["GITHUB_ACTIONS", "true"], ["GHCR_TOKEN", "own"]), "own");
+  assertEquals(token(), undefined);
+  assertEquals(token(["GHCR_TOKEN", "own"]), "own");
 });

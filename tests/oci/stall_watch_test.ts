@@ -39,6 +39,7 @@ Deno.test("a directory that does not grow is reported as stalled", async () => {
   await using dir = await temporaryDir();
   await Deno.writeTextFile(`${dir.path}/a`, "partial");
   for (const path of [dir.path, `${dir.path}/none`]) {
+    const begun = performance.now();
     await using growth = watchGrowth(() => directoryBytes(path), {
       what: "pull x",
       stallMs: 250,
@@ -46,6 +47,7 @@ Deno.test("a directory that does not grow is reported as stalled", async () => {
     await new Promise((done) =>
       growth.signal.addEventListener("abort", done, { once: true })
     );
+    assert(performance.now() - begun >= 250);
     const { code, message } = growth.signal.reason;
     assertEquals(code, "transfer_stalled");
     assertEquals(message, "Cannot pull x: nothing moved for 0.25 s");

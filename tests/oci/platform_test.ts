@@ -1,0 +1,62 @@
+import { assertEquals } from "@std/assert";
+import type { Artifact } from "../../lib/oci/artifact.ts";
+import { archOf, fetchForArch } from "../../lib/oci/platform.ts";
+import { formatReference, parseReference } from "../../lib/oci/reference.ts";
+import { failure } from "../support/failure.ts";
+
+const DIGEST = (digit: string) => `sha256:${digit.repeat(64)}` as const;
+const INDEX = parseReference("example.org/owner/image:1");
+
+/** An index of manifests, by digit and processor, and what is fetched of it. */
+function indexOf(...manifests: [string, string][]) {
+  const asked: string[] = [];
+  const fetch = (reference: typeof INDEX) => {
+    asked.push(formatReference(reference));
+    const isIndex = asked.length === 1;
+    return Promise.resolve({
+      reference,
+      digest: DIGEST("0"),
+      mediaType: "any",
+      layers: [],
+      manifests: isIndex
+        ? manifests.map(([digit, architecture]) => ({
+          digest: DIGEST(digit),
+          architecture,
+        }))
+        : undefined,
+    } as unknown as Artifact);
+  };
+  return { asked, fetch };
+}
+
+Deno.test("of an index comes the one manifest for the processor, also if there is no other", async () => {
+  for (const others of [[], [["b", "arm64"]]] as [string, string][][]) {
+    const { asked, fetch } = indexOf(["a", "amd64"], ...others);
+    const { manifests } = await fetchForArch(INDEX, "x86_64", fetch);
+    assertEquals(manifests, undefined);
+    assertEquals(asked.slice(1), [`example.org/owner/image@${DIGEST("a")}`]);
+  }
+});
+
+Deno.test("an index without a manifest for the processor, or with several, is none", async () => {
+  const other = indexOf(["a", "arm64"], ["b", "s390x"]);
+  const missing = await failure(
+    "payload_missing",
+    () => fetchForArch(INDEX, "x86_64", other.fetch),
+  );
+  assertEquals(missing.message.endsWith("it has arm64, s390x"), true);
+  const two = indexOf(["a", "amd64"], ["b", "amd64"]);
+  await failure(
+    "payload_ambiguous",
+    () => fetchForArch(INDEX, "x86_64", two.fetch),
+  );
+});
+
+Deno.test("a processor that no machine here has is not known", () => {
+  assertEquals(
+    ["amd64", "arm64", "s390x", undefined].map((architecture) =>
+      archOf({ architecture })
+    ),
+    ["x86_64", "aarch64", undefined, undefined],
+  );
+});
