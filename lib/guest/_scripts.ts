@@ -249,7 +249,7 @@ EOF
 `;
 
 /** Where a guest has noted that its kernel has no 9p, to be saved with it. */
-const NO_9P = "/run/toolsmith.no-9p";
+export const NO_9P = "/run/toolsmith.no-9p";
 
 /** Tells a kernel without 9p: a directory that is not there yet has other words. */
 const WITHOUT_9P = '*"No such device"* | *"unknown filesystem"*';
@@ -257,7 +257,8 @@ const WITHOUT_9P = '*"No such device"* | *"unknown filesystem"*';
 /**
  * Sets the clock and mounts directories of the host. Arguments: the time in seconds
  * since 1970, exact and rounded, or two empty words; then three a directory: tag,
- * place, `ro` or `rw`. A device needs a moment after it was plugged in.
+ * place, `ro` or `rw`. A device needs a moment after it was plugged in. All are
+ * mounted, or none, and the last line says why.
  */
 export const SETUP_SCRIPT = `
 clock() {
@@ -292,8 +293,8 @@ wait
 `;
 
 /**
- * Waits until a guest has nothing left to start, and makes it load what each
- * command needs. Arguments: how long to wait, in seconds; then two a directory: tag
+ * Waits until a guest has nothing left to start, makes it load what each command
+ * needs, and notes where it has no 9p. Arguments: how long to wait, in seconds; then two a directory: tag
  * and place. Whatever fails here has its say later.
  */
 export const PREPARE_SCRIPT = `

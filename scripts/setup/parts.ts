@@ -204,7 +204,7 @@ export const ALL = Object.keys(PARTS) as Part[];
 export const SUITES: Record<string, Part[]> = {
   images: ["debian", "uefi", "arm64"],
   faults: [],
-  guests: [],
+  boots: [],
   fleet: ["slurm", "systemd", "buildah"],
 };
 

@@ -3,6 +3,8 @@ import { join } from "@std/path";
 import fc from "fast-check";
 import {
   LAUNCH_FUNCTION,
+  NO_9P,
+  PREPARE_SCRIPT,
   SETUP_SCRIPT,
   START_SCRIPT,
 } from "../../lib/guest/_scripts.ts";
@@ -41,18 +43,37 @@ mount() {
 }
 umount() { shift; echo "umount $*"; }
 sleep() { :; }
+timeout() { :; }
+udevadm() { :; }
 `;
+const WITHOUT_9P = `
+mount() {
+  echo x >>tried
+  echo "mount: unknown filesystem type '9p'." >&2
+  return 1
+}
+`;
+
+/** Runs a script that is a guest's, in a directory of this host. */
+async function inGuest(
+  { shell, dir, stubs = STUBS }: { shell: string; dir: string; stubs?: string },
+  [script, ...words]: string[],
+) {
+  const here = script.replaceAll(NO_9P, join(dir, "note"));
+  const path = join(dir, "sh");
+  if (!await isThere(path)) await Deno.symlink(shell, path);
+  const { code, stdout } = await run(path, {
+    args: ["-c", stubs + here, "sh", ...words],
+    cwd: dir,
+    timeoutMs: 20_000,
+  });
+  return [code, ...stdout.split("\n").filter(Boolean).sort()];
+}
 
 /** Sets a guest with this shell up. */
 async function setUp(shell: string, words: string[]) {
   await using dir = await temporaryDir();
-  await Deno.symlink(shell, join(dir.path, "sh"));
-  const { code, stdout } = await run(join(dir.path, "sh"), {
-    args: ["-c", STUBS + SETUP_SCRIPT, "sh", ...words],
-    cwd: dir.path,
-    timeoutMs: 20_000,
-  });
-  return [code, ...stdout.split("\n").filter(Boolean).sort()];
+  return await inGuest({ shell, dir: dir.path }, [SETUP_SCRIPT, ...words]);
 }
 
 for (const shell of SHELLS) {
@@ -72,6 +93,24 @@ for (const shell of SHELLS) {
         "clock",
         "umount place",
       ]);
+    },
+  });
+
+  Deno.test({
+    name: `a guest whose shell is ${shell} tries once to mount what it cannot`,
+    ignore: Deno.build.os !== "linux" || !await isThere(shell),
+    async fn() {
+      await using dir = await temporaryDir();
+      const site = { shell, dir: dir.path, stubs: STUBS + WITHOUT_9P };
+      const set = [SETUP_SCRIPT, "", "", "work", "place", "ro"];
+      const refused = [1, "work: mount: unknown filesystem type '9p'."];
+      assertEquals(await inGuest(site, set), refused);
+      await inGuest(site, [PREPARE_SCRIPT, "1", "work", "place"]);
+      const tried = () => Deno.readTextFile(join(dir.path, "tried"));
+      assertEquals(await tried(), "x\nx\n");
+      // What was noted goes into the snapshot.
+      assertEquals(await inGuest(site, set), refused);
+      assertEquals(await tried(), "x\nx\n");
     },
   });
 
