@@ -258,7 +258,7 @@ const WITHOUT_9P = '*"No such device"* | *"unknown filesystem"*';
  * Sets the clock and mounts directories of the host. Arguments: the time in seconds
  * since 1970, exact and rounded, or two empty words; then three a directory: tag,
  * place, `ro` or `rw`. A device needs a moment after it was plugged in. All are
- * mounted, or none, and the last line says why.
+ * mounted, or none, and it prints why.
  */
 export const SETUP_SCRIPT = `
 clock() {
@@ -294,8 +294,9 @@ wait
 
 /**
  * Waits until a guest has nothing left to start, makes it load what each command
- * needs, and notes where it has no 9p. Arguments: how long to wait, in seconds; then two a directory: tag
- * and place. Whatever fails here has its say later.
+ * needs, and notes where its kernel has no 9p. Arguments: how long to wait, in
+ * seconds; then two a directory: tag and place. Whatever else fails here has its
+ * say later.
  */
 export const PREPARE_SCRIPT = `
 exec >/dev/null 2>&1
