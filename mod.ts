@@ -53,6 +53,7 @@ export {
 export type { FetchOptions } from "./lib/hydrate/fetch.ts";
 export type { CacheKey } from "./lib/cache/entry.ts";
 export {
+  adoptSnapshots,
   type CacheEntry,
   listCache,
   listPartialImages,

@@ -129,6 +129,27 @@ export async function removeSnapshot(
   return true;
 }
 
+/** Accepts the snapshot of a key that was copied here, as `adopt` says. */
+export async function adoptSnapshot(
+  dir: string,
+  key: string,
+): Promise<Snapshot | undefined> {
+  using held = await hold(dir, key);
+  if (!held || await findSnapshot(dir, key) !== "damaged") return undefined;
+  const expected = await readMetadata(join(dir, `${key}.json`));
+  const { prints } = await filesOf(dir, key);
+  const isCopied = PARTS.every((part) => {
+    const [now, before] = [prints[part], expected?.[part]];
+    return now?.size === before?.size && now?.mtime === before?.mtime;
+  });
+  const files = PARTS.filter((part) => prints[part])
+    .map((part) => join(dir, fileName(key, part)));
+  if (!isCopied || !await allTrusted(files)) return undefined;
+  const path = join(dir, `${key}.json`);
+  await replaceFile(path, JSON.stringify(prints), { mode: 0o600 });
+  return await findSnapshot(dir, key) as Snapshot;
+}
+
 /** Makes room for a machine that is to be saved. */
 export async function stageSnapshot(
   dir: string,

@@ -185,6 +185,25 @@ export async function pruneCache(
 }
 
 /**
+ * Accepts the snapshots of a cache that was copied here from a host of the same
+ * kind, with times of modification. Their bytes are not compared.
+ *
+ * Needs `--allow-read` and `--allow-write` for the cache, `--allow-sys=uid`.
+ *
+ * @param cache The cache's directory.
+ * @param options Where this user's own cache is.
+ * @returns The snapshots that can be restored now, and could not before.
+ */
+export async function adoptSnapshots(
+  cache: string,
+  { env = processEnvironment }: { env?: Environment } = {},
+): Promise<Snapshot[]> {
+  const stores = await storesOf(await listCache(cache, { env }), env);
+  const adopted = await Promise.all(stores.map((store) => store.adopt()));
+  return adopted.flat();
+}
+
+/**
  * Lists what cut transfers have left in a cache. They are removed after seven
  * days, when anything of the same image is hydrated.
  *

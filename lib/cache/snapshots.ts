@@ -20,6 +20,7 @@ import { type Sha256, sha256OfText } from "../system/digest.ts";
 import { absentAs } from "../system/files.ts";
 import { ownUid, whyUntrusted } from "../system/ownership.ts";
 import {
+  adoptSnapshot,
   findSnapshot,
   listSnapshots,
   removeSnapshot,
@@ -69,6 +70,16 @@ export interface SnapshotStore {
    * alone.
    */
   stage(key: string): Promise<SnapshotStaging | undefined>;
+  /**
+   * Accepts snapshots that were copied here, as archives keep files: with their
+   * times of modification. Sizes and these times are compared, the bytes are not:
+   * whoever carried them is trusted.
+   *
+   * Needs `--allow-read` and `--allow-write` for the directory.
+   *
+   * @returns Those that were accepted, and can be restored now.
+   */
+  adopt(): Promise<Snapshot[]>;
   /** Removes what interrupted saves left behind. */
   sweep(): Promise<void>;
 }
@@ -141,6 +152,14 @@ export function snapshotStore(dir: string): SnapshotStore {
       await Deno.utime(join(dir, `${key}.json`), now, now).catch(() => {});
     },
     stage: (key) => stageSnapshot(dir, key),
+    async adopt() {
+      const adopted: Snapshot[] = [];
+      for (const { key } of await listSnapshots(dir)) {
+        const snapshot = await adoptSnapshot(dir, key);
+        if (snapshot) adopted.push(snapshot);
+      }
+      return adopted;
+    },
     sweep: () => sweepSnapshots(dir),
   };
 }

@@ -45,9 +45,8 @@ export async function keyOf(
   return await snapshotKey({
     layout: LAYOUT,
     digest,
-    // The next version of a program in the same place has other times.
-    program: { path, ...await fingerprint(path) },
-    firmware: await Promise.all(firmwareFiles(plan.firmware).map(fingerprint)),
+    program: await fileOf(path),
+    firmware: await Promise.all(firmwareFiles(plan.firmware).map(fileOf)),
     seed: plan.seed && seedImage().toBase64(),
     args: qemuArgs({
       ...plan,
@@ -57,6 +56,15 @@ export async function keyOf(
     }),
     cpu,
   });
+}
+
+/**
+ * A program or firmware. The next version in its place has another time of
+ * modification; the same package on another host has the same.
+ */
+async function fileOf(path: string) {
+  const { size, mtime } = await fingerprint(path) ?? {};
+  return { path, size, mtime };
 }
 
 /** What a file of the host holds may change between a save and a restore. */

@@ -41,7 +41,7 @@ Deno.test("candidates are values, where they are known", () => {
     "run --memory ": ["512M", "1G", "2G", "4G"],
     "run --memory=1": ["--memory=1G"],
     "run --execution ": ["vm", "host"],
-    "cache ": ["ls", "path", "prune"],
+    "cache ": ["ls", "path", "prune", "adopt"],
     "cache prune --older-than 3": ["30d"],
     "publish image.qcow2 a --verify=p": ["--verify=pull"],
     "publish image.qcow2 ": ["ghcr.io/owner/image:1.0"],

@@ -32,7 +32,10 @@ interface Bench {
   files: Record<string, string | Uint8Array<ArrayBuffer>>;
   /** A directory of programs that are found first. */
   bin: string;
-  /** Runs the action with these inputs, and other parts of its context. */
+  /**
+   * Runs the action with these inputs, and other parts of its context, on a new
+   * runner: of an earlier job it has what actions/cache kept.
+   */
   use(
     context?: Record<string, string>,
     options?: Pick<JobOptions, "env" | "only">,
@@ -74,14 +77,18 @@ function testAction(name: string, body: (bench: Bench) => Promise<void>) {
         `#!/bin/sh\necho "$*" >>"${calls}"\n[ "$1" != tee ] || /bin/cat\n`,
         { mode: 0o755 },
       );
+      const caching = actionsCache(dir.path);
       await body({
         bin,
         checkout,
         digest,
         files,
         rootCalls: () => Deno.readTextFile(calls),
-        use: (context = {}, { env, only } = {}) =>
-          runJob({ steps: ACTION.runs.steps }, {
+        async use(context = {}, { env, only } = {}) {
+          await Deno.remove(temp, { recursive: true });
+          await Deno.mkdir(temp);
+          const done = await runJob({ steps: ACTION.runs.steps }, {
+            uses: caching.restore,
             cwd: checkout,
             context: {
               "github.action_path": action,
@@ -94,16 +101,56 @@ function testAction(name: string, body: (bench: Bench) => Promise<void>) {
             },
             only,
             env: {
-              ...cleanEnvironment(),
+              ...hostEnvironment(),
               TOOLSMITH_QEMU: "",
               HOME: dir.path,
               PATH: [bin, dirname(parts.qemu!), "/usr/bin", "/bin"].join(":"),
               ...env,
             },
-          }),
+          });
+          if (!done.failed) await caching.save();
+          return done;
+        },
       });
     },
   });
+}
+
+/** Keeps and brings back files as actions/cache does: with their times. */
+function actionsCache(dir: string) {
+  const kept = new Map<string, string>();
+  const used = new Map<string, string>();
+  const tar = async (words: string) => {
+    const args = ["-c", `tar --posix -P ${words}`];
+    const { code, stderr } = await run("bash", { args });
+    assertEquals(code, 0, stderr);
+  };
+  return {
+    async restore(_action: string, { key, path }: Record<string, string>) {
+      const archive = kept.get(key);
+      if (archive) await tar(`-xf "${archive}"`);
+      else used.set(key, path);
+    },
+    async save() {
+      for (const [key, path] of used) {
+        const archive = join(dir, `${key}.tar`);
+        const words = path.trim().replace(/^!/gm, "--exclude=").split("\n");
+        await tar(`-cf "${archive}" ${words.reverse().join(" ")}`);
+        kept.set(key, archive);
+      }
+      used.clear();
+    },
+  };
+}
+
+/** What the steps set themselves counts, and not what a host has. */
+function hostEnvironment(): Record<string, string> {
+  const own = new Set(
+    ACTION.runs.steps.flatMap(({ env }) => Object.keys(env ?? {})),
+  );
+  return Object.fromEntries(
+    Object.entries(cleanEnvironment()).filter(([name]) => !own.has(name)),
+  );
 }
 
 function defaults(): Record<string, string> {
@@ -163,7 +210,7 @@ async function writeCheckout(checkout: string): Promise<string> {
 }
 
 testAction(
-  "the action gets the image, and runs a command in the guest",
+  "the action runs a command in the guest, and the next job restores it",
   async (it) => {
     const done = await it.use({
       "inputs.run": 'echo "in the $(uname -n)" guest',
@@ -174,6 +221,12 @@ testAction(
     assertEquals(digest, it.digest);
     assertEquals(`sha256:${await sha256(fileChunks(path))}`, it.digest);
     assertMatch(done.summary, new RegExp(it.digest));
+    assertMatch(done.log, /^snapshots accepted: 0$/m);
+    const later = await it.use({ "inputs.run": "uname -n" });
+    assertEquals(later.failed, undefined, later.log);
+    assertMatch(later.log, /^snapshots accepted: 1$/m);
+    assertMatch(later.log, /^toolsmith$/m);
+    assertMatch(later.log, /^restored in /m);
   },
 );
 
@@ -287,9 +340,13 @@ testAction(
   },
 );
 
-Deno.test("the action keeps the image by its digest, and its outputs are those of a step", () => {
-  const cache = ACTION.runs.steps.find(({ uses }) => uses?.includes("cache@"))!;
-  assertMatch(cache.with!.key, /steps\.image\.outputs\.sha256/);
+Deno.test("the action keeps image and machine by the digest, and its outputs are those of a step", () => {
+  const [image, machine, ...more] = ACTION.runs.steps
+    .filter(({ uses }) => uses?.includes("cache@"))
+    .map((step) => step.with!.key);
+  assertEquals(more, []);
+  assertMatch(image, /-\$\{\{ steps\.image\.outputs\.sha256 \}\}$/);
+  assertMatch(machine, /steps\.image\.outputs\.sha256.*steps\.host\./);
   assertEquals(Object.keys(ACTION.outputs), ["path", "digest"]);
   assertEquals(ACTION.inputs.version.default, VERSION);
 });

@@ -1,6 +1,6 @@
 /**
  * Runs the shell steps of a GitHub workflow as GitHub's runner does, on this
- * host. Steps that use an action are left out: the test does what they would.
+ * host. What steps do that use an action, the test does.
  *
  * @module
  */
@@ -65,6 +65,8 @@ export interface JobOptions {
   env?: Record<string, string>;
   /** Only the steps of these names. @default {undefined} all */
   only?: string[];
+  /** Does what an action does with these inputs. @default {undefined} nothing */
+  uses?: (action: string, inputs: Record<string, string>) => Promise<void>;
 }
 
 /** How a job ended. */
@@ -92,9 +94,15 @@ export async function runJob(
   try {
     for (const step of job.steps) {
       const name = step.name ?? step.uses!;
-      if (!step.run || (options.only && !options.only.includes(name))) continue;
+      if (options.only && !options.only.includes(name)) continue;
       if (result.failed && step.if !== "always()") continue;
       if (!isWanted(step, options.context)) continue;
+      if (!step.run) {
+        if (!options.uses) continue;
+        const inputs = expandAll(step.with, options.context, result.outputs);
+        await options.uses(step.uses!, inputs);
+        continue;
+      }
       const { code, stdout, stderr } = await runStep(
         { ...step, env: { ...job.env, ...step.env } },
         files,
@@ -127,10 +135,7 @@ async function runStep(
   const outputs = join(files, "outputs");
   await Deno.writeTextFile(script, step.run!);
   await Deno.writeTextFile(outputs, "");
-  const env: Record<string, string> = {};
-  for (const [key, value] of Object.entries(step.env ?? {})) {
-    env[key] = expand(value, options.context, result.outputs);
-  }
+  const env = expandAll(step.env, options.context, result.outputs);
   // What a step adds to PATH is there for those that follow.
   const added = (await Deno.readTextFile(join(files, "path"))).split("\n");
   const path = options.env?.PATH ?? Deno.env.get("PATH")!;
@@ -170,6 +175,18 @@ function readOutputs(text: string, set: (name: string, value: string) => void) {
       set(name, value.join("="));
     }
   }
+}
+
+function expandAll(
+  texts: Record<string, string> = {},
+  context: Record<string, string>,
+  outputs: Record<string, string>,
+): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(texts).map((
+      [key, text],
+    ) => [key, expand(text, context, outputs)]),
+  );
 }
 
 /** Puts in the values of `${{ … }}`; what the test does not know is an error. */

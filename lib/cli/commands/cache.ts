@@ -6,6 +6,7 @@
 import { resolve } from "../../path.ts";
 import { cacheDir } from "../../cache/entry.ts";
 import {
+  adoptSnapshots,
   type CacheEntry,
   listCache,
   listPartialImages,
@@ -20,8 +21,10 @@ import { CACHE, JSON_OUTPUT, MANIFEST } from "../flags.ts";
 import { bytesText, shortDigest, timeText } from "../format.ts";
 import type { Io } from "../io.ts";
 
+const ACTIONS = ["ls", "path", "prune", "adopt"] as const;
+
 interface CacheRequest {
-  action: "ls" | "path" | "prune";
+  action: typeof ACTIONS[number];
   manifest?: string;
   cache?: string;
   options: PruneOptions;
@@ -31,11 +34,12 @@ interface CacheRequest {
 /** Lists, locates or clears the cache. */
 export const cache: Command<CacheRequest> = {
   name: "cache",
-  usage: "ls | path | prune [flags]",
+  usage: "ls | path | prune | adopt [flags]",
   summary: "list, locate or clear what is cached",
   details:
-    "prune never removes what the manifest names, nor what another process is getting.",
-  takes: ["ls|path|prune"],
+    `prune never removes what the manifest names, nor what another process is getting. adopt
+accepts snapshots that were copied here with their times, as rsync -a and actions/cache do.`,
+  takes: ["ls|path|prune|adopt"],
   flags: [
     ...MANIFEST,
     ...CACHE,
@@ -54,7 +58,7 @@ export const cache: Command<CacheRequest> = {
   ],
   positionals: [1, 1],
   parse: (given) => ({
-    action: given.oneOf(["ls", "path", "prune"], given.positionals[0]),
+    action: given.oneOf(ACTIONS, given.positionals[0]),
     manifest: given.text("manifest"),
     cache: given.text("cache"),
     options: {
@@ -76,6 +80,8 @@ export const cache: Command<CacheRequest> = {
         return await list(dir, request.json, io);
       case "prune":
         return await prune(dir, { request, manifest, io });
+      case "adopt":
+        return await adopt(dir, request.json, io);
     }
   },
 };
@@ -119,6 +125,13 @@ async function prune(
     const verb = dryRun ? "would free" : "freed";
     io.say(`${verb} ${bytesText(bytes)} of ${dir}\n`);
   }
+  return 0;
+}
+
+async function adopt(dir: string, json: boolean, io: Io): Promise<number> {
+  const states = await adoptSnapshots(dir, { env: io.env });
+  io.result(json, { cache: dir, states }, states.map(stateLine).join("\n"));
+  if (!json) io.say(`snapshots accepted: ${states.length}\n`);
   return 0;
 }
 
