@@ -58,6 +58,13 @@ export interface MachineOptions {
   disk: string;
   /** Throw away what the guest writes to the disk. */
   ephemeral: boolean;
+  /**
+   * May what the guest writes to the disk be lost with the host (QEMU's cache mode
+   * `unsafe`)?
+   *
+   * @default {false}
+   */
+  unsafe?: boolean;
   /** Is there a seed in the directory? @default {false} */
   seed?: boolean;
   /** Absolute path of the directory for sockets. */
@@ -243,10 +250,11 @@ function quote(value: string): string {
   return value.replaceAll(",", ",,");
 }
 
-function drive({ disk, ephemeral }: MachineOptions): string {
+function drive({ disk, ephemeral, unsafe }: MachineOptions): string {
   // The format is never guessed: a raw disk could pretend to be a QCOW2.
   return `file=${quote(disk)},format=qcow2,if=none,id=${DISK},` +
-    `snapshot=${ephemeral ? "on" : "off"},discard=unmap`;
+    `snapshot=${ephemeral ? "on" : "off"},discard=unmap` +
+    (unsafe ? ",cache=unsafe" : "");
 }
 
 /** QEMU can only confine itself on Linux. */

@@ -5,9 +5,9 @@
  */
 import { dirname, join, resolve } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
-import { run } from "../system/process.ts";
 import { DISK } from "./devices.ts";
 import type { Qmp } from "./qmp.ts";
+import { writeOverlay } from "../image/overlay.ts";
 import { assertSelfContained, inspectQcow2 } from "../image/qcow2.ts";
 
 /** The disk of a machine. */
@@ -21,13 +21,13 @@ export interface BootDisk {
 /**
  * Looks at the image before QEMU does, and makes the overlay if one is wanted.
  *
- * Needs `--allow-read` for both, and for an overlay `--allow-write` and
- * `--allow-run=qemu-img`.
+ * Needs `--allow-read` for both, and `--allow-write` for an overlay.
  *
  * @param image The image.
  * @param overlay Keeps what the guest writes. Without it nothing is kept.
  * @returns What QEMU opens.
- * @throws {ToolsmithError} `image_invalid`, `image_unsafe`, `source_not_found`.
+ * @throws {ToolsmithError} `image_invalid`, `image_unsafe`, `source_not_found`,
+ * `usage`.
  */
 export async function prepareDisk(
   image: string,
@@ -140,24 +140,8 @@ async function makeOverlay(disk: string, image: string) {
   // of a process that was faster is never replaced.
   const staging = join(dirname(disk), `.${crypto.randomUUID()}.overlay`);
   try {
-    const { code, stderr } = await run("qemu-img", {
-      args: [
-        ...["create", "-q", "-f", "qcow2", "-b", image, "-F", "qcow2"],
-        staging,
-      ],
-      timeoutMs: 60_000,
-    });
-    if (code === 0) return await linkNew(staging, disk);
-    throw new ToolsmithError(
-      "boot_failed",
-      `Cannot make the overlay ${disk}: ${stderr.trim()}`,
-    );
-  } catch (cause) {
-    if (!(cause instanceof Deno.errors.NotFound)) throw cause;
-    throw new ToolsmithError("qemu_not_found", "qemu-img not found", {
-      hint: "an overlay needs it (Debian, Ubuntu: apt install qemu-utils)",
-      cause,
-    });
+    await writeOverlay(staging, image);
+    await linkNew(staging, disk);
   } finally {
     await Deno.remove(staging).catch(() => {});
   }

@@ -38,6 +38,8 @@ export interface Machine extends AsyncDisposable {
   readonly qmp: Qmp;
   /** Settles when QEMU has ended. Never rejects. */
   readonly ended: Promise<ProcessExit>;
+  /** Reads the snapshot that the machine was started with. */
+  load(): Promise<void>;
   /** Has the guest's agent opened its port? */
   agentSeen(): boolean;
   /** Has QEMU stopped the guest by itself? */
@@ -64,7 +66,11 @@ export interface StartMachineOptions extends SuperviseOptions {
   signal?: AbortSignal;
 }
 
+/** A machine, wherever its directory is. */
+export type MachinePlan = Omit<StartMachineOptions, "dir">;
+
 const POLL_MS = 10;
+const LOOK_MS = 3;
 /** A guest can make QEMU warn without end. */
 const STDERR_KEPT = 16 * 1024;
 
@@ -126,12 +132,19 @@ export async function startMachine(
  * Memory in a file is not to be copied when the machine is saved or restored
  * (QEMU's QMP reference, MigrationCapability).
  */
-function firstCommands({ memoryFile, incoming }: StartMachineOptions) {
-  const commands: Command[] = [];
+function firstCommands({ memoryFile }: StartMachineOptions): Command[] {
   const capabilities = [{ capability: "x-ignore-shared", state: true }];
-  if (memoryFile) commands.push(["migrate-set-capabilities", { capabilities }]);
-  if (incoming) commands.push(["migrate-incoming", { uri: INCOMING }]);
-  return commands;
+  return memoryFile ? [["migrate-set-capabilities", { capabilities }]] : [];
+}
+
+/** QEMU answers while it still reads. */
+async function load(qmp: Qmp) {
+  await qmp.send(["migrate-incoming", { uri: INCOMING }]);
+  while (true) {
+    const [answer] = await qmp.send(["query-status"]);
+    if ((answer as { status: string }).status !== "inmigrate") return;
+    await sleep(LOOK_MS);
+  }
 }
 
 /** QEMU ended while something was waited for. */
@@ -175,6 +188,7 @@ function machine(child: Child, parts: MachineParts): Machine {
       await serial.closed;
       return how;
     }),
+    load: () => load(qmp),
     agentSeen: seen.agent,
     stopped: seen.stopped,
     halted: seen.halted,

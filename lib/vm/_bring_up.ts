@@ -11,10 +11,15 @@ import { prepareGuest } from "../guest/setup.ts";
 import { type GuestShare, isPlugged } from "../qemu/args.ts";
 import { assertDiskChain } from "../qemu/disk.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
-import type { Machine } from "../qemu/machine.ts";
 import { type Monitor, ownMonitor } from "../qemu/monitor.ts";
-import { sleep } from "../system/time.ts";
-import { NotMappable, reasonOf, type Saved, type Start } from "./_course.ts";
+import {
+  NotSavable,
+  reasonOf,
+  type Saved,
+  type Start,
+  type StartedMachine,
+} from "./_course.ts";
+import { endQemu, stagedFiles, startQemu } from "./_qemu.ts";
 import { meetAgent } from "../guest/agent.ts";
 import { attach } from "./_hotplug.ts";
 import { saveMachine } from "./_migrate.ts";
@@ -27,15 +32,14 @@ const DEFAULT_TIMEOUT_MS = 120_000;
 /** A restored guest answers at once, or never; many at once take their time. */
 const RESTORE_TIMEOUT_MS = 60_000;
 const DEFAULT_GRACE_MS = 10_000;
-const LOOK_MS = 3;
 
 /**
  * Lets the guest run until it is ready for commands.
  *
  * @param start The machine, which stands still yet.
- * @returns The machine; or, if it was saved and has ended, what the one that
+ * @returns The machine; or, if it was saved and stands still, what the one that
  * goes on in its place has to know.
- * @throws {NotMappable} When that one does not run.
+ * @throws {NotSavable} When that one does not run.
  * @throws {ToolsmithError} What `boot` throws.
  */
 export async function bringUp(start: Start): Promise<BootedVm | Saved> {
@@ -51,24 +55,26 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
   }
   const begun = performance.now();
   const agent = await wake(start, () => saved || clock.lap("start"));
-  const monitor = ownMonitor(plan.dir, machine.qmp, agent);
+  const monitor = ownMonitor(start.qemu.dir, machine.qmp, agent);
   const { signal } = options;
   const about = agent && !files
     ? await meet(start, { monitor, begun })
     : saved?.agent;
   if (!saved) clock.lap("guest");
   if (staging && agent && !saved) {
+    start.successor = startSuccessor(start);
     const how = { bootMs: clock.phases.guest, signal };
     await prepareGuest(monitor, plan.shares.filter(isPlugged), how);
+    const successor = await start.successor;
     clock.lap("guest");
+    const stopped = performance.now();
+    if (await save(start)) {
+      await monitor[Symbol.asyncDispose]();
+      return { stopped, agent: about, successor };
+    }
   }
-  const stopped = performance.now();
-  if (staging && saved) slot?.place(staging, stopped - saved.stopped);
-  else if (staging && await save(start, agent)) {
-    await monitor[Symbol.asyncDispose]();
-    await machine[Symbol.asyncDispose]();
-    return { stopped, agent: about };
-  }
+  if (saved) slot?.place(staging!, performance.now() - saved.stopped);
+  else if (staging && !agent) await saveNot(start);
   clock.lap("save");
   let shares: GuestShare[] = [];
   if (agent) {
@@ -83,7 +89,7 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
     emit({ type: "boot_ready", image, ...ready });
   }
   const network = options.network ?? false;
-  const facts = { image, pid: machine.pid, dir: plan.dir, ...size };
+  const facts = { image, pid: machine.pid, dir: start.qemu.dir, ...size };
   return bootedVm(start, monitor, { ...facts, shares, network });
 }
 
@@ -114,7 +120,7 @@ async function wake(
 ): Promise<Agent | undefined> {
   const { machine, files, saved, options: { signal } } = start;
   try {
-    if (files) await whenLoaded(machine);
+    if (files) await machine.load();
     await assertFiles(start);
     await machine.qmp.send(["cont"]);
     onRun();
@@ -122,38 +128,55 @@ async function wake(
   } catch (error) {
     signal?.throwIfAborted();
     if (!saved || error instanceof Deno.errors.NotCapable) throw error;
-    throw new NotMappable(reasonOf(error));
+    throw new NotSavable(reasonOf(error));
   }
 }
 
 /**
- * Saves a machine that is ready. One whose memory is mapped stands still then:
- * it would go on writing what was saved.
- *
- * @returns Whether it stands still, and another has to go on in its place.
+ * Starts the QEMU that goes on with what is saved, while the guest still comes to
+ * rest.
  */
-async function save(start: Start, agent: Agent | undefined): Promise<boolean> {
-  const { machine, plan, options, slot } = start;
+function startSuccessor(start: Start): Promise<StartedMachine> {
+  const files = stagedFiles(start.staging!, start.slot);
+  const started = startQemu({ ...start, files });
+  started.catch(() => {});
+  return started;
+}
+
+/**
+ * Saves a machine that is ready. It stands still then: it would go on writing
+ * what was saved.
+ *
+ * @returns Whether it was saved; else it goes on, as if nothing had been.
+ */
+async function save(start: Start): Promise<boolean> {
+  const { machine, qemu, options, slot } = start;
   const staging = start.staging!;
-  const begun = performance.now();
   await start.typing.leave();
   try {
     // What was typed has made this guest another than the image's.
-    const pristine = agent && !start.typing.used();
-    if (pristine) {
-      await saveMachine(machine.qmp, plan.dir, staging);
-      if (slot?.mapped) return true;
-      await machine.qmp.send(["cont"]);
-      slot?.place(staging, performance.now() - begun);
-    } else await staging[Symbol.asyncDispose]();
+    if (!start.typing.used()) {
+      await saveMachine(machine.qmp, qemu.dir, staging);
+      return true;
+    }
   } catch (error) {
-    // Memory that has a file keeps it without a name.
-    await staging[Symbol.asyncDispose]();
     if (error instanceof Deno.errors.NotCapable) throw error;
     slot?.fail(error);
   }
+  await saveNot(start);
   start.typing = relay(options.console?.input, machine);
   return false;
+}
+
+/** Lets a machine go on: its memory and disk keep their files, without names. */
+async function saveNot(start: Start) {
+  await endSuccessor(start);
+  await start.staging?.[Symbol.asyncDispose]();
+}
+
+async function endSuccessor({ successor }: Start) {
+  const started = await successor?.catch(() => {});
+  if (started) await endQemu(started);
 }
 
 function bootedVm(
@@ -161,14 +184,14 @@ function bootedVm(
   monitor: Monitor,
   facts: BootedVm["facts"],
 ): BootedVm {
-  const { plan, machine, typing, slot, emit } = start;
+  const { options, machine, typing, slot, emit } = start;
   const vm = makeVm({
     facts,
     monitor,
     emit,
     ended: machine.ended.then(() => {}),
     halted: machine.halted,
-    graceMs: plan.ephemeral ? 0 : DEFAULT_GRACE_MS,
+    graceMs: options.overlay === undefined ? 0 : DEFAULT_GRACE_MS,
     async failure() {
       const error = await bootFailure(machine);
       // It has run the guest until now: another accelerator is no way out.
@@ -181,7 +204,6 @@ function bootedVm(
       // First, as what has left its input cannot cancel it.
       await typing.stop();
       await release(start);
-      await Deno.remove(plan.dir, { recursive: true }).catch(() => {});
     },
   });
   return {
@@ -202,10 +224,19 @@ function bootedVm(
  * @param start The machine.
  */
 export async function release(start: Start): Promise<void> {
-  const { machine, typing, slot } = start;
-  await machine[Symbol.asyncDispose]();
-  await typing.leave();
-  await slot?.settled();
+  await endMachine(start);
+  await endSuccessor(start);
+  await start.slot?.settled();
+}
+
+/**
+ * Ends the QEMU of a machine, and removes its directory.
+ *
+ * @param start The machine.
+ */
+export async function endMachine(start: Start): Promise<void> {
+  await endQemu(start);
+  await start.typing.leave();
 }
 
 /**
@@ -213,33 +244,24 @@ export async function release(start: Start): Promise<void> {
  * that it has opened are compared, before the guest runs.
  */
 async function assertFiles(start: Start) {
-  const { plan, options, machine, slot, files, saved } = start;
+  const { qemu, options, machine, slot, files, saved } = start;
   const image = resolve(options.image);
-  const below = files?.disk ?? (plan.disk === image ? [] : plan.disk);
-  await assertDiskChain(machine.qmp, [below, image].flat(), plan);
+  const below = qemu.disk === image ? [] : qemu.disk;
+  await assertDiskChain(machine.qmp, [below, image].flat(), qemu);
   if (files && !saved && !await slot?.unchanged()) {
     throw new ToolsmithError("boot_failed", "it was replaced by another");
   }
 }
 
-/** QEMU answers while it still reads the snapshot. */
-async function whenLoaded(machine: Machine) {
-  while (true) {
-    const [answer] = await machine.qmp.send(["query-status"]);
-    if ((answer as { status: string }).status !== "inmigrate") return;
-    await sleep(LOOK_MS);
-  }
-}
-
 /** Waits for the agent; `undefined` if there is none and none is needed. */
 async function connectAgent(start: Start): Promise<Agent | undefined> {
-  const { machine, plan, options, files, emit } = start;
+  const { machine, qemu, options, files, emit } = start;
   const { bootTimeoutMs = DEFAULT_TIMEOUT_MS, agentOptional, signal } = options;
   const timeoutMs = files
     ? Math.min(bootTimeoutMs, RESTORE_TIMEOUT_MS)
     : bootTimeoutMs;
   try {
-    return await whenReady(machine, { dir: plan.dir, timeoutMs, signal });
+    return await whenReady(machine, { dir: qemu.dir, timeoutMs, signal });
   } catch (error) {
     if (files || !agentOptional || !isNotReady(error)) throw error;
     const message =

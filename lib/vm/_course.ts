@@ -5,7 +5,11 @@
  */
 import type { SnapshotFiles, SnapshotStaging } from "../cache/snapshots.ts";
 import type { BootReadyEvent, Emit } from "../events.ts";
-import type { Machine, StartMachineOptions } from "../qemu/machine.ts";
+import type {
+  Machine,
+  MachinePlan,
+  StartMachineOptions,
+} from "../qemu/machine.ts";
 import type { BootOptions } from "./options.ts";
 import type { SnapshotSlot } from "./_snapshot.ts";
 import type { Typing } from "./_typing.ts";
@@ -13,7 +17,7 @@ import type { Typing } from "./_typing.ts";
 /** How a machine is started. */
 export interface Course {
   /** The machine. */
-  plan: StartMachineOptions;
+  plan: MachinePlan;
   /** What the caller chose. */
   options: BootOptions;
   /** Takes events. */
@@ -30,24 +34,34 @@ export interface Course {
   saved?: Saved;
 }
 
-/** A machine that was saved, and ended then. */
+/** A machine that was saved, and ends then. */
 export interface Saved {
+  /** The machine that goes on in its place. */
+  successor: StartedMachine;
   /** When it was stopped for that, as `performance.now()` has it. */
   stopped: number;
   /** Which agent had answered. */
   agent: string | undefined;
 }
 
-/** A machine that is being started. */
-export interface Start extends Course {
-  /** Its QEMU. */
+/** A QEMU that answers. */
+export interface StartedMachine {
+  /** It. */
   machine: Machine;
-  /** What is typed into its console. */
-  typing: Typing;
+  /** What it was started with. */
+  qemu: StartMachineOptions;
 }
 
-/** Memory that is mapped does not work here; memory that is read may. */
-export class NotMappable extends Error {}
+/** A machine that is being started. */
+export interface Start extends Course, StartedMachine {
+  /** What is typed into its console. */
+  typing: Typing;
+  /** The machine that is to go on in its place once it is saved. */
+  successor?: Promise<StartedMachine>;
+}
+
+/** This way to save a machine does not work here; another may. */
+export class NotSavable extends Error {}
 
 /** Measures the phases of a start, in whole milliseconds. */
 export interface Clock {

@@ -13,7 +13,7 @@ import {
 } from "../cache/snapshots.ts";
 import type { Environment } from "../environment.ts";
 import type { Emit } from "../events.ts";
-import type { StartMachineOptions } from "../qemu/machine.ts";
+import type { MachinePlan } from "../qemu/machine.ts";
 import { freeBytes } from "../system/free_space.ts";
 import type { SnapshotOptions } from "./options.ts";
 import { keyOf } from "./_snapshot_key.ts";
@@ -69,7 +69,7 @@ export interface FindSlotOptions {
  * @returns The slots, the better first; none for a machine that cannot have one.
  */
 export async function findSlots(
-  plan: StartMachineOptions,
+  plan: MachinePlan,
   options: FindSlotOptions,
 ): Promise<SnapshotSlot[]> {
   const { snapshots, emit, env } = options;

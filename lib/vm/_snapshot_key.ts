@@ -8,7 +8,7 @@ import { snapshotKey } from "../cache/snapshots.ts";
 import { isPlugged, qemuArgs } from "../qemu/args.ts";
 import { seedImage } from "../guest/seed.ts";
 import { firmwareFiles } from "../qemu/firmware.ts";
-import type { StartMachineOptions } from "../qemu/machine.ts";
+import type { MachinePlan } from "../qemu/machine.ts";
 import { findProgram } from "../qemu/program.ts";
 import { fingerprint } from "../system/files.ts";
 
@@ -33,7 +33,7 @@ const SELF_CONTAINED = new Set(
  * depends on what cannot be compared.
  */
 export async function keyOf(
-  plan: StartMachineOptions,
+  plan: MachinePlan,
   digest: string,
   env?: Environment,
 ): Promise<string | undefined> {

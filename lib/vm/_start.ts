@@ -6,19 +6,17 @@
  */
 import {
   type Course,
-  NotMappable,
+  NotSavable,
   reasonOf,
   type Start,
   startClock,
 } from "./_course.ts";
-import { bringUp, release } from "./_bring_up.ts";
+import { bringUp, endMachine, release } from "./_bring_up.ts";
 import type { BootOptions } from "./options.ts";
-import type { SnapshotFiles, SnapshotStaging } from "../cache/snapshots.ts";
-import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
-import { startMachine, type StartMachineOptions } from "../qemu/machine.ts";
 import { isDisconnection, VmDisconnectedError } from "../qemu/errors.ts";
-import { fingerprint } from "../system/files.ts";
+import type { MachinePlan } from "../qemu/machine.ts";
+import { stagedFiles, startQemu } from "./_qemu.ts";
 import { bootFailure } from "./_readiness.ts";
 import { findSlots } from "./_snapshot.ts";
 import { relay } from "./_typing.ts";
@@ -37,7 +35,7 @@ import type { BootedVm } from "./vm.ts";
  * @throws {AcceleratorError} When QEMU cannot run the guest in this way.
  */
 export async function startVm(
-  plan: StartMachineOptions,
+  plan: MachinePlan,
   options: BootOptions,
   emit: Emit,
 ): Promise<BootedVm> {
@@ -64,31 +62,38 @@ export async function startVm(
     try {
       return await startOnce({ ...request(), slot, staging });
     } catch (error) {
-      if (!(error instanceof NotMappable)) throw error;
-      const message = `The guest's memory cannot be mapped: ${error.message}`;
-      emit({ type: "warning", message });
+      if (!(error instanceof NotSavable)) throw error;
+      const what = slot.mapped
+        ? "The guest's memory cannot be mapped"
+        : "The machine cannot be saved";
+      emit({ type: "warning", message: `${what}: ${error.message}` });
     }
   }
   return await startOnce(request());
 }
 
 async function startOnce(course: Course): Promise<BootedVm> {
-  const { staging, options: { console, signal } } = course;
+  const { staging, saved, slot, options: { console, signal } } = course;
   let start: Start | undefined;
   const cancel = () => void start?.machine[Symbol.asyncDispose]();
   try {
-    const machine = await startMachine(await machineOf(course))
-      .catch((error) => notMappable(course, error));
-    start = { ...course, machine, typing: relay(console?.input, machine) };
+    const started = saved?.successor ?? await startQemu(course);
+    const { machine } = started;
+    start = { ...course, ...started, typing: relay(console?.input, machine) };
     // Every wait from here on is for an answer of QEMU or of its guest.
     signal?.addEventListener("abort", cancel, { once: true });
     signal?.throwIfAborted();
     const up = await bringUp(start);
     if ("facts" in up) return up;
-    // Whoever goes on in its place owns the staging directory from here on.
-    const files = await writtenFiles(staging!);
+    // Another goes on in its place, and owns the staging directory from here on.
+    const ending = endMachine(start);
     start = undefined;
-    return await startOnce({ ...course, files, saved: up });
+    const files = stagedFiles(staging!, slot);
+    try {
+      return await startOnce({ ...course, files, saved: up });
+    } finally {
+      await ending;
+    }
   } catch (error) {
     if (start) await release(start);
     await staging?.[Symbol.asyncDispose]();
@@ -96,8 +101,9 @@ async function startOnce(course: Course): Promise<BootedVm> {
     if (!start) throw error;
     // A disk that is full cannot take what the guest writes to its memory.
     const { signal: endedBy } = await start.machine.ended;
-    if (staging && endedBy === "SIGBUS") {
-      throw new NotMappable("there is no space left");
+    const { code } = error as { code?: unknown };
+    if (staging && (endedBy === "SIGBUS" || code === "disk_full")) {
+      throw new NotSavable("there is no space left");
     }
     const { machine } = start;
     const ended = error instanceof VmDisconnectedError ||
@@ -106,37 +112,4 @@ async function startOnce(course: Course): Promise<BootedVm> {
   } finally {
     signal?.removeEventListener("abort", cancel);
   }
-}
-
-/** The machine with the files that it starts from. */
-async function machineOf(course: Course): Promise<StartMachineOptions> {
-  const { plan, slot, staging, files } = course;
-  const unfinished = staging?.dir;
-  if (files) {
-    const { path, disk = plan.disk, memory } = files;
-    const memoryFile = memory ? { path: memory, shared: false } : undefined;
-    return { ...plan, disk, incoming: path, memoryFile, unfinished };
-  }
-  if (!staging || !slot?.mapped) return { ...plan, unfinished };
-  const path = staging.memory;
-  await Deno.writeFile(path, new Uint8Array(), {
-    createNew: true,
-    mode: 0o600,
-  });
-  return { ...plan, memoryFile: { path, shared: true }, unfinished };
-}
-
-/** Whether a QEMU can map memory is found out by trying. */
-function notMappable({ slot, files, saved }: Course, error: unknown): never {
-  const tried = slot?.mapped && (!files || saved);
-  if (!tried || !(error instanceof ToolsmithError)) throw error;
-  // An older QEMU ends over the arguments, or does not know the capability.
-  const refused = ["boot_failed", "guest_failed"].includes(error.code);
-  throw refused ? new NotMappable(reasonOf(error)) : error;
-}
-
-async function writtenFiles(staging: SnapshotStaging): Promise<SnapshotFiles> {
-  const { state: path, memory, disk } = staging;
-  const wrote = await fingerprint(disk) !== undefined;
-  return { path, memory, ...wrote ? { disk } : {} };
 }

@@ -8,14 +8,11 @@ import { assertSafeExports, planShares } from "./shares.ts";
 import { prepareDisk } from "../qemu/disk.ts";
 import { type BootOptions, sizes } from "./options.ts";
 import { startVm } from "./_start.ts";
-import { seedImage } from "../guest/seed.ts";
-import { join } from "../path.ts";
 import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import { type Emit, emitter } from "../events.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
-import type { StartMachineOptions } from "../qemu/machine.ts";
-import { MACHINE_FILES, makeMachineDir } from "../qemu/machine_dir.ts";
+import type { MachinePlan } from "../qemu/machine.ts";
 import { firmwareFiles } from "../qemu/firmware.ts";
 import { planTarget } from "../qemu/target.ts";
 import type { BootedVm } from "./vm.ts";
@@ -51,28 +48,19 @@ export async function boot(options: BootOptions): Promise<BootedVm> {
   const hostOnly = [...options.hostOnly ?? [], ...own];
   await assertSafeExports(shares, { ...options, hostOnly });
   const disk = await prepareDisk(options.image, options.overlay);
-  const dir = await makeMachineDir(env);
-  try {
-    await Deno.writeFile(join(dir, MACHINE_FILES.seed), seedImage(), {
-      mode: 0o600,
-    });
-    const machine = {
-      seed: true,
-      ...disk,
-      ...sizes(options),
-      ...target,
-      ...{ dir, shares, env, signal },
-      extra: options.qemuArgs ?? [],
-      onConsole: options.console?.output,
-    };
-    return await bootWith(machine, options, emitter(options.onEvent));
-  } catch (error) {
-    await Deno.remove(dir, { recursive: true }).catch(() => {});
-    throw error;
-  }
+  const machine = {
+    seed: true,
+    ...disk,
+    ...sizes(options),
+    ...target,
+    ...{ shares, env, signal },
+    extra: options.qemuArgs ?? [],
+    onConsole: options.console?.output,
+  };
+  return await bootWith(machine, options, emitter(options.onEvent));
 }
 
-type Plan = Omit<StartMachineOptions, "accelerator">;
+type Plan = Omit<MachinePlan, "accelerator">;
 
 /** Tries one accelerator after the other. */
 async function bootWith(plan: Plan, options: BootOptions, emit: Emit) {

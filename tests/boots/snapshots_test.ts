@@ -102,7 +102,7 @@ Deno.test({
       assertEquals(await vm.sh("echo here"), "here\n");
       await vm[Symbol.asyncDispose]();
       // It has not written to its disk, so none is kept.
-      assertEquals(endings(machines), [".json", ".memory", ".state"]);
+      assertEquals(endings(machines), [".json", ".memory", ".qcow2", ".state"]);
       const [saved] = vm.all("state_saved");
       const [state] = await snapshotStore(machines).list();
       assertEquals([saved.path, saved.bytes], [state.path, state.bytes]);
@@ -212,7 +212,7 @@ Deno.test({
           assertEquals([vm.how, vm.said()], ["booted", []], what);
         }),
       );
-      assertEquals(endings(machines), [".json", ".memory", ".state"]);
+      assertEquals(endings(machines), [".json", ".memory", ".qcow2", ".state"]);
       assertEquals(await digests(), before);
     });
 
@@ -374,7 +374,7 @@ Deno.test({
       assert(message.endsWith("Property 'memory-backend' not found"), message);
       assertEquals(await vm.sh("echo here"), "here\n");
     }
-    assertEquals(endings(machines), [".json", ".state"]);
+    assertEquals(endings(machines), [".json", ".qcow2", ".state"]);
     await using vm = await start(common);
     assertEquals([vm.how, vm.all("warning")], ["restored", []]);
     assertEquals(await vm.sh("echo here"), "here\n");

@@ -25,7 +25,6 @@ async function save({ status, send }: Migrating) {
   const asked: string[] = [];
   const answer = ([name, args]: Command) => {
     asked.push(name);
-    if (name === "query-blockstats") return [];
     if (name === "query-migrate") return status;
     if (name === "migrate") send?.(String(args!.uri).replace("unix:", ""));
     return {};
