@@ -6,6 +6,7 @@
  */
 import {
   type Course,
+  NoRoomError,
   NotSavable,
   reasonOf,
   type Start,
@@ -63,6 +64,10 @@ export async function startVm(
       return await startOnce({ ...request(), slot, staging });
     } catch (error) {
       if (!(error instanceof NotSavable)) throw error;
+      if (error instanceof NoRoomError) {
+        slot.fail(error);
+        break;
+      }
       const what = slot.mapped
         ? "The guest's memory cannot be mapped"
         : "The machine cannot be saved";
@@ -99,12 +104,12 @@ async function startOnce(course: Course): Promise<BootedVm> {
     await staging?.[Symbol.asyncDispose]();
     signal?.throwIfAborted();
     if (!start) throw error;
-    // A disk that is full cannot take what the guest writes to its memory.
+    // A disk that is full takes nothing that the guest writes to its memory, or
+    // to its own disk.
     const { signal: endedBy } = await start.machine.ended;
     const { code } = error as { code?: unknown };
-    if (staging && (endedBy === "SIGBUS" || code === "disk_full")) {
-      throw new NotSavable("there is no space left");
-    }
+    const isFull = endedBy === "SIGBUS" || code === "disk_full";
+    if (staging && !saved && isFull) throw new NoRoomError();
     const { machine } = start;
     const ended = error instanceof VmDisconnectedError ||
       isDisconnection(error) || machine.consoleFailure();

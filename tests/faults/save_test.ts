@@ -215,8 +215,8 @@ onSmallDisk(
       }
     });
     assertEquals(
-      said[0],
-      "The guest's memory cannot be mapped: there is no space left",
+      said,
+      ["The machine is not saved: there is no space left"],
     );
     assertEquals(left, []);
   },
