@@ -138,7 +138,7 @@ function slowest(
     // One that has just begun has no rate yet.
     const isSlow = isSilent ||
       bytes > 0 && rate > theirs * FASTER && ms > WORTH_TAKING_MS;
-    if (rest === 0 || !isSlow) continue;
+    if (!isSlow) continue;
     // It is left what it can read until both are done.
     const left = isSilent ? 0 : Math.ceil(rest * theirs / (theirs + rate));
     if (left < rest && ms > (found?.ms ?? 0)) found = { piece, left, ms };

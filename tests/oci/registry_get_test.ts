@@ -1,0 +1,248 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import {
+  isPermitted,
+  type RegistryAccess,
+  registryGet,
+} from "../../lib/oci/_registry_get.ts";
+import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
+import { failure } from "../support/failure.ts";
+
+const NEVER = new AbortController().signal;
+
+/** Asks for `x` of a server that answers so; says what it was asked. */
+async function get(
+  answer: (path: string, request: Request) => Response | Promise<Response>,
+  access: Partial<RegistryAccess> = {},
+  signal = NEVER,
+) {
+  const asked: string[] = [];
+  const closing = new AbortController();
+  // The whole loopback network: another of its addresses is another host.
+  const server = Deno.serve(
+    { hostname: "0.0.0.0", port: 0, signal: closing.signal, onListen() {} },
+    (request) => {
+      const { hostname, pathname, search } = new URL(request.url);
+      const known = request.headers.get("authorization") ?? "nobody";
+      asked.push(`${hostname}${pathname}${search} ${known}`);
+      return answer(pathname, request);
+    },
+  );
+  const { port } = server.addr;
+  using client = Deno.createHttpClient({ http2: false });
+  const registry = registryGet({
+    base: `http://127.0.0.1:${port}/v2`,
+    repository: "o/vm",
+    client,
+    credentials: () => Promise.resolve({ login: { user: "u", password: "p" } }),
+    stallMs: 60_000,
+    ...access,
+  });
+  const start = `127.0.0.1/v2/o/vm/`;
+  try {
+    const [response, url] = await registry
+      .get("x", { headers: { range: "bytes=0-1" }, signal });
+    const text = await response.text();
+    return { asked, start, port, status: response.status, text, url, registry };
+  } catch (error) {
+    return { asked, start, port, error };
+  } finally {
+    closing.abort();
+    await server.finished;
+  }
+}
+
+const to = (location: string, status = 307) =>
+  new Response("a body", { status, headers: { location } });
+const unknown = (challenge: string) =>
+  new Response("a body", {
+    status: 401,
+    headers: { "www-authenticate": challenge },
+  });
+
+Deno.test("a path is asked for below the repository, with the query and the caller's headers", async () => {
+  let range: string | null = "";
+  const { asked, status, text, url, port, registry } = await get(
+    (_, { headers }) => {
+      range = headers.get("range");
+      return new Response("fine", { status: 206 });
+    },
+    { query: "ns=ghcr.io" },
+  );
+  assertEquals(asked, ["127.0.0.1/v2/o/vm/x?ns=ghcr.io nobody"]);
+  assertEquals([status, text, range], [206, "fine", "bytes=0-1"]);
+  assertEquals(url!.href, `http://127.0.0.1:${port}/v2/o/vm/x?ns=ghcr.io`);
+  assertEquals(registry!.host, `127.0.0.1:${port}`);
+  assert(registry!.isOwn(new URL("/else", url)));
+  assert(!registry!.isOwn(new URL(`http://127.0.0.2:${port}/v2/o/vm/x`)));
+  assert(!registry!.isOwn(new URL(`https://127.0.0.1:${port}/v2/o/vm/x`)));
+});
+
+Deno.test("each kind of redirect is followed, five times in a row", async () => {
+  for (const status of [301, 302, 303, 307, 308]) {
+    const { asked, text } = await get((path) =>
+      path === "/end" ? new Response("there") : to("/end", status)
+    );
+    assertEquals(text, "there", `${status}`);
+    assertEquals(asked.length, 2);
+  }
+  for (const status of [300, 304]) {
+    const bare = new Response(null, { status, headers: { location: "/end" } });
+    assertEquals((await get(() => bare)).status, status);
+  }
+  const none = await get(() => new Response("no address", { status: 307 }));
+  assertEquals([none.status, none.text], [307, "no address"]);
+
+  const hops = (count: number) =>
+    get((path) => {
+      const at = Number(path.slice(1)) || 0;
+      return at < count ? to(`/${at + 1}`) : new Response("there");
+    });
+  assertEquals((await hops(5)).text, "there");
+  const { error, asked } = await hops(6);
+  assert(error instanceof RangesUnavailable);
+  assertEquals(error.message, "it redirects in a loop");
+  assertEquals(asked.length, 6);
+});
+
+Deno.test("a redirect may not choose a port or leave HTTPS", async () => {
+  const reasons: [string, string][] = [
+    ["http://127.0.0.1:1/x?key=secret", "it redirects to http://127.0.0.1:1"],
+    ["ftp://127.0.0.1/x", "it redirects to ftp://127.0.0.1"],
+    ["http://[", "it redirects to what is no address"],
+  ];
+  for (const [location, reason] of reasons) {
+    const { error, asked } = await get(() => to(location));
+    assert(error instanceof RangesUnavailable, String(error));
+    assertEquals(error.message, reason);
+    assertEquals(asked.length, 1);
+  }
+  // Its own usual one, or the same as here.
+  const usual = await get(() => to("https://nowhere.invalid/x"));
+  await failure("dns_failed", () => {
+    throw usual.error;
+  });
+});
+
+Deno.test("who asks is told to the registry when it wants to know, and to nobody else", async () => {
+  const basic = `Basic ${btoa("u:p")}`;
+  const { asked, start, text, status } = await get((path, request) => {
+    const { hostname, port } = new URL(request.url);
+    if (hostname === "127.0.0.2") return unknown('Basic realm="cdn"');
+    if (!request.headers.has("authorization")) {
+      return unknown('Basic realm="registry"');
+    }
+    return path === "/again"
+      ? to(`http://127.0.0.2:${port}/blob`)
+      : to("/again");
+  });
+  assertEquals(asked, [
+    `${start}x nobody`,
+    `${start}x ${basic}`,
+    `127.0.0.1/again ${basic}`,
+    "127.0.0.2/blob nobody",
+  ]);
+  // Another host's wish to know is for the caller.
+  assertEquals([status, text], [401, "a body"]);
+});
+
+Deno.test("a registry that refuses who asks is asked twice more", async () => {
+  const { asked, status } = await get((path, { url }) => {
+    if (path !== "/token") {
+      return unknown(`Bearer realm="${new URL("/token", url)}"`);
+    }
+    return Response.json({ token: `t${Math.random()}` });
+  });
+  assertEquals(status, 401);
+  assertEquals(asked.filter((it) => !it.includes("/token")).length, 3);
+});
+
+Deno.test("a token service that is silent is not waited for longer than a registry", async () => {
+  const silent = (path: string, { url }: Request) =>
+    path === "/token"
+      ? new Promise<Response>(() => {})
+      : unknown(`Bearer realm="${new URL("/token", url)}"`);
+  const late = await get(silent, { stallMs: 300 });
+  assertEquals((late.error as Error).name, "TimeoutError");
+  const cancel = new AbortController();
+  const ended = await get((path, request) => {
+    if (path === "/token") cancel.abort(new Error("enough"));
+    return silent(path, request);
+  }, { signal: cancel.signal });
+  assertEquals((ended.error as Error).message, "enough");
+  const own = new AbortController();
+  const cut = await get(
+    () => {
+      own.abort(new Error("this one"));
+      return new Promise<Response>(() => {});
+    },
+    {},
+    own.signal,
+  );
+  assertEquals((cut.error as Error).message, "this one");
+});
+
+Deno.test("a registry that is not there is told with its host", async () => {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = listener.addr;
+  listener.close();
+  const base = `http://127.0.0.1:${port}/v2`;
+  const { error } = await get(() => new Response(), { base });
+  const { message } = await failure("connection_failed", () => {
+    throw error;
+  });
+  assert(
+    message.startsWith(`Cannot download 127.0.0.1:${port}: no connection`),
+  );
+});
+
+Deno.test("a token that was got by HTTPS is not asked for by plain HTTP", async () => {
+  const { error } = await get(
+    (path, { url }) =>
+      path === "/token"
+        ? Response.json({ token: "t" })
+        : unknown(`Bearer realm="${new URL("/token", url)}"`),
+    {
+      credentials: () => Promise.resolve({}),
+    },
+  );
+  assertEquals(error, undefined);
+});
+
+Deno.test({
+  name:
+    "a host that Deno may not ask is not asked, and the missing flag is named",
+  permissions: { net: ["a.example:443", "b.example:80", "c.example:8080"] },
+  async fn() {
+    const permitted: [string, boolean][] = [
+      ["https://a.example/x", true],
+      ["http://a.example/x", false],
+      ["http://b.example/x", true],
+      ["https://b.example/x", false],
+      ["https://c.example:8080/x", true],
+      ["https://c.example/x", false],
+      ["https://d.example/x", false],
+    ];
+    for (const [url, expected] of permitted) {
+      assertEquals(await isPermitted(new URL(url)), expected, url);
+    }
+    using client = Deno.createHttpClient({});
+    const registry = registryGet({
+      base: "https://d.example:5000/v2",
+      repository: "o/vm",
+      client,
+      credentials: () => Promise.resolve({}),
+      stallMs: 1000,
+    });
+    const options = { headers: {}, signal: NEVER };
+    await assertRejects(
+      () => registry.get("x", options),
+      RangesUnavailable,
+      "--allow-net=d.example:5000 is not granted",
+    );
+    await assertRejects(
+      () => registry.getDirect(new URL("https://e.example/"), options),
+      RangesUnavailable,
+      "--allow-net=e.example is not granted",
+    );
+  },
+});
