@@ -156,7 +156,7 @@ async function* bodyChunks(
 export interface StallWatch {
   /** Aborted then, and when the transfer or the piece ends. */
   signal: AbortSignal;
-  /** Starts the clock again. */
+  /** Starts the clock again, which stands. */
   resume(): void;
   /** Stops the clock. */
   pause(): void;
@@ -180,10 +180,7 @@ function watchStall(
   let timer = setTimeout(expire, stallMs);
   return {
     signal: AbortSignal.any([signal, taken.signal, stalled.signal]),
-    resume() {
-      clearTimeout(timer);
-      timer = setTimeout(expire, stallMs);
-    },
+    resume: () => timer = setTimeout(expire, stallMs),
     pause: () => clearTimeout(timer),
     explain(error) {
       if (signal.aborted) return signal.reason;

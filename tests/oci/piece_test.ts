@@ -1,0 +1,257 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import {
+  openPiece,
+  type PieceContext,
+  readPiece,
+  readWhole,
+} from "../../lib/oci/_piece.ts";
+import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
+import { rangePlan } from "../../lib/oci/_range_plan.ts";
+import { openPart } from "../../lib/system/part_file.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { failure } from "../support/failure.ts";
+
+const SIZE = 30;
+const STALL_MS = 123_456;
+
+/** Every clock that runs for as long as a stall takes; none ends by itself. */
+function stallClocks() {
+  const running = new Map<number, () => void>();
+  const { setTimeout: set, clearTimeout: clear } = globalThis;
+  let last = -1;
+  globalThis.setTimeout = ((work: () => void, ms: number) => {
+    if (ms !== STALL_MS) return set(work, ms);
+    running.set(--last, work);
+    return last;
+  }) as typeof setTimeout;
+  globalThis.clearTimeout = (id) => {
+    if (!running.delete(id as number)) clear(id);
+  };
+  return {
+    count: () => running.size,
+    expire: () => running.forEach((work) => work()),
+    [Symbol.dispose]() {
+      Object.assign(globalThis, { setTimeout: set, clearTimeout: clear });
+    },
+  };
+}
+
+/** What a body does, step by step: a chunk of so many bytes, or something. */
+type Step = number | (() => unknown);
+
+/** A transfer of 30 bytes from a source that answers so. */
+async function transfer(steps: Step[] | (() => Promise<never>)) {
+  await using undo = new AsyncDisposableStack();
+  const dir = undo.use(await temporaryDir());
+  const clocks = undo.use(stallClocks());
+  const digest = `sha256:${"0".repeat(64)}`;
+  const part = undo.use(await openPart(dir.path, { size: SIZE, digest }));
+  const openWriter = part.openWriter.bind(part);
+  part.openWriter = async () => {
+    const writer = await openWriter();
+    return {
+      write(position, bytes) {
+        assertEquals(clocks.count(), 0, "a disk is no server");
+        return writer.write(position, bytes);
+      },
+      [Symbol.dispose]: () => writer[Symbol.dispose](),
+    };
+  };
+  const plan = rangePlan([[0, SIZE]], 2, () => 0);
+  const cancel = new AbortController();
+  const seen = { cancelled: false, progress: 0, asked: [] as number[][] };
+  const context: PieceContext = {
+    source: {
+      host: "reg.example",
+      open(from, to) {
+        seen.asked.push([from, to]);
+        assertEquals(clocks.count(), 1, "the answer is waited for");
+        if (typeof steps === "function") return steps();
+        const left = [...steps];
+        const body = new ReadableStream({
+          type: "bytes",
+          async pull(controller) {
+            assertEquals(clocks.count(), 1, "bytes are waited for");
+            while (typeof left[0] === "function") {
+              await (left.shift() as () => unknown)();
+            }
+            const count = left.shift() as number | undefined;
+            if (count) controller.enqueue(new Uint8Array(count).fill(7));
+            else {
+              controller.close();
+              controller.byobRequest?.respond(0);
+            }
+          },
+          cancel() {
+            seen.cancelled = true;
+          },
+        }, { highWaterMark: 0 });
+        return Promise.resolve({ kind: "range", body });
+      },
+    },
+    part,
+    plan,
+    stallMs: STALL_MS,
+    onBytes: () => seen.progress++,
+    signal: cancel.signal,
+  };
+  const piece = plan.take(undefined)!;
+  const all = undo.move();
+  const rest = { cancel, clocks, seen };
+  return {
+    ...{ context, piece, part, plan, ...rest },
+    bytes: () => Deno.readFile(part.path),
+    [Symbol.asyncDispose]: () => all.disposeAsync(),
+  };
+}
+
+Deno.test("a piece is read to its end, and its reader's rate is known", async () => {
+  await using all = await transfer([10, 20]);
+  const { context, piece, part, plan, seen, clocks } = all;
+  const open = await openPiece(context, piece);
+  assertEquals(clocks.count(), 0, "nothing is waited for");
+  const now = performance.now;
+  try {
+    performance.now = () => 5;
+    assertEquals(await readPiece(context, open), 30);
+  } finally {
+    performance.now = now;
+  }
+  assertEquals(seen.asked, [[0, 30]]);
+  assertEquals([seen.progress, part.bytes, plan.done], [2, 30, true]);
+  assertEquals(await all.bytes(), new Uint8Array(30).fill(7));
+  assertEquals(clocks.count(), 0);
+});
+
+Deno.test("an answer that is cut is told with its byte, and what is left is handed out again", async () => {
+  await using all = await transfer([10, 5]);
+  const { context, piece, plan } = all;
+  const open = await openPiece(context, piece);
+  const { message } = await failure(
+    "transfer_interrupted",
+    () => readPiece(context, open),
+  );
+  assertEquals(message, "The transfer from reg.example was cut at byte 15");
+  assertEquals(plan.done, false);
+  const { at, to } = plan.take(undefined)!;
+  assertEquals([at, to], [15, 30]);
+  assertEquals(all.clocks.count(), 0);
+});
+
+Deno.test("a byte more than was asked for is refused, before and after the last", async () => {
+  for (const steps of [[31], [30, 1], [29, 2]]) {
+    await using all = await transfer(steps);
+    const { context, piece, seen, clocks } = all;
+    const open = await openPiece(context, piece);
+    await assertRejects(
+      () => readPiece(context, open),
+      RangesUnavailable,
+      "reg.example sends more than was asked",
+    );
+    assertEquals([seen.cancelled, clocks.count()], [true, 0]);
+  }
+});
+
+Deno.test("where another has taken the end over, the reader stops there without an error", async () => {
+  const taken: (() => void)[] = [];
+  await using all = await transfer([10, () => taken[0](), 10, 10]);
+  const { context, piece, plan, part, seen } = all;
+  const open = await openPiece(context, piece);
+  taken.push(() => piece.to = 15);
+  await readPiece(context, open);
+  assertEquals([piece.at, part.bytes, seen.cancelled], [15, 15, true]);
+  assertEquals(part.gaps(), [[15, 30]]);
+  assert(plan.done);
+
+  // All of its rest: nothing of what comes then is an error of its own.
+  const gone: (() => void)[] = [];
+  await using other = await transfer([10, () => gone[0](), 20]);
+  gone.push(() => {
+    other.piece.to = 10;
+    other.piece.taken.abort();
+  });
+  await readPiece(other.context, await openPiece(other.context, other.piece));
+  assertEquals([other.part.bytes, other.plan.done], [10, true]);
+});
+
+Deno.test("a source that is silent is a stall, before its answer and in it; the disk's time is its own", async () => {
+  const silence = Promise.withResolvers<never>();
+  await using late = await transfer(() => silence.promise);
+  const opening = openPiece(late.context, late.piece);
+  late.clocks.expire();
+  silence.reject(new TypeError("aborted"));
+  const { message, hint } = await failure("transfer_stalled", () => opening);
+  assertEquals(
+    message,
+    "Cannot download from reg.example: nothing arrived for 123.456 s",
+  );
+  assert(hint!.includes("--stall-timeout SECONDS"));
+  assertEquals(late.plan.take(undefined)!.to, 30);
+  assertEquals(late.clocks.count(), 0);
+
+  const stop: (() => unknown)[] = [];
+  await using all = await transfer([10, () => stop[0]()]);
+  stop.push(() => {
+    all.clocks.expire();
+    return new Promise(() => {});
+  });
+  const open = await openPiece(all.context, all.piece);
+  await failure("transfer_stalled", () => readPiece(all.context, open));
+  assertEquals([all.part.bytes, all.seen.cancelled], [10, true]);
+});
+
+Deno.test("what a connection throws is a cut; who cancels is told the own reason", async () => {
+  const broken = () => Promise.reject(new TypeError("connection reset"));
+  await using cut = await transfer(broken);
+  const { message } = await failure(
+    "transfer_interrupted",
+    () => openPiece(cut.context, cut.piece),
+  );
+  assertEquals(
+    message,
+    "Cannot download reg.example: it was cut (connection reset)",
+  );
+  assertEquals(cut.plan.take(undefined)!.to, 30);
+
+  await using all = await transfer(broken);
+  all.cancel.abort(new Error("enough"));
+  await assertRejects(() => openPiece(all.context, all.piece), Error, "enough");
+
+  // What is no connection's is told as it is.
+  await using full = await transfer(() => Promise.reject(new Error("full")));
+  await assertRejects(() => openPiece(full.context, full.piece), Error, "full");
+});
+
+Deno.test("of the whole only what is missing is written", async () => {
+  await using all = await transfer([10, 20]);
+  const { context, piece, part, plan, seen, clocks } = all;
+  {
+    using writer = await part.openWriter();
+    await writer.write(5, new Uint8Array(10).fill(1));
+  }
+  await readWhole(context, await openPiece(context, piece));
+  const expected = new Uint8Array(30).fill(7).fill(1, 5, 15);
+  assertEquals(await all.bytes(), expected);
+  assertEquals([part.gaps(), plan.done], [[], true]);
+  assertEquals([seen.progress, clocks.count()], [2, 0]);
+});
+
+Deno.test("a whole that is too short is cut, and one that is too long is not used", async () => {
+  await using short = await transfer([10, 19]);
+  const { message } = await failure(
+    "transfer_interrupted",
+    async () =>
+      readWhole(short.context, await openPiece(short.context, short.piece)),
+  );
+  assertEquals(message, "The transfer from reg.example was cut at byte 29");
+  assert(short.plan.done, "what is missing is for the next answer");
+  await using long = await transfer([10, 21]);
+  await assertRejects(
+    async () =>
+      readWhole(long.context, await openPiece(long.context, long.piece)),
+    RangesUnavailable,
+    "reg.example sends more than 30 bytes",
+  );
+  assertEquals([long.part.bytes, long.seen.cancelled], [10, true]);
+  assertEquals(long.clocks.count(), 0);
+});
