@@ -62,12 +62,6 @@ Deno.test("what a manifest may have besides is read over", () => {
   assertEquals(read({ ...MANIFEST, layers: [bare] }).layers, [bare]);
 });
 
-Deno.test("an index has no layers of its own", () => {
-  const mediaType = "application/vnd.oci.image.index.v1+json";
-  const index = { schemaVersion: 2, mediaType, manifests: [CONFIG] };
-  assertEquals(read(index).layers, []);
-});
-
 const text = JSON.stringify(MANIFEST);
 const evil = JSON.stringify([{ ...LAYER, digest: DIGEST }]);
 
@@ -158,10 +152,6 @@ const NOT_ONE: Record<string, [unknown, string]> = {
     { ...MANIFEST, layers: Array(1001).fill(CONFIG) },
     "has 1001 layers",
   ],
-  "too many bytes": [
-    { ...MANIFEST, annotations: { a: "x".repeat(1024 * 1024) } },
-    "more than 1048576",
-  ],
   "too many levels": [
     text.replace("{", `{"x":${"[".repeat(400_000)}${"]".repeat(400_000)},`),
     "nested too deeply",
@@ -173,9 +163,65 @@ for (const [name, [manifest, why]] of Object.entries(NOT_ONE)) {
 }
 
 Deno.test("a manifest is refused for bytes that are not UTF-8", async () => {
-  const bytes = new TextEncoder().encode(text.replace("image", "im?ge"));
+  const named = text.replace("image.qcow2", "im?ge.qcow2");
+  const bytes = new TextEncoder().encode(named);
   bytes[bytes.indexOf("?".charCodeAt(0))] = 0xff;
-  await failure("artifact_unsafe", () => readManifest(bytes, ASKED, DIGEST));
+  const { message } = await failure(
+    "artifact_unsafe",
+    () => readManifest(bytes, ASKED, DIGEST),
+  );
+  assertStringIncludes(message, "it is not JSON");
+});
+
+Deno.test("what a manifest may have at most is read, and one more is refused", async () => {
+  const many = { ...MANIFEST, layers: Array(1000).fill(CONFIG) };
+  assertEquals(read(many).layers.length, 1000);
+  const large = text.padEnd(1024 * 1024);
+  assertEquals(read(large).layers, [LAYER]);
+  await refused(`${large} `, "it has 1048577 bytes, more than 1048576");
+  // The manifest itself is the first of 32 levels.
+  const deep = (levels: number) =>
+    text.replace("{", `{"x":${"[".repeat(levels)}${"]".repeat(levels)},`);
+  assertEquals(read(deep(31)).layers, [LAYER]);
+  await refused(deep(32), "nested too deeply");
+  const empty = { ...LAYER, size: 0 };
+  assertEquals(read({ ...MANIFEST, layers: [empty] }).layers, [empty]);
+});
+
+Deno.test("of what is malformed a hundred characters are shown", async () => {
+  const layer = "x".repeat(200);
+  const shown = `a layer is malformed: "${"x".repeat(99)}…`;
+  const error = await failure(
+    "artifact_unsafe",
+    () => read({ ...MANIFEST, layers: [layer] }),
+  );
+  assert(error.message.endsWith(shown), error.message);
+});
+
+Deno.test("an index names its manifests by processor, a thousand at most", () => {
+  const mediaType = "application/vnd.oci.image.index.v1+json";
+  const of = (architecture: unknown, digest: string = DIGEST) => ({
+    ...CONFIG,
+    digest,
+    platform: { architecture, os: "linux" },
+  });
+  const found = (manifests: unknown) => {
+    const index = read({ mediaType, manifests });
+    assertEquals(index.layers, []);
+    return index.manifests;
+  };
+  const other = { ...CONFIG, platform: undefined };
+  assertEquals(
+    found([of("amd64"), other, of(7), of("x", "sha512:a"), of("arm64")]),
+    [
+      { digest: DIGEST, architecture: "amd64" },
+      { digest: DIGEST, architecture: "arm64" },
+    ],
+  );
+  assertEquals(found(Array(1001).fill(of("amd64")))!.length, 1000);
+  const [{ architecture }] = found([of("y".repeat(50))])!;
+  assertEquals(architecture, `${"y".repeat(40)}…`);
+  assertEquals(found(undefined), []);
 });
 
 Deno.test("a manifest is refused for a layer that is no descriptor", async () => {

@@ -39,6 +39,10 @@ function stallClocks() {
 /** What a body does, step by step: a chunk of so many bytes, or something. */
 type Step = number | (() => unknown);
 
+/** So many bytes of the blob, up to a position: each is its own position. */
+const numbered = (count: number, to = count) =>
+  Uint8Array.from({ length: count }, (_, at) => to - count + at);
+
 /** A transfer of 30 bytes from a source that answers so. */
 async function transfer(steps: Step[] | (() => Promise<never>)) {
   await using undo = new AsyncDisposableStack();
@@ -68,6 +72,7 @@ async function transfer(steps: Step[] | (() => Promise<never>)) {
         assertEquals(clocks.count(), 1, "the answer is waited for");
         if (typeof steps === "function") return steps();
         const left = [...steps];
+        let sent = from;
         const body = new ReadableStream({
           type: "bytes",
           async pull(controller) {
@@ -76,7 +81,7 @@ async function transfer(steps: Step[] | (() => Promise<never>)) {
               await (left.shift() as () => unknown)();
             }
             const count = left.shift() as number | undefined;
-            if (count) controller.enqueue(new Uint8Array(count).fill(7));
+            if (count) controller.enqueue(numbered(count, sent += count));
             else {
               controller.close();
               controller.byobRequest?.respond(0);
@@ -105,21 +110,26 @@ async function transfer(steps: Step[] | (() => Promise<never>)) {
   };
 }
 
+/** What a read returns that takes no time. */
+async function rateOf(read: () => Promise<number>): Promise<number> {
+  const now = performance.now;
+  performance.now = () => 5;
+  try {
+    return await read();
+  } finally {
+    performance.now = now;
+  }
+}
+
 Deno.test("a piece is read to its end, and its reader's rate is known", async () => {
   await using all = await transfer([10, 20]);
   const { context, piece, part, plan, seen, clocks } = all;
   const open = await openPiece(context, piece);
   assertEquals(clocks.count(), 0, "nothing is waited for");
-  const now = performance.now;
-  try {
-    performance.now = () => 5;
-    assertEquals(await readPiece(context, open), 30);
-  } finally {
-    performance.now = now;
-  }
+  assertEquals(await rateOf(() => readPiece(context, open)), 30);
   assertEquals(seen.asked, [[0, 30]]);
   assertEquals([seen.progress, part.bytes, plan.done], [2, 30, true]);
-  assertEquals(await all.bytes(), new Uint8Array(30).fill(7));
+  assertEquals(await all.bytes(), numbered(30));
   assertEquals(clocks.count(), 0);
 });
 
@@ -133,9 +143,14 @@ Deno.test("an answer that is cut is told with its byte, and what is left is hand
   );
   assertEquals(message, "The transfer from reg.example was cut at byte 15");
   assertEquals(plan.done, false);
-  const { at, to } = plan.take(undefined)!;
-  assertEquals([at, to], [15, 30]);
+  const rest = plan.take(undefined)!;
+  assertEquals([rest.at, rest.to], [15, 30]);
   assertEquals(all.clocks.count(), 0);
+  // What was there before counts for no rate.
+  const again = await openPiece(context, rest);
+  assertEquals(await rateOf(() => readPiece(context, again)), 15);
+  assertEquals(all.seen.asked, [[0, 30], [15, 30]]);
+  assertEquals(await all.bytes(), numbered(30));
 });
 
 Deno.test("a byte more than was asked for is refused, before and after the last", async () => {
@@ -201,7 +216,7 @@ Deno.test("a source that is silent is a stall, before its answer and in it; the 
 });
 
 Deno.test("what a connection throws is a cut; who cancels is told the own reason", async () => {
-  const broken = () => Promise.reject(new TypeError("connection reset"));
+  const broken = () => Promise.reject(new TypeError("connection refused"));
   await using cut = await transfer(broken);
   const { message } = await failure(
     "transfer_interrupted",
@@ -209,7 +224,7 @@ Deno.test("what a connection throws is a cut; who cancels is told the own reason
   );
   assertEquals(
     message,
-    "Cannot download reg.example: it was cut (connection reset)",
+    "Cannot download reg.example: it was cut (connection refused)",
   );
   assertEquals(cut.plan.take(undefined)!.to, 30);
 
@@ -227,10 +242,10 @@ Deno.test("of the whole only what is missing is written", async () => {
   const { context, piece, part, plan, seen, clocks } = all;
   {
     using writer = await part.openWriter();
-    await writer.write(5, new Uint8Array(10).fill(1));
+    await writer.write(5, new Uint8Array(10).fill(99));
   }
   await readWhole(context, await openPiece(context, piece));
-  const expected = new Uint8Array(30).fill(7).fill(1, 5, 15);
+  const expected = numbered(30).fill(99, 5, 15);
   assertEquals(await all.bytes(), expected);
   assertEquals([part.gaps(), plan.done], [[], true]);
   assertEquals([seen.progress, clocks.count()], [2, 0]);

@@ -128,6 +128,31 @@ Deno.test("a token service that is none is a reason; one that is busy may be ask
   );
 });
 
+Deno.test("a token service is told with what it answered, and asked again only if that may pass", async () => {
+  const renewed = (status: number) =>
+    made({}, () => new Response("no", { status })).renew(CHALLENGE, undefined);
+  await failure("rate_limited", () => renewed(429));
+  await failure("registry_unavailable", () => renewed(500));
+  for (const status of [201, 400, 428, 430, 499]) {
+    await assertRejects(
+      () => renewed(status),
+      RangesUnavailable,
+      `the token service auth.example answers ${status}`,
+    );
+  }
+  await assertRejects(
+    () => made({}, () => ({})).renew(CHALLENGE, undefined),
+    RangesUnavailable,
+    "the token service auth.example sent no token",
+  );
+  const scheme = "x".repeat(50);
+  assertThrows(
+    () => parseChallenge(scheme),
+    RangesUnavailable,
+    `its authentication is "${"x".repeat(40)}"`,
+  );
+});
+
 Deno.test("a token without a lifetime lives for a minute, and is renewed before", async () => {
   const { header, renew } = made({}, (_, count) => ({ token: `t${count}` }));
   const clock = performance.now;
