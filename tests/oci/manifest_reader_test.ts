@@ -189,13 +189,8 @@ Deno.test("what a manifest may have at most is read, and one more is refused", a
 });
 
 Deno.test("of what is malformed a hundred characters are shown", async () => {
-  const layer = "x".repeat(200);
-  const shown = `a layer is malformed: "${"x".repeat(99)}…`;
-  const error = await failure(
-    "artifact_unsafe",
-    () => read({ ...MANIFEST, layers: [layer] }),
-  );
-  assert(error.message.endsWith(shown), error.message);
+  const layers = ["x".repeat(200)];
+  await refused({ ...MANIFEST, layers }, `malformed: "${"x".repeat(99)}…`);
 });
 
 Deno.test("an index names its manifests by processor, a thousand at most", () => {

@@ -1,0 +1,114 @@
+import { assertEquals, assertRejects } from "@std/assert";
+import { dirname, join } from "@std/path";
+import { makeOwnDir } from "../../lib/publish/_own_dir.ts";
+import { tryLock } from "../../lib/system/lock.ts";
+import { temporaryDir } from "../support/directory.ts";
+
+/** Does something where the temporary directory holds nothing of others. */
+async function withTmp(
+  work: (tmp: string, names: () => string[]) => Promise<void>,
+  made: (dir: string) => Promise<void> = async () => {},
+) {
+  await using dir = await temporaryDir();
+  const { makeTempDir } = Deno;
+  Deno.makeTempDir = async (options) => {
+    const path = await makeTempDir({ ...options, dir: dir.path });
+    await made(path);
+    return path;
+  };
+  const names = () =>
+    Array.from(Deno.readDirSync(dir.path), ({ name }) => name).sort();
+  try {
+    await work(dir.path, names);
+  } finally {
+    Deno.makeTempDir = makeTempDir;
+  }
+}
+
+Deno.test("a directory is empty, named by its purpose, locked while it is used, and gone after", async () => {
+  await withTmp(async (tmp, names) => {
+    for (const purpose of ["publish", "verify"] as const) {
+      const own = await makeOwnDir(purpose);
+      assertEquals(Array.from(Deno.readDirSync(own.path)), []);
+      const [name] = names();
+      assertEquals(name.startsWith(`toolsmith-${purpose}-`), true);
+      assertEquals(own.path, join(tmp, name, "files"));
+      assertEquals(await tryLock(join(tmp, name, "lock")), undefined);
+      await Deno.writeTextFile(join(own.path, "x"), "x");
+      await own[Symbol.asyncDispose]();
+      assertEquals(names(), []);
+    }
+  });
+});
+
+Deno.test("what has no owner any more is removed, and nothing else", async () => {
+  await withTmp(async (tmp, names) => {
+    const make = async (...path: string[]) => {
+      await Deno.mkdir(join(tmp, ...path), { recursive: true });
+    };
+    const write = (...path: string[]) =>
+      Deno.writeTextFile(join(tmp, ...path), "");
+    // Killed before it was locked, while it was filled, and while it was cleared.
+    await make("toolsmith-publish-made");
+    await make("toolsmith-verify-filled", "files");
+    await write("toolsmith-verify-filled", "lock");
+    await write("toolsmith-verify-filled", "files", "image.qcow2");
+    await make("toolsmith-publish-cleared");
+    await write("toolsmith-publish-cleared", "lock");
+    // Others': in use, without a lock but not empty, or named otherwise.
+    await make("toolsmith-publish-used", "files");
+    using _held = await tryLock(join(tmp, "toolsmith-publish-used", "lock"));
+    await make("toolsmith-publish-kept", "files");
+    await make("toolsmith-test-x");
+    await make("x-toolsmith-publish-x");
+    await write("toolsmith-publish-file");
+    const kept = [
+      "toolsmith-publish-file",
+      "toolsmith-publish-kept",
+      "toolsmith-publish-used",
+      "toolsmith-test-x",
+      "x-toolsmith-publish-x",
+    ];
+    {
+      await using own = await makeOwnDir("verify");
+      const name = dirname(own.path).slice(tmp.length + 1);
+      assertEquals(names(), [...kept, name].sort());
+    }
+    assertEquals(names(), kept);
+    assertEquals(
+      Array.from(Deno.readDirSync(
+        join(tmp, "toolsmith-publish-used"),
+      )).length,
+      2,
+    );
+  });
+});
+
+Deno.test("a directory that another process sweeps away or locks first is made anew", async () => {
+  const thefts: ((dir: string) => Promise<unknown>)[] = [
+    (dir) => Deno.remove(dir),
+    async (dir) => taken.use((await tryLock(join(dir, "lock")))!),
+  ];
+  using taken = new DisposableStack();
+  await withTmp(async (_tmp, names) => {
+    await using own = await makeOwnDir("publish");
+    assertEquals(thefts.length, 0);
+    assertEquals(Array.from(Deno.readDirSync(own.path)), []);
+    // The other process's own, and this one.
+    assertEquals(names().length, 2);
+  }, async (dir) => {
+    await thefts.shift()?.(dir);
+  });
+});
+
+Deno.test("a directory that cannot be filled is given up, and its lock with it", async () => {
+  const dirs: string[] = [];
+  await withTmp(async () => {
+    await assertRejects(() => makeOwnDir("publish"), Deno.errors.AlreadyExists);
+    using free = await tryLock(join(dirs[0], "lock"));
+    assertEquals(free !== undefined, true);
+  }, async (dir) => {
+    dirs.push(dir);
+    await Deno.writeTextFile(join(dir, "files"), "");
+  });
+});
