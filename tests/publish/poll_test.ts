@@ -1,0 +1,263 @@
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
+import type { ErrorCode } from "../../lib/errors.ts";
+import { TITLE } from "../../lib/oci/artifact.ts";
+import { parseReference } from "../../lib/oci/reference.ts";
+import {
+  pollDelayMs,
+  type PollOptions,
+  pollUntilServed,
+} from "../../lib/publish/verify.ts";
+import { asDigest, sha256OfText } from "../../lib/system/digest.ts";
+import { failure } from "../support/failure.ts";
+import { fakeOras, shell } from "../support/fake_oras.ts";
+
+const IMAGE = "image.qcow2";
+const SHA256 = await sha256OfText("image");
+const layer = (title: string, hex: string) => ({
+  mediaType: "a/b",
+  digest: asDigest(hex),
+  size: 5,
+  annotations: { [TITLE]: title },
+});
+const manifest = (...layers: object[]) =>
+  JSON.stringify({ schemaVersion: 2, layers });
+const RIGHT = manifest(layer("notes", "b".repeat(64)), layer(IMAGE, SHA256));
+
+const NOT_FOUND = "echo 'Error: x: not found' >&2; exit 1";
+const print = (text: string) => `printf '%s' '${text}'; exit 0`;
+
+/** Asks an oras that does this, one after the other; the last stays. */
+async function poll(
+  answers: string[],
+  given: PollOptions & {
+    serves?: string;
+    signal?: AbortSignal;
+    onPoll?: () => void;
+  } = {},
+) {
+  const { serves = RIGHT, signal, onPoll, ...options } = given;
+  const cases = answers.map((answer, at) =>
+    `${at === answers.length - 1 ? "*" : at + 1}) ${answer};;`
+  ).join("\n");
+  await using fake = await fakeOras(
+    `echo >> "$0.count"\ncase $(grep -c '' "$0.count") in\n${cases}\nesac`,
+  );
+  const events: Record<string, unknown>[] = [];
+  const ended = await pollUntilServed({
+    reference: parseReference("localhost:5000/owner/vm:1"),
+    digest: asDigest(await sha256OfText(serves)),
+    path: "dist/image.qcow2",
+    title: IMAGE,
+    sha256: SHA256,
+    image: "vm",
+  }, {
+    intervalMs: 1,
+    ...options,
+    registry: { env: fake.env, signal },
+    emit(event) {
+      events.push(event);
+      onPoll?.();
+    },
+  }).then((attempts) => ({ attempts }), (error) => ({ error }));
+  const { attempts, error } = ended as { attempts?: number; error?: unknown };
+  const args = await fake.args();
+  return { attempts, error, events, args, fails: () => Promise.reject(error) };
+}
+
+Deno.test({
+  name: "each attempt is told, with what it found and the pause that follows",
+  ...shell,
+  async fn() {
+    const { attempts, events } = await poll([
+      NOT_FOUND,
+      NOT_FOUND,
+      print(RIGHT),
+    ]);
+    const told = {
+      type: "publish_poll",
+      image: "vm",
+      reference: "localhost:5000/owner/vm:1",
+      attempts: 20,
+    };
+    const message = "Not found: localhost:5000/owner/vm:1 (oras: x: not found)";
+    assertEquals(attempts, 3);
+    assertEquals(events, [
+      { ...told, attempt: 1, outcome: "waiting", message, delayMs: 1 },
+      { ...told, attempt: 2, outcome: "waiting", message, delayMs: 2 },
+      { ...told, attempt: 3, outcome: "served", delayMs: 0 },
+    ]);
+  },
+});
+
+Deno.test({
+  name:
+    "a registry is asked as often as was allowed, and not after the last pause",
+  ...shell,
+  async fn() {
+    const one = await poll([NOT_FOUND], { attempts: 1 });
+    const { message, hint } = await failure("publish_timeout", one.fails);
+    assertEquals(
+      message,
+      "Pushed localhost:5000/owner/vm:1, but the registry did not serve it " +
+        "within 1 attempt: Not found: localhost:5000/owner/vm:1 " +
+        "(oras: x: not found)",
+    );
+    assertStringIncludes(hint!, "--attempts N");
+    assertEquals(one.events.map(({ delayMs }) => delayMs), [0]);
+    const two = await poll([NOT_FOUND], { attempts: 2 });
+    assertEquals(two.events.map(({ delayMs }) => delayMs), [1, 0]);
+    assertStringIncludes((two.error as Error).message, "within 2 attempts: ");
+  },
+});
+
+Deno.test({
+  name:
+    "without a wish the registry is asked twenty times, with growing pauses, in ten minutes",
+  ...shell,
+  async fn() {
+    const set = globalThis.setTimeout;
+    const waits: number[] = [];
+    const limits = new Set<number>();
+    globalThis.setTimeout = ((work: () => void, ms: number) => {
+      if (ms > 100_000) limits.add(ms);
+      // Pauses end at once.
+      else if (ms >= 6000 && ms <= 30_000) waits.push(ms), ms = 0;
+      return set(work, ms);
+    }) as typeof setTimeout;
+    try {
+      const { error } = await poll([NOT_FOUND], { intervalMs: undefined });
+      assertStringIncludes((error as Error).message, "within 20 attempts");
+    } finally {
+      globalThis.setTimeout = set;
+    }
+    const pauses = Array.from(
+      { length: 19 },
+      (_, at) => pollDelayMs(at + 1, 6000),
+    );
+    assertEquals(waits, pauses);
+    assert(limits.has(600_000), [...limits].join());
+  },
+});
+
+Deno.test({
+  name:
+    "time that runs out ends an attempt that hangs; who cancels gets the own reason",
+  ...shell,
+  async fn() {
+    const late = await poll(["exec sleep 60"], { deadlineMs: 200 });
+    assertEquals(
+      (late.error as Error).message,
+      "Pushed localhost:5000/owner/vm:1, but the registry did not serve it " +
+        "within 0.2 s: no answer",
+    );
+    await failure("publish_timeout", late.fails);
+    const cancel = new AbortController();
+    const ended = await poll([NOT_FOUND], {
+      intervalMs: 600_000,
+      signal: cancel.signal,
+      onPoll: () => cancel.abort(new Error("enough")),
+    });
+    await assertRejects(ended.fails, Error, "enough");
+    assertEquals(ended.events.length, 1);
+  },
+});
+
+Deno.test({
+  name: "what may pass is waited for, what will not ends the polling at once",
+  ...shell,
+  async fn() {
+    const says = (words: string) => `echo 'Error: ${words}' >&2; exit 1`;
+    const passing = ["no such host", "toomanyrequests", "connection refused"];
+    for (const words of [...passing, "response status code 503"]) {
+      const { attempts } = await poll([says(words), print(RIGHT)]);
+      assertEquals(attempts, 2, words);
+    }
+    const lasting: [string, ErrorCode][] = [
+      ["unauthorized: x", "unauthorized"],
+      ["denied: x", "forbidden"],
+      ["x509: unknown authority", "tls_failed"],
+      ["something else", "oras_failed"],
+    ];
+    for (const [words, code] of lasting) {
+      const { events, fails } = await poll([says(words)]);
+      await failure(code, fails);
+      assertEquals(events, []);
+    }
+    const full = await poll([says("no space left on device")]);
+    const { hint } = await failure("disk_full", full.fails);
+    assertEquals(hint, "name a roomier temporary directory: TMPDIR=DIR");
+    const other = await poll([says("digest mismatch")]);
+    const mismatch = await failure("publish_mismatch", other.fails);
+    assertStringIncludes(mismatch.hint!, "someone else may have pushed");
+  },
+});
+
+Deno.test({
+  name:
+    "another manifest, or an image that has changed meanwhile, is told with both digests",
+  ...shell,
+  async fn() {
+    const wrong = await poll([print(manifest())]);
+    const [asked, served] = await Promise.all(
+      [RIGHT, manifest()].map(async (it) => asDigest(await sha256OfText(it))),
+    );
+    await failure("publish_mismatch", wrong.fails);
+    assertStringIncludes(
+      (wrong.error as Error).message,
+      `to localhost:5000/owner/vm:1: pushed the manifest ${asked}, it serves ${served}`,
+    );
+    const changes: [string, string][] = [
+      [manifest(layer(IMAGE, "c".repeat(64))), asDigest("c".repeat(64))],
+      [manifest(layer("other", SHA256)), "nothing of that name"],
+    ];
+    for (const [serves, pushed] of changes) {
+      const changed = await poll([print(serves)], { serves });
+      const error = await failure("publish_mismatch", changed.fails);
+      assertEquals(
+        error.message,
+        "dist/image.qcow2 changed while it was being published: it was " +
+          `${asDigest(SHA256)}, pushed was ${pushed}`,
+      );
+      assertStringIncludes(error.hint!, "names the changed file now");
+    }
+  },
+});
+
+Deno.test({
+  name: "what is pulled back is told as a transfer, and compared byte by byte",
+  ...shell,
+  async fn() {
+    const pull = (text: string) =>
+      `if [ "$1" = pull ]; then printf '${text}' > "$out/${IMAGE}"; exit 0; fi
+       ${print(RIGHT)}`;
+    const right = await poll([pull("image")], { verify: "pull" });
+    assertEquals(right.attempts, 1);
+    const source = `oci://localhost:5000/owner/vm@${
+      asDigest(await sha256OfText(RIGHT))
+    }`;
+    const [start] = right.events;
+    assertEquals([start.type, start.image], ["download_start", "vm"]);
+    assertEquals([start.source, start.bytes], [source, 10]);
+    assertEquals(right.args!.at(-1), source.slice("oci://".length));
+    // The directory that it was pulled to is gone.
+    const into = right.args![right.args!.indexOf("--output") + 1];
+    await assertRejects(() => Deno.stat(into), Deno.errors.NotFound);
+    const other = await poll([pull("imagE")], { verify: "pull" });
+    const error = await failure("publish_mismatch", other.fails);
+    const pulled = asDigest(await sha256OfText("imagE"));
+    assertStringIncludes(
+      error.message,
+      `pushed ${asDigest(SHA256)}, pulled ${pulled}`,
+    );
+    const none = await poll([print(RIGHT)], { verify: "pull" });
+    const missing = await failure("publish_mismatch", none.fails);
+    assertStringIncludes(missing.message, "it is not there");
+    const plain = await poll([print(RIGHT)], { verify: "manifest" });
+    assertEquals(plain.args!.slice(0, 2), ["manifest", "fetch"]);
+  },
+});
