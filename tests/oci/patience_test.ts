@@ -3,6 +3,7 @@ import { BusyError } from "../../lib/oci/_blob_source.ts";
 import { patience } from "../../lib/oci/_patience.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
 import type { Retry } from "../../lib/system/retry.ts";
+import { replace } from "../support/replace.ts";
 
 const MIB = 1024 * 1024;
 const cut = new ToolsmithError("transfer_interrupted", "cut");
@@ -54,4 +55,77 @@ Deno.test("what does not pass is not tried again", () => {
   const error = new ToolsmithError("disk_full", "full");
   assertThrows(() => failed(error), ToolsmithError, "full");
   assertEquals(seen, []);
+});
+
+/** A patience whose clock is the test's; what is waited for passes at once. */
+function timed(options: Partial<Parameters<typeof patience>[0]> = {}) {
+  const clock = { time: 1000, waits: [] as number[] };
+  const undo = new DisposableStack();
+  undo.use(replace(performance, { now: () => clock.time }));
+  // The middle of what a pause is spread over.
+  undo.use(replace(Math, { random: () => 0.5 }));
+  undo.use(replace(globalThis, {
+    setTimeout(work: () => void, ms: number) {
+      clock.waits.push(ms);
+      clock.time += ms;
+      queueMicrotask(work);
+    },
+  }));
+  const seen: Retry[] = [];
+  const onRetry = (retry: Retry) => seen.push(retry);
+  return {
+    ...patience({ bytes: () => 0, onRetry, ...options }),
+    clock,
+    seen,
+    [Symbol.dispose]: () => undo.dispose(),
+  };
+}
+
+Deno.test("without a wish there are four attempts, with pauses that double", async () => {
+  using it = timed();
+  await it.ready();
+  for (let count = 0; count < 3; count++) {
+    it.failed(cut);
+    await it.ready();
+    await it.ready();
+  }
+  assertEquals(it.clock.waits, [1000, 2000, 4000]);
+  assertEquals(
+    it.seen.map(({ attempt, attempts, delayMs }) => [
+      attempt,
+      attempts,
+      delayMs,
+    ]),
+    [[2, 4, 1000], [3, 4, 2000], [4, 4, 4000]],
+  );
+  assertEquals(it.seen[0].error, cut);
+  assertThrows(() => it.failed(cut), ToolsmithError, "cut");
+});
+
+Deno.test("who asks for a longer pause during one gets it, for all connections", async () => {
+  using it = timed({ retries: 1, retryDelayMs: 100 });
+  it.failed(cut);
+  it.clock.time += 40;
+  it.failed(new BusyError(cut, 500));
+  it.failed(new BusyError(cut, 10));
+  await it.ready();
+  assertEquals(it.clock.waits, [500]);
+  // At its very end a failure is the next one.
+  assertThrows(() => it.failed(cut), ToolsmithError, "cut");
+});
+
+Deno.test("five minutes are waited for if a server asks, and no millisecond more", async () => {
+  using it = timed();
+  it.failed(new BusyError(cut, 300_000));
+  await it.ready();
+  assertEquals(it.clock.waits, [300_000]);
+  const late = new BusyError(cut, 300_001);
+  assertThrows(() => it.failed(late), BusyError);
+});
+
+Deno.test("a transfer that was cancelled is not tried again, whatever has failed", () => {
+  const signal = AbortSignal.abort(new Error("enough"));
+  using it = timed({ signal });
+  assertThrows(() => it.failed(cut), Error, "enough");
+  assertEquals(it.seen, []);
 });

@@ -10,6 +10,7 @@ import { rangePlan } from "../../lib/oci/_range_plan.ts";
 import { openPart } from "../../lib/system/part_file.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
+import { replace } from "../support/replace.ts";
 
 const SIZE = 30;
 const STALL_MS = 123_456;
@@ -19,20 +20,20 @@ function stallClocks() {
   const running = new Map<number, () => void>();
   const { setTimeout: set, clearTimeout: clear } = globalThis;
   let last = -1;
-  globalThis.setTimeout = ((work: () => void, ms: number) => {
-    if (ms !== STALL_MS) return set(work, ms);
-    running.set(--last, work);
-    return last;
-  }) as typeof setTimeout;
-  globalThis.clearTimeout = (id) => {
-    if (!running.delete(id as number)) clear(id);
-  };
+  const undo = replace(globalThis, {
+    setTimeout(work: () => void, ms: number) {
+      if (ms !== STALL_MS) return set(work, ms);
+      running.set(--last, work);
+      return last;
+    },
+    clearTimeout(id: number) {
+      if (!running.delete(id)) clear(id);
+    },
+  });
   return {
     count: () => running.size,
     expire: () => running.forEach((work) => work()),
-    [Symbol.dispose]() {
-      Object.assign(globalThis, { setTimeout: set, clearTimeout: clear });
-    },
+    [Symbol.dispose]: () => undo[Symbol.dispose](),
   };
 }
 
@@ -112,13 +113,8 @@ async function transfer(steps: Step[] | (() => Promise<never>)) {
 
 /** What a read returns that takes no time. */
 async function rateOf(read: () => Promise<number>): Promise<number> {
-  const now = performance.now;
-  performance.now = () => 5;
-  try {
-    return await read();
-  } finally {
-    performance.now = now;
-  }
+  using _clock = replace(performance, { now: () => 5 });
+  return await read();
 }
 
 Deno.test("a piece is read to its end, and its reader's rate is known", async () => {

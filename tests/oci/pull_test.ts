@@ -12,6 +12,7 @@ import { parseReference } from "../../lib/oci/reference.ts";
 import { asDigest, sha256OfText } from "../../lib/system/digest.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
+import { replace } from "../support/replace.ts";
 
 const TEXT = "the image's bytes";
 const IMAGE = "disk/image.qcow2";
@@ -124,19 +125,14 @@ Deno.test("what lies there after a pull is not taken for the image if it is some
 
 Deno.test("an image that is replaced between its hash and its use is not taken", async () => {
   const { stat } = Deno.FsFile.prototype;
-  try {
-    // What is asked when all of it has been read.
-    Deno.FsFile.prototype.stat = async function () {
+  // What is asked when all of it has been read.
+  using _system = replace(Deno.FsFile.prototype, {
+    async stat(this: Deno.FsFile) {
       const seen = await stat.call(this);
       return { ...seen, ino: seen.ino! + 1 };
-    };
-    assertEquals(
-      await refused(writeAll),
-      "it was replaced while it was hashed",
-    );
-  } finally {
-    Deno.FsFile.prototype.stat = stat;
-  }
+    },
+  });
+  assertEquals(await refused(writeAll), "it was replaced while it was hashed");
 });
 
 Deno.test("a pull that fails says why, whatever it has left", async () => {
@@ -164,32 +160,27 @@ Deno.test("an image that cannot be read says so", async () => {
 Deno.test("a transfer is told with all that is known of it, ten times a second at most", () => {
   const events: object[] = [];
   const emit = (event: object) => events.push(event);
-  const clock = performance.now;
   let now = 1000;
-  performance.now = () => now;
-  try {
-    const known = { image: "vm", source: "oci://x", total: 50 };
-    const { at, end } = startTransfer(emit, known);
-    for (const time of [1099, 1100, 1199, 1200]) {
-      now = time;
-      at(time - 1000);
-    }
-    now = 1234.6;
-    end(50);
-    const { total: bytes, ...rest } = known;
-    const { image, total } = known;
-    assertEquals(events, [
-      { type: "download_start", ...rest, bytes, resumed: 0, connections: 1 },
-      { type: "download_progress", image, bytes: 100, total },
-      { type: "download_progress", image, bytes: 200, total },
-      { type: "download_end", ...rest, bytes: 50, elapsedMs: 235 },
-    ]);
-    startTransfer(emit, { ...known, resumed: 7, connections: 4 });
-    const again = { ...rest, bytes, resumed: 7, connections: 4 };
-    assertEquals(events.at(-1), { type: "download_start", ...again });
-  } finally {
-    performance.now = clock;
+  using _clock = replace(performance, { now: () => now });
+  const known = { image: "vm", source: "oci://x", total: 50 };
+  const { at, end } = startTransfer(emit, known);
+  for (const time of [1099, 1100, 1199, 1200]) {
+    now = time;
+    at(time - 1000);
   }
+  now = 1234.6;
+  end(50);
+  const { total: bytes, ...rest } = known;
+  const { image, total } = known;
+  assertEquals(events, [
+    { type: "download_start", ...rest, bytes, resumed: 0, connections: 1 },
+    { type: "download_progress", image, bytes: 100, total },
+    { type: "download_progress", image, bytes: 200, total },
+    { type: "download_end", ...rest, bytes: 50, elapsedMs: 235 },
+  ]);
+  startTransfer(emit, { ...known, resumed: 7, connections: 4 });
+  const again = { ...rest, bytes, resumed: 7, connections: 4 };
+  assertEquals(events.at(-1), { type: "download_start", ...again });
 });
 
 Deno.test("what a pull writes is the sum of the files that have a title", () => {

@@ -3,6 +3,7 @@ import type { RegistryCredentials } from "../../lib/oci/_docker_config.ts";
 import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
 import { authorizer, parseChallenge } from "../../lib/oci/_token.ts";
 import { failure } from "../support/failure.ts";
+import { replace } from "../support/replace.ts";
 
 const CHALLENGE =
   'Bearer realm="https://auth.example/token",service="reg",scope="repository:o/i:pull"';
@@ -155,17 +156,13 @@ Deno.test("a token service is told with what it answered, and asked again only i
 
 Deno.test("a token without a lifetime lives for a minute, and is renewed before", async () => {
   const { header, renew } = made({}, (_, count) => ({ token: `t${count}` }));
-  const clock = performance.now;
-  try {
-    performance.now = () => 0;
-    await renew(CHALLENGE, undefined);
-    performance.now = () => 54_000;
-    assertEquals(await header(), "Bearer t1");
-    performance.now = () => 54_001;
-    assertEquals(await header(), "Bearer t2");
-  } finally {
-    performance.now = clock;
-  }
+  let time = 0;
+  using _clock = replace(performance, { now: () => time });
+  await renew(CHALLENGE, undefined);
+  time = 54_000;
+  assertEquals(await header(), "Bearer t1");
+  time = 54_001;
+  assertEquals(await header(), "Bearer t2");
 });
 
 Deno.test("an answer of a token service may have 128 KiB", async () => {

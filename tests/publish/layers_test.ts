@@ -16,6 +16,7 @@ import {
 import { run, spawn } from "../../lib/system/process.ts";
 import { denoArgs, ROOT } from "../../scripts/deno.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { replace } from "../support/replace.ts";
 
 Deno.test("a pair of path and media type is read from its last colon", () => {
   assertEquals(parseExtra("a b:c/d.json:application/vnd.x+json"), {
@@ -147,11 +148,13 @@ Deno.test("files of other directories are linked into a new one, which goes with
   const files = [await file("x/i.qcow2", "i.qcow2"), await file("y/n", "n")];
   const made: string[] = [];
   const { makeTempDir } = Deno;
-  Deno.makeTempDir = async (options) => {
-    made.push(await makeTempDir(options));
-    return made.at(-1)!;
-  };
-  try {
+  using _system = replace(Deno, {
+    async makeTempDir(options: Deno.MakeTempOptions) {
+      made.push(await makeTempDir(options));
+      return made.at(-1);
+    },
+  });
+  {
     await using pushed = await pushDir(files);
     assertEquals(dirname(pushed.cwd), made[0]);
     assertEquals(pushed.files.map(({ path }) => path), ["./i.qcow2", "./n"]);
@@ -159,12 +162,10 @@ Deno.test("files of other directories are linked into a new one, which goes with
       const link = join(pushed.cwd, name);
       assertEquals(await Deno.realPath(link), files[at].path);
     }
-    // What cannot be linked leaves nothing either.
-    const twice = [files[0], { ...files[1], title: "i.qcow2" }];
-    await assertRejects(() => pushDir(twice), Deno.errors.AlreadyExists);
-  } finally {
-    Deno.makeTempDir = makeTempDir;
   }
+  // What cannot be linked leaves nothing either.
+  const twice = [files[0], { ...files[1], title: "i.qcow2" }];
+  await assertRejects(() => pushDir(twice), Deno.errors.AlreadyExists);
   assertEquals(made.length, 2);
   for (const path of made) {
     await assertRejects(() => Deno.stat(path), Deno.errors.NotFound);

@@ -3,6 +3,7 @@ import { dirname, join } from "@std/path";
 import { makeOwnDir } from "../../lib/publish/_own_dir.ts";
 import { tryLock } from "../../lib/system/lock.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { replace } from "../support/replace.ts";
 
 /** Does something where the temporary directory holds nothing of others. */
 async function withTmp(
@@ -11,18 +12,16 @@ async function withTmp(
 ) {
   await using dir = await temporaryDir();
   const { makeTempDir } = Deno;
-  Deno.makeTempDir = async (options) => {
-    const path = await makeTempDir({ ...options, dir: dir.path });
-    await made(path);
-    return path;
-  };
+  using _system = replace(Deno, {
+    async makeTempDir(options: Deno.MakeTempOptions) {
+      const path = await makeTempDir({ ...options, dir: dir.path });
+      await made(path);
+      return path;
+    },
+  });
   const names = () =>
     Array.from(Deno.readDirSync(dir.path), ({ name }) => name).sort();
-  try {
-    await work(dir.path, names);
-  } finally {
-    Deno.makeTempDir = makeTempDir;
-  }
+  await work(dir.path, names);
 }
 
 Deno.test("a directory is empty, named by its purpose, locked while it is used, and gone after", async () => {
@@ -110,5 +109,24 @@ Deno.test("a directory that cannot be filled is given up, and its lock with it",
   }, async (dir) => {
     dirs.push(dir);
     await Deno.writeTextFile(join(dir, "files"), "");
+  });
+});
+
+Deno.test("the lock goes last: while a file is there, somebody knows whose it is", async () => {
+  const { remove } = Deno;
+  const removed: string[] = [];
+  await withTmp(async (tmp) => {
+    const own = await makeOwnDir("publish");
+    await Deno.writeTextFile(join(own.path, "x"), "x");
+    using _system = replace(Deno, {
+      remove(path: string, options: Deno.RemoveOptions) {
+        const there = Array.from(Deno.readDirSync(dirname(own.path)));
+        removed.push(path.slice(tmp.length), `${there.length} there`);
+        return remove(path, options);
+      },
+    });
+    await own[Symbol.asyncDispose]();
+    const name = dirname(own.path).slice(tmp.length);
+    assertEquals(removed, [`${name}/files`, "2 there", name, "1 there"]);
   });
 });

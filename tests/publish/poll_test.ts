@@ -15,6 +15,7 @@ import {
 import { asDigest, sha256OfText } from "../../lib/system/digest.ts";
 import { failure } from "../support/failure.ts";
 import { fakeOras, shell } from "../support/fake_oras.ts";
+import { replace } from "../support/replace.ts";
 
 const IMAGE = "image.qcow2";
 const SHA256 = await sha256OfText("image");
@@ -123,18 +124,16 @@ Deno.test({
     const set = globalThis.setTimeout;
     const waits: number[] = [];
     const limits = new Set<number>();
-    globalThis.setTimeout = ((work: () => void, ms: number) => {
-      if (ms > 100_000) limits.add(ms);
-      // Pauses end at once.
-      else if (ms >= 6000 && ms <= 30_000) waits.push(ms), ms = 0;
-      return set(work, ms);
-    }) as typeof setTimeout;
-    try {
-      const { error } = await poll([NOT_FOUND], { intervalMs: undefined });
-      assertStringIncludes((error as Error).message, "within 20 attempts");
-    } finally {
-      globalThis.setTimeout = set;
-    }
+    using _timers = replace(globalThis, {
+      setTimeout(work: () => void, ms: number) {
+        if (ms > 100_000) limits.add(ms);
+        // Pauses end at once.
+        else if (ms >= 6000 && ms <= 30_000) waits.push(ms), ms = 0;
+        return set(work, ms);
+      },
+    });
+    const { error } = await poll([NOT_FOUND], { intervalMs: undefined });
+    assertStringIncludes((error as Error).message, "within 20 attempts");
     const pauses = Array.from(
       { length: 19 },
       (_, at) => pollDelayMs(at + 1, 6000),
