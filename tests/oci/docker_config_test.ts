@@ -47,6 +47,52 @@ Deno.test("Docker's file gives a registry its own credentials, and no others'", 
   assertEquals(await found("constructor", { auths }), {});
 });
 
+Deno.test("odd entries of Docker's file are read as far as they go", async () => {
+  const entries: [unknown, object][] = [
+    [{ auth: btoa(":p") }, { login: login("", "p") }],
+    [{ auth: btoa("u:p"), username: "other" }, { login: login("u", "p") }],
+    [{ username: "u" }, { login: login("u", "") }],
+    [{ auth: "", username: "", identitytoken: "", registrytoken: "" }, {}],
+    [{ auth: 7, username: 7, identitytoken: 7, registrytoken: 7 }, {}],
+    [null, {}],
+    ["u:p", {}],
+  ];
+  for (const [entry, expected] of entries) {
+    const auths = { "a.example": entry };
+    assertEquals(await found("a.example", { auths }), expected);
+  }
+  const auths = { "http://b.example/v2/": { username: "u" } };
+  const b = { login: login("u", "") };
+  assertEquals(await found("b.example", { auths }), b);
+  const hub = { "https://index.docker.io/v1/": { username: "u" } };
+  assertEquals(await found("registry-1.docker.io", { auths: hub }), b);
+  assertEquals(await found("a.example", {}), {});
+});
+
+Deno.test({
+  name: "the file is Docker's own directory's, else that of the home",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    await using dir = await temporaryDir();
+    const auths = { "a.example": { username: "u" } };
+    await Deno.mkdir(join(dir.path, ".docker"));
+    const path = join(dir.path, ".docker", "config.json");
+    await Deno.writeTextFile(path, JSON.stringify({ auths }));
+    const read = (...entries: [string, string][]) =>
+      readCredentials("a.example", { env: new Map(entries) });
+    const home: [string, string] = ["HOME", dir.path];
+    const known = { login: login("u", "") };
+    assertEquals(await read(home), known);
+    assertEquals(await read(["DOCKER_CONFIG", ""], home), known);
+    assertEquals(
+      await read(["DOCKER_CONFIG", join(dir.path, ".docker")]),
+      known,
+    );
+    assertEquals(await read(["DOCKER_CONFIG", dir.path], home), {});
+    assertEquals(await read(), {});
+  },
+});
+
 Deno.test("without a file there are no credentials, and ghcr.io has the environment's", async () => {
   const env = new Map(Object.entries({ HOME: "/nonexistent" }));
   assertEquals(await readCredentials("a.example", { env }), {});
@@ -74,6 +120,54 @@ Deno.test("a file that cannot be understood is a reason, and does not show secre
   }
 });
 
+Deno.test("a file that is no object or cannot be read is told with its path", async () => {
+  for (const config of ["null", "7", '"x"']) {
+    await assertRejects(
+      () => found("a.example", config),
+      RangesUnavailable,
+      "/config.json is not an object",
+    );
+  }
+  await assertRejects(
+    () => found("a.example", "{"),
+    RangesUnavailable,
+    "/config.json cannot be read",
+  );
+});
+
+Deno.test({
+  name: "a credential helper that Deno may not run is named with the flag",
+  permissions: {
+    read: true,
+    write: true,
+    env: true,
+    run: ["docker-credential-x"],
+  },
+  async fn() {
+    const config = { credsStore: "y" };
+    await assertRejects(
+      () => found("a.example", config),
+      RangesUnavailable,
+      "--allow-run=docker-credential-y is not granted",
+    );
+  },
+});
+
+Deno.test({
+  name: "a file that Deno may not read is none",
+  permissions: { read: ["/nonexistent"], write: true },
+  async fn() {
+    const dir = await Deno.makeTempDir();
+    try {
+      await Deno.writeTextFile(join(dir, "config.json"), "{");
+      const env = new Map([["DOCKER_CONFIG", dir]]);
+      assertEquals(await readCredentials("a.example", { env }), {});
+    } finally {
+      await Deno.remove(dir, { recursive: true });
+    }
+  },
+});
+
 Deno.test({
   name: "a credential helper is asked before the store, and its answer is used",
   ignore: Deno.build.os === "windows",
@@ -95,6 +189,10 @@ Deno.test({
       "echo credentials not found in native keychain; exit 1",
     );
     await helper("broken", "echo some-secret; exit 1");
+    await helper("failing", `echo '{"Username":"u","Secret":"s"}'; exit 1`);
+    await helper("half", `echo '{"Username":"u"}'`);
+    await helper("nameless", `echo '{"Secret":"some-secret"}'`);
+    await helper("slow", "exec sleep 60");
     const path = Deno.env.get("PATH")!;
     Deno.env.set("PATH", `${dir.path}:${path}`);
     try {
@@ -105,6 +203,10 @@ Deno.test({
           "none.example": "none",
           "broken.example": "broken",
           "missing.example": "missing",
+          "failing.example": "failing",
+          "half.example": "half",
+          "nameless.example": "nameless",
+          "slow.example": "slow",
         },
       };
       await t.step(
@@ -125,7 +227,7 @@ Deno.test({
         "nothing there",
         async () => assertEquals(await found("none.example", config), {}),
       );
-      for (const name of ["broken", "missing"]) {
+      for (const name of ["broken", "missing", "failing", "half", "nameless"]) {
         await t.step(name, async () => {
           const error = await assertRejects(
             () => found(`${name}.example`, config),
@@ -134,6 +236,19 @@ Deno.test({
           assertEquals(error.message, `docker-credential-${name} failed`);
         });
       }
+      await t.step("one that is slow, by who cancels", async () => {
+        await Deno.writeTextFile(
+          join(dir.path, "config.json"),
+          JSON.stringify(config),
+        );
+        const env = new Map([["DOCKER_CONFIG", dir.path]]);
+        const signal = AbortSignal.abort(new Error("enough"));
+        await assertRejects(
+          () => readCredentials("slow.example", { env, signal }),
+          Error,
+          "enough",
+        );
+      });
     } finally {
       Deno.env.set("PATH", path);
     }
