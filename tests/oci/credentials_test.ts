@@ -1,6 +1,7 @@
 import { assertEquals } from "@std/assert";
 import {
   ghcrCredentials,
+  NO_SECRETS,
   publishingEnvironment,
   redactSecrets,
   unusedTokenWarning,
@@ -76,4 +77,31 @@ Deno.test("the token of GitHub Actions publishes there alone, and where no other
   assertEquals(token(["GITHUB_ACTIONS", "true"], ["GHCR_TOKEN", "own"]), "own");
   assertEquals(token(), undefined);
   assertEquals(token(["GHCR_TOKEN", "own"]), "own");
+});
+
+Deno.test("of a user and a token both are needed, and GHCR_USERNAME wins", () => {
+  const found = (...entries: [string, string][]) =>
+    ghcrCredentials("ghcr.io", new Map(entries));
+  const token: [string, string] = ["GHCR_TOKEN", "t"];
+  assertEquals(found(["GHCR_USERNAME", "a"], ["GITHUB_ACTOR", "b"]), undefined);
+  assertEquals(
+    found(token, ["GHCR_USERNAME", "a"], ["GITHUB_ACTOR", "b"])?.user,
+    "a",
+  );
+  assertEquals(
+    found(token, ["GHCR_USERNAME", ""], ["GITHUB_ACTOR", "b"])?.user,
+    "b",
+  );
+  assertEquals(found(["GHCR_TOKEN", " "], ["GITHUB_ACTOR", "b"]), undefined);
+  assertEquals(unusedTokenWarning("ghcr.io", new Map()), undefined);
+});
+
+Deno.test("the programs that are started get none of the tokens that are not for them", () => {
+  const names = ["GHCR_TOKEN", "GITHUB_TOKEN", "ACTIONS_RUNTIME_TOKEN"];
+  for (const name of names) assertEquals(NO_SECRETS[name], "");
+});
+
+Deno.test("of a program's words the first 16384 are kept, without what is empty around them", () => {
+  assertEquals(redactSecrets(`${"x".repeat(16_384)}y`), "x".repeat(16_384));
+  assertEquals(redactSecrets("\n x \n"), "x");
 });

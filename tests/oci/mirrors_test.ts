@@ -104,3 +104,102 @@ Deno.test("what is malformed is an error, and what is not supported a warning", 
   assertEquals(bases({ mirrors }), ["https://b.lan/v2"]);
   assertMatch(warnings[0], /a\.lan is not used: client in .* not supported/);
 });
+
+Deno.test("what hosts.toml has besides hosts is read over, and so are hosts that are none", async () => {
+  const files = (text: string) => ({ reg: text });
+  const cases: [string, string[]][] = [
+    ["", []],
+    ["server = 7", []],
+    ['host = "x"', []],
+    ["host = [1]", []],
+    ['[host]\n"https://a.lan" = 7\n"https://b.lan" = []', []],
+    ['[host."http://["]', []],
+    ['[host."https://a.lan"]\ncapabilities = "pull"', []],
+    ['[host."https://a.lan"]\ncapabilities = ["resolve"]', []],
+    ['[host."https://a.lan/v2/"]', ["https://a.lan/v2"]],
+    ['[host."https://a.lan/x//"]', ["https://a.lan/x/v2"]],
+    [
+      '[host."https://a.lan/x/"]\noverride_path = true',
+      ["https://a.lan/x"],
+    ],
+    [
+      '[host."https://a.lan/x"]\noverride_path = "true"',
+      ["https://a.lan/x/v2"],
+    ],
+    ['server = "https://reg"\n[host."https://reg"]', []],
+    ['server = "https://registry-1.docker.io"', [
+      "https://registry-1.docker.io/v2",
+    ]],
+  ];
+  for (const [text, expected] of cases) {
+    assertEquals(bases(await found("reg", files(text))), expected, text);
+  }
+  const { mirrors } = await found("reg", files('[host."a.lan"]\nca = [7]'));
+  const [{ caFile, resolves }] = mirrors;
+  assertEquals([caFile, resolves], [undefined, true]);
+});
+
+Deno.test("the first directory that has a file for a registry is the only one that counts", async () => {
+  const host = (name: string) => `[host."https://${name}.lan"]`;
+  await using dir = await temporaryDir();
+  for (const [name, of] of [["a", "_default"], ["b", "reg"]]) {
+    await Deno.mkdir(join(dir.path, name, of), { recursive: true });
+    await Deno.writeTextFile(
+      join(dir.path, name, of, "hosts.toml"),
+      host(name),
+    );
+  }
+  await Deno.writeTextFile(join(dir.path, "file"), "");
+  const mirrors = async (...names: string[]) => {
+    const dirs = names.map((name) => join(dir.path, name)).join(":");
+    const env = new Map([["TOOLSMITH_REGISTRY_CONFIG", dirs]]);
+    return bases({ mirrors: await findMirrors("reg:5000", { env }) });
+  };
+  assertEquals(await mirrors("a", "b"), ["https://a.lan/v2"]);
+  // A directory that is a file is none.
+  assertEquals(await mirrors("file", "b", "a"), ["https://a.lan/v2"]);
+  assertEquals(await mirrors("b"), []);
+});
+
+Deno.test({
+  name: "a directory that Deno may not read has no mirrors",
+  permissions: { read: ["/nonexistent"], write: true },
+  async fn() {
+    const dir = await Deno.makeTempDir();
+    try {
+      await Deno.mkdir(join(dir, "_default"));
+      await Deno.writeTextFile(join(dir, "_default", "hosts.toml"), "[");
+      const env = new Map([["TOOLSMITH_REGISTRY_CONFIG", dir]]);
+      assertEquals(await findMirrors("reg", { env }), []);
+    } finally {
+      await Deno.remove(dir, { recursive: true });
+    }
+  },
+});
+
+Deno.test("what is not supported is named with the host and its file, whoever listens", async () => {
+  const files = {
+    reg: '[host."https://a.lan:1"]\n[host."https://a.lan:1".header]\nx = "y"',
+  };
+  const { mirrors, warnings, dir } = await found("reg", files);
+  assertEquals(mirrors, []);
+  const path = join(dir, "reg", "hosts.toml");
+  assertEquals(warnings, [
+    `The mirror a.lan:1 is not used: header in ${path} is not supported`,
+  ]);
+  const broken = await failure(
+    "file_unreadable",
+    () => found("reg", { reg: "[" }),
+  );
+  assertMatch(broken.message, /Cannot read .*reg.hosts\.toml: it is not TOML/);
+  const wrong = await failure("usage", () => found("reg", {}, "reg=x"));
+  assertEquals(
+    wrong.message,
+    'Cannot use the mirror "reg=x" in TOOLSMITH_MIRRORS',
+  );
+  const secret = await failure(
+    "usage",
+    () => found("reg", {}, "reg=https://u:p@host"),
+  );
+  assertMatch(secret.message, /"reg=https:\/\/…@host"/);
+});

@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import type { Artifact } from "../../lib/oci/artifact.ts";
-import { archOf, fetchForArch } from "../../lib/oci/platform.ts";
+import { archOf, fetchForArch, ociArch } from "../../lib/oci/platform.ts";
 import { formatReference, parseReference } from "../../lib/oci/reference.ts";
 import { failure } from "../support/failure.ts";
 
@@ -59,4 +59,55 @@ Deno.test("a processor that no machine here has is not known", () => {
     ),
     ["x86_64", "aarch64", undefined, undefined],
   );
+});
+
+Deno.test("what is no index is taken as it is, and one without manifests as well", async () => {
+  for (const manifests of [undefined, []]) {
+    const artifact = { reference: INDEX, manifests } as unknown as Artifact;
+    let asked = 0;
+    const found = await fetchForArch(INDEX, "x86_64", () => {
+      asked++;
+      return Promise.resolve(artifact);
+    });
+    assertEquals([found, asked], [artifact, 1]);
+  }
+});
+
+Deno.test("an image of an index is for the processor that was asked for, unless it says another", async () => {
+  const manifests = [{ digest: DIGEST("a"), architecture: "arm64" }];
+  for (const [said, expected] of [[undefined, "arm64"], ["amd64", "amd64"]]) {
+    const answers = [{ manifests }, { architecture: said, layers: [] }];
+    const { architecture } = await fetchForArch(
+      INDEX,
+      "aarch64",
+      () =>
+        Promise.resolve(
+          { reference: INDEX, ...answers.shift() } as unknown as Artifact,
+        ),
+    );
+    assertEquals(architecture, expected);
+  }
+});
+
+Deno.test("an index that names another one, or several for a processor, says what to name instead", async () => {
+  const manifests = [{ digest: DIGEST("a"), architecture: "amd64" }];
+  const index = { reference: INDEX, manifests } as unknown as Artifact;
+  const nested = await failure(
+    "payload_missing",
+    () => fetchForArch(INDEX, "x86_64", () => Promise.resolve(index)),
+  );
+  assertEquals(
+    nested.message,
+    "example.org/owner/image:1 names another index for amd64",
+  );
+  const two = indexOf(["a", "amd64"], ["b", "amd64"], ["c", "arm64"]);
+  const several = await failure(
+    "payload_ambiguous",
+    () => fetchForArch(INDEX, "x86_64", two.fetch),
+  );
+  assertEquals(
+    several.message,
+    "example.org/owner/image:1 has 2 images for amd64",
+  );
+  assertEquals([ociArch("x86_64"), ociArch("aarch64")], ["amd64", "arm64"]);
 });
