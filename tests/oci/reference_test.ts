@@ -3,6 +3,7 @@ import fc from "fast-check";
 import { ToolsmithError } from "../../lib/errors.ts";
 import {
   formatReference,
+  invalidReference,
   isLoopback,
   parseReference,
 } from "../../lib/oci/reference.ts";
@@ -139,6 +140,37 @@ Deno.test("a name of a hundred thousand letters is refused at once", async () =>
     await failure("reference_invalid", () => parseReference(text));
     assert(performance.now() - begun < 5000, `${letters} took long`);
   }
+});
+
+Deno.test("what is refused is shown without users and queries, and 300 characters of it", () => {
+  const shown: [string, string][] = [
+    ["oci://t0ken@ghcr.io/a", "oci://…@ghcr.io/a"],
+    ["https://u:t0ken@host/a?sig=x", "https://…@host/a?…"],
+    ["t0ken@ghcr.io/a?b", "…@ghcr.io/a?b"],
+    ["https://host/a?sig=x@y", "https://host/a?…"],
+    ["a?b://c", "a?b://c"],
+    ["?a://b?c", "?a://b?…"],
+    ["x".repeat(300), "x".repeat(300)],
+    ["x".repeat(301), `${"x".repeat(300)}…`],
+  ];
+  for (const [value, expected] of shown) {
+    const { code, message, hint } = invalidReference(value, "why", "hint");
+    assertEquals(message, `Cannot use image source "${expected}": why`);
+    assertEquals([code, hint], ["reference_invalid", "hint"]);
+  }
+  const { message } = invalidReference("x", "y".repeat(301), "");
+  assertEquals(message.endsWith(`: ${"y".repeat(300)}…`), true);
+});
+
+Deno.test("a reference without a tag is written with the usual one, and a digest wins", () => {
+  const name = { kind: "oci", registry: "h:1", repository: "a/b" } as const;
+  assertEquals(formatReference(name), "h:1/a/b:latest");
+  const digest = `sha256:${"0".repeat(64)}` as const;
+  assertEquals(
+    formatReference({ ...name, tag: "x", digest }),
+    `h:1/a/b@${digest}`,
+  );
+  assertEquals(parseReference("h:1/a/b").tag, "latest");
 });
 
 Deno.test("loopback is this host and no other", () => {
