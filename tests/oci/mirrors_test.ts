@@ -1,4 +1,4 @@
-import { assertEquals, assertMatch } from "@std/assert";
+import { assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import { findMirrors } from "../../lib/oci/mirrors.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -58,6 +58,9 @@ Deno.test("hosts.toml names mirrors in their order, the server last", async () =
 Deno.test("the registry itself is no mirror of its own", async () => {
   const own = 'server = "https://registry-1.docker.io"';
   assertEquals(bases(await found("docker.io", { "docker.io": own })), []);
+  const other = { "docker.io": 'server = "https://cache.lan"' };
+  const caches = ["https://cache.lan/v2"];
+  assertEquals(bases(await found("docker.io", other)), caches);
 });
 
 Deno.test("a directory is found by host and port, else by _default", async () => {
@@ -159,6 +162,18 @@ Deno.test("the first directory that has a file for a registry is the only one th
   // A directory that is a file is none.
   assertEquals(await mirrors("file", "b", "a"), ["https://a.lan/v2"]);
   assertEquals(await mirrors("b"), []);
+});
+
+Deno.test("a mirror of the variable may say what a tag names, and has no authority of its own", async () => {
+  const { mirrors } = await found("reg", {}, "reg=http://x.lan");
+  assertEquals(mirrors, [{ base: "http://x.lan/v2", resolves: true }]);
+});
+
+Deno.test("a file that is there and cannot be read is an error, not no file", async () => {
+  await using dir = await temporaryDir();
+  await Deno.mkdir(join(dir.path, "reg", "hosts.toml"), { recursive: true });
+  const env = new Map([["TOOLSMITH_REGISTRY_CONFIG", dir.path]]);
+  await assertRejects(() => findMirrors("reg", { env }));
 });
 
 Deno.test({

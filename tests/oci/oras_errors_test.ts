@@ -255,3 +255,31 @@ Deno.test("where oras names no error, the last line that it printed is shown", (
   assertStringIncludes(message, "killed");
   assert(!message.includes("Copying"), message);
 });
+
+Deno.test("of several errors the first is shown", () => {
+  const text = "Copying\nError: first: not found\nerror: second\n";
+  const { message } = orasError(text, GHCR, false);
+  assertEquals(
+    message,
+    "Not found: ghcr.io/owner/repo:1.0 (oras: first: not found)",
+  );
+  const silent = orasError(" \n", GHCR, false);
+  assertEquals(
+    silent.message,
+    "oras failed on ghcr.io/owner/repo:1.0: it printed nothing",
+  );
+});
+
+Deno.test("what is not found on ghcr.io may be private, for who is not logged in", () => {
+  const other = parseReference("registry.example.com/a/b:1");
+  const plain =
+    "check owner, repository and tag; a private package may look like a missing one";
+  const hint = (reference: typeof GHCR, loggedIn: boolean) =>
+    orasError("Error: x: not found", reference, loggedIn).hint;
+  assertEquals(
+    hint(GHCR, false),
+    `${plain}: set GHCR_USERNAME and GHCR_TOKEN`,
+  );
+  assertEquals(hint(GHCR, true), plain);
+  assertEquals(hint(other, false), plain);
+});

@@ -54,6 +54,24 @@ Deno.test("an odd file name stays in its cell of the table", () => {
   assertEquals(row, "| File | `` my\\|`odd` image.qcow2 `` |");
 });
 
+Deno.test("the table says how it was verified, and quotes each value so that it stays whole", () => {
+  const row = (name: string, result: Partial<PublishResult>) =>
+    jobSummary({ ...RESULT, ...result }).split("\n")
+      .find((line) => line.startsWith(`| ${name}`));
+  assertEquals(
+    row("Verified", { verified: "pull" }),
+    "| Verified | `pulled back and hashed` |",
+  );
+  assertEquals(
+    row("Verified", { verified: "manifest" }),
+    "| Verified | `served with the same digests` |",
+  );
+  assertEquals(row("File", { file: "a.qcow2" }), "| File | `a.qcow2` |");
+  assertEquals(row("File", { file: "a``b`c" }), "| File | ``` a``b`c ``` |");
+  assertStringIncludes(jobSummary(RESULT), "|---|---|\n| Reference | `ghcr.io");
+  assertStringIncludes(jobSummary(RESULT), "}\n```\n");
+});
+
 Deno.test("no value can add a step output of its own", () => {
   const values = { file: "x\nreference=evil\nend-0\nb<<c\nc", bytes: 7 };
   assertEquals(parseOutputs(stepOutputs(values)), {
