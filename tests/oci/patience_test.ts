@@ -66,7 +66,7 @@ function timed(options: Partial<Parameters<typeof patience>[0]> = {}) {
   undo.use(replace(Math, { random: () => 0.5 }));
   undo.use(replace(globalThis, {
     setTimeout(work: () => void, ms: number) {
-      clock.waits.push(ms);
+      if (clock.waits.push(ms) > 99) throw new Error("it waits for ever");
       clock.time += ms;
       queueMicrotask(work);
     },

@@ -9,56 +9,6 @@ import { replace } from "../support/replace.ts";
 
 const NEVER_MS = 600_000;
 
-Deno.test("bytes are counted as they come, in sub-directories too", async () => {
-  await using dir = await temporaryDir();
-  const target = `${dir.path}/target`;
-  const counts: number[] = [];
-  let reached = (_bytes: number) => {};
-  const until = (bytes: number) =>
-    new Promise<void>((done) => reached = (now) => now === bytes && done());
-  {
-    await using growth = watchGrowth(
-      () => directoryBytes(target),
-      {
-        what: "pull",
-        stallMs: NEVER_MS,
-        onBytes(bytes) {
-          counts.push(bytes);
-          reached(bytes);
-        },
-      },
-    );
-    const some = until(7);
-    await Deno.mkdir(`${target}/dist`, { recursive: true });
-    await Deno.writeTextFile(`${target}/dist/a`, "1234567");
-    await some;
-    const more = until(10);
-    await Deno.writeTextFile(`${target}/b`, "123");
-    await more;
-    assert(!growth.signal.aborted);
-  }
-  assertEquals(counts, [...new Set(counts)]);
-});
-
-Deno.test("a directory that does not grow is reported as stalled", async () => {
-  await using dir = await temporaryDir();
-  await Deno.writeTextFile(`${dir.path}/a`, "partial");
-  for (const path of [dir.path, `${dir.path}/none`]) {
-    const begun = performance.now();
-    await using growth = watchGrowth(() => directoryBytes(path), {
-      what: "pull x",
-      stallMs: 250,
-    });
-    await new Promise((done) =>
-      growth.signal.addEventListener("abort", done, { once: true })
-    );
-    assert(performance.now() - begun >= 250);
-    const { code, message } = growth.signal.reason;
-    assertEquals(code, "transfer_stalled");
-    assertEquals(message, "Cannot pull x: nothing moved for 0.25 s");
-  }
-});
-
 /** A watch whose clock and looks are the test's. */
 function watched(options: { stallMs: number; maxBytes?: number }) {
   const state = { time: 7000, bytes: 0, every: 0, ended: false };
@@ -164,6 +114,56 @@ Deno.test({
     assert((await bytesReadBy(Deno.pid))! > before);
     assertEquals(await bytesReadBy(0), undefined);
   },
+});
+
+Deno.test("bytes are counted as they come, in sub-directories too", async () => {
+  await using dir = await temporaryDir();
+  const target = `${dir.path}/target`;
+  const counts: number[] = [];
+  let reached = (_bytes: number) => {};
+  const until = (bytes: number) =>
+    new Promise<void>((done) => reached = (now) => now === bytes && done());
+  {
+    await using growth = watchGrowth(
+      () => directoryBytes(target),
+      {
+        what: "pull",
+        stallMs: NEVER_MS,
+        onBytes(bytes) {
+          counts.push(bytes);
+          reached(bytes);
+        },
+      },
+    );
+    const some = until(7);
+    await Deno.mkdir(`${target}/dist`, { recursive: true });
+    await Deno.writeTextFile(`${target}/dist/a`, "1234567");
+    await some;
+    const more = until(10);
+    await Deno.writeTextFile(`${target}/b`, "123");
+    await more;
+    assert(!growth.signal.aborted);
+  }
+  assertEquals(counts, [...new Set(counts)]);
+});
+
+Deno.test("a directory that does not grow is reported as stalled", async () => {
+  await using dir = await temporaryDir();
+  await Deno.writeTextFile(`${dir.path}/a`, "partial");
+  for (const path of [dir.path, `${dir.path}/none`]) {
+    const begun = performance.now();
+    await using growth = watchGrowth(() => directoryBytes(path), {
+      what: "pull x",
+      stallMs: 250,
+    });
+    await new Promise((done) =>
+      growth.signal.addEventListener("abort", done, { once: true })
+    );
+    assert(performance.now() - begun >= 250);
+    const { code, message } = growth.signal.reason;
+    assertEquals(code, "transfer_stalled");
+    assertEquals(message, "Cannot pull x: nothing moved for 0.25 s");
+  }
 });
 
 Deno.test("a directory that grows beyond its limit is reported while it grows", async () => {
