@@ -194,9 +194,9 @@ test(
 const PUSHED = asDigest("f".repeat(64));
 
 test(
-  "a push names type, annotations and files, and no file can be an option",
-  `echo '{"digest":"${PUSHED}"}'`,
-  async ({ env, dir, args }) => {
+  "a push names type, annotations and files from where they are, and no file can be an option",
+  `pwd > "$0.cwd"; echo '{"digest":"${PUSHED}"}'`,
+  async ({ env, dir, path, args }) => {
     const pushed = await oras({ env }).push(IMAGE, {
       files: [
         { path: "-x.qcow2", mediaType: "a/b" },
@@ -208,6 +208,7 @@ test(
       bytes: 7,
     });
     assertEquals(pushed, PUSHED);
+    assertEquals(await Deno.readTextFile(`${path}.cwd`), `${dir}\n`);
     assertEquals(await args(), [
       ...["push", "--plain-http=true", "--no-tty", "--format", "json"],
       ...["--artifact-type", "c/d", "--annotation", `${TITLE}=x`],
@@ -218,13 +219,13 @@ test(
 );
 
 test(
-  "a push runs where its files are, and one that reads nothing more is a stall",
-  `pwd > "$0.cwd"; exec sleep 60`,
-  async ({ env, dir, path }) => {
+  "a push that reads nothing more is a stall",
+  "exec sleep 60",
+  async ({ env, dir }) => {
     const { message } = await failure(
       "transfer_stalled",
       () =>
-        oras({ env, stallTimeoutMs: 300 }).push(IMAGE, {
+        oras({ env, stallTimeoutMs: 100 }).push(IMAGE, {
           files: [{ path: "x", mediaType: "a/b" }],
           cwd: dir,
           artifactType: "c/d",
@@ -234,8 +235,7 @@ test(
     );
     assertEquals(
       message,
-      "Cannot push localhost:5000/owner/vm:1: nothing moved for 0.3 s",
+      "Cannot push localhost:5000/owner/vm:1: nothing moved for 0.1 s",
     );
-    assertEquals(await Deno.readTextFile(`${path}.cwd`), `${dir}\n`);
   },
 );
