@@ -1,4 +1,9 @@
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
 import { join } from "@std/path";
 import {
   jobSummary,
@@ -8,6 +13,7 @@ import {
 } from "../../lib/publish/github_actions.ts";
 import { consumerManifest, formatManifest } from "../../lib/manifest/format.ts";
 import type { PublishResult } from "../../lib/publish/publish.ts";
+import { replace } from "../support/replace.ts";
 
 const SHA256 = "a".repeat(64);
 
@@ -106,4 +112,27 @@ Deno.test("summary and outputs are added to the files that GitHub names", async 
   } finally {
     await Deno.remove(dir, { recursive: true });
   }
+});
+
+Deno.test("a report is there when it has been made, the summary first; a failure of it is told", async () => {
+  const written: string[] = [];
+  using _system = replace(Deno, {
+    async writeTextFile(path: string, _: string, { append }: { append: true }) {
+      await new Promise((done) => setTimeout(done));
+      if (path === "full") throw new Error("disk full");
+      written.push(`${path} ${append}`);
+    },
+  });
+  const report = (summary: string, outputs: string) =>
+    reportToActions(
+      RESULT,
+      new Map([["GITHUB_STEP_SUMMARY", summary], ["GITHUB_OUTPUT", outputs]]),
+    );
+  await report("a", "b");
+  assertEquals(written, ["a true", "b true"]);
+  await report("", "c");
+  assertEquals(written.slice(2), ["c true"]);
+  await assertRejects(() => report("full", "d"), Error, "disk full");
+  await assertRejects(() => report("e", "full"), Error, "disk full");
+  assertEquals(written.slice(3), ["e true"]);
 });

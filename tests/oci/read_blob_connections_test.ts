@@ -1,9 +1,14 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { type BlobSource, BusyError } from "../../lib/oci/_blob_source.ts";
+import {
+  type BlobAnswer,
+  type BlobSource,
+  BusyError,
+} from "../../lib/oci/_blob_source.ts";
 import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
 import { readBlob } from "../../lib/oci/_read_blob.ts";
 import { openPart } from "../../lib/system/part_file.ts";
+import type { Retry } from "../../lib/system/retry.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 const MIB = 1024 * 1024;
@@ -139,4 +144,117 @@ Deno.test("one connection is opened for one piece, however many there may be", a
   await readBlob(source, opened.file, { ...OPTIONS, connections: 9 });
   assertEquals(asked, [[0, 10]]);
   assertEquals(opened.file.gaps(), []);
+});
+
+/** Reads with such answers to each request in turn; the last is for all others. */
+async function readFrom(
+  size: number,
+  connections: number,
+  answers: ((from: number, to: number) => Promise<BlobAnswer>)[],
+) {
+  await using opened = await part(size);
+  const asked: [number, number][] = [];
+  const retries: Retry[] = [];
+  const source: BlobSource = {
+    host: "reg.example",
+    open(from, to) {
+      const answer = answers[Math.min(asked.length, answers.length - 1)];
+      asked.push([from, to]);
+      return answer(from, to);
+    },
+  };
+  const error = await readBlob(source, opened.file, {
+    ...OPTIONS,
+    connections,
+    retries: 2,
+    retryDelayMs: 1,
+    onRetry: (retry) => retries.push(retry),
+  }).catch((error) => error);
+  return { asked, error, left: opened.file.gaps(), retries };
+}
+
+const right = (from: number, to: number): Promise<BlobAnswer> =>
+  Promise.resolve({ kind: "range", body: body(to - from) });
+const whole = (bytes: number) => (): Promise<BlobAnswer> =>
+  Promise.resolve({ kind: "whole", body: body(bytes) });
+const busy = () =>
+  Promise.reject(new ToolsmithError("registry_unavailable", "down"));
+
+Deno.test("a whole for the first answer is all that is asked for; a cut one is asked for again", async () => {
+  const { asked, error, left, retries } = await readFrom(10, 4, [whole(10)]);
+  assertEquals([error, left, retries], [undefined, [], []]);
+  assertEquals(asked, [[0, 10]]);
+  const cut = await readFrom(10, 4, [whole(4), right]);
+  assertEquals([cut.error, cut.left], [undefined, []]);
+  assertEquals(cut.asked, [[0, 10], [4, 10]]);
+  assertEquals(cut.retries.map(({ error }) => error.code), [
+    "transfer_interrupted",
+  ]);
+});
+
+Deno.test("a whole among ranges is let go, told with its place, and the range asked for again", async () => {
+  let cancelled = 0;
+  const late = (): Promise<BlobAnswer> =>
+    Promise.resolve({
+      kind: "whole",
+      body: new ReadableStream({
+        type: "bytes",
+        cancel: () => void cancelled++,
+      }),
+    });
+  const { asked, error, left, retries } = await readFrom(
+    8 * MIB,
+    1,
+    [right, late, right],
+  );
+  assertEquals([error, left, cancelled], [undefined, [], 1]);
+  assertEquals(asked, [
+    [0, 4 * MIB],
+    [4 * MIB, 8 * MIB],
+    [4 * MIB, 8 * MIB],
+  ]);
+  const [{ error: told }] = retries;
+  assertEquals(
+    [told.code, told.message],
+    [
+      "transfer_interrupted",
+      "reg.example sent the whole image where bytes from 4194304 on were asked for",
+    ],
+  );
+});
+
+Deno.test("what fails at first is tried again if it may pass, and ends the read if not", async () => {
+  const passes = await readFrom(10, 2, [busy, busy, right]);
+  assertEquals([passes.error, passes.left], [undefined, []]);
+  assertEquals(passes.retries.map(({ attempt }) => attempt), [2, 3]);
+  const lasts = await readFrom(10, 2, [busy]);
+  assertEquals([lasts.error.message, lasts.asked.length], ["down", 3]);
+  const none = await readFrom(10, 2, [
+    () => Promise.reject(new RangesUnavailable("no ranges")),
+  ]);
+  assertEquals([none.error.message, none.asked.length], ["no ranges", 1]);
+  assertEquals(none.retries, []);
+  // In the middle, too: the bytes before are kept.
+  const middle = await readFrom(8 * MIB, 1, [right, busy]);
+  assertEquals([middle.error.message, middle.asked.length], ["down", 4]);
+  assertEquals(middle.left, [[4 * MIB, 8 * MIB]]);
+});
+
+Deno.test("as many connections read at the same time as may, and no more", async () => {
+  for (const connections of [1, 2, 3]) {
+    let open = 0;
+    let peak = 0;
+    const all = Promise.withResolvers<void>();
+    const { error, left } = await readFrom(24 * MIB, connections, [
+      (from, to) => {
+        peak = Math.max(peak, ++open);
+        if (open === connections) all.resolve();
+        const bytes = body(to - from, all.promise);
+        all.promise.then(() => open--);
+        return Promise.resolve({ kind: "range", body: bytes });
+      },
+    ]);
+    assertEquals([error, left], [undefined, []]);
+    assertEquals(peak, connections);
+  }
 });
