@@ -45,6 +45,7 @@ const WRONG: [string, string][] = [
   ["oci://", "names no repository"],
   ["oci:///repo", "names no repository"],
   ["ghcr.io/", '"" is not a repository name'],
+  ["ghcr.io/:1", '"" is not a repository name'],
   ["ghcr.io/a//b", "not a repository name"],
   ["ghcr.io/a/", "not a repository name"],
   ["ghcr.io/-a", "not a repository name"],
@@ -150,6 +151,7 @@ Deno.test("what is refused is shown without users and queries, and 300 character
     ["https://host/a?sig=x@y", "https://host/a?…"],
     ["a?b://c", "a?b://c"],
     ["?a://b?c", "?a://b?…"],
+    ["://b?c", "://b?…"],
     ["x".repeat(300), "x".repeat(300)],
     ["x".repeat(301), `${"x".repeat(300)}…`],
   ];
