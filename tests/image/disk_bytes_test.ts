@@ -1,0 +1,228 @@
+import { assertEquals, assertRejects } from "@std/assert";
+import { join } from "@std/path";
+import { deflateRawSync, zstdCompressSync } from "node:zlib";
+import { openDisk } from "../../lib/image/_disk_bytes.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { failure } from "../support/failure.ts";
+import {
+  dataOffset,
+  qcow2,
+  type Qcow2Parts,
+  writeImage,
+} from "../support/qcow2.ts";
+
+const CLUSTER = 512;
+const COMPRESSED = 1n << 62n;
+/** Above the offset of a compressed cluster: it goes on into another sector. */
+const MORE = 1n << 61n;
+
+/** Runs one test with the path of an image. */
+function test(name: string, body: (path: string) => Promise<void>) {
+  Deno.test(name, async () => {
+    await using dir = await temporaryDir();
+    await body(join(dir.path, "a.qcow2"));
+  });
+}
+
+/** Bytes that nothing makes smaller. */
+function noise(length: number): Uint8Array<ArrayBuffer> {
+  return crypto.getRandomValues(new Uint8Array(length));
+}
+
+function filled(byte: number, length = CLUSTER): Uint8Array<ArrayBuffer> {
+  return new Uint8Array(length).fill(byte);
+}
+
+function joined(...parts: Uint8Array[]): Uint8Array<ArrayBuffer> {
+  return new Uint8Array(parts.flatMap((part) => [...part]));
+}
+
+/** The bytes of a part of the disk. */
+async function readPart(
+  path: string,
+  [offset, length]: [number, number],
+): Promise<Uint8Array> {
+  using disk = await openDisk(path);
+  const { buffer, byteOffset, byteLength } = await disk.read(offset, length);
+  assertEquals([byteOffset, byteLength], [0, length]);
+  return new Uint8Array(buffer);
+}
+
+test("a part of a disk is put together from clusters, and zeros where there are none", async (path) => {
+  const data = noise(2 * CLUSTER);
+  const at = BigInt(dataOffset({ tables: [[], []] }));
+  const tables = [[at, 0n, at + 512n, at], [at + 512n]];
+  const image = qcow2({ tables, data, size: 64 * CLUSTER + 100 });
+  await writeImage(path, image);
+  const [a, b] = [data.slice(0, CLUSTER), data.slice(CLUSTER)];
+  const disk = new Uint8Array(66 * CLUSTER);
+  [a, filled(0), b, a].forEach((part, nth) => disk.set(part, nth * CLUSTER));
+  // The disk ends within the first cluster of the second table.
+  disk.set(b.subarray(0, 100), 64 * CLUSTER);
+  const places: [number, number][] = [
+    [0, 4 * CLUSTER],
+    [0, 0],
+    [0, 1],
+    [10, CLUSTER],
+    [CLUSTER - 1, 2],
+    [3 * CLUSTER + 7, CLUSTER - 7],
+    [64 * CLUSTER - 1, 300],
+    [65 * CLUSTER, 10],
+    [64 * CLUSTER + 100, 10],
+  ];
+  for (const [from, length] of places) {
+    const expected = disk.slice(from, from + length);
+    assertEquals(await readPart(path, [from, length]), expected, `${from}`);
+  }
+});
+
+test("at most 1 MiB is read at once, and nothing before the disk", async (path) => {
+  await writeImage(path, qcow2({}));
+  using disk = await openDisk(path);
+  assertEquals(disk.size, 64 * CLUSTER);
+  assertEquals((await disk.read(0, 2 ** 20)).byteLength, 2 ** 20);
+  for (const [at, length] of [[0, 2 ** 20 + 1], [-1, 1], [0, -1], [NaN, 1]]) {
+    const read = () => disk.read(at, length);
+    await assertRejects(
+      read,
+      RangeError,
+      `no part of a disk: ${at}, ${length}`,
+    );
+  }
+});
+
+test("a cluster that is marked as zeros reads as such in version 3 alone", async (path) => {
+  for (const [version, expected] of [[3, 0], [2, 7]]) {
+    const tables = [[BigInt(dataOffset({})) | 1n]];
+    await writeImage(path, qcow2({ version, tables, data: filled(7) }));
+    assertEquals(await readPart(path, [0, CLUSTER]), filled(expected));
+  }
+});
+
+test("of a cluster in parts only those are read that its map names", async (path) => {
+  const clusterBits = 14;
+  const size = 2 ** clusterBits;
+  const parts: Qcow2Parts = { clusterBits, features: 16n };
+  const at = BigInt(dataOffset({ ...parts, tables: [[]] }));
+  // Bit 0 of the entry says nothing here; parts 0, 2 and 31 are there.
+  const map = 1n | 1n << 2n | 1n << 31n;
+  const tables = [[0n, 0n, at | 1n, map]];
+  await writeImage(path, qcow2({ ...parts, tables, data: filled(7, size) }));
+  const part = size / 32;
+  const expected = new Uint8Array(2 * size);
+  for (const nth of [0, 2, 31]) {
+    expected.fill(7, size + nth * part, size + (nth + 1) * part);
+  }
+  assertEquals(await readPart(path, [0, 2 * size]), expected);
+  for (const [from, length] of [[part - 5, part + 10], [3 * part - 1, 2]]) {
+    const got = await readPart(path, [size + from, length]);
+    assertEquals(got, expected.slice(size + from, size + from + length));
+  }
+});
+
+test("an image that is cut where a cluster or a table should be is said to be", async (path) => {
+  const at = dataOffset({});
+  const read = () => readPart(path, [0, 4]);
+  const cases: [bigint, Uint8Array<ArrayBuffer> | undefined][] = [
+    [BigInt(at), filled(7)],
+    // Its end may be missing where nothing of it was written.
+    [BigInt(at), filled(7, 2)],
+    [BigInt(at), undefined],
+    [BigInt(at + 512), undefined],
+  ];
+  for (const [entry, data] of cases) {
+    await writeImage(path, qcow2({ tables: [[entry]], data }));
+    if (data) {
+      const expected = filled(7, 4).fill(0, data.length);
+      assertEquals(await read(), expected);
+      continue;
+    }
+    const { message, hint } = await failure("image_invalid", read);
+    assertEquals(message, `${path} is cut off`);
+    assertEquals(hint, "check it: qemu-img check IMAGE");
+  }
+  // The second table: its first entry is the last that the file has.
+  const image = qcow2({ tables: [[]] });
+  await writeImage(path, image, 1024 + 8);
+  assertEquals(await read(), filled(0, 4));
+  await writeImage(path, image, 1024 + 7);
+  assertEquals(
+    (await failure("image_invalid", read)).message,
+    `${path} is cut off`,
+  );
+});
+
+test("an image that is cut while it is open is said to be", async (path) => {
+  await writeImage(path, qcow2({}));
+  using disk = await openDisk(path);
+  assertEquals((await disk.read(0, 1)).getUint8(0), 0);
+  await Deno.truncate(path, 512 + 7);
+  const { message } = await failure("image_invalid", () => disk.read(0, 1));
+  assertEquals(message, `${path} is cut off`);
+});
+
+/** An image of these clusters, each packed, one right behind the other. */
+async function writePacked(path: string, packed: Uint8Array[], parts = {}) {
+  let at = dataOffset({});
+  const table = packed.map((bytes) => {
+    const sectors = Math.floor((at + bytes.length - 1) / 512) -
+      Math.floor(at / 512);
+    const entry = COMPRESSED | (sectors > 0 ? MORE : 0n) | BigInt(at);
+    at += bytes.length;
+    return entry;
+  });
+  const image = qcow2({ ...parts, tables: [table], data: joined(...packed) });
+  return await writeImage(path, image);
+}
+
+test("compressed clusters are read one by one, whatever follows them", async (path) => {
+  const clusters = [filled(1), filled(2), noise(CLUSTER), filled(3)];
+  const methods = [
+    [deflateRawSync, { features: 0n }],
+    [zstdCompressSync, { features: 8n, compression: 1 }],
+  ] as const;
+  for (const [pack, parts] of methods) {
+    const packed = clusters.map((bytes) => new Uint8Array(pack(bytes)));
+    await writePacked(path, packed, parts);
+    using disk = await openDisk(path);
+    // Each twice, and in parts: what was unpacked last is kept.
+    for (const nth of [0, 0, 2, 1, 1, 3, 0]) {
+      const { buffer } = await disk.read(nth * CLUSTER, CLUSTER);
+      assertEquals(new Uint8Array(buffer), clusters[nth]);
+      const part = await disk.read(nth * CLUSTER + 100, 7);
+      assertEquals(
+        new Uint8Array(part.buffer),
+        clusters[nth].slice(100, 107),
+      );
+    }
+  }
+});
+
+test("a compressed cluster that is damaged, or has another length, is refused", async (path) => {
+  const cases: [Uint8Array, object?][] = [
+    [deflateRawSync(filled(1, CLUSTER - 1))],
+    [deflateRawSync(filled(1, CLUSTER + 1))],
+    [filled(0xff, 100)],
+    [zstdCompressSync(filled(1, CLUSTER + 1)), {
+      features: 8n,
+      compression: 1,
+    }],
+    [deflateRawSync(filled(1)), { features: 8n, compression: 1 }],
+  ];
+  for (const [packed, parts] of cases) {
+    await writePacked(path, [packed], parts);
+    const read = () => readPart(path, [0, 1]);
+    const { message } = await failure("image_invalid", read);
+    assertEquals(message, `${path} has a damaged cluster`);
+  }
+});
+
+test("an image that is encrypted, or refers to another file, is closed again", async (path) => {
+  const image = qcow2({});
+  image.setUint32(32, 2);
+  await writeImage(path, image);
+  const { message } = await failure("image_invalid", () => openDisk(path));
+  assertEquals(message, `${path} is encrypted`);
+  await writeImage(path, qcow2({ features: 4n }));
+  await failure("image_unsafe", () => openDisk(path));
+});
