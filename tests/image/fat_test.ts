@@ -28,6 +28,7 @@ Deno.test("a file is found in each kind of FAT, up to the limits of each", async
       assertEquals(await has(...LOADER), true, `${clusters}`);
       assertEquals(await has("EFI", "BOOT", "BOOTAA64.EFI"), false);
     }
+    assertEquals(await chained(clusters, [9, 4, 7]), true, `${clusters}`);
   }
 });
 
@@ -59,7 +60,8 @@ Deno.test("what is no FAT has no files", async () => {
     [13, 0, 1],
     [13, 3, 1],
     [14, 0, 2],
-    // No cluster: the tables alone are as large.
+    // No cluster: the tables and the top directory are as large, or larger.
+    [19, 5, 2],
     [19, 4, 2],
   ];
   for (const [offset, value, length] of fields) {
@@ -112,7 +114,7 @@ Deno.test("a full directory ends with its last entry", async () => {
 /** A directory of several clusters, in this order; the file is in the last. */
 async function chained(clusters: number, order: number[]) {
   const { fat, has } = disk({ clusters });
-  const top = clusters === 65525 + 20 ? 2 : 0;
+  const top = clusters < 65525 ? 0 : 2;
   fat.entry(top, 0, { name: "DIR", attributes: DIRECTORY, cluster: order[0] });
   order.forEach((cluster, nth) => {
     fat.removed(cluster, 16);
