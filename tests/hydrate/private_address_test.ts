@@ -19,3 +19,87 @@ Deno.test("addresses of this host and of private networks are known, others are 
     assertEquals(isPrivateAddress(address), false, address);
   }
 });
+
+/** The first and the last address of each range that is no place on the internet. */
+const RANGES = [
+  ["0.0.0.0", "0.255.255.255"],
+  ["10.0.0.0", "10.255.255.255"],
+  ["100.64.0.0", "100.127.255.255"],
+  ["127.0.0.0", "127.255.255.255"],
+  ["169.254.0.0", "169.254.255.255"],
+  ["172.16.0.0", "172.31.255.255"],
+  ["192.0.0.0", "192.0.0.255"],
+  ["192.168.0.0", "192.168.255.255"],
+  ["198.18.0.0", "198.19.255.255"],
+  ["224.0.0.0", "255.255.255.255"],
+];
+
+/** The address that is so many after one. */
+function after(address: string, count: number): string {
+  const bytes = address.split(".").map(Number);
+  const number = bytes.reduce((sum, byte) => sum * 256 + byte, 0) + count;
+  return [24, 16, 8, 0].map((by) => number / 2 ** by & 255).join(".");
+}
+
+Deno.test("each private range begins and ends where it should, and what is written into IPv6, too", () => {
+  const forms = [
+    (address: string) => address,
+    (address: string) => `::ffff:${address}`,
+    (address: string) => `64:ff9b::${address}`,
+    (address: string) => {
+      const hex = address.split(".").map((it) => Number(it) + 256)
+        .map((it) => it.toString(16).slice(1)).join("");
+      return `2002:${hex.slice(0, 4)}:${hex.slice(4)}::1`;
+    },
+  ];
+  for (const form of forms) {
+    for (const [first, last] of RANGES) {
+      for (const inside of [first, last, after(first, 1)]) {
+        assertEquals(isPrivateAddress(form(inside)), true, form(inside));
+      }
+      for (const outside of [after(first, -1), after(last, 1)]) {
+        // There is nothing before the first address, nor behind the last.
+        if (first === "0.0.0.0" && outside !== "1.0.0.0") continue;
+        if (last === "255.255.255.255" && outside === "0.0.0.0") continue;
+        assertEquals(isPrivateAddress(form(outside)), false, form(outside));
+      }
+    }
+  }
+});
+
+Deno.test("of IPv6 what is assigned to the internet is global, and nothing else", () => {
+  const cases: Record<string, boolean> = {
+    "1fff:ffff::1": true,
+    "2000::": false,
+    "3fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff": false,
+    "4000::1": true,
+    "[2606:4700::1111]": false,
+    "2606:4700::1111%eth0": false,
+    // An address of IPv4 in another place says nothing.
+    "0:0:0:0:1::": true,
+    "::1:0:0:0": true,
+    "0:0:0:0:ffff:0:808:808": true,
+    "0:0:0:0:0:1:808:808": true,
+    "64:ff9c::8.8.8.8": true,
+    "65:ff9b::8.8.8.8": true,
+    "2003:a00:1::": false,
+    "2001:0:a00:1::": false,
+    // Each group stands where it is, with and without a gap.
+    "64:ff9b:0:0:0:0:808:808": false,
+    "2002:808:808:a00:1::": false,
+    "2002:a00:1:808:808:1:1:1": true,
+    "::ffff:808:7f00": false,
+    "::ffff:7f00:808": true,
+    "64:ff9b::808:a00": false,
+    "64:ff9b::a00:808": true,
+    "2606:4700": true,
+    ":::": true,
+    "2606::g": true,
+    "": true,
+    "1.1.1.1.": true,
+    "0x7f.1.1.1": true,
+  };
+  for (const [address, expected] of Object.entries(cases)) {
+    assertEquals(isPrivateAddress(address), expected, address);
+  }
+});
