@@ -104,17 +104,22 @@ test("of a cluster in parts only those are read that its map names", async (path
   const size = 2 ** clusterBits;
   const parts: Qcow2Parts = { clusterBits, features: 16n };
   const at = BigInt(dataOffset({ ...parts, tables: [[]] }));
-  // Bit 0 of the entry says nothing here; parts 0, 2 and 31 are there.
-  const map = 1n | 1n << 2n | 1n << 31n;
+  // Bit 0 of the entry says nothing here; parts 1, 2 and 31 are there.
+  const map = 1n << 1n | 1n << 2n | 1n << 31n;
   const tables = [[0n, 0n, at | 1n, map]];
   await writeImage(path, qcow2({ ...parts, tables, data: filled(7, size) }));
   const part = size / 32;
   const expected = new Uint8Array(2 * size);
-  for (const nth of [0, 2, 31]) {
+  for (const nth of [1, 2, 31]) {
     expected.fill(7, size + nth * part, size + (nth + 1) * part);
   }
   assertEquals(await readPart(path, [0, 2 * size]), expected);
-  for (const [from, length] of [[part - 5, part + 10], [3 * part - 1, 2]]) {
+  for (
+    const [from, length] of [[part - 5, part + 10], [3 * part - 1, 2], [
+      3 * part + 3,
+      9,
+    ]]
+  ) {
     const got = await readPart(path, [size + from, length]);
     assertEquals(got, expected.slice(size + from, size + from + length));
   }
