@@ -49,15 +49,14 @@ function isPrivateIpv6(address: string): boolean {
   const groups = ipv6Groups(address);
   if (!groups) return true;
   const [first, second] = groups;
-  // ::/96 is the loopback and the unspecified address, and an old form of IPv4.
   const zeros = groups.findIndex((group) => group !== 0);
-  if (zeros < 0 || zeros >= 6) return true;
   const ipv4 = (high: number, low: number) =>
     isPrivateIpv4([high >> 8, high & 255, low >> 8, low & 255].join("."));
   if (zeros === 5 && groups[5] === 0xffff) return ipv4(groups[6], groups[7]);
   if (first === 0x64 && second === 0xff9b) return ipv4(groups[6], groups[7]);
   if (first === 0x2002) return ipv4(second, groups[2]);
-  // All that is global is 2000::/3 as yet.
+  // All that is global is 2000::/3 as yet: ::/96 is the loopback and the
+  // unspecified address, and an old form of IPv4.
   return first >> 13 !== 1;
 }
 

@@ -184,6 +184,7 @@ test("a data file is found among the extensions, or by its flag alone", async (p
     [extended([[DATA_FILE, 4, "data"]]), "data"],
     [extended([[DATA_FILE, 3, "data"]], { version: 2 }), "dat"],
     [extended([[OTHER, 9, "some more"], [DATA_FILE, 4, "data"]]), "data"],
+    [extended([[OTHER, 72, "x".repeat(72)], [DATA_FILE, 4, "data"]]), "data"],
     [extended([[OTHER, 8, "exactly8"], [DATA_FILE, 4, "data"]]), "data"],
     // The list has ended.
     [extended([[0, 0, ""], [DATA_FILE, 4, "data"]]), undefined],
