@@ -1,0 +1,139 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { join } from "@std/path";
+import { emitter, type ToolsmithEvent } from "../../lib/events.ts";
+import { fetchImage, type FetchOptions } from "../../lib/hydrate/fetch.ts";
+import { parseImageSource } from "../../lib/manifest/source.ts";
+import { fingerprint } from "../../lib/system/files.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { failure } from "../support/failure.ts";
+
+const ZEROS = "0".repeat(64);
+
+/** Runs a test with a directory to fill, and one beside it. */
+function test(
+  name: string,
+  body: (dirs: { dir: string; beside: string }) => Promise<void>,
+) {
+  Deno.test(name, async () => {
+    await using made = await temporaryDir();
+    const [dir, beside] = ["dir", "beside"].map((it) => join(made.path, it));
+    await Deno.mkdir(dir);
+    await Deno.mkdir(beside);
+    await body({ dir, beside });
+  });
+}
+
+/** Brings an image from a source into a directory. */
+function fetchFrom(
+  source: string,
+  dir: string,
+  options: FetchOptions & { events?: ToolsmithEvent[] } = {},
+) {
+  const { events = [], ...more } = options;
+  const image = {
+    name: "demo",
+    source: parseImageSource(source, dir),
+    sha256: ZEROS,
+  };
+  const emit = emitter((event) => events.push(event));
+  return fetchImage(image, dir, { emit, ...more });
+}
+
+test("a file of this host is copied, holes and all, under a name that a cache takes", async ({ dir, beside }) => {
+  const path = join(beside, "disk one.IMG");
+  await Deno.writeTextFile(path, "an image");
+  await Deno.truncate(path, 4 * 1024 * 1024);
+  const bytes = await Deno.readFile(path);
+  const digest = await crypto.subtle.digest("SHA-256", bytes);
+  const events: ToolsmithEvent[] = [];
+  const copy = join(dir, "disk one.qcow2");
+  assertEquals(await fetchFrom(path, dir, { events }), {
+    path: copy,
+    name: "disk one.qcow2",
+    bytes: bytes.length,
+    actual: new Uint8Array(digest).toHex(),
+    hashed: (await fingerprint(copy))!,
+  });
+  assertEquals(await Deno.readFile(copy), bytes);
+  const { blocks } = await Deno.stat(copy);
+  assert(blocks === null || blocks * 512 < 1024 * 1024, `${blocks} blocks`);
+  assertEquals(events.map(({ type }) => type).slice(0, 1), ["download_start"]);
+});
+
+test("what is no file, or is not there, is refused by its path, with what may be meant", async ({ dir, beside }) => {
+  const none = await failure("file_unreadable", () => fetchFrom(beside, dir));
+  assertEquals(none.message, `Cannot hydrate from ${beside}: it is not a file`);
+  assertEquals(none.hint, "name the .qcow2 itself in image.qcow2");
+  const relative =
+    "image.qcow2 is relative to the manifest's directory; a registry needs oci:// in front";
+  const registry =
+    "if this is a registry reference, write oci:// in front of it";
+  const cases: [string, string][] = [
+    [join(beside, "gone.qcow2"), relative],
+    [join(beside, "images/gone:1"), relative],
+    ["/work/.toolsmith/ghcr.io/owner/repo:1.0", registry],
+    ["/work/.toolsmith/registry.example:5000/repo:1", registry],
+    ["/work/.toolsmith/localhost/repo:1", relative],
+    ["/work/.toolsmith/ghcr.io/owner/repo", relative],
+  ];
+  for (const [path, hint] of cases) {
+    const error = await failure("source_not_found", () => fetchFrom(path, dir));
+    assertEquals(error.message, `Cannot hydrate from ${path}: no such file`);
+    assertEquals(error.hint, hint, path);
+  }
+  assertEquals([...Deno.readDirSync(dir)], []);
+});
+
+test("who stops a copy gets the reason", async ({ dir, beside }) => {
+  const path = join(beside, "a.qcow2");
+  await Deno.writeTextFile(path, "an image");
+  const signal = AbortSignal.abort(new Error("enough"));
+  const copy = () => fetchFrom(path, dir, { signal });
+  await assertRejects(copy, Error, "enough");
+});
+
+test("how many connections there are is a number from 1 to 99", async ({ dir, beside }) => {
+  const path = join(beside, "a.qcow2");
+  await Deno.writeTextFile(path, "an image");
+  const copy = async (value: string, connections?: number) => {
+    await Deno.remove(join(dir, "a.qcow2")).catch(() => {});
+    const env = new Map([["TOOLSMITH_CONNECTIONS", value]]);
+    const { bytes } = await fetchFrom(path, dir, { env, connections });
+    assertEquals(bytes, 8);
+  };
+  for (const value of ["", "1", "9", "10", "99"]) await copy(value);
+  for (const value of ["0", "100", "01", "1.5", "-1", "many"]) {
+    const { message, hint } = await failure("usage", () => copy(value));
+    assertEquals(message, `Cannot use TOOLSMITH_CONNECTIONS=${value}`);
+    assertEquals(hint, "it is a number from 1 to 99");
+    // Who says it otherwise is not held up by it.
+    await copy(value, 2);
+  }
+  const long = await failure("usage", () => copy("9".repeat(80)));
+  const [, shown] = long.message.split("=");
+  assertEquals(shown.length, 40);
+});
+
+test("each new attempt at a server is told, with what was wrong", async ({ dir }) => {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = listener.addr;
+  listener.close();
+  const source = `https://127.0.0.1:${port}/a.qcow2`;
+  const events: ToolsmithEvent[] = [];
+  const { code, message } = await failure(
+    "connection_failed",
+    () => fetchFrom(source, dir, { events, retries: 2, retryDelayMs: 4 }),
+  );
+  const told = events.filter((event) => event.type === "retry");
+  assertEquals(told.length, 2);
+  for (const [nth, event] of told.entries()) {
+    const { timestamp: _, delayMs, ...fields } = event;
+    assertEquals(fields, {
+      ...{ type: "retry", image: "demo", code, message },
+      ...{ attempt: nth + 2, attempts: 3 },
+    });
+    // It doubles, give or take a quarter.
+    const usual = 4 * 2 ** nth;
+    assert(delayMs >= usual * 0.75 && delayMs <= usual * 1.25, `${delayMs}`);
+  }
+});
