@@ -20,11 +20,18 @@ test("how clusters are stored is counted, entry by entry", async (path) => {
     99999n,
   ]];
   const data = new Uint8Array(1024 + 512);
-  await writeImage(path, qcow2({ tables, data }));
+  // The last entry of a table counts, too; behind the first table there is none.
+  tables[1][63] = 2560n;
+  const image = qcow2({
+    tables: tables.map((it) => Array.from(it, (n) => n ?? 0n)),
+    data,
+  });
+  image.setBigUint64(512 + 2 * 8, 1024n);
+  await writeImage(path, image);
   assertEquals(await sampleClusters(path), {
     seen: 1,
     // Where the file has ended there is none.
-    plain: [2048, 2560, 3072],
+    plain: [2048, 2560, 3072, 2560],
     compressed: 2,
     compressedBytes: 2 * 1024,
     tableBytes: 2 * 512 + 2 * 8,

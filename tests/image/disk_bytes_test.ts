@@ -76,6 +76,14 @@ test("a part of a disk is put together from clusters, and zeros where there are 
   }
 });
 
+test("where the first table names no other, the disk reads as zeros", async (path) => {
+  const tables = [[BigInt(dataOffset({}))]];
+  const image = qcow2({ tables, data: filled(7) });
+  image.setBigUint64(CLUSTER, 0n);
+  await writeImage(path, image);
+  assertEquals(await readPart(path, [0, 2 * CLUSTER]), filled(0, 2 * CLUSTER));
+});
+
 test("at most 1 MiB is read at once, and nothing before the disk", async (path) => {
   await writeImage(path, qcow2({}));
   using disk = await openDisk(path);

@@ -1,6 +1,8 @@
 import { assertEquals } from "@std/assert";
-import { bootLoaderOf } from "../../lib/image/boot_loader.ts";
+import { bootLoaderOf, findBootLoader } from "../../lib/image/boot_loader.ts";
+import { temporaryDir } from "../support/directory.ts";
 import { Fat, putLoaders, SparseDisk } from "../support/fat.ts";
+import { dataOffset, qcow2, writeImage } from "../support/qcow2.ts";
 
 const MIB = 2 ** 20;
 const X64 = "BOOTX64 EFI";
@@ -216,4 +218,13 @@ Deno.test("of a GPT 1024 partitions are looked at, and no place beyond all numbe
   gpt(disk, [{ type: EFI_SYSTEM, start: 1n << 62n }, { type: EFI_SYSTEM }]);
   system(disk, MIB, [X64]);
   assertEquals(await bootLoaderOf(disk), UEFI);
+});
+
+Deno.test("an image is looked at, and closed again", async () => {
+  await using dir = await temporaryDir();
+  const sector = new Uint8Array(512).fill(0x90, 0, 9);
+  sector.set([0x55, 0xaa], 510);
+  const image = qcow2({ tables: [[BigInt(dataOffset({}))]], data: sector });
+  const path = await writeImage(`${dir.path}/a.qcow2`, image);
+  assertEquals(await findBootLoader(path), BIOS);
 });

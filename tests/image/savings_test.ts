@@ -138,13 +138,13 @@ test("room that nothing refers to is all but data, tables, header and counts", a
 
 test("what is not looked at is taken to be like the rest, and to be in use", async (path) => {
   const clusterBits = 12;
-  const shape = { clusterBits, tables: new Array(512).fill([]) };
+  const shape = { clusterBits, tables: new Array(257).fill([]) };
   const start = dataOffset(shape);
   const tables = shape.tables.map(() => [BigInt(start)]);
   const image = qcow2({ ...shape, tables, data: new Uint8Array(101 * 4096) });
   await writeImage(path, image);
   const { savings } = await inspectImage(path);
-  assertEquals(savings, 512 * 4096 / image.byteLength);
+  assertEquals(savings, 257 * 4096 / image.byteLength);
 });
 
 test("an image is compressed where most clusters are", async (path) => {
