@@ -101,7 +101,7 @@ export async function stage(key: CacheKey): Promise<Staging> {
  * @returns `false` if it was gone.
  */
 export async function takeAway(key: CacheKey): Promise<boolean> {
-  const aside = stagingDir(key, `${crypto.randomUUID()}-pruned`);
+  const aside = stagingDir(key, crypto.randomUUID());
   const gone = await absentAs("gone", Deno.rename(entryDir(key), aside));
   if (gone) return false;
   await removeOwn(aside);
