@@ -5,7 +5,12 @@ import { downloadImage } from "../../lib/hydrate/_download.ts";
 import { fileChunks, sha256 } from "../../lib/system/digest.ts";
 import { fingerprint } from "../../lib/system/files.ts";
 import { openPart } from "../../lib/system/part_file.ts";
-import { PART, readPartRecord } from "../../lib/system/part_record.ts";
+import {
+  PART,
+  PART_JOURNAL,
+  PART_RECORD,
+  readPartRecord,
+} from "../../lib/system/part_record.ts";
 import { type Certificate, issueCertificate } from "../support/certificates.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
@@ -63,7 +68,7 @@ interface Bench {
 /** Runs a test with a server and a directory of its own. */
 function test(
   name: string,
-  answer: (exchange: Exchange) => Promise<void>,
+  answer: (exchange: Exchange, dir: string) => Promise<void>,
   body: (bench: Bench) => Promise<void>,
 ) {
   Deno.test({
@@ -71,7 +76,10 @@ function test(
     ignore,
     async fn() {
       await using dir = await temporaryDir();
-      await using server = await startTlsServer(certificate, answer);
+      await using server = await startTlsServer(
+        certificate,
+        (exchange) => answer(exchange, dir.path),
+      );
       await body({
         dir: dir.path,
         server,
@@ -179,6 +187,29 @@ test(
 );
 
 test(
+  "what is there in several pieces is filled up between them",
+  right,
+  async ({ dir, download, asked }) => {
+    await leave(dir, IMAGE.subarray(0, 10_000));
+    await leave(dir, IMAGE.subarray(20_000, 30_000), { at: 20_000 });
+    const { fetched, told } = await download();
+    assertEquals([fetched.actual, asked()], [SHA256, [10_000]]);
+    assertEquals(told("download_start")[0].resumed, 20_000);
+    assertEquals(await Deno.readFile(fetched.path), IMAGE);
+  },
+);
+
+test("what is gone when the rest arrives is missed", async (it, dir) => {
+  for (const name of [PART_RECORD, PART_JOURNAL]) {
+    await Deno.remove(join(dir, name)).catch(() => {});
+  }
+  await right(it);
+}, async ({ dir, download }) => {
+  await leave(dir, IMAGE.subarray(0, 10_000));
+  await failure("transfer_interrupted", () => download());
+});
+
+test(
   "what is there of another image is dropped",
   right,
   async ({ dir, download, asked }) => {
@@ -233,15 +264,18 @@ test(
   "kept bytes that are wrong come once more, and then count as they are",
   right,
   async ({ dir, download, asked }) => {
-    await leave(dir, new Uint8Array(25_000));
-    const { fetched, told } = await download();
-    assertEquals([fetched.actual, asked()], [SHA256, [25_000, 0]]);
-    assertEquals(told("download_start").map(({ resumed }) => resumed), [
-      25_000,
-      0,
-    ]);
-    assertEquals(await Deno.readFile(fetched.path), IMAGE);
-    assertEquals(await readPartRecord(dir), undefined);
+    for (const count of [25_000, 1]) {
+      const wrong = IMAGE.slice(0, count);
+      wrong[0] ^= 1;
+      await leave(dir, wrong);
+      const { fetched, told } = await download();
+      assertEquals(fetched.actual, SHA256);
+      assertEquals(asked().splice(-2), [count, 0]);
+      const resumed = told("download_start").map(({ resumed }) => resumed);
+      assertEquals(resumed, [count, 0]);
+      assertEquals(await Deno.readFile(fetched.path), IMAGE);
+      assertEquals(await readPartRecord(dir), undefined);
+    }
   },
 );
 

@@ -101,8 +101,13 @@ test("an image is copied once, and then found, each time as what it is", async (
   const first = await run();
   assertEquals(first.result, { outcome: "copied", ...all } as unknown);
   assertEquals(told(), PLACED);
+  const entry = join(path, "..");
+  await Deno.utime(entry, new Date(0), new Date(0));
   const second = await run();
   assertEquals(second.result, { outcome: "cached", ...all } as unknown);
+  // Its use is noted, for prune.
+  const { mtime } = await Deno.stat(entry);
+  assertEquals(mtime!.getTime() > 0, true);
   assertEquals(told(), ["cache_hit"]);
   assertEquals(event("cache_hit"), { image: "demo", path, digest });
   assertEquals(await Deno.readFile(path), bytes);
@@ -254,7 +259,31 @@ test("who waits for another is told for which lock, and finds its work done", as
   assertEquals([told(), event("cache_hit").path], [["cache_hit"], path]);
 });
 
-test("who has stopped before, or stops while an image is read, gets the reason", async (bench) => {
+test("an image whose record others could have written is read, and that is told", async (bench) => {
+  if (Deno.build.os === "windows") return;
+  const { root, path, run, told, event } = bench;
+  await run();
+  const cache = join(root, ".toolsmith", "cache");
+  await Deno.chmod(cache, 0o777);
+  assertEquals((await run()).result.outcome, "cached");
+  assertEquals(told(), ["warning", "checksum_verified", "cache_hit"]);
+  const start = `The image is read at each start, as ${cache} `;
+  assertEquals(String(event("warning").message).slice(0, start.length), start);
+  assertEquals(event("cache_hit").path, path);
+});
+
+test("who stops waiting for another gets the reason", async (bench) => {
+  const { root, digest, run } = bench;
+  const cache = join(root, ".toolsmith", "cache");
+  const sha256 = digest.slice(7);
+  using _held = await cacheEntry({ cache, image: "demo", sha256 }).lock();
+  const stop = new AbortController();
+  const { signal } = stop;
+  const onEvent = () => stop.abort();
+  await failure("cancelled", () => run({ signal, onEvent }));
+});
+
+test("who has stopped before gets the reason, and nothing is made", async (bench) => {
   const { run, root } = bench;
   const signal = AbortSignal.abort(new Error("enough"));
   const error = await assertRejects(() => run({ signal }), Error);
