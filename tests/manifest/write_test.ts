@@ -1,12 +1,17 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { join } from "@std/path";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { setImage, writeManifest } from "../../lib/manifest/write.ts";
+import {
+  assertUpdatable,
+  setImage,
+  writeManifest,
+} from "../../lib/manifest/write.ts";
 import {
   consumerManifest,
   formatManifest,
   imageNameOf,
 } from "../../lib/manifest/format.ts";
+import { failure } from "../support/failure.ts";
 
 const IMAGE = {
   name: "demo",
@@ -155,6 +160,68 @@ Deno.test({
       assertEquals(changed.image.qcow2, IMAGE.source);
     });
   },
+});
+
+Deno.test({
+  name: "an update keeps the mode whatever the umask, a new one heeds it",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    const umask = Deno.umask(0o027);
+    try {
+      await inDir(async (dir) => {
+        const path = join(dir, "tools.json");
+        const modeOf = async () => (await Deno.stat(path)).mode! & 0o777;
+        await writeManifest(path, IMAGE);
+        assertEquals(await modeOf(), 0o640);
+        await Deno.chmod(path, 0o666);
+        await writeManifest(path, { ...IMAGE, sha256: "c".repeat(64) });
+        assertEquals(await modeOf(), 0o666);
+      });
+    } finally {
+      Deno.umask(umask);
+    }
+  },
+});
+
+Deno.test("what cannot be updated is known before anything is written", async () => {
+  await inDir(async (dir) => {
+    const path = join(dir, "tools.json");
+    assertEquals(await assertUpdatable(path), undefined);
+    assertEquals(await names(dir), []);
+    const rename = { rename: true };
+    for (const text of [KEPT, KEPT.replace("a".repeat(64), "TODO")]) {
+      await Deno.writeTextFile(path, text);
+      assertEquals(await assertUpdatable(path), "mine {qcow2},");
+      // A name that is to be changed will not be kept.
+      assertEquals(await assertUpdatable(path, rename), undefined);
+      assertEquals(await Deno.readTextFile(path), text);
+    }
+    const unnamed = KEPT.replace("mine {qcow2},", "..");
+    await Deno.writeTextFile(path, unnamed);
+    await failure("manifest_invalid", () => assertUpdatable(path));
+    assertEquals(await assertUpdatable(path, rename), undefined);
+  });
+});
+
+Deno.test("what the system refuses is told with the manifest's path", async () => {
+  await inDir(async (dir) => {
+    const path = join(dir, "tools.json");
+    await Deno.mkdir(path);
+    const works = [
+      () => writeManifest(path, IMAGE),
+      () => assertUpdatable(path),
+    ];
+    for (const work of works) {
+      const { message, hint, cause } = await failure("file_unreadable", work);
+      const start = `Cannot write manifest ${path}: `;
+      assertEquals(message.slice(0, start.length), start);
+      assertEquals(
+        hint,
+        "fix the owner and mode of the file and its directory",
+      );
+      assertEquals(cause instanceof Error, true);
+    }
+  });
 });
 
 Deno.test("a name that cannot be a directory is refused", () => {
