@@ -58,6 +58,9 @@ export async function startTlsServer(
       requests.push(exchange);
       exchange.number = requests.length;
       await answer(exchange);
+      // What was written may be on its way yet: the client hangs up first.
+      await connection.closeWrite();
+      await exchange.stall();
     } catch {
       // The client has hung up.
     } finally {
