@@ -110,15 +110,16 @@ export async function listCache(
 ): Promise<CacheEntry[]> {
   const entries: CacheEntry[] = [];
   for (const image of await dirs(cache)) {
+    const found: CacheEntry[] = [];
     for (const sha256 of await dirs(join(cache, image))) {
       if (!SHA256.test(sha256)) continue;
       const entry = await readEntry({ cache, image, sha256 }, options.env);
-      if (entry) entries.push(entry);
+      if (entry) found.push(entry);
     }
+    const used = (entry: CacheEntry) => Date.parse(entry.used);
+    entries.push(...found.sort((a, b) => used(b) - used(a)));
   }
-  return entries.sort((a, b) =>
-    a.image < b.image ? -1 : a.image > b.image ? 1 : a.used < b.used ? 1 : -1
-  );
+  return entries;
 }
 
 /**
