@@ -38,7 +38,8 @@ function distance(a: string, b: string): number {
     for (let j = 1; j <= b.length; j++) {
       const changed = above[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1);
       row[j] = Math.min(changed, above[j] + 1, row[j - 1] + 1);
-      if (i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]) {
+      // What stands before a word's first letter equals none.
+      if (a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]) {
         row[j] = Math.min(row[j], rows[i - 2][j - 2] + 1);
       }
     }

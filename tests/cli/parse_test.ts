@@ -8,7 +8,6 @@ import { init } from "../../lib/cli/commands/init.ts";
 import { publish } from "../../lib/cli/commands/publish.ts";
 import { run } from "../../lib/cli/commands/run.ts";
 import { parseCommandLine } from "../../lib/cli/parse.ts";
-import { closest } from "../../lib/cli/suggest.ts";
 import { failure } from "../support/failure.ts";
 
 const parse = (line: string) =>
@@ -227,22 +226,3 @@ for (const [line, words, hint] of WRONG) {
     assertEquals(error.exitStatus, 2);
   });
 }
-
-Deno.test("a suggestion is close, or there is none", () => {
-  const names = ["offline", "json", "ca-file", "cache"];
-  assertEquals(closest("ofline", names), "offline");
-  assertEquals(closest("JSON", names), undefined);
-  assertEquals(closest("ca", names), "ca-file");
-  assertEquals(closest("cahce", names), "cache");
-  assertEquals(closest("x", names), undefined);
-  assertEquals(closest("", names), undefined);
-  assertEquals(closest("offline", []), undefined);
-  // One letter added, dropped, changed, or swapped with the next, is close.
-  for (const word of ["jsonx", "xjson", "jon", "jxon", "sjon", "josn"]) {
-    assertEquals(closest(word, ["json"]), "json", word);
-  }
-  // Two are not, in a word so short.
-  for (const word of ["jsonxx", "jo", "jxxn", "jnos"]) {
-    assertEquals(closest(word, ["json"]), undefined, word);
-  }
-});

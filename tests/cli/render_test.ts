@@ -6,12 +6,6 @@ import {
   humanView,
   resultLine,
 } from "../../lib/cli/render.ts";
-import {
-  bytesText,
-  progressBar,
-  secondsText,
-  shortDigest,
-} from "../../lib/cli/format.ts";
 import { jsonLine } from "../../lib/system/text.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
 import type { ToolsmithEvent, Untimed } from "../../lib/events.ts";
@@ -55,81 +49,6 @@ const progress = (bytes: number) => ({
   image: "demo",
   bytes,
   total: 64 * MIB,
-});
-
-Deno.test("sizes are written with a unit that fits", () => {
-  const sizes: [number, string][] = [
-    [0, "0 B"],
-    [1023, "1023 B"],
-    [1024, "1.0 KiB"],
-    [1536, "1.5 KiB"],
-    [MIB - 1, "1.0 MiB"],
-    [64 * MIB, "64.0 MiB"],
-    [2 ** 40, "1.0 TiB"],
-    [2 ** 52, "4096.0 TiB"],
-  ];
-  for (const [bytes, text] of sizes) assertEquals(bytesText(bytes), text);
-});
-
-Deno.test("times are written in seconds, minutes or hours, and never as 60 s", () => {
-  const times: [number, string][] = [
-    [0, "0.0 s"],
-    [449, "0.4 s"],
-    [9_050, "9.1 s"],
-    [9_949, "9.9 s"],
-    [9_950, "10 s"],
-    [9_970, "10 s"],
-    [59_400, "59 s"],
-    [59_600, "1 min 0 s"],
-    [119_700, "2 min 0 s"],
-    [200_000, "3 min 20 s"],
-    [3_599_600, "1 h 0 min"],
-    [7_500_000, "2 h 5 min"],
-  ];
-  for (const [ms, text] of times) assertEquals(secondsText(ms), text);
-});
-
-Deno.test("a digest is shortened for a line", () => {
-  assertEquals(shortDigest(DIGEST), "sha256:abababababab");
-  assertEquals(shortDigest("ab".repeat(32)), "abababababab");
-});
-
-Deno.test("a bar shows share, size, rate and time left", () => {
-  const bar = progressBar({ bytes: 16 * MIB, total: 64 * MIB }, 4000, 100);
-  assertEquals(
-    bar,
-    `[${"#".repeat(8)}${
-      " ".repeat(22)
-    }]  25%  16.0 MiB of 64.0 MiB  4.0 MiB/s  12 s left`,
-  );
-});
-
-Deno.test("a rate is that of what came by this transfer, and not of what was there", () => {
-  const progress = { bytes: 48 * MIB, total: 64 * MIB, resumed: 32 * MIB };
-  assertStringIncludes(
-    progressBar(progress, 4000, 100),
-    "75%  48.0 MiB of 64.0 MiB  4.0 MiB/s  4.0 s left",
-  );
-});
-
-Deno.test("a bar is never longer than its line, whatever the numbers", () => {
-  const cases = [
-    { bytes: 0, total: 64 * MIB },
-    { bytes: 64 * MIB, total: 64 * MIB },
-    { bytes: 65 * MIB, total: 64 * MIB },
-    { bytes: 7, total: null },
-    { bytes: 0, total: 0 },
-    { bytes: 2 ** 52, total: 2 ** 53 },
-  ];
-  for (const columns of [0, 1, 10, 40, 60, 80, 200]) {
-    for (const elapsedMs of [0, 1, 100_000_000]) {
-      for (const progress of cases) {
-        const bar = progressBar(progress, elapsedMs, columns);
-        assert(bar.length <= columns, bar);
-        assert(!/NaN|Infinity|-\d/.test(bar), bar);
-      }
-    }
-  }
 });
 
 Deno.test("on a terminal the bar is drawn over itself, and is gone before the next line", () => {

@@ -2,7 +2,9 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import {
   absentAs,
+  bytesOnDisk,
   fingerprint,
+  isFingerprint,
   isSame,
   removeTree,
   replaceFile,
@@ -39,6 +41,36 @@ Deno.test("what is no plain file has no fingerprint", async () => {
   }
   assert(isSame(undefined, undefined));
   assert(!isSame(await fingerprint(target), undefined));
+});
+
+Deno.test("a change of any part of a fingerprint shows, and what is no fingerprint is told", async () => {
+  await using dir = await temporaryDir();
+  const path = join(dir.path, "file");
+  await Deno.writeTextFile(path, "x");
+  const before = await fingerprint(path);
+  assert(before && isFingerprint(before));
+  for (const field of ["size", "mtime", "ctime", "inode"] as const) {
+    assert(!isSame({ ...before, [field]: before[field]! + 1 }, before), field);
+    assert(!isFingerprint({ ...before, [field]: "1" }), field);
+    const { [field]: _, ...rest } = before;
+    assert(!isFingerprint(rest), field);
+  }
+  // Windows has no inodes.
+  assert(isFingerprint({ size: 1, mtime: null, ctime: null, inode: null }));
+  for (const value of [null, undefined, "x", 1, [], {}]) {
+    assert(!isFingerprint(value), JSON.stringify(value));
+  }
+});
+
+Deno.test("a file takes its blocks of 512 bytes on the disk, and never more than its size", async () => {
+  await using dir = await temporaryDir();
+  const stat = await Deno.stat(dir.path);
+  const taken = (size: number, blocks: number | null) =>
+    bytesOnDisk({ ...stat, size, blocks });
+  assertEquals(taken(1_000_000, 8), 4096);
+  assertEquals(taken(100, 8), 100);
+  assertEquals(taken(1_000_000, 0), 0);
+  assertEquals(taken(1_000_000, null), 1_000_000);
 });
 
 Deno.test("files and directories can be synced, and removed with all they hold", async () => {
@@ -80,8 +112,7 @@ Deno.test("a file is replaced whole: what is there follows no link and keeps its
   // Nothing is left of a failure, either.
   await Deno.mkdir(join(path, "in the way"), { recursive: true });
   await assertRejects(() => replaceFile(path, "new"));
-  const names = (await Array.fromAsync(Deno.readDir(dir.path)))
-    .map(({ name }) => name);
+  const names = [...Deno.readDirSync(dir.path)].map(({ name }) => name);
   assertEquals(names.sort(), ["record", "victim"]);
 });
 
