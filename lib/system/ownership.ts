@@ -91,7 +91,7 @@ export async function whyUnsafe(dir: string): Promise<string | undefined> {
   if (uid === undefined) return undefined;
   const [itself, named] = [await lstat(dir), await Deno.stat(dir)];
   for (const stat of itself ? [itself, named] : []) {
-    const why = reason(stat, uid, { above: true, secret: false });
+    const why = reason(stat, uid, { above: true });
     if (why) return `${dir} ${why}`;
   }
 }
@@ -115,7 +115,7 @@ export function ownUid(): number | undefined {
 function reason(
   { uid: owner, gid, mode, isSymlink }: Deno.FileInfo,
   uid: number,
-  { above, secret }: { above: boolean; secret: boolean },
+  { above, secret }: { above: boolean; secret?: boolean },
 ): string | undefined {
   if (owner !== uid && owner !== 0) return `belongs to user ${owner}`;
   // The mode of a link says nothing.

@@ -1,9 +1,9 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { describe } from "../../lib/cli/event_text.ts";
 import {
   describeError,
   errorLine,
   humanView,
+  outputLine,
   resultLine,
 } from "../../lib/cli/render.ts";
 import { jsonLine } from "../../lib/system/text.ts";
@@ -18,8 +18,8 @@ const timed = (event: Untimed<ToolsmithEvent>) =>
   ({ timestamp, ...event }) as ToolsmithEvent;
 
 /** A screen that keeps what is written, with a clock to set. */
-function screen(bar: boolean, columns = 80, coloured = false) {
-  const kept = { text: "", time: 0, ticks: new Set<() => void>() };
+function screen(bar: boolean, columns = 80, coloured?: boolean) {
+  const kept = { text: "", time: 1e12, ticks: new Set<() => void>() };
   const view = humanView({
     coloured,
     everySecond(tick) {
@@ -42,6 +42,17 @@ const START = {
   bytes: 64 * MIB,
   resumed: 0,
   connections: 1,
+} as const;
+
+const INSPECTED = {
+  type: "image_inspected",
+  image: "demo",
+  path: "x.qcow2",
+  bytes: 64 * MIB,
+  virtualSize: 128 * MIB,
+  compressed: false,
+  sparseBytes: 0,
+  savings: 0,
 } as const;
 
 const progress = (bytes: number) => ({
@@ -76,13 +87,51 @@ Deno.test("elsewhere progress is a plain line every few seconds", () => {
   const { kept, send } = screen(false);
   send(START);
   kept.text = "";
-  for (kept.time = 0; kept.time <= 12_000; kept.time += 100) {
-    send(progress(kept.time * 1000));
+  for (let ms = 0; ms <= 12_000; ms += 100, kept.time += 100) {
+    send(progress(ms * 1000));
   }
   const lines = kept.text.trimEnd().split("\n");
   assertEquals(lines.length, 2);
   for (const line of lines) assertStringIncludes(line, "of 64.0 MiB");
   assert(!kept.text.includes("\x1b"), "no escape sequences");
+});
+
+Deno.test("elsewhere progress is said five seconds after the start, and after what was said last", () => {
+  const { kept, send } = screen(false);
+  send(START);
+  const said: number[] = [];
+  for (const ms of [4999, 5000, 5001, 9999, 10_000]) {
+    kept.text = "";
+    kept.time = 1e12 + ms;
+    send(progress(MIB));
+    if (kept.text !== "") said.push(ms);
+  }
+  assertEquals(said, [5000, 10_000]);
+});
+
+Deno.test("a rate counts from the start of what is shown, and without what was there", () => {
+  const { kept, send } = screen(true, 100);
+  const rate = () => / (\S+ \S+\/s)/.exec(kept.text.split("\r").at(-1)!)?.[1];
+  send({ ...START, resumed: 8 * MIB });
+  kept.time += 2000;
+  send(progress(16 * MIB));
+  assertEquals(rate(), "4.0 MiB/s");
+  // An image that is read before it is pushed is all new.
+  send(INSPECTED);
+  kept.time += 4000;
+  const read = { type: "checksum_progress" as const, image: "demo" };
+  send({ ...read, bytes: 32 * MIB, total: 64 * MIB });
+  assertEquals(rate(), "8.0 MiB/s");
+});
+
+Deno.test("progress that nothing has begun is timed from its first report", () => {
+  const { kept, send } = screen(true, 100);
+  const read = { type: "checksum_progress" as const, image: "demo" };
+  send({ ...read, bytes: 0, total: 64 });
+  assertEquals(kept.text, "");
+  kept.time += 1000;
+  send({ ...read, bytes: 32, total: 64 });
+  assertStringIncludes(kept.text, " 50%  32 B of 64 B  32 B/s  1.0 s left");
 });
 
 const SLOW_BOOT = {
@@ -122,6 +171,22 @@ Deno.test("on a terminal a long boot counts its seconds, and leaves nothing behi
   assertEquals(kept.ticks.size, 0);
 });
 
+Deno.test("seconds that are counted fit the line, and go when nothing takes their place", () => {
+  const { kept, send } = screen(true, 12);
+  send(SLOW_BOOT);
+  kept.text = "";
+  pass(kept, 1);
+  assertEquals(kept.text, "\r\x1b[Kbooting: 1.");
+  // A warning comes in between, and the work goes on.
+  send({ type: "warning", message: "slow" });
+  kept.text = "";
+  pass(kept, 1);
+  assertEquals(kept.text, "\r\x1b[Kbooting: 2.");
+  kept.text = "";
+  send({ type: "command_dispatch", id: 1, command: "ls", backend: "qemu" });
+  assertEquals([kept.text, kept.ticks.size], ["\r\x1b[K", 0]);
+});
+
 Deno.test("elsewhere a long boot says now and then that it goes on", () => {
   const { kept, send, close } = screen(false);
   send(SLOW_BOOT);
@@ -157,113 +222,6 @@ Deno.test("colours mark warnings and errors, where they are wanted", () => {
     describeError(error, true),
     "\x1b[1;31merror:\x1b[m No [failed]\n\x1b[1;36mhint:\x1b[m yes\n",
   );
-});
-
-const VERIFIED = {
-  type: "publish_verified",
-  image: "demo",
-  reference: "ghcr.io/o/r:1",
-  digest: DIGEST,
-  verify: "manifest",
-} as const;
-
-const POLL = {
-  type: "publish_poll",
-  image: "demo",
-  reference: "ghcr.io/o/r:1",
-  attempt: 2,
-  attempts: 20,
-  message: "later",
-  delayMs: 6000,
-} as const;
-
-const BOOT = {
-  type: "vm_boot",
-  image: "/x",
-  how: "boot",
-  backend: "qemu",
-  version: "7.2",
-  accelerator: "tcg",
-  memory: 512,
-  cpus: 1,
-} as const;
-
-Deno.test("what happens is said in plain words", () => {
-  const said: [Untimed<ToolsmithEvent>, string | undefined][] = [
-    [START, "getting demo, 64.0 MiB, from oci://ghcr.io/o/r:1"],
-    [{ ...START, bytes: null }, "getting demo from oci://ghcr.io/o/r:1"],
-    [
-      { ...START, resumed: 39 * MIB + 1, connections: 4 },
-      "getting demo, 64.0 MiB, from oci://ghcr.io/o/r:1, resuming at 60 %, 4 connections",
-    ],
-    [
-      { type: "ranges_unavailable", image: "demo", reason: "r answers 416" },
-      "demo comes by oras pull: r answers 416",
-    ],
-    [
-      {
-        type: "mirror_failed",
-        image: "demo",
-        mirror: "cache.lan",
-        reason: "no such host",
-      },
-      "warning: mirror cache.lan is given up: no such host",
-    ],
-    [
-      {
-        type: "download_end",
-        image: "demo",
-        source: "x",
-        bytes: 64 * MIB,
-        elapsedMs: 4000,
-      },
-      "got 64.0 MiB in 4.0 s (16.0 MiB/s)",
-    ],
-    [
-      {
-        type: "retry",
-        image: "demo",
-        code: "transfer_interrupted",
-        message: "it was cut",
-        attempt: 2,
-        attempts: 4,
-        delayMs: 1000,
-      },
-      "warning: it was cut; attempt 2 of 4 in 1.0 s",
-    ],
-    [
-      { type: "cache_hit", image: "demo", path: "/x", digest: DIGEST },
-      "cached demo sha256:abababababab",
-    ],
-    [
-      { type: "lock_wait", image: "demo", path: "/x" },
-      "waiting: another process is getting demo",
-    ],
-    [{ type: "warning", message: "careful" }, "warning: careful"],
-    [
-      {
-        type: "push_end",
-        image: "demo",
-        reference: "ghcr.io/o/r:1",
-        digest: DIGEST,
-        bytes: 64 * MIB,
-        elapsedMs: 4000,
-      },
-      `pushed 64.0 MiB in 4.0 s: ghcr.io/o/r:1@${DIGEST}`,
-    ],
-    [VERIFIED, "verified: the registry serves the same digests"],
-    [{ ...VERIFIED, verify: "pull" }, "verified: pulled back, byte for byte"],
-    [{ ...POLL, outcome: "served" }, undefined],
-    [{ ...POLL, outcome: "waiting" }, "not served yet (2 of 20): later"],
-    [BOOT, "booting with QEMU 7.2, tcg, 512 MiB, 1 processor"],
-    [
-      { ...BOOT, cpus: 2 },
-      "booting with QEMU 7.2, tcg, 512 MiB, 2 processors",
-    ],
-    [{ ...BOOT, how: "restore" }, undefined],
-    [progress(1), undefined],
-  ];
-  for (const [event, line] of said) assertEquals(describe(timed(event)), line);
 });
 
 Deno.test("names and messages from outside cannot steer a terminal", () => {
@@ -313,7 +271,21 @@ Deno.test("a message of megabytes is cut", () => {
     hint: "y".repeat(3_000_000),
   });
   assert(describeError(error).length < 10_000);
+  const said = (count: number) =>
+    describeError(new ToolsmithError("failed", "x".repeat(count)));
+  assertEquals(said(4000), `error: ${"x".repeat(4000)} [failed]\n`);
+  assertEquals(said(4001), `error: ${"x".repeat(4000)}… [failed]\n`);
   assert(errorLine(error, 0).length < 10_000);
+});
+
+Deno.test("output of a command is kept byte for byte in its line of --json", () => {
+  const chunk = new Uint8Array([0, 255, 10]);
+  assertEquals(JSON.parse(outputLine("stderr", chunk, Date.parse(timestamp))), {
+    type: "output",
+    timestamp,
+    stream: "stderr",
+    base64: "AP8K",
+  });
 });
 
 Deno.test("events as JSON hold no character that steers a terminal, and mean the same", () => {

@@ -85,6 +85,17 @@ Deno.test("files and directories can be synced, and removed with all they hold",
   assertEquals([...Deno.readDirSync(dir.path)], []);
 });
 
+Deno.test({
+  name: "what cannot be synced is an error, and not passed over",
+  ignore: Deno.build.os !== "linux",
+  async fn() {
+    // Neither has a disk below it (fsync(2), EINVAL).
+    for (const path of ["/dev/null", "/proc"]) {
+      await assertRejects(() => syncToDisk(path), Error, "os error 22");
+    }
+  },
+});
+
 Deno.test("only what is missing is taken for a value", async () => {
   const missing = Promise.reject(new Deno.errors.NotFound("no"));
   assertEquals(await absentAs("none", missing), "none");

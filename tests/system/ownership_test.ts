@@ -1,4 +1,4 @@
-import { assertEquals, assertStringIncludes } from "@std/assert";
+import { assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 import { whyUnsafe, whyUntrusted } from "../../lib/system/ownership.ts";
 import { run } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -61,9 +61,23 @@ test("what a symbolic link names is looked at in its place", async () => {
     await whyUntrusted(path) ?? "",
     `${open} can be written`,
   );
+  // So many links as Linux follows, and one more.
+  await Deno.symlink(dir.path, `${dir.path}/1`);
+  for (let at = 2; at <= 41; at++) {
+    await Deno.symlink(`${at - 1}`, `${dir.path}/${at}`);
+  }
+  assertEquals(await whyUntrusted(`${dir.path}/40`), undefined);
+  const many = await whyUntrusted(`${dir.path}/41`);
+  assertStringIncludes(many ?? "", "leads in a circle");
   await Deno.symlink("circle", `${dir.path}/circle`);
   const circle = await whyUntrusted(`${dir.path}/circle`);
   assertEquals(circle, `${dir.path}/circle leads in a circle`);
+});
+
+test("what the system cannot say of a path is an error, and no trust", async () => {
+  const path = `/tmp/${"x".repeat(300)}`;
+  await assertRejects(() => whyUntrusted(path), Error, "name too long");
+  await assertRejects(() => whyUnsafe(path), Error, "name too long");
 });
 
 asRoot(
