@@ -19,6 +19,8 @@ for (const command of COMMANDS) {
       `Usage: toolsmith ${command.name} ${command.usage}\n`,
     ));
     assert(help.endsWith("\n") && !help.endsWith("\n\n"));
+    // A heading has flags below it.
+    for (const part of help.split("\n\n")) assert(!/^[\w ]+:$/.test(part));
     const { summary } = command;
     const sentence = `${summary[0].toUpperCase()}${summary.slice(1)}.`;
     assertEquals(help.split("\n")[2], sentence);

@@ -16,24 +16,45 @@ export interface Script {
   said(): string;
 }
 
+/** What a script is given. */
+export interface ScriptOptions {
+  /** Its arguments. @default {[]} */
+  args?: string[];
+  /** What it may do. @default {["-A"]} */
+  permissions?: string[];
+}
+
 /**
- * Starts a script. Its imports are those of the project: `/lib/x.ts` in a
+ * Writes a script. Its imports are those of the project: `/lib/x.ts` in a
  * specifier is the project's.
  *
  * @param path Where to write it.
  * @param code TypeScript.
  * @param options Arguments of the script, and permissions.
- * @returns The running script.
+ * @returns The arguments that make Deno run it.
  */
-export async function startScript(
+export async function scriptCommand(
   path: string,
   code: string,
-  options: { args?: string[]; permissions?: string[] } = {},
-): Promise<Script> {
+  options: ScriptOptions = {},
+): Promise<string[]> {
   const { args = [], permissions = ["-A"] } = options;
   const lib = new URL(`file://${ROOT}/lib/`).href;
   await Deno.writeTextFile(path, code.replaceAll('"/lib/', `"${lib}`));
   const config = `--config=${ROOT}/deno.json`;
+  return await denoArgs(
+    ["run", "--quiet", "--no-prompt", config, ...permissions, path, ...args],
+  );
+}
+
+/**
+ * Starts a script, as {@linkcode scriptCommand} writes it.
+ *
+ * @returns The running script.
+ */
+export async function startScript(
+  ...script: Parameters<typeof scriptCommand>
+): Promise<Script> {
   const decoder = new TextDecoder();
   const waiting = new Map<string, () => void>();
   let text = "";
@@ -42,9 +63,7 @@ export async function startScript(
     for (const line of text.split("\n").slice(0, -1)) waiting.get(line)?.();
   };
   const child = spawn(Deno.execPath(), {
-    args: await denoArgs(
-      ["run", "--quiet", "--no-prompt", config, ...permissions, path, ...args],
-    ),
+    args: await scriptCommand(...script),
     env: { NO_COLOR: "1" },
     stdout: hear,
     stderr: hear,
@@ -65,7 +84,7 @@ export async function startScript(
 
 /** Runs a script to its end, and returns what it printed. */
 export async function runScript(
-  ...args: Parameters<typeof startScript>
+  ...args: Parameters<typeof scriptCommand>
 ): Promise<string> {
   const script = await startScript(...args);
   const { code } = await script.child.ended;

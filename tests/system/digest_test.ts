@@ -99,6 +99,17 @@ Deno.test("a file that is being written is followed to its end", async () => {
   assertEquals(await digest, KNOWN[2][1]);
 });
 
+Deno.test("who has read a file is told what it was, once", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/file`;
+  await Deno.writeTextFile(path, "abc");
+  const ends: Deno.FileInfo[] = [];
+  const onEnd = (stat: Deno.FileInfo) => ends.push(stat);
+  assertEquals(await sha256(fileChunks(path, { onEnd })), KNOWN[1][1]);
+  const { size, ino } = await Deno.stat(path);
+  assertEquals(ends.map((stat) => [stat.size, stat.ino]), [[size, ino]]);
+});
+
 Deno.test("a writer that fails still ends the reading", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/partial`;

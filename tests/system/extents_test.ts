@@ -40,6 +40,9 @@ Deno.test("gaps are those within the bytes that are asked about", () => {
   assertEquals(gapsOf([[4, 8]], [0, 6]), [[0, 4]]);
   assertEquals(gapsOf([[0, 4]], [0, 6]), [[4, 6]]);
   assertEquals(gapsOf([[0, 9]], [2, 3]), []);
+  assertEquals(gapsOf([[0, 9]], [2, 9]), []);
+  assertEquals(gapsOf([[0, 4], [20, 30]], [2, 10]), [[4, 10]]);
+  assertEquals(gapsOf([[0, 4], [10, 30]], [2, 10]), [[4, 10]]);
 });
 
 Deno.test("a record that is no set of a file's bytes is not read", () => {
@@ -47,6 +50,9 @@ Deno.test("a record that is no set of a file's bytes is not read", () => {
     null,
     {},
     [[0]],
+    [[0, 4, 9]],
+    [5],
+    [[0, 4], { 0: 6, 1: 8, length: 2 }],
     [[2, 1]],
     [[1, 1]],
     [[-1, 2]],

@@ -24,6 +24,18 @@ Deno.test("what does not fit is refused before it begins, with both figures", as
   assertStringIncludes(error.hint!, "TOOLSMITH_CACHE=DIR");
 });
 
+Deno.test({
+  name: "8 MiB are left free, to the byte",
+  ignore: Deno.build.os !== "linux",
+  async fn() {
+    // It has no room at all: what is asked for is taken off what is left free.
+    const [none, reserve] = ["/proc", 8 * 1024 * 1024];
+    assertEquals(await freeBytes(none), 0);
+    await requireSpace(none, -reserve);
+    await failure("disk_full", () => requireSpace(none, 1 - reserve));
+  },
+});
+
 Deno.test("where space cannot be told nothing is refused", async () => {
   await using dir = await temporaryDir();
   assertEquals(await freeBytes(`${dir.path}/none`), undefined);

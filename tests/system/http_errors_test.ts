@@ -1,5 +1,6 @@
-import { assertEquals } from "@std/assert";
-import { statusError } from "../../lib/system/http_errors.ts";
+import { assert, assertEquals } from "@std/assert";
+import { ToolsmithError } from "../../lib/errors.ts";
+import { statusError, transportError } from "../../lib/system/http_errors.ts";
 
 /** What a status is told as. */
 const CODES: [number[], string][] = [
@@ -20,3 +21,54 @@ for (const [statuses, code] of CODES) {
     }
   });
 }
+
+const ADDRESS = "https://tls.example/certificate-refused";
+
+/** What `fetch` says, and what that is told as. */
+const FAILURES: [string, string][] = [
+  ["Connect): dns error: failed to lookup address information", "dns_failed"],
+  ["Connect): invalid peer certificate: UnknownIssuer", "tls_failed"],
+  ["Connect): received fatal alert: HandshakeFailure", "tls_failed"],
+  ["Connect): tcp connect error: Connection refused", "connection_failed"],
+  ["Connect): tls handshake eof", "connection_failed"],
+  [
+    "SendRequest): connection closed before message completed",
+    "transfer_interrupted",
+  ],
+];
+
+Deno.test("what keeps an answer from coming is told by its words, and not by the address's", () => {
+  for (const [said, code] of FAILURES) {
+    const cause = new Error(`client error (${said}`);
+    const url = `error sending request for url (${ADDRESS})`;
+    const errors = [
+      new TypeError(url, { cause }),
+      new TypeError(`${url}: client error (${said}`),
+    ];
+    for (const thrown of errors) {
+      const error = transportError(thrown, "the image", false);
+      assert(error instanceof ToolsmithError);
+      assertEquals([error.code, error.cause], [code, thrown], said);
+      assert(error.message.startsWith("Cannot download the image: "));
+      assert(error.hint);
+    }
+  }
+  // Here the address stands behind, and no reason is known.
+  const thrown = new TypeError(`it ended at ${ADDRESS}`);
+  const error = transportError(thrown, "the image", false) as ToolsmithError;
+  assertEquals(error.code, "transfer_interrupted");
+  assertEquals(
+    error.message,
+    "Cannot download the image: it was cut (it ended at )",
+  );
+});
+
+Deno.test("what goes wrong once an answer has begun is a cut, but a missing permission stays one", () => {
+  const refused = new TypeError("client error (Connect): Connection refused");
+  const error = transportError(refused, "the image", true) as ToolsmithError;
+  assertEquals(error.code, "transfer_interrupted");
+  const denied = new Deno.errors.NotCapable("Requires net access");
+  for (const begun of [true, false]) {
+    assertEquals(transportError(denied, "the image", begun), denied);
+  }
+});

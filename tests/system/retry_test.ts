@@ -97,6 +97,22 @@ Deno.test("pauses double, are spread, and end at half a minute", () => {
   }
 });
 
+Deno.test("a pause is a second at first and half a minute at most, a quarter more or less", () => {
+  const { random } = Math;
+  const pauses = (attempt: number, firstMs?: number) =>
+    [0, 0.5, 1].map((number) => {
+      Math.random = () => number;
+      return backoffMs(attempt, firstMs);
+    });
+  try {
+    assertEquals(pauses(1), [750, 1000, 1250]);
+    assertEquals(pauses(2, 100), [150, 200, 250]);
+    assertEquals(pauses(6), [22_500, 30_000, 37_500]);
+  } finally {
+    Math.random = random;
+  }
+});
+
 Deno.test("sleep rejects at once where the abort came before", async () => {
   const signal = AbortSignal.abort(new Error("enough"));
   await assertRejects(() => sleep(600_000, signal), Error, "enough");

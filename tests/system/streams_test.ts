@@ -6,6 +6,8 @@ import {
   writeAll,
   writeAllSync,
 } from "../../lib/system/streams.ts";
+import { sleep } from "../../lib/system/time.ts";
+import { watchedSignal } from "../support/signals.ts";
 
 function startServer(answer: () => Response) {
   const closing = new AbortController();
@@ -69,6 +71,34 @@ Deno.test("a body is read to its end", async () => {
     text += new TextDecoder().decode(chunk);
   }
   assertEquals(text, "all of it");
+});
+
+Deno.test("a body is read by a buffer of 1 MiB, and let go of by who stops early", async () => {
+  const { signal, listeners } = watchedSignal();
+  let cancelled = false;
+  const body = new ReadableStream({
+    type: "bytes",
+    pull: (controller) => controller.enqueue(new Uint8Array(3)),
+    async cancel() {
+      await sleep(1);
+      cancelled = true;
+    },
+  });
+  for await (const chunk of abortableChunks(body, signal)) {
+    assertEquals(chunk.buffer.byteLength, 1024 * 1024);
+    break;
+  }
+  assertEquals([cancelled, listeners()], [true, 0]);
+});
+
+Deno.test("of a body nothing is read at a signal that came before", async () => {
+  const body = new ReadableStream({
+    type: "bytes",
+    pull: () => new Promise<void>(() => {}),
+  });
+  const signal = AbortSignal.abort(new Error("too late"));
+  const next = () => abortableChunks(body, signal).next();
+  await assertRejects(next, Error, "too late");
 });
 
 Deno.test("what a write does not take is written again, and nothing after the end", async () => {

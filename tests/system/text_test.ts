@@ -12,6 +12,8 @@ Deno.test("oneLine() keeps as many characters as it may", () => {
   assertEquals(oneLine("x".repeat(300)), "x".repeat(300));
   assertEquals(oneLine("x".repeat(301)), `${"x".repeat(300)}…`);
   assertEquals(oneLine(" ".repeat(39) + "x", 10), "x");
+  // No more than four times as many are looked at.
+  assertEquals(oneLine(" ".repeat(40) + "x", 10), "…");
 });
 
 Deno.test("oneLine() cuts a long text, in time that does not grow with it", () => {

@@ -6,6 +6,7 @@ import {
   sleep,
   timeLimit,
 } from "../../lib/system/time.ts";
+import { watchedSignal } from "../support/signals.ts";
 
 Deno.test("timeLimit() ends a wait with a timeout that names what was late", async () => {
   using limit = timeLimit(20, "The command");
@@ -30,9 +31,20 @@ Deno.test("timeLimit() without an end sets no timer, and a lifted one does not a
   using month = timeLimit(30 * 24 * 3_600_000, "The command");
   const lifted = timeLimit(5, "The command");
   lifted[Symbol.dispose]();
+  // A timer cannot wait for longer than a millisecond less.
+  using longest = timeLimit(2 ** 31, "The command");
   await sleep(30);
+  assert(!longest.signal.aborted);
   assert(!forever.signal.aborted && !lifted.signal.aborted);
   assert(!month.signal.aborted);
+});
+
+Deno.test("a wait that is over listens to its signal no more", async () => {
+  const { signal, listeners } = watchedSignal();
+  await sleep(1, signal);
+  await abortable(Promise.resolve(), signal);
+  await abortable(Promise.reject(new Error()), signal).catch(() => {});
+  assertEquals(listeners(), 0);
 });
 
 Deno.test("settlesWithin() says whether something happened in time", async () => {
