@@ -3,11 +3,11 @@
  *
  * @module
  */
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assertEquals, assertMatch } from "@std/assert";
 import { dirname, join } from "@std/path";
 import { lockPath } from "../../lib/cache/_staging.ts";
 import { lock } from "../../lib/system/lock.ts";
-import { run, spawn } from "../../lib/system/process.ts";
+import { spawn } from "../../lib/system/process.ts";
 import { settlesWithin, sleep } from "../../lib/system/time.ts";
 import {
   cleanEnvironment,
@@ -220,32 +220,5 @@ Deno.test({
     Deno.kill(pid, "SIGINT");
     assertEquals(await read("after"), await read("before"));
     await child.stop();
-  },
-});
-
-Deno.test({
-  name: "an argument that is not UTF-8 is refused, and U+FFFD is an argument",
-  ...linux,
-  async fn() {
-    await using work = await imageless();
-    const command = await cliCommand(["hydrate", "--manifest"], ["-A"]);
-    const pass = (bytes: string) =>
-      run("sh", {
-        args: ["-c", `exec "$@" "$(printf '${bytes}')"`, "sh", Deno.execPath()]
-          .concat(command),
-        cwd: work.dir,
-        env: cleanEnvironment(),
-      });
-    const altered = await pass("a\\377b");
-    assertEquals(altered.code, 2, altered.stderr);
-    assertMatch(altered.stderr, /Argument 3 is not UTF-8: a\ufffdb \[usage\]/);
-    // U+FFFD itself, and behind a byte order mark.
-    for (
-      const bytes of ["a\\357\\277\\275b", "\\357\\273\\277\\357\\277\\275"]
-    ) {
-      const exact = await pass(bytes);
-      assertEquals(exact.code, 10, exact.stderr);
-      assert(exact.stderr.includes("\ufffd"), exact.stderr);
-    }
   },
 });

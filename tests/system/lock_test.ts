@@ -107,6 +107,67 @@ Deno.test({
   },
 });
 
+/** Does something to a path after it was looked at and before it is opened. */
+async function between<T>(
+  change: (path: string) => Promise<unknown>,
+  work: () => Promise<T>,
+): Promise<T> {
+  const { lstat } = Deno;
+  Deno.lstat = async (path) => {
+    Deno.lstat = lstat;
+    try {
+      return await lstat(path);
+    } finally {
+      await change(String(path));
+    }
+  };
+  try {
+    return await work();
+  } finally {
+    Deno.lstat = lstat;
+  }
+}
+
+Deno.test({
+  name: "what takes a lock's place while it is opened is not locked",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    await using dir = await temporaryDir();
+    const [path, victim] = [`${dir.path}/lock`, `${dir.path}/victim`];
+    for (const take of [lock, tryLock]) {
+      await Deno.writeTextFile(path, "");
+      await Deno.writeTextFile(victim, "mine");
+      const swap = async () => {
+        await Deno.remove(path);
+        await Deno.symlink(victim, path);
+      };
+      const error = await failure(
+        "file_unreadable",
+        () => between(swap, () => take(path)),
+      );
+      assertEquals(
+        error.message,
+        `Cannot lock ${path}: it is not a plain file`,
+      );
+      // Nobody holds what was opened by mistake.
+      using free = await tryLock(victim);
+      assert(free);
+      await Deno.remove(path);
+    }
+  },
+});
+
+Deno.test("a lock's file that another process makes or removes meanwhile is no failure", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/lock`;
+  const make = () => Deno.writeTextFile(path, "");
+  for (const change of [make, Deno.remove]) {
+    using held = await between(change, () => tryLock(path));
+    assert(held, "nobody else has it");
+    assertEquals(await tryLock(path), undefined);
+  }
+});
+
 Deno.test({
   name: "a lock's file is private: another user cannot hold it",
   ignore: Deno.build.os === "windows",
@@ -139,6 +200,28 @@ Deno.test("the lock of a process that is killed is free", async () => {
   Deno.kill(child.pid, "SIGKILL");
   using _held = await mine;
   assertEquals((await child.ended).signal, "SIGKILL");
+});
+
+Deno.test("a Deno that can only wait for a lock takes it, and knows that another has it", async () => {
+  await using dir = await temporaryDir();
+  const script = `
+    import { lock, tryLock } from "/lib/system/lock.ts";
+    delete Deno.FsFile.prototype.tryLock;
+    const [path] = Deno.args;
+    const held = await lock(path);
+    console.log(await tryLock(path) === undefined);
+    let waits = 0;
+    const next = lock(path, { onWait: () => waits++ });
+    setTimeout(() => held[Symbol.dispose](), 200);
+    await next;
+    console.log(waits);
+    const other = await lock(path + "2");
+    console.log(await tryLock(path + "2") === undefined);
+    Deno.exit();
+  `;
+  const args = [`${dir.path}/lock`];
+  const said = await runScript(`${dir.path}/old.ts`, script, { args });
+  assertEquals(said, "true\n1\ntrue\n");
 });
 
 Deno.test("processes that count under a lock count right", async () => {
