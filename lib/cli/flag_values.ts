@@ -64,6 +64,9 @@ const TIME: ValueKind<Date> = {
   },
 };
 
+/** No argument of a process can hold it. */
+const NO_VALUE = "\0";
+
 /** The flags and arguments that a command line holds. */
 export class ParsedFlags {
   /** Arguments that belong to no flag. */
@@ -87,7 +90,14 @@ export class ParsedFlags {
       flags.filter(({ value }) => value),
       flags.filter(({ value }) => !value),
     ];
-    const parsed = parseArgs(args, {
+    // A word behind a switch is no value of it, which parseArgs() takes these for.
+    const named = ["-h", ...switches.map(({ name }) => `--${name}`)];
+    const marked = args.map((arg, at) =>
+      /^(true|false)$/.test(arg) && named.includes(args[at - 1])
+        ? arg + NO_VALUE
+        : arg
+    );
+    const parsed = parseArgs(marked, {
       string: [...valued.map(({ name }) => name), "_"],
       boolean: switches.map(({ name }) => name),
       collect: valued.map(({ name }) => name),
@@ -108,7 +118,7 @@ export class ParsedFlags {
     for (const flag of valued) {
       this.#values.set(flag.name, checkValues(flag, parsed[flag.name]));
     }
-    const words = parsed._.map(String);
+    const words = parsed._.map((word) => String(word).replace(NO_VALUE, ""));
     const dashes = args.includes("--") ? args.indexOf("--") : args.length;
     // A `--` behind the first word is the command's own.
     const own = spec.rest === "words" && words.length > 0;

@@ -119,6 +119,10 @@ Deno.test("run takes the first word that is no flag for the command, and passes 
     ["007 1e3", "007", ["1e3"]],
     ["- -", "-", ["-"]],
     ["ls --no-such-flag", "ls", ["--no-such-flag"]],
+    // A word behind a switch is no value of it.
+    ["--quiet true --fresh", "true", ["--fresh"]],
+    ["--fresh false", "false", []],
+    ["--fresh -- true --json", "true", ["--json"]],
   ];
   for (const [line, command, args] of cases) {
     const request = requestOf(run, line);
@@ -180,7 +184,8 @@ Deno.test("help and version are asked for in every usual way", () => {
     assertEquals(json, { kind: "version", json: true });
   }
   for (const command of COMMANDS) {
-    for (const line of ["NAME --help", "NAME -h", "help NAME"]) {
+    const lines = ["NAME --help", "NAME -h", "NAME -h false", "help NAME"];
+    for (const line of lines) {
       const read = parse(line.replace("NAME", command.name));
       assertEquals(read, { kind: "help", command });
     }
@@ -200,6 +205,7 @@ const WRONG: [string, string, string][] = [
   ["hydrate --json.x", "hydrate has no flag --json.x", ""],
   ["hydrate -j", "hydrate has no flag -j", ""],
   ["hydrate --xyzzy=secret", "hydrate has no flag --xyzzy", ""],
+  ["hydrate --offline false", 'hydrate does not take "false"', ""],
   ["hydrate x", 'hydrate does not take "x"', "toolsmith hydrate [flags]"],
   ["hydrate --manifest", "--manifest needs a value", "--manifest PATH"],
   ["hydrate --manifest=", "--manifest needs a value", ""],
