@@ -1,0 +1,139 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { join } from "@std/path";
+import { cacheEntry } from "../../lib/cache/entry.ts";
+import { listCache } from "../../lib/cache/prune.ts";
+import { shortDigest, timeText } from "../../lib/cli/format.ts";
+import { asDigest } from "../../lib/system/digest.ts";
+import { fingerprint } from "../../lib/system/files.ts";
+import { openPart } from "../../lib/system/part_file.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { failure } from "../support/failure.ts";
+import { perform, recordedIo } from "../support/io.ts";
+
+const DAY = 86_400_000;
+/** When the images were used, the newest last. */
+const USED = [3, 2, 1].map((days) => new Date(Date.now() - days * DAY));
+
+const sha256 = (digit: number) => `${digit}`.repeat(64);
+const digest = (digit: number) => asDigest(sha256(digit));
+
+/** A workspace whose cache has images 1 to 3, and 600 of 1000 bytes of 4. */
+async function workspace() {
+  const dir = await temporaryDir();
+  const cache = join(dir.path, "cache");
+  for (const [at, used] of USED.entries()) {
+    const key = { cache, image: "demo", sha256: sha256(at + 1) };
+    using held = await cacheEntry(key).lock();
+    await using staging = await held.stage();
+    const path = join(staging.dir, "i.qcow2");
+    await Deno.writeTextFile(path, "image");
+    const hashed = (await fingerprint(path))!;
+    await staging.place({ path, name: "i.qcow2", source: "/x", hashed });
+    await Deno.utime(cacheEntry(key).dir, used, used);
+  }
+  using held = await cacheEntry({ cache, image: "demo", sha256: sha256(4) })
+    .lock();
+  await using staging = await held.stage();
+  const identity = { size: 1000, digest: digest(4) };
+  await using part = await openPart(staging.dir, identity);
+  using writer = await part.openWriter();
+  await writer.write(0, new Uint8Array(600));
+  const manifest = join(dir.path, "tools.json");
+  await Deno.writeTextFile(
+    manifest,
+    JSON.stringify({
+      image: { name: "demo", qcow2: "none", qcow2_sha256: sha256(1) },
+    }),
+  );
+  return { ...dir, cache, manifest };
+}
+
+/** Runs the command, and returns what it has printed. */
+async function cacheCommand(
+  args: string[],
+  options: Parameters<typeof recordedIo>[0] = {},
+) {
+  const recorded = recordedIo(options);
+  assertEquals(await perform(["cache", ...args], recorded), 0);
+  const [{ json, fields, text }, ...more] = recorded.results;
+  assertEquals(more, []);
+  return { json, fields, text, told: recorded.told() };
+}
+
+const line = (digit: number) =>
+  `demo  ${shortDigest(digest(digit))}  5 B  ${
+    timeText(USED[digit - 1].toISOString())
+  }  verified`;
+
+Deno.test("cache ls has a line for each image, the newest first, and for what is not whole yet", async () => {
+  await using work = await workspace();
+  const { text, fields, json, told } = await cacheCommand(
+    ["ls", "--cache", work.cache],
+  );
+  const lines = text.split("\n");
+  assertEquals(lines.slice(0, -1), [line(3), line(2), line(1)]);
+  assertMatch(lines[3], /^demo {2}sha256:444444444444 {2}600 B of 1000 B {2}/);
+  assert(lines[3].endsWith("  partial"));
+  assertEquals([json, told, fields.cache], [false, "", work.cache]);
+  assertEquals((fields.entries as unknown[]).length, 3);
+  assertEquals((fields.partials as unknown[]).length, 1);
+  const image = join(work.cache, "demo", sha256(2), "i.qcow2");
+  await Deno.chmod(image, 0o644);
+  await Deno.writeTextFile(image, "other");
+  const changed = await cacheCommand(["ls", "--cache", work.cache, "--json"]);
+  assertMatch(changed.text, /sha256:222222222222 .* unverified\n/);
+  assertEquals(changed.json, true);
+});
+
+Deno.test("cache path is the flag's directory, else the variable's, else the workspace's", async () => {
+  await using work = await workspace();
+  const named = ["path", "--manifest", work.manifest];
+  const env = new Map([["TOOLSMITH_CACHE", "/variable"]]);
+  const flag = await cacheCommand([...named, "--cache", "/flag"], { env });
+  assertEquals([flag.text, flag.fields], ["/flag", { path: "/flag" }]);
+  assertEquals((await cacheCommand(named, { env })).text, "/variable");
+  const usual = await cacheCommand(named);
+  assertEquals(usual.text, join(work.path, ".toolsmith", "cache"));
+  const lost = join(work.path, "lost.json");
+  await failure(
+    "manifest_not_found",
+    () => cacheCommand(["path", "--manifest", lost]),
+  );
+  await Deno.writeTextFile(lost, "{");
+  await failure(
+    "manifest_invalid",
+    () => cacheCommand(["path", "--manifest", lost]),
+  );
+});
+
+Deno.test("cache prune keeps what the manifest names and the newest, and says what is freed", async () => {
+  await using work = await workspace();
+  const args = ["prune", "--manifest", work.manifest, "--cache", work.cache];
+  const left = async () =>
+    (await listCache(work.cache)).map((it) => it.digest[7]).join("");
+  const dry = await cacheCommand([...args, "--dry-run"]);
+  const [removed, partial] = dry.text.split("\n");
+  assertEquals(removed, line(2));
+  assert(partial.endsWith("  partial"), partial);
+  assertEquals(dry.told, `would free 605 B of ${work.cache}\n`);
+  assertEquals([dry.fields.dryRun, dry.fields.bytes], [true, 605]);
+  assertEquals(await left(), "321");
+  const { told, fields } = await cacheCommand(args);
+  assertEquals(told, `freed 605 B of ${work.cache}\n`);
+  assertEquals([fields.dryRun, fields.cache], [false, work.cache]);
+  assertEquals(await left(), "31");
+  const json = await cacheCommand([...args, "--keep", "0", "--json"]);
+  assertEquals([json.told, json.fields.bytes], ["", 5]);
+  assertEquals(await left(), "1");
+});
+
+Deno.test("cache prune says which images are in use, and stay", async () => {
+  await using work = await workspace();
+  const key = { cache: work.cache, image: "demo", sha256: sha256(2) };
+  using _held = await cacheEntry(key).lock();
+  const args = ["prune", "--manifest", work.manifest, "--cache", work.cache];
+  const { told } = await cacheCommand(args);
+  const [busy, freed] = told.split("\n");
+  assertMatch(busy, new RegExp(`^in use, kept: ${work.cache}/demo/.*2222`));
+  assertEquals(freed, `freed 600 B of ${work.cache}`);
+});

@@ -1,0 +1,93 @@
+import { assert, assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import { doctor } from "../../lib/cli/commands/doctor.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { recordedIo } from "../support/io.ts";
+
+/** Examines a directory with such an image, and such programs. */
+async function examine(
+  dir: string,
+  options: {
+    qcow2?: string;
+    variables?: Record<string, string>;
+    json?: boolean;
+  },
+) {
+  const { qcow2, variables = {}, json = false } = options;
+  const manifest = join(dir, ".toolsmith", "tools.json");
+  await Deno.mkdir(join(dir, ".toolsmith"), { recursive: true });
+  const image = { name: "demo", qcow2, qcow2_sha256: "a".repeat(64) };
+  if (qcow2) await Deno.writeTextFile(manifest, JSON.stringify({ image }));
+  const env = new Map(
+    Object.entries({ TOOLSMITH_ORAS: "/none", TMPDIR: dir, ...variables }),
+  );
+  const recorded = recordedIo();
+  const request = { options: { cwd: dir, env }, json };
+  const status = await doctor.run(request, recorded.io);
+  const [{ text, fields, ...result }, ...more] = recorded.results;
+  assertEquals([result.json, more.length, recorded.told()], [json, 0, ""]);
+  return { status, lines: text.split("\n"), fields };
+}
+
+Deno.test("doctor has a line for each finding, its hint below it, and ends with 1 if one fails", async () => {
+  await using dir = await temporaryDir();
+  const qcow2 = "oci://127.0.0.1:1/owner/repo:1.0";
+  const { status, lines, fields } = await examine(dir.path, {
+    qcow2,
+    json: true,
+  });
+  assertEquals([status, fields.ok], [1, false]);
+  const findings = fields.findings as {
+    check: string;
+    level: string;
+    found: string;
+    hint?: string;
+  }[];
+  const width = Math.max(...findings.map(({ check }) => check.length));
+  for (const { check, level, found, hint } of findings) {
+    const head = `${level.padEnd(4)}  ${check.padEnd(width)}  `;
+    const at = lines.findIndex((line) => line.startsWith(head));
+    assertEquals(lines[at], head + found.replace(/\s*\n\s*/g, " "));
+    const below = " ".repeat(head.length) + hint;
+    assertEquals(lines[at + 1] === below, hint !== undefined, check);
+  }
+  assertEquals(
+    lines.at(-1),
+    "next: put oras right, then run toolsmith doctor again",
+  );
+});
+
+Deno.test("doctor says what to do next: to write a manifest, to install QEMU, or to run something", async () => {
+  await using dir = await temporaryDir();
+  const qemu = join(dir.path, "qemu-system-x86_64");
+  const script = "#!/bin/sh\necho QEMU emulator version 9.9.9\n";
+  await Deno.writeTextFile(qemu, script, { mode: 0o755 });
+  const oras = join(dir.path, "oras");
+  const version = "#!/bin/sh\necho Version: 1.3.3\n";
+  await Deno.writeTextFile(oras, version, { mode: 0o755 });
+  const none = await examine(dir.path, {
+    variables: { TOOLSMITH_ORAS: oras, TOOLSMITH_QEMU: qemu },
+  });
+  assertEquals(
+    [none.status, none.fields.ok, none.lines.at(-1)],
+    [0, true, "next: toolsmith init --ref REF writes a manifest for an image"],
+  );
+  const qcow2 = "image.qcow2";
+  const hydrate = await examine(dir.path, {
+    qcow2,
+    variables: { TOOLSMITH_QEMU: "/none" },
+  });
+  assertEquals(
+    [hydrate.status, hydrate.lines.at(-1)],
+    [0, "next: toolsmith hydrate gets the image; to run it, install QEMU"],
+  );
+  const run = await examine(dir.path, {
+    qcow2,
+    variables: { TOOLSMITH_QEMU: qemu },
+  });
+  assertEquals([run.status, run.lines.at(-1)], [
+    0,
+    "next: toolsmith run COMMAND",
+  ]);
+  assert(run.lines.length > 5, run.lines.join("\n"));
+});
