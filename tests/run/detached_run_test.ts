@@ -1,0 +1,153 @@
+/**
+ * Which machine a workspace's commands take: its detached VM, which a process of
+ * the test stands in for, or one of their own, for which the image is missing.
+ */
+import { assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import { parseManifest } from "../../lib/manifest/manifest.ts";
+import { MACHINE_FILES } from "../../lib/qemu/machine_dir.ts";
+import {
+  detachedVmPath,
+  detachWorkspaceVm,
+  openWorkspaceVm,
+  planWorkspaceVm,
+  runInVm,
+  type WorkspaceVmOptions,
+} from "../../lib/run/workspace_vm.ts";
+import { formatRecord } from "../../lib/vm/detached_record.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { fakeMachine } from "../support/fake_machine.ts";
+import { failure } from "../support/failure.ts";
+import { needs } from "../support/parts.ts";
+import { makeQcow2 } from "../support/workspace.ts";
+
+const windows = Deno.build.os === "windows";
+const SHA256 = "a".repeat(64);
+
+/** A workspace with a manifest of an image of this digest. */
+async function workspace(sha256 = SHA256) {
+  const dir = await temporaryDir();
+  await Deno.mkdir(join(dir.path, ".toolsmith"));
+  const path = join(dir.path, ".toolsmith", "tools.json");
+  const image = { name: "demo", qcow2: "image.qcow2", qcow2_sha256: sha256 };
+  const text = JSON.stringify({ image, operations: ["true"] });
+  await Deno.writeTextFile(path, text);
+  return { ...dir, manifest: parseManifest(text, path) };
+}
+
+/** A machine that runs, as the workspace's detached VM. */
+async function detachedVm(workspace: string, digest: string) {
+  const machine = await fakeMachine();
+  const console = Deno.listen({
+    transport: "unix",
+    path: join(machine.dir, MACHINE_FILES.console),
+  });
+  const record = {
+    ...{ layout: 1 as const, pid: 4242, dir: machine.dir, image: "/a.qcow2" },
+    ...{ version: "7.2.22", accelerator: "tcg" as const, memory: 512 },
+    ...{ cpus: 2, shares: [], network: false, graceMs: 0, digest },
+    since: "2026-01-22T12:00:00.000Z",
+  };
+  const path = detachedVmPath(workspace);
+  await Deno.writeTextFile(path, formatRecord(record), { mode: 0o600 });
+  return {
+    async [Symbol.asyncDispose]() {
+      console.close();
+      await machine[Symbol.asyncDispose]();
+    },
+  };
+}
+
+Deno.test({
+  name:
+    "a command takes the detached VM, unless it asks for another machine or the image has changed",
+  ignore: windows,
+  async fn() {
+    await using work = await workspace();
+    const { manifest } = work;
+    await using _vm = await detachedVm(work.path, `sha256:${SHA256}`);
+    // How to get an image, and to save a machine, asks for no other one.
+    const same: WorkspaceVmOptions[] = [
+      {},
+      { save: false, hydrate: { offline: true }, env: new Map() },
+      { onEvent: () => {}, memory: undefined, fresh: false },
+    ];
+    for (const vm of same) {
+      assertEquals((await runInVm(manifest, "true", { vm })).code, 0);
+    }
+    const other: WorkspaceVmOptions[] = [
+      { fresh: true },
+      { memory: 1024 },
+      { network: false },
+      { exports: [] },
+    ];
+    for (const vm of other) {
+      await failure(
+        "source_not_found",
+        () => runInVm(manifest, "true", { vm }),
+      );
+      await failure("source_not_found", () => openWorkspaceVm(manifest, vm));
+    }
+    await using _open = await openWorkspaceVm(manifest);
+    // What the manifest forbids is not tried.
+    await failure("tool_forbidden", () => runInVm(manifest, "ls"));
+  },
+});
+
+Deno.test({
+  name:
+    "a detached VM of another image is no machine of a command's, and none can be detached beside it",
+  ignore: windows,
+  async fn() {
+    await using work = await workspace();
+    await using _vm = await detachedVm(work.path, `sha256:${"b".repeat(64)}`);
+    const { manifest } = work;
+    await failure("source_not_found", () => runInVm(manifest, "true"));
+    await failure("source_not_found", () => openWorkspaceVm(manifest));
+    await failure("usage", () => detachWorkspaceVm(manifest));
+  },
+});
+
+Deno.test("a workspace without a detached VM gets its image first, when one is to be detached", async () => {
+  await using work = await workspace();
+  await failure("source_not_found", () => detachWorkspaceVm(work.manifest));
+});
+
+Deno.test({
+  name:
+    "a workspace's machine has its image, its directory without what is the host's, and its snapshots",
+  ...needs("qemuImg"),
+  async fn() {
+    await using dir = await temporaryDir();
+    const qcow2 = join(dir.path, "image.qcow2");
+    const { sha256 } = await makeQcow2(qcow2, 65536);
+    await using work = await workspace(sha256);
+    const { path, manifest } = work;
+    await Deno.copyFile(qcow2, join(path, ".toolsmith", "image.qcow2"));
+    const cache = join(path, "cache");
+    const entry = join(cache, "demo", sha256);
+    const events: string[] = [];
+    const plan = await planWorkspaceVm(manifest, {
+      hydrate: { cache, arch: "x86_64" },
+      memory: 600,
+      onEvent: ({ type }) => events.push(type),
+    });
+    const { onEvent: _, loader: __, ...fields } = plan;
+    assertEquals(fields, {
+      image: join(entry, "image.qcow2"),
+      memory: 600,
+      workspace: path,
+      hostOnly: [manifest.path, cache],
+      snapshots: {
+        ...{ dir: join(entry, "machines"), digest: `sha256:${sha256}` },
+        ...{ restore: true, save: undefined },
+      },
+    });
+    assertEquals(events.includes("cache_placed"), true, events.join());
+    const fresh = await planWorkspaceVm(manifest, {
+      ...{ hydrate: { cache, offline: true }, fresh: true, save: false },
+    });
+    const { restore, save } = fresh.snapshots!;
+    assertEquals([restore, save], [false, false]);
+  },
+});
