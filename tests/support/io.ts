@@ -8,7 +8,7 @@ import type { Io } from "../../lib/cli/io.ts";
 import type { OutputFlags } from "../../lib/cli/flags.ts";
 import { parseCommandLine } from "../../lib/cli/parse.ts";
 import type { Environment } from "../../lib/environment.ts";
-import type { ToolsmithEvent } from "../../lib/events.ts";
+import type { OnEvent, ToolsmithEvent } from "../../lib/events.ts";
 
 /** A result that a command has printed. */
 export interface PrintedResult {
@@ -34,7 +34,9 @@ export interface RecordedIo {
   events: ToolsmithEvent[];
   /** The flags of each view, and whether it is open. */
   views: { flags: OutputFlags; open: boolean }[];
-  /** What a command that it ran has written. */
+  /** Consoles of guests that were on this terminal, and whether they still are. */
+  consoles: boolean[];
+  /** What a command that it ran, or a guest's console, has written. */
   output(): string;
 }
 
@@ -44,11 +46,16 @@ export interface RecordedIoOptions {
   env?: Environment;
   /** Aborted by Ctrl-C. @default never */
   signal?: AbortSignal;
+  /** What is typed on a guest's console. @default {undefined} there is none */
+  console?: ReadableStream<Uint8Array>;
+  /** Takes events, besides. */
+  onEvent?: OnEvent;
 }
 
 /** Makes what a command prints with. A result must not meet a bar that is drawn. */
 export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
   const { env = new Map(), signal = new AbortController().signal } = options;
+  const { console, onEvent } = options;
   const decoder = new TextDecoder();
   let [told, output] = ["", ""];
   const take = (chunk: Uint8Array) => {
@@ -61,6 +68,7 @@ export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
     told: () => told,
     events: [],
     views: [],
+    consoles: [],
     output: () => output,
   };
   const io: Io = {
@@ -78,8 +86,14 @@ export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
       stderr: take,
     }),
     hostStreams: () => ({ stdin: "inherit", stdout: take, stderr: take }),
-    terminal: () => {
-      throw new Error("no test has a terminal here");
+    terminal() {
+      if (!console) throw new Error("no console is given");
+      recorded.consoles.push(true);
+      return {
+        input: console,
+        output: (chunk) => void take(chunk),
+        [Symbol.dispose]: () => void recorded.consoles.fill(false),
+      };
     },
     screen: () => {
       throw new Error("no test has a terminal here");
@@ -88,7 +102,10 @@ export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
       const view = { flags, open: true };
       recorded.views.push(view);
       return {
-        onEvent: (event) => void recorded.events.push(event),
+        onEvent(event) {
+          recorded.events.push(event);
+          onEvent?.(event);
+        },
         close: () => view.open = false,
       };
     },
@@ -107,13 +124,14 @@ export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
  */
 export async function perform(
   args: string[],
-  { io, views }: RecordedIo,
+  { io, views, consoles }: RecordedIo,
 ): Promise<number> {
   const read = parseCommandLine(args);
   if (read.kind !== "command") throw new Error(`it is ${read.kind}`);
   try {
     return await read.command.run(read.request, io);
   } finally {
-    assertEquals(views.map(({ open }) => open), views.map(() => false));
+    const open = [...views.map(({ open }) => open), ...consoles];
+    assertEquals(open.includes(true), false, "it keeps the terminal");
   }
 }
