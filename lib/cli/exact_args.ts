@@ -39,14 +39,14 @@ function givenArgs(): Set<string> {
     return given;
   }
   const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-  for (let at = 0; at < bytes.length;) {
-    const end = bytes.indexOf(0, at);
+  let at = 0;
+  // Each ends in a NUL, the last one too.
+  for (let end; (end = bytes.indexOf(0, at)) >= 0; at = end + 1) {
     try {
-      given.add(decoder.decode(bytes.subarray(at, end < 0 ? undefined : end)));
+      given.add(decoder.decode(bytes.subarray(at, end)));
     } catch {
       // It is not UTF-8.
     }
-    at = end < 0 ? bytes.length : end + 1;
   }
   return given;
 }

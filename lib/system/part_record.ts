@@ -86,7 +86,7 @@ export async function readPartRecord(
 async function readNote(path: string, size: number) {
   const stat = await absentAs(undefined, Deno.lstat(path));
   if (!stat?.isFile || stat.size > MAX_RECORD) return undefined;
-  const [line] = (await Deno.readTextFile(path)).split("\n", 1);
+  const [line] = (await Deno.readTextFile(path)).split("\n");
   const { digest, filled, booted, ...rest } = parseObject(line);
   const extents = parseExtents(rest.extents, size);
   if (rest.size !== size || !extents || typeof digest !== "string") {
