@@ -57,9 +57,7 @@ export function feed(child: Deno.ChildProcess, input: ProcessInput) {
     )
     .then(() => writer.close())
     .catch(ignore);
-  return {
-    close: () => done.then(() => writer.close()).catch(ignore),
-  };
+  return { close: () => done };
 }
 
 /** Reads a stream to its end, or until it is cancelled. */

@@ -3,13 +3,13 @@
  */
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
-import { GREETING, makeBootSector } from "../support/boot_sector.ts";
 import { fileChunks, sha256 } from "../../lib/system/digest.ts";
+import { sleep } from "../../lib/system/time.ts";
+import { GREETING, makeBootSector } from "../support/boot_sector.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
 import { env } from "../support/guest.ts";
 import { perform, recordedIo } from "../support/io.ts";
-import { sleep } from "../../lib/system/time.ts";
 import { needs } from "../support/parts.ts";
 import { watchedSignal } from "../support/signals.ts";
 
@@ -45,12 +45,13 @@ Deno.test({
     await using work = await workspace("atKey");
     const { signal, listeners } = watchedSignal();
     const up = Promise.withResolvers<void>();
-    // The firmware may take the first of them.
     const keys = new ReadableStream<Uint8Array>({
       async pull(controller) {
         await up.promise;
-        await sleep(100);
+        // The firmware would take it.
+        while (!recorded.output().includes(GREETING)) await sleep(50);
         controller.enqueue(new Uint8Array([13]));
+        controller.close();
       },
     });
     const recorded = recordedIo({

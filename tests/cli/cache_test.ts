@@ -2,6 +2,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import { cacheEntry } from "../../lib/cache/entry.ts";
 import { listCache } from "../../lib/cache/prune.ts";
+import { snapshotStore } from "../../lib/cache/snapshots.ts";
 import { shortDigest, timeText } from "../../lib/cli/format.ts";
 import { asDigest } from "../../lib/system/digest.ts";
 import { fingerprint } from "../../lib/system/files.ts";
@@ -125,6 +126,28 @@ Deno.test("cache prune keeps what the manifest names and the newest, and says wh
   const json = await cacheCommand([...args, "--keep", "0", "--json"]);
   assertEquals([json.told, json.fields.bytes], ["", 5]);
   assertEquals(await left(), "1");
+});
+
+Deno.test("cache ls has a line for a saved machine below its image, and prune has one, too", async () => {
+  await using work = await workspace();
+  const key = "0123456789abcdef".repeat(4);
+  const { dir } = cacheEntry({
+    ...{ cache: work.cache, image: "demo", sha256: sha256(3) },
+  });
+  {
+    const machines = snapshotStore(join(dir, "machines"));
+    await using staging = await machines.stage(key);
+    await Deno.writeTextFile(staging!.state, "state");
+    await staging!.place();
+  }
+  const { text } = await cacheCommand(["ls", "--cache", work.cache]);
+  const lines = text.split("\n");
+  const state = /^snapshot {2}0123456789ab {2}5 B {2}\S.*\d/;
+  const at = lines.findIndex((it) => state.test(it.slice(2)));
+  assert(lines[at - 1].startsWith(`demo  ${shortDigest(digest(3))}  `), text);
+  const args = ["prune", "--manifest", work.manifest, "--cache", work.cache];
+  const pruned = await cacheCommand([...args, "--keep", "0", "--dry-run"]);
+  assertMatch(pruned.text, state);
 });
 
 Deno.test("cache prune says which images are in use, and stay", async () => {

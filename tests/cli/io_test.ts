@@ -119,32 +119,41 @@ const READ: ToolsmithEvent = {
   type: "checksum_progress",
   timestamp,
   image: "demo",
-  bytes: 32,
-  total: 64,
+  bytes: 32 * 2 ** 30,
+  total: 64 * 2 ** 30,
 };
 
-Deno.test("a bar is drawn on a terminal as wide as that is, unless it is not wanted", async () => {
-  const bar = (world: World, progress = true) =>
-    written(world, (io) => {
-      const { onEvent, close } = io.view({
-        json: false,
-        quiet: false,
-        progress,
+Deno.test("progress is as wide as its terminal, else of 80 columns, and drawn only where it is wanted", async () => {
+  const { now } = Date;
+  const read = async (world: World, progress = true) => {
+    let time = 1e12;
+    Date.now = () => time;
+    try {
+      const { stderr } = await written(world, (io) => {
+        const flags = { json: false, quiet: false, progress };
+        const { onEvent, close } = io.view(flags);
+        onEvent(READ);
+        time += 5000;
+        onEvent(READ);
+        close();
       });
-      onEvent(READ);
-      onEvent(READ);
-      close();
-    });
+      return stderr;
+    } finally {
+      Date.now = now;
+    }
+  };
   const terminals: World["terminals"] = ["stderr"];
-  const widths: [number | undefined, number][] = [[30, 30], [undefined, 80]];
+  // A bar leaves the last column free.
+  const widths: [number | undefined, number][] = [[30, 30], [undefined, 79]];
   for (const [columns, width] of widths) {
-    const { stderr } = await bar({ terminals, columns });
-    const [, drawn, rest] = stderr.split("\r\x1b[K");
-    assert(drawn.length <= width && drawn.length > width / 2, drawn);
-    assertEquals(rest, "", "it is not taken away");
+    const [, drawn, rest] = (await read({ terminals, columns }))
+      .split("\r\x1b[K");
+    assertEquals([drawn.length, rest], [width, ""], drawn);
   }
-  assertEquals((await bar({ terminals, columns: 30 }, false)).stderr, "");
-  assertEquals((await bar({ columns: 30 })).stderr, "");
+  for (const world of [{ columns: 30 }, { terminals, columns: 30 }]) {
+    const plain = await read(world, !("terminals" in world));
+    assertEquals([plain.length, plain.at(-1)], [80, "\n"], plain);
+  }
 });
 
 Deno.test("a command's output is passed on as it is, or as lines of --json", async () => {
@@ -228,7 +237,7 @@ Deno.test("the program ends when all is written, and after Ctrl-C without who do
   assertEquals(taken, 7);
   const stuck = () => new Promise<number>(() => {});
   await written({ write: stuck, signal }, async (io) => {
-    io.print("line");
+    io.print("");
     await assertRejects(() => io.flush(), Error, "enough");
   });
 });

@@ -4,6 +4,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import type { Environment } from "../../lib/environment.ts";
+import { detachedVm, FAKE_PID } from "../support/detached_vm.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
 import { perform, recordedIo } from "../support/io.ts";
@@ -40,11 +41,14 @@ Deno.test({
     const script = 'echo "$GREETING" "$1"; pwd; exit 3';
     const flags = ["--execution", "host", "--env", "GREETING=hi", "--cwd", "/"];
     const args = [...flags, "--json", "sh", "-c", script, "sh", "a b"];
-    const { status, results, output, types, views } = await runCommand(args);
+    const { status, results, output, types, views, late } = await runCommand(
+      args,
+    );
     assertEquals([status, output()], [3, "hi a b\n/\n"]);
     const fields = { code: 3, signal: null };
     assertEquals(results, [{ json: true, fields, text: "" }]);
     assertEquals(types, ["command_dispatch", "command_end"]);
+    assertEquals(late(), 0, "the view was closed too early");
     assertEquals(views.map(({ flags }) => flags.json), [true]);
   },
 });
@@ -98,6 +102,37 @@ Deno.test({
     stop.abort(new DOMException("Ctrl-C", "AbortError"));
     const error = await running.catch((error) => error);
     assertEquals(error, stop.signal.reason);
+  },
+});
+
+Deno.test({
+  name:
+    "run in the detached VM ends with the command's status, and stop ends the VM",
+  ignore: windows,
+  async fn() {
+    await using dir = await temporaryDir();
+    const digest = "a".repeat(64);
+    await Deno.mkdir(join(dir.path, ".toolsmith"));
+    const manifest = join(dir.path, ".toolsmith", "tools.json");
+    const image = { name: "demo", qcow2: "x", qcow2_sha256: digest };
+    await Deno.writeTextFile(manifest, JSON.stringify({ image }));
+    await using _vm = await detachedVm(dir.path, `sha256:${digest}`);
+    const named = ["--manifest", manifest];
+    const run = recordedIo();
+    const args = ["run", ...named, "--json", "true"];
+    assertEquals([await perform(args, run), run.late()], [0, 0]);
+    const [{ json, fields, text }] = run.results;
+    const { code, signal } = fields;
+    assertEquals([json, code, signal, text], [true, 0, null, ""]);
+    const stop = recordedIo();
+    assertEquals(await perform(["stop", ...named], stop), 0);
+    const stopped = { outcome: "stopped", pid: FAKE_PID };
+    assertEquals(stop.results, [{ json: false, fields: stopped, text: "" }]);
+    const again = recordedIo();
+    await failure(
+      "machine_not_found",
+      () => perform(["stop", ...named], again),
+    );
   },
 });
 

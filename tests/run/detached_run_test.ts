@@ -5,18 +5,15 @@
 import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import { parseManifest } from "../../lib/manifest/manifest.ts";
-import { MACHINE_FILES } from "../../lib/qemu/machine_dir.ts";
 import {
-  detachedVmPath,
   detachWorkspaceVm,
   openWorkspaceVm,
   planWorkspaceVm,
   runInVm,
   type WorkspaceVmOptions,
 } from "../../lib/run/workspace_vm.ts";
-import { formatRecord } from "../../lib/vm/detached_record.ts";
+import { detachedVm } from "../support/detached_vm.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { fakeMachine } from "../support/fake_machine.ts";
 import { failure } from "../support/failure.ts";
 import { needs } from "../support/parts.ts";
 import { makeQcow2 } from "../support/workspace.ts";
@@ -33,29 +30,6 @@ async function workspace(sha256 = SHA256) {
   const text = JSON.stringify({ image, operations: ["true"] });
   await Deno.writeTextFile(path, text);
   return { ...dir, manifest: parseManifest(text, path) };
-}
-
-/** A machine that runs, as the workspace's detached VM. */
-async function detachedVm(workspace: string, digest: string) {
-  const machine = await fakeMachine();
-  const console = Deno.listen({
-    transport: "unix",
-    path: join(machine.dir, MACHINE_FILES.console),
-  });
-  const record = {
-    ...{ layout: 1 as const, pid: 4242, dir: machine.dir, image: "/a.qcow2" },
-    ...{ version: "7.2.22", accelerator: "tcg" as const, memory: 512 },
-    ...{ cpus: 2, shares: [], network: false, graceMs: 0, digest },
-    since: "2026-01-22T12:00:00.000Z",
-  };
-  const path = detachedVmPath(workspace);
-  await Deno.writeTextFile(path, formatRecord(record), { mode: 0o600 });
-  return {
-    async [Symbol.asyncDispose]() {
-      console.close();
-      await machine[Symbol.asyncDispose]();
-    },
-  };
 }
 
 Deno.test({

@@ -43,6 +43,8 @@ export interface FakeMachineOptions {
   ports?: number;
   /** Has it ports for a first command from its start? @default {false} */
   prepared?: boolean;
+  /** Called when its power button is pressed. */
+  onPowerButton?: () => void;
   /** Does the agent take what is sent to it? @default {true} */
   reads?: boolean;
 }
@@ -107,6 +109,7 @@ export async function fakeMachine(
     const data = args?.backend as
       | { data: { addr: { data: { path: string } } } }
       | undefined;
+    if (execute === "system_powerdown") options.onPowerButton?.();
     if (execute === "chardev-add") plug(id, data!.data.addr.data.path);
     if (execute === "device_add") {
       if (plugged.size >= ports) {

@@ -32,6 +32,8 @@ export interface RecordedIo {
   told(): string;
   /** Events that were shown. */
   events: ToolsmithEvent[];
+  /** How many of them came when no view was open. */
+  late(): number;
   /** The flags of each view, and whether it is open. */
   views: { flags: OutputFlags; open: boolean }[];
   /** Consoles of guests that were on this terminal, and whether they still are. */
@@ -57,7 +59,7 @@ export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
   const { env = new Map(), signal = new AbortController().signal } = options;
   const { console, onEvent } = options;
   const decoder = new TextDecoder();
-  let [told, output] = ["", ""];
+  let [told, output, late] = ["", "", 0];
   const take = (chunk: Uint8Array) => {
     output += decoder.decode(chunk);
     return Promise.resolve();
@@ -67,6 +69,7 @@ export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
     printed: [],
     told: () => told,
     events: [],
+    late: () => late,
     views: [],
     consoles: [],
     output: () => output,
@@ -103,6 +106,7 @@ export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
       recorded.views.push(view);
       return {
         onEvent(event) {
+          if (!view.open) late++;
           recorded.events.push(event);
           onEvent?.(event);
         },

@@ -1,38 +1,22 @@
 import {
-  assert,
   assertEquals,
   assertRejects,
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
 import { type ProcessExit, run, spawn } from "../../lib/system/process.ts";
+import { sleep } from "../../lib/system/time.ts";
 import { assertEnded } from "../support/processes.ts";
 import { failure } from "../support/failure.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { listener } from "../support/listener.ts";
 import { runScript } from "../support/script.ts";
+import { watchedSignal } from "../support/signals.ts";
 
 /** Longer than any test may take: who waits for it has failed. */
 const FOREVER = "600";
 
 const sh = (script: string, ...args: string[]) => ["-c", script, "sh", ...args];
-
-/** A sink that keeps text, and waits for some of it. */
-function listener() {
-  let text = "";
-  let waiting: { words: string; done: () => void } | undefined;
-  const decoder = new TextDecoder();
-  return {
-    sink(chunk: Uint8Array) {
-      text += decoder.decode(chunk, { stream: true });
-      if (waiting && text.includes(waiting.words)) waiting.done();
-    },
-    said: () => text,
-    until(words: string): Promise<void> {
-      if (text.includes(words)) return Promise.resolve();
-      return new Promise((done) => waiting = { words, done });
-    },
-  };
-}
 
 Deno.test("a program's output, errors and exit code are returned", async () => {
   const args = sh("echo out; echo err >&2; exit 3");
@@ -73,81 +57,12 @@ Deno.test("a program that ends by a signal says which", async () => {
   assertEquals({ code, signal }, { code: 137, signal: "SIGKILL" });
 });
 
-Deno.test("text, bytes and a stream reach standard input whole", async () => {
-  const text = "ä".repeat(300_000);
-  const bytes = new TextEncoder().encode(text);
-  const inputs = [text, { bytes }, { stream: new Blob([bytes]).stream() }];
-  for (const input of inputs) {
-    const { stdout } = await run("cat", { input });
-    assert(stdout === text);
-  }
-  assertEquals((await run("cat")).stdout, "");
-});
-
-Deno.test("a program that does not read its input is no failure", async () => {
-  const bytes = new Uint8Array(4 * 1024 * 1024);
-  let cancelled = false;
-  const stream = new ReadableStream<Uint8Array>({
-    pull: (controller) => controller.enqueue(bytes.subarray(0, 65536)),
-    cancel: () => void (cancelled = true),
-  });
-  for (const input of [{ bytes }, { stream }]) {
-    const { code } = await run("sh", { args: sh("exit 5"), input });
-    assertEquals(code, 5);
-  }
-  assert(cancelled, "the stream is still open");
-});
-
-Deno.test("held input stays open until the program is stopped", async () => {
-  const heard = listener();
-  const child = spawn("sh", {
-    args: sh("echo ready; cat > /dev/null; echo closed"),
-    input: "held",
-    stdout: heard.sink,
-  });
-  await heard.until("ready");
-  const { signal } = await child.stop();
-  assertEquals(signal, "SIGTERM");
-  assertEquals(heard.said(), "ready\n");
-});
-
-Deno.test("10 MB on both streams at once arrive without a deadlock", async () => {
-  const script =
-    "head -c 10000000 /dev/zero >&2 & head -c 10000000 /dev/zero; wait";
-  const { stdout, stderr } = await run("sh", { args: sh(script) });
-  assertEquals([stdout.length, stderr.length], [10_000_000, 10_000_000]);
-});
-
-Deno.test("output without end is an error, and stops the program", async () => {
-  for (const stream of ["1", "2"]) {
-    const args = sh(`exec cat /dev/zero >&${stream}`);
-    const error = await failure("failed", () => run("sh", { args }));
-    assertEquals(error.message, "sh printed over 32 MiB");
-  }
-});
-
 Deno.test("a cleared environment holds nothing but what is given", async () => {
   const { stdout } = await run("/usr/bin/env", {
     env: { ONLY: "this" },
     clearEnv: true,
   });
   assertEquals(stdout, "ONLY=this\n");
-});
-
-Deno.test("output is seen before the program ends", async () => {
-  const heard = listener();
-  await using _child = spawn("sh", {
-    args: sh(`echo first; exec sleep ${FOREVER}`),
-    stdout: heard.sink,
-  });
-  await heard.until("first\n");
-});
-
-Deno.test("standard error is seen as it comes, and returned too", async () => {
-  const heard = listener();
-  const args = sh("echo oops >&2");
-  const { stderr } = await run("sh", { args, onStderr: heard.sink });
-  assertEquals([heard.said(), stderr], ["oops\n", "oops\n"]);
 });
 
 Deno.test("a program that ignores TERM is killed after the grace time", async () => {
@@ -278,8 +193,48 @@ Deno.test("a group that is stopped ends, whether or not its leader listens to TE
   }
 });
 
-Deno.test("what a program's helper prints after it is still read", async () => {
-  const script = "(sleep 0.2; echo late) & echo early";
-  const { stdout } = await run("sh", { args: sh(script) });
-  assertEquals(stdout, "early\nlate\n");
+Deno.test("a program that has ended in time leaves nothing to wait for, and may be stopped again", async () => {
+  // Timers that are left would fail this test.
+  const { code } = await run("sh", { args: sh("exit 3"), timeoutMs: 600_000 });
+  assertEquals(code, 3);
+  const child = spawn("sh", { args: sh("exit 4"), group: true });
+  const ended = await child.ended;
+  assertEquals([await child.stop(), ended.code], [ended, 4]);
+});
+
+Deno.test("who waits for a program listens to its signal no longer than that", async () => {
+  const { signal, listeners } = watchedSignal();
+  await run("true", { signal });
+  assertEquals(listeners(), 0);
+});
+
+Deno.test("a program that is released is told by an empty line, and outlives the process that started it", async () => {
+  await using dir = await temporaryDir();
+  const script = `
+    import { spawn } from "/lib/system/process.ts";
+    const [told] = Deno.args;
+    const code = "read -r line; echo \\"<$line>\\" >" + told + "; exec sleep ${FOREVER}";
+    const child = spawn("sh", {
+      args: ["-c", code],
+      input: "held",
+      stdout: () => {},
+      stderr: () => {},
+    });
+    await child.release();
+    console.log(child.pid);
+  `;
+  const told = `${dir.path}/told`;
+  // It ends, though the program does not.
+  const pid = await runScript(`${dir.path}/release.ts`, script, {
+    args: [told],
+  });
+  try {
+    for (let tries = 0; tries < 250; tries++) {
+      if (await Deno.readTextFile(told).catch(() => "") !== "") break;
+      await sleep(20);
+    }
+    assertEquals(await Deno.readTextFile(told), "<>\n");
+  } finally {
+    Deno.kill(Number(pid), "SIGKILL");
+  }
 });
