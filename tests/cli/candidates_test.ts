@@ -72,7 +72,9 @@ Deno.test("candidates are tools first, then what the tool's own arguments may be
   assertEquals(after("run "), ["fmt", "lint"]);
   assertEquals(after("run --network l"), ["lint"]);
   assertEquals(after("run -- f"), ["fmt"]);
-  assertEquals(after("run fmt --ch"), "file");
+  for (const line of ["run fmt --ch", "run fmt a ", "run -- fmt a b "]) {
+    assertEquals(after(line), "file", line);
+  }
   assertEquals(after("shell -- "), ["fmt", "lint"]);
   assert(after("shell ").includes("--memory"));
   assertEquals(after("boot -- "), "file");

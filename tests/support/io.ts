@@ -50,6 +50,8 @@ export interface RecordedIoOptions {
   signal?: AbortSignal;
   /** What is typed on a guest's console. @default {undefined} there is none */
   console?: ReadableStream<Uint8Array>;
+  /** The terminal of a command in the guest. @default {undefined} there is none */
+  screen?: Io["screen"];
   /** Takes events, besides. */
   onEvent?: OnEvent;
 }
@@ -57,7 +59,7 @@ export interface RecordedIoOptions {
 /** Makes what a command prints with. A result must not meet a bar that is drawn. */
 export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
   const { env = new Map(), signal = new AbortController().signal } = options;
-  const { console, onEvent } = options;
+  const { console, screen, onEvent } = options;
   const decoder = new TextDecoder();
   let [told, output, late] = ["", "", 0];
   const take = (chunk: Uint8Array) => {
@@ -98,8 +100,9 @@ export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
         [Symbol.dispose]: () => void recorded.consoles.fill(false),
       };
     },
-    screen: () => {
-      throw new Error("no test has a terminal here");
+    screen(onChange) {
+      if (!screen) throw new Error("no screen is given");
+      return screen(onChange);
     },
     view(flags) {
       const view = { flags, open: true };
