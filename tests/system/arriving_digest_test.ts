@@ -89,3 +89,39 @@ Deno.test("a thread computes the digest of a large file, where it may read the p
   );
   assertEquals(await run(`--allow-read=${dir.path}`), `${digest}\n`);
 });
+
+const COUNTING = `
+import { arrivingSha256 } from "/lib/system/arriving_digest.ts";
+const told: unknown[] = [];
+globalThis.Worker = class extends Worker {
+  postMessage(message: unknown) {
+    told.push(message);
+    super.postMessage(message);
+  }
+  terminate() {
+    told.push("ended");
+    super.terminate();
+  }
+};
+const [path, ...counts] = Deno.args;
+const { size } = await Deno.stat(path);
+const arrivals = async function* () { yield* counts.map(Number); };
+await arrivingSha256(path, { size, arrivals });
+console.log(JSON.stringify(told.slice(1)));
+`;
+
+Deno.test("a thread is told of every MiB and of the end, each once, and is ended", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/file`;
+  const size = 64 * MIB;
+  await Deno.writeFile(path, new Uint8Array(size));
+  const cases = [
+    [[MIB - 1, MIB, MIB + 1, 2 * MIB, size], [MIB, 2 * MIB, size]],
+    [[size - 1, size], [size - 1, size]],
+  ];
+  for (const [counts, told] of cases) {
+    const args = [path, ...counts.map(String)];
+    const said = await runScript(`${dir.path}/count.ts`, COUNTING, { args });
+    assertEquals(JSON.parse(said), [...told, null, "ended"]);
+  }
+});
