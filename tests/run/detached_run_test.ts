@@ -82,6 +82,26 @@ Deno.test({
   },
 });
 
+Deno.test({
+  name:
+    "a time limit holds for a command in the detached VM, which stays usable",
+  ignore: windows,
+  async fn() {
+    await using work = await workspace();
+    let commands = 0;
+    const digest = `sha256:${SHA256}`;
+    await using _vm = await detachedVm(work.path, digest, {
+      command: () => new Promise(() => commands++),
+    });
+    for (let count = 1; count <= 2; count++) {
+      const run = () => runInVm(work.manifest, "true", { timeoutMs: 500 });
+      const error = await failure("timeout", run);
+      assertEquals(error.message, "The command did not end within 0.5 s");
+      assertEquals(commands, count);
+    }
+  },
+});
+
 Deno.test("a workspace without a detached VM gets its image first, when one is to be detached", async () => {
   await using work = await workspace();
   await failure("source_not_found", () => detachWorkspaceVm(work.manifest));

@@ -7,7 +7,7 @@ import { join } from "@std/path";
 import { MACHINE_FILES } from "../../lib/qemu/machine_dir.ts";
 import { detachedVmPath } from "../../lib/run/workspace_vm.ts";
 import { formatRecord } from "../../lib/vm/detached_record.ts";
-import { fakeMachine } from "./fake_machine.ts";
+import { fakeMachine, type FakeMachineOptions } from "./fake_machine.ts";
 
 /** The process id in its record, which is no process's. */
 export const FAKE_PID = 2 ** 30;
@@ -18,17 +18,19 @@ export const FAKE_PID = 2 ** 30;
  *
  * @param workspace The workspace, with a directory `.toolsmith`.
  * @param digest The digest of its image.
+ * @param options What the machine says.
  */
 export async function detachedVm(
   workspace: string,
   digest: string,
+  options: FakeMachineOptions = {},
 ): Promise<AsyncDisposable> {
   let running = true;
   const end = () => {
     if (running) console.close();
     running = false;
   };
-  const machine = await fakeMachine({ onPowerButton: end });
+  const machine = await fakeMachine({ ...options, onPowerButton: end });
   // Whoever can connect to it knows that the machine runs.
   const console = Deno.listen({
     transport: "unix",

@@ -36,6 +36,25 @@ Deno.test("a file written with holes has the same bytes, wherever its zeros are"
   );
 });
 
+Deno.test("bytes that begin anywhere in their buffer are told from zeros, wherever in a block they stand", async () => {
+  await using dir = await temporaryDir();
+  const path = join(dir.path, "file");
+  for (let start = 0; start < 5; start++) {
+    for (const at of [0, 3, 4, BLOCK - 2, BLOCK - 1, BLOCK, BLOCK + 5]) {
+      const bytes = new Uint8Array(start + BLOCK + 6).subarray(start);
+      bytes[at] = 9;
+      {
+        using file = await Deno.create(path);
+        await writeSparse(file, bytes);
+        await file.truncate(bytes.length);
+      }
+      const read = await Deno.readFile(path);
+      assertEquals([read.length, read.indexOf(9)], [bytes.length, at]);
+      assertEquals(read.lastIndexOf(9), at);
+    }
+  }
+});
+
 Deno.test({
   name: "zeros take no room on the disk",
   ignore: Deno.build.os === "windows",
