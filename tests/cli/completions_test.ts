@@ -39,7 +39,9 @@ Deno.test("completions prints a script for each shell, and takes nothing for it"
     );
     assertEquals(error.message, `completions ${shell} takes nothing after --`);
   }
-  await failure("usage", () => completions(["tcsh"]));
+  for (const words of [["tcsh"], [], ["bash", "zsh"]]) {
+    await failure("usage", () => completions(words));
+  }
 });
 
 Deno.test("candidates are a kind, and words with what they mean", async () => {

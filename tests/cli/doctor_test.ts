@@ -1,7 +1,9 @@
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import { doctor } from "../../lib/cli/commands/doctor.ts";
+import { parseCommandLine } from "../../lib/cli/parse.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { failure } from "../support/failure.ts";
 import { recordedIo } from "../support/io.ts";
 
 /** Examines a directory with such an image, and such programs. */
@@ -90,4 +92,17 @@ Deno.test("doctor says what to do next: to write a manifest, to install QEMU, or
     "next: toolsmith run COMMAND",
   ]);
   assert(run.lines.length > 5, run.lines.join("\n"));
+});
+
+Deno.test("doctor takes no words, and its flags as hydrate does", async () => {
+  await failure("usage", () => parseCommandLine(["doctor", "x"]));
+  const flags = ["--manifest", "m", "--cache=c", "--plain-http", "--json"];
+  const read = parseCommandLine(["doctor", ...flags]);
+  assertEquals(read.kind === "command" && read.request, {
+    options: {
+      ...{ manifest: "m", cache: "c" },
+      ...{ plainHttp: true, caFile: undefined },
+    },
+    json: true,
+  });
 });

@@ -28,6 +28,7 @@ Deno.test({
       assertEquals(record, 0, "its record is left");
     }
     await failure("machine_not_found", () => perform(args, recordedIo()));
+    await failure("usage", () => perform([...args, "x"], recordedIo()));
   },
 });
 
