@@ -59,11 +59,15 @@ Deno.test("a part file leaves its record where something is there, and nothing b
       await using part = await openPart(dir.path, identity);
       using writer = await part.openWriter();
       if (end !== "nothing") await writer.write(3, new Uint8Array(9));
-      if (end === "clear") await part.clear();
+      if (end === "clear") {
+        await part.clear();
+        assertEquals(names(dir.path), [PART]);
+      }
       if (end === "finish") {
         const { size, inode } = await part.finish();
         const { ino } = await Deno.stat(part.path);
         assertEquals([size, inode], [identity.size, ino]);
+        assertEquals(names(dir.path), [PART]);
       }
     }
     assertEquals(names(dir.path), expected, end);
@@ -98,6 +102,32 @@ Deno.test("what comes is synced at every 4 MiB, and not before", async () => {
   await noted(record, [[0, 4 * MIB]]);
   await writer.write(5 * MIB, new Uint8Array(3 * MIB));
   await noted(record, [[0, 8 * MIB]]);
+});
+
+Deno.test("what comes while a slow disk syncs is synced next, and nothing twice at once", async () => {
+  await using dir = await temporaryDir();
+  const { syncData } = Deno.FsFile.prototype;
+  const slow = Promise.withResolvers<void>();
+  let [busy, most] = [0, 0];
+  Deno.FsFile.prototype.syncData = async function () {
+    most = Math.max(most, ++busy);
+    await slow.promise;
+    await syncData.call(this);
+    busy--;
+  };
+  try {
+    await using part = await openPart(dir.path, identity);
+    using writer = await part.openWriter();
+    for (let at = 0; at < 10; at++) {
+      await writer.write(at * MIB, new Uint8Array(MIB));
+    }
+    assertEquals(names(dir.path).includes(PART_RECORD), false);
+    slow.resolve();
+    await noted(join(dir.path, PART_RECORD), [[0, 10 * MIB]]);
+    assertEquals(most, 1);
+  } finally {
+    Deno.FsFile.prototype.syncData = syncData;
+  }
 });
 
 Deno.test("what is adopted is durable at once, up to the size of the whole", async () => {
