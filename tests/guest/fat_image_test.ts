@@ -1,0 +1,120 @@
+/**
+ * The bytes of a small image, field by field, as Microsoft's specification has
+ * them: what reads them in a guest is a kernel that cannot be asked.
+ */
+import { assertEquals, assertThrows } from "@std/assert";
+import { fatImage } from "../../lib/guest/_fat_image.ts";
+
+const SECTOR = 512;
+const TABLE = SECTOR;
+const DIRECTORY = 2 * SECTOR;
+const DATA = 6 * SECTOR;
+
+function hex(bytes: Uint8Array, from: number, length: number): string {
+  return Array.from(
+    bytes.subarray(from, from + length),
+    (byte) => byte.toString(16).padStart(2, "0"),
+  ).join("");
+}
+
+function text(bytes: Uint8Array, from: number, length: number): string {
+  return new TextDecoder("latin1").decode(bytes.subarray(from, from + length));
+}
+
+/** The cluster after another (specification, "FAT Data Structure"). */
+function next(image: Uint8Array, cluster: number): number {
+  const at = TABLE + Math.floor(cluster * 1.5);
+  const pair = image[at] | image[at + 1] << 8;
+  return cluster % 2 === 0 ? pair & 0xfff : pair >> 4;
+}
+
+/** Follows a file's clusters from the first to the end of the chain. */
+function contentOf(image: Uint8Array, first: number, size: number): string {
+  let content = "";
+  let cluster = first;
+  for (; cluster !== 0xfff; cluster = next(image, cluster)) {
+    content += text(image, DATA + (cluster - 2) * SECTOR, SECTOR);
+  }
+  assertEquals(content.slice(size), "\0".repeat(content.length - size));
+  return content.slice(0, size);
+}
+
+const FILES = {
+  "meta-data": "a".repeat(SECTOR + 1),
+  "thirteen-long": "b".repeat(SECTOR),
+  "fourteen--long": "c",
+};
+
+Deno.test("a file system says in its first sector how it is laid out", () => {
+  const image = fatImage("LABEL", FILES);
+  const clusters = 2 + 1 + 1;
+  assertEquals(image.length, DATA + clusters * SECTOR);
+  const fields: [from: number, hex: string][] = [
+    [0, "eb3c90"], // a jump over the fields
+    [11, "0002"], // bytes of a sector
+    [13, "01"], // sectors of a cluster
+    [14, "0100"], // sectors before the table
+    [16, "01"], // tables
+    [17, "4000"], // entries of the directory
+    [19, "0a00"], // sectors of all
+    [21, "f8"], // a fixed disk
+    [22, "0100"], // sectors of a table
+    [24, "20000200"], // sectors of a track, and heads
+    [28, "0000000000000000"], // hidden sectors, and sectors beyond 65535
+    [36, "800029"], // drive; the next three fields are there
+    [39, "01400570"], // serial number
+    [62, "00".repeat(448)], // no program
+    [510, "55aa"],
+  ];
+  for (const [from, expected] of fields) {
+    assertEquals(hex(image, from, expected.length / 2), expected, `at ${from}`);
+  }
+  assertEquals(text(image, 3, 8), "TOOLSMTH");
+  assertEquals(text(image, 43, 11), "LABEL      ");
+  assertEquals(text(image, 54, 8), "FAT12   ");
+});
+
+Deno.test("a file's long name stands before its short one, its last part first", () => {
+  const image = fatImage("LABEL", FILES);
+  const entries = Array.from(
+    { length: 64 },
+    (_, index) => hex(image, DIRECTORY + index * 32, 32),
+  );
+  const ascii = (text: string) =>
+    hex(new TextEncoder().encode(text), 0, text.length);
+  const zeros = "00".repeat(14);
+  assertEquals(entries.filter((entry) => /[^0]/.test(entry)), [
+    ascii("LABEL      ") + "08" + zeros + "000000000000",
+    // Nine characters, the zero that ends them, and no more.
+    "416d006500740061002d000f00fc64006100740061000000ffff0000ffffffff",
+    ascii("FILE0      ") + "01" + zeros + "0200" + "01020000",
+    // Thirteen fill an entry: nothing ends them.
+    "41740068006900720074000f0010650065006e002d006c006f0000006e006700",
+    ascii("FILE1      ") + "01" + zeros + "0400" + "00020000",
+    "4267000000ffffffffffff0f0014ffffffffffffffffffffffff0000ffffffff",
+    "0166006f007500720074000f0014650065006e002d002d006c0000006f006e00",
+    ascii("FILE2      ") + "01" + zeros + "0500" + "01000000",
+  ]);
+  assertEquals(entries.findLastIndex((entry) => /[^0]/.test(entry)), 7);
+});
+
+Deno.test("a file's text is where the table says, and the rest of the image is empty", () => {
+  const image = fatImage("LABEL", FILES);
+  assertEquals(hex(image, TABLE, 12), "f8ffff03f0ffffffff000000");
+  assertEquals(image.subarray(TABLE + 9, DIRECTORY).every((it) => !it), true);
+  assertEquals(contentOf(image, 2, SECTOR + 1), FILES["meta-data"]);
+  assertEquals(contentOf(image, 4, SECTOR), FILES["thirteen-long"]);
+  assertEquals(contentOf(image, 5, 1), FILES["fourteen--long"]);
+  assertEquals(fatImage("LABEL", FILES), image);
+});
+
+Deno.test("an image holds what one sector of its table can name, and no more", () => {
+  const most = 339 * SECTOR;
+  const all = "".padEnd(most, "0123456789");
+  assertEquals(contentOf(fatImage("L", { all }), 2, most), all);
+  assertThrows(
+    () => fatImage("L", { all, more: "x" }),
+    RangeError,
+    "too much for a FAT image",
+  );
+});
