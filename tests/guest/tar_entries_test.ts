@@ -103,11 +103,20 @@ Deno.test("an entry is what its header says, field by field", async () => {
     [LINK]: "t".repeat(100),
     [MAGIC]: "ustar\x0000",
     [PREFIX]: "p".repeat(155),
+    500: "x",
   });
+  // Fields may be full: nothing ends them but the next.
+  const exact = entry({
+    0: "n".repeat(100),
+    100: "70000644",
+    108: "7",
+    [SIZE]: "000000000002",
+    [MTIME]: "007346545000",
+  }, "ab");
   const old = entry({ 0: "old", [TYPE]: "\0", [PREFIX]: "p" }, "text");
   const sized = entry({ 0: "a", [SIZE]: " 3 \0", [MTIME]: "x" }, "abc");
   const blank = entry({ 0: "b", 100: "      ", [SIZE]: "\0", [MTIME]: "\0" });
-  assertEquals(await read(joined(full, old, sized, blank, END)), [
+  assertEquals(await read(joined(full, exact, old, sized, blank, END)), [
     {
       name: `${"p".repeat(155)}/${"n".repeat(100)}`,
       target: "t".repeat(100),
@@ -116,6 +125,7 @@ Deno.test("an entry is what its header says, field by field", async () => {
       mtime: 0o7346545000,
       size: 0,
     },
+    { ...plain, name: "n".repeat(100), mtime: 0o7346545000, size: 2 },
     { ...plain, name: "old", type: "\0", size: 4 },
     { ...plain, name: "a", size: 3 },
     { ...plain, name: "b", mode: 0 },
