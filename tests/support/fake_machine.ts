@@ -22,9 +22,13 @@ export interface Request {
 
 /** The guest's end of a command's ports, and what the host has said there. */
 export interface FakeCommand {
+  /** What follows the name of the ports: input or a terminal, then the script. */
+  words: string[];
   marker: string;
   out: Deno.Conn;
   err: Deno.Conn;
+  /** What the command reads, if it has input. */
+  in?: Deno.Conn;
 }
 
 /** What the machine says. */
@@ -131,11 +135,13 @@ export async function fakeMachine(
     return {};
   };
   const start = async ({ arguments: args }: Request) => {
-    const name = (args.arg as string[])[3];
-    const out = await streams.get(`${name}.out`)!;
-    const err = await streams.get(`${name}.err`)!;
+    const [name, ...words] = (args.arg as string[]).slice(3);
+    const port = (end: string) => streams.get(`${name}.${end}`)!;
+    const out = await port("out");
+    const err = await port("err");
+    const input = words[0] === "yes" ? await port("in") : undefined;
     const marker = await readLine(err);
-    await command({ marker, out, err });
+    await command({ words, marker, out, err, in: input });
   };
   listen(join(dir.path, MACHINE_FILES.qmp), (connection) => {
     answer(connection, qmp, GREETING);
@@ -206,8 +212,22 @@ async function answer(
   }
 }
 
+/** Reads input that comes in frames, as the guest's shell does. */
+export async function readFrames(input: Deno.Conn): Promise<Uint8Array> {
+  const frames: BlobPart[] = [];
+  while (true) {
+    const [size, count = 0] = (await readLine(input)).split(" ").map(Number);
+    const frame = new Uint8Array(size * count);
+    if (frame.length === 0) return await new Blob(frames).bytes();
+    for (let at = 0; at < frame.length;) {
+      at += await input.read(frame.subarray(at)) ?? frame.length;
+    }
+    frames.push(frame);
+  }
+}
+
 /** Reads up to a line's end, and nothing after it. */
-async function readLine(connection: Deno.Conn): Promise<string> {
+export async function readLine(connection: Deno.Conn): Promise<string> {
   const bytes: number[] = [];
   const byte = new Uint8Array(1);
   while (await connection.read(byte) !== null) {
