@@ -226,15 +226,18 @@ export async function readFrames(input: Deno.Conn): Promise<Uint8Array> {
   }
 }
 
-/** Reads up to a line's end, and nothing after it. */
-export async function readLine(connection: Deno.Conn): Promise<string> {
+/** Reads up to a line's end, or so many bytes, and nothing after it. */
+export async function readLine(
+  connection: Deno.Conn,
+  most = Infinity,
+): Promise<string> {
   const bytes: number[] = [];
   const byte = new Uint8Array(1);
   while (await connection.read(byte) !== null) {
-    if (byte[0] === 0x0a) {
+    if (byte[0] !== 0x0a) bytes.push(byte[0]);
+    if (byte[0] === 0x0a || bytes.length === most) {
       return new TextDecoder("latin1").decode(new Uint8Array(bytes));
     }
-    bytes.push(byte[0]);
   }
   throw new Error("the host has hung up");
 }
