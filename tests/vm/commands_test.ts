@@ -1,0 +1,315 @@
+/**
+ * What is said of a command, and how its failures are told: by fakes, as real
+ * machines break off in few of these ways when asked to.
+ */
+import { assert, assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import { emitter } from "../../lib/events.ts";
+import type { GuestShare } from "../../lib/qemu/args.ts";
+import { type Monitor, sharedMonitor } from "../../lib/qemu/monitor.ts";
+import { ToolsmithError } from "../../lib/errors.ts";
+import { lock } from "../../lib/system/lock.ts";
+import { commandsOf } from "../../lib/vm/_commands.ts";
+import type { Vm, VmParts } from "../../lib/vm/vm.ts";
+import { temporaryDir } from "../support/directory.ts";
+import {
+  type FakeCommand,
+  fakeMachine,
+  type FakeMachineOptions,
+  honest,
+  readLine,
+  refusal,
+  type Request,
+  say,
+} from "../support/fake_machine.ts";
+import { tar } from "../support/tar.ts";
+
+interface Bench {
+  vm: Pick<Vm, "exec" | "terminal">;
+  events: Record<string, unknown>[];
+  dir: string;
+}
+
+const never = new Promise<never>(() => {});
+
+/** Runs commands in a fake machine with such parts. */
+async function withVm(
+  options: FakeMachineOptions & {
+    parts?: Partial<VmParts>;
+    shares?: GuestShare[];
+  },
+  work: (bench: Bench) => Promise<void>,
+) {
+  await using machine = await fakeMachine(options);
+  await using monitor = sharedMonitor(machine.dir);
+  const events: Record<string, unknown>[] = [];
+  const vm = commandsOf({
+    facts: {
+      ...{ image: "/a.qcow2", pid: 1, dir: machine.dir, version: "7.2.22" },
+      ...{ accelerator: "tcg", memory: 512, cpus: 1, network: false },
+      shares: options.shares ?? [],
+    },
+    monitor,
+    ended: never,
+    graceMs: 0,
+    failure: () => Promise.resolve(undefined),
+    kill: () => never,
+    cleanUp: () => never,
+    emit: emitter((event) => events.push({ ...event })),
+    ...options.parts,
+  });
+  await work({ vm, events, dir: machine.dir });
+}
+
+function test(name: string, fn: () => Promise<void>) {
+  Deno.test({ name, ignore: Deno.build.os === "windows", fn });
+}
+
+/** Ends a command with a status, once it has written so. */
+async function end({ marker, out, err }: FakeCommand, code = 0, text = "") {
+  await say(err, `ready\n${marker}\n`);
+  await say(out, `${text}${marker}${code}\n`);
+}
+
+const WORK: GuestShare = { path: "/work", tag: "work", writable: false };
+
+test("a command's start and end are told, with its status and what it wrote", async () => {
+  await withVm(
+    { command: (it) => end(it, 3, "text") },
+    async ({ vm, events }) => {
+      const { code } = await vm.exec("tool", {
+        args: ["a"],
+        timeoutMs: 60_000,
+      });
+      assertEquals(code, 3);
+      const [start, over] = events;
+      const { id } = start;
+      assert(id !== undefined);
+      const { timestamp: _start, ...dispatch } = start;
+      assertEquals<unknown>(dispatch, {
+        ...{ type: "command_dispatch", id, command: "tool", backend: "qemu" },
+      });
+      const { timestamp: _end, elapsedMs, ...result } = over;
+      assertEquals(result, {
+        ...{ type: "command_end", id, code: 3, signal: null },
+        ...{ stdoutBytes: 4, stderrBytes: 0 },
+      });
+      assert(Number.isInteger(elapsedMs) && elapsedMs as number >= 0);
+      assertEquals(events.length, 2);
+      await vm.exec("tool");
+      assert(events[2].id !== id);
+    },
+  );
+});
+
+test("a relative directory is one of the workspace, where there is one", async () => {
+  const cases: [GuestShare[], string | undefined, string][] = [
+    [[WORK], undefined, "/mnt/work/"],
+    [[WORK], "sub", "/mnt/work/sub"],
+    [[WORK], "/tmp", "/tmp"],
+    [[{ ...WORK, tag: "other" }], undefined, "/"],
+    [[], "sub", "/sub"],
+  ];
+  for (const [shares, cwd, expected] of cases) {
+    let words: string[] = [];
+    const command = (it: FakeCommand) => {
+      words = it.words;
+      return end(it);
+    };
+    await withVm({ command, shares }, async ({ vm }) => {
+      await vm.exec("pwd", { cwd });
+      assertEquals(words[2], expected);
+    });
+  }
+});
+
+test("a limit of the caller holds for the whole command, and is the caller's", async () => {
+  const command = ({ err }: FakeCommand) => say(err, "ready\n");
+  await withVm({ command }, async ({ vm, events }) => {
+    const limits = { timeoutMs: 100, killAfterMs: 10 };
+    const error = await vm.exec("sleep", limits).catch((error) => error);
+    assertEquals(error.message, "The command did not end within 0.1 s");
+    assertEquals(events.length, 1);
+    const signal = AbortSignal.abort(new Error("enough"));
+    const stopped = await vm.exec("true", { signal }).catch((error) => error);
+    assertEquals(stopped.message, "enough");
+  });
+});
+
+test("a machine that has ended says why, where that is known", async () => {
+  const command = async ({ err }: FakeCommand) => {
+    await say(err, "ready\n");
+    err.close();
+  };
+  const panic = new ToolsmithError("guest_panicked", "the kernel panicked");
+  const cases: [Partial<VmParts>, string][] = [
+    [
+      { ended: Promise.resolve(), failure: () => Promise.resolve(panic) },
+      "the kernel panicked",
+    ],
+    [{ ended: Promise.resolve() }, "The machine broke off"],
+    // It may have ended somewhat later than its connections, not much.
+    [{ failure: () => Promise.resolve(panic) }, "The machine broke off"],
+  ];
+  for (const [parts, message] of cases) {
+    await withVm({ command, parts }, async ({ vm }) => {
+      const error = await vm.exec("true").catch((error) => error);
+      assertEquals(error.message, message);
+    });
+  }
+});
+
+const FULL = [{ status: "io-error" }, [{ "io-status": "nospace" }]];
+
+test("a guest that QEMU has stopped is told as that, not as a silent agent", async () => {
+  const agent = (request: Request) =>
+    request.execute === "guest-exec"
+      ? refusal("not now", request.id)
+      : honest(request);
+  await withVm({ agent }, async ({ vm }) => {
+    const error = await vm.exec("true").catch((error) => error);
+    assertEquals(error.message, "The guest agent refused guest-exec: not now");
+  });
+  const asked: string[] = [];
+  await using machine = await fakeMachine({ agent });
+  await using shared = sharedMonitor(machine.dir);
+  const stopped: Monitor["qemu"] = (commands, signal) => {
+    const [[name]] = commands;
+    asked.push(name);
+    return name === "query-status"
+      ? Promise.resolve(FULL)
+      : shared.qemu(commands, signal);
+  };
+  const command = ({ err }: FakeCommand) => say(err, "ready\n");
+  for (const options of [{}, { timeoutMs: 100, killAfterMs: 10 }]) {
+    const monitor = { ...shared, qemu: stopped };
+    await withVm({ command, parts: { monitor } }, async ({ vm }) => {
+      const error = await vm.exec("true", options).catch((error) => error);
+      assertEquals(error.code, "disk_full");
+    });
+  }
+  assert(asked.includes("query-status"));
+  // What is the caller's mistake is not asked about.
+  asked.length = 0;
+  await withVm(
+    { parts: { monitor: { ...shared, qemu: stopped } } },
+    async ({ vm }) => {
+      const error = await vm.exec("").catch((error) => error);
+      assertEquals([error.code, asked], ["usage", []]);
+    },
+  );
+});
+
+test("a guest that stands still does not end its commands, and holds none", async () => {
+  const halt = Promise.withResolvers<Error>();
+  const command = async (it: FakeCommand) => {
+    await say(it.err, "ready\n");
+    halt.resolve(new ToolsmithError("disk_full", "no space left"));
+    await readLine(it.err);
+    await say(it.out, `${it.marker}143\n`);
+    await say(it.err, `${it.marker}\n`);
+  };
+  const parts = { halted: halt.promise };
+  await withVm({ command, parts }, async ({ vm, events, dir }) => {
+    const stop = new AbortController();
+    const error = await vm.exec("dd", { signal: stop.signal })
+      .catch((error) => error);
+    assertEquals(error.message, "no space left");
+    assertEquals(events.length, 1);
+    // It goes on until the machine has ended, or the caller ends it.
+    stop.abort();
+    const files = () => Array.from(Deno.readDirSync(dir), ({ name }) => name);
+    while (files().some((name) => name.startsWith("toolsmith."))) {
+      await new Promise((done) => setTimeout(done, 5));
+    }
+  });
+});
+
+test("who waits for ports is told that the machine is busy", async () => {
+  const setTimer = globalThis.setTimeout;
+  const now = performance.now.bind(performance);
+  let tries = 0;
+  performance.now = () => now() + tries * 1000;
+  globalThis.setTimeout =
+    ((done: () => void, ms = 0) =>
+      setTimer(done, ms === 100 ? void tries++ : ms)) as typeof setTimeout;
+  try {
+    const stop = new AbortController();
+    await withVm({ ports: 0 }, async ({ vm, events }) => {
+      const waiting = vm.exec("true", { signal: stop.signal })
+        .catch((error) => error);
+      for (let looks = 0; looks < 1000 && events.length < 2; looks++) {
+        await new Promise((done) => setTimer(done, 5));
+      }
+      stop.abort(new Error("enough"));
+      assertEquals((await waiting).message, "enough");
+      assertEquals(
+        events[1].message,
+        "The machine runs as many commands as it can: waiting until one has ended",
+      );
+    });
+  } finally {
+    globalThis.setTimeout = setTimer;
+    performance.now = now;
+  }
+});
+
+test("what was copied into the guest to be written comes back before the end is told", async () => {
+  await using dir = await temporaryDir();
+  const archive = tar([{ name: "result", content: "done" }, {
+    name: "../evil",
+    content: "x",
+  }]);
+  const shares = [
+    { path: dir.path, tag: "out", writable: true, copied: true },
+    { path: "/none", tag: "work", writable: false, copied: true },
+    { path: "/none", tag: "mounted", writable: true },
+  ];
+  const ran: string[] = [];
+  const command = async (it: FakeCommand) => {
+    const { words, marker, out, err } = it;
+    ran.push(words[4]);
+    if (words[4] !== "tar") return await end(it, 5);
+    await say(err, "ready\n");
+    await say(out, archive);
+    await say(out, `${marker}1\n`);
+    await say(err, `tar: a: changed${marker}\n`);
+  };
+  await withVm({ command, shares }, async ({ vm, events, dir: machine }) => {
+    // Another process's command, which has ended at the same time.
+    const other = await lock(join(machine, "back"));
+    const running = vm.exec("tool");
+    while (ran.length < 1) await new Promise((done) => setTimeout(done, 5));
+    await new Promise((done) => setTimeout(done, 50));
+    assertEquals(ran, ["tool"]);
+    other[Symbol.dispose]();
+    assertEquals((await running).code, 5);
+    assertEquals(ran, ["tool", "tar"]);
+    assertEquals(await Deno.readTextFile(join(dir.path, "result")), "done");
+    assertEquals(events.map(({ type, message }) => message ?? type), [
+      "command_dispatch",
+      "The export out changed while it was brought back: tar: a: changed",
+      "The export out has what a host must not take; left out: 1, such as ../evil",
+      "command_end",
+    ]);
+  });
+});
+
+test("an export that does not come back is a failure, though the command has ended", async () => {
+  await using dir = await temporaryDir();
+  const shares = [
+    { path: dir.path, tag: "out", writable: true, copied: true },
+  ];
+  const command = (it: FakeCommand) =>
+    end(it, it.words[4] === "tar" ? 2 : 0, it.words[4] === "tar" ? "" : "x");
+  await withVm({ command, shares }, async ({ vm, events }) => {
+    const error = await vm.exec("tool").catch((error) => error);
+    assertEquals(
+      error.message,
+      `The guest cannot send its copy of ${dir.path}: status 2`,
+    );
+    assertEquals(events.map(({ type }) => type), [
+      ...["command_dispatch", "command_end"],
+    ]);
+  });
+});
