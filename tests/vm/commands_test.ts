@@ -195,7 +195,10 @@ test("a guest that QEMU has stopped is told as that, not as a silent agent", asy
     { parts: { monitor: { ...shared, qemu: stopped } } },
     async ({ vm }) => {
       const error = await vm.exec("").catch((error) => error);
-      assertEquals([error.code, asked], ["usage", []]);
+      assertEquals([error.code, asked.includes("query-status")], [
+        "usage",
+        false,
+      ]);
     },
   );
 });

@@ -3,10 +3,12 @@
  * when asked to, so what is known of one that has ended stands in.
  */
 import { assertEquals, assertMatch } from "@std/assert";
-import type { ToolsmithError } from "../../lib/errors.ts";
+import { ToolsmithError } from "../../lib/errors.ts";
 import { AcceleratorError } from "../../lib/qemu/errors.ts";
 import type { Machine } from "../../lib/qemu/machine.ts";
-import { bootFailure } from "../../lib/vm/_readiness.ts";
+import { bootFailure, whenReady } from "../../lib/vm/_readiness.ts";
+import { failure } from "../support/failure.ts";
+import { fakeStart, type FakeStartOptions } from "../support/fake_start.ts";
 
 /** What is said of a QEMU that has ended so. */
 function failureOf(
@@ -56,4 +58,138 @@ Deno.test("a guest that has cost QEMU its memory is told as that", async () => {
     assertEquals((error as ToolsmithError).code, "guest_failed");
     assertMatch(error.message, /more memory than it may have/);
   }
+});
+
+Deno.test("what a console says of a guest that has failed comes first, with what to do", async () => {
+  const failed = (kind: "panicked" | "not_bootable") =>
+    bootFailure({
+      consoleFailure: () => ({ kind, words: "words" }),
+      // It may still run: its end is not waited for.
+      ended: new Promise(() => {}),
+      tail: () => "one",
+    } as unknown as Machine) as Promise<ToolsmithError>;
+  const panicked = await failed("panicked");
+  assertEquals([panicked.code, panicked.message], [
+    "guest_panicked",
+    "The guest's kernel panicked: words; its console ends with:\n  | one",
+  ]);
+  const empty = await failed("not_bootable");
+  assertEquals(empty.code, "boot_failed");
+  assertMatch(empty.message, /^The image does not boot: words; /);
+  assertMatch(empty.hint!, /--firmware .* --arch /);
+});
+
+Deno.test("the status that ends QEMU by a signal is the accelerator's, any other its own", async () => {
+  for (const [code, blamed] of [[127, false], [128, true]] as const) {
+    const error = await failureOf({ code, accelerator: "kvm", stderr: "x" });
+    assertEquals(error instanceof AcceleratorError, blamed, `${code}`);
+  }
+});
+
+/** Waits for a guest whose agent says nothing. */
+async function waiting(
+  machine: Partial<Machine>,
+  more: { timeoutMs?: number; signal?: AbortSignal } & FakeStartOptions = {},
+) {
+  const silent = { agent: () => undefined, reads: false };
+  await using fake = await fakeStart({ ...silent, ...more, machine });
+  const { timeoutMs = 60_000, signal } = more;
+  const { dir } = fake.start.plan;
+  const error = await whenReady(fake.start.machine, { dir, timeoutMs, signal })
+    .catch((error) => error);
+  return error as ToolsmithError;
+}
+
+const socketsHere = { ignore: Deno.build.os === "windows" };
+
+Deno.test({
+  name:
+    "a guest that does not answer in time is told by whether its agent is there",
+  ...socketsHere,
+  async fn() {
+    const absent = await waiting({}, { timeoutMs: 150 });
+    assertEquals(absent.code, "guest_not_ready");
+    assertMatch(
+      absent.message,
+      /^The guest agent did not start within 0.15 s, nor did the image take/,
+    );
+    const there = await waiting({ agentSeen: () => true }, { timeoutMs: 150 });
+    assertMatch(
+      there.message,
+      /^The guest agent is there and did not answer within 0.15 s; /,
+    );
+    for (const { hint } of [absent, there]) {
+      assertMatch(hint!, /--boot-timeout/);
+    }
+  },
+});
+
+Deno.test({
+  name:
+    "a guest that has failed, or a cancel, is noticed before the time is over",
+  ...socketsHere,
+  async fn() {
+    const panic = { kind: "panicked", words: "no init" } as const;
+    const panicked = await waiting({ consoleFailure: () => panic });
+    assertEquals(panicked.code, "guest_panicked");
+    const code = { code: 1, signal: null };
+    const over = await waiting({ ended: Promise.resolve(code) });
+    assertMatch(over.message, /^QEMU ended with status 1/);
+    const signal = AbortSignal.abort(new Error("enough"));
+    assertEquals((await waiting({}, { signal })).message, "enough");
+  },
+});
+
+Deno.test({
+  name: "a guest that QEMU has stopped is told by what has stopped it",
+  ...socketsHere,
+  async fn() {
+    const stoppedBy = (
+      status: unknown,
+      { accelerator = "tcg", timeoutMs = 60_000 } = {},
+    ) =>
+      waiting({
+        stopped: () => true,
+        accelerator: accelerator as Machine["accelerator"],
+        stderrTail: () => "KVM: entry failed; rax=0",
+        halted: failure("disk_full", () => {
+          throw new ToolsmithError("disk_full", "no space left");
+        }),
+      }, {
+        timeoutMs,
+        qemu: ([name]) => name === "query-status" ? status : undefined,
+      });
+    const full = await stoppedBy({ status: "io-error" });
+    assertEquals(full.code, "disk_full");
+    const emulated = await stoppedBy({ status: "internal-error" });
+    assertMatch(
+      emulated.message,
+      /^QEMU stopped the guest: KVM: entry failed; its console/,
+    );
+    const fast = { accelerator: "kvm" };
+    const error = await stoppedBy({ status: "internal-error" }, fast);
+    assertEquals([error instanceof AcceleratorError, error.message], [
+      true,
+      "KVM: entry failed",
+    ]);
+    // Who has paused it, or does not answer, may let it go on.
+    for (const status of [{ status: "paused" }, new Error("gone")]) {
+      const late = await stoppedBy(status, { timeoutMs: 150 });
+      assertEquals(late.code, "guest_not_ready");
+    }
+  },
+});
+
+Deno.test({
+  name: "an agent that answers is met, and its connection is the caller's",
+  ...socketsHere,
+  async fn() {
+    await using fake = await fakeStart();
+    const { dir } = fake.start.plan;
+    const how = { dir, timeoutMs: 60_000 };
+    using agent = await whenReady(fake.start.machine, how);
+    assertEquals(await agent.send(["guest-info"]), { version: "7.2.22" });
+    agent[Symbol.dispose]();
+    await agent.closed;
+  },
 });
