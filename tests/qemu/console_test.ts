@@ -1,10 +1,13 @@
 import fc from "fast-check";
 import { assert, assertEquals } from "@std/assert";
+import { join } from "@std/path";
 import {
   consoleTail,
   findConsoleFailure,
   keepTail,
+  openConsole,
 } from "../../lib/qemu/_console.ts";
+import { temporaryDir } from "../support/directory.ts";
 
 Deno.test("a console is shown without what would control a terminal", () => {
   const text =
@@ -82,4 +85,58 @@ Deno.test("of a guest that writes without end, the end alone is kept", () => {
     kept.add(new TextEncoder().encode(`${turn} line\n`));
   }
   assertEquals(kept.text(), "e\n99 line\n");
+});
+
+Deno.test("a character that comes in two pieces is kept whole", () => {
+  const kept = keepTail(10);
+  const bytes = new TextEncoder().encode("aé");
+  kept.add(bytes.subarray(0, 2));
+  assertEquals(kept.text(), "a");
+  kept.add(bytes.subarray(2));
+  assertEquals(kept.text(), "aé");
+});
+
+Deno.test({
+  name:
+    "a console is read always, its last 64 KiB are kept, and it is written to",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    await using dir = await temporaryDir();
+    const path = join(dir.path, "console");
+    using listener = Deno.listen({ transport: "unix", path });
+    const seen: number[] = [];
+    const serial = await openConsole(path, ({ length }) => seen.push(length));
+    const guest = await listener.accept();
+    await serial.write(new TextEncoder().encode("typed"));
+    const typed = new Uint8Array(10);
+    assertEquals(await guest.read(typed), 5);
+    const bytes = new TextEncoder().encode(`x${"y".repeat(64 * 1024 - 1)}z`);
+    for (let at = 0; at < bytes.length;) {
+      at += await guest.write(bytes.subarray(at));
+    }
+    guest.close();
+    await serial.closed;
+    assertEquals(seen.reduce((sum, count) => sum + count), bytes.length);
+    assert(seen.length > 1 && Math.max(...seen) <= 16 * 1024, `${seen}`);
+    assertEquals(serial.last(), `${"y".repeat(64 * 1024 - 1)}z`);
+    // It is closed by its end already.
+    serial.close();
+  },
+});
+
+Deno.test({
+  name: "a console that is closed here ends, also while the guest is silent",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    await using dir = await temporaryDir();
+    const path = join(dir.path, "console");
+    using listener = Deno.listen({ transport: "unix", path });
+    const serial = await openConsole(path);
+    using guest = await listener.accept();
+    serial.close();
+    serial.close();
+    await serial.closed;
+    assertEquals(serial.last(), "");
+    assertEquals(await guest.read(new Uint8Array(1)), null);
+  },
 });
