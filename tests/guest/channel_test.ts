@@ -11,6 +11,7 @@ import {
   type Request,
   say,
 } from "../support/fake_machine.ts";
+import { hurriedTimers } from "../support/timers.ts";
 
 function test(name: string, fn: () => Promise<void>) {
   Deno.test({ name, ignore: Deno.build.os === "windows", fn });
@@ -47,17 +48,13 @@ function shell(...states: Record<string, unknown>[]) {
 
 /** Lets the half second between two looks, and the three at the end, pass at once. */
 async function quickly<T>(work: () => Promise<T>) {
-  const setTimer = globalThis.setTimeout;
   const pauses: number[] = [];
-  globalThis.setTimeout = ((done: () => void, ms = 0) => {
-    if ([500, 3000].includes(ms)) pauses.push(ms);
-    return setTimer(done, [500, 3000].includes(ms) ? 10 : ms);
-  }) as typeof setTimeout;
-  try {
-    return { result: await work(), pauses };
-  } finally {
-    globalThis.setTimeout = setTimer;
-  }
+  using _timers = hurriedTimers((ms) => {
+    if (![500, 3000].includes(ms)) return ms;
+    pauses.push(ms);
+    return 10;
+  });
+  return { result: await work(), pauses };
 }
 
 test("a command's shell is told its ports, its input, or its terminal", async () => {
@@ -188,11 +185,10 @@ test("who waits for ports looks for those of the dead every twenty tries, and sa
     reads.push(tries);
     return readDir(path);
   };
-  const setTimer = globalThis.setTimeout;
-  globalThis.setTimeout = ((done: () => void, ms = 0) => {
+  using _timers = hurriedTimers((ms) => {
     if (ms === 100 && ++tries === 25) stop.abort(new Error("enough"));
-    return setTimer(done, ms === 100 ? 0 : ms);
-  }) as typeof setTimeout;
+    return ms === 100 ? 0 : ms;
+  });
   try {
     const { signal } = stop;
     const onWait = () => void waits.push(tries);
@@ -201,7 +197,6 @@ test("who waits for ports looks for those of the dead every twenty tries, and sa
     // After two seconds.
     assertEquals(waits, [21]);
   } finally {
-    globalThis.setTimeout = setTimer;
     performance.now = now;
     Deno.readDir = readDir;
   }

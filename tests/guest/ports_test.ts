@@ -11,6 +11,7 @@ import type { Command } from "../../lib/qemu/qmp.ts";
 import { lock, tryLock } from "../../lib/system/lock.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
+import { hurriedTimers } from "../support/timers.ts";
 
 /** A monitor whose QEMU opens the sockets that it is asked to. */
 async function machine(
@@ -176,17 +177,12 @@ test("a port that QEMU never lets go of is given up after half a second", async 
       : undefined
   );
   const pauses: number[] = [];
-  const setTimer = globalThis.setTimeout;
-  globalThis.setTimeout = ((done: () => void, ms = 0) => {
+  using _timers = hurriedTimers((ms) => {
     pauses.push(ms);
-    return setTimer(done, 0);
-  }) as typeof setTimeout;
-  try {
-    (await plugPorts(on.monitor, { input: false }))?.[Symbol.dispose]();
-    await on.settled();
-  } finally {
-    globalThis.setTimeout = setTimer;
-  }
+    return 0;
+  });
+  (await plugPorts(on.monitor, { input: false }))?.[Symbol.dispose]();
+  await on.settled();
   assertEquals(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256]);
   assertEquals(on.files(), []);
 });

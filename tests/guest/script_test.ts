@@ -4,6 +4,7 @@ import { runScript } from "../../lib/guest/_script.ts";
 import type { Monitor } from "../../lib/qemu/monitor.ts";
 import type { Command } from "../../lib/qemu/qmp.ts";
 import { failure } from "../support/failure.ts";
+import { hurriedTimers } from "../support/timers.ts";
 
 /** An agent whose script ends at the look of that number. */
 function ending(looks: number, status: Record<string, unknown>) {
@@ -21,16 +22,11 @@ function ending(looks: number, status: Record<string, unknown>) {
 /** Runs a script, and notes its pauses; they take no time. */
 async function pausesOf(work: () => Promise<unknown>): Promise<number[]> {
   const pauses: number[] = [];
-  const setTimer = globalThis.setTimeout;
-  globalThis.setTimeout = ((done: () => void, ms = 0) => {
+  using _timers = hurriedTimers((ms) => {
     pauses.push(ms);
-    return setTimer(done, 0);
-  }) as typeof setTimeout;
-  try {
-    await work();
-  } finally {
-    globalThis.setTimeout = setTimer;
-  }
+    return 0;
+  });
+  await work();
   return pauses;
 }
 

@@ -9,6 +9,7 @@ import { failure } from "../support/failure.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { needs, parts } from "../support/parts.ts";
 import { asRoot } from "../support/users.ts";
+import { hurriedTimers } from "../support/timers.ts";
 
 Deno.test("KVM and HVF are tried where they may work, TCG everywhere", async () => {
   await using dir = await temporaryDir();
@@ -144,17 +145,9 @@ Deno.test("what is wrong with an accelerator is said, and noted unless it is a p
 });
 
 Deno.test("an accelerator that hangs does not work, and emulation is for another processor", async () => {
-  const setTimer = globalThis.setTimeout;
-  // Half a minute passes at once.
-  globalThis.setTimeout =
-    ((done: () => void, ms = 0) =>
-      setTimer(done, ms === 30_000 ? 50 : ms)) as typeof setTimeout;
-  try {
-    const { why } = await tried("exec sleep 60");
-    assertMatch(why!, /30 s/);
-  } finally {
-    globalThis.setTimeout = setTimer;
-  }
+  using _timers = hurriedTimers((ms) => ms === 30_000 ? 50 : ms);
+  const { why } = await tried("exec sleep 60");
+  assertMatch(why!, /30 s/);
   await using dir = await temporaryDir();
   const other = Deno.build.arch === "x86_64" ? "aarch64" : "x86_64";
   const env = new Map([["TMPDIR", dir.path]]);

@@ -6,6 +6,7 @@ import { ownMonitor, sharedMonitor } from "../../lib/qemu/monitor.ts";
 import type { Command, Qmp } from "../../lib/qemu/qmp.ts";
 import { failure } from "../support/failure.ts";
 import { fakeMachine } from "../support/fake_machine.ts";
+import { hurriedTimers } from "../support/timers.ts";
 
 const socketsHere = { ignore: Deno.build.os === "windows" };
 
@@ -94,18 +95,13 @@ Deno.test("an agent that does not come to order in ten seconds is said to be sil
   await turns();
   answers[0].reject(new Error("malformed"));
   await assertRejects(() => asked, Error, "malformed");
-  const setTimer = globalThis.setTimeout;
-  globalThis.setTimeout =
-    ((done: () => void, ms = 0) =>
-      setTimer(done, ms === 10_000 ? 5 : ms)) as typeof setTimeout;
-  try {
+  {
+    using _timers = hurriedTimers((ms) => ms === 10_000 ? 5 : ms);
     const error = await failure("guest_failed", () => monitor.agent(["two"]));
     assertEquals(
       error.message,
       "The guest agent did not answer within 10 s",
     );
-  } finally {
-    globalThis.setTimeout = setTimer;
   }
   const stop = new AbortController();
   const last = monitor.agent(["three"], stop.signal);

@@ -23,6 +23,7 @@ import {
   say,
 } from "../support/fake_machine.ts";
 import { tar } from "../support/tar.ts";
+import { hurriedTimers } from "../support/timers.ts";
 
 interface Bench {
   vm: Pick<Vm, "exec" | "terminal">;
@@ -229,20 +230,21 @@ test("a guest that stands still does not end its commands, and holds none", asyn
 });
 
 test("who waits for ports is told that the machine is busy", async () => {
-  const setTimer = globalThis.setTimeout;
   const now = performance.now.bind(performance);
   let tries = 0;
   performance.now = () => now() + tries * 1000;
-  globalThis.setTimeout =
-    ((done: () => void, ms = 0) =>
-      setTimer(done, ms === 100 ? void tries++ : ms)) as typeof setTimeout;
+  using _timers = hurriedTimers((ms) => {
+    if (ms !== 100) return ms;
+    tries++;
+    return 0;
+  });
   try {
     const stop = new AbortController();
     await withVm({ ports: 0 }, async ({ vm, events }) => {
       const waiting = vm.exec("true", { signal: stop.signal })
         .catch((error) => error);
       for (let looks = 0; looks < 1000 && events.length < 2; looks++) {
-        await new Promise((done) => setTimer(done, 5));
+        await new Promise((done) => setTimeout(done, 5));
       }
       stop.abort(new Error("enough"));
       assertEquals((await waiting).message, "enough");
@@ -252,7 +254,6 @@ test("who waits for ports is told that the machine is busy", async () => {
       );
     });
   } finally {
-    globalThis.setTimeout = setTimer;
     performance.now = now;
   }
 });

@@ -22,6 +22,7 @@ import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
 import { fakeMachine } from "../support/fake_machine.ts";
 import { collect } from "../support/guest.ts";
+import { hurriedTimers } from "../support/timers.ts";
 
 /** A fake machine that listens as QEMU does, and a place for its record. */
 async function machine() {
@@ -200,18 +201,13 @@ test("a QEMU that does not end by itself is killed, if it is the machine's", asy
       since: new Date().toISOString(),
     };
     await using vm = attachDetachedVm(path, record);
-    const setTimer = globalThis.setTimeout;
     // QEMU has five seconds to quit.
-    globalThis.setTimeout =
-      ((done: () => void, ms = 0) =>
-        setTimer(done, ms === 5000 ? 20 : ms)) as typeof setTimeout;
+    using _timers = hurriedTimers((ms) => ms === 5000 ? 20 : ms);
     try {
       await vm.stop();
       return (await child.ended).signal;
     } catch (error) {
       return (error as Error).message;
-    } finally {
-      globalThis.setTimeout = setTimer;
     }
   };
   assertMatch(`${await named("/elsewhere/qmp")}`, /^Cannot end the machine: /);

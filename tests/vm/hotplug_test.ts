@@ -22,6 +22,7 @@ import {
   say,
 } from "../support/fake_machine.ts";
 import { collect } from "../support/guest.ts";
+import { hurriedTimers } from "../support/timers.ts";
 
 const socketsHere = { ignore: Deno.build.os === "windows" };
 
@@ -214,18 +215,12 @@ test("a network card is waited for until it has an address", async () => {
 test("a network card without an address is a warning, one that QEMU refuses an error", async () => {
   const agent = (request: Request) =>
     request.execute === "guest-network-get-interfaces" ? [] : {};
-  const setTimer = globalThis.setTimeout;
-  // Ten seconds pass at once.
-  globalThis.setTimeout =
-    ((work: () => void, ms = 0) =>
-      setTimer(work, ms === 10_000 ? 50 : ms)) as typeof setTimeout;
-  try {
+  {
+    using _timers = hurriedTimers((ms) => ms === 10_000 ? 50 : ms);
     const { said } = await attached({ agent }, [], { network: true });
     assertEquals(said, [
       "The guest has a network card and no address on it yet",
     ]);
-  } finally {
-    globalThis.setTimeout = setTimer;
   }
   const refused = await attached({ agent, ports: 0 }, [], { network: true });
   assertEquals(refused.result.code, "guest_failed");

@@ -8,6 +8,7 @@ import type { Monitor } from "../../lib/qemu/monitor.ts";
 import { makeVm } from "../../lib/vm/_make_vm.ts";
 import type { VmParts } from "../../lib/vm/vm.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { hurriedTimers } from "../support/timers.ts";
 
 /** A machine that ends at one of the steps, or before the first. */
 function machine(endsAt: string, more: Partial<VmParts> = {}) {
@@ -50,17 +51,12 @@ const REST = ["monitor closed", "cleaned up"];
 
 /** Lets the seconds pass at once in which QEMU may end. */
 async function quickly<T>(work: () => Promise<T>) {
-  const setTimer = globalThis.setTimeout;
   const waits: number[] = [];
-  globalThis.setTimeout = ((done: () => void, ms = 0) => {
+  using _timers = hurriedTimers((ms) => {
     if (ms > 0) waits.push(ms);
-    return setTimer(done, Math.min(ms, 20));
-  }) as typeof setTimeout;
-  try {
-    return { result: await work(), waits };
-  } finally {
-    globalThis.setTimeout = setTimer;
-  }
+    return Math.min(ms, 20);
+  });
+  return { result: await work(), waits };
 }
 
 Deno.test("a machine that has ended is asked for nothing", async () => {
