@@ -8,6 +8,8 @@ import { inspectQcow2 } from "../../lib/image/qcow2.ts";
 import { failure } from "../support/failure.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { needs, parts } from "../support/parts.ts";
+import type { Qmp } from "../../lib/qemu/qmp.ts";
+import { drive } from "../support/fake_start.ts";
 
 const needsQemuImg = needs("qemuImg");
 
@@ -148,5 +150,110 @@ Deno.test({
     assertEquals(inodes.size, 1);
     const left = Array.from(Deno.readDirSync(dir.path), ({ name }) => name);
     assertEquals(left.sort(), ["a.qcow2", "kept.qcow2"]);
+  },
+});
+
+Deno.test("the files that QEMU has opened are those of the disk, each, in their order", async () => {
+  const check = (blocks: unknown[], files: string[], ephemeral = false) => {
+    const qmp = { send: () => Promise.resolve([blocks]) } as unknown as Qmp;
+    return assertDiskChain(qmp, files, { ephemeral });
+  };
+  const seed = { device: "seed", inserted: { image: { filename: "/seed" } } };
+  await check([seed, drive("/a", "/b")], ["/a", "/b"]);
+  await check([drive("/x/../a")], ["/a"]);
+  await check([drive("/tmp/vl", "/a")], ["/a"], true);
+  const external = {
+    filename: "/a",
+    "format-specific": { data: { "data-file": "/secret" } },
+  };
+  const wrong: [unknown[], boolean?][] = [
+    [[drive("/b", "/a")]],
+    [[drive("/a", "/b", "/c")]],
+    [[drive("/a")]],
+    [[drive("/tmp/vl", "/a", "/b")]],
+    [[drive("/a", "/b")], true],
+    [[{ device: "disk", inserted: { image: external } }]],
+    [[{ device: "disk" }]],
+    [[seed]],
+  ];
+  for (const [blocks, ephemeral] of wrong) {
+    const error = await failure(
+      "image_unsafe",
+      () => check(blocks, ["/a", "/b"], ephemeral),
+    );
+    assertEquals(error.hint, "only these belong to it: /a, /b");
+  }
+  const opened = [{ device: "disk", inserted: { image: external } }];
+  const { message } = await failure(
+    "image_unsafe",
+    () => check(opened, ["/a"]),
+  );
+  assertEquals(
+    message,
+    "The disk is not what it was: QEMU has opened /a, /secret",
+  );
+});
+
+Deno.test({
+  name: "what is wrong with a disk is said with what to do",
+  ...needsQemuImg,
+  async fn() {
+    await using dir = await temporaryDir();
+    const at = (name: string) => join(dir.path, name);
+    const [image, plain, over] = ["a", "plain", "over"].map((it) => at(it));
+    await create(image, "1M");
+    await create(plain, "1M");
+    const based = (why: string) =>
+      `${plain} is not an overlay of ${image}: it is based on ${why}`;
+    const none = await failure("image_unsafe", () => prepareDisk(image, plain));
+    assertEquals(none.message, based("nothing"));
+    assertEquals(
+      none.hint,
+      "name another file for --overlay, or remove this one",
+    );
+    const unmade = join(dir.path, "none", "over");
+    const error = await failure(
+      "boot_failed",
+      () => prepareDisk(image, unmade),
+    );
+    assert(error.message.startsWith(`Cannot make the overlay ${unmade}: `));
+    const gone = await failure("source_not_found", () => prepareDisk(at("x")));
+    assertEquals(gone.message, `No such image: ${at("x")}`);
+    const raw = ["-o", `data_file=${at("raw")}`, "-b", image, "-F", "qcow2"];
+    await create(...raw, over, "1M");
+    await failure("image_unsafe", () => prepareDisk(image, over));
+    const path = Deno.env.get("PATH")!;
+    Deno.env.set("PATH", "/none");
+    try {
+      const missing = await failure(
+        "qemu_not_found",
+        () => prepareDisk(image, at("new")),
+      );
+      assertEquals(missing.message, "qemu-img not found");
+    } finally {
+      Deno.env.set("PATH", path);
+    }
+    const names = Array.from(Deno.readDirSync(dir.path), ({ name }) => name);
+    assertEquals(names.filter((name) => name.startsWith(".")), []);
+  },
+});
+
+Deno.test({
+  name: "an encrypted image is refused before QEMU asks for its key",
+  ...needsQemuImg,
+  async fn() {
+    await using dir = await temporaryDir();
+    const image = join(dir.path, "a.qcow2");
+    await create(image, "1M");
+    const bytes = await Deno.readFile(image);
+    // Its header's crypt_method (QEMU, docs/interop/qcow2): AES.
+    new DataView(bytes.buffer).setUint32(32, 1);
+    await Deno.writeFile(image, bytes);
+    const error = await failure("image_invalid", () => prepareDisk(image));
+    assertEquals(error.message, `${image} is encrypted`);
+    assertEquals(
+      error.hint,
+      "decrypt it with qemu-img convert before it is published",
+    );
   },
 });

@@ -1,7 +1,11 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import fc from "fast-check";
-import { findUefi, readDescriptor } from "../../lib/qemu/firmware.ts";
+import {
+  findUefi,
+  firmwareFiles,
+  readDescriptor,
+} from "../../lib/qemu/firmware.ts";
 import { planTarget } from "../../lib/qemu/target.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
@@ -137,3 +141,149 @@ async function assertThrowsNotFound(work: () => Promise<unknown>) {
   const error = await work().catch((error) => error);
   assert(error instanceof Deno.errors.NotFound, String(error));
 }
+
+Deno.test("a descriptor is of use if all of it fits, and no more is asked", () => {
+  const flash = {
+    device: "flash",
+    executable: { filename: "/code", format: "raw" },
+    "nvram-template": { filename: "/vars", format: "raw" },
+  };
+  const x86 = (machines: unknown) => ({
+    targets: [{ architecture: "x86_64", machines }],
+  });
+  const cases: [change: Record<string, unknown>, fits: boolean][] = [
+    [{}, true],
+    [{ mapping: { ...flash, mode: "split" } }, true],
+    [{ mapping: { ...flash, mode: "combined" } }, false],
+    [{ mapping: { ...flash, device: "memory" } }, false],
+    [{ mapping: { ...flash, executable: { filename: "/code" } } }, false],
+    [{
+      mapping: { ...flash, executable: { filename: "/c", format: "qcow2" } },
+    }, false],
+    [
+      { mapping: { ...flash, executable: { filename: 7, format: "raw" } } },
+      false,
+    ],
+    [{ mapping: { ...flash, "nvram-template": undefined } }, false],
+    [{ mapping: null }, false],
+    [{ features: ["secure-boot"] }, false],
+    [{ features: null }, true],
+    [{ "interface-types": ["bios", "uefi"] }, true],
+    [x86(["pc-i440fx-*", "pc-q35-*"]), true],
+    [x86(["q35"]), true],
+    [x86(["pc-i440fx-*"]), false],
+    [x86("q35"), false],
+    [{ targets: [null, ...x86(["q35"]).targets] }, true],
+  ];
+  for (const [change, fits] of cases) {
+    const plain = descriptor("x", { mapping: flash, ...change });
+    const expected = { code: "/code", variables: "/vars" };
+    assertEquals(
+      readDescriptor(plain, "x86_64"),
+      fits ? expected : undefined,
+      JSON.stringify(change),
+    );
+  }
+  assertEquals(readDescriptor(descriptor("x"), "aarch64"), undefined);
+});
+
+Deno.test("descriptors are looked for where QEMU's specification says, and beside QEMU", async () => {
+  await using bench = await host({
+    "config/qemu/firmware/50-mine.json": descriptor("@/mine"),
+    "home/.config/qemu/firmware/50-mine.json": descriptor("@/home"),
+    "opt/share/qemu/firmware/00-own.json": descriptor("@/own"),
+    ...files("mine", "home", "own"),
+  });
+  const at = (name: string) => join(bench.dir.path, name);
+  await Deno.mkdir(at("opt/bin"), { recursive: true });
+  await Deno.writeTextFile(at("opt/bin/qemu"), "", { mode: 0o755 });
+  await Deno.mkdir(at("bin"));
+  await Deno.symlink(at("opt/bin/qemu"), at("bin/qemu"));
+  const find = async (env: Record<string, string>, program: string) =>
+    (await findUefi("x86_64", { program, env: new Map(Object.entries(env)) }))
+      .code;
+  const HOME = at("home");
+  const config = { HOME, XDG_CONFIG_HOME: at("config") };
+  const own = at("opt/share/qemu/firmware");
+  const usual = ["/etc/qemu/firmware", "/usr/share/qemu/firmware"];
+  // By name, whatever the directory is: that beside QEMU comes first here.
+  assertEquals(await find(config, at("opt/bin/qemu")), at("own.code"));
+  assertEquals(await find(config, at("bin/qemu")), at("own.code"));
+  const looked = async (env: Record<string, string>, program?: string) => {
+    const error = await findUefi("aarch64", {
+      program: program ?? "/none/qemu",
+      env: new Map(Object.entries(env)),
+    }).catch((error) => error);
+    return error instanceof Error
+      ? error.message.split("looked in ")[1].split(", ")
+      : undefined;
+  };
+  const dirs = await looked(config, at("bin/qemu"));
+  // A host that has such a firmware finds it.
+  if (dirs) {
+    assertEquals(dirs, [at("config/qemu/firmware"), ...usual, own]);
+    const fallback = await looked({ HOME, XDG_CONFIG_HOME: "" });
+    assertEquals(fallback, [at("home/.config/qemu/firmware"), ...usual]);
+    assertEquals(await looked({}), usual);
+  }
+});
+
+Deno.test("a descriptor has 64 KiB at most, its files are files, and its name ends so", async () => {
+  const sized = (name: string, size: number) => {
+    const text = JSON.stringify(descriptor(name));
+    return text + " ".repeat(size - text.length);
+  };
+  await using bench = await host({});
+  const { path } = bench.dir;
+  const at = (name: string) => join(path, name);
+  await Deno.mkdir(at("usr"));
+  for (const name of ["a", "b", "c", "d"]) {
+    await Deno.writeTextFile(at(`${name}.code`), "");
+    await Deno.writeTextFile(at(`${name}.vars`), "");
+  }
+  await Deno.remove(at("b.vars"));
+  await Deno.mkdir(at("b.vars"));
+  const put = (name: string, text: string) =>
+    Deno.writeTextFile(at(`usr/${name}`), text);
+  await put("1.json", sized(at("a"), 64 * 1024 + 1));
+  await put("2.json", sized(at("b"), 1000));
+  await put("3.jsonc", sized(at("c"), 1000));
+  await put("4.json", sized(at("d"), 64 * 1024));
+  assertEquals((await bench.find()).code, at("d.code"));
+});
+
+Deno.test("the files of a firmware are what no guest may write", () => {
+  assertEquals(firmwareFiles(undefined), []);
+  assertEquals(firmwareFiles({ rom: "/rom" }), ["/rom"]);
+  const flash = { code: "/code", variables: "/vars" };
+  assertEquals(firmwareFiles(flash), ["/code", "/vars"]);
+});
+
+Deno.test("a firmware is the usual one of the processor, or what was asked for", async () => {
+  const env = new Map([["TOOLSMITH_QEMU", "/opt/bin/qemu-system-x86_64"]]);
+  const target = (options: Parameters<typeof planTarget>[1]) =>
+    planTarget("/no/such/image.qcow2", { env, ...options });
+  const bios = await failure(
+    "usage",
+    () => target({ arch: "aarch64", firmware: "bios" }),
+  );
+  assertEquals(bios.message, "There is no BIOS for aarch64");
+  assertEquals(
+    bios.hint,
+    "leave the choice to Toolsmith, or use --firmware uefi",
+  );
+  assertEquals((await target({ loader: { firmware: "bios" } })).arch, "x86_64");
+  // A directory is no firmware.
+  const dir = join(Deno.execPath(), "..");
+  const none = await failure(
+    "firmware_not_found",
+    () => target({ arch: "x86_64", firmware: dir }),
+  );
+  assertEquals(none.message, `No such firmware: ${dir}`);
+  const known = { arch: "x86_64", firmware: "bios" } as const;
+  assertEquals((await target(known)).firmware, undefined);
+  // Where UEFI is missing, that is said: nothing else starts on arm64.
+  const arm = await target({ loader: { arch: "aarch64" } })
+    .catch((error) => error.code);
+  assert(arm === "firmware_not_found" || "code" in arm.firmware);
+});

@@ -67,7 +67,7 @@ function readyOf({ events }: FakeStart) {
 
 test("a machine that boots is compared with its image, runs, and says when it is ready", async () => {
   const { done, events } = await up({
-    start: () => ({ options: { image: IMAGE, network: false } }),
+    start: () => ({ options: { image: IMAGE } }),
   }, (vm, fake) => {
     assertEquals<unknown>(vm.facts, {
       ...{ image: IMAGE, pid: 4242, dir: fake.guest.dir, ...SIZE },
@@ -375,6 +375,18 @@ test("a stop leaves no directory, and a disk that is kept is given time", async 
   assertEquals(kept.events.at(-1)?.how, "powered_down");
   const gone = await Deno.stat(kept.guest.dir).catch(() => "gone");
   assertEquals(gone, "gone");
+});
+
+test("a disk that is not kept needs no time to be written", async () => {
+  await using fake: FakeStart = await fakeStart({
+    qemu([name]) {
+      if (name === "quit") fake.end();
+      return undefined;
+    },
+  });
+  await (await bringUp(fake.start) as BootedVm).stop();
+  assertEquals(fake.events.at(-1)?.how, "stopped");
+  assert(!fake.done.includes("system_powerdown"));
 });
 
 test("an accelerator that breaks while the guest runs is no reason to try another", async () => {

@@ -127,3 +127,63 @@ Deno.test("a link that leads to a file of the host is not for a guest either", a
   await on.refuses("out", "out/link", manifest);
   await on.refuses("mf", "mf/tools.json", manifest);
 });
+
+Deno.test("a machine has room for seven directories, and says what is wrong with one", async () => {
+  await using dir = await temporaryDir();
+  const { path } = dir;
+  const exports = (count: number) =>
+    Array.from({ length: count }, (_, n) => ({ path, tag: `t${n}` }));
+  assertEquals((await planShares(undefined, exports(7))).length, 7);
+  assertEquals((await planShares(path, exports(6))).length, 7);
+  const many = await failure("usage", () => planShares(path, exports(7)));
+  assertEquals(many.message, "Too many exports: 7");
+  const said = async (tags: string[], code: "usage" = "usage") => {
+    const asked = tags.map((tag) => ({ path, tag }));
+    const { message, hint } = await failure(
+      code,
+      () => planShares(undefined, asked),
+    );
+    return [message, hint];
+  };
+  const hint = `--export ${path}:TAG`;
+  assertEquals(await said(["a b"]), [
+    ...[
+      "Not a usable tag: a b",
+      `give one of letters, digits, - and _: ${hint}`,
+    ],
+  ]);
+  assertEquals(await said(["a", "a"]), [
+    ...["Two directories have the tag a", `give each its own: ${hint}`],
+  ]);
+  const none = join(path, "none");
+  const gone = await failure("file_unreadable", () => planShares(none, []));
+  assertEquals(gone.message, `Not a directory: ${none}`);
+  // A name of its own has what is given without one, by its real path.
+  await Deno.mkdir(join(path, "results"));
+  await Deno.symlink("results", join(path, "link"));
+  const [named] = await planShares(undefined, [{ path: join(path, "link") }]);
+  assertEquals(named, {
+    ...{ path: join(path, "results"), tag: "results", writable: true },
+  });
+  assertEquals(parseExport(":tag"), { path: ":tag" });
+  assertEquals(parseExport("a:"), { path: "a:" });
+});
+
+Deno.test("links in a circle hold nothing up, and a workspace is nobody's to write", async () => {
+  await using on = await host();
+  const { at } = on;
+  await Deno.symlink(at("out/b"), at("out/a"));
+  await Deno.symlink(at("out/a"), at("out/b"));
+  await on.refuses("out", "out/a", { hostOnly: [at("out/a/file")] });
+  await on.allows("bin/../out/deep", { hostOnly: [at("mf")] });
+  const shares = await planShares(at("work"), []);
+  await assertSafeExports(shares, { image: at("work/a"), env: new Map() });
+  // One that is there for all of them, whatever else is exported.
+  const both = await planShares(undefined, [
+    { path: at("out"), tag: "a" },
+    { path: at("mf"), tag: "b" },
+  ]);
+  const files = { image: at("mf/image"), env: new Map([["PATH", "/none"]]) };
+  const error = await failure("usage", () => assertSafeExports(both, files));
+  assertEquals(error.hint, "export a directory that holds nothing but results");
+});

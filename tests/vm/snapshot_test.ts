@@ -181,3 +181,78 @@ test("another QEMU in the same place does not restore what the first has saved",
   assertEquals(slot?.found, undefined);
   assert(slot?.key !== key);
 });
+
+test("a machine is saved where there is room for its memory, and what came of it is said once", async (place) => {
+  const { plan, options } = place;
+  const { events, onEvent } = collect("state_saved");
+  const warned = collect("warning");
+  const emit = emitter((event) => {
+    onEvent(event);
+    warned.onEvent(event);
+  });
+  const find = (more: Partial<Place>) =>
+    findSlots({ ...plan, ...more.plan }, {
+      snapshots: { ...options, ...more.options },
+      emit,
+    });
+  const [mapped, read] = await find({});
+  assertEquals([mapped.mapped, read.mapped], [true, false]);
+  assert(mapped.key !== read.key);
+  assertEquals([await mapped.hasRoom(), await read.hasRoom()], [true, true]);
+  const huge = { ...plan, memory: 2 ** 40 };
+  const [none, any] = await find({ plan: huge });
+  assertEquals([await none.hasRoom(), await any.hasRoom()], [false, true]);
+  // Nothing is known of a disk whose directories are not there.
+  const lost = { ...options, dir: join(options.dir, "no", "such", "dir") };
+  const [unknown] = await find({ plan: huge, options: lost });
+  assertEquals(await unknown.hasRoom(), true);
+  const unwanted = { ...options, save: false };
+  const [unsaved] = await find({ options: unwanted });
+  assertEquals(await unsaved.stage(), undefined);
+  await mapped.settled();
+  assertEquals(events, []);
+  const staging = (await mapped.stage())!;
+  // Another process would save the same.
+  assertEquals(await (await find({}))[0].stage(), undefined);
+  await Deno.writeTextFile(staging.state, "devices", { mode: 0o600 });
+  await Deno.writeTextFile(staging.memory, "memory", { mode: 0o600 });
+  mapped.place(staging, 12.6);
+  await mapped.settled();
+  await mapped.settled();
+  assertEquals(events.map(({ stoodMs }) => stoodMs), [13]);
+  assert(events[0].bytes > 0 && events[0].path.endsWith(".state"));
+  assertEquals(await Deno.stat(staging.dir).catch(() => "gone"), "gone");
+  assertEquals(warned.events, []);
+  // Of two, the better is looked for first, and the other then not at all.
+  const [found, other] = await find({});
+  assertEquals([found.found?.key, other.found], [mapped.key, undefined]);
+});
+
+test("a machine that cannot be saved is a warning, not a failure", async (place) => {
+  const { plan, options } = place;
+  const { events, onEvent } = collect("warning");
+  const emit = emitter(onEvent);
+  const [slot] = await findSlots(plan, { snapshots: options, emit });
+  const staging = (await slot.stage())!;
+  // Nothing was written that could be placed.
+  slot.place(staging, 1);
+  await slot.settled();
+  slot.fail(new Error("QEMU has refused"));
+  await Deno.remove(options.dir, { recursive: true });
+  await Deno.writeTextFile(options.dir, "a file in its place");
+  assertEquals(await slot.stage(), undefined);
+  const said = events.map(({ message }) => message);
+  assert(said.every((it) => it.startsWith("The machine is not saved: ")));
+  assertEquals([said.length, said[1]], [
+    ...[3, "The machine is not saved: QEMU has refused"],
+  ]);
+  assertEquals(await findSlots(plan, { snapshots: undefined, emit }), []);
+});
+
+test("a snapshot that is used is noted to be, for who looks for unused ones", async (place) => {
+  const { path } = await fill(place);
+  const json = path.replace(/\.state$/, ".json");
+  await Deno.utime(json, 1e9, 1e9);
+  await look(place);
+  assert((await Deno.stat(json)).mtime!.getTime() > 1e12);
+});
