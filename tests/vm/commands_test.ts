@@ -78,10 +78,10 @@ test("a command's start and end are told, with its status and what it wrote", as
   await withVm(
     { command: (it) => end(it, 3, "text") },
     async ({ vm, events }) => {
-      const { code } = await vm.exec("tool", {
-        args: ["a"],
-        timeoutMs: 60_000,
-      });
+      const begun = performance.now();
+      const limits = { timeoutMs: 60_000 };
+      const { code } = await vm.exec("tool", { args: ["a"], ...limits });
+      const took = performance.now() - begun;
       assertEquals(code, 3);
       const [start, over] = events;
       const { id } = start;
@@ -96,6 +96,7 @@ test("a command's start and end are told, with its status and what it wrote", as
         ...{ stdoutBytes: 4, stderrBytes: 0 },
       });
       assert(Number.isInteger(elapsedMs) && elapsedMs as number >= 0);
+      assert(elapsedMs as number <= Math.ceil(took), `${elapsedMs}`);
       assertEquals(events.length, 2);
       await vm.exec("tool");
       assert(events[2].id !== id);
@@ -190,6 +191,16 @@ test("a guest that QEMU has stopped is told as that, not as a silent agent", asy
     });
   }
   assert(asked.includes("query-status"));
+  // A QEMU that does not say so leaves the guest's error as it is.
+  const silent: Monitor["qemu"] = (commands, signal) =>
+    commands[0][0] === "query-status"
+      ? Promise.reject(new Error("no answer"))
+      : shared.qemu(commands, signal);
+  const unknown = { monitor: { ...shared, qemu: silent } };
+  await withVm({ parts: unknown }, async ({ vm }) => {
+    const error = await vm.exec("true").catch((error) => error);
+    assertEquals(error.message, "The guest agent refused guest-exec: not now");
+  });
   // What is the caller's mistake is not asked about.
   asked.length = 0;
   await withVm(

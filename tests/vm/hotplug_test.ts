@@ -134,6 +134,9 @@ const WHY = "The guest cannot mount a directory of the host: no 9p";
 test("what a guest cannot mount comes as a copy, without the cache, and that is said", async (dir) => {
   const shares = await directories(dir);
   await Deno.symlink("a", join(shares[1].path, "link"));
+  // With the headers of three entries, and the archive's end, 1.5 MiB.
+  const large = new Uint8Array(1.5 * 2 ** 20 - 6 * 512);
+  await Deno.writeFile(join(shares[0].path, "large"), large);
   using _socket = Deno.listen({
     transport: "unix",
     path: join(shares[1].path, "socket"),
@@ -141,8 +144,8 @@ test("what a guest cannot mount comes as a copy, without the cache, and that is 
   const { result, said } = await attached(copying(), shares);
   assertEquals(result, shares.map((share) => ({ ...share, copied: true })));
   assertEquals(said, [
-    // The file and `.toolsmith`, which is empty.
-    `The workspace is a copy in the guest's memory (2 entries, 0.0 MiB): ${WHY}`,
+    // The files and `.toolsmith`, which is empty.
+    `The workspace is a copy in the guest's memory (3 entries, 1.5 MiB): ${WHY}`,
     `The export out is a copy in the guest's memory (1 entries, 0.0 MiB): ${WHY}; left out: 1, such as socket`,
   ]);
 });
