@@ -4,14 +4,17 @@
  *
  * @module
  */
+import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import type { SnapshotStaging } from "../../lib/cache/snapshots.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
 import { DISK } from "../../lib/qemu/devices.ts";
 import type { Machine } from "../../lib/qemu/machine.ts";
 import type { Command, Qmp } from "../../lib/qemu/qmp.ts";
+import { bringUp } from "../../lib/vm/_bring_up.ts";
 import { type Start, startClock } from "../../lib/vm/_course.ts";
 import type { SnapshotSlot } from "../../lib/vm/_snapshot.ts";
+import type { BootedVm } from "../../lib/vm/vm.ts";
 import {
   type FakeMachine,
   fakeMachine,
@@ -178,4 +181,37 @@ export function fakeStaging({ guest, done }: FakeStart): SnapshotStaging {
       return Promise.resolve();
     },
   };
+}
+
+/**
+ * Brings a machine up, and looks at it before it ends.
+ *
+ * @param options The machine.
+ * @param look Looks at it.
+ * @returns What was done and said, to the end.
+ */
+export async function bringUpFake(
+  options: FakeStartOptions,
+  look: (vm: BootedVm, fake: FakeStart) => unknown = () => {},
+): Promise<FakeStart> {
+  await using fake = await fakeStart(options);
+  const vm = await bringUp(fake.start);
+  assert("facts" in vm, "it was saved and ended");
+  try {
+    await look(vm, fake);
+  } finally {
+    fake.end();
+    await vm.stop();
+  }
+  return fake;
+}
+
+/** What was said of a machine that is ready; its phases have to add up. */
+export function readyEvent({ events }: FakeStart): Record<string, unknown> {
+  const { phases, elapsedMs, ...rest } = events.find(({ type }) =>
+    type === "boot_ready"
+  )!;
+  const parts = Object.values(phases as Record<string, number>);
+  assertEquals(elapsedMs, parts.reduce((sum, ms) => sum + ms));
+  return rest;
 }

@@ -5,21 +5,21 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import type { GuestShare } from "../../lib/qemu/args.ts";
-import { RefusedError, VmDisconnectedError } from "../../lib/qemu/errors.ts";
+import { VmDisconnectedError } from "../../lib/qemu/errors.ts";
 import { bringUp } from "../../lib/vm/_bring_up.ts";
-import { NotMappable } from "../../lib/vm/_course.ts";
 import type { BootedVm } from "../../lib/vm/vm.ts";
 import { failure } from "../support/failure.ts";
 import type { Request } from "../support/fake_machine.ts";
 import {
+  bringUpFake,
   drive,
   fakeSlot,
   fakeStaging,
   type FakeStart,
   fakeStart,
-  type FakeStartOptions,
   IMAGE,
   ready,
+  readyEvent,
   TEMPORARY,
 } from "../support/fake_start.ts";
 
@@ -34,39 +34,11 @@ function test(name: string, fn: () => Promise<void>) {
   Deno.test({ name, ...socketsHere, fn });
 }
 
-/** Brings a machine up, and looks at it before it ends. */
-async function up(
-  options: FakeStartOptions,
-  look: (vm: BootedVm, fake: FakeStart) => unknown = () => {},
-) {
-  await using fake = await fakeStart(options);
-  const vm = await bringUp(fake.start);
-  assert("facts" in vm, "it was saved and ended");
-  try {
-    await look(vm, fake);
-  } finally {
-    fake.end();
-    await vm.stop();
-  }
-  return fake;
-}
-
 const warnings = ({ events }: FakeStart) =>
   events.filter(({ type }) => type === "warning").map(({ message }) => message);
 
-/** The phases of a start that are measured, and those that take no time. */
-function readyOf({ events }: FakeStart) {
-  const { phases, elapsedMs, ...rest } = events.find(({ type }) =>
-    type === "boot_ready"
-  )!;
-  const parts = phases as Record<string, number>;
-  const sum = Object.values(parts).reduce((sum, ms) => sum + ms);
-  assertEquals(elapsedMs, sum);
-  return rest;
-}
-
 test("a machine that boots is compared with its image, runs, and says when it is ready", async () => {
-  const { done, events } = await up({
+  const { done, events } = await bringUpFake({
     start: () => ({ options: { image: IMAGE } }),
   }, (vm, fake) => {
     assertEquals<unknown>(vm.facts, {
@@ -78,7 +50,7 @@ test("a machine that boots is compared with its image, runs, and says when it is
       { type: "vm_boot", image: IMAGE, how: "boot", backend: "qemu", ...SIZE },
       fake.events[1],
     ]);
-    assertEquals<unknown>(readyOf(fake), {
+    assertEquals<unknown>(readyEvent(fake), {
       ...{ type: "boot_ready", image: IMAGE, how: "booted" },
       agent: "qemu-ga 7.2.22",
     });
@@ -106,179 +78,13 @@ test("a machine with another disk than was looked at never runs", async () => {
 
 test("the disk that is kept lies above the image", async () => {
   const overlay = "/disks/kept.qcow2";
-  await up({
+  await bringUpFake({
     qemu: ([name]) =>
       name === "query-block" ? [drive(overlay, IMAGE)] : undefined,
     start: ({ start }) => ({
       plan: { ...start.plan, disk: overlay, ephemeral: false },
     }),
   });
-});
-
-test("a restored machine runs once its snapshot is read, with its own disk and the host's time", async () => {
-  let looks = 0;
-  const scripts: string[][] = [];
-  const agent = (request: Request) => {
-    const { execute, arguments: args } = request;
-    if (execute === "guest-exec") scripts.push(args.arg as string[]);
-    if (execute === "guest-info") throw new Error("it has told before");
-    return ready(request);
-  };
-  const { done, events } = await up({
-    agent,
-    qemu([name]) {
-      if (name === "query-block") {
-        return [drive(TEMPORARY, "/m/key.qcow2", IMAGE)];
-      }
-      if (name !== "query-status") return;
-      return { status: ++looks < 3 ? "inmigrate" : "paused" };
-    },
-    start: ({ done }) => ({
-      slot: fakeSlot(done),
-      files: { path: "/m/key.state", disk: "/m/key.qcow2" },
-    }),
-  }, (_, fake) => {
-    assertEquals<unknown>(readyOf(fake), {
-      ...{ type: "boot_ready", image: IMAGE, how: "restored" },
-      agent: undefined,
-    });
-  });
-  assertEquals(events[0].how, "restore");
-  assertEquals(done.slice(0, 5), [
-    ...["query-status", "query-status", "query-status", "query-block", "cont"],
-  ]);
-  assertEquals(scripts.length, 1);
-  const [, , , seconds, whole] = scripts[0];
-  assert(Math.abs(Number(seconds) - Date.now() / 1000) < 300, seconds);
-  assertEquals(whole, `${Math.round(Number(seconds))}`);
-});
-
-test("a snapshot that was replaced meanwhile is not restored", async () => {
-  await using fake = await fakeStart({
-    start: ({ done }) => ({
-      slot: fakeSlot(done, { unchanged: () => Promise.resolve(false) }),
-      files: { path: "/m/key.state" },
-    }),
-  });
-  const error = await failure("boot_failed", () => bringUp(fake.start));
-  assertEquals(error.message, "it was replaced by another");
-  assertEquals(fake.done, ["query-status", "query-block"]);
-});
-
-test("a machine that is saved comes to rest, stands still for it, and runs on", async () => {
-  const { done, events } = await up({
-    start: (fake) => ({
-      slot: fakeSlot(fake.done),
-      staging: fakeStaging(fake),
-      plan: { ...fake.start.plan, shares: [WORK, OUT] },
-    }),
-  }, (_, fake) => {
-    assertEquals(fake.done, [
-      ...["query-block", "cont", "typing left", "stop", "query-blockstats"],
-      ...["migrate-set-parameters", "migrate", "query-migrate", "cont"],
-      ...["placed: true", "device_add"],
-    ]);
-  });
-  assertEquals(events.map(({ type }) => type), [
-    ...["vm_boot", "boot_ready", "shutdown"],
-  ]);
-  assert(done.indexOf("machine ended") < done.indexOf("slot settled"));
-});
-
-test("a machine whose memory is mapped ends when it is saved, and says so", async () => {
-  const scripts: string[][] = [];
-  await using fake = await fakeStart({
-    agent(request) {
-      const { execute, arguments: args } = request;
-      if (execute === "guest-exec") scripts.push(args.arg as string[]);
-      return ready(request);
-    },
-    start: (fake) => ({
-      slot: fakeSlot(fake.done, { mapped: true }),
-      staging: fakeStaging(fake),
-      plan: { ...fake.start.plan, shares: [WORK, OUT] },
-    }),
-  });
-  const saved = await bringUp(fake.start);
-  assert(!("facts" in saved));
-  assertEquals(saved.agent, "qemu-ga 7.2.22");
-  assert(saved.stopped <= performance.now());
-  assertEquals(fake.done.slice(-3), [
-    ...["query-migrate", "qmp closed", "machine ended"],
-  ]);
-  assertEquals(fake.events.length, 1);
-  // Cloud-init's end, then rest; an export's device is not there yet.
-  assertEquals(scripts.length, 2);
-  assertEquals(scripts[1].slice(2), ["sh", "30", "work", "/mnt/work"]);
-});
-
-test("the machine that goes on in the place of one that was saved reports its boot", async () => {
-  const stopped = performance.now() - 50;
-  const { done } = await up({
-    start: (fake) => ({
-      slot: fakeSlot(fake.done, {
-        mapped: true,
-        // It is not in its place yet.
-        unchanged: () => Promise.resolve(false),
-        place: (_, ms) => void fake.done.push(`placed: ${ms >= 50}`),
-      }),
-      staging: fakeStaging(fake),
-      files: { path: "/m/state" },
-      saved: { stopped, agent: "toolsmith" },
-    }),
-  }, (_, fake) => {
-    assertEquals<unknown>(readyOf(fake), {
-      ...{ type: "boot_ready", image: IMAGE, how: "booted" },
-      agent: "toolsmith",
-    });
-    assertEquals(fake.events.length, 1);
-  });
-  assertEquals(done.slice(0, 4), [
-    ...["query-status", "query-block", "cont", "placed: true"],
-  ]);
-});
-
-test("where that one does not run, memory is not mapped again", async () => {
-  await using fake = await fakeStart({
-    qemu: ([name]) =>
-      name === "cont"
-        ? new RefusedError("no cont; its console shows nothing")
-        : undefined,
-    start: (fake) => ({
-      slot: fakeSlot(fake.done, { mapped: true }),
-      files: { path: "/m/state" },
-      saved: { stopped: 0, agent: undefined },
-    }),
-  });
-  const error = await bringUp(fake.start).catch((error) => error);
-  assert(error instanceof NotMappable);
-  assertEquals(error.message, "no cont");
-});
-
-test("a machine that cannot be saved, or was typed into, runs on without a snapshot", async () => {
-  const refused = await up({
-    qemu: ([name]) =>
-      name === "migrate" ? new RefusedError("no migration") : undefined,
-    start: (fake) => ({
-      slot: fakeSlot(fake.done, { mapped: true }),
-      staging: fakeStaging(fake),
-    }),
-  });
-  assertEquals(refused.done.slice(5, 9), [
-    ...["migrate-set-parameters", "migrate", "cont", "staging removed"],
-  ]);
-  assertEquals(refused.done[9], "failed: no migration");
-  const typed = await up({
-    start: (fake) => ({
-      slot: fakeSlot(fake.done),
-      staging: fakeStaging(fake),
-      typing: { ...fake.start.typing, used: () => true },
-    }),
-  });
-  assertEquals(typed.done.slice(0, 4), [
-    ...["query-block", "cont", "typing left", "staging removed"],
-  ]);
-  assert(!typed.done.includes("stop"));
 });
 
 const silent = { agent: () => undefined, reads: false };
@@ -290,7 +96,7 @@ test("a guest without an agent is of use where none is asked for", async () => {
   await using fake = await fakeStart({ ...silent, start: () => ({ options }) });
   await failure("guest_not_ready", () => bringUp(fake.start));
   const optional = { ...options, agentOptional: true };
-  const booted = await up({
+  const booted = await bringUpFake({
     ...silent,
     start: (fake) => ({
       options: optional,
@@ -324,10 +130,10 @@ test("cloud-init that does not end is a warning where no agent is needed, either
   const options = { image: IMAGE, bootTimeoutMs: 300 };
   await using fake = await fakeStart({ agent, start: () => ({ options }) });
   await failure("guest_not_ready", () => bringUp(fake.start));
-  const booted = await up({
+  const booted = await bringUpFake({
     agent,
     start: () => ({ options: { ...options, agentOptional: true } }),
-  }, (_, fake) => assertEquals(readyOf(fake).agent, undefined));
+  }, (_, fake) => assertEquals(readyEvent(fake).agent, undefined));
   assertEquals(warnings(booted), [
     "The guest's cloud-init did not end in time",
   ]);
@@ -338,7 +144,7 @@ test("directories are mounted, a network card comes, and both are said of the ma
     request.execute === "guest-network-get-interfaces"
       ? [{ name: "eth0", "ip-addresses": [{ "ip-address-type": "ipv4" }] }]
       : ready(request);
-  const { done } = await up({
+  const { done } = await bringUpFake({
     agent,
     start: ({ start }) => ({
       options: { image: IMAGE, network: true },
@@ -390,7 +196,7 @@ test("a disk that is not kept needs no time to be written", async () => {
 });
 
 test("an accelerator that breaks while the guest runs is no reason to try another", async () => {
-  await up({
+  await bringUpFake({
     machine: {
       accelerator: "kvm",
       ended: Promise.resolve({ code: 134, signal: null }),

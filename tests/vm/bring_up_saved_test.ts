@@ -1,0 +1,196 @@
+/**
+ * How a machine is restored, or saved for the next time, step by step: QEMU and
+ * the guest are fakes, as real ones fail in few of these ways when asked to.
+ */
+import { assert, assertEquals } from "@std/assert";
+import type { GuestShare } from "../../lib/qemu/args.ts";
+import { RefusedError } from "../../lib/qemu/errors.ts";
+import { bringUp } from "../../lib/vm/_bring_up.ts";
+import { NotMappable } from "../../lib/vm/_course.ts";
+import { failure } from "../support/failure.ts";
+import type { Request } from "../support/fake_machine.ts";
+import {
+  bringUpFake,
+  drive,
+  fakeSlot,
+  fakeStaging,
+  fakeStart,
+  IMAGE,
+  ready,
+  readyEvent,
+  TEMPORARY,
+} from "../support/fake_start.ts";
+
+const socketsHere = { ignore: Deno.build.os === "windows" };
+const WORK: GuestShare = { path: "/work", tag: "work", writable: false };
+const OUT: GuestShare = { path: "/out", tag: "out", writable: true };
+
+function test(name: string, fn: () => Promise<void>) {
+  Deno.test({ name, ...socketsHere, fn });
+}
+
+test("a restored machine runs once its snapshot is read, with its own disk and the host's time", async () => {
+  let looks = 0;
+  const scripts: string[][] = [];
+  const agent = (request: Request) => {
+    const { execute, arguments: args } = request;
+    if (execute === "guest-exec") scripts.push(args.arg as string[]);
+    if (execute === "guest-info") throw new Error("it has told before");
+    return ready(request);
+  };
+  const { done, events } = await bringUpFake({
+    agent,
+    qemu([name]) {
+      if (name === "query-block") {
+        return [drive(TEMPORARY, "/m/key.qcow2", IMAGE)];
+      }
+      if (name !== "query-status") return;
+      return { status: ++looks < 3 ? "inmigrate" : "paused" };
+    },
+    start: ({ done }) => ({
+      slot: fakeSlot(done),
+      files: { path: "/m/key.state", disk: "/m/key.qcow2" },
+    }),
+  }, (_, fake) => {
+    assertEquals<unknown>(readyEvent(fake), {
+      ...{ type: "boot_ready", image: IMAGE, how: "restored" },
+      agent: undefined,
+    });
+  });
+  assertEquals(events[0].how, "restore");
+  assertEquals(done.slice(0, 5), [
+    ...["query-status", "query-status", "query-status", "query-block", "cont"],
+  ]);
+  assertEquals(scripts.length, 1);
+  const [, , , seconds, whole] = scripts[0];
+  assert(Math.abs(Number(seconds) - Date.now() / 1000) < 300, seconds);
+  assertEquals(whole, `${Math.round(Number(seconds))}`);
+});
+
+test("a snapshot that was replaced meanwhile is not restored", async () => {
+  await using fake = await fakeStart({
+    start: ({ done }) => ({
+      slot: fakeSlot(done, { unchanged: () => Promise.resolve(false) }),
+      files: { path: "/m/key.state" },
+    }),
+  });
+  const error = await failure("boot_failed", () => bringUp(fake.start));
+  assertEquals(error.message, "it was replaced by another");
+  assertEquals(fake.done, ["query-status", "query-block"]);
+});
+
+test("a machine that is saved comes to rest, stands still for it, and runs on", async () => {
+  const { done, events } = await bringUpFake({
+    start: (fake) => ({
+      slot: fakeSlot(fake.done),
+      staging: fakeStaging(fake),
+      plan: { ...fake.start.plan, shares: [WORK, OUT] },
+    }),
+  }, (_, fake) => {
+    assertEquals(fake.done, [
+      ...["query-block", "cont", "typing left", "stop", "query-blockstats"],
+      ...["migrate-set-parameters", "migrate", "query-migrate", "cont"],
+      ...["placed: true", "device_add"],
+    ]);
+  });
+  assertEquals(events.map(({ type }) => type), [
+    ...["vm_boot", "boot_ready", "shutdown"],
+  ]);
+  assert(done.indexOf("machine ended") < done.indexOf("slot settled"));
+});
+
+test("a machine whose memory is mapped ends when it is saved, and says so", async () => {
+  const scripts: string[][] = [];
+  await using fake = await fakeStart({
+    agent(request) {
+      const { execute, arguments: args } = request;
+      if (execute === "guest-exec") scripts.push(args.arg as string[]);
+      return ready(request);
+    },
+    start: (fake) => ({
+      slot: fakeSlot(fake.done, { mapped: true }),
+      staging: fakeStaging(fake),
+      plan: { ...fake.start.plan, shares: [WORK, OUT] },
+    }),
+  });
+  const saved = await bringUp(fake.start);
+  assert(!("facts" in saved));
+  assertEquals(saved.agent, "qemu-ga 7.2.22");
+  assert(saved.stopped <= performance.now());
+  assertEquals(fake.done.slice(-3), [
+    ...["query-migrate", "qmp closed", "machine ended"],
+  ]);
+  assertEquals(fake.events.length, 1);
+  // Cloud-init's end, then rest; an export's device is not there yet.
+  assertEquals(scripts.length, 2);
+  assertEquals(scripts[1].slice(2), ["sh", "30", "work", "/mnt/work"]);
+});
+
+test("the machine that goes on in the place of one that was saved reports its boot", async () => {
+  const stopped = performance.now() - 50;
+  const { done } = await bringUpFake({
+    start: (fake) => ({
+      slot: fakeSlot(fake.done, {
+        mapped: true,
+        // It is not in its place yet.
+        unchanged: () => Promise.resolve(false),
+        place: (_, ms) => void fake.done.push(`placed: ${ms >= 50}`),
+      }),
+      staging: fakeStaging(fake),
+      files: { path: "/m/state" },
+      saved: { stopped, agent: "toolsmith" },
+    }),
+  }, (_, fake) => {
+    assertEquals<unknown>(readyEvent(fake), {
+      ...{ type: "boot_ready", image: IMAGE, how: "booted" },
+      agent: "toolsmith",
+    });
+    assertEquals(fake.events.length, 1);
+  });
+  assertEquals(done.slice(0, 4), [
+    ...["query-status", "query-block", "cont", "placed: true"],
+  ]);
+});
+
+test("where that one does not run, memory is not mapped again", async () => {
+  await using fake = await fakeStart({
+    qemu: ([name]) =>
+      name === "cont"
+        ? new RefusedError("no cont; its console shows nothing")
+        : undefined,
+    start: (fake) => ({
+      slot: fakeSlot(fake.done, { mapped: true }),
+      files: { path: "/m/state" },
+      saved: { stopped: 0, agent: undefined },
+    }),
+  });
+  const error = await bringUp(fake.start).catch((error) => error);
+  assert(error instanceof NotMappable);
+  assertEquals(error.message, "no cont");
+});
+
+test("a machine that cannot be saved, or was typed into, runs on without a snapshot", async () => {
+  const refused = await bringUpFake({
+    qemu: ([name]) =>
+      name === "migrate" ? new RefusedError("no migration") : undefined,
+    start: (fake) => ({
+      slot: fakeSlot(fake.done, { mapped: true }),
+      staging: fakeStaging(fake),
+    }),
+  });
+  assertEquals(refused.done.slice(5, 9), [
+    ...["migrate-set-parameters", "migrate", "cont", "staging removed"],
+  ]);
+  assertEquals(refused.done[9], "failed: no migration");
+  const typed = await bringUpFake({
+    start: (fake) => ({
+      slot: fakeSlot(fake.done),
+      staging: fakeStaging(fake),
+      typing: { ...fake.start.typing, used: () => true },
+    }),
+  });
+  assertEquals(typed.done.slice(0, 4), [
+    ...["query-block", "cont", "typing left", "staging removed"],
+  ]);
+  assert(!typed.done.includes("stop"));
+});
