@@ -183,22 +183,24 @@ test("input that breaks off ends the command, and is a failure here", async () =
   );
 });
 
-test("a command that does not end in its time is asked to, then forced", async () => {
+test("a command that has to end is asked to, then forced", async () => {
   const told: string[] = [];
-  await using on = await machineThat(async (command) => {
-    await say(command.err, "ready\n");
-    told.push(await readLine(command.err), await readLine(command.err));
-    await ending("", "", ["137s"])({
-      ...command,
-      // The greeting was said before.
-      err: { write: () => Promise.resolve(6) } as unknown as Deno.Conn,
-    });
-    await say(command.err, `${command.marker}\n`);
+  await using on = await machineThat(async ({ marker, out, err }) => {
+    await say(err, "ready\n");
+    await say(out, "it runs");
+    told.push(await readLine(err), await readLine(err));
+    await say(out, `${marker}137s\n`);
+    await say(err, `${marker}\n`);
   });
-  const limits = { timeoutMs: 100, killAfterMs: 20 };
-  const error = await failure("timeout", () => on.exec("sleep", limits));
-  assertEquals(error.message, "The command did not end within 0.1 s");
-  assertEquals(told, ["TERM", "KILL"]);
+  const stop = new AbortController();
+  const error = await on.exec("sleep", {
+    signal: stop.signal,
+    killAfterMs: 20,
+    stdout: () => stop.abort(new Error("enough")),
+  }).catch((error) => error);
+  assertEquals([error.message, told], ["enough", ["TERM", "KILL"]]);
+  const late = await failure("timeout", () => on.exec("a", { timeoutMs: 1 }));
+  assertEquals(late.message, "The command did not end within 0.001 s");
 });
 
 test("one stream that was too much is enough to say so", async () => {

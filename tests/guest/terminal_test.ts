@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import {
   execOnTerminal,
@@ -158,11 +158,12 @@ test("a machine without terminals says so, and keeps none locked", async () => {
   }
 });
 
-test("a command on a terminal that does not end in time, or is cancelled, is ended", async () => {
+test("a command on a terminal that has to end is ended, or does not begin", async () => {
   const told: string[] = [];
   await using machine: FakeMachine = await fakeMachine({
     async command({ marker, out, err }) {
       await say(err, "ready\n");
+      await say(await own.line, "it runs");
       while (told.at(-1) !== "TERM") told.push(await readLine(err));
       await say(await own.line, `${marker}\n`);
       await say(out, `${marker}143\n`);
@@ -170,18 +171,23 @@ test("a command on a terminal that does not end in time, or is cancelled, is end
     },
   });
   await using own = terminal(machine, 0);
+  const stop = new AbortController();
   const { screen } = person();
-  const error = await failure(
+  const shown = {
+    ...screen,
+    output: () => stop.abort(new Error("enough")),
+  };
+  const { signal } = stop;
+  const error = await exec(machine, { screen: shown, signal })
+    .catch((error) => error);
+  assertEquals([error.message, told.at(-1)], ["enough", "TERM"]);
+  const never = await exec(machine, { screen, signal }).catch((error) => error);
+  assertEquals(never.message, "enough");
+  const late = await failure(
     "timeout",
-    () => exec(machine, { screen, timeoutMs: 200 }),
+    () => exec(machine, { screen, timeoutMs: 1 }),
   );
-  assertEquals(error.message, "The command did not end within 0.2 s");
-  assert(told.includes("TERM"));
-  const signal = AbortSignal.abort(new Error("enough"));
-  const stopped = await exec(machine, { screen, signal }).catch((error) =>
-    error
-  );
-  assertEquals(stopped.message, "enough");
+  assertEquals(late.message, "The command did not end within 0.001 s");
 });
 
 test("a screen that can show no more ends the command", async () => {

@@ -41,6 +41,8 @@ export interface FakeMachineOptions {
    * @default {honest}
    */
   agent?: (request: Request) => unknown;
+  /** Sees what QEMU's monitor is asked. */
+  qemu?: (request: Request) => void;
   /** Runs a command once the host has greeted. @default it ends with 0 */
   command?: (command: FakeCommand) => Promise<void>;
   /** How many ports there are. @default {Infinity} */
@@ -108,7 +110,9 @@ export async function fakeMachine(
       plugged.add(portId(id));
     }
   }
-  const qmp = ({ execute, arguments: args, id: request }: Request) => {
+  const qmp = (asked: Request) => {
+    const { execute, arguments: args, id: request } = asked;
+    options.qemu?.(asked);
     const id = String(args?.id);
     const data = args?.backend as
       | { data: { addr: { data: { path: string } } } }

@@ -30,7 +30,7 @@ export const IMAGE = "/images/a.qcow2";
 export const TEMPORARY = "/var/tmp/vl.1";
 
 /** What the start is like. */
-export interface FakeStartOptions extends FakeMachineOptions {
+export interface FakeStartOptions extends Omit<FakeMachineOptions, "qemu"> {
   /** What QEMU answers to a command; `undefined` for the usual. */
   qemu?: (command: Command) => unknown;
   /** Replaces what the machine says of itself. */
@@ -65,7 +65,7 @@ export async function fakeStart(
   options: FakeStartOptions = {},
 ): Promise<FakeStart> {
   const { agent = ready } = options;
-  const guest = await fakeMachine({ ...options, agent });
+  const guest = await fakeMachine({ ...options, agent, qemu: undefined });
   const done: string[] = [];
   const events: Record<string, unknown>[] = [];
   const ended = Promise.withResolvers<{ code: number; signal: null }>();

@@ -26,7 +26,11 @@ import { hurriedTimers } from "../support/timers.ts";
 
 /** A fake machine that listens as QEMU does, and a place for its record. */
 async function machine() {
-  const fake = await fakeMachine();
+  const fake = await fakeMachine({
+    qemu({ execute }) {
+      if (execute === "system_powerdown") end();
+    },
+  });
   const place = await temporaryDir();
   const listener = Deno.listen({
     transport: "unix",
@@ -177,10 +181,9 @@ test("a machine that is used goes on for others, and its end is noticed", async 
   assertEquals(error.message, "The machine has ended");
 });
 
-test("a machine is stopped with the time that was written down, and nothing is left", async ({ facts, path, dir, end }) => {
+test("a machine is stopped with the time that was written down, and nothing is left", async ({ facts, path, dir }) => {
   await detach(booted(facts, path).vm, path, { graceMs: 60_000 });
   const { events, onEvent } = collect("shutdown");
-  setTimeout(end, 50);
   const stopped = await stopDetachedVm(path, { onEvent });
   assertEquals(stopped.pid, facts.pid);
   assertEquals(events.map(({ how }) => how), ["powered_down"]);
