@@ -12,14 +12,8 @@ import { type GuestShare, isPlugged } from "../qemu/args.ts";
 import { assertDiskChain } from "../qemu/disk.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
 import { type Monitor, ownMonitor } from "../qemu/monitor.ts";
-import {
-  NotSavable,
-  reasonOf,
-  type Saved,
-  type Start,
-  type StartedMachine,
-} from "./_course.ts";
-import { endQemu, stagedFiles, startQemu } from "./_qemu.ts";
+import { NotSavable, reasonOf, type Saved, type Start } from "./_course.ts";
+import { endQemu } from "./_qemu.ts";
 import { meetAgent } from "../guest/agent.ts";
 import { attach } from "./_hotplug.ts";
 import { saveMachine } from "./_migrate.ts";
@@ -62,7 +56,9 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
     : saved?.agent;
   if (!saved) clock.lap("guest");
   if (staging && agent && !saved) {
-    start.successor = startSuccessor(start);
+    // It takes its time while the guest comes to rest.
+    start.successor = start.startSuccessor();
+    start.successor.catch(() => {});
     const how = { bootMs: clock.phases.guest, signal };
     await prepareGuest(monitor, plan.shares.filter(isPlugged), how);
     const successor = await start.successor;
@@ -130,17 +126,6 @@ async function wake(
     if (!saved || error instanceof Deno.errors.NotCapable) throw error;
     throw new NotSavable(reasonOf(error));
   }
-}
-
-/**
- * Starts the QEMU that goes on with what is saved, while the guest still comes to
- * rest.
- */
-function startSuccessor(start: Start): Promise<StartedMachine> {
-  const files = stagedFiles(start.staging!, start.slot);
-  const started = startQemu({ ...start, files });
-  started.catch(() => {});
-  return started;
 }
 
 /**

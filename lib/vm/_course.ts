@@ -56,7 +56,9 @@ export interface StartedMachine {
 export interface Start extends Course, StartedMachine {
   /** What is typed into its console. */
   typing: Typing;
-  /** The machine that is to go on in its place once it is saved. */
+  /** Starts the QEMU that goes on with what is saved. */
+  startSuccessor(): Promise<StartedMachine>;
+  /** It, once it was started. */
   successor?: Promise<StartedMachine>;
 }
 

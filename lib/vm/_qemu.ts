@@ -32,6 +32,7 @@ import type { SnapshotSlot } from "./_snapshot.ts";
  * @throws {AcceleratorError} When QEMU cannot run the guest in this way.
  */
 export async function startQemu(course: Course): Promise<StartedMachine> {
+  const { slot, staging, files } = course;
   const dir = await makeMachineDir(course.plan.env);
   try {
     await writeOwn(join(dir, MACHINE_FILES.seed), seedImage());
@@ -40,9 +41,10 @@ export async function startQemu(course: Course): Promise<StartedMachine> {
   } catch (error) {
     await Deno.remove(dir, { recursive: true });
     // An older QEMU ends over the arguments, or does not know the capability.
+    const isTried = staging && (slot?.mapped || files);
     const refused = error instanceof ToolsmithError &&
       ["boot_failed", "guest_failed"].includes(error.code);
-    throw course.staging && refused ? new NotSavable(reasonOf(error)) : error;
+    throw isTried && refused ? new NotSavable(reasonOf(error)) : error;
   }
 }
 

@@ -84,7 +84,13 @@ async function startOnce(course: Course): Promise<BootedVm> {
   try {
     const started = saved?.successor ?? await startQemu(course);
     const { machine } = started;
-    start = { ...course, ...started, typing: relay(console?.input, machine) };
+    const files = staging && stagedFiles(staging, slot);
+    start = {
+      ...course,
+      ...started,
+      typing: relay(console?.input, machine),
+      startSuccessor: () => startQemu({ ...course, files }),
+    };
     // Every wait from here on is for an answer of QEMU or of its guest.
     signal?.addEventListener("abort", cancel, { once: true });
     signal?.throwIfAborted();
@@ -93,7 +99,6 @@ async function startOnce(course: Course): Promise<BootedVm> {
     // Another goes on in its place, and owns the staging directory from here on.
     const ending = endMachine(start);
     start = undefined;
-    const files = stagedFiles(staging!, slot);
     try {
       return await startOnce({ ...course, files, saved: up });
     } finally {

@@ -9,10 +9,14 @@ import { join } from "@std/path";
 import type { SnapshotStaging } from "../../lib/cache/snapshots.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
 import { DISK } from "../../lib/qemu/devices.ts";
-import type { Machine } from "../../lib/qemu/machine.ts";
+import type { Machine, MachinePlan } from "../../lib/qemu/machine.ts";
 import type { Command, Qmp } from "../../lib/qemu/qmp.ts";
 import { bringUp } from "../../lib/vm/_bring_up.ts";
-import { type Start, startClock } from "../../lib/vm/_course.ts";
+import {
+  type Start,
+  startClock,
+  type StartedMachine,
+} from "../../lib/vm/_course.ts";
 import type { SnapshotSlot } from "../../lib/vm/_snapshot.ts";
 import type { BootedVm } from "../../lib/vm/vm.ts";
 import {
@@ -81,7 +85,6 @@ export async function fakeStart(
     if (said !== undefined) return said;
     if (name === "query-status") return { status: "paused" };
     if (name === "query-block") return [drive(TEMPORARY, IMAGE)];
-    if (name === "query-blockstats") return [];
     if (name === "query-migrate") return { status: "completed" };
     if (name === "migrate") {
       const path = String(args!.uri).replace("unix:", "");
@@ -108,6 +111,7 @@ export async function fakeStart(
     },
   };
   const machine: Machine = {
+    load: noted("loaded"),
     ...{ pid: 4242, accelerator: "tcg", qmp, ended: ended.promise },
     agentSeen: () => false,
     stopped: () => false,
@@ -120,11 +124,14 @@ export async function fakeStart(
     [Symbol.asyncDispose]: noted("machine ended"),
     ...options.machine,
   };
+  const plan: MachinePlan = {
+    ...{ program: "qemu", disk: IMAGE, ephemeral: true },
+    ...{ accelerator: "tcg", memory: 512, cpus: 2, shares: [], extra: [] },
+  };
   const start: Start = {
-    plan: {
-      ...{ program: "qemu", disk: IMAGE, ephemeral: true, dir: guest.dir },
-      ...{ accelerator: "tcg", memory: 512, cpus: 2, shares: [], extra: [] },
-    },
+    plan,
+    qemu: { ...plan, dir: guest.dir },
+    startSuccessor: () => Promise.resolve(fakeSuccessor(done)),
     options: { image: IMAGE },
     // deno-lint-ignore no-explicit-any -- an event has its time added.
     emit: (event: any) => {
@@ -140,6 +147,16 @@ export async function fakeStart(
   };
   Object.assign(start, options.start?.({ ...fake, start }));
   return { ...fake, start };
+}
+
+/** A QEMU that waits for what is saved; it notes only its end. */
+export function fakeSuccessor(done: string[]): StartedMachine {
+  const machine = {
+    [Symbol.asyncDispose]: () =>
+      Promise.resolve(void done.push("successor ended")),
+  } as unknown as Machine;
+  const qemu = { dir: "/nonexistent/successor" } as StartedMachine["qemu"];
+  return { machine, qemu };
 }
 
 /** QEMU's description of a disk: each file lies above the next. */

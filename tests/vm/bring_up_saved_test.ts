@@ -6,7 +6,7 @@ import { assert, assertEquals } from "@std/assert";
 import type { GuestShare } from "../../lib/qemu/args.ts";
 import { RefusedError } from "../../lib/qemu/errors.ts";
 import { bringUp } from "../../lib/vm/_bring_up.ts";
-import { NotMappable } from "../../lib/vm/_course.ts";
+import { NotSavable } from "../../lib/vm/_course.ts";
 import { failure } from "../support/failure.ts";
 import type { Request } from "../support/fake_machine.ts";
 import {
@@ -30,7 +30,6 @@ function test(name: string, fn: () => Promise<void>) {
 }
 
 test("a restored machine runs once its snapshot is read, with its own disk and the host's time", async () => {
-  let looks = 0;
   const scripts: string[][] = [];
   const agent = (request: Request) => {
     const { execute, arguments: args } = request;
@@ -44,12 +43,11 @@ test("a restored machine runs once its snapshot is read, with its own disk and t
       if (name === "query-block") {
         return [drive(TEMPORARY, "/m/key.qcow2", IMAGE)];
       }
-      if (name !== "query-status") return;
-      return { status: ++looks < 3 ? "inmigrate" : "paused" };
     },
-    start: ({ done }) => ({
+    start: ({ done, start }) => ({
       slot: fakeSlot(done),
       files: { path: "/m/key.state", disk: "/m/key.qcow2" },
+      qemu: { ...start.qemu, disk: "/m/key.qcow2" },
     }),
   }, (_, fake) => {
     assertEquals<unknown>(readyEvent(fake), {
@@ -58,9 +56,7 @@ test("a restored machine runs once its snapshot is read, with its own disk and t
     });
   });
   assertEquals(events[0].how, "restore");
-  assertEquals(done.slice(0, 5), [
-    ...["query-status", "query-status", "query-status", "query-block", "cont"],
-  ]);
+  assertEquals(done.slice(0, 3), ["loaded", "query-block", "cont"]);
   assertEquals(scripts.length, 1);
   const [, , , seconds, whole] = scripts[0];
   assert(Math.abs(Number(seconds) - Date.now() / 1000) < 300, seconds);
@@ -76,30 +72,10 @@ test("a snapshot that was replaced meanwhile is not restored", async () => {
   });
   const error = await failure("boot_failed", () => bringUp(fake.start));
   assertEquals(error.message, "it was replaced by another");
-  assertEquals(fake.done, ["query-status", "query-block"]);
+  assertEquals(fake.done, ["loaded", "query-block"]);
 });
 
-test("a machine that is saved comes to rest, stands still for it, and runs on", async () => {
-  const { done, events } = await bringUpFake({
-    start: (fake) => ({
-      slot: fakeSlot(fake.done),
-      staging: fakeStaging(fake),
-      plan: { ...fake.start.plan, shares: [WORK, OUT] },
-    }),
-  }, (_, fake) => {
-    assertEquals(fake.done, [
-      ...["query-block", "cont", "typing left", "stop", "query-blockstats"],
-      ...["migrate-set-parameters", "migrate", "query-migrate", "cont"],
-      ...["placed: true", "device_add"],
-    ]);
-  });
-  assertEquals(events.map(({ type }) => type), [
-    ...["vm_boot", "boot_ready", "shutdown"],
-  ]);
-  assert(done.indexOf("machine ended") < done.indexOf("slot settled"));
-});
-
-test("a machine whose memory is mapped ends when it is saved, and says so", async () => {
+test("a machine that is saved comes to rest, stands still, and names the one that goes on", async () => {
   const scripts: string[][] = [];
   await using fake = await fakeStart({
     agent(request) {
@@ -117,8 +93,11 @@ test("a machine whose memory is mapped ends when it is saved, and says so", asyn
   assert(!("facts" in saved));
   assertEquals(saved.agent, "qemu-ga 7.2.22");
   assert(saved.stopped <= performance.now());
-  assertEquals(fake.done.slice(-3), [
-    ...["query-migrate", "qmp closed", "machine ended"],
+  assertEquals(saved.successor.qemu.dir, "/nonexistent/successor");
+  // It may still have to be asked, and is ended by whoever has started it.
+  assertEquals(fake.done, [
+    ...["query-block", "cont", "typing left", "stop"],
+    ...["migrate-set-parameters", "migrate", "query-migrate", "qmp closed"],
   ]);
   assertEquals(fake.events.length, 1);
   // Cloud-init's end, then rest; an export's device is not there yet.
@@ -138,7 +117,7 @@ test("the machine that goes on in the place of one that was saved reports its bo
       }),
       staging: fakeStaging(fake),
       files: { path: "/m/state" },
-      saved: { stopped, agent: "toolsmith" },
+      saved: { stopped, agent: "toolsmith", successor: fake.start },
     }),
   }, (_, fake) => {
     assertEquals<unknown>(readyEvent(fake), {
@@ -148,11 +127,11 @@ test("the machine that goes on in the place of one that was saved reports its bo
     assertEquals(fake.events.length, 1);
   });
   assertEquals(done.slice(0, 4), [
-    ...["query-status", "query-block", "cont", "placed: true"],
+    ...["loaded", "query-block", "cont", "placed: true"],
   ]);
 });
 
-test("where that one does not run, memory is not mapped again", async () => {
+test("where that one does not run, the machine is not saved in that way again", async () => {
   await using fake = await fakeStart({
     qemu: ([name]) =>
       name === "cont"
@@ -161,11 +140,11 @@ test("where that one does not run, memory is not mapped again", async () => {
     start: (fake) => ({
       slot: fakeSlot(fake.done, { mapped: true }),
       files: { path: "/m/state" },
-      saved: { stopped: 0, agent: undefined },
+      saved: { stopped: 0, agent: undefined, successor: fake.start },
     }),
   });
   const error = await bringUp(fake.start).catch((error) => error);
-  assert(error instanceof NotMappable);
+  assert(error instanceof NotSavable);
   assertEquals(error.message, "no cont");
 });
 
@@ -178,10 +157,10 @@ test("a machine that cannot be saved, or was typed into, runs on without a snaps
       staging: fakeStaging(fake),
     }),
   });
-  assertEquals(refused.done.slice(5, 9), [
-    ...["migrate-set-parameters", "migrate", "cont", "staging removed"],
+  assertEquals(refused.done.slice(4, 10), [
+    ...["migrate-set-parameters", "migrate", "cont", "failed: no migration"],
+    ...["successor ended", "staging removed"],
   ]);
-  assertEquals(refused.done[9], "failed: no migration");
   const typed = await bringUpFake({
     start: (fake) => ({
       slot: fakeSlot(fake.done),
@@ -189,8 +168,9 @@ test("a machine that cannot be saved, or was typed into, runs on without a snaps
       typing: { ...fake.start.typing, used: () => true },
     }),
   });
-  assertEquals(typed.done.slice(0, 4), [
-    ...["query-block", "cont", "typing left", "staging removed"],
+  assertEquals(typed.done.slice(0, 5), [
+    ...["query-block", "cont", "typing left", "successor ended"],
+    ...["staging removed"],
   ]);
   assert(!typed.done.includes("stop"));
 });

@@ -110,7 +110,7 @@ test("a guest without an agent is of use where none is asked for", async () => {
     ...["vm_boot", "warning", "shutdown"],
   ]);
   // It would be another guest for each that expects an agent.
-  assertEquals(booted.done.slice(2, 4), ["typing left", "staging removed"]);
+  assertEquals(booted.done.slice(2, 3), ["staging removed"]);
   await using restored = await fakeStart({
     ...silent,
     start: (fake) => ({
@@ -178,7 +178,10 @@ test("a released machine lives on, once what was saved is in its place", async (
 
 test("a stop leaves no directory, and a disk that is kept is given time", async () => {
   await using kept: FakeStart = await fakeStart({
-    start: ({ start }) => ({ plan: { ...start.plan, ephemeral: false } }),
+    start: ({ start }) => ({
+      options: { image: IMAGE, overlay: IMAGE },
+      qemu: { ...start.qemu, ephemeral: false },
+    }),
     qemu([name]) {
       if (name === "system_powerdown") kept.end();
       return name === "query-block" ? [drive(IMAGE)] : undefined;

@@ -94,7 +94,7 @@ async function waiting(
   const silent = { agent: () => undefined, reads: false };
   await using fake = await fakeStart({ ...silent, ...more, machine });
   const { timeoutMs = 60_000, signal } = more;
-  const { dir } = fake.start.plan;
+  const { dir } = fake.start.qemu;
   const error = await whenReady(fake.start.machine, { dir, timeoutMs, signal })
     .catch((error) => error);
   return error as ToolsmithError;
@@ -185,7 +185,7 @@ Deno.test({
   ...socketsHere,
   async fn() {
     await using fake = await fakeStart();
-    const { dir } = fake.start.plan;
+    const { dir } = fake.start.qemu;
     const how = { dir, timeoutMs: 60_000 };
     using agent = await whenReady(fake.start.machine, how);
     assertEquals(await agent.send(["guest-info"]), { version: "7.2.22" });

@@ -7,19 +7,19 @@ import { join } from "@std/path";
 import { snapshotStore } from "../../lib/cache/snapshots.ts";
 import { emitter } from "../../lib/events.ts";
 import { AcceleratorError } from "../../lib/qemu/errors.ts";
-import type { StartMachineOptions } from "../../lib/qemu/machine.ts";
-import { makeMachineDir } from "../../lib/qemu/machine_dir.ts";
+import type { MachinePlan } from "../../lib/qemu/machine.ts";
 import type { BootOptions } from "../../lib/vm/options.ts";
 import { findSlots } from "../../lib/vm/_snapshot.ts";
 import { startVm } from "../../lib/vm/_start.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { collect } from "../support/guest.ts";
+import { qcow2, writeImage } from "../support/qcow2.ts";
 
 const DIGEST = `sha256:${"a".repeat(64)}`;
 
 interface Bench {
   dir: string;
-  plan: StartMachineOptions;
+  plan: MachinePlan;
   options: BootOptions;
   /** Tries to start; returns what it failed with, and was warned of. */
   tries(more?: Partial<BootOptions>): Promise<{ error: Error; said: string[] }>;
@@ -39,11 +39,11 @@ function test(name: string, script: string, fn: (on: Bench) => Promise<void>) {
       const noting = `#!/bin/sh\necho "$*" >>'${notes}'\n${script}\n`;
       await Deno.writeTextFile(program, noting, { mode: 0o755 });
       const env = new Map([["TMPDIR", dir.path], ["PATH", "/usr/bin:/bin"]]);
-      const image = "/images/a.qcow2";
-      const plan: StartMachineOptions = {
+      const image = join(dir.path, "a.qcow2");
+      await writeImage(image, qcow2({}));
+      const plan: MachinePlan = {
         ...{ program, env, disk: image, ephemeral: true, memory: 64, cpus: 1 },
         ...{ accelerator: "tcg", shares: [], extra: [] },
-        dir: await makeMachineDir(env),
       };
       const snapshots = { dir: join(dir.path, "machines"), digest: DIGEST };
       const options: BootOptions = { image, env, snapshots };
