@@ -1,5 +1,8 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { COMMANDS } from "../../lib/cli/commands.ts";
+import { run } from "../../lib/cli/commands/run.ts";
+import { ParsedFlags } from "../../lib/cli/flag_values.ts";
+import { readExec, readMachine } from "../../lib/cli/flags.ts";
 import { COMMON } from "../../lib/cli/spec.ts";
 import { helpText } from "../../lib/cli/help.ts";
 
@@ -38,3 +41,27 @@ for (const command of COMMANDS) {
     }
   });
 }
+
+Deno.test("every flag of a machine and of its command arrives, sizes in MiB and times in ms", () => {
+  const flags =
+    "--memory 2G --cpus 3 --arch arm64 --firmware uefi --export out --export lib:more --copy-limit 64m --network --overlay disk --fresh --no-save --boot-timeout 0.5 --timeout 7 --cwd /tmp";
+  const read = (line: string) => new ParsedFlags(run, line.split(" "));
+  const given = read(`${flags} make`);
+  const { hydrate: _, exports, ...shape } = readMachine(given);
+  assertEquals(shape, {
+    arch: "aarch64",
+    firmware: "uefi",
+    memory: 2048,
+    cpus: 3,
+    copyLimit: 64,
+    network: true,
+    overlay: "disk",
+    fresh: true,
+    save: false,
+    bootTimeoutMs: 500,
+  });
+  assertEquals(exports?.map(({ tag }) => tag), [undefined, "more"]);
+  assertEquals(readExec(given), { timeoutMs: 7000, cwd: "/tmp", env: {} });
+  const one = readMachine(read("--memory 600 --export out make"));
+  assertEquals([one.memory, one.exports?.length], [600, 1]);
+});

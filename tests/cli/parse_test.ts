@@ -151,29 +151,6 @@ Deno.test("a machine that is asked nothing special is shaped by nothing", () => 
   assertEquals(Object.values(shape).filter((it) => it !== undefined), []);
 });
 
-Deno.test("every flag of a machine and of its command arrives, sizes in MiB and times in ms", () => {
-  const flags =
-    "--memory 2G --cpus 3 --arch arm64 --firmware uefi --export out --export lib:more --copy-limit 64m --network --overlay disk --fresh --no-save --boot-timeout 0.5 --timeout 7 --cwd /tmp";
-  const request = requestOf(run, `${flags} make`);
-  const { hydrate: _, exports, ...shape } = request.vm;
-  assertEquals(shape, {
-    arch: "aarch64",
-    firmware: "uefi",
-    memory: 2048,
-    cpus: 3,
-    copyLimit: 64,
-    network: true,
-    overlay: "disk",
-    fresh: true,
-    save: false,
-    bootTimeoutMs: 500,
-  });
-  assertEquals(exports?.map(({ tag }) => tag), [undefined, "more"]);
-  assertEquals([request.timeoutMs, request.cwd], [7000, "/tmp"]);
-  const one = requestOf(run, "--memory 600 --export out make").vm;
-  assertEquals([one.memory, one.exports?.length], [600, 1]);
-});
-
 Deno.test("help and version are asked for in every usual way", () => {
   for (const line of ["", "--help", "-h", "help"]) {
     assertEquals(parse(line), { kind: "help" });
