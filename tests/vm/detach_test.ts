@@ -1,6 +1,6 @@
 /**
  * Detached machines without a guest: their records, and how they are found, used
- * and stopped; tests/vm/detached_test.ts does the same with a real one.
+ * and stopped; tests/boots/detached_test.ts does the same with a real one.
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
