@@ -162,6 +162,13 @@ test("a command reads its input, and one that does not is no failure", async () 
   assertEquals(read, "text");
   const stdin = new Uint8Array(2 ** 22);
   assertEquals((await on.exec("true", { stdin })).code, 0);
+  // What nobody reads any more is let go of.
+  let cancelled = false;
+  const endless = new ReadableStream<Uint8Array>({
+    cancel: () => void (cancelled = true),
+  });
+  assertEquals((await on.exec("true", { stdin: endless })).code, 0);
+  assertEquals(cancelled, true);
 });
 
 test("input that breaks off ends the command, and is a failure here", async () => {
