@@ -142,6 +142,16 @@ async function makeOverlay(disk: string, image: string) {
   try {
     await writeOverlay(staging, image);
     await linkNew(staging, disk);
+  } catch (cause) {
+    const isTyped = cause instanceof ToolsmithError ||
+      cause instanceof Deno.errors.NotCapable;
+    if (isTyped) throw cause;
+    const { message } = cause as Error;
+    throw new ToolsmithError(
+      "boot_failed",
+      `Cannot make the overlay ${disk}: ${message.split(": ")[0]}`,
+      { hint: "name a place in a directory that you can write", cause },
+    );
   } finally {
     await Deno.remove(staging).catch(() => {});
   }
