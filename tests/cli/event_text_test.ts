@@ -1,30 +1,11 @@
 import { assertEquals } from "@std/assert";
 import { describe } from "../../lib/cli/event_text.ts";
 import type { ToolsmithEvent, Untimed } from "../../lib/events.ts";
+import { INSPECTED, START } from "../support/events.ts";
 
 const MIB = 1024 * 1024;
 const DIGEST = `sha256:${"ab".repeat(32)}`;
 const timestamp = "2026-01-31T12:00:00.000Z";
-
-const START = {
-  type: "download_start",
-  image: "demo",
-  source: "oci://ghcr.io/o/r:1",
-  bytes: 64 * MIB,
-  resumed: 0,
-  connections: 1,
-} as const;
-
-const INSPECTED = {
-  type: "image_inspected",
-  image: "demo",
-  path: "x.qcow2",
-  bytes: 64 * MIB,
-  virtualSize: 128 * MIB,
-  compressed: false,
-  sparseBytes: 0,
-  savings: 0,
-} as const;
 
 const VERIFIED = {
   type: "publish_verified",

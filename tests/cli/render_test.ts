@@ -9,6 +9,7 @@ import {
 import { jsonLine } from "../../lib/system/text.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
 import type { ToolsmithEvent, Untimed } from "../../lib/events.ts";
+import { INSPECTED, START } from "../support/events.ts";
 
 const MIB = 1024 * 1024;
 const DIGEST = `sha256:${"ab".repeat(32)}`;
@@ -34,26 +35,6 @@ function screen(bar: boolean, columns = 80, coloured?: boolean) {
   const send = (event: Untimed<ToolsmithEvent>) => view.onEvent(timed(event));
   return { kept, send, close: () => view.close() };
 }
-
-const START = {
-  type: "download_start",
-  image: "demo",
-  source: "oci://ghcr.io/o/r:1",
-  bytes: 64 * MIB,
-  resumed: 0,
-  connections: 1,
-} as const;
-
-const INSPECTED = {
-  type: "image_inspected",
-  image: "demo",
-  path: "x.qcow2",
-  bytes: 64 * MIB,
-  virtualSize: 128 * MIB,
-  compressed: false,
-  sparseBytes: 0,
-  savings: 0,
-} as const;
 
 const progress = (bytes: number) => ({
   type: "download_progress" as const,

@@ -1,0 +1,28 @@
+/**
+ * Events as they come, for what is said of them.
+ *
+ * @module
+ */
+const MIB = 1024 * 1024;
+
+/** A download of 64 MiB begins. */
+export const START = {
+  type: "download_start",
+  image: "demo",
+  source: "oci://ghcr.io/o/r:1",
+  bytes: 64 * MIB,
+  resumed: 0,
+  connections: 1,
+} as const;
+
+/** An image is looked at before it is published. */
+export const INSPECTED = {
+  type: "image_inspected",
+  image: "demo",
+  path: "x.qcow2",
+  bytes: 64 * MIB,
+  virtualSize: 128 * MIB,
+  compressed: false,
+  sparseBytes: 0,
+  savings: 0,
+} as const;
