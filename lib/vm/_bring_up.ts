@@ -61,12 +61,11 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
     start.successor.catch(() => {});
     const how = { bootMs: clock.phases.guest, signal };
     await prepareGuest(monitor, plan.shares.filter(isPlugged), how);
-    const successor = await start.successor;
     clock.lap("guest");
-    const stopped = performance.now();
-    if (await save(start)) {
+    const done = await save(start);
+    if (done) {
       await monitor[Symbol.asyncDispose]();
-      return { stopped, agent: about, successor };
+      return { ...done, agent: about };
     }
   }
   if (saved) slot?.place(staging!, performance.now() - saved.stopped);
@@ -132,25 +131,29 @@ async function wake(
  * Saves a machine that is ready. It stands still then: it would go on writing
  * what was saved.
  *
- * @returns Whether it was saved; else it goes on, as if nothing had been.
+ * @returns Which goes on, and since when this one stands still; `undefined` where
+ * it goes on itself, as if nothing had been.
  */
-async function save(start: Start): Promise<boolean> {
+async function save(
+  start: Start,
+): Promise<Omit<Saved, "agent"> | undefined> {
   const { machine, qemu, options, slot } = start;
-  const staging = start.staging!;
   await start.typing.leave();
   try {
     // What was typed has made this guest another than the image's.
     if (!start.typing.used()) {
-      await saveMachine(machine.qmp, qemu.dir, staging);
-      return true;
+      const successor = await start.successor!;
+      const stopped = performance.now();
+      await saveMachine(machine.qmp, qemu.dir, start.staging!);
+      return { successor, stopped };
     }
   } catch (error) {
+    options.signal?.throwIfAborted();
     if (error instanceof Deno.errors.NotCapable) throw error;
     slot?.fail(error);
   }
   await saveNot(start);
   start.typing = relay(options.console?.input, machine);
-  return false;
 }
 
 /** Lets a machine go on: its memory and disk keep their files, without names. */

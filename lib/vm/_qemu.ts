@@ -27,7 +27,7 @@ import type { SnapshotSlot } from "./_snapshot.ts";
  *
  * @param course The machine.
  * @returns The machine, and what it was started with.
- * @throws {NotSavable} When it is to be saved, and cannot be in this way.
+ * @throws {NotSavable} When its memory is to be mapped, and cannot be.
  * @throws {ToolsmithError} What `startMachine` throws.
  * @throws {AcceleratorError} When QEMU cannot run the guest in this way.
  */
@@ -41,7 +41,7 @@ export async function startQemu(course: Course): Promise<StartedMachine> {
   } catch (error) {
     await Deno.remove(dir, { recursive: true });
     // An older QEMU ends over the arguments, or does not know the capability.
-    const isTried = staging && (slot?.mapped || files);
+    const isTried = staging && slot?.mapped && !files;
     const refused = error instanceof ToolsmithError &&
       ["boot_failed", "guest_failed"].includes(error.code);
     throw isTried && refused ? new NotSavable(reasonOf(error)) : error;

@@ -161,6 +161,16 @@ test("a machine that cannot be saved, or was typed into, runs on without a snaps
     ...["migrate-set-parameters", "migrate", "cont", "failed: no migration"],
     ...["successor ended", "staging removed"],
   ]);
+  const alone = await bringUpFake({
+    start: (fake) => ({
+      slot: fakeSlot(fake.done),
+      staging: fakeStaging(fake),
+      startSuccessor: () => Promise.reject(new Error("no process")),
+    }),
+  });
+  assertEquals(alone.done.slice(2, 5), [
+    ...["typing left", "failed: no process", "staging removed"],
+  ]);
   const typed = await bringUpFake({
     start: (fake) => ({
       slot: fakeSlot(fake.done),
