@@ -27,7 +27,7 @@ export interface SnapshotFiles {
   path: string;
   /** The guest's memory, which QEMU maps; absent if it is in the other file. */
   memory?: string;
-  /** The disk as the guest had left it; absent if it had written nothing. */
+  /** The disk as the guest had left it: an overlay of the image. */
   disk?: string;
 }
 
@@ -51,7 +51,7 @@ export interface SnapshotStaging extends AsyncDisposable {
   state: string;
   /** The file for memory that is mapped. */
   memory: string;
-  /** The file for the disk, if the guest has written to it. */
+  /** The file for the disk: an overlay of the image. */
   disk: string;
   /** Puts what was written into its place, whole or not at all. */
   place(): Promise<Snapshot>;
@@ -183,8 +183,11 @@ export async function stageSnapshot(
     async [Symbol.asyncDispose]() {
       if (over) return;
       over = true;
-      await removeTree(staging);
-      held[Symbol.dispose]();
+      try {
+        await removeTree(staging);
+      } finally {
+        held[Symbol.dispose]();
+      }
     },
   };
 }

@@ -5,7 +5,7 @@
  *     <dir>/<key>.json       what was saved, and the files as they were
  *     <dir>/<key>.state      devices, and memory that is not mapped, 0600
  *     <dir>/<key>.memory     memory that is mapped, if it is: sparse, 0600
- *     <dir>/<key>.qcow2      what the guest wrote to its disk, if it did
+ *     <dir>/<key>.qcow2      what the guest wrote to its disk, over the image
  *     <dir>/.staging-<key>-<id>/
  *     <dir>/.<key>.lock
  *

@@ -10,6 +10,8 @@ import type { Qmp } from "./qmp.ts";
 import { writeOverlay } from "../image/overlay.ts";
 import { assertSelfContained, inspectQcow2 } from "../image/qcow2.ts";
 
+export { writeOverlay };
+
 /** The disk of a machine. */
 export interface BootDisk {
   /** Absolute path of the file that QEMU opens. */
@@ -111,8 +113,17 @@ async function inspect(path: string) {
   }
 }
 
-/** An overlay of another image would show the guest a broken disk. */
-async function checkOverlay(disk: string, image: string) {
+/**
+ * Refuses a disk that is no overlay of the image: with another below it, the guest
+ * would have a broken disk, and QEMU opens whatever it names.
+ *
+ * Needs `--allow-read` for it.
+ *
+ * @param disk The disk.
+ * @param image Absolute path of the image.
+ * @throws {ToolsmithError} `image_unsafe`, `image_invalid`.
+ */
+export async function checkOverlay(disk: string, image: string): Promise<void> {
   const { backingFile, dataFile } = await inspectQcow2(disk);
   const base = resolve(dirname(disk), backingFile ?? "");
   if (backingFile !== undefined && base === image && dataFile === undefined) {

@@ -45,7 +45,10 @@ function diskFull(): ToolsmithError {
   return new ToolsmithError(
     "disk_full",
     "There is no space left for what the guest writes to its disk",
-    { hint: "free some; TMPDIR names the directory of temporary disks" },
+    {
+      hint:
+        "free some; TMPDIR names the directory of temporary disks, with --no-save that of a first start, too",
+    },
   );
 }
 

@@ -159,7 +159,11 @@ async function save(
 /** Lets a machine go on: its memory and disk keep their files, without names. */
 async function saveNot(start: Start) {
   await endSuccessor(start);
-  await start.staging?.[Symbol.asyncDispose]();
+  try {
+    await start.staging?.[Symbol.asyncDispose]();
+  } catch {
+    // What cannot be removed is swept later.
+  }
 }
 
 async function endSuccessor({ successor }: Start) {

@@ -65,10 +65,8 @@ export interface Start extends Course, StartedMachine {
 /** This way to save a machine does not work here; another may. */
 export class NotSavable extends Error {}
 
-/** There is no room for what is saved, whatever the way. */
-export class NoRoomError extends NotSavable {
-  override message = "there is no space left";
-}
+/** Nothing can be saved here, whatever the way: there is no room, for instance. */
+export class NoPlaceError extends NotSavable {}
 
 /** Measures the phases of a start, in whole milliseconds. */
 export interface Clock {

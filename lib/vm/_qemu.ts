@@ -8,11 +8,12 @@ import type { SnapshotFiles, SnapshotStaging } from "../cache/snapshots.ts";
 import { ToolsmithError } from "../errors.ts";
 import { seedImage } from "../guest/seed.ts";
 import { join } from "../path.ts";
-import { prepareDisk } from "../qemu/disk.ts";
+import { checkOverlay, writeOverlay } from "../qemu/disk.ts";
 import { type MachinePlan, startMachine } from "../qemu/machine.ts";
 import { MACHINE_FILES, makeMachineDir } from "../qemu/machine_dir.ts";
 import {
   type Course,
+  NoPlaceError,
   NotSavable,
   reasonOf,
   type StartedMachine,
@@ -28,18 +29,20 @@ import type { SnapshotSlot } from "./_snapshot.ts";
  * @param course The machine.
  * @returns The machine, and what it was started with.
  * @throws {NotSavable} When its memory is to be mapped, and cannot be.
+ * @throws {NoPlaceError} When the files cannot be made that it is to be saved to.
  * @throws {ToolsmithError} What `startMachine` throws.
  * @throws {AcceleratorError} When QEMU cannot run the guest in this way.
  */
 export async function startQemu(course: Course): Promise<StartedMachine> {
   const { slot, staging, files } = course;
-  const dir = await makeMachineDir(course.plan.env);
+  const plan = await withFiles(course);
+  const dir = await makeMachineDir(plan.env);
   try {
     await writeOwn(join(dir, MACHINE_FILES.seed), seedImage());
-    const qemu = { ...await withFiles(course), dir };
+    const qemu = { ...plan, dir };
     return { qemu, machine: await startMachine(qemu) };
   } catch (error) {
-    await Deno.remove(dir, { recursive: true });
+    await Deno.remove(dir, { recursive: true }).catch(() => {});
     // An older QEMU ends over the arguments, or does not know the capability.
     const isTried = staging && slot?.mapped && !files;
     const refused = error instanceof ToolsmithError &&
@@ -49,23 +52,35 @@ export async function startQemu(course: Course): Promise<StartedMachine> {
 }
 
 /** The machine with the files that it starts from, or is saved to. */
-async function withFiles(
-  { plan, slot, staging, files }: Course,
-): Promise<MachinePlan> {
+async function withFiles(course: Course): Promise<MachinePlan> {
+  const { plan, staging, files } = course;
   const unfinished = staging?.dir;
   if (files) {
     const { path, disk = plan.disk, memory } = files;
+    // It may come from another host.
+    if (files.disk && !staging) await checkOverlay(files.disk, plan.disk);
     const memoryFile = memory ? { path: memory, shared: false } : undefined;
     return { ...plan, disk, incoming: path, memoryFile, unfinished };
   }
   if (!staging) return plan;
-  const { memory, state } = staging;
-  const disk = await prepareDisk(plan.disk, staging.disk);
+  try {
+    return { ...plan, ...await makeFiles(course, staging), unfinished };
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    throw new NoPlaceError(reasonOf(error));
+  }
+}
+
+async function makeFiles(
+  { plan, slot }: Course,
+  { disk, memory, state }: SnapshotStaging,
+): Promise<Partial<MachinePlan>> {
+  await writeOverlay(disk, plan.disk);
   await writeOwn(state);
-  const saved = { ...plan, ...disk, unsafe: true, unfinished };
-  if (!slot?.mapped) return saved;
+  const own = { disk, ephemeral: false, unsafe: true };
+  if (!slot?.mapped) return own;
   await writeOwn(memory);
-  return { ...saved, memoryFile: { path: memory, shared: true } };
+  return { ...own, memoryFile: { path: memory, shared: true } };
 }
 
 /**

@@ -6,7 +6,7 @@
  */
 import {
   type Course,
-  NoRoomError,
+  NoPlaceError,
   NotSavable,
   reasonOf,
   type Start,
@@ -64,7 +64,7 @@ export async function startVm(
       return await startOnce({ ...request(), slot, staging });
     } catch (error) {
       if (!(error instanceof NotSavable)) throw error;
-      if (error instanceof NoRoomError) {
+      if (error instanceof NoPlaceError) {
         slot.fail(error);
         break;
       }
@@ -114,7 +114,9 @@ async function startOnce(course: Course): Promise<BootedVm> {
     const { signal: endedBy } = await start.machine.ended;
     const { code } = error as { code?: unknown };
     const isFull = endedBy === "SIGBUS" || code === "disk_full";
-    if (staging && !saved && isFull) throw new NoRoomError();
+    if (staging && !saved && isFull) {
+      throw new NoPlaceError("there is no space left");
+    }
     const { machine } = start;
     const ended = error instanceof VmDisconnectedError ||
       isDisconnection(error) || machine.consoleFailure();

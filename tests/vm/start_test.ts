@@ -2,13 +2,14 @@
  * In which order a machine is tried: restored, saved, or just booted. Its QEMU is
  * a script that ends, so that each try is seen and none goes on.
  */
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import { snapshotStore } from "../../lib/cache/snapshots.ts";
 import { emitter } from "../../lib/events.ts";
 import { AcceleratorError } from "../../lib/qemu/errors.ts";
 import type { MachinePlan } from "../../lib/qemu/machine.ts";
 import type { BootOptions } from "../../lib/vm/options.ts";
+import { writeOverlay } from "../../lib/image/overlay.ts";
 import { findSlots } from "../../lib/vm/_snapshot.ts";
 import { startVm } from "../../lib/vm/_start.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -118,7 +119,7 @@ test(
       await Deno.writeTextFile(staging!.state, "state", { mode: 0o600 });
       if (mapped) {
         await Deno.writeTextFile(staging!.memory, "memory", { mode: 0o600 });
-      } else await Deno.writeTextFile(staging!.disk, "disk", { mode: 0o600 });
+      } else await writeOverlay(staging!.disk, plan.disk);
       await staging!.place();
     }
     assertEquals(slots.map(({ mapped }) => mapped), [true, false]);
@@ -140,6 +141,27 @@ test(
     const third = runs()[3];
     assert(third.endsWith("-incoming defer") && !mapped(third), third);
     assert(third.includes(`file=${dir}/machines/${slots[1].key}.qcow2`), third);
+  },
+);
+
+test(
+  "a snapshot whose disk lies above another file than the image never reaches QEMU",
+  "exit 1",
+  async ({ dir, plan, options, tries, runs }) => {
+    const other = join(dir, "other.qcow2");
+    await Deno.copyFile(plan.disk, other);
+    const emit = emitter(undefined);
+    const [{ key }] = await findSlots(plan, { ...options, emit } as never);
+    await using staging = await snapshotStore(options.snapshots!.dir)
+      .stage(key);
+    await writeOverlay(staging!.disk, other);
+    await Deno.writeTextFile(staging!.state, "state", { mode: 0o600 });
+    await Deno.writeTextFile(staging!.memory, "memory", { mode: 0o600 });
+    await staging!.place();
+    await staging![Symbol.asyncDispose]();
+    const { said } = await tries();
+    assertMatch(said[0], /^The snapshot was removed: .* is based on .*other/);
+    assert(!runs().some((args) => args.includes("-incoming")));
   },
 );
 
