@@ -83,6 +83,8 @@ test(
     assertEquals(said, [`The guest's memory cannot be mapped: ${ENDED}`]);
     assertEquals(runs().map(mapped), [true, false]);
     assert(runs()[0].includes("share=on"), runs()[0]);
+    // Until it is saved, the disk is worth nothing.
+    assert(runs().slice(0, 2).every((it) => it.includes("cache=unsafe")));
     assert(!runs().some((args) => args.includes("-incoming")));
   },
 );
