@@ -77,7 +77,7 @@ Deno.test({
       const job = await submit(0, 'echo "task $1"; exit "$1"', "--array=0-3");
       const nodes = new Set<string>();
       for (const task of tasks) {
-        const end = await cluster.reaches(`${job}_${task}`, /COMPL|FAILED/);
+        const end = await cluster.reaches(`${job}_${task}`, /COMPLETED|FAILED/);
         assertEquals(end.code, task, await read("err", task));
         assertEquals(end.state, task === 0 ? "COMPLETED" : "FAILED");
         assertEquals(await read("out", task), `task ${task}\n`);
