@@ -28,7 +28,7 @@ export interface SnapshotFiles {
   /** The guest's memory, which QEMU maps; absent if it is in the other file. */
   memory?: string;
   /** The disk as the guest had left it: an overlay of the image. */
-  disk?: string;
+  disk: string;
 }
 
 /** A machine that was saved and can be restored. */
@@ -70,11 +70,10 @@ export async function findSnapshot(
   const parts = PARTS.filter((part) => expected?.[part]);
   const whole = expected !== undefined &&
     parts.every((part) => isSame(now.prints[part], expected[part]));
-  const path = join(dir, `${key}.state`);
-  const [disk, memory] = (["disk", "memory"] as const).map((part) =>
-    parts.includes(part) ? join(dir, fileName(key, part)) : undefined
-  );
-  const files = [path, disk ?? [], memory ?? [], metadata].flat();
+  const [disk, memory, path] = PARTS
+    .map((part) => join(dir, fileName(key, part)));
+  const isMapped = parts.includes("memory");
+  const files = [path, disk, isMapped ? memory : [], metadata].flat();
   if (!whole || !await allTrusted(files)) {
     // A save that was killed before its last step has left no metadata.
     return await fingerprint(metadata) ? "damaged" : undefined;
@@ -85,8 +84,8 @@ export async function findSnapshot(
     bytes: now.bytes(parts),
     saved: isoTime(now.prints.state.mtime),
     used: isoTime((await fingerprint(metadata))?.mtime),
-    ...disk ? { disk } : {},
-    ...memory ? { memory } : {},
+    disk,
+    ...isMapped ? { memory } : {},
   };
 }
 
@@ -108,7 +107,8 @@ export async function listSnapshots(dir: string): Promise<Snapshot[]> {
       const left = await filesOf(dir, key);
       const time = isoTime(left.prints.state?.mtime);
       const bytes = left.bytes(PARTS);
-      found.push({ key, path, bytes, saved: time, used: time });
+      const disk = join(dir, fileName(key, "disk"));
+      found.push({ key, path, disk, bytes, saved: time, used: time });
     } else if (state) found.push(state);
   }
   return found;
@@ -201,7 +201,7 @@ async function placeSnapshot(
   const written: Part[] = [];
   for (const part of PARTS) {
     const there = await fingerprint(staging[part]);
-    if (there || part === "state") written.push(part);
+    if (there || part !== "memory") written.push(part);
   }
   for (const part of written) await syncToDisk(staging[part]);
   await removeFiles(dir, key);

@@ -16,10 +16,10 @@ import {
 export interface SnapshotMetadata {
   /** Devices, and memory that is not in a file of its own. */
   state: Fingerprint;
+  /** The disk. */
+  disk: Fingerprint;
   /** Memory that is mapped, if it is. */
   memory?: Fingerprint;
-  /** The disk, if there is one. */
-  disk?: Fingerprint;
 }
 
 /** The files besides the metadata, in the order in which they are placed. */
@@ -83,8 +83,8 @@ export async function readMetadata(
 export function parseMetadata(text: string): SnapshotMetadata | undefined {
   try {
     const { state, memory, disk } = JSON.parse(text) ?? {};
-    const whole = isFingerprint(state) &&
-      [memory, disk].every((it) => it === undefined || isFingerprint(it));
+    const whole = [state, disk].every(isFingerprint) &&
+      (memory === undefined || isFingerprint(memory));
     return whole ? { state, memory, disk } : undefined;
   } catch {
     return undefined;

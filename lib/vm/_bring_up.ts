@@ -144,7 +144,8 @@ async function save(
     if (!start.typing.used()) {
       const successor = await start.successor!;
       const stopped = performance.now();
-      await saveMachine(machine.qmp, qemu.dir, start.staging!);
+      const { state } = start.staging!;
+      await saveMachine(machine.qmp, { dir: qemu.dir, state });
       return { successor, stopped };
     }
   } catch (error) {

@@ -13,7 +13,6 @@ import { MACHINE_FILES } from "../qemu/machine_dir.ts";
 import type { Qmp } from "../qemu/qmp.ts";
 import { writeAll } from "../system/streams.ts";
 import { sleep } from "../system/time.ts";
-import type { SnapshotStaging } from "../cache/snapshots.ts";
 
 const FRAME = 1024 * 1024;
 const POLL_MS = 5;
@@ -28,19 +27,17 @@ const LONGEST_MS = 120_000;
  * machine's directory, and `--allow-write` for the staging directory.
  *
  * @param qmp The connection to QEMU.
- * @param dir The machine's directory.
- * @param staging Where to write. Memory and disk that have files there are of no
- * use once the machine runs again.
+ * @param paths The machine's directory, and where the state goes. Memory and disk
+ * that have files of their own are of no use once the machine runs again.
  * @throws {ToolsmithError} `guest_failed` when QEMU cannot save this machine.
  */
 export async function saveMachine(
   qmp: Qmp,
-  dir: string,
-  staging: SnapshotStaging,
+  { dir, state }: { dir: string; state: string },
 ): Promise<void> {
   await qmp.send(["stop"]);
   try {
-    await copyState(qmp, join(dir, MACHINE_FILES.migration), staging.state);
+    await copyState(qmp, join(dir, MACHINE_FILES.migration), state);
   } catch (error) {
     await qmp.send(["cont"]);
     throw error;

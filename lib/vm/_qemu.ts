@@ -56,9 +56,9 @@ async function withFiles(course: Course): Promise<MachinePlan> {
   const { plan, staging, files } = course;
   const unfinished = staging?.dir;
   if (files) {
-    const { path, disk = plan.disk, memory } = files;
+    const { path, disk, memory } = files;
     // It may come from another host.
-    if (files.disk && !staging) await checkOverlay(files.disk, plan.disk);
+    if (!staging) await checkOverlay(disk, plan.disk);
     const memoryFile = memory ? { path: memory, shared: false } : undefined;
     return { ...plan, disk, incoming: path, memoryFile, unfinished };
   }

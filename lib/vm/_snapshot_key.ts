@@ -13,10 +13,7 @@ import { findProgram } from "../qemu/program.ts";
 import { fingerprint } from "../system/files.ts";
 
 /** Grows when earlier snapshots cannot be restored by this program any more. */
-const LAYOUT = 2;
-
-/** More than the first processor's part of `/proc/cpuinfo`. */
-const CPUINFO_BYTES = 8 * 1024;
+const LAYOUT = 3;
 
 /** Options of QEMU that say by themselves what the machine is like. */
 const SELF_CONTAINED = new Set(
@@ -86,28 +83,10 @@ async function hostProcessor(): Promise<string | undefined> {
   const { cpus } = await import("node:os");
   try {
     const model = cpus().at(0)?.model;
-    const host = `${Deno.build.os} ${Deno.osRelease()}`;
     return model &&
-      `${Deno.build.arch} ${model}, ${host}, ${await processorFlags()}`;
+      `${Deno.build.arch} ${model}, ${Deno.build.os} ${Deno.osRelease()}`;
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) return undefined;
     throw error;
-  }
-}
-
-/** Of two hosts with one model, a hypervisor may let one use more of it. */
-async function processorFlags(): Promise<string> {
-  if (Deno.build.os !== "linux") return "";
-  try {
-    using file = await Deno.open("/proc/cpuinfo");
-    const bytes = new Uint8Array(CPUINFO_BYTES);
-    const count = await file.read(bytes) ?? 0;
-    const text = new TextDecoder().decode(bytes.subarray(0, count));
-    return /^(?:flags|Features)\s*:.*/m.exec(text)?.[0] ?? "";
-  } catch (error) {
-    const none = error instanceof Deno.errors.NotCapable ||
-      error instanceof Deno.errors.NotFound;
-    if (!none) throw error;
-    return "";
   }
 }

@@ -3,6 +3,7 @@ import { join } from "@std/path";
 import { boot } from "../../lib/vm/boot.ts";
 import type { BootOptions } from "../../lib/vm/options.ts";
 import { fileChunks, sha256 } from "../../lib/system/digest.ts";
+import { writeOverlay } from "../../lib/image/overlay.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
 import { run } from "../../lib/system/process.ts";
 import { snapshotStore } from "../../lib/cache/snapshots.ts";
@@ -245,6 +246,7 @@ Deno.test({
             await Deno.writeFile(staging!.state, bytes);
             const memory = new Uint8Array(2 ** 20);
             await Deno.writeFile(staging!.memory, memory);
+            await writeOverlay(staging!.disk, image);
             await staging!.place();
           }
           {

@@ -12,6 +12,7 @@ import { asDigest } from "../../lib/system/digest.ts";
 import { fingerprint } from "../../lib/system/files.ts";
 import { openPart } from "../../lib/system/part_file.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { putImage } from "../support/images.ts";
 import { failure } from "../support/failure.ts";
 
 const A = "a".repeat(64);
@@ -30,15 +31,8 @@ function test(name: string, body: (key: CacheKey) => Promise<void>) {
 }
 
 /** Puts an image into the cache; it was used some days ago. */
-async function put(key: CacheKey, days = 0) {
-  using held = await cacheEntry(key).lock();
-  await using staging = await held.stage();
-  const path = join(staging.dir, "i.qcow2");
-  await Deno.writeTextFile(path, "image");
-  const hashed = (await fingerprint(path))!;
-  await staging.place({ path, name: "i.qcow2", source: "/x", hashed });
-  const used = new Date(NOW - days * DAY);
-  await Deno.utime(cacheEntry(key).dir, used, used);
+function put(key: CacheKey, days = 0) {
+  return putImage(key, new Date(NOW - days * DAY));
 }
 
 async function names(dir: string): Promise<string[]> {
@@ -151,6 +145,7 @@ test("prune takes machines of images in caches of others, too", async (key) => {
   const dir = join(home, "toolsmith", "machines", B);
   await using staging = await snapshotStore(dir).stage(A);
   await Deno.writeTextFile(staging!.state, "state");
+  await Deno.writeTextFile(staging!.disk, "");
   await staging!.place();
   await staging![Symbol.asyncDispose]();
   const result = async (env: Map<string, string>) => {

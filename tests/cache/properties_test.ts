@@ -48,7 +48,7 @@ Deno.test("a snapshot's metadata is read as it was written", () => {
   const metadata = fc.record({
     state: fingerprint,
     memory: fc.option(fingerprint, { nil: undefined }),
-    disk: fc.option(fingerprint, { nil: undefined }),
+    disk: fingerprint,
   });
   fc.assert(fc.property(metadata, (metadata) => {
     assertEquals(parseMetadata(JSON.stringify(metadata)), metadata);

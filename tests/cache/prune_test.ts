@@ -8,8 +8,8 @@ import {
   type PruneResult,
 } from "../../lib/cache/prune.ts";
 import { snapshotStore } from "../../lib/cache/snapshots.ts";
-import { fingerprint } from "../../lib/system/files.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { putImage } from "../support/images.ts";
 
 const DAY = 86_400_000;
 const NOW = Date.parse("2026-01-31T12:00:00Z");
@@ -32,15 +32,8 @@ function test(
     await using dir = await temporaryDir();
     const cache = join(dir.path, "cache");
     for (const [image, digit, days] of entries) {
-      const key = keyOf(cache, image, digit);
-      using held = await cacheEntry(key).lock();
-      await using staging = await held.stage();
-      const path = join(staging.dir, "i.qcow2");
-      await Deno.writeTextFile(path, "image");
-      const hashed = (await fingerprint(path))!;
-      await staging.place({ path, name: "i.qcow2", source: "/x", hashed });
       const used = new Date(NOW - days * DAY);
-      await Deno.utime(cacheEntry(key).dir, used, used);
+      await putImage(keyOf(cache, image, digit), used);
     }
     await body(cache);
   });
@@ -222,6 +215,7 @@ async function saveState(
   const key = digit.repeat(64);
   await using staging = await snapshotStore(dir).stage(key);
   await Deno.writeFile(staging!.state, new Uint8Array(bytes));
+  await Deno.writeFile(staging!.disk, new Uint8Array());
   const { path } = await staging!.place();
   const used = new Date(NOW - days * DAY);
   await Deno.utime(join(dir, `${key}.json`), used, used);
@@ -301,6 +295,7 @@ testStates(
     await Deno.mkdir(left);
     await using staging = await snapshotStore(dir).stage(key);
     await Deno.writeTextFile(staging!.state, "new");
+    await Deno.writeTextFile(staging!.disk, "");
     const result = await pruneCache(cache, { now });
     assertEquals(states(result), ["3 3000", "1 10"]);
     assertEquals(await Deno.stat(left).catch(() => "gone"), "gone");

@@ -1,40 +1,16 @@
-import { assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { basename, dirname, join } from "@std/path";
-import { type Snapshot, snapshotStore } from "../../lib/cache/snapshots.ts";
+import { snapshotStore } from "../../lib/cache/snapshots.ts";
 import { fingerprint } from "../../lib/system/files.ts";
-import { temporaryDir } from "../support/directory.ts";
-
-const KEY = "a".repeat(64);
-const OTHER = "b".repeat(64);
-const windows = Deno.build.os === "windows";
-
-/** Runs a test with a directory of saved machines. */
-function test(name: string, body: (dir: string) => Promise<void>) {
-  Deno.test({
-    name,
-    // Modes and the length of a path are others there.
-    ignore: windows,
-    async fn() {
-      await using dir = await temporaryDir();
-      await body(join(dir.path, "machines"));
-    },
-  });
-}
-
-/** Saves a machine that has a disk. */
-async function save(dir: string, key = KEY): Promise<Snapshot> {
-  await using staging = await snapshotStore(dir).stage(key);
-  await Deno.writeTextFile(staging!.state, "state");
-  await Deno.writeTextFile(staging!.disk, "disk");
-  return await staging!.place();
-}
-
-/** Names of all files but locks. */
-async function names(dir: string): Promise<string[]> {
-  const found = await Array.fromAsync(Deno.readDir(dir));
-  return found.map(({ name }) => name.replace(KEY, "a").replace(OTHER, "b"))
-    .filter((name) => !name.endsWith(".lock")).sort();
-}
+import {
+  fileOf,
+  KEY,
+  names,
+  OTHER,
+  save,
+  STATE,
+  test,
+} from "../support/snapshots.ts";
 
 test("a machine is saved in a directory that nobody can foresee, and of this user alone", async (dir) => {
   const seen = new Set<string>();
@@ -80,11 +56,11 @@ test("a save that cannot begin gives its key back", async (dir) => {
   }
 });
 
-test("a save without a state is none, and leaves what was there", async (dir) => {
+test("a save without a state or a disk is none, and leaves what was there", async (dir) => {
   const before = await save(dir);
-  {
+  for (const part of ["disk", "state"] as const) {
     await using staging = await snapshotStore(dir).stage(KEY);
-    await Deno.writeTextFile(staging!.disk, "disk");
+    await Deno.writeTextFile(staging![part], part);
     await assertRejects(() => staging!.place(), Deno.errors.NotFound);
   }
   assertEquals(await snapshotStore(dir).find(KEY), before);
@@ -103,12 +79,12 @@ test("a save that fails while it is put into its place leaves nothing", async (d
 });
 
 test("a damaged machine is listed with its state's time, and what it takes", async (dir) => {
-  const { path } = await save(dir);
+  const { path, disk } = await save(dir);
   const time = new Date("2020-01-02T03:04:05Z");
   await Deno.utime(path, time, time);
   const iso = time.toISOString();
   assertEquals(await snapshotStore(dir).list(), [
-    { key: KEY, path, bytes: 9, saved: iso, used: iso },
+    { key: KEY, path, disk, bytes: STATE.length + 4, saved: iso, used: iso },
   ]);
 });
 
@@ -157,4 +133,120 @@ test("nothing is made before a machine is saved", async (dir) => {
   await store.touch(KEY);
   assertEquals(await store.remove({ key: KEY }), false);
   await assertRejects(() => Deno.stat(dir), Deno.errors.NotFound);
+});
+
+test("holes in a snapshot's memory stay, and do not count", async (dir) => {
+  await using staging = await snapshotStore(dir).stage(KEY);
+  await Deno.writeTextFile(staging!.state, STATE);
+  await Deno.writeTextFile(staging!.disk, "");
+  {
+    using file = await Deno.open(staging!.memory, {
+      write: true,
+      createNew: true,
+    });
+    await file.truncate(2 ** 30);
+    await file.seek(2 ** 29, Deno.SeekMode.Start);
+    await file.write(new Uint8Array(4096).fill(1));
+  }
+  const { memory, bytes } = await staging!.place();
+  assertEquals((await Deno.stat(memory!)).size, 2 ** 30);
+  assert(bytes >= STATE.length + 4096 && bytes < 2 ** 20, `${bytes}`);
+});
+
+test("a save that is given up leaves what was there before", async (dir) => {
+  const before = await save(dir);
+  {
+    await using staging = await snapshotStore(dir).stage(KEY);
+    await Deno.writeTextFile(staging!.state, "half");
+    assertEquals(await snapshotStore(dir).find(KEY), before);
+  }
+  assertEquals(await snapshotStore(dir).find(KEY), before);
+  assertEquals(await names(dir), ["a.json", "a.qcow2", "a.state"]);
+});
+
+test("a save that cannot be finished leaves nothing to restore", async (dir) => {
+  await save(dir);
+  await using staging = await snapshotStore(dir).stage(KEY);
+  await Deno.writeTextFile(staging!.disk, "disk");
+  // What lies there in its place is moved, and noticed afterwards.
+  await Deno.mkdir(staging!.state);
+  const error = await staging!.place().then(() => undefined, (error) => error);
+  assert(error instanceof Error);
+  assertEquals(await snapshotStore(dir).find(KEY), undefined);
+});
+
+test("at each step of a save, the state is whole or not to be found", async (dir) => {
+  await save(dir);
+  let over = false;
+  const seen = new Set<string>();
+  const watching = (async () => {
+    while (!over) {
+      const state = await snapshotStore(dir).find(KEY);
+      if (typeof state === "object") {
+        assertEquals(state.bytes, STATE.length + 4);
+        assert(state.disk);
+      }
+      seen.add(typeof state === "object" ? "whole" : "none");
+    }
+  })();
+  for (let times = 0; times < 20; times++) await save(dir);
+  over = true;
+  await watching;
+  assert(seen.has("whole"));
+});
+
+test("one process at a time saves a machine; others do not wait", async (dir) => {
+  await using first = await snapshotStore(dir).stage(KEY);
+  assert(first);
+  assertEquals(await snapshotStore(dir).stage(KEY), undefined);
+  await using other = await snapshotStore(dir).stage(OTHER);
+  assert(other);
+});
+
+test("what a dead process left is swept by the next that saves", async (dir) => {
+  const stale = join(dir, `.staging-${KEY}-00000000`);
+  const foreign = join(dir, `.staging-${OTHER}-00000000`);
+  await Deno.mkdir(dir, { mode: 0o700 });
+  for (const path of [stale, foreign]) {
+    await Deno.mkdir(path, { recursive: true });
+    await Deno.writeTextFile(join(path, "state"), "half");
+  }
+  await using staging = await snapshotStore(dir).stage(KEY);
+  for (const path of [stale, foreign]) {
+    assertEquals(await Deno.stat(path).catch(() => "gone"), "gone");
+  }
+  await Deno.stat(join(staging!.state, ".."));
+});
+
+test("a sweep takes what the dead left, and nothing of the living", async (dir) => {
+  await save(dir);
+  await using alive = await snapshotStore(dir).stage(OTHER);
+  await Deno.writeTextFile(alive!.state, STATE);
+  await Deno.writeTextFile(alive!.disk, "");
+  const third = "c".repeat(64);
+  const left = [`.staging-${KEY}-0`, `.staging-${third}-0`];
+  for (const name of left) await Deno.mkdir(join(dir, name));
+  // Ends of a save that was cut off.
+  for (const ending of ["qcow2", "json"]) {
+    await Deno.writeTextFile(fileOf(dir, ending, third), "");
+  }
+  await Deno.writeTextFile(join(dir, "notes.txt"), "");
+  await snapshotStore(dir).sweep();
+  assertEquals(
+    (await names(dir)).map((it) => it.replace(/-b-.*/, "-b")),
+    [".staging-b", "a.json", "a.qcow2", "a.state", "notes.txt"],
+  );
+  assert(await alive!.place());
+  await snapshotStore(join(dir, "none")).sweep();
+});
+
+test("a save that was killed before its last step is none, and is swept", async (dir) => {
+  const saved = await save(dir);
+  await Deno.remove(fileOf(dir, "json"));
+  const store = snapshotStore(dir);
+  assertEquals(await store.find(KEY), undefined);
+  assertEquals(await store.list(), []);
+  assertEquals(await store.remove(saved), false);
+  await store.sweep();
+  assertEquals(await names(dir), []);
 });

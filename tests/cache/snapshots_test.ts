@@ -8,45 +8,20 @@ import {
 } from "../../lib/cache/snapshots.ts";
 import { run } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
+import {
+  fileOf,
+  KEY,
+  names,
+  OTHER,
+  save,
+  STATE,
+  test,
+} from "../support/snapshots.ts";
 import { ALICE, asRoot } from "../support/users.ts";
-
-const KEY = "a".repeat(64);
-const OTHER = "b".repeat(64);
-const MEMORY = "memory and devices";
-
-/** Runs a test with a directory of saved machines. */
-function test(name: string, body: (dir: string) => Promise<void>) {
-  Deno.test(name, async () => {
-    await using dir = await temporaryDir();
-    await body(join(dir.path, "machines"));
-  });
-}
-
-/** Saves a machine, with a disk if it has written to one, and memory. */
-async function save(dir: string, key = KEY, disk?: string, memory?: string) {
-  await using staging = await snapshotStore(dir).stage(key);
-  const { state, disk: file, memory: mapped, place } = staging!;
-  if (memory) await Deno.writeTextFile(mapped, memory, { mode: 0o600 });
-  await Deno.writeTextFile(state, MEMORY, { mode: 0o600 });
-  if (disk) await Deno.writeTextFile(file, disk, { mode: 0o600 });
-  return await place();
-}
-
-const fileOf = (dir: string, ending: string, key = KEY) =>
-  join(dir, `${key}.${ending}`);
-
-/** Names of all files but locks, which stay behind. */
-async function files(dir: string): Promise<string[]> {
-  const names: string[] = [];
-  for await (const { name } of Deno.readDir(dir)) {
-    if (!name.endsWith(".lock")) names.push(name.replace(KEY, "a"));
-  }
-  return names.sort();
-}
 
 test("a saved machine is found with all that is known of it", async (dir) => {
   const before = Date.now();
-  const placed = await save(dir, KEY, "disk");
+  const placed = await save(dir);
   const { saved, used, ...found } = await snapshotStore(dir).find(
     KEY,
   ) as Snapshot;
@@ -54,15 +29,15 @@ test("a saved machine is found with all that is known of it", async (dir) => {
     key: KEY,
     path: fileOf(dir, "state"),
     disk: fileOf(dir, "qcow2"),
-    bytes: MEMORY.length + 4,
+    bytes: STATE.length + 4,
   });
   // A file system's clock ticks more slowly.
   assert(Math.abs(Date.parse(saved) - before) < 60_000, saved);
   assert(Math.abs(Date.parse(used) - before) < 60_000, used);
   assertEquals({ ...found, saved, used }, placed);
-  assertEquals(await Deno.readTextFile(placed.path), MEMORY);
+  assertEquals(await Deno.readTextFile(placed.path), STATE);
   assertEquals(await Deno.readTextFile(placed.disk!), "disk");
-  assertEquals(await files(dir), ["a.json", "a.qcow2", "a.state"]);
+  assertEquals(await names(dir), ["a.json", "a.qcow2", "a.state"]);
 });
 
 test("nothing is found where nothing was saved", async (dir) => {
@@ -77,7 +52,7 @@ Deno.test({
   async fn() {
     await using dir = await temporaryDir();
     const path = join(dir.path, "machines");
-    await save(path, KEY, "disk", "memory");
+    await save(path, KEY, "memory");
     const modeOf = async (path: string) =>
       (await Deno.stat(path)).mode! & 0o777;
     assertEquals(await modeOf(path), 0o700);
@@ -85,50 +60,6 @@ Deno.test({
       assertEquals(await modeOf(fileOf(path, ending)), 0o600, ending);
     }
   },
-});
-
-/** Copies all files as archives keep them, into another directory. */
-async function copied(dir: string, to: string) {
-  const { code, stderr } = await run("cp", { args: ["-a", dir, to] });
-  assertEquals(code, 0, stderr);
-  return snapshotStore(to);
-}
-
-test("copied snapshots are restored once they are adopted", async (dir) => {
-  await save(dir, KEY, "disk", "memory");
-  await save(dir, OTHER);
-  const store = await copied(dir, `${dir}-copied`);
-  assertEquals(await store.find(KEY), "damaged");
-  const adopted = await store.adopt();
-  assertEquals(adopted.map(({ key }) => key), [KEY, OTHER]);
-  assertEquals([await store.find(KEY), await store.find(OTHER)], adopted);
-  assertEquals(adopted[0].disk, fileOf(store.dir, "qcow2"));
-  assertEquals(adopted[0].memory, fileOf(store.dir, "memory"));
-  // Nothing is left to be adopted, and what was saved here is not.
-  assertEquals(await store.adopt(), []);
-  assertEquals(await snapshotStore(dir).adopt(), []);
-});
-
-test("a copy that is not whole, or of another time, is not adopted", async (dir) => {
-  await save(dir, KEY, "disk", "memory");
-  const spoils: Record<string, (path: string) => Promise<void>> = {
-    shorter: (path) => Deno.truncate(path, 2),
-    missing: (path) => Deno.remove(path),
-    newer: (path) => Deno.utime(path, new Date(), new Date()),
-    "of others": (path) => Deno.chmod(path, 0o666),
-  };
-  for (const [what, spoil] of Object.entries(spoils)) {
-    for (const part of ["state", "memory", "qcow2"]) {
-      const to = `${dir}-${what}-${part}`;
-      const store = await copied(dir, to);
-      await spoil(fileOf(to, part));
-      assertEquals(await store.adopt(), [], `${part} is ${what}`);
-      assert(typeof await store.find(KEY) !== "object", `${part} is ${what}`);
-    }
-  }
-  const store = await copied(dir, `${dir}-saving`);
-  await using _staging = await store.stage(OTHER);
-  assertEquals((await store.adopt()).length, 1);
 });
 
 /** Writes other bytes of the same size, and sets the times of before. */
@@ -167,17 +98,17 @@ const DAMAGES: Record<string, (dir: string) => Promise<void>> = {
     assertEquals(code, 0);
   },
   "has the memory of another": async (dir) => {
-    await save(dir, OTHER, "disk", "memory");
+    await save(dir, OTHER, "memory");
     const foreign = fileOf(dir, "memory", OTHER);
     await Deno.rename(foreign, fileOf(dir, "memory"));
   },
   "is a foreign one": async (dir) => {
-    await save(dir, OTHER, "disk");
+    await save(dir, OTHER);
     const foreign = fileOf(dir, "state", OTHER);
     await Deno.copyFile(foreign, fileOf(dir, "state"));
   },
   "was put in its place": async (dir) => {
-    await save(dir, OTHER, "disk");
+    await save(dir, OTHER);
     const foreign = fileOf(dir, "state", OTHER);
     await Deno.rename(foreign, fileOf(dir, "state"));
   },
@@ -191,7 +122,7 @@ const DAMAGES: Record<string, (dir: string) => Promise<void>> = {
     ]),
   ),
   "has the note of another": async (dir) => {
-    await save(dir, OTHER, "disk");
+    await save(dir, OTHER);
     const foreign = fileOf(dir, "json", OTHER);
     await Deno.copyFile(foreign, fileOf(dir, "json"));
   },
@@ -199,7 +130,7 @@ const DAMAGES: Record<string, (dir: string) => Promise<void>> = {
 
 for (const [what, damage] of Object.entries(DAMAGES)) {
   test(`a saved machine that ${what} is damaged`, async (dir) => {
-    const state = await save(dir, KEY, "disk", "memory");
+    const state = await save(dir, KEY, "memory");
     await damage(dir);
     assertEquals(await snapshotStore(dir).find(KEY), "damaged");
     const listed = (await snapshotStore(dir).list()).find(({ key }) =>
@@ -207,7 +138,7 @@ for (const [what, damage] of Object.entries(DAMAGES)) {
     );
     assertEquals(await snapshotStore(dir).remove(listed!), true);
     assertEquals(await snapshotStore(dir).find(KEY), undefined);
-    assertEquals((await files(dir)).filter((it) => it.startsWith("a.")), []);
+    assertEquals((await names(dir)).filter((it) => it.startsWith("a.")), []);
     assertEquals(await snapshotStore(dir).remove(state), false);
   });
 }
@@ -224,127 +155,6 @@ test("what is not a file is no saved machine", async (dir) => {
   assertEquals(typeof await snapshotStore(dir).find(KEY), "object");
 });
 
-test("holes in a snapshot's memory stay, and do not count", async (dir) => {
-  await using staging = await snapshotStore(dir).stage(KEY);
-  await Deno.writeTextFile(staging!.state, MEMORY);
-  {
-    using file = await Deno.open(staging!.memory, {
-      write: true,
-      createNew: true,
-    });
-    await file.truncate(2 ** 30);
-    await file.seek(2 ** 29, Deno.SeekMode.Start);
-    await file.write(new Uint8Array(4096).fill(1));
-  }
-  const { memory, bytes } = await staging!.place();
-  assertEquals((await Deno.stat(memory!)).size, 2 ** 30);
-  assert(bytes >= MEMORY.length + 4096 && bytes < 2 ** 20, `${bytes}`);
-});
-
-test("a machine that wrote no disk does not get an older one's", async (dir) => {
-  await save(dir, KEY, "disk");
-  const { disk, bytes } = await save(dir);
-  assertEquals([disk, bytes], [undefined, MEMORY.length]);
-  assertEquals(await files(dir), ["a.json", "a.state"]);
-});
-
-test("a save that is given up leaves what was there before", async (dir) => {
-  const before = await save(dir);
-  {
-    await using staging = await snapshotStore(dir).stage(KEY);
-    await Deno.writeTextFile(staging!.state, "half");
-    assertEquals(await snapshotStore(dir).find(KEY), before);
-  }
-  assertEquals(await snapshotStore(dir).find(KEY), before);
-  assertEquals(await files(dir), ["a.json", "a.state"]);
-});
-
-test("a save that cannot be finished leaves nothing to restore", async (dir) => {
-  await save(dir, KEY, "disk");
-  await using staging = await snapshotStore(dir).stage(KEY);
-  await Deno.writeTextFile(staging!.disk, "disk");
-  // What lies there in its place is moved, and noticed afterwards.
-  await Deno.mkdir(staging!.state);
-  const error = await staging!.place().then(() => undefined, (error) => error);
-  assert(error instanceof Error);
-  assertEquals(await snapshotStore(dir).find(KEY), undefined);
-});
-
-test("at each step of a save, the state is whole or not to be found", async (dir) => {
-  await save(dir, KEY, "disk");
-  let over = false;
-  const seen = new Set<string>();
-  const watching = (async () => {
-    while (!over) {
-      const state = await snapshotStore(dir).find(KEY);
-      if (typeof state === "object") {
-        assertEquals(state.bytes, MEMORY.length + 4);
-        assert(state.disk);
-      }
-      seen.add(typeof state === "object" ? "whole" : "none");
-    }
-  })();
-  for (let times = 0; times < 20; times++) await save(dir, KEY, "disk");
-  over = true;
-  await watching;
-  assert(seen.has("whole"));
-});
-
-test("one process at a time saves a machine; others do not wait", async (dir) => {
-  await using first = await snapshotStore(dir).stage(KEY);
-  assert(first);
-  assertEquals(await snapshotStore(dir).stage(KEY), undefined);
-  await using other = await snapshotStore(dir).stage(OTHER);
-  assert(other);
-});
-
-test("what a dead process left is swept by the next that saves", async (dir) => {
-  const stale = join(dir, `.staging-${KEY}-00000000`);
-  const foreign = join(dir, `.staging-${OTHER}-00000000`);
-  await Deno.mkdir(dir, { mode: 0o700 });
-  for (const path of [stale, foreign]) {
-    await Deno.mkdir(path, { recursive: true });
-    await Deno.writeTextFile(join(path, "state"), "half");
-  }
-  await using staging = await snapshotStore(dir).stage(KEY);
-  for (const path of [stale, foreign]) {
-    assertEquals(await Deno.stat(path).catch(() => "gone"), "gone");
-  }
-  await Deno.stat(join(staging!.state, ".."));
-});
-
-test("a sweep takes what the dead left, and nothing of the living", async (dir) => {
-  await save(dir, KEY, "disk");
-  await using alive = await snapshotStore(dir).stage(OTHER);
-  await Deno.writeTextFile(alive!.state, MEMORY);
-  const third = "c".repeat(64);
-  const left = [`.staging-${KEY}-0`, `.staging-${third}-0`];
-  for (const name of left) await Deno.mkdir(join(dir, name));
-  // Ends of a save that was cut off.
-  for (const ending of ["qcow2", "json"]) {
-    await Deno.writeTextFile(fileOf(dir, ending, third), "");
-  }
-  await Deno.writeTextFile(join(dir, "notes.txt"), "");
-  await snapshotStore(dir).sweep();
-  assertEquals(
-    (await files(dir)).map((it) => it.replace(/b{64}-.*/, "b")),
-    [".staging-b", "a.json", "a.qcow2", "a.state", "notes.txt"],
-  );
-  assert(await alive!.place());
-  await snapshotStore(join(dir, "none")).sweep();
-});
-
-test("a save that was killed before its last step is none, and is swept", async (dir) => {
-  const saved = await save(dir, KEY, "disk");
-  await Deno.remove(fileOf(dir, "json"));
-  const store = snapshotStore(dir);
-  assertEquals(await store.find(KEY), undefined);
-  assertEquals(await store.list(), []);
-  assertEquals(await store.remove(saved), false);
-  await store.sweep();
-  assertEquals(await files(dir), []);
-});
-
 test("saved machines are listed, the damaged ones too", async (dir) => {
   assertEquals(await snapshotStore(dir).list(), []);
   const whole = await save(dir);
@@ -353,7 +163,7 @@ test("saved machines are listed, the damaged ones too", async (dir) => {
   await Deno.writeTextFile(join(dir, "notes.state"), "");
   const [first, second, ...more] = await snapshotStore(dir).list();
   assertEquals(first, whole);
-  assertEquals([second.key, second.bytes], [OTHER, 5]);
+  assertEquals([second.key, second.bytes], [OTHER, 9]);
   assertEquals(more, []);
 });
 
@@ -364,7 +174,7 @@ test("a machine that is saved anew is not removed for an older one", async (dir)
   assertEquals(await snapshotStore(dir).remove(tried), false);
   const now = await snapshotStore(dir).find(KEY) as Snapshot;
   assertEquals(await snapshotStore(dir).remove(now), true);
-  assertEquals(await files(dir), []);
+  assertEquals(await names(dir), []);
 });
 
 test("while a machine is saved anew, the one before is not removed", async (dir) => {
@@ -382,7 +192,7 @@ test("a removed machine that is being restored is read to its end", async (dir) 
   const state = await save(dir);
   using reader = await Deno.open(state.path);
   assertEquals(await snapshotStore(dir).remove(state), true);
-  assertEquals(await new Response(reader.readable).text(), MEMORY);
+  assertEquals(await new Response(reader.readable).text(), STATE);
 });
 
 test("use is noted, and does not damage", async (dir) => {
@@ -414,7 +224,7 @@ Deno.test("each part of what has to match makes another key", async () => {
 });
 
 test("snapshots in a directory that others can read or write are none, and none are put there", async (dir) => {
-  const saved = await save(dir, KEY, "disk");
+  const saved = await save(dir);
   for (const mode of [0o755, 0o730, 0o777]) {
     await Deno.chmod(dir, mode);
     assertEquals(await snapshotStore(dir).find(KEY), undefined);
@@ -440,7 +250,7 @@ asRoot(
     await using place = await temporaryDir();
     const dir = join(place.path, "machines");
     for (const ending of ["state", "qcow2", "json"]) {
-      await save(dir, KEY, "disk");
+      await save(dir);
       await Deno.chown(fileOf(dir, ending), ALICE, ALICE);
       assertEquals(await snapshotStore(dir).find(KEY), "damaged", ending);
       await snapshotStore(dir).remove({ key: KEY });

@@ -5,9 +5,10 @@ import { listCache } from "../../lib/cache/prune.ts";
 import { snapshotStore } from "../../lib/cache/snapshots.ts";
 import { shortDigest, timeText } from "../../lib/cli/format.ts";
 import { asDigest } from "../../lib/system/digest.ts";
-import { fingerprint } from "../../lib/system/files.ts";
+import { run } from "../../lib/system/process.ts";
 import { openPart } from "../../lib/system/part_file.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { putImage } from "../support/images.ts";
 import { failure } from "../support/failure.ts";
 import { perform, recordedIo } from "../support/io.ts";
 
@@ -23,14 +24,7 @@ async function workspace() {
   const dir = await temporaryDir();
   const cache = join(dir.path, "cache");
   for (const [at, used] of USED.entries()) {
-    const key = { cache, image: "demo", sha256: sha256(at + 1) };
-    using held = await cacheEntry(key).lock();
-    await using staging = await held.stage();
-    const path = join(staging.dir, "i.qcow2");
-    await Deno.writeTextFile(path, "image");
-    const hashed = (await fingerprint(path))!;
-    await staging.place({ path, name: "i.qcow2", source: "/x", hashed });
-    await Deno.utime(cacheEntry(key).dir, used, used);
+    await putImage({ cache, image: "demo", sha256: sha256(at + 1) }, used);
   }
   using held = await cacheEntry({ cache, image: "demo", sha256: sha256(4) })
     .lock();
@@ -128,7 +122,7 @@ Deno.test("cache prune keeps what the manifest names and the newest, and says wh
   assertEquals(await left(), "1");
 });
 
-Deno.test("cache ls has a line for a saved machine below its image, and prune has one, too", async () => {
+Deno.test("cache ls has a line for a saved machine below its image, and so have prune and adopt", async () => {
   await using work = await workspace();
   const key = "0123456789abcdef".repeat(4);
   const { dir } = cacheEntry({
@@ -138,6 +132,7 @@ Deno.test("cache ls has a line for a saved machine below its image, and prune ha
     const machines = snapshotStore(join(dir, "machines"));
     await using staging = await machines.stage(key);
     await Deno.writeTextFile(staging!.state, "state");
+    await Deno.writeTextFile(staging!.disk, "");
     await staging!.place();
   }
   const { text } = await cacheCommand(["ls", "--cache", work.cache]);
@@ -148,6 +143,16 @@ Deno.test("cache ls has a line for a saved machine below its image, and prune ha
   const args = ["prune", "--manifest", work.manifest, "--cache", work.cache];
   const pruned = await cacheCommand([...args, "--keep", "0", "--dry-run"]);
   assertMatch(pruned.text, state);
+  const copy = `${work.cache}-copied`;
+  const copying = await run("cp", { args: ["-a", work.cache, copy] });
+  assertEquals(copying.code, 0, copying.stderr);
+  const adopted = await cacheCommand(["adopt", "--cache", copy]);
+  assertMatch(adopted.text, state);
+  assertEquals(adopted.told, "snapshots accepted: 1\n");
+  const again = await cacheCommand(["adopt", "--cache", copy, "--json"]);
+  assertEquals([again.json, again.fields, again.told], [
+    ...[true, { cache: copy, states: [] }, ""],
+  ]);
 });
 
 Deno.test("cache prune says which images are in use, and stay", async () => {

@@ -91,7 +91,7 @@ Deno.test({
       left.sort(),
       [
         `.${KEY}.lock`,
-        ...["json", "memory", "state"].map((it) => `${KEY}.${it}`),
+        ...["json", "memory", "qcow2", "state"].map((it) => `${KEY}.${it}`),
       ],
     );
     for (let tries = 0; (await processesOf(dir.path)).length > 0; tries++) {
@@ -119,12 +119,16 @@ Deno.test({
 });
 
 /** A program that saves a machine: it says a word before and after. */
-function saver(snapshots: string, plan: { env: unknown }): string {
+function saver(
+  snapshots: string,
+  plan: { disk: string; env: unknown },
+): string {
   const { env: _env, ...machine } = plan;
   return `
     import { type Snapshot, snapshotStore } from "${ROOT}/lib/cache/snapshots.ts";
     import { startMachine } from "${ROOT}/lib/qemu/machine.ts";
     import { makeMachineDir } from "${ROOT}/lib/qemu/machine_dir.ts";
+    import { writeOverlay } from "${ROOT}/lib/image/overlay.ts";
     import { saveMachine } from "${ROOT}/lib/vm/_migrate.ts";
     const dir = await makeMachineDir();
     const store = snapshotStore(${JSON.stringify(snapshots)});
@@ -132,13 +136,14 @@ function saver(snapshots: string, plan: { env: unknown }): string {
     await using staging = await store.stage("${KEY}");
     const memoryFile = { path: staging.memory, shared: true };
     await Deno.writeFile(memoryFile.path, new Uint8Array(), { mode: 0o600 });
+    await writeOverlay(staging.disk, ${JSON.stringify(plan.disk)});
     {
       await using machine = await startMachine({
         ...${JSON.stringify(machine)}, dir, memoryFile,
         unfinished: staging.dir,
       });
       await machine.qmp.send(["cont"]);
-      await saveMachine(machine.qmp, dir, staging);
+      await saveMachine(machine.qmp, { dir, state: staging.state });
     }
     await staging.place();
     console.log("placed");

@@ -67,7 +67,7 @@ test("a snapshot that was replaced meanwhile is not restored", async () => {
   await using fake = await fakeStart({
     start: ({ done }) => ({
       slot: fakeSlot(done, { unchanged: () => Promise.resolve(false) }),
-      files: { path: "/m/key.state" },
+      files: { path: "/m/key.state", disk: "/m/key.qcow2" },
     }),
   });
   const error = await failure("boot_failed", () => bringUp(fake.start));
@@ -116,7 +116,7 @@ test("the machine that goes on in the place of one that was saved reports its bo
         place: (_, ms) => void fake.done.push(`placed: ${ms >= 50}`),
       }),
       staging: fakeStaging(fake),
-      files: { path: "/m/state" },
+      files: { path: "/m/state", disk: "/m/disk" },
       saved: { stopped, agent: "toolsmith", successor: fake.start },
     }),
   }, (_, fake) => {
@@ -139,7 +139,7 @@ test("where that one does not run, the machine is not saved in that way again", 
         : undefined,
     start: (fake) => ({
       slot: fakeSlot(fake.done, { mapped: true }),
-      files: { path: "/m/state" },
+      files: { path: "/m/state", disk: "/m/disk" },
       saved: { stopped: 0, agent: undefined, successor: fake.start },
     }),
   });

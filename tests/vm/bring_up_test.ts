@@ -116,7 +116,7 @@ test("a guest without an agent is of use where none is asked for", async () => {
     start: (fake) => ({
       options: optional,
       slot: fakeSlot(fake.done),
-      files: { path: "/m/key.state" },
+      files: { path: "/m/key.state", disk: "/m/key.qcow2" },
     }),
   });
   await failure("guest_not_ready", () => bringUp(restored.start));

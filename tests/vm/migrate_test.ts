@@ -32,7 +32,7 @@ async function save({ status, send }: Migrating) {
   const qmp = {
     send: (...commands: Command[]) => Promise.resolve(commands.map(answer)),
   } as Qmp;
-  const written = saveMachine(qmp, dir.path, staging)
+  const written = saveMachine(qmp, { dir: dir.path, state: staging.state })
     .then(() => Deno.readTextFile(staging.state));
   // Whoever still listens would hold the test.
   const failed = await written.then(() => undefined, (error) => error);

@@ -56,6 +56,7 @@ async function fill(place: Place) {
   const { slot } = await look(place);
   await using staging = await snapshotStore(place.options.dir).stage(slot!.key);
   await Deno.writeTextFile(staging!.state, "memory");
+  await Deno.writeTextFile(staging!.disk, "disk");
   return await staging!.place();
 }
 
@@ -97,6 +98,14 @@ test("what has to match makes the key, and nothing else", async (place) => {
   for (const more of alike) {
     assertEquals(await keyOf({ plan: { ...plan, ...more } }), keys.at(-1));
   }
+  // The same package on another host has other inodes, and times of change.
+  const { atime, mtime } = await Deno.stat(plan.program);
+  await Deno.copyFile(plan.program, `${plan.program}.new`);
+  await Deno.utime(`${plan.program}.new`, atime!, mtime!);
+  await Deno.rename(`${plan.program}.new`, plan.program);
+  assertEquals(await keyOf({}), keys.at(-1));
+  await Deno.utime(plan.program, atime!, new Date(mtime!.getTime() + 1000));
+  assert(await keyOf({}) !== keys.at(-1));
 });
 
 test("there is no place where something cannot be told", async (place) => {
@@ -216,6 +225,7 @@ test("a machine is saved where there is room for its memory, and what came of it
   assertEquals(await (await find({}))[0].stage(), undefined);
   await Deno.writeTextFile(staging.state, "devices", { mode: 0o600 });
   await Deno.writeTextFile(staging.memory, "memory", { mode: 0o600 });
+  await Deno.writeTextFile(staging.disk, "disk", { mode: 0o600 });
   mapped.place(staging, 12.6);
   await mapped.settled();
   await mapped.settled();

@@ -121,7 +121,8 @@ test(
       await Deno.writeTextFile(staging!.state, "state", { mode: 0o600 });
       if (mapped) {
         await Deno.writeTextFile(staging!.memory, "memory", { mode: 0o600 });
-      } else await writeOverlay(staging!.disk, plan.disk);
+      }
+      await writeOverlay(staging!.disk, plan.disk);
       await staging!.place();
     }
     assertEquals(slots.map(({ mapped }) => mapped), [true, false]);

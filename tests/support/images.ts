@@ -1,0 +1,24 @@
+/**
+ * Images in a cache, without a transfer.
+ *
+ * @module
+ */
+import { join } from "@std/path";
+import { cacheEntry, type CacheKey } from "../../lib/cache/entry.ts";
+import { fingerprint } from "../../lib/system/files.ts";
+
+/**
+ * Puts an image of 5 bytes into the cache.
+ *
+ * @param key Its place.
+ * @param used When it was last used.
+ */
+export async function putImage(key: CacheKey, used: Date): Promise<void> {
+  using held = await cacheEntry(key).lock();
+  await using staging = await held.stage();
+  const path = join(staging.dir, "i.qcow2");
+  await Deno.writeTextFile(path, "image");
+  const hashed = (await fingerprint(path))!;
+  await staging.place({ path, name: "i.qcow2", source: "/x", hashed });
+  await Deno.utime(cacheEntry(key).dir, used, used);
+}
