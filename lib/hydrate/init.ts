@@ -23,6 +23,7 @@ import { type HttpsSource, parseImageSource } from "../manifest/source.ts";
 import {
   assertUpdatable,
   type ManifestChange,
+  manifestExists,
   writeManifest,
 } from "../manifest/write.ts";
 import { selectImageLayer } from "../oci/artifact.ts";
@@ -127,7 +128,7 @@ export async function init(options: InitOptions): Promise<InitResult> {
   const kept = options.update
     ? await assertUpdatable(path, { rename })
     : undefined;
-  if (!options.update && await exists(path)) {
+  if (!options.update && await manifestExists(path)) {
     throw new ToolsmithError(
       "usage",
       `Cannot write manifest ${path}: it exists already`,
@@ -254,11 +255,4 @@ async function imageOfFile(
   const posix = path.replaceAll(SEPARATOR, "/");
   const source = /^(?:\.\.\/|\/|[a-z]:)/i.test(posix) ? posix : `./${posix}`;
   return { name, source, sha256: digest };
-}
-
-async function exists(path: string): Promise<boolean> {
-  return await Deno.lstat(path).then(() => true, (error) => {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
-  });
 }

@@ -82,6 +82,20 @@ export async function assertUpdatable(
   });
 }
 
+/**
+ * Is there anything that a new manifest would replace?
+ *
+ * Needs `--allow-read` for it.
+ *
+ * @param path The manifest.
+ * @returns Whether there is.
+ * @throws {ToolsmithError} `file_unreadable` where none can be.
+ */
+export async function manifestExists(path: string): Promise<boolean> {
+  const there = Deno.lstat(path).then(() => true);
+  return await typedFailure(path, () => absentAs(false, there));
+}
+
 const ANY_IMAGE: NewImage = {
   name: "any",
   source: "any.qcow2",

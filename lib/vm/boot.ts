@@ -40,8 +40,13 @@ import type { BootedVm } from "./vm.ts";
  * ```
  */
 export async function boot(options: BootOptions): Promise<BootedVm> {
-  const { env = processEnvironment, signal } = options;
+  const { env = processEnvironment, signal, console } = options;
   signal?.throwIfAborted();
+  if (console?.input?.locked) {
+    throw new ToolsmithError("usage", "The console's input has a reader", {
+      hint: "pass a stream that nobody else reads",
+    });
+  }
   const shares = await planShares(options.workspace, options.exports ?? []);
   const target = await planTarget(options.image, options);
   const own = firmwareFiles(target.firmware);
@@ -55,7 +60,7 @@ export async function boot(options: BootOptions): Promise<BootedVm> {
     ...target,
     ...{ shares, env, signal },
     extra: options.qemuArgs ?? [],
-    onConsole: options.console?.output,
+    onConsole: console?.output,
   };
   return await bootWith(machine, options, emitter(options.onEvent));
 }

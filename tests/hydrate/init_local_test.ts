@@ -1,4 +1,4 @@
-import { assertEquals, assertRejects } from "@std/assert";
+import { assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { dirname, join } from "@std/path";
 import type { ToolsmithEvent } from "../../lib/events.ts";
 import { init, type InitOptions } from "../../lib/hydrate/init.ts";
@@ -126,6 +126,13 @@ test("a manifest that exists is left alone, unless it is to be updated", async (
   // A link that leads nowhere is there, too.
   await Deno.symlink("nowhere", join(cwd, "link.json"));
   await failure("usage", () => write({ file, manifest: "link.json" }));
+  // Below a file nothing can be.
+  const below = () => write({ file, manifest: "a.qcow2/tools.json" });
+  const cannot = await failure("file_unreadable", below);
+  assertMatch(
+    cannot.message,
+    /^Cannot write manifest .*a\.qcow2\/tools\.json: /,
+  );
   assertEquals(await text(), before);
 
   const update = true;

@@ -103,7 +103,10 @@ test(
     await Deno.mkdir(join(dir, "roms"));
     await Deno.rename(join(dir, "rom"), join(dir, "roms", "rom"));
     const rom = join(dir, "roms", "rom");
+    const input = new ReadableStream<Uint8Array>();
+    input.getReader();
     const cases: [Partial<BootOptions>, string][] = [
+      [{ console: { input, output() {} } }, "usage"],
       [{ memory: 0 }, "usage"],
       [{ workspace: join(dir, "none") }, "file_unreadable"],
       [export_(dir), "usage"],
