@@ -1,6 +1,5 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { dirname, join } from "@std/path";
-import { sweepStaging } from "../../lib/cache/_staging.ts";
 import {
   asCacheError,
   cacheDir,
@@ -10,21 +9,10 @@ import {
 import { fingerprint } from "../../lib/system/files.ts";
 import { run } from "../../lib/system/process.ts";
 import { failure } from "../support/failure.ts";
-import { temporaryDir } from "../support/directory.ts";
-import { startScript } from "../support/script.ts";
+import { namesIn, temporaryDir } from "../support/directory.ts";
+import { A, B, test } from "../support/images.ts";
 
-const A = "a".repeat(64);
-const B = "b".repeat(64);
 const SOURCE = "oci://ghcr.io/owner/repo:1.0";
-
-/** Runs a test with a cache of its own. */
-function test(name: string, body: (key: CacheKey) => Promise<void>) {
-  Deno.test(name, async () => {
-    await using dir = await temporaryDir();
-    const cache = join(dir.path, "cache");
-    await body({ cache, image: "demo", sha256: A });
-  });
-}
 
 /** Puts an image into the cache as a hydrate does. */
 async function put(key: CacheKey, text: string, name = "image.qcow2") {
@@ -34,11 +22,6 @@ async function put(key: CacheKey, text: string, name = "image.qcow2") {
   await Deno.writeTextFile(path, text);
   const hashed = (await fingerprint(path))!;
   return await staging.place({ path, name, source: SOURCE, hashed });
-}
-
-async function names(dir: string): Promise<string[]> {
-  const found = await Array.fromAsync(Deno.readDir(dir));
-  return found.map(({ name }) => name).sort();
 }
 
 Deno.test("the cache is in the workspace, or where the variable says", () => {
@@ -60,11 +43,11 @@ test("what was placed is found, trusted, read-only, and alone", async (key) => {
   assertEquals(found?.record?.digest, `sha256:${A}`);
   const { mode } = await Deno.stat(path);
   if (mode !== null) assertEquals(mode & 0o777, 0o444);
-  assertEquals(await names(cacheEntry(key).dir), [
+  assertEquals(await namesIn(cacheEntry(key).dir), [
     "image.qcow2",
     "verified.json",
   ]);
-  assertEquals(await names(join(key.cache, "demo")), [`.${A}.lock`, A]);
+  assertEquals(await namesIn(join(key.cache, "demo")), [`.${A}.lock`, A]);
 });
 
 test("a file that is replaced after it was hashed is not placed", async (key) => {
@@ -80,7 +63,7 @@ test("a file that is replaced after it was hashed is not placed", async (key) =>
     await failure("checksum_mismatch", () => staging.place(file));
   }
   assertEquals(await cacheEntry(key).lookUp(), undefined);
-  assertEquals(await names(join(key.cache, "demo")), [`.${A}.lock`]);
+  assertEquals(await namesIn(join(key.cache, "demo")), [`.${A}.lock`]);
 });
 
 test("nothing is found where nothing is", async (key) => {
@@ -99,11 +82,11 @@ test("an entry that is there is replaced whole", async (key) => {
   await put(key, "old", "old.qcow2");
   const path = await put(key, "new");
   assertEquals(await Deno.readTextFile(path), "new");
-  assertEquals(await names(cacheEntry(key).dir), [
+  assertEquals(await namesIn(cacheEntry(key).dir), [
     "image.qcow2",
     "verified.json",
   ]);
-  assertEquals(await names(join(key.cache, "demo")), [`.${A}.lock`, A]);
+  assertEquals(await namesIn(join(key.cache, "demo")), [`.${A}.lock`, A]);
 });
 
 test("who reads an image that is replaced reads on", async (key) => {
@@ -211,77 +194,7 @@ test("staging is removed with all it holds", async (key) => {
     await Deno.mkdir(join(staging.dir, "dist"));
     await Deno.writeTextFile(join(staging.dir, "dist", "part"), "x");
   }
-  assertEquals(await names(join(key.cache, "demo")), [`.${A}.lock`]);
-});
-
-/** A process that has begun to fill an entry. */
-const FILL = `
-  import { cacheEntry } from "/lib/cache/entry.ts";
-  const [cache, image, sha256] = Deno.args;
-  using held = await cacheEntry({ cache, image, sha256 }).lock();
-  await using staging = await held.stage();
-  await Deno.writeTextFile(staging.dir + "/image.qcow2", "partial");
-  console.log("staged");
-  await new Promise((done) => setTimeout(done, 600_000));
-`;
-
-async function fill({ cache, image, sha256 }: CacheKey) {
-  const options = { args: [cache, image, sha256] };
-  const script = await startScript(`${cache}-${sha256}.ts`, FILL, options);
-  await script.says("staged");
-  return script.child;
-}
-
-const stagings = async ({ cache, image }: CacheKey) =>
-  (await names(join(cache, image))).filter((name) => name.startsWith(".sta"));
-
-test("what a killed process was filling is swept by the next, and not found before", async (key) => {
-  await using child = await fill(key);
-  assertEquals((await stagings(key)).length, 1);
-  assertEquals(await cacheEntry(key).lookUp(), undefined);
-  Deno.kill(child.pid, "SIGKILL");
-  await child.ended;
-  assertEquals((await stagings(key)).length, 1);
-  assertEquals(await cacheEntry(key).lookUp(), undefined);
-  (await cacheEntry(key).lock())[Symbol.dispose]();
-  assertEquals(await stagings(key), []);
-});
-
-test("what a killed process was filling is swept by a neighbour, too", async (key) => {
-  await using child = await fill({ ...key, sha256: B });
-  Deno.kill(child.pid, "SIGKILL");
-  await child.ended;
-  (await cacheEntry(key).lock())[Symbol.dispose]();
-  assertEquals(await stagings(key), []);
-});
-
-test("what a living process is filling is left alone", async (key) => {
-  await using _child = await fill({ ...key, sha256: B });
-  (await cacheEntry(key).lock())[Symbol.dispose]();
-  await sweepStaging(key.cache, key.image);
-  const [name] = await stagings(key);
-  const part = join(key.cache, "demo", name, "image.qcow2");
-  assertEquals(await Deno.readTextFile(part), "partial");
-});
-
-test("who waits for an entry gets it when its filler is killed", async (key) => {
-  await using child = await fill(key);
-  const waiting = Promise.withResolvers<void>();
-  const mine = cacheEntry(key).lock({ onWait: waiting.resolve });
-  await waiting.promise;
-  Deno.kill(child.pid, "SIGKILL");
-  using _lock = await mine;
-  assertEquals(await stagings(key), []);
-});
-
-test("an abort ends the wait for an entry as cancelled", async (key) => {
-  using _lock = await cacheEntry(key).lock();
-  const abort = new AbortController();
-  const { signal } = abort;
-  await failure(
-    "cancelled",
-    () => cacheEntry(key).lock({ signal, onWait: () => abort.abort() }),
-  );
+  assertEquals(await namesIn(join(key.cache, "demo")), [`.${A}.lock`]);
 });
 
 test("a file where the cache should be is told as such, with a remedy", async (key) => {
@@ -302,16 +215,6 @@ test("a file where the image's directory should be is told, too", async (key) =>
 test("a directory where the lock should be is told, too", async (key) => {
   await Deno.mkdir(cacheEntry(key).lockPath, { recursive: true });
   await failure("cache_unwritable", () => cacheEntry(key).lock());
-});
-
-test("a sweep that fails gives the lock back", async (key) => {
-  const stale = join(key.cache, "demo", `.staging-${B}-0`);
-  await Deno.mkdir(stale, { recursive: true });
-  // Its lock cannot be asked for.
-  await Deno.mkdir(cacheEntry({ ...key, sha256: B }).lockPath);
-  await assertRejects(() => cacheEntry(key).lock());
-  await Deno.remove(cacheEntry({ ...key, sha256: B }).lockPath);
-  (await cacheEntry(key).lock())[Symbol.dispose]();
 });
 
 Deno.test("what the system says of a cache has its code", () => {

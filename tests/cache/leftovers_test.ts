@@ -11,33 +11,17 @@ import { snapshotStore } from "../../lib/cache/snapshots.ts";
 import { asDigest } from "../../lib/system/digest.ts";
 import { fingerprint } from "../../lib/system/files.ts";
 import { openPart } from "../../lib/system/part_file.ts";
-import { temporaryDir } from "../support/directory.ts";
-import { putImage } from "../support/images.ts";
 import { failure } from "../support/failure.ts";
+import { namesIn } from "../support/directory.ts";
+import { A, B, putImage, test } from "../support/images.ts";
 
-const A = "a".repeat(64);
-const B = "b".repeat(64);
 const DAY = 86_400_000;
 const NOW = Date.parse("2026-01-31T12:00:00Z");
 const now = () => NOW;
 
-/** Runs a test with a cache of its own. */
-function test(name: string, body: (key: CacheKey) => Promise<void>) {
-  Deno.test(name, async () => {
-    await using dir = await temporaryDir();
-    const cache = join(dir.path, "cache");
-    await body({ cache, image: "demo", sha256: A });
-  });
-}
-
 /** Puts an image into the cache; it was used some days ago. */
 function put(key: CacheKey, days = 0) {
   return putImage(key, new Date(NOW - days * DAY));
-}
-
-async function names(dir: string): Promise<string[]> {
-  const found = await Array.fromAsync(Deno.readDir(dir));
-  return found.map(({ name }) => name).sort();
 }
 
 test("an entry is filled under a name that nobody can foresee", async (key) => {
@@ -63,10 +47,12 @@ test("whoever uses an image removes what was left of it, and nothing of its neig
     }
     // Whoever has the lock may be filling it.
     await cacheEntry(key).touch();
-    assert((await names(dir)).includes(own));
+    assert((await namesIn(dir)).includes(own));
   }
   await cacheEntry(key).touch();
-  const left = (await names(dir)).filter((name) => name.startsWith(".staging"));
+  const left = (await namesIn(dir)).filter((name) =>
+    name.startsWith(".staging")
+  );
   assertEquals(left, [other, ".staging-x"].sort());
 });
 

@@ -11,13 +11,14 @@ import {
   PART_RECORD,
   readPartRecord,
 } from "../../lib/system/part_record.ts";
-import { type Certificate, issueCertificate } from "../support/certificates.ts";
+import { certificateOfFile } from "../support/certificates.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
 import { type Fetching, fetching } from "../support/fetching.ts";
 import { needs } from "../support/parts.ts";
 import {
   type Exchange,
+  fromOf,
   startTlsServer,
   type TlsServer,
 } from "../support/tls_server.ts";
@@ -27,19 +28,7 @@ const SHA256 = new Uint8Array(await crypto.subtle.digest("SHA-256", IMAGE))
   .toHex();
 const SIZE = IMAGE.length;
 const { ignore } = needs("openssl");
-
-let certificateDir: string;
-let certificate: Certificate;
-
-Deno.test.beforeAll(async () => {
-  certificateDir = await Deno.makeTempDir({ prefix: "toolsmith-test-" });
-  if (!ignore) certificate = await issueCertificate(certificateDir);
-});
-
-Deno.test.afterAll(() => Deno.remove(certificateDir, { recursive: true }));
-
-const fromOf = ({ headers }: Exchange) =>
-  Number(/^bytes=(\d+)-$/.exec(headers.get("range") ?? "")?.[1] ?? 0);
+const certificate = certificateOfFile(ignore);
 
 /** Serves the image as it is asked for. */
 async function right(it: Exchange) {
@@ -77,7 +66,7 @@ function test(
     async fn() {
       await using dir = await temporaryDir();
       await using server = await startTlsServer(
-        certificate,
+        certificate(),
         (exchange) => answer(exchange, dir.path),
       );
       await body({
@@ -89,7 +78,7 @@ function test(
         ) {
           const url = new URL(path, server.url);
           const image = { source: { kind: "https" as const, url }, sha256 };
-          const { caFile } = certificate;
+          const { caFile } = certificate();
           const registry = { caFile };
           const all = fetching(image, dir.path, { registry, ...more });
           const fetched = await downloadImage(all.context, url);

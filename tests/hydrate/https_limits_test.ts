@@ -1,27 +1,19 @@
 import { assert, assertEquals } from "@std/assert";
 import { type HttpsOptions, openHttps } from "../../lib/hydrate/_https.ts";
 import type { Retry } from "../../lib/system/retry.ts";
-import { type Certificate, issueCertificate } from "../support/certificates.ts";
+import { certificateOfFile } from "../support/certificates.ts";
 import { failure } from "../support/failure.ts";
 import { needs } from "../support/parts.ts";
 import {
   type Exchange,
+  fromOf,
   startTlsServer,
   type TlsServer,
 } from "../support/tls_server.ts";
 
 const FILE = crypto.getRandomValues(new Uint8Array(1000));
 const { ignore } = needs("openssl");
-
-let dir: string;
-let certificate: Certificate;
-
-Deno.test.beforeAll(async () => {
-  dir = await Deno.makeTempDir({ prefix: "toolsmith-test-" });
-  if (!ignore) certificate = await issueCertificate(dir);
-});
-
-Deno.test.afterAll(() => Deno.remove(dir, { recursive: true }));
+const certificate = certificateOfFile(ignore);
 
 /** What a test has at hand. */
 interface Bench {
@@ -36,9 +28,6 @@ interface Bench {
   }>;
 }
 
-const fromOf = ({ headers }: Exchange) =>
-  Number(/^bytes=(\d+)-$/.exec(headers.get("range") ?? "")?.[1] ?? 0);
-
 /** Runs a test with a server of its own. */
 function test(
   name: string,
@@ -49,8 +38,8 @@ function test(
     name,
     ignore,
     async fn() {
-      await using server = await startTlsServer(certificate, answer);
-      const { caFile } = certificate;
+      await using server = await startTlsServer(certificate(), answer);
+      const { caFile } = certificate();
       const url = new URL("/a?sig=secret", server.url);
       await body({
         server,
@@ -122,7 +111,7 @@ test("256 GiB of a file are read, and no more", async (it) => {
   await it.head(200, { "content-length": size });
   await it.stall();
 }, async ({ server }) => {
-  const { caFile } = certificate;
+  const { caFile } = certificate();
   const url = new URL("/a", server.url);
   {
     using file = await openHttps(url, { caFile });

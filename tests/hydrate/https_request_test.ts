@@ -4,7 +4,7 @@ import {
   requestFile,
 } from "../../lib/hydrate/_https_request.ts";
 import { httpClient } from "../../lib/system/http_client.ts";
-import { type Certificate, issueCertificate } from "../support/certificates.ts";
+import { certificateOfFile } from "../support/certificates.ts";
 import { failure } from "../support/failure.ts";
 import { needs } from "../support/parts.ts";
 import {
@@ -15,16 +15,7 @@ import {
 
 const FILE = new TextEncoder().encode("0123456789");
 const { ignore } = needs("openssl");
-
-let dir: string;
-let certificate: Certificate;
-
-Deno.test.beforeAll(async () => {
-  dir = await Deno.makeTempDir({ prefix: "toolsmith-test-" });
-  if (!ignore) certificate = await issueCertificate(dir);
-});
-
-Deno.test.afterAll(() => Deno.remove(dir, { recursive: true }));
+const certificate = certificateOfFile(ignore);
 
 /** What a test has at hand. */
 interface Bench {
@@ -52,8 +43,8 @@ function test(
     name,
     ignore,
     async fn() {
-      await using server = await startTlsServer(certificate, answer);
-      using client = await httpClient(certificate.caFile);
+      await using server = await startTlsServer(certificate(), answer);
+      using client = await httpClient(certificate().caFile);
       const url = new URL("/a.qcow2?sig=secret", server.url);
       const usual = { from: 0, etag: null, client, signal: undefined };
       const ask: Bench["ask"] = (request) =>

@@ -15,6 +15,7 @@ import { failure } from "../support/failure.ts";
 import { needs } from "../support/parts.ts";
 import {
   type Exchange,
+  fromOf,
   startTlsServer,
   type TlsServer,
 } from "../support/tls_server.ts";
@@ -36,9 +37,6 @@ interface Case {
   /** What each transfer of the second run begins with. */
   resumed: number[];
 }
-
-const fromOf = ({ headers }: Exchange) =>
-  Number(/^bytes=(\d+)-$/.exec(headers.get("range") ?? "")?.[1] ?? 0);
 
 async function ranges(exchange: Exchange, image: Uint8Array) {
   const from = fromOf(exchange);

@@ -2,7 +2,7 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import type { ErrorCode } from "../../lib/errors.ts";
 import { type HttpsOptions, openHttps } from "../../lib/hydrate/_https.ts";
 import type { Retry } from "../../lib/system/retry.ts";
-import { type Certificate, issueCertificate } from "../support/certificates.ts";
+import { certificateOfFile } from "../support/certificates.ts";
 import { failure } from "../support/failure.ts";
 import { needs } from "../support/parts.ts";
 import {
@@ -13,18 +13,8 @@ import {
 
 const FILE = new Uint8Array(300_000).map((_, at) => at * 31 + (at >> 8));
 
-let dir: string;
-let certificate: Certificate;
-let caFile: string;
 const { ignore } = needs("openssl");
-
-Deno.test.beforeAll(async () => {
-  dir = await Deno.makeTempDir({ prefix: "toolsmith-test-" });
-  if (!ignore) certificate = await issueCertificate(dir);
-  caFile = certificate?.caFile;
-});
-
-Deno.test.afterAll(() => Deno.remove(dir, { recursive: true }));
+const certificate = certificateOfFile(ignore);
 
 /** Runs a test with a server of its own. */
 function test(
@@ -36,7 +26,7 @@ function test(
     name,
     ignore,
     async fn() {
-      await using server = await startTlsServer(certificate, answer);
+      await using server = await startTlsServer(certificate(), answer);
       await body(server);
     },
   });
@@ -48,7 +38,11 @@ async function download(
   options: HttpsOptions & { path?: string } = {},
 ) {
   const url = new URL(options.path ?? "/image.qcow2", server.url);
-  using file = await openHttps(url, { caFile, retryDelayMs: 1, ...options });
+  using file = await openHttps(url, {
+    caFile: certificate().caFile,
+    retryDelayMs: 1,
+    ...options,
+  });
   const chunks: Uint8Array[] = [];
   for await (const chunk of file.chunks) chunks.push(chunk.slice());
   const read = new Uint8Array(
@@ -222,7 +216,11 @@ test("a server that never answers has stalled, too", never, async (server) => {
 test("a reader that is slow is no stall", async (exchange) => {
   await serveRange(exchange, FILE.length);
 }, async (server) => {
-  const options = { caFile, retries: 0, stallTimeoutMs: 2000 };
+  const options = {
+    caFile: certificate().caFile,
+    retries: 0,
+    stallTimeoutMs: 2000,
+  };
   using file = await openHttps(new URL("/a", server.url), options);
   let bytes = 0;
   for await (const chunk of file.chunks) {
@@ -283,7 +281,7 @@ test(
 
 test("a CA file that is not there, or is none, is named", async () => {
 }, async (server) => {
-  const lostFile = `${dir}/none.pem`;
+  const lostFile = `${certificate().caFile}.none`;
   const lost = await failure(
     "file_unreadable",
     () => download(server, { caFile: lostFile }),
@@ -303,7 +301,7 @@ test("an abort ends the transfer with its reason", async (exchange) => {
 }, async (server) => {
   const abort = new AbortController();
   using file = await openHttps(new URL("/a", server.url), {
-    caFile,
+    caFile: certificate().caFile,
     signal: abort.signal,
   });
   await assertRejects(
@@ -318,7 +316,11 @@ test("an abort ends the transfer with its reason", async (exchange) => {
 test("an abort ends the wait for an answer", never, async (server) => {
   const signal = AbortSignal.timeout(100);
   await assertRejects(
-    () => openHttps(new URL("/a", server.url), { caFile, signal }),
+    () =>
+      openHttps(new URL("/a", server.url), {
+        caFile: certificate().caFile,
+        signal,
+      }),
     DOMException,
   );
 });
@@ -330,8 +332,12 @@ test(
     await never(exchange);
   },
   async (server) => {
-    using _unread = await openHttps(new URL("/a", server.url), { caFile });
-    using file = await openHttps(new URL("/a", server.url), { caFile });
+    using _unread = await openHttps(new URL("/a", server.url), {
+      caFile: certificate().caFile,
+    });
+    using file = await openHttps(new URL("/a", server.url), {
+      caFile: certificate().caFile,
+    });
     for await (const _ of file.chunks) break;
   },
 );

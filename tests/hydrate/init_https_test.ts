@@ -4,7 +4,7 @@ import { digestsOf } from "../../lib/hydrate/_checksums.ts";
 import { hydrate } from "../../lib/hydrate/hydrate.ts";
 import { init, type InitOptions } from "../../lib/hydrate/init.ts";
 import { fileChunks, sha256 } from "../../lib/system/digest.ts";
-import { type Certificate, issueCertificate } from "../support/certificates.ts";
+import { certificateOfFile } from "../support/certificates.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
 import { needs } from "../support/parts.ts";
@@ -12,18 +12,9 @@ import { startTlsServer } from "../support/tls_server.ts";
 import { makeQcow2 } from "../support/workspace.ts";
 
 const { ignore } = needs("openssl", "qemuImg");
+const certificate = certificateOfFile(ignore);
 const IMAGE = "jammy-amd64.img";
 const CACHED = "jammy-amd64.qcow2";
-
-let certificate: Certificate;
-let certificateDir: string;
-
-Deno.test.beforeAll(async () => {
-  certificateDir = await Deno.makeTempDir({ prefix: "toolsmith-test-" });
-  if (!ignore) certificate = await issueCertificate(certificateDir);
-});
-
-Deno.test.afterAll(() => Deno.remove(certificateDir, { recursive: true }));
 
 interface Bench {
   /** Where the manifest is to be. */
@@ -56,7 +47,7 @@ function test(
       const digest = await sha256(fileChunks(image));
       const texts = new Map(Object.entries(files(digest)));
       const encoder = new TextEncoder();
-      await using server = await startTlsServer(certificate, async (it) => {
+      await using server = await startTlsServer(certificate(), async (it) => {
         const text = texts.get(it.path.slice(1));
         if (text === undefined && it.path !== `/${IMAGE}`) {
           return await it.head(404, { "content-length": 0 });
@@ -80,7 +71,7 @@ function test(
           init({
             ref,
             cwd,
-            caFile: certificate.caFile,
+            caFile: certificate().caFile,
             retries: 0,
             ...options,
           }),

@@ -12,6 +12,7 @@ import {
   imageNameOf,
 } from "../../lib/manifest/format.ts";
 import { failure } from "../support/failure.ts";
+import { namesIn } from "../support/directory.ts";
 
 const IMAGE = {
   name: "demo",
@@ -39,12 +40,6 @@ async function inDir(body: (dir: string) => Promise<void>) {
   } finally {
     await Deno.remove(dir, { recursive: true });
   }
-}
-
-async function names(dir: string): Promise<string[]> {
-  const found: string[] = [];
-  for await (const { name } of Deno.readDir(dir)) found.push(name);
-  return found.sort();
 }
 
 Deno.test("a manifest made for a consumer has the guide's fields in its order", () => {
@@ -117,7 +112,7 @@ Deno.test("a file that is no manifest is refused, and stays as it is", async () 
       assertEquals(error.code, "manifest_invalid", text);
       assertEquals(await Deno.readTextFile(path), text);
     }
-    assertEquals(await names(dir), ["tools.json"]);
+    assertEquals(await namesIn(dir), ["tools.json"]);
   });
 });
 
@@ -136,7 +131,7 @@ Deno.test("a manifest is made with its directory, updated, and left alone if rig
       await Deno.readTextFile(path),
       text.replace(IMAGE.sha256, next.sha256),
     );
-    assertEquals(await names(join(dir, "new", ".toolsmith")), [
+    assertEquals(await namesIn(join(dir, "new", ".toolsmith")), [
       "tools.json",
     ]);
   });
@@ -187,7 +182,7 @@ Deno.test("what cannot be updated is known before anything is written", async ()
   await inDir(async (dir) => {
     const path = join(dir, "tools.json");
     assertEquals(await assertUpdatable(path), undefined);
-    assertEquals(await names(dir), []);
+    assertEquals(await namesIn(dir), []);
     const rename = { rename: true };
     for (const text of [KEPT, KEPT.replace("a".repeat(64), "TODO")]) {
       await Deno.writeTextFile(path, text);

@@ -17,6 +17,23 @@ export interface Certificate {
 }
 
 /**
+ * Issues one certificate for all tests of a file: that takes a while.
+ *
+ * @param ignore Whether the tests are skipped.
+ * @returns What has it while they run.
+ */
+export function certificateOfFile(ignore: boolean): () => Certificate {
+  let dir: string;
+  let certificate: Certificate;
+  Deno.test.beforeAll(async () => {
+    dir = await Deno.makeTempDir({ prefix: "toolsmith-test-" });
+    if (!ignore) certificate = await issueCertificate(dir);
+  });
+  Deno.test.afterAll(() => Deno.remove(dir, { recursive: true }));
+  return () => certificate;
+}
+
+/**
  * Makes an authority, and a certificate for loopback and further names.
  *
  * @param dir An existing directory for the files.

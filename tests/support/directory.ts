@@ -1,5 +1,5 @@
 /**
- * A directory for one test.
+ * A directory for one test, and what is in it.
  *
  * @module
  */
@@ -18,4 +18,10 @@ export async function temporaryDir(): Promise<Dir> {
     path,
     [Symbol.asyncDispose]: () => Deno.remove(path, { recursive: true }),
   };
+}
+
+/** The names of all that is in a directory, in order. */
+export async function namesIn(dir: string): Promise<string[]> {
+  const found = await Array.fromAsync(Deno.readDir(dir));
+  return found.map(({ name }) => name).sort();
 }

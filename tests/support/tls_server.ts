@@ -30,6 +30,12 @@ export interface TlsServer extends AsyncDisposable {
   requests: Exchange[];
 }
 
+/** The position that a request asks from; 0 for the whole. */
+export function fromOf({ headers }: Exchange): number {
+  const [, from] = /^bytes=(\d+)-$/.exec(headers.get("range") ?? "") ?? [];
+  return Number(from ?? 0);
+}
+
 /**
  * Starts a server. A connection serves one request; it is cut when the answer
  * is done.

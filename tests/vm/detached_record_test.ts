@@ -1,0 +1,78 @@
+import { assertEquals } from "@std/assert";
+import fc from "fast-check";
+import {
+  type DetachedVmRecord,
+  formatRecord,
+  parseRecord,
+} from "../../lib/vm/detached_record.ts";
+
+const record: DetachedVmRecord = {
+  ...{ layout: 1, pid: 4242, dir: "/tmp/toolsmith-x", image: "/a.qcow2" },
+  ...{ version: "7.2.22", accelerator: "tcg", memory: 512, cpus: 2 },
+  ...{ shares: [], network: false, graceMs: 0 },
+  since: "2026-01-22T12:00:00.000Z",
+};
+
+Deno.test("a record that is no machine's is none, whatever is wrong with it", () => {
+  const wrong: Record<string, unknown>[] = [
+    { layout: 2 },
+    { pid: 1 },
+    { pid: -1 },
+    { pid: 4.5 },
+    { folder: undefined },
+    { folder: 7 },
+    { accelerator: "xen" },
+    { memory: "512" },
+    { network: 1 },
+    { digest: 1 },
+    { shares: [{ path: "/", tag: "a" }] },
+    { shares: {} },
+  ];
+  const good = JSON.parse(formatRecord(record));
+  assertEquals(parseRecord(JSON.stringify(good)), record);
+  for (const fields of wrong) {
+    const text = JSON.stringify({ ...good, ...fields });
+    assertEquals(parseRecord(text), undefined, JSON.stringify(fields));
+  }
+});
+
+Deno.test("a record is read as it was written, and any text without an error", () => {
+  const share = fc.record({
+    path: fc.string(),
+    tag: fc.string(),
+    writable: fc.boolean(),
+  });
+  const count = fc.nat();
+  const records = fc.record({
+    layout: fc.constant(1 as const),
+    image: fc.string(),
+    pid: fc.integer({ min: 2 }),
+    dir: fc.string(),
+    version: fc.string(),
+    accelerator: fc.constantFrom(
+      "kvm" as const,
+      "hvf" as const,
+      "tcg" as const,
+    ),
+    memory: count,
+    cpus: count,
+    shares: fc.array(share),
+    network: fc.boolean(),
+    since: fc.string(),
+    graceMs: count,
+    digest: fc.string(),
+  }, {
+    requiredKeys: [
+      ...["layout", "image", "pid", "dir", "version", "accelerator"] as const,
+      ...["memory", "cpus", "shares", "network", "since", "graceMs"] as const,
+    ],
+    noNullPrototype: true,
+  });
+  fc.assert(fc.property(records, (it) => {
+    assertEquals(parseRecord(formatRecord(it)), it);
+  }));
+  const texts = fc.oneof(fc.string(), fc.json());
+  fc.assert(fc.property(texts, (text) => {
+    assertEquals(parseRecord(text), undefined);
+  }));
+});
