@@ -15,13 +15,7 @@ import { failure } from "../support/failure.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { collect, env, guest, needsGuest } from "../support/guest.ts";
 import { asRoot } from "../support/users.ts";
-
-const record: DetachedVmRecord = {
-  ...{ layout: 1, pid: 4242, dir: "/tmp/toolsmith-x", image: "/a.qcow2" },
-  ...{ version: "7.2.22", accelerator: "tcg", memory: 512, cpus: 2 },
-  ...{ shares: [], network: false, graceMs: 0 },
-  since: "2026-01-22T12:00:00.000Z",
-};
+import { record } from "../support/detached_vm.ts";
 
 /** Runs a script in a Deno of its own, which ends before this test goes on. */
 async function elsewhere(dir: string, body: string): Promise<string> {

@@ -8,6 +8,15 @@ import { MACHINE_FILES } from "../../lib/qemu/machine_dir.ts";
 import { detachedVmPath } from "../../lib/run/workspace_vm.ts";
 import { formatRecord } from "../../lib/vm/detached_record.ts";
 import { fakeMachine, type FakeMachineOptions } from "./fake_machine.ts";
+import type { DetachedVmRecord } from "../../lib/vm/detached_record.ts";
+
+/** The record of a machine that is none. */
+export const record: DetachedVmRecord = {
+  ...{ layout: 1, pid: 4242, dir: "/tmp/toolsmith-x", image: "/a.qcow2" },
+  ...{ version: "7.2.22", accelerator: "tcg", memory: 512, cpus: 2 },
+  ...{ shares: [], network: false, graceMs: 0 },
+  since: "2026-01-22T12:00:00.000Z",
+};
 
 /** The process id in its record, which is no process's. */
 export const FAKE_PID = 2 ** 30;

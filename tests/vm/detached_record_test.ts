@@ -1,17 +1,7 @@
 import { assertEquals } from "@std/assert";
 import fc from "fast-check";
-import {
-  type DetachedVmRecord,
-  formatRecord,
-  parseRecord,
-} from "../../lib/vm/detached_record.ts";
-
-const record: DetachedVmRecord = {
-  ...{ layout: 1, pid: 4242, dir: "/tmp/toolsmith-x", image: "/a.qcow2" },
-  ...{ version: "7.2.22", accelerator: "tcg", memory: 512, cpus: 2 },
-  ...{ shares: [], network: false, graceMs: 0 },
-  since: "2026-01-22T12:00:00.000Z",
-};
+import { formatRecord, parseRecord } from "../../lib/vm/detached_record.ts";
+import { record } from "../support/detached_vm.ts";
 
 Deno.test("a record that is no machine's is none, whatever is wrong with it", () => {
   const wrong: Record<string, unknown>[] = [
