@@ -1,5 +1,6 @@
 /**
- * Looks after the cache: what is in it, and what can go.
+ * Looks after the cache: what is in it, what can go, and what may be used that was
+ * copied here.
  *
  * @module
  */

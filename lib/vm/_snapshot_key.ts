@@ -48,9 +48,10 @@ export async function keyOf(
     program: await fileOf(path),
     firmware: await Promise.all(firmwareFiles(plan.firmware).map(fileOf)),
     seed: plan.seed && seedImage().toBase64(),
+    // The snapshot's disk names the image by its path.
     args: qemuArgs({
       ...plan,
-      ...{ dir: "", disk: "" },
+      dir: "",
       shares: plan.shares.filter(isPlugged).map((it) => ({ ...it, path: "" })),
       memoryFile: plan.memoryFile && { path: "", shared: false },
     }),

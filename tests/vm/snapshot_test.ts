@@ -67,6 +67,7 @@ test("what has to match makes the key, and nothing else", async (place) => {
   const key = await keyOf({});
   const differ: Partial<StartMachineOptions>[] = [
     { memory: 513 },
+    { disk: "/elsewhere/a.qcow2" },
     { cpus: 1 },
     { accelerator: "kvm" },
     { extra: ["-device", "virtio-balloon-pci"] },
@@ -91,7 +92,6 @@ test("what has to match makes the key, and nothing else", async (place) => {
 
   const alike: Partial<StartMachineOptions>[] = [
     { dir: "/elsewhere" },
-    { disk: "/elsewhere/a.qcow2" },
     { shares: [{ path: "/home", tag: "work", writable: false }] },
     { shares: [...plan.shares, { path: "/out", tag: "out", writable: true }] },
   ];
