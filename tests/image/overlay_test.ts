@@ -37,6 +37,13 @@ test("QEMU reads an overlay through to its image, and keeps what is written", as
     await must("qemu-io", "-c", "write -P 7 64k 64k", image);
     await writeOverlay(overlay, image);
     await must("qemu-img", "check", "-q", overlay);
+    const header = new DataView((await Deno.readFile(overlay)).buffer);
+    // Cluster bits, entries of the first table, length of the header.
+    assertEquals([20, 36, 100].map((at) => header.getUint32(at)), [
+      ...[16, Math.ceil(size / 2 ** 29), 104],
+    ]);
+    // Extensions, each of whole 8 bytes, end before the name of the image.
+    assertEquals(header.getBigUint64(8), 128n);
     const info = await must("qemu-img", "info", "--output=json", overlay);
     const { "virtual-size": virtual, ...rest } = JSON.parse(info);
     assertEquals(virtual, size);
