@@ -69,7 +69,7 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
     }
   }
   if (saved) slot?.place(staging!, performance.now() - saved.stopped);
-  else if (staging && !agent) await saveNot(start);
+  else await saveNot(start);
   clock.lap("save");
   let shares: GuestShare[] = [];
   if (agent) {
@@ -153,7 +153,6 @@ async function save(
     if (error instanceof Deno.errors.NotCapable) throw error;
     slot?.fail(error);
   }
-  await saveNot(start);
   start.typing = relay(options.console?.input, machine);
 }
 
