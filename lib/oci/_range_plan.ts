@@ -43,6 +43,8 @@ const LARGEST = 32 * MIB;
 const PIECE_MS = 1000;
 /** Only what takes so much longer is taken over, in milliseconds: what is on the way is lost. */
 const WORTH_TAKING_MS = 500;
+/** A connection that has just begun has no rate yet, in milliseconds. */
+const JUDGED_AFTER_MS = 500;
 /** How many times as fast the connection must be that takes it over. */
 const FASTER = 2;
 /** A connection without a byte for so long is left nothing, in milliseconds. */
@@ -132,12 +134,13 @@ function slowest(
   let found: { piece: Piece; left: number; ms: number } | undefined;
   for (const [piece, { since, heard, bytes }] of readings) {
     const isSilent = time - heard > SILENT_MS;
-    const theirs = isSilent ? 0 : bytes / Math.max(time - since, 1);
+    const age = time - since;
+    const theirs = isSilent ? 0 : bytes / age;
     const rest = piece.to - piece.at;
     const ms = rest / theirs;
-    // One that has just begun has no rate yet.
     const isSlow = isSilent ||
-      bytes > 0 && rate > theirs * FASTER && ms > WORTH_TAKING_MS;
+      bytes > 0 && age >= JUDGED_AFTER_MS && rate > theirs * FASTER &&
+        ms > WORTH_TAKING_MS;
     if (!isSlow) continue;
     // It is left what it can read until both are done.
     const left = isSilent ? 0 : Math.ceil(rest * theirs / (theirs + rate));
