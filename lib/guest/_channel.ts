@@ -26,8 +26,8 @@ export interface ChannelOptions {
   terminal?: TerminalLine;
   /** Has the command input? */
   input: boolean;
-  /** What ends each stream. */
-  marker: string;
+  /** A shell that waits for a command. @default {undefined} there is none */
+  waiting?: WaitingShell;
   /** Called once if the machine has no free port for a while. */
   onWait?: () => void;
   /** Gives up when aborted. */
@@ -54,7 +54,25 @@ export interface TerminalSize {
 export interface Channel extends Ports {
   /** The shell around the command, as the guest agent knows it. */
   pid: number;
+  /** What ends each stream. */
+  marker: string;
 }
+
+/** A shell in the guest that becomes the first command which is small enough. */
+export interface WaitingShell {
+  /**
+   * Starts a command, if it is the first.
+   *
+   * @returns Its channel.
+   */
+  become(command: WaitingCommand): Promise<Channel | undefined>;
+}
+
+/** What {@linkcode WaitingShell.become} takes. */
+export type WaitingCommand = Pick<
+  ChannelOptions,
+  "words" | "input" | "signal"
+>;
 
 const SHELL = "/bin/sh";
 /** What the shell says when it has opened the ports. */
@@ -81,7 +99,9 @@ export async function openChannel(
   monitor: Monitor,
   options: ChannelOptions,
 ): Promise<Channel> {
-  const { signal, onWait } = options;
+  const { signal, onWait, waiting, terminal } = options;
+  const started = terminal ? undefined : await waiting?.become(options);
+  if (started) return started;
   const begun = performance.now();
   let announced = false;
   for (let tries = 0;; tries++) {
@@ -104,23 +124,53 @@ async function tryOpen(
   monitor: Monitor,
   options: ChannelOptions,
 ): Promise<Channel | undefined> {
-  const { input, marker, signal } = options;
+  const { input, signal } = options;
   const ports = await plugPorts(monitor, { input, signal });
   if (!ports) return undefined;
   try {
-    const pid = readPid(
-      await monitor.agent(["guest-exec", {
-        path: SHELL,
-        arg: ["-c", ...scriptWords(ports.name, options)],
-      }], signal),
-    );
+    const marker = newMarker();
     await abortable(sendLine(ports.err, marker), signal);
-    await greeted(monitor, { ...ports, pid }, options);
-    return { ...ports, pid };
+    const words = scriptWords(ports.name, options);
+    const pid = await startShell(monitor, { ...options, ports, words });
+    return { ...ports, pid, marker };
   } catch (error) {
     ports[Symbol.dispose]();
     throw error;
   }
+}
+
+/** Makes what no output has by chance, and no program can know. */
+export function newMarker(): string {
+  return crypto.randomUUID().replaceAll("-", "");
+}
+
+/** What {@linkcode startShell} takes. */
+export interface StartShellOptions
+  extends Pick<ChannelOptions, "signal" | "greetingMs"> {
+  /** The ports of its streams. */
+  ports: Ports;
+  /** The script, `$0`, and its arguments. */
+  words: string[];
+}
+
+/**
+ * Starts a shell in the guest, and waits until it has opened its ports.
+ *
+ * @param monitor The machine.
+ * @param options The shell.
+ * @returns The shell, as the guest agent knows it.
+ * @throws {ToolsmithError} `guest_failed` when the guest cannot do that.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function startShell(
+  monitor: Monitor,
+  options: StartShellOptions,
+): Promise<number> {
+  const { words, signal } = options;
+  const command = { path: SHELL, arg: ["-c", ...words] };
+  const pid = readPid(await monitor.agent(["guest-exec", command], signal));
+  await greeted(monitor, pid, options);
+  return pid;
 }
 
 function scriptWords(name: string, options: ChannelOptions): string[] {
@@ -137,11 +187,11 @@ function scriptWords(name: string, options: ChannelOptions): string[] {
 /** Waits for the greeting, as long as the shell lives. */
 async function greeted(
   monitor: Monitor,
-  { pid, err }: Channel,
-  { signal, greetingMs = GREETING_MS }: ChannelOptions,
+  pid: number,
+  { ports, signal, greetingMs = GREETING_MS }: StartShellOptions,
 ) {
   const deadline = performance.now() + greetingMs;
-  const greeting = readGreeting(err);
+  const greeting = readGreeting(ports.err);
   const arrives = (ms: number) => settlesWithin(greeting, ms, { signal });
   let status: ProcessStatus | undefined;
   // A quick command may have ended before its greeting was read here.

@@ -28,6 +28,8 @@ export interface PlugPortsOptions {
 
 /** Ports that are plugged in, and connections to them. Disposing unplugs them. */
 export interface Ports extends Disposable {
+  /** Lets go of them as they are: their machine ends. */
+  close(): void;
   /** Their name in the guest; `.out`, `.err` and `.in` come after it. */
   name: string;
   /** Standard output. */
@@ -64,46 +66,119 @@ export async function plugPorts(
   const { dir } = monitor;
   const ends = input ? ENDS : ENDS.slice(0, 2);
   const { sockets, unclaimed } = await findPorts(dir);
-  const name = unclaimed ? FIRST_PORTS : portName();
   // To plug only some in, and unplug them again, would hold up the others.
   if (!unclaimed && sockets + ends.length > STREAM_PORTS) return undefined;
-  const owned = await lock(join(dir, portFile(name, "lock")), { signal });
-  const connections: Deno.UnixConn[] = [];
-  let writing: Promise<void> | undefined;
-  const dispose = () => {
-    connections.forEach(closeQuietly);
-    monitor.runInBackground(async (signal) => {
-      using _owned = owned;
-      await unplug(monitor, name, signal);
-      // Older versions of Deno only give up a write when QEMU hangs up.
-      if (writing) await abortable(writing, signal);
-    });
-  };
+  const name = unclaimed ? FIRST_PORTS : portName();
+  const claim = await claimPorts(dir, name, signal);
   try {
     const commands = ends.flatMap((end) => plugging(dir, portFile(name, end)));
     if (!unclaimed) await monitor.qemu(commands, signal);
-    for (const end of ends) {
-      const path = join(dir, portFile(name, end));
-      connections.push(await Deno.connect({ transport: "unix", path }));
-    }
+    await connect(dir, claim, ends);
+    return ownPorts(monitor, claim);
   } catch (error) {
-    dispose();
+    dispose(monitor, claim);
     // Only QEMU has been asked for something: these are not the guest's words.
     if (error instanceof ToolsmithError && FULL.test(error.message)) return;
     throw error;
   }
-  const [out, err, stdin] = connections;
+}
+
+/** Ports that this process has, and its connections to them. */
+export interface PortClaim {
+  /** Their name. */
+  name: string;
+  /** The lock that says so. */
+  owned: Disposable;
+  /** Connections to their ends, in order. */
+  connections: Deno.UnixConn[];
+  /** What still writes to the last of them. */
+  writing?: Promise<void>;
+}
+
+/**
+ * Connects to the ports that a machine has from its start: before it is restored,
+ * or its guest would see that nobody was there.
+ *
+ * @param dir The machine's directory.
+ * @returns The ports.
+ */
+export async function claimFirstPorts(dir: string): Promise<PortClaim> {
+  const claim = await claimPorts(dir, FIRST_PORTS);
+  try {
+    await connect(dir, claim, ENDS);
+    return claim;
+  } catch (error) {
+    closePorts(claim);
+    throw error;
+  }
+}
+
+/** Lets go of ports as they are. */
+export function closePorts({ connections, owned }: PortClaim): void {
+  connections.forEach(closeQuietly);
+  owned[Symbol.dispose]();
+}
+
+/** Gives the first ports back, for any command. */
+export async function returnFirstPorts(
+  dir: string,
+  claim: PortClaim,
+): Promise<void> {
+  await Deno.remove(join(dir, portFile(FIRST_PORTS, "lock")));
+  closePorts(claim);
+}
+
+async function claimPorts(
+  dir: string,
+  name: string,
+  signal?: AbortSignal,
+): Promise<PortClaim> {
+  const owned = await lock(join(dir, portFile(name, "lock")), { signal });
+  return { name, owned, connections: [] };
+}
+
+async function connect(
+  dir: string,
+  { name, connections }: PortClaim,
+  ends: readonly (typeof ENDS[number])[],
+) {
+  for (const end of ends) {
+    const path = join(dir, portFile(name, end));
+    connections.push(await Deno.connect({ transport: "unix", path }));
+  }
+}
+
+/**
+ * Makes ports of those that this process has.
+ *
+ * @param monitor The machine.
+ * @param claim The ports.
+ * @returns The ports; disposing them unplugs them.
+ */
+export function ownPorts(monitor: Monitor, claim: PortClaim): Ports {
+  const [out, err, stdin] = claim.connections;
   return {
-    name,
+    name: claim.name,
     out,
     err,
     in: stdin,
     endInput(pending) {
       if (stdin) closeQuietly(stdin);
-      writing = pending;
+      claim.writing = pending;
     },
-    [Symbol.dispose]: dispose,
+    close: () => closePorts(claim),
+    [Symbol.dispose]: () => dispose(monitor, claim),
   };
+}
+
+function dispose(monitor: Monitor, claim: PortClaim) {
+  claim.connections.forEach(closeQuietly);
+  monitor.runInBackground(async (signal) => {
+    using _owned = claim.owned;
+    await unplug(monitor, claim.name, signal);
+    // Older versions of Deno only give up a write when QEMU hangs up.
+    if (claim.writing) await abortable(claim.writing, signal);
+  });
 }
 
 /**

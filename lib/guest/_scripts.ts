@@ -7,6 +7,8 @@
  * @module
  */
 
+import { SETUP_SCRIPT } from "./_setup_scripts.ts";
+
 /** Words that {@linkcode COMMAND_SCRIPT} puts after the marker on stderr. */
 export const START_FAILURES = {
   N: "not found",
@@ -15,18 +17,20 @@ export const START_FAILURES = {
   T: "no terminal",
 } as const;
 
-/**
- * Becomes the command: sets its environment and directory, looks it up, replaces
- * itself. Arguments: directory, count of variables, the variables as `NAME=value`,
- * the command, its arguments. It writes its process id to standard output first.
- * Descriptors 4 and 9 are the command's output, 6 goes to the host, 8 has the
- * marker.
- */
-export const START_SCRIPT = `
-echo "pid $$"
-exec >&4 2>&9 4>&- 9>&-
-read -r end <&8
+/** Takes the marker, once the host is there. */
+const MARKER = `
+tries=0
+until read -r end <&8; do
+  tries=$((tries + 1))
+  [ "$tries" -lt 300 ] || exit 1
+  sleep 0.03 2>/dev/null || sleep 1
+done
+`;
+
+const BECOME = `
 exec 8<&-
+echo "pid $$ $end"
+exec >&4 2>&9 4>&- 9>&-
 directory=$1 count=$2
 shift 2
 fail() {
@@ -63,6 +67,51 @@ exec "$program" "$@" 6>&-
 `;
 
 /**
+ * Becomes the command: sets its environment and directory, looks it up, replaces
+ * itself. Arguments: directory, count of variables, the variables as `NAME=value`,
+ * the command, its arguments. It writes its process id and the marker to standard
+ * output first. Descriptors 4 and 9 are the command's output, 6 goes to the host,
+ * from 8 comes the marker.
+ */
+export const START_SCRIPT = MARKER + BECOME;
+
+/**
+ * The same, but it waits for its arguments, in a guest that is saved meanwhile. Its
+ * argument: the process id of the shell around it. From the host come the marker;
+ * the words of {@linkcode SETUP_SCRIPT}, if any; and "yes" or "no" for input and the
+ * words above. Both are a line with their count and a line for each, with `\\0` and
+ * three octal digits for each byte that is not printable. To the host goes what the
+ * set-up prints, the marker, its status, and the process id.
+ */
+export const WAITING_SCRIPT = `
+setup() (
+${SETUP_SCRIPT})
+shell=$1
+# Until another process has ended, those that were started with this one rest, too.
+sleep 0.1 2>/dev/null || sleep 1
+echo ready >&6
+${MARKER}
+for words in setup command; do
+  set --
+  read -r count <&8 || exit
+  while [ "$count" -gt 0 ]; do
+    IFS= read -r word <&8 || exit
+    case $word in
+    *\\\\*) word=$(printf '%b_' "$word") word=\${word%_} ;;
+    esac
+    set -- "$@" "$word"
+    count=$((count - 1))
+  done
+  [ "$words" = command ] || {
+    [ $# -eq 0 ] || setup "$@" >&6 2>/dev/null
+    echo "$end$? $shell" >&6
+  }
+done
+[ "$1" = yes ] || exec </dev/null
+shift
+${BECOME}`;
+
+/**
  * Runs the command with the script above, on the streams of its caller, and
  * writes the end of both. The command runs in the foreground: only so does each
  * shell report a signal, on the pipe that process id and status go through (and
@@ -73,13 +122,11 @@ launch() {
   [ -z "$BASH_VERSION" ] || set +o posix
   exec 4>&1 7<&0 9>&2
   {
-    \${group:+setsid} /bin/sh -c "$start" sh "$@" <&7 3<&- 5>&- 7<&- 8<<EOF
-$end
-EOF
+    \${group:+setsid} /bin/sh -c "$start" sh "$@" <&7 3<&- 5>&- 7<&- 8<&6
     echo "$?"
   } 2>&1 | {
     exec 4>&- 7<&- 9>&-
-    read -r _ pid
+    read -r _ pid end
     {
       while read -r word <&6; do
         kill -s "$word" -- "$group$pid"
@@ -123,13 +170,14 @@ again() {
 
 /**
  * Runs a command with its streams on ports of the host. Arguments: name of the
- * ports, whether there is input, the script above, its arguments.
+ * ports, whether there is input, the script that starts it, its arguments.
  *
  * - NAME.out carries stdout, then the marker and the exit status, and an "s" if
  *   the shell has reported a signal.
- * - NAME.err carries a greeting, stderr, then the marker; from the host comes the marker,
- *   which no argument holds, or any list of processes would show it, then names
- *   of signals. When it ends, the host is gone, and the command is killed.
+ * - NAME.err carries a greeting, stderr, then the marker; from the host comes the
+ *   marker, which no argument holds, or any list of processes would show it, then
+ *   what {@linkcode WAITING_SCRIPT} reads, then names of signals. When it ends, the
+ *   host is gone, and the command is killed.
  * - NAME.in carries stdin: a line with a size and a count, so many blocks of so
  *   many bytes, and so on, as a port that the host closes may lose what was not
  *   read yet.
@@ -148,8 +196,8 @@ exec 6<>"$node"
   port "$name.in"
   exec 3<"$node"
 }
-until read -r end <&6; do again; done
-echo ready >&6
+# A script that waits for its arguments is told whose it is, and greets by itself.
+if [ $# -gt 0 ]; then echo ready >&6; else set -- "$$"; fi
 group=-
 command -v setsid >/dev/null || group=
 feed() {
@@ -246,77 +294,4 @@ EOF
   printf '%s%s\\n' "$end" "$status" >&5
   printf '%s\\n' "$end" >&6
 }
-`;
-
-/** Where a guest has noted that its kernel has no 9p, to be saved with it. */
-export const NO_9P = "/run/toolsmith.no-9p";
-
-/** Tells a kernel without 9p: a directory that is not there yet has other words. */
-const WITHOUT_9P = '*"No such device"* | *"unknown filesystem"*';
-
-/**
- * Sets the clock and mounts directories of the host. Arguments: the time in seconds
- * since 1970, exact and rounded, or two empty words; then three a directory: tag,
- * place, `ro` or `rw`. A device needs a moment after it was plugged in. All are
- * mounted, or none, and it prints why.
- */
-export const SETUP_SCRIPT = `
-clock() {
-  date -u -s "@$1" || date -u -s "@$2"
-} >/dev/null 2>&1
-# Another processor can do that meanwhile.
-{ [ -z "$1" ] || clock "$1" "$2" || echo clock; } &
-shift 2
-mounted=
-fail() {
-  echo "$1"
-  wait
-  [ -z "$mounted" ] || umount -l $mounted
-  exit 1
-}
-[ $# -eq 0 ] || ! read -r said 2>/dev/null <${NO_9P} || fail "$1: $said"
-while [ $# -gt 0 ]; do
-  [ -d "$2" ] || mkdir -p "$2" || fail "$2 cannot be made"
-  tries=0
-  until said=$(mount -t 9p -o "trans=virtio,version=9p2000.L,msize=1048576,$3" "$1" "$2" 2>&1); do
-    tries=$((tries + 1))
-    case $said in
-    ${WITHOUT_9P}) tries=60 ;;
-    esac
-    [ "$tries" -lt 60 ] || fail "$1: $said"
-    sleep 0.05 2>/dev/null || sleep 1
-  done
-  mounted="$mounted $2"
-  shift 3
-done
-wait
-`;
-
-/**
- * Waits until a guest has nothing left to start, makes it load what each command
- * needs, and notes where its kernel has no 9p. Arguments: how long to wait, in
- * seconds; then two a directory: tag and place. Whatever else fails here has its
- * say later.
- */
-export const PREPARE_SCRIPT = `
-exec >/dev/null 2>&1
-command -v systemctl && timeout "$1" systemctl is-system-running --wait
-shift
-while [ $# -gt 0 ]; do
-  mkdir -p "$2"
-  # A mounted directory would keep the machine from being saved.
-  if said=$(mount -t 9p -o trans=virtio,version=9p2000.L,ro "$1" "$2" 2>&1); then
-    umount "$2"
-  else
-    case $said in
-    ${WITHOUT_9P}) echo "$said" >${NO_9P} ;;
-    esac
-  fi
-  shift 2
-done
-date
-sleep 0
-: | setsid cat | dd count=0
-# A new mount is an event for its device manager, too.
-command -v udevadm && udevadm settle --timeout=5
 `;

@@ -9,7 +9,7 @@ import { ToolsmithError } from "../errors.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { timeLimit } from "../system/time.ts";
-import { type Channel, openChannel } from "./_channel.ts";
+import { type Channel, openChannel, type WaitingShell } from "./_channel.ts";
 import { endOnAbort, type ExecLimits, watchShell } from "./_limits.ts";
 import { START_FAILURES } from "./_scripts.ts";
 import {
@@ -46,6 +46,8 @@ export interface ExecOptions extends ExecLimits {
 export interface ExecInGuestOptions extends ExecOptions {
   /** Called once if the command has to wait until others have ended. */
   onWait?: () => void;
+  /** A shell that waits for a command. @default {undefined} there is none */
+  waiting?: WaitingShell;
 }
 
 /** How a command ended. */
@@ -112,15 +114,14 @@ export async function execInGuest(
   options: ExecInGuestOptions = {},
 ): Promise<ExecResult> {
   const words = startWords(command, options);
-  const { timeoutMs = Infinity, stdin, onWait } = options;
+  const { timeoutMs = Infinity, stdin, onWait, waiting } = options;
   using limit = timeLimit(timeoutMs, "The command", options.signal);
   const { signal } = limit;
   signal.throwIfAborted();
-  const marker = crypto.randomUUID().replaceAll("-", "");
   const input = stdin !== undefined;
-  const open = { words, input, marker, signal, onWait };
+  const open = { words, input, signal, onWait, waiting };
   using channel = await openChannel(monitor, open);
-  const session = { monitor, channel, marker, command, options, signal };
+  const session = { monitor, channel, command, options, signal };
   return await carryStreams(session);
 }
 
@@ -169,8 +170,6 @@ export interface ExecSession {
   monitor: Monitor;
   /** Its streams. */
   channel: Channel;
-  /** What ends each of them. */
-  marker: string;
   /** The command. */
   command: string;
   /** How it is run. */
@@ -187,7 +186,8 @@ export interface ExecSession {
  * @throws {ToolsmithError} What {@linkcode execInGuest} throws.
  */
 export async function carryStreams(session: ExecSession): Promise<ExecResult> {
-  const { monitor, channel, marker, options, signal } = session;
+  const { monitor, channel, options, signal } = session;
+  const { marker } = channel;
   const out = receive(channel.out, marker, options.stdout);
   const err = receive(channel.err, marker, options.stderr);
   const kill = (name: string) => void sendLine(channel.err, name).catch(noop);

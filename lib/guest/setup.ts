@@ -8,12 +8,15 @@ import type { GuestShare } from "../qemu/args.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { oneLine } from "../system/text.ts";
 import { runScript } from "./_script.ts";
-import { PREPARE_SCRIPT, SETUP_SCRIPT } from "./_scripts.ts";
+import { PREPARE_SCRIPT, SETUP_SCRIPT } from "./_setup_scripts.ts";
+import type { SetUpShell } from "./waiting_shell.ts";
 
 /** What {@linkcode setUpGuest} does besides mounting. */
 export interface SetUpOptions {
   /** Set the guest's clock to the host's: it stood still. @default {false} */
   clock?: boolean;
+  /** A shell that waits in the guest. @default {undefined} there is none */
+  waiting?: SetUpShell;
   /** Time that the guest may take, in milliseconds. @default {120_000} */
   timeoutMs?: number;
   /** Gives up when aborted. */
@@ -54,7 +57,7 @@ export async function setUpGuest(
   shares: GuestShare[],
   options: SetUpOptions = {},
 ): Promise<void> {
-  const { signal, timeoutMs = TIMEOUT_MS } = options;
+  const { signal, waiting, timeoutMs = TIMEOUT_MS } = options;
   const now = Date.now() / 1000;
   const clock = options.clock
     ? [now.toFixed(3), `${Math.round(now)}`]
@@ -64,7 +67,7 @@ export async function setUpGuest(
     `/mnt/${tag}`,
     writable ? "rw" : "ro",
   ]);
-  const words = [SETUP_SCRIPT, "sh", ...clock, ...dirs];
+  const words = [...clock, ...dirs];
   const late = () =>
     new ToolsmithError(
       "guest_failed",
@@ -72,7 +75,9 @@ export async function setUpGuest(
       { hint: "its kernel needs 9p and 9pnet_virtio" },
     );
   const how = { signal, timeoutMs, late };
-  const { exitCode, output } = await runScript(monitor, words, how);
+  const { exitCode, output } = waiting
+    ? await waiting.setUp(words, how)
+    : await runScript(monitor, [SETUP_SCRIPT, "sh", ...words], how);
   if (NO_CLOCK.test(output)) {
     // Slower, as it sets the machine's own clock too; some guests know only it.
     const time = Date.now() * 1_000_000;

@@ -79,12 +79,11 @@ export async function execOnTerminal(
   const { signal } = limit;
   signal.throwIfAborted();
   using line = await openLine(monitor.dir);
-  const marker = crypto.randomUUID().replaceAll("-", "");
   const terminal = { device: line.device, ...screen.size() };
   const { onWait } = options;
-  const open = { words, input: false, terminal, marker, signal, onWait };
+  const open = { words, input: false, terminal, signal, onWait };
   using channel = await openChannel(monitor, open);
-  const shown = receive(line.connection, marker, screen.output);
+  const shown = receive(line.connection, channel.marker, screen.output);
   const say = (word: string) => void sendLine(channel.err, word).catch(noop);
   // Its leader holds the terminal until then.
   shown.done.then(() => say("KILL"), noop);
@@ -98,7 +97,7 @@ export async function execOnTerminal(
     // It may have changed while the command was started.
     follow();
     void type(line.connection, await screen.input(), over.signal);
-    const session = { monitor, channel, marker, command, options, signal };
+    const session = { monitor, channel, command, options, signal };
     // A terminal that is read no more would hold the command for ever.
     const broken = shown.done.then(() => new Promise<never>(noop));
     const { code, signal: endedBy } = await Promise.race([

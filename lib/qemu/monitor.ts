@@ -53,14 +53,14 @@ type Exclusive = <T>(
  *
  * @param dir The machine's directory.
  * @param qmp The connection to QEMU; closed with the monitor.
- * @param agent The connection to the guest agent, which has answered; closed
- * with the monitor. `undefined` if the guest has none.
+ * @param connecting The connection to the guest agent, which has answered, or may
+ * do so yet; closed with the monitor. `undefined` if the guest has none.
  * @returns The monitor.
  */
 export function ownMonitor(
   dir: string,
   qmp: Qmp,
-  agent: Agent | undefined,
+  connecting: Agent | undefined | Promise<Agent | undefined>,
 ): Monitor {
   const turn = serialQueue();
   const exclusive = serialQueue();
@@ -73,6 +73,7 @@ export function ownMonitor(
     qemu: (commands, signal) => abortable(qmp.send(...commands), signal),
     agent: (command, signal) =>
       turn(async () => {
+        const agent = await connecting;
         if (!agent) {
           throw new ToolsmithError(
             "guest_not_ready",
@@ -90,6 +91,7 @@ export function ownMonitor(
       await background.done();
       await turn(() => Promise.resolve());
       qmp[Symbol.dispose]();
+      const agent = await Promise.resolve(connecting).catch(() => undefined);
       agent?.[Symbol.dispose]();
       await Promise.all([qmp.closed, agent?.closed]);
     },

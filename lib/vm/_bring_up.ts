@@ -8,6 +8,12 @@ import { resolve } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Agent } from "../qemu/agent.ts";
 import { prepareGuest } from "../guest/setup.ts";
+import {
+  claimFirstPorts,
+  closePorts,
+  findWaitingShell,
+  startWaitingShell,
+} from "../guest/waiting_shell.ts";
 import { type GuestShare, isPlugged } from "../qemu/args.ts";
 import { assertDiskChain } from "../qemu/disk.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
@@ -48,9 +54,11 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
     emit({ type: "vm_boot", image, how, backend: "qemu", ...size });
   }
   const begun = performance.now();
-  const agent = await wake(start, () => saved || clock.lap("start"));
-  const monitor = ownMonitor(start.qemu.dir, machine.qmp, agent);
   const { signal } = options;
+  const { monitor, connecting } = await wake(start);
+  // That of a restored guest answers while its shell works.
+  const isRestored = files !== undefined && !saved;
+  const agent = isRestored ? undefined : await connecting;
   const about = agent && !files
     ? await meet(start, { monitor, begun })
     : saved?.agent;
@@ -61,6 +69,7 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
     start.successor.catch(() => {});
     const how = { bootMs: clock.phases.guest, signal };
     await prepareGuest(monitor, plan.shares.filter(isPlugged), how);
+    start.waiting = await waitingShell(monitor, signal);
     clock.lap("guest");
     const done = await save(start);
     if (done) {
@@ -72,10 +81,12 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
   else await saveNot(start);
   clock.lap("save");
   let shares: GuestShare[] = [];
-  if (agent) {
+  if (agent || isRestored) {
     // A restored guest's clock stood still since it was saved.
-    const how = { ...options, clock: files !== undefined, emit };
-    shares = await attach(monitor, plan.shares, how);
+    const { waiting } = start;
+    const how = { ...options, clock: files !== undefined, waiting, emit };
+    const attaching = attach(monitor, plan.shares, how);
+    [shares] = await Promise.all([attaching, connecting]);
     clock.lap("attach");
     const { phases } = clock;
     const elapsedMs = Object.values(phases).reduce((sum, ms) => sum + ms);
@@ -86,6 +97,16 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
   const network = options.network ?? false;
   const facts = { image, pid: machine.pid, dir: start.qemu.dir, ...size };
   return bootedVm(start, monitor, { ...facts, shares, network });
+}
+
+/** A guest that cannot start one is saved as it is. */
+async function waitingShell(monitor: Monitor, signal?: AbortSignal) {
+  try {
+    return await startWaitingShell(monitor, signal);
+  } catch (error) {
+    signal?.throwIfAborted();
+    if (!(error instanceof ToolsmithError)) throw error;
+  }
 }
 
 /** Meets the agent of a guest that was booted, in what is left of its time. */
@@ -108,22 +129,32 @@ function isNotReady(error: unknown): error is ToolsmithError {
   return error instanceof ToolsmithError && error.code === "guest_not_ready";
 }
 
-/** Lets the guest run, and waits for its agent. */
-async function wake(
-  start: Start,
-  onRun: () => void,
-): Promise<Agent | undefined> {
-  const { machine, files, saved, options: { signal } } = start;
-  try {
-    if (files) await machine.load();
-    await assertFiles(start);
-    await machine.qmp.send(["cont"]);
-    onRun();
-    return await connectAgent(start);
-  } catch (error) {
-    signal?.throwIfAborted();
+/** Lets the guest run, and begins to wait for its agent. */
+async function wake(start: Start) {
+  const { machine, qemu, files, saved, clock } = start;
+  const explain = (error: unknown) => {
+    start.options.signal?.throwIfAborted();
     if (!saved || error instanceof Deno.errors.NotCapable) throw error;
     throw new NotSavable(reasonOf(error));
+  };
+  try {
+    if (files) {
+      start.claim = await claimFirstPorts(qemu.dir);
+      await machine.load();
+    }
+    await assertFiles(start);
+    await machine.qmp.send(["cont"]);
+    if (!saved) clock.lap("start");
+    const connecting = connectAgent(start).catch(explain);
+    connecting.catch(() => {});
+    const monitor = ownMonitor(qemu.dir, machine.qmp, connecting);
+    if (start.claim) {
+      start.waiting = await findWaitingShell(monitor, start.claim);
+      start.claim = undefined;
+    }
+    return { monitor, connecting };
+  } catch (error) {
+    return explain(error);
   }
 }
 
@@ -180,6 +211,7 @@ function bootedVm(
   const vm = makeVm({
     facts,
     monitor,
+    waiting: start.waiting,
     emit,
     ended: machine.ended.then(() => {}),
     halted: machine.halted,
@@ -201,6 +233,7 @@ function bootedVm(
   return {
     ...vm,
     async release() {
+      start.waiting?.[Symbol.dispose]();
       await monitor[Symbol.asyncDispose]();
       await typing.stop();
       await slot?.settled();
@@ -227,6 +260,8 @@ export async function release(start: Start): Promise<void> {
  * @param start The machine.
  */
 export async function endMachine(start: Start): Promise<void> {
+  start.waiting?.close();
+  if (start.claim) closePorts(start.claim);
   await endQemu(start);
   await start.typing.leave();
 }

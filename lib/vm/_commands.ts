@@ -30,7 +30,7 @@ const ALL_PORTS_IN_USE =
  * @param parts The machine.
  */
 export function commandsOf(parts: VmParts): Pick<Vm, "exec" | "terminal"> {
-  const { facts, monitor, emit } = parts;
+  const { facts, monitor, waiting, emit } = parts;
   // A guest that stands still does not end its commands. One listener serves all
   // of them: each that waited for the promise would be kept as long as it.
   const halt = new AbortController();
@@ -74,7 +74,7 @@ export function commandsOf(parts: VmParts): Pick<Vm, "exec" | "terminal"> {
         (signal) =>
           execInGuest(monitor, command, {
             ...options,
-            ...{ cwd, onWait, signal, timeoutMs: undefined },
+            ...{ cwd, onWait, waiting, signal, timeoutMs: undefined },
           }),
       );
     },

@@ -5,6 +5,7 @@
  */
 import type { SnapshotFiles, SnapshotStaging } from "../cache/snapshots.ts";
 import type { BootReadyEvent, Emit } from "../events.ts";
+import type { PortClaim, SetUpShell } from "../guest/waiting_shell.ts";
 import type {
   Machine,
   MachinePlan,
@@ -56,6 +57,10 @@ export interface StartedMachine {
 export interface Start extends Course, StartedMachine {
   /** What is typed into its console. */
   typing: Typing;
+  /** The ports that a restored machine has for its waiting shell. */
+  claim?: PortClaim;
+  /** A shell that waits in the guest. */
+  waiting?: SetUpShell;
   /** Starts the QEMU that goes on with what is saved. */
   startSuccessor(): Promise<StartedMachine>;
   /** It, once it was started. */

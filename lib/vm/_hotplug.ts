@@ -49,10 +49,10 @@ export async function attach(
   shares: GuestShare[],
   options: AttachOptions,
 ): Promise<GuestShare[]> {
-  const { clock, network, emit, signal } = options;
+  const { clock, waiting, network, emit, signal } = options;
   let attached = shares;
   try {
-    attached = await attachShares(monitor, shares, { clock, signal })
+    attached = await attachShares(monitor, shares, { clock, waiting, signal })
       .then(() => shares, (error) => {
         if (!(error instanceof NoMountsError)) throw error;
         return copyInstead(monitor, shares, { ...options, why: error.message });

@@ -10,6 +10,7 @@ import { seedImage } from "../guest/seed.ts";
 import { firmwareFiles } from "../qemu/firmware.ts";
 import type { MachinePlan } from "../qemu/machine.ts";
 import { findProgram } from "../qemu/program.ts";
+import { WAITING_PROGRAM } from "../guest/waiting_shell.ts";
 import { fingerprint } from "../system/files.ts";
 
 /** Grows when earlier snapshots cannot be restored by this program any more. */
@@ -44,6 +45,7 @@ export async function keyOf(
   const path = await Deno.realPath(program);
   return await snapshotKey({
     layout: LAYOUT,
+    shell: WAITING_PROGRAM,
     digest,
     program: await fileOf(path),
     firmware: await Promise.all(firmwareFiles(plan.firmware).map(fileOf)),

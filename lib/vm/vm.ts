@@ -7,6 +7,7 @@
 import type { Emit } from "../events.ts";
 import type { ExecOptions, ExecResult } from "../guest/exec.ts";
 import type { TerminalOptions, TerminalResult } from "../guest/terminal.ts";
+import type { WaitingShell } from "../guest/waiting_shell.ts";
 import type { Accelerator } from "../qemu/accelerator.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import type { Monitor } from "../qemu/monitor.ts";
@@ -101,6 +102,8 @@ export interface VmParts {
   facts: VmFacts;
   /** Talks to QEMU and to the guest agent. */
   monitor: Monitor;
+  /** A shell that waits for the first command. */
+  waiting?: WaitingShell;
   /** Settles when QEMU has ended. Never rejects. */
   ended: Promise<void>;
   /** Settles when the guest stands still for good: with the reason. */

@@ -6,6 +6,10 @@
 import { listCache } from "../../lib/cache/prune.ts";
 import { execInGuest } from "../../lib/guest/exec.ts";
 import { seedImage } from "../../lib/guest/seed.ts";
+import {
+  claimFirstPorts,
+  findWaitingShell,
+} from "../../lib/guest/waiting_shell.ts";
 import { openAgent } from "../../lib/qemu/agent.ts";
 import { qemuArgs } from "../../lib/qemu/args.ts";
 import { MACHINE_FILES, makeMachineDir } from "../../lib/qemu/machine_dir.ts";
@@ -48,6 +52,7 @@ export async function restoreByHand(qemu: string, root: string) {
     }
   };
   using qmp = await until(() => openQmp(`${dir}/qmp`));
+  const claim = await claimFirstPorts(dir);
   const capabilities = [{ capability: "x-ignore-shared", state: true }];
   await qmp.send(
     ["migrate-set-capabilities", { capabilities }],
@@ -61,8 +66,9 @@ export async function restoreByHand(qemu: string, root: string) {
   using agent = await openAgent(`${dir}/agent`);
   await agent.sync();
   await using monitor = ownMonitor(dir, qmp, agent);
-  await attachShares(monitor, plan.shares, { clock: true });
-  await execInGuest(monitor, "true");
+  const waiting = await findWaitingShell(monitor, claim);
+  await attachShares(monitor, plan.shares, { clock: true, waiting });
+  await execInGuest(monitor, "true", { waiting });
   await qmp.send(["quit"]).catch(() => {});
   await Deno.remove(dir, { recursive: true });
 }

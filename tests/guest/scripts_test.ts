@@ -1,13 +1,16 @@
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import fc from "fast-check";
 import {
   LAUNCH_FUNCTION,
+  START_SCRIPT,
+  WAITING_SCRIPT,
+} from "../../lib/guest/_scripts.ts";
+import {
   NO_9P,
   PREPARE_SCRIPT,
   SETUP_SCRIPT,
-  START_SCRIPT,
-} from "../../lib/guest/_scripts.ts";
+} from "../../lib/guest/_setup_scripts.ts";
 import { run } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
 
@@ -25,8 +28,8 @@ async function launch(shell: string, command: string[]) {
   await using dir = await temporaryDir();
   await Deno.symlink(shell, join(dir.path, "sh"));
   await run("mkfifo", { args: [join(dir.path, "port")] });
-  const main = 'port=$1 start=$2 end=END group=-; shift 2; exec 6<>"$port"' +
-    `${LAUNCH_FUNCTION}launch "$@" </dev/null`;
+  const main = 'port=$1 start=$2 group=-; shift 2; exec 6<>"$port"' +
+    `${LAUNCH_FUNCTION}echo END >&6; launch "$@" </dev/null`;
   const { stdout, stderr } = await run(join(dir.path, "sh"), {
     args: ["-c", main, "sh", join(dir.path, "port"), START_SCRIPT]
       .concat("/", "0", command),
@@ -68,6 +71,23 @@ async function inGuest(
     timeoutMs: 20_000,
   });
   return [code, ...stdout.split("\n").filter(Boolean).sort()];
+}
+
+/** Has a shell wait that is told this; returns what goes to the host, and out. */
+async function wait(
+  { shell, stubs = STUBS }: { shell: string; stubs?: string },
+  told: string,
+) {
+  await using dir = await temporaryDir();
+  const at = (name: string) => join(dir.path, name);
+  await Deno.symlink(shell, at("sh"));
+  await Deno.writeTextFile(at("told"), told);
+  const main = "exec 4>out 9>&4 6>said 8<told" + stubs + WAITING_SCRIPT;
+  const args = ["-c", main, "sh", "77"];
+  await run(at("sh"), { args, cwd: dir.path, timeoutMs: 20_000 });
+  return await Promise.all(
+    ["said", "out"].map((name) => Deno.readTextFile(at(name))),
+  );
 }
 
 /** Sets a guest with this shell up. */
@@ -152,6 +172,43 @@ for (const shell of SHELLS) {
         }),
         { numRuns: 25 },
       );
+    },
+  });
+
+  Deno.test({
+    name:
+      `a guest whose shell is ${shell} has it wait for the set-up, then for a command`,
+    ignore: Deno.build.os !== "linux" || !await isThere(shell),
+    async fn() {
+      const set = (...words: string[]) =>
+        [words.length, ...words, ""].join("\n");
+      const command = (input: string) =>
+        set(
+          input,
+          "/",
+          "1",
+          "A=b\\0012 \\0134c\\0303\\0244\\0012",
+          ...sh("env"),
+        );
+      const asked = set("1.5", "2", "good", "place", "ro");
+      const [said, out] = await wait(
+        { shell },
+        `END\n${asked}${command("no")}`,
+      );
+      assertEquals(said, "ready\nEND0 77\n");
+      assertMatch(out, /^A=b\n \\cä\n$/m);
+      const refused = set("1.5", "9", "bad", "place", "ro");
+      const [failed] = await wait({ shell }, `END\n${refused}${command("no")}`);
+      assertEquals(failed.split("\n").filter((it) => it !== "clock"), [
+        ...["ready", "bad: mount: bad: no such directory", "END1 77", ""],
+      ]);
+      // Nothing to set up; and a directory that is not there.
+      const lost = set("yes", "/nope", "0", "true");
+      const [none] = await wait({ shell }, `END\n${set()}${lost}`);
+      assertEquals(none, "ready\nEND0 77\nENDD\n");
+      // The host hangs up.
+      const [gone] = await wait({ shell }, `END\n${set()}3\nno\n`);
+      assertEquals(gone, "ready\nEND0 77\n");
     },
   });
 }

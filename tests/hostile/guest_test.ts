@@ -244,7 +244,7 @@ Deno.test({
   name: "a shell that does not greet, or says something else, is given up",
   ...socketsHere,
   async fn() {
-    const open = { words: [], input: false, marker: "m", greetingMs: 600 };
+    const open = { words: [], input: false, greetingMs: 600 };
     const silent: FakeMachineOptions = { command: async () => {} };
     await withMachine(silent, async (monitor) => {
       const channel = () => openChannel(monitor, open);

@@ -63,6 +63,8 @@ export interface FakeMachine extends AsyncDisposable {
   plugged: Set<string>;
   /** Ends of sockets, which QEMU lets go of somewhat later. */
   chardevs: Set<string>;
+  /** The guest's end of a port that it has from its start. */
+  first(end: typeof ENDS[number]): Promise<Deno.Conn>;
 }
 
 /** What an agent answers that does nothing wrong. */
@@ -117,6 +119,12 @@ export async function fakeMachine(
     const data = args?.backend as
       | { data: { addr: { data: { path: string } } } }
       | undefined;
+    if (execute === "query-chardev") {
+      return Array.from(
+        chardevs,
+        (label) => ({ label, "frontend-open": true }),
+      );
+    }
     if (execute === "system_powerdown") options.onPowerButton?.();
     if (execute === "chardev-add") plug(id, data!.data.addr.data.path);
     if (execute === "device_add") {
@@ -143,6 +151,8 @@ export async function fakeMachine(
     const port = (end: string) => streams.get(`${name}.${end}`)!;
     const out = await port("out");
     const err = await port("err");
+    // A shell that waits has no words yet besides the script.
+    if (words.length === 2) return await say(err, "ready\n");
     const input = words[0] === "yes" ? await port("in") : undefined;
     const marker = await readLine(err);
     await command({ words, marker, out, err, in: input });
@@ -162,6 +172,7 @@ export async function fakeMachine(
     dir: dir.path,
     plugged,
     chardevs,
+    first: (end) => streams.get(portFile(FIRST_PORTS, end))!,
     async [Symbol.asyncDispose]() {
       for (const socket of sockets.values()) socket.close();
       for (const connection of connections) close(connection);

@@ -8,6 +8,7 @@ import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import type { SnapshotStaging } from "../../lib/cache/snapshots.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
+import { closePorts } from "../../lib/guest/waiting_shell.ts";
 import { DISK } from "../../lib/qemu/devices.ts";
 import type { Machine, MachinePlan } from "../../lib/qemu/machine.ts";
 import type { Command, Qmp } from "../../lib/qemu/qmp.ts";
@@ -69,7 +70,8 @@ export async function fakeStart(
   options: FakeStartOptions = {},
 ): Promise<FakeStart> {
   const { agent = ready } = options;
-  const guest = await fakeMachine({ ...options, agent, qemu: undefined });
+  const how = { prepared: true, ...options, agent, qemu: undefined };
+  const guest = await fakeMachine(how);
   const done: string[] = [];
   const events: Record<string, unknown>[] = [];
   const ended = Promise.withResolvers<{ code: number; signal: null }>();
@@ -85,6 +87,7 @@ export async function fakeStart(
     if (said !== undefined) return said;
     if (name === "query-status") return { status: "paused" };
     if (name === "query-block") return [drive(TEMPORARY, IMAGE)];
+    if (name === "query-chardev") return [];
     if (name === "query-migrate") return { status: "completed" };
     if (name === "migrate") {
       const path = String(args!.uri).replace("unix:", "");
@@ -105,6 +108,9 @@ export async function fakeStart(
     events,
     end: (code = 0) => ended.resolve({ code, signal: null }),
     async [Symbol.asyncDispose]() {
+      // Where it failed, its caller would do that.
+      start.waiting?.close();
+      if (start.claim) closePorts(start.claim);
       // A stop has removed it.
       await Deno.mkdir(guest.dir, { recursive: true });
       await guest[Symbol.asyncDispose]();

@@ -2,10 +2,12 @@
  * How a machine is restored, or saved for the next time, step by step: QEMU and
  * the guest are fakes, as real ones fail in few of these ways when asked to.
  */
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { join } from "@std/path";
 import type { GuestShare } from "../../lib/qemu/args.ts";
 import { RefusedError } from "../../lib/qemu/errors.ts";
-import { bringUp } from "../../lib/vm/_bring_up.ts";
+import { tryLock } from "../../lib/system/lock.ts";
+import { bringUp, endMachine } from "../../lib/vm/_bring_up.ts";
 import { NotSavable } from "../../lib/vm/_course.ts";
 import { failure } from "../support/failure.ts";
 import type { Request } from "../support/fake_machine.ts";
@@ -20,6 +22,7 @@ import {
   readyEvent,
   TEMPORARY,
 } from "../support/fake_start.ts";
+import { waitInGuest } from "../support/waiting_guest.ts";
 
 const socketsHere = { ignore: Deno.build.os === "windows" };
 const WORK: GuestShare = { path: "/work", tag: "work", writable: false };
@@ -100,9 +103,51 @@ test("a machine that is saved comes to rest, stands still, and names the one tha
     ...["migrate-set-parameters", "migrate", "query-migrate", "qmp closed"],
   ]);
   assertEquals(fake.events.length, 1);
-  // Cloud-init's end, then rest; an export's device is not there yet.
-  assertEquals(scripts.length, 2);
+  // Cloud-init's end, then rest; an export's device is not there yet. Then a shell
+  // waits for the first command.
+  assertEquals(scripts.length, 3);
   assertEquals(scripts[1].slice(2), ["sh", "30", "work", "/mnt/work"]);
+  assertEquals(scripts[2].slice(2, 5), ["sh", "toolsmith.prepared", "yes"]);
+  const locked = await tryLock(join(fake.guest.dir, "toolsmith.prepared.lock"));
+  assertEquals(locked, undefined);
+  // It goes with its machine.
+  await endMachine(fake.start);
+  await assertRejects(() => Deno.lstat(fake.guest.dir), Deno.errors.NotFound);
+});
+
+test("a restored machine is set up by the shell that waits in it, which becomes its first command", async () => {
+  const asked: string[] = [];
+  const { done } = await bringUpFake({
+    agent(request) {
+      asked.push(request.execute);
+      return ready(request);
+    },
+    qemu([name]) {
+      if (name !== "query-chardev") return undefined;
+      const label = "toolsmith.prepared.err";
+      return [{ label, "frontend-open": true }];
+    },
+    start: (fake) => {
+      waitInGuest(fake.guest);
+      return {
+        slot: fakeSlot(fake.done),
+        files: { path: "/m/key.state", disk: "/m/key.qcow2" },
+        plan: { ...fake.start.plan, shares: [WORK] },
+      };
+    },
+  }, async (vm) => {
+    assertEquals(vm.facts.shares, [WORK]);
+    const { code, stdout } = await vm.exec("echo", { args: ["ä\n"] });
+    assertEquals([code, stdout], [
+      ...[3, "no /mnt/work/ 0 echo \\0303\\0244\\0012"],
+    ]);
+    assertEquals(asked, []);
+  });
+  assertEquals(done.slice(0, 4), [
+    ...["loaded", "query-block", "cont", "query-chardev"],
+  ]);
+  // The ports that it had are unplugged behind it.
+  assertEquals(done.filter((it) => it === "device_del").length, 3);
 });
 
 test("the machine that goes on in the place of one that was saved reports its boot", async () => {
@@ -127,8 +172,8 @@ test("the machine that goes on in the place of one that was saved reports its bo
     });
     assertEquals(fake.events.length, 1);
   });
-  assertEquals(done.slice(0, 4), [
-    ...["loaded", "query-block", "cont", "placed: true"],
+  assertEquals(done.slice(0, 5), [
+    ...["loaded", "query-block", "cont", "query-chardev", "placed: true"],
   ]);
 });
 

@@ -208,6 +208,7 @@ test("a disk that is not kept needs no time to be written", async () => {
 
 test("an accelerator that breaks while the guest runs is no reason to try another", async () => {
   await bringUpFake({
+    prepared: false,
     machine: {
       accelerator: "kvm",
       ended: Promise.resolve({ code: 134, signal: null }),

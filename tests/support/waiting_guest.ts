@@ -1,0 +1,63 @@
+/**
+ * The guest's end of a shell that waits in a fake machine for its first command.
+ *
+ * @module
+ */
+import type { ENDS } from "../../lib/qemu/devices.ts";
+import { readLine, say } from "./fake_machine.ts";
+
+/** What the shell was told, and where it answers. */
+export interface WaitingCommand {
+  /** The lines of the words, the first of which says whether there is input. */
+  words: string[];
+  marker: string;
+  out: Deno.Conn;
+  err: Deno.Conn;
+  in: Deno.Conn;
+}
+
+/** What the shell does; each is left out where it ends well. */
+export interface WaitingGuestOptions {
+  /** Answers to the words of the set-up. */
+  setUp?: (marker: string, words: string[]) => string;
+  /** Runs the command. @default it prints its words, and ends with 3 */
+  command?: (command: WaitingCommand) => Promise<void>;
+}
+
+/**
+ * Waits as the shell does.
+ *
+ * @param machine The machine; it has ports from its start.
+ * @param options What becomes of it.
+ * @returns Settles when the command has ended.
+ */
+export async function waitInGuest(
+  machine: { first(end: typeof ENDS[number]): Promise<Deno.Conn> },
+  options: WaitingGuestOptions = {},
+): Promise<void> {
+  const {
+    setUp = (marker: string) => `${marker}0 7\n`,
+    command = printWords,
+  } = options;
+  const [out, err, input] = await Promise.all([
+    machine.first("out"),
+    machine.first("err"),
+    machine.first("in"),
+  ]);
+  const marker = await readLine(err);
+  await say(err, setUp(marker, await readList(err)));
+  const words = await readList(err);
+  await command({ words, marker, out, err, in: input });
+}
+
+async function readList(port: Deno.Conn): Promise<string[]> {
+  const words: string[] = [];
+  const count = Number(await readLine(port));
+  while (words.length < count) words.push(await readLine(port));
+  return words;
+}
+
+async function printWords({ words, marker, out, err }: WaitingCommand) {
+  await say(out, `${words.join(" ")}${marker}3\n`);
+  await say(err, `${marker}\n`);
+}
