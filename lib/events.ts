@@ -237,7 +237,7 @@ export interface BootReadyEvent extends EventBase<"boot_ready"> {
   phases: {
     /** Until QEMU answered. */
     start: number;
-    /** From then until the guest's agent answered. */
+    /** From then until its agent answered; a restored guest's does so in `attach`. */
     guest: number;
     /** From then until the machine was saved and went on; 0 if it was not. */
     save: number;

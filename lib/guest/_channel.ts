@@ -184,12 +184,20 @@ function scriptWords(name: string, options: ChannelOptions): string[] {
   return [TERMINAL_SCRIPT, "sh", name, ...line, LEADER_SCRIPT, ...start];
 }
 
-/** Waits for the greeting, as long as the shell lives. */
-async function greeted(
+/**
+ * Waits for a shell's greeting, as long as it lives.
+ *
+ * @param monitor The machine.
+ * @param pid The shell, as the guest agent knows it.
+ * @param options Its ports.
+ * @throws {ToolsmithError} `guest_failed` when it does not greet.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function greeted(
   monitor: Monitor,
   pid: number,
-  { ports, signal, greetingMs = GREETING_MS }: StartShellOptions,
-) {
+  { ports, signal, greetingMs = GREETING_MS }: Omit<StartShellOptions, "words">,
+): Promise<void> {
   const deadline = performance.now() + greetingMs;
   const greeting = readGreeting(ports.err);
   const arrives = (ms: number) => settlesWithin(greeting, ms, { signal });

@@ -1,6 +1,7 @@
 /**
- * The virtio-serial ports of a command: plugged in for it, and unplugged after
- * it, or by another process if the one that plugged them in was killed.
+ * The virtio-serial ports of a command: there from the machine's start for the
+ * first, plugged in for each other, and unplugged after it, or by another process
+ * if the one that had them was killed.
  *
  * @module
  */
@@ -117,15 +118,6 @@ export async function claimFirstPorts(dir: string): Promise<PortClaim> {
 export function closePorts({ connections, owned }: PortClaim): void {
   connections.forEach(closeQuietly);
   owned[Symbol.dispose]();
-}
-
-/** Gives the first ports back, for any command. */
-export async function returnFirstPorts(
-  dir: string,
-  claim: PortClaim,
-): Promise<void> {
-  await Deno.remove(join(dir, portFile(FIRST_PORTS, "lock")));
-  closePorts(claim);
 }
 
 async function claimPorts(

@@ -27,43 +27,45 @@ until read -r end <&8; do
 done
 `;
 
+/** Variables have names that no command is given one of. */
 const BECOME = `
 exec 8<&-
 echo "pid $$ $end"
+toolsmith_end=$end
 exec >&4 2>&9 4>&- 9>&-
-directory=$1 count=$2
+toolsmith_directory=$1 toolsmith_count=$2
 shift 2
 fail() {
-  printf '%s%s\\n' "$end" "$1" >&6
+  printf '%s%s\\n' "$toolsmith_end" "$1" >&6
   exit "$2"
 }
 : "\${HOME:=/root}" "\${PATH:=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}"
 export HOME PATH
-while [ "$count" -gt 0 ]; do
+while [ "$toolsmith_count" -gt 0 ]; do
   export "$1"
   shift
-  count=$((count - 1))
+  toolsmith_count=$((toolsmith_count - 1))
 done
-cd -- "$directory" 2>/dev/null || fail D 126
-program=
+cd -- "$toolsmith_directory" 2>/dev/null || fail D 126
+toolsmith_program=
 case $1 in
-*/*) program=$1 ;;
+*/*) toolsmith_program=$1 ;;
 *)
-  rest=$PATH:
-  while [ -n "$rest" ]; do
-    place=\${rest%%:*}
-    rest=\${rest#*:}
-    if [ -f "\${place:-.}/$1" ] && [ -x "\${place:-.}/$1" ]; then
-      program=\${place:-.}/$1
+  toolsmith_rest=$PATH:
+  while [ -n "$toolsmith_rest" ]; do
+    toolsmith_place=\${toolsmith_rest%%:*}
+    toolsmith_rest=\${toolsmith_rest#*:}
+    if [ -f "\${toolsmith_place:-.}/$1" ] && [ -x "\${toolsmith_place:-.}/$1" ]; then
+      toolsmith_program=\${toolsmith_place:-.}/$1
       break
     fi
   done
   ;;
 esac
-[ -n "$program" ] && [ -e "$program" ] || fail N 127
-[ ! -d "$program" ] && [ -x "$program" ] || fail A 126
+[ -n "$toolsmith_program" ] && [ -e "$toolsmith_program" ] || fail N 127
+[ ! -d "$toolsmith_program" ] && [ -x "$toolsmith_program" ] || fail A 126
 shift
-exec "$program" "$@" 6>&-
+exec "$toolsmith_program" "$@" 6>&-
 `;
 
 /**
@@ -80,8 +82,9 @@ export const START_SCRIPT = MARKER + BECOME;
  * argument: the process id of the shell around it. From the host come the marker;
  * the words of {@linkcode SETUP_SCRIPT}, if any; and "yes" or "no" for input and the
  * words above. Both are a line with their count and a line for each, with `\\0` and
- * three octal digits for each byte that is not printable. To the host goes what the
- * set-up prints, the marker, its status, and the process id.
+ * three octal digits for each byte that is not printable. To the host go a greeting;
+ * what the set-up prints, the marker, its status, and the process id; and a greeting
+ * when the words of the command are there.
  */
 export const WAITING_SCRIPT = `
 setup() (
@@ -107,6 +110,7 @@ for words in setup command; do
     echo "$end$? $shell" >&6
   }
 done
+echo ready >&6
 [ "$1" = yes ] || exec </dev/null
 shift
 ${BECOME}`;
@@ -127,6 +131,8 @@ launch() {
   } 2>&1 | {
     exec 4>&- 7<&- 9>&-
     read -r _ pid end
+    # It has ended before it was told: whoever waits must not wait on.
+    [ -n "$end" ] || read -r end <&6
     {
       while read -r word <&6; do
         kill -s "$word" -- "$group$pid"
@@ -202,7 +208,10 @@ group=-
 command -v setsid >/dev/null || group=
 feed() {
   tries=0
-  until read -r size count <&3; do again; done
+  until read -r size count <&3; do
+    [ -c "$node" ] || return
+    again
+  done
   while [ "$size" -gt 0 ]; do
     dd bs="$size" count="$count" iflag=fullblock <&3 2>/dev/null || return
     read -r size count <&3 || return

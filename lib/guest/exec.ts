@@ -1,7 +1,7 @@
 /**
- * Runs commands in a guest. The guest agent starts them; their streams go over
- * virtio-serial ports that are plugged in for each command, so that output is
- * seen as it comes, byte for byte, for several commands at once.
+ * Runs commands in a guest. The guest agent starts them, or a shell that waits
+ * becomes them; their streams go over virtio-serial ports of their own, so that
+ * output is seen as it comes, byte for byte, for several commands at once.
  *
  * @module
  */

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { FIRST_PORTS, portFile } from "../qemu/machine_dir.ts";
+import { ToolsmithError } from "../errors.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { writeAll } from "../system/streams.ts";
@@ -13,6 +13,7 @@ import { abortable, settlesWithin } from "../system/time.ts";
 import type { ProcessStatus } from "./_answers.ts";
 import {
   type Channel,
+  greeted,
   newMarker,
   startShell,
   type WaitingCommand,
@@ -25,9 +26,7 @@ import {
   plugPorts,
   type PortClaim,
   type Ports,
-  returnFirstPorts,
 } from "./_ports.ts";
-import type { RunScriptOptions } from "./_script.ts";
 import { COMMAND_SCRIPT, WAITING_SCRIPT } from "./_scripts.ts";
 import { receive, sendLine } from "./_streams.ts";
 
@@ -35,8 +34,14 @@ export { claimFirstPorts, closePorts, type PortClaim, type WaitingShell };
 
 /** A shell that can set the guest up before; disposing it ends it. */
 export interface SetUpShell extends WaitingShell, Disposable {
-  /** Runs the set-up script, once, and returns how it ended. */
-  setUp(words: string[], options: RunScriptOptions): Promise<ProcessStatus>;
+  /**
+   * Runs the set-up script, once.
+   *
+   * @returns How it ended.
+   * @throws {VmDisconnectedError} When the guest does not answer, or malformed.
+   * @throws The signal's reason when it is aborted.
+   */
+  setUp(words: string[], signal?: AbortSignal): Promise<ProcessStatus>;
   /** Lets go of it: its machine ends. */
   close(): void;
 }
@@ -48,29 +53,33 @@ export const WAITING_PROGRAM: readonly string[] = [
 ];
 
 /** A guest's shell reads byte by byte: of more, another is told sooner. */
-const MOST_BYTES = 4096;
-const READY_MS = 30_000;
+const MOST_BYTES = 2048;
+const MOST_WORDS = 64;
+/** Each of these costs it a process. */
+const MOST_ESCAPED = 8;
+const SETUP_MS = 60_000;
 /** An exit status, and the shell as the guest agent knows it. */
 const SETUP_WORD = /^(\d{1,3}) (\d{1,10})$/;
 
 /**
- * Starts the shell, in a guest that is to be saved.
+ * Starts the shell, in a guest that was booted and is to be saved.
  *
  * @param monitor The machine.
  * @param signal Gives up when aborted.
- * @returns The shell; `undefined` where no port is left.
+ * @returns The shell.
  * @throws {ToolsmithError} `guest_failed` when the guest cannot start it.
+ * @throws The signal's reason when it is aborted.
  */
 export async function startWaitingShell(
   monitor: Monitor,
   signal?: AbortSignal,
-): Promise<SetUpShell | undefined> {
-  const ports = await plugPorts(monitor, { input: true, signal });
-  if (!ports) return undefined;
+): Promise<SetUpShell> {
+  // No command has taken the ports that it has from its start.
+  const ports = (await plugPorts(monitor, { input: true, signal }))!;
   try {
     const words = [COMMAND_SCRIPT, "sh", ports.name, "yes", WAITING_SCRIPT];
     await startShell(monitor, { ports, words, signal });
-    return new Shell(ports);
+    return new Shell(monitor, ports);
   } catch (error) {
     ports[Symbol.dispose]();
     throw error;
@@ -78,46 +87,31 @@ export async function startWaitingShell(
 }
 
 /**
- * Finds the shell in a guest that was restored and runs.
+ * The shell in a guest that was restored.
  *
  * @param monitor The machine.
  * @param claim The machine's first ports.
- * @returns The shell, if the guest was saved with one: it has the ports open.
+ * @returns The shell.
  */
-export async function findWaitingShell(
-  monitor: Monitor,
-  claim: PortClaim,
-): Promise<SetUpShell | undefined> {
-  const [devices] = await monitor.qemu([["query-chardev"]]);
-  const isOpen = (devices as CharacterDevice[]).some((device) =>
-    device.label === portFile(FIRST_PORTS, "err") && device["frontend-open"]
-  );
-  if (isOpen) return new Shell(ownPorts(monitor, claim));
-  await returnFirstPorts(monitor.dir, claim);
-}
-
-/** As QEMU tells of one (QEMU's QMP reference, ChardevInfo). */
-interface CharacterDevice {
-  label: string;
-  "frontend-open": boolean;
+export function restoredShell(monitor: Monitor, claim: PortClaim): SetUpShell {
+  return new Shell(monitor, ownPorts(monitor, claim));
 }
 
 class Shell implements SetUpShell {
+  readonly #monitor: Monitor;
   /** Its ports, until it has become a command. */
   #ports: Ports | undefined;
   readonly #marker = newMarker();
   #pid: number | undefined;
 
-  constructor(ports: Ports) {
+  constructor(monitor: Monitor, ports: Ports) {
+    this.#monitor = monitor;
     this.#ports = ports;
   }
 
-  async setUp(
-    words: string[],
-    options: RunScriptOptions,
-  ): Promise<ProcessStatus> {
+  async setUp(words: string[], signal?: AbortSignal): Promise<ProcessStatus> {
     try {
-      return await this.#setUp(this.#ports!, words, options);
+      return await this.#setUp(this.#ports!, words, signal);
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -127,21 +121,23 @@ class Shell implements SetUpShell {
   async become(
     { words, input, signal }: WaitingCommand,
   ): Promise<Channel | undefined> {
-    const lines = linesOf([input ? "yes" : "no", ...words]);
+    const all = [input ? "yes" : "no", ...words];
     const ports = this.#ports;
-    if (!ports || lines.length > MOST_BYTES) return undefined;
+    if (!ports || !isSmall(all)) return undefined;
     this.#ports = undefined;
     try {
-      if (this.#pid === undefined) {
-        const late = () => new VmDisconnectedError();
-        const how = { timeoutMs: READY_MS, late, signal };
-        await this.#setUp(ports, [], how);
-      }
-      await abortable(writeAll(ports.err, lines), signal);
+      if (this.#pid === undefined) await this.#setUp(ports, [], signal);
+      const pid = this.#pid!;
+      await abortable(writeAll(ports.err, linesOf(all)), signal);
       if (!input) await abortable(sendLine(ports.in!, "0"), signal);
-      return { ...ports, pid: this.#pid!, marker: this.#marker };
+      await greeted(this.#monitor, pid, { ports, signal });
+      return { ...ports, pid, marker: this.#marker };
     } catch (error) {
       ports[Symbol.dispose]();
+      signal?.throwIfAborted();
+      // An earlier command may have killed it: this one has not begun.
+      if (error instanceof VmDisconnectedError) throw error;
+      if (error instanceof ToolsmithError) return undefined;
       throw error;
     }
   }
@@ -149,13 +145,13 @@ class Shell implements SetUpShell {
   async #setUp(
     { err }: Ports,
     words: string[],
-    { timeoutMs, late, signal }: RunScriptOptions,
+    signal?: AbortSignal,
   ): Promise<ProcessStatus> {
     await abortable(writeAll(err, linesOf(words, this.#marker)), signal);
     const said = receive(err, this.#marker);
-    if (!await settlesWithin(said.done, timeoutMs, { signal })) throw late();
-    await said.done;
-    const [, code, pid] = SETUP_WORD.exec(said.word()!) ?? [];
+    const answers = await settlesWithin(said.done, SETUP_MS, { signal });
+    if (answers) await said.done;
+    const [, code, pid] = SETUP_WORD.exec(said.word() ?? "") ?? [];
     if (code === undefined) throw new VmDisconnectedError();
     this.#pid = Number(pid);
     return { exited: true, exitCode: Number(code), output: said.text() };
@@ -176,6 +172,14 @@ class Shell implements SetUpShell {
 function linesOf(words: string[], ...before: string[]): Uint8Array {
   const lines = [...before, `${words.length}`, ...words.map(printable)];
   return new TextEncoder().encode(lines.map((line) => `${line}\n`).join(""));
+}
+
+/** Is it read sooner than another shell starts? */
+function isSmall(words: string[]): boolean {
+  const isEscaped = (word: string) => printable(word) !== word;
+  return words.length <= MOST_WORDS &&
+    linesOf(words).length <= MOST_BYTES &&
+    words.filter(isEscaped).length <= MOST_ESCAPED;
 }
 
 /** Writes what is not printable for the guest's `printf %b`. */

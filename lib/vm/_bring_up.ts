@@ -11,7 +11,7 @@ import { prepareGuest } from "../guest/setup.ts";
 import {
   claimFirstPorts,
   closePorts,
-  findWaitingShell,
+  restoredShell,
   startWaitingShell,
 } from "../guest/waiting_shell.ts";
 import { type GuestShare, isPlugged } from "../qemu/args.ts";
@@ -69,9 +69,9 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
     start.successor.catch(() => {});
     const how = { bootMs: clock.phases.guest, signal };
     await prepareGuest(monitor, plan.shares.filter(isPlugged), how);
-    start.waiting = await waitingShell(monitor, signal);
+    const waits = await letShellWait(start, monitor);
     clock.lap("guest");
-    const done = await save(start);
+    const done = waits && await save(start);
     if (done) {
       await monitor[Symbol.asyncDispose]();
       return { ...done, agent: about };
@@ -99,13 +99,20 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
   return bootedVm(start, monitor, { ...facts, shares, network });
 }
 
-/** A guest that cannot start one is saved as it is. */
-async function waitingShell(monitor: Monitor, signal?: AbortSignal) {
+/** A guest in which no shell can wait runs no commands: it is not saved. */
+async function letShellWait(
+  start: Start,
+  monitor: Monitor,
+): Promise<boolean> {
+  const { options: { signal }, slot } = start;
   try {
-    return await startWaitingShell(monitor, signal);
+    start.waiting = await startWaitingShell(monitor, signal);
+    return true;
   } catch (error) {
     signal?.throwIfAborted();
-    if (!(error instanceof ToolsmithError)) throw error;
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    slot?.fail(error);
+    return false;
   }
 }
 
@@ -148,10 +155,8 @@ async function wake(start: Start) {
     const connecting = connectAgent(start).catch(explain);
     connecting.catch(() => {});
     const monitor = ownMonitor(qemu.dir, machine.qmp, connecting);
-    if (start.claim) {
-      start.waiting = await findWaitingShell(monitor, start.claim);
-      start.claim = undefined;
-    }
+    if (start.claim) start.waiting = restoredShell(monitor, start.claim);
+    start.claim = undefined;
     return { monitor, connecting };
   } catch (error) {
     return explain(error);

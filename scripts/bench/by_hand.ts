@@ -8,7 +8,7 @@ import { execInGuest } from "../../lib/guest/exec.ts";
 import { seedImage } from "../../lib/guest/seed.ts";
 import {
   claimFirstPorts,
-  findWaitingShell,
+  restoredShell,
 } from "../../lib/guest/waiting_shell.ts";
 import { openAgent } from "../../lib/qemu/agent.ts";
 import { qemuArgs } from "../../lib/qemu/args.ts";
@@ -66,7 +66,7 @@ export async function restoreByHand(qemu: string, root: string) {
   using agent = await openAgent(`${dir}/agent`);
   await agent.sync();
   await using monitor = ownMonitor(dir, qmp, agent);
-  const waiting = await findWaitingShell(monitor, claim);
+  const waiting = restoredShell(monitor, claim);
   await attachShares(monitor, plan.shares, { clock: true, waiting });
   await execInGuest(monitor, "true", { waiting });
   await qmp.send(["quit"]).catch(() => {});

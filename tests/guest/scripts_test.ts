@@ -1,4 +1,4 @@
-import { assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import fc from "fast-check";
 import {
@@ -24,7 +24,7 @@ async function isThere(path: string): Promise<boolean> {
 const sh = (script: string) => ["/bin/sh", "-c", script];
 
 /** Runs a command as in a guest with this shell. */
-async function launch(shell: string, command: string[]) {
+async function launch(shell: string, command: string[], env: string[] = []) {
   await using dir = await temporaryDir();
   await Deno.symlink(shell, join(dir.path, "sh"));
   await run("mkfifo", { args: [join(dir.path, "port")] });
@@ -32,7 +32,7 @@ async function launch(shell: string, command: string[]) {
     `${LAUNCH_FUNCTION}echo END >&6; launch "$@" </dev/null`;
   const { stdout, stderr } = await run(join(dir.path, "sh"), {
     args: ["-c", main, "sh", join(dir.path, "port"), START_SCRIPT]
-      .concat("/", "0", command),
+      .concat("/", `${env.length}`, env, command),
     timeoutMs: 20_000,
   });
   return [stdout, stderr];
@@ -177,6 +177,24 @@ for (const shell of SHELLS) {
 
   Deno.test({
     name:
+      `a guest whose shell is ${shell} lets a command's variables have any name`,
+    ignore: Deno.build.os !== "linux" || !await isThere(shell),
+    async fn() {
+      const names = ["directory", "count", "end", "program", "rest", "place"];
+      names.push("tries", "word", "words", "shell", "fail", "status", "pid");
+      const env = names.map((name) => `${name}=7${name}`);
+      const print = sh("pwd; env");
+      const [stdout, stderr] = await launch(shell, print, env);
+      const lines = stdout.split("\n");
+      assertEquals([lines[0], stderr], ["/", "END\n"]);
+      for (const line of env) assert(lines.includes(line), line);
+      const none = await launch(shell, ["nope"], env);
+      assertEquals(none, ["END127\n", "END\n"]);
+    },
+  });
+
+  Deno.test({
+    name:
       `a guest whose shell is ${shell} has it wait for the set-up, then for a command`,
     ignore: Deno.build.os !== "linux" || !await isThere(shell),
     async fn() {
@@ -195,17 +213,23 @@ for (const shell of SHELLS) {
         { shell },
         `END\n${asked}${command("no")}`,
       );
-      assertEquals(said, "ready\nEND0 77\n");
+      assertEquals(said, "ready\nEND0 77\nready\n");
       assertMatch(out, /^A=b\n \\cä\n$/m);
       const refused = set("1.5", "9", "bad", "place", "ro");
       const [failed] = await wait({ shell }, `END\n${refused}${command("no")}`);
       assertEquals(failed.split("\n").filter((it) => it !== "clock"), [
-        ...["ready", "bad: mount: bad: no such directory", "END1 77", ""],
+        ...[
+          "ready",
+          "bad: mount: bad: no such directory",
+          "END1 77",
+          "ready",
+          "",
+        ],
       ]);
       // Nothing to set up; and a directory that is not there.
       const lost = set("yes", "/nope", "0", "true");
       const [none] = await wait({ shell }, `END\n${set()}${lost}`);
-      assertEquals(none, "ready\nEND0 77\nENDD\n");
+      assertEquals(none, "ready\nEND0 77\nready\nENDD\n");
       // The host hangs up.
       const [gone] = await wait({ shell }, `END\n${set()}3\nno\n`);
       assertEquals(gone, "ready\nEND0 77\n");

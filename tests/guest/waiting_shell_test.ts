@@ -1,16 +1,13 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
-import { plugPorts } from "../../lib/guest/_ports.ts";
 import { execInGuest, type ExecInGuestOptions } from "../../lib/guest/exec.ts";
 import {
   claimFirstPorts,
-  findWaitingShell,
-  type SetUpShell,
+  restoredShell,
   startWaitingShell,
 } from "../../lib/guest/waiting_shell.ts";
-import { ToolsmithError } from "../../lib/errors.ts";
 import { VmDisconnectedError } from "../../lib/qemu/errors.ts";
-import { type Monitor, sharedMonitor } from "../../lib/qemu/monitor.ts";
+import { sharedMonitor } from "../../lib/qemu/monitor.ts";
 import { tryLock } from "../../lib/system/lock.ts";
 import { failure } from "../support/failure.ts";
 import {
@@ -18,9 +15,11 @@ import {
   fakeMachine,
   honest,
   readFrames,
+  refusal,
   type Request,
   say,
 } from "../support/fake_machine.ts";
+import { hurriedTimers } from "../support/timers.ts";
 import {
   type WaitingGuestOptions,
   waitInGuest,
@@ -34,9 +33,10 @@ function test(name: string, fn: () => Promise<void>) {
 async function restored(options: WaitingGuestOptions = {}) {
   await using undo = new AsyncDisposableStack();
   const asked: Request[] = [];
+  const own: { agent?: (request: Request) => unknown } = {};
   const agent = (request: Request) => {
-    asked.push(request);
-    return honest(request);
+    if (request.execute === "guest-exec") asked.push(request);
+    return own.agent?.(request) ?? honest(request);
   };
   const machine = undo.use(await fakeMachine({ prepared: true, agent }));
   const monitor = undo.use(sharedMonitor(machine.dir));
@@ -50,25 +50,22 @@ async function restored(options: WaitingGuestOptions = {}) {
   });
   guest.catch(() => {});
   const claim = await claimFirstPorts(machine.dir);
-  const waiting = await findWaitingShell(monitor, claim) as SetUpShell;
+  const waiting = restoredShell(monitor, claim);
   undo.defer(() => waiting.close());
   const all = undo.move();
   const run = (command: string, more: ExecInGuestOptions = {}) =>
     execInGuest(monitor, command, { waiting, ...more });
-  return {
+  return Object.assign(own, {
     ...{ machine, monitor, waiting, told, asked, run },
     [Symbol.asyncDispose]: () => all.disposeAsync(),
-  };
+  });
 }
-
-const late = () => new ToolsmithError("guest_failed", "late");
-const HOW = { timeoutMs: 5000, late };
 
 test("the shell sets the guest up, and becomes the first command that is run", async () => {
   await using on = await restored({
     setUp: (marker) => `clock\n${marker}1 4194304\n`,
   });
-  const status = await on.waiting.setUp(["1.5", "", "wörk"], HOW);
+  const status = await on.waiting.setUp(["1.5", "", "wörk"]);
   const output = "clock\n";
   assertEquals(status, { exited: true, exitCode: 1, output });
   assertEquals(on.told, [["1.5", "", "w\\0303\\0266rk"]]);
@@ -97,14 +94,25 @@ test("what has no input is told so, and what has gets it", async () => {
   assertEquals(inputs, ["no", "", "yes", "some text"]);
 });
 
-test("what comes later, or is long, is run by a shell of its own", async () => {
+test("what comes later, or takes long to tell, is run by a shell of its own", async () => {
+  const long: [args: string[], code: number][] = [
+    // "no", "/", "0" and "echo", each with the end of its line, and the count.
+    [["x".repeat(2048 - 2 - 3 - 2 - 2 - 5 - 1)], 3],
+    [["x".repeat(2048 - 2 - 3 - 2 - 2 - 5)], 0],
+    [Array(60).fill("x"), 3],
+    [Array(61).fill("x"), 0],
+    [Array(8).fill("\n"), 3],
+    [Array(9).fill("\n"), 0],
+  ];
+  for (const [args, code] of long) {
+    await using on = await restored();
+    assertEquals((await on.run("echo", { args })).code, code);
+    assertEquals(on.asked.length, code === 0 ? 1 : 0);
+  }
   await using on = await restored();
-  const long = { args: ["x".repeat(4096)] };
-  assertEquals((await on.run("echo", long)).code, 0);
-  assertEquals(on.asked.length, 1);
   const both = await Promise.all([on.run("first"), on.run("second")]);
   assertEquals(both.map(({ code }) => code), [3, 0]);
-  assertEquals(on.asked.length, 2);
+  assertEquals(on.asked.length, 1);
 });
 
 test("a command is ended by the shell that has become it", async () => {
@@ -122,20 +130,21 @@ test("a command is ended by the shell that has become it", async () => {
   assertEquals((await running.catch((error) => error)).message, "enough");
 });
 
-test("a shell that answers otherwise, late or not at all is given up with its ports", async () => {
-  const answers: [string, number, string][] = [
-    ["MARKER0\n", 5000, "VmDisconnectedError"],
-    ["MARKERx 7\n", 5000, "VmDisconnectedError"],
-    ["MARKER0 12345678901\n", 5000, "VmDisconnectedError"],
-    ["clock\n", 50, "ToolsmithError"],
+test("a shell that answers otherwise, or not at all, is given up with its ports", async () => {
+  const answers = [
+    "MARKER0\n",
+    "MARKERx 7\n",
+    "MARKER0 12345678901\n",
+    "clock\n",
   ];
-  for (const [said, timeoutMs, name] of answers) {
+  for (const said of answers) {
     await using on = await restored({
       setUp: (marker) => said.replace("MARKER", marker),
     });
-    const how = { timeoutMs, late };
-    const error = await on.waiting.setUp(["x"], how).catch((error) => error);
-    assertEquals(error.constructor.name, name, said);
+    // A minute passes at once.
+    using _timers = hurriedTimers((ms) => ms === 60_000 ? 50 : ms);
+    const error = await on.waiting.setUp(["x"]).catch((error) => error);
+    assert(error instanceof VmDisconnectedError, said);
     await on.monitor[Symbol.asyncDispose]();
     assertEquals([...on.machine.plugged, ...on.machine.chardevs], []);
     // The next has a shell of its own.
@@ -150,19 +159,31 @@ test("a shell that answers otherwise, late or not at all is given up with its po
   assertEquals(on.machine.plugged.size, 0);
 });
 
-test("a guest that was saved without such a shell has its ports for any command", async () => {
-  await using machine = await fakeMachine({ prepared: true });
-  await using shared = sharedMonitor(machine.dir);
-  const closed = { label: "toolsmith.prepared.err", "frontend-open": false };
-  const open = { label: "toolsmith.prepared.out", "frontend-open": true };
-  const monitor: Monitor = {
-    ...shared,
-    qemu: () => Promise.resolve([[closed, open]]),
-  };
-  const claim = await claimFirstPorts(machine.dir);
-  assertEquals(await findWaitingShell(monitor, claim), undefined);
-  using ports = await plugPorts(shared, { input: true });
-  assertEquals(ports?.name, "toolsmith.prepared");
+test("a command whose shell was killed by one before it has a shell of its own", async () => {
+  const ends: WaitingGuestOptions["start"][] = [
+    // The shell around it reads its next line as the marker.
+    ({ err }) => say(err, "5\n5\n"),
+    // None is left; the agent is asked.
+    () => Promise.resolve(),
+  ];
+  for (const start of ends) {
+    await using on = await restored({ start });
+    on.agent = ({ execute, arguments: { pid } }) =>
+      execute === "guest-exec-status" && pid === 7
+        ? refusal("Invalid parameter 'pid'")
+        : undefined;
+    assertEquals((await on.run("true")).code, 0);
+    await on.monitor[Symbol.asyncDispose]();
+    assertEquals(on.machine.plugged.size, 0);
+  }
+  await using on = await restored({
+    start({ err, out, in: input }) {
+      for (const port of [err, out, input]) port.close();
+      return Promise.resolve();
+    },
+  });
+  const error = await on.run("true").catch((error) => error);
+  assert(error instanceof VmDisconnectedError);
 });
 
 test("a shell that is not needed lets go of its ports, or unplugs them", async () => {
@@ -194,16 +215,14 @@ test("a shell is started where it greets, on the ports of the machine's start", 
     },
   });
   await using monitor = sharedMonitor(machine.dir);
-  using waiting = await startWaitingShell(monitor);
-  assertEquals(waiting === undefined, false);
+  const waiting = await startWaitingShell(monitor);
   assertEquals(words[0].slice(2, 5), ["sh", "toolsmith.prepared", "yes"]);
-  await using full = await fakeMachine({ ports: 0 });
-  await using other = sharedMonitor(full.dir);
-  assertEquals(await startWaitingShell(other), undefined);
+  waiting[Symbol.dispose]();
 });
 
 test("a guest that does not start such a shell has no ports less", async () => {
   await using machine = await fakeMachine({
+    prepared: true,
     agent: () => {
       throw new VmDisconnectedError();
     },

@@ -5,6 +5,7 @@
  * @module
  */
 import { join } from "@std/path";
+import { WAITING_SCRIPT } from "../../lib/guest/_scripts.ts";
 import { ENDS, portId } from "../../lib/qemu/devices.ts";
 import {
   FIRST_PORTS,
@@ -119,12 +120,6 @@ export async function fakeMachine(
     const data = args?.backend as
       | { data: { addr: { data: { path: string } } } }
       | undefined;
-    if (execute === "query-chardev") {
-      return Array.from(
-        chardevs,
-        (label) => ({ label, "frontend-open": true }),
-      );
-    }
     if (execute === "system_powerdown") options.onPowerButton?.();
     if (execute === "chardev-add") plug(id, data!.data.addr.data.path);
     if (execute === "device_add") {
@@ -151,8 +146,7 @@ export async function fakeMachine(
     const port = (end: string) => streams.get(`${name}.${end}`)!;
     const out = await port("out");
     const err = await port("err");
-    // A shell that waits has no words yet besides the script.
-    if (words.length === 2) return await say(err, "ready\n");
+    if (words[1] === WAITING_SCRIPT) return await say(err, "ready\n");
     const input = words[0] === "yes" ? await port("in") : undefined;
     const marker = await readLine(err);
     await command({ words, marker, out, err, in: input });

@@ -27,6 +27,7 @@ import {
   honest,
   type Request,
 } from "./fake_machine.ts";
+import { type WaitingGuestOptions, waitInGuest } from "./waiting_guest.ts";
 
 /** The image that such a machine has below its temporary disk. */
 export const IMAGE = "/images/a.qcow2";
@@ -38,6 +39,8 @@ export const TEMPORARY = "/var/tmp/vl.1";
 export interface FakeStartOptions extends Omit<FakeMachineOptions, "qemu"> {
   /** What QEMU answers to a command; `undefined` for the usual. */
   qemu?: (command: Command) => unknown;
+  /** What the shell does that waits in it, if it was saved. */
+  waiting?: WaitingGuestOptions;
   /** Replaces what the machine says of itself. */
   machine?: Partial<Machine>;
   /** Replaces parts of the start. */
@@ -87,7 +90,6 @@ export async function fakeStart(
     if (said !== undefined) return said;
     if (name === "query-status") return { status: "paused" };
     if (name === "query-block") return [drive(TEMPORARY, IMAGE)];
-    if (name === "query-chardev") return [];
     if (name === "query-migrate") return { status: "completed" };
     if (name === "migrate") {
       const path = String(args!.uri).replace("unix:", "");
@@ -152,6 +154,7 @@ export async function fakeStart(
     },
   };
   Object.assign(start, options.start?.({ ...fake, start }));
+  if (start.files) waitInGuest(guest, options.waiting).catch(() => {});
   return { ...fake, start };
 }
 

@@ -20,6 +20,8 @@ export interface WaitingCommand {
 export interface WaitingGuestOptions {
   /** Answers to the words of the set-up. */
   setUp?: (marker: string, words: string[]) => string;
+  /** Says that it has been told. */
+  start?: (command: WaitingCommand) => Promise<void>;
   /** Runs the command. @default it prints its words, and ends with 3 */
   command?: (command: WaitingCommand) => Promise<void>;
 }
@@ -37,6 +39,7 @@ export async function waitInGuest(
 ): Promise<void> {
   const {
     setUp = (marker: string) => `${marker}0 7\n`,
+    start = ({ err }) => say(err, "ready\n"),
     command = printWords,
   } = options;
   const [out, err, input] = await Promise.all([
@@ -47,7 +50,9 @@ export async function waitInGuest(
   const marker = await readLine(err);
   await say(err, setUp(marker, await readList(err)));
   const words = await readList(err);
-  await command({ words, marker, out, err, in: input });
+  const told = { words, marker, out, err, in: input };
+  await start(told);
+  await command(told);
 }
 
 async function readList(port: Deno.Conn): Promise<string[]> {

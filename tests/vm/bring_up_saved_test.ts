@@ -10,7 +10,7 @@ import { tryLock } from "../../lib/system/lock.ts";
 import { bringUp, endMachine } from "../../lib/vm/_bring_up.ts";
 import { NotSavable } from "../../lib/vm/_course.ts";
 import { failure } from "../support/failure.ts";
-import type { Request } from "../support/fake_machine.ts";
+import { refusal, type Request } from "../support/fake_machine.ts";
 import {
   bringUpFake,
   drive,
@@ -22,7 +22,6 @@ import {
   readyEvent,
   TEMPORARY,
 } from "../support/fake_start.ts";
-import { waitInGuest } from "../support/waiting_guest.ts";
 
 const socketsHere = { ignore: Deno.build.os === "windows" };
 const WORK: GuestShare = { path: "/work", tag: "work", writable: false };
@@ -33,15 +32,18 @@ function test(name: string, fn: () => Promise<void>) {
 }
 
 test("a restored machine runs once its snapshot is read, with its own disk and the host's time", async () => {
-  const scripts: string[][] = [];
-  const agent = (request: Request) => {
-    const { execute, arguments: args } = request;
-    if (execute === "guest-exec") scripts.push(args.arg as string[]);
-    if (execute === "guest-info") throw new Error("it has told before");
-    return ready(request);
+  let told: string[] = [];
+  const agent = ({ execute }: Request) => {
+    throw new Error(`it was asked for ${execute}`);
   };
   const { done, events } = await bringUpFake({
     agent,
+    waiting: {
+      setUp(marker, words) {
+        told = words;
+        return `${marker}0 7\n`;
+      },
+    },
     qemu([name]) {
       if (name === "query-block") {
         return [drive(TEMPORARY, "/m/key.qcow2", IMAGE)];
@@ -60,8 +62,8 @@ test("a restored machine runs once its snapshot is read, with its own disk and t
   });
   assertEquals(events[0].how, "restore");
   assertEquals(done.slice(0, 3), ["loaded", "query-block", "cont"]);
-  assertEquals(scripts.length, 1);
-  const [, , , seconds, whole] = scripts[0];
+  assertEquals(told.length, 2);
+  const [seconds, whole] = told;
   assert(Math.abs(Number(seconds) - Date.now() / 1000) < 300, seconds);
   assertEquals(whole, `${Math.round(Number(seconds))}`);
 });
@@ -122,19 +124,11 @@ test("a restored machine is set up by the shell that waits in it, which becomes 
       asked.push(request.execute);
       return ready(request);
     },
-    qemu([name]) {
-      if (name !== "query-chardev") return undefined;
-      const label = "toolsmith.prepared.err";
-      return [{ label, "frontend-open": true }];
-    },
-    start: (fake) => {
-      waitInGuest(fake.guest);
-      return {
-        slot: fakeSlot(fake.done),
-        files: { path: "/m/key.state", disk: "/m/key.qcow2" },
-        plan: { ...fake.start.plan, shares: [WORK] },
-      };
-    },
+    start: (fake) => ({
+      slot: fakeSlot(fake.done),
+      files: { path: "/m/key.state", disk: "/m/key.qcow2" },
+      plan: { ...fake.start.plan, shares: [WORK] },
+    }),
   }, async (vm) => {
     assertEquals(vm.facts.shares, [WORK]);
     const { code, stdout } = await vm.exec("echo", { args: ["ä\n"] });
@@ -143,9 +137,7 @@ test("a restored machine is set up by the shell that waits in it, which becomes 
     ]);
     assertEquals(asked, []);
   });
-  assertEquals(done.slice(0, 4), [
-    ...["loaded", "query-block", "cont", "query-chardev"],
-  ]);
+  assertEquals(done.slice(0, 3), ["loaded", "query-block", "cont"]);
   // The ports that it had are unplugged behind it.
   assertEquals(done.filter((it) => it === "device_del").length, 3);
 });
@@ -172,8 +164,8 @@ test("the machine that goes on in the place of one that was saved reports its bo
     });
     assertEquals(fake.events.length, 1);
   });
-  assertEquals(done.slice(0, 5), [
-    ...["loaded", "query-block", "cont", "query-chardev", "placed: true"],
+  assertEquals(done.slice(0, 4), [
+    ...["loaded", "query-block", "cont", "placed: true"],
   ]);
 });
 
@@ -192,6 +184,27 @@ test("where that one does not run, the machine is not saved in that way again", 
   const error = await bringUp(fake.start).catch((error) => error);
   assert(error instanceof NotSavable);
   assertEquals(error.message, "no cont");
+});
+
+test("a guest in which no shell can wait runs on, and is not saved", async () => {
+  const { done } = await bringUpFake({
+    start: (fake) => ({
+      slot: fakeSlot(fake.done),
+      staging: fakeStaging(fake),
+    }),
+    agent: (request) =>
+      request.execute === "guest-exec" &&
+        (request.arguments.arg as string[]).includes("yes")
+        ? refusal("no process")
+        : ready(request),
+  });
+  const failed = done.find((it) => it.startsWith("failed"));
+  assertEquals(
+    failed,
+    "failed: The guest agent refused guest-exec: no process",
+  );
+  assert(!done.includes("stop"));
+  assert(done.includes("staging removed"));
 });
 
 test("a machine that cannot be saved, or was typed into, runs on without a snapshot", async () => {
