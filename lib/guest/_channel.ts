@@ -86,8 +86,9 @@ const ANNOUNCE_MS = 2_000;
 const TRIES_PER_SWEEP = 20;
 
 /**
- * Plugs ports in and starts the command. Machines have ports for ten commands
- * at once or more; another waits until one of them has ended.
+ * Starts the command, by the shell that waits or on ports that are plugged in.
+ * Machines have ports for ten commands at once or more; another waits until one of
+ * them has ended.
  *
  * @param monitor The machine.
  * @param options The command.

@@ -17,17 +17,22 @@ export const START_FAILURES = {
   T: "no terminal",
 } as const;
 
-/** Takes the marker, once the host is there. */
-const MARKER = `
-tries=0
-until read -r end <&8; do
+/** Pauses before something is tried again, but not for ever. */
+const AGAIN_FUNCTION = `
+again() {
   tries=$((tries + 1))
   [ "$tries" -lt 300 ] || exit 1
   sleep 0.03 2>/dev/null || sleep 1
-done
+}
 `;
 
-/** Variables have names that no command is given one of. */
+/** Takes the marker, once the host is there. */
+const MARKER = `${AGAIN_FUNCTION}
+tries=0
+until read -r end <&8; do again; done
+`;
+
+/** Its variables have names of its own: those of the command may have any other. */
 const BECOME = `
 exec 8<&-
 echo "pid $$ $end"
@@ -110,7 +115,8 @@ for words in setup command; do
     echo "$end$? $shell" >&6
   }
 done
-echo ready >&6
+# Where nobody takes this, another shell has got the command.
+echo ready >&6 || exit
 [ "$1" = yes ] || exec </dev/null
 shift
 ${BECOME}`;
@@ -153,7 +159,7 @@ launch() {
 `;
 
 /** Finds a port by its name, which takes the guest a moment. */
-const PORT_FUNCTIONS = `
+const PORT_FUNCTIONS = `${AGAIN_FUNCTION}
 port() {
   tries=0
   while :; do
@@ -166,11 +172,6 @@ port() {
     done
     again
   done 2>/dev/null
-}
-again() {
-  tries=$((tries + 1))
-  [ "$tries" -lt 300 ] || exit 1
-  sleep 0.03 2>/dev/null || sleep 1
 }
 `;
 

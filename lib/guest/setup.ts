@@ -76,7 +76,7 @@ export async function setUpGuest(
     );
   const how = { signal, timeoutMs, late };
   const { exitCode, output } = waiting
-    ? await waiting.setUp(words, signal)
+    ? await waiting.setUp(words, how)
     : await runScript(monitor, [SETUP_SCRIPT, "sh", ...words], how);
   if (NO_CLOCK.test(output)) {
     // Slower, as it sets the machine's own clock too; some guests know only it.

@@ -27,6 +27,7 @@ import {
   type PortClaim,
   type Ports,
 } from "./_ports.ts";
+import type { RunScriptOptions } from "./_script.ts";
 import { COMMAND_SCRIPT, WAITING_SCRIPT } from "./_scripts.ts";
 import { receive, sendLine } from "./_streams.ts";
 
@@ -41,10 +42,13 @@ export interface SetUpShell extends WaitingShell, Disposable {
    * @throws {VmDisconnectedError} When the guest does not answer, or malformed.
    * @throws The signal's reason when it is aborted.
    */
-  setUp(words: string[], signal?: AbortSignal): Promise<ProcessStatus>;
+  setUp(words: string[], limits: SetUpLimits): Promise<ProcessStatus>;
   /** Lets go of it: its machine ends. */
   close(): void;
 }
+
+/** How long a set-up may take. */
+export type SetUpLimits = Pick<RunScriptOptions, "timeoutMs" | "signal">;
 
 /** What runs in a guest that is saved: a snapshot has to match it. */
 export const WAITING_PROGRAM: readonly string[] = [
@@ -57,7 +61,7 @@ const MOST_BYTES = 2048;
 const MOST_WORDS = 64;
 /** Each of these costs it a process. */
 const MOST_ESCAPED = 8;
-const SETUP_MS = 60_000;
+const READY_MS = 30_000;
 /** An exit status, and the shell as the guest agent knows it. */
 const SETUP_WORD = /^(\d{1,3}) (\d{1,10})$/;
 
@@ -75,7 +79,9 @@ export async function startWaitingShell(
   signal?: AbortSignal,
 ): Promise<SetUpShell> {
   // No command has taken the ports that it has from its start.
-  const ports = (await plugPorts(monitor, { input: true, signal }))!;
+  const how = { input: true, signal };
+  const ports =
+    (await monitor.exclusive(() => plugPorts(monitor, how), signal))!;
   try {
     const words = [COMMAND_SCRIPT, "sh", ports.name, "yes", WAITING_SCRIPT];
     await startShell(monitor, { ports, words, signal });
@@ -109,9 +115,9 @@ class Shell implements SetUpShell {
     this.#ports = ports;
   }
 
-  async setUp(words: string[], signal?: AbortSignal): Promise<ProcessStatus> {
+  async setUp(words: string[], limits: SetUpLimits): Promise<ProcessStatus> {
     try {
-      return await this.#setUp(this.#ports!, words, signal);
+      return await this.#setUp(this.#ports!, words, limits);
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -126,7 +132,9 @@ class Shell implements SetUpShell {
     if (!ports || !isSmall(all)) return undefined;
     this.#ports = undefined;
     try {
-      if (this.#pid === undefined) await this.#setUp(ports, [], signal);
+      if (this.#pid === undefined) {
+        await this.#setUp(ports, [], { timeoutMs: READY_MS, signal });
+      }
       const pid = this.#pid!;
       await abortable(writeAll(ports.err, linesOf(all)), signal);
       if (!input) await abortable(sendLine(ports.in!, "0"), signal);
@@ -135,8 +143,8 @@ class Shell implements SetUpShell {
     } catch (error) {
       ports[Symbol.dispose]();
       signal?.throwIfAborted();
-      // An earlier command may have killed it: this one has not begun.
-      if (error instanceof VmDisconnectedError) throw error;
+      // An earlier command may have killed it: this one has not begun, and where the
+      // machine itself is gone, another shell says so.
       if (error instanceof ToolsmithError) return undefined;
       throw error;
     }
@@ -145,11 +153,11 @@ class Shell implements SetUpShell {
   async #setUp(
     { err }: Ports,
     words: string[],
-    signal?: AbortSignal,
+    { timeoutMs, signal }: SetUpLimits,
   ): Promise<ProcessStatus> {
     await abortable(writeAll(err, linesOf(words, this.#marker)), signal);
     const said = receive(err, this.#marker);
-    const answers = await settlesWithin(said.done, SETUP_MS, { signal });
+    const answers = await settlesWithin(said.done, timeoutMs, { signal });
     if (answers) await said.done;
     const [, code, pid] = SETUP_WORD.exec(said.word() ?? "") ?? [];
     if (code === undefined) throw new VmDisconnectedError();

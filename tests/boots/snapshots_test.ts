@@ -102,7 +102,6 @@ Deno.test({
       assert(phases.save > 0);
       assertEquals(await vm.sh("echo here"), "here\n");
       await vm[Symbol.asyncDispose]();
-      // It has not written to its disk, so none is kept.
       assertEquals(endings(machines), [".json", ".memory", ".qcow2", ".state"]);
       const [saved] = vm.all("state_saved");
       const [state] = await snapshotStore(machines).list();
@@ -133,6 +132,17 @@ Deno.test({
       // The kernel has noticed that it is a copy.
       assert((await vm.sh("dmesg")).includes("due to virtual machine fork"));
     });
+
+    await t.step(
+      "the shell that was saved with it becomes its first command",
+      async () => {
+        await using vm = await start(common);
+        const around = "tr '\\0' ' ' </proc/$PPID/cmdline";
+        const shells = [await vm.sh(around), await vm.sh(around)];
+        const waited = shells.map((it) => it.includes("in setup command"));
+        assertEquals(waited, [true, false], shells.join("\n"));
+      },
+    );
 
     await t.step("two at once share the state and nothing else", async () => {
       const [one, two] = await Promise.all([start(common), start(common)]);
