@@ -83,7 +83,8 @@ async function wait(
   const at = (name: string) => join(dir.path, name);
   await Deno.symlink(shell, at("sh"));
   await Deno.writeTextFile(at("told"), told);
-  const main = `exec 4>out 9>&4 6>${said} 8<told${stubs}${WAITING_SCRIPT}`;
+  const main =
+    `exec 4>out 9>&4 6>${said} 8<told <told${stubs}${WAITING_SCRIPT}`;
   const args = ["-c", main, "sh", "77"];
   await run(at("sh"), { args, cwd: dir.path, timeoutMs: 20_000 });
   return await Promise.all(
@@ -231,6 +232,13 @@ for (const shell of SHELLS) {
       const lost = set("yes", "/nope", "0", "true");
       const [none] = await wait({ shell }, `END\n${set()}${lost}`);
       assertEquals(none, "ready\nEND0 77\nready\nENDD\n");
+      for (
+        const [input, isNothing] of [["no", true], ["yes", false]] as const
+      ) {
+        const link = set(input, "/", "0", "readlink", "/proc/self/fd/0");
+        const [, to] = await wait({ shell }, `END\n${set()}${link}`);
+        assertEquals(to === "/dev/null\n", isNothing, `${input}: ${to}`);
+      }
       // Nobody takes the greeting any more: another shell has got the command.
       const late = `END\n${set()}${command("no")}`;
       assertEquals(await wait({ shell }, late, "/dev/full"), ["", ""]);

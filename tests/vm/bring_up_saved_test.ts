@@ -114,6 +114,8 @@ test("a machine that is saved comes to rest, stands still, and names the one tha
   assertEquals(locked, undefined);
   // It goes with its machine.
   await endMachine(fake.start);
+  const late = { words: ["/", "0", "true"], input: false };
+  assertEquals(await fake.start.waiting!.become(late), undefined);
   await assertRejects(() => Deno.lstat(fake.guest.dir), Deno.errors.NotFound);
 });
 
@@ -140,6 +142,19 @@ test("a restored machine is set up by the shell that waits in it, which becomes 
   assertEquals(done.slice(0, 3), ["loaded", "query-block", "cont"]);
   // The ports that it had are unplugged behind it.
   assertEquals(done.filter((it) => it === "device_del").length, 3);
+});
+
+test("a restored machine that is let go of before it was used has no shell that waits", async () => {
+  await using fake = await fakeStart({
+    start: ({ done }) => ({
+      slot: fakeSlot(done),
+      files: { path: "/m/key.state", disk: "/m/key.qcow2" },
+    }),
+  });
+  const vm = await bringUp(fake.start);
+  assert("facts" in vm);
+  await vm.release();
+  assertEquals(fake.done.filter((it) => it === "device_del").length, 3);
 });
 
 test("the machine that goes on in the place of one that was saved reports its boot", async () => {
