@@ -185,6 +185,10 @@ export async function readAt(
   offset: number,
   length: number,
 ): Promise<DataView> {
+  // No filesystem has files so long as an entry can say: a seek would fail.
+  if (offset >= (await file.stat()).size) {
+    return new DataView(new ArrayBuffer());
+  }
   await file.seek(offset, Deno.SeekMode.Start);
   const bytes = new Uint8Array(length);
   let have = 0;

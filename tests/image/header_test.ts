@@ -238,6 +238,7 @@ Deno.test("a file that gives few bytes at a time is read to its end", async () =
   const bytes = bytesOf("0123456789");
   let at = 0;
   const file = {
+    stat: () => Promise.resolve({ size: bytes.length }),
     seek: (offset: number) => Promise.resolve(at = offset),
     read(into: Uint8Array) {
       const part = bytes.subarray(at, at + Math.min(3, into.length));
