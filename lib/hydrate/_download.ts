@@ -83,7 +83,7 @@ async function fill(
     for await (const chunk of chunks) {
       const end = position + chunk.length;
       for (const [at, to] of part.gaps([position, end])) {
-        await writer.write(at, chunk.subarray(at - position, to - position));
+        writer.write(at, chunk.subarray(at - position, to - position));
       }
       position = end;
       progress.at(part.bytes);

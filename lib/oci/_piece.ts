@@ -83,7 +83,7 @@ export async function readPiece(
       // Noted before it is written: what has arrived cannot be taken over.
       const own = bytes.subarray(0, piece.to - position);
       plan.arrived(piece, own.length);
-      await writer.write(position, own);
+      writer.write(position, own);
       context.onBytes();
       if (piece.at >= piece.to && piece.to < asked) break;
     }
@@ -118,7 +118,7 @@ export async function readWhole(
         );
       }
       for (const [from, to] of part.gaps([position, end])) {
-        await writer.write(
+        writer.write(
           from,
           bytes.subarray(from - position, to - position),
         );

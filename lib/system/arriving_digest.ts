@@ -169,7 +169,7 @@ async function* arrivedChunks(
     while (position < end) {
       signal?.throwIfAborted();
       const want = Math.min(end - position, CHUNK);
-      const count = await file.read(buffer.subarray(0, want));
+      const count = file.readSync(buffer.subarray(0, want));
       if (count === null) throw new Error(`${path} was cut short`);
       position += count;
       yield buffer.subarray(0, count);

@@ -17,7 +17,7 @@ import {
   type PartIdentity,
   readPartRecord,
 } from "./part_record.ts";
-import { writeAll } from "./streams.ts";
+import { writeAllSync } from "./streams.ts";
 import { abortable } from "./time.ts";
 
 /** A part file that is open. */
@@ -54,8 +54,8 @@ export interface PartFile extends AsyncDisposable {
 
 /** One writer to a part file. */
 export interface PartWriter extends Disposable {
-  /** Writes bytes at a position. */
-  write(position: number, bytes: Uint8Array): Promise<void>;
+  /** Writes bytes at a position. Nothing is awaited: a thread of its own would have to fetch them. */
+  write(position: number, bytes: Uint8Array): void;
 }
 
 /** A sync begins when so many bytes have come since the one before. */
@@ -108,9 +108,9 @@ class OpenPart implements PartFile {
   #syncing: Promise<void> | undefined;
   #failure: unknown;
   #finished = false;
+  readonly #booted = bootTime();
   /** Where it is noted what is written; absent where no boot can be told. */
   #journal: Deno.FsFile | undefined;
-  #noting: Promise<void> | undefined;
   #arrival = Promise.withResolvers<void>();
 
   constructor(dir: string, identity: PartIdentity, file: Deno.FsFile) {
@@ -139,10 +139,10 @@ class OpenPart implements PartFile {
     const file = await Deno.open(this.path, { write: true });
     let at = 0;
     return {
-      write: async (position, bytes) => {
+      write: (position, bytes) => {
         if (this.#failure) throw this.#failure;
-        if (position !== at) await file.seek(position, Deno.SeekMode.Start);
-        await writeAll(file, bytes);
+        if (position !== at) file.seekSync(position, Deno.SeekMode.Start);
+        writeAllSync(file, bytes);
         at = position + bytes.length;
         this.#arrived([position, at]);
       },
@@ -217,34 +217,24 @@ class OpenPart implements PartFile {
     this.#there = addExtent(this.#there, extent);
     this.#arrival.resolve();
     this.#arrival = Promise.withResolvers();
-    this.#noteSoon();
+    this.#note();
     this.#syncSoon();
   }
 
-  #noteSoon(): void {
-    const noted = this.#there;
-    this.#noting ??= this.#note()
-      .catch((error) => this.#failure = error)
-      .finally(() => {
-        this.#noting = undefined;
-        if (this.#there !== noted && !this.#failure) this.#noteSoon();
-      });
-  }
-
   /** Notes what is written: all that a killed process leaves is good. */
-  async #note(): Promise<void> {
-    const booted = bootTime();
+  #note(): void {
+    const booted = this.#booted;
     if (booted === undefined) return;
-    const extents = this.#there;
-    const text = JSON.stringify({ ...this.#identity, extents, booted });
-    this.#journal ??= await Deno.open(join(this.#dir, PART_JOURNAL), {
+    this.#journal ??= Deno.openSync(join(this.#dir, PART_JOURNAL), {
       write: true,
       create: true,
       mode: PRIVATE,
     });
+    const note = { ...this.#identity, extents: this.#there, booted };
     // One write in place: of a longer text before, the rest stands on a line of its own.
-    await this.#journal.seek(0, Deno.SeekMode.Start);
-    await writeAll(this.#journal, new TextEncoder().encode(`${text}\n`));
+    this.#journal.seekSync(0, Deno.SeekMode.Start);
+    const line = `${JSON.stringify(note)}\n`;
+    writeAllSync(this.#journal, new TextEncoder().encode(line));
   }
 
   /** Removes what is noted of it. */
@@ -270,9 +260,7 @@ class OpenPart implements PartFile {
   }
 
   async #settled(): Promise<void> {
-    while (this.#syncing || this.#noting) {
-      await Promise.all([this.#syncing, this.#noting]);
-    }
+    while (this.#syncing) await this.#syncing;
   }
 
   async #sync(): Promise<void> {

@@ -109,7 +109,7 @@ test("what a cut transfer has left is listed with its image, and when it came", 
     const digest = asDigest(A);
     await using part = await openPart(staging.dir, { size: 1000, digest });
     using writer = await part.openWriter();
-    await writer.write(0, new Uint8Array(bytes));
+    writer.write(0, new Uint8Array(bytes));
   }
   const found = await listPartialImages(key.cache);
   assertEquals(

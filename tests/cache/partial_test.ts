@@ -25,7 +25,7 @@ async function cut(key: CacheKey, bytes: number): Promise<string> {
   const digest = asDigest(key.sha256);
   await using part = await openPart(staging.dir, { size: SIZE, digest });
   using writer = await part.openWriter();
-  await writer.write(part.bytes, new Uint8Array(bytes - part.bytes));
+  writer.write(part.bytes, new Uint8Array(bytes - part.bytes));
   return staging.dir;
 }
 

@@ -32,7 +32,7 @@ async function workspace() {
   const identity = { size: 1000, digest: digest(4) };
   await using part = await openPart(staging.dir, identity);
   using writer = await part.openWriter();
-  await writer.write(0, new Uint8Array(600));
+  writer.write(0, new Uint8Array(600));
   const manifest = join(dir.path, "tools.json");
   await Deno.writeTextFile(
     manifest,

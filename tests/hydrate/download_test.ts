@@ -97,7 +97,7 @@ async function leave(
 ) {
   await using part = await openPart(dir, { size, digest });
   using writer = await part.openWriter();
-  await writer.write(at, bytes);
+  writer.write(at, bytes);
 }
 
 test(

@@ -103,7 +103,7 @@ async function leave({ dir, sha256, image }: Bench, bytes: Uint8Array) {
   const digest = `sha256:${sha256}`;
   await using part = await openPart(dir, { size: image.length, digest });
   using writer = await part.openWriter();
-  await writer.write(0, bytes);
+  writer.write(0, bytes);
 }
 
 const blobs = ({ seen }: FaultyProxy) =>

@@ -238,7 +238,7 @@ Deno.test("of the whole only what is missing is written", async () => {
   const { context, piece, part, plan, seen, clocks } = all;
   {
     using writer = await part.openWriter();
-    await writer.write(15, new Uint8Array(10).fill(99));
+    writer.write(15, new Uint8Array(10).fill(99));
   }
   await readWhole(context, await openPiece(context, piece));
   const expected = numbered(30).fill(99, 15, 25);

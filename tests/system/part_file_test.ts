@@ -19,8 +19,8 @@ Deno.test("a part file keeps what was written for whoever opens it next", async 
     await using part = await openPart(dir.path, identity);
     assertEquals([part.kept, part.bytes], [0, 0]);
     using writer = await part.openWriter();
-    await writer.write(5 * MIB, new Uint8Array(MIB).fill(5));
-    await writer.write(0, new Uint8Array(3).fill(1));
+    writer.write(5 * MIB, new Uint8Array(MIB).fill(5));
+    writer.write(0, new Uint8Array(3).fill(1));
   }
   await using part = await openPart(dir.path, identity);
   assertEquals([part.kept, part.bytes], [MIB + 3, MIB + 3]);
@@ -34,7 +34,7 @@ Deno.test("what is synced is noted by itself, for a power loss to leave it", asy
   await using dir = await temporaryDir();
   const part = await openPart(dir.path, identity);
   using writer = await part.openWriter();
-  await writer.write(0, new Uint8Array(6 * MIB));
+  writer.write(0, new Uint8Array(6 * MIB));
   // Nobody closes it, and of another boot only what is durable counts.
   const durable = () =>
     Deno.readTextFile(join(dir.path, PART_RECORD)).catch(() => undefined);
@@ -64,7 +64,7 @@ Deno.test("a part file of another image, of another size or of an older version 
       {
         await using part = await openPart(dir.path, identity);
         using writer = await part.openWriter();
-        await writer.write(0, new Uint8Array(9).fill(7));
+        writer.write(0, new Uint8Array(9).fill(7));
       }
       const path = join(dir.path, PART_RECORD);
       const record = JSON.parse(await Deno.readTextFile(path));
@@ -86,7 +86,7 @@ Deno.test("the digest of a part file is computed in order while its bytes arrive
     using writer = await part.openWriter();
     const computed = part.sha256(never);
     const pieces = [1, 2, 3].map((fill) => new Uint8Array(step).fill(fill));
-    for (const at of [2, 1, 0]) await writer.write(at * step, pieces[at]);
+    for (const at of [2, 1, 0]) writer.write(at * step, pieces[at]);
     const whole = new Blob(pieces).stream();
     assertEquals(await computed, await sha256(whole));
     await part.finish();
@@ -110,7 +110,7 @@ Deno.test("a part file that is cleared or finished is not gone on with", async (
     {
       await using part = await openPart(dir.path, identity);
       using writer = await part.openWriter();
-      await writer.write(0, new Uint8Array(9).fill(7));
+      writer.write(0, new Uint8Array(9).fill(7));
       await part[end]();
       if (end === "clear") assertEquals([part.bytes, part.kept], [0, 0]);
     }
@@ -142,7 +142,7 @@ Deno.test("what a killed process had written is kept until the next boot, and wh
   const part = await openPart(dir.path, identity);
   using writer = await part.openWriter();
   // Too little to be synced by itself.
-  await writer.write(7, new Uint8Array(1000));
+  writer.write(7, new Uint8Array(1000));
   const journal = join(dir.path, PART_JOURNAL);
   for (let tries = 0; !await readPartRecord(dir.path); tries++) {
     if (tries > 100) throw new Error("it is not noted after 5 s");
