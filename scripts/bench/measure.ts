@@ -8,8 +8,8 @@
 export interface Rival {
   /** What it is called. */
   name: string;
-  /** Does it once. */
-  once: () => Promise<void>;
+  /** Does it once; returns what is measured, where that is not the time. */
+  once: () => Promise<number | void>;
   /** Prepares for it; takes no part in the time. */
   before?: () => Promise<void>;
 }
@@ -43,17 +43,21 @@ export function setRounds(count: number) {
 }
 
 /** Runs rivals in turns; the first round fills what the system caches. */
-export async function compare(title: string, rivals: Rival[]) {
+export async function compare(
+  title: string,
+  rivals: Rival[],
+  unit: Unit = "ms",
+) {
   const rows: Row[] = rivals.map(({ name }) => ({ name, values: [] }));
   for (let round = 0; round <= rounds; round++) {
     for (const [at, { before, once }] of rivals.entries()) {
       await before?.();
       const begun = performance.now();
-      await once();
-      if (round > 0) rows[at].values.push(performance.now() - begun);
+      const value = await once() ?? performance.now() - begun;
+      if (round > 0) rows[at].values.push(value);
     }
   }
-  record(title, rows);
+  record(title, rows, unit);
 }
 
 /** Keeps values, and prints their medians and the ratios to the first. */

@@ -167,24 +167,29 @@ async function cutRows(site: Site) {
     await site.must(Deno.execPath(), hydrate);
     return (wire.received() - before) / site.bytes;
   };
-  const values = {
-    whole: await measured(async () => {}),
-    cut: await measured(() => {
-      wire.cutAt(0.6 * site.bytes);
-      return Promise.resolve();
-    }),
-    killed: await measured(() => kill(site, wire, 0.6 * site.bytes)),
-    often: await measured(async () => {
-      for (let count = 0; count < 10; count++) {
-        await kill(site, wire, Math.random() * 0.09 * site.bytes);
-      }
-    }),
-  };
-  record(`bytes on the wire, ${site.mib} MiB`, [
-    { name: "nothing happens", values: [values.whole] },
-    { name: "cut at 60 %", values: [values.cut] },
-    { name: "killed at 60 %, and run again", values: [values.killed] },
-    { name: "killed ten times, and run again", values: [values.often] },
+  await compare(`bytes on the wire, ${site.mib} MiB`, [
+    { name: "nothing happens", once: () => measured(async () => {}) },
+    {
+      name: "cut at 60 %",
+      once: () =>
+        measured(() => {
+          wire.cutAt(0.6 * site.bytes);
+          return Promise.resolve();
+        }),
+    },
+    {
+      name: "killed at 60 %, and run again",
+      once: () => measured(() => kill(site, wire, 0.6 * site.bytes)),
+    },
+    {
+      name: "killed ten times, and run again",
+      once: () =>
+        measured(async () => {
+          for (let count = 0; count < 10; count++) {
+            await kill(site, wire, Math.random() * 0.09 * site.bytes);
+          }
+        }),
+    },
   ], "× the image");
   await site.name(site.host);
 }
