@@ -143,8 +143,12 @@ const WHY = [
     "A killed process loses what lies in its sockets: the busier the host, the more.",
   ],
   [
-    "first hydrate of 1024 MiB, loopback",
+    "first hydrate of 1024 MiB, loopback, into memory",
     "Receiving, writing and hashing share the processors with the registry; what else is busy there costs them more than a program with one thread of work.",
+  ],
+  [
+    "first hydrate of 1024 MiB, loopback",
+    "No image is there before the disk has it: where the disk is slower than the network, it is what bounds Toolsmith, and nobody else.",
   ],
 ];
 

@@ -73,56 +73,78 @@ export async function memoryRows(mib: number) {
   ], "MiB");
 }
 
+/** To the disk, and to memory, where no program waits for a disk. */
 async function coldRows(site: Site) {
+  await coldInto(site, site.dir);
+  const options = { dir: "/dev/shm", prefix: "toolsmith-bench-" };
+  const memory = await Deno.makeTempDir(options).catch(() => undefined);
+  if (memory === undefined) return;
+  try {
+    await coldInto(site, memory);
+  } finally {
+    await remove(memory);
+  }
+}
+
+async function coldInto(site: Site, into: string) {
   const { mib, reference, dir, must } = site;
-  const pull = ["pull", "--plain-http", "--no-tty", "-o", "pulled", reference];
-  const fresh = () => remove(`${dir}/pulled`);
+  const inMemory = into !== dir;
+  const pulled = `${into}/pulled`;
+  const pull = ["pull", "--plain-http", "--no-tty", "-o", pulled, reference];
+  const fresh = () => remove(pulled);
   const blob = `http://${
     reference.split("/")[0]
   }/v2/o/i/blobs/sha256:${site.sha256}`;
+  const cache = `${into}/cache`;
+  const env = { ...cleanEnvironment(), TOOLSMITH_CACHE: cache };
   const rivals: Rival[] = [
     { name: "oras pull", before: fresh, once: () => must(parts.oras!, pull) },
     ...[4, 1].map((connections): Rival => ({
       name: `toolsmith hydrate, ${connections} connections`,
-      before: site.forget,
-      once: async () =>
-        await must(Deno.execPath(), site.hydrate({ connections })),
+      before: () => remove(cache),
+      once: () => must(Deno.execPath(), site.hydrate({ connections }), { env }),
     })),
     {
       name: "oras pull && sha256sum && mv",
       before: fresh,
       async once() {
         await must(parts.oras!, pull);
-        await must("sha256sum", ["pulled/image.qcow2"]);
-        await Deno.rename(`${dir}/pulled/image.qcow2`, `${dir}/pulled/i`);
+        await must("sha256sum", [`${pulled}/image.qcow2`]);
+        await Deno.rename(`${pulled}/image.qcow2`, `${pulled}/i`);
       },
     },
     {
       name: "curl",
-      before: () => remove(`${dir}/curled`),
-      once: () => must("curl", ["-sf", "-o", "curled", blob]),
+      before: () => remove(`${into}/curled`),
+      once: () => must("curl", ["-sf", "-o", `${into}/curled`, blob]),
     },
     {
       name: "the digest alone",
       once: async () => void await sha256(fileChunks(`${dir}/image.qcow2`)),
     },
   ];
-  if (await isThere("skopeo")) {
-    const from = `docker://${reference}`;
-    rivals.push({
-      name: "skopeo copy",
-      before: () => remove(`${dir}/copied`),
-      once: () =>
-        must("skopeo", [
-          "copy",
-          "-q",
-          "--src-tls-verify=false",
-          from,
-          "dir:copied",
-        ]),
+  if (!inMemory) {
+    rivals.splice(1, 0, {
+      name: "oras pull, and the sync of it",
+      before: fresh,
+      async once() {
+        await must(parts.oras!, pull);
+        using file = await Deno.open(`${pulled}/image.qcow2`);
+        await file.syncData();
+      },
     });
   }
-  await compare(`first hydrate of ${mib} MiB, loopback`, rivals);
+  if (await isThere("skopeo")) {
+    const [from, to] = [`docker://${reference}`, `dir:${into}/copied`];
+    rivals.push({
+      name: "skopeo copy",
+      before: () => remove(`${into}/copied`),
+      once: () =>
+        must("skopeo", ["copy", "-q", "--src-tls-verify=false", from, to]),
+    });
+  }
+  const where = inMemory ? ", into memory" : "";
+  await compare(`first hydrate of ${mib} MiB, loopback${where}`, rivals);
 }
 
 /** The same, over networks that hold each connection back. */
