@@ -30,6 +30,7 @@ const tools = await setup([
   "oras",
   "registry",
   "qemuImg",
+  "nginx",
   "qemu",
   "guest",
   "debian",

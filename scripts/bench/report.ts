@@ -136,7 +136,7 @@ function tableOf({ title, unit, rows, how }: Measured): string {
 const WHY = [
   [
     "bytes from the registry, eight hosts",
-    "A cold cache of distribution asks upstream anew for each request that comes while it is being filled, whoever asks: let one host fill it first.",
+    "A cold cache of distribution asks upstream anew for each request that comes while it is being filled; nginx joins them, with the configuration of [fleets.md](fleets.md).",
   ],
   [
     "bytes on the wire",

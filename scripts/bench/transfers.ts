@@ -4,25 +4,13 @@
  * @module
  */
 import { fileChunks, sha256 } from "../../lib/system/digest.ts";
-import { run, type RunOptions, spawn } from "../../lib/system/process.ts";
+import { run, spawn } from "../../lib/system/process.ts";
 import { parts } from "../../tests/support/parts.ts";
-import { startRegistry } from "../../tests/support/registry.ts";
-import {
-  cleanEnvironment,
-  makeQcow2,
-  orasPush,
-  TYPE,
-  workspace,
-} from "../../tests/support/workspace.ts";
-import { BUNDLE, bundle } from "../bundle.ts";
+import { cleanEnvironment } from "../../tests/support/workspace.ts";
+import { cutRows, fleetRows } from "./counted.ts";
 import { compare, record, type Rival } from "./measure.ts";
-import { startWire, type Wire, type WireOptions } from "./wire.ts";
-
-const MIB = 1024 * 1024;
-const RATE = 60 * MIB;
-
-/** An image in a registry, and a workspace to get it into. */
-type Site = Awaited<ReturnType<typeof openSite>>;
+import { openSite, remove, type Site } from "./site.ts";
+import { RATE, startWire, type WireOptions } from "./wire.ts";
 
 /** What is measured of transfers, by name. */
 const ROWS = {
@@ -177,60 +165,6 @@ async function slowRows(site: Site) {
   await site.name(site.host);
 }
 
-/** Bytes that cross the wire when a transfer is cut, and when it is killed. */
-async function cutRows(site: Site) {
-  await using wire = startWire(site.host, { rate: RATE });
-  await site.name(wire.host);
-  const hydrate = site.hydrate();
-  const measured = async (work: () => Promise<void>) => {
-    await site.forget();
-    const before = wire.received();
-    await work();
-    await site.must(Deno.execPath(), hydrate);
-    return (wire.received() - before) / site.bytes;
-  };
-  await compare(`bytes on the wire, ${site.mib} MiB`, [
-    { name: "nothing happens", once: () => measured(async () => {}) },
-    {
-      name: "cut at 60 %",
-      once: () =>
-        measured(() => {
-          wire.cutAt(0.6 * site.bytes);
-          return Promise.resolve();
-        }),
-    },
-    {
-      name: "killed at 60 %, and run again",
-      once: () => measured(() => kill(site, wire, 0.6 * site.bytes)),
-    },
-    {
-      name: "killed ten times, and run again",
-      once: () =>
-        measured(async () => {
-          for (let count = 0; count < 10; count++) {
-            await kill(site, wire, Math.random() * 0.09 * site.bytes);
-          }
-        }),
-    },
-  ], "× the image");
-  await site.name(site.host);
-}
-
-/** Starts a hydrate, and kills it when so many bytes have come. */
-async function kill(site: Site, wire: Wire, bytes: number) {
-  const until = wire.received() + bytes;
-  const child = spawn(Deno.execPath(), {
-    args: site.hydrate(),
-    cwd: site.dir,
-    env: cleanEnvironment(),
-  });
-  while (wire.received() < until) {
-    await new Promise((done) => setTimeout(done, 5));
-  }
-  Deno.kill(child.pid, "SIGKILL");
-  await child.ended;
-}
-
 async function crowdRows(site: Site) {
   const args = site.hydrate();
   const crowd = (count: number) => async () => {
@@ -241,40 +175,6 @@ async function crowdRows(site: Site) {
     { name: "one", before: site.forget, once: crowd(1) },
     { name: "eight", before: site.forget, once: crowd(8) },
   ]);
-}
-
-/** Bytes that a registry sends for eight hosts behind two tiers of caches. */
-async function fleetRows(site: Site) {
-  const values: number[][] = [[], []];
-  for (const kind of values) {
-    await using wire = startWire(site.host);
-    await using far = await startRegistry({ upstream: `http://${wire.host}` });
-    await using near = await startRegistry({ upstream: far.url });
-    const env = {
-      ...cleanEnvironment(),
-      TOOLSMITH_MIRRORS: `${site.host}=${near.url}`,
-    };
-    const hosts = Array.from({ length: 8 }, (_, at) => `host-${at}`);
-    const all = () =>
-      Promise.all(
-        hosts.map((host) =>
-          site.must(Deno.execPath(), site.hydrate(), {
-            env: { ...env, TOOLSMITH_CACHE: `${site.dir}/${host}` },
-          })
-        ),
-      );
-    const forget = () =>
-      Promise.all(hosts.map((host) => remove(`${site.dir}/${host}`)));
-    if (kind === values[1]) await all().then(forget);
-    const before = wire.received();
-    await all();
-    kind.push((wire.received() - before) / site.bytes);
-    await forget();
-  }
-  record(`bytes from the registry, eight hosts behind two caches`, [
-    { name: "cold caches", values: values[0] },
-    { name: "warm caches", values: values[1] },
-  ], "× the image");
 }
 
 async function warmRows(site: Site) {
@@ -314,46 +214,6 @@ async function peakMib(site: Site, args: string[]): Promise<number> {
   }
   if ((await child.ended).code !== 0) throw new Error(args.join(" "));
   return kib / 1024;
-}
-
-async function openSite(mib: number) {
-  if (!await bundle()) throw new Error("the single file cannot be written");
-  await using undo = new AsyncDisposableStack();
-  const registry = undo.use(await startRegistry());
-  const work = undo.use(await workspace());
-  const { dir } = work;
-  const path = `${dir}/image.qcow2`;
-  const { sha256 } = await makeQcow2(path, mib * MIB);
-  const reference = `${registry.host}/o/i:1`;
-  await orasPush(reference, [`image.qcow2:${TYPE}`], { cwd: dir });
-  const name = (host: string) =>
-    work.manifest({ qcow2: `oci://${host}/o/i:1`, qcow2_sha256: sha256 });
-  await name(registry.host);
-  const { size: bytes } = await Deno.stat(path);
-  const all = undo.move();
-  return {
-    ...{ dir, mib, bytes, sha256, reference, host: registry.host, name },
-    /** Empties the cache. */
-    forget: () => remove(`${dir}/.toolsmith/cache`),
-    /** What Deno is started with: the single file, as users have it. */
-    hydrate: ({ connections = 4 } = {}) => [
-      ...["run", "-A", BUNDLE, "hydrate", "--quiet"],
-      ...["--connections", `${connections}`],
-    ],
-    async must(program: string, args: string[], options: RunOptions = {}) {
-      const env = cleanEnvironment();
-      const output = await run(program, { args, cwd: dir, env, ...options });
-      const { code, stderr } = output;
-      if (code !== 0) {
-        throw new Error(`${program} ${args.join(" ")}: ${stderr}`);
-      }
-    },
-    [Symbol.asyncDispose]: () => all.disposeAsync(),
-  };
-}
-
-async function remove(path: string) {
-  await Deno.remove(path, { recursive: true }).catch(() => {});
 }
 
 async function isThere(program: string): Promise<boolean> {

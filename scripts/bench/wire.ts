@@ -5,6 +5,9 @@
  * @module
  */
 
+/** What one connection carries where a network holds it back, in bytes a second. */
+export const RATE = 60 * 1024 * 1024;
+
 /** What the network is like. */
 export interface WireOptions {
   /** The most that one connection carries, in bytes a second. @default {Infinity} */

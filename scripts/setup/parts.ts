@@ -27,7 +27,8 @@ export type Part =
   | "arm64"
   | "slurm"
   | "systemd"
-  | "buildah";
+  | "buildah"
+  | "nginx";
 
 /**
  * Where each part is: the absolute path of its program; absent where it could
@@ -186,6 +187,11 @@ export const PARTS: Record<Part, Source> = {
     apt: SLURM_PACKAGES,
     remedy: `on Debian or Ubuntu: ${SLURM_PACKAGES.join(" ")}`,
   },
+  nginx: {
+    programs: ["nginx"],
+    apt: ["nginx-light"],
+    remedy: "nginx, from your system's packages",
+  },
   buildah: {
     programs: ["buildah"],
     // The owners of a base image's files are root and others.
@@ -205,7 +211,7 @@ export const SUITES: Record<string, Part[]> = {
   images: ["debian", "uefi", "arm64"],
   faults: [],
   boots: [],
-  fleet: ["slurm", "systemd", "buildah"],
+  fleet: ["slurm", "systemd", "buildah", "nginx"],
 };
 
 /** What the usual tests need. */
