@@ -61,17 +61,14 @@ export async function memoryRows(mib: number) {
   ], "MiB");
 }
 
-/** To the disk, and to memory, where no program waits for a disk. */
+/** Into memory, where no program waits for a disk, and to the disk. */
 async function coldRows(site: Site) {
-  await coldInto(site, site.dir);
   const options = { dir: "/dev/shm", prefix: "toolsmith-bench-" };
   const memory = await Deno.makeTempDir(options).catch(() => undefined);
-  if (memory === undefined) return;
-  try {
-    await coldInto(site, memory);
-  } finally {
-    await remove(memory);
+  if (memory !== undefined) {
+    await coldInto(site, memory).finally(() => remove(memory));
   }
+  await coldInto(site, site.dir);
 }
 
 async function coldInto(site: Site, into: string) {
