@@ -168,8 +168,11 @@ async function* arrivedChunks(
   for await (const end of arrivals) {
     while (position < end) {
       signal?.throwIfAborted();
-      const want = Math.min(end - position, CHUNK);
-      const count = file.readSync(buffer.subarray(0, want));
+      const want = buffer.subarray(0, Math.min(end - position, CHUNK));
+      // Nobody else waits for a turn in a thread of its own.
+      const count = isDigestThread
+        ? file.readSync(want)
+        : await file.read(want);
       if (count === null) throw new Error(`${path} was cut short`);
       position += count;
       yield buffer.subarray(0, count);

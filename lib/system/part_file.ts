@@ -54,7 +54,10 @@ export interface PartFile extends AsyncDisposable {
 
 /** One writer to a part file. */
 export interface PartWriter extends Disposable {
-  /** Writes bytes at a position. Nothing is awaited: a thread of its own would have to fetch them. */
+  /**
+   * Writes bytes at a position, and returns when the system has them: to hand
+   * them to another thread costs more than the copy.
+   */
   write(position: number, bytes: Uint8Array): void;
 }
 
@@ -108,7 +111,6 @@ class OpenPart implements PartFile {
   #syncing: Promise<void> | undefined;
   #failure: unknown;
   #finished = false;
-  readonly #booted = bootTime();
   /** Where it is noted what is written; absent where no boot can be told. */
   #journal: Deno.FsFile | undefined;
   #arrival = Promise.withResolvers<void>();
@@ -223,7 +225,7 @@ class OpenPart implements PartFile {
 
   /** Notes what is written: all that a killed process leaves is good. */
   #note(): void {
-    const booted = this.#booted;
+    const booted = bootTime();
     if (booted === undefined) return;
     this.#journal ??= Deno.openSync(join(this.#dir, PART_JOURNAL), {
       write: true,

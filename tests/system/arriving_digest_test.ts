@@ -1,4 +1,4 @@
-import { assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { arrivingSha256 } from "../../lib/system/arriving_digest.ts";
 import { fileChunks, sha256 } from "../../lib/system/digest.ts";
 import { ROOT } from "../../scripts/deno.ts";
@@ -58,6 +58,18 @@ Deno.test("the digest of a file that is there can be stopped", async () => {
     const compute = () => arrivingSha256(path, { size, arrivals, signal });
     await assertRejects(compute, Error, "enough");
   }
+});
+
+Deno.test("who computes the digest of a small file lets others have their turns meanwhile", async () => {
+  await using dir = await temporaryDir();
+  const path = `${dir.path}/file`;
+  const size = 40 * MIB;
+  await Deno.writeFile(path, new Uint8Array(size));
+  let turns = 0;
+  const timer = setInterval(() => turns++, 0);
+  await arrivingSha256(path, { size, arrivals: () => counts(size) });
+  clearInterval(timer);
+  assert(turns >= 5, `${turns} turns`);
 });
 
 // The worker's own end would be this process's, and its output this one's.
