@@ -8,6 +8,7 @@ import { fileChunks, sha256 } from "../system/digest.ts";
 import { type Fingerprint, fingerprintOf } from "../system/files.ts";
 import { requireSpace } from "../system/free_space.ts";
 import type { writeSparse } from "../system/sparse.ts";
+import { fileStepSync } from "../system/step_sync.ts";
 import { begin, type FetchContext, type FetchedImage } from "./_context.ts";
 
 /** How much of a body without a length is written between two looks at the disk. */
@@ -35,6 +36,7 @@ export async function spool(
   const progress = begin(context, { total });
   let bytes = 0;
   let checked = 0;
+  await using steps = fileStepSync(path);
   using file = await Deno.open(path, { write: true, createNew: true });
   const actual = await sha256((async function* () {
     for await (const chunk of chunks) {
@@ -45,12 +47,14 @@ export async function spool(
       }
       await write(file, chunk);
       bytes += chunk.length;
+      steps.at(bytes);
       progress.at(bytes);
       yield chunk;
     }
   })());
   // It may end in a hole.
   await file.truncate(bytes);
+  await steps.settled();
   progress.end(bytes);
   const hashed = fingerprintOf(await file.stat());
   return { path, name, bytes, actual, hashed };

@@ -13,6 +13,7 @@ import {
   fingerprintOf,
   isSame,
 } from "../system/files.ts";
+import { fileStepSync } from "../system/step_sync.ts";
 import { oneLine } from "../system/text.ts";
 import {
   type Artifact,
@@ -93,9 +94,11 @@ export async function pullImage(
     onBytes: progress.at,
   });
   const path = join(dir, ...layer.title.split("/"));
+  await using steps = fileStepSync(path);
   let hashed: Fingerprint | undefined;
   const digest = sha256(fileChunks(path, {
     growingUntil: done,
+    onBytes: steps.at,
     onEnd: (stat) => hashed = fingerprintOf(stat),
   }));
   const settled = digest.catch(() => {});
@@ -111,6 +114,7 @@ export async function pullImage(
       ? notPulled(layer, "it is not there", error)
       : error;
   });
+  await steps.settled();
   const found = await findHashed(path, { hashed, layer, artifact, dir });
   return { path, bytes: layer.size, sha256: actual, hashed: found };
 }

@@ -17,6 +17,7 @@ import {
   type PartIdentity,
   readPartRecord,
 } from "./part_record.ts";
+import { type StepSync, stepSync } from "./step_sync.ts";
 import { writeAllSync } from "./streams.ts";
 import { abortable } from "./time.ts";
 
@@ -61,8 +62,6 @@ export interface PartWriter extends Disposable {
   write(position: number, bytes: Uint8Array): void;
 }
 
-/** A sync begins when so many bytes have come since the one before. */
-const SYNC_BYTES = 4 * 1024 * 1024;
 const PRIVATE = 0o600;
 
 /**
@@ -106,10 +105,7 @@ class OpenPart implements PartFile {
   readonly #file: Deno.FsFile;
   /** The bytes that are there, on the disk or not. */
   #there: Extent[] = [];
-  /** How many of them the record has. */
-  #synced = 0;
-  #syncing: Promise<void> | undefined;
-  #failure: unknown;
+  #steps = this.#newSteps();
   #finished = false;
   /** Where it is noted what is written; absent where no boot can be told. */
   #journal: Deno.FsFile | undefined;
@@ -134,7 +130,7 @@ class OpenPart implements PartFile {
   /** Takes what a record has for what is there. */
   take(extents: Extent[]): void {
     this.#there = extents;
-    this.#synced = this.bytes;
+    this.#steps = this.#newSteps();
   }
 
   async openWriter(): Promise<PartWriter> {
@@ -142,7 +138,6 @@ class OpenPart implements PartFile {
     let at = 0;
     return {
       write: (position, bytes) => {
-        if (this.#failure) throw this.#failure;
         if (position !== at) file.seekSync(position, Deno.SeekMode.Start);
         writeAllSync(file, bytes);
         at = position + bytes.length;
@@ -178,22 +173,21 @@ class OpenPart implements PartFile {
     // A copy: the program may still be writing.
     await Deno.copyFile(from, this.path);
     await this.#file.truncate(this.size);
-    this.#there = addExtent([], [0, stat.size]);
+    this.take(addExtent([], [0, stat.size]));
     await this.#sync();
   }
 
   async clear(): Promise<void> {
-    await this.#settled();
-    this.#there = [];
-    this.#synced = this.kept = 0;
+    await this.#steps.settled().catch(() => {});
+    this.kept = 0;
+    this.take([]);
     await this.#forget(PART_RECORD, PART_JOURNAL);
     await this.#file.truncate(0);
     await this.#file.truncate(this.size);
   }
 
   async finish(): Promise<Fingerprint> {
-    await this.#settled();
-    if (this.#failure) throw this.#failure;
+    await this.#steps.settled();
     this.#finished = true;
     await this.#forget(PART_RECORD, PART_JOURNAL);
     return fingerprintOf(await this.#file.stat());
@@ -201,7 +195,7 @@ class OpenPart implements PartFile {
 
   async [Symbol.asyncDispose](): Promise<void> {
     try {
-      await this.#settled();
+      await this.#steps.settled();
       if (!this.#finished && this.bytes > 0) {
         await this.#sync();
         // All of it is durable now.
@@ -220,7 +214,7 @@ class OpenPart implements PartFile {
     this.#arrival.resolve();
     this.#arrival = Promise.withResolvers();
     this.#note();
-    this.#syncSoon();
+    this.#steps.at(this.bytes);
   }
 
   /** Notes what is written: all that a killed process leaves is good. */
@@ -248,28 +242,15 @@ class OpenPart implements PartFile {
     }
   }
 
-  #syncSoon(): void {
-    const fresh = this.bytes - this.#synced;
-    if (this.#syncing || this.#failure || fresh < SYNC_BYTES) return;
-    this.#syncing = this.#sync()
-      // The next write, or the end, reports it.
-      .catch((error) => this.#failure = error)
-      .finally(() => {
-        this.#syncing = undefined;
-        // On a slow disk much has come meanwhile.
-        this.#syncSoon();
-      });
-  }
-
-  async #settled(): Promise<void> {
-    while (this.#syncing) await this.#syncing;
+  /** A sync ends with a record of what was there when it began. */
+  #newSteps(): StepSync {
+    return stepSync(() => this.#sync(), this.bytes);
   }
 
   async #sync(): Promise<void> {
     const extents = this.#there;
     await this.#file.syncData();
     await this.#save(extents);
-    this.#synced = extentBytes(extents);
   }
 
   async #save(extents: Extent[], filled?: string): Promise<void> {
