@@ -159,7 +159,7 @@ async function pullByOras(
   if (keep) await part?.expect(path);
   const progress = begin(context, { total: totalBytes(artifact) });
   try {
-    const options = { layer, dir: target, progress };
+    const options = { layer, dir: target, progress, sync: true };
     const { bytes, sha256, hashed } = await pullImage(
       program,
       artifact,

@@ -31,6 +31,8 @@ export interface PullImageOptions {
   dir: string;
   /** Notified of the transfer's progress. */
   progress: TransferProgress;
+  /** Whether to sync the image while it comes, as it is to stay. @default {false} */
+  sync?: boolean;
 }
 
 /** An image that was pulled. */
@@ -85,7 +87,7 @@ export interface TransferProgress {
 export async function pullImage(
   registry: Oras,
   artifact: Artifact,
-  { layer, dir, progress }: PullImageOptions,
+  { layer, dir, progress, sync = false }: PullImageOptions,
 ): Promise<PulledImage> {
   const total = totalBytes(artifact);
   const done = registry.pull(artifact.reference, {
@@ -94,11 +96,11 @@ export async function pullImage(
     onBytes: progress.at,
   });
   const path = join(dir, ...layer.title.split("/"));
-  await using steps = fileStepSync(path);
+  await using steps = sync ? fileStepSync(path) : undefined;
   let hashed: Fingerprint | undefined;
   const digest = sha256(fileChunks(path, {
     growingUntil: done,
-    onBytes: steps.at,
+    onBytes: steps?.at,
     onEnd: (stat) => hashed = fingerprintOf(stat),
   }));
   const settled = digest.catch(() => {});
@@ -114,7 +116,7 @@ export async function pullImage(
       ? notPulled(layer, "it is not there", error)
       : error;
   });
-  await steps.settled();
+  await steps?.settled();
   const found = await findHashed(path, { hashed, layer, artifact, dir });
   return { path, bytes: layer.size, sha256: actual, hashed: found };
 }

@@ -74,35 +74,27 @@ async function coldRows(site: Site) {
 async function coldInto(site: Site, into: string) {
   const { mib, reference, dir, must } = site;
   const inMemory = into !== dir;
-  const pulled = `${into}/pulled`;
-  const pull = ["pull", "--plain-http", "--no-tty", "-o", pulled, reference];
-  const fresh = () => remove(pulled);
+  const out = `${into}/out`;
+  const pull = ["pull", "--plain-http", "--no-tty", "-o", out, reference];
   const blob = `http://${
     reference.split("/")[0]
   }/v2/o/i/blobs/sha256:${site.sha256}`;
-  const cache = `${into}/cache`;
-  const env = { ...cleanEnvironment(), TOOLSMITH_CACHE: cache };
+  const env = { ...cleanEnvironment(), TOOLSMITH_CACHE: out };
   const rivals: Rival[] = [
-    { name: "oras pull", before: fresh, once: () => must(parts.oras!, pull) },
+    { name: "oras pull", once: () => must(parts.oras!, pull) },
     ...[4, 1].map((connections): Rival => ({
       name: `toolsmith hydrate, ${connections} connections`,
-      before: () => remove(cache),
       once: () => must(Deno.execPath(), site.hydrate({ connections }), { env }),
     })),
     {
       name: "oras pull && sha256sum && mv",
-      before: fresh,
       async once() {
         await must(parts.oras!, pull);
-        await must("sha256sum", [`${pulled}/image.qcow2`]);
-        await Deno.rename(`${pulled}/image.qcow2`, `${pulled}/i`);
+        await must("sha256sum", [`${out}/image.qcow2`]);
+        await Deno.rename(`${out}/image.qcow2`, `${out}/i`);
       },
     },
-    {
-      name: "curl",
-      before: () => remove(`${into}/curled`),
-      once: () => must("curl", ["-sf", "-o", `${into}/curled`, blob]),
-    },
+    { name: "curl", once: () => must("curl", ["-sf", "-o", out, blob]) },
     {
       name: "the digest alone",
       once: async () => void await sha256(fileChunks(`${dir}/image.qcow2`)),
@@ -111,25 +103,27 @@ async function coldInto(site: Site, into: string) {
   if (!inMemory) {
     rivals.splice(1, 0, {
       name: "oras pull, and the sync of it",
-      before: fresh,
       async once() {
         await must(parts.oras!, pull);
-        using file = await Deno.open(`${pulled}/image.qcow2`);
+        using file = await Deno.open(`${out}/image.qcow2`);
         await file.syncData();
       },
     });
   }
   if (await isThere("skopeo")) {
-    const [from, to] = [`docker://${reference}`, `dir:${into}/copied`];
+    const [from, to] = [`docker://${reference}`, `dir:${out}`];
     rivals.push({
       name: "skopeo copy",
-      before: () => remove(`${into}/copied`),
       once: () =>
         must("skopeo", ["copy", "-q", "--src-tls-verify=false", from, to]),
     });
   }
   const where = inMemory ? ", into memory" : "";
-  await compare(`first hydrate of ${mib} MiB, loopback${where}`, rivals);
+  await compare(
+    `first hydrate of ${mib} MiB, loopback${where}`,
+    rivals.map((rival) => ({ ...rival, before: () => remove(out) })),
+  );
+  await remove(out);
 }
 
 /** The same, over networks that hold each connection back. */

@@ -5,6 +5,7 @@ import { fingerprint } from "../../lib/system/files.ts";
 import { writeSparse } from "../../lib/system/sparse.ts";
 import { writeAll } from "../../lib/system/streams.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { replace } from "../support/replace.ts";
 import { type Fetching, fetching } from "../support/fetching.ts";
 
 const MIB = 1024 * 1024;
@@ -36,6 +37,16 @@ async function* pieces(bytes: Uint8Array<ArrayBuffer>, size: number) {
     yield bytes.slice(at, at + size);
   }
 }
+
+test("what is spooled is synced while it comes, and a disk that fails then says so", async ({ context }) => {
+  using _system = replace(Deno.FsFile.prototype, {
+    syncData: () => Promise.reject(new Error("broken disk")),
+  });
+  const bytes = new Uint8Array(5 * MIB);
+  const file = { name: "a", total: bytes.length, write: writeAll };
+  const spooled = () => spool(context, pieces(bytes, MIB), file);
+  await assertRejects(spooled, Error, "broken disk");
+});
 
 test("chunks become a file, whose digest and fingerprint are returned", async ({ dir, context, told }) => {
   const bytes = crypto.getRandomValues(new Uint8Array(50_000));

@@ -38,6 +38,7 @@ const ARTIFACT: Artifact = {
 /** Pulls with an oras that does this. */
 async function pull(
   work: (dir: string, options: PullOptions) => Promise<void>,
+  { text = TEXT, sync = false } = {},
 ) {
   await using dir = await temporaryDir();
   const { path } = dir;
@@ -50,8 +51,9 @@ async function pull(
     },
   };
   const pulled = await pullImage(client, ARTIFACT, {
-    layer: { title: IMAGE, size: TEXT.length, sha256: "" },
+    layer: { title: IMAGE, size: text.length, sha256: "" },
     dir: path,
+    sync,
     progress: {
       at: (bytes) => seen.push(["at", bytes]),
       end: (bytes) => seen.push(["end", bytes]),
@@ -147,6 +149,16 @@ Deno.test("a pull that fails says why, whatever it has left", async () => {
       "cut",
     );
   }
+});
+
+Deno.test("an image that is to stay is synced while it comes, and a disk that fails then says so", async () => {
+  using _system = replace(Deno.FsFile.prototype, {
+    syncData: () => Promise.reject(new Error("broken disk")),
+  });
+  const text = "x".repeat(5 * 1024 * 1024);
+  const work = (dir: string) => writeAll(dir, text);
+  await assertRejects(() => pull(work, { text, sync: true }), Error, "broken");
+  await pull(work, { text });
 });
 
 Deno.test("an image that cannot be read says so", async () => {

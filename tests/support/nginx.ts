@@ -27,11 +27,17 @@ export async function startNginx(upstream: string): Promise<Nginx> {
   const dir = await Deno.makeTempDir({ prefix: "toolsmith-nginx-" });
   undo.defer(() => Deno.remove(dir, { recursive: true }));
   const port = freePort();
-  const documented = await Deno.readTextFile(`${ROOT}/docs/nginx-mirror.conf`);
-  const here = documented
-    .replace("/var/cache/nginx", dir)
-    .replace("listen 80;", `listen 127.0.0.1:${port};`)
-    .replaceAll("http://127.0.0.1:5000;", `${upstream};`);
+  let here = await Deno.readTextFile(`${ROOT}/docs/nginx-mirror.conf`);
+  for (
+    const [there, replaced] of [
+      ["/var/cache/", `${dir}/`],
+      ["listen 5080;", `listen 127.0.0.1:${port};`],
+      ["http://127.0.0.1:5000;", `${upstream};`],
+    ]
+  ) {
+    if (!here.includes(there)) throw new Error(`${there} is not there`);
+    here = here.replaceAll(there, replaced);
+  }
   await Deno.writeTextFile(join(dir, "mirror.conf"), here);
   const config = join(dir, "nginx.conf");
   await Deno.writeTextFile(
