@@ -22,6 +22,12 @@ const COUNT: ValueKind<number> = {
   read: (text) => /^\d{1,6}$/.test(text) ? Number(text) : undefined,
 };
 
+const CONNECTIONS: ValueKind<number> = {
+  what: "a number from 1 to 99",
+  example: "4",
+  read: (text) => /^[1-9]\d?$/.test(text) ? Number(text) : undefined,
+};
+
 const DURATION: ValueKind<number> = {
   what: "a number of seconds above zero",
   example: "5",
@@ -150,6 +156,11 @@ export class ParsedFlags {
   /** A whole number. */
   count(name: string): number | undefined {
     return this.#read(name, COUNT);
+  }
+
+  /** How many connections there are at most. */
+  connections(name: string): number | undefined {
+    return this.#read(name, CONNECTIONS);
   }
 
   /** A number of seconds, in milliseconds. */

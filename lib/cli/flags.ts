@@ -242,7 +242,7 @@ export function readHydrate(
     offline: given.has("offline"),
     verify: given.has("verify"),
     force: given.has("force"),
-    connections: given.count("connections"),
+    connections: given.connections("connections"),
     ...readTransfer(given),
     ...readRegistry(given),
   };

@@ -106,13 +106,18 @@ async function copyImage(
 }
 
 function connectionsOf({ connections, env }: FetchOptions): number {
-  if (connections !== undefined) return connections;
-  const text = (env ?? processEnvironment).get("TOOLSMITH_CONNECTIONS");
+  const variable = "TOOLSMITH_CONNECTIONS";
+  const text = connections === undefined
+    ? (env ?? processEnvironment).get(variable)
+    : `${connections}`;
   if (!text) return CONNECTIONS;
   if (/^[1-9]\d?$/.test(text)) return Number(text);
+  const shown = oneLine(text, 40);
   throw new ToolsmithError(
     "usage",
-    `Cannot use TOOLSMITH_CONNECTIONS=${oneLine(text, 40)}`,
+    connections === undefined
+      ? `Cannot use ${variable}=${shown}`
+      : `Cannot use ${shown} connections`,
     { hint: "it is a number from 1 to 99" },
   );
 }

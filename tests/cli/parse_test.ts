@@ -191,6 +191,8 @@ const WRONG: [string, string, string][] = [
   ["hydrate --retries 1e3", "1e3 is not a whole number", "--retries 5"],
   ["hydrate --retries 1.5", "1.5 is not a whole number", ""],
   ["hydrate --retries 9999999", "is not a whole number", ""],
+  ["hydrate --connections 0", "0 is not a number from 1 to 99", "s 4"],
+  ["hydrate --connections 100", "100 is not a number from 1 to 99", ""],
   ["hydrate --stall-timeout 0.0", "seconds above zero", ""],
   ["hydrate --stall-timeout 1m", "seconds above zero", ""],
   ["hydrate -- x", "hydrate takes nothing after --", ""],

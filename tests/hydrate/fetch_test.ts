@@ -109,6 +109,10 @@ test("how many connections there are is a number from 1 to 99", async ({ dir, be
     // Who says it otherwise is not held up by it.
     await copy(value, 2);
   }
+  for (const connections of [0, 100, 1.5, -1, NaN]) {
+    const { message } = await failure("usage", () => copy("2", connections));
+    assertEquals(message, `Cannot use ${connections} connections`);
+  }
   const long = await failure("usage", () => copy("9".repeat(80)));
   assertEquals(
     long.message,
