@@ -106,9 +106,8 @@ async function copyImage(
 }
 
 function connectionsOf({ connections, env }: FetchOptions): number {
-  const variable = "TOOLSMITH_CONNECTIONS";
   const text = connections === undefined
-    ? (env ?? processEnvironment).get(variable)
+    ? (env ?? processEnvironment).get("TOOLSMITH_CONNECTIONS")
     : `${connections}`;
   if (!text) return CONNECTIONS;
   if (/^[1-9]\d?$/.test(text)) return Number(text);
@@ -116,7 +115,7 @@ function connectionsOf({ connections, env }: FetchOptions): number {
   throw new ToolsmithError(
     "usage",
     connections === undefined
-      ? `Cannot use ${variable}=${shown}`
+      ? `Cannot use TOOLSMITH_CONNECTIONS=${shown}`
       : `Cannot use ${shown} connections`,
     { hint: "it is a number from 1 to 99" },
   );
