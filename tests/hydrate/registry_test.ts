@@ -13,6 +13,7 @@ import { type Fetching, fetching } from "../support/fetching.ts";
 import { startHostileRegistry } from "../support/hostile_registry.ts";
 import { needs, parts } from "../support/parts.ts";
 import { type Fault, type FaultyProxy, startProxy } from "../support/proxy.ts";
+import { replace } from "../support/replace.ts";
 
 const TITLE = "org.opencontainers.image.title";
 const BLOB = /^GET \S+\/blobs\//;
@@ -258,6 +259,19 @@ test(
     await assertRejects(() => pulling, Error, "enough");
     const names = [...Deno.readDirSync(dir)].map(({ name }) => name);
     assert(names.includes("pull-1"), `${names}`);
+  },
+);
+
+test(
+  "what oras pulls into the cache is synced while it comes, and a disk that fails then says so",
+  {
+    size: 5 * 1024 * 1024,
+  },
+  async ({ pull }) => {
+    using _system = replace(Deno.FsFile.prototype, {
+      syncData: () => Promise.reject(new Error("broken disk")),
+    });
+    await assertRejects(() => pull(), Error, "broken disk");
   },
 );
 
