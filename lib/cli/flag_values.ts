@@ -5,6 +5,7 @@
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { ToolsmithError } from "../errors.ts";
+import { CONNECTIONS_RANGE, parseConnections } from "../oci/connections.ts";
 import { type CommandSpec, COMMON, type Flag } from "./spec.ts";
 import { closest } from "./suggest.ts";
 
@@ -23,9 +24,9 @@ const COUNT: ValueKind<number> = {
 };
 
 const CONNECTIONS: ValueKind<number> = {
-  what: "a number from 1 to 99",
+  what: CONNECTIONS_RANGE,
   example: "4",
-  read: (text) => /^[1-9]\d?$/.test(text) ? Number(text) : undefined,
+  read: parseConnections,
 };
 
 const DURATION: ValueKind<number> = {

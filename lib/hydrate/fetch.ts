@@ -9,6 +9,7 @@ import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
 import type { ManifestImage } from "../manifest/manifest.ts";
+import { CONNECTIONS_RANGE, parseConnections } from "../oci/connections.ts";
 import { registryOptions } from "../oci/registry.ts";
 import { cloneFile } from "../system/clone.ts";
 import { fileChunks } from "../system/digest.ts";
@@ -110,14 +111,15 @@ function connectionsOf({ connections, env }: FetchOptions): number {
     ? (env ?? processEnvironment).get("TOOLSMITH_CONNECTIONS")
     : `${connections}`;
   if (!text) return CONNECTIONS;
-  if (/^[1-9]\d?$/.test(text)) return Number(text);
+  const count = parseConnections(text);
+  if (count !== undefined) return count;
   const shown = oneLine(text, 40);
   throw new ToolsmithError(
     "usage",
     connections === undefined
       ? `Cannot use TOOLSMITH_CONNECTIONS=${shown}`
       : `Cannot use ${shown} connections`,
-    { hint: "it is a number from 1 to 99" },
+    { hint: `it is ${CONNECTIONS_RANGE}` },
   );
 }
 
