@@ -84,12 +84,13 @@ export const START_SCRIPT = MARKER + BECOME;
 
 /**
  * The same, but it waits for its arguments, in a guest that is saved meanwhile. Its
- * argument: the process id of the shell around it. From the host come the marker;
- * the words of {@linkcode SETUP_SCRIPT}, if any; and "yes" or "no" for input and the
- * words above. Both are a line with their count and a line for each, with `\\0` and
- * three octal digits for each byte that is not printable. To the host go a greeting;
- * what the set-up prints, the marker, its status, and the process id; and a greeting
- * when the words of the command are there.
+ * argument: the process id of the shell around it. The host sends the marker; then
+ * any number of set-ups, each with the words of {@linkcode SETUP_SCRIPT} or none; and
+ * the command: "yes" or "no" for input and the words above. Each is a line with its
+ * kind, `setup` or `command`, and the count of its words, and a line for each word,
+ * with `\\0` and three octal digits for each byte that is not printable. To the host
+ * go a greeting; after each set-up what it prints, the marker, its status, and the
+ * process id; and a greeting when the words of the command have arrived.
  */
 export const WAITING_SCRIPT = `
 setup() (
@@ -99,9 +100,8 @@ shell=$1
 sleep 0.1 2>/dev/null || sleep 1
 echo ready >&6
 ${MARKER}
-for words in setup command; do
+while read -r kind count <&8; do
   set --
-  read -r count <&8 || exit
   while [ "$count" -gt 0 ]; do
     IFS= read -r word <&8 || exit
     case $word in
@@ -110,11 +110,11 @@ for words in setup command; do
     set -- "$@" "$word"
     count=$((count - 1))
   done
-  [ "$words" = command ] || {
-    [ $# -eq 0 ] || setup "$@" >&6 2>/dev/null
-    echo "$end$? $shell" >&6
-  }
+  [ "$kind" = setup ] || break
+  [ $# -eq 0 ] || setup "$@" >&6 2>/dev/null
+  echo "$end$? $shell" >&6
 done
+[ "$kind" = command ] || exit
 # Where nobody takes this, another shell has got the command.
 echo ready >&6 || exit
 [ "$1" = yes ] || exec </dev/null

@@ -8,6 +8,9 @@
 /** Where a guest has noted that its kernel has no 9p, to be saved with it. */
 export const NO_9P = "/run/toolsmith.no-9p";
 
+/** No directory has this tag: a kernel with 9p says so, one without has other words. */
+export const PROBE_TAG = "toolsmith.probe";
+
 /** Tells a kernel without 9p: a directory that is not there yet has other words. */
 const WITHOUT_9P = '*"No such device"* | *"unknown filesystem"*';
 
@@ -39,6 +42,7 @@ while [ $# -gt 0 ]; do
     tries=$((tries + 1))
     case $said in
     ${WITHOUT_9P}) tries=60 ;;
+    *) [ "$1" != ${PROBE_TAG} ] || break ;;
     esac
     [ "$tries" -lt 60 ] || fail "$1: $said"
     sleep 0.05 2>/dev/null || sleep 1

@@ -47,6 +47,8 @@ interface Entry {
   size: number;
   /** What a link says. */
   target: string;
+  /** What was looked at: what is opened later must be the same. */
+  identity: string;
 }
 
 const BLOCK = 512;
@@ -130,13 +132,8 @@ async function look(path: string, name: string): Promise<Entry | undefined> {
   if (!stat) return undefined;
   const { isFile, isDirectory, isSymlink, mtime } = stat;
   if (!isFile && !isDirectory && !isSymlink) return undefined;
-  if (isFile) {
-    const file = await unlessDenied(Deno.open(path));
-    if (!file) return undefined;
-    file.close();
-  }
   const seconds = Math.floor((mtime?.getTime() ?? 0) / 1000);
-  return {
+  const entry: Entry = {
     name: isDirectory ? `${name}/` : name,
     path,
     type: isFile ? "file" : isDirectory ? "directory" : "link",
@@ -144,7 +141,22 @@ async function look(path: string, name: string): Promise<Entry | undefined> {
     mtime: Math.min(Math.max(0, seconds), MAX_NUMBER),
     size: isFile ? stat.size : 0,
     target: isSymlink ? await Deno.readLink(path).catch(() => "") : "",
+    identity: identityOf(stat),
   };
+  if (!isFile) return entry;
+  using file = await unlessDenied(openSame(entry));
+  return file && entry;
+}
+
+function identityOf({ dev, ino }: Deno.FileInfo): string {
+  return `${dev} ${ino}`;
+}
+
+/** Opens a file that was looked at; not what a link in its place leads to. */
+async function openSame({ path, identity }: Entry) {
+  const file = await absentAs(undefined, Deno.open(path));
+  if (file && identityOf(await file.stat()) === identity) return file;
+  file?.close();
 }
 
 async function* write(
@@ -184,7 +196,7 @@ async function* entryParts(
   yield headers(entry);
   if (entry.size === 0) return;
   let left = entry.size;
-  using file = await absentAs(undefined, Deno.open(entry.path));
+  using file = await openSame(entry);
   while (file && left > 0) {
     const buffer = new Uint8Array(Math.min(left, CHUNK));
     const read = await file.read(buffer);
@@ -192,7 +204,7 @@ async function* entryParts(
     left -= read;
     yield buffer.subarray(0, read);
   }
-  // A file that has become shorter, or is gone, is filled up.
+  // A file that has become shorter, or another, is filled up.
   for (; left > 0; left -= Math.min(left, CHUNK)) {
     yield new Uint8Array(Math.min(left, CHUNK));
   }

@@ -8,7 +8,9 @@ import { ToolsmithError } from "../errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { planTar, type TarPlan } from "./_tar.ts";
+import { moveTree } from "./_move_tree.ts";
 import { type LeftOut, type Unpacked, unpackTar } from "./_untar.ts";
+import { removeTree } from "../system/files.ts";
 import { oneLine } from "../system/text.ts";
 import { timeLimit } from "../system/time.ts";
 import { execInGuest } from "./exec.ts";
@@ -106,15 +108,23 @@ export async function copyIntoGuest(
   );
 }
 
+/** What {@linkcode copyFromGuest} takes. */
+export interface CopyFromGuestOptions {
+  /** A directory of this user alone, to unpack in. */
+  stagingDir: string;
+  /** Gives up when aborted. */
+  signal?: AbortSignal;
+}
+
 /**
- * Brings back what a guest has in its copy of a directory. Files that are gone
- * there stay here.
+ * Syncs a directory with what a guest has in its copy of it: once all of that has
+ * arrived, it is moved there. Files that are gone in the guest stay here.
  *
  * Needs `--allow-read` and `--allow-write` for the directory.
  *
  * @param monitor The machine.
  * @param share The directory.
- * @param options Gives up when aborted.
+ * @param options Where to unpack.
  * @returns What was taken, and what was not: nothing leads out of the directory,
  * and there are no devices, and no set-user-ID bits.
  * @throws {ToolsmithError} `guest_failed` when the guest sends no tar, or more
@@ -123,8 +133,33 @@ export async function copyIntoGuest(
  */
 export async function copyFromGuest(
   monitor: Monitor,
+  share: GuestShare,
+  { stagingDir, signal }: CopyFromGuestOptions,
+): Promise<BroughtBack> {
+  const staging = await Deno.makeTempDir({ dir: stagingDir });
+  try {
+    const taken = await receiveTar(monitor, share, staging, signal);
+    const { entries, refused, changed } = taken;
+    const left = await moveTree(staging, share.path, signal);
+    return {
+      entries: entries - left.length,
+      refused: {
+        count: refused.count + left.length,
+        names: [...refused.names, ...left],
+      },
+      changed,
+    };
+  } finally {
+    await removeTree(staging);
+  }
+}
+
+/** Unpacks what a guest has in its copy of a directory. */
+async function receiveTar(
+  monitor: Monitor,
   { path, tag }: GuestShare,
-  { signal }: { signal?: AbortSignal } = {},
+  staging: string,
+  signal: AbortSignal | undefined,
 ): Promise<BroughtBack> {
   const stop = new AbortController();
   const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
@@ -141,7 +176,7 @@ export async function copyFromGuest(
     await writer.abort(error).catch(() => {});
     throw error;
   });
-  const taking = unpackTar(readable, path, BACK).catch((error) => {
+  const taking = unpackTar(readable, staging, BACK).catch((error) => {
     stop.abort(error);
     throw error;
   });

@@ -8,13 +8,15 @@ import type { GuestShare } from "../qemu/args.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { oneLine } from "../system/text.ts";
 import { runScript } from "./_script.ts";
-import { PREPARE_SCRIPT, SETUP_SCRIPT } from "./_setup_scripts.ts";
+import { PREPARE_SCRIPT, PROBE_TAG, SETUP_SCRIPT } from "./_setup_scripts.ts";
 import type { SetUpShell } from "./waiting_shell.ts";
 
 /** What {@linkcode setUpGuest} does besides mounting. */
 export interface SetUpOptions {
   /** Set the guest's clock to the host's: it stood still. @default {false} */
   clock?: boolean;
+  /** Find out whether the guest could mount a directory. @default {false} */
+  probe?: boolean;
   /** A shell that waits in the guest. @default {undefined} there is none */
   waiting?: SetUpShell;
   /** Time that the guest may take, in milliseconds. @default {120_000} */
@@ -62,12 +64,13 @@ export async function setUpGuest(
   const clock = options.clock
     ? [now.toFixed(3), `${Math.round(now)}`]
     : ["", ""];
+  const probe = options.probe ? [PROBE_TAG, "/mnt", "ro"] : [];
   const dirs = shares.flatMap(({ tag, writable }) => [
     tag,
     `/mnt/${tag}`,
     writable ? "rw" : "ro",
   ]);
-  const words = [...clock, ...dirs];
+  const words = [...clock, ...probe, ...dirs];
   const late = () =>
     new ToolsmithError(
       "guest_failed",

@@ -36,7 +36,7 @@ export { claimFirstPorts, closePorts, type PortClaim, type WaitingShell };
 /** A shell that can set the guest up before; disposing it ends it. */
 export interface SetUpShell extends WaitingShell, Disposable {
   /**
-   * Runs the set-up script, once.
+   * Runs the set-up script, as long as the shell has not become a command.
    *
    * @returns How it ended.
    * @throws {VmDisconnectedError} When the guest does not answer, or malformed.
@@ -117,7 +117,8 @@ class Shell implements SetUpShell {
 
   async setUp(words: string[], limits: SetUpLimits): Promise<ProcessStatus> {
     try {
-      return await this.#setUp(this.#ports!, words, limits);
+      if (!this.#ports) throw new VmDisconnectedError();
+      return await this.#setUp(this.#ports, words, limits);
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -136,7 +137,7 @@ class Shell implements SetUpShell {
         await this.#setUp(ports, [], { timeoutMs: READY_MS, signal });
       }
       const pid = this.#pid!;
-      await abortable(writeAll(ports.err, linesOf(all)), signal);
+      await abortable(writeAll(ports.err, linesOf("command", all)), signal);
       if (!input) await abortable(sendLine(ports.in!, "0"), signal);
       await greeted(this.#monitor, pid, { ports, signal });
       return { ...ports, pid, marker: this.#marker };
@@ -155,7 +156,9 @@ class Shell implements SetUpShell {
     words: string[],
     { timeoutMs, signal }: SetUpLimits,
   ): Promise<ProcessStatus> {
-    await abortable(writeAll(err, linesOf(words, this.#marker)), signal);
+    const first = this.#pid === undefined ? [this.#marker] : [];
+    const lines = linesOf("setup", words, first);
+    await abortable(writeAll(err, lines), signal);
     const said = receive(err, this.#marker);
     const answers = await settlesWithin(said.done, timeoutMs, { signal });
     if (answers) await said.done;
@@ -176,9 +179,13 @@ class Shell implements SetUpShell {
   }
 }
 
-/** What the script reads: a line with the count of the words, and one for each. */
-function linesOf(words: string[], ...before: string[]): Uint8Array {
-  const lines = [...before, `${words.length}`, ...words.map(printable)];
+/** What {@linkcode WAITING_SCRIPT} reads. */
+function linesOf(
+  kind: "setup" | "command",
+  words: string[],
+  before: string[] = [],
+): Uint8Array {
+  const lines = [...before, `${kind} ${words.length}`, ...words.map(printable)];
   return new TextEncoder().encode(lines.map((line) => `${line}\n`).join(""));
 }
 
@@ -186,7 +193,7 @@ function linesOf(words: string[], ...before: string[]): Uint8Array {
 function isSmall(words: string[]): boolean {
   const isEscaped = (word: string) => printable(word) !== word;
   return words.length <= MOST_WORDS &&
-    linesOf(words).length <= MOST_BYTES &&
+    linesOf("command", words).length <= MOST_BYTES &&
     words.filter(isEscaped).length <= MOST_ESCAPED;
 }
 

@@ -104,6 +104,7 @@ async function bringBack(
   using _lock = await lock(join(facts.dir, MACHINE_FILES.back), { signal });
   for (const share of copies) {
     const { refused, changed } = await copyFromGuest(monitor, share, {
+      stagingDir: facts.dir,
       signal,
     });
     const warn = (what: string) =>

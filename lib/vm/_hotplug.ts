@@ -49,14 +49,10 @@ export async function attach(
   shares: GuestShare[],
   options: AttachOptions,
 ): Promise<GuestShare[]> {
-  const { clock, waiting, network, emit, signal } = options;
+  const { network, emit, signal } = options;
   let attached = shares;
   try {
-    attached = await attachShares(monitor, shares, { clock, waiting, signal })
-      .then(() => shares, (error) => {
-        if (!(error instanceof NoMountsError)) throw error;
-        return copyInstead(monitor, shares, { ...options, why: error.message });
-      });
+    attached = await attachShares(monitor, shares, options);
   } catch (error) {
     signal?.throwIfAborted();
     const workspaceOnly = shares.length === 1 && !shares[0].writable;
@@ -72,6 +68,49 @@ export async function attach(
     emit({ type: "warning", message });
   }
   return attached;
+}
+
+/**
+ * Mounts directories, or copies them. A guest decides once which it is, by what it
+ * makes of a directory that it can only read, or of none: one that has a device can
+ * change what lies behind it while a copy is made, so it never gets a copy of what it
+ * may write to; and one that has a copy never gets the device.
+ */
+async function attachShares(
+  monitor: Monitor,
+  shares: GuestShare[],
+  options: AttachOptions,
+): Promise<GuestShare[]> {
+  const { clock, waiting, signal } = options;
+  if (shares.length === 0 && !clock) return shares;
+  const there = shares.filter(isPlugged);
+  const exports = shares.filter((share) => !isPlugged(share));
+  try {
+    const probe = there.length === 0 && exports.length > 0;
+    await setUpGuest(monitor, there, { clock, probe, waiting, signal });
+  } catch (error) {
+    if (!(error instanceof NoMountsError)) throw error;
+    return await copyInstead(monitor, shares, {
+      ...options,
+      why: error.message,
+    });
+  }
+  if (exports.length > 0) {
+    await monitor.qemu(exports.map((it) => device(shares, it)), signal);
+    await setUpGuest(monitor, exports, { waiting, signal });
+  }
+  return shares;
+}
+
+function device(shares: GuestShare[], share: GuestShare): Command {
+  const index = shares.indexOf(share);
+  return ["device_add", {
+    driver: "virtio-9p-pci",
+    id: directoryId(index),
+    bus: slotId(index),
+    fsdev: shareId(index),
+    mount_tag: share.tag,
+  }];
 }
 
 /** What the guest cannot mount comes as a copy. */
@@ -95,33 +134,6 @@ async function copyInstead(
     emit({ type: "warning", message });
   }
   return shares.map((share) => ({ ...share, copied: true }));
-}
-
-/**
- * Plugs directories in, mounts them in the guest, and sets its clock.
- *
- * @param monitor The machine.
- * @param shares As the machine was started with.
- * @param options Whether to set the clock.
- * @throws {ToolsmithError} `guest_failed` when the guest cannot mount them.
- */
-export async function attachShares(
-  monitor: Monitor,
-  shares: GuestShare[],
-  options: SetUpOptions = {},
-): Promise<void> {
-  if (shares.length === 0 && !options.clock) return;
-  const commands = shares.flatMap((share, index): Command[] =>
-    isPlugged(share) ? [] : [["device_add", {
-      driver: "virtio-9p-pci",
-      id: directoryId(index),
-      bus: slotId(index),
-      fsdev: shareId(index),
-      mount_tag: share.tag,
-    }]]
-  );
-  if (commands.length > 0) await monitor.qemu(commands, options.signal);
-  await setUpGuest(monitor, shares, options);
 }
 
 /**

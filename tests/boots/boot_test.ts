@@ -132,6 +132,39 @@ Deno.test({
 });
 
 Deno.test({
+  name: "a guest that gets copies has no device of an export",
+  ...needsGuest,
+  async fn() {
+    await using dir = await temporaryDir();
+    const [workspace, out] = ["work", "out"].map((it) => join(dir.path, it));
+    for (const path of [workspace, out]) await Deno.mkdir(path);
+    await Deno.writeTextFile(join(out, "secret"), "secret\n");
+    const image = await guest("hides9p");
+    for (const more of [{ workspace }, {}]) {
+      const warnings = collect("warning");
+      await using vm = await boot({
+        ...{ image, env, exports: [{ path: out }], ...more },
+        onEvent: warnings.onEvent,
+      });
+      const said = warnings.events.map(({ message }) => message).join();
+      assert(said.includes("The export out is a copy"), said);
+      const mount = (tag: string) =>
+        `mkdir -p /tmp/${tag} && mount -t 9p -o trans=virtio,version=9p2000.L ${tag} /tmp/${tag} 2>/dev/null; echo $?`;
+      const { stdout } = await vm.exec("sh", {
+        args: ["-c", `${mount("work")}; ${mount("out")}; ls /tmp/out`],
+      });
+      // Its kernel can mount what it may read, and finds nothing of the export.
+      const [work, exported] = stdout.split("\n");
+      assertEquals([work === "0", exported === "0"], [
+        "workspace" in more,
+        false,
+      ]);
+      assert(!stdout.includes("secret"), stdout);
+    }
+  },
+});
+
+Deno.test({
   name: "directories come as copies into a guest that cannot mount them",
   ...needsGuest,
   async fn() {

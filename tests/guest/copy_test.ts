@@ -162,7 +162,16 @@ test("a copy has two minutes, and a second more for each MB", async ({ dir, gues
   assertEquals(error.message, `The copy of ${dir} did not end within 121 s`);
 });
 
-const OUT = { tag: "out", writable: true };
+/** An export, with room to unpack beside it, as `copyFromGuest` takes them. */
+function out(dir: string, signal?: AbortSignal) {
+  const path = join(dir, "out");
+  Deno.mkdirSync(path, { recursive: true });
+  const share = { path, tag: "out", writable: true };
+  return [share, { stagingDir: dir, signal }] as const;
+}
+
+const left = (dir: string) =>
+  Array.from(Deno.readDirSync(dir), ({ name }) => name);
 const ARCHIVE = tar([{ name: "result", content: "done" }, {
   name: "../evil",
   content: "x",
@@ -181,13 +190,14 @@ test("what a guest has in its copy comes back, and what was not taken is told", 
   const back = await guest((command) => {
     words = command.words;
     return sending(ARCHIVE)(command);
-  }, (monitor) => copyFromGuest(monitor, { path: dir, ...OUT }));
+  }, (monitor) => copyFromGuest(monitor, ...out(dir)));
   assertEquals(back, {
     entries: 1,
     refused: { count: 1, names: ["../evil"] },
     changed: "",
   });
-  assertEquals(await Deno.readTextFile(join(dir, "result")), "done");
+  assertEquals(await Deno.readTextFile(join(dir, "out", "result")), "done");
+  assertEquals(left(dir), ["out"]);
   assertEquals([words[0], ...words.slice(2)], [
     ...["no", "/", "0", "tar", "-cf", "-", "-C", "/mnt/out", "."],
   ]);
@@ -197,14 +207,14 @@ test("a file that changes while it is sent is no failure, and is told", async ({
   const said = "tar: log: file changed as we read it\n";
   const back = await guest(
     sending(ARCHIVE, 1, said),
-    (monitor) => copyFromGuest(monitor, { path: dir, ...OUT }),
+    (monitor) => copyFromGuest(monitor, ...out(dir)),
   );
   assertEquals([back.entries, back.changed], [1, said.trim()]);
 });
 
 test("an export that is not whole is a failure, and whose it is is said", async ({ dir, guest }) => {
   const cut = ARCHIVE.subarray(0, 700);
-  const sent = `The guest cannot send its copy of ${dir}: `;
+  const sent = `The guest cannot send its copy of ${join(dir, "out")}: `;
   const cases: [(command: FakeCommand) => Promise<void>, RegExp | string][] = [
     [sending(ARCHIVE, 2, "tar: gone\n"), `${sent}tar: gone`],
     [sending(ARCHIVE, 2), `${sent}status 2`],
@@ -216,15 +226,15 @@ test("an export that is not whole is a failure, and whose it is is said", async 
     const { message } = await guest(command, (monitor) =>
       failure(
         "guest_failed",
-        () => copyFromGuest(monitor, { path: dir, ...OUT }),
+        () => copyFromGuest(monitor, ...out(dir)),
       ));
     if (typeof expected === "string") assertEquals(message, expected);
     else assertMatch(message, expected);
+    assertEquals([left(dir), left(join(dir, "out"))], [["out"], []]);
   }
 });
 
 test("a guest that sends no tar, or a cancel, ends the command", async ({ dir, guest }) => {
-  const share = { path: dir, ...OUT };
   const told: string[] = [];
   const sendingAtFirst =
     (bytes: Uint8Array) => async (command: FakeCommand) => {
@@ -235,7 +245,8 @@ test("a guest that sends no tar, or a cancel, ends the command", async ({ dir, g
     };
   const error = await guest(
     sendingAtFirst(new Uint8Array(512).fill(1)),
-    (monitor) => failure("guest_failed", () => copyFromGuest(monitor, share)),
+    (monitor) =>
+      failure("guest_failed", () => copyFromGuest(monitor, ...out(dir))),
   );
   assertMatch(error.message, /a checksum is wrong$/);
   const stop = new AbortController();
@@ -247,7 +258,7 @@ test("a guest that sends no tar, or a cancel, ends the command", async ({ dir, g
       await running;
     },
     (monitor) =>
-      copyFromGuest(monitor, share, { signal }).catch((error) => error),
+      copyFromGuest(monitor, ...out(dir, signal)).catch((error) => error),
   );
   assertEquals([stopped.message, told[0]], ["enough", "TERM"]);
 });

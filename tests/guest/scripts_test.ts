@@ -200,24 +200,25 @@ for (const shell of SHELLS) {
       `a guest whose shell is ${shell} has it wait for the set-up, then for a command`,
     ignore: Deno.build.os !== "linux" || !await isThere(shell),
     async fn() {
-      const set = (...words: string[]) =>
-        [words.length, ...words, ""].join("\n");
+      const set = (kind: "setup" | "command", ...words: string[]) =>
+        [`${kind} ${words.length}`, ...words, ""].join("\n");
       const command = (input: string) =>
         set(
+          "command",
           input,
           "/",
           "1",
           "A=b\\0012 \\0134c\\0303\\0244\\0012",
           ...sh("env"),
         );
-      const asked = set("1.5", "2", "good", "place", "ro");
+      const asked = set("setup", "1.5", "2", "good", "place", "ro");
       const [said, out] = await wait(
         { shell },
         `END\n${asked}${command("no")}`,
       );
       assertEquals(said, "ready\nEND0 77\nready\n");
       assertMatch(out, /^A=b\n \\cä\n$/m);
-      const refused = set("1.5", "9", "bad", "place", "ro");
+      const refused = set("setup", "1.5", "9", "bad", "place", "ro");
       const [failed] = await wait({ shell }, `END\n${refused}${command("no")}`);
       assertEquals(failed.split("\n").filter((it) => it !== "clock"), [
         ...[
@@ -228,22 +229,35 @@ for (const shell of SHELLS) {
           "",
         ],
       ]);
+      const twice = `${asked}${set("setup", "", "", "good", "place", "rw")}`;
+      const [both] = await wait({ shell }, `END\n${twice}${command("no")}`);
+      assertEquals(both, "ready\nEND0 77\nEND0 77\nready\n");
       // Nothing to set up; and a directory that is not there.
-      const lost = set("yes", "/nope", "0", "true");
-      const [none] = await wait({ shell }, `END\n${set()}${lost}`);
+      const lost = set("command", "yes", "/nope", "0", "true");
+      const [none] = await wait({ shell }, `END\n${set("setup")}${lost}`);
       assertEquals(none, "ready\nEND0 77\nready\nENDD\n");
       for (
         const [input, isNothing] of [["no", true], ["yes", false]] as const
       ) {
-        const link = set(input, "/", "0", "readlink", "/proc/self/fd/0");
-        const [, to] = await wait({ shell }, `END\n${set()}${link}`);
+        const link = set(
+          "command",
+          input,
+          "/",
+          "0",
+          "readlink",
+          "/proc/self/fd/0",
+        );
+        const [, to] = await wait({ shell }, `END\n${set("setup")}${link}`);
         assertEquals(to === "/dev/null\n", isNothing, `${input}: ${to}`);
       }
       // Nobody takes the greeting any more: another shell has got the command.
-      const late = `END\n${set()}${command("no")}`;
+      const late = `END\n${set("setup")}${command("no")}`;
       assertEquals(await wait({ shell }, late, "/dev/full"), ["", ""]);
       // The host hangs up.
-      const [gone] = await wait({ shell }, `END\n${set()}3\nno\n`);
+      const [gone] = await wait(
+        { shell },
+        `END\n${set("setup")}command 3\nno\n`,
+      );
       assertEquals(gone, "ready\nEND0 77\n");
     },
   });

@@ -203,3 +203,21 @@ test("what this user may not read is left out, and named", async (dir) => {
     skipped: ["secret", "closed"],
   });
 });
+
+Deno.test({
+  name: "planTar() sends zeros for a file that was replaced by a link",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    await using dir = await temporaryDir();
+    const [work, secret] = ["work", "secret"].map((it) => join(dir.path, it));
+    await Deno.mkdir(work);
+    await Deno.writeTextFile(secret, "secret!!");
+    await Deno.writeTextFile(join(work, "file"), "harmless");
+    const plan = await planTar(work);
+    await Deno.remove(join(work, "file"));
+    await Deno.symlink(secret, join(work, "file"));
+    const bytes = await new Response(ReadableStream.from(plan.chunks()))
+      .bytes();
+    assertEquals(bytes.subarray(512, 520), new Uint8Array(8));
+  },
+});

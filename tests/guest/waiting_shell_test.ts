@@ -97,9 +97,9 @@ test("what has no input is told so, and what has gets it", async () => {
 
 test("what comes later, or takes long to tell, is run by a shell of its own", async () => {
   const long: [args: string[], code: number][] = [
-    // "no", "/", "0" and "echo", each with the end of its line, and the count.
-    [["x".repeat(2048 - 2 - 3 - 2 - 2 - 5 - 1)], 3],
-    [["x".repeat(2048 - 2 - 3 - 2 - 2 - 5)], 0],
+    // "command 5", "no", "/", "0" and "echo", each with the end of its line.
+    [["x".repeat(2048 - 10 - 3 - 2 - 2 - 5 - 1)], 3],
+    [["x".repeat(2048 - 10 - 3 - 2 - 2 - 5)], 0],
     [Array(60).fill("x"), 3],
     [Array(61).fill("x"), 0],
     [Array(8).fill("\n"), 3],

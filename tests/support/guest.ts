@@ -16,6 +16,9 @@ const VARIANTS = {
   panics: "rdinit=/bin/false",
   /** Cannot mount directories of the host. */
   noDirs: "module_blacklist=9p",
+  /** Has 9p, and says that it has not. */
+  hides9p:
+    `rdinit=/bin/sh -- -c "sed -i '2i mkdir -p /run; echo No such device >/run/toolsmith.no-9p' /etc/agent && exec /init"`,
   /** Comes up with nothing but a shell. */
   noAgent: "rdinit=/bin/sh",
   /** Its agent opens the port and says nothing. */

@@ -48,18 +48,21 @@ export async function waitInGuest(
     machine.first("in"),
   ]);
   const marker = await readLine(err);
-  await say(err, setUp(marker, await readList(err)));
-  const words = await readList(err);
+  let { kind, words } = await readList(err);
+  while (kind === "setup") {
+    await say(err, setUp(marker, words));
+    ({ kind, words } = await readList(err));
+  }
   const told = { words, marker, out, err, in: input };
   await start(told);
   await command(told);
 }
 
-async function readList(port: Deno.Conn): Promise<string[]> {
+async function readList(port: Deno.Conn) {
   const words: string[] = [];
-  const count = Number(await readLine(port));
-  while (words.length < count) words.push(await readLine(port));
-  return words;
+  const [kind, count] = (await readLine(port)).split(" ");
+  while (words.length < Number(count)) words.push(await readLine(port));
+  return { kind, words };
 }
 
 async function printWords({ words, marker, out, err }: WaitingCommand) {

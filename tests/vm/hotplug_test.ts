@@ -85,7 +85,7 @@ async function directories(dir: string): Promise<GuestShare[]> {
   ];
 }
 
-test("exports are plugged in and mounted with the workspace, whose device is there", async (dir) => {
+test("attach() plugs exports in once the guest has mounted its workspace", async (dir) => {
   const shares = await directories(dir);
   const scripts: string[][] = [];
   const agent = mounting(ENDED, scripts);
@@ -98,12 +98,58 @@ test("exports are plugged in and mounted with the workspace, whose device is the
     fsdev: "share1",
     mount_tag: "out",
   }]]);
-  const mounts = ["work", "/mnt/work", "ro", "out", "/mnt/out", "rw"];
   assertEquals(scripts.map((words) => words.slice(2)), [
-    ["sh", "", "", ...mounts],
+    ["sh", "", "", "work", "/mnt/work", "ro"],
+    ["sh", "", "", "out", "/mnt/out", "rw"],
   ]);
   const alone = await attached({ agent }, shares.slice(0, 1));
   assertEquals(alone.asked, []);
+});
+
+test("attach() asks a guest without a workspace whether it has 9p before it plugs exports in", async (dir) => {
+  const [, out] = await directories(dir);
+  const scripts: string[][] = [];
+  const agent = mounting(ENDED, scripts);
+  const { asked } = await attached({ agent }, [out]);
+  assertEquals(asked.length, 1);
+  assertEquals(scripts.map((words) => words.slice(5)), [
+    ["toolsmith.probe", "/mnt", "ro"],
+    ["out", "/mnt/out", "rw"],
+  ]);
+});
+
+test("attach() plugs no export into a guest that gets copies", async (dir) => {
+  const shares = await directories(dir);
+  for (const some of [shares, shares.slice(1)]) {
+    const { result, asked } = await attached(copying(), some);
+    assertEquals(result, some.map((share) => ({ ...share, copied: true })));
+    const plugged = asked.filter(([, args]) =>
+      args?.driver === "virtio-9p-pci"
+    );
+    assertEquals(plugged, []);
+  }
+});
+
+test("attach() copies nothing for a guest that does not mount an export that was plugged in", async (dir) => {
+  const shares = await directories(dir);
+  for (const some of [shares, shares.slice(1)]) {
+    let plugged = false;
+    let commands = 0;
+    const agent = ({ execute, ...request }: Request) =>
+      execute === "guest-exec-status"
+        ? {
+          exited: true,
+          exitcode: plugged ? 1 : 0,
+          "out-data": btoa("No such device\n"),
+        }
+        : honest({ execute, ...request });
+    const { result, said } = await attached({
+      agent,
+      qemu: ({ execute }) => void (plugged ||= execute === "device_add"),
+      command: () => Promise.resolve(void commands++),
+    }, some);
+    assertEquals([result.code, commands, said], ["guest_failed", 0, []]);
+  }
 });
 
 test("a guest is asked for nothing where there is nothing to mount, but for its clock", async () => {

@@ -1,0 +1,67 @@
+/**
+ * Moves what was unpacked from a guest into an export of the host.
+ *
+ * @module
+ */
+import { dirname, join } from "../path.ts";
+import { absentAs } from "../system/files.ts";
+
+/**
+ * Moves all that is in a directory into another one. A file or link replaces what
+ * has its name; no link is followed. A directory replaces nothing, and is replaced
+ * by nothing: its files join those that are there.
+ *
+ * Needs `--allow-read` and `--allow-write` for both.
+ *
+ * @param from A directory that nobody else can write to.
+ * @param to Where it goes; may be on another filesystem.
+ * @param signal Ends the work between two directories when aborted.
+ * @returns Paths in it that were not moved.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function moveTree(
+  from: string,
+  to: string,
+  signal?: AbortSignal,
+): Promise<string[]> {
+  const refused: string[] = [];
+  const dirs = ["."];
+  for (let dir = dirs.pop(); dir !== undefined; dir = dirs.pop()) {
+    signal?.throwIfAborted();
+    const entries = await Array.fromAsync(Deno.readDir(join(from, dir)));
+    for (const { name, isDirectory } of entries) {
+      const inside = join(dir, name);
+      const [source, target] = [join(from, inside), join(to, inside)];
+      const there = await absentAs(undefined, Deno.lstat(target));
+      if (isDirectory && !there) {
+        const { mode } = await Deno.lstat(source);
+        await Deno.mkdir(target, { mode: mode ?? undefined });
+      }
+      if (isDirectory && (!there || there.isDirectory)) dirs.push(inside);
+      else if (isDirectory || there?.isDirectory) refused.push(inside);
+      else await moveFile(source, target);
+    }
+  }
+  return refused;
+}
+
+async function moveFile(from: string, to: string) {
+  try {
+    return await Deno.rename(from, to);
+  } catch (error) {
+    if ((error as { code?: string }).code !== "EXDEV") throw error;
+  }
+  const fresh = join(dirname(to), `.${crypto.randomUUID()}.new`);
+  try {
+    const { isSymlink, atime, mtime } = await Deno.lstat(from);
+    if (isSymlink) await Deno.symlink(await Deno.readLink(from), fresh);
+    else {
+      await Deno.copyFile(from, fresh);
+      if (mtime) await Deno.utime(fresh, atime ?? mtime, mtime);
+    }
+    await Deno.rename(fresh, to);
+  } catch (error) {
+    await Deno.remove(fresh).catch(() => {});
+    throw error;
+  }
+}
