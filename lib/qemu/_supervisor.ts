@@ -9,6 +9,7 @@ import { resolve, SEPARATOR } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { type Child, spawn, type SpawnOptions } from "../system/process.ts";
 import { type MachineOptions, qemuArgs } from "./args.ts";
+import { CLEAR_SET_ID } from "./set_id.ts";
 
 /** What {@linkcode spawnSupervised} takes besides the machine itself. */
 export interface SuperviseOptions extends MachineOptions {
@@ -25,21 +26,35 @@ export interface SuperviseOptions extends MachineOptions {
 /**
  * Becomes QEMU, with a watcher in the background. Arguments: the directory, another
  * that goes with it or nothing, a limit in KiB or nothing, the snapshot to restore
- * or nothing, the program, its arguments. The pipe brings a line when all is well;
- * if it ends without, its writer is dead, and QEMU and the directories have to go.
+ * or nothing, how many directories the guest may write to, these directories, the
+ * program, its arguments. The pipe brings a line when all is well; if it ends
+ * without, its writer is dead, and QEMU and its directories have to go.
  */
-const SUPERVISOR = `
-directory=$1 unfinished=$2 limit=$3 state=$4
-shift 4
+const SUPERVISOR = `${CLEAR_SET_ID}
+directory=$1 unfinished=$2 limit=$3 state=$4 exports=$5
+shift 5
 exec 3<&0
 (
   trap '' HUP INT TERM
   exec >/dev/null 2>&1
   read -r word <&3 || {
     kill -KILL $$
+    cd /
     rm -rf -- "$directory" \${unfinished:+"$unfinished"}
+    # A process that has ended keeps its id until somebody asks for its status.
+    tries=0
+    while kill -0 $$ && [ "$tries" -lt 50 ]; do
+      tries=$((tries + 1))
+      sleep 0.1 || sleep 1
+    done
+    while [ "$exports" -gt 0 ]; do
+      clear_set_id "$1"
+      shift
+      exports=$((exports - 1))
+    done
   }
 ) &
+shift "$exports"
 [ -z "$limit" ] || ulimit -d "$limit" 2>/dev/null
 [ -z "$state" ] || exec 9<"$state"
 exec "$@" </dev/null 3<&- >/dev/null
@@ -68,11 +83,14 @@ export function spawnSupervised(
   options: SuperviseOptions,
   onStderr: (chunk: Uint8Array) => void,
 ): Child {
-  const { dir, unfinished = "", program, incoming } = options;
+  const { dir, unfinished = "", program, incoming, shares } = options;
+  const exports = shares.filter(({ writable }) => writable)
+    .map(({ path }) => path);
   return spawn("sh", {
     args: [
       ...["-c", SUPERVISOR, "sh", dir, unfinished, dataLimit(options)],
       incoming ? resolve(incoming) : "",
+      ...[`${exports.length}`, ...exports],
       program.includes(SEPARATOR) ? resolve(program) : program,
       ...qemuArgs(options),
       ...incoming ? ["-incoming", "defer"] : [],

@@ -18,6 +18,7 @@ import { type GuestShare, isPlugged } from "../qemu/args.ts";
 import { assertDiskChain } from "../qemu/disk.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
 import { type Monitor, ownMonitor } from "../qemu/monitor.ts";
+import { clearSetIdBits } from "../qemu/set_id.ts";
 import { NotSavable, reasonOf, type Saved, type Start } from "./_course.ts";
 import { endQemu } from "./_qemu.ts";
 import { meetAgent } from "../guest/agent.ts";
@@ -85,6 +86,8 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
     // A restored guest's clock stood still since it was saved.
     const { waiting } = start;
     const how = { ...options, clock: files !== undefined, waiting, emit };
+    start.exported = plan.shares.filter(({ writable }) => writable)
+      .map(({ path }) => path);
     const attaching = attach(monitor, plan.shares, how);
     [shares] = await Promise.all([attaching, connecting]);
     clock.lap("attach");
@@ -229,10 +232,10 @@ function bootedVm(
         : error;
     },
     kill: async () => await machine[Symbol.asyncDispose](),
-    async cleanUp() {
+    async cleanUp(signal) {
       // First, as what has left its input cannot cancel it.
       await typing.stop();
-      await release(start);
+      await release(start, signal ?? options.signal);
     },
   });
   return {
@@ -249,14 +252,19 @@ function bootedVm(
 }
 
 /**
- * Ends QEMU, and all that went with it.
+ * Ends QEMU, and all that went with it; leaves no set-ID bits in exports.
  *
  * @param start The machine.
+ * @param signal Ends the wait for the latter when aborted.
  */
-export async function release(start: Start): Promise<void> {
+export async function release(
+  start: Start,
+  signal?: AbortSignal,
+): Promise<void> {
   await endMachine(start);
   await endSuccessor(start);
   await start.slot?.settled();
+  await clearSetIdBits(start.exported ?? [], { signal });
 }
 
 /**

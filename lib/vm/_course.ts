@@ -57,6 +57,8 @@ export interface StartedMachine {
 export interface Start extends Course, StartedMachine {
   /** What is typed into its console. */
   typing: Typing;
+  /** Directories that the guest may have written to. */
+  exported?: string[];
   /** The ports that a restored machine has for its waiting shell. */
   claim?: PortClaim;
   /** A shell that waits in the guest. */

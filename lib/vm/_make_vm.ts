@@ -5,7 +5,6 @@
  */
 import { settlesWithin, timeLimit } from "../system/time.ts";
 import { commandsOf } from "./_commands.ts";
-import { clearSetIdBits } from "./_set_id.ts";
 import type { StopOptions, Vm, VmParts } from "./vm.ts";
 
 const ASK_MS = 3_000;
@@ -40,7 +39,7 @@ async function end(
   parts: VmParts,
   { graceMs = parts.graceMs, signal }: StopOptions,
 ): Promise<void> {
-  const { facts, monitor, ended, emit } = parts;
+  const { monitor, ended, emit } = parts;
   const begun = performance.now();
   const ask = async (command: string) => {
     // Another process may hold the monitor, and hang.
@@ -64,8 +63,7 @@ async function end(
     await parts.kill();
   }
   await monitor[Symbol.asyncDispose]();
-  await parts.cleanUp();
-  await clearSetIdBits(facts.shares);
+  await parts.cleanUp(signal);
   const elapsedMs = Math.round(performance.now() - begun);
   emit({ type: "shutdown", how, elapsedMs });
 }

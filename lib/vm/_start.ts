@@ -80,6 +80,8 @@ export async function startVm(
 async function startOnce(course: Course): Promise<BootedVm> {
   const { staging, saved, slot, options: { console, signal } } = course;
   let start: Start | undefined;
+  const warn = ({ message }: Error) =>
+    signal?.aborted || course.emit({ type: "warning", message });
   const cancel = () => void start?.machine[Symbol.asyncDispose]();
   try {
     const started = saved?.successor ?? await startQemu(course);
@@ -105,7 +107,7 @@ async function startOnce(course: Course): Promise<BootedVm> {
       await ending;
     }
   } catch (error) {
-    if (start) await release(start);
+    if (start) await release(start, signal).catch(warn);
     await staging?.[Symbol.asyncDispose]();
     signal?.throwIfAborted();
     if (!start) throw error;

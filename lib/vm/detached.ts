@@ -14,6 +14,7 @@ import { whyUntrusted } from "../system/ownership.ts";
 import { run } from "../system/process.ts";
 import { MACHINE_FILES, removeMachineDir } from "../qemu/machine_dir.ts";
 import { sharedMonitor } from "../qemu/monitor.ts";
+import { clearSetIdBits } from "../qemu/set_id.ts";
 import {
   type DetachedVmRecord,
   formatRecord,
@@ -139,9 +140,11 @@ export function attachDetachedVm(
     kill: async () => {
       if (await isRunning(record)) await killQemu(record);
     },
-    async cleanUp() {
+    async cleanUp(signal) {
       stopLooking.abort();
       await forget(path, record);
+      const exports = record.shares.filter((it) => it.writable && !it.copied);
+      await clearSetIdBits(exports.map(({ path }) => path), { signal });
     },
   });
   return {

@@ -114,8 +114,8 @@ export interface VmParts {
   failure: () => Promise<Error | undefined>;
   /** Ends QEMU by force, and waits for that. */
   kill: () => Promise<void>;
-  /** Releases all that is held, once QEMU has ended. */
-  cleanUp: () => Promise<void>;
+  /** Releases all that is held, and cleans the exports, once QEMU has ended. */
+  cleanUp: (signal?: AbortSignal) => Promise<void>;
   /** Takes the machine's events. */
   emit: Emit;
 }

@@ -157,3 +157,37 @@ Deno.test({
     assertEquals(mode(outside), 0o4755);
   },
 });
+
+Deno.test({
+  name: "SIGKILL for the owner of a machine leaves no set-ID bits in an export",
+  ...needsGuest,
+  async fn() {
+    await using dir = await temporaryDir();
+    const out = join(dir.path, "out");
+    await Deno.mkdir(out);
+    const script = join(dir.path, "owner.ts");
+    const command = "cp /bin/busybox /mnt/out/tool && chmod 6755 /mnt/out/tool";
+    await Deno.writeTextFile(
+      script,
+      `import { boot } from "${ROOT}/lib/vm/boot.ts";
+       const vm = await boot({
+         image: ${JSON.stringify(await guest())},
+         exports: [{ path: ${JSON.stringify(out)} }],
+       });
+       await vm.exec("sh", { args: ["-c", ${JSON.stringify(command)}] });
+       console.log("done");
+       await vm.ended;`,
+    );
+    const done = Promise.withResolvers<void>();
+    await using owner = spawn(Deno.execPath(), {
+      args: await denoArgs(["run", "-A", script]),
+      env: Object.fromEntries(env),
+      stdout: () => done.resolve(),
+    });
+    await done.promise;
+    const tool = join(out, "tool");
+    assertEquals(Deno.statSync(tool).mode! & 0o6000, 0o6000);
+    Deno.kill(owner.pid, "SIGKILL");
+    await until(() => (Deno.statSync(tool).mode! & 0o6000) === 0);
+  },
+});

@@ -2,12 +2,10 @@
  * The steps in which a machine ends: real ones seldom need more than the first.
  */
 import { assert, assertEquals } from "@std/assert";
-import { join } from "@std/path";
 import { RefusedError } from "../../lib/qemu/errors.ts";
 import type { Monitor } from "../../lib/qemu/monitor.ts";
 import { makeVm } from "../../lib/vm/_make_vm.ts";
 import type { VmParts } from "../../lib/vm/vm.ts";
-import { temporaryDir } from "../support/directory.ts";
 import { hurriedTimers } from "../support/timers.ts";
 
 /** A machine that ends at one of the steps, or before the first. */
@@ -107,16 +105,4 @@ Deno.test("a stop that was given up may be tried again", async () => {
   assertEquals([error.message, done], ["enough", ["system_powerdown"]]);
   await vm.stop({ graceMs: 0 });
   assertEquals(done.slice(1), ["quit", ...REST, "stopped"]);
-});
-
-Deno.test("what a stopped guest has left in its exports runs as nobody else", async () => {
-  if (Deno.build.os === "windows") return;
-  await using dir = await temporaryDir();
-  const file = join(dir.path, "tool");
-  await Deno.writeTextFile(file, "");
-  await Deno.chmod(file, 0o4755);
-  const shares = [{ path: dir.path, tag: "out", writable: true }];
-  const { facts } = machine("before").parts;
-  await machine("before", { facts: { ...facts, shares } }).vm.stop();
-  assertEquals((await Deno.stat(file)).mode! & 0o7777, 0o755);
 });
