@@ -48,14 +48,34 @@ digest() {
   fi
 }
 
+# Is this an http:// address of this host? User info, or a name that only begins
+# like one of these, leads elsewhere.
+is_loopback() {
+  authority=${1#http://}
+  [ "$authority" != "$1" ] || return 1
+  authority=${authority%%/*}
+  port=${authority##*:}
+  case $port in
+  "" | *[!0-9]*) host=$authority ;;
+  *) host=${authority%:*} ;;
+  esac
+  case $host in
+  127.0.0.1 | localhost | "[::1]") ;;
+  *) return 1 ;;
+  esac
+}
+
 # All in a function: a script that was cut on its way here runs nothing.
 main() {
   release=${TOOLSMITH_RELEASE:-https://github.com/@REPOSITORY@/releases/latest/download}
   dir=${TOOLSMITH_INSTALL_DIR:-$HOME/.local/bin}
   case $release in
   https://*) scheme=https ;;
-  http://127.0.0.1[:/]* | http://localhost[:/]*) scheme=http ;;
-  *) fail "TOOLSMITH_RELEASE must be an https address: $release" ;;
+  *)
+    is_loopback "$release" ||
+      fail "TOOLSMITH_RELEASE must be an https address: $release"
+    scheme=http
+    ;;
   esac
   name=toolsmith-$(target)
   mkdir -p "$dir" || fail "cannot make $dir: set TOOLSMITH_INSTALL_DIR"

@@ -4,7 +4,7 @@
  * into it.
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { join } from "@std/path";
+import { basename, join } from "@std/path";
 import { sha256OfText } from "../../lib/system/digest.ts";
 import { type Output, run } from "../../lib/system/process.ts";
 import { ROOT } from "../../scripts/deno.ts";
@@ -18,6 +18,8 @@ interface Installation {
   dir: string;
   /** What a server answers to the name of a file; absent: 404. */
   files: Record<string, string>;
+  /** The server's port on loopback. */
+  port: number;
   /** Runs the script. */
   install(env?: Record<string, string>): Promise<Output>;
   /** The names in the directory. */
@@ -42,7 +44,7 @@ function testInstall(
       await using server = Deno.serve(
         { hostname: "127.0.0.1", port: 0, onListen() {} },
         ({ url }) => {
-          const file = files[new URL(url).pathname.slice(1)];
+          const file = files[basename(new URL(url).pathname)];
           return new Response(file, { status: file === undefined ? 404 : 200 });
         },
       );
@@ -50,6 +52,7 @@ function testInstall(
       await body({
         dir,
         files,
+        port,
         install: (env = {}) =>
           run("sh", {
             args: [`${ROOT}/install.sh`],
@@ -131,13 +134,78 @@ for (const [what, spoil, words] of WRONG) {
   );
 }
 
+/** Addresses without TLS that lead elsewhere, or are not written exactly. */
+const ELSEWHERE = [
+  "http://releases.example",
+  "http://127.0.0.1:80@127.0.0.2:8099",
+  "http://127.0.0.1@releases.example/",
+  "http://localhost:80@releases.example",
+  "http://localhost:@releases.example:80",
+  "http://user@127.0.0.1:8099",
+  "http://127.0.0.1.releases.example",
+  "http://127.0.0.1:80.releases.example",
+  "http://localhost.releases.example:80/",
+  "http://localhostile/",
+  "http://127.0.0.10/",
+  "http://127x0x0x1/",
+  "http://[::1].releases.example/",
+  "http://[::1]@releases.example/",
+  "http://[::1%25eth0]/",
+  "http://[::2]:80/",
+  "http://::1/",
+  "http://:1/",
+  "http://8099/",
+  "http://127.0.0.1?@releases.example/",
+  "http://127.0.0.1#@releases.example/",
+  "http://127.0.0.1:80?.releases.example/",
+  "http://127.0.0.1\\@releases.example/",
+  "http://127.0.0.1\n@releases.example/",
+  "http://127.0.0.1:80\n@releases.example/",
+  "http://127.0.0.1:/",
+  "http://127.0.0.1 /",
+  "http:///127.0.0.1/",
+  "http:/127.0.0.1/",
+  "http:127.0.0.1/",
+  "http://LOCALHOST/",
+  "HTTP://127.0.0.1/",
+  "HTTP://releases.example/",
+  "ftp://127.0.0.1/",
+  "file:///tmp",
+  "127.0.0.1:8099",
+  " http://127.0.0.1/",
+  "-K/tmp/curlrc",
+  "httpshttps://127.0.0.1",
+];
+
 testInstall(
-  "install.sh takes a program from no address without TLS",
+  "install.sh refuses an address without TLS, unless its host is loopback",
   async (it) => {
-    const TOOLSMITH_RELEASE = "http://releases.example";
-    const { code, stderr } = await it.install({ TOOLSMITH_RELEASE });
-    assertEquals(code, 1);
-    assertMatch(stderr, /must be an https address: http:\/\/releases\.example/);
+    for (const TOOLSMITH_RELEASE of ELSEWHERE) {
+      const { code, stderr } = await it.install({ TOOLSMITH_RELEASE });
+      assertEquals([code, stderr], [
+        1,
+        `install.sh: TOOLSMITH_RELEASE must be an https address: ${TOOLSMITH_RELEASE}\n`,
+      ]);
+    }
+  },
+);
+
+testInstall(
+  "install.sh accepts loopback by address or name, with a port and a path",
+  async (it) => {
+    for (const path of ["", "/", "/1.0@b.example"]) {
+      for (const host of ["127.0.0.1", "localhost"]) {
+        const TOOLSMITH_RELEASE = `http://${host}:${it.port}${path}`;
+        const { code, stderr } = await it.install({ TOOLSMITH_RELEASE });
+        assertEquals([code, stderr], [0, ""], TOOLSMITH_RELEASE);
+      }
+    }
+    // No release is there; the script asks for it.
+    for (const host of ["127.0.0.1", "localhost:1", "[::1]", "[::1]:1"]) {
+      const TOOLSMITH_RELEASE = `http://${host}/none`;
+      const { stderr } = await it.install({ TOOLSMITH_RELEASE });
+      assertMatch(stderr, /cannot download http:/);
+    }
   },
 );
 
