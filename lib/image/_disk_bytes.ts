@@ -27,7 +27,8 @@ export interface DiskReader {
    * @param offset Where, in bytes.
    * @param length How many bytes, at most 1 MiB.
    * @returns That many; zeros where nothing was written, or the disk has ended.
-   * @throws {ToolsmithError} `image_invalid` where the image is damaged.
+   * @throws {ToolsmithError} `image_invalid` where the image is damaged, or has
+   * too many compressed clusters.
    */
   read(offset: number, length: number): Promise<DataView>;
 }
@@ -39,12 +40,15 @@ export interface DiskBytes extends DiskReader, Disposable {
 }
 
 const MAX_READ = 1024 * 1024;
+/** Room for 32 of the largest clusters. What an image boots with is in a dozen. */
+const MAX_UNPACKED = 64 * 1024 * 1024;
 /** An entry of a second table whose cluster reads as zeros. */
 const ZERO_BIT = 1n;
 const SUBCLUSTERS = 32;
 
 /**
- * Opens the disk of an image.
+ * Opens the disk of an image, for a look at a few parts: 64 MiB of compressed
+ * clusters are unpacked at most, each once, and kept until it is closed.
  *
  * Needs `--allow-read` for the file.
  *
@@ -69,8 +73,8 @@ export async function openDisk(path: string): Promise<DiskBytes> {
 class Qcow2Disk implements DiskBytes {
   readonly size: number;
   readonly #clusterSize: number;
-  /** The cluster that was decompressed last: several reads are of the same. */
-  #last: { place: number; bytes: Uint8Array } | undefined;
+  /** Decompressed clusters by their place in the file: none is unpacked twice. */
+  readonly #unpacked = new Map<number, Uint8Array>();
 
   constructor(
     private readonly file: Deno.FsFile,
@@ -144,7 +148,11 @@ class Qcow2Disk implements DiskBytes {
 
   async #decompress(entry: bigint): Promise<Uint8Array> {
     const place = compressedPlace(entry, this.#clusterSize);
-    if (this.#last?.place === place.offset) return this.#last.bytes;
+    const known = this.#unpacked.get(place.offset);
+    if (known) return known;
+    if ((this.#unpacked.size + 1) * this.#clusterSize > MAX_UNPACKED) {
+      throw damaged(this.path, "has too many compressed clusters to look at");
+    }
     // A sector count of damaged entries may be far above what a cluster needs.
     const length = Math.min(place.bytes, 2 * this.#clusterSize + 512);
     const data = await readAt(this.file, place.offset, length);
@@ -153,7 +161,7 @@ class Qcow2Disk implements DiskBytes {
     if (bytes.length !== this.#clusterSize) {
       throw damaged(this.path, "has a damaged cluster");
     }
-    this.#last = { place: place.offset, bytes };
+    this.#unpacked.set(place.offset, bytes);
     return bytes;
   }
 

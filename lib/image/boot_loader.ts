@@ -37,8 +37,10 @@ const SECTOR = 512;
 /** The program in the first sector ends where the disk's signature begins. */
 const CODE_BYTES = 440;
 const MAX_ENTRIES = 1024;
-/** An image with two system partitions takes less than fifty. */
-const MAX_READS = 512;
+/** An image with two system partitions takes less than a tenth of it. */
+const MAX_BYTES = 2 * 1024 * 1024;
+/** What a read costs at least, in bytes: 512 reads are the most. */
+const MIN_COST = 4096;
 const PROTECTIVE = 0xee;
 const EFI_TYPE = 0xef;
 const ACTIVE = 0x80;
@@ -116,11 +118,12 @@ function limited(
   disk: DiskReader,
   { signal }: { signal?: AbortSignal },
 ): DiskReader {
-  let left = MAX_READS;
+  let left = MAX_BYTES;
   return {
     async read(offset, length) {
       signal?.throwIfAborted();
-      if (left-- > 0) return await disk.read(offset, length);
+      left -= Math.max(length, MIN_COST);
+      if (left >= 0) return await disk.read(offset, length);
       return new DataView(new ArrayBuffer(length));
     },
   };

@@ -75,14 +75,19 @@ export function assertSelfContained(info: Qcow2Info, path: string): void {
   );
 }
 
+/** What leads to 128 GiB in clusters of the usual size. */
+const MAX_TABLE_BYTES = 16 * 1024 * 1024;
+
 /**
- * Looks at how the clusters of the image are stored.
+ * Looks at how the clusters of the image are stored. However many entries lead to
+ * a table, it is read once, and a cluster that is not compressed counts once: the
+ * size of the file bounds the cost, whatever its tables say.
  *
  * Needs `--allow-read` for the file.
  *
  * @param path The image.
- * @param maxTables How many tables of clusters are looked at, at most; they are
- * spread over the image.
+ * @param maxTables How many tables of clusters are looked at, at most, and no
+ * more than 16 MiB of them; they are spread over the image.
  * @returns What was seen.
  * @throws {ToolsmithError} `image_invalid` when it is no QCOW2 image.
  */
@@ -94,21 +99,21 @@ export async function sampleClusters(
   const header = await readHeader(file, path);
   const { info, l1Offset, l1Entries, extended } = header;
   const { clusterSize, fileSize } = info;
+  // The format aligns tables and clusters, so that no two of them overlap.
+  const isPlace = (offset: number) =>
+    offset > 0 && offset < fileSize && offset % clusterSize === 0;
   const l1 = await readAt(file, l1Offset, l1Entries * 8);
-  const tables: number[] = [];
+  const offsets: number[] = [];
   for (let at = 0; at + 8 <= l1.byteLength; at += 8) {
     const offset = Number(l1.getBigUint64(at) & OFFSET_BITS);
-    if (offset > 0 && offset < fileSize) tables.push(offset);
+    if (isPlace(offset)) offsets.push(offset);
   }
-  const stride = Math.max(1, Math.ceil(tables.length / maxTables));
+  const tables = unique(offsets);
+  const limit = Math.min(maxTables, MAX_TABLE_BYTES / clusterSize);
+  const stride = Math.max(1, Math.ceil(tables.length / limit));
   const looked = tables.filter((_, index) => index % stride === 0);
-  const found: Qcow2Clusters = {
-    seen: tables.length === 0 ? 1 : looked.length / tables.length,
-    plain: [],
-    compressed: 0,
-    compressedBytes: 0,
-    tableBytes: tables.length * clusterSize + l1Entries * 8,
-  };
+  const plain: number[] = [];
+  const found = { compressed: 0, compressedBytes: 0 };
   for (const table of looked) {
     const l2 = await readAt(file, table, clusterSize);
     for (let at = 0; at + 8 <= l2.byteLength; at += extended ? 16 : 8) {
@@ -117,8 +122,18 @@ export async function sampleClusters(
       if ((entry & COMPRESSED_BIT) !== 0n) {
         found.compressed++;
         found.compressedBytes += compressedPlace(entry, clusterSize).room;
-      } else if (offset > 0 && offset < fileSize) found.plain.push(offset);
+      } else if (isPlace(offset)) plain.push(offset);
     }
   }
-  return found;
+  return {
+    ...found,
+    seen: tables.length === 0 ? 1 : looked.length / tables.length,
+    plain: unique(plain),
+    tableBytes: tables.length * clusterSize + l1Entries * 8,
+  };
+}
+
+function unique(offsets: number[]): number[] {
+  const sorted = Float64Array.from(offsets).sort();
+  return [...sorted.filter((offset, nth) => offset !== sorted[nth - 1])];
 }

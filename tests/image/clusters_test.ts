@@ -2,7 +2,8 @@ import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import { sampleClusters } from "../../lib/image/qcow2.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { qcow2, writeImage } from "../support/qcow2.ts";
+import { countReads } from "../support/file_reads.ts";
+import { dataOffset, qcow2, writeImage } from "../support/qcow2.ts";
 
 /** Runs one test with the path of an image. */
 function test(name: string, body: (path: string) => Promise<void>) {
@@ -31,7 +32,7 @@ test("how clusters are stored is counted, entry by entry", async (path) => {
   assertEquals(await sampleClusters(path), {
     seen: 1,
     // Where the file has ended there is none.
-    plain: [2048, 2560, 3072, 2560],
+    plain: [2048, 2560, 3072],
     compressed: 2,
     compressedBytes: 2 * 1024,
     tableBytes: 2 * 512 + 2 * 8,
@@ -59,4 +60,53 @@ test("tables that are nowhere in the file are not looked at", async (path) => {
   await writeImage(path, image);
   const found = await sampleClusters(path);
   assertEquals([found.seen, found.plain, found.tableBytes], [1, [], 16]);
+});
+
+test("sampleClusters reads a table once and counts a cluster once, whatever leads there", async (path) => {
+  const clusterBits = 16;
+  const size = 2 ** clusterBits;
+  const shape = { clusterBits, tables: [[]] };
+  const at = BigInt(dataOffset(shape));
+  const tables = [new Array(size / 8).fill(at)];
+  const image = qcow2({ ...shape, tables, data: new Uint8Array(size) });
+  // Each of its 8192 entries leads to the one second table.
+  image.setUint32(36, size / 8);
+  for (let entry = 0; entry < size / 8; entry++) {
+    image.setBigUint64(size + entry * 8, BigInt(2 * size));
+  }
+  await writeImage(path, image);
+  using reads = countReads();
+  const { seen, plain, tableBytes } = await sampleClusters(path);
+  assertEquals([seen, plain.length, plain[0]], [1, 1, Number(at)]);
+  assertEquals(tableBytes, size + size);
+  // The header, the first table, the second.
+  assertEquals(reads.bytes, 3 * size);
+});
+
+test("sampleClusters ignores tables and clusters that overlap others", async (path) => {
+  const clusterBits = 16;
+  const size = 2 ** clusterBits;
+  const at = dataOffset({ clusterBits, tables: [[]] });
+  const clusters = [at, at + 512, at - 512, at + size / 2].map(BigInt);
+  const data = new Uint8Array(2 * size);
+  const image = qcow2({ clusterBits, tables: [clusters], data });
+  image.setUint32(36, 128);
+  for (let entry = 1; entry < 128; entry++) {
+    image.setBigUint64(size + entry * 8, BigInt(2 * size + entry * 512));
+  }
+  await writeImage(path, image);
+  using reads = countReads();
+  const { seen, plain } = await sampleClusters(path);
+  assertEquals([seen, plain], [1, [at]]);
+  assertEquals(reads.bytes, size + 128 * 8 + size);
+});
+
+test("sampleClusters reads 16 MiB of tables at most", async (path) => {
+  const clusterBits = 21;
+  const tables = [[], ...new Array(8).fill([])];
+  await writeImage(path, qcow2({ clusterBits, tables }));
+  using reads = countReads();
+  // Every other one.
+  assertEquals((await sampleClusters(path)).seen, 5 / 9);
+  assertEquals(reads.bytes, 65_536 + 9 * 8 + 5 * 2 ** clusterBits);
 });

@@ -4,6 +4,7 @@ import { deflateRawSync, zstdCompressSync } from "node:zlib";
 import { openDisk } from "../../lib/image/_disk_bytes.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
+import { countReads } from "../support/file_reads.ts";
 import {
   dataOffset,
   qcow2,
@@ -198,7 +199,7 @@ test("compressed clusters are read one by one, whatever follows them", async (pa
     const packed = clusters.map((bytes) => new Uint8Array(pack(bytes)));
     await writePacked(path, packed, parts);
     using disk = await openDisk(path);
-    // Each twice, and in parts: what was unpacked last is kept.
+    // Each twice, and in parts: what was unpacked is kept.
     for (const nth of [0, 0, 2, 1, 1, 3, 0]) {
       const { buffer } = await disk.read(nth * CLUSTER, CLUSTER);
       assertEquals(new Uint8Array(buffer), clusters[nth]);
@@ -209,6 +210,45 @@ test("compressed clusters are read one by one, whatever follows them", async (pa
       );
     }
   }
+});
+
+test("Qcow2Disk unpacks a compressed cluster once, in whatever order it is read", async (path) => {
+  const packed = [filled(1), filled(2), filled(3), noise(CLUSTER)]
+    .map((bytes) => new Uint8Array(deflateRawSync(bytes)));
+  await writePacked(path, packed);
+  using disk = await openDisk(path);
+  const readAll = async () => {
+    for (const nth of [0, 1, 2]) await disk.read(nth * CLUSTER, CLUSTER);
+  };
+  using reads = countReads();
+  await readAll();
+  // An entry of each table, and the cluster itself.
+  assertEquals(reads.calls, 3 * 3);
+  await readAll();
+  assertEquals(reads.calls, 3 * 3 + 3 * 2);
+});
+
+test("Qcow2Disk unpacks 64 MiB of compressed clusters, and no more", async (path) => {
+  const clusterBits = 21;
+  const size = 2 ** clusterBits;
+  const packed = new Uint8Array(deflateRawSync(filled(7, size)));
+  const start = dataOffset({ clusterBits });
+  const sectors = BigInt(Math.ceil(packed.length / 512));
+  const entry = (at: number) =>
+    COMPRESSED | sectors << BigInt(62 - (clusterBits - 8)) | BigInt(at);
+  const place = (nth: number) => start + nth * packed.length;
+  const distinct = Array.from({ length: 33 }, (_, nth) => entry(place(nth)));
+  // The last leads to the first again.
+  const tables = [[...distinct, entry(place(0))]];
+  const data = joined(...distinct.map(() => packed));
+  await writeImage(path, qcow2({ clusterBits, tables, data }));
+  using disk = await openDisk(path);
+  const read = async (nth: number) =>
+    (await disk.read(nth * size + 9, 1)).getUint8(0);
+  for (let nth = 0; nth < 32; nth++) assertEquals(await read(nth), 7);
+  const { message } = await failure("image_invalid", () => read(32));
+  assertEquals(message, `${path} has too many compressed clusters to look at`);
+  assertEquals(await read(33), 7);
 });
 
 test("a compressed cluster that is damaged, or has another length, is refused", async (path) => {

@@ -140,8 +140,8 @@ test("what is not looked at is taken to be like the rest, and to be in use", asy
   const clusterBits = 12;
   const shape = { clusterBits, tables: new Array(257).fill([]) };
   const start = dataOffset(shape);
-  const tables = shape.tables.map(() => [BigInt(start)]);
-  const image = qcow2({ ...shape, tables, data: new Uint8Array(101 * 4096) });
+  const tables = shape.tables.map((_, nth) => [BigInt(start + nth * 4096)]);
+  const image = qcow2({ ...shape, tables, data: new Uint8Array(300 * 4096) });
   await writeImage(path, image);
   const { savings } = await inspectImage(path);
   assertEquals(savings, 257 * 4096 / image.byteLength);
