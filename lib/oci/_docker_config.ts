@@ -75,9 +75,33 @@ export async function readCredentials(
     : storedCredentials(config.auths ?? {}, key);
 }
 
-async function readConfig(env: Environment): Promise<DockerConfig> {
+/**
+ * Names Docker's directory.
+ *
+ * @param env Read for `DOCKER_CONFIG` and `HOME`.
+ * @returns The directory, which need not exist; `undefined` without a home.
+ */
+export function dockerDir(env: Environment): string | undefined {
   const home = env.get(Deno.build.os === "windows" ? "USERPROFILE" : "HOME");
-  const dir = env.get("DOCKER_CONFIG") || (home && join(home, ".docker"));
+  return env.get("DOCKER_CONFIG") || (home && join(home, ".docker"));
+}
+
+/**
+ * Names the credential helpers of Docker's configuration.
+ *
+ * @param env Read for `DOCKER_CONFIG` and `HOME`.
+ * @returns The programs; none where the configuration cannot be read.
+ */
+export async function credentialHelpers(env: Environment): Promise<string[]> {
+  const { credsStore, credHelpers } = await readConfig(env).catch(
+    (): DockerConfig => ({}),
+  );
+  return [credsStore, ...Object.values(credHelpers ?? {})]
+    .filter(Boolean).map((name) => `docker-credential-${name}`);
+}
+
+async function readConfig(env: Environment): Promise<DockerConfig> {
+  const dir = dockerDir(env);
   if (!dir) return {};
   const path = join(dir, "config.json");
   const { state } = await Deno.permissions.query({ name: "read", path });

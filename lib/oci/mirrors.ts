@@ -58,9 +58,7 @@ export async function findMirrors(
 ): Promise<Mirror[]> {
   const env = options.env ?? processEnvironment;
   const simple = readVariable(registry, env.get("TOOLSMITH_MIRRORS") ?? "");
-  const dirs = env.get("TOOLSMITH_REGISTRY_CONFIG") || CONFIG_DIRS;
-  const separator = Deno.build.os === "windows" ? ";" : ":";
-  for (const dir of dirs.split(separator).filter(Boolean)) {
+  for (const dir of mirrorDirs(env)) {
     for (const name of hostNames(registry)) {
       const text = await readPermitted(join(dir, name, "hosts.toml"));
       if (text === undefined) continue;
@@ -69,6 +67,18 @@ export async function findMirrors(
     }
   }
   return simple;
+}
+
+/**
+ * Names the directories in which a directory for each registry may lie.
+ *
+ * @param env Read for `TOOLSMITH_REGISTRY_CONFIG`.
+ * @returns The directories, which need not exist.
+ */
+export function mirrorDirs(env: Environment): string[] {
+  const dirs = env.get("TOOLSMITH_REGISTRY_CONFIG") || CONFIG_DIRS;
+  const separator = Deno.build.os === "windows" ? ";" : ":";
+  return dirs.split(separator).filter(Boolean);
 }
 
 /** Reads `ghcr.io=https://cache.lan,docker.io=http://10.0.0.1:5000`. */

@@ -9,7 +9,7 @@ import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { ImageArch } from "../image/boot_loader.ts";
 import { dirname, join } from "../path.ts";
-import { findProgram } from "./program.ts";
+import { findProgram } from "../system/find_program.ts";
 
 /** A firmware that is in flash memory: its code, and its variables. */
 export interface FlashFirmware {
@@ -84,8 +84,16 @@ export async function findUefi(
   );
 }
 
-/** The user's own come first, then the administrator's, then what QEMU brings. */
-async function descriptorDirs(
+/**
+ * Names the directories of descriptors: the user's own come first, then the
+ * administrator's, then what QEMU brings.
+ *
+ * Needs `--allow-read` for QEMU.
+ *
+ * @param options The QEMU program, and the environment.
+ * @returns The directories, which need not exist.
+ */
+export async function descriptorDirs(
   { program, env = processEnvironment }: FindUefiOptions,
 ): Promise<string[]> {
   const home = env.get("HOME");

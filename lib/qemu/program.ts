@@ -3,7 +3,6 @@
  *
  * @module
  */
-import { join, SEPARATOR } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { ImageArch } from "../image/boot_loader.ts";
@@ -52,31 +51,6 @@ export async function qemuVersion(program: string): Promise<string> {
   const version = output.stdout.match(/QEMU emulator version (\d[\w.]*)/)?.[1];
   if (output.code !== 0 || !version) throw qemuNotFound(program);
   return version;
-}
-
-/**
- * Finds the file of a program.
- *
- * Needs `--allow-read` for it, and for the directories of PATH.
- *
- * @param program Its name or path.
- * @param env Read for `PATH`.
- * @returns Its path; `undefined` where it is not there.
- */
-export async function findProgram(
-  program: string,
-  env: Environment = processEnvironment,
-): Promise<string | undefined> {
-  const dirs = program.includes(SEPARATOR)
-    ? [""]
-    : (env.get("PATH") ?? processEnvironment.get("PATH") ?? "").split(":");
-  for (const dir of dirs) {
-    const path = dir ? join(dir, program) : program;
-    if (await Deno.stat(path).then(({ isFile }) => isFile, () => false)) {
-      return path;
-    }
-  }
-  return undefined;
 }
 
 /**

@@ -11,6 +11,7 @@ import type { TerminalOptions, TerminalResult } from "../guest/terminal.ts";
 import { hydrate, type HydrateOptions } from "../hydrate/hydrate.ts";
 import type { Manifest } from "../manifest/manifest.ts";
 import { resolveTool } from "../manifest/tools.ts";
+import { registryFiles } from "../oci/host_files.ts";
 import { timeLimit } from "../system/time.ts";
 import { boot } from "../vm/boot.ts";
 import {
@@ -208,8 +209,13 @@ export async function planWorkspaceVm(
     image: image.path,
     loader: image.boot,
     workspace: manifest.root,
-    // <cache>/<image>/<sha256>/<file>
-    hostOnly: [manifest.path, dirname(dirname(entry))],
+    hostOnly: [
+      manifest.path,
+      // <cache>/<image>/<sha256>/<file>
+      dirname(dirname(entry)),
+      ...how?.caFile === undefined ? [] : [how.caFile],
+      ...await registryFiles(env),
+    ],
     snapshots: dir === undefined
       ? undefined
       : { dir, digest: image.digest, restore: !fresh, save },

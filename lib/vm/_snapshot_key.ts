@@ -9,7 +9,7 @@ import { isPlugged, qemuArgs } from "../qemu/args.ts";
 import { seedImage } from "../guest/seed.ts";
 import { firmwareFiles } from "../qemu/firmware.ts";
 import type { MachinePlan } from "../qemu/machine.ts";
-import { findProgram } from "../qemu/program.ts";
+import { findProgram } from "../system/find_program.ts";
 import { WAITING_PROGRAM } from "../guest/waiting_shell.ts";
 import { fingerprint } from "../system/files.ts";
 

@@ -70,9 +70,9 @@ export interface BootOptions {
    */
   snapshots?: SnapshotOptions;
   /**
-   * Files and directories that no export may hold or lie in, besides the image,
-   * `.toolsmith/` of the workspace, overlay, snapshots and programs: the
-   * manifest and the cache, for instance.
+   * Files and directories that no export may hold, lie in or have a hard link to,
+   * besides the image, `.toolsmith/` of the workspace, overlay, snapshots and
+   * programs: the manifest, the cache and Docker's directory, for instance.
    *
    * @default {[]}
    */

@@ -11,12 +11,13 @@ import {
   resolve,
   SEPARATOR,
 } from "../path.ts";
-import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import { NETWORK_SLOT } from "../qemu/devices.ts";
-import { machineParents } from "../qemu/machine_dir.ts";
-import { findProgram, qemuProgram } from "../qemu/program.ts";
+import { findHardLink } from "./_hard_links.ts";
+import { type HostFiles, hostPaths } from "./_host_files.ts";
+
+export type { HostFiles };
 
 /** A directory that the guest may write to. */
 export interface GuestExport {
@@ -93,85 +94,52 @@ export async function planShares(
   return shares;
 }
 
-/** The caller's part of what {@linkcode assertSafeExports} keeps from a guest. */
-export interface HostFiles {
-  /** The image. */
-  image: string;
-  /** The directory with `.toolsmith/`. */
-  workspace?: string;
-  /** Keeps what the guest writes to its disk. */
-  overlay?: string;
-  /** Where snapshots are. */
-  snapshots?: { dir: string };
-  /** More of the kind: the manifest, the cache. */
-  hostOnly?: string[];
-  /** Read for `TOOLSMITH_ORAS`, `TOOLSMITH_QEMU`, `PATH` and `TMPDIR`. */
-  env?: Environment;
-}
-
 /**
  * Refuses exports through which a guest could decide what this host does next:
- * by writing the manifest, the image or a program, or by replacing a link that
- * leads there.
+ * by writing the manifest, the image, a program or its configuration, by
+ * replacing a link that leads there, or by making what is looked for first.
  *
- * Needs `--allow-read` for all that is compared.
+ * Needs `--allow-read` for all that is compared, and `--allow-run=sh`.
  *
  * @param shares From {@linkcode planShares}.
  * @param files What is the host's own.
  * @throws {ToolsmithError} `usage`.
+ * @throws The signal's reason when it is aborted.
  */
 export async function assertSafeExports(
   shares: GuestShare[],
   files: HostFiles,
 ): Promise<void> {
-  const exports = shares.filter(({ writable }) => writable);
+  const exports = shares.filter(({ writable }) => writable)
+    .map(({ path }) => path);
   if (exports.length === 0) return;
-  const { env = processEnvironment } = files;
-  for (const place of await allPlaces(await hostFiles(files, env))) {
-    const share = exports.find(({ path }) =>
-      holds(path, place) || holds(place, path)
-    );
-    if (share) throw unsafe(share, place);
+  const { own, large, searched } = await hostPaths(files);
+  const places = await allPlaces(own);
+  for (const place of [...places, ...await allPlaces(large)]) {
+    const dir = exports.find((it) => holds(it, place) || holds(place, it));
+    if (dir !== undefined) throw unsafe(dir, place);
   }
-  // An export may well lie in a directory of temporary files, but not hold it.
-  for (const place of await allPlaces(machineParents(env))) {
-    const share = exports.find(({ path }) => holds(path, place));
-    if (share) throw unsafe(share, place);
+  for (const place of await allPlaces(searched)) {
+    const dir = exports.find((it) => holds(it, place));
+    if (dir !== undefined) throw unsafe(dir, place);
   }
+  const link = await findHardLink(exports, places, files);
+  if (!link) return;
+  const { dir, file } = link;
+  throw unsafe(dir, file, `remove the hard link to ${file} from ${dir}`);
 }
 
-/** All that a guest must not write. */
-async function hostFiles(files: HostFiles, env: Environment) {
-  const { image, workspace, overlay, snapshots, hostOnly = [] } = files;
-  const programs = [
-    qemuProgram(env, "x86_64"),
-    qemuProgram(env, "aarch64"),
-    env.get("TOOLSMITH_ORAS") || "oras",
-  ];
-  const found = [
-    image,
-    overlay,
-    snapshots?.dir,
-    ...hostOnly,
-    ...await Promise.all(programs.map((name) => findProgram(name, env))),
-  ];
-  if (workspace !== undefined) {
-    const dir = join(workspace, ".toolsmith");
-    if (await Deno.lstat(dir).then(() => true, () => false)) found.push(dir);
-  }
-  return found.filter((path) => path !== undefined);
-}
-
-function unsafe(share: GuestShare, place: string): ToolsmithError {
-  return new ToolsmithError(
-    "usage",
-    `An export would let the guest write to ${place}: ${share.path}`,
-    { hint: "export a directory that holds nothing but results" },
-  );
+function unsafe(
+  dir: string,
+  file: string,
+  hint = "export a directory that holds nothing but results",
+): ToolsmithError {
+  const message = `Cannot export ${dir}: the guest could write to ${file}`;
+  return new ToolsmithError("usage", message, { hint });
 }
 
 async function allPlaces(paths: string[]): Promise<string[]> {
-  return (await Promise.all(paths.map(placesOf))).flat();
+  return [...new Set((await Promise.all(paths.map(placesOf))).flat())];
 }
 
 /** Where a path leads, and every link on the way. */

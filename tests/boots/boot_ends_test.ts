@@ -128,7 +128,7 @@ Deno.test({
         "usage",
         () => boot({ image, workspace: work, exports, env }),
       );
-      assert(error.message.includes("would let the guest write to"));
+      assert(error.message.includes("the guest could write to"));
     }
   },
 });

@@ -1,4 +1,10 @@
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
+import { join } from "@std/path";
 import { run } from "../../lib/system/process.ts";
 import { VERSION } from "../../lib/version.ts";
 import { denoArgs, ROOT } from "../../scripts/deno.ts";
@@ -6,22 +12,24 @@ import { needs, parts } from "../support/parts.ts";
 import { startRegistry } from "../support/registry.ts";
 import {
   cleanEnvironment,
+  makeQcow2,
   publishImage,
   workspace,
 } from "../support/workspace.ts";
 
 const REAL = needs("oras", "registry", "qemuImg");
 
+async function makeBundle() {
+  const script = ["run", "-A", `${ROOT}/scripts/bundle.ts`];
+  const bundled = await run(Deno.execPath(), { args: await denoArgs(script) });
+  assertEquals(bundled.code, 0, bundled.stderr);
+}
+
 Deno.test({
   name: "the single file hydrates from any directory, without network or cache",
   ...REAL,
   async fn() {
-    const script = ["run", "-A", `${ROOT}/scripts/bundle.ts`];
-    const bundled = await run(Deno.execPath(), {
-      args: await denoArgs(script),
-    });
-    assertEquals(bundled.code, 0, bundled.stderr);
-
+    await makeBundle();
     await using registry = await startRegistry();
     await using work = await workspace();
     const file = `${work.dir}/toolsmith.js`;
@@ -42,6 +50,70 @@ Deno.test({
     assertMatch(stdout, /^.+image\.qcow2\n$/);
     // As a second hydrate in the thread would.
     assert(!stderr.includes("waiting"), stderr);
+  },
+});
+
+Deno.test({
+  name:
+    "run refuses an export through which a guest could change the next start",
+  ...needs("qemuImg"),
+  async fn() {
+    await makeBundle();
+    await using work = await workspace();
+    const at = (name: string) => join(work.dir, name);
+    const { sha256 } = await makeQcow2(at(".toolsmith/image.qcow2"), 65536);
+    await work.manifest({ qcow2: "image.qcow2", qcow2_sha256: sha256 });
+    const dirs = [
+      "app",
+      "bin/early",
+      "deno/npm",
+      "docker",
+      "mirrors",
+      "real",
+      "out",
+    ];
+    for (const dir of dirs) await Deno.mkdir(at(dir), { recursive: true });
+    await Deno.copyFile(`${ROOT}/dist/toolsmith.js`, at("app/toolsmith.js"));
+    await Deno.writeTextFile(at("real/helper"), "", { mode: 0o755 });
+    await Deno.symlink(at("real/helper"), at("bin/docker-credential-mine"));
+    await Deno.writeTextFile(at("docker/config.json"), '{"credsStore":"mine"}');
+    await Deno.link(at(".toolsmith/tools.json"), at("out/link"));
+    const { PATH, ...clean } = cleanEnvironment();
+    const env = {
+      ...clean,
+      PATH: `${at("bin/early")}:${PATH}:${at("bin")}`,
+      DENO_DIR: at("deno"),
+      DOCKER_CONFIG: at("docker"),
+      TOOLSMITH_REGISTRY_CONFIG: at("mirrors"),
+    };
+    const cases = [
+      ["app", "app/toolsmith.js"],
+      ["bin/early", "bin/early"],
+      ["deno/npm", "deno"],
+      ["docker", "docker"],
+      ["mirrors", "mirrors"],
+      ["real", "real/helper"],
+      ["out", ".toolsmith/tools.json"],
+    ];
+    for (const [dir, held] of cases) {
+      const command = ["run", "--quiet", "--export", at(dir), "true"];
+      const { code, stderr } = await run(Deno.execPath(), {
+        args: [
+          "run",
+          "-A",
+          "--cached-only",
+          at("app/toolsmith.js"),
+          ...command,
+        ],
+        cwd: work.dir,
+        env,
+      });
+      assertEquals(code, 2, stderr);
+      assertStringIncludes(
+        stderr,
+        `Cannot export ${at(dir)}: the guest could write to ${at(held)}`,
+      );
+    }
   },
 });
 

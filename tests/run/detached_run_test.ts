@@ -5,6 +5,7 @@
 import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import { parseManifest } from "../../lib/manifest/manifest.ts";
+import { registryFiles } from "../../lib/oci/host_files.ts";
 import {
   detachWorkspaceVm,
   openWorkspaceVm,
@@ -122,7 +123,7 @@ Deno.test({
     const entry = join(cache, "demo", sha256);
     const events: string[] = [];
     const plan = await planWorkspaceVm(manifest, {
-      hydrate: { cache, arch: "x86_64" },
+      hydrate: { cache, arch: "x86_64", caFile: "/ca.pem" },
       memory: 600,
       onEvent: ({ type }) => events.push(type),
     });
@@ -131,7 +132,7 @@ Deno.test({
       image: join(entry, "image.qcow2"),
       memory: 600,
       workspace: path,
-      hostOnly: [manifest.path, cache],
+      hostOnly: [manifest.path, cache, "/ca.pem", ...await registryFiles()],
       snapshots: {
         ...{ dir: join(entry, "machines"), digest: `sha256:${sha256}` },
         ...{ restore: true, save: undefined },

@@ -1,13 +1,16 @@
-import { assert, assertEquals } from "@std/assert";
-import { join } from "@std/path";
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { dirname, join, resolve } from "@std/path";
 import {
   assertSafeExports,
   type HostFiles,
   parseExport,
   planShares,
 } from "../../lib/vm/shares.ts";
+import { processEnvironment } from "../../lib/environment.ts";
+import { ROOT } from "../../scripts/deno.ts";
 import { failure } from "../support/failure.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { replace } from "../support/replace.ts";
 
 Deno.test("an export is a directory, and a tag where one is given", () => {
   assertEquals(parseExport("out"), { path: "out" });
@@ -45,7 +48,7 @@ Deno.test("exports that cannot be mounted are refused before a boot", async () =
 /** A host's files in one directory, and what becomes of an export there. */
 async function host() {
   const dir = await temporaryDir();
-  const at = (name: string) => join(dir.path, name);
+  const at = (name: string) => resolve(dir.path, name);
   const dirs = ["work/.toolsmith/cache/a", "out/deep", "tmp", "mf", "bin"];
   for (const name of [...dirs, "snapshots"]) {
     await Deno.mkdir(at(name), { recursive: true });
@@ -59,18 +62,22 @@ async function host() {
   ]);
   const image = at("work/.toolsmith/cache/a/image.qcow2");
   const usual: HostFiles = { image, workspace: at("work"), env };
+  const refused = async (name: string, files: Partial<HostFiles> = {}) => {
+    const exports = [{ path: at(name), tag: "out" }];
+    const shares = await planShares(undefined, exports);
+    const { message } = await failure(
+      "usage",
+      () => assertSafeExports(shares, { ...usual, ...files }),
+    );
+    return message;
+  };
   return {
     at,
-    async refuses(name: string, held: string, files: Partial<HostFiles> = {}) {
-      const path = at(name);
-      const shares = await planShares(undefined, [{ path, tag: "out" }]);
-      const { message } = await failure(
-        "usage",
-        () => assertSafeExports(shares, { ...usual, ...files }),
-      );
+    refused,
+    async refuses(name: string, held: string, files?: Partial<HostFiles>) {
       assertEquals(
-        message,
-        `An export would let the guest write to ${at(held)}: ${path}`,
+        await refused(name, files),
+        `Cannot export ${at(name)}: the guest could write to ${at(held)}`,
       );
     },
     async allows(name: string, files: Partial<HostFiles> = {}) {
@@ -126,6 +133,106 @@ Deno.test("a link that leads to a file of the host is not for a guest either", a
   const manifest = { hostOnly: [at("out/link/tools.json")] };
   await on.refuses("out", "out/link", manifest);
   await on.refuses("mf", "mf/tools.json", manifest);
+});
+
+Deno.test("assertSafeExports refuses what holds a directory of PATH, wherever the program is", async () => {
+  await using on = await host();
+  const { at } = on;
+  const variables = { TMPDIR: at("tmp"), TOOLSMITH_QEMU: at("bin/qemu") };
+  const path = (...dirs: string[]): Partial<HostFiles> => ({
+    env: new Map(Object.entries({ ...variables, PATH: dirs.join(":") })),
+  });
+  await Deno.writeTextFile(at("mf/oras"), "", { mode: 0o755 });
+  // The guest would make what is found first, in a directory of its own too.
+  await on.refuses("out", "out", path(at("out"), at("mf")));
+  await on.refuses("out", "out/none/bin", path(at("out/none/bin"), at("mf")));
+  await on.refuses("mf", "mf/oras", path(at("none"), at("mf")));
+  // Behind the directory of one program, others are looked up.
+  await on.refuses("out", "out", path(at("mf"), at("out")));
+  await on.allows("out/deep", path(at("out"), at("mf")));
+  // A link on the way could be replaced.
+  await Deno.mkdir(at("links"));
+  await Deno.symlink(at("mf"), at("links/bin"));
+  await on.refuses("links", "links/bin", path(at("links/bin")));
+});
+
+Deno.test("assertSafeExports refuses the target of a program's link", async () => {
+  await using on = await host();
+  const { at } = on;
+  for (const name of ["oras", "deno", "toolsmith", "sh", "find"]) {
+    await Deno.mkdir(at(`real-${name}`));
+    await Deno.writeTextFile(at(`real-${name}/it`), "", { mode: 0o755 });
+    await Deno.symlink(at(`real-${name}/it`), at(`mf/${name}`));
+    await on.refuses(`real-${name}`, `real-${name}/it`, {
+      env: new Map([["PATH", at("mf")]]),
+    });
+  }
+});
+
+Deno.test("assertSafeExports refuses what QEMU loads: ROMs, modules, firmware", async () => {
+  await using on = await host();
+  const { at } = on;
+  // What is beside QEMU counts from where its links lead.
+  await Deno.mkdir(at("qemu/bin"), { recursive: true });
+  await Deno.writeTextFile(at("qemu/bin/qemu"), "", { mode: 0o755 });
+  await Deno.symlink(at("qemu/bin/qemu"), at("mf/qemu"));
+  const env = new Map([
+    ["TOOLSMITH_QEMU", at("mf/qemu")],
+    ["HOME", at("home")],
+  ]);
+  for (const name of ["share/qemu", "lib/qemu", "lib64/qemu"]) {
+    await Deno.mkdir(at(`qemu/${name}/deep`), { recursive: true });
+    await on.refuses(`qemu/${name}`, `qemu/${name}`, { env });
+    await on.refuses(`qemu/${name}/deep`, `qemu/${name}`, { env });
+    await on.refuses(dirname(`qemu/${name}`), `qemu/${name}`, { env });
+  }
+  await Deno.mkdir(at("home/.config"), { recursive: true });
+  await on.refuses("home/.config", "home/.config/qemu/firmware", { env });
+  env.set("XDG_CONFIG_HOME", at("out/config"));
+  await on.refuses("out", "out/config/qemu/firmware", { env });
+  await on.allows("home/.config", { env });
+});
+
+Deno.test("assertSafeExports refuses Toolsmith itself, Deno, and Deno's cache", async () => {
+  await using on = await host();
+  const { at } = on;
+  const lib = join(ROOT, "lib");
+  await on.refuses(lib, lib);
+  await on.refuses(join(lib, "vm"), lib);
+  const deno = await Deno.realPath(Deno.execPath());
+  await on.refuses(dirname(deno), deno);
+  using _here = replace(Deno, { cwd: () => at("mf") });
+  const message = await on.refused(ROOT);
+  assertMatch(message, /could write to .*\/(?:tests|mod\.ts|\$deno)/);
+  const variables = new Map([["HOME", at("home")]]);
+  using _environment = replace(processEnvironment, {
+    get: (name: string) => variables.get(name),
+  });
+  const cache = Deno.build.os === "darwin" ? "Library/Caches" : ".cache";
+  await Deno.mkdir(at(`home/${cache}/deno/npm`), { recursive: true });
+  await on.refuses(`home/${cache}`, `home/${cache}/deno`);
+  await on.refuses(`home/${cache}/deno/npm`, `home/${cache}/deno`);
+  variables.set("DENO_DIR", at("out/deno"));
+  await on.refuses("out", "out/deno");
+  await on.allows(`home/${cache}/deno/npm`);
+});
+
+Deno.test("assertSafeExports refuses where the next start looks for a manifest, and where snapshots lie", async () => {
+  await using on = await host();
+  const { at } = on;
+  await Deno.mkdir(at("out/deep/er"));
+  using _here = replace(Deno, { cwd: () => at("out/deep") });
+  await on.refuses("out", "out/deep/.toolsmith");
+  await on.refuses("out/deep", "out/deep/.toolsmith");
+  await on.allows("out/deep/er");
+  // A guest could make one that a workspace has not.
+  await on.refuses("mf", "mf/.toolsmith", {
+    ...{ image: at("bin/image"), workspace: at("mf") },
+  });
+  const env = new Map([["HOME", at("home")]]);
+  await Deno.mkdir(at("home/.cache/toolsmith"), { recursive: true });
+  const machines = "home/.cache/toolsmith/machines";
+  await on.refuses("home/.cache/toolsmith", machines, { env });
 });
 
 Deno.test("a machine has room for seven directories, and says what is wrong with one", async () => {

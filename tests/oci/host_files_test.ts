@@ -1,0 +1,55 @@
+import { assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import { processEnvironment } from "../../lib/environment.ts";
+import { registryFiles } from "../../lib/oci/host_files.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { replace } from "../support/replace.ts";
+
+const USUAL = ["/etc/containerd/certs.d", "/etc/docker/certs.d"];
+
+Deno.test({
+  name:
+    "registryFiles names Docker's directory, its credential helpers, and directories of mirrors",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    await using dir = await temporaryDir();
+    const at = (name: string) => join(dir.path, name);
+    await Deno.mkdir(at("bin"));
+    for (const name of ["pass", "ecr", "other"]) {
+      await Deno.writeTextFile(at(`bin/docker-credential-${name}`), "");
+    }
+    const variables = { DOCKER_CONFIG: dir.path, PATH: at("bin") };
+    const files = (more = {}) =>
+      registryFiles(new Map(Object.entries({ ...variables, ...more })));
+    using _host = replace(processEnvironment, { get: () => undefined });
+    const config = (text: string) =>
+      Deno.writeTextFile(at("config.json"), text);
+    assertEquals(await files(), [dir.path, ...USUAL]);
+    await config(JSON.stringify({
+      credsStore: "pass",
+      credHelpers: { "a.example": "ecr", "b.example": "missing" },
+    }));
+    const helpers = ["pass", "ecr"].map((it) =>
+      at(`bin/docker-credential-${it}`)
+    );
+    assertEquals(await files(), [dir.path, ...USUAL, ...helpers]);
+    for (const text of ["no JSON", "7", '{ "credHelpers": null }']) {
+      await config(text);
+      assertEquals(await files(), [dir.path, ...USUAL], text);
+    }
+    const TOOLSMITH_REGISTRY_CONFIG = "/a:/none/b";
+    assertEquals(await files({ TOOLSMITH_REGISTRY_CONFIG }), [
+      ...[dir.path, "/a", "/none/b"],
+    ]);
+    const home = { DOCKER_CONFIG: "", HOME: "/home/me" };
+    assertEquals(await files(home), ["/home/me/.docker", ...USUAL]);
+  },
+});
+
+Deno.test("registryFiles reads of the process what it is not given, as oras does", async () => {
+  using _host = replace(processEnvironment, {
+    get: (name: string) =>
+      name === "DOCKER_CONFIG" ? "/none/docker" : undefined,
+  });
+  assertEquals(await registryFiles(new Map()), ["/none/docker", ...USUAL]);
+});
