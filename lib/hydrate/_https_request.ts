@@ -7,8 +7,12 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import { abortableChunks } from "../system/streams.ts";
-import { statusError, transportError } from "../system/http_errors.ts";
+import { statusError } from "../system/http_errors.ts";
+import {
+  type StallWatch,
+  watchedChunks,
+  watchStall,
+} from "../system/http_stall.ts";
 import { fetchFollowing } from "./_redirects.ts";
 
 /** What {@linkcode requestFile} takes. */
@@ -54,14 +58,8 @@ export async function requestFile(
   { from, etag, client, stallTimeoutMs, signal }: FileRequest,
 ): Promise<Transfer> {
   const shown = `${url.origin}${url.pathname}`;
-  const watch = watchStall(stallTimeoutMs, signal);
-  const failure = (error: unknown, begun: boolean) => {
-    if (signal?.aborted) return signal.reason;
-    if (error instanceof ToolsmithError) return error;
-    return watch.stalled()
-      ? stallError(shown, stallTimeoutMs)
-      : transportError(error, shown, begun);
-  };
+  const stop = new AbortController();
+  using watch = watchStall(shown, stallTimeoutMs, signal, stop.signal);
   try {
     // Encoded bytes would have neither the size nor the ranges of the file.
     const headers = new Headers({ "accept-encoding": "identity" });
@@ -72,7 +70,6 @@ export async function requestFile(
     if (response.status === 416 && from > 0) {
       // The file is shorter by now.
       await response.body?.cancel();
-      watch.release();
       const rest = { client, stallTimeoutMs, signal };
       return await requestFile(url, { from: 0, etag: null, ...rest });
     }
@@ -83,16 +80,20 @@ export async function requestFile(
       from: response.status === 206 ? from : 0,
       bytes: length === null ? null : Number(length),
       etag: response.headers.get("etag"),
-      body: watchedBody(source, watch, (error) => failure(error, true)),
+      body: explained(source, watch),
       cancel() {
-        watch.cancel();
+        stop.abort(
+          new ToolsmithError(
+            "transfer_interrupted",
+            `The transfer of ${shown} was ended`,
+          ),
+        );
         // A body that nobody reads does not heed the signal.
         source.cancel().catch(() => {});
       },
     };
   } catch (error) {
-    watch.release();
-    throw failure(error, false);
+    throw watch.explain(error, false);
   }
 }
 
@@ -117,69 +118,13 @@ async function acceptedBody(
   );
 }
 
-async function* watchedBody(
+async function* explained(
   source: ReadableStream<Uint8Array<ArrayBuffer>>,
   watch: StallWatch,
-  explain: (error: unknown) => unknown,
 ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
   try {
-    for await (const chunk of abortableChunks(source, watch.signal)) {
-      // The time that the reader takes is not the server's.
-      watch.pause();
-      yield chunk;
-      watch.resume();
-    }
+    yield* watchedChunks(source, watch);
   } catch (error) {
-    throw explain(error);
-  } finally {
-    watch.release();
+    throw watch.explain(error, true);
   }
-}
-
-interface StallWatch {
-  signal: AbortSignal;
-  /** Whether it was the watch that aborted. */
-  stalled(): boolean;
-  pause(): void;
-  resume(): void;
-  /** Ends the watch, and aborts. */
-  cancel(): void;
-  /** Ends the watch. */
-  release(): void;
-}
-
-function watchStall(ms: number, signal: AbortSignal | undefined): StallWatch {
-  const stop = new AbortController();
-  const abort = () => stop.abort(signal?.reason);
-  signal?.throwIfAborted();
-  signal?.addEventListener("abort", abort, { once: true });
-  let stalled = false;
-  const expire = () => {
-    stalled = true;
-    stop.abort();
-  };
-  let timer = setTimeout(expire, ms);
-  const release = () => {
-    clearTimeout(timer);
-    signal?.removeEventListener("abort", abort);
-  };
-  return {
-    signal: stop.signal,
-    stalled: () => stalled,
-    pause: () => clearTimeout(timer),
-    resume: () => void (timer = setTimeout(expire, ms)),
-    cancel() {
-      release();
-      stop.abort();
-    },
-    release,
-  };
-}
-
-function stallError(shown: string, stallTimeoutMs: number): ToolsmithError {
-  return new ToolsmithError(
-    "transfer_stalled",
-    `Cannot download ${shown}: nothing arrived for ${stallTimeoutMs / 1000} s`,
-    { hint: "try again, or allow more time: --stall-timeout SECONDS" },
-  );
 }

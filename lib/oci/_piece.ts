@@ -4,9 +4,12 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import { transportError } from "../system/http_errors.ts";
+import {
+  type StallWatch,
+  watchedChunks,
+  watchStall,
+} from "../system/http_stall.ts";
 import type { PartFile } from "../system/part_file.ts";
-import { abortableChunks } from "../system/streams.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
 import type { BlobAnswer, BlobSource } from "./_blob_source.ts";
 import type { Piece, RangePlan } from "./_range_plan.ts";
@@ -39,22 +42,26 @@ export interface OpenPiece {
  *
  * @param context The transfer.
  * @param piece The piece; on failure it goes back into the plan.
- * @returns The answer; the caller reads it.
+ * @returns The answer; the caller reads it. `undefined` when another connection
+ * took the piece over first.
  */
 export async function openPiece(
   context: PieceContext,
   piece: Piece,
-): Promise<OpenPiece> {
-  const watch = watchStall(context, piece);
+): Promise<OpenPiece | undefined> {
+  const { source, stallMs, signal, plan, part } = context;
+  const taken = piece.taken.signal;
+  const watch = watchStall(source.host, stallMs, signal, taken);
   try {
     const { at, to } = piece;
-    const answer = await context.source.open(at, to, watch.signal);
-    watch.pause();
+    const answer = await source.open(at, to, watch.signal);
     return { piece, answer, watch };
-  } catch (error) {
+  } catch (thrown) {
+    plan.end(piece, part.gaps([piece.at, piece.to]));
+    const error = watch.explain(thrown, true);
+    if (error !== taken.reason) throw error;
+  } finally {
     watch.pause();
-    context.plan.end(piece, context.part.gaps([piece.at, piece.to]));
-    throw watch.explain(error);
   }
 }
 
@@ -75,7 +82,7 @@ export async function readPiece(
   const begun = performance.now();
   try {
     using writer = await part.openWriter();
-    for await (const bytes of bodyChunks(answer, watch)) {
+    for await (const bytes of watchedChunks(answer.body, watch)) {
       const position = piece.at;
       if (position + bytes.length > asked) {
         throw new RangesUnavailable(`${host} sends more than was asked`);
@@ -88,8 +95,9 @@ export async function readPiece(
       if (piece.at >= piece.to && piece.to < asked) break;
     }
     if (piece.at < piece.to) throw cutError(host, piece.at);
-  } catch (error) {
-    if (!piece.taken.signal.aborted) throw watch.explain(error);
+  } catch (thrown) {
+    const error = watch.explain(thrown, true);
+    if (error !== piece.taken.signal.reason) throw error;
   } finally {
     plan.end(piece, part.gaps([from, piece.to]));
   }
@@ -110,7 +118,7 @@ export async function readWhole(
   let position = 0;
   try {
     using writer = await part.openWriter();
-    for await (const bytes of bodyChunks(answer, watch)) {
+    for await (const bytes of watchedChunks(answer.body, watch)) {
       const end = position + bytes.length;
       if (end > part.size) {
         throw new RangesUnavailable(
@@ -128,68 +136,10 @@ export async function readWhole(
     }
     if (position < part.size) throw cutError(host, position);
   } catch (error) {
-    throw watch.explain(error);
+    throw watch.explain(error, true);
   } finally {
     plan.end(piece, []);
   }
-}
-
-/** The chunks of a body; each is overwritten by the next. */
-async function* bodyChunks(
-  { body }: BlobAnswer,
-  watch: StallWatch,
-): AsyncGenerator<Uint8Array> {
-  try {
-    watch.resume();
-    for await (const chunk of abortableChunks(body, watch.signal)) {
-      // The time that the disk takes is not the server's.
-      watch.pause();
-      yield chunk;
-      watch.resume();
-    }
-  } finally {
-    watch.pause();
-  }
-}
-
-/** Aborts a connection that is silent for too long. */
-export interface StallWatch {
-  /** Aborted then, and when the transfer or the piece ends. */
-  signal: AbortSignal;
-  /** Starts the clock again, which stands. */
-  resume(): void;
-  /** Stops the clock. */
-  pause(): void;
-  /** Makes a typed error of what the connection threw. */
-  explain(error: unknown): unknown;
-}
-
-function watchStall(
-  { signal, stallMs, source: { host } }: PieceContext,
-  { taken }: Piece,
-): StallWatch {
-  const stalled = new AbortController();
-  const expire = () =>
-    stalled.abort(
-      new ToolsmithError(
-        "transfer_stalled",
-        `Cannot download from ${host}: nothing arrived for ${stallMs / 1000} s`,
-        { hint: "try again, or allow more time: --stall-timeout SECONDS" },
-      ),
-    );
-  let timer = setTimeout(expire, stallMs);
-  return {
-    signal: AbortSignal.any([signal, taken.signal, stalled.signal]),
-    resume: () => timer = setTimeout(expire, stallMs),
-    pause: () => clearTimeout(timer),
-    explain(error) {
-      if (signal.aborted) return signal.reason;
-      if (stalled.signal.aborted) return stalled.signal.reason;
-      // Only what the connection threw: a full disk says so itself.
-      const typed = !(error instanceof TypeError);
-      return typed ? error : transportError(error, host, true);
-    },
-  };
 }
 
 function cutError(host: string, position: number): ToolsmithError {

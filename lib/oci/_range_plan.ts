@@ -49,12 +49,16 @@ const JUDGED_AFTER_MS = 500;
 const FASTER = 2;
 /** A connection without a byte for so long is left nothing, in milliseconds. */
 const SILENT_MS = 2000;
+/** So that an abort of the plan's is never mistaken for another's. */
+const TAKEN = new Error("Another connection took the piece over");
 
 /** A piece that is being read. */
 interface Reading {
   since: number;
   heard: number;
   bytes: number;
+  /** Taken over from a silent connection: until a byte arrives, this one waits. */
+  again: boolean;
 }
 
 /**
@@ -73,9 +77,9 @@ export function rangePlan(
   let waiting: Extent[] = [...gaps];
   const readings = new Map<Piece, Reading>();
 
-  function begin(at: number, to: number): Piece {
+  function begin(at: number, to: number, again = false): Piece {
     const piece = { at, to, taken: new AbortController() };
-    readings.set(piece, { since: now(), heard: now(), bytes: 0 });
+    readings.set(piece, { since: now(), heard: now(), bytes: 0, again });
     return piece;
   }
 
@@ -84,9 +88,9 @@ export function rangePlan(
     if (!found) return undefined;
     const { piece, left } = found;
     const from = piece.at + left;
-    const taken = begin(from, piece.to);
+    const taken = begin(from, piece.to, left === 0);
     piece.to = from;
-    if (left === 0) piece.taken.abort();
+    if (left === 0) piece.taken.abort(TAKEN);
     return taken;
   }
 
@@ -132,8 +136,9 @@ function slowest(
   time: number,
 ): { piece: Piece; left: number } | undefined {
   let found: { piece: Piece; left: number; ms: number } | undefined;
-  for (const [piece, { since, heard, bytes }] of readings) {
-    const isSilent = time - heard > SILENT_MS;
+  for (const [piece, { since, heard, bytes, again }] of readings) {
+    // A server that is slow to answer would be asked for ever otherwise.
+    const isSilent = time - heard > SILENT_MS && (bytes > 0 || !again);
     const age = time - since;
     const theirs = isSilent ? 0 : bytes / age;
     const rest = piece.to - piece.at;

@@ -65,10 +65,10 @@ export async function readBlob(
       const plan = rangePlan(gaps, connections);
       const context = { source, part, plan, stallMs, onBytes, signal };
       await shared.ready();
-      let first: OpenPiece;
+      let first: OpenPiece | undefined;
       try {
         first = await openPiece(context, plan.take(undefined)!);
-        if (first.answer.kind === "whole") {
+        if (first?.answer.kind === "whole") {
           await readWhole(context, first);
           continue;
         }
@@ -106,6 +106,7 @@ async function work(
           continue;
         }
         next = await openPiece(context, piece);
+        if (!next) continue;
         if (next.answer.kind === "whole") throw await wholeError(context, next);
       }
       rate = await readPiece(context, next);

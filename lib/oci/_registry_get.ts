@@ -73,11 +73,9 @@ export function registryGet(access: RegistryAccess): RegistryGet {
     repository,
     plainHttp: home.protocol === "http:",
     credentials: access.credentials,
-    send(url, init) {
-      const late = AbortSignal.timeout(stallMs);
-      const either = signal ? AbortSignal.any([signal, late]) : late;
-      return send(url, { ...init, signal: either, client });
-    },
+    send: (url, init) => send(url, { ...init, client }),
+    signal,
+    stallMs,
   });
   const isOwn = (url: URL) => url.origin === home.origin;
 

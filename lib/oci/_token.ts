@@ -7,11 +7,16 @@
  * @module
  */
 import { statusError } from "../system/http_errors.ts";
+import { watchStall } from "../system/http_stall.ts";
+import { abortableChunks, readAtMost } from "../system/streams.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
 import type { RegistryCredentials } from "./_docker_config.ts";
 
 /** Sends a request without following redirects. */
-type Send = (url: URL, init: RequestInit) => Promise<Response>;
+type Send = (
+  url: URL,
+  init: RequestInit & { signal: AbortSignal },
+) => Promise<Response>;
 
 /** What {@linkcode authorizer} takes. */
 export interface AuthorizerOptions {
@@ -23,6 +28,10 @@ export interface AuthorizerOptions {
   credentials: () => Promise<RegistryCredentials>;
   /** Sends requests to the token service. */
   send: Send;
+  /** Ends them when aborted. @default {undefined} */
+  signal?: AbortSignal;
+  /** Time after which they are aborted, in milliseconds. */
+  stallMs: number;
 }
 
 /** What to send to one registry as `Authorization`. */
@@ -124,7 +133,7 @@ export function parseChallenge(text: string): Challenge {
 async function bearerToken(
   { params }: Challenge,
   credentials: RegistryCredentials,
-  { repository, plainHttp, send }: AuthorizerOptions,
+  { repository, plainHttp, send, signal: given, stallMs }: AuthorizerOptions,
 ): Promise<{ token: string; lifeMs: number }> {
   const { registryToken, identityToken, login } = credentials;
   if (registryToken) return { token: registryToken, lifeMs: Infinity };
@@ -137,6 +146,8 @@ async function bearerToken(
   }
   const service = params.get("service");
   const scope = params.get("scope") || `repository:${repository}:pull`;
+  using watch = watchStall(realm.host, stallMs, given);
+  const { signal } = watch;
   let response: Response;
   if (identityToken) {
     const form = new URLSearchParams({
@@ -146,25 +157,34 @@ async function bearerToken(
       scope,
     });
     if (service) form.set("service", service);
-    response = await send(realm, { method: "POST", body: form });
+    response = await send(realm, { method: "POST", body: form, signal });
   } else {
     if (service) realm.searchParams.set("service", service);
     for (const one of scope.split(" ")) realm.searchParams.append("scope", one);
     const headers: HeadersInit = login ? { authorization: basic(login) } : {};
-    response = await send(realm, { headers });
+    response = await send(realm, { headers, signal });
   }
-  return await readToken(response, realm.host);
+  try {
+    return await readToken(response, realm.host, signal);
+  } catch (error) {
+    throw watch.explain(error, true);
+  }
 }
 
-async function readToken(response: Response, host: string) {
-  const { status } = response;
+async function readToken(
+  { status, body }: Response,
+  host: string,
+  signal: AbortSignal,
+) {
   if (status !== 200) {
-    await response.body?.cancel();
+    await body?.cancel();
     if (status === 429 || status >= 500) throw statusError(status, host);
     throw new RangesUnavailable(`the token service ${host} answers ${status}`);
   }
+  const bytes = body &&
+    await readAtMost(abortableChunks(body, signal), MAX_ANSWER);
   try {
-    const answer = JSON.parse(await readText(response, MAX_ANSWER));
+    const answer = JSON.parse(new TextDecoder().decode(bytes ?? undefined));
     const token = answer.access_token || answer.token;
     // Into a header goes nothing that could end it.
     if (typeof token === "string" && /^[\x21-\x7e]+$/.test(token)) {
@@ -175,16 +195,6 @@ async function readToken(response: Response, host: string) {
     if (!(error instanceof SyntaxError)) throw error;
   }
   throw new RangesUnavailable(`the token service ${host} sent no token`);
-}
-
-async function readText(response: Response, limit: number): Promise<string> {
-  const decoder = new TextDecoder();
-  let text = "";
-  for await (const chunk of response.body ?? []) {
-    text += decoder.decode(chunk, { stream: true });
-    if (text.length > limit) throw new SyntaxError("The answer is too long");
-  }
-  return text;
 }
 
 function basic({ user, password }: { user: string; password: string }) {

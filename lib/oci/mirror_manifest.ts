@@ -4,7 +4,8 @@
  * @module
  */
 import { asDigest, sha256 } from "../system/digest.ts";
-import { abortableChunks } from "../system/streams.ts";
+import { watchStall } from "../system/http_stall.ts";
+import { abortableChunks, readAtMost } from "../system/streams.ts";
 import { MAX_MANIFEST, readManifest } from "./_manifest_reader.ts";
 import { mirrorPlaces, openPlace, type Place, STALL_MS } from "./_places.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
@@ -58,35 +59,23 @@ export async function fetchMirroredManifest(
 
 async function fetchFrom(place: Place, places: Places): Promise<Artifact> {
   const { reference, registry: { signal, stallTimeoutMs } } = places;
-  const late = AbortSignal.timeout(stallTimeoutMs ?? STALL_MS);
-  const either = signal ? AbortSignal.any([signal, late]) : late;
+  using watch = watchStall(place.host, stallTimeoutMs ?? STALL_MS, signal);
   using registry = await openPlace(place, 1);
   const path = `manifests/${reference.digest ?? reference.tag}`;
   const headers = { accept: ACCEPT, "accept-encoding": "identity" };
-  const [response] = await registry.get(path, { headers, signal: either });
+  const options = { headers, signal: watch.signal };
+  const [response] = await registry.get(path, options);
   const { status, body } = response;
   if (status !== 200 || !body) {
     await body?.cancel();
     throw new RangesUnavailable(`it answers ${status}`);
   }
-  const bytes = await readAtMost(abortableChunks(body, either), MAX_MANIFEST);
+  const chunks = abortableChunks(body, watch.signal);
+  const bytes = await readAtMost(chunks, MAX_MANIFEST);
+  if (!bytes) throw new RangesUnavailable("its manifest is too long");
   const digest = asDigest(await sha256(ReadableStream.from([bytes])));
   if (reference.digest !== undefined && reference.digest !== digest) {
     throw new RangesUnavailable(`it sent a manifest with the digest ${digest}`);
   }
   return readManifest(bytes, reference, digest);
-}
-
-async function readAtMost(
-  chunks: AsyncIterable<Uint8Array<ArrayBuffer>>,
-  limit: number,
-): Promise<Uint8Array<ArrayBuffer>> {
-  const parts: Uint8Array<ArrayBuffer>[] = [];
-  let size = 0;
-  for await (const chunk of chunks) {
-    size += chunk.length;
-    if (size > limit) throw new RangesUnavailable("its manifest is too long");
-    parts.push(chunk.slice());
-  }
-  return await new Blob(parts).bytes() as Uint8Array<ArrayBuffer>;
 }

@@ -1,6 +1,6 @@
 /**
  * Writing all of the bytes, as a write may take only some of them, and reading
- * until told to stop.
+ * up to a limit or an abort.
  *
  * @module
  */
@@ -67,4 +67,25 @@ export async function* abortableChunks(
     signal.removeEventListener("abort", cancel);
     await reader.cancel().catch(() => {});
   }
+}
+
+/**
+ * Reads chunks into memory.
+ *
+ * @param chunks The chunks; each may be overwritten by the next.
+ * @param limit The most that is read, in bytes.
+ * @returns The bytes, or `undefined` where there are more.
+ */
+export async function readAtMost(
+  chunks: AsyncIterable<Uint8Array<ArrayBuffer>>,
+  limit: number,
+): Promise<Uint8Array<ArrayBuffer> | undefined> {
+  const parts: Uint8Array<ArrayBuffer>[] = [];
+  let size = 0;
+  for await (const chunk of chunks) {
+    size += chunk.length;
+    if (size > limit) return undefined;
+    parts.push(chunk.slice());
+  }
+  return await new Blob(parts).bytes() as Uint8Array<ArrayBuffer>;
 }

@@ -96,6 +96,22 @@ Deno.test({
       assertEquals(failed.length, 1);
       assert(bytesOf(all.upstream) <= all.size - 4 * MIB);
     });
+    await t.step("it withholds the headers of one range", async () => {
+      const failed = await faults(
+        { match: IMAGE, after: 3, times: 1, hang: true },
+      );
+      assertEquals(failed, []);
+      assertEquals(bytesOf(all.upstream), 0);
+    });
+    await t.step("it answers nothing: the registry is asked", async () => {
+      copy.faults.splice(0, Infinity, { match: /./, hang: true });
+      const { last, failed } = await all.hydrate(
+        mirrors,
+        ["--retries", "0", "--stall-timeout", "1"],
+      );
+      assertEquals([last.outcome, failed.length], ["pulled", 2], last.message);
+      for (const reason of failed) assertMatch(reason, /nothing arrived/);
+    });
     await t.step("it does not have the image", async () => {
       const [manifest, image] = await faults({ match: /\/v2\//, status: 404 });
       assertMatch(manifest, /answers 404/);

@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import {
+  type OpenPiece,
   openPiece,
   type PieceContext,
   readPiece,
@@ -11,31 +12,10 @@ import { openPart } from "../../lib/system/part_file.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
 import { replace } from "../support/replace.ts";
+import { heldTimers } from "../support/timers.ts";
 
 const SIZE = 30;
 const STALL_MS = 123_456;
-
-/** Every clock that runs for as long as a stall takes; none ends by itself. */
-function stallClocks() {
-  const running = new Map<number, () => void>();
-  const { setTimeout: set, clearTimeout: clear } = globalThis;
-  let last = -1;
-  const undo = replace(globalThis, {
-    setTimeout(work: () => void, ms: number) {
-      if (ms !== STALL_MS) return set(work, ms);
-      running.set(--last, work);
-      return last;
-    },
-    clearTimeout(id: number) {
-      if (!running.delete(id)) clear(id);
-    },
-  });
-  return {
-    count: () => running.size,
-    expire: () => running.forEach((work) => work()),
-    [Symbol.dispose]: () => undo[Symbol.dispose](),
-  };
-}
 
 /** What a body does, step by step: a chunk of so many bytes, or something. */
 type Step = number | (() => unknown);
@@ -48,7 +28,7 @@ const numbered = (count: number, to = count) =>
 async function transfer(steps: Step[] | (() => Promise<never>)) {
   await using undo = new AsyncDisposableStack();
   const dir = undo.use(await temporaryDir());
-  const clocks = undo.use(stallClocks());
+  const clocks = undo.use(heldTimers(STALL_MS));
   const digest = `sha256:${"0".repeat(64)}`;
   const part = undo.use(await openPart(dir.path, { size: SIZE, digest }));
   const openWriter = part.openWriter.bind(part);
@@ -111,6 +91,18 @@ async function transfer(steps: Step[] | (() => Promise<never>)) {
   };
 }
 
+/** Opens a piece that nobody takes over. */
+async function opened(
+  { context, piece }: Pick<
+    Awaited<ReturnType<typeof transfer>>,
+    "context" | "piece"
+  >,
+): Promise<OpenPiece> {
+  const open = await openPiece(context, piece);
+  assert(open);
+  return open;
+}
+
 /** What a read returns that takes no time. */
 async function rateOf(read: () => Promise<number>): Promise<number> {
   using _clock = replace(performance, { now: () => 5 });
@@ -119,8 +111,8 @@ async function rateOf(read: () => Promise<number>): Promise<number> {
 
 Deno.test("a piece is read to its end, and its reader's rate is known", async () => {
   await using all = await transfer([10, 20]);
-  const { context, piece, part, plan, seen, clocks } = all;
-  const open = await openPiece(context, piece);
+  const { context, part, plan, seen, clocks } = all;
+  const open = await opened(all);
   assertEquals(clocks.count(), 0, "nothing is waited for");
   assertEquals(await rateOf(() => readPiece(context, open)), 30);
   assertEquals(seen.asked, [[0, 30]]);
@@ -131,8 +123,8 @@ Deno.test("a piece is read to its end, and its reader's rate is known", async ()
 
 Deno.test("an answer that is cut is told with its byte, and what is left is handed out again", async () => {
   await using all = await transfer([10, 5]);
-  const { context, piece, plan } = all;
-  const open = await openPiece(context, piece);
+  const { context, plan } = all;
+  const open = await opened(all);
   const { message } = await failure(
     "transfer_interrupted",
     () => readPiece(context, open),
@@ -143,7 +135,7 @@ Deno.test("an answer that is cut is told with its byte, and what is left is hand
   assertEquals([rest.at, rest.to], [15, 30]);
   assertEquals(all.clocks.count(), 0);
   // What was there before counts for no rate.
-  const again = await openPiece(context, rest);
+  const again = await opened({ context, piece: rest });
   assertEquals(await rateOf(() => readPiece(context, again)), 15);
   assertEquals(all.seen.asked, [[0, 30], [15, 30]]);
   assertEquals(await all.bytes(), numbered(30));
@@ -152,8 +144,8 @@ Deno.test("an answer that is cut is told with its byte, and what is left is hand
 Deno.test("a byte more than was asked for is refused, before and after the last", async () => {
   for (const steps of [[31], [30, 1], [29, 2]]) {
     await using all = await transfer(steps);
-    const { context, piece, seen, clocks } = all;
-    const open = await openPiece(context, piece);
+    const { context, seen, clocks } = all;
+    const open = await opened(all);
     await assertRejects(
       () => readPiece(context, open),
       RangesUnavailable,
@@ -167,7 +159,7 @@ Deno.test("where another has taken the end over, the reader stops there without 
   const taken: (() => void)[] = [];
   await using all = await transfer([10, () => taken[0](), 10, 10]);
   const { context, piece, plan, part, seen } = all;
-  const open = await openPiece(context, piece);
+  const open = await opened(all);
   taken.push(() => piece.to = 15);
   await readPiece(context, open);
   assertEquals([piece.at, part.bytes, seen.cancelled], [15, 15, true]);
@@ -181,8 +173,27 @@ Deno.test("where another has taken the end over, the reader stops there without 
     other.piece.to = 10;
     other.piece.taken.abort();
   });
-  await readPiece(other.context, await openPiece(other.context, other.piece));
+  await readPiece(other.context, await opened(other));
   assertEquals([other.part.bytes, other.plan.done], [10, true]);
+});
+
+Deno.test("openPiece returns no answer for a piece that another connection took over, and throws other failures", async () => {
+  const ends: [Error | undefined, string | undefined][] = [
+    [undefined, undefined],
+    [new TypeError("the connection is closed"), undefined],
+    [new Error("full"), "full"],
+  ];
+  for (const [thrown, message] of ends) {
+    const aborted = Promise.withResolvers<never>();
+    await using all = await transfer(() => aborted.promise);
+    const { context, piece, plan, clocks } = all;
+    const opening = openPiece(context, piece).catch(({ message }) => message);
+    piece.to = piece.at;
+    piece.taken.abort(new Error("taken over"));
+    aborted.reject(thrown ?? piece.taken.signal.reason);
+    assertEquals(await opening, message);
+    assertEquals([clocks.count(), plan.done], [0, true]);
+  }
 });
 
 Deno.test("a source that is silent is a stall, before its answer and in it; the disk's time is its own", async () => {
@@ -194,7 +205,7 @@ Deno.test("a source that is silent is a stall, before its answer and in it; the 
   const { message, hint } = await failure("transfer_stalled", () => opening);
   assertEquals(
     message,
-    "Cannot download from reg.example: nothing arrived for 123.456 s",
+    "Cannot download reg.example: nothing arrived for 123.456 s",
   );
   assert(hint!.includes("--stall-timeout SECONDS"));
   assertEquals(late.plan.take(undefined)!.to, 30);
@@ -206,7 +217,7 @@ Deno.test("a source that is silent is a stall, before its answer and in it; the 
     all.clocks.expire();
     return new Promise(() => {});
   });
-  const open = await openPiece(all.context, all.piece);
+  const open = await opened(all);
   await failure("transfer_stalled", () => readPiece(all.context, open));
   assertEquals([all.part.bytes, all.seen.cancelled], [10, true]);
 });
@@ -235,12 +246,12 @@ Deno.test("what a connection throws is a cut; who cancels is told the own reason
 
 Deno.test("of the whole only what is missing is written", async () => {
   await using all = await transfer([10, 20]);
-  const { context, piece, part, plan, seen, clocks } = all;
+  const { context, part, plan, seen, clocks } = all;
   {
     using writer = await part.openWriter();
     writer.write(15, new Uint8Array(10).fill(99));
   }
-  await readWhole(context, await openPiece(context, piece));
+  await readWhole(context, await opened(all));
   const expected = numbered(30).fill(99, 15, 25);
   assertEquals(await all.bytes(), expected);
   assertEquals([part.gaps(), plan.done], [[], true]);
@@ -251,15 +262,13 @@ Deno.test("a whole that is too short is cut, and one that is too long is not use
   await using short = await transfer([10, 19]);
   const { message } = await failure(
     "transfer_interrupted",
-    async () =>
-      readWhole(short.context, await openPiece(short.context, short.piece)),
+    async () => readWhole(short.context, await opened(short)),
   );
   assertEquals(message, "The transfer from reg.example was cut at byte 29");
   assert(short.plan.done, "what is missing is for the next answer");
   await using long = await transfer([10, 21]);
   await assertRejects(
-    async () =>
-      readWhole(long.context, await openPiece(long.context, long.piece)),
+    async () => readWhole(long.context, await opened(long)),
     RangesUnavailable,
     "reg.example sends more than 30 bytes",
   );

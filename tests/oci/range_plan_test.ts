@@ -51,6 +51,21 @@ Deno.test("a silent connection is left nothing", () => {
   assert(silent.taken.signal.aborted);
 });
 
+Deno.test("a piece from a silent connection is taken over again only after a byte has arrived", () => {
+  let time = 0;
+  const plan = rangePlan([[0, 4 * MIB]], 2, () => time);
+  plan.take(undefined);
+  time = 2500;
+  const taken = plan.take(undefined)!;
+  time = 100_000;
+  assertEquals(plan.take(1e9), undefined);
+  plan.arrived(taken, 1);
+  time = 102_000;
+  assertEquals(plan.take(undefined), undefined);
+  time = 102_001;
+  assertEquals(plan.take(undefined)!.at, 1);
+});
+
 Deno.test("a piece takes a fair share of all that is missing, and 32 MiB at most", () => {
   const gaps: [number, number][] = [
     [0, 40 * MIB],

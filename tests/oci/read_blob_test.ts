@@ -14,6 +14,7 @@ import type { Retry } from "../../lib/system/retry.ts";
 import {
   type BlobRequest,
   type BlobServer,
+  type BlobServerOptions,
   chunked,
   startBlobServer,
 } from "../support/blob_server.ts";
@@ -21,6 +22,7 @@ import { issueCertificate } from "../support/certificates.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
 import { needs } from "../support/parts.ts";
+import { replace } from "../support/replace.ts";
 
 const MIB = 1024 * 1024;
 const SIZE = 24 * MIB + 12345;
@@ -78,7 +80,7 @@ async function read(
 
 /** Reads a blob from a server that answers like that. */
 async function readFrom(
-  answer: (request: BlobRequest) => Response | undefined,
+  answer: NonNullable<BlobServerOptions["answer"]>,
   options: Partial<ReadBlobOptions> = {},
 ) {
   await using dir = await temporaryDir();
@@ -349,6 +351,40 @@ Deno.test("a slow connection gives its rest to a fast one", async () => {
   // The whole piece again would be 4 MiB more.
   assert(sent < SIZE + 4 * MIB, `${sent} bytes were sent`);
   assert(performance.now() - begun < 8000);
+});
+
+/** A clock that makes little of what is silence to a connection. */
+function hurriedClock(times: number): Disposable {
+  const now = performance.now.bind(performance);
+  return replace(performance, { now: () => now() * times });
+}
+
+Deno.test("a range whose headers do not arrive is read over another connection, and is no failure", async () => {
+  using _clock = hurriedClock(10);
+  const asked = new Map<number, number>();
+  const again = Promise.withResolvers<void>();
+  const { right, retries, error } = await readFrom(async ({ from }) => {
+    asked.set(from, (asked.get(from) ?? 0) + 1);
+    const [, held] = asked.keys();
+    if (from !== held) return undefined;
+    // Withheld until another connection asks for the same.
+    if (asked.get(from)! > 1) again.resolve();
+    await again.promise;
+    return undefined;
+  });
+  assertEquals([error, right, retries], [undefined, true, []]);
+});
+
+Deno.test("a server that is slow to answer each request is not asked for the same over and over", async () => {
+  // 200 ms are silence.
+  using _clock = hurriedClock(10);
+  const stop = new AbortController();
+  const { right, retries, error } = await readFrom(async ({ number }) => {
+    if (number > 60) stop.abort(new Error("it is asked over and over"));
+    await new Promise((done) => setTimeout(done, 600));
+    return undefined;
+  }, { signal: stop.signal });
+  assertEquals([error, right, retries], [undefined, true, []]);
 });
 
 Deno.test("a failure that lasts ends the read with its own code, and keeps the bytes", async () => {

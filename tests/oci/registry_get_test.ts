@@ -162,7 +162,13 @@ Deno.test("a token service that is silent is not waited for longer than a regist
       ? new Promise<Response>(() => {})
       : unknown(`Bearer realm="${new URL("/token", url)}"`);
   const late = await get(silent, { stallMs: 300 });
-  assertEquals((late.error as Error).name, "TimeoutError");
+  const { message } = await failure("transfer_stalled", () => {
+    throw late.error;
+  });
+  assertEquals(
+    message,
+    `Cannot download 127.0.0.1:${late.port}: nothing arrived for 0.3 s`,
+  );
   const cancel = new AbortController();
   const ended = await get((path, request) => {
     if (path === "/token") cancel.abort(new Error("enough"));

@@ -18,16 +18,30 @@ function made(
     repository: "o/i",
     plainHttp: false,
     credentials: () => Promise.resolve(credentials),
+    stallMs: 60_000,
     send(url, init) {
       const request = new Request(url, init);
       requests.push(request);
       const given = answer(request, requests.length);
       return Promise.resolve(
-        given instanceof Response ? given : Response.json(given),
+        given instanceof Response ? given : fetched(JSON.stringify(given)),
       );
     },
   });
   return { ...made, requests };
+}
+
+/** An answer whose body is a stream of bytes, as that of `fetch` is. */
+function fetched(text: string): Response {
+  return new Response(
+    new ReadableStream({
+      type: "bytes",
+      start(controller) {
+        controller.enqueue(new TextEncoder().encode(text));
+        controller.close();
+      },
+    }),
+  );
 }
 
 Deno.test("challenges are read as registries write them", () => {
@@ -117,7 +131,7 @@ Deno.test("a token service that is none is a reason; one that is busy may be ask
     CHALLENGE,
     () => new Response(null, { status: 302, headers: { location: "/" } }),
   );
-  await refused(CHALLENGE, () => new Response("no JSON"));
+  await refused(CHALLENGE, () => fetched("no JSON"));
   await refused(CHALLENGE, () => ({ token: "" }));
   await refused(CHALLENGE, () => ({ token: "two\r\nlines" }));
   await refused(CHALLENGE, () => ({ token: "x".repeat(200_000) }));
