@@ -13,7 +13,7 @@ import {
   watchedChunks,
   watchStall,
 } from "../system/http_stall.ts";
-import { fetchFollowing } from "./_redirects.ts";
+import { fetchFollowing } from "../system/redirects.ts";
 
 /** What {@linkcode requestFile} takes. */
 export interface FileRequest {
@@ -65,8 +65,15 @@ export async function requestFile(
     const headers = new Headers({ "accept-encoding": "identity" });
     if (from > 0) headers.set("range", `bytes=${from}-`);
     if (from > 0 && etag) headers.set("if-range", etag);
-    const init = { headers, signal: watch.signal, client };
-    const response = await fetchFollowing(url, init);
+    const { signal: either } = watch;
+    const init = {
+      headers,
+      signal: either,
+      client,
+      redirect: "manual",
+    } as const;
+    const ask = (at: URL) => fetch(at, init);
+    const [response] = await fetchFollowing(url, ask, either);
     if (response.status === 416 && from > 0) {
       // The file is shorter by now.
       await response.body?.cancel();

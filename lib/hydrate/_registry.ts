@@ -12,7 +12,7 @@ import {
   type ImageLayer,
   selectImageLayer,
 } from "../oci/artifact.ts";
-import { mayAsk, type Places, pullBlob } from "../oci/blob.ts";
+import { checkRedirects, mayAsk, type Places, pullBlob } from "../oci/blob.ts";
 import { unusedTokenWarning } from "../oci/credentials.ts";
 import { fetchMirroredManifest } from "../oci/mirror_manifest.ts";
 import { findMirrors } from "../oci/mirrors.ts";
@@ -20,7 +20,7 @@ import { type Oras, oras } from "../oci/oras.ts";
 import { pullImage, totalBytes } from "../oci/pull.ts";
 import { archOf, fetchForArch } from "../oci/platform.ts";
 import type { OciReference } from "../oci/reference.ts";
-import { asDigest } from "../system/digest.ts";
+import { asDigest, type Digest } from "../system/digest.ts";
 import { removeTree } from "../system/files.ts";
 import { requireSpace } from "../system/free_space.ts";
 import { openPart, type PartFile } from "../system/part_file.ts";
@@ -39,6 +39,8 @@ interface Pull {
   places: Places;
   /** What is kept from one attempt, or run, to the next. */
   part: PartFile | undefined;
+  /** Whether it is known where the registry redirects the image to. */
+  checked: boolean;
 }
 
 /**
@@ -83,14 +85,17 @@ export async function pullFromRegistry(
     file: layer.title,
     bytes: layer.size,
   });
-  const pull = { context, program, artifact, layer, places };
+  const pull = { context, program, artifact, layer, places, checked: false };
   const identity = { size: layer.size, digest: asDigest(layer.sha256) };
   await using part = await mayAsk(places)
     ? await openPart(dir, identity)
     : undefined;
   const fetched = await pullLayer({ ...pull, part });
+  const check = async (digest: Digest) => {
+    if (part) await checkRedirects(places, digest);
+  };
   const architecture = artifact.architecture ??
-    await program.fetchArchitecture(artifact);
+    await program.fetchArchitecture(artifact, check);
   registry.signal?.throwIfAborted();
   return { ...fetched, arch: archOf({ architecture }) };
 }
@@ -135,7 +140,10 @@ async function pullByRanges(pull: Pull): Promise<FetchedImage | undefined> {
     onBytes: () => progress.at(part.bytes),
     onMirrorFailed: mirrorFailed(context),
   });
-  if ("unavailable" in result) return noRanges(pull, result.unavailable);
+  if ("unavailable" in result) {
+    pull.checked = true;
+    return noRanges(pull, result.unavailable);
+  }
   const { sha256: actual } = result;
   if (actual !== layer.sha256) {
     return noRanges(pull, `the bytes have the digest ${asDigest(actual)}`);
@@ -150,7 +158,11 @@ async function pullByOras(
   pull: Pull,
   { attempt, keep }: { attempt: number; keep: boolean },
 ): Promise<FetchedImage> {
-  const { context, program, artifact, layer, part } = pull;
+  const { context, program, artifact, layer, places, part } = pull;
+  if (part && !pull.checked) {
+    await checkRedirects(places, asDigest(layer.sha256));
+    pull.checked = true;
+  }
   // Never onto what an attempt before left behind.
   const target = join(context.dir, `pull-${attempt}`);
   await removeTree(target);

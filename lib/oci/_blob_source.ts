@@ -9,6 +9,7 @@
  */
 import { ToolsmithError } from "../errors.ts";
 import { statusError } from "../system/http_errors.ts";
+import { isRedirect } from "../system/redirects.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
 import type { RegistryGet } from "./_registry_get.ts";
 
@@ -53,7 +54,6 @@ export class BusyError extends ToolsmithError {
   }
 }
 
-const REDIRECTS = new Set([301, 302, 303, 307, 308]);
 /** A signed address that has expired answers one of these. */
 const EXPIRED = new Set([400, 401, 403, 404, 410]);
 
@@ -81,7 +81,7 @@ export function blobSource(registry: RegistryGet, blob: BlobName): BlobSource {
       if (direct) {
         const response = await registry.getDirect(direct, { headers, signal });
         const { status } = response;
-        if (!REDIRECTS.has(status) && !EXPIRED.has(status)) {
+        if (!isRedirect(status) && !EXPIRED.has(status)) {
           return await accepted(response, blob, range, direct);
         }
         await response.body?.cancel();

@@ -1,10 +1,11 @@
 /**
- * Sends GET requests to one registry or mirror: says who asks, and follows
- * redirects by hand, so that nobody else learns it.
+ * Sends requests to one registry or mirror: says who asks, and to nobody that
+ * they are redirected to.
  *
  * @module
  */
 import { transportError } from "../system/http_errors.ts";
+import { fetchFollowing } from "../system/redirects.ts";
 import type { RegistryCredentials } from "./_docker_config.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
 import { authorizer } from "./_token.ts";
@@ -29,6 +30,8 @@ export interface RegistryAccess {
 
 /** A request. */
 export interface GetOptions {
+  /** Its method. @default {"GET"} */
+  method?: "HEAD";
   /** Its headers. */
   headers: HeadersInit;
   /** Ends it when aborted. */
@@ -51,9 +54,7 @@ export interface RegistryGet {
   isOwn(url: URL): boolean;
 }
 
-const MAX_REDIRECTS = 5;
 const MAX_RENEWALS = 2;
-const REDIRECTS = new Set([301, 302, 303, 307, 308]);
 
 /**
  * Prepares requests to a repository. Nothing is sent yet.
@@ -64,14 +65,14 @@ const REDIRECTS = new Set([301, 302, 303, 307, 308]);
  *
  * @param access The repository.
  * @returns Its methods; they throw {@linkcode RangesUnavailable}, and
- * `ToolsmithError`s for what may pass.
+ * `ToolsmithError`s: `redirect_refused`, and those of what may pass.
  */
 export function registryGet(access: RegistryAccess): RegistryGet {
   const { base, repository, query = "", client, signal, stallMs } = access;
   const home = new URL(base);
   const { header, renew } = authorizer({
     repository,
-    plainHttp: home.protocol === "http:",
+    home,
     credentials: access.credentials,
     send: (url, init) => send(url, { ...init, client }),
     signal,
@@ -83,26 +84,23 @@ export function registryGet(access: RegistryAccess): RegistryGet {
     host: home.host,
     isOwn,
     getDirect: (url, options) => send(url, { ...options, client }),
-    async get(path, { headers, signal }) {
-      let url = new URL(`${base}/${repository}/${path}`);
+    async get(path, { method, headers, signal }) {
+      const url = new URL(`${base}/${repository}/${path}`);
       url.search = query;
-      for (let hops = 0, renewed = 0;;) {
-        const own = isOwn(url);
-        const sent = own ? await header() : undefined;
-        const all = new Headers(headers);
-        if (sent) all.set("authorization", sent);
-        const response = await send(url, { headers: all, signal, client });
-        const location = response.headers.get("location");
-        if (own && response.status === 401 && renewed++ < MAX_RENEWALS) {
-          await response.body?.cancel();
-          await renew(response.headers.get("www-authenticate"), sent);
-        } else if (REDIRECTS.has(response.status) && location !== null) {
-          await response.body?.cancel();
-          if (++hops > MAX_REDIRECTS) {
-            throw new RangesUnavailable("it redirects in a loop");
-          }
-          url = redirected(url, location);
-        } else return [response, url];
+      for (let renewed = 0;; renewed++) {
+        let sent: string | undefined;
+        const ask = async (at: URL) => {
+          const all = new Headers(headers);
+          sent = isOwn(at) ? await header() : undefined;
+          if (sent) all.set("authorization", sent);
+          return await send(at, { method, headers: all, signal, client });
+        };
+        const answer = await fetchFollowing(url, ask, signal);
+        const [{ status, headers: said, body }, at] = answer;
+        const unknown = status === 401 && isOwn(at);
+        if (!unknown || renewed === MAX_RENEWALS) return answer;
+        await body?.cancel();
+        await renew(said.get("www-authenticate"), sent);
       }
     },
   };
@@ -133,17 +131,4 @@ async function send(
     init.signal.throwIfAborted();
     throw transportError(error, url.host, false);
   }
-}
-
-/** Where a redirect leads: not out of HTTPS, and not to a port of its choice. */
-function redirected(from: URL, location: string): URL {
-  const to = URL.parse(location, from);
-  if (!to) throw new RangesUnavailable("it redirects to what is no address");
-  const secure = to.protocol === "https:" ||
-    to.protocol === "http:" && from.protocol === "http:";
-  if (!secure || to.port !== from.port && to.port !== "") {
-    const shown = `${to.protocol}//${to.host}`;
-    throw new RangesUnavailable(`it redirects to ${shown}`);
-  }
-  return to;
 }

@@ -8,7 +8,9 @@
  */
 import { statusError } from "../system/http_errors.ts";
 import { watchStall } from "../system/http_stall.ts";
+import { whyRefused } from "../system/redirects.ts";
 import { abortableChunks, readAtMost } from "../system/streams.ts";
+import { mayCarrySecrets } from "./credentials.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
 import type { RegistryCredentials } from "./_docker_config.ts";
 
@@ -22,8 +24,8 @@ type Send = (
 export interface AuthorizerOptions {
   /** The repository to be read. */
   repository: string;
-  /** Whether the registry itself is reached by plain HTTP. */
-  plainHttp: boolean;
+  /** The registry's address. */
+  home: URL;
   /** Finds the credentials; called once, and not before they are needed. */
   credentials: () => Promise<RegistryCredentials>;
   /** Sends requests to the token service. */
@@ -73,9 +75,12 @@ export function authorizer(options: AuthorizerOptions): Authorizer {
   let renewal: Promise<void> | undefined;
 
   async function obtain(known: Challenge) {
-    credentials ??= options.credentials();
+    const { home } = options;
+    const may = mayCarrySecrets(home);
+    credentials ??= may ? options.credentials() : Promise.resolve({});
     const found = await credentials;
     if (known.scheme === "basic") {
+      if (!may) throw notSent(home);
       if (!found.login) throw new RangesUnavailable("no credentials for it");
       value = basic(found.login);
       return;
@@ -133,21 +138,23 @@ export function parseChallenge(text: string): Challenge {
 async function bearerToken(
   { params }: Challenge,
   credentials: RegistryCredentials,
-  { repository, plainHttp, send, signal: given, stallMs }: AuthorizerOptions,
+  { repository, home, send, signal: given, stallMs }: AuthorizerOptions,
 ): Promise<{ token: string; lifeMs: number }> {
   const { registryToken, identityToken, login } = credentials;
   if (registryToken) return { token: registryToken, lifeMs: Infinity };
   const realm = URL.parse(params.get("realm") ?? "");
-  if (!realm || !/^https?:$/.test(realm.protocol)) {
-    throw new RangesUnavailable("its token service has no address");
-  }
-  if (realm.protocol === "http:" && !plainHttp) {
-    throw new RangesUnavailable("its token service is reached by plain HTTP");
-  }
-  const service = params.get("service");
-  const scope = params.get("scope") || `repository:${repository}:pull`;
+  if (!realm) throw new RangesUnavailable("its token service has no address");
   using watch = watchStall(realm.host, stallMs, given);
   const { signal } = watch;
+  // The registry names it: a redirect by another means.
+  const why = await whyRefused(realm, { origin: home, signal });
+  if (why) {
+    const shown = `${realm.protocol}//${realm.host}`;
+    throw new RangesUnavailable(`its token service is ${shown}, ${why}`);
+  }
+  if ((identityToken || login) && !mayCarrySecrets(realm)) throw notSent(realm);
+  const service = params.get("service");
+  const scope = params.get("scope") || `repository:${repository}:pull`;
   let response: Response;
   if (identityToken) {
     const form = new URLSearchParams({
@@ -164,11 +171,21 @@ async function bearerToken(
     const headers: HeadersInit = login ? { authorization: basic(login) } : {};
     response = await send(realm, { headers, signal });
   }
+  if (response.status === 401 && !mayCarrySecrets(home)) {
+    await response.body?.cancel();
+    throw notSent(home);
+  }
   try {
     return await readToken(response, realm.host, signal);
   } catch (error) {
     throw watch.explain(error, true);
   }
+}
+
+function notSent({ origin }: URL): RangesUnavailable {
+  return new RangesUnavailable(
+    `credentials are not sent over plain HTTP, to ${origin}`,
+  );
 }
 
 async function readToken(

@@ -4,7 +4,8 @@
  *
  * @module
  */
-import { asDigest, type Sha256 } from "../system/digest.ts";
+import { asDigest, type Digest, type Sha256 } from "../system/digest.ts";
+import { watchStall } from "../system/http_stall.ts";
 import type { PartFile } from "../system/part_file.ts";
 import { isTransient, type RetryOptions } from "../system/retry.ts";
 import { blobSource } from "./_blob_source.ts";
@@ -37,6 +38,9 @@ export interface PullBlobOptions {
   onMirrorFailed: (mirror: string, reason: string) => void;
 }
 
+/** What is odd about a registry is for `oras` to say: it is not waited for, in milliseconds. */
+const PROBE_MS = 10_000;
+
 /** The digest that the bytes have, or why they cannot come by ranges. */
 export type BlobResult = { sha256: Sha256 } | { unavailable: string };
 
@@ -52,7 +56,8 @@ export type BlobResult = { sha256: Sha256 } | { unavailable: string };
  * @param layer The blob.
  * @param options The file, retries, and who is notified.
  * @returns Its digest, which the caller compares; or why there is none.
- * @throws {ToolsmithError} Those of a network, when retries are used up.
+ * @throws {ToolsmithError} Those of a network, when retries are used up;
+ * `redirect_refused`.
  */
 export async function pullBlob(
   places: Places,
@@ -92,6 +97,37 @@ export async function pullBlob(
 }
 
 /**
+ * Finds out where a registry redirects a blob to, before `oras` follows: it
+ * would go anywhere. The registry may answer oras differently, so this stops the
+ * careless and not the malicious.
+ *
+ * Needs `--allow-net` for the registry. What cannot be found out is no failure.
+ *
+ * @param places The registry; mirrors are none of oras's business.
+ * @param digest The blob.
+ * @throws {ToolsmithError} `redirect_refused`.
+ */
+export async function checkRedirects(
+  places: Places,
+  digest: Digest,
+): Promise<void> {
+  const { stallTimeoutMs = STALL_MS, signal: given } = places.registry;
+  const { host } = registryPlace(places);
+  using watch = watchStall(host, Math.min(stallTimeoutMs, PROBE_MS), given);
+  const { signal } = watch;
+  const registry = { ...places.registry, signal };
+  try {
+    using place = await openPlace(registryPlace({ ...places, registry }), 1);
+    const options = { method: "HEAD", headers: {}, signal } as const;
+    const [{ body }] = await place.get(`blobs/${digest}`, options);
+    await body?.cancel();
+  } catch (error) {
+    given?.throwIfAborted();
+    if ((error as { code?: string }).code === "redirect_refused") throw error;
+  }
+}
+
+/**
  * Tells whether any of the places may be asked: it is not worth to keep bytes
  * that cannot be gone on with.
  *
@@ -115,5 +151,5 @@ export function isOfPlace(error: unknown): error is Error {
   const { code } = error as { code?: string };
   return error instanceof RangesUnavailable || isTransient(error) ||
     code === "dns_failed" || code === "tls_failed" ||
-    code === "file_unreadable";
+    code === "redirect_refused" || code === "file_unreadable";
 }

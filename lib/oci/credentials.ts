@@ -5,6 +5,7 @@
  * @module
  */
 import type { Environment } from "../environment.ts";
+import { isLoopback } from "./reference.ts";
 
 /** Above all that oras prints of one failure, in characters. */
 const MAX_WORDS = 16 * 1024;
@@ -43,6 +44,16 @@ export const NO_SECRETS = Object.fromEntries(
  */
 export function isGhcr(registry: string): boolean {
   return registry.toLowerCase() === "ghcr.io";
+}
+
+/**
+ * Checks whether tokens and passwords may be sent to an address: over HTTPS, or
+ * to this host itself.
+ *
+ * @param url The address of a registry, a mirror or a token service.
+ */
+export function mayCarrySecrets({ protocol, host }: URL): boolean {
+  return protocol === "https:" || isLoopback(host);
 }
 
 /**

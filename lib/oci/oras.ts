@@ -63,9 +63,13 @@ export interface Oras {
   fetchManifest(reference: OciReference): Promise<Artifact>;
   /**
    * Reads which processor an image's configuration names, as OCI names it.
-   * Where there is none, or it cannot be read, that is not known.
+   * Where there is none, or it cannot be read, that is not known; nor where
+   * `check` rejects the configuration's digest.
    */
-  fetchArchitecture(artifact: Artifact): Promise<string | undefined>;
+  fetchArchitecture(
+    artifact: Artifact,
+    check?: (digest: Digest) => Promise<void>,
+  ): Promise<string | undefined>;
   /** Pulls every titled layer into a directory. */
   pull(reference: OciReference, options: PullOptions): Promise<void>;
   /** Pushes files as an artifact; returns the manifest's digest. */
@@ -96,7 +100,8 @@ export function oras(options: RegistryOptions = {}): Oras {
   return {
     version: () => version(program),
     fetchManifest: (reference) => fetchManifest(program, reference),
-    fetchArchitecture: (artifact) => fetchArchitecture(program, artifact),
+    fetchArchitecture: (artifact, check) =>
+      fetchArchitecture(program, artifact, check),
     pull: (reference, rest) => pull(program, reference, rest),
     push: (reference, rest) => push(program, reference, rest),
   };
@@ -148,6 +153,7 @@ async function fetchManifest(
 async function fetchArchitecture(
   program: OrasProcess,
   { reference: { registry, repository }, config }: Artifact,
+  check?: (digest: Digest) => Promise<void>,
 ): Promise<string | undefined> {
   if (config?.mediaType !== IMAGE_CONFIG || config.size > MAX_CONFIG) return;
   if (!isDigest(config.digest)) return;
@@ -157,6 +163,7 @@ async function fetchArchitecture(
   const limitMs = Math.min(program.stallMs, MAX_CONFIG_MS);
   using limit = timeLimit(limitMs, "oras blob fetch");
   try {
+    await check?.(digest);
     const { stdout } = await program.call(reference, {
       command: ["blob", "fetch"],
       args: ["--output", "-", formatReference(reference)],

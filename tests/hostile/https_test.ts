@@ -120,7 +120,7 @@ test("a server of the internet cannot send this host to a private network", {
     );
     const { last } = jsonLines(stdout);
     assertEquals([last.code, code], ["redirect_refused", 46], last.message);
-    assertStringIncludes(last.message, "private network");
+    assertStringIncludes(last.message, "this host or its link");
   }
   assertEquals([...new Set(tunnel.asked)], [`${HOST}:443`]);
 });

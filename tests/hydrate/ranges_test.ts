@@ -23,6 +23,8 @@ const MIB = 1024 * 1024;
 /** Large enough to come over several connections. */
 const LARGE = 96 * MIB;
 const IMAGE = /^GET \S+\/blobs\//;
+/** What asks where oras would be redirected to. */
+const PROBE = /^HEAD \S+\/blobs\//;
 
 /** A registry behind a proxy with a large image, and a workspace for it. */
 async function largeImage(options: RegistryOptions = {}) {
@@ -202,6 +204,8 @@ Deno.test({
   ...REAL,
   async fn(t) {
     await using site = await largeImage();
+    const probes = () =>
+      site.proxy.seen.filter(({ request }) => PROBE.test(request)).length;
     await t.step("416", async () => {
       const { last, first } = await site.hydrate(
         [{ match: IMAGE, status: 416, times: 1 }],
@@ -209,6 +213,8 @@ Deno.test({
       );
       assertEquals(last.outcome, "pulled", last.message);
       assertMatch(first("ranges_unavailable").reason, /answers 416$/);
+      // Where it redirects to is known by then.
+      assertEquals(probes(), 0);
     });
     await t.step("no --allow-net", async () => {
       const { last, first, stderr } = await site.hydrate([], ["--force"], [
@@ -235,6 +241,7 @@ Deno.test({
       assertEquals(resumed.length, 2);
       assert(resumed[1] > 30 * MIB, `resumed at ${resumed[1]}`);
       assert(site.sent() <= site.size * 1.02, `${site.sent()} bytes`);
+      assertEquals(probes(), 1);
     });
   },
 });

@@ -89,6 +89,17 @@ Deno.test("without a mirror, or with none that serves it, it comes from the regi
   assertEquals(retries.length, 1);
 });
 
+Deno.test("pullBlob skips a mirror that redirects to where it must not, and throws where the registry does", async () => {
+  const away = () =>
+    new Response(null, { status: 307, headers: { location: "ftp://x" } });
+  const { is, asked, failed } = await pull([away, right]);
+  assertEquals([is, asked, failed.length], [true, [1, 1], 1]);
+  const { error } = await pull([away]);
+  await failure("redirect_refused", () => {
+    throw error;
+  });
+});
+
 Deno.test("a registry without ranges is a reason, and one that is down an error", async () => {
   const none = await pull([status(404), status(416)]);
   const reason = `${none.hosts[1]} answers 416`;
@@ -117,6 +128,7 @@ Deno.test("another place may do better where one is down, unknown or not trusted
     error("dns_failed"),
     error("tls_failed"),
     error("file_unreadable"),
+    error("redirect_refused"),
     error("registry_unavailable"),
     error("rate_limited"),
     error("transfer_stalled"),

@@ -10,14 +10,18 @@ const CHALLENGE =
 
 /** An authorizer whose token service answers like that. */
 function made(
-  credentials: RegistryCredentials,
+  credentials: RegistryCredentials | undefined,
   answer: (request: Request, count: number) => Response | object,
+  home = "https://reg.example/v2",
 ) {
   const requests: Request[] = [];
   const made = authorizer({
     repository: "o/i",
-    plainHttp: false,
-    credentials: () => Promise.resolve(credentials),
+    home: new URL(home),
+    credentials() {
+      if (!credentials) throw new Error("nobody needs them");
+      return Promise.resolve(credentials);
+    },
     stallMs: 60_000,
     send(url, init) {
       const request = new Request(url, init);
@@ -166,6 +170,82 @@ Deno.test("a token service is told with what it answered, and asked again only i
     RangesUnavailable,
     `its authentication is "${"x".repeat(40)}"`,
   );
+});
+
+Deno.test("a registry may name no token service that it could not redirect to", async () => {
+  const asked = async (home: string, realm: string) => {
+    const { renew, requests } = made({}, () => ({ token: "t" }), home);
+    try {
+      await renew(`Bearer realm="${realm}"`, undefined);
+      return requests.length;
+    } catch (error) {
+      if (!(error instanceof RangesUnavailable)) throw error;
+      assertEquals(requests, []);
+      return error.message.replace("its token service is ", "");
+    }
+  };
+  const metadata = "http://169.254.169.254";
+  const near = "which is an address of this host or its link";
+  const cases: [string, string, string | number][] = [
+    ["https://1.1.1.1", "https://8.8.8.8/token", 1],
+    ["https://1.1.1.1", `${metadata}/token`, `${metadata}, which is not HTTPS`],
+    ["http://1.1.1.1", `${metadata}/token`, `${metadata}, ${near}`],
+    ["https://1.1.1.1", "https://[::1]/t", `https://[::1], ${near}`],
+    ["http://127.0.0.1", "http://127.0.0.2/token", 1],
+    ["http://10.0.0.1", "http://10.0.0.2/token", 1],
+  ];
+  for (const [home, realm, expected] of cases) {
+    assertEquals(await asked(home, realm), expected, `${home} to ${realm}`);
+  }
+});
+
+const BASIC = 'Basic realm="x"';
+const realmAt = (origin: string) => `Bearer realm="${origin}/token"`;
+
+Deno.test("credentials are not looked up for a registry over plain HTTP, unless it is this host", async () => {
+  const withheld = "credentials are not sent over plain HTTP, to http://";
+  const plain = (challenge: string, status = 200) =>
+    made(
+      undefined,
+      () => status === 200 ? { token: "t" } : new Response(null, { status }),
+      "http://cache.lan/v2",
+    ).renew(challenge, undefined);
+  await assertRejects(
+    () => plain(BASIC),
+    RangesUnavailable,
+    `${withheld}cache.lan`,
+  );
+  // Whoever may read anonymously needs none.
+  await plain(realmAt("https://auth.example"));
+  await assertRejects(
+    () => plain(realmAt("https://auth.example"), 401),
+    RangesUnavailable,
+    `${withheld}cache.lan`,
+  );
+  const login = { user: "u", password: "p" };
+  const here = made({ login }, () => ({}), "http://localhost:5000/v2");
+  await here.renew(BASIC, undefined);
+  assertEquals(await here.header(), `Basic ${btoa("u:p")}`);
+});
+
+Deno.test("a token service over plain HTTP gets no credentials, unless it is this host", async () => {
+  const secrets: RegistryCredentials[] = [
+    { login: { user: "u", password: "p" } },
+    { identityToken: "refresh" },
+  ];
+  for (const secret of secrets) {
+    const home = "http://127.0.0.1:5000/v2";
+    const away = made(secret, () => ({ token: "t" }), home);
+    await assertRejects(
+      () => away.renew(realmAt("http://1.1.1.1"), undefined),
+      RangesUnavailable,
+      "credentials are not sent over plain HTTP, to http://1.1.1.1",
+    );
+    assertEquals(away.requests, []);
+    const here = made(secret, () => ({ token: "t" }), home);
+    await here.renew(realmAt("http://127.0.0.2"), undefined);
+    assertEquals(here.requests.length, 1);
+  }
 });
 
 Deno.test("a token without a lifetime lives for a minute, and is renewed before", async () => {

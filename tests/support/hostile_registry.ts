@@ -31,26 +31,38 @@ export interface HostileRegistry extends AsyncDisposable {
   ): Promise<Record<string, unknown>>;
   /** Answers no request for a blob any more, until it ends. */
   holdBlobs(): void;
+  /** Redirects each request for a blob. */
+  redirectBlobs(location: string): void;
 }
 
 /** The media type that an honest registry serves an image's manifest with. */
 export const IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json";
 
-/** Starts a registry without anything in it. */
-export function startHostileRegistry(): HostileRegistry {
+/**
+ * Starts a registry without anything in it.
+ *
+ * @param tls Its certificate, to serve HTTPS.
+ */
+export function startHostileRegistry(
+  tls: { cert?: string; key?: string } = {},
+): HostileRegistry {
   const manifests = new Map<string, ServedManifest>();
   const blobs = new Map<string, Uint8Array<ArrayBuffer>>();
   const requests: string[] = [];
   const end = Promise.withResolvers<void>();
   let holding = false;
+  let location: string | undefined;
   const server = Deno.serve(
-    { hostname: "127.0.0.1", port: 0, onListen() {} },
+    { hostname: "127.0.0.1", port: 0, onListen() {}, ...tls },
     async ({ method, url }) => {
       const { pathname } = new URL(url);
       requests.push(`${method} ${pathname}`);
       const [, kind, name] = /\/(manifests|blobs)\/([^/]+)$/.exec(pathname) ??
         [];
       if (holding && kind === "blobs") await end.promise;
+      if (location !== undefined && kind === "blobs") {
+        return new Response(null, { status: 307, headers: { location } });
+      }
       const headers = new Headers();
       let bytes = blobs.get(name);
       if (kind === "manifests") {
@@ -89,6 +101,9 @@ export function startHostileRegistry(): HostileRegistry {
     },
     holdBlobs() {
       holding = true;
+    },
+    redirectBlobs(to) {
+      location = to;
     },
     [Symbol.asyncDispose]() {
       end.resolve();

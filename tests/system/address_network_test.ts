@@ -1,5 +1,5 @@
-import { assertEquals } from "@std/assert";
-import { isPrivateAddress } from "../../lib/hydrate/_private_address.ts";
+import { assert, assertEquals } from "@std/assert";
+import { type Network, networkOf } from "../../lib/system/address_network.ts";
 
 Deno.test("addresses of this host and of private networks are known, others are not", () => {
   const private_ = `0.0.0.0 10.0.0.1 100.64.0.1 100.127.255.255 127.0.0.1
@@ -13,25 +13,25 @@ Deno.test("addresses of this host and of private networks are known, others are 
     2606:4700::1111 [2a00::1] ::ffff:8.8.8.8 64:ff9b::8.8.8.8 2002:808:808::
     2001:db8::ffff:7f00:1 ::ffff:8.8.127.1`;
   for (const address of private_.split(/\s+/)) {
-    assertEquals(isPrivateAddress(address), true, address);
+    assert(networkOf(address) !== "internet", address);
   }
   for (const address of global_.split(/\s+/)) {
-    assertEquals(isPrivateAddress(address), false, address);
+    assertEquals(networkOf(address), "internet", address);
   }
 });
 
 /** The first and the last address of each range that is no place on the internet. */
-const RANGES = [
-  ["0.0.0.0", "0.255.255.255"],
-  ["10.0.0.0", "10.255.255.255"],
-  ["100.64.0.0", "100.127.255.255"],
-  ["127.0.0.0", "127.255.255.255"],
-  ["169.254.0.0", "169.254.255.255"],
-  ["172.16.0.0", "172.31.255.255"],
-  ["192.0.0.0", "192.0.0.255"],
-  ["192.168.0.0", "192.168.255.255"],
-  ["198.18.0.0", "198.19.255.255"],
-  ["224.0.0.0", "255.255.255.255"],
+const RANGES: [string, string, Network][] = [
+  ["0.0.0.0", "0.255.255.255", "host"],
+  ["10.0.0.0", "10.255.255.255", "private"],
+  ["100.64.0.0", "100.127.255.255", "private"],
+  ["127.0.0.0", "127.255.255.255", "host"],
+  ["169.254.0.0", "169.254.255.255", "host"],
+  ["172.16.0.0", "172.31.255.255", "private"],
+  ["192.0.0.0", "192.0.0.255", "host"],
+  ["192.168.0.0", "192.168.255.255", "private"],
+  ["198.18.0.0", "198.19.255.255", "host"],
+  ["224.0.0.0", "255.255.255.255", "host"],
 ];
 
 /** The address that is so many after one. */
@@ -53,15 +53,15 @@ Deno.test("each private range begins and ends where it should, and what is writt
     },
   ];
   for (const form of forms) {
-    for (const [first, last] of RANGES) {
+    for (const [first, last, network] of RANGES) {
       for (const inside of [first, last, after(first, 1)]) {
-        assertEquals(isPrivateAddress(form(inside)), true, form(inside));
+        assertEquals(networkOf(form(inside)), network, form(inside));
       }
       for (const outside of [after(first, -1), after(last, 1)]) {
         // There is nothing before the first address, nor behind the last.
         if (first === "0.0.0.0" && outside !== "1.0.0.0") continue;
         if (last === "255.255.255.255" && outside === "0.0.0.0") continue;
-        assertEquals(isPrivateAddress(form(outside)), false, form(outside));
+        assertEquals(networkOf(form(outside)), "internet", form(outside));
       }
     }
   }
@@ -100,6 +100,24 @@ Deno.test("of IPv6 what is assigned to the internet is global, and nothing else"
     "0x7f.1.1.1": true,
   };
   for (const [address, expected] of Object.entries(cases)) {
-    assertEquals(isPrivateAddress(address), expected, address);
+    assertEquals(networkOf(address) !== "internet", expected, address);
+  }
+});
+
+Deno.test("networkOf tells private networks of IPv6 from this host, its link and the rest", () => {
+  const cases: Record<string, Network> = {
+    "fc00::1": "private",
+    "fdff:ffff::1": "private",
+    "fbff::1": "host",
+    "fe00::1": "host",
+    "fe80::1%eth0": "host",
+    "::1": "host",
+    "::": "host",
+    "::ffff:10.0.0.1": "private",
+    "::ffff:127.0.0.1": "host",
+    "localhost": "host",
+  };
+  for (const [address, expected] of Object.entries(cases)) {
+    assertEquals(networkOf(address), expected, address);
   }
 });

@@ -1,11 +1,11 @@
 import { assertEquals, assertRejects } from "@std/assert";
-import { fetchFollowing } from "../../lib/hydrate/_redirects.ts";
+import { fetchFollowing, whyRefused } from "../../lib/system/redirects.ts";
 import { failure } from "../support/failure.ts";
+import { replace } from "../support/replace.ts";
 
 /** Requests that were made, and whether the body of each answer was read on. */
 interface Asked {
   url: string;
-  headers: Headers;
   dropped: boolean;
 }
 
@@ -27,7 +27,6 @@ async function follow(
     assertEquals(init?.redirect, "manual");
     const request = {
       url: String(input),
-      headers: new Headers(init?.headers),
       dropped: false,
     };
     asked.push(request);
@@ -39,8 +38,10 @@ async function follow(
     return Promise.resolve(new Response(body, { status, headers }));
   };
   try {
-    const init = { headers: { "x-mark": "7" }, signal };
-    const response = await fetchFollowing(new URL(from), init);
+    const init = { redirect: "manual", signal } as const;
+    const ask = (at: URL) => fetch(at, init);
+    const [response, at] = await fetchFollowing(new URL(from), ask, signal);
+    assertEquals(at.href, asked.at(-1)!.url);
     const { status } = response;
     await response.body?.cancel();
     return { status, asked };
@@ -62,9 +63,6 @@ Deno.test("the statuses that lead elsewhere are followed, others are the answer"
     assertEquals(found.status, 200);
     // What a redirect says besides is not waited for.
     assertEquals(found.asked[0].dropped, true);
-    for (const { headers } of found.asked) {
-      assertEquals(headers.get("x-mark"), "7");
-    }
   }
   for (const status of [200, 300, 304, 305, 306, 309, 404]) {
     const found = await follow(A, () => [status, "/b"]);
@@ -89,7 +87,10 @@ Deno.test("ten redirects are followed, the eleventh is refused", async () => {
     message,
     `Cannot download ${A}: it was redirected more than 10 times`,
   );
-  assertEquals(hint, "name the address itself in image.qcow2, if you trust it");
+  assertEquals(
+    hint,
+    "if you trust that address, download the image yourself and name its file in image.qcow2",
+  );
 });
 
 Deno.test("a redirect out of HTTPS is refused, and what it leads to is named", async () => {
@@ -117,33 +118,46 @@ Deno.test("a redirect out of HTTPS is refused, and what it leads to is named", a
   );
 });
 
-/** Where redirects begin, where they lead, and whether the last is refused. */
-const JOURNEYS: [string[], boolean][] = [
-  [["https://1.1.1.1/", "https://10.0.0.1/"], true],
-  [["https://1.1.1.1/", "https://10.0.0.1:8443/"], true],
-  [["https://1.1.1.1/", "https://[::1]/"], true],
-  [["https://1.1.1.1/", "https://localhost/"], true],
-  [["https://[2606:4700::1]/", "https://127.0.0.1/"], true],
-  [["https://1.1.1.1/", "https://8.8.8.8/"], false],
-  [["https://1.1.1.1/", "https://8.8.8.8/", "https://10.0.0.1/"], true],
+const PRIVATE = "a private network";
+const HOST = "this host or its link";
+
+/** Where redirects begin, where they lead, and what the last is refused as. */
+const JOURNEYS: [string[], string?][] = [
+  [["https://1.1.1.1/", "https://10.0.0.1/"], PRIVATE],
+  [["https://1.1.1.1/", "https://10.0.0.1:8443/"], PRIVATE],
+  [["https://1.1.1.1/", "https://[fd00::1]/"], PRIVATE],
+  [["https://1.1.1.1/", "https://[::1]/"], HOST],
+  [["https://1.1.1.1/", "https://localhost/"], HOST],
+  [["https://[2606:4700::1]/", "https://127.0.0.1/"], HOST],
+  [["https://1.1.1.1/", "https://8.8.8.8/"]],
+  [["https://1.1.1.1/", "https://8.8.8.8/", "https://10.0.0.1/"], PRIVATE],
   // What is asked for by its name is this user's own choice.
-  [["https://10.0.0.1/", "https://192.168.0.1/"], false],
-  [["https://10.0.0.1/", "https://10.0.0.1:8443/x"], false],
-  [["https://localhost/", "https://127.0.0.1/"], false],
-  [["https://10.0.0.1/", "https://1.1.1.1/", "https://10.0.0.2/"], false],
+  [["https://10.0.0.1/", "https://192.168.0.1/"]],
+  [["https://10.0.0.1/", "https://10.0.0.1:8443/x"]],
+  [["https://localhost/", "https://127.0.0.1/"]],
+  [["https://127.0.0.1/", "https://10.0.0.1/"]],
+  [["https://10.0.0.1/", "https://1.1.1.1/", "https://10.0.0.2/"]],
+  // A private network may not lead nearer, such as to a cloud's metadata.
+  [["https://10.0.0.1/", "https://169.254.169.254/"], HOST],
+  [["https://10.0.0.1/", "https://127.0.0.1/"], HOST],
+  [["https://10.0.0.1/", "https://1.1.1.1/", "https://127.0.0.1/"], HOST],
   // Where a proxy alone resolves names, nothing is seen of them here.
-  [["https://1.1.1.1/", "https://nowhere.invalid/"], false],
+  [["https://1.1.1.1/", "https://nowhere.invalid/"]],
+  // What is reached by plain HTTP may lead on by it, and no nearer either.
+  [["http://1.1.1.1/", "http://8.8.8.8/", "https://9.9.9.9/"]],
+  [["http://1.1.1.1/", "http://169.254.169.254/"], HOST],
+  [["http://127.0.0.1:5000/", "http://127.0.0.1:9000/"]],
 ];
 
-Deno.test("the internet does not lead into a private network, a private network may", async () => {
-  for (const [places, isRefused] of JOURNEYS) {
+Deno.test("fetchFollowing follows no redirect that leads nearer to this host than the first address", async () => {
+  for (const [places, refused] of JOURNEYS) {
     const last = places[places.length - 1];
     const next = new Map(places.map((url, nth) => [url, places[nth + 1]]));
     const answer = (url: string): [number, string] | undefined => {
       const to = next.get(url);
       return to === undefined ? undefined : [307, to];
     };
-    if (!isRefused) {
+    if (!refused) {
       const { asked } = await follow(places[0], answer);
       assertEquals(asked.map(({ url }) => url), places);
       continue;
@@ -156,8 +170,34 @@ Deno.test("the internet does not lead into a private network, a private network 
       message,
       `Cannot download ${places[0]}: it is redirected to ${
         new URL(last).origin
-      }, which is an address of a private network`,
+      }, which is an address of ${refused}`,
     );
+  }
+});
+
+Deno.test("fetchFollowing judges a name by its nearest address, and the first address by its farthest", async () => {
+  const { default: dns } = await import("node:dns/promises");
+  const names: Record<string, string[]> = {
+    "both.example": ["1.1.1.1", "10.0.0.1"],
+    "private.example": ["10.0.0.1"],
+    "public.example": ["1.1.1.1"],
+  };
+  using _names = replace(dns, {
+    lookup: (name: string) =>
+      Promise.resolve(names[name].map((address) => ({ address }))),
+  });
+  const refused: [string, string, boolean][] = [
+    ["public.example", "both.example", true],
+    ["public.example", "private.example", true],
+    ["both.example", "private.example", true],
+    ["private.example", "both.example", false],
+    ["private.example", "public.example", false],
+  ];
+  for (const [from, to, isRefused] of refused) {
+    const origin = new URL(`https://${from}/`);
+    const { signal } = new AbortController();
+    const why = await whyRefused(new URL(`https://${to}/`), { origin, signal });
+    assertEquals(why !== undefined, isRefused, `${from} to ${to}: ${why}`);
   }
 });
 

@@ -1,6 +1,5 @@
 /**
- * Addresses that are no place on the internet: this host, its link, a private
- * network.
+ * Which network an address is in, as seen from this host.
  *
  * Ranges are those of the IANA IPv4 and IPv6 Special-Purpose Address Registries
  * (RFC 6890) that are not globally reachable, and multicast.
@@ -8,56 +7,64 @@
  * @module
  */
 
-/** First address and length of prefix. */
-const IPV4: [string, number][] = [
-  ["0.0.0.0", 8],
-  ["10.0.0.0", 8],
-  ["100.64.0.0", 10],
-  ["127.0.0.0", 8],
-  ["169.254.0.0", 16],
-  ["172.16.0.0", 12],
-  ["192.0.0.0", 24],
-  ["192.168.0.0", 16],
-  ["198.18.0.0", 15],
-  ["224.0.0.0", 3],
+/** From the farthest to the nearest; `host` is this host, its link, and the rest. */
+export const NETWORKS = ["internet", "private", "host"] as const;
+
+/** One of {@linkcode NETWORKS}. */
+export type Network = (typeof NETWORKS)[number];
+
+/** First address, length of prefix, network. */
+const IPV4: [string, number, Network][] = [
+  ["0.0.0.0", 8, "host"],
+  ["10.0.0.0", 8, "private"],
+  ["100.64.0.0", 10, "private"],
+  ["127.0.0.0", 8, "host"],
+  ["169.254.0.0", 16, "host"],
+  ["172.16.0.0", 12, "private"],
+  ["192.0.0.0", 24, "host"],
+  ["192.168.0.0", 16, "private"],
+  ["198.18.0.0", 15, "host"],
+  ["224.0.0.0", 3, "host"],
 ];
 
 /**
- * Checks whether an address is this host's, its link's or a private network's.
+ * Tells which network an address is in.
  *
  * @param address IPv4 in four decimal parts, or IPv6, also in brackets.
- * @returns `true` also for what is not an address.
+ * @returns Its network; `"host"` also for what is not an address.
  */
-export function isPrivateAddress(address: string): boolean {
+export function networkOf(address: string): Network {
   const bare = address.replace(/^\[|\]$|%.*$/g, "");
-  return bare.includes(":") ? isPrivateIpv6(bare) : isPrivateIpv4(bare);
+  return bare.includes(":") ? ipv6Network(bare) : ipv4Network(bare);
 }
 
-function isPrivateIpv4(address: string): boolean {
-  if (!/^\d{1,3}(?:\.\d{1,3}){3}$/.test(address)) return true;
+function ipv4Network(address: string): Network {
+  if (!/^\d{1,3}(?:\.\d{1,3}){3}$/.test(address)) return "host";
   const number = ipv4Number(address);
-  return IPV4.some(([first, bits]) =>
+  const range = IPV4.find(([first, bits]) =>
     number >>> (32 - bits) === ipv4Number(first) >>> (32 - bits)
   );
+  return range?.[2] ?? "internet";
 }
 
 function ipv4Number(address: string): number {
   return address.split(".").reduce((sum, part) => sum << 8 | Number(part), 0);
 }
 
-function isPrivateIpv6(address: string): boolean {
+function ipv6Network(address: string): Network {
   const groups = ipv6Groups(address);
-  if (!groups) return true;
+  if (!groups) return "host";
   const [first, second] = groups;
   const zeros = groups.findIndex((group) => group !== 0);
   const ipv4 = (high: number, low: number) =>
-    isPrivateIpv4([high >> 8, high & 255, low >> 8, low & 255].join("."));
+    ipv4Network([high >> 8, high & 255, low >> 8, low & 255].join("."));
   if (zeros === 5 && groups[5] === 0xffff) return ipv4(groups[6], groups[7]);
   if (first === 0x64 && second === 0xff9b) return ipv4(groups[6], groups[7]);
   if (first === 0x2002) return ipv4(second, groups[2]);
+  if (first >> 9 === 0xfc >> 1) return "private";
   // All that is global is 2000::/3 as yet: ::/96 is the loopback and the
   // unspecified address, and an old form of IPv4.
-  return first >> 13 !== 1;
+  return first >> 13 === 1 ? "internet" : "host";
 }
 
 /** The eight groups, as the URL parser reads the address. */
