@@ -8,7 +8,7 @@ import { ToolsmithError } from "../errors.ts";
 import { type Output, run, type RunOptions } from "../system/process.ts";
 import { ghcrCredentials, NO_SECRETS, redactSecrets } from "./credentials.ts";
 import { orasError } from "./_oras_errors.ts";
-import type { OciReference } from "./reference.ts";
+import { isLoopback, type OciReference } from "./reference.ts";
 import { isPlainHttp, type RegistryOptions } from "./registry.ts";
 
 /** One use of the program. */
@@ -31,6 +31,9 @@ export interface OrasProcess {
   /** Runs a subcommand against a registry; its failures become typed. */
   call(reference: OciReference, call: OrasCall): Promise<Output>;
 }
+
+/** Missing, which oras takes for a configuration without credentials. */
+const NO_CONFIG = "/nonexistent/toolsmith.json";
 
 /**
  * Binds the program to the way a registry is reached.
@@ -75,6 +78,9 @@ async function callRegistry(
   }
   // Said either way: oras takes plain HTTP for granted on localhost.
   const connection = [`--plain-http=${plain}`];
+  const withheld = plain && !isLoopback(reference.registry);
+  // Instead of Docker's: nobody on the way shall read what that holds.
+  if (withheld) connection.push("--registry-config", NO_CONFIG);
   if (options.caFile) connection.push("--ca-file", options.caFile);
   const output = await start(program, {
     args: [
@@ -88,7 +94,17 @@ async function callRegistry(
   });
   if (output.code === 0) return output;
   const said = redactSecrets(output.stderr, credentials);
-  throw orasError(said, reference, credentials !== undefined);
+  const error = orasError(said, reference, credentials !== undefined);
+  if (!withheld || error.code !== "unauthorized") throw error;
+  throw new ToolsmithError(
+    "unauthorized",
+    `Cannot log in to http://${reference.registry}: credentials are not sent over plain HTTP`,
+    {
+      hint:
+        "serve the registry over HTTPS; --ca-file FILE trusts a private authority",
+      cause: error,
+    },
+  );
 }
 
 async function start(program: string, options: RunOptions): Promise<Output> {

@@ -87,7 +87,7 @@ function readVariable(registry: string, text: string): Mirror[] {
     .flatMap((pair) => {
       const [, host, address] = /^([^=]+)=(.+)$/.exec(pair) ?? [];
       const url = URL.parse(address ?? "");
-      if (!url || !/^https?:$/.test(url.protocol) || url.username) {
+      if (!url || !/^https?:$/.test(url.protocol) || hasLogin(url)) {
         throw new ToolsmithError(
           "usage",
           `Cannot use the mirror ${
@@ -151,7 +151,9 @@ async function readHosts(
     const has = (word: string) =>
       Array.isArray(capabilities) && capabilities.includes(word);
     if (!has("pull")) return [];
-    const unsupported = ["client", "header"].find((name) => name in table);
+    const unsupported = hasLogin(url)
+      ? "a password in its address"
+      : ["client", "header"].find((name) => name in table);
     if (unsupported) {
       onWarning?.(
         `The mirror ${url.host} is not used: ${unsupported} in ${dir}/hosts.toml is not supported`,
@@ -165,6 +167,11 @@ async function readHosts(
       caFile: caFile === undefined ? undefined : resolve(dir, caFile),
     }];
   });
+}
+
+/** `fetch` would send it, over plain HTTP as well. */
+function hasLogin({ username, password }: URL): boolean {
+  return username !== "" || password !== "";
 }
 
 function apiBase(url: URL): string {

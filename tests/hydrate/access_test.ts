@@ -193,6 +193,93 @@ Deno.test({
   },
 });
 
+/** All hosts that are reached by plain HTTP, and what they are shown. */
+function startPlainHosts(challenge: string) {
+  const asked: string[] = [];
+  const shown: string[] = [];
+  const server = Deno.serve(
+    { hostname: "127.0.0.1", port: 0, onListen() {} },
+    ({ url, headers }) => {
+      asked.push(new URL(url).host);
+      const known = headers.get("authorization");
+      if (known !== null) shown.push(`${url}: ${known}`);
+      return new Response(null, {
+        status: 401,
+        headers: { "www-authenticate": challenge },
+      });
+    },
+  );
+  const proxy = `http://127.0.0.1:${server.addr.port}`;
+  return {
+    env: { HTTP_PROXY: proxy, http_proxy: proxy },
+    asked,
+    shown,
+    [Symbol.asyncDispose]: () => server.shutdown(),
+  };
+}
+
+const CHALLENGES = {
+  Basic: 'Basic realm="x"',
+  Bearer: 'Bearer realm="http://auth.example/token",service="x"',
+};
+
+for (const [scheme, challenge] of Object.entries(CHALLENGES)) {
+  Deno.test({
+    name: `hydrate sends no credentials over plain HTTP, asked for ${scheme}`,
+    ...REAL,
+    async fn(t) {
+      await using work = await workspace();
+      await using ghcr = await ghcrHost(work);
+      await using plain = startPlainHosts(challenge);
+      const docker = await login(ghcr.registry, work);
+      const { sha256 } = await publishImage(ghcr.registry, work, {
+        env: docker,
+        host: "ghcr.io",
+      });
+      const token = { GHCR_USERNAME: USERNAME, GHCR_TOKEN: PASSWORD };
+      const config = join(work.dir, "certs.d");
+      await Deno.mkdir(join(config, "ghcr.io"), { recursive: true });
+      await Deno.writeTextFile(
+        join(config, "ghcr.io", "hosts.toml"),
+        '[host."http://registry.lan:5000"]',
+      );
+      const host = "registry.lan:5000";
+      const auths = { [host]: { auth: btoa(`${USERNAME}:${PASSWORD}`) } };
+      await Deno.writeTextFile(
+        join(work.dir, "docker", "config.json"),
+        JSON.stringify({ auths }),
+      );
+      const mirrors: [string, string, Record<string, string>][] = [
+        ["TOOLSMITH_MIRRORS", "ghcr.io", {
+          TOOLSMITH_MIRRORS: "ghcr.io=http://ghcr.io",
+        }],
+        ["hosts.toml", host, { TOOLSMITH_REGISTRY_CONFIG: config }],
+      ];
+      for (const [who, mirror, env] of mirrors) {
+        await t.step(`to a mirror of ${who}`, async () => {
+          const known = { ...docker, ...token, ...plain.env };
+          const { code, stderr } = await ghcr.hydrate({ ...known, ...env });
+          assertEquals(code, 0, stderr);
+          assertMatch(stderr, /credentials are not sent over plain HTTP/);
+          assert(plain.asked.includes(mirror), "the mirror was not asked");
+        });
+      }
+      await t.step("to a registry with --plain-http", async () => {
+        const qcow2 = `oci://${host}/owner/image:1.0`;
+        await work.manifest({ qcow2, qcow2_sha256: sha256 });
+        const { code, stderr } = await work.toolsmith(
+          ["hydrate", "--force", "--plain-http", "--retries", "0"],
+          { env: { ...plain.env, ...docker } },
+        );
+        assertEquals(code, 30, stderr);
+        assertMatch(stderr, /http:\/\/registry\.lan:5000: credentials are not/);
+        assertMatch(stderr, /hint: serve the registry over HTTPS/);
+      });
+      assertEquals(plain.shown, []);
+    },
+  });
+}
+
 Deno.test("hydrate says `oras not found` and how to get it", async () => {
   await using work = await workspace();
   await work.manifest({

@@ -1,4 +1,4 @@
-import { assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import { findMirrors } from "../../lib/oci/mirrors.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -190,6 +190,24 @@ Deno.test({
       await Deno.remove(dir, { recursive: true });
     }
   },
+});
+
+Deno.test("findMirrors skips a mirror of hosts.toml whose address holds a password, and does not show it", async () => {
+  const addresses = ["http://me:s3cret@a.lan", "https://:s3cret@a.lan"];
+  for (const address of addresses) {
+    const { mirrors, warnings } = await found("reg", {
+      reg: `[host."${address}"]`,
+    });
+    assertEquals([mirrors, warnings.length], [[], 1]);
+    assertMatch(warnings[0], /^The mirror a\.lan is not used: a password in/);
+    assert(!warnings[0].includes("s3cret"));
+    const variable = `reg=${address}`;
+    const { message } = await failure(
+      "usage",
+      () => found("reg", {}, variable),
+    );
+    assert(!message.includes("s3cret"), message);
+  }
 });
 
 Deno.test("what is not supported is named with the host and its file, whoever listens", async () => {

@@ -8,6 +8,8 @@ import { fakeOras, shell } from "../support/fake_oras.ts";
 const GHCR = parseReference("ghcr.io/owner/vm:1");
 const OTHER = parseReference("registry.example/owner/vm:1");
 const LOCAL = parseReference("localhost:5000/owner/vm:1");
+/** For Docker's credentials are not to cross plain HTTP either. */
+const NO_CREDENTIALS = ["--registry-config", "/nonexistent/toolsmith.json"];
 const TOKEN: [string, string][] = [
   ["GHCR_TOKEN", "t0ken"],
   ["GHCR_USERNAME", "me"],
@@ -23,7 +25,7 @@ Deno.test({
     const cases: [typeof GHCR, object, string[], string][] = [
       [GHCR, {}, [plain(false), ...known], "t0ken"],
       [OTHER, {}, [plain(false)], ""],
-      [OTHER, { plainHttp: true }, [plain(true)], ""],
+      [OTHER, { plainHttp: true }, [plain(true), ...NO_CREDENTIALS], ""],
       [LOCAL, {}, [plain(true)], ""],
       [LOCAL, { plainHttp: false }, [plain(false)], ""],
       [LOCAL, { caFile: "a.pem" }, [plain(false), "--ca-file", "a.pem"], ""],
@@ -57,7 +59,8 @@ Deno.test({
     assertStringIncludes(hint!, "leave out --plain-http");
     assertEquals(await fake.args(), undefined);
     await attempt(fake.env);
-    assertEquals(await fake.args(), ["pull", "--plain-http=true"]);
+    const flags = ["--plain-http=true", ...NO_CREDENTIALS];
+    assertEquals(await fake.args(), ["pull", ...flags]);
   },
 });
 
