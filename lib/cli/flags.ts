@@ -112,7 +112,7 @@ export const EXEC: Flag[] = inGroup("command", [
   {
     name: "timeout",
     value: "SECONDS",
-    help: "end the command after SECONDS, with exit status 124",
+    help: "end after SECONDS, the download included, with exit status 124",
   },
   {
     name: "env",

@@ -53,8 +53,8 @@ export interface RunInVmOptions extends ExecOptions {
  * @param manifest The manifest, from `loadManifest`.
  * @param command A tool of the manifest, a command on the guest's PATH, or a
  * path in the guest.
- * @param options Arguments, streams, the machine. `timeoutMs` covers the start
- * of the machine and the command, but not the download of the image.
+ * @param options Arguments, streams, the machine. `timeoutMs` covers everything,
+ * from the download of the image to the end of the command.
  * @returns How it ended. A failure of the command is a result, not an error.
  * @throws {ToolsmithError} `tool_forbidden`, `timeout`, and what `hydrate`,
  * `boot` and `Vm.exec` throw.
@@ -74,14 +74,13 @@ export async function runInVm(
   command: string,
   options: RunInVmOptions = {},
 ): Promise<ExecResult> {
-  const { vm: how, ...exec } = options;
-  const { timeoutMs, signal } = exec;
+  const { vm: how, timeoutMs = Infinity, signal: given, ...exec } = options;
   const program = resolveTool(manifest, command);
-  return await withVm(
-    manifest,
-    { ...how, signal },
-    { timeoutMs, work: (vm, signal) => vm.exec(program, { ...exec, signal }) },
-  );
+  // The one deadline: only its signal is handed down.
+  using limit = timeLimit(timeoutMs, "The command", given);
+  const { signal } = limit;
+  await using vm = await openWorkspaceVm(manifest, { ...how, signal });
+  return await vm.exec(program, { ...exec, signal });
 }
 
 /** How {@linkcode runOnTerminal} runs a command. */
@@ -109,42 +108,13 @@ export async function runOnTerminal(
   command: string,
   options: RunOnTerminalOptions,
 ): Promise<TerminalResult> {
-  const { vm: how, ...exec } = options;
-  const { timeoutMs, signal } = exec;
+  const { vm: how, timeoutMs = Infinity, signal: given, ...exec } = options;
   const program = resolveTool(manifest, command);
-  return await withVm(
-    manifest,
-    { ...how, signal },
-    {
-      timeoutMs,
-      work: (vm, signal) => vm.terminal(program, { ...exec, signal }),
-    },
-  );
-}
-
-/** Works in the detached VM if it fits, else in a machine for this alone. */
-async function withVm<T>(
-  manifest: Manifest,
-  options: WorkspaceVmOptions,
-  { timeoutMs = Infinity, work }: {
-    timeoutMs?: number;
-    work: (vm: Vm, signal: AbortSignal) => Promise<T>;
-  },
-): Promise<T> {
-  const inTime = async <R>(work: (signal: AbortSignal) => Promise<R>) => {
-    using limit = timeLimit(timeoutMs, "The command", options.signal);
-    return await work(limit.signal);
-  };
-  const result = await inTime(async (signal) => {
-    await using vm = await findFitting(manifest, { ...options, signal });
-    return vm && { ended: await work(vm, signal) };
-  });
-  if (result) return result.ended;
-  const plan = await planWorkspaceVm(manifest, options);
-  return await inTime(async (signal) => {
-    await using vm = await boot({ ...plan, signal });
-    return await work(vm, signal);
-  });
+  // The one deadline: only its signal is handed down.
+  using limit = timeLimit(timeoutMs, "The command", given);
+  const { signal } = limit;
+  await using vm = await openWorkspaceVm(manifest, { ...how, signal });
+  return await vm.terminal(program, { ...exec, signal });
 }
 
 /**

@@ -1,0 +1,175 @@
+/**
+ * The time limit of a command that is spent on the download of its image.
+ */
+import { assert, assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import type { ToolsmithEvent } from "../../lib/events.ts";
+import { hydrate, type HydrateOptions } from "../../lib/hydrate/hydrate.ts";
+import { parseManifest } from "../../lib/manifest/manifest.ts";
+import { runInVm, runOnTerminal } from "../../lib/run/workspace_vm.ts";
+import { issueCertificate } from "../support/certificates.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { failure } from "../support/failure.ts";
+import { needs, parts } from "../support/parts.ts";
+import { startProxy } from "../support/proxy.ts";
+import { startRegistry } from "../support/registry.ts";
+import { heldTimers } from "../support/timers.ts";
+import { fromOf, startTlsServer } from "../support/tls_server.ts";
+import { makeQcow2, publishImage, workspace } from "../support/workspace.ts";
+
+const MIB = 1024 * 1024;
+/** Nothing else waits for so long, in milliseconds. */
+const LIMIT_MS = 123_456;
+const ENV = new Map([
+  ["TOOLSMITH_ORAS", parts.oras ?? ""],
+  ["DOCKER_CONFIG", "/nonexistent"],
+]);
+
+/**
+ * Runs a command whose time is over when some of the image has arrived, then
+ * hydrates: what has arrived is not asked for again.
+ */
+async function expireWhileDownloading(
+  root: string,
+  image: Record<string, string>,
+  options: HydrateOptions,
+  heal: () => void,
+) {
+  const text = JSON.stringify({ image: { name: "demo", ...image } });
+  const path = join(root, ".toolsmith", "tools.json");
+  const manifest = parseManifest(text, path);
+  {
+    using clocks = heldTimers(LIMIT_MS);
+    const stop = new AbortController();
+    const onEvent = (event: ToolsmithEvent) => {
+      if (event.type !== "download_progress") return;
+      if (clocks.count() === 0) stop.abort(new Error("no deadline runs"));
+      clocks.expire();
+    };
+    const { message, exitStatus } = await failure(
+      "timeout",
+      () =>
+        runInVm(manifest, "true", {
+          timeoutMs: LIMIT_MS,
+          signal: stop.signal,
+          vm: { env: ENV, onEvent, hydrate: options },
+        }),
+    );
+    assertEquals(message, "The command did not end within 123.456 s");
+    assertEquals([exitStatus, clocks.count()], [124, 0]);
+  }
+  heal();
+  let resumed = 0;
+  const { outcome } = await hydrate(manifest, {
+    ...options,
+    env: ENV,
+    onEvent(event) {
+      if (event.type === "download_start") resumed += event.resumed;
+    },
+  });
+  assert(outcome !== "cached");
+  assert(resumed > 0, "nothing was kept");
+}
+
+Deno.test({
+  name:
+    "runInVm ends at its time limit while a server sends byte after byte, and keeps them",
+  ...needs("openssl", "qemuImg"),
+  async fn() {
+    await using dir = await temporaryDir();
+    const { path, sha256 } = await makeQcow2(
+      join(dir.path, "i.qcow2"),
+      2 * MIB,
+    );
+    const bytes = await Deno.readFile(path);
+    const certificate = await issueCertificate(dir.path);
+    let healed = false;
+    await using server = await startTlsServer(certificate, async (exchange) => {
+      const from = fromOf(exchange);
+      const { length } = bytes;
+      await exchange.head(from > 0 ? 206 : 200, {
+        "content-length": length - from,
+        ...from > 0
+          ? { "content-range": `bytes ${from}-${length - 1}/${length}` }
+          : {},
+      });
+      if (healed) return await exchange.body(bytes.subarray(from));
+      await exchange.body(bytes.subarray(0, MIB));
+      for (let at = MIB;; at++) {
+        await exchange.body(bytes.subarray(at, at + 1));
+        await new Promise((done) => setTimeout(done, 20));
+      }
+    });
+    const { caFile } = certificate;
+    await expireWhileDownloading(
+      dir.path,
+      { qcow2: `${server.url}/i.qcow2`, qcow2_sha256: sha256 },
+      { caFile },
+      () => healed = true,
+    );
+  },
+});
+
+for (
+  const [how, size] of [["ranges", 80 * MIB], ["oras pull", 4 * MIB]] as const
+) {
+  Deno.test({
+    name:
+      `runInVm ends at its time limit while an image arrives by ${how}, and keeps what has arrived`,
+    ...needs("oras", "registry", "qemuImg"),
+    async fn() {
+      await using registry = await startRegistry();
+      await using proxy = startProxy(registry.host);
+      await using work = await workspace();
+      const { sha256, reference } = await publishImage(registry, work, {
+        bytes: size,
+        host: proxy.host,
+      });
+      proxy.faults.push({ match: /^GET \S+\/blobs\//, stallAfter: MIB });
+      await expireWhileDownloading(
+        work.dir,
+        { qcow2: `oci://${reference}`, qcow2_sha256: sha256 },
+        {},
+        () => proxy.faults.length = 0,
+      );
+    },
+  });
+}
+
+Deno.test("runOnTerminal has the same time limit as runInVm", async () => {
+  await using dir = await temporaryDir();
+  const reached = Promise.withResolvers<void>();
+  const over = Promise.withResolvers<void>();
+  await using silent = Deno.serve(
+    { hostname: "127.0.0.1", port: 0, onListen() {} },
+    async () => {
+      reached.resolve();
+      await over.promise;
+      return new Response();
+    },
+  );
+  const qcow2 = `oci://127.0.0.1:${silent.addr.port}/owner/image:1`;
+  const image = { name: "demo", qcow2, qcow2_sha256: "0".repeat(64) };
+  const path = join(dir.path, ".toolsmith", "tools.json");
+  const manifest = parseManifest(JSON.stringify({ image }), path);
+  using clocks = heldTimers(LIMIT_MS);
+  const stop = new AbortController();
+  reached.promise.then(() => {
+    if (clocks.count() === 0) stop.abort(new Error("no deadline runs"));
+    clocks.expire();
+  });
+  const screen = {
+    input: () => Promise.reject(new Error("nobody types")),
+    output: () => {},
+    size: () => ({ rows: 24, columns: 80 }),
+    onResize: () => {},
+  };
+  await failure(
+    "timeout",
+    () =>
+      runOnTerminal(manifest, "true", {
+        ...{ screen, timeoutMs: LIMIT_MS, signal: stop.signal },
+        vm: { env: ENV },
+      }),
+  ).finally(over.resolve);
+});
