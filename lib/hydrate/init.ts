@@ -14,11 +14,7 @@ import {
   imageNameOf,
   type NewImage,
 } from "../manifest/format.ts";
-import {
-  loadManifest,
-  type Manifest,
-  workspaceRoot,
-} from "../manifest/manifest.ts";
+import { loadManifest, type Manifest } from "../manifest/manifest.ts";
 import { type HttpsSource, parseImageSource } from "../manifest/source.ts";
 import {
   assertUpdatable,
@@ -37,6 +33,7 @@ import {
   type Sha256,
   sha256,
 } from "../system/digest.ts";
+import { workspaceRoot } from "../system/workspace.ts";
 import type { FetchOptions } from "./fetch.ts";
 import { hydrate } from "./hydrate.ts";
 import { publishedDigest } from "./_checksums.ts";

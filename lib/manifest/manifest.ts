@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { basename, dirname, join, resolve } from "../path.ts";
+import { dirname, join, resolve } from "../path.ts";
 import { parseSha256, type Sha256 } from "../system/digest.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
@@ -19,6 +19,7 @@ import {
   show,
 } from "./_json_fields.ts";
 import { isPortableName } from "../system/portable_name.ts";
+import { whyOutside, workspaceRoot } from "../system/workspace.ts";
 import { type ImageSource, parseImageSource } from "./source.ts";
 
 /** The image that a manifest names. */
@@ -85,6 +86,7 @@ export async function loadManifest(
   options: LoadManifestOptions = {},
 ): Promise<Manifest> {
   const file = await locateManifest(path, options);
+  await assertInWorkspace(file, "read");
   let text: string;
   try {
     text = await Deno.readTextFile(file);
@@ -98,6 +100,31 @@ export async function loadManifest(
     );
   }
   return parseManifest(text, file);
+}
+
+/**
+ * Refuses a manifest that a workspace has elsewhere, behind a symbolic link.
+ *
+ * Needs `--allow-read` for it and its directory.
+ *
+ * @param file Absolute path of the manifest; it may not exist.
+ * @param what What cannot be done, for the error.
+ * @throws {ToolsmithError} `file_unreadable`.
+ */
+export async function assertInWorkspace(
+  file: string,
+  what: "read" | "write",
+): Promise<void> {
+  const why = await whyOutside(file);
+  if (why === undefined) return;
+  throw new ToolsmithError(
+    "file_unreadable",
+    `Cannot ${what} manifest ${file}: ${why}`,
+    {
+      hint:
+        "replace the link by what it leads to, or name that file: --manifest PATH",
+    },
+  );
 }
 
 /**
@@ -154,17 +181,6 @@ export function parseManifest(text: string, path: string): Manifest {
     tools,
     operations: parseOperations(json, top.operations),
   };
-}
-
-/**
- * The workspace that a manifest belongs to.
- *
- * @param file Absolute path of the manifest.
- * @returns The directory that holds `.toolsmith/`, or the manifest's own directory.
- */
-export function workspaceRoot(file: string): string {
-  const dir = dirname(file);
-  return basename(dir) === ".toolsmith" ? dirname(dir) : dir;
 }
 
 /**

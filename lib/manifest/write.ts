@@ -4,14 +4,13 @@
  *
  * @module
  */
-import { dirname } from "../path.ts";
+import { dirname, resolve } from "../path.ts";
 import { consumerManifest, formatManifest, type NewImage } from "./format.ts";
 import { ToolsmithError } from "../errors.ts";
-import { absentAs } from "../system/files.ts";
+import { absentAs, replaceFile } from "../system/files.ts";
 import { jsonFields } from "./_json_fields.ts";
 import { jsonMembers } from "./_json_members.ts";
-import { replaceFile } from "../system/files.ts";
-import { parseManifest } from "./manifest.ts";
+import { assertInWorkspace, parseManifest } from "./manifest.ts";
 
 /** What {@linkcode writeManifest} takes. */
 export interface WriteManifestOptions {
@@ -92,8 +91,10 @@ export async function assertUpdatable(
  * @throws {ToolsmithError} `file_unreadable` where none can be.
  */
 export async function manifestExists(path: string): Promise<boolean> {
-  const there = Deno.lstat(path).then(() => true);
-  return await typedFailure(path, () => absentAs(false, there));
+  return await typedFailure(path, async () => {
+    await assertInWorkspace(resolve(path), "write");
+    return await absentAs(false, Deno.lstat(path).then(() => true));
+  });
 }
 
 const ANY_IMAGE: NewImage = {
@@ -103,6 +104,7 @@ const ANY_IMAGE: NewImage = {
 };
 
 async function readManifestFile(path: string) {
+  await assertInWorkspace(resolve(path), "write");
   const file = await Deno.realPath(path).catch(() => path);
   return { file, text: await absentAs(undefined, Deno.readTextFile(file)) };
 }

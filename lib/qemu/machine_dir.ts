@@ -9,6 +9,8 @@
 import { join, resolve } from "../path.ts";
 import { TERMINAL_IRQS, terminalId } from "./devices.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
+import { type Sha256, sha256OfText } from "../system/digest.ts";
+import { readOriginal, replaceFile } from "../system/files.ts";
 
 /** Names of the files in a machine's directory. */
 export const MACHINE_FILES = {
@@ -28,6 +30,8 @@ export const MACHINE_FILES = {
   exclusive: "alone",
   /** Held by whoever brings an export back from a guest that has a copy of it. */
   back: "back",
+  /** What proves to be the directory that a record of a machine means. */
+  token: "token",
 } as const;
 
 /** Sockets of the terminals, and the locks of the processes that use them. */
@@ -35,7 +39,6 @@ const TERMINALS = TERMINAL_IRQS.flatMap((_, index) => [
   terminalId(index),
   terminalLock(index),
 ]);
-const NAME = /^toolsmith-[^/]+$/;
 /** Files of a command's ports: the name that `portName` makes, and what it is. */
 const PORT = /^(toolsmith\.\w{8})\.(?:out|err|in|lock)$/;
 
@@ -114,23 +117,52 @@ export async function makeMachineDir(
 }
 
 /**
+ * Puts a token into the directory of a machine, for a record of the machine to
+ * hold its digest.
+ *
+ * Needs `--allow-read` and `--allow-write` for the directory.
+ *
+ * @param dir The directory.
+ * @returns The digest: what nobody can guess who cannot read there.
+ */
+export async function markMachineDir(dir: string): Promise<string> {
+  const path = join(dir, MACHINE_FILES.token);
+  await replaceFile(path, crypto.randomUUID(), { mode: 0o600 });
+  return (await tokenOf(dir))!;
+}
+
+/** A workspace may come with a record and a token: it is another token then. */
+async function tokenOf(dir: string): Promise<Sha256 | undefined> {
+  const token = await readOriginal(join(dir, MACHINE_FILES.token), 36);
+  return token === undefined ? undefined : await sha256OfText(token);
+}
+
+/**
  * Removes the directory of a machine that has ended, and nothing else: its path
  * may come from a file that somebody else wrote.
  *
  * Needs `--allow-read` and `--allow-write` for it.
  *
- * @param dir The directory; one that is no machine's, or holds other files,
- * stays.
+ * @param dir The directory; one that holds other files stays.
+ * @param token What {@linkcode markMachineDir} returned: a directory without it
+ * stays as it is.
  */
-export async function removeMachineDir(dir: string): Promise<void> {
-  if (!NAME.test(dir.slice(dir.lastIndexOf("/") + 1))) return;
+export async function removeMachineDir(
+  dir: string,
+  token: string,
+): Promise<void> {
   const own: string[] = [...Object.values(MACHINE_FILES), ...TERMINALS];
+  const proof = join(dir, MACHINE_FILES.token);
   try {
+    if (await tokenOf(dir) !== token) return;
     for await (const { name } of Deno.readDir(dir)) {
-      if (own.includes(name) || PORT.test(name)) {
-        await Deno.remove(join(dir, name));
+      const path = join(dir, name);
+      // The proof goes last: what is left after a kill can still be removed.
+      if (path !== proof && (own.includes(name) || PORT.test(name))) {
+        await Deno.remove(path);
       }
     }
+    await Deno.remove(proof);
     await Deno.remove(dir);
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;

@@ -149,6 +149,45 @@ export interface ReplaceFileOptions {
 }
 
 /**
+ * Reads a small text file. A symbolic link in its place is not followed, and a
+ * pipe is not opened.
+ *
+ * Needs `--allow-read` for it.
+ *
+ * @param path The file.
+ * @param maxBytes The largest size that is read, in bytes.
+ * @returns The text; `undefined` where no plain file of that size exists.
+ */
+export async function readPlainText(
+  path: string,
+  maxBytes: number,
+): Promise<string | undefined> {
+  const stat = await absentAs(undefined, Deno.lstat(path));
+  if (!stat?.isFile || stat.size > maxBytes) return undefined;
+  return await absentAs(undefined, Deno.readTextFile(path));
+}
+
+/**
+ * Reads a small text file with its inode and time of last change: a copy differs,
+ * and so does what comes with an archive or a repository.
+ *
+ * Needs `--allow-read` for it.
+ *
+ * @param path The file.
+ * @param maxBytes The largest size that is read, in bytes.
+ * @returns The text and the two; `undefined` where {@linkcode readPlainText}
+ * returns that, or the file is empty.
+ */
+export async function readOriginal(
+  path: string,
+  maxBytes: number,
+): Promise<string | undefined> {
+  const text = await readPlainText(path, maxBytes);
+  const file = await fingerprint(path);
+  return text && file && `${text} ${file.inode} ${file.ctime}`;
+}
+
+/**
  * Removes a file, or a directory and all it holds; one that is not there is fine.
  *
  * Needs `--allow-write` for it.

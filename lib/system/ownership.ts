@@ -4,7 +4,14 @@
  *
  * @module
  */
-import { dirname, resolve } from "../path.ts";
+import {
+  dirname,
+  isAbsolute,
+  join,
+  relative,
+  resolve,
+  SEPARATOR,
+} from "../path.ts";
 
 /** What {@linkcode whyUntrusted} takes. */
 export interface TrustOptions {
@@ -93,6 +100,30 @@ export async function whyUnsafe(dir: string): Promise<string | undefined> {
   for (const stat of itself ? [itself, named] : []) {
     const why = reason(stat, uid, { above: true });
     if (why) return `${dir} ${why}`;
+  }
+}
+
+/**
+ * Says why a path leads out of a directory: a part of it is a symbolic link, or
+ * it does not lie below the directory. Links above the directory do not count.
+ *
+ * Needs `--allow-read` for the parts below the directory.
+ *
+ * @param path The file or directory, which need not exist.
+ * @param root The directory.
+ * @returns Why, with the path that is the reason; `undefined` if it stays inside.
+ */
+export async function whyLinked(
+  path: string,
+  root: string,
+): Promise<string | undefined> {
+  const parts = relative(root, path).split(SEPARATOR);
+  if (parts[0] === ".." || isAbsolute(parts[0])) {
+    return `${path} is not in ${root}`;
+  }
+  for (let at = root; parts.length > 0;) {
+    at = join(at, parts.shift()!);
+    if ((await lstat(at))?.isSymlink) return `${at} is a symbolic link`;
   }
 }
 

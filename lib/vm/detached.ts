@@ -4,15 +4,20 @@
  *
  * @module
  */
-import { dirname, join } from "../path.ts";
+import { dirname, join, resolve } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import { isDisconnection } from "../qemu/errors.ts";
 import { emitter, type OnEvent } from "../events.ts";
-import { replaceFile } from "../system/files.ts";
+import { readPlainText, replaceFile } from "../system/files.ts";
 import { lock } from "../system/lock.ts";
 import { whyUntrusted } from "../system/ownership.ts";
 import { run } from "../system/process.ts";
-import { MACHINE_FILES, removeMachineDir } from "../qemu/machine_dir.ts";
+import { whyOutside } from "../system/workspace.ts";
+import {
+  MACHINE_FILES,
+  markMachineDir,
+  removeMachineDir,
+} from "../qemu/machine_dir.ts";
 import { sharedMonitor } from "../qemu/monitor.ts";
 import { clearSetIdBits } from "../qemu/set_id.ts";
 import {
@@ -40,6 +45,8 @@ export interface DetachedVmOptions {
 }
 
 const GRACE_MS = 10_000;
+/** A record has less; what comes with a workspace may be of any size. */
+const MAX_BYTES = 1024 * 1024;
 const POLL_MS = 100;
 
 /**
@@ -61,18 +68,27 @@ export async function detach(
   options: DetachOptions & DetachedVmOptions = {},
 ): Promise<DetachedVmRecord> {
   const { digest, graceMs = GRACE_MS, signal } = options;
+  const link = await whyOutside(resolve(path));
+  if (link) throw notTrusted(path, link, "remove the link");
+  await Deno.mkdir(dirname(path), { recursive: true });
+  const why = await whyUntrusted(path);
+  if (why) {
+    throw notTrusted(
+      path,
+      why,
+      "remove write access for other users: chmod go-w",
+    );
+  }
+  using _lock = await lock(`${path}.lock`, { signal });
+  if (await readRecord(path)) throw alreadyRunning(path);
   const record: DetachedVmRecord = {
     layout: 1,
     ...vm.facts,
     ...digest === undefined ? {} : { digest },
     since: new Date().toISOString(),
     graceMs,
+    token: await markMachineDir(vm.facts.dir),
   };
-  await Deno.mkdir(dirname(path), { recursive: true });
-  const why = await whyUntrusted(path);
-  if (why) throw notTrusted(path, why);
-  using _lock = await lock(`${path}.lock`, { signal });
-  if (await readRecord(path)) throw alreadyRunning(path);
   await replaceFile(path, formatRecord(record), { mode: 0o600 });
   await vm.release();
   return record;
@@ -98,7 +114,7 @@ export async function findDetachedVm(
 ): Promise<DetachedVmRecord | undefined> {
   const found = await Deno.lstat(path).catch(() => undefined);
   if (!found) return undefined;
-  const why = await whyUntrusted(path);
+  const why = await whyOutside(resolve(path)) ?? await whyUntrusted(path);
   if (why) {
     const message = `The detached VM is not used: ${why}`;
     emitter(options.onEvent)({ type: "warning", message });
@@ -200,8 +216,8 @@ export async function assertNoDetachedVm(
 
 /** The record, unless its machine has ended. The caller holds the lock. */
 async function readRecord(path: string): Promise<DetachedVmRecord | undefined> {
-  const text = await Deno.readTextFile(path).catch(() => "");
-  const record = parseRecord(text);
+  const text = await readPlainText(path, MAX_BYTES).catch(() => undefined);
+  const record = parseRecord(text ?? "");
   // Whoever can write in its directory can pretend to be the machine.
   if (!record || await whyUntrusted(record.dir)) return undefined;
   if (await isRunning(record)) return record;
@@ -209,8 +225,8 @@ async function readRecord(path: string): Promise<DetachedVmRecord | undefined> {
   return undefined;
 }
 
-async function forget(path: string, record: DetachedVmRecord) {
-  await removeMachineDir(record.dir);
+async function forget(path: string, { dir, token }: DetachedVmRecord) {
+  if (token !== undefined) await removeMachineDir(dir, token);
   await Deno.remove(path).catch(() => {});
 }
 
@@ -221,6 +237,8 @@ async function forget(path: string, record: DetachedVmRecord) {
 async function isRunning({ dir }: DetachedVmRecord): Promise<boolean> {
   try {
     const path = join(dir, MACHINE_FILES.console);
+    // A workspace may come with a link to a socket of another program.
+    if ((await Deno.lstat(path)).isSymlink) return false;
     (await Deno.connect({ transport: "unix", path })).close();
     return true;
   } catch (error) {
@@ -262,11 +280,11 @@ async function whenEnded(
   });
 }
 
-function notTrusted(path: string, why: string): ToolsmithError {
+function notTrusted(path: string, why: string, hint: string): ToolsmithError {
   return new ToolsmithError(
     "file_unreadable",
     `Cannot write down the machine in ${path}: ${why}`,
-    { hint: "take the right to write there from other users: chmod go-w" },
+    { hint },
   );
 }
 

@@ -17,6 +17,11 @@ export interface DetachedVmRecord extends VmFacts {
   since: string;
   /** Time that a stop gives the guest to power down, in milliseconds. */
   graceMs: number;
+  /**
+   * Digest of a token in the machine's directory; without it the directory is
+   * never removed. Absent where an earlier version wrote the record.
+   */
+  token?: string;
 }
 
 const ACCELERATORS = new Set<unknown>(["kvm", "hvf", "tcg"]);
@@ -64,6 +69,7 @@ function isRecord(value: Fields): value is Fields & DetachedVmRecord {
     ACCELERATORS.has(value.accelerator) &&
     typeof value.network === "boolean" &&
     (value.digest === undefined || typeof value.digest === "string") &&
+    (value.token === undefined || typeof value.token === "string") &&
     Array.isArray(value.shares) && value.shares.every(isShare);
 }
 

@@ -9,10 +9,11 @@ import {
   type DetachedVmRecord,
   formatRecord,
 } from "../../lib/vm/detached_record.ts";
+import { markMachineDir } from "../../lib/qemu/machine_dir.ts";
 import { run, spawn } from "../../lib/system/process.ts";
 import { denoArgs, ROOT } from "../../scripts/deno.ts";
 import { failure } from "../support/failure.ts";
-import { temporaryDir } from "../support/directory.ts";
+import { namesIn, temporaryDir } from "../support/directory.ts";
 import { collect, env, guest, needsGuest } from "../support/guest.ts";
 import { asRoot } from "../support/users.ts";
 import { record } from "../support/detached_vm.ts";
@@ -183,8 +184,9 @@ Deno.test({
       "the state of a dead machine is recognised, and goes",
       async () => {
         // Its process id may belong to somebody else by now: here, to this test.
-        const stale = { ...state, pid: Deno.pid };
         await Deno.mkdir(state.dir);
+        const token = await markMachineDir(state.dir);
+        const stale = { ...state, pid: Deno.pid, token };
         await Deno.writeTextFile(path, formatRecord(stale));
         assertEquals(await findDetachedVm(path), undefined);
         assertEquals(await Deno.stat(path).catch(() => "gone"), "gone");
@@ -204,12 +206,17 @@ Deno.test({
 Deno.test("a record made by others removes no directory of the user", async () => {
   await using dir = await temporaryDir();
   const victim = join(dir.path, "toolsmith-notes");
-  await Deno.mkdir(join(victim, "sub"), { recursive: true });
-  await Deno.writeTextFile(join(victim, "precious"), "mine");
+  await Deno.mkdir(victim);
+  // Called as a machine's own are.
+  const files = ["console", "lock", "qmp", "seed"];
+  for (const name of files) await Deno.writeTextFile(join(victim, name), "");
   const path = join(dir.path, "machine.json");
-  await Deno.writeTextFile(path, formatRecord({ ...record, dir: victim }));
-  assertEquals(await findDetachedVm(path), undefined);
-  assertEquals(await Deno.readTextFile(join(victim, "precious")), "mine");
+  for (const token of [undefined, "0".repeat(64)]) {
+    const forged = formatRecord({ ...record, dir: victim, token });
+    await Deno.writeTextFile(path, forged);
+    assertEquals(await findDetachedVm(path), undefined);
+    assertEquals(await namesIn(victim), files);
+  }
 });
 
 /** A directory that pretends to be a machine's, and the record of it. */

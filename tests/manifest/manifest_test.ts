@@ -7,7 +7,6 @@ import {
   loadManifest,
   locateManifest,
   parseManifest,
-  workspaceRoot,
 } from "../../lib/manifest/manifest.ts";
 import { failure } from "../support/failure.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -140,11 +139,6 @@ Deno.test("paths start from the manifest's directory, whatever the working direc
     kind: "file",
     path: "/srv/project/dist/a.qcow2",
   });
-});
-
-Deno.test("a manifest elsewhere has its own directory for a workspace", () => {
-  assertEquals(workspaceRoot("/srv/p/.toolsmith/tools.json"), "/srv/p");
-  assertEquals(workspaceRoot("/srv/p/tools.json"), "/srv/p");
 });
 
 /** What is wrong: its code, its field, a part of the message, of the hint. */

@@ -2,9 +2,11 @@ import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import {
   makeMachineDir,
+  markMachineDir,
   portName,
   removeMachineDir,
 } from "../../lib/qemu/machine_dir.ts";
+import { sha256OfText } from "../../lib/system/digest.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 const names = (dir: string) =>
@@ -21,28 +23,55 @@ Deno.test("a machine's directory is private, and its sockets can be named", asyn
   }
 });
 
-Deno.test("what a machine has left goes, with its directory", async () => {
+/** A directory with files that are called as a machine's. */
+async function fill(path: string): Promise<string[]> {
+  const files = ["alone", "lock", "qmp", `${portName()}.err`];
+  await Deno.mkdir(path, { recursive: true });
+  for (const name of files) await Deno.writeTextFile(join(path, name), "");
+  return files.sort();
+}
+
+Deno.test("removeMachineDir() removes a directory with its token, whatever of it is left", async () => {
   await using dir = await temporaryDir();
   const machine = join(dir.path, "toolsmith-a1b2");
-  await Deno.mkdir(machine);
-  for (const name of ["qmp", "lock", "alone", `${portName()}.err`]) {
-    await Deno.writeTextFile(join(machine, name), "");
-  }
-  await removeMachineDir(machine);
+  await fill(machine);
+  const token = await markMachineDir(machine);
+  const { mode } = await Deno.stat(join(machine, "token"));
+  assertEquals(mode! & 0o777, 0o600);
+  await removeMachineDir(machine, token);
   assertEquals(names(dir.path), []);
-  await removeMachineDir(machine);
+  await removeMachineDir(machine, token);
 });
 
-Deno.test("a directory that is no machine's stays, and so do a user's files", async () => {
+Deno.test("removeMachineDir() removes nothing from a directory without the token, or with a copy of it", async () => {
   await using dir = await temporaryDir();
-  for (const name of ["notes", "toolsmith-notes"]) {
-    const victim = join(dir.path, name);
-    await Deno.mkdir(join(victim, "sub"), { recursive: true });
-    await Deno.writeTextFile(join(victim, "lock"), "");
-    await Deno.writeTextFile(join(victim, "precious"), "");
-    await removeMachineDir(victim);
-  }
-  assertEquals(names(join(dir.path, "notes")), ["lock", "precious", "sub"]);
-  const kept = names(join(dir.path, "toolsmith-notes"));
-  assertEquals(kept.filter((name) => name !== "lock"), ["precious", "sub"]);
+  const [machine, victim] = ["toolsmith-machine", "toolsmith-notes"]
+    .map((name) => join(dir.path, name));
+  await fill(machine);
+  const files = await fill(victim);
+  const digest = await markMachineDir(machine);
+  const [token, planted] = [machine, victim].map((it) => join(it, "token"));
+  const text = await Deno.readTextFile(token);
+  await removeMachineDir(victim, digest);
+  await Deno.writeTextFile(planted, text, { mode: 0o600 });
+  await removeMachineDir(victim, digest);
+  await removeMachineDir(victim, await sha256OfText(text));
+  await Deno.remove(planted);
+  await Deno.symlink(token, planted);
+  await removeMachineDir(victim, digest);
+  assertEquals(names(victim), [...files, "token"].sort());
+  await markMachineDir(victim);
+  await removeMachineDir(victim, digest);
+  assertEquals(names(victim), [...files, "token"].sort());
+});
+
+Deno.test("removeMachineDir() keeps files that are not a machine's", async () => {
+  await using dir = await temporaryDir();
+  const machine = join(dir.path, "toolsmith-notes");
+  await fill(machine);
+  await Deno.mkdir(join(machine, "qemu"));
+  await Deno.writeTextFile(join(machine, "precious"), "");
+  const token = await markMachineDir(machine);
+  await removeMachineDir(machine, token);
+  assertEquals(names(machine), ["precious", "qemu"]);
 });

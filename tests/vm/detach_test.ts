@@ -18,7 +18,7 @@ import {
   parseRecord,
 } from "../../lib/vm/detached_record.ts";
 import type { BootedVm, VmFacts } from "../../lib/vm/vm.ts";
-import { temporaryDir } from "../support/directory.ts";
+import { namesIn, temporaryDir } from "../support/directory.ts";
 import { failure } from "../support/failure.ts";
 import { fakeMachine } from "../support/fake_machine.ts";
 import { collect } from "../support/guest.ts";
@@ -93,7 +93,9 @@ test("a machine is written down before it is let go, for this user alone", async
   const record = await detach(vm, path, { digest: "abc", graceMs: 5 });
   const text = await Deno.readTextFile(path);
   assertEquals([released, parseRecord(text)], [[true], record]);
-  const { since, ...rest } = record;
+  const { since, token, ...rest } = record;
+  assertMatch(token!, /^[0-9a-f]{64}$/);
+  assert((await namesIn(facts.dir)).includes("token"));
   assertEquals<unknown>(rest, {
     layout: 1,
     ...facts,
@@ -157,6 +159,52 @@ test("the record of a machine that has ended goes, with what it left", async ({ 
   assertEquals(await findDetachedVm(path), undefined);
   const gone = (it: string) => Deno.stat(it).then(() => false, () => true);
   assertEquals([await gone(path), await gone(join(dir, "qmp"))], [true, true]);
+});
+
+test("a record with another token or none removes nothing of the directory that it names", async ({ facts, path, dir, end }) => {
+  const { token: _, ...record } = await detach(booted(facts, path).vm, path);
+  end();
+  // Its listener removes this one.
+  const left = async () =>
+    (await namesIn(dir)).filter((name) => name !== "console");
+  const before = await left();
+  for (const token of ["0".repeat(64), undefined]) {
+    await Deno.writeTextFile(path, formatRecord({ ...record, token }));
+    assertEquals(await findDetachedVm(path), undefined);
+    assertEquals(await Deno.stat(path).catch(() => "gone"), "gone");
+    assertEquals(await left(), before);
+  }
+});
+
+test("a record in a linked .toolsmith/, or that is a link, is neither read nor written", async ({ facts, path, dir }) => {
+  const root = join(path, "..", "..");
+  const at = (name: string) => join(root, name, ".toolsmith", "machine.json");
+  await detach(booted(facts, path).vm, path);
+  await Deno.mkdir(join(root, "linked"));
+  await Deno.symlink(join(path, ".."), join(root, "linked", ".toolsmith"));
+  await Deno.mkdir(join(root, "file", ".toolsmith"), { recursive: true });
+  await Deno.symlink(path, at("file"));
+  const before = [await namesIn(join(path, "..")), await namesIn(dir)];
+  const text = await Deno.readTextFile(path);
+  for (const name of ["linked", "file"]) {
+    const { events, onEvent } = collect("warning");
+    assertEquals(await findDetachedVm(at(name), { onEvent }), undefined);
+    assertMatch(events[0].message, /not used: .* is a symbolic link$/);
+    const { vm, released } = booted(facts, path);
+    const error = await failure("file_unreadable", () => detach(vm, at(name)));
+    assertMatch(error.message, /^Cannot write down .* is a symbolic link$/);
+    assertEquals([released, error.hint], [[], "remove the link"]);
+  }
+  assertEquals([await namesIn(join(path, "..")), await namesIn(dir)], before);
+  assertEquals(await Deno.readTextFile(path), text);
+  assert(await findDetachedVm(path));
+});
+
+test("a link to a socket in the place of a machine's is not connected to", async ({ facts, path, dir }) => {
+  await detach(booted(facts, path).vm, path);
+  await Deno.rename(join(dir, "console"), join(dir, "other"));
+  await Deno.symlink("other", join(dir, "console"));
+  assertEquals(await findDetachedVm(path), undefined);
 });
 
 test("a machine that is used goes on for others, and its end is noticed", async ({ facts, path, dir, end }) => {

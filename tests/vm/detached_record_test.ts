@@ -15,6 +15,7 @@ Deno.test("a record that is no machine's is none, whatever is wrong with it", ()
     { memory: "512" },
     { network: 1 },
     { digest: 1 },
+    { token: 1 },
     { shares: [{ path: "/", tag: "a" }] },
     { shares: {} },
   ];
@@ -51,6 +52,7 @@ Deno.test("a record is read as it was written, and any text without an error", (
     since: fc.string(),
     graceMs: count,
     digest: fc.string(),
+    token: fc.string(),
   }, {
     requiredKeys: [
       ...["layout", "image", "pid", "dir", "version", "accelerator"] as const,

@@ -3,8 +3,9 @@
  *
  * @module
  */
-import { locateManifest, workspaceRoot } from "../../manifest/manifest.ts";
+import { locateManifest } from "../../manifest/manifest.ts";
 import { detachedVmPath } from "../../run/workspace_vm.ts";
+import { workspaceRoot } from "../../system/workspace.ts";
 import { stopDetachedVm } from "../../vm/detached.ts";
 import type { Command } from "../command.ts";
 import { JSON_OUTPUT, MANIFEST } from "../flags.ts";
