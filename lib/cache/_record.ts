@@ -9,6 +9,7 @@ import type { Digest } from "../system/digest.ts";
 import {
   type Fingerprint,
   isFingerprint,
+  readPlainText,
   replaceFile,
 } from "../system/files.ts";
 
@@ -41,10 +42,7 @@ export async function readRecord(
   dir: string,
 ): Promise<VerificationRecord | undefined> {
   try {
-    const path = recordPath(dir);
-    const { isFile, size } = await Deno.lstat(path);
-    if (!isFile || size > MAX_BYTES) return undefined;
-    return parseRecord(await Deno.readTextFile(path));
+    return parseRecord(await readPlainText(recordPath(dir), MAX_BYTES) ?? "");
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     return undefined;

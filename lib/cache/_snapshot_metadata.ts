@@ -10,7 +10,10 @@ import {
   type Fingerprint,
   fingerprintOf,
   isFingerprint,
+  readPlainText,
 } from "../system/files.ts";
+
+const MAX_BYTES = 64 * 1024;
 
 /** The files of a snapshot as they were when it was saved. */
 export interface SnapshotMetadata {
@@ -72,7 +75,7 @@ export async function readMetadata(
   path: string,
 ): Promise<SnapshotMetadata | undefined> {
   try {
-    return parseMetadata(await Deno.readTextFile(path));
+    return parseMetadata(await readPlainText(path, MAX_BYTES) ?? "");
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     return undefined;

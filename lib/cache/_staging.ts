@@ -6,6 +6,7 @@
  * @module
  */
 import { dirname, join } from "../path.ts";
+import type { Environment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { BootLoader } from "../image/boot_loader.ts";
 import { asDigest, type Sha256 } from "../system/digest.ts";
@@ -20,6 +21,7 @@ import {
 import { tryLock } from "../system/lock.ts";
 import { readPartRecord } from "../system/part_record.ts";
 import { writeRecord } from "./_record.ts";
+import { parseStagingName, stagingIds, stagingName } from "./_staging_names.ts";
 
 /** Names an entry of the cache. */
 export interface CacheKey {
@@ -63,7 +65,6 @@ export interface Staging extends AsyncDisposable {
   place(file: VerifiedFile): Promise<string>;
 }
 
-const NAME = /^\.staging-([0-9a-f]{64})-/;
 /** What nobody has come back for in so long is removed, in milliseconds. */
 const KEEP_MS = 7 * 24 * 3_600_000;
 
@@ -78,12 +79,18 @@ export function lockPath({ cache, image, sha256 }: CacheKey): string {
 }
 
 /**
- * Makes a staging directory for an entry, whose lock the caller has, or goes on
- * with the one of a transfer that was cut.
+ * Makes a staging directory for an entry, whose lock the caller has, or resumes
+ * the one that this user's interrupted transfer left.
+ *
+ * @param key The entry.
+ * @param env Read for `XDG_CACHE_HOME` and `HOME`.
  */
-export async function stage(key: CacheKey): Promise<Staging> {
-  const cut = await findPartial(key);
-  const dir = cut ?? stagingDir(key, crypto.randomUUID());
+export async function stage(key: CacheKey, env: Environment): Promise<Staging> {
+  const { cache, image, sha256 } = key;
+  const partials = await listPartials(cache, image, env);
+  const cut = partials.find((partial) => partial.sha256 === sha256)?.dir;
+  const dir = cut ??
+    stagingDir(key, await (await stagingIds(cache, image, env)).next(sha256));
   if (!cut) await Deno.mkdir(dir, { mode: 0o700 });
   return {
     dir,
@@ -101,6 +108,7 @@ export async function stage(key: CacheKey): Promise<Staging> {
  * @returns `false` if it was gone.
  */
 export async function takeAway(key: CacheKey): Promise<boolean> {
+  // No id of this user's: what an entry holds is never resumed.
   const aside = stagingDir(key, crypto.randomUUID());
   const gone = await absentAs("gone", Deno.rename(entryDir(key), aside));
   if (gone) return false;
@@ -110,19 +118,19 @@ export async function takeAway(key: CacheKey): Promise<boolean> {
 
 /**
  * Removes staging directories that no process fills any more: one whose lock can
- * be had has no owner. What can be gone on with stays for seven days.
+ * be had has no owner. What this user can resume stays for seven days.
  *
  * @param cache The cache's directory.
  * @param image The image's name.
- * @param held The entry whose lock the caller has, if any.
+ * @param options Whose they are, and the entry whose lock the caller has.
  */
 export async function sweepStaging(
   cache: string,
   image: string,
-  held?: string,
+  { env, held }: { env: Environment; held?: Sha256 },
 ) {
   const kept = new Map<string, string>();
-  for (const { sha256, dir, used } of await listPartials(cache, image)) {
+  for (const { sha256, dir, used } of await listPartials(cache, image, env)) {
     const isFresh = Date.now() - used.getTime() < KEEP_MS;
     if (isFresh && !kept.has(sha256)) kept.set(sha256, dir);
   }
@@ -180,17 +188,23 @@ export interface Partial {
 }
 
 /**
- * Lists what transfers of an image have left, those with the most bytes first.
+ * Lists what this user's transfers of an image have left, those with the most
+ * bytes first. Directories that anything else made are not looked into.
  *
  * @param cache The cache's directory.
  * @param image The image's name.
+ * @param env Read for `XDG_CACHE_HOME` and `HOME`.
  */
 export async function listPartials(
   cache: string,
   image: string,
+  env: Environment,
 ): Promise<Partial[]> {
   const found: Partial[] = [];
-  for (const { sha256, dir } of await stagings(cache, image)) {
+  const ids = await stagingIds(cache, image, env);
+  for (const { isDirectory, ...name } of await stagings(cache, image)) {
+    if (!isDirectory || !await ids.isOwn(name)) continue;
+    const { dir, sha256 } = name;
     const partial = await deniedAs(undefined, readPartial(dir, sha256));
     if (partial) found.push(partial);
   }
@@ -207,17 +221,12 @@ async function readPartial(
   return { sha256, dir, bytes, total, used };
 }
 
-/** Where the transfer of an entry goes on, if one was cut. */
-async function findPartial(key: CacheKey): Promise<string | undefined> {
-  const partials = await listPartials(key.cache, key.image);
-  return partials.find(({ sha256 }) => sha256 === key.sha256)?.dir;
-}
-
 async function stagings(cache: string, image: string) {
-  const found: { sha256: Sha256; dir: string }[] = [];
-  for await (const { name } of Deno.readDir(join(cache, image))) {
-    const sha256 = NAME.exec(name)?.[1];
-    if (sha256) found.push({ sha256, dir: join(cache, image, name) });
+  const found = [];
+  for await (const { name, isDirectory } of Deno.readDir(join(cache, image))) {
+    const parsed = parseStagingName(name);
+    if (!parsed) continue;
+    found.push({ ...parsed, isDirectory, dir: join(cache, image, name) });
   }
   return found;
 }
@@ -247,7 +256,7 @@ async function removeOwn(path: string) {
 }
 
 function stagingDir({ cache, image, sha256 }: CacheKey, id: string): string {
-  return join(cache, image, `.staging-${sha256}-${id.slice(0, 8)}`);
+  return join(cache, image, stagingName({ sha256, id }));
 }
 
 async function place(

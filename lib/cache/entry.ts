@@ -7,15 +7,18 @@
  *     <cache>/<image>/.staging-<sha256>-<id>/     being filled; same filesystem
  *     <cache>/<image>/.<sha256>.lock              flock
  *
+ * Below the cache's directory no symbolic link is followed.
+ *
  * @module
  */
-import { basename, join } from "../path.ts";
+import { basename, join, resolve } from "../path.ts";
 import { asDigest } from "../system/digest.ts";
-import type { Environment } from "../environment.ts";
+import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError, toToolsmithError } from "../errors.ts";
 import { type Fingerprint, fingerprint, isSame } from "../system/files.ts";
 import { lock, type LockOptions, tryLock } from "../system/lock.ts";
-import { whyUnsafe, whyUntrusted } from "../system/ownership.ts";
+import { whyLinked, whyUnsafe, whyUntrusted } from "../system/ownership.ts";
+import { whyOutside } from "../system/workspace.ts";
 import {
   readRecord,
   recordPath,
@@ -76,7 +79,7 @@ export interface ImageEntry {
    *
    * @param options Who is notified of a wait, and what ends it.
    * @throws {ToolsmithError} `cache_unwritable`, also where another user could
-   * replace what is written.
+   * replace what is written, or the image's directory is a link.
    */
   lock(options?: LockOptions): Promise<LockedEntry>;
   /** Takes the lock if no other process has it. */
@@ -115,33 +118,62 @@ const UNWRITABLE = [
   "file_unreadable",
 ];
 
+const NOT_OWN =
+  "only its owner fills a cache: put yours elsewhere, TOOLSMITH_CACHE=DIR";
+const LINKED =
+  "remove the link, or name a cache elsewhere: --cache DIR or TOOLSMITH_CACHE=DIR";
+
+/** What {@linkcode findCache} takes besides the workspace. */
+export interface FindCacheOptions {
+  /** The directory that the user names. @default {undefined} */
+  cache?: string;
+  /** Read for `TOOLSMITH_CACHE`. @default {processEnvironment} */
+  env?: Environment;
+}
+
 /**
- * The cache's directory.
+ * Finds the cache's directory, which need not exist. One that the user names may
+ * be a link; the workspace's own is not to lead out of the workspace.
+ *
+ * Needs `--allow-read` for the workspace.
  *
  * @param root The workspace.
- * @param env Read for `TOOLSMITH_CACHE`.
- * @returns What the variable names, or `.toolsmith/cache` in the workspace.
+ * @param options What the user names.
+ * @returns The absolute path of what is named, else of `.toolsmith/cache`.
+ * @throws {ToolsmithError} `cache_unwritable` for a link in the workspace.
  */
-export function cacheDir(root: string, env: Environment): string {
-  return env.get("TOOLSMITH_CACHE") || join(root, ".toolsmith", "cache");
+export async function findCache(
+  root: string,
+  { cache, env = processEnvironment }: FindCacheOptions = {},
+): Promise<string> {
+  const named = cache ?? env.get("TOOLSMITH_CACHE");
+  if (named) return resolve(named);
+  const dir = resolve(root, ".toolsmith", "cache");
+  const why = await whyOutside(dir);
+  if (why) throw unusable(dir, why, LINKED);
+  return dir;
 }
 
 /**
  * The place of an image in the cache.
  *
  * @param key The entry.
+ * @param options Where this user's own cache is.
  * @returns Its methods; nothing is read or made before one is called.
  */
-export function cacheEntry(key: CacheKey): ImageEntry {
+export function cacheEntry(
+  key: CacheKey,
+  { env = processEnvironment }: { env?: Environment } = {},
+): ImageEntry {
   const dir = entryDir(key);
   return {
     dir,
     lockPath: lockPath(key),
     lookUp: () => lookUp(key),
-    lock: (options) => lockEntry(key, options),
+    lock: (options) => lockEntry(key, env, options),
     async tryLock() {
       const held = await tryLock(lockPath(key));
-      return held && lockedEntry(key, held);
+      return held && lockedEntry(key, env, held);
     },
     async touch() {
       const now = new Date();
@@ -153,6 +185,7 @@ export function cacheEntry(key: CacheKey): ImageEntry {
 
 async function lookUp(key: CacheKey): Promise<CachedFile | undefined> {
   const dir = entryDir(key);
+  if (await whyLinked(dir, key.cache)) return undefined;
   const suspectRecord = await whyUntrusted(recordPath(dir));
   const record = suspectRecord ? undefined : await readRecord(dir);
   const file = record?.file ?? await findImage(dir);
@@ -169,18 +202,22 @@ async function lookUp(key: CacheKey): Promise<CachedFile | undefined> {
 
 async function lockEntry(
   key: CacheKey,
+  env: Environment,
   options: LockOptions = {},
 ): Promise<LockedEntry> {
   const dir = join(key.cache, key.image);
   try {
+    const link = await whyLinked(dir, key.cache);
+    if (link) throw unusable(dir, link, LINKED);
     // Not for a group to write, whatever the umask.
     await Deno.mkdir(dir, { recursive: true, mode: 0o755 });
     const why = await whyUnsafe(key.cache) ?? await whyUnsafe(dir);
-    if (why) throw notOwn(dir, why);
+    if (why) throw unusable(dir, why, NOT_OWN);
     const held = await lock(lockPath(key), options);
     try {
-      await sweepStaging(key.cache, key.image, key.sha256);
-      return lockedEntry(key, held);
+      const { sha256 } = key;
+      await sweepStaging(key.cache, key.image, { env, held: sha256 });
+      return lockedEntry(key, env, held);
     } catch (error) {
       held[Symbol.dispose]();
       throw error;
@@ -190,29 +227,37 @@ async function lockEntry(
   }
 }
 
-function lockedEntry(key: CacheKey, held: Disposable): LockedEntry {
+function lockedEntry(
+  key: CacheKey,
+  env: Environment,
+  held: Disposable,
+): LockedEntry {
   return {
     async stage() {
       try {
-        return await stage(key);
+        return await stage(key, env);
       } catch (cause) {
         throw asCacheError(cause, key.cache);
       }
     },
-    renew: (cached) => deniedAs(undefined, renew(key, cached)),
+    renew: (cached) => deniedAs(undefined, renew(key, env, cached)),
     remove: () => takeAway(key),
     [Symbol.dispose]: () => held[Symbol.dispose](),
   };
 }
 
-async function renew(key: CacheKey, { path, record, found }: CachedFile) {
+async function renew(
+  key: CacheKey,
+  env: Environment,
+  { path, record, found }: CachedFile,
+) {
   const file = basename(path);
   const digest = asDigest(key.sha256);
   const source = record?.source ?? "unknown";
   const verified = new Date().toISOString();
   const { boot } = record ?? {};
   const renewed = { file, digest, source, verified, ...found, boot };
-  await using staging = await stage(key);
+  await using staging = await stage(key, env);
   await writeRecord(entryDir(key), renewed, staging.dir);
 }
 
@@ -241,14 +286,11 @@ export function asCacheError(cause: unknown, dir: string): ToolsmithError {
   return toToolsmithError(cause);
 }
 
-function notOwn(dir: string, why: string): ToolsmithError {
+function unusable(dir: string, why: string, hint: string): ToolsmithError {
   return new ToolsmithError(
     "cache_unwritable",
     `Cannot write to the cache at ${dir}: ${why}`,
-    {
-      hint:
-        "only its owner fills a cache: put yours elsewhere, TOOLSMITH_CACHE=DIR",
-    },
+    { hint },
   );
 }
 

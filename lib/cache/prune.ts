@@ -173,7 +173,9 @@ export async function pruneCache(
     if (outcome !== "gone") result[outcome].push(entry);
     if (outcome === "removed") result.bytes += entry.bytes;
   }
-  for (const partial of (await listPartialImages(cache)).filter(isOld)) {
+  for (
+    const partial of (await listPartialImages(cache, { env })).filter(isOld)
+  ) {
     const { image, digest, path } = partial;
     const key = { cache, image, sha256: sha256Hex(digest) };
     if (!dryRun && !await removeStaging(key, path)) continue;
@@ -181,7 +183,9 @@ export async function pruneCache(
     result.bytes += partial.bytes;
   }
   if (!dryRun) {
-    for (const image of await dirs(cache)) await sweepStaging(cache, image);
+    for (const image of await dirs(cache)) {
+      await sweepStaging(cache, image, { env });
+    }
   }
   return result;
 }
@@ -209,13 +213,16 @@ export async function adoptSnapshots(
  * Lists what cut transfers have left in a cache. They are removed after seven
  * days, when anything of the same image is hydrated.
  *
- * Needs `--allow-read` for the cache.
+ * Needs `--allow-read` and `--allow-write` for the cache and for this user's own,
+ * and `--allow-sys=uid`.
  *
  * @param cache The cache's directory; one that is not there is empty.
- * @returns What is there to go on with.
+ * @param options Where this user's own cache is.
+ * @returns What this user's next transfers can resume.
  */
 export async function listPartialImages(
   cache: string,
+  { env = processEnvironment }: { env?: Environment } = {},
 ): Promise<PartialImage[]> {
   const found: PartialImage[] = [];
   for (const image of await dirs(cache)) {
@@ -223,6 +230,7 @@ export async function listPartialImages(
       const { sha256, dir, bytes, total, used } of await listPartials(
         cache,
         image,
+        env,
       )
     ) {
       const digest = asDigest(sha256);

@@ -15,10 +15,14 @@
  * @module
  */
 import { basename, dirname, join } from "../path.ts";
-import { type Environment, processEnvironment } from "../environment.ts";
+import {
+  type Environment,
+  processEnvironment,
+  userCacheDir,
+} from "../environment.ts";
 import { type Sha256, sha256OfText } from "../system/digest.ts";
 import { absentAs } from "../system/files.ts";
-import { ownUid, whyUntrusted } from "../system/ownership.ts";
+import { ownUid, whyLinked, whyUntrusted } from "../system/ownership.ts";
 import {
   adoptSnapshot,
   findSnapshot,
@@ -88,8 +92,9 @@ const DIR = "machines";
 
 /**
  * Where this user's snapshots of a cached image lie: beside the image if the
- * entry is this user's own, else in `$XDG_CACHE_HOME/toolsmith` (by default
- * `~/.cache/toolsmith`), so that users who share an image share no machine.
+ * entry is this user's own and has no link there, else in
+ * `$XDG_CACHE_HOME/toolsmith` (by default `~/.cache/toolsmith`), so that users who
+ * share an image share no machine.
  *
  * Needs `--allow-read` for the image, and `--allow-sys=uid`.
  *
@@ -103,10 +108,13 @@ export async function snapshotDir(
   env: Environment = processEnvironment,
 ): Promise<string | undefined> {
   const entry = dirname(image);
-  if (Deno.build.os === "windows") return join(entry, DIR);
+  const beside = join(entry, DIR);
+  if (Deno.build.os === "windows") return beside;
   const stat = await absentAs(undefined, Deno.lstat(entry));
-  const own = stat?.uid === ownUid() && !await whyUntrusted(entry);
-  if (own) return join(entry, DIR);
+  const own = stat?.uid === ownUid() && !await whyUntrusted(entry) &&
+    // A workspace may come with a link to a directory of this user's.
+    !await whyLinked(beside, entry);
+  if (own) return beside;
   const home = userSnapshotsDir(env);
   return home && join(home, basename(entry));
 }
@@ -118,11 +126,8 @@ export async function snapshotDir(
  * @returns A directory with one for each image's digest, if there is a home.
  */
 export function userSnapshotsDir(env: Environment): string | undefined {
-  // A relative one is to be ignored (XDG Base Directory Specification 0.8).
-  const xdg = env.get("XDG_CACHE_HOME");
-  const home = env.get("HOME");
-  const cache = xdg?.startsWith("/") ? xdg : home && join(home, ".cache");
-  return cache && join(cache, "toolsmith", DIR);
+  const dir = userCacheDir(env);
+  return dir && join(dir, DIR);
 }
 
 /**

@@ -3,8 +3,8 @@
  *
  * @module
  */
-import { dirname, join, resolve } from "../path.ts";
-import { cacheDir } from "../cache/entry.ts";
+import { dirname, join } from "../path.ts";
+import { findCache } from "../cache/entry.ts";
 import type { Environment } from "../environment.ts";
 import { ToolsmithError, toToolsmithError } from "../errors.ts";
 import type { Manifest } from "../manifest/manifest.ts";
@@ -153,7 +153,8 @@ async function checkRegistry(host: Host): Promise<Finding | undefined> {
 
 async function checkCache(host: Host): Promise<Finding> {
   const check = "cache";
-  const dir = cacheDirOf(host);
+  const dir = await cacheOf(host);
+  if (dir instanceof ToolsmithError) return failed(check, dir);
   const probe = join(dir, `.doctor-${crypto.randomUUID().slice(0, 8)}`);
   // What is made for the probe is taken away with it.
   const made = await firstMissing(dir);
@@ -183,7 +184,8 @@ async function removeEmpty(from: string, to: string) {
 }
 
 async function checkSpace(host: Host): Promise<Finding | undefined> {
-  let dir = cacheDirOf(host);
+  let dir = await cacheOf(host);
+  if (dir instanceof ToolsmithError) return undefined;
   while (await Deno.stat(dir).then(() => false, () => true)) {
     if (dirname(dir) === dir) break;
     dir = dirname(dir);
@@ -262,9 +264,10 @@ function sourceOf({ loaded }: Host): ImageSource | undefined {
   return loaded instanceof ToolsmithError ? undefined : loaded.image.source;
 }
 
-function cacheDirOf({ cache, loaded, cwd = Deno.cwd(), env }: Host): string {
+async function cacheOf(host: Host): Promise<string | ToolsmithError> {
+  const { loaded, cwd = Deno.cwd() } = host;
   const root = loaded instanceof ToolsmithError ? cwd : loaded.root;
-  return resolve(cache ?? cacheDir(root, env));
+  return await findCache(root, host).catch(toToolsmithError);
 }
 
 async function firstMissing(dir: string): Promise<string | undefined> {

@@ -3,9 +3,7 @@
  *
  * @module
  */
-import { resolve } from "../path.ts";
-import { cacheDir, cacheEntry } from "../cache/entry.ts";
-import { processEnvironment } from "../environment.ts";
+import { cacheEntry, findCache } from "../cache/entry.ts";
 import { emitter, type OnEvent } from "../events.ts";
 import type { ManifestImage } from "../manifest/manifest.ts";
 import { formatSource } from "../manifest/source.ts";
@@ -37,14 +35,14 @@ export async function downloadUnpinned(
   image: Omit<ManifestImage, "sha256">,
   options: UnpinnedOptions,
 ): Promise<Sha256> {
-  const { root, signal, env = processEnvironment } = options;
+  const { root, signal } = options;
   const emit = emitter(options.onEvent);
-  const cache = resolve(options.cache ?? cacheDir(root, env));
+  const cache = await findCache(root, options);
   const place = { cache, image: image.name };
   // Until its digest is known, its source stands for it.
   const source = await sha256OfText(formatSource(image.source));
   const lock = async (sha256: Sha256) => {
-    const entry = cacheEntry({ ...place, sha256 });
+    const entry = cacheEntry({ ...place, sha256 }, options);
     const path = entry.lockPath;
     const onWait = () => emit({ type: "lock_wait", image: image.name, path });
     return { entry, held: await entry.lock({ signal, onWait }) };

@@ -13,7 +13,7 @@ import { CONNECTIONS_RANGE, parseConnections } from "../oci/connections.ts";
 import { registryOptions } from "../oci/registry.ts";
 import { cloneFile } from "../system/clone.ts";
 import { fileChunks } from "../system/digest.ts";
-import { bytesOnDisk } from "../system/files.ts";
+import { bytesOnDisk, removeTree } from "../system/files.ts";
 import { requireSpace } from "../system/free_space.ts";
 import { writeSparse } from "../system/sparse.ts";
 import { oneLine } from "../system/text.ts";
@@ -95,6 +95,8 @@ async function copyImage(
     }
     const name = cachedName(basename(path));
     const clone = join(context.dir, name);
+    // Never onto what an interrupted run left there.
+    await removeTree(clone);
     if (await cloneFile(path, clone)) return await hashClone(context, clone);
     // Holes are kept: they take no room.
     await requireSpace(context.dir, bytesOnDisk(stat));

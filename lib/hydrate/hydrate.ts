@@ -3,15 +3,13 @@
  *
  * @module
  */
-import { resolve } from "../path.ts";
 import {
   type CachedFile,
-  cacheDir,
   cacheEntry,
+  findCache,
   type ImageEntry,
   type LockedEntry,
 } from "../cache/entry.ts";
-import { processEnvironment } from "../environment.ts";
 import { ToolsmithError, toToolsmithError } from "../errors.ts";
 import { type Emit, emitter, type OnEvent } from "../events.ts";
 import type { BootLoader } from "../image/boot_loader.ts";
@@ -59,7 +57,8 @@ export interface HydrateResult {
  * `--allow-run=oras`; for `https://` `--allow-net` for the host, which lets
  * `oci://` go on where a transfer was cut, over several connections; to check the
  * free space `--allow-sys=statfs`, and to believe what the cache says of an image
- * `--allow-sys=uid`.
+ * `--allow-sys=uid`. To resume a transfer in a workspace's cache it needs both for
+ * `$XDG_CACHE_HOME/toolsmith` (or `~/.cache/toolsmith`), too.
  *
  * @param manifest The manifest, from {@linkcode loadManifest}.
  * @param options Cache, network, cancelling, events.
@@ -83,20 +82,17 @@ export async function hydrate(
   options: HydrateOptions = {},
 ): Promise<HydrateResult> {
   const { image } = manifest;
-  const env = options.env ?? processEnvironment;
-  const context: HydrateContext = {
-    image,
-    digest: asDigest(image.sha256),
-    entry: cacheEntry({
-      cache: resolve(options.cache ?? cacheDir(manifest.root, env)),
-      image: image.name,
-      sha256: image.sha256,
-    }),
-    options,
-    emit: emitter(options.onEvent),
-  };
+  const { name, sha256 } = image;
   try {
     options.signal?.throwIfAborted();
+    const cache = await findCache(manifest.root, options);
+    const context: HydrateContext = {
+      image,
+      digest: asDigest(sha256),
+      entry: cacheEntry({ cache, image: name, sha256 }, options),
+      options,
+      emit: emitter(options.onEvent),
+    };
     const there = await context.entry.lookUp();
     if (there?.trusted && !options.verify && !options.force) {
       return await cached(context, there);

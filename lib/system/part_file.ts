@@ -8,7 +8,13 @@ import { join, relative } from "../path.ts";
 import { arrivingSha256 } from "./arriving_digest.ts";
 import type { Sha256 } from "./digest.ts";
 import { addExtent, type Extent, extentBytes, gapsOf } from "./extents.ts";
-import { absentAs, type Fingerprint, fingerprintOf } from "./files.ts";
+import {
+  absentAs,
+  type Fingerprint,
+  fingerprintOf,
+  removeTree,
+  replaceFile,
+} from "./files.ts";
 import {
   bootTime,
   PART,
@@ -80,6 +86,12 @@ export async function openPart(
   identity: PartIdentity,
 ): Promise<PartFile> {
   const record = await readPartRecord(dir);
+  for (const name of [PART, PART_RECORD, PART_JOURNAL]) {
+    const path = join(dir, name);
+    const stat = await absentAs(undefined, Deno.lstat(path));
+    // A link is replaced: what it leads to is neither read nor written.
+    if (stat && !stat.isFile) await removeTree(path);
+  }
   const found = record?.digest === identity.digest &&
     record.size === identity.size;
   const file = await Deno.open(join(dir, PART), {
@@ -256,8 +268,6 @@ class OpenPart implements PartFile {
   async #save(extents: Extent[], filled?: string): Promise<void> {
     const { size, digest } = this.#identity;
     const text = JSON.stringify({ size, digest, extents, filled });
-    const path = join(this.#dir, PART_RECORD);
-    await Deno.writeTextFile(`${path}.new`, text, { mode: PRIVATE });
-    await Deno.rename(`${path}.new`, path);
+    await replaceFile(join(this.#dir, PART_RECORD), text, { mode: PRIVATE });
   }
 }

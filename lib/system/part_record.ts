@@ -13,6 +13,7 @@
 import { join } from "../path.ts";
 import { type Extent, extentBytes, parseExtents } from "./extents.ts";
 import { absentAs } from "./files.ts";
+import { whyLinked } from "./ownership.ts";
 
 /** The file. */
 export const PART = "image.part";
@@ -74,7 +75,9 @@ export async function readPartRecord(
   if (filled === undefined) {
     return bytes > 0 ? { size, digest, extents, bytes, used } : undefined;
   }
-  const other = await absentAs(undefined, Deno.lstat(join(dir, filled)));
+  const path = join(dir, filled);
+  if (await whyLinked(path, dir)) return undefined;
+  const other = await absentAs(undefined, Deno.lstat(path));
   if (!other?.isFile || other.size > size) return undefined;
   return {
     ...{ size, digest, extents: [[0, other.size]], filled },

@@ -2,9 +2,9 @@ import { assert, assertEquals } from "@std/assert";
 import { dirname, join } from "@std/path";
 import {
   asCacheError,
-  cacheDir,
   cacheEntry,
   type CacheKey,
+  findCache,
 } from "../../lib/cache/entry.ts";
 import { fingerprint } from "../../lib/system/files.ts";
 import { run } from "../../lib/system/process.ts";
@@ -24,13 +24,15 @@ async function put(key: CacheKey, text: string, name = "image.qcow2") {
   return await staging.place({ path, name, source: SOURCE, hashed });
 }
 
-Deno.test("the cache is in the workspace, or where the variable says", () => {
-  const none = new Map<string, string>();
-  assertEquals(cacheDir("/srv", none), "/srv/.toolsmith/cache");
-  const env = new Map([["TOOLSMITH_CACHE", "/var/cache"]]);
-  assertEquals(cacheDir("/srv", env), "/var/cache");
-  const empty = new Map([["TOOLSMITH_CACHE", ""]]);
-  assertEquals(cacheDir("/srv", empty), "/srv/.toolsmith/cache");
+Deno.test("findCache() takes what the caller names, the variable, or the workspace's own", async () => {
+  const find = (cache: string | undefined, variable: string) =>
+    findCache("/srv", {
+      cache,
+      env: new Map([["TOOLSMITH_CACHE", variable]]),
+    });
+  assertEquals(await find(undefined, ""), "/srv/.toolsmith/cache");
+  assertEquals(await find(undefined, "/var/cache"), "/var/cache");
+  assertEquals(await find("/named", "/var/cache"), "/named");
 });
 
 test("what was placed is found, trusted, read-only, and alone", async (key) => {

@@ -2,6 +2,7 @@ import { assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import { sweepStaging } from "../../lib/cache/_staging.ts";
 import { cacheEntry, type CacheKey } from "../../lib/cache/entry.ts";
+import { processEnvironment } from "../../lib/environment.ts";
 import { failure } from "../support/failure.ts";
 import { startScript } from "../support/script.ts";
 import { namesIn } from "../support/directory.ts";
@@ -51,7 +52,7 @@ test("what a killed process was filling is swept by a neighbour, too", async (ke
 test("what a living process is filling is left alone", async (key) => {
   await using _child = await fill({ ...key, sha256: B });
   (await cacheEntry(key).lock())[Symbol.dispose]();
-  await sweepStaging(key.cache, key.image);
+  await sweepStaging(key.cache, key.image, { env: processEnvironment });
   const [name] = await stagings(key);
   const part = join(key.cache, "demo", name, "image.qcow2");
   assertEquals(await Deno.readTextFile(part), "partial");

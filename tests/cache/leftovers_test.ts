@@ -30,7 +30,7 @@ test("an entry is filled under a name that nobody can foresee", async (key) => {
   for (const _ of [1, 2]) {
     await using staging = await held.stage();
     const name = staging.dir.slice(join(key.cache, "demo").length + 1);
-    assertMatch(name, new RegExp(`^\\.staging-${A}-[0-9a-f]{8}$`));
+    assertMatch(name, new RegExp(`^\\.staging-${A}-[0-9a-f]{40}$`));
     seen.add(name);
   }
   assertEquals(seen.size, 2);

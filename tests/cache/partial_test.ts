@@ -1,7 +1,9 @@
 import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
+import { stagingIds, stagingName } from "../../lib/cache/_staging_names.ts";
 import { cacheEntry, type CacheKey } from "../../lib/cache/entry.ts";
 import { listPartialImages, pruneCache } from "../../lib/cache/prune.ts";
+import { processEnvironment } from "../../lib/environment.ts";
 import { asDigest } from "../../lib/system/digest.ts";
 import { openPart } from "../../lib/system/part_file.ts";
 import { PART, PART_RECORD } from "../../lib/system/part_record.ts";
@@ -51,7 +53,9 @@ test("what a cut transfer has left is gone on with by the next", async (key) => 
 
 test("of several that cut transfers have left, the one with the most stays", async (key) => {
   const path = await cut(key, 600);
-  const other = `${path}-other`;
+  const ids = await stagingIds(key.cache, key.image, processEnvironment);
+  const id = await ids.next(key.sha256);
+  const other = join(path, "..", stagingName({ ...key, id }));
   await Deno.mkdir(other);
   await Deno.copyFile(join(path, PART), join(other, PART));
   const text = await Deno.readTextFile(join(path, PART_RECORD));

@@ -39,6 +39,19 @@ function fetchFrom(
   return fetchImage(image, dir, { emit, ...more });
 }
 
+test("fetchImage() copies a file onto nothing that an interrupted run left", async ({ dir, beside }) => {
+  const [path, victim] = [join(beside, "a.qcow2"), join(beside, "victim")];
+  await Deno.writeTextFile(path, "an image");
+  await Deno.writeTextFile(victim, "mine");
+  for (const leave of [Deno.link, Deno.symlink]) {
+    await Deno.remove(join(dir, "a.qcow2")).catch(() => {});
+    await leave(victim, join(dir, "a.qcow2"));
+    const { path: copy } = await fetchFrom(path, dir);
+    assertEquals(await Deno.readTextFile(copy), "an image");
+    assertEquals(await Deno.readTextFile(victim), "mine");
+  }
+});
+
 test("a file of this host is copied, holes and all, under a name that a cache takes", async ({ dir, beside }) => {
   const path = join(beside, "disk one.IMG");
   await Deno.writeTextFile(path, "an image");

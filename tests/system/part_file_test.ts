@@ -1,8 +1,9 @@
 import { assertEquals, assertRejects } from "@std/assert";
-import { join } from "@std/path";
+import { dirname, join } from "@std/path";
 import { sha256 } from "../../lib/system/digest.ts";
 import { openPart } from "../../lib/system/part_file.ts";
 import {
+  PART,
   PART_JOURNAL,
   PART_RECORD,
   readPartRecord,
@@ -161,4 +162,51 @@ Deno.test("what a killed process had written is kept until the next boot, and wh
   assertEquals(await extents(), [[7, 9999]]);
   await Deno.writeTextFile(journal, JSON.stringify(note));
   assertEquals(await extents(), [[7, 1007]]);
+});
+
+Deno.test("openPart() replaces links in the place of its files, and resumes what it can", async () => {
+  for (const name of [PART, PART_RECORD, PART_JOURNAL, `${PART_RECORD}.new`]) {
+    await using dir = await temporaryDir();
+    await using elsewhere = await temporaryDir();
+    const victim = join(elsewhere.path, "victim");
+    await Deno.writeTextFile(victim, "mine");
+    {
+      await using part = await openPart(dir.path, identity);
+      using writer = await part.openWriter();
+      writer.write(0, new Uint8Array(9));
+    }
+    const path = join(dir.path, name);
+    await Deno.remove(path).catch(() => {});
+    await Deno.symlink(victim, path);
+    {
+      await using part = await openPart(dir.path, identity);
+      const isLost = name === PART || name === PART_RECORD;
+      assertEquals(part.kept, isLost ? 0 : 9, name);
+      using writer = await part.openWriter();
+      writer.write(0, new Uint8Array(5 * MIB));
+    }
+    assertEquals((await readPartRecord(dir.path))?.bytes, 5 * MIB, name);
+    assertEquals(await Deno.readTextFile(victim), "mine", name);
+  }
+});
+
+Deno.test("readPartRecord() takes no file outside of the directory for one that a program has filled", async () => {
+  await using dir = await temporaryDir();
+  await using elsewhere = await temporaryDir();
+  const victim = join(elsewhere.path, "victim");
+  await Deno.writeTextFile(victim, "mine");
+  await Deno.symlink(dirname(victim), join(dir.path, "link"));
+  await Deno.symlink(victim, join(dir.path, "file"));
+  await (await openPart(dir.path, identity))[Symbol.asyncDispose]();
+  const read = async (filled: string) => {
+    const text = JSON.stringify({ ...identity, extents: [], filled });
+    await Deno.writeTextFile(join(dir.path, PART_RECORD), text);
+    return (await readPartRecord(dir.path))?.bytes;
+  };
+  await Deno.writeTextFile(join(dir.path, "own"), "own");
+  assertEquals(await read("own"), 3);
+  const up = join("..", elsewhere.path.slice(dirname(dir.path).length));
+  for (const filled of ["link/victim", "file", join(up, "victim")]) {
+    assertEquals(await read(filled), undefined, filled);
+  }
 });

@@ -3,8 +3,7 @@
  *
  * @module
  */
-import { resolve } from "../../path.ts";
-import { cacheDir } from "../../cache/entry.ts";
+import { findCache } from "../../cache/entry.ts";
 import {
   adoptSnapshots,
   type CacheEntry,
@@ -71,7 +70,7 @@ accepts snapshots that were copied here with their times, as rsync -a and action
   async run(request, io) {
     const manifest = await manifestIfAny(request.manifest);
     const root = manifest?.root ?? Deno.cwd();
-    const dir = resolve(request.cache ?? cacheDir(root, io.env));
+    const dir = await findCache(root, { cache: request.cache, env: io.env });
     switch (request.action) {
       case "path":
         io.result(request.json, { path: dir }, dir);
@@ -88,7 +87,7 @@ accepts snapshots that were copied here with their times, as rsync -a and action
 
 async function list(dir: string, json: boolean, io: Io): Promise<number> {
   const entries = await listCache(dir, { env: io.env });
-  const partials = await listPartialImages(dir);
+  const partials = await listPartialImages(dir, { env: io.env });
   const lines = [...entries.flatMap(entryLines), ...partials.map(partialLine)];
   io.result(json, { cache: dir, entries, partials }, lines.join("\n"));
   return 0;
