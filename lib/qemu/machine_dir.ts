@@ -7,10 +7,10 @@
  * @module
  */
 import { join, resolve } from "../path.ts";
-import { TERMINAL_IRQS, terminalId } from "./devices.ts";
+import { terminalId } from "./devices.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { type Sha256, sha256OfText } from "../system/digest.ts";
-import { readOriginal, replaceFile } from "../system/files.ts";
+import { readOriginal, removeTree, replaceFile } from "../system/files.ts";
 
 /** Names of the files in a machine's directory. */
 export const MACHINE_FILES = {
@@ -34,11 +34,6 @@ export const MACHINE_FILES = {
   token: "token",
 } as const;
 
-/** Sockets of the terminals, and the locks of the processes that use them. */
-const TERMINALS = TERMINAL_IRQS.flatMap((_, index) => [
-  terminalId(index),
-  terminalLock(index),
-]);
 /** Files of a command's ports: the name that `portName` makes, and what it is. */
 const PORT = /^(toolsmith\.\w{8})\.(?:out|err|in|lock)$/;
 
@@ -143,29 +138,22 @@ async function tokenOf(dir: string): Promise<Sha256 | undefined> {
  *
  * Needs `--allow-read` and `--allow-write` for it.
  *
- * @param dir The directory; one that holds other files stays.
+ * @param dir The directory.
  * @param token What {@linkcode markMachineDir} returned: a directory without it
  * stays as it is.
+ * @returns Whether it has the token.
  */
 export async function removeMachineDir(
   dir: string,
   token: string,
-): Promise<void> {
-  const own: string[] = [...Object.values(MACHINE_FILES), ...TERMINALS];
+): Promise<boolean> {
   const proof = join(dir, MACHINE_FILES.token);
-  try {
-    if (await tokenOf(dir) !== token) return;
-    for await (const { name } of Deno.readDir(dir)) {
-      const path = join(dir, name);
-      // The proof goes last: what is left after a kill can still be removed.
-      if (path !== proof && (own.includes(name) || PORT.test(name))) {
-        await Deno.remove(path);
-      }
-    }
-    await Deno.remove(proof);
-    await Deno.remove(dir);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    // It is gone, or not a machine's: what is left is not for this to remove.
+  if (await tokenOf(dir).catch(() => undefined) !== token) return false;
+  // The proof goes last: what is left after a kill can still be removed.
+  for await (const { name } of Deno.readDir(dir)) {
+    const path = join(dir, name);
+    if (path !== proof) await removeTree(path);
   }
+  await removeTree(dir);
+  return true;
 }

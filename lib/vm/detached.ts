@@ -80,7 +80,7 @@ export async function detach(
     );
   }
   using _lock = await lock(`${path}.lock`, { signal });
-  if (await readRecord(path)) throw alreadyRunning(path);
+  if (await readRecord(path, signal)) throw alreadyRunning(path);
   const record: DetachedVmRecord = {
     layout: 1,
     ...vm.facts,
@@ -121,7 +121,7 @@ export async function findDetachedVm(
     return undefined;
   }
   using _lock = await lock(`${path}.lock`, { signal: options.signal });
-  return await readRecord(path);
+  return await readRecord(path, options.signal);
 }
 
 /**
@@ -158,9 +158,7 @@ export function attachDetachedVm(
     },
     async cleanUp(signal) {
       stopLooking.abort();
-      await forget(path, record);
-      const exports = record.shares.filter((it) => it.writable && !it.copied);
-      await clearSetIdBits(exports.map(({ path }) => path), { signal });
+      await forget(path, record, signal);
     },
   });
   return {
@@ -215,19 +213,30 @@ export async function assertNoDetachedVm(
 }
 
 /** The record, unless its machine has ended. The caller holds the lock. */
-async function readRecord(path: string): Promise<DetachedVmRecord | undefined> {
+async function readRecord(
+  path: string,
+  signal: AbortSignal | undefined,
+): Promise<DetachedVmRecord | undefined> {
   const text = await readPlainText(path, MAX_BYTES).catch(() => undefined);
   const record = parseRecord(text ?? "");
   // Whoever can write in its directory can pretend to be the machine.
   if (!record || await whyUntrusted(record.dir)) return undefined;
   if (await isRunning(record)) return record;
-  await forget(path, record);
+  await forget(path, record, signal);
   return undefined;
 }
 
-async function forget(path: string, { dir, token }: DetachedVmRecord) {
-  if (token !== undefined) await removeMachineDir(dir, token);
+/** Removes what is left of a VM. What a record says of exports may be forged, too. */
+async function forget(
+  path: string,
+  { dir, token, shares }: DetachedVmRecord,
+  signal: AbortSignal | undefined,
+) {
+  const isOwn = token !== undefined && await removeMachineDir(dir, token);
   await Deno.remove(path).catch(() => {});
+  if (!isOwn) return;
+  const exports = shares.filter((it) => it.writable && !it.copied);
+  await clearSetIdBits(exports.map(({ path }) => path), { signal });
 }
 
 /**

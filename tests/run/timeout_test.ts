@@ -38,6 +38,8 @@ async function expireWhileDownloading(
   const text = JSON.stringify({ image: { name: "demo", ...image } });
   const path = join(root, ".toolsmith", "tools.json");
   const manifest = parseManifest(text, path);
+  // The secret that proves the partial download lies there.
+  const env = new Map([...ENV, ["XDG_CACHE_HOME", join(root, "home")]]);
   {
     using clocks = heldTimers(LIMIT_MS);
     const stop = new AbortController();
@@ -52,7 +54,7 @@ async function expireWhileDownloading(
         runInVm(manifest, "true", {
           timeoutMs: LIMIT_MS,
           signal: stop.signal,
-          vm: { env: ENV, onEvent, hydrate: options },
+          vm: { env, onEvent, hydrate: options },
         }),
     );
     assertEquals(message, "The command did not end within 123.456 s");
@@ -62,7 +64,7 @@ async function expireWhileDownloading(
   let resumed = 0;
   const { outcome } = await hydrate(manifest, {
     ...options,
-    env: ENV,
+    env,
     onEvent(event) {
       if (event.type === "download_start") resumed += event.resumed;
     },

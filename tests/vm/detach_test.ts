@@ -161,6 +161,23 @@ test("the record of a machine that has ended goes, with what it left", async ({ 
   assertEquals([await gone(path), await gone(join(dir, "qmp"))], [true, true]);
 });
 
+test("findDetachedVm() clears set-ID bits in the exports of a VM that has ended, but not of a forged record", async ({ facts, path, end }) => {
+  await using dir = await temporaryDir();
+  const tool = join(dir.path, "tool");
+  await Deno.writeTextFile(tool, "");
+  await Deno.chmod(tool, 0o4755);
+  const shares = [{ path: dir.path, tag: "out", writable: true }];
+  const record = await detach(booted({ ...facts, shares }, path).vm, path);
+  end();
+  const setId = () => Deno.statSync(tool).mode! & 0o6000;
+  await Deno.writeTextFile(path, formatRecord({ ...record, token: "0" }));
+  await findDetachedVm(path);
+  assertEquals(setId(), 0o4000);
+  await Deno.writeTextFile(path, formatRecord(record));
+  await findDetachedVm(path);
+  assertEquals(setId(), 0);
+});
+
 test("a record with another token or none removes nothing of the directory that it names", async ({ facts, path, dir, end }) => {
   const { token: _, ...record } = await detach(booted(facts, path).vm, path);
   end();
