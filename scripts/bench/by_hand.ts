@@ -16,7 +16,7 @@ import { MACHINE_FILES, makeMachineDir } from "../../lib/qemu/machine_dir.ts";
 import { ownMonitor } from "../../lib/qemu/monitor.ts";
 import { openQmp } from "../../lib/qemu/qmp.ts";
 import { spawn } from "../../lib/system/process.ts";
-import { attachShares } from "../../lib/vm/_hotplug.ts";
+import { attach } from "../../lib/vm/_hotplug.ts";
 
 const MEMORY = 512;
 
@@ -67,7 +67,7 @@ export async function restoreByHand(qemu: string, root: string) {
   await agent.sync();
   await using monitor = ownMonitor(dir, qmp, agent);
   const waiting = restoredShell(monitor, claim);
-  await attachShares(monitor, plan.shares, { clock: true, waiting });
+  await attach(monitor, plan.shares, { clock: true, waiting, emit: () => {} });
   await execInGuest(monitor, "true", { waiting });
   await qmp.send(["quit"]).catch(() => {});
   await Deno.remove(dir, { recursive: true });
