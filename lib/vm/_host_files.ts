@@ -62,20 +62,20 @@ const LOADED = [
 export async function hostPaths(files: HostFiles): Promise<HostPaths> {
   const { image, workspace, overlay, snapshots, hostOnly = [] } = files;
   const { env = processEnvironment } = files;
-  const existing = (paths: (string | undefined)[]) =>
+  const known = (paths: (string | undefined)[]) =>
     paths.filter((path) => path !== undefined);
   const cwd = Deno.cwd();
   return {
-    own: existing([
+    own: known([
       ...[image, overlay, snapshots?.dir, userSnapshotsDir(env), ...hostOnly],
       ...await qemuFiles(env),
       ...await programFiles([env.get("TOOLSMITH_ORAS") || "oras"], env),
       // The next start looks for a manifest from here upwards.
-      ...existing([workspace, cwd]).map((dir) => join(dir, ".toolsmith")),
+      ...known([workspace, cwd]).map((dir) => join(dir, ".toolsmith")),
       ...ownFiles(),
       ...await programFiles(PROGRAMS, env),
     ]),
-    large: existing([denoCacheDir()]),
+    large: known([denoCacheDir()]),
     searched: [
       ...machineParents(env),
       ...programDirs(env),

@@ -23,6 +23,7 @@ import type { BootedVm } from "./vm.ts";
  *
  * Needs `--allow-run=sh`, and `--allow-read`, `--allow-write` and
  * `--allow-net=unix:…` for the image, the directories and the temporary directory.
+ * With exports, `--allow-read` also for what these must not hold, such as programs.
  *
  * @param options The image, and what the machine is like.
  * @returns The machine.
