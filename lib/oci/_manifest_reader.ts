@@ -144,10 +144,17 @@ function platforms(
   return list.slice(0, MAX_LAYERS).flatMap((value) => {
     const { digest } = descriptor(value, "a manifest of the index");
     const { platform } = value as Record<string, unknown>;
-    const { architecture } = isObject(platform) ? platform : {};
-    return typeof architecture === "string" && isDigest(digest)
-      ? [{ digest, architecture: oneLine(architecture, 40) }]
-      : [];
+    const { architecture, ...rest } = isObject(platform) ? platform : {};
+    if (typeof architecture !== "string" || !isDigest(digest)) return [];
+    const found: PlatformManifest = {
+      digest,
+      architecture: oneLine(architecture, 40),
+    };
+    for (const name of ["os", "variant"] as const) {
+      const text = rest[name];
+      if (typeof text === "string" && text) found[name] = oneLine(text, 40);
+    }
+    return [found];
   });
 }
 

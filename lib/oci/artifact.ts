@@ -52,6 +52,10 @@ export interface PlatformManifest {
   digest: Digest;
   /** The processor, as OCI names it: `amd64`, `arm64`. */
   architecture: string;
+  /** The operating system, as OCI names it, where the index says it: `linux`. */
+  os?: string;
+  /** The processor's variant, where the index says it: `v8`. */
+  variant?: string;
 }
 
 /** An artifact: its manifest, as a registry serves it. */

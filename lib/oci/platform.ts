@@ -3,17 +3,20 @@
  * host's.
  *
  * Format: OCI Image Specification 1.1, "Image Index": `platform.architecture`
- * holds names of Go's processors.
+ * holds names of Go's processors, `platform.os` of Go's systems.
  *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import type { ImageArch } from "../image/boot_loader.ts";
-import type { Artifact } from "./artifact.ts";
+import type { Artifact, PlatformManifest } from "./artifact.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 
 /** The annotation of a manifest that holds the processor of its image. */
 export const ARCHITECTURE = "vnd.fountain.toolsmith.architecture";
+
+/** More digests than a person reads. */
+const MAX_LISTED = 20;
 
 const NAMES: Record<ImageArch, string> = { x86_64: "amd64", aarch64: "arm64" };
 
@@ -42,7 +45,8 @@ export function archOf(
 
 /**
  * Fetches an artifact; of an index, the one manifest in it that is for a
- * processor.
+ * processor. A manifest for Linux, or for no named system, comes before one for
+ * another system.
  *
  * @param reference What is asked for.
  * @param arch The processor.
@@ -60,7 +64,9 @@ export async function fetchForArch(
   if (!artifact.manifests || artifact.manifests.length === 0) return artifact;
   const wanted = NAMES[arch];
   const { manifests } = artifact;
-  const fitting = manifests.filter((it) => it.architecture === wanted);
+  const all = manifests.filter((it) => it.architecture === wanted);
+  const first = all.filter(({ os = "linux" }) => os === "linux");
+  const fitting = first.length > 0 ? first : all;
   const name = formatReference(artifact.reference);
   if (fitting.length === 0) {
     const others = [...new Set(manifests.map((it) => it.architecture))];
@@ -77,7 +83,11 @@ export async function fetchForArch(
     throw new ToolsmithError(
       "payload_ambiguous",
       `${name} has ${fitting.length} images for ${wanted}`,
-      { hint: "name one of them by its digest, …@sha256:…" },
+      {
+        hint: `name one of them, as …@DIGEST: ${
+          fitting.slice(0, MAX_LISTED).map(describe).join(", ")
+        }`,
+      },
     );
   }
   const { digest } = fitting[0];
@@ -91,4 +101,10 @@ export async function fetchForArch(
     );
   }
   return { ...found, architecture: found.architecture ?? wanted };
+}
+
+/** Such as `sha256:… (linux/arm64/v8)`. */
+function describe({ digest, os, architecture, variant }: PlatformManifest) {
+  const platform = [os, architecture, variant].filter(Boolean).join("/");
+  return `${digest} (${platform})`;
 }

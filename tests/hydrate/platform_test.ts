@@ -27,18 +27,25 @@ const NAMES = { x86_64: "amd64", aarch64: "arm64" };
 /** Pushes an index that names manifests by architecture. */
 async function pushIndex(
   { dir, host }: ImageBench,
-  manifests: { digest: string; architecture?: string; mediaType?: string }[],
+  manifests: {
+    digest: string;
+    architecture?: string;
+    os?: string;
+    mediaType?: string;
+  }[],
 ) {
   const file = join(dir, "index.json");
   const index = {
     schemaVersion: 2,
     mediaType: INDEX,
     manifests: await Promise.all(
-      manifests.map(async ({ digest, architecture, mediaType }) => ({
+      manifests.map(async (
+        { digest, architecture, os = "linux", mediaType },
+      ) => ({
         mediaType: mediaType ?? MANIFEST,
         digest,
         size: await sizeOf(`${host}/owner/vm@${digest}`),
-        ...architecture && { platform: { architecture, os: "linux" } },
+        ...architecture && { platform: { architecture, os } },
       })),
     ),
   };
@@ -109,6 +116,18 @@ testWithImage(
 );
 
 testWithImage(
+  "an index with images for Linux and Windows is followed to the one for Linux",
+  async (bench) => {
+    const { here, there } = await images(bench);
+    const windows = { ...there, architecture: NAMES[HERE], os: "windows" };
+    const ref = await pushIndex(bench, [windows, here]);
+    const { manifest } = await init({ ref, cwd: bench.dir });
+    assertEquals(manifest.image.sha256, here.sha256);
+    assertEquals((await hydrate(manifest)).outcome, "pulled");
+  },
+);
+
+testWithImage(
   "an index without one image for this host is refused, and says what it has",
   async (bench) => {
     const { here, there } = await images(bench);
@@ -124,7 +143,16 @@ testWithImage(
       here,
       { ...there, architecture: NAMES[HERE] },
     ]);
-    await failure("payload_ambiguous", () => init({ ref: twice, cwd }));
+    const several = await failure(
+      "payload_ambiguous",
+      () => init({ ref: twice, cwd }),
+    );
+    for (const { digest } of [here, there]) {
+      assertStringIncludes(
+        several.hint!,
+        `${digest} (linux/${NAMES[HERE]})`,
+      );
+    }
     const empty = await pushIndex(bench, [{ digest: here.digest }]);
     await failure("payload_missing", () => init({ ref: empty, cwd }));
   },

@@ -209,10 +209,21 @@ Deno.test("an index names its manifests by processor, a thousand at most", () =>
   assertEquals(
     found([of("amd64"), other, of(7), of("x", "sha512:a"), of("arm64")]),
     [
-      { digest: DIGEST, architecture: "amd64" },
-      { digest: DIGEST, architecture: "arm64" },
+      { digest: DIGEST, architecture: "amd64", os: "linux" },
+      { digest: DIGEST, architecture: "arm64", os: "linux" },
     ],
   );
+  const platform = {
+    architecture: "arm",
+    os: "a\nb".repeat(30),
+    variant: "v7",
+  };
+  const [{ os, variant }] = found([{ ...CONFIG, platform }])!;
+  assertEquals([os, variant], [`${"a b".repeat(14).slice(0, 40)}…`, "v7"]);
+  const odd = { architecture: "arm", os: 7, variant: "" };
+  assertEquals(found([{ ...CONFIG, platform: odd }]), [
+    { digest: DIGEST, architecture: "arm" },
+  ]);
   assertEquals(found(Array(1001).fill(of("amd64")))!.length, 1000);
   const [{ architecture }] = found([of("y".repeat(50))])!;
   assertEquals(architecture, `${"y".repeat(40)}…`);

@@ -7,8 +7,8 @@ import { failure } from "../support/failure.ts";
 const DIGEST = (digit: string) => `sha256:${digit.repeat(64)}` as const;
 const INDEX = parseReference("example.org/owner/image:1");
 
-/** An index of manifests, by digit and processor, and what is fetched of it. */
-function indexOf(...manifests: [string, string][]) {
+/** An index of manifests, by digit and platform, and what is fetched of it. */
+function indexOf(...manifests: [string, string, string?, string?][]) {
   const asked: string[] = [];
   const fetch = (reference: typeof INDEX) => {
     asked.push(formatReference(reference));
@@ -19,9 +19,11 @@ function indexOf(...manifests: [string, string][]) {
       mediaType: "any",
       layers: [],
       manifests: isIndex
-        ? manifests.map(([digit, architecture]) => ({
+        ? manifests.map(([digit, architecture, os, variant]) => ({
           digest: DIGEST(digit),
           architecture,
+          os,
+          variant,
         }))
         : undefined,
     } as unknown as Artifact);
@@ -50,6 +52,50 @@ Deno.test("an index without a manifest for the processor, or with several, is no
     "payload_ambiguous",
     () => fetchForArch(INDEX, "x86_64", two.fetch),
   );
+});
+
+Deno.test("an index prefers the image for Linux, or for no named system, to one for another", async () => {
+  const chosen = async (...all: [string, string, string?][]) => {
+    const { asked, fetch } = indexOf(...all);
+    await fetchForArch(INDEX, "x86_64", fetch);
+    return asked.slice(1);
+  };
+  const a = [`example.org/owner/image@${DIGEST("a")}`];
+  const windows: [string, string, string] = ["b", "amd64", "windows"];
+  assertEquals(await chosen(windows, ["a", "amd64", "linux"]), a);
+  assertEquals(await chosen(["a", "amd64"], windows), a);
+  // Alone, it is the one.
+  assertEquals(await chosen(["a", "amd64", "windows"]), a);
+});
+
+Deno.test("an index with several images that fit lists each with its platform", async () => {
+  const hint = async (...all: [string, string, string?, string?][]) => {
+    const { fetch } = indexOf(...all);
+    const error = await failure(
+      "payload_ambiguous",
+      () => fetchForArch(INDEX, "x86_64", fetch),
+    );
+    return error.hint;
+  };
+  assertEquals(
+    await hint(
+      ["a", "amd64", "linux", "v3"],
+      ["b", "amd64"],
+      ["c", "amd64", "windows"],
+      ["d", "arm64", "linux"],
+    ),
+    `name one of them, as …@DIGEST: ${DIGEST("a")} (linux/amd64/v3), ${
+      DIGEST("b")
+    } (amd64)`,
+  );
+  assertEquals(
+    await hint(["a", "amd64", "windows"], ["b", "amd64", "darwin"]),
+    `name one of them, as …@DIGEST: ${DIGEST("a")} (windows/amd64), ${
+      DIGEST("b")
+    } (darwin/amd64)`,
+  );
+  const many = await hint(...Array(30).fill(["a", "amd64"]));
+  assertEquals(many!.split("sha256:").length - 1, 20);
 });
 
 Deno.test("a processor that no machine here has is not known", () => {
