@@ -109,7 +109,7 @@ async function pullLayer(pull: Pull): Promise<FetchedImage> {
   /** Ranges have retries of their own. */
   const byRanges = () =>
     pullByRanges(pull).then((found) => ({ found }), (error) => ({ error }));
-  let first = parallel || mirrors.length > 0;
+  let first = parallel || mirrors.length > 0 || !hasSha256(layer);
   let usable = part !== undefined;
   if (first && !part) noRanges(pull, "--allow-net is not granted");
   const outcome = await retry(async (attempt) => {
@@ -145,7 +145,7 @@ async function pullByRanges(pull: Pull): Promise<FetchedImage | undefined> {
     return noRanges(pull, result.unavailable);
   }
   const { sha256: actual } = result;
-  if (actual !== layer.sha256) {
+  if (actual !== layer.sha256 && hasSha256(layer)) {
     return noRanges(pull, `the bytes have the digest ${asDigest(actual)}`);
   }
   progress.end(total - resumed);
@@ -160,7 +160,7 @@ async function pullByOras(
 ): Promise<FetchedImage> {
   const { context, program, artifact, layer, places, part } = pull;
   if (part && !pull.checked) {
-    await checkRedirects(places, asDigest(layer.sha256));
+    await checkRedirects(places, layer.digest);
     pull.checked = true;
   }
   // Never onto what an attempt before left behind.
@@ -187,6 +187,15 @@ async function pullByOras(
     await removeTree(target);
     throw error;
   }
+}
+
+/**
+ * Whether the registry has the layer under its SHA-256. If not, only hashing
+ * tells whether it is the right one; and oras refuses the answer of registries
+ * that name each blob by its SHA-256, whatever digest was asked for.
+ */
+function hasSha256({ digest, sha256 }: ImageLayer): boolean {
+  return digest === asDigest(sha256);
 }
 
 function mirrorFailed({ emit, image }: FetchContext) {

@@ -15,7 +15,7 @@ import type { RegistryGet } from "./_registry_get.ts";
 
 /** A blob. */
 export interface BlobName {
-  /** `sha256:` and the digest in hex. */
+  /** Its digest, with the algorithm. */
   digest: string;
   /** Size, in bytes. */
   size: number;

@@ -84,7 +84,9 @@ export interface ImageLayer {
   title: string;
   /** Size, in bytes. */
   size: number;
-  /** SHA-256 of the file. */
+  /** The digest that the registry has for it, with its algorithm. */
+  digest: string;
+  /** The SHA-256 that the file must have. */
   sha256: Sha256;
 }
 
@@ -94,9 +96,9 @@ export interface ImageLayer {
  *
  * @param artifact What the registry describes.
  * @param expected SHA-256 of the image; without it there must be one image.
- * @returns The layer.
+ * @returns The layer. Where its digest is no SHA-256, the caller has to hash it.
  * @throws {ToolsmithError} `artifact_unsafe`, `payload_missing`,
- * `payload_ambiguous`, `checksum_mismatch`.
+ * `payload_ambiguous`, `checksum_mismatch`; `usage` where no SHA-256 is known.
  */
 export function selectImageLayer(
   artifact: Artifact,
@@ -110,6 +112,7 @@ export function selectImageLayer(
     .map(({ title, size, digest }) => ({
       title,
       size,
+      digest,
       sha256: digest.replace(/^sha256:/, ""),
     }));
   if (images.length === 0) {
@@ -128,7 +131,8 @@ export function selectImageLayer(
     ? images.length === 1 && parseSha256(images[0].sha256)
       ? images[0]
       : undefined
-    : images.find((image) => image.sha256 === expected);
+    : images.find((image) => image.sha256 === expected) ??
+      soleUnknown(images, expected);
   if (match) return match;
   if (images.length > 1) {
     throw new ToolsmithError(
@@ -142,16 +146,31 @@ export function selectImageLayer(
       },
     );
   }
+  const [{ title, digest, sha256 }] = images;
+  if (expected === undefined) {
+    throw new ToolsmithError(
+      "usage",
+      `Cannot pin ${title} in ${name}: its digest is ${digest}, and a pin is a SHA-256`,
+      { hint: "pass the SHA-256 of the file: toolsmith init --sha256 HEX" },
+    );
+  }
   throw new ToolsmithError(
     "checksum_mismatch",
-    `Checksum mismatch for ${images[0].title} in ${name}: expected ${
-      expected ?? "a SHA-256"
-    }, the registry has ${images[0].sha256}`,
+    `Checksum mismatch for ${title} in ${name}: expected ${expected}, the registry has ${sha256}`,
     {
       hint:
         "nothing was downloaded; if the image was published again, set image.qcow2_sha256 to its digest, else find out who changed it",
     },
   );
+}
+
+/** Whether bytes with a digest of another algorithm fit, only hashing tells. */
+function soleUnknown(
+  images: ImageLayer[],
+  sha256: Sha256,
+): ImageLayer | undefined {
+  const unknown = images.filter(({ digest }) => !/^sha256:/i.test(digest));
+  return unknown.length === 1 ? { ...unknown[0], sha256 } : undefined;
 }
 
 /**

@@ -4,8 +4,8 @@
  *
  * @module
  */
-import { asDigest, type Digest, type Sha256 } from "../system/digest.ts";
 import { watchStall } from "../system/http_stall.ts";
+import type { Sha256 } from "../system/digest.ts";
 import type { PartFile } from "../system/part_file.ts";
 import { isTransient, type RetryOptions } from "../system/retry.ts";
 import { blobSource } from "./_blob_source.ts";
@@ -69,7 +69,7 @@ export async function pullBlob(
   const { signal = stop.signal } = retries;
   const digest = part.sha256(AbortSignal.any([signal, stop.signal]));
   digest.catch(() => {});
-  const blob = { digest: asDigest(layer.sha256), size: layer.size };
+  const blob = { digest: layer.digest, size: layer.size };
   const read = async (place: Place) => {
     using registry = await openPlace(place, connections);
     const stallMs = places.registry.stallTimeoutMs ?? STALL_MS;
@@ -109,7 +109,7 @@ export async function pullBlob(
  */
 export async function checkRedirects(
   places: Places,
-  digest: Digest,
+  digest: string,
 ): Promise<void> {
   const { stallTimeoutMs = STALL_MS, signal: given } = places.registry;
   const { host } = registryPlace(places);

@@ -37,7 +37,12 @@ Deno.test("the one .qcow2 is the image, whatever else is there", () => {
     layer(undefined, B),
     layer("./dist/Image.QCOW2"),
   );
-  const expected = { title: "dist/Image.QCOW2", size: 7, sha256: A };
+  const expected = {
+    title: "dist/Image.QCOW2",
+    size: 7,
+    digest: `sha256:${A}`,
+    sha256: A,
+  };
   assertEquals(selectImageLayer(files, A), expected);
   assertEquals(selectImageLayer(files), expected);
 });
@@ -89,17 +94,32 @@ Deno.test("another digest than expected: both are shown", async () => {
   assertStringIncludes(error.hint!, "nothing was downloaded");
 });
 
-Deno.test("a digest of another algorithm never fits", async () => {
-  const other = { ...layer("a.qcow2"), digest: `sha512:${"a".repeat(128)}` };
+Deno.test("selectImageLayer() takes a sole image with a sha512 digest, to be hashed", async () => {
+  const digest = `sha512:${"a".repeat(128)}`;
+  const other = { ...layer("a.qcow2"), digest };
+  const wanted = { title: "a.qcow2", size: 7, digest, sha256: A };
+  assertEquals(selectImageLayer(artifact(other), A), wanted);
+  // A digest that says so comes first, and one that says otherwise never fits.
+  const both = artifact(other, layer("b.qcow2", B));
+  assertEquals(selectImageLayer(both, B).title, "b.qcow2");
+  assertEquals(selectImageLayer(both, A).title, "a.qcow2");
+  const two = artifact(other, { ...other, ...layer("c.qcow2"), digest });
+  await failure("payload_ambiguous", () => selectImageLayer(two, A));
+  const malformed = { ...layer("a.qcow2"), digest: "sha256:abc" };
   await failure(
     "checksum_mismatch",
-    () => selectImageLayer(artifact(other), A),
+    () => selectImageLayer(artifact(malformed), A),
   );
-  const { message } = await failure(
-    "checksum_mismatch",
-    () => selectImageLayer(artifact(other)),
+});
+
+Deno.test("selectImageLayer() asks for the SHA-256 where only a sha512 digest is known", async () => {
+  const digest = `sha512:${"a".repeat(128)}`;
+  const { message, hint } = await failure(
+    "usage",
+    () => selectImageLayer(artifact({ ...layer("a.qcow2"), digest })),
   );
-  assertStringIncludes(message, "expected a SHA-256");
+  assertStringIncludes(message, `its digest is ${digest}`);
+  assertStringIncludes(hint!, "--sha256 HEX");
 });
 
 const UNSAFE_TITLES = [

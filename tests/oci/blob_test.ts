@@ -47,7 +47,7 @@ async function pull(
       mirrors: servers.slice(0, -1)
         .map(({ origin }) => ({ base: `${origin}/v2`, resolves: true })),
     },
-    { title: "i.qcow2", size: SIZE, sha256: digest.slice(7) },
+    { title: "i.qcow2", size: SIZE, digest, sha256: digest.slice(7) },
     {
       part,
       connections: 2,

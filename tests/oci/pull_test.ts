@@ -51,7 +51,7 @@ async function pull(
     },
   };
   const pulled = await pullImage(client, ARTIFACT, {
-    layer: { title: IMAGE, size: text.length, sha256: "" },
+    layer: { title: IMAGE, size: text.length, digest: "", sha256: "" },
     dir: path,
     sync,
     progress: {
