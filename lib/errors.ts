@@ -20,6 +20,7 @@ export const ERROR_CODES = {
   oras_not_found: [20, "The oras program is missing"],
   oras_failed: [21, "oras failed in a way that Toolsmith does not know"],
   permission_missing: [22, "Deno was not given a permission that is needed"],
+  credentials_failed: [23, "The Docker credential helper failed"],
   unauthorized: [30, "The registry wants credentials, or refused these"],
   forbidden: [31, "The registry knows you and says no"],
   not_found: [32, "The registry has no such repository, tag or blob"],

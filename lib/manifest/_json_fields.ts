@@ -4,14 +4,12 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import { isObject, type JsonObject, parseJson } from "../system/json.ts";
 import { oneLine } from "../system/text.ts";
 import { jsonDepth, jsonMembers } from "./_json_members.ts";
 
 /** Far above the three levels that a manifest has. */
 const MAX_DEPTH = 64;
-
-/** An object of JSON. */
-export type JsonObject = Record<string, unknown>;
 
 /** The readers of one file. Each throws `manifest_invalid`. */
 export interface JsonFields {
@@ -51,7 +49,7 @@ export function jsonFields(file: string, help: string): JsonFields {
     invalid,
     string,
     parse(text) {
-      const value = parseJson(text, file);
+      const value = parse(text, file);
       if (jsonDepth(text) > MAX_DEPTH) {
         throw invalid("", "it is nested too deeply", help);
       }
@@ -89,16 +87,6 @@ export function jsonFields(file: string, help: string): JsonFields {
 }
 
 /**
- * Whether a value of JSON is an object.
- *
- * @param value Any value.
- * @returns `false` for `null` and lists, too.
- */
-export function isObject(value: unknown): value is JsonObject {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
-/**
  * Whether a field is another program's: it is kept, and not looked at.
  *
  * @param key The field's own name.
@@ -123,43 +111,13 @@ function keyOf(field: string): string {
   return field.slice(field.lastIndexOf(".") + 1);
 }
 
-function parseJson(text: string, file: string): unknown {
-  const body = text.replace(/^\uFEFF/, "");
-  const cause = syntaxError(body);
-  if (cause === undefined) return JSON.parse(body);
-  const before = body.slice(0, positionOf(cause, body)).split("\n");
-  const column = before[before.length - 1].length + 1;
-  const why = cause.message
-    .replace(/(?: (?:in|after) JSON at|, (?:\.{3})?").*/s, "")
-    .replace(/\s+/g, " ");
-  throw new ToolsmithError(
-    "manifest_invalid",
-    `${file}:${before.length}:${column}: not JSON: ${why}`,
-    { hint: "fix the syntax there; JSON has no comments", cause },
-  );
-}
-
-function syntaxError(text: string): Error | undefined {
+function parse(text: string, file: string): unknown {
   try {
-    JSON.parse(text);
-  } catch (error) {
-    return error as Error;
+    return parseJson(text, file);
+  } catch (cause) {
+    throw new ToolsmithError("manifest_invalid", (cause as Error).message, {
+      hint: "fix the syntax there; JSON has no comments",
+      cause,
+    });
   }
-}
-
-/** Finds where bad syntax begins: V8 does not say it of an unexpected token. */
-function positionOf({ message }: Error, text: string): number {
-  const position = /position (\d+)/.exec(message)?.[1];
-  if (position !== undefined) return Number(position);
-  const token = /^Unexpected token/;
-  if (!token.test(message)) return text.length;
-  // The shortest beginning of the text that fails so has the token at its end.
-  let [good, bad] = [0, text.length];
-  while (bad - good > 1) {
-    const middle = (good + bad) >> 1;
-    const failed = syntaxError(text.slice(0, middle));
-    if (token.test(failed?.message ?? "")) bad = middle;
-    else good = middle;
-  }
-  return good;
 }

@@ -12,12 +12,11 @@ import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import {
   isForeign,
-  isObject,
   type JsonFields,
   jsonFields,
-  type JsonObject,
   show,
 } from "./_json_fields.ts";
+import { isObject, type JsonObject } from "../system/json.ts";
 import { isPortableName } from "../system/portable_name.ts";
 import { whyOutside, workspaceRoot } from "../system/workspace.ts";
 import { type ImageSource, parseImageSource } from "./source.ts";

@@ -9,9 +9,12 @@
  */
 import { join } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
+import { absentAs } from "../system/files.ts";
+import { isObject, type JsonObject, parseJson } from "../system/json.ts";
 import { run } from "../system/process.ts";
+import { oneLine } from "../system/text.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
-import { ghcrCredentials, NO_SECRETS } from "./credentials.ts";
+import { ghcrCredentials, NO_SECRETS, redactSecrets } from "./credentials.ts";
 
 /** What a registry, or its token service, is shown. Never to be printed. */
 export interface RegistryCredentials {
@@ -31,11 +34,12 @@ export interface CredentialOptions {
   signal?: AbortSignal;
 }
 
-/** What `config.json` holds that matters here. */
-interface DockerConfig {
-  auths?: Record<string, unknown>;
-  credHelpers?: Record<string, string>;
-  credsStore?: string;
+/** Docker's `config.json`. */
+export interface ConfigFile {
+  /** Its path. */
+  path: string;
+  /** What is in it. */
+  text: string;
 }
 
 const HELPER_MS = 30_000;
@@ -65,20 +69,18 @@ export async function readCredentials(
   const env = options.env ?? processEnvironment;
   const ghcr = ghcrCredentials(registry, env);
   if (ghcr) return { login: { user: ghcr.user, password: ghcr.token } };
-  const config = await readConfig(env);
-  const key = /^(?:registry-1\.)?docker\.io$/.test(registry)
-    ? DOCKER_HUB
-    : registry;
-  const helper = own(config.credHelpers, key) || config.credsStore;
+  const { auths, ...config } = await readConfig(env);
+  const key = serverKey(registry);
+  const helper = helperOf(config, key);
   return helper
     ? await askHelper(helper, key, options.signal)
-    : storedCredentials(config.auths ?? {}, key);
+    : storedCredentials(isObject(auths) ? auths : {}, key);
 }
 
 /**
  * Names Docker's directory.
  *
- * @param env Read for `DOCKER_CONFIG` and `HOME`.
+ * @param env Read for `DOCKER_CONFIG`, `HOME`, on Windows `USERPROFILE`.
  * @returns The directory, which need not exist; `undefined` without a home.
  */
 export function dockerDir(env: Environment): string | undefined {
@@ -87,33 +89,90 @@ export function dockerDir(env: Environment): string | undefined {
 }
 
 /**
+ * Reads Docker's `config.json`.
+ *
+ * Needs `--allow-read` for it. Nothing is asked for.
+ *
+ * @param env As for {@linkcode dockerDir}.
+ * @returns The file; `undefined` where there is none, or it may not be read.
+ * @throws {RangesUnavailable} When it exists and cannot be read.
+ */
+export async function readConfigFile(
+  env: Environment,
+): Promise<ConfigFile | undefined> {
+  const dir = dockerDir(env);
+  if (!dir) return undefined;
+  const path = join(dir, "config.json");
+  const { state } = await Deno.permissions.query({ name: "read", path });
+  if (state !== "granted") return undefined;
+  try {
+    const text = await absentAs(undefined, Deno.readTextFile(path));
+    return text === undefined ? undefined : { path, text };
+  } catch (cause) {
+    throw new RangesUnavailable(`${path} cannot be read`, { cause });
+  }
+}
+
+/**
+ * Finds the credential helper of a registry.
+ *
+ * @param file Docker's configuration.
+ * @param registry Host, and port if any, as a reference names it.
+ * @returns `NAME` of `docker-credential-NAME`; `undefined` where there is none.
+ * @throws {RangesUnavailable} When the file is malformed; says where.
+ */
+export function credentialHelper(
+  file: ConfigFile,
+  registry: string,
+): string | undefined {
+  return helperOf(parseConfig(file), serverKey(registry));
+}
+
+/**
  * Names the credential helpers of Docker's configuration.
  *
- * @param env Read for `DOCKER_CONFIG` and `HOME`.
+ * @param env As for {@linkcode dockerDir}.
  * @returns The programs; none where the configuration cannot be read.
  */
 export async function credentialHelpers(env: Environment): Promise<string[]> {
   const { credsStore, credHelpers } = await readConfig(env).catch(
-    (): DockerConfig => ({}),
+    (): JsonObject => ({}),
   );
-  return [credsStore, ...Object.values(credHelpers ?? {})]
-    .filter(Boolean).map((name) => `docker-credential-${name}`);
+  const named = isObject(credHelpers) ? Object.values(credHelpers) : [];
+  return [credsStore, ...named]
+    .filter((name) => typeof name === "string" && name)
+    .map((name) => `docker-credential-${name}`);
 }
 
-async function readConfig(env: Environment): Promise<DockerConfig> {
-  const dir = dockerDir(env);
-  if (!dir) return {};
-  const path = join(dir, "config.json");
-  const { state } = await Deno.permissions.query({ name: "read", path });
-  if (state !== "granted") return {};
+async function readConfig(env: Environment): Promise<JsonObject> {
+  const file = await readConfigFile(env);
+  return file ? parseConfig(file) : {};
+}
+
+/** As docker does, takes an empty file for none. */
+function parseConfig({ path, text }: ConfigFile): JsonObject {
+  if (text.trim() === "") return {};
+  let config: unknown;
   try {
-    const config = JSON.parse(await Deno.readTextFile(path));
-    if (typeof config === "object" && config !== null) return config;
-  } catch (cause) {
-    if (cause instanceof Deno.errors.NotFound) return {};
-    throw new RangesUnavailable(`${path} cannot be read`, { cause });
+    config = parseJson(text, path);
+  } catch (error) {
+    throw new RangesUnavailable((error as Error).message);
   }
+  if (isObject(config)) return config;
   throw new RangesUnavailable(`${path} is not an object`);
+}
+
+/** What a registry's entry in the configuration is called. */
+function serverKey(registry: string): string {
+  return /^(?:registry-1\.)?docker\.io$/.test(registry) ? DOCKER_HUB : registry;
+}
+
+function helperOf(
+  { credHelpers, credsStore }: JsonObject,
+  key: string,
+): string | undefined {
+  const helper = isObject(credHelpers) && own(credHelpers, key) || credsStore;
+  return typeof helper === "string" && helper ? helper : undefined;
 }
 
 /** Asks `docker-credential-HELPER get`, with the host on standard input. */
@@ -127,32 +186,36 @@ async function askHelper(
   if (state !== "granted") {
     throw new RangesUnavailable(`--allow-run=${command} is not granted`);
   }
-  try {
-    const { code, stdout } = await run(command, {
-      args: ["get"],
-      input: key,
-      timeoutMs: HELPER_MS,
-      env: NO_SECRETS,
-      signal,
+  const failed = (why: string) =>
+    new RangesUnavailable(`${oneLine(command, 60)} failed: ${oneLine(why)}`);
+  const options = { args: ["get"], input: key, timeoutMs: HELPER_MS, signal };
+  const output = await run(command, { ...options, env: NO_SECRETS })
+    .catch((error) => {
+      signal?.throwIfAborted();
+      const missing = error instanceof Deno.errors.NotFound;
+      throw failed(missing ? "it is not on PATH" : error.message);
     });
-    if (stdout.trim() === NO_CREDENTIALS) return {};
-    if (code !== 0) throw new Error(`it exited with ${code}`);
-    const { Username: user, Secret: secret } = JSON.parse(stdout);
-    if (typeof user !== "string" || typeof secret !== "string") {
-      throw new Error("it printed no credentials");
-    }
-    return user === TOKEN_USER
-      ? { identityToken: secret }
-      : { login: { user, password: secret } };
-  } catch (cause) {
-    signal?.throwIfAborted();
-    // Neither its output nor a parser's message: they may hold the secret.
-    throw new RangesUnavailable(`${command} failed`, { cause });
+  const { code, stdout, stderr } = output;
+  if (stdout.trim() === NO_CREDENTIALS) return {};
+  if (code !== 0) {
+    const said = redactSecrets(stdout) || redactSecrets(stderr);
+    throw failed(said || `exit status ${code}`);
   }
+  try {
+    const { Username: user, Secret: secret } = JSON.parse(stdout);
+    if (typeof user === "string" && typeof secret === "string") {
+      return user === TOKEN_USER
+        ? { identityToken: secret }
+        : { login: { user, password: secret } };
+    }
+  } catch {
+    // Neither its output nor the parser's message: they may hold the secret.
+  }
+  throw failed("it printed no credentials");
 }
 
 function storedCredentials(
-  auths: Record<string, unknown>,
+  auths: JsonObject,
   key: string,
 ): RegistryCredentials {
   // Old files have addresses as keys.
@@ -160,7 +223,7 @@ function storedCredentials(
     Object.entries(auths).find(([name]) => hostOf(name) === key)?.[1];
   if (typeof entry !== "object" || entry === null) return {};
   const { auth, username, password, identitytoken, registrytoken } =
-    entry as Record<string, unknown>;
+    entry as JsonObject;
   const credentials: RegistryCredentials = {};
   if (typeof identitytoken === "string" && identitytoken) {
     credentials.identityToken = identitytoken;

@@ -13,6 +13,7 @@
  */
 import { ToolsmithError } from "../errors.ts";
 import { type Digest, isDigest } from "../system/digest.ts";
+import { isObject } from "../system/json.ts";
 import { foldName } from "../system/portable_name.ts";
 import { oneLine } from "../system/text.ts";
 import {
@@ -220,10 +221,6 @@ function isDescriptor(value: unknown): value is Descriptor {
     (annotations === undefined || annotations === null ||
       isObject(annotations) &&
         Object.values(annotations).every((text) => typeof text === "string"));
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 function show(value: unknown): string {

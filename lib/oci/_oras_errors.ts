@@ -21,6 +21,20 @@ interface Failure {
 /** The first row that matches counts: the more specific stand first. */
 const FAILURES: Failure[] = [
   {
+    match: /invalid config format|failed to open config file/,
+    code: "file_unreadable",
+    message: "Cannot read Docker's configuration for",
+    hint: "fix or remove config.json in DOCKER_CONFIG, or in ~/.docker",
+  },
+  {
+    match:
+      /failed to resolve credential: |error getting credentials|docker-credential-/i,
+    code: "credentials_failed",
+    message: "The Docker credential helper failed for",
+    hint:
+      "fix credsStore or credHelpers in Docker's config.json, or log in again",
+  },
+  {
     match: /no space left on device|disk quota exceeded/i,
     code: "disk_full",
     message: "Disk full while pulling",
@@ -40,12 +54,6 @@ const FAILURES: Failure[] = [
     message: "Rate limit reached at",
     hint:
       "wait, or log in: registries allow more to those they know (GHCR_USERNAME and GHCR_TOKEN)",
-  },
-  {
-    match: /error getting credentials|docker-credential-/i,
-    code: "oras_failed",
-    message: "The Docker credential helper failed for",
-    hint: "fix credsStore or credHelpers in Docker's config.json",
   },
   {
     match: /unauthorized|status code 401|basic credential not found/i,

@@ -6,6 +6,8 @@
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import { type Output, run, type RunOptions } from "../system/process.ts";
+import { credentialError } from "./_credential_errors.ts";
+import { type ConfigFile, readConfigFile } from "./_docker_config.ts";
 import { ghcrCredentials, NO_SECRETS, redactSecrets } from "./credentials.ts";
 import { orasError } from "./_oras_errors.ts";
 import { isLoopback, type OciReference } from "./reference.ts";
@@ -76,12 +78,17 @@ async function callRegistry(
       { hint: "leave out --plain-http, or unset GHCR_TOKEN" },
     );
   }
+  // Nobody on the way shall read what Docker's configuration holds.
+  const withheld = plain && !isLoopback(reference.registry);
+  // With credentials at hand oras reads none.
+  const config = credentials || withheld ? undefined : await configFile(env);
   // Said either way: oras takes plain HTTP for granted on localhost.
   const connection = [`--plain-http=${plain}`];
-  const withheld = plain && !isLoopback(reference.registry);
-  // Instead of Docker's: nobody on the way shall read what that holds.
-  if (withheld) connection.push("--registry-config", NO_CONFIG);
   if (options.caFile) connection.push("--ca-file", options.caFile);
+  // Docker takes an empty file for none; oras 1.3.0 fails on it.
+  if (withheld || config?.text.trim() === "") {
+    connection.push("--registry-config", NO_CONFIG);
+  }
   const output = await start(program, {
     args: [
       ...command,
@@ -94,7 +101,8 @@ async function callRegistry(
   });
   if (output.code === 0) return output;
   const said = redactSecrets(output.stderr, credentials);
-  const error = orasError(said, reference, credentials !== undefined);
+  const error = (config && credentialError(said, reference.registry, config)) ??
+    orasError(said, reference, credentials !== undefined);
   if (!withheld || error.code !== "unauthorized") throw error;
   throw new ToolsmithError(
     "unauthorized",
@@ -105,6 +113,15 @@ async function callRegistry(
       cause: error,
     },
   );
+}
+
+/** What cannot be read is oras's to report. */
+async function configFile(env: Environment): Promise<ConfigFile | undefined> {
+  try {
+    return await readConfigFile(env);
+  } catch {
+    return undefined;
+  }
 }
 
 async function start(program: string, options: RunOptions): Promise<Output> {

@@ -130,6 +130,9 @@ export function redactSecrets(text: string, credentials?: Credentials): string {
   return clean.slice(0, MAX_WORDS)
     .replace(/(https?:\/\/[^\s"'?]+)\?[^\s"']*/g, "$1?…")
     .replace(/(authorization:\s*\S+\s+)\S+/gi, "$1***")
+    // What a credential helper prints, and what oras shows of a malformed entry.
+    .replace(/("secret"\s*:\s*")(?:[^"\\]|\\.)*/gi, "$1***")
+    .replace(/auth '.*' does not conform/s, "auth '***' does not conform")
     .trim();
 }
 

@@ -15,6 +15,7 @@
 import { join, resolve } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
+import { isObject } from "../system/json.ts";
 
 /** A place that serves what a registry has. It needs no trust. */
 export interface Mirror {
@@ -117,7 +118,7 @@ async function readPermitted(path: string): Promise<string | undefined> {
       error instanceof Deno.errors.NotADirectory ||
       error instanceof Deno.errors.PermissionDenied;
     if (none) return undefined;
-    throw error;
+    throw unreadable(path, "it is no plain file", error);
   }
 }
 
@@ -132,21 +133,20 @@ async function readHosts(
   try {
     config = parse(text);
   } catch (cause) {
-    throw new ToolsmithError(
-      "file_unreadable",
-      `Cannot read ${join(dir, "hosts.toml")}: it is not TOML`,
-      { hint: "containerd's docs/hosts.md has its format", cause },
-    );
+    // The rest of the message quotes the line, which may hold a secret.
+    const at = /line \d+, column \d+/.exec((cause as Error).message);
+    const why = `it is not TOML${at ? ` (${at})` : ""}`;
+    throw unreadable(join(dir, "hosts.toml"), why, cause);
   }
   const { server, host } = config;
-  const tables = Object.entries(isTable(host) ? host : {});
+  const tables = Object.entries(isObject(host) ? host : {});
   // The server comes last, and its settings stand outside of any table.
   if (typeof server === "string") tables.push([server, config]);
   return tables.flatMap(([address, table]) => {
     const url = URL.parse(
       /^\w+:\/\//.test(address) ? address : `https://${address}`,
     );
-    if (!url || !isTable(table)) return [];
+    if (!url || !isObject(table)) return [];
     const { capabilities = ["pull", "resolve"], ca, override_path } = table;
     const has = (word: string) =>
       Array.isArray(capabilities) && capabilities.includes(word);
@@ -174,6 +174,13 @@ function hasLogin({ username, password }: URL): boolean {
   return username !== "" || password !== "";
 }
 
+function unreadable(path: string, why: string, cause: unknown) {
+  return new ToolsmithError("file_unreadable", `Cannot read ${path}: ${why}`, {
+    hint: "fix it: containerd's docs/hosts.md describes the format",
+    cause,
+  });
+}
+
 function apiBase(url: URL): string {
   return `${withoutSlash(url.href).replace(/\/v2$/, "")}/v2`;
 }
@@ -186,8 +193,4 @@ function isOwn(base: string, registry: string): boolean {
   const { host } = new URL(base);
   return host === registry ||
     registry === "docker.io" && host === "registry-1.docker.io";
-}
-
-function isTable(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

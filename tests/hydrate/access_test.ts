@@ -10,6 +10,8 @@ import {
 } from "../support/registry.ts";
 import { startTunnel } from "../support/tunnel.ts";
 import {
+  cleanEnvironment,
+  jsonLines,
   publishImage,
   type Workspace,
   workspace,
@@ -78,6 +80,95 @@ Deno.test({
     assertMatch(foreign.stderr, /--ca-file/);
   },
 });
+
+/** Writes a Docker configuration, and returns the environment that names it. */
+async function configured(work: Workspace, text: string) {
+  const docker = join(work.dir, "docker");
+  await Deno.mkdir(docker, { recursive: true });
+  await Deno.writeTextFile(join(docker, "config.json"), text);
+  return { DOCKER_CONFIG: docker };
+}
+
+Deno.test({
+  name: "hydrate and publish take an empty Docker configuration for none",
+  ...REAL,
+  async fn() {
+    await using registry = await startRegistry();
+    await using work = await workspace();
+    await publishImage(registry, work);
+    for (const text of ["", " \n"]) {
+      const env = await configured(work, text);
+      const { code, stderr } = await work.toolsmith(
+        ["hydrate", "--force", "--retries", "0"],
+        { env },
+      );
+      assertEquals(code, 0, stderr);
+      const reference = `${registry.host}/owner/image:2.0`;
+      const published = await work.toolsmith(
+        ["publish", "image.qcow2", reference],
+        { env, permissions: ["-A"] },
+      );
+      assertEquals(published.code, 0, published.stderr);
+    }
+  },
+});
+
+Deno.test({
+  name:
+    "hydrate reports a Docker configuration that cannot be parsed with its place, and does not retry",
+  ...REAL,
+  async fn() {
+    await using registry = await startRegistry();
+    await using work = await workspace();
+    await publishImage(registry, work);
+    const env = await configured(work, '{\n  "auths": {');
+    const { code, stdout } = await work.toolsmith(["hydrate", "--json"], {
+      env,
+    });
+    const { events, last } = jsonLines(stdout);
+    assertEquals([code, last.code], [14, "file_unreadable"]);
+    assertMatch(last.message, /docker.config\.json:2:13: not JSON: Expected/);
+    assertEquals(events.filter(({ type }) => type === "retry"), []);
+  },
+});
+
+for (const auth of ["basic", "token"] as const) {
+  Deno.test({
+    name:
+      `hydrate reports a credential helper that fails by name with ${auth} authentication, and asks once`,
+    ...REAL,
+    ignore: REAL.ignore || Deno.build.os === "windows",
+    async fn() {
+      await using registry = await startRegistry({ auth });
+      await using work = await workspace();
+      const known = await login(registry, work);
+      await publishImage(registry, work, { env: known });
+      await Deno.writeTextFile(
+        join(work.dir, "docker-credential-vault"),
+        `#!/bin/sh
+echo asked >> '${work.dir}/calls'
+echo 'dial tcp 10.0.0.1:8200: connect: connection refused'; exit 1
+`,
+        { mode: 0o755 },
+      );
+      const env = await configured(work, '{"credsStore":"vault"}');
+      const { PATH } = cleanEnvironment();
+      const { code, stdout } = await work.toolsmith(["hydrate", "--json"], {
+        env: { ...env, PATH: `${work.dir}:${PATH}` },
+      });
+      const { events, last } = jsonLines(stdout);
+      assertEquals([code, last.code], [23, "credentials_failed"]);
+      assertEquals(
+        last.message,
+        `Cannot get credentials for ${registry.host}: docker-credential-vault failed: dial tcp 10.0.0.1:8200: connect: connection refused`,
+      );
+      assertMatch(last.hint, /echo 127\S+ \| docker-credential-vault get; /);
+      assertEquals(events.filter(({ type }) => type === "retry"), []);
+      const calls = await Deno.readTextFile(join(work.dir, "calls"));
+      assertEquals(calls, "asked\n");
+    },
+  });
+}
 
 /** A registry that the real oras finds as ghcr.io, and notes of its runs. */
 async function ghcrHost(work: Workspace) {

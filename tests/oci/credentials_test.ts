@@ -60,6 +60,17 @@ Deno.test("an authorization header is cut whosever it is", () => {
   );
 });
 
+Deno.test("the secret of a credential helper, and of a malformed entry, is cut", () => {
+  assertEquals(
+    redactSecrets('Error: {"Username":"u","Secret" : "s3\\"cr3t"}, x'),
+    'Error: {"Username":"u","Secret" : "***"}, x',
+  );
+  assertEquals(
+    redactSecrets("format: auth 'it's\na s3cr3t' does not conform the base64"),
+    "format: auth '***' does not conform the base64",
+  );
+});
+
 Deno.test("the query of a signed address is cut, the rest stays", () => {
   assertEquals(
     redactSecrets(

@@ -1,6 +1,10 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import { readCredentials } from "../../lib/oci/_docker_config.ts";
+import {
+  credentialHelper,
+  readConfigFile,
+  readCredentials,
+} from "../../lib/oci/_docker_config.ts";
 import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
 import { temporaryDir } from "../support/directory.ts";
 
@@ -129,10 +133,43 @@ Deno.test("a file that is no object or cannot be read is told with its path", as
     );
   }
   await assertRejects(
-    () => found("a.example", "{"),
+    () => found("a.example", '{\n  "auths": "s3cret" x}'),
     RangesUnavailable,
-    "/config.json cannot be read",
+    "/config.json:2:21: not JSON: Expected ',' or '}' after property value",
   );
+});
+
+Deno.test("an empty configuration, as docker reads it, has no credentials", async () => {
+  for (const text of ["", " \r\n\t"]) {
+    assertEquals(await found("a.example", text), {});
+  }
+});
+
+Deno.test("readConfigFile() reports a configuration that cannot be read with its path", async () => {
+  await using dir = await temporaryDir();
+  const env = new Map([["DOCKER_CONFIG", dir.path]]);
+  assertEquals(await readConfigFile(env), undefined);
+  const path = join(dir.path, "config.json");
+  await Deno.mkdir(path);
+  await assertRejects(
+    () => readConfigFile(env),
+    RangesUnavailable,
+    `${path} cannot be read`,
+  );
+});
+
+Deno.test("credentialHelper() prefers the registry's own helper, and takes none that is no name", () => {
+  const helper = (config: unknown, registry = "a.example") => {
+    const text = JSON.stringify(config);
+    return credentialHelper({ path: "config.json", text }, registry);
+  };
+  const own = { "a.example": "own", "https://index.docker.io/v1/": "hub" };
+  assertEquals(helper({ credsStore: "all", credHelpers: own }), "own");
+  assertEquals(helper({ credHelpers: own }, "docker.io"), "hub");
+  assertEquals(helper({ credsStore: "all", credHelpers: own }, "b"), "all");
+  for (const config of [{}, { credsStore: 7 }, { credHelpers: ["x"] }]) {
+    assertEquals(helper(config), undefined);
+  }
 });
 
 Deno.test({
@@ -188,7 +225,10 @@ Deno.test({
       "none",
       "echo credentials not found in native keychain; exit 1",
     );
-    await helper("broken", "echo some-secret; exit 1");
+    await helper("broken", "printf 'no\\033[1m\\nkeyring: 429'; exit 1");
+    await helper("loud", "echo 'Cannot autolaunch D-Bus' >&2; exit 1");
+    await helper("silent", "exit 3");
+    await helper("empty", "exit 0");
     await helper("failing", `echo '{"Username":"u","Secret":"s"}'; exit 1`);
     await helper("half", `echo '{"Username":"u"}'`);
     await helper("nameless", `echo '{"Secret":"some-secret"}'`);
@@ -202,6 +242,9 @@ Deno.test({
           "own.example": "own",
           "none.example": "none",
           "broken.example": "broken",
+          "loud.example": "loud",
+          "silent.example": "silent",
+          "empty.example": "empty",
           "missing.example": "missing",
           "failing.example": "failing",
           "half.example": "half",
@@ -227,13 +270,26 @@ Deno.test({
         "nothing there",
         async () => assertEquals(await found("none.example", config), {}),
       );
-      for (const name of ["broken", "missing", "failing", "half", "nameless"]) {
+      const reasons = {
+        broken: "no?[1m keyring: 429",
+        loud: "Cannot autolaunch D-Bus",
+        silent: "exit status 3",
+        empty: "it printed no credentials",
+        missing: "it is not on PATH",
+        failing: '{"Username":"u","Secret":"***"}',
+        half: "it printed no credentials",
+        nameless: "it printed no credentials",
+      };
+      for (const [name, reason] of Object.entries(reasons)) {
         await t.step(name, async () => {
           const error = await assertRejects(
             () => found(`${name}.example`, config),
             RangesUnavailable,
           );
-          assertEquals(error.message, `docker-credential-${name} failed`);
+          assertEquals(
+            error.message,
+            `docker-credential-${name} failed: ${reason}`,
+          );
         });
       }
       await t.step("one that is slow, by who cancels", async () => {

@@ -1,4 +1,10 @@
-import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
 import { join } from "@std/path";
 import { findMirrors } from "../../lib/oci/mirrors.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -173,7 +179,15 @@ Deno.test("a file that is there and cannot be read is an error, not no file", as
   await using dir = await temporaryDir();
   await Deno.mkdir(join(dir.path, "reg", "hosts.toml"), { recursive: true });
   const env = new Map([["TOOLSMITH_REGISTRY_CONFIG", dir.path]]);
-  await assertRejects(() => findMirrors("reg", { env }));
+  const { message } = await failure(
+    "file_unreadable",
+    () => findMirrors("reg", { env }),
+  );
+  assertStringIncludes(message, join("reg", "hosts.toml"));
+});
+
+Deno.test("findMirrors() takes an empty hosts.toml for none", async () => {
+  assertEquals((await found("reg", { reg: "" })).mirrors, []);
 });
 
 Deno.test({
@@ -222,9 +236,12 @@ Deno.test("what is not supported is named with the host and its file, whoever li
   ]);
   const broken = await failure(
     "file_unreadable",
-    () => found("reg", { reg: "[" }),
+    () => found("reg", { reg: 'server = "a"\nx = secret' }),
   );
-  assertMatch(broken.message, /Cannot read .*reg.hosts\.toml: it is not TOML/);
+  assertMatch(
+    broken.message,
+    /^Cannot read .*reg.hosts\.toml: it is not TOML \(line 2, column 4\)$/,
+  );
   const wrong = await failure("usage", () => found("reg", {}, "reg=x"));
   assertEquals(
     wrong.message,

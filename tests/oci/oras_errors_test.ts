@@ -74,7 +74,26 @@ const WORDS: [ErrorCode, string][] = [
   ["artifact_unsafe", "Error: duplicate name"],
   ["artifact_unsafe", "Error: overwrite disallowed"],
   ["file_unreadable", "Error: open /ca.pem: no such file or directory"],
-  ["oras_failed", "Error: error getting credentials - err: exit status 1"],
+  [
+    "credentials_failed",
+    'Error: GET "https://ghcr.io/v2/": failed to resolve credential: connection refused',
+  ],
+  [
+    "credentials_failed",
+    "Error: error getting credentials - err: exit status 1, no space left on device",
+  ],
+  [
+    "credentials_failed",
+    'Error: exec: "docker-credential-x": executable file not found in $PATH',
+  ],
+  [
+    "file_unreadable",
+    "Error: failed to decode config file at /x/config.json: invalid config format: unexpected EOF",
+  ],
+  [
+    "file_unreadable",
+    "Error: failed to open config file at /dev/null/config.json: open /dev/null/config.json: not a directory",
+  ],
   ["oras_failed", "Error: something that nobody foresaw"],
   ["oras_failed", ""],
 ];

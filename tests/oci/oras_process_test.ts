@@ -44,6 +44,37 @@ Deno.test({
 });
 
 Deno.test({
+  name:
+    "oras is given a configuration that does not exist in place of an empty one, and no other",
+  ...shell,
+  async fn() {
+    await using fake = await fakeOras("");
+    const path = join(fake.dir, "config.json");
+    const env = new Map([...fake.env, ["DOCKER_CONFIG", fake.dir]]);
+    const flags = async () => {
+      await orasProcess({ env }).call(OTHER, { command: ["pull"], args: [] });
+      return (await fake.args())!.slice(2);
+    };
+    assertEquals(await flags(), []);
+    for (const text of ["", "\n "]) {
+      await Deno.writeTextFile(path, text);
+      const [flag, missing] = await flags();
+      assertEquals(flag, "--registry-config");
+      await assertRejects(() => Deno.lstat(missing), Deno.errors.NotFound);
+    }
+    for (const text of ["{}", "{"]) {
+      await Deno.writeTextFile(path, text);
+      assertEquals(await flags(), []);
+    }
+    // With credentials of its own it reads none.
+    await Deno.writeTextFile(path, "");
+    await orasProcess({ env: new Map([...env, ...TOKEN]) })
+      .call(GHCR, { command: ["pull"], args: [] });
+    assertEquals((await fake.args())!.includes("--registry-config"), false);
+  },
+});
+
+Deno.test({
   name: "a token is never sent over plain HTTP: oras is not even started",
   ...shell,
   async fn() {

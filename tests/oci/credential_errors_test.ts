@@ -1,0 +1,214 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { join } from "@std/path";
+import { credentialError } from "../../lib/oci/_credential_errors.ts";
+import { redactSecrets } from "../../lib/oci/credentials.ts";
+import { oras } from "../../lib/oci/oras.ts";
+import { parseReference } from "../../lib/oci/reference.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { failure } from "../support/failure.ts";
+import { shell } from "../support/fake_oras.ts";
+import { needs, parts } from "../support/parts.ts";
+
+const HOST = "registry.example";
+const ASKED =
+  `Error: failed to fetch the content of "${HOST}/a/b:1": GET "https://${HOST}/v2/a/b/manifests/1"`;
+
+/** What is recognized in oras's words, with such a configuration. */
+function recognized(said: string, config: unknown = { credsStore: "x" }) {
+  const text = typeof config === "string" ? config : JSON.stringify(config);
+  const file = { path: "/d/config.json", text };
+  return credentialError(redactSecrets(said), HOST, file);
+}
+
+const FALLIBLE = [
+  "dial tcp 10.0.0.1:443: connect: connection refused",
+  'Get "http://169.254.169.254/role": dial tcp: connection refused',
+  "write /tmp/x: no space left on device",
+  "ThrottlingException: too many requests",
+  "unexpected end of JSON input",
+  "Cannot autolaunch D-Bus without X11 $DISPLAY",
+  "failed to get credentials: unauthorized",
+  "missing username or password for basic auth",
+  'exec: "docker-credential-x": executable file not found in $PATH',
+];
+
+Deno.test("credentialError() names the helper and quotes it, whatever words it has", () => {
+  for (const words of FALLIBLE) {
+    for (const marker of ["failed to resolve credential: ", ""]) {
+      const error = recognized(`${ASKED}: ${marker}${words}\n`)!;
+      assertEquals(error.code, "credentials_failed");
+      assertEquals(
+        error.message,
+        `Cannot get credentials for ${HOST}: docker-credential-x failed: ${words}`,
+      );
+      assertEquals(
+        error.hint,
+        `try the helper: echo ${HOST} | docker-credential-x get; or remove it from /d/config.json and log in again: oras login ${HOST}`,
+      );
+    }
+  }
+});
+
+Deno.test("credentialError() quotes a helper's standard error where its output is empty, in one line", () => {
+  const error = recognized(
+    `Error: no\u001b[1m keyring\nlocked${ASKED}: failed to resolve credential: exit status 1\n`,
+  );
+  assertStringIncludes(error!.message, "failed: Error: no?[1m keyring locked");
+  const silent = recognized(`${ASKED}: exit status 3\n`);
+  assertStringIncludes(silent!.message, "failed: exit status 3");
+});
+
+Deno.test("credentialError() leaves what the registry or its token service did to others", () => {
+  const token = `"https://auth.example/token?…"`;
+  for (
+    const said of [
+      `${ASKED}: Get ${token}: dial tcp: connection refused`,
+      `${ASKED}: Post "https://auth.example/token": EOF`,
+      `${ASKED}: GET ${token}: empty token returned`,
+      `${ASKED}: response status code 503: Service Unavailable`,
+      `${ASKED}: mismatch Content-Length`,
+      `${ASKED}: bearer realm host "x" is 127.0.0.1, in blocked prefix`,
+      `Error: failed to fetch: Get "https://${HOST}/v2/": EOF`,
+      `Error: basic credential not found`,
+      `Error response from registry: GET "https://${HOST}/v2/": failed to resolve credential: x`,
+      "",
+    ]
+  ) assertEquals(recognized(said), undefined, said);
+  // Without a helper nothing of that is one's.
+  for (const words of FALLIBLE) {
+    assertEquals(recognized(`${ASKED}: ${words}`, {}), undefined);
+  }
+});
+
+Deno.test("credentialError() names a configuration that cannot be parsed, and where", () => {
+  const cases: [string, string, string][] = [
+    [
+      '{"auths": {\n  "a": s3cret',
+      "failed to decode config file at /d/config.json: invalid config format: invalid character 's' looking for beginning of value",
+      "/d/config.json:2:8: not JSON: Unexpected token 's'",
+    ],
+    [
+      "{",
+      "failed to decode config file /d/config.json: invalid config format: unexpected EOF",
+      "/d/config.json:1:2: not JSON: Expected property name or '}'",
+    ],
+    [
+      '{"credsStore": 7}',
+      "failed to unmarshal creds store field: invalid config format: json: cannot unmarshal number into Go value of type string",
+      "/d/config.json (oras: failed to unmarshal creds store field: invalid config format: json: cannot unmarshal number into Go value of type string)",
+    ],
+    [
+      `{"auths": {"${HOST}": {"auth": "!"}}}`,
+      `GET "https://${HOST}/v2/": failed to resolve credential: failed to decode auth field: invalid config format: illegal base64 data at input byte 0`,
+      "/d/config.json (oras: failed to decode auth field: invalid config format: illegal base64 data at input byte 0)",
+    ],
+  ];
+  for (const [text, said, where] of cases) {
+    const { code, message, hint } = recognized(`Error: ${said}\n`, text)!;
+    assertEquals(code, "file_unreadable");
+    assertEquals(message, `Cannot read Docker's configuration: ${where}`);
+    assertEquals(
+      hint,
+      `fix /d/config.json, or remove it and log in again: oras login ${HOST}`,
+    );
+  }
+});
+
+Deno.test("credentialError() is done in no time with a flood of words", () => {
+  for (
+    const word of ["Error: ", 'GET "https:', 'GET "https://x": ', "auth '"]
+  ) {
+    const begun = performance.now();
+    recognized(word.repeat(60_000));
+    recognized(`${word}\n`.repeat(60_000));
+    assert(performance.now() - begun < 5000, `${word} took long`);
+  }
+});
+
+/** Servers that ask for each scheme, and directories for one test. */
+async function site() {
+  await using undo = new AsyncDisposableStack();
+  const dir = undo.use(await temporaryDir());
+  const serve = (challenge: string) =>
+    undo.use(Deno.serve(
+      { hostname: "127.0.0.1", port: 0, onListen() {} },
+      () =>
+        new Response(null, {
+          status: 401,
+          headers: { "www-authenticate": challenge },
+        }),
+    ));
+  const servers = [
+    serve('Basic realm="x"'),
+    serve('Bearer realm="http://127.0.0.1:1/token",service="x"'),
+  ];
+  const all = undo.move();
+  return {
+    dir: dir.path,
+    hosts: servers.map(({ addr }) => `127.0.0.1:${addr.port}`),
+    [Symbol.asyncDispose]: () => all.disposeAsync(),
+  };
+}
+
+Deno.test({
+  name:
+    "the real oras, and a credential helper that fails in any way: one code, by Basic and by Bearer",
+  ignore: needs("oras").ignore || shell.ignore,
+  async fn(t) {
+    await using all = await site();
+    const helper = async (name: string, script: string) => {
+      const path = join(all.dir, `docker-credential-${name}`);
+      await Deno.writeTextFile(path, `#!/bin/sh\ncat >&2\n${script}\n`, {
+        mode: 0o755,
+      });
+    };
+    await helper("refused", "echo 'dial tcp: connection refused'; exit 1");
+    await helper("disk", "echo 'no space left on device'; exit 1");
+    await helper("busy", "echo 'too many requests'; exit 1");
+    await helper("empty", "exit 0");
+    await helper("dbus", "echo 'Cannot autolaunch D-Bus' >&2; exit 1");
+    await helper("leaks", `echo '{"Secret":"s3cret"}'; exit 1`);
+    const cases = {
+      refused: "dial tcp: connection refused",
+      disk: "no space left on device",
+      busy: "too many requests",
+      empty: "unexpected end of JSON input",
+      dbus: "Cannot autolaunch D-Bus",
+      leaks: '{"Secret":"***"}',
+      missing: "executable file not found",
+      "desktop.exe": "Docker Desktop seems not running",
+    };
+    const [path, config] = [
+      Deno.env.get("PATH")!,
+      Deno.env.get("DOCKER_CONFIG"),
+    ];
+    Deno.env.set("PATH", `${all.dir}:${path}`);
+    Deno.env.set("TOOLSMITH_ORAS", parts.oras!);
+    try {
+      for (const [name, words] of Object.entries(cases)) {
+        await t.step(name, async () => {
+          const docker = join(all.dir, name);
+          await Deno.mkdir(docker);
+          await Deno.writeTextFile(
+            join(docker, "config.json"),
+            JSON.stringify({ credsStore: name }),
+          );
+          Deno.env.set("DOCKER_CONFIG", docker);
+          for (const host of all.hosts) {
+            const { message } = await failure(
+              "credentials_failed",
+              () => oras().fetchManifest(parseReference(`${host}/a/b:1`)),
+            );
+            assertStringIncludes(message, `docker-credential-${name} failed: `);
+            assertStringIncludes(message, words);
+          }
+        });
+      }
+    } finally {
+      Deno.env.set("PATH", path);
+      Deno.env.delete("TOOLSMITH_ORAS");
+      if (config === undefined) Deno.env.delete("DOCKER_CONFIG");
+      else Deno.env.set("DOCKER_CONFIG", config);
+    }
+  },
+});
