@@ -109,7 +109,8 @@ async function pullLayer(pull: Pull): Promise<FetchedImage> {
   /** Ranges have retries of their own. */
   const byRanges = () =>
     pullByRanges(pull).then((found) => ({ found }), (error) => ({ error }));
-  let first = parallel || mirrors.length > 0 || !hasSha256(layer);
+  let first = parallel || mirrors.length > 0 || !hasSha256(layer) ||
+    artifact.direct === true;
   let usable = part !== undefined;
   if (first && !part) noRanges(pull, "--allow-net is not granted");
   const outcome = await retry(async (attempt) => {

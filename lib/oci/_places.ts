@@ -42,6 +42,9 @@ export interface Place {
 /** Time without an answer after which a request is aborted, in milliseconds. */
 export const STALL_MS = 60_000;
 
+/** The same where the question is not worth as long a wait. */
+export const PROBE_MS = 10_000;
+
 /** The registry itself. */
 export function registryPlace({ reference, registry }: Places): Place {
   const { registry: host, repository } = reference;

@@ -1,8 +1,8 @@
 /**
  * Says to a registry who asks: Basic, or tokens from its token service.
  *
- * Formats: RFC 9110, section 11.6.1 (`WWW-Authenticate`), and the distribution
- * project's "Token Authentication" and "OAuth2 Token Authentication".
+ * Formats: the distribution project's "Token Authentication" and "OAuth2 Token
+ * Authentication".
  *
  * @module
  */
@@ -11,6 +11,11 @@ import { watchStall } from "../system/http_stall.ts";
 import { whyRefused } from "../system/redirects.ts";
 import { abortableChunks, readAtMost } from "../system/streams.ts";
 import { mayCarrySecrets } from "./credentials.ts";
+import {
+  chooseChallenge,
+  type KnownChallenge,
+  parseChallenges,
+} from "./_challenges.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
 import type { RegistryCredentials } from "./_docker_config.ts";
 
@@ -49,12 +54,6 @@ export interface Authorizer {
   renew(challenge: string | null, sent: string | undefined): Promise<void>;
 }
 
-/** A challenge that is understood. */
-interface Challenge {
-  scheme: "basic" | "bearer";
-  params: Map<string, string>;
-}
-
 const MAX_ANSWER = 128 * 1024;
 /** The specification's, where the service names none. */
 const DEFAULT_LIFE_S = 60;
@@ -69,12 +68,12 @@ const DEFAULT_LIFE_S = 60;
  */
 export function authorizer(options: AuthorizerOptions): Authorizer {
   let credentials: Promise<RegistryCredentials> | undefined;
-  let challenge: Challenge | undefined;
+  let challenge: KnownChallenge | undefined;
   let value: string | undefined;
   let expires = Infinity;
   let renewal: Promise<void> | undefined;
 
-  async function obtain(known: Challenge) {
+  async function obtain(known: KnownChallenge) {
     const { home } = options;
     const may = mayCarrySecrets(home);
     credentials ??= may ? options.credentials() : Promise.resolve({});
@@ -92,7 +91,7 @@ export function authorizer(options: AuthorizerOptions): Authorizer {
   }
 
   /** Many connections find out at once, and one of them asks. */
-  function obtainOnce(known: Challenge): Promise<void> {
+  function obtainOnce(known: KnownChallenge): Promise<void> {
     renewal ??= obtain(known).finally(() => renewal = undefined);
     return renewal;
   }
@@ -105,38 +104,14 @@ export function authorizer(options: AuthorizerOptions): Authorizer {
     async renew(text, sent) {
       if (renewal) return await renewal;
       if (sent !== value) return;
-      challenge = parseChallenge(text ?? "");
+      challenge = chooseChallenge(parseChallenges(text ?? ""));
       await obtainOnce(challenge);
     },
   };
 }
 
-/**
- * Reads a challenge.
- *
- * @param text `WWW-Authenticate`, such as `Bearer realm="…",service="…"`.
- * @returns Its scheme and parameters, with names in lower case.
- * @throws {RangesUnavailable} When its scheme is not understood.
- */
-export function parseChallenge(text: string): Challenge {
-  const [, scheme = "", rest = ""] = /^\s*([^\s,]+)\s*(.*)$/s.exec(text) ?? [];
-  const name = scheme.toLowerCase();
-  if (name !== "basic" && name !== "bearer") {
-    const shown = JSON.stringify(scheme.slice(0, 40));
-    throw new RangesUnavailable(`its authentication is ${shown}`);
-  }
-  const params = new Map<string, string>();
-  const param =
-    /\s*([\w!#$%&'*+.^`|~-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))\s*(?:,|$)/sy;
-  for (let found = param.exec(rest); found; found = param.exec(rest)) {
-    const [, key, quoted, plain] = found;
-    params.set(key.toLowerCase(), quoted?.replace(/\\(.)/gs, "$1") ?? plain);
-  }
-  return { scheme: name, params };
-}
-
 async function bearerToken(
-  { params }: Challenge,
+  { params }: KnownChallenge,
   credentials: RegistryCredentials,
   { repository, home, send, signal: given, stallMs }: AuthorizerOptions,
 ): Promise<{ token: string; lifeMs: number }> {

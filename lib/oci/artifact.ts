@@ -76,6 +76,8 @@ export interface Artifact {
   config?: Descriptor;
   /** The manifest that this one is about; oras may write one that has a title. */
   subject?: Descriptor;
+  /** Whether it was read without `oras`, which cannot log in to its registry. */
+  direct?: true;
 }
 
 /** The layer that is the image. */

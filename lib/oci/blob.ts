@@ -14,6 +14,7 @@ import {
   openPlace,
   type Place,
   type Places,
+  PROBE_MS,
   registryPlace,
   STALL_MS,
 } from "./_places.ts";
@@ -37,9 +38,6 @@ export interface PullBlobOptions {
   /** Called when a mirror is given up, with its host and the reason. */
   onMirrorFailed: (mirror: string, reason: string) => void;
 }
-
-/** What is odd about a registry is for `oras` to say: it is not waited for, in milliseconds. */
-const PROBE_MS = 10_000;
 
 /** The digest that the bytes have, or why they cannot come by ranges. */
 export type BlobResult = { sha256: Sha256 } | { unavailable: string };

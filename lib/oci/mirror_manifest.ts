@@ -4,6 +4,7 @@
  * @module
  */
 import { asDigest, sha256 } from "../system/digest.ts";
+import { statusError } from "../system/http_errors.ts";
 import { watchStall } from "../system/http_stall.ts";
 import { abortableChunks, readAtMost } from "../system/streams.ts";
 import { MAX_MANIFEST, readManifest } from "./_manifest_reader.ts";
@@ -11,6 +12,7 @@ import { mirrorPlaces, openPlace, type Place, STALL_MS } from "./_places.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
 import type { Artifact } from "./artifact.ts";
 import type { Places } from "./blob.ts";
+import { formatReference, type OciReference } from "./reference.ts";
 
 /** What {@linkcode fetchMirroredManifest} takes. */
 export interface MirroredManifestOptions {
@@ -46,7 +48,7 @@ export async function fetchMirroredManifest(
   for (const place of mirrorPlaces(places)) {
     if (reference.digest === undefined && !place.resolves) continue;
     try {
-      const artifact = await fetchFrom(place, places);
+      const artifact = await fetchManifestFrom(place, reference);
       check(artifact);
       return artifact;
     } catch (error) {
@@ -57,18 +59,33 @@ export async function fetchMirroredManifest(
   return undefined;
 }
 
-async function fetchFrom(place: Place, places: Places): Promise<Artifact> {
-  const { reference, registry: { signal, stallTimeoutMs } } = places;
+/**
+ * Reads a manifest from one place.
+ *
+ * Needs `--allow-net` for it.
+ *
+ * @param place The place.
+ * @param reference The manifest.
+ * @returns The artifact.
+ * @throws {RangesUnavailable} When it cannot be had there; a status that says
+ * why is its cause.
+ * @throws Those of a network.
+ */
+export async function fetchManifestFrom(
+  place: Place,
+  reference: OciReference,
+): Promise<Artifact> {
+  const { signal, stallTimeoutMs } = place.registry;
   using watch = watchStall(place.host, stallTimeoutMs ?? STALL_MS, signal);
   using registry = await openPlace(place, 1);
-  const path = `manifests/${reference.digest ?? reference.tag}`;
   const headers = { accept: ACCEPT, "accept-encoding": "identity" };
   const options = { headers, signal: watch.signal };
-  const [response] = await registry.get(path, options);
+  const [response] = await registry.get(manifestPath(reference), options);
   const { status, body } = response;
   if (status !== 200 || !body) {
     await body?.cancel();
-    throw new RangesUnavailable(`it answers ${status}`);
+    const cause = statusError(status, formatReference(reference));
+    throw new RangesUnavailable(`it answers ${status}`, { cause });
   }
   const chunks = abortableChunks(body, watch.signal);
   const bytes = await readAtMost(chunks, MAX_MANIFEST);
@@ -78,4 +95,13 @@ async function fetchFrom(place: Place, places: Places): Promise<Artifact> {
     throw new RangesUnavailable(`it sent a manifest with the digest ${digest}`);
   }
   return readManifest(bytes, reference, digest);
+}
+
+/**
+ * The path of a manifest below its repository.
+ *
+ * @param reference The manifest; its digest wins over its tag.
+ */
+export function manifestPath({ digest, tag }: OciReference): string {
+  return `manifests/${digest ?? tag}`;
 }

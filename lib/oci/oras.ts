@@ -11,6 +11,7 @@ import { asDigest, type Digest, isDigest, sha256 } from "../system/digest.ts";
 import { timeLimit } from "../system/time.ts";
 import type { Artifact } from "./artifact.ts";
 import { redactSecrets } from "./credentials.ts";
+import { explainRefusal, fetchDirectly } from "./_direct_manifest.ts";
 import { readManifest } from "./_manifest_reader.ts";
 import { parseDigest } from "./_oras_output.ts";
 import { type OrasProcess, orasProcess } from "./_oras_process.ts";
@@ -59,7 +60,10 @@ export interface PullOptions {
 export interface Oras {
   /** Its version, such as `1.3.0`. */
   version(): Promise<string>;
-  /** Reads the manifest that a reference names. */
+  /**
+   * Reads the manifest that a reference names; without the program, where the
+   * registry offers a scheme first that the program does not know.
+   */
   fetchManifest(reference: OciReference): Promise<Artifact>;
   /**
    * Reads which processor an image's configuration names, as OCI names it.
@@ -97,13 +101,21 @@ const FRAME = 64 * 1024;
  */
 export function oras(options: RegistryOptions = {}): Oras {
   const program = orasProcess(options);
+  const explained = <T>(reference: OciReference, work: Promise<T>) =>
+    work.catch(async (error) => {
+      throw await explainRefusal(error, reference, options);
+    });
   return {
     version: () => version(program),
-    fetchManifest: (reference) => fetchManifest(program, reference),
+    fetchManifest: (reference) =>
+      fetchManifest(program, reference)
+        .catch((error) => fetchDirectly(error, reference, options)),
     fetchArchitecture: (artifact, check) =>
       fetchArchitecture(program, artifact, check),
-    pull: (reference, rest) => pull(program, reference, rest),
-    push: (reference, rest) => push(program, reference, rest),
+    pull: (reference, rest) =>
+      explained(reference, pull(program, reference, rest)),
+    push: (reference, rest) =>
+      explained(reference, push(program, reference, rest)),
   };
 }
 

@@ -233,7 +233,7 @@ Deno.test("a source that does not serve ranges as asked is not used", async (t) 
     ],
     [
       "an authentication that is not understood",
-      /authentication is "Negotiate"/,
+      /offers Negotiate, not Basic or Bearer/,
       () =>
         new Response(null, {
           status: 401,

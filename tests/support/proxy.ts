@@ -18,7 +18,9 @@ export type Mischief =
   /** Other bytes than the registry's. */
   | { replace: (body: Uint8Array<ArrayBuffer>) => Uint8Array<ArrayBuffer> }
   /** The registry's answer to another path than the one asked for. */
-  | { askFor: string };
+  | { askFor: string }
+  /** Another challenge than the registry's, where it has one. */
+  | { challenge: (own: string) => string };
 
 /** A fault, and the requests that it befalls. */
 export type Fault = Mischief & {
@@ -118,7 +120,12 @@ export function startProxy(
     if (fault && "askFor" in fault) url.pathname = fault.askFor;
     const response = await forward(request, url, method);
     if (replacing) return await replaced(request, response, fault.replace);
-    const { body, status, headers } = response;
+    const { body, status } = response;
+    const headers = new Headers(response.headers);
+    const own = headers.get("www-authenticate");
+    if (fault && "challenge" in fault && own !== null) {
+      headers.set("www-authenticate", fault.challenge(own));
+    }
     const limit = fault && "cutAfter" in fault
       ? fault.cutAfter
       : fault && "stallAfter" in fault
