@@ -5,6 +5,7 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import { isObject } from "../system/json.ts";
 import { writeAll } from "../system/streams.ts";
 import { oneLine } from "../system/text.ts";
 import { abortable } from "../system/time.ts";
@@ -132,11 +133,6 @@ function parse(line: string): Message | undefined {
   } catch {
     return undefined;
   }
-}
-
-/** Is this an object, whose fields may be anything? */
-export function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 /**

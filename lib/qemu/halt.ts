@@ -6,7 +6,7 @@
  */
 import { ToolsmithError } from "../errors.ts";
 import { oneLine } from "../system/text.ts";
-import { isObject } from "./_json_lines.ts";
+import { isObject } from "../system/json.ts";
 import type { Command, QmpEvent } from "./qmp.ts";
 
 /** What QEMU is asked. */

@@ -5,9 +5,9 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import { isObject } from "../system/json.ts";
 import {
   type Command,
-  isObject,
   type Message,
   openLines,
   refused,

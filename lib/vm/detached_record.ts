@@ -5,6 +5,7 @@
  * @module
  */
 import type { GuestShare } from "../qemu/args.ts";
+import { isObject, type JsonObject } from "../system/json.ts";
 import type { VmFacts } from "./vm.ts";
 
 /** What is written down about a detached VM. */
@@ -56,7 +57,9 @@ export function parseRecord(text: string): DetachedVmRecord | undefined {
   return isRecord(record) ? record : undefined;
 }
 
-function isRecord(value: Fields): value is Fields & DetachedVmRecord {
+function isRecord(
+  value: JsonObject,
+): value is JsonObject & DetachedVmRecord {
   return value.layout === 1 &&
     ["image", "dir", "version", "since"].every((name) =>
       typeof value[name] === "string"
@@ -71,12 +74,6 @@ function isRecord(value: Fields): value is Fields & DetachedVmRecord {
     (value.digest === undefined || typeof value.digest === "string") &&
     (value.token === undefined || typeof value.token === "string") &&
     Array.isArray(value.shares) && value.shares.every(isShare);
-}
-
-type Fields = Record<string, unknown>;
-
-function isObject(value: unknown): value is Fields {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 function isShare(value: unknown): value is GuestShare {

@@ -2,7 +2,6 @@ import {
   assert,
   assertEquals,
   assertMatch,
-  assertRejects,
   assertStringIncludes,
 } from "@std/assert";
 import { join } from "@std/path";
