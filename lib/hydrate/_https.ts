@@ -60,7 +60,7 @@ export async function openHttps(
 ): Promise<HttpsFile> {
   const { stallTimeoutMs = 60_000, maxBytes = MAX_BYTES } = options;
   const { signal, caFile, resume } = options;
-  const client = caFile === undefined ? undefined : await httpClient(caFile);
+  const client = await httpClient(caFile);
   const pause = retryPauses(options);
   let current: Transfer | undefined;
   const connect: Connect = async (from, etag) => {
@@ -90,11 +90,11 @@ export async function openHttps(
       chunks: resuming(first, { connect, pause, maxBytes }),
       [Symbol.dispose]() {
         current?.cancel();
-        client?.close();
+        client[Symbol.dispose]();
       },
     };
   } catch (error) {
-    client?.close();
+    client[Symbol.dispose]();
     throw error;
   }
 }

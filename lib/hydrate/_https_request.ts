@@ -7,6 +7,7 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import type { HttpClient } from "../system/http_client.ts";
 import { statusError } from "../system/http_errors.ts";
 import {
   type StallWatch,
@@ -21,8 +22,8 @@ export interface FileRequest {
   from: number;
   /** What the server called the version that the first bytes are of. */
   etag: string | null;
-  /** Whom to trust. */
-  client: Deno.HttpClient | undefined;
+  /** Sends it. */
+  client: HttpClient;
   /** Time without a byte after which it is aborted, in milliseconds. */
   stallTimeoutMs: number;
   /** Ends the transfer when aborted. */
@@ -66,13 +67,8 @@ export async function requestFile(
     if (from > 0) headers.set("range", `bytes=${from}-`);
     if (from > 0 && etag) headers.set("if-range", etag);
     const { signal: either } = watch;
-    const init = {
-      headers,
-      signal: either,
-      client,
-      redirect: "manual",
-    } as const;
-    const ask = (at: URL) => fetch(at, init);
+    const ask = (at: URL) =>
+      client.fetch(at, { headers, signal: either }, shown);
     const [response] = await fetchFollowing(url, ask, either);
     if (response.status === 416 && from > 0) {
       // The file is shorter by now.

@@ -12,7 +12,13 @@ import {
   type ImageLayer,
   selectImageLayer,
 } from "../oci/artifact.ts";
-import { checkRedirects, mayAsk, type Places, pullBlob } from "../oci/blob.ts";
+import {
+  checkRedirects,
+  mayAsk,
+  type NoRanges,
+  type Places,
+  pullBlob,
+} from "../oci/blob.ts";
 import { unusedTokenWarning } from "../oci/credentials.ts";
 import { fetchMirroredManifest } from "../oci/mirror_manifest.ts";
 import { findMirrors } from "../oci/mirrors.ts";
@@ -106,29 +112,31 @@ async function pullLayer(pull: Pull): Promise<FetchedImage> {
   const parallel = connections > 1 && layer.size >= PARALLEL_BYTES;
   const missing = totalBytes(artifact) - (part?.bytes ?? 0);
   await requireSpace(dir, missing);
-  /** Ranges have retries of their own. */
-  const byRanges = () =>
-    pullByRanges(pull).then((found) => ({ found }), (error) => ({ error }));
   let first = parallel || mirrors.length > 0 || !hasSha256(layer) ||
     artifact.direct === true;
   let usable = part !== undefined;
   if (first && !part) noRanges(pull, "--allow-net is not granted");
   const outcome = await retry(async (attempt) => {
     if (usable && (first || part!.bytes > 0)) {
-      first = false;
-      const outcome = await byRanges();
-      if ("error" in outcome || outcome.found) return outcome;
-      usable = false;
-      await part!.clear();
+      // Ranges have retries of their own.
+      const outcome = await pullByRanges(pull).catch((error) => ({ error }));
+      if (!("unavailable" in outcome)) return outcome;
+      const { unreachable } = outcome;
+      if (unreachable && (artifact.direct || !hasSha256(layer))) {
+        return { error: unreachable };
+      }
+      noRanges(pull, outcome.unavailable);
+      // What has arrived before stays until the registry is reached again.
+      first = usable = unreachable !== undefined;
+      if (!usable) await part!.clear();
     }
-    return { found: await pullByOras(pull, { attempt, keep: usable }) };
+    return await pullByOras(pull, { attempt, keep: usable });
   }, retries);
   if ("error" in outcome) throw outcome.error;
-  return outcome.found!;
+  return outcome;
 }
 
-/** Nothing is returned where ranges are of no use, and that is reported. */
-async function pullByRanges(pull: Pull): Promise<FetchedImage | undefined> {
+async function pullByRanges(pull: Pull): Promise<FetchedImage | NoRanges> {
   const { context, layer, places } = pull;
   const connections = layer.size < PARALLEL_BYTES ? 1 : context.connections;
   const part = pull.part!;
@@ -143,11 +151,11 @@ async function pullByRanges(pull: Pull): Promise<FetchedImage | undefined> {
   });
   if ("unavailable" in result) {
     pull.checked = true;
-    return noRanges(pull, result.unavailable);
+    return result;
   }
   const { sha256: actual } = result;
   if (actual !== layer.sha256 && hasSha256(layer)) {
-    return noRanges(pull, `the bytes have the digest ${asDigest(actual)}`);
+    return { unavailable: `the bytes have the digest ${asDigest(actual)}` };
   }
   progress.end(total - resumed);
   const hashed = await part.finish();
@@ -164,12 +172,14 @@ async function pullByOras(
     await checkRedirects(places, layer.digest);
     pull.checked = true;
   }
+  const empty = keep && part?.bytes === 0;
+  if (!empty) await requireSpace(context.dir, totalBytes(artifact));
   // Never onto what an attempt before left behind.
   const target = join(context.dir, `pull-${attempt}`);
   await removeTree(target);
   await Deno.mkdir(target);
   const path = join(target, ...layer.title.split("/"));
-  if (keep) await part?.expect(path);
+  if (empty) await part.expect(path);
   const progress = begin(context, { total: totalBytes(artifact) });
   try {
     const options = { layer, dir: target, progress, sync: true };
@@ -182,9 +192,9 @@ async function pullByOras(
     return { path, name: basename(path), bytes, actual: sha256, hashed };
   } catch (error) {
     // What is there is for the next run to take over: a copy takes its time.
-    if (keep && context.registry.signal?.aborted) throw error;
-    if (keep && isTransient(error)) await part?.adopt(path);
-    else await part?.clear();
+    if (empty && context.registry.signal?.aborted) throw error;
+    if (empty && isTransient(error)) await part.adopt(path);
+    else if (empty || !keep) await part?.clear();
     await removeTree(target);
     throw error;
   }
@@ -205,7 +215,7 @@ function mirrorFailed({ emit, image }: FetchContext) {
 }
 
 /** Reports why the image does not come by ranges. */
-function noRanges({ context }: Pull, reason: string): undefined {
+function noRanges({ context }: Pull, reason: string): void {
   const { emit, image } = context;
   emit({ type: "ranges_unavailable", image: image.name, reason });
 }

@@ -5,12 +5,13 @@
  */
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
+import { isLoopback } from "../system/address_network.ts";
 import { type Output, run, type RunOptions } from "../system/process.ts";
 import { credentialError } from "./_credential_errors.ts";
 import { type ConfigFile, readConfigFile } from "./_docker_config.ts";
 import { ghcrCredentials, NO_SECRETS, redactSecrets } from "./credentials.ts";
 import { orasError } from "./_oras_errors.ts";
-import { isLoopback, type OciReference } from "./reference.ts";
+import type { OciReference } from "./reference.ts";
 import { isPlainHttp, type RegistryOptions } from "./registry.ts";
 
 /** One use of the program. */

@@ -87,5 +87,5 @@ export async function openPlace(
     signal,
     stallMs: stallTimeoutMs ?? STALL_MS,
   });
-  return { ...methods, [Symbol.dispose]: () => client.close() };
+  return { ...methods, [Symbol.dispose]: () => client[Symbol.dispose]() };
 }

@@ -18,6 +18,7 @@ import {
   readWhole,
 } from "./_piece.ts";
 import { rangePlan } from "./_range_plan.ts";
+import { RangesUnavailable } from "./_ranges_unavailable.ts";
 
 /** What {@linkcode readBlob} takes. */
 export interface ReadBlobOptions extends RetryOptions {
@@ -43,10 +44,10 @@ const IDLE_MS = 20;
  * @param source Where the blob is.
  * @param part The file.
  * @param options Connections, retries, time limits.
- * @throws {RangesUnavailable} When the source does not serve ranges.
- * @throws {ToolsmithError} `rate_limited`, `registry_unavailable`,
- * `tls_failed`, `dns_failed`, `connection_failed`, `transfer_interrupted`,
- * `transfer_stalled`.
+ * @throws {RangesUnavailable} When the source does not serve ranges; when it
+ * cannot be reached at all, the reason is its cause.
+ * @throws {ToolsmithError} `rate_limited`, `registry_unavailable`, `tls_failed`,
+ * `dns_failed`, `connection_failed`, `transfer_interrupted`, `transfer_stalled`.
  */
 export async function readBlob(
   source: BlobSource,
@@ -59,6 +60,7 @@ export async function readBlob(
     ? AbortSignal.any([options.signal, stop.signal])
     : stop.signal;
   const shared = patience({ ...options, signal, bytes: () => part.bytes });
+  const before = part.bytes;
   let workers: Promise<void>[] = [];
   try {
     for (let gaps; (gaps = part.gaps()).length > 0;) {
@@ -73,6 +75,9 @@ export async function readBlob(
           continue;
         }
       } catch (error) {
+        if (part.bytes === before && isUnreachable(error)) {
+          throw new RangesUnavailable(error.message, { cause: error });
+        }
         shared.failed(error);
         continue;
       }
@@ -85,6 +90,12 @@ export async function readBlob(
     // Nothing is written any more when the file is closed.
     await Promise.allSettled(workers);
   }
+}
+
+/** Who was never reached is not waited for: another way may lead there. */
+function isUnreachable(error: unknown): error is ToolsmithError {
+  return error instanceof ToolsmithError &&
+    /^(?:connection|dns|tls)_failed$/.test(error.code);
 }
 
 /** One connection: reads pieces until none is left. */

@@ -4,7 +4,8 @@
  *
  * @module
  */
-import { transportError } from "../system/http_errors.ts";
+import type { HttpClient, HttpRequest } from "../system/http_client.ts";
+import { proxyFor } from "../system/proxy.ts";
 import { fetchFollowing } from "../system/redirects.ts";
 import type { RegistryCredentials } from "./_docker_config.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
@@ -19,7 +20,7 @@ export interface RegistryAccess {
   /** Sent as the query of each request, such as `ns=ghcr.io` to a mirror. */
   query?: string;
   /** Whom to trust, and over how many connections. */
-  client: Deno.HttpClient;
+  client: HttpClient;
   /** Finds the credentials, once they are asked for. */
   credentials: () => Promise<RegistryCredentials>;
   /** Ends requests for tokens, which are for all connections. */
@@ -55,6 +56,8 @@ export interface RegistryGet {
 }
 
 const MAX_RENEWALS = 2;
+/** What is neither is a SOCKS proxy. */
+const PORTS: Record<string, number> = { "https:": 443, "http:": 80 };
 
 /**
  * Prepares requests to a repository. Nothing is sent yet.
@@ -74,7 +77,7 @@ export function registryGet(access: RegistryAccess): RegistryGet {
     repository,
     home,
     credentials: access.credentials,
-    send: (url, init) => send(url, { ...init, client }),
+    send: (url, request) => send(client, url, request),
     signal,
     stallMs,
   });
@@ -83,7 +86,7 @@ export function registryGet(access: RegistryAccess): RegistryGet {
   return {
     host: home.host,
     isOwn,
-    getDirect: (url, options) => send(url, { ...options, client }),
+    getDirect: (url, options) => send(client, url, options),
     async get(path, { method, headers, signal }) {
       const url = new URL(`${base}/${repository}/${path}`);
       url.search = query;
@@ -93,7 +96,7 @@ export function registryGet(access: RegistryAccess): RegistryGet {
           const all = new Headers(headers);
           sent = isOwn(at) ? await header() : undefined;
           if (sent) all.set("authorization", sent);
-          return await send(at, { method, headers: all, signal, client });
+          return await send(client, at, { method, headers: all, signal });
         };
         const answer = await fetchFollowing(url, ask, signal);
         const [{ status, headers: said, body }, at] = answer;
@@ -112,23 +115,21 @@ export function registryGet(access: RegistryAccess): RegistryGet {
  * @param url An address of it.
  */
 export async function isPermitted(url: URL): Promise<boolean> {
-  const port = url.port || (url.protocol === "https:" ? "443" : "80");
-  const host = `${url.hostname}:${port}`;
+  const host = `${url.hostname}:${url.port || PORTS[url.protocol] || 1080}`;
   const { state } = await Deno.permissions.query({ name: "net", host });
   return state === "granted";
 }
 
 async function send(
+  client: HttpClient,
   url: URL,
-  init: RequestInit & { client: Deno.HttpClient; signal: AbortSignal },
+  request: HttpRequest,
 ): Promise<Response> {
-  if (!await isPermitted(url)) {
-    throw new RangesUnavailable(`--allow-net=${url.host} is not granted`);
+  const proxy = proxyFor(url);
+  for (const hop of proxy ? [url, proxy] : [url]) {
+    if (!await isPermitted(hop)) {
+      throw new RangesUnavailable(`--allow-net=${hop.host} is not granted`);
+    }
   }
-  try {
-    return await fetch(url, { ...init, redirect: "manual" });
-  } catch (error) {
-    init.signal.throwIfAborted();
-    throw transportError(error, url.host, false);
-  }
+  return await client.fetch(url, request);
 }

@@ -6,6 +6,7 @@
  *
  * @module
  */
+import type { HttpRequest } from "../system/http_client.ts";
 import { statusError } from "../system/http_errors.ts";
 import { watchStall } from "../system/http_stall.ts";
 import { whyRefused } from "../system/redirects.ts";
@@ -20,10 +21,7 @@ import { RangesUnavailable } from "./_ranges_unavailable.ts";
 import type { RegistryCredentials } from "./_docker_config.ts";
 
 /** Sends a request without following redirects. */
-type Send = (
-  url: URL,
-  init: RequestInit & { signal: AbortSignal },
-) => Promise<Response>;
+type Send = (url: URL, request: HttpRequest) => Promise<Response>;
 
 /** What {@linkcode authorizer} takes. */
 export interface AuthorizerOptions {

@@ -4,8 +4,9 @@
  *
  * @module
  */
-import { watchStall } from "../system/http_stall.ts";
+import { ToolsmithError } from "../errors.ts";
 import type { Sha256 } from "../system/digest.ts";
+import { watchStall } from "../system/http_stall.ts";
 import type { PartFile } from "../system/part_file.ts";
 import { isTransient, type RetryOptions } from "../system/retry.ts";
 import { blobSource } from "./_blob_source.ts";
@@ -39,8 +40,16 @@ export interface PullBlobOptions {
   onMirrorFailed: (mirror: string, reason: string) => void;
 }
 
-/** The digest that the bytes have, or why they cannot come by ranges. */
-export type BlobResult = { sha256: Sha256 } | { unavailable: string };
+/** The digest that the bytes have, or why they cannot be read by ranges. */
+export type BlobResult = { sha256: Sha256 } | NoRanges;
+
+/** Why a blob cannot be read by ranges. */
+export interface NoRanges {
+  /** The reason, to follow a colon. */
+  unavailable: string;
+  /** Where the registry could not be reached at all: what happened. */
+  unreachable?: ToolsmithError;
+}
 
 /**
  * Gets a blob by ranges, and computes its digest in the same pass, from the
@@ -88,7 +97,10 @@ export async function pullBlob(
     return { sha256: await digest };
   } catch (error) {
     if (!(error instanceof RangesUnavailable)) throw error;
-    return { unavailable: error.message };
+    const { message: unavailable, cause } = error;
+    return cause instanceof ToolsmithError
+      ? { unavailable, unreachable: cause }
+      : { unavailable };
   } finally {
     stop.abort();
   }

@@ -5,7 +5,7 @@
  * @module
  */
 import type { Environment } from "../environment.ts";
-import { isLoopback } from "./reference.ts";
+import { isLoopback } from "../system/address_network.ts";
 
 /** Above all that oras prints of one failure, in characters. */
 const MAX_WORDS = 16 * 1024;

@@ -99,18 +99,6 @@ export function formatReference(reference: OciReference): string {
 }
 
 /**
- * Checks whether a registry is this very host, which serves plain HTTP.
- *
- * @param registry Host, and port if any.
- * @returns `true` for `localhost`, 127.0.0.0/8 and `[::1]`.
- */
-export function isLoopback(registry: string): boolean {
-  const host = registry.replace(/:\d+$/, "").toLowerCase();
-  return host === "localhost" || host === "[::1]" ||
-    /^127(?:\.\d{1,3}){3}$/.test(host);
-}
-
-/**
  * The error of a reference or source that cannot be used; secrets that it may
  * hold are not shown.
  *

@@ -4,7 +4,7 @@
  * @module
  */
 import type { Environment } from "../environment.ts";
-import { isLoopback } from "./reference.ts";
+import { isLoopback } from "../system/address_network.ts";
 
 /** How a registry is reached. */
 export interface RegistryOptions {

@@ -52,7 +52,7 @@ function ipv4Number(address: string): number {
 }
 
 function ipv6Network(address: string): Network {
-  const groups = ipv6Groups(address);
+  const groups = addressGroups(address);
   if (!groups) return "host";
   const [first, second] = groups;
   const zeros = groups.findIndex((group) => group !== 0);
@@ -67,12 +67,32 @@ function ipv6Network(address: string): Network {
   return first >> 13 === 1 ? "internet" : "host";
 }
 
-/** The eight groups, as the URL parser reads the address. */
-function ipv6Groups(address: string): number[] | undefined {
-  if (!URL.canParse(`http://[${address}]`)) return undefined;
-  const { hostname } = new URL(`http://[${address}]`);
-  const [head, tail] = hostname.slice(1, -1).split("::")
+/**
+ * Reads an address.
+ *
+ * @param address IPv4 in four decimal parts, or IPv6, without brackets.
+ * @returns Its eight groups, of IPv4 those of `::ffff:0:0/96`; `undefined` for
+ * what is no address.
+ */
+export function addressGroups(address: string): number[] | undefined {
+  if (!/[.:]/.test(address)) return undefined;
+  const six = address.includes(":") ? address : `::ffff:${address}`;
+  const url = URL.parse(`http://[${six}]`);
+  if (!url) return undefined;
+  const [head, tail] = url.hostname.slice(1, -1).split("::")
     .map((part) => part === "" ? [] : part.split(":"));
   const gap = tail ? Array(8 - head.length - tail.length).fill("0") : [];
   return [...head, ...gap, ...tail ?? []].map((group) => parseInt(group, 16));
+}
+
+/**
+ * Checks whether a host is this very one, by its name or address.
+ *
+ * @param host Host, and port if any.
+ * @returns `true` for `localhost`, 127.0.0.0/8 and `[::1]`.
+ */
+export function isLoopback(host: string): boolean {
+  const name = host.replace(/:\d+$/, "").toLowerCase();
+  return name === "localhost" || name === "[::1]" ||
+    /^127(?:\.\d{1,3}){3}$/.test(name);
 }

@@ -277,7 +277,8 @@ Deno.test("a server that cannot be reached has not cut a transfer", async () => 
   const { port } = listener.addr;
   listener.close();
   const url = new URL(`https://127.0.0.1:${port}/a.qcow2`);
-  const usual = { from: 0, etag: null, client: undefined, signal: undefined };
+  using client = await httpClient(undefined);
+  const usual = { from: 0, etag: null, client, signal: undefined };
   await failure(
     "connection_failed",
     () => requestFile(url, { ...usual, stallTimeoutMs: 60_000 }),

@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import type { FetchContext } from "../../lib/hydrate/_context.ts";
 import { pullFromRegistry } from "../../lib/hydrate/_registry.ts";
@@ -242,6 +242,34 @@ test("of a pull that was refused nothing is kept, and it is not tried again", {
   const asked = new Set(blobs(proxy).map(({ request }) => request));
   assertEquals(asked.size, blobs(proxy).length);
 });
+
+test(
+  "pullFromRegistry() leaves a registry that ranges cannot reach to oras, and keeps a partial download until oras succeeds",
+  {},
+  async (bench) => {
+    const { dir, image, sha256, proxy, pull } = bench;
+    await leave(bench, image.subarray(0, 100_000));
+    const { fetch } = globalThis;
+    using _network = replace(globalThis, {
+      fetch: (...[url, init]: Parameters<typeof fetch>) =>
+        // The proxy asks the registry without a client of its own.
+        init && "client" in init
+          ? Promise.reject(new TypeError("client error (Connect): no"))
+          : fetch(url, init),
+    });
+    const retries = { retries: 3, retryDelayMs: 1 };
+    proxy.faults.push({ match: BLOB, status: 403 });
+    await failure("forbidden", () => pull({ retries }));
+    assertEquals((await readPartRecord(dir))!.bytes, 100_000);
+    proxy.faults.length = 0;
+    const { fetched, told } = await pull({ retries });
+    assertEquals(fetched.actual, sha256);
+    assertEquals(told("retry"), []);
+    const [{ reason }] = told("ranges_unavailable");
+    assertMatch(String(reason), /no connection \(Connect: no\)$/);
+    assertEquals(await readPartRecord(dir), undefined);
+  },
+);
 
 test(
   "who stops a pull gets the reason, and what is there is left for the next",

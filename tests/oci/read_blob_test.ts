@@ -8,7 +8,7 @@ import type { RegistryCredentials } from "../../lib/oci/_docker_config.ts";
 import { registryGet } from "../../lib/oci/_registry_get.ts";
 import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
 import { readBlob, type ReadBlobOptions } from "../../lib/oci/_read_blob.ts";
-import { httpClient } from "../../lib/system/http_client.ts";
+import { type HttpClient, httpClient } from "../../lib/system/http_client.ts";
 import { openPart } from "../../lib/system/part_file.ts";
 import type { Retry } from "../../lib/system/retry.ts";
 import {
@@ -30,7 +30,7 @@ const SIZE = 24 * MIB + 12345;
 /** A source of a server's blob. */
 function sourceOf(
   { origin, digest, bytes }: Pick<BlobServer, "origin" | "digest" | "bytes">,
-  client: Deno.HttpClient,
+  client: HttpClient,
   credentials: RegistryCredentials = {},
 ): BlobSource {
   const registry = registryGet({
@@ -59,7 +59,7 @@ async function read(
   credentials?: RegistryCredentials,
 ): Promise<Outcome> {
   const retries: Retry[] = [];
-  using client = Deno.createHttpClient({ http2: false });
+  using client = await httpClient(undefined, { http2: false });
   const { digest, bytes: { length: size } } = server;
   await using part = await openPart(dir, { size, digest });
   try {
@@ -425,7 +425,7 @@ Deno.test("a signed address that expires is asked for again, and gets no token",
     },
   });
   await using dir = await temporaryDir();
-  using client = Deno.createHttpClient({ http2: false });
+  using client = await httpClient(undefined, { http2: false });
   const { digest } = registry;
   await using part = await openPart(dir.path, { size: SIZE, digest });
   const login = { user: "u", password: "p" };

@@ -4,7 +4,6 @@ import { ToolsmithError } from "../../lib/errors.ts";
 import {
   formatReference,
   invalidReference,
-  isLoopback,
   parseReference,
 } from "../../lib/oci/reference.ts";
 import { failure } from "../support/failure.ts";
@@ -173,31 +172,4 @@ Deno.test("a reference without a tag is written with the usual one, and a digest
     `h:1/a/b@${digest}`,
   );
   assertEquals(parseReference("h:1/a/b").tag, "latest");
-});
-
-Deno.test("loopback is this host and no other", () => {
-  for (
-    const host of [
-      "localhost",
-      "LOCALHOST:5000",
-      "127.0.0.1",
-      "127.9.8.7:1",
-      "[::1]",
-      "[::1]:5000",
-    ]
-  ) {
-    assert(isLoopback(host), host);
-  }
-  for (
-    const host of [
-      "ghcr.io",
-      "127.0.0.1.example.com",
-      "localhost.example.com",
-      "128.0.0.1",
-      "[::2]:1",
-      "10.127.0.0.1",
-    ]
-  ) {
-    assert(!isLoopback(host), host);
-  }
 });

@@ -5,6 +5,7 @@ import {
   registryGet,
 } from "../../lib/oci/_registry_get.ts";
 import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
+import { httpClient } from "../../lib/system/http_client.ts";
 import { failure } from "../support/failure.ts";
 
 const NEVER = new AbortController().signal;
@@ -28,7 +29,7 @@ async function get(
     },
   );
   const { port } = server.addr;
-  using client = Deno.createHttpClient({ http2: false });
+  using client = await httpClient(undefined, { http2: false });
   const registry = registryGet({
     base: `http://127.0.0.1:${port}/v2`,
     repository: "o/vm",
@@ -208,7 +209,7 @@ Deno.test({
     for (const [url, expected] of permitted) {
       assertEquals(await isPermitted(new URL(url)), expected, url);
     }
-    using client = Deno.createHttpClient({});
+    using client = await httpClient(undefined);
     const registry = registryGet({
       base: "https://d.example:5000/v2",
       repository: "o/vm",

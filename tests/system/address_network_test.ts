@@ -1,5 +1,10 @@
 import { assert, assertEquals } from "@std/assert";
-import { type Network, networkOf } from "../../lib/system/address_network.ts";
+import {
+  addressGroups,
+  isLoopback,
+  type Network,
+  networkOf,
+} from "../../lib/system/address_network.ts";
 
 Deno.test("addresses of this host and of private networks are known, others are not", () => {
   const private_ = `0.0.0.0 10.0.0.1 100.64.0.1 100.127.255.255 127.0.0.1
@@ -119,5 +124,50 @@ Deno.test("networkOf tells private networks of IPv6 from this host, its link and
   };
   for (const [address, expected] of Object.entries(cases)) {
     assertEquals(networkOf(address), expected, address);
+  }
+});
+
+Deno.test("isLoopback() knows this host, and no other", () => {
+  for (
+    const host of [
+      "localhost",
+      "LOCALHOST:5000",
+      "127.0.0.1",
+      "127.9.8.7:1",
+      "[::1]",
+      "[::1]:5000",
+    ]
+  ) {
+    assert(isLoopback(host), host);
+  }
+  for (
+    const host of [
+      "ghcr.io",
+      "127.0.0.1.example.com",
+      "localhost.example.com",
+      "128.0.0.1",
+      "[::2]:1",
+      "10.127.0.0.1",
+    ]
+  ) {
+    assert(!isLoopback(host), host);
+  }
+});
+
+Deno.test("addressGroups() reads IPv4 and IPv6, and nothing else", () => {
+  const cases: [string, number[] | undefined][] = [
+    ["1.2.3.4", [0, 0, 0, 0, 0, 0xffff, 0x102, 0x304]],
+    ["::ffff:1.2.3.4", [0, 0, 0, 0, 0, 0xffff, 0x102, 0x304]],
+    ["2001:db8::1", [0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]],
+    ["::", [0, 0, 0, 0, 0, 0, 0, 0]],
+    ["1:2:3:4:5:6:7:8", [1, 2, 3, 4, 5, 6, 7, 8]],
+  ];
+  for (
+    const text of ["", "1", "abcd", "1.2.3", "1.2.3.256", "01.2.3.4", "[::1]"]
+  ) {
+    cases.push([text, undefined]);
+  }
+  for (const [text, groups] of cases) {
+    assertEquals(addressGroups(text), groups, text);
   }
 });

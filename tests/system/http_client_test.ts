@@ -5,7 +5,7 @@ import { failure } from "../support/failure.ts";
 import { runScript } from "../support/script.ts";
 
 Deno.test("a client without an authority of one's own needs no file", async () => {
-  (await httpClient(undefined)).close();
+  (await httpClient(undefined))[Symbol.dispose]();
 });
 
 Deno.test("an authority that is not there, or none at all, is told by its path and its flag", async () => {
@@ -39,4 +39,51 @@ Deno.test("a permission that is missing stays one", async () => {
     permissions: ["--deny-read=/none"],
   });
   assertEquals(said, "NotCapable\n");
+});
+
+/** Asks for https://far.test/ with these variables; prints what went wrong. */
+async function askWith(env: Record<string, string>): Promise<string[]> {
+  await using dir = await temporaryDir();
+  const script = `
+    import { httpClient } from "/lib/system/http_client.ts";
+    const env = ${JSON.stringify(env)};
+    for (const [name, text] of Object.entries(env)) Deno.env.set(name, text);
+    using client = await httpClient(undefined);
+    const { signal } = new AbortController();
+    await client.fetch(new URL("https://far.test/"), { signal })
+      .catch(({ code, message }) => console.log(code + " " + message));
+    const after = Object.keys(env).map((name) => [name, Deno.env.get(name)]);
+    console.log(JSON.stringify(Object.fromEntries(after)));
+  `;
+  const said = await runScript(`${dir.path}/client.ts`, script);
+  return said.trimEnd().split("\n");
+}
+
+Deno.test("httpClient() logs in to a proxy, and leaves the environment as it was", async () => {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const host = `127.0.0.1:${listener.addr.port}`;
+  const heard = (async () => {
+    using connection = await listener.accept();
+    const bytes = new Uint8Array(4096);
+    const size = await connection.read(bytes) ?? 0;
+    return new TextDecoder().decode(bytes.subarray(0, size));
+  })();
+  const env = {
+    HTTPS_PROXY: `http://user:p%40ss@${host}`,
+    ALL_PROXY: "http://127.0.0.1:9",
+    NO_PROXY: "near.test",
+  };
+  const [error, after] = await askWith(env);
+  const head = await heard;
+  listener.close();
+  assertStringIncludes(head, "CONNECT far.test:443 HTTP/1.1\r\n");
+  const login = /proxy-authorization: Basic (\S+)/i.exec(head)?.[1];
+  assertEquals(atob(login ?? ""), "user:p@ss");
+  assertStringIncludes(error, `far.test through the proxy ${host}: `);
+  assertEquals(JSON.parse(after), env);
+});
+
+Deno.test("httpClient() names a proxy of an unknown kind, without its password", async () => {
+  const [error] = await askWith({ HTTPS_PROXY: "ftp://user:secret@x.test:1" });
+  assertEquals(error, "usage Cannot use the proxy ftp://x.test:1");
 });

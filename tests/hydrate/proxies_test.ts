@@ -1,0 +1,159 @@
+/** The variables that name proxies: oras and Toolsmith read them the same way. */
+import { assertEquals, assertMatch } from "@std/assert";
+import { needs } from "../support/parts.ts";
+import { type FaultyProxy, startProxy } from "../support/proxy.ts";
+import { startRegistry } from "../support/registry.ts";
+import { startTunnel } from "../support/tunnel.ts";
+import { jsonLines, publishImage, workspace } from "../support/workspace.ts";
+
+const REAL = needs("oras", "registry", "qemuImg");
+/** From this size on an image is read by ranges. */
+const LARGE = 64 * 1024 * 1024;
+
+/** An address where nothing listens. */
+function deadProxy(): string {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  return `http://127.0.0.1:${listener.addr.port}`;
+}
+
+/** What a host was asked for: kinds of requests, each once. */
+const asked = ({ seen }: FaultyProxy) =>
+  [
+    ...new Set(seen.map(({ request, status }) => {
+      const [, kind] = /\/v2\/owner\/image\/(\w+)\//.exec(request) ?? [];
+      return `${kind} ${status}`;
+    })),
+  ].sort();
+
+const ALL = ["blobs 206", "manifests 200"];
+
+Deno.test({
+  name: "hydrate sends manifest and ranges the way that Go's rules say",
+  // Elsewhere 0.0.0.0 is not this host under a name that is not loopback's.
+  ignore: REAL.ignore || Deno.build.os !== "linux",
+  async fn(t) {
+    await using registry = await startRegistry();
+    await using front = startProxy(registry.host);
+    await using proxy = startProxy(front.host);
+    await using work = await workspace();
+    const port = front.host.split(":")[1];
+    const far = `0.0.0.0:${port}`;
+    const { sha256 } = await publishImage(registry, work, {
+      bytes: LARGE,
+      host: far,
+    });
+    const dead = deadProxy();
+    const all = { HTTP_PROXY: dead, HTTPS_PROXY: dead, http_proxy: dead };
+    const cases: [string, Record<string, string>, string?][] = [
+      ["NO_PROXY=*", { ...all, NO_PROXY: "*" }],
+      ["NO_PROXY=HOST:PORT", { ...all, NO_PROXY: ` x.test, ${far}` }],
+      ["a range in no_proxy", { ...all, no_proxy: "0.0.0.0/8" }],
+      ["ALL_PROXY alone", { ALL_PROXY: dead, all_proxy: dead }],
+      ["a loopback registry", all, front.host],
+    ];
+    const hydrate = async (env: Record<string, string>, host = far) => {
+      front.seen.length = proxy.seen.length = 0;
+      const qcow2 = `oci://${host}/owner/image:1.0`;
+      await work.manifest({ qcow2, qcow2_sha256: sha256 });
+      const { stdout } = await work.toolsmith(
+        ["hydrate", "--json", "--force", "--plain-http", "--retries", "0"],
+        { env },
+      );
+      const { last, events } = jsonLines(stdout);
+      assertEquals(last.outcome, "pulled", stdout);
+      assertEquals(
+        events.filter(({ type }) => type === "ranges_unavailable"),
+        [],
+      );
+      assertEquals(asked(front), ALL);
+    };
+    for (const [name, env, host] of cases) {
+      await t.step(`${name}: directly`, () => hydrate(env, host));
+    }
+    await t.step("HTTP_PROXY: through the proxy", async () => {
+      const address = `http://${proxy.host}`;
+      await hydrate({ http_proxy: address, NO_PROXY: `${far}0, x.test` });
+      assertEquals(asked(proxy), ALL);
+      assertEquals(proxy.seen.length, front.seen.length);
+    });
+  },
+});
+
+Deno.test({
+  name: "hydrate reads a mirror through the proxy of HTTPS_PROXY",
+  ...needs("oras", "registry", "qemuImg", "openssl"),
+  async fn() {
+    const names = ["cache.test", "far.test"];
+    await using registry = await startRegistry({ tls: true, names });
+    const { host, caFile } = registry;
+    await using tunnel = startTunnel({ "cache.test:443": host });
+    await using work = await workspace();
+    await publishImage(registry, work, { host: "far.test" });
+    const { stdout } = await work.toolsmith(
+      ["hydrate", "--json", "--retries", "0", "--ca-file", caFile!],
+      {
+        env: {
+          ...tunnel.env,
+          ALL_PROXY: deadProxy(),
+          TOOLSMITH_REGISTRY_CONFIG: await certsDir(work.dir, caFile!),
+        },
+      },
+    );
+    assertEquals(jsonLines(stdout).last.outcome, "pulled", stdout);
+    assertEquals(new Set(tunnel.asked), new Set(["cache.test:443"]));
+  },
+});
+
+/** Containerd's configuration of the mirror: it has an authority of its own. */
+async function certsDir(dir: string, caFile: string): Promise<string> {
+  const path = `${dir}/certs.d/far.test`;
+  await Deno.mkdir(path, { recursive: true });
+  await Deno.writeTextFile(
+    `${path}/hosts.toml`,
+    `[host."https://cache.test"]\ncapabilities = ["pull", "resolve"]\nca = "${caFile}"\n`,
+  );
+  return `${dir}/certs.d`;
+}
+
+Deno.test({
+  name: "hydrate names the proxy that it cannot reach",
+  async fn() {
+    await using work = await workspace();
+    const dead = deadProxy();
+    await work.manifest({
+      qcow2: "https://far.test/a.qcow2",
+      qcow2_sha256: "0".repeat(64),
+    });
+    const { stderr, code } = await work.toolsmith(
+      ["hydrate", "--retries", "0"],
+      { env: { HTTPS_PROXY: dead } },
+    );
+    assertEquals(code, 37, stderr);
+    assertMatch(
+      stderr,
+      /Cannot download https:\/\/far\.test\/a\.qcow2 through the proxy 127\.0\.0\.1:\d+: no connection/,
+    );
+  },
+});
+
+Deno.test({
+  name: "hydrate leaves an image to oras where oras alone trusts the registry",
+  ...needs("oras", "registry", "qemuImg", "openssl"),
+  async fn() {
+    const names = ["far.test"];
+    await using registry = await startRegistry({ tls: true, names });
+    await using tunnel = startTunnel({ "far.test:443": registry.host });
+    await using work = await workspace();
+    await publishImage(registry, work, { bytes: LARGE, host: "far.test" });
+    // The system's authorities: Go reads them, Deno has its own.
+    const env = { ...tunnel.env, SSL_CERT_FILE: registry.caFile! };
+    const { stdout } = await work.toolsmith(["hydrate", "--json"], { env });
+    const { events, last } = jsonLines(stdout);
+    assertEquals(last.outcome, "pulled", stdout);
+    assertEquals(events.filter(({ type }) => type === "retry"), []);
+    const [{ reason }] = events.filter(({ type }) =>
+      type === "ranges_unavailable"
+    );
+    assertMatch(reason, /no trusted TLS connection/);
+  },
+});
