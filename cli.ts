@@ -12,10 +12,6 @@ import { errorLine } from "./lib/cli/render.ts";
 import { watchSignals } from "./lib/cli/signals.ts";
 import { processEnvironment } from "./lib/environment.ts";
 import { toToolsmithError } from "./lib/errors.ts";
-import {
-  isDigestThread,
-  runDigestThreads,
-} from "./lib/system/arriving_digest.ts";
 import { VERSION } from "./lib/version.ts";
 
 /**
@@ -65,9 +61,7 @@ async function execute(invocation: Invocation, io: Io): Promise<number> {
   }
 }
 
-// A bundle is the program of its threads, too.
-if (import.meta.main && !isDigestThread) {
-  runDigestThreads(import.meta.url);
+if (import.meta.main) {
   // A write to a pipe that nobody reads would keep the process from ending.
   Deno.exit(await main(Deno.args));
 }

@@ -11,6 +11,7 @@ import { type ProcessExit, spawn } from "../lib/system/process.ts";
 /** The repository's root. */
 export const ROOT = import.meta.dirname!.replace(/[/\\]scripts$/, "");
 
+/** Set by hand, or for child processes. */
 const CHOICE = "TOOLSMITH_DEV_IMPORTS";
 const RESOLVING = new Set(
   ["run", "test", "check", "bundle", "compile", "doc", "cache", "bench"],
@@ -24,15 +25,22 @@ const RESOLVING = new Set(
  */
 export async function denoArgs(args: string[]): Promise<string[]> {
   const [subcommand, ...rest] = args;
-  if (!RESOLVING.has(subcommand) || await importsFrom() === "jsr") return args;
-  const map = `--import-map=${ROOT}/scripts/npm/import_map.json`;
-  return [subcommand, map, ...rest];
+  if (!RESOLVING.has(subcommand)) return args;
+  const from = await importsFrom();
+  if (from === "jsr") return args;
+  const map = from === "npm" ? `${ROOT}/scripts/npm/import_map.json` : from;
+  return [subcommand, `--import-map=${map}`, ...rest];
 }
 
-/** Says where the imports come from; asks jsr.io once a process tree. */
-export async function importsFrom(): Promise<"jsr" | "npm"> {
+/**
+ * Says where the imports come from; asks jsr.io once a process tree.
+ *
+ * @returns `"jsr"`, `"npm"`, or the path of an import map that
+ * `TOOLSMITH_DEV_IMPORTS` names.
+ */
+export async function importsFrom(): Promise<string> {
   const chosen = Deno.env.get(CHOICE);
-  if (chosen === "jsr" || chosen === "npm") return chosen;
+  if (chosen) return chosen;
   const registry = Deno.env.get("JSR_URL") ?? "https://jsr.io/";
   const found = await fetch(new URL("@std/path/meta.json", registry), {
     signal: AbortSignal.timeout(5000),

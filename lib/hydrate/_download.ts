@@ -6,7 +6,7 @@
  */
 import { ToolsmithError } from "../errors.ts";
 import { formatSource } from "../manifest/source.ts";
-import { asDigest } from "../system/digest.ts";
+import { asDigest, transferEngine } from "../system/digest.ts";
 import { requireSpace } from "../system/free_space.ts";
 import { openPart, type PartFile } from "../system/part_file.ts";
 import { readPartRecord } from "../system/part_record.ts";
@@ -53,7 +53,8 @@ export async function downloadImage(
     const { chunks } = file;
     return await spool(context, chunks, { name, total: size, write: writeAll });
   }
-  await using part = await openPart(dir, { size, digest });
+  const engine = transferEngine(size, registry.env);
+  await using part = await openPart(dir, { size, digest }, { engine });
   const actual = await fill(context, part, file);
   if (actual !== image.sha256 && part.kept > 0) {
     // What was kept may be wrong: once more, without it.

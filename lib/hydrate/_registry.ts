@@ -26,7 +26,7 @@ import { type Oras, oras } from "../oci/oras.ts";
 import { pullImage, totalBytes } from "../oci/pull.ts";
 import { archOf, fetchForArch } from "../oci/platform.ts";
 import type { OciReference } from "../oci/reference.ts";
-import { asDigest, type Digest } from "../system/digest.ts";
+import { asDigest, type Digest, transferEngine } from "../system/digest.ts";
 import { removeTree } from "../system/files.ts";
 import { requireSpace } from "../system/free_space.ts";
 import { openPart, type PartFile } from "../system/part_file.ts";
@@ -93,8 +93,9 @@ export async function pullFromRegistry(
   });
   const pull = { context, program, artifact, layer, places, checked: false };
   const identity = { size: layer.size, digest: asDigest(layer.sha256) };
+  const engine = transferEngine(layer.size, env);
   await using part = await mayAsk(places)
-    ? await openPart(dir, identity)
+    ? await openPart(dir, identity, { engine })
     : undefined;
   const fetched = await pullLayer({ ...pull, part });
   const check = async (digest: Digest) => {
@@ -182,7 +183,8 @@ async function pullByOras(
   if (empty) await part.expect(path);
   const progress = begin(context, { total: totalBytes(artifact) });
   try {
-    const options = { layer, dir: target, progress, sync: true };
+    const engine = transferEngine(layer.size, context.registry.env);
+    const options = { layer, dir: target, progress, engine, sync: true };
     const { bytes, sha256, hashed } = await pullImage(
       program,
       artifact,

@@ -4,7 +4,7 @@
  * @module
  */
 import { basename, join } from "../path.ts";
-import { fileChunks, sha256 } from "../system/digest.ts";
+import { fileChunks, sha256, transferEngine } from "../system/digest.ts";
 import { type Fingerprint, fingerprintOf } from "../system/files.ts";
 import { requireSpace } from "../system/free_space.ts";
 import type { writeSparse } from "../system/sparse.ts";
@@ -33,12 +33,13 @@ export async function spool(
   },
 ): Promise<FetchedImage> {
   const path = join(context.dir, name);
+  const engine = transferEngine(total ?? Infinity, context.registry.env);
   const progress = begin(context, { total });
   let bytes = 0;
   let checked = 0;
   await using steps = fileStepSync(path);
   using file = await Deno.open(path, { write: true, createNew: true });
-  const actual = await sha256((async function* () {
+  const written = async function* () {
     for await (const chunk of chunks) {
       if (total === null && bytes >= checked) {
         // A body without a length may have no end: it must not fill the disk.
@@ -51,7 +52,8 @@ export async function spool(
       progress.at(bytes);
       yield chunk;
     }
-  })());
+  };
+  const actual = await sha256(written(), engine);
   // It may end in a hole.
   await file.truncate(bytes);
   await steps.settled();
@@ -72,15 +74,16 @@ export async function hashClone(
   context: FetchContext,
   path: string,
 ): Promise<FetchedImage> {
-  const { signal } = context.registry;
+  const { env, signal } = context.registry;
   const { size: bytes } = await Deno.stat(path);
   const progress = begin(context, { total: bytes });
   let hashed: Fingerprint;
-  const actual = await sha256(fileChunks(path, {
+  const chunks = fileChunks(path, {
     signal,
     onBytes: progress.at,
     onEnd: (stat) => hashed = fingerprintOf(stat),
-  }));
+  });
+  const actual = await sha256(chunks, transferEngine(bytes, env));
   progress.end(bytes);
   return { path, name: basename(path), bytes, actual, hashed: hashed! };
 }

@@ -15,7 +15,13 @@ import { type Emit, emitter, type OnEvent } from "../events.ts";
 import type { BootLoader } from "../image/boot_loader.ts";
 import type { Manifest, ManifestImage } from "../manifest/manifest.ts";
 import { formatSource } from "../manifest/source.ts";
-import { asDigest, type Digest, fileChunks, sha256 } from "../system/digest.ts";
+import {
+  asDigest,
+  type Digest,
+  fileChunks,
+  sha256,
+  transferEngine,
+} from "../system/digest.ts";
 import { fingerprint, isSame } from "../system/files.ts";
 import { type FetchedImage, fetchImage, type FetchOptions } from "./fetch.ts";
 import { placeFetched } from "./_place.ts";
@@ -187,14 +193,17 @@ async function cached(
 
 /** Reads an image whose record does not fit, or does not suffice. */
 async function isStillGood(
-  { image: { name: image }, digest, emit, options: { signal } }: HydrateContext,
+  { image: { name: image }, digest, emit, options }: HydrateContext,
   { path, bytes, suspect, found }: CachedFile,
 ): Promise<boolean> {
   if (suspect) {
     const message = `The image is read at each start, as ${suspect}`;
     emit({ type: "warning", message });
   }
-  const actual = asDigest(await sha256(fileChunks(path, { signal })));
+  const { verify, env, signal } = options;
+  // --verify checks with another implementation than the one on arrival.
+  const engine = verify ? "std" : transferEngine(bytes, env);
+  const actual = asDigest(await sha256(fileChunks(path, { signal }), engine));
   const unchanged = isSame(await fingerprint(path), found);
   if (actual === digest && unchanged) {
     emit({ type: "checksum_verified", image, digest, bytes });

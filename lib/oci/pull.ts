@@ -6,7 +6,12 @@
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
-import { fileChunks, type Sha256, sha256 } from "../system/digest.ts";
+import {
+  type DigestEngine,
+  fileChunks,
+  type Sha256,
+  sha256,
+} from "../system/digest.ts";
 import {
   type Fingerprint,
   fingerprint,
@@ -31,6 +36,8 @@ export interface PullImageOptions {
   dir: string;
   /** Notified of the transfer's progress. */
   progress: TransferProgress;
+  /** Who computes the digest. @default {"std"} */
+  engine?: DigestEngine;
   /** Whether to sync the image while it comes, as it is to stay. @default {false} */
   sync?: boolean;
 }
@@ -87,7 +94,7 @@ export interface TransferProgress {
 export async function pullImage(
   registry: Oras,
   artifact: Artifact,
-  { layer, dir, progress, sync = false }: PullImageOptions,
+  { layer, dir, progress, engine, sync = false }: PullImageOptions,
 ): Promise<PulledImage> {
   const total = totalBytes(artifact);
   const done = registry.pull(artifact.reference, {
@@ -98,11 +105,12 @@ export async function pullImage(
   const path = join(dir, ...layer.title.split("/"));
   await using steps = sync ? fileStepSync(path) : undefined;
   let hashed: Fingerprint | undefined;
-  const digest = sha256(fileChunks(path, {
+  const chunks = fileChunks(path, {
     growingUntil: done,
     onBytes: steps?.at,
     onEnd: (stat) => hashed = fingerprintOf(stat),
-  }));
+  });
+  const digest = sha256(chunks, engine);
   const settled = digest.catch(() => {});
   try {
     await done;

@@ -31,6 +31,7 @@ import {
   fileChunks,
   type Sha256,
   sha256,
+  transferEngine,
 } from "../system/digest.ts";
 import { retry } from "../system/retry.ts";
 import { CREATED, createdTime } from "./_created.ts";
@@ -134,7 +135,8 @@ export async function publish(
   const onBytes = (bytes: number) =>
     emit({ type: "checksum_progress", image, bytes, total: publication.bytes });
   const { signal } = options;
-  const digest = await sha256(fileChunks(path, { onBytes, signal }));
+  const engine = transferEngine(publication.bytes, env);
+  const digest = await sha256(fileChunks(path, { onBytes, signal }), engine);
   const pushed = await push(publication, digest, { options, registry, emit });
   const published = { reference: target, digest: pushed, path, title, image };
   const { verify = "manifest", attempts, intervalMs, deadlineMs } = options;

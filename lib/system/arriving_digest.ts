@@ -1,159 +1,116 @@
 /**
- * The digest of a file that is being filled, in a thread of its own, which reads
- * the file itself: what the file is filled with takes this one.
+ * The digest of a file that is being filled. The runtime's engine gets a thread
+ * of its own, as receiving and writing keep this one busy.
  *
  * @module
  */
-import { type Sha256, sha256 } from "./digest.ts";
+import type { Hash } from "node:crypto";
+import { type DigestEngine, type Sha256, sha256 } from "./digest.ts";
 import { abortable } from "./time.ts";
 
 /** What {@linkcode arrivingSha256} takes. */
 export interface ArrivingDigestOptions {
-  /** Size of the file when all of it is there, in bytes. */
+  /** Size of the complete file, in bytes. */
   size: number;
   /**
-   * Begins to count the bytes that are there from the first on; ends when all
-   * are.
+   * Starts to count the bytes that are there from the first one on; the last
+   * count is the size.
    */
   arrivals: () => AsyncIterable<number>;
-  /** Ends the computing when aborted. @default {undefined} */
+  /** Who computes the digest. @default {"std"} */
+  engine?: DigestEngine;
+  /** Stops the computation when aborted. @default {undefined} */
   signal?: AbortSignal;
 }
 
-/** What a thread says of itself, and what it is given at first. */
-type Answer = { sha256: Sha256 } | { failed: true };
-
-const NAME = "toolsmith-sha256";
 const CHUNK = 1024 * 1024;
-/** A smaller file is hashed before a thread has started. */
-const WORTH_BYTES = 64 * 1024 * 1024;
-
-const scope = globalThis as unknown as Partial<Worker> & { name?: string };
-
-/** Whether this is such a thread, in which no program must start. */
-export const isDigestThread = scope.name === NAME &&
-  typeof scope.postMessage === "function";
-
-/** What a thread runs: this module, unless it was bundled into a program. */
-let program = import.meta.url.endsWith("/arriving_digest.ts")
-  ? import.meta.url
-  : undefined;
-
-if (isDigestThread) serve();
 
 /**
- * Names a program that this module may have been bundled into, for threads to
- * run. Of any other bundle nobody knows what it does in a thread.
+ * Computes the SHA-256 of a file while it is filled, from the bytes on the disk
+ * in their order.
  *
- * @param url The program; it does nothing where {@linkcode isDigestThread}.
- */
-export function runDigestThreads(url: string): void {
-  program ??= url;
-}
-
-/**
- * Computes the SHA-256 of a file while it is filled from its start, from the
- * bytes on the disk. Small files, and all where no thread can be had, are done
- * in this one.
- *
- * Needs `--allow-read` for the file; the thread, `--allow-read` for the program.
+ * Needs `--allow-read` for the file.
  *
  * @param path The file.
- * @param options How far it is.
+ * @param options Its size, how much of it is there, who computes.
  * @returns The digest.
- * @throws What the counting throws, and what a file that cannot be read does;
- * the signal's reason.
+ * @throws What `arrivals` throws, what a file that cannot be read throws, and the
+ * signal's reason.
  */
 export async function arrivingSha256(
   path: string,
-  { size, arrivals, signal }: ArrivingDigestOptions,
+  { size, arrivals, engine, signal }: ArrivingDigestOptions,
 ): Promise<Sha256> {
-  if (size >= WORTH_BYTES && program && await mayLoad(program)) {
+  if (engine === "runtime") {
     try {
-      return await inThread(program, path, { arrivals, signal });
+      return await inThread(path, { size, arrivals, signal });
     } catch {
-      // Whatever it was, this thread meets it as well, and says so.
+      // This thread fails in the same way, with a better error, or succeeds.
     }
   }
-  return await sha256(arrivedChunks(path, arrivals(), signal));
-}
-
-/** Tells without asking the user. */
-async function mayLoad(program: string): Promise<boolean> {
-  const url = new URL(program);
-  const { state } = await Deno.permissions.query(
-    url.protocol === "file:"
-      ? { name: "read", path: url }
-      : { name: "import", host: url.host },
-  );
-  return state === "granted";
+  return await sha256(arrivedChunks(path, arrivals(), signal), engine);
 }
 
 async function inThread(
-  program: string,
   path: string,
-  { arrivals, signal }: Omit<ArrivingDigestOptions, "size">,
+  { size, arrivals, signal }: ArrivingDigestOptions,
 ): Promise<Sha256> {
-  const thread = new Worker(program, { type: "module", name: NAME });
-  const answer = Promise.withResolvers<Sha256>();
-  thread.onmessage = ({ data }: MessageEvent<Answer>) =>
-    "sha256" in data
-      ? answer.resolve(data.sha256)
-      : answer.reject(new Error("failed"));
+  // Text, not a file: a bundled or compiled program has no file for it.
+  const code = `import { createHash } from "node:crypto";
+    (${serve})(globalThis, createHash("sha256"), ${
+    JSON.stringify({ path, size, chunk: CHUNK })
+  });`;
+  const url = `data:text/javascript,${encodeURIComponent(code)}`;
+  const thread = new Worker(url, { type: "module" });
+  const digest = Promise.withResolvers<Sha256>();
+  thread.onmessage = ({ data }: MessageEvent<Sha256 | null>) =>
+    data === null ? digest.reject(new Error("failed")) : digest.resolve(data);
   thread.onerror = (event) => {
     event.preventDefault();
-    answer.reject(new Error(event.message));
+    digest.reject(new Error(event.message));
+  };
+  const report = async () => {
+    let posted = 0;
+    for await (const count of arrivals()) {
+      if (count - posted < CHUNK && count < size) continue;
+      thread.postMessage(posted = count);
+    }
   };
   try {
-    thread.postMessage(path);
-    const all = report(arrivals(), (count) => thread.postMessage(count));
-    await Promise.race([all, answer.promise]);
-    return await abortable(answer.promise, signal);
+    await Promise.race([report(), digest.promise]);
+    return await abortable(digest.promise, signal);
   } finally {
     thread.terminate();
   }
 }
 
-/** Reports counts, in steps that are worth a message, and the last. */
-async function report(
-  arrivals: AsyncIterable<number>,
-  post: (count: number | null) => void,
+/**
+ * Runs in the thread: hashes up to each count that it receives, and sends the
+ * digest of all; `null` for an error, which Deno would print. Only its text gets
+ * there: it must not name anything outside.
+ */
+function serve(
+  thread: Worker,
+  hash: Hash,
+  { path, size, chunk }: { path: string; size: number; chunk: number },
 ) {
-  let posted = 0;
-  let last = 0;
-  for await (const count of arrivals) {
-    last = count;
-    if (count - posted >= CHUNK) post(posted = count);
-  }
-  if (last > posted) post(last);
-  post(null);
-}
-
-/** Is the thread: takes a path and then counts, and answers once. */
-async function serve() {
-  const messages: (string | number | null)[] = [];
-  let wake = () => {};
-  scope.onmessage = ({ data }) => {
-    messages.push(data);
-    wake();
-  };
-  const next = async () => {
-    while (messages.length === 0) {
-      await new Promise<void>((done) => wake = done);
+  let file: Deno.FsFile | undefined;
+  const buffer = new Uint8Array(chunk);
+  let position = 0;
+  thread.onmessage = ({ data: end }: MessageEvent<number>) => {
+    try {
+      file ??= Deno.openSync(path);
+      while (position < end) {
+        const count = file.readSync(buffer.subarray(0, end - position));
+        if (count === null) throw new Error("cut short");
+        hash.update(buffer.subarray(0, count));
+        position += count;
+      }
+      if (position === size) thread.postMessage(hash.digest("hex"));
+    } catch {
+      thread.postMessage(null);
     }
-    return messages.shift()!;
   };
-  async function* counts() {
-    for (let count; (count = await next()) !== null;) yield count as number;
-  }
-  let answer: Answer;
-  try {
-    const path = await next() as string;
-    answer = { sha256: await sha256(arrivedChunks(path, counts())) };
-  } catch {
-    answer = { failed: true };
-  }
-  scope.postMessage!(answer);
 }
 
 /** The bytes of a file as they arrive, all in the same buffer. */
@@ -169,10 +126,7 @@ async function* arrivedChunks(
     while (position < end) {
       signal?.throwIfAborted();
       const want = buffer.subarray(0, Math.min(end - position, CHUNK));
-      // Nobody else waits for a turn in a thread of its own.
-      const count = isDigestThread
-        ? file.readSync(want)
-        : await file.read(want);
+      const count = await file.read(want);
       if (count === null) throw new Error(`${path} was cut short`);
       position += count;
       yield buffer.subarray(0, count);

@@ -6,7 +6,7 @@
  */
 import { join, relative } from "../path.ts";
 import { arrivingSha256 } from "./arriving_digest.ts";
-import type { Sha256 } from "./digest.ts";
+import type { DigestEngine, Sha256 } from "./digest.ts";
 import { addExtent, type Extent, extentBytes, gapsOf } from "./extents.ts";
 import {
   absentAs,
@@ -79,11 +79,13 @@ const PRIVATE = 0o600;
  *
  * @param dir The directory; the caller alone works in it.
  * @param identity What the file is to become; one of another is replaced.
+ * @param options Who computes its digest: `@std/crypto` unless it says otherwise.
  * @returns The file.
  */
 export async function openPart(
   dir: string,
   identity: PartIdentity,
+  options: { engine?: DigestEngine } = {},
 ): Promise<PartFile> {
   const record = await readPartRecord(dir);
   for (const name of [PART, PART_RECORD, PART_JOURNAL]) {
@@ -100,7 +102,7 @@ export async function openPart(
     create: true,
     mode: PRIVATE,
   });
-  const part = new OpenPart(dir, identity, file);
+  const part = new OpenPart(dir, identity, { ...options, file });
   if (!found) await part.clear();
   else if (record.filled === undefined) part.take(record.extents);
   else await part.adopt(join(dir, record.filled));
@@ -115,6 +117,7 @@ class OpenPart implements PartFile {
   readonly #dir: string;
   readonly #identity: PartIdentity;
   readonly #file: Deno.FsFile;
+  readonly #engine: DigestEngine | undefined;
   /** The bytes that are there, on the disk or not. */
   #there: Extent[] = [];
   #steps = this.#newSteps();
@@ -123,12 +126,17 @@ class OpenPart implements PartFile {
   #journal: Deno.FsFile | undefined;
   #arrival = Promise.withResolvers<void>();
 
-  constructor(dir: string, identity: PartIdentity, file: Deno.FsFile) {
+  constructor(
+    dir: string,
+    identity: PartIdentity,
+    { file, engine }: { file: Deno.FsFile; engine?: DigestEngine },
+  ) {
     this.path = join(dir, PART);
     this.size = identity.size;
     this.#dir = dir;
     this.#identity = identity;
     this.#file = file;
+    this.#engine = engine;
   }
 
   get bytes(): number {
@@ -160,8 +168,9 @@ class OpenPart implements PartFile {
   }
 
   sha256(signal: AbortSignal): Promise<Sha256> {
+    const [size, engine] = [this.size, this.#engine];
     const arrivals = () => this.#arrivals(signal);
-    return arrivingSha256(this.path, { size: this.size, arrivals, signal });
+    return arrivingSha256(this.path, { size, arrivals, engine, signal });
   }
 
   /** How many bytes there are from the first on, until all are. */

@@ -22,6 +22,8 @@ export interface ScriptOptions {
   args?: string[];
   /** What it may do. @default {["-A"]} */
   permissions?: string[];
+  /** An import map in place of the usual one. */
+  importMap?: string;
 }
 
 /**
@@ -38,13 +40,21 @@ export async function scriptCommand(
   code: string,
   options: ScriptOptions = {},
 ): Promise<string[]> {
-  const { args = [], permissions = ["-A"] } = options;
+  const { args = [], permissions = ["-A"], importMap } = options;
   const lib = new URL(`file://${ROOT}/lib/`).href;
   await Deno.writeTextFile(path, code.replaceAll('"/lib/', `"${lib}`));
   const config = `--config=${ROOT}/deno.json`;
-  return await denoArgs(
-    ["run", "--quiet", "--no-prompt", config, ...permissions, path, ...args],
-  );
+  const rest = [
+    "--quiet",
+    "--no-prompt",
+    config,
+    ...permissions,
+    path,
+    ...args,
+  ];
+  return importMap
+    ? ["run", `--import-map=${importMap}`, ...rest]
+    : await denoArgs(["run", ...rest]);
 }
 
 /**

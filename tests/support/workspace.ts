@@ -98,6 +98,7 @@ export function cleanEnvironment(): Record<string, string> {
     TOOLSMITH_ORAS: "",
     TOOLSMITH_CACHE: "",
     TOOLSMITH_MANIFEST: "",
+    TOOLSMITH_DIGEST: "",
     GHCR_TOKEN: "",
     GHCR_USERNAME: "",
     GITHUB_ACTOR: "",

@@ -1,21 +1,25 @@
 /**
  * Stands in for `@std/crypto` where only npm can be reached: the npm build of
- * the standard library lacks the Wasm that this module needs.
+ * the standard library lacks the Wasm that this module needs. hash-wasm is as
+ * fast as that Wasm, and as independent of the runtime's own implementation.
+ * `deno task bench` compares them.
  *
  * @module
  */
+import { createSHA256 } from "hash-wasm";
 import type { StdCrypto } from "../signatures.ts";
 
 /** The part of `@std/crypto` that Toolsmith uses. */
 export const crypto: StdCrypto["crypto"] = {
   subtle: {
-    /** Digests a stream of chunks, holding one chunk at a time. */
+    /** Digests a stream, one chunk at a time; a single buffer by Web Crypto. */
     async digest(algorithm, data) {
-      const { createHash } = await import("node:crypto");
-      const hash = createHash(algorithm.replace("-", "").toLowerCase());
-      const chunks = Symbol.asyncIterator in data ? data : [data];
-      for await (const chunk of chunks) hash.update(bytesOf(chunk));
-      return new Uint8Array(hash.digest()).buffer;
+      if (!(Symbol.asyncIterator in data)) {
+        return await globalThis.crypto.subtle.digest(algorithm, data);
+      }
+      const hash = await createSHA256();
+      for await (const chunk of data) hash.update(bytesOf(chunk));
+      return new Uint8Array(hash.digest("binary")).buffer;
     },
   },
 };

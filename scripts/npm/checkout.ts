@@ -1,0 +1,69 @@
+/**
+ * Takes the standard library from a checkout of denoland/std, where jsr.io cannot
+ * be reached and the real packages are wanted, WebAssembly included.
+ *
+ *     export TOOLSMITH_DEV_IMPORTS=$(deno run -A scripts/npm/checkout.ts DIR)
+ *     deno task check
+ *
+ * @module
+ */
+import { isOlder } from "../../lib/oci/oras_version.ts";
+import { ROOT } from "../deno.ts";
+import { VERSIONS } from "./signatures.ts";
+
+/** What a `deno.json` says of a package. */
+interface Package {
+  name: string;
+  version: string;
+  exports: string | Record<string, string>;
+}
+
+/**
+ * Writes an import map that leads to a checkout.
+ *
+ * @param dir The checkout.
+ * @returns The map's path, for `TOOLSMITH_DEV_IMPORTS`.
+ * @throws When a package is missing or older than `deno.json` demands.
+ */
+export async function checkoutMap(dir: string): Promise<string> {
+  const root = await Deno.realPath(dir);
+  const { workspace } = await readJson(`${root}/deno.json`);
+  const imports: Record<string, string> = {};
+  const versions = new Map<string, string>();
+  for (const member of workspace as string[]) {
+    const home = new URL(`file://${root}/${member}/`);
+    const path = new URL("deno.json", home);
+    const { name, version, exports }: Package = await readJson(path);
+    versions.set(name, version);
+    const entries = typeof exports === "string" ? { ".": exports } : exports;
+    for (const [entry, file] of Object.entries(entries)) {
+      imports[name + entry.slice(1)] = new URL(file, home).href;
+    }
+  }
+  for (const [name, wanted] of Object.entries(VERSIONS)) {
+    const version = versions.get(name) ?? "none";
+    const [major] = wanted.split(".");
+    if (version.startsWith(`${major}.`) && !isOlder(version, wanted)) continue;
+    throw new Error(`${dir} has ${name} ${version}; deno.json: ^${wanted}`);
+  }
+  const npm = await readJson(`${ROOT}/scripts/npm/import_map.json`);
+  for (const [name, target] of Object.entries<string>(npm.imports)) {
+    if (!name.startsWith("@std/")) imports[name] = target;
+  }
+  const map = `${ROOT}/.cache/std_import_map.json`;
+  await Deno.mkdir(`${ROOT}/.cache`, { recursive: true });
+  await Deno.writeTextFile(map, JSON.stringify({ imports }, null, 2));
+  return map;
+}
+
+async function readJson(path: string | URL) {
+  return JSON.parse(await Deno.readTextFile(path));
+}
+
+if (import.meta.main) {
+  const [dir] = Deno.args;
+  if (dir === undefined) {
+    console.error("name a checkout of denoland/std");
+    Deno.exitCode = 2;
+  } else console.log(await checkoutMap(dir));
+}
