@@ -56,6 +56,15 @@ export async function importsFrom(): Promise<string> {
   return choice;
 }
 
+/**
+ * Makes every Deno that this one starts take its imports from a map.
+ *
+ * @param path The map.
+ */
+export function useImportMap(path: string): void {
+  Deno.env.set(CHOICE, path);
+}
+
 /** Runs Deno on this terminal and returns how it ended. */
 export async function deno(...args: string[]): Promise<ProcessExit> {
   const child = spawn(Deno.execPath(), {

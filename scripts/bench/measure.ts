@@ -27,6 +27,8 @@ export interface Section {
   title: string;
   unit: Unit;
   rows: Row[];
+  /** What else was found. @default {undefined} */
+  note?: string;
 }
 
 /** What values are. */
@@ -47,6 +49,7 @@ export async function compare(
   title: string,
   rivals: Rival[],
   unit: Unit = "ms",
+  noteOf?: (rows: Row[]) => string,
 ) {
   const rows: Row[] = rivals.map(({ name }) => ({ name, values: [] }));
   for (let round = 0; round <= rounds; round++) {
@@ -57,12 +60,17 @@ export async function compare(
       if (round > 0) rows[at].values.push(value);
     }
   }
-  record(title, rows, unit);
+  record(title, rows, unit, noteOf?.(rows));
 }
 
 /** Keeps values, and prints their medians and the ratios to the first. */
-export function record(title: string, rows: Row[], unit: Unit = "ms") {
-  sections.push({ title, unit, rows });
+export function record(
+  title: string,
+  rows: Row[],
+  unit: Unit = "ms",
+  note?: string,
+) {
+  sections.push({ title, unit, rows, note });
   const first = median(rows[0].values);
   console.log(`\n${title}`);
   for (const { name, values } of rows) {
@@ -79,6 +87,7 @@ export function record(title: string, rows: Row[], unit: Unit = "ms") {
       ].join("  "),
     );
   }
+  if (note) console.log(`  ${note}`);
 }
 
 /** Writes a value without its unit. */

@@ -6,7 +6,7 @@
 import { basename } from "@std/path";
 import { run } from "../../lib/system/process.ts";
 import { parts } from "../../tests/support/parts.ts";
-import { importsFrom, ROOT } from "../deno.ts";
+import { ROOT } from "../deno.ts";
 import { median, type Section, valueText } from "./measure.ts";
 
 /** How busy the host was with other work. */
@@ -34,21 +34,19 @@ export async function writeReport(sections: Section[]) {
   const kept: Measured[] = JSON.parse(
     await Deno.readTextFile(`${path}.json`).catch(() => "[]"),
   );
-  const isWasm = await importsFrom() === "jsr";
   const how = [
     new Date().toISOString().slice(0, 10),
     `load before ${LOAD.toFixed(1)}`,
     ...await niceness(),
-    isWasm ? "digest: `@std/crypto`" : "digest: stand-in over `node:crypto`",
+    "digests: the runtime's own from 64 MiB on, `@std/crypto` below",
   ].join("; ");
   const all = new Map(kept.map((section) => [section.title, section]));
   for (const section of sections) {
-    const title = section.title + (isWasm ? ", @std/crypto" : "");
     const rows = section.rows.map(({ name, values }) => ({
       name,
       values: values.map((value) => Number(value.toPrecision(4))),
     }));
-    all.set(title, { ...section, title, rows, how });
+    all.set(section.title, { ...section, rows, how });
   }
   const measured = [...all.values()];
   const page = `# Performance\n\n${TEXT}${await machine()}\n\n${CHART}${
@@ -79,7 +77,7 @@ async function machine(): Promise<string> {
   const versions = [`Deno ${Deno.version.deno}`];
   const programs: [string, string][] = [
     [parts.oras!, "version"],
-    ["skopeo", "--version"],
+    [parts.skopeo ?? "skopeo", "--version"],
     ["curl", "--version"],
   ];
   for (const [program, flag] of programs) {
@@ -112,7 +110,7 @@ const CHART =
 
 `;
 
-function tableOf({ title, unit, rows, how }: Measured): string {
+function tableOf({ title, unit, rows, how, note = "" }: Measured): string {
   const first = median(rows[0].values);
   const lines = rows.map(({ name, values }) => {
     const [low, mid, high] = [
@@ -129,7 +127,7 @@ function tableOf({ title, unit, rows, how }: Measured): string {
     "| --- | ---: | ---: | ---: | ---: |",
   ].concat(lines).join("\n");
   const [, reason = ""] = WHY.find(([begin]) => title.startsWith(begin)) ?? [];
-  return `## ${heading}\n\n${table}\n\n${how}. ${reason}\n`;
+  return `## ${heading}\n\n${table}\n\n${how}. ${note} ${reason}\n`;
 }
 
 /** What bounds a figure, where that is not plain to see, by how a title begins. */

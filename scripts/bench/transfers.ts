@@ -4,13 +4,19 @@
  * @module
  */
 import { fileChunks, sha256 } from "../../lib/system/digest.ts";
-import { run, spawn } from "../../lib/system/process.ts";
+import { spawn } from "../../lib/system/process.ts";
 import { parts } from "../../tests/support/parts.ts";
 import { cleanEnvironment } from "../../tests/support/workspace.ts";
 import { cutRows, fleetRows } from "./counted.ts";
 import { compare, record, type Rival } from "./measure.ts";
 import { openSite, remove, type Site } from "./site.ts";
 import { RATE, startWire, type WireOptions } from "./wire.ts";
+
+/** Who computes digests, by what a reader knows. */
+const ENGINES = [
+  ["the runtime", "runtime"],
+  ["@std/crypto", "std"],
+] as const;
 
 /** What is measured of transfers, by name. */
 const ROWS = {
@@ -87,6 +93,13 @@ async function coldInto(site: Site, into: string) {
       once: () => must(Deno.execPath(), site.hydrate({ connections }), { env }),
     })),
     {
+      name: "toolsmith hydrate, TOOLSMITH_DIGEST=std",
+      once: () =>
+        must(Deno.execPath(), site.hydrate(), {
+          env: { ...env, TOOLSMITH_DIGEST: "std" },
+        }),
+    },
+    {
       name: "oras pull && sha256sum && mv",
       async once() {
         await must(parts.oras!, pull);
@@ -95,10 +108,11 @@ async function coldInto(site: Site, into: string) {
       },
     },
     { name: "curl", once: () => must("curl", ["-sf", "-o", out, blob]) },
-    {
-      name: "the digest alone",
-      once: async () => void await sha256(fileChunks(`${dir}/image.qcow2`)),
-    },
+    ...ENGINES.map(([name, engine]): Rival => ({
+      name: `SHA-256 alone, ${name}`,
+      once: async () =>
+        void await sha256(fileChunks(`${dir}/image.qcow2`), engine),
+    })),
   ];
   if (!inMemory) {
     rivals.splice(1, 0, {
@@ -110,12 +124,12 @@ async function coldInto(site: Site, into: string) {
       },
     });
   }
-  if (await isThere("skopeo")) {
-    const [from, to] = [`docker://${reference}`, `dir:${out}`];
+  if (parts.skopeo) {
+    const args = ["copy", "-q", "--src-tls-verify=false"];
+    const copy = [...args, `docker://${reference}`, `dir:${out}`];
     rivals.push({
       name: "skopeo copy",
-      once: () =>
-        must("skopeo", ["copy", "-q", "--src-tls-verify=false", from, to]),
+      once: () => must(parts.skopeo!, copy),
     });
   }
   const where = inMemory ? ", into memory" : "";
@@ -205,9 +219,4 @@ async function peakMib(site: Site, args: string[]): Promise<number> {
   }
   if ((await child.ended).code !== 0) throw new Error(args.join(" "));
   return kib / 1024;
-}
-
-async function isThere(program: string): Promise<boolean> {
-  return await run(program, { args: ["--version"] })
-    .then(({ code }) => code === 0, () => false);
 }

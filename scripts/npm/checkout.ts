@@ -2,11 +2,12 @@
  * Takes the standard library from a checkout of denoland/std, where jsr.io cannot
  * be reached and the real packages are wanted, WebAssembly included.
  *
- *     export TOOLSMITH_DEV_IMPORTS=$(deno run -A scripts/npm/checkout.ts DIR)
+ *     export TOOLSMITH_DEV_IMPORTS=$(deno run -A scripts/deno.ts run -A scripts/npm/checkout.ts DIR)
  *     deno task check
  *
  * @module
  */
+import { dirname } from "@std/path";
 import { isOlder } from "../../lib/oci/oras_version.ts";
 import { ROOT } from "../deno.ts";
 import { VERSIONS } from "./signatures.ts";
@@ -22,10 +23,14 @@ interface Package {
  * Writes an import map that leads to a checkout.
  *
  * @param dir The checkout.
+ * @param map Where to write it.
  * @returns The map's path, for `TOOLSMITH_DEV_IMPORTS`.
  * @throws When a package is missing or older than `deno.json` demands.
  */
-export async function checkoutMap(dir: string): Promise<string> {
+export async function checkoutMap(
+  dir: string,
+  map = `${ROOT}/.cache/std_import_map.json`,
+): Promise<string> {
   const root = await Deno.realPath(dir);
   const { workspace } = await readJson(`${root}/deno.json`);
   const imports: Record<string, string> = {};
@@ -50,8 +55,7 @@ export async function checkoutMap(dir: string): Promise<string> {
   for (const [name, target] of Object.entries<string>(npm.imports)) {
     if (!name.startsWith("@std/")) imports[name] = target;
   }
-  const map = `${ROOT}/.cache/std_import_map.json`;
-  await Deno.mkdir(`${ROOT}/.cache`, { recursive: true });
+  await Deno.mkdir(dirname(map), { recursive: true });
   await Deno.writeTextFile(map, JSON.stringify({ imports }, null, 2));
   return map;
 }

@@ -28,7 +28,8 @@ export type Part =
   | "slurm"
   | "systemd"
   | "buildah"
-  | "nginx";
+  | "nginx"
+  | "skopeo";
 
 /**
  * Where each part is: the absolute path of its program; absent where it could
@@ -192,6 +193,11 @@ export const PARTS: Record<Part, Source> = {
     apt: ["nginx-light"],
     remedy: "nginx, from your system's packages",
   },
+  skopeo: {
+    programs: ["skopeo"],
+    apt: ["skopeo"],
+    remedy: "skopeo, from your system's packages",
+  },
   buildah: {
     programs: ["buildah"],
     // The owners of a base image's files are root and others.
@@ -206,12 +212,13 @@ export const PARTS: Record<Part, Source> = {
 /** Their names. */
 export const ALL = Object.keys(PARTS) as Part[];
 
-/** What a suite of tests needs that the usual ones do without. */
+/** What a suite of tests, or the benchmark, needs that the usual ones do without. */
 export const SUITES: Record<string, Part[]> = {
   images: ["debian", "uefi", "arm64"],
   faults: [],
   boots: [],
   fleet: ["slurm", "systemd", "buildah", "nginx"],
+  bench: ["skopeo"],
 };
 
 /** What the usual tests need. */

@@ -88,6 +88,21 @@ Deno.test("the choice is handed to child processes: they do not ask again", asyn
   assertEquals([stdout, stderr], ["2", ""]);
 });
 
+Deno.test("TOOLSMITH_DEV_IMPORTS may name an import map, and nobody asks jsr.io", async () => {
+  await using dir = await temporaryDir();
+  const map = `${dir.path}/map.json`;
+  const { stdout, stderr } = await ask(dir.path, SHOW, {
+    TOOLSMITH_DEV_IMPORTS: map,
+    JSR_URL: "http://127.0.0.1:1/",
+  });
+  assertEquals(JSON.parse(stdout), [
+    ["run", `--import-map=${map}`, "-A", "x.ts"],
+    ["test", `--import-map=${map}`],
+    ["fmt"],
+  ]);
+  assertEquals(stderr, "");
+});
+
 Deno.test("what follows the subcommand stays as it is", async () => {
   const args = await denoArgs(["run", "--quiet", "x.ts", "run"]);
   assertEquals(args.filter((arg) => !arg.startsWith("--import-map")), [

@@ -1,5 +1,8 @@
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertMatch } from "@std/assert";
+import { crypto as std } from "@std/crypto/crypto";
+import { behaviourOf, verdict } from "../../scripts/npm/behaviour.ts";
 import { VERSIONS } from "../../scripts/npm/signatures.ts";
+import { crypto as standIn } from "../../scripts/npm/std/crypto.ts";
 import { ROOT } from "../../scripts/deno.ts";
 
 const read = async (path: string) =>
@@ -24,4 +27,41 @@ Deno.test("npm stands in for every import, and for nothing else", async () => {
     [...new Set(names(await read("scripts/npm/import_map.json")))],
     names(await read("deno.json")),
   );
+});
+
+const RELIED_ON = { ahead: 1, isRight: true, passesErrors: true };
+
+Deno.test("@std/crypto and its stand-in take a stream as the program relies on", async () => {
+  for (const { subtle } of [std, standIn]) {
+    assertEquals(await behaviourOf(subtle.digest), RELIED_ON);
+  }
+});
+
+Deno.test("behaviourOf() notices a digest that reads ahead, and one that hides errors", async () => {
+  const found = await behaviourOf(async (algorithm, data) => {
+    const iterator = (data as AsyncIterable<Uint8Array<ArrayBuffer>>)
+      [Symbol.asyncIterator]();
+    const first = await Promise.allSettled([iterator.next(), iterator.next()]);
+    const chunks = first.flatMap((it) =>
+      it.status === "fulfilled" && !it.value.done ? [it.value.value] : []
+    );
+    return await crypto.subtle.digest(
+      algorithm,
+      await new Blob(chunks).bytes(),
+    );
+  });
+  assertEquals(found, { ahead: 2, isRight: false, passesErrors: false });
+});
+
+Deno.test("verdict() says so when a stand-in is too fast, or takes streams in another way", () => {
+  const real = { behaviour: RELIED_ON, speed: 200 };
+  const same = verdict({ behaviour: RELIED_ON, speed: 180 }, real);
+  assertMatch(
+    same,
+    /as the real one does, and is 0\.90 × as fast: the same class\.$/,
+  );
+  const fast = verdict({ behaviour: RELIED_ON, speed: 900 }, real);
+  assertMatch(fast, /4\.50 × as fast: NOT the same class\.$/);
+  const behaviour = { ...RELIED_ON, ahead: 2 };
+  assertMatch(verdict({ ...real, behaviour }, real), /as \{"ahead":2,/);
 });
