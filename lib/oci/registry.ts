@@ -13,7 +13,8 @@ export interface RegistryOptions {
   /** A PEM file with the certificate authority to trust. @default {undefined} */
   caFile?: string;
   /**
-   * Read for `TOOLSMITH_ORAS`, `GHCR_TOKEN`, `GHCR_USERNAME`, `GITHUB_ACTOR`.
+   * Read for `TOOLSMITH_ORAS`, `TOOLSMITH_DIGEST`, `GHCR_TOKEN`, `GHCR_USERNAME`,
+   * `GITHUB_ACTOR`.
    *
    * @default {processEnvironment}
    */

@@ -38,7 +38,7 @@ export async function writeReport(sections: Section[]) {
     new Date().toISOString().slice(0, 10),
     `load before ${LOAD.toFixed(1)}`,
     ...await niceness(),
-    "digests: the runtime's own from 64 MiB on, `@std/crypto` below",
+    "digests: the runtime's own and `@std/crypto`",
   ].join("; ");
   const all = new Map(kept.map((section) => [section.title, section]));
   for (const section of sections) {
@@ -99,6 +99,10 @@ differ, and so does what else they do: the ratios, to the first line of each
 table, are what to quote, and those of a table whose load is far above its
 processors say little of a quiet host. Where a table says \`nice\`, the runs had
 that priority: -20 is the highest.
+
+The program is the one that users get, with JSR's packages. SHA-256 is the
+runtime's own for images of 64 MiB or more, \`@std/crypto\`'s Wasm below, and
+everywhere with \`TOOLSMITH_DIGEST=std\`.
 
 \`oras pull\`, \`curl\` and \`skopeo copy\` do not sync what they write. Toolsmith's
 images are verified, synced, and in their place.
