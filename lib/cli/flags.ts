@@ -7,7 +7,11 @@
 import type { HydrateOptions } from "../hydrate/hydrate.ts";
 import type { RegistryOptions } from "../oci/registry.ts";
 import type { WorkspaceVmOptions } from "../run/workspace_vm.ts";
-import { type BootOptions, parseArch } from "../vm/options.ts";
+import {
+  type BootOptions,
+  parseAccelerator,
+  parseArch,
+} from "../vm/options.ts";
 import { parseExport } from "../vm/shares.ts";
 import type { ParsedFlags } from "./flag_values.ts";
 import type { Flag, FlagGroup } from "./spec.ts";
@@ -141,6 +145,11 @@ export const MACHINE: Flag[] = inGroup("machine", [
     help: "processor of the VM; else what the image is for",
   },
   {
+    name: "accel",
+    value: "kvm|hvf|tcg",
+    help: "how the VM runs; else TOOLSMITH_ACCEL, else the fastest that works",
+  },
+  {
     name: "firmware",
     value: "WHICH",
     help: "bios, uefi or a file; else what the image's boot loader needs",
@@ -260,6 +269,7 @@ export function readMachine(given: ParsedFlags): WorkspaceVmOptions {
   return {
     hydrate: readHydrate(given),
     arch: readArch(given),
+    accelerator: parseAccelerator(given.text("accel"), "--accel "),
     firmware: given.text("firmware"),
     memory: given.mebibytes("memory"),
     cpus: given.count("cpus"),

@@ -21,7 +21,7 @@ import {
   SAFE_ORAS_VERSION,
 } from "../oci/oras_version.ts";
 import type { RegistryOptions } from "../oci/registry.ts";
-import { accelerators, tryAccelerator } from "../qemu/accelerator.ts";
+import { accelerators, wantedAccelerator } from "../qemu/accelerator.ts";
 import { findUefi } from "../qemu/firmware.ts";
 import { qemuProgram, qemuVersion } from "../qemu/program.ts";
 import { freeBytes } from "../system/free_space.ts";
@@ -213,31 +213,29 @@ async function checkQemu({ env }: Host): Promise<Finding> {
   }
 }
 
-/** To be offered is not to work: the best one that is offered is tried. */
+/** What is offered is tried, whatever was found out before. */
 async function checkAccelerator({ env }: Host): Promise<Finding> {
   const check = "accelerator";
-  const program = qemuProgram(env);
-  const [best] = await accelerators(program, { env });
-  if (best === "tcg") {
-    return {
-      check,
-      level: "warn",
-      found: "tcg: guests are emulated, and slower",
-      hint: "a Linux host with KVM, or macOS, runs them at full speed",
-    };
-  }
+  let why = "";
+  const onRejected = (reason: string) => why = reason;
   try {
-    const why = await tryAccelerator(program, best, { env });
-    if (why === undefined) return { check, level: "ok", found: best };
-    const denied = /permission/i.test(why);
-    return {
-      check,
-      level: "warn",
-      found: `${best} does not work here, guests are emulated: ${why}`,
-      hint: denied
-        ? "let this user open /dev/kvm: usermod -aG kvm USER"
-        : "a virtual machine needs nested virtualisation for it",
-    };
+    const wanted = wantedAccelerator(env);
+    if (wanted) {
+      const found = `${wanted}, as TOOLSMITH_ACCEL says`;
+      return { check, level: "ok", found };
+    }
+    const how = { env, afresh: true, onRejected };
+    const [best] = await accelerators(qemuProgram(env), how);
+    if (best !== "tcg") return { check, level: "ok", found: best };
+    const hint = /permission/i.test(why)
+      ? "let this user open /dev/kvm: usermod -aG kvm USER"
+      : why
+      ? "give this virtual machine hardware nested virtualisation"
+      : "a Linux host with KVM, or macOS, runs them at full speed";
+    const found = why
+      ? `${why}: guests are emulated`
+      : "tcg: guests are emulated, and slower";
+    return { check, level: "warn", found, hint };
   } catch (error) {
     return { ...failed(check, error), level: "warn" };
   }

@@ -8,11 +8,12 @@
 import { resolve, SEPARATOR } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { type Child, spawn, type SpawnOptions } from "../system/process.ts";
-import { type MachineOptions, qemuArgs } from "./args.ts";
+import type { MachineOptions } from "./args.ts";
 import { CLEAR_SET_ID } from "./set_id.ts";
 
-/** What {@linkcode spawnSupervised} takes besides the machine itself. */
-export interface SuperviseOptions extends MachineOptions {
+/** What {@linkcode spawnSupervised} takes besides QEMU's arguments. */
+export interface SuperviseOptions
+  extends Pick<MachineOptions, "dir" | "memory" | "extra" | "shares"> {
   /** The QEMU program. */
   program: string;
   /** A snapshot's devices, and memory that is not mapped, to restore. @default {undefined} */
@@ -74,13 +75,15 @@ const OVERHEAD_MIB = 2560;
  *
  * Needs `--allow-run=sh`.
  *
- * @param options The machine.
+ * @param options The program, and what it may use.
+ * @param args QEMU's arguments.
  * @param onStderr Gets what QEMU writes to its standard error. After a release
  * nobody does, and QEMU, which ignores SIGPIPE, goes on.
  * @returns QEMU. `release` ends the watcher, and QEMU goes on.
  */
 export function spawnSupervised(
   options: SuperviseOptions,
+  args: string[],
   onStderr: (chunk: Uint8Array) => void,
 ): Child {
   const { dir, unfinished = "", program, incoming, shares } = options;
@@ -92,7 +95,7 @@ export function spawnSupervised(
       incoming ? resolve(incoming) : "",
       ...[`${exports.length}`, ...exports],
       program.includes(SEPARATOR) ? resolve(program) : program,
-      ...qemuArgs(options),
+      ...args,
       ...incoming ? ["-incoming", "defer"] : [],
     ],
     ...surroundings(options),

@@ -6,15 +6,15 @@
 import { join } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
-import { replaceFile } from "../system/files.ts";
-import { ownUid, whyUntrusted } from "../system/ownership.ts";
 import type { ImageArch } from "../image/boot_loader.ts";
-import { run } from "../system/process.ts";
-import { oneLine } from "../system/text.ts";
-import { qemuNotFound } from "./program.ts";
+import { fileVersion, replaceFile } from "../system/files.ts";
+import { ownUid, whyUntrusted } from "../system/ownership.ts";
+import { bootTime } from "../system/part_record.ts";
+import { doesNotWork, prove } from "./_proof.ts";
+import type { Accelerator } from "./args.ts";
+import { findProgram } from "../system/find_program.ts";
 
-/** How QEMU runs the guest's instructions. */
-export type Accelerator = "kvm" | "hvf" | "tcg";
+export { type Accelerator, doesNotWork };
 
 /** What {@linkcode accelerators} looks at. */
 export interface AcceleratorsOptions {
@@ -26,141 +26,148 @@ export interface AcceleratorsOptions {
   guest?: ImageArch;
   /** The device that KVM is used by. @default {"/dev/kvm"} */
   kvm?: string;
-  /** Read for `TMPDIR`. @default {processEnvironment} */
+  /** Read for `TMPDIR` and `PATH`. @default {processEnvironment} */
   env?: Environment;
+  /** Disregard what was found out before. @default {false} */
+  afresh?: boolean;
+  /** Gets why an accelerator is not to be used, when that is found out. */
+  onRejected?: (why: string) => void;
+  /** Ends the proof when aborted. */
+  signal?: AbortSignal;
 }
 
-/** After this time a broken accelerator is given another chance. */
-const FORGET_MS = 24 * 3600 * 1000;
-/** Emulation on a busy host takes a second. */
-const PROBE_MS = 30_000;
+const ACCELERATORS: readonly Accelerator[] = ["kvm", "hvf", "tcg"];
+/** Grows when earlier verdicts are not to be believed any more. */
+const LAYOUT = 1;
+const BOOT_ID = "/proc/sys/kernel/random/boot_id";
+const TEN_MINUTES = 600_000;
 
 /**
  * Names the accelerators to try. TCG, which emulates, works everywhere and is
- * the last; for another processor than the host's there is nothing else.
+ * the last; for another processor than the host's there is nothing else. What
+ * else the host offers for x86_64 has to prove itself, once for each boot of the
+ * host and each version of QEMU.
  *
- * Needs `--allow-read` for `/dev/kvm` and the temporary directory.
+ * Needs `--allow-run=sh`, `--allow-read` and `--allow-write` for the temporary
+ * directory, and all permissions to see that there is no `/dev/kvm`.
  *
  * @param program The QEMU program.
  * @param options The host.
  * @returns At least `tcg`.
+ * @throws {ToolsmithError} `qemu_not_found`.
+ * @throws The signal's reason when it is aborted.
  */
 export async function accelerators(
   program: string,
   options: AcceleratorsOptions = {},
 ): Promise<Accelerator[]> {
-  const { os = Deno.build.os, arch = Deno.build.arch, kvm = "/dev/kvm" } =
-    options;
-  if (arch !== (options.guest ?? "x86_64")) return ["tcg"];
-  const fast = os === "darwin"
-    ? "hvf"
-    : os === "linux" && await Deno.stat(kvm).then(() => true, () => false)
-    ? "kvm"
-    : undefined;
-  if (!fast || await isBroken(fast, program, options)) return ["tcg"];
-  return [fast, "tcg"];
-}
-
-/**
- * Notes that an accelerator is offered here and does not work, so that the next
- * start within a day does not pay for finding that out. A virtual machine
- * without nested virtualisation is where it happens.
- *
- * Needs `--allow-write` for the temporary directory, else nothing is noted.
- *
- * @param accelerator Which one.
- * @param program The QEMU program.
- * @param options The environment.
- */
-export async function rememberBroken(
-  accelerator: Accelerator,
-  program: string,
-  options: AcceleratorsOptions = {},
-): Promise<void> {
-  const note = notePath(accelerator, program, options);
-  await replaceFile(note, program, { mode: 0o600 }).catch(() => {});
-}
-
-/**
- * Tries an accelerator: starts QEMU with it and without a disk, and waits until
- * the firmware has found nothing to boot. To be offered is not to work: virtual
- * machines offer a KVM that fails at its first instructions.
- *
- * Needs `--allow-run` for the program.
- *
- * @param program The QEMU program.
- * @param accelerator Which one.
- * @param options The environment. What does not work is noted there, as by
- * {@linkcode rememberBroken}, and what is noted is not tried again.
- * @returns Why it does not work; `undefined` where it does.
- * @throws {ToolsmithError} `qemu_not_found`.
- *
- * @example
- * ```ts no-assert ignore
- * const why = await tryAccelerator("qemu-system-x86_64", "kvm");
- * if (why) console.error(`KVM does not work here: ${why}`);
- * ```
- */
-export async function tryAccelerator(
-  program: string,
-  accelerator: Accelerator,
-  options: AcceleratorsOptions = {},
-): Promise<string | undefined> {
-  if (await isBroken(accelerator, program, options)) {
-    return "it did not work within the last day";
+  const { guest = "x86_64", afresh, env, signal, onRejected } = options;
+  const fast = await offered({ ...options, guest });
+  if (!fast) return ["tcg"];
+  let why = afresh ? undefined : await readVerdict(fast, program, env);
+  // No emulated KVM is known for arm64.
+  if (why === undefined && guest === "x86_64") {
+    why = await prove(fast, { program, env, signal });
+    if (why !== undefined) await keepVerdict(fast, program, { why, env });
+    if (why) onRejected?.(why);
   }
-  const { code, stderr } = await run(program, {
-    args: probeArgs(accelerator),
-    timeoutMs: PROBE_MS,
-  }).catch((error) => {
-    if (error instanceof Deno.errors.NotFound) throw qemuNotFound(program);
-    if (!(error instanceof ToolsmithError)) throw error;
-    return { code: 1, stderr: error.message };
-  });
-  if (code === 0) return undefined;
-  const why = oneLine(stderr) || `QEMU ended with status ${code}`;
-  // Permissions are soon given.
-  if (!/permission/i.test(stderr)) {
-    await rememberBroken(accelerator, program, options);
-  }
-  return why;
+  return why ? ["tcg"] : [fast, "tcg"];
 }
 
-/** A machine that restarts when there is nothing to boot, which ends QEMU. */
-function probeArgs(accelerator: Accelerator): string[] {
-  return [
-    ...["-no-user-config", "-nodefaults", "-no-reboot"],
-    ...["-machine", `q35,accel=${accelerator},graphics=off`],
-    ...["-cpu", accelerator === "tcg" ? "max" : "host", "-m", "64M"],
-    ...["-display", "none", "-nic", "none", "-boot", "reboot-timeout=1"],
-  ];
-}
-
-async function isBroken(
-  accelerator: Accelerator,
-  program: string,
+async function offered(
   options: AcceleratorsOptions,
-): Promise<boolean> {
-  const note = notePath(accelerator, program, options);
+): Promise<"kvm" | "hvf" | undefined> {
+  const { os = Deno.build.os, arch = Deno.build.arch, guest, kvm } = options;
+  if (arch !== guest || os === "windows") return undefined;
+  if (os === "darwin") return "hvf";
   try {
-    const stat = await Deno.lstat(note);
-    // The directory is everybody's: a note by somebody else says nothing.
-    if (!stat.isFile || await whyUntrusted(note)) return false;
-    const age = Date.now() - (stat.mtime?.getTime() ?? 0);
-    return age < FORGET_MS && await Deno.readTextFile(note) === program;
-  } catch {
-    return false;
+    await Deno.stat(kvm ?? "/dev/kvm");
+    return "kvm";
+  } catch (error) {
+    return error instanceof Deno.errors.NotCapable ? "kvm" : undefined;
   }
 }
 
-function notePath(
+/**
+ * Remembers until the host boots again why an accelerator is not to be used, `""`
+ * where it is. What cannot be written is not remembered.
+ */
+export async function keepVerdict(
   accelerator: Accelerator,
   program: string,
-  options: AcceleratorsOptions,
-) {
-  const { env = processEnvironment } = options;
+  { why, env }: { why: string; env?: Environment },
+): Promise<void> {
+  const key = await keyOf(program, env);
+  // Permissions are soon given.
+  if (!key || /permission/i.test(why)) return;
+  const path = verdictPath(accelerator, program, env);
+  await replaceFile(path, `${key}\n${why}`, { mode: 0o600 }).catch(() => {});
+}
+
+async function readVerdict(
+  accelerator: Accelerator,
+  program: string,
+  env?: Environment,
+): Promise<string | undefined> {
+  const path = verdictPath(accelerator, program, env);
+  try {
+    // The directory is everybody's: what somebody else wrote says nothing.
+    if (await whyUntrusted(path)) return undefined;
+    const [key, why] = (await Deno.readTextFile(path)).split("\n");
+    return key === await keyOf(program, env) ? why : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** All that has to match; `undefined` where it cannot be known. */
+async function keyOf(
+  program: string,
+  env?: Environment,
+): Promise<string | undefined> {
+  const boot = await bootId();
+  const found = await findProgram(program, env);
+  if (!boot || !found) return undefined;
+  const qemu = await fileVersion(await Deno.realPath(found));
+  return JSON.stringify({ layout: LAYOUT, boot, qemu });
+}
+
+async function bootId(): Promise<string | undefined> {
+  try {
+    return (await Deno.readTextFile(BOOT_ID)).trim();
+  } catch {
+    // Not Linux, or not all permissions.
+    const time = bootTime();
+    return time === undefined ? time : `${Math.round(time / TEN_MINUTES)}`;
+  }
+}
+
+function verdictPath(
+  accelerator: Accelerator,
+  program: string,
+  env = processEnvironment,
+): string {
   const dir = env.get("TMPDIR") ?? "/tmp";
   const user = ownUid() ?? "user";
   const name = program.replace(/\W+/g, "_").slice(-80);
-  return join(dir, `toolsmith-${user}-no-${accelerator}-${name}`);
+  return join(dir, `toolsmith-${user}-verdict-${accelerator}-${name}`);
+}
+
+/** Reads `TOOLSMITH_ACCEL`; throws `usage`. */
+export function wantedAccelerator(
+  env: Environment = processEnvironment,
+): Accelerator | undefined {
+  return parseAccelerator(env.get("TOOLSMITH_ACCEL"), "TOOLSMITH_ACCEL=");
+}
+
+/** Reads the name of an accelerator, which stood behind a flag; throws `usage`. */
+export function parseAccelerator(
+  text: string | undefined,
+  flag: string,
+): Accelerator | undefined {
+  const found = ACCELERATORS.find((name) => name === text);
+  if (found || !text) return found;
+  throw new ToolsmithError("usage", `Not an accelerator: ${flag}${text}`, {
+    hint: `use ${flag}kvm, ${flag}hvf or ${flag}tcg`,
+  });
 }

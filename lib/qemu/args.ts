@@ -4,7 +4,6 @@
  * @module
  */
 import { join } from "../path.ts";
-import type { Accelerator } from "./accelerator.ts";
 import {
   AGENT,
   directoryId,
@@ -24,6 +23,9 @@ import {
 import type { ImageArch } from "../image/boot_loader.ts";
 import type { Firmware } from "./firmware.ts";
 import { FIRST_PORTS, MACHINE_FILES, portFile } from "./machine_dir.ts";
+
+/** How QEMU runs the guest's instructions. */
+export type Accelerator = "kvm" | "hvf" | "tcg";
 
 /** A directory of the host that the guest may see. */
 export interface GuestShare {

@@ -21,6 +21,7 @@ import {
   type SuperviseOptions,
 } from "./_supervisor.ts";
 import type { Accelerator } from "./accelerator.ts";
+import { type MachineOptions, qemuArgs } from "./args.ts";
 import { AGENT } from "./devices.ts";
 import { AcceleratorError, isDisconnection } from "./errors.ts";
 import { haltOfEvent } from "./halt.ts";
@@ -59,7 +60,7 @@ export interface Machine extends AsyncDisposable {
 }
 
 /** What {@linkcode startMachine} takes besides the machine itself. */
-export interface StartMachineOptions extends SuperviseOptions {
+export interface StartMachineOptions extends MachineOptions, SuperviseOptions {
   /** Sees what the guest writes to its serial console. */
   onConsole?: (chunk: Uint8Array) => void;
   /** Ends the start when aborted, but not a machine that has started. */
@@ -91,7 +92,7 @@ export async function startMachine(
   const { dir, program, signal } = options;
   signal?.throwIfAborted();
   const stderr = keepTail(STDERR_KEPT);
-  const child = spawnSupervised(options, stderr.add);
+  const child = spawnSupervised(options, qemuArgs(options), stderr.add);
   const cancel = () => void child.stop();
   signal?.addEventListener("abort", cancel, { once: true });
   let over = false;

@@ -21,7 +21,7 @@ import {
   findDetachedVm,
 } from "../vm/detached.ts";
 import type { DetachedVmRecord } from "../vm/detached_record.ts";
-import type { BootOptions } from "../vm/options.ts";
+import { type BootOptions, wantedAccelerator } from "../vm/options.ts";
 import type { Vm } from "../vm/vm.ts";
 
 /** What the machine of a workspace takes besides the manifest. */
@@ -167,6 +167,8 @@ export async function planWorkspaceVm(
 ): Promise<BootOptions> {
   const { hydrate: how, fresh = false, save, ...machine } = options;
   const { onEvent, env, signal } = machine;
+  // A wrong value is reported before the image is downloaded.
+  const accelerator = machine.accelerator ?? wantedAccelerator(env);
   const image = await hydrate(manifest, {
     ...how,
     ...{ onEvent, env, signal },
@@ -176,6 +178,7 @@ export async function planWorkspaceVm(
   const dir = await snapshotDir(image.path, env);
   return {
     ...machine,
+    accelerator,
     image: image.path,
     loader: image.boot,
     workspace: manifest.root,

@@ -81,6 +81,17 @@ export function isSame(
 }
 
 /**
+ * Names the version of a program or firmware. The next one in its place has
+ * another time of modification; the same package on another host has the same.
+ *
+ * @param path The file.
+ */
+export async function fileVersion(path: string) {
+  const { size, mtime } = await fingerprint(path) ?? {};
+  return { path, size, mtime };
+}
+
+/**
  * What a file takes on the disk: less than its size where it has holes.
  *
  * @param stat What the system says of it.

@@ -11,7 +11,7 @@ import { firmwareFiles } from "../qemu/firmware.ts";
 import type { MachinePlan } from "../qemu/machine.ts";
 import { findProgram } from "../system/find_program.ts";
 import { WAITING_PROGRAM } from "../guest/waiting_shell.ts";
-import { fingerprint } from "../system/files.ts";
+import { fileVersion } from "../system/files.ts";
 
 /** Grows when earlier snapshots cannot be restored by this program any more. */
 const LAYOUT = 3;
@@ -47,8 +47,8 @@ export async function keyOf(
     layout: LAYOUT,
     shell: WAITING_PROGRAM,
     digest,
-    program: await fileOf(path),
-    firmware: await Promise.all(firmwareFiles(plan.firmware).map(fileOf)),
+    program: await fileVersion(path),
+    firmware: await Promise.all(firmwareFiles(plan.firmware).map(fileVersion)),
     seed: plan.seed && seedImage().toBase64(),
     // The snapshot's disk names the image by its path.
     args: qemuArgs({
@@ -59,15 +59,6 @@ export async function keyOf(
     }),
     cpu,
   });
-}
-
-/**
- * A program or firmware. The next version in its place has another time of
- * modification; the same package on another host has the same.
- */
-async function fileOf(path: string) {
-  const { size, mtime } = await fingerprint(path) ?? {};
-  return { path, size, mtime };
 }
 
 /** What a file of the host holds may change between a save and a restore. */

@@ -3,7 +3,12 @@
  *
  * @module
  */
-import { accelerators, rememberBroken } from "../qemu/accelerator.ts";
+import {
+  accelerators,
+  doesNotWork,
+  keepVerdict,
+  wantedAccelerator,
+} from "../qemu/accelerator.ts";
 import { assertSafeExports, planShares } from "./shares.ts";
 import { prepareDisk } from "../qemu/disk.ts";
 import { type BootOptions, sizes } from "./options.ts";
@@ -70,30 +75,26 @@ type Plan = Omit<MachinePlan, "accelerator">;
 
 /** Tries one accelerator after the other. */
 async function bootWith(plan: Plan, options: BootOptions, emit: Emit) {
-  const { program, arch } = plan;
-  const host = { env: options.env, guest: arch };
-  const wanted = options.accelerator;
-  const choices = wanted ? [wanted] : await accelerators(program, host);
+  const { program, arch: guest } = plan;
+  const { env, signal, accelerator: wanted = wantedAccelerator(env) } = options;
+  const onRejected = (why: string) =>
+    emit({ type: "warning", message: `${why}; emulating instead` });
+  const choices = wanted
+    ? [wanted]
+    : await accelerators(program, { env, guest, signal, onRejected });
   for (const accelerator of choices) {
     try {
       return await startVm({ ...plan, accelerator }, options, emit);
     } catch (error) {
       if (!(error instanceof AcceleratorError)) throw error;
-      const name = accelerator.toUpperCase();
-      const reason = error.message.split("; ")[0];
-      const message = `${name} does not work here: ${reason}`;
+      const why = doesNotWork(accelerator, error.message.split("; ")[0]);
       if (wanted) {
-        throw new ToolsmithError("boot_failed", message, {
+        throw new ToolsmithError("boot_failed", why, {
           hint: "leave the choice of the accelerator to Toolsmith",
         });
       }
-      emit({
-        type: "warning",
-        message: `${message}; emulating instead, which is slower`,
-      });
-      if (!/permission/i.test(error.message)) {
-        await rememberBroken(accelerator, program, host);
-      }
+      onRejected(why);
+      await keepVerdict(accelerator, program, { why, env });
     }
   }
   throw new ToolsmithError("boot_failed", "No accelerator works here");

@@ -10,6 +10,8 @@ import type { Environment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { OnEvent } from "../events.ts";
 
+export { parseAccelerator, wantedAccelerator } from "../qemu/accelerator.ts";
+
 /** Where snapshots lie, and whether they are used. */
 export interface SnapshotOptions {
   /** The directory of this image's snapshots. */
@@ -79,7 +81,11 @@ export interface BootOptions {
   hostOnly?: string[];
   /** More arguments for QEMU. @default {[]} */
   qemuArgs?: string[];
-  /** How to run the guest. @default {undefined} the best that works */
+  /**
+   * How to run the guest.
+   *
+   * @default {undefined} what `TOOLSMITH_ACCEL` says, else the best that works
+   */
   accelerator?: Accelerator;
   /** Time that the guest may take to be ready, in ms. @default {120_000} */
   bootTimeoutMs?: number;
@@ -98,7 +104,7 @@ export interface BootOptions {
   };
   /** Takes the events of the boot and of the machine. */
   onEvent?: OnEvent;
-  /** Read for `TOOLSMITH_QEMU` and `TMPDIR`. @default {processEnvironment} */
+  /** Read for `TOOLSMITH_QEMU`, `TOOLSMITH_ACCEL` and `TMPDIR`. @default {processEnvironment} */
   env?: Environment;
   /** Ends the boot when aborted. A machine that is up is ended by its `stop`. */
   signal?: AbortSignal;

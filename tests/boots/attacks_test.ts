@@ -46,7 +46,7 @@ for (const [how, code] of Object.entries(ENDS)) {
       const seconds = (performance.now() - begun) / 1000;
       assert(seconds < TIMEOUT_S + AFTERWARDS_S, `it took ${seconds} s`);
       assertEquals(await processesOf(tmp), []);
-      // A file stays: the note that KVM does not work here.
+      // A file stays: whether KVM is to be used here.
       const left = Array.from(Deno.readDirSync(tmp));
       assertEquals(left.filter(({ isDirectory }) => isDirectory), []);
     },

@@ -156,12 +156,15 @@ Deno.test({
     });
     // Stands for a QEMU whose KVM is there and of no use.
     const program = join(dir.path, "qemu");
-    await Deno.writeTextFile(
-      program,
-      "#!/bin/sh\ncase $* in *accel=kvm*) echo KVM is broken >&2; exit 134 ;; esac\n" +
-        `exec '${env.get("TOOLSMITH_QEMU")}' "$@"\n`,
-    );
-    await Deno.chmod(program, 0o755);
+    const write = (kvm: string) =>
+      Deno.writeTextFile(
+        program,
+        `#!/bin/sh\ncase $* in *accel=kvm*) ${kvm} ;; esac\n` +
+          `exec '${env.get("TOOLSMITH_QEMU")}' "$@"\n`,
+        { mode: 0o755 },
+      );
+    const broken = "echo KVM is broken >&2; exit 134";
+    await write(broken);
     const own = new Map([
       ["TOOLSMITH_QEMU", program],
       ["TMPDIR", dir.path],
@@ -177,15 +180,27 @@ Deno.test({
       warnings.onEvent(event);
       started.onEvent(event);
     };
-    for (let time = 0; time < 2; time++) {
-      const error = await failure(
-        "boot_failed",
-        () => boot({ image, env: own, onEvent }),
-      );
-      assert(error.message.includes("No bootable device"), error.message);
+    for (const kvm of [broken, "exec sleep 600"]) {
+      await write(kvm);
+      for (let time = 0; time < 2; time++) {
+        const error = await failure(
+          "boot_failed",
+          () => boot({ image, env: own, onEvent }),
+        );
+        assert(error.message.includes("No bootable device"), error.message);
+      }
     }
-    assertEquals(started.events.map((it) => it.accelerator), ["tcg", "tcg"]);
-    const offered = await Deno.stat("/dev/kvm").then(() => 1, () => 0);
-    assertEquals(warnings.events.length, offered);
+    const emulated = ["tcg", "tcg", "tcg", "tcg"];
+    assertEquals(started.events.map((it) => it.accelerator), emulated);
+    const offered = await Deno.stat("/dev/kvm").then(() => true, () => false);
+    assertEquals(
+      warnings.events.map(({ message }) => message),
+      offered
+        ? [
+          "KVM does not work here: KVM is broken; emulating instead",
+          "KVM is offered but slower than emulation here; emulating instead",
+        ]
+        : [],
+    );
   },
 });

@@ -44,12 +44,13 @@ for (const command of COMMANDS) {
 
 Deno.test("every flag of a machine and of its command arrives, sizes in MiB and times in ms", () => {
   const flags =
-    "--memory 2G --cpus 3 --arch arm64 --firmware uefi --export out --export lib:more --copy-limit 64m --network --overlay disk --fresh --no-save --boot-timeout 0.5 --timeout 7 --cwd /tmp";
+    "--memory 2G --cpus 3 --arch arm64 --accel tcg --firmware uefi --export out --export lib:more --copy-limit 64m --network --overlay disk --fresh --no-save --boot-timeout 0.5 --timeout 7 --cwd /tmp";
   const read = (line: string) => new ParsedFlags(run, line.split(" "));
   const given = read(`${flags} make`);
   const { hydrate: _, exports, ...shape } = readMachine(given);
   assertEquals(shape, {
     arch: "aarch64",
+    accelerator: "tcg",
     firmware: "uefi",
     memory: 2048,
     cpus: 3,

@@ -4,6 +4,7 @@ import { parseManifest } from "../../lib/manifest/manifest.ts";
 import {
   detachedVmPath,
   openWorkspaceVm,
+  planWorkspaceVm,
   runInVm,
 } from "../../lib/run/workspace_vm.ts";
 import { fileChunks, sha256 } from "../../lib/system/digest.ts";
@@ -76,4 +77,17 @@ Deno.test("a lock that another process holds does not outlast the time limit", a
   await Deno.writeTextFile(record, "{}");
   using _held = await lock(`${record}.lock`);
   await failure("timeout", () => runInVm(manifest, "ls", { timeoutMs: 300 }));
+});
+
+Deno.test("planWorkspaceVm() reports a wrong TOOLSMITH_ACCEL before it gets the image", async () => {
+  await using dir = await temporaryDir();
+  const path = join(dir.path, "tools.json");
+  const image = { name: "guest", qcow2: "none", qcow2_sha256: "0".repeat(64) };
+  const manifest = parseManifest(JSON.stringify({ image }), path);
+  const plan = (accel: string) => {
+    const env = new Map([["TOOLSMITH_ACCEL", accel]]);
+    return () => planWorkspaceVm(manifest, { env });
+  };
+  await failure("usage", plan("xen"));
+  await failure("source_not_found", plan("tcg"));
 });

@@ -42,7 +42,7 @@ function test(name: string, script: string, fn: (on: Bench) => Promise<void>) {
         notes: () => Deno.readTextFileSync(at("notes")).trim().split("\n"),
       });
       const left = Array.from(Deno.readDirSync(at("tmp")), ({ name }) => name);
-      assertEquals(left.filter((name) => !name.includes("-no-")), []);
+      assertEquals(left.filter((name) => !name.includes("-verdict-")), []);
     },
   });
 }
@@ -91,6 +91,29 @@ test(
       "leave the choice of the accelerator to Toolsmith",
     );
     assertEquals(notes().filter((line) => line === "run").length, 1);
+  },
+);
+
+test(
+  "boot() takes TOOLSMITH_ACCEL for the accelerator, unless an option names one",
+  'echo "$*"',
+  async ({ options, notes }) => {
+    const started = async (accel: string, more: Partial<BootOptions> = {}) => {
+      const variables = options.env as Map<string, string>;
+      const env = new Map([...variables, ["TOOLSMITH_ACCEL", accel]]);
+      const error = await boot({ ...options, ...more, env })
+        .catch((error) => error);
+      return { error, said: notes().at(-1)! };
+    };
+    assertMatch((await started("tcg")).said, /accel=tcg/);
+    const flag = { accelerator: "hvf" } as const;
+    assertMatch((await started("tcg", flag)).said, /accel=hvf/);
+    const wrong = await started("xen");
+    assertEquals([wrong.error.code, wrong.error.message], [
+      "usage",
+      "Not an accelerator: TOOLSMITH_ACCEL=xen",
+    ]);
+    assertEquals(notes().length, 2);
   },
 );
 
