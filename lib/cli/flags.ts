@@ -179,7 +179,7 @@ export const MACHINE: Flag[] = inGroup("machine", [
   {
     name: "boot-timeout",
     value: "SECONDS",
-    help: "give up a guest that is not ready after SECONDS (default 120)",
+    help: "time to be ready; else until the guest does nothing for 120 seconds",
   },
 ]);
 

@@ -10,10 +10,8 @@ import { type ProcessStatus, readPid, readStatus } from "./_answers.ts";
 
 /** What {@linkcode runScript} takes. */
 export interface RunScriptOptions {
-  /** Time that it may take, in milliseconds. */
-  timeoutMs: number;
-  /** What is thrown after that. */
-  late: () => ToolsmithError;
+  /** Time that it may take, in milliseconds, and what is thrown then. @default {undefined} no limit */
+  limit?: { ms: number; late: () => ToolsmithError };
   /** Longest pause between two looks, in milliseconds. @default {20} */
   pauseMs?: number;
   /** Gives up when aborted. */
@@ -36,7 +34,7 @@ export async function runScript(
   words: string[],
   options: RunScriptOptions,
 ): Promise<ProcessStatus> {
-  const { timeoutMs, pauseMs = LONGEST_PAUSE_MS, late, signal } = options;
+  const { limit, pauseMs = LONGEST_PAUSE_MS, signal } = options;
   const pid = readPid(
     await monitor.agent(["guest-exec", {
       path: "/bin/sh",
@@ -44,14 +42,14 @@ export async function runScript(
       "capture-output": true,
     }], signal),
   );
-  const deadline = performance.now() + timeoutMs;
+  const begun = performance.now();
   let pause = FIRST_PAUSE_MS;
-  while (performance.now() < deadline) {
+  while (true) {
+    if (limit && performance.now() - begun >= limit.ms) throw limit.late();
     await sleep(pause, signal);
     const answer = await monitor.agent(["guest-exec-status", { pid }], signal);
     const status = readStatus(answer);
     if (status.exited) return status;
     pause = Math.min(pause * 2, pauseMs);
   }
-  throw late();
 }

@@ -4,20 +4,11 @@
  *
  * @module
  */
-import { ToolsmithError } from "../errors.ts";
 import { RefusedError } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { oneLine } from "../system/text.ts";
 import { runScript } from "./_script.ts";
 import { SEED_AGENT } from "./_seed_agent.ts";
-
-/** What {@linkcode meetAgent} takes. */
-export interface MeetAgentOptions {
-  /** Time that cloud-init may take, in milliseconds. */
-  timeoutMs: number;
-  /** Gives up when aborted. */
-  signal?: AbortSignal;
-}
 
 /** Written where systemd has found that cloud-init is to run. */
 const ENABLED = "/run/cloud-init/enabled";
@@ -29,22 +20,20 @@ const PAUSE_MS = 200;
  * the users and files that commands rely on: that is waited for.
  *
  * @param monitor The machine; its agent has answered.
- * @param options How long cloud-init may take.
+ * @param signal Ends the wait when aborted.
  * @returns Such as `qemu-ga 7.2.22`, or `toolsmith`; `undefined` where it does not
  * say.
- * @throws {ToolsmithError} `guest_not_ready` when cloud-init does not end.
  * @throws The signal's reason when it is aborted.
  */
 export async function meetAgent(
   monitor: Monitor,
-  options: MeetAgentOptions,
+  signal?: AbortSignal,
 ): Promise<string | undefined> {
-  const { signal } = options;
   const info = await unlessRefused(monitor.agent(["guest-info"], signal));
   const { version } = (info ?? {}) as { version?: unknown };
   // It has waited by itself.
   if (version === SEED_AGENT) return SEED_AGENT;
-  await unlessRefused(cloudInitDone(monitor, options));
+  await unlessRefused(cloudInitDone(monitor, signal));
   return typeof version === "string"
     ? `qemu-ga ${oneLine(version, 40)}`
     : undefined;
@@ -60,21 +49,8 @@ async function unlessRefused(answer: Promise<unknown>): Promise<unknown> {
   }
 }
 
-async function cloudInitDone(
-  monitor: Monitor,
-  { timeoutMs, signal }: MeetAgentOptions,
-) {
+async function cloudInitDone(monitor: Monitor, signal?: AbortSignal) {
   const script =
     `[ -e ${ENABLED} ] || exit 0; until [ -e ${DONE} ]; do sleep 0.2; done`;
-  await runScript(monitor, [script], {
-    signal,
-    timeoutMs,
-    pauseMs: PAUSE_MS,
-    late: () =>
-      new ToolsmithError(
-        "guest_not_ready",
-        "The guest's cloud-init did not end in time",
-        { hint: "allow more time with --boot-timeout" },
-      ),
-  });
+  await runScript(monitor, [script], { signal, pauseMs: PAUSE_MS });
 }

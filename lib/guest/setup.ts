@@ -77,10 +77,13 @@ export async function setUpGuest(
       `The guest did not mount its directories within ${timeoutMs / 1000} s`,
       { hint: "its kernel needs 9p and 9pnet_virtio" },
     );
-  const how = { signal, timeoutMs, late };
+  const limit = { ms: timeoutMs, late };
   const { exitCode, output } = waiting
-    ? await waiting.setUp(words, how)
-    : await runScript(monitor, [SETUP_SCRIPT, "sh", ...words], how);
+    ? await waiting.setUp(words, { signal, timeoutMs })
+    : await runScript(monitor, [SETUP_SCRIPT, "sh", ...words], {
+      signal,
+      limit,
+    });
   if (NO_CLOCK.test(output)) {
     // Slower, as it sets the machine's own clock too; some guests know only it.
     const time = Date.now() * 1_000_000;
@@ -111,10 +114,12 @@ export async function prepareGuest(
   try {
     await runScript(monitor, [PREPARE_SCRIPT, "sh", wait, ...dirs], {
       signal,
-      timeoutMs: 2 * waitMs,
       pauseMs: PREPARE_PAUSE_MS,
-      late: () =>
-        new ToolsmithError("guest_failed", "The guest does not come to rest"),
+      limit: {
+        ms: 2 * waitMs,
+        late: () =>
+          new ToolsmithError("guest_failed", "The guest does not come to rest"),
+      },
     });
   } catch (error) {
     signal?.throwIfAborted();

@@ -27,7 +27,6 @@ import {
   type PortClaim,
   type Ports,
 } from "./_ports.ts";
-import type { RunScriptOptions } from "./_script.ts";
 import { COMMAND_SCRIPT, WAITING_SCRIPT } from "./_scripts.ts";
 import { receive, sendLine } from "./_streams.ts";
 
@@ -48,7 +47,7 @@ export interface SetUpShell extends WaitingShell, Disposable {
 }
 
 /** How long a set-up may take. */
-export type SetUpLimits = Pick<RunScriptOptions, "timeoutMs" | "signal">;
+export type SetUpLimits = { timeoutMs: number; signal?: AbortSignal };
 
 /** What runs in a guest that is saved: a snapshot has to match it. */
 export const WAITING_PROGRAM: readonly string[] = [

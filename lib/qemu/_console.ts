@@ -66,6 +66,7 @@ export async function openConsole(
   const connection = await Deno.connect({ transport: "unix", path });
   let open = true;
   const kept = keepTail(KEPT);
+  let bytes = 0;
   const close = () => {
     if (open) connection.close();
     open = false;
@@ -77,6 +78,7 @@ export async function openConsole(
       if (count === null) return;
       const chunk = buffer.slice(0, count);
       kept.add(chunk);
+      bytes += count;
       onChunk?.(chunk);
     }
   })().catch(() => {}).then(close);
@@ -84,6 +86,7 @@ export async function openConsole(
     close,
     closed,
     last: kept.text,
+    bytes: () => bytes,
     write: (bytes: Uint8Array) => writeAll(connection, bytes),
   };
 }

@@ -43,6 +43,8 @@ export interface Machine extends AsyncDisposable {
   load(): Promise<void>;
   /** Has the guest's agent opened its port? */
   agentSeen(): boolean;
+  /** How much the guest has written to its serial console. */
+  consoleBytes(): number;
   /** Has QEMU stopped the guest by itself? */
   stopped(): boolean;
   /** Settles when QEMU has stopped the guest over its disk: with the error. */
@@ -191,6 +193,7 @@ function machine(child: Child, parts: MachineParts): Machine {
     }),
     load: () => load(qmp),
     agentSeen: seen.agent,
+    consoleBytes: serial.bytes,
     stopped: seen.stopped,
     halted: seen.halted,
     consoleFailure: () => findConsoleFailure(serial.last()),

@@ -24,14 +24,12 @@ import { endQemu } from "./_qemu.ts";
 import { meetAgent } from "../guest/agent.ts";
 import { attach } from "./_hotplug.ts";
 import { saveMachine } from "./_migrate.ts";
-import { bootFailure, whenReady } from "./_readiness.ts";
+import { NoProgress, watchProgress } from "./_progress.ts";
+import { bootFailure, notReady, whenReady } from "./_readiness.ts";
 import { relay } from "./_typing.ts";
 import { makeVm } from "./_make_vm.ts";
 import type { BootedVm } from "./vm.ts";
 
-const DEFAULT_TIMEOUT_MS = 120_000;
-/** A restored guest answers at once, or never; many at once take their time. */
-const RESTORE_TIMEOUT_MS = 60_000;
 const DEFAULT_GRACE_MS = 10_000;
 
 /**
@@ -54,14 +52,14 @@ export async function bringUp(start: Start): Promise<BootedVm | Saved> {
     const how = files ? "restore" : "boot";
     emit({ type: "vm_boot", image, how, backend: "qemu", ...size });
   }
-  const begun = performance.now();
   const { signal } = options;
-  const { monitor, connecting } = await wake(start);
+  await using progress = watchProgress(start);
+  const { monitor, connecting } = await wake(start, progress.signal);
   // That of a restored guest answers while its shell works.
   const isRestored = files !== undefined && !saved;
   const agent = isRestored ? undefined : await connecting;
   const about = agent && !files
-    ? await meet(start, { monitor, begun })
+    ? await meet(start, monitor, progress.signal)
     : saved?.agent;
   if (!saved) clock.lap("guest");
   if (staging && agent && !saved) {
@@ -119,28 +117,25 @@ async function letShellWait(
   }
 }
 
-/** Meets the agent of a guest that was booted, in what is left of its time. */
+/** Identifies the agent of a guest that was booted, in what is left of its time. */
 async function meet(
-  { options, emit }: Start,
-  { monitor, begun }: { monitor: Monitor; begun: number },
+  { options, emit, machine }: Start,
+  monitor: Monitor,
+  signal: AbortSignal,
 ): Promise<string | undefined> {
-  const { signal, agentOptional, bootTimeoutMs = DEFAULT_TIMEOUT_MS } = options;
-  const timeoutMs = bootTimeoutMs - (performance.now() - begun);
   try {
-    return await meetAgent(monitor, { signal, timeoutMs });
+    return await meetAgent(monitor, signal);
   } catch (error) {
-    if (!agentOptional || !isNotReady(error)) throw error;
-    emit({ type: "warning", message: error.message });
+    if (!(error instanceof NoProgress)) throw error;
+    const late = notReady(machine, error, "cloud-init");
+    if (!options.agentOptional) throw late;
+    emit({ type: "warning", message: reasonOf(late) });
     return undefined;
   }
 }
 
-function isNotReady(error: unknown): error is ToolsmithError {
-  return error instanceof ToolsmithError && error.code === "guest_not_ready";
-}
-
 /** Lets the guest run, and begins to wait for its agent. */
-async function wake(start: Start) {
+async function wake(start: Start, signal: AbortSignal) {
   const { machine, qemu, files, saved, clock } = start;
   const explain = (error: unknown) => {
     start.options.signal?.throwIfAborted();
@@ -155,7 +150,7 @@ async function wake(start: Start) {
     await assertFiles(start);
     await machine.qmp.send(["cont"]);
     if (!saved) clock.lap("start");
-    const connecting = connectAgent(start).catch(explain);
+    const connecting = connectAgent(start, signal).catch(explain);
     connecting.catch(() => {});
     const monitor = ownMonitor(qemu.dir, machine.qmp, connecting);
     if (start.claim) start.waiting = restoredShell(monitor, start.claim);
@@ -294,16 +289,16 @@ async function assertFiles(start: Start) {
 }
 
 /** Waits for the agent; `undefined` if there is none and none is needed. */
-async function connectAgent(start: Start): Promise<Agent | undefined> {
+async function connectAgent(
+  start: Start,
+  signal: AbortSignal,
+): Promise<Agent | undefined> {
   const { machine, qemu, options, files, emit } = start;
-  const { bootTimeoutMs = DEFAULT_TIMEOUT_MS, agentOptional, signal } = options;
-  const timeoutMs = files
-    ? Math.min(bootTimeoutMs, RESTORE_TIMEOUT_MS)
-    : bootTimeoutMs;
   try {
-    return await whenReady(machine, { dir: qemu.dir, timeoutMs, signal });
+    return await whenReady(machine, { dir: qemu.dir, signal });
   } catch (error) {
-    if (files || !agentOptional || !isNotReady(error)) throw error;
+    if (!(error instanceof NoProgress)) throw error;
+    if (files || !options.agentOptional) throw notReady(machine, error);
     const message =
       "The guest has no agent that answers: there is only its console";
     emit({ type: "warning", message });

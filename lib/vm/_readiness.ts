@@ -10,13 +10,12 @@ import type { Machine } from "../qemu/machine.ts";
 import { MACHINE_FILES } from "../qemu/machine_dir.ts";
 import { settlesWithin } from "../system/time.ts";
 import { type Agent, openAgent } from "../qemu/agent.ts";
+import type { NoProgress } from "./_progress.ts";
 
 /** What {@linkcode whenReady} takes. */
 export interface WhenReadyOptions {
   /** The machine's directory. */
   dir: string;
-  /** Time that the guest may take, in milliseconds. */
-  timeoutMs: number;
   /** Ends the wait when aborted. */
   signal?: AbortSignal;
 }
@@ -30,10 +29,10 @@ const LOOK_MS = 100;
  * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the directory.
  *
  * @param machine The machine; its processor runs.
- * @param options Directory and limits.
+ * @param options The directory, and what ends the wait.
  * @returns The connection to the agent.
- * @throws {ToolsmithError} `guest_panicked`, `boot_failed`, `guest_not_ready`,
- * each with the end of the serial console.
+ * @throws {ToolsmithError} `guest_panicked`, `boot_failed`, each with the end of the
+ * serial console.
  * @throws {AcceleratorError} When QEMU cannot run the guest in this way.
  * @throws The signal's reason when it is aborted.
  */
@@ -41,14 +40,13 @@ export async function whenReady(
   machine: Machine,
   options: WhenReadyOptions,
 ): Promise<Agent> {
-  const { dir, timeoutMs, signal } = options;
+  const { dir, signal } = options;
   const agent = await openAgent(join(dir, MACHINE_FILES.agent));
   const stop = new AbortController();
   const answered = agent.sync(stop.signal).then(() => true);
   answered.catch(() => {});
   let over = false;
   machine.ended.then(() => over = true);
-  const begun = performance.now();
   try {
     while (true) {
       if (await soon(answered, LOOK_MS)) return agent;
@@ -56,9 +54,6 @@ export async function whenReady(
       if (machine.stopped()) await checkStop(machine);
       const consoleFailure = machine.consoleFailure();
       if (over || consoleFailure) throw await bootFailure(machine);
-      if (performance.now() - begun > timeoutMs) {
-        throw notReady(machine, timeoutMs);
-      }
     }
   } catch (error) {
     stop.abort();
@@ -124,21 +119,35 @@ async function checkStop(machine: Machine) {
   throw withTail(machine, "boot_failed", `QEMU stopped the guest: ${first}`);
 }
 
-function notReady(machine: Machine, timeoutMs: number): ToolsmithError {
-  const seconds = timeoutMs / 1000;
-  return machine.agentSeen()
-    ? withTail(
+/**
+ * Says why a guest is not waited for any longer, with the end of its console.
+ *
+ * @param machine The machine.
+ * @param late What it did.
+ * @param what What it was waited for; `undefined` for the agent.
+ */
+export function notReady(
+  machine: Machine,
+  { seconds, done }: NoProgress,
+  what?: "cloud-init",
+): ToolsmithError {
+  const within = `within ${seconds} s`;
+  if (!what && !machine.agentSeen()) {
+    return withTail(
       machine,
       "guest_not_ready",
-      `The guest agent is there and did not answer within ${seconds} s`,
-      "allow more time with --boot-timeout, or look at the guest: toolsmith boot",
-    )
-    : withTail(
-      machine,
-      "guest_not_ready",
-      `The guest agent did not start within ${seconds} s, nor did the image take the one that Toolsmith offers`,
+      `The guest agent did not start ${within}, nor did the image take the one that Toolsmith offers; ${done}`,
       "the image needs qemu-guest-agent, started at boot, or cloud-init, which starts Toolsmith's; a slow guest needs --boot-timeout",
     );
+  }
+  return withTail(
+    machine,
+    "guest_not_ready",
+    what
+      ? `The guest's ${what} did not end ${within}; ${done}`
+      : `The guest agent is there and did not answer ${within}; ${done}`,
+    "allow more time with --boot-timeout, or look at the guest: toolsmith boot",
+  );
 }
 
 function withTail(

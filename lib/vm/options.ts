@@ -87,7 +87,12 @@ export interface BootOptions {
    * @default {undefined} what `TOOLSMITH_ACCEL` says, else the best that works
    */
   accelerator?: Accelerator;
-  /** Time that the guest may take to be ready, in ms. @default {120_000} */
+  /**
+   * Time that the guest may take to be ready, in ms.
+   *
+   * @default {undefined} as long as its console or disk moves every 120 s, up to
+   * 30 minutes; 120 s with `agentOptional`
+   */
   bootTimeoutMs?: number;
   /**
    * Go on without an agent in the guest: no commands, no mounts, a console.

@@ -31,7 +31,7 @@ async function pausesOf(work: () => Promise<unknown>): Promise<number[]> {
 }
 
 const late = () => new ToolsmithError("timeout", "too late");
-const how = { timeoutMs: 60_000, late };
+const how = { limit: { ms: 60_000, late } };
 
 Deno.test("a script runs by the agent alone, which is asked until it has ended", async () => {
   const ended = { exited: true, exitcode: 3, "out-data": btoa("said\n") };
@@ -63,7 +63,7 @@ Deno.test("a script that does not end in its time is given up", async () => {
   const { monitor, asked } = ending(Infinity, {});
   const error = await failure(
     "timeout",
-    () => runScript(monitor, [""], { late, timeoutMs: 0 }),
+    () => runScript(monitor, [""], { limit: { ms: 0, late } }),
   );
   assertEquals([error.message, asked.length], ["too late", 1]);
   const signal = AbortSignal.abort(new Error("enough"));

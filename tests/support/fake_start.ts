@@ -122,6 +122,7 @@ export async function fakeStart(
     load: noted("loaded"),
     ...{ pid: 4242, accelerator: "tcg", qmp, ended: ended.promise },
     agentSeen: () => false,
+    consoleBytes: () => 0,
     stopped: () => false,
     halted: new Promise<never>(() => {}),
     consoleFailure: () => undefined,

@@ -6,7 +6,8 @@ import { assertEquals, assertMatch } from "@std/assert";
 import { ToolsmithError } from "../../lib/errors.ts";
 import { AcceleratorError } from "../../lib/qemu/errors.ts";
 import type { Machine } from "../../lib/qemu/machine.ts";
-import { bootFailure, whenReady } from "../../lib/vm/_readiness.ts";
+import { NoProgress } from "../../lib/vm/_progress.ts";
+import { bootFailure, notReady, whenReady } from "../../lib/vm/_readiness.ts";
 import { failure } from "../support/failure.ts";
 import { fakeStart, type FakeStartOptions } from "../support/fake_start.ts";
 
@@ -89,39 +90,42 @@ Deno.test("the status that ends QEMU by a signal is the accelerator's, any other
 /** Waits for a guest whose agent says nothing. */
 async function waiting(
   machine: Partial<Machine>,
-  more: { timeoutMs?: number; signal?: AbortSignal } & FakeStartOptions = {},
+  more: { signal?: AbortSignal } & FakeStartOptions = {},
 ) {
   const silent = { agent: () => undefined, reads: false };
   await using fake = await fakeStart({ ...silent, ...more, machine });
-  const { timeoutMs = 60_000, signal } = more;
   const { dir } = fake.start.qemu;
-  const error = await whenReady(fake.start.machine, { dir, timeoutMs, signal })
+  const error = await whenReady(fake.start.machine, { dir, ...more })
     .catch((error) => error);
   return error as ToolsmithError;
 }
 
 const socketsHere = { ignore: Deno.build.os === "windows" };
 
-Deno.test({
-  name:
-    "a guest that does not answer in time is told by whether its agent is there",
-  ...socketsHere,
-  async fn() {
-    const absent = await waiting({}, { timeoutMs: 150 });
-    assertEquals(absent.code, "guest_not_ready");
-    assertMatch(
-      absent.message,
-      /^The guest agent did not start within 0.15 s, nor did the image take/,
-    );
-    const there = await waiting({ agentSeen: () => true }, { timeoutMs: 150 });
-    assertMatch(
-      there.message,
-      /^The guest agent is there and did not answer within 0.15 s; /,
-    );
-    for (const { hint } of [absent, there]) {
-      assertMatch(hint!, /--boot-timeout/);
-    }
-  },
+Deno.test("notReady() says what was waited for, what the guest did, and shows its console", () => {
+  const late = new NoProgress(0.15, "the guest read 1.5 MiB of its disk");
+  const machine = (seen: boolean) =>
+    ({ agentSeen: () => seen, tail: () => "login:" }) as Machine;
+  const absent = notReady(machine(false), late);
+  assertEquals([absent.code, absent.message], [
+    "guest_not_ready",
+    "The guest agent did not start within 0.15 s, nor did the image take the one " +
+    "that Toolsmith offers; the guest read 1.5 MiB of its disk; " +
+    "its console ends with:\n  | login:",
+  ]);
+  const there = notReady(machine(true), late);
+  assertMatch(
+    there.message,
+    /^The guest agent is there and did not answer within 0.15 s; the guest read/,
+  );
+  const busy = notReady(machine(true), late, "cloud-init");
+  assertMatch(
+    busy.message,
+    /^The guest's cloud-init did not end within 0.15 s; /,
+  );
+  for (const { hint } of [absent, there, busy]) {
+    assertMatch(hint!, /--boot-timeout/);
+  }
 });
 
 Deno.test({
@@ -146,7 +150,10 @@ Deno.test({
   async fn() {
     const stoppedBy = (
       status: unknown,
-      { accelerator = "tcg", timeoutMs = 60_000 } = {},
+      { accelerator = "tcg", signal }: {
+        accelerator?: string;
+        signal?: AbortSignal;
+      } = {},
     ) =>
       waiting({
         stopped: () => true,
@@ -156,7 +163,7 @@ Deno.test({
           throw new ToolsmithError("disk_full", "no space left");
         }),
       }, {
-        timeoutMs,
+        signal,
         qemu: ([name]) => name === "query-status" ? status : undefined,
       });
     const full = await stoppedBy({ status: "io-error" });
@@ -174,8 +181,9 @@ Deno.test({
     ]);
     // Who has paused it, or does not answer, may let it go on.
     for (const status of [{ status: "paused" }, new Error("gone")]) {
-      const late = await stoppedBy(status, { timeoutMs: 150 });
-      assertEquals(late.code, "guest_not_ready");
+      const signal = AbortSignal.timeout(150);
+      const late = await stoppedBy(status, { signal });
+      assertEquals(late.name, "TimeoutError");
     }
   },
 });
@@ -186,8 +194,7 @@ Deno.test({
   async fn() {
     await using fake = await fakeStart();
     const { dir } = fake.start.qemu;
-    const how = { dir, timeoutMs: 60_000 };
-    using agent = await whenReady(fake.start.machine, how);
+    using agent = await whenReady(fake.start.machine, { dir });
     assertEquals(await agent.send(["guest-info"]), { version: "7.2.22" });
     agent[Symbol.dispose]();
     await agent.closed;
