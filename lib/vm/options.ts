@@ -81,17 +81,13 @@ export interface BootOptions {
   hostOnly?: string[];
   /** More arguments for QEMU. @default {[]} */
   qemuArgs?: string[];
-  /**
-   * How to run the guest.
-   *
-   * @default {undefined} what `TOOLSMITH_ACCEL` says, else the best that works
-   */
+  /** How to run the guest. @default {undefined} `TOOLSMITH_ACCEL`, else the best that works */
   accelerator?: Accelerator;
   /**
    * Time that the guest may take to be ready, in ms.
    *
-   * @default {undefined} as long as its console or disk moves every 120 s, up to
-   * 30 minutes; 120 s with `agentOptional`
+   * @default {undefined} while its console or disk moves every 120 s, for 30
+   * minutes; 120 s with `agentOptional`
    */
   bootTimeoutMs?: number;
   /**
