@@ -4,25 +4,34 @@
  *
  *     deno task demo
  *
- * Everything happens in a directory of its own, which is removed at the end.
+ * Everything happens in a directory of its own, which is removed at the end. It
+ * needs oras and a registry; without QEMU, the guest is left out.
  *
  * @module
  */
 import { run, spawn } from "../lib/system/process.ts";
 import { denoArgs, ROOT } from "./deno.ts";
 import { setup } from "./setup.ts";
+import { remedyOf } from "./setup/parts.ts";
 
 const IMAGE_BYTES = 64 * 1024 * 1024;
+/** Says that a cluster of a QCOW2 is in no snapshot. */
+const COPIED = 1n << 63n;
 
-const tools = await setup(["oras", "registry", "qemuImg", "qemu", "guest"]);
-if (!tools.oras || !tools.registry || !tools.qemuImg) {
-  console.error("the demo needs all of the above");
+const GUEST = ["qemuImg", "qemu", "guest"] as const;
+
+const tools = await setup(["oras", "registry", ...GUEST]);
+if (!tools.oras || !tools.registry) {
+  console.error("the demo needs oras and a registry");
   Deno.exit(1);
 }
 Deno.env.set("TOOLSMITH_ORAS", tools.oras);
 Deno.env.set("TOOLSMITH_TEST_REGISTRY", tools.registry);
 // Not before the set-up: it looks for the registry when it is loaded.
 const { startRegistry } = await import("../tests/support/registry.ts");
+const { dataOffset, qcow2, writeImage } = await import(
+  "../tests/support/qcow2.ts"
+);
 
 // Ctrl-C ends the step that runs; then this cleans up and ends, too.
 Deno.addSignalListener("SIGINT", () => {});
@@ -46,13 +55,15 @@ async function demo(host: string) {
   await Deno.mkdir(`${dir}/host/.toolsmith`, { recursive: true });
 
   title("A QCOW2, and its SHA-256");
-  await makeDisk(`${dir}/build/raw`);
   const build = { cwd: `${dir}/build` };
-  await show(
-    ["qemu-img", "convert", "-O", "qcow2", "raw", "dist/image.qcow2"],
-    build,
-  );
-  const sum = await show(["sha256sum", "dist/image.qcow2"], build);
+  const image = "dist/image.qcow2";
+  if (tools.qemuImg) {
+    await Deno.writeFile(`${dir}/build/raw`, randomBytes());
+    await show(["qemu-img", "convert", "-O", "qcow2", "raw", image], build);
+  } else {
+    await writeImage(`${dir}/build/${image}`, randomImage());
+  }
+  const sum = await show(["sha256sum", image], build);
   const digest = sum.split(" ")[0];
 
   title("Publish it to a registry, as the guide's step 3 does");
@@ -60,7 +71,7 @@ async function demo(host: string) {
     "oras",
     "push",
     reference,
-    `dist/image.qcow2:${type}`,
+    `${image}:${type}`,
     "--annotation",
     "org.opencontainers.image.title=image.qcow2",
     "--artifact-type",
@@ -100,8 +111,12 @@ async function demo(host: string) {
     JSON.stringify(manifest),
   );
   await show(["toolsmith", "hydrate"], { ...there, fails: true });
-  if (tools.qemu && tools.guest) await runChapter(host);
+  const missing = GUEST.filter((part) => !tools[part]);
+  if (missing.length === 0) await runChapter(host);
   console.log("\nThat was all of it; everything it made is removed again.");
+  for (const part of missing) {
+    console.log(`Left out: a guest. ${part} is missing: ${remedyOf(part)}`);
+  }
 }
 
 /** Publishes a guest, hydrates it, and runs a command in it, twice. */
@@ -128,12 +143,25 @@ async function runChapter(host: string) {
 }
 
 /** Bytes that no compression makes smaller, as a well-packed disk has. */
-async function makeDisk(path: string) {
-  using file = await Deno.open(path, { write: true, create: true });
-  const chunk = new Uint8Array(65536);
-  for (let written = 0; written < IMAGE_BYTES; written += chunk.length) {
-    await file.write(crypto.getRandomValues(chunk));
+function randomBytes(): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(IMAGE_BYTES);
+  for (let at = 0; at < bytes.length; at += 65536) {
+    crypto.getRandomValues(bytes.subarray(at, at + 65536));
   }
+  return bytes;
+}
+
+/** A disk of such bytes as `qemu-img` would make it. */
+function randomImage(): DataView {
+  const clusterBits = 16;
+  const count = IMAGE_BYTES >> clusterBits;
+  const parts = { clusterBits, tables: [[]], size: IMAGE_BYTES };
+  const start = dataOffset(parts);
+  const entries = Array.from(
+    { length: count },
+    (_, index) => BigInt(start + (index << clusterBits)) | COPIED,
+  );
+  return qcow2({ ...parts, tables: [entries], data: randomBytes() });
 }
 
 function title(text: string) {

@@ -1,7 +1,8 @@
 /**
  * Brings the real programs that Toolsmith and its tests run: oras, a registry,
- * actionlint, QEMU, and what builds the test guest. Safe to run twice, and at
- * the same time. What cannot be brought is named in one line, with the remedy.
+ * actionlint, QEMU, and what builds the test guest. Nothing of it needs root.
+ * Safe to run twice, and at the same time. What cannot be brought is named in
+ * one line, with the command that would bring it.
  *
  *     deno run -A scripts/setup.ts            # everything
  *     deno run -A scripts/setup.ts oras qemu  # some of it
@@ -11,27 +12,34 @@
  * @module
  */
 import { toToolsmithError } from "../lib/errors.ts";
-import { aptGet, canInstall, missingPackages } from "./setup/apt.ts";
+import { Progress } from "./progress.ts";
+import { aptGet, canInstall, hasApt, missingPackages } from "./setup/apt.ts";
 import { canBuild, goBuild } from "./setup/go.ts";
 import { GO_DIR, unpackGo } from "./setup/go_toolchain.ts";
 import {
   ALL,
   type Part,
   PARTS,
+  remedyOf,
   type Source,
   type Tools,
 } from "./setup/parts.ts";
+import { unpackPackages } from "./setup/unpack.ts";
 
 export type { Part, Tools };
 
 const ROOT = Deno.realPathSync(`${import.meta.dirname}/..`);
 const STORE = `${ROOT}/.cache/tools`;
 const EXE = Deno.build.os === "windows" ? ".exe" : "";
+const PATH_SEPARATOR = EXE ? ";" : ":";
+
+const progress = new Progress({ prefix: "setup: " });
 
 /**
- * Finds the parts, and brings those that are missing: from `.cache/tools/`, by
- * Go, from a release whose SHA-256 is pinned, or by apt. Says one line on
- * stderr for each thing that it brings or cannot bring, nothing else.
+ * Finds the parts, and brings those that are missing: by Go, from a release
+ * whose SHA-256 is pinned, or from Debian's packages, into `.cache/tools/`. Root
+ * installs such packages. Says on stderr what it does and what it cannot bring,
+ * nothing else.
  *
  * Needs `--allow-all`, as it runs compilers and package managers.
  *
@@ -45,31 +53,28 @@ export async function setup(
   if (lacking(parts, found).length === 0) return found;
   await Deno.mkdir(STORE, { recursive: true });
   using lock = await Deno.open(`${STORE}/.lock`, { create: true, write: true });
-  const waiting = setTimeout(() => {
-    say("waiting for another set-up in this directory");
-  }, 1000);
-  await lock.lock(true);
-  clearTimeout(waiting);
+  if (!await lock.tryLock(true)) {
+    using _ = progress.step("waiting for another set-up in this directory");
+    await lock.lock(true);
+  }
   // Another run may have brought them while this one waited.
-  const tools = await findTools(parts);
+  const missing = lacking(parts, await findTools(parts));
   await sweep();
-  const missing = lacking(parts, tools);
   await Promise.all([
     ...missing.filter((part) => PARTS[part].go).map(make),
-    install(missing.filter((part) => !PARTS[part].go)),
+    bringPackages(missing.filter((part) => !PARTS[part].go)),
   ]);
-  Object.assign(tools, await findTools(missing));
-  const last = lacking(missing, tools).filter((part) => PARTS[part].go);
-  await install(last);
-  Object.assign(tools, await findTools(last));
+  await bringPackages(missing.filter((part) => PARTS[part].go));
+  const tools = await findTools(parts);
   for (const part of lacking(parts, tools)) {
-    say(`${part} is missing: install ${PARTS[part].remedy}`);
+    progress.line(`${part} is missing: ${remedyOf(part)}`);
   }
   return tools;
 }
 
 /**
- * Finds parts that are here already, and brings nothing.
+ * Finds parts that are here already, and brings nothing. Programs in
+ * `.cache/tools/` that came in packages are put on PATH, behind all others.
  *
  * Needs `--allow-read`, `--allow-env`, `--allow-run`.
  *
@@ -78,25 +83,39 @@ export async function setup(
  */
 export async function findTools(parts: Part[] = ALL): Promise<Tools> {
   const paths = await Promise.all(parts.map(find));
+  const unpacked = paths.filter((path) => path?.startsWith(STORE))
+    .map((path) => path!.slice(0, path!.lastIndexOf("/")))
+    .filter((dir) => dir.endsWith("/bin"));
+  if (unpacked.length > 0) {
+    const dirs = new Set([...searchPath(), ...unpacked]);
+    Deno.env.set("PATH", [...dirs].join(PATH_SEPARATOR));
+  }
   return Object.fromEntries(
     parts.map((part, index) => [part, paths[index]]).filter(([, path]) => path),
   );
 }
 
 async function find(part: Part): Promise<string | undefined> {
-  const { variable, programs, suits, go } = PARTS[part];
+  const { variable, programs, suits, go, apt, unpackedFor, root } = PARTS[part];
+  if (root && Deno.uid() !== 0) return undefined;
   const named = variable && Deno.env.get(variable);
   if (named && await isProgram(named, suits)) return Deno.realPathSync(named);
-  const made = go && `${await home(part)}/${part}${EXE}`;
+  const made = go && `${await goHome(part)}/${part}${EXE}`;
   if (part !== "oras" && made && await isProgram(made)) return made;
-  const dirs = (Deno.env.get("PATH") ?? "").split(EXE ? ";" : ":");
-  for (const dir of dirs) {
+  for (const dir of unpackedFor === "all" ? [] : searchPath()) {
     for (const program of programs) {
       const path = `${dir}/${program}${EXE}`;
       if (dir && await isProgram(path, suits)) return path;
     }
   }
-  return made && await isProgram(made) ? made : undefined;
+  if (made && await isProgram(made)) return made;
+  if (!apt || !unpackedFor) return undefined;
+  const starter = `${await packagesHome(part)}/bin/${programs[0]}`;
+  return await isProgram(starter) ? starter : undefined;
+}
+
+function searchPath(): string[] {
+  return (Deno.env.get("PATH") ?? "").split(PATH_SEPARATOR);
 }
 
 async function isProgram(path: string, suits?: Source["suits"]) {
@@ -113,23 +132,21 @@ async function isProgram(path: string, suits?: Source["suits"]) {
 async function make(part: Part): Promise<void> {
   const { go: pkg, otherwise } = PARTS[part];
   const module = `${ROOT}/tools/${part}`;
+  const home = await goHome(part);
   const go = await findGo(module);
   if (go) {
-    say(`building ${part} with Go, which takes a minute at first`);
     const built = await place(
-      part,
+      `building ${part} with Go`,
+      home,
       (dir) =>
         goBuild({
           ...{ go, module, package: pkg! },
           output: `${dir}/${part}${EXE}`,
         }),
-      await home(part),
     );
     if (built) return;
   }
-  if (!otherwise) return;
-  say(`downloading ${part}`);
-  await place(part, otherwise, await home(part));
+  if (otherwise) await place(`downloading ${part}`, home, otherwise);
 }
 
 /** A Go that can build a module; brought where there is none. */
@@ -146,16 +163,18 @@ async function bringGo(module: string): Promise<string | undefined> {
   const home = `${STORE}/${GO_DIR}`;
   const program = `${home}/bin/go`;
   if (await canBuild(program, module)) return program;
-  say("downloading Go, of 70 MB");
-  return await place("go", unpackGo, home) ? program : undefined;
+  await bringPackages(["unzip"]);
+  const placed = await place("downloading Go, of 70 MB", home, unpackGo);
+  return placed ? program : undefined;
 }
 
-/** Puts a program in place whole, or not at all. */
+/** Puts a program in place whole, or not at all; what fails is said. */
 async function place(
-  name: string,
-  fill: (dir: string) => Promise<void>,
+  step: string,
   target: string,
-) {
+  fill: (dir: string) => Promise<void>,
+): Promise<boolean> {
+  using _ = progress.step(step);
   const staging = `${STORE}/.new-${crypto.randomUUID()}`;
   await Deno.mkdir(staging);
   try {
@@ -163,32 +182,70 @@ async function place(
     await Deno.rename(staging, target);
     return true;
   } catch (error) {
-    say(`${name}: ${toToolsmithError(error).message}`);
+    progress.line(`${step}: ${toToolsmithError(error).message}`);
     await Deno.remove(staging, { recursive: true });
     return false;
   }
 }
 
+let packaging: Promise<void> = Promise.resolve();
+
+/** Installs or unpacks what comes in packages, one call after the other. */
+function bringPackages(parts: Part[]): Promise<void> {
+  packaging = packaging.then(async () => {
+    if (!hasApt()) return;
+    const missing = lacking(parts, await findTools(parts))
+      .filter((part) => PARTS[part].apt);
+    const unpacked = missing.filter((part) => isUnpacked(PARTS[part]));
+    if (canInstall()) {
+      await install(missing.filter((part) => !unpacked.includes(part)));
+    }
+    for (const part of unpacked) {
+      const packages = PARTS[part].apt!;
+      const step = `downloading ${part} from Debian's packages`;
+      const home = await packagesHome(part);
+      await place(step, home, (dir) => unpackPackages(packages, dir));
+    }
+  });
+  return packaging;
+}
+
+function isUnpacked({ unpackedFor }: Source): boolean {
+  return unpackedFor === "all" ||
+    (unpackedFor === "users" && Deno.uid() !== 0);
+}
+
 async function install(parts: Part[]): Promise<void> {
-  const wanted = parts.flatMap((part) => PARTS[part].apt ?? []);
-  if (wanted.length === 0 || !canInstall()) return;
+  if (parts.length === 0) return;
+  const wanted = parts.flatMap((part) => PARTS[part].apt!);
+  const packages = await missingPackages(wanted);
+  using _ = progress.step(`installing ${packages.join(", ")} with apt`);
   try {
-    const packages = await missingPackages(wanted);
-    say(`installing ${packages.join(", ")} with apt`);
     await aptGet(["install", ...packages]);
   } catch (error) {
-    say(toToolsmithError(error).message);
+    progress.line(toToolsmithError(error).message);
   }
 }
 
-/** The directory of a program that was made: its name holds what it comes from. */
-async function home(part: Part): Promise<string> {
+/** The directory of a program that was built: its name holds what it comes from. */
+async function goHome(part: Part): Promise<string> {
   const module = `${ROOT}/tools/${part}`;
-  const pins = await Deno.readTextFile(`${module}/go.mod`) +
-    await Deno.readTextFile(`${module}/go.sum`) + Deno.build.target;
+  return await homeOf(
+    part,
+    await Deno.readTextFile(`${module}/go.mod`) +
+      await Deno.readTextFile(`${module}/go.sum`) + Deno.build.target,
+  );
+}
+
+/** The directory that a part's packages are unpacked in. */
+async function packagesHome(part: Part): Promise<string> {
+  return await homeOf(`${part}-packages`, PARTS[part].apt!.join(" "));
+}
+
+async function homeOf(name: string, pins: string): Promise<string> {
   const bytes = new TextEncoder().encode(pins);
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-  return `${STORE}/${part}-${digest.toHex().slice(0, 12)}`;
+  return `${STORE}/${name}-${digest.toHex().slice(0, 12)}`;
 }
 
 /** Removes what a killed run left. The lock says that none is at work. */
@@ -203,14 +260,10 @@ function lacking(parts: Part[], tools: Tools): Part[] {
   return parts.filter((part) => !tools[part]);
 }
 
-function say(line: string): void {
-  console.error(`setup: ${line}`);
-}
-
 if (import.meta.main) {
   const unknown = Deno.args.find((name) => !(name in PARTS));
   if (unknown !== undefined) {
-    say(`no part "${unknown}": it is one of ${ALL.join(", ")}`);
+    progress.line(`no part "${unknown}": it is one of ${ALL.join(", ")}`);
     Deno.exitCode = 2;
   } else {
     const parts = (Deno.args.length ? Deno.args : ALL) as Part[];

@@ -6,8 +6,9 @@
  *     deno run -A scripts/guest/build.ts dist/image.qcow2
  *     deno run -A scripts/guest/build.ts --add ./mytool:/usr/bin/mytool dist/image.qcow2
  *
- * It runs on Debian or Ubuntu on x86_64, needs no root, and prints the image's
- * path. What it builds is kept in `.cache/guest/`.
+ * It runs on Debian on x86_64, needs no root, and prints the image's path. What
+ * it builds is kept in `.cache/guest/`, and the packages it takes in
+ * `.cache/tools/`.
  *
  * @module
  */
@@ -15,6 +16,8 @@ import { dirname, join, resolve } from "@std/path";
 import { ParsedFlags } from "../../lib/cli/flag_values.ts";
 import type { CommandSpec } from "../../lib/cli/spec.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
+import { setup } from "../setup.ts";
+import { remedyOf } from "../setup/parts.ts";
 import {
   compress,
   emptyFile,
@@ -26,13 +29,8 @@ import {
   splice,
 } from "./_disk.ts";
 import { must } from "./_programs.ts";
-import { installedVersions, keyOf, openStore, textOf } from "./_store.ts";
-import {
-  type AddedFile,
-  buildRoot,
-  kernelPackage,
-  unpackKernel,
-} from "./root.ts";
+import { keyOf, openStore, textOf } from "./_store.ts";
+import { type AddedFile, buildRoot } from "./root.ts";
 
 /** What {@linkcode buildGuest} takes. */
 export interface BuildGuestOptions {
@@ -61,34 +59,54 @@ export async function buildGuest(
   options: BuildGuestOptions = {},
 ): Promise<string> {
   const { append = "", add = [] } = options;
+  const packages = await unpackedPackages();
   using store = await openStore("guest");
-  const kernel = await kernelPackage();
   const rootKey = await keyOf([
-    kernel.name,
-    kernel.version,
+    await Deno.readTextFile(join(packages, "packages")),
     await textOf(["build.ts", "root.ts", "_disk.ts", "files"]),
-    await installedVersions(["busybox-static", "qemu-guest-agent", "syslinux"]),
     ...await Promise.all(
       add.map(async ({ source, target }) =>
         `${target} ${await keyOf([await Deno.readFile(source)])}`
       ),
     ),
   ]);
-  const base = await store.directory(`base-${rootKey}`, async (dir) => {
-    console.error("building the guest: its kernel is downloaded first");
-    const sources = { kernel: await unpackKernel(kernel.name, dir) };
-    await buildRoot(sources, add, dir);
-  }, ["vmlinuz", "initrd.gz"]);
+  const tree = join(packages, "root");
+  const base = await store.directory(
+    `base-${rootKey}`,
+    (dir) => buildRoot({ tree }, add, dir),
+    ["vmlinuz", "initrd.gz"],
+  );
+  const loader = join(tree, "usr/lib/syslinux/mbr/mbr.bin");
+  const kernelArgs = `${KERNEL_ARGS} ${append}`.trim();
   const dir = await store.directory(
     `${rootKey}-${await keyOf([append])}`,
-    (dir) => buildDisk(base, `${KERNEL_ARGS} ${append}`.trim(), dir),
+    (dir) => buildDisk({ base, loader, kernelArgs }, dir),
     ["guest.qcow2"],
   );
   return join(dir, "guest.qcow2");
 }
 
+/** Brings the packages, and QEMU's tool for images. */
+async function unpackedPackages(): Promise<string> {
+  const { guest, qemuImg } = await setup(["guest", "qemuImg"]);
+  if (guest && qemuImg) return resolve(guest, "../..");
+  const missing = guest ? "qemuImg" : "guest";
+  throw new ToolsmithError("failed", `Cannot build the guest: no ${missing}`, {
+    hint: remedyOf(missing),
+  });
+}
+
+interface DiskSources {
+  /** The directory of the kernel and its memory disk. */
+  base: string;
+  /** The code that a BIOS starts. */
+  loader: string;
+  kernelArgs: string;
+}
+
 /** A disk with one FAT partition, which syslinux boots the kernel from. */
-async function buildDisk(base: string, kernelArgs: string, dir: string) {
+async function buildDisk(sources: DiskSources, dir: string) {
+  const { base, loader, kernelArgs } = sources;
   const config = join(dir, "syslinux.cfg");
   await Deno.writeTextFile(
     config,
@@ -103,8 +121,8 @@ async function buildDisk(base: string, kernelArgs: string, dir: string) {
 
   const disk = await emptyFile(join(dir, "disk.img"), FIRST_MEBIBYTE + size);
   await partition(disk, "dos", [{ type: "e", size, bootable: true }]);
-  const loader = await Deno.readFile("/usr/lib/syslinux/mbr/mbr.bin");
-  await splice(disk, 0, loader.subarray(0, LOADER_BYTES));
+  const code = await Deno.readFile(loader);
+  await splice(disk, 0, code.subarray(0, LOADER_BYTES));
   await splice(disk, FIRST_MEBIBYTE * MEBIBYTE, await Deno.readFile(part));
   await compress(disk, join(dir, "guest.qcow2"));
 }

@@ -98,8 +98,7 @@ const ARM64: Recipe = {
   async build(dir, packages) {
     const tree = join(dir, "tree");
     await makeTree({ dir: tree, packages, foreign: "arm64" });
-    const sources = { kernel: tree, programs: tree, console: "ttyAMA0" };
-    await buildRoot(sources, [], dir);
+    await buildRoot({ tree, foreign: true, console: "ttyAMA0" }, [], dir);
     await arm64Disk([join(dir, "vmlinuz"), join(dir, "initrd.gz")], {
       dir,
       image: "arm64.qcow2",

@@ -5,25 +5,16 @@
  * @module
  */
 import { basename, dirname, join } from "@std/path";
-import { ToolsmithError } from "../../lib/errors.ts";
 import { run } from "../../lib/system/process.ts";
-import { aptGet } from "../setup/apt.ts";
+import { libraryDirs } from "../setup/unpack.ts";
 import { must } from "./_programs.ts";
-
-/** The kernel's Debian package. */
-export interface KernelPackage {
-  /** Its name, with the version of the kernel's interface in it. */
-  name: string;
-  /** Its version. */
-  version: string;
-}
 
 /** What the guest consists of. */
 export interface RootSources {
-  /** A tree with the kernel and its drivers. */
-  kernel: string;
-  /** A tree with busybox and the guest agent. @default {undefined} this host */
-  programs?: string;
+  /** A tree of packages: the kernel and its drivers, busybox, the guest agent. */
+  tree: string;
+  /** The tree is of an architecture that this host cannot run. @default {false} */
+  foreign?: boolean;
   /** The serial console. @default {"ttyS0"} */
   console?: string;
 }
@@ -77,54 +68,11 @@ const DIRS = [
 ];
 
 /**
- * Names the kernel that Debian offers now.
- *
- * Needs `--allow-run=apt-cache,apt-get`.
- */
-export async function kernelPackage(): Promise<KernelPackage> {
-  const name = await dependency() ??
-    (await aptGet(["update"]), await dependency());
-  if (name === undefined) {
-    throw new ToolsmithError("failed", "apt knows no linux-image-amd64", {
-      hint: "the guest is built on Debian or Ubuntu on x86_64",
-    });
-  }
-  const shown = await must("apt-cache", {
-    args: ["show", "--no-all-versions", name],
-  });
-  return { name, version: shown.stdout.match(/^Version: (.+)$/m)?.[1] ?? "" };
-}
-
-async function dependency(): Promise<string | undefined> {
-  const shown = await must("apt-cache", {
-    args: ["depends", "--important", "linux-image-amd64"],
-  }).catch(() => undefined);
-  return shown?.stdout.match(/Depends: (linux-image-\d\S*)/)?.[1];
-}
-
-/**
- * Downloads a kernel and unpacks it; it is not installed.
- *
- * Needs `--allow-run=apt-get,sudo,dpkg`, `--allow-read`.
- *
- * @param name The package.
- * @param dir Where to put it.
- * @returns The tree with it.
- */
-export async function unpackKernel(name: string, dir: string): Promise<string> {
-  await aptGet(["download", name], dir);
-  const [archive] = names(dir).filter((name) => name.endsWith(".deb"));
-  const tree = join(dir, "kernel");
-  await must("dpkg", { args: ["-x", join(dir, archive), tree] });
-  return tree;
-}
-
-/**
  * Writes `vmlinuz` and `initrd.gz`.
  *
  * Needs `--allow-run`, `--allow-read`, `--allow-write`.
  *
- * @param sources What to take; the kernel is moved out of its tree.
+ * @param sources What to take; lists of the drivers are written into the tree.
  * @param added Files besides those that every guest has.
  * @param dir Where to write; other files in it are left behind.
  */
@@ -133,19 +81,20 @@ export async function buildRoot(
   added: AddedFile[],
   dir: string,
 ): Promise<void> {
-  const { kernel, programs, console = "ttyS0" } = sources;
-  const boot = join(kernel, "boot");
+  const { tree, foreign = false, console = "ttyS0" } = sources;
+  const boot = join(tree, "boot");
   const [image] = names(boot).filter((name) => name.startsWith("vmlinuz-"));
-  await Deno.rename(join(boot, image), join(dir, "vmlinuz"));
+  await Deno.copyFile(join(boot, image), join(dir, "vmlinuz"));
 
   const root = join(dir, "root");
   for (const name of DIRS) {
     await Deno.mkdir(join(root, name), { recursive: true });
   }
-  await addModules(kernel, image.slice("vmlinuz-".length), root);
-  await addBusybox(root, programs ?? "/");
-  if (programs) await addForeign(root, programs, "usr/sbin/qemu-ga");
-  else await add(root, "/usr/sbin/qemu-ga", "/usr/sbin/qemu-ga");
+  await addModules(tree, image.slice("vmlinuz-".length), root);
+  await addBusybox(root, tree);
+  const agent = "usr/sbin/qemu-ga";
+  if (foreign) await addForeign(root, tree, agent);
+  else await add(root, join(tree, agent), `/${agent}`, tree);
   for (const [name, target] of Object.entries(FILES)) {
     const place = join(root, target);
     const text = await Deno.readTextFile(
@@ -159,16 +108,18 @@ export async function buildRoot(
     "root::0:0:root:/root:/bin/sh\n",
   );
   await Deno.writeTextFile(join(root, "etc/group"), "root:x:0:\n");
-  for (const { source, target } of added) await add(root, source, target);
+  for (const { source, target } of added) {
+    await add(root, source, target, tree);
+  }
   await pack(root, join(dir, "initrd.gz"));
 }
 
 /** The drivers in one directory, and a list in the order of their loading. */
-async function addModules(unpacked: string, release: string, root: string) {
-  await must("depmod", { args: ["-b", unpacked, release] });
+async function addModules(tree: string, release: string, root: string) {
+  await must("depmod", { args: ["-b", tree, release] });
   const order: string[] = [];
   for (const module of MODULES) {
-    const args = ["-d", unpacked, "-S", release, "--show-depends", module];
+    const args = ["-d", tree, "-S", release, "--show-depends", module];
     const { stdout } = await must("modprobe", { args });
     for (const [, path] of stdout.matchAll(/^insmod (\S+)/gm)) {
       if (order.includes(basename(path))) continue;
@@ -181,9 +132,9 @@ async function addModules(unpacked: string, release: string, root: string) {
 }
 
 /** Links are made here rather than at boot, where they would cost a second. */
-async function addBusybox(root: string, programs: string) {
+async function addBusybox(root: string, tree: string) {
   const binary = join(root, "bin/busybox");
-  await Deno.copyFile(join(programs, "bin/busybox"), binary);
+  await Deno.copyFile(join(tree, "bin/busybox"), binary);
   await Deno.chmod(binary, 0o755);
   const { stdout } = await must("busybox", { args: ["--list-full"] });
   for (const applet of stdout.trim().split("\n")) {
@@ -192,13 +143,17 @@ async function addBusybox(root: string, programs: string) {
   }
 }
 
-/** Copies a file, and the libraries that a program needs. */
-async function add(root: string, source: string, target: string) {
+/** Copies a file, and the libraries that a program needs: the tree's, or this host's. */
+async function add(root: string, source: string, target: string, tree: string) {
   const files = new Map([[target, source]]);
+  const dirs = libraryDirs(tree).map((dir) => join(tree, dir));
   // Scripts and static programs make ldd fail, and need nothing else.
-  const { stdout } = await run("ldd", { args: [source] });
-  for (const [, path] of stdout.matchAll(/(\/\S+) \(0x/g)) {
-    files.set(path, path);
+  const { stdout } = await run("ldd", {
+    args: [source],
+    env: { LD_LIBRARY_PATH: dirs.join(":") },
+  });
+  for (const [, path] of stdout.matchAll(/(?:=>|^)\s+(\/.+) \(0x/gm)) {
+    files.set(path.startsWith(tree) ? path.slice(tree.length) : path, path);
   }
   for (const [to, from] of files) {
     const place = join(root, to);

@@ -1,5 +1,5 @@
 /**
- * Installs Debian packages where that is allowed.
+ * Debian packages: root installs them, anybody may download them.
  *
  * @module
  */
@@ -7,26 +7,42 @@ import { ToolsmithError } from "../../lib/errors.ts";
 import { type Output, run } from "../../lib/system/process.ts";
 
 const LOCK_PATIENCE_MS = 300_000;
+/** Package lists of a user who cannot update the system's. */
+const LISTS = `${import.meta.dirname}/../../.cache/tools/apt`;
+
+/** Options of apt-get, from the first update on. */
+let updated: string[] | undefined;
 
 /**
- * Tells whether packages can be installed: on Debian and its kin, by root, or
- * on a build farm whose user may become root without being asked.
+ * Tells whether packages can be had here: on Debian and its kin.
  *
- * Needs `--allow-read`, `--allow-sys=uid`, `--allow-env=CI`.
+ * Needs `--allow-read`, `--allow-env=PATH`.
+ */
+export function hasApt(): boolean {
+  const dirs = (Deno.env.get("PATH") ?? "").split(":");
+  return ["apt-get", "dpkg-deb"].every((program) =>
+    dirs.some((dir) => dir && isFile(`${dir}/${program}`))
+  );
+}
+
+/**
+ * Tells whether packages can be installed as well.
+ *
+ * Needs `--allow-read`, `--allow-env=PATH`, `--allow-sys=uid`.
  */
 export function canInstall(): boolean {
-  return isDebian() && (Deno.uid() === 0 || Deno.env.get("CI") === "true");
+  return hasApt() && Deno.uid() === 0;
 }
 
 /**
  * Names the packages that are not installed. Where there is no dpkg: all.
  *
- * Needs `--allow-run=dpkg-query`.
+ * Needs `--allow-run=dpkg-query`, `--allow-read`, `--allow-env=PATH`.
  *
  * @param packages Names of Debian packages.
  */
 export async function missingPackages(packages: string[]): Promise<string[]> {
-  if (!isDebian()) return packages;
+  if (!hasApt()) return packages;
   const { stdout } = await run("dpkg-query", {
     args: ["-W", "-f", "${Package} ${db:Status-Status}\n", ...packages],
   });
@@ -36,43 +52,54 @@ export async function missingPackages(packages: string[]): Promise<string[]> {
 
 /**
  * Runs apt-get without questions; waits for whoever else uses it. When it
- * fails, the package lists are brought up to date and it runs once more.
+ * fails, the package lists are brought up to date and it runs once more: the
+ * system's lists by root, lists in `.cache/` by anybody else.
  *
- * Needs `--allow-run`.
+ * Needs `--allow-run=apt-get`, `--allow-read`, `--allow-write`.
  *
  * @param args For instance `["install", "qemu-utils"]`.
  * @param cwd Where `download` puts its files.
+ * @returns What it printed.
  * @throws {ToolsmithError} `failed` with what apt-get said.
  */
-export async function aptGet(args: string[], cwd?: string): Promise<void> {
-  if ((await patiently(args, cwd)).code === 0) return;
-  const updated = await patiently(["update"]);
-  const again = updated.code === 0 ? await patiently(args, cwd) : updated;
-  if (again.code === 0) return;
+export async function aptGet(args: string[], cwd?: string): Promise<string> {
+  let output = await patiently(args, cwd);
+  let update = "";
+  if (output.code !== 0 && !updated) {
+    updated = Deno.uid() === 0 ? [] : await privateLists();
+    // Without a network it warns, and ends well.
+    update = (await patiently(["update"])).stderr;
+    output = await patiently(args, cwd);
+  }
+  if (output.code === 0) return output.stdout;
+  const reasons = [output.stderr, update].flatMap((text) =>
+    text.match(/^[EW]: (.*)$/m)?.[1] ?? []
+  );
   throw new ToolsmithError(
     "failed",
-    `apt-get ${args[0]} failed: ${again.stderr.trim().split("\n")[0]}`,
+    `apt-get ${args[0]} failed: ${reasons.join("; ")}`,
   );
+}
+
+async function privateLists(): Promise<string[]> {
+  for (const name of ["lists/partial", "archives/partial"]) {
+    await Deno.mkdir(`${LISTS}/${name}`, { recursive: true });
+  }
+  return [`-oDir::State::Lists=${LISTS}/lists`, `-oDir::Cache=${LISTS}`];
 }
 
 /** The lists and archives have locks of their own, which apt does not await. */
 async function patiently(args: string[], cwd?: string): Promise<Output> {
-  const command = Deno.uid() === 0 ? ["apt-get"] : [
-    "sudo",
-    "-n",
-    "DEBIAN_FRONTEND=noninteractive",
-    "apt-get",
-  ];
   const deadline = Date.now() + LOCK_PATIENCE_MS;
   while (true) {
-    const output = await run(command[0], {
+    const output = await run("apt-get", {
       cwd,
       args: [
-        ...command.slice(1),
         "-qq",
         "-y",
         "--no-install-recommends",
         `-oDPkg::Lock::Timeout=${LOCK_PATIENCE_MS / 1000}`,
+        ...updated ?? [],
         ...args,
       ],
       env: { DEBIAN_FRONTEND: "noninteractive", LC_ALL: "C.UTF-8" },
@@ -86,9 +113,9 @@ async function patiently(args: string[], cwd?: string): Promise<Output> {
   }
 }
 
-function isDebian(): boolean {
+function isFile(path: string): boolean {
   try {
-    return Deno.statSync("/usr/bin/apt-get").isFile;
+    return Deno.statSync(path).isFile;
   } catch {
     return false;
   }

@@ -8,7 +8,6 @@
 import pinned from "../../tools/go.json" with { type: "json" };
 import { ToolsmithError } from "../../lib/errors.ts";
 import { run } from "../../lib/system/process.ts";
-import { aptGet, canInstall } from "./apt.ts";
 import { fetchPinned } from "./release.ts";
 
 const ARCH = { x86_64: "amd64", aarch64: "arm64" }[Deno.build.arch];
@@ -63,9 +62,6 @@ function proxy(): string {
 }
 
 async function unzip(dir: string, archive: string): Promise<void> {
-  const missing = await run("unzip", { args: ["-v"] })
-    .then(() => false, () => true);
-  if (missing && canInstall()) await aptGet(["install", "unzip"]);
   const { code, stderr } = await run("unzip", {
     args: ["-q", archive],
     cwd: dir,

@@ -6,8 +6,9 @@
  */
 import { isOlder, MIN_ORAS_VERSION } from "../../lib/oci/oras_version.ts";
 import { run } from "../../lib/system/process.ts";
-import { missingPackages } from "./apt.ts";
+import { hasApt, missingPackages } from "./apt.ts";
 import { unpackOrasRelease } from "./release.ts";
+import { KERNEL } from "./unpack.ts";
 
 /** What can be asked for. */
 export type Part =
@@ -52,12 +53,20 @@ export interface Source {
   otherwise?: (dir: string) => Promise<void>;
   /** Debian packages that bring it. */
   apt?: string[];
-  /** What to install by hand. */
+  /**
+   * Programs that also run where their packages are unpacked: for whom.
+   * Others have to be installed. @default {undefined} nobody
+   */
+  unpackedFor?: "users" | "all";
+  /** Runs as root only. @default {false} */
+  root?: boolean;
+  /** What to install by hand where there is no apt. */
   remedy: string;
 }
 
 /** What `scripts/guest/build.ts` builds the test guest with, besides QEMU. */
 const GUEST_PACKAGES = [
+  KERNEL,
   "busybox-static",
   "qemu-guest-agent",
   "syslinux",
@@ -106,6 +115,7 @@ export const PARTS: Record<Part, Source> = {
       (await run(program, { args: ["--version"] })).stdout.includes("/dist"),
     go: "github.com/distribution/distribution/v3/cmd/registry",
     apt: ["docker-registry"],
+    unpackedFor: "users",
     remedy: "Go 1.25 or newer, or Debian's docker-registry",
   },
   actionlint: {
@@ -118,27 +128,32 @@ export const PARTS: Record<Part, Source> = {
   qemuImg: {
     programs: ["qemu-img"],
     apt: ["qemu-utils"],
+    unpackedFor: "users",
     remedy: "qemu-utils (Debian, Ubuntu), qemu-img (Fedora) or qemu (Homebrew)",
   },
   qemu: {
     variable: "TOOLSMITH_QEMU",
     programs: ["qemu-system-x86_64"],
     apt: ["qemu-system-x86"],
+    unpackedFor: "users",
     remedy: "qemu-system-x86 (Debian, Ubuntu, Fedora) or qemu (Homebrew)",
   },
   openssl: {
     programs: ["openssl"],
     apt: ["openssl"],
+    unpackedFor: "users",
     remedy: "openssl, from your system's packages",
   },
   unzip: {
     programs: ["unzip"],
     apt: ["unzip"],
+    unpackedFor: "users",
     remedy: "unzip, from your system's packages",
   },
   tmux: {
     programs: ["tmux"],
     apt: ["tmux"],
+    unpackedFor: "users",
     remedy: "tmux, from your system's packages",
   },
   zsh: {
@@ -153,29 +168,29 @@ export const PARTS: Record<Part, Source> = {
   },
   guest: {
     programs: ["busybox"],
-    suits: async () => (await missingPackages(GUEST_PACKAGES)).length === 0,
     apt: GUEST_PACKAGES,
-    remedy: `on Debian or Ubuntu: ${GUEST_PACKAGES.join(" ")}`,
+    unpackedFor: "all",
+    remedy: "Debian's packages: its tests need a Debian host on x86_64",
   },
   debian: {
     programs: ["mmdebstrap"],
-    // The owners of a guest's files are root and others.
-    suits: async () =>
-      Deno.uid() === 0 && (await missingPackages(DEBIAN_PACKAGES)).length === 0,
+    suits: installed(DEBIAN_PACKAGES),
     apt: DEBIAN_PACKAGES,
-    remedy: `on Debian or Ubuntu, as root: ${DEBIAN_PACKAGES.join(" ")}`,
+    // The owners of a guest's files are root and others.
+    root: true,
+    remedy: `${DEBIAN_PACKAGES.join(" ")}, on Debian`,
   },
   uefi: {
     programs: ["grub-mkimage"],
-    suits: async () => (await missingPackages(UEFI_PACKAGES)).length === 0,
+    suits: installed(UEFI_PACKAGES),
     apt: UEFI_PACKAGES,
-    remedy: `on Debian or Ubuntu: ${UEFI_PACKAGES.join(" ")}`,
+    remedy: `${UEFI_PACKAGES.join(" ")}, on Debian`,
   },
   arm64: {
     programs: ["qemu-system-aarch64"],
-    suits: async () => (await missingPackages(ARM64_PACKAGES)).length === 0,
+    suits: installed(ARM64_PACKAGES),
     apt: ARM64_PACKAGES,
-    remedy: `on Debian or Ubuntu: ${ARM64_PACKAGES.join(" ")}`,
+    remedy: `${ARM64_PACKAGES.join(" ")}, on Debian`,
   },
   systemd: {
     programs: ["systemd-analyze"],
@@ -184,9 +199,9 @@ export const PARTS: Record<Part, Source> = {
   },
   slurm: {
     programs: ["slurmctld"],
-    suits: async () => (await missingPackages(SLURM_PACKAGES)).length === 0,
+    suits: installed(SLURM_PACKAGES),
     apt: SLURM_PACKAGES,
-    remedy: `on Debian or Ubuntu: ${SLURM_PACKAGES.join(" ")}`,
+    remedy: `${SLURM_PACKAGES.join(" ")}, on Debian`,
   },
   nginx: {
     programs: ["nginx"],
@@ -200,12 +215,11 @@ export const PARTS: Record<Part, Source> = {
   },
   buildah: {
     programs: ["buildah"],
-    // The owners of a base image's files are root and others.
-    suits: async () =>
-      Deno.uid() === 0 &&
-      (await missingPackages(BUILDAH_PACKAGES)).length === 0,
+    suits: installed(BUILDAH_PACKAGES),
     apt: BUILDAH_PACKAGES,
-    remedy: `on Debian or Ubuntu, as root: ${BUILDAH_PACKAGES.join(" ")}`,
+    // The owners of a base image's files are root and others.
+    root: true,
+    remedy: `${BUILDAH_PACKAGES.join(" ")}, on Debian`,
   },
 };
 
@@ -225,6 +239,26 @@ export const SUITES: Record<string, Part[]> = {
 export const USUAL: Part[] = ALL.filter((part) =>
   !Object.values(SUITES).some((parts) => parts.includes(part))
 );
+
+/**
+ * Says how a part that could not be brought is had.
+ *
+ * Needs `--allow-read`, `--allow-env=PATH`, `--allow-sys=uid`.
+ *
+ * @param part Its name.
+ * @returns A command, or what to install.
+ */
+export function remedyOf(part: Part): string {
+  const { apt, unpackedFor, root, remedy } = PARTS[part];
+  if (!apt || !hasApt()) return `install ${remedy}`;
+  if (unpackedFor === "all") return `run "deno task setup ${part}" online`;
+  const command = `sudo apt-get install ${apt.join(" ")}`;
+  return root && Deno.uid() !== 0 ? `run as root, after: ${command}` : command;
+}
+
+function installed(packages: string[]) {
+  return async () => (await missingPackages(packages)).length === 0;
+}
 
 /**
  * Tells whether oras is new enough.

@@ -1,0 +1,191 @@
+/**
+ * What comes in Debian's packages is had without root: downloaded, unpacked, and
+ * run from there. apt-get is a stand-in, which needs no network; dpkg-deb is real.
+ */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { copy } from "@std/fs/copy";
+import { join } from "@std/path";
+import { type Output, run } from "../../lib/system/process.ts";
+import { hasApt } from "../../scripts/setup/apt.ts";
+import { ROOT } from "../../scripts/deno.ts";
+import { temporaryDir } from "../support/directory.ts";
+
+/** A user who owns nothing else; only root can become one. */
+const NOBODY = 54_323;
+const PROGRAMS = [
+  "sh",
+  "cat",
+  "cp",
+  "tar",
+  "setpriv",
+  "dpkg-deb",
+  "dpkg-query",
+];
+
+/** Offers the packages of a directory, once it has updated its lists. */
+const APT = (dir: string, offers: "at once" | "after an update" | "nothing") =>
+  `#!/bin/sh
+echo "$@" >>'${dir}/apt.log'
+case "$*" in
+  *update*) echo 'W: Failed to fetch http://deb.test: no network' >&2
+    exit;;
+esac
+[ '${offers}' = 'at once' ] || case "$*" in
+  *Dir::State::Lists=*) [ '${offers}' != nothing ];;
+  *) false;;
+esac || { echo 'E: Unable to locate package unzip' >&2; exit 100; }
+case "$*" in
+  *--simulate*) echo 'Inst libgreeting (1.0 Debian:12 [all])';;
+  *) cp '${dir}'/packages/*.deb .;;
+esac
+`;
+
+/** A host whose user is not root, and what was asked of its apt-get. */
+interface Host {
+  /** Runs the set-up for unzip. */
+  setup(env?: Record<string, string>): Promise<Output>;
+  /** Runs a program of the host's project, which its path begins with. */
+  run(path: string): Promise<Output>;
+  /** The one directory of a program in the project. */
+  home(): string;
+  /** The calls of apt-get. */
+  apt(): string[];
+}
+
+function testHost(
+  name: string,
+  offers: Parameters<typeof APT>[1],
+  body: (host: Host) => Promise<void>,
+): void {
+  Deno.test({
+    name,
+    ignore: !hasApt(),
+    async fn() {
+      await using dir = await temporaryDir();
+      const at = (path: string) => join(dir.path, path);
+      await Deno.mkdir(at("bin"));
+      for (const program of PROGRAMS) {
+        const found = await run("sh", {
+          args: ["-c", `command -v ${program}`],
+        });
+        await Deno.symlink(found.stdout.trim(), at(`bin/${program}`));
+      }
+      await Deno.writeTextFile(at("bin/apt-get"), APT(dir.path, offers), {
+        mode: 0o755,
+      });
+      await buildPackages(at("packages"));
+      for (const part of ["lib", "scripts", "tools"]) {
+        await copy(`${ROOT}/${part}`, at(`project/${part}`));
+      }
+      const isRoot = Deno.uid() === 0;
+      if (isRoot) {
+        await run("chown", { args: ["-R", `${NOBODY}`, dir.path] });
+      }
+      const asUser = (args: string[], env = {}) =>
+        run(isRoot ? "setpriv" : args[0], {
+          args: isRoot
+            ? [`--reuid=${NOBODY}`, "--clear-groups", "--", ...args]
+            : args.slice(1),
+          cwd: dir.path,
+          env: {
+            ...{ PATH: at("bin"), HOME: dir.path, DENO_DIR: at("deno") },
+            ...{ NO_COLOR: "1", ...env },
+          },
+        });
+      const home = () =>
+        Array.from(Deno.readDirSync(at("project/.cache/tools")))
+          .map(({ name }) => at(`project/.cache/tools/${name}`))
+          .find((path) => path.includes("unzip-"))!;
+      await body({
+        setup: (env) => {
+          const script = at("project/scripts/setup.ts");
+          const flags = ["run", "-A", "--no-config", script, "unzip"];
+          return asUser([Deno.execPath(), ...flags], env);
+        },
+        run: (path) => asUser([path]),
+        home,
+        apt: () => Deno.readTextFileSync(at("apt.log")).trim().split("\n"),
+      });
+    },
+  });
+}
+
+/** A program under two names, one by a link as Debian's kmod has, and a library. */
+async function buildPackages(dir: string): Promise<void> {
+  const files = {
+    "unzip/usr/bin/tool": '#!/bin/sh\necho "$0"\ncat "$LD_LIBRARY_PATH/text"\n',
+    "libgreeting/usr/lib/x86_64-linux-gnu/text": "hello\n",
+  };
+  await Deno.mkdir(dir);
+  for (const [path, text] of Object.entries(files)) {
+    const [name] = path.split("/");
+    const tree = join(dir, name);
+    await Deno.mkdir(join(dir, path, ".."), { recursive: true });
+    await Deno.writeTextFile(join(dir, path), text, { mode: 0o755 });
+    if (name === "unzip") {
+      await Deno.symlink("/usr/bin/tool", join(tree, "usr/bin/unzip"));
+    }
+    await Deno.mkdir(join(tree, "DEBIAN"));
+    await Deno.writeTextFile(
+      join(tree, "DEBIAN/control"),
+      `Package: ${name}\nVersion: 1.0\nArchitecture: all\nMaintainer: a\nDescription: b\n`,
+    );
+    const { code, stderr } = await run("dpkg-deb", {
+      args: ["--build", tree, join(dir, `${name}_1.0_all.deb`)],
+    });
+    assertEquals(code, 0, stderr);
+  }
+}
+
+testHost(
+  "setup unpacks a package and its libraries for a user who is not root",
+  "at once",
+  async ({ setup, run, home, apt }) => {
+    // A build farm has no sudo either.
+    const { code, stderr } = await setup({ CI: "true" });
+    assertEquals([code, stderr], [
+      0,
+      "setup: downloading unzip from Debian's packages\n",
+    ]);
+    assertEquals(apt().length, 2);
+    assertMatch(apt()[1], /download unzip libgreeting$/);
+    const packages = await Deno.readTextFile(`${home()}/packages`);
+    assertEquals(packages, "libgreeting_1.0_all.deb\nunzip_1.0_all.deb\n");
+    // Its link leads to the tree, and stays good where the tree is moved.
+    const moved = `${home()} moved`;
+    await Deno.rename(home(), moved);
+    const { stdout } = await run(`${moved}/bin/unzip`);
+    const [path, text] = stdout.split("\n");
+    assertEquals(path, `${moved}/bin/../root/usr/bin/unzip`);
+    assertEquals(text, "hello");
+    assertEquals((await setup()).stderr.match(/downloading/g)?.length, 1);
+  },
+);
+
+testHost(
+  "setup downloads package lists of its own where the system's know too little",
+  "after an update",
+  async ({ setup, apt }) => {
+    const { code, stderr } = await setup();
+    assertEquals(code, 0, stderr);
+    const [, update, ...rest] = apt();
+    assert(rest.every((args) => args.includes("-oDir::State::Lists=/")));
+    assertMatch(update, /-oDir::State::Lists=\S+ .*update$/);
+  },
+);
+
+testHost(
+  "setup says why a package cannot be had, and which command would bring it",
+  "nothing",
+  async ({ setup }) => {
+    const { code, stderr } = await setup();
+    assertEquals(code, 1);
+    const [, why, remedy] = stderr.split("\n");
+    assertMatch(why, /: apt-get .* failed: Unable to locate package unzip; /);
+    assertMatch(why, /Failed to fetch http:\/\/deb\.test: no network$/);
+    assertEquals(
+      remedy,
+      "setup: unzip is missing: sudo apt-get install unzip",
+    );
+  },
+);
