@@ -12,14 +12,18 @@ import { deno, ROOT } from "./deno.ts";
 export const BUNDLE = `${ROOT}/dist/toolsmith.js`;
 
 /**
- * Writes the bundle.
+ * Writes the bundle, whole or not at all: tests that run at the same time write
+ * and read it.
  *
  * @returns Whether it worked; Deno has said what did not.
  */
 export async function bundle(): Promise<boolean> {
   await Deno.mkdir(`${ROOT}/dist`, { recursive: true });
-  const args = ["--quiet", "--output", BUNDLE, `${ROOT}/cli.ts`];
-  return (await deno("bundle", ...args)).code === 0;
+  const staging = `${BUNDLE}.${crypto.randomUUID()}`;
+  const args = ["--quiet", "--output", staging, `${ROOT}/cli.ts`];
+  if ((await deno("bundle", ...args)).code !== 0) return false;
+  await Deno.rename(staging, BUNDLE);
+  return true;
 }
 
 if (import.meta.main) {
