@@ -5,34 +5,47 @@
  * @module
  */
 import { findTools, type Part, type Tools } from "../../scripts/setup.ts";
-import { PARTS } from "../../scripts/setup/parts.ts";
+import { remedyOf } from "../../scripts/setup/parts.ts";
 
 /** Where each program is; absent where it is missing, or not to be used. */
 export const parts: Tools = await findTools();
 const unwanted = Deno.env.get("TOOLSMITH_TEST_WITHOUT") ?? "";
 for (const part of unwanted.split(",")) delete parts[part as Part];
 
-const said = new Set<Part>();
+const said = new Set<Part | "root">();
 
 /**
- * What a test that needs programs spreads into its definition: it is skipped
- * where one is missing, and that is said. A build farm must have them all.
+ * What a test that needs programs, or root, spreads into its definition: it is
+ * skipped where one is missing, and that is reported. A build farm must have all
+ * programs.
  *
- * @param names The programs.
+ * @param names The programs; `root` for root on Linux.
  * @returns The part of a test's definition.
- * @throws {Error} On a build farm, when one is missing.
+ * @throws {Error} On a build farm, when a program is missing.
  * @example
  * ```ts
  * Deno.test({ name: "pushes", ...needs("oras", "registry"), fn: () => {} });
  * ```
  */
-export function needs(...names: Part[]): { ignore: boolean } {
-  const absent = names.filter((name) => !parts[name]);
+export function needs(...names: (Part | "root")[]): { ignore: boolean } {
+  const isRoot = Deno.build.os === "linux" && Deno.uid() === 0;
+  const absent = names.filter((name) =>
+    name === "root" ? !isRoot : !parts[name]
+  );
   for (const name of absent) {
-    const line = `${name} is missing: install ${PARTS[name].remedy}`;
-    if (Deno.env.get("CI") === "true") throw new Error(line);
-    if (!said.has(name)) console.error(`skipping tests: ${line}`);
+    const line = name === "root"
+      ? "root is needed"
+      : `${name} is missing: ${remedyOf(name)}`;
+    if (name !== "root" && Deno.env.get("CI") === "true") throw new Error(line);
+    if (!said.has(name)) report(name, line);
     said.add(name);
   }
   return { ignore: absent.length > 0 };
+}
+
+/** `deno task test` reports each reason once, for all files. */
+function report(name: string, line: string): void {
+  const path = Deno.env.get("TOOLSMITH_TEST_MISSING");
+  if (path) Deno.writeTextFileSync(path, `${name}\n`, { append: true });
+  else console.error(`skipping tests: ${line}`);
 }

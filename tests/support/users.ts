@@ -11,7 +11,7 @@ import { cleanEnvironment, makeQcow2, workspace } from "./workspace.ts";
 
 /** Defines a test that changes owners; it is skipped for other users than root. */
 export function asRoot(name: string, fn: () => Promise<void>): void {
-  Deno.test({ name, ignore: !isRoot(), fn });
+  Deno.test({ name, ...needs("root"), fn });
 }
 
 /** Two users who own nothing else. */
@@ -38,10 +38,9 @@ export function testWithUsers(
   name: string,
   body: (bench: UsersBench) => Promise<void>,
 ): void {
-  const { ignore } = needs("qemuImg");
   Deno.test({
     name,
-    ignore: ignore || !isRoot(),
+    ...needs("qemuImg", "root"),
     async fn() {
       await using work = await workspace();
       const { dir } = work;
@@ -94,8 +93,4 @@ export function testWithUsers(
       });
     },
   });
-}
-
-function isRoot(): boolean {
-  return Deno.build.os === "linux" && Deno.uid() === 0;
 }

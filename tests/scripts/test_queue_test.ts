@@ -1,0 +1,60 @@
+import { assertEquals } from "@std/assert";
+import { type QueueOptions, runQueue } from "../../scripts/test/queue.ts";
+
+/** Runs files that end when they are told to; returns what was started when. */
+async function start(files: string[], options: Partial<QueueOptions> = {}) {
+  const started: string[] = [];
+  const running = new Map<string, (goOn: boolean) => void>();
+  const done = runQueue(files, {
+    jobs: 2,
+    guests: 2,
+    bootsGuest: (file) => file.startsWith("guest"),
+    durations: {},
+    run: (file) => {
+      started.push(file);
+      return new Promise((end) => running.set(file, end));
+    },
+    ...options,
+  });
+  const end = async (file: string, goOn = true) => {
+    running.get(file)!(goOn);
+    // What follows is started within the same turn of the event loop.
+    await new Promise((turn) => setTimeout(turn));
+  };
+  await Promise.resolve();
+  return { started, end, done };
+}
+
+Deno.test("runQueue() starts unknown files first, then the slowest", async () => {
+  const durations = { quick: 1, slow: 9 };
+  const { started, end, done } = await start(["quick", "slow", "new"], {
+    durations,
+  });
+  assertEquals(started, ["new", "slow"]);
+  await end("slow");
+  assertEquals(started, ["new", "slow", "quick"]);
+  await end("new");
+  await end("quick");
+  await done;
+});
+
+Deno.test("runQueue() boots no more guests at a time than allowed", async () => {
+  const files = ["guest1", "guest2", "guest3", "other"];
+  const { started, end, done } = await start(files, { jobs: 3 });
+  assertEquals(started, ["guest1", "guest2", "other"]);
+  await end("other");
+  assertEquals(started.length, 3);
+  await end("guest1");
+  assertEquals(started.at(-1), "guest3");
+  await end("guest2");
+  await end("guest3");
+  await done;
+});
+
+Deno.test("runQueue() starts nothing after a file that ends it", async () => {
+  const { started, end, done } = await start(["a", "b", "c"]);
+  await end("a", false);
+  await end("b");
+  await done;
+  assertEquals(started, ["a", "b"]);
+});
