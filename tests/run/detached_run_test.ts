@@ -129,6 +129,7 @@ Deno.test({
     });
     const { onEvent: _, loader: __, ...fields } = plan;
     assertEquals(fields, {
+      accelerator: undefined,
       image: join(entry, "image.qcow2"),
       memory: 600,
       workspace: path,
