@@ -31,11 +31,13 @@ import { runAll } from "./test/run.ts";
 const DURATIONS = `${ROOT}/.cache/test_seconds.json`;
 /** So many of the slowest tests are named. */
 const SLOWEST = 25;
+/** More would take more memory than time. */
+const MAX_PROCESSORS = 8;
 /** A file that takes longer is not among the quick ones, in seconds. */
 const QUICK_S = 2;
 
 /** As many files at a time as there are processors, and one that waits. */
-const JOBS = navigator.hardwareConcurrency + 1;
+const JOBS = Math.min(navigator.hardwareConcurrency, MAX_PROCESSORS) + 1;
 
 const progress = new Progress({ output: Deno.stdout });
 
