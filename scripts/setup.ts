@@ -230,11 +230,11 @@ async function install(parts: Part[]): Promise<void> {
 /** The directory of a program that was built: its name holds what it comes from. */
 async function goHome(part: Part): Promise<string> {
   const module = `${ROOT}/tools/${part}`;
-  return await homeOf(
-    part,
-    await Deno.readTextFile(`${module}/go.mod`) +
-      await Deno.readTextFile(`${module}/go.sum`) + Deno.build.target,
-  );
+  const sources = Array.from(Deno.readDirSync(module), ({ name }) => name)
+    .filter((name) => /\.(go|mod|sum)$/.test(name)).sort()
+    .map((name) => Deno.readTextFile(`${module}/${name}`));
+  const texts = await Promise.all(sources);
+  return await homeOf(part, texts.join("") + Deno.build.target);
 }
 
 /** The directory that a part's packages are unpacked in. */

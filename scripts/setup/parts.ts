@@ -113,7 +113,7 @@ export const PARTS: Record<Part, Source> = {
     programs: ["docker-registry", "registry"],
     suits: async (program) =>
       (await run(program, { args: ["--version"] })).stdout.includes("/dist"),
-    go: "github.com/distribution/distribution/v3/cmd/registry",
+    go: ".",
     apt: ["docker-registry"],
     unpackedFor: "users",
     remedy: "Go 1.25 or newer, or Debian's docker-registry",
