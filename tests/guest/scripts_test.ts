@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { join } from "@std/path";
+import { basename, join } from "@std/path";
 import fc from "fast-check";
 import {
   LAUNCH_FUNCTION,
@@ -13,9 +13,10 @@ import {
 } from "../../lib/guest/_setup_scripts.ts";
 import { run } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { BUSYBOX } from "../support/parts.ts";
 
 /** Shells that guests have as /bin/sh; bash behaves by the name it is run by. */
-const SHELLS = ["/bin/dash", "/bin/bash", "/bin/busybox"];
+const SHELLS = ["/bin/dash", "/bin/bash", BUSYBOX];
 
 async function isThere(path: string): Promise<boolean> {
   return await Deno.stat(path).then(() => true, () => false);
@@ -100,8 +101,9 @@ async function setUp(shell: string, words: string[]) {
 
 for (const shell of SHELLS) {
   Deno.test({
-    name:
-      `a guest whose shell is ${shell} sets its clock, and mounts all or none`,
+    name: `a guest whose shell is ${
+      basename(shell)
+    } sets its clock, and mounts all or none`,
     ignore: Deno.build.os !== "linux" || !await isThere(shell),
     async fn() {
       const good = ["good", "place", "ro"];
@@ -119,7 +121,9 @@ for (const shell of SHELLS) {
   });
 
   Deno.test({
-    name: `a guest whose shell is ${shell} tries once to mount what it cannot`,
+    name: `a guest whose shell is ${
+      basename(shell)
+    } tries once to mount what it cannot`,
     ignore: Deno.build.os !== "linux" || !await isThere(shell),
     async fn() {
       await using dir = await temporaryDir();
@@ -137,7 +141,9 @@ for (const shell of SHELLS) {
   });
 
   Deno.test({
-    name: `a guest whose shell is ${shell} tells a signal from an exit`,
+    name: `a guest whose shell is ${
+      basename(shell)
+    } tells a signal from an exit`,
     ignore: Deno.build.os !== "linux" || !await isThere(shell),
     async fn() {
       const ends: Record<string, string> = {
@@ -158,7 +164,9 @@ for (const shell of SHELLS) {
   });
 
   Deno.test({
-    name: `a guest whose shell is ${shell} passes each argument byte for byte`,
+    name: `a guest whose shell is ${
+      basename(shell)
+    } passes each argument byte for byte`,
     ignore: Deno.build.os !== "linux" || !await isThere(shell),
     async fn() {
       const unit = fc.oneof(
@@ -178,8 +186,9 @@ for (const shell of SHELLS) {
   });
 
   Deno.test({
-    name:
-      `a guest whose shell is ${shell} lets a command's variables have any name`,
+    name: `a guest whose shell is ${
+      basename(shell)
+    } lets a command's variables have any name`,
     ignore: Deno.build.os !== "linux" || !await isThere(shell),
     async fn() {
       const names = ["directory", "count", "end", "program", "rest", "place"];
@@ -196,8 +205,9 @@ for (const shell of SHELLS) {
   });
 
   Deno.test({
-    name:
-      `a guest whose shell is ${shell} has it wait for the set-up, then for a command`,
+    name: `a guest whose shell is ${
+      basename(shell)
+    } has it wait for the set-up, then for a command`,
     ignore: Deno.build.os !== "linux" || !await isThere(shell),
     async fn() {
       const set = (kind: "setup" | "command", ...words: string[]) =>

@@ -198,6 +198,8 @@ test("what this user may not read is left out, and named", async (dir) => {
     ...command as [string, ...string[]],
     ...await denoArgs(["run", "-A", script]),
   );
+  // Nor may this user remove it as it is.
+  await Deno.chmod(join(from, "closed"), 0o700);
   assertEquals(JSON.parse(printed), {
     entries: 2,
     skipped: ["secret", "closed"],

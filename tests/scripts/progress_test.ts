@@ -1,6 +1,9 @@
 import { assertEquals } from "@std/assert";
 import { Progress } from "../../scripts/progress.ts";
 
+// Whatever the tests run on.
+Deno.env.set("TERM", "xterm");
+
 /** A progress with a clock of its own, and what it writes. */
 function make(terminal: boolean) {
   const decoder = new TextDecoder();

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { resolve } from "@std/path";
 import { findTools, type Part, type Tools } from "../../scripts/setup.ts";
 import { remedyOf } from "../../scripts/setup/parts.ts";
 
@@ -11,6 +12,11 @@ import { remedyOf } from "../../scripts/setup/parts.ts";
 export const parts: Tools = await findTools();
 const unwanted = Deno.env.get("TOOLSMITH_TEST_WITHOUT") ?? "";
 for (const part of unwanted.split(",")) delete parts[part as Part];
+
+/** The guest's own shell, which this host can run. */
+export const BUSYBOX = parts.guest
+  ? resolve(parts.guest, "../../root/bin/busybox")
+  : "/bin/busybox";
 
 const said = new Set<Part | "root">();
 
