@@ -19,7 +19,8 @@ export interface QueueOptions {
 }
 
 /**
- * Runs files. What has never run starts first, as it may be slow.
+ * Runs files. Those that never ran start first, as they may be slow, and of these
+ * those that boot guests.
  *
  * @param files Their paths.
  * @param options How.
@@ -29,9 +30,10 @@ export async function runQueue(
   options: QueueOptions,
 ): Promise<void> {
   const { jobs, guests, bootsGuest, durations, run } = options;
-  const last = (file: string) => durations[file] ?? Infinity;
+  const rank = (file: string) =>
+    durations[file] ?? (bootsGuest(file) ? Infinity : Number.MAX_VALUE);
   const queue = files.toSorted((a, b) =>
-    last(a) === last(b) ? 0 : last(b) - last(a)
+    rank(a) === rank(b) ? 0 : rank(b) - rank(a)
   );
   let booting = 0;
   const worker = async () => {

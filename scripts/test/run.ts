@@ -95,7 +95,11 @@ async function runFile(
   const args = await denoArgs(
     ["test", "--no-check", "-A", `--junit-path=${notes}.xml`, ...flags, file],
   );
-  const env = { TOOLSMITH_TEST_MISSING: `${notes}.missing` };
+  const env = {
+    TOOLSMITH_TEST_MISSING: `${notes}.missing`,
+    // A file that fails is shown in full: here, where that may be no terminal.
+    ...Deno.stdout.isTerminal() ? {} : { NO_COLOR: "1" },
+  };
   // A file, as what a test leaves running would hold a pipe open.
   const shell = ["-c", 'exec "$@" >"$0" 2>&1', `${notes}.log`, Deno.execPath()];
   const common = { cwd: ROOT, env, signal };

@@ -210,7 +210,10 @@ Deno.test({
       );
       const env = { GOPROXY: `http://127.0.0.1:${server.addr.port},direct` };
       const refused = await setupWith(env, "actionlint");
-      assertMatch(refused.stderr, /downloading Go, .*: .* is not what was pinned/);
+      assertMatch(
+        refused.stderr,
+        /downloading Go, .*: .* is not what was pinned/,
+      );
       assertEquals(brought(root), []);
 
       pins.sha256[system] = await sha256(archive);
@@ -220,8 +223,14 @@ Deno.test({
       );
       asked.length = 0;
       const taken = await setupWith(env, "actionlint", "registry");
-      assertMatch(taken.stderr, /building actionlint with Go: go build failed: it ran/);
-      assertMatch(taken.stderr, /building registry with Go: go build failed: it ran/);
+      assertMatch(
+        taken.stderr,
+        /building actionlint with Go: go build failed: it ran/,
+      );
+      assertMatch(
+        taken.stderr,
+        /building registry with Go: go build failed: it ran/,
+      );
       assertEquals(asked.length, 1);
       assertEquals(asked.at(-1), `/golang.org/toolchain/@v/${module}.zip`);
       const [dir, ...others] = brought(root);

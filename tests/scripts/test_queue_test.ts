@@ -25,15 +25,15 @@ async function start(files: string[], options: Partial<QueueOptions> = {}) {
   return { started, end, done };
 }
 
-Deno.test("runQueue() starts unknown files first, then the slowest", async () => {
+Deno.test("runQueue() starts unknown files first, guests before others, then the slowest", async () => {
   const durations = { quick: 1, slow: 9 };
-  const { started, end, done } = await start(["quick", "slow", "new"], {
-    durations,
-  });
-  assertEquals(started, ["new", "slow"]);
-  await end("slow");
-  assertEquals(started, ["new", "slow", "quick"]);
+  const files = ["quick", "slow", "new", "guest"];
+  const { started, end, done } = await start(files, { durations });
+  assertEquals(started, ["guest", "new"]);
+  await end("guest");
   await end("new");
+  assertEquals(started, ["guest", "new", "slow", "quick"]);
+  await end("slow");
   await end("quick");
   await done;
 });
