@@ -60,7 +60,7 @@ export interface Source {
   unpackedFor?: "users" | "all";
   /** Runs as root only. @default {false} */
   root?: boolean;
-  /** What to install by hand where there is no apt. */
+  /** What to do where there is no apt. */
   remedy: string;
 }
 
@@ -106,7 +106,7 @@ export const PARTS: Record<Part, Source> = {
       isOrasNewEnough((await run(program, { args: ["version"] })).stdout),
     go: "oras.land/oras/cmd/oras",
     otherwise: unpackOrasRelease,
-    remedy: "oras 1.3.0 or newer (https://oras.land/docs/installation)",
+    remedy: "install oras 1.3.0 or newer (https://oras.land/docs/installation)",
   },
   registry: {
     variable: "TOOLSMITH_TEST_REGISTRY",
@@ -116,61 +116,63 @@ export const PARTS: Record<Part, Source> = {
     go: ".",
     apt: ["docker-registry"],
     unpackedFor: "users",
-    remedy: "Go 1.25 or newer, or Debian's docker-registry",
+    remedy: "install Go 1.25 or newer, or Debian's docker-registry",
   },
   actionlint: {
     variable: "TOOLSMITH_TEST_ACTIONLINT",
     programs: ["actionlint"],
     go: "github.com/rhysd/actionlint/cmd/actionlint",
     remedy:
-      "Go 1.25 or newer, or actionlint (https://github.com/rhysd/actionlint)",
+      "install Go 1.25 or newer, or actionlint (https://github.com/rhysd/actionlint)",
   },
   qemuImg: {
     programs: ["qemu-img"],
     apt: ["qemu-utils"],
     unpackedFor: "users",
-    remedy: "qemu-utils (Debian, Ubuntu), qemu-img (Fedora) or qemu (Homebrew)",
+    remedy:
+      "install qemu-utils (Debian, Ubuntu), qemu-img (Fedora) or qemu (Homebrew)",
   },
   qemu: {
     variable: "TOOLSMITH_QEMU",
     programs: ["qemu-system-x86_64"],
     apt: ["qemu-system-x86"],
     unpackedFor: "users",
-    remedy: "qemu-system-x86 (Debian, Ubuntu, Fedora) or qemu (Homebrew)",
+    remedy:
+      "install qemu-system-x86 (Debian, Ubuntu, Fedora) or qemu (Homebrew)",
   },
   openssl: {
     programs: ["openssl"],
     apt: ["openssl"],
     unpackedFor: "users",
-    remedy: "openssl, from your system's packages",
+    remedy: "install openssl, from your system's packages",
   },
   unzip: {
     programs: ["unzip"],
     apt: ["unzip"],
     unpackedFor: "users",
-    remedy: "unzip, from your system's packages",
+    remedy: "install unzip, from your system's packages",
   },
   tmux: {
     programs: ["tmux"],
     apt: ["tmux"],
     unpackedFor: "users",
-    remedy: "tmux, from your system's packages",
+    remedy: "install tmux, from your system's packages",
   },
   zsh: {
     programs: ["zsh"],
     apt: ["zsh"],
-    remedy: "zsh, from your system's packages",
+    remedy: "install zsh, from your system's packages",
   },
   fish: {
     programs: ["fish"],
     apt: ["fish"],
-    remedy: "fish, from your system's packages",
+    remedy: "install fish, from your system's packages",
   },
   guest: {
     programs: ["busybox"],
     apt: GUEST_PACKAGES,
     unpackedFor: "all",
-    remedy: "Debian's packages: its tests need a Debian host on x86_64",
+    remedy: "use a Debian host on x86_64: the guest is built from its packages",
   },
   debian: {
     programs: ["mmdebstrap"],
@@ -178,40 +180,40 @@ export const PARTS: Record<Part, Source> = {
     apt: DEBIAN_PACKAGES,
     // The owners of a guest's files are root and others.
     root: true,
-    remedy: `${DEBIAN_PACKAGES.join(" ")}, on Debian`,
+    remedy: `install ${DEBIAN_PACKAGES.join(" ")}, on Debian`,
   },
   uefi: {
     programs: ["grub-mkimage"],
     suits: installed(UEFI_PACKAGES),
     apt: UEFI_PACKAGES,
-    remedy: `${UEFI_PACKAGES.join(" ")}, on Debian`,
+    remedy: `install ${UEFI_PACKAGES.join(" ")}, on Debian`,
   },
   arm64: {
     programs: ["qemu-system-aarch64"],
     suits: installed(ARM64_PACKAGES),
     apt: ARM64_PACKAGES,
-    remedy: `${ARM64_PACKAGES.join(" ")}, on Debian`,
+    remedy: `install ${ARM64_PACKAGES.join(" ")}, on Debian`,
   },
   systemd: {
     programs: ["systemd-analyze"],
     apt: ["systemd"],
-    remedy: "systemd, from your system's packages",
+    remedy: "install systemd, from your system's packages",
   },
   slurm: {
     programs: ["slurmctld"],
     suits: installed(SLURM_PACKAGES),
     apt: SLURM_PACKAGES,
-    remedy: `${SLURM_PACKAGES.join(" ")}, on Debian`,
+    remedy: `install ${SLURM_PACKAGES.join(" ")}, on Debian`,
   },
   nginx: {
     programs: ["nginx"],
     apt: ["nginx-light"],
-    remedy: "nginx, from your system's packages",
+    remedy: "install nginx, from your system's packages",
   },
   skopeo: {
     programs: ["skopeo"],
     apt: ["skopeo"],
-    remedy: "skopeo, from your system's packages",
+    remedy: "install skopeo, from your system's packages",
   },
   buildah: {
     programs: ["buildah"],
@@ -219,7 +221,7 @@ export const PARTS: Record<Part, Source> = {
     apt: BUILDAH_PACKAGES,
     // The owners of a base image's files are root and others.
     root: true,
-    remedy: `${BUILDAH_PACKAGES.join(" ")}, on Debian`,
+    remedy: `install ${BUILDAH_PACKAGES.join(" ")}, on Debian`,
   },
 };
 
@@ -246,11 +248,11 @@ export const USUAL: Part[] = ALL.filter((part) =>
  * Needs `--allow-read`, `--allow-env=PATH`, `--allow-sys=uid`.
  *
  * @param part Its name.
- * @returns A command, or what to install.
+ * @returns A command, or what to do.
  */
 export function remedyOf(part: Part): string {
   const { apt, unpackedFor, root, remedy } = PARTS[part];
-  if (!apt || !hasApt()) return `install ${remedy}`;
+  if (!apt || !hasApt()) return remedy;
   if (unpackedFor === "all") return `run "deno task setup ${part}" online`;
   const command = `sudo apt-get install ${apt.join(" ")}`;
   return root && Deno.uid() !== 0 ? `run as root, after: ${command}` : command;
