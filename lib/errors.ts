@@ -123,18 +123,8 @@ export function toToolsmithError(thrown: unknown): ToolsmithError {
       cause: thrown,
     });
   }
-  if (thrown instanceof Deno.errors.PermissionDenied) {
-    return new ToolsmithError("file_unreadable", message, {
-      hint: "fix its owner or mode",
-      cause: thrown,
-    });
-  }
-  if (isDiskFull(thrown)) {
-    return new ToolsmithError("disk_full", message, {
-      hint: "free some space, or put the cache elsewhere: TOOLSMITH_CACHE=DIR",
-      cause: thrown,
-    });
-  }
+  const typed = systemError(thrown);
+  if (typed instanceof ToolsmithError) return typed;
   if (thrown instanceof DOMException && thrown.name === "AbortError") {
     return new ToolsmithError("cancelled", message, { cause: thrown });
   }
@@ -148,7 +138,91 @@ export function toToolsmithError(thrown: unknown): ToolsmithError {
   return new ToolsmithError("failed", message, { cause: thrown });
 }
 
-function isDiskFull(thrown: unknown): boolean {
-  const code = (thrown as { code?: unknown } | null)?.code;
-  return code === "ENOSPC" || code === "EDQUOT";
+/** What {@linkcode systemError} takes. */
+export interface SystemErrorOptions {
+  /** What could not be done, with the value. @default {undefined} to access the path, or to run the program, that the system names */
+  what?: string;
+  /** The code, unless the disk is full. @default {"file_unreadable"} */
+  code?: ErrorCode;
+  /** The next step, unless the disk is full. @default {undefined} the usual one for such an error */
+  hint?: string;
+}
+
+/** The next step, by the system's code (errno(3)). */
+const SYSTEM_HINTS: Record<string, string> = {
+  E2BIG: "pass fewer or shorter arguments",
+  EACCES: "fix its owner or mode",
+  EAGAIN: "end other processes, or raise their limit: ulimit -u",
+  EILSEQ: "rename it: only names in UTF-8 can be used",
+  EIO: "check the disk: the system's log has more",
+  EISDIR: "name a file, not a directory",
+  ELOOP: "fix its symbolic links: they lead in a circle",
+  EMFILE: "raise the limit of open files: ulimit -n",
+  ENAMETOOLONG: "choose a shorter name",
+  ENFILE: "end other processes: this host has too many open files",
+  ENOENT: "check the spelling of the path",
+  ENOMEM: "end other processes, or add memory",
+  ENOTDIR: "check the path: a part of it is a file, not a directory",
+  EPERM: "fix its owner or mode",
+  EROFS: "choose a place that can be written: this file system is read-only",
+};
+
+/** As in `Failed to spawn 'a': Not a directory (os error 20)` and `Not a directory (os error 20): stat 'a/b'`. */
+const SYSTEM_WORDS =
+  /^(?:Failed to spawn '(.*?)': )?(.*?)(?: \(os error \d+\)(?:: \w+(?: '(.*)')?)?)?$/s;
+
+/**
+ * Makes a typed error of one that the system reported for a file or a program.
+ * Deno's own has no next step, and not always the path.
+ *
+ * @param thrown Anything that was caught.
+ * @param options What could not be done, and what to do about it.
+ * @returns The typed error; whatever else was caught, as it is.
+ *
+ * @example Name the variable that a path came from
+ * ```ts
+ * import { systemError } from "./errors.ts";
+ *
+ * await Deno.stat("/tmp").catch((error) => {
+ *   const what = "Cannot use TMPDIR=/tmp";
+ *   throw systemError(error, { what, hint: "set TMPDIR to a directory" });
+ * });
+ * ```
+ */
+export function systemError(
+  thrown: unknown,
+  options: SystemErrorOptions = {},
+): unknown {
+  const errno = errnoOf(thrown);
+  if (errno === undefined) return thrown;
+  const [, program, words, path] =
+    SYSTEM_WORDS.exec((thrown as Error).message) ?? [];
+  const subject = program !== undefined
+    ? `Cannot run ${program}`
+    : path !== undefined
+    ? `Cannot access ${path.replace("' -> '", " -> ")}`
+    : "The system reports an error";
+  const reason = words.replace(/^[A-Z](?=[a-z])/, (it) => it.toLowerCase());
+  const message = `${options.what ?? subject}: ${reason}`;
+  if (errno === "ENOSPC" || errno === "EDQUOT") {
+    return new ToolsmithError("disk_full", message, {
+      hint: "free some space, or put the cache elsewhere: TOOLSMITH_CACHE=DIR",
+      cause: thrown,
+    });
+  }
+  const usual = SYSTEM_HINTS[errno] ?? "check the path, and the system's log";
+  const { code = "file_unreadable", hint = usual } = options;
+  return new ToolsmithError(code, message, { hint, cause: thrown });
+}
+
+/** The system's code, unless it is one of networks. */
+function errnoOf(thrown: unknown): string | undefined {
+  const { code, message } = (thrown ?? {}) as { [name: string]: unknown };
+  if (typeof code === "string" && /^E[A-Z0-9]+$/.test(code)) {
+    return /^E(?:ADDR|CONN|HOST|NET|PIPE|TIMEDOUT)/.test(code)
+      ? undefined
+      : code;
+  }
+  if (thrown instanceof Deno.errors.PermissionDenied) return "EACCES";
+  return /is not valid UTF-8$/.test(`${message}`) ? "EILSEQ" : undefined;
 }

@@ -2,6 +2,7 @@ import { assert, assertEquals } from "@std/assert";
 import {
   ERROR_CODES,
   type ErrorCode,
+  systemError,
   ToolsmithError,
   toToolsmithError,
 } from "../lib/errors.ts";
@@ -95,4 +96,113 @@ Deno.test({
     assertEquals(error.code, "disk_full");
     assert(error.hint?.includes("TOOLSMITH_CACHE"));
   },
+});
+
+/** Errors of this system: what fails, and the message and hint that it becomes. */
+const SYSTEM: [() => unknown, ErrorCode, string, string][] = [
+  [
+    () => Deno.stat("/none/a"),
+    "file_unreadable",
+    "Cannot access /none/a: no such file or directory",
+    "check the spelling of the path",
+  ],
+  [
+    () => Deno.readTextFile("/etc/passwd/a"),
+    "file_unreadable",
+    "Cannot access /etc/passwd/a: not a directory",
+    "check the path: a part of it is a file, not a directory",
+  ],
+  [
+    () => Deno.readTextFile("/etc"),
+    "file_unreadable",
+    "Cannot access /etc: is a directory",
+    "name a file, not a directory",
+  ],
+  [
+    () => Deno.stat(`/${"a".repeat(300)}`),
+    "file_unreadable",
+    `Cannot access /${"a".repeat(300)}: file name too long`,
+    "choose a shorter name",
+  ],
+  [
+    () => Deno.rename("/none/a", "/none/b"),
+    "file_unreadable",
+    "Cannot access /none/a -> /none/b: no such file or directory",
+    "check the spelling of the path",
+  ],
+  [
+    () => new Deno.Command("/etc/passwd/a").output(),
+    "file_unreadable",
+    "Cannot run /etc/passwd/a: not a directory",
+    "check the path: a part of it is a file, not a directory",
+  ],
+  [
+    () => new Deno.Command("/bin/sh", { args: ["a".repeat(3e6)] }).output(),
+    "file_unreadable",
+    "Cannot run /bin/sh: argument list too long",
+    "pass fewer or shorter arguments",
+  ],
+  [
+    async () => {
+      using memory = await Deno.open("/proc/self/mem");
+      await memory.read(new Uint8Array(1));
+    },
+    "file_unreadable",
+    "The system reports an error: input/output error",
+    "check the disk: the system's log has more",
+  ],
+  [
+    () => Deno.writeTextFile("/dev/full", "a"),
+    "disk_full",
+    "Cannot access /dev/full: no space left on device",
+    "free some space, or put the cache elsewhere: TOOLSMITH_CACHE=DIR",
+  ],
+];
+
+Deno.test({
+  name:
+    "toToolsmithError() names the path and the next step for errors of the system",
+  ignore: Deno.build.os !== "linux",
+  async fn() {
+    for (const [work, code, message, hint] of SYSTEM) {
+      const thrown = await (async () => await work())().catch((it) => it);
+      const error = toToolsmithError(thrown);
+      assertEquals([error.code, error.message], [code, message]);
+      assertEquals([error.hint, error.cause], [hint, thrown]);
+    }
+  },
+});
+
+Deno.test("systemError() says what could not be done, and leaves other errors as they are", () => {
+  const what = "Cannot use TMPDIR=/none";
+  const hint = "set TMPDIR";
+  const of = (code: string) => Object.assign(new Error("No"), { code });
+  const typed = systemError(of("EBUSY"), { what, hint, code: "usage" });
+  assert(typed instanceof ToolsmithError);
+  assertEquals(
+    [typed.code, typed.message, typed.hint],
+    ["usage", `${what}: no`, hint],
+  );
+  const others = [
+    ...[new Error("No"), "x", null, undefined, typed],
+    ...[of("ERR_INVALID_ARG_TYPE"), of("ECONNREFUSED"), of("EPIPE")],
+    new Deno.errors.NotCapable("Requires read access"),
+  ];
+  for (const thrown of others) {
+    assertEquals(systemError(thrown, { what }), thrown);
+  }
+});
+
+Deno.test("every error of the system has a next step, also a rare one", () => {
+  for (const code of ["EBUSY", "ESTALE", "ENODEV", "EXDEV"]) {
+    const thrown = Object.assign(new Error("No"), { code });
+    assert(toToolsmithError(thrown).hint, code);
+  }
+});
+
+Deno.test("a name that is not UTF-8 is reported as such", () => {
+  const said = 'File name or path "/a\\xFF" is not valid UTF-8';
+  const error = toToolsmithError(new Deno.errors.InvalidData(said));
+  assertEquals(error.code, "file_unreadable");
+  assertEquals(error.hint, "rename it: only names in UTF-8 can be used");
 });

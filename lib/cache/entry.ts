@@ -14,7 +14,7 @@
 import { basename, join, resolve } from "../path.ts";
 import { asDigest } from "../system/digest.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
-import { ToolsmithError, toToolsmithError } from "../errors.ts";
+import { systemError, ToolsmithError, toToolsmithError } from "../errors.ts";
 import { type Fingerprint, fingerprint, isSame } from "../system/files.ts";
 import { lock, type LockOptions, tryLock } from "../system/lock.ts";
 import { whyLinked, whyUnsafe, whyUntrusted } from "../system/ownership.ts";
@@ -111,12 +111,6 @@ export interface LockedEntry extends Disposable {
    */
   remove(): Promise<boolean>;
 }
-
-/** Codes of the system, and the lock's own. */
-const UNWRITABLE = [
-  ..."EROFS ENOTDIR EISDIR EEXIST ENAMETOOLONG".split(" "),
-  "file_unreadable",
-];
 
 const NOT_OWN =
   "only its owner fills a cache: put yours elsewhere, TOOLSMITH_CACHE=DIR";
@@ -269,21 +263,18 @@ async function renew(
  * @returns `cache_unwritable` where the system says no, else the usual.
  */
 export function asCacheError(cause: unknown, dir: string): ToolsmithError {
-  const code = String((cause as { code?: unknown } | null)?.code);
-  if (
-    cause instanceof Deno.errors.PermissionDenied || UNWRITABLE.includes(code)
-  ) {
-    return new ToolsmithError(
-      "cache_unwritable",
-      `Cannot write to the cache at ${dir}: ${(cause as Error).message}`,
-      {
-        hint:
-          "check its owner and mode, or put it elsewhere: TOOLSMITH_CACHE=DIR",
-        cause,
-      },
-    );
+  const code = "cache_unwritable";
+  const what = `Cannot write to the cache at ${dir}`;
+  const hint =
+    "check its owner and mode, or put it elsewhere: TOOLSMITH_CACHE=DIR";
+  // What lies in the place of the lock.
+  if (cause instanceof ToolsmithError && cause.code === "file_unreadable") {
+    return new ToolsmithError(code, `${what}: ${cause.message}`, {
+      hint,
+      cause,
+    });
   }
-  return toToolsmithError(cause);
+  return toToolsmithError(systemError(cause, { code, what, hint }));
 }
 
 function unusable(dir: string, why: string, hint: string): ToolsmithError {

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { ToolsmithError } from "../errors.ts";
+import { systemError, ToolsmithError, toToolsmithError } from "../errors.ts";
 import { writeAll } from "../system/streams.ts";
 
 /** Standard output has been closed by whoever read it, as by `| head -1`. */
@@ -16,7 +16,7 @@ export interface Output {
    * Writes in order, and settles when it is written.
    *
    * @throws {OutputClosedError}
-   * @throws {ToolsmithError} `disk_full`, `failed`.
+   * @throws {ToolsmithError} `disk_full`, `file_unreadable`.
    */
   write(data: string | Uint8Array): Promise<void>;
   /** Bytes that wait to be written. */
@@ -61,14 +61,12 @@ function asOutputError(error: unknown, name: string): Error {
   if (error instanceof OutputClosedError || error instanceof ToolsmithError) {
     return error;
   }
-  if (error instanceof Deno.errors.BrokenPipe) {
+  const { BrokenPipe, ConnectionReset } = Deno.errors;
+  if (error instanceof BrokenPipe || error instanceof ConnectionReset) {
     return new OutputClosedError(`${name} is closed`);
   }
-  const { code, message } = error as Error & { code?: string };
-  const full = code === "ENOSPC" || code === "EDQUOT";
-  return new ToolsmithError(
-    full ? "disk_full" : "failed",
-    `Cannot write to ${name}: ${message}`,
-    { cause: error },
-  );
+  const what = `Cannot write to ${name}`;
+  const { code, message } = toToolsmithError(systemError(error, { what }));
+  const hint = `redirect ${name} to another place`;
+  return new ToolsmithError(code, message, { hint, cause: error });
 }

@@ -100,5 +100,9 @@ async function keepTerminal(): Promise<Child> {
   keeper.ended.then(() => set.resolve("stty failed"));
   const failure = await set.promise;
   if (failure === "") return keeper;
-  throw new ToolsmithError("failed", `Cannot set this terminal: ${failure}`);
+  throw new ToolsmithError(
+    "file_unreadable",
+    `Cannot set this terminal: ${failure}`,
+    { hint: "use toolsmith run, which needs no terminal" },
+  );
 }

@@ -14,6 +14,7 @@ import {
   portName,
   portNameOf,
 } from "../qemu/machine_dir.ts";
+import { connectToMachine } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import type { Command } from "../qemu/qmp.ts";
 import { lock, tryLock } from "../system/lock.ts";
@@ -136,7 +137,7 @@ async function connect(
 ) {
   for (const end of ends) {
     const path = join(dir, portFile(name, end));
-    connections.push(await Deno.connect({ transport: "unix", path }));
+    connections.push(await connectToMachine(path));
   }
 }
 

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { ToolsmithError } from "../errors.ts";
+import { systemError, ToolsmithError } from "../errors.ts";
 
 /** What the header of a QCOW2 image says. */
 export interface Qcow2Info {
@@ -70,7 +70,9 @@ export async function readHeader(
   path: string,
 ): Promise<Qcow2Header> {
   const fileSize = (await file.stat()).size;
-  const view = await readAt(file, 0, MAX_HEADER);
+  const view = await readAt(file, 0, MAX_HEADER).catch((cause) => {
+    throw systemError(cause, { what: `Cannot read ${path}` });
+  });
   if (view.byteLength < 4 || view.getUint32(0) !== MAGIC) {
     throw invalid(path, "is not a QCOW2 image", {
       hint: "convert it: qemu-img convert -O qcow2 IMAGE IMAGE.qcow2",

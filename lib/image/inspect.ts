@@ -5,7 +5,7 @@
  * @module
  */
 import { basename, dirname, join } from "../path.ts";
-import { ToolsmithError } from "../errors.ts";
+import { systemError, ToolsmithError } from "../errors.ts";
 import {
   assertSelfContained,
   inspectQcow2,
@@ -185,14 +185,7 @@ function asFileError(error: unknown, path: string, what: string): unknown {
       { hint: "check the path; it starts from the current directory" },
     );
   }
-  if (error instanceof Deno.errors.PermissionDenied) {
-    return new ToolsmithError(
-      "file_unreadable",
-      `Cannot read ${what} ${path}: permission denied`,
-      { hint: "fix its owner and mode", cause: error },
-    );
-  }
-  return error;
+  return systemError(error, { what: `Cannot read ${what} ${path}` });
 }
 
 /** Quotes a word for a POSIX shell where it needs it. */

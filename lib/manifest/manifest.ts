@@ -9,7 +9,7 @@
 import { dirname, join, resolve } from "../path.ts";
 import { parseSha256, type Sha256 } from "../system/digest.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
-import { ToolsmithError } from "../errors.ts";
+import { systemError, ToolsmithError } from "../errors.ts";
 import {
   isForeign,
   type JsonFields,
@@ -90,13 +90,8 @@ export async function loadManifest(
   try {
     text = await Deno.readTextFile(file);
   } catch (cause) {
-    if (cause instanceof Deno.errors.NotCapable) throw cause;
     if (cause instanceof Deno.errors.NotFound) throw notFound(file);
-    throw new ToolsmithError(
-      "file_unreadable",
-      `Cannot read manifest ${file}: ${(cause as Error).message}`,
-      { cause },
-    );
+    throw systemError(cause, { what: `Cannot read manifest ${file}` });
   }
   return parseManifest(text, file);
 }

@@ -6,7 +6,7 @@
  */
 import { dirname, resolve } from "../path.ts";
 import { consumerManifest, formatManifest, type NewImage } from "./format.ts";
-import { ToolsmithError } from "../errors.ts";
+import { systemError } from "../errors.ts";
 import { absentAs, replaceFile } from "../system/files.ts";
 import { jsonFields } from "./_json_fields.ts";
 import { jsonMembers } from "./_json_members.ts";
@@ -116,14 +116,7 @@ async function typedFailure<T>(
   try {
     return await work();
   } catch (cause) {
-    if (
-      cause instanceof ToolsmithError || cause instanceof Deno.errors.NotCapable
-    ) throw cause;
-    throw new ToolsmithError(
-      "file_unreadable",
-      `Cannot write manifest ${path}: ${(cause as Error).message}`,
-      { hint: "fix the owner and mode of the file and its directory", cause },
-    );
+    throw systemError(cause, { what: `Cannot write manifest ${path}` });
   }
 }
 

@@ -109,7 +109,8 @@ const FAILURES: Failure[] = [
     hint: "publish the files under plain names",
   },
   {
-    match: /\bopen [^:]+: (?:no such file|permission denied)/i,
+    match:
+      /\b(?:open|read) [^:]+: (?:no such file|permission denied|(?:is|not) a directory)/i,
     code: "file_unreadable",
     message: "oras cannot read a file that it needs for",
     hint: "check the path in --ca-file, and oras's own configuration",

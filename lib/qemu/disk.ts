@@ -4,7 +4,7 @@
  * @module
  */
 import { dirname, join, resolve } from "../path.ts";
-import { ToolsmithError } from "../errors.ts";
+import { systemError, ToolsmithError } from "../errors.ts";
 import { DISK } from "./devices.ts";
 import type { Qmp } from "./qmp.ts";
 import { writeOverlay } from "../image/overlay.ts";
@@ -154,15 +154,11 @@ async function makeOverlay(disk: string, image: string) {
     await writeOverlay(staging, image);
     await linkNew(staging, disk);
   } catch (cause) {
-    const isTyped = cause instanceof ToolsmithError ||
-      cause instanceof Deno.errors.NotCapable;
-    if (isTyped) throw cause;
-    const { message } = cause as Error;
-    throw new ToolsmithError(
-      "boot_failed",
-      `Cannot make the overlay ${disk}: ${message.split(": ")[0]}`,
-      { hint: "name a place in a directory that you can write", cause },
-    );
+    throw systemError(cause, {
+      code: "boot_failed",
+      what: `Cannot make the overlay ${disk}`,
+      hint: "name a place in a directory that you can write",
+    });
   } finally {
     await Deno.remove(staging).catch(() => {});
   }

@@ -24,6 +24,22 @@ export function isDisconnection(error: unknown): boolean {
     error instanceof Deno.errors.ConnectionReset;
 }
 
+/**
+ * Connects to a socket of a machine.
+ *
+ * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for it.
+ *
+ * @param path The socket.
+ * @returns The connection.
+ * @throws {VmDisconnectedError} When nobody listens there.
+ * @throws {Deno.errors.NotFound} When there is no such socket.
+ */
+export async function connectToMachine(path: string): Promise<Deno.UnixConn> {
+  return await Deno.connect({ transport: "unix", path }).catch((error) => {
+    throw isDisconnection(error) ? new VmDisconnectedError() : error;
+  });
+}
+
 /** QEMU, or the agent, has answered that it will not do what was asked. */
 export class RefusedError extends ToolsmithError {
   constructor(message: string) {

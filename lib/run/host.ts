@@ -45,7 +45,8 @@ export interface HostOptions {
  * @param command Its name, found on PATH, or its path.
  * @param options Arguments, streams, limits.
  * @returns How it ended. A failure of the command is a result, not an error.
- * @throws {ToolsmithError} `command_not_found`, `timeout`.
+ * @throws {ToolsmithError} `command_not_found`, `file_unreadable` for a directory
+ * that does not exist, `timeout`.
  * @throws The signal's reason when it is aborted.
  */
 export async function runOnHost(
@@ -84,11 +85,22 @@ function start(command: string, options: HostOptions) {
       group,
     });
   } catch (cause) {
-    if (!(cause instanceof Deno.errors.NotFound)) throw cause;
+    const { NotADirectory, NotFound, PermissionDenied } = Deno.errors;
+    if (/: (?:No such cwd|cwd is not a directory) '/.test(`${cause}`)) {
+      throw new ToolsmithError(
+        "file_unreadable",
+        `No such directory on this host: ${cwd}`,
+        { hint: "name a directory of this host: --cwd DIR", cause },
+      );
+    }
+    const isMissing = cause instanceof NotFound ||
+      cause instanceof NotADirectory;
+    if (!isMissing && !(cause instanceof PermissionDenied)) throw cause;
+    const what = isMissing ? "not found" : "not executable";
     throw new ToolsmithError(
       "command_not_found",
-      `Command not found on this host: ${command}`,
-      { cause },
+      `Command ${what} on this host: ${command}`,
+      { hint: "give its path, or put its directory on PATH", cause },
     );
   }
 }

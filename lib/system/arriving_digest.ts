@@ -5,6 +5,7 @@
  * @module
  */
 import type { Hash } from "node:crypto";
+import { ToolsmithError } from "../errors.ts";
 import { type DigestEngine, type Sha256, sha256 } from "./digest.ts";
 import { abortable } from "./time.ts";
 
@@ -127,7 +128,13 @@ async function* arrivedChunks(
       signal?.throwIfAborted();
       const want = buffer.subarray(0, Math.min(end - position, CHUNK));
       const count = await file.read(want);
-      if (count === null) throw new Error(`${path} was cut short`);
+      if (count === null) {
+        throw new ToolsmithError(
+          "file_unreadable",
+          `Cannot read ${path}: it was cut short`,
+          { hint: "try again, and find out what else writes there" },
+        );
+      }
       position += count;
       yield buffer.subarray(0, count);
     }

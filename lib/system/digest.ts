@@ -5,7 +5,7 @@
  * @module
  */
 import { type Environment, processEnvironment } from "../environment.ts";
-import { ToolsmithError } from "../errors.ts";
+import { systemError, ToolsmithError } from "../errors.ts";
 import { oneLine } from "./text.ts";
 import { settlesWithin } from "./time.ts";
 
@@ -193,7 +193,9 @@ export async function* fileChunks(
     signal?.throwIfAborted();
     // Asked before the read: what was written before the end is still read.
     const last = !growing;
-    const count = await reading.read(buffer);
+    const count = await reading.read(buffer).catch((cause) => {
+      throw systemError(cause, { what: `Cannot read ${path}` });
+    });
     if (count !== null) {
       bytes += count;
       onBytes?.(bytes);

@@ -4,7 +4,7 @@
  * @module
  */
 import { processEnvironment } from "../environment.ts";
-import { ToolsmithError } from "../errors.ts";
+import { systemError, ToolsmithError } from "../errors.ts";
 import { transportError } from "./http_errors.ts";
 import { proxyFor } from "./proxy.ts";
 
@@ -58,7 +58,12 @@ export async function httpClient(
   const authority = caFile === undefined
     ? undefined
     : await Deno.readTextFile(caFile)
-      .catch((error) => fail(error, "file_unreadable", caFile));
+      .catch((cause) => {
+        throw systemError(cause, {
+          what: `Cannot read the certificate authority ${caFile}`,
+          hint: "check the path in --ca-file",
+        });
+      });
   const trusting = { ...options, caCerts: authority ? [authority] : [] };
   /** One for each proxy, and one for none. */
   const clients = new Map<string | undefined, Deno.HttpClient>();
@@ -73,8 +78,15 @@ export async function httpClient(
   try {
     // An authority that cannot be used is found here.
     through(undefined);
-  } catch (error) {
-    return fail(error, "tls_failed", caFile!);
+  } catch (cause) {
+    if (cause instanceof Deno.errors.NotCapable) throw cause;
+    throw new ToolsmithError(
+      "tls_failed",
+      `Cannot use the certificate authority ${caFile}: ${
+        (cause as Error).message
+      }`,
+      { hint: "--ca-file takes a PEM file", cause },
+    );
   }
   return {
     [Symbol.dispose]: close,
@@ -127,22 +139,4 @@ function proxied(proxy: URL | undefined): { proxy?: Deno.Proxy } {
       cause,
     });
   }
-}
-
-function fail(
-  cause: unknown,
-  code: "file_unreadable" | "tls_failed",
-  caFile: string,
-): never {
-  if (cause instanceof Deno.errors.NotCapable) throw cause;
-  const [verb, hint] = code === "tls_failed"
-    ? ["use", "--ca-file takes a PEM file"]
-    : ["read", "check the path in --ca-file"];
-  throw new ToolsmithError(
-    code,
-    `Cannot ${verb} the certificate authority ${caFile}: ${
-      (cause as Error).message
-    }`,
-    { hint, cause },
-  );
 }

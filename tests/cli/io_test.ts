@@ -197,7 +197,8 @@ Deno.test("a command on the host has the streams as they are, unless --json want
 
 Deno.test("a command on the host hears that its output cannot be written, and after Ctrl-C waits for nobody", async () => {
   const failed: string[] = [];
-  const write = () => Promise.reject(new Error("it is gone"));
+  const gone = Object.assign(new Error("it is gone"), { code: "EIO" });
+  const write = () => Promise.reject(gone);
   await written({ write }, async (io) => {
     const { stdout } = io.hostStreams(true, (it) => failed.push(it.message));
     if (typeof stdout === "function") await stdout(bytes);

@@ -98,9 +98,10 @@ Deno.test({
 
 Deno.test("what follows a write that failed is not written, and each is told why", async () => {
   const written: number[] = [];
+  const gone = Object.assign(new Error("it is gone"), { code: "EIO" });
   const output = queuedOutput({
     write(bytes) {
-      if (written.length === 1) return Promise.reject(new Error("it is gone"));
+      if (written.length === 1) return Promise.reject(gone);
       written.push(bytes.length);
       return Promise.resolve(bytes.length);
     },
@@ -109,7 +110,8 @@ Deno.test("what follows a write that failed is not written, and each is told why
   for (const text of ["two", "three"]) {
     const error = await output.write(text).catch((error) => error);
     assertEquals(error.message, "Cannot write to standard output: it is gone");
-    assertEquals(error.code, "failed");
+    assertEquals(error.code, "file_unreadable");
+    assertEquals(error.hint, "redirect standard output to another place");
   }
   // Nobody waits for events, and their failure is no crash.
   void output.write("four");

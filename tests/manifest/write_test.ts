@@ -212,7 +212,7 @@ Deno.test("what the system refuses is told with the manifest's path", async () =
       assertEquals(message.slice(0, start.length), start);
       assertEquals(
         hint,
-        "fix the owner and mode of the file and its directory",
+        "name a file, not a directory",
       );
       assertEquals(cause instanceof Error, true);
     }

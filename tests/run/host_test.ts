@@ -45,6 +45,34 @@ Deno.test("a command that the host does not have is not found", async () => {
 });
 
 Deno.test({
+  name: "runOnHost() tells a missing directory from a missing command",
+  ignore: windows,
+  async fn() {
+    const none = `${Deno.execPath()}/none`;
+    for (const cwd of ["/no/such/directory", none, Deno.execPath()]) {
+      const { message, hint } = await failure(
+        "file_unreadable",
+        () => runOnHost("true", { cwd }),
+      );
+      assertEquals(message, `No such directory on this host: ${cwd}`);
+      assert(hint);
+    }
+    const commands = [
+      [none, "not found"],
+      ["/etc/passwd", "not executable"],
+      ["/etc", "not executable"],
+    ];
+    for (const [command, what] of commands) {
+      const { message } = await failure(
+        "command_not_found",
+        () => runOnHost(command),
+      );
+      assertEquals(message, `Command ${what} on this host: ${command}`);
+    }
+  },
+});
+
+Deno.test({
   name: "a command on the host ends when its time is over",
   ignore: windows,
   async fn() {

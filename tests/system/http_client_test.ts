@@ -14,7 +14,7 @@ Deno.test("an authority that is not there, or none at all, is told by its path a
   const missing = await failure("file_unreadable", () => httpClient(path));
   assertStringIncludes(
     missing.message,
-    `Cannot read the certificate authority ${path}: No such file`,
+    `Cannot read the certificate authority ${path}: no such file`,
   );
   assertEquals(missing.hint, "check the path in --ca-file");
   await Deno.writeTextFile(
