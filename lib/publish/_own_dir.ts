@@ -8,7 +8,12 @@
  * @module
  */
 import { dirname, join } from "../path.ts";
-import { absentAs, fingerprint, removeTree } from "../system/files.ts";
+import {
+  absentAs,
+  fingerprint,
+  makeTemporaryDir,
+  removeTree,
+} from "../system/files.ts";
 import { tryLock } from "../system/lock.ts";
 
 /** A directory of this process; disposing it removes it. */
@@ -33,7 +38,7 @@ export async function makeOwnDir(
   purpose: "publish" | "verify",
 ): Promise<OwnDir> {
   while (true) {
-    const dir = await Deno.makeTempDir({ prefix: `toolsmith-${purpose}-` });
+    const dir = await makeTemporaryDir(`toolsmith-${purpose}-`);
     // As long as it is not locked, another process may sweep it away.
     const own = await absentAs(undefined, take(dir));
     if (!own) continue;

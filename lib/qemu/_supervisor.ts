@@ -122,7 +122,9 @@ function surroundings({ dir, env, extra }: SuperviseOptions): SpawnOptions {
   const get = (name: string) => env?.get(name) ?? processEnvironment.get(name);
   const passed = ["PATH", "TMPDIR"].flatMap((name) => {
     const value = get(name);
-    return value === undefined ? [] : [[name, value]];
+    if (value === undefined) return [];
+    // QEMU starts in another directory.
+    return [[name, name === "TMPDIR" ? resolve(value) : value]];
   });
   return {
     cwd: extra.length === 0 ? dir : undefined,

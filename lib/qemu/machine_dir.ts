@@ -10,7 +10,12 @@ import { join, resolve } from "../path.ts";
 import { terminalId } from "./devices.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { type Sha256, sha256OfText } from "../system/digest.ts";
-import { readOriginal, removeTree, replaceFile } from "../system/files.ts";
+import {
+  makeTemporaryDir,
+  readOriginal,
+  removeTree,
+  replaceFile,
+} from "../system/files.ts";
 
 /** Names of the files in a machine's directory. */
 export const MACHINE_FILES = {
@@ -88,7 +93,7 @@ export function terminalLock(index: number): string {
  * @returns The usual place, and one with a short path.
  */
 export function machineParents(env: Environment): [string, string] {
-  return [env.get("TMPDIR") ?? "/tmp", "/tmp"];
+  return [resolve(env.get("TMPDIR") || "/tmp"), "/tmp"];
 }
 
 /**
@@ -99,6 +104,7 @@ export function machineParents(env: Environment): [string, string] {
  *
  * @param env Read for `TMPDIR`.
  * @returns Its absolute path. Whoever made it removes it.
+ * @throws {ToolsmithError} `usage` when none can be made there, `disk_full`.
  */
 export async function makeMachineDir(
   env: Environment = processEnvironment,
@@ -106,9 +112,9 @@ export async function makeMachineDir(
   const [usual, short] = machineParents(env);
   // A socket's name has at most 103 bytes on macOS, 107 on Linux.
   const parent = new TextEncoder().encode(usual).length > 60 ? short : usual;
-  const dir = await Deno.makeTempDir({ dir: parent, prefix: "toolsmith-" });
+  const dir = await makeTemporaryDir("toolsmith-", parent);
   await Deno.chmod(dir, 0o700);
-  return resolve(dir);
+  return dir;
 }
 
 /**

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { systemError } from "../errors.ts";
 import { dirname, join } from "../path.ts";
 import { writeAll } from "./streams.ts";
 
@@ -196,6 +197,31 @@ export async function readOriginal(
   const text = await readPlainText(path, maxBytes);
   const file = await fingerprint(path);
   return text && file && `${text} ${file.inode} ${file.ctime}`;
+}
+
+/**
+ * Makes a new directory for temporary files, with a random name.
+ *
+ * Needs `--allow-write` for the directory that it is made in.
+ *
+ * @param prefix How its name begins.
+ * @param parent Where. @default {undefined} where this system has such
+ * @returns Its path.
+ * @throws {ToolsmithError} `usage`, with the variable to set; `disk_full`.
+ */
+export async function makeTemporaryDir(
+  prefix: string,
+  parent?: string,
+): Promise<string> {
+  return await Deno.makeTempDir({ dir: parent, prefix }).catch((cause) => {
+    const variable = Deno.build.os === "windows" ? "TEMP" : "TMPDIR";
+    const where = parent === undefined ? "" : ` in ${parent}`;
+    throw systemError(cause, {
+      code: "usage",
+      what: `Cannot make a temporary directory${where}`,
+      hint: `set ${variable} to a directory that exists and can be written`,
+    });
+  });
 }
 
 /**

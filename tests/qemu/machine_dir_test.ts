@@ -8,6 +8,7 @@ import {
 } from "../../lib/qemu/machine_dir.ts";
 import { sha256OfText } from "../../lib/system/digest.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { failure } from "../support/failure.ts";
 
 const names = (dir: string) =>
   Array.from(Deno.readDirSync(dir), ({ name }) => name).sort();
@@ -20,6 +21,26 @@ Deno.test("a machine's directory is private, and its sockets can be named", asyn
     assertEquals((await Deno.stat(made)).mode! & 0o777, 0o700);
     assert(join(made, `${portName()}.out`).length < 104);
     await Deno.remove(made);
+  }
+});
+
+Deno.test("makeMachineDir() names TMPDIR where no directory can be made there", async () => {
+  await using dir = await temporaryDir();
+  const file = join(dir.path, "file");
+  await Deno.writeTextFile(file, "");
+  const cases = [
+    [join(dir.path, "none"), "no such file or directory"],
+    [file, "not a directory"],
+  ];
+  for (const [TMPDIR, reason] of cases) {
+    const env = new Map([["TMPDIR", TMPDIR]]);
+    const { message, hint } = await failure("usage", () => makeMachineDir(env));
+    const what = `Cannot make a temporary directory in ${TMPDIR}`;
+    assertEquals(message, `${what}: ${reason}`);
+    assertEquals(
+      hint,
+      "set TMPDIR to a directory that exists and can be written",
+    );
   }
 });
 
