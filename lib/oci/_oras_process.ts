@@ -7,6 +7,7 @@ import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import { isLoopback } from "../system/address_network.ts";
 import { type Output, run, type RunOptions } from "../system/process.ts";
+import { orasConfigDir } from "./_config_dir.ts";
 import { credentialError } from "./_credential_errors.ts";
 import { type ConfigFile, readConfigFile } from "./_docker_config.ts";
 import { ghcrCredentials, NO_SECRETS, redactSecrets } from "./credentials.ts";
@@ -127,10 +128,12 @@ async function configFile(env: Environment): Promise<ConfigFile | undefined> {
 
 async function start(program: string, options: RunOptions): Promise<Output> {
   try {
-    return await run(program, { ...options, env: NO_SECRETS });
+    const env = { ...NO_SECRETS, ...await orasConfigDir() };
+    return await run(program, { ...options, env });
   } catch (cause) {
     if (
       cause instanceof Deno.errors.NotFound ||
+      cause instanceof Deno.errors.NotADirectory ||
       cause instanceof Deno.errors.PermissionDenied
     ) {
       throw new ToolsmithError(

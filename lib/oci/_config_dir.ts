@@ -1,0 +1,42 @@
+/**
+ * Where oras finds Docker's `config.json` in an environment without a home, such
+ * as that of systemd's services. By itself, oras fails there.
+ *
+ * @module
+ */
+import { join } from "../path.ts";
+import { ownUid } from "../system/ownership.ts";
+
+const PASSWD = "/etc/passwd";
+/** Debian's home of users without one. */
+const NOWHERE = "/nonexistent";
+
+/**
+ * The variables that oras lacks.
+ *
+ * Needs `--allow-env=HOME,DOCKER_CONFIG`, as oras may see what Deno may not; and
+ * for the user's own directory `--allow-read=/etc/passwd` and `--allow-sys=uid`.
+ *
+ * @returns `DOCKER_CONFIG`, with the directory that docker itself would take,
+ * where neither it nor `HOME` is set; else nothing.
+ */
+export async function orasConfigDir(): Promise<Record<string, string>> {
+  // Windows has no services without USERPROFILE.
+  if (Deno.build.os === "windows") return {};
+  for (const variable of ["HOME", "DOCKER_CONFIG"]) {
+    const asked = { name: "env", variable } as const;
+    const { state } = await Deno.permissions.query(asked);
+    if (state !== "granted" || Deno.env.get(variable)) return {};
+  }
+  return { DOCKER_CONFIG: join(await passwdHome() || NOWHERE, ".docker") };
+}
+
+/** This user's home, as passwd(5) has it. */
+async function passwdHome(): Promise<string | undefined> {
+  const asked = { name: "read", path: PASSWD } as const;
+  if ((await Deno.permissions.query(asked)).state !== "granted") return;
+  const users = await Deno.readTextFile(PASSWD).catch(() => "");
+  const uid = `${ownUid()}`;
+  return users.split("\n").map((line) => line.split(":"))
+    .find((fields) => fields[2] === uid)?.[5];
+}
