@@ -127,7 +127,10 @@ export {
 } from "./lib/publish/publish.ts";
 export { type ExtraFile, parseExtra } from "./lib/publish/layers.ts";
 export type { PollOptions } from "./lib/publish/verify.ts";
-export { reportToActions } from "./lib/publish/github_actions.ts";
+export {
+  type ReportOptions,
+  reportToActions,
+} from "./lib/publish/github_actions.ts";
 export {
   formatReference,
   type OciReference,

@@ -5,6 +5,8 @@
  */
 import { formatManifest } from "../manifest/format.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
+import { systemError, toToolsmithError } from "../errors.ts";
+import { emitter, type OnEvent } from "../events.ts";
 import type { PublishResult } from "./publish.ts";
 
 /**
@@ -78,21 +80,39 @@ export function stepOutputs(outputs: Record<string, string | number>): string {
   return text;
 }
 
+/** What {@linkcode reportToActions} takes. */
+export interface ReportOptions {
+  /** Read for `GITHUB_STEP_SUMMARY` and `GITHUB_OUTPUT`. @default {processEnvironment} */
+  env?: Environment;
+  /** Gets a warning for a file that cannot be written. @default {undefined} */
+  onEvent?: OnEvent;
+}
+
 /**
- * Reports a publication to GitHub Actions; elsewhere does nothing.
+ * Reports a publication to GitHub Actions; elsewhere does nothing. The image is
+ * published by then, so that a report that fails is no error.
  *
  * Needs `--allow-write` for the files that the environment names.
  *
  * @param result What was published.
- * @param env Read for `GITHUB_STEP_SUMMARY` and `GITHUB_OUTPUT`.
+ * @param options The environment, and who is notified.
  */
 export async function reportToActions(
   result: PublishResult,
-  env: Environment = processEnvironment,
+  options: ReportOptions = {},
 ): Promise<void> {
+  const { env = processEnvironment, onEvent } = options;
   const append = async (variable: string, text: string) => {
     const path = env.get(variable);
-    if (path) await Deno.writeTextFile(path, text, { append: true });
+    if (!path) return;
+    const what = `Cannot write to ${path}, which ${variable} names`;
+    await Deno.writeTextFile(path, text, { append: true }).catch((error) => {
+      const { message } = toToolsmithError(systemError(error, { what }));
+      emitter(onEvent)({
+        type: "warning",
+        message: `${message}; unset ${variable}, or name another file`,
+      });
+    });
   };
   await append("GITHUB_STEP_SUMMARY", jobSummary(result));
   await append("GITHUB_OUTPUT", stepOutputs(publishFields(result)));

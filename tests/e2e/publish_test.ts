@@ -120,3 +120,55 @@ test("what cannot be published ends with the status of its code", async ({ work,
     assertEquals([code, stdout], [status, ""], args.join(" "));
   }
 });
+
+test("publish succeeds where GitHub's files cannot be written, and warns", async (bench) => {
+  const { work, registry } = bench;
+  const reference = `${registry.host}/owner/vm:1.0`;
+  const args = ["publish", "dist/image.qcow2", reference, "--interval", "0.1"];
+  for (const variable of ["GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"]) {
+    const path = join(work.dir, "none", "file");
+    const how = { ...ALL, env: { [variable]: path } };
+    const said = await work.toolsmith(args, how);
+    assertEquals(said.code, 0, said.stderr);
+    assertStringIncludes(said.stdout, "For .toolsmith/tools.json:");
+    assertStringIncludes(
+      said.stderr,
+      `warning: Cannot write to ${path}, which ${variable} names: no such file`,
+    );
+    const { stdout } = await work.toolsmith([...args, "--json"], how);
+    const { events, last } = jsonLines(stdout);
+    assertEquals([events.at(-1).type, last.type], ["warning", "result"]);
+  }
+});
+
+test("publish prints what it has published, though the manifest cannot be written", async (bench) => {
+  if (Deno.build.os !== "linux") return;
+  const { work, registry } = bench;
+  const reference = `${registry.host}/owner/vm:1.0`;
+  const args = ["publish", "dist/image.qcow2", reference, "--interval", "0.1"];
+  // No directory can be made there.
+  args.push("--write-manifest", "/proc/none/tools.json");
+  const { code, stdout, stderr } = await work.toolsmith(args, ALL);
+  assertEquals(code, 14, stderr);
+  assertStringIncludes(stdout, "For .toolsmith/tools.json:");
+  assertStringIncludes(stderr, "Cannot write manifest /proc/none/tools.json:");
+  const json = await work.toolsmith([...args, "--json"], ALL);
+  const { events, last } = jsonLines(json.stdout);
+  assertEquals(last.type, "error");
+  assert(!events.some(({ type }) => type === "result"));
+});
+
+test("publish names TMPDIR where temporary files cannot be written", async (bench) => {
+  if (Deno.build.os === "windows") return;
+  const { work, registry } = bench;
+  const args = ["publish", "dist/image.qcow2", `${registry.host}/owner/vm:1.0`];
+  const { code, stderr } = await work.toolsmith(
+    [...args, "--verify=pull", "--interval", "0.1"],
+    { ...ALL, env: { TMPDIR: join(work.dir, "none") } },
+  );
+  assertEquals(code, 2, stderr);
+  assertStringIncludes(
+    stderr,
+    "error: Cannot make a temporary directory: no such file or directory [usage]\nhint: set TMPDIR to a directory that exists and can be written\n",
+  );
+});

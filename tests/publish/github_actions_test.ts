@@ -1,9 +1,4 @@
-import {
-  assert,
-  assertEquals,
-  assertRejects,
-  assertStringIncludes,
-} from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import {
   jobSummary,
@@ -13,6 +8,8 @@ import {
 } from "../../lib/publish/github_actions.ts";
 import { consumerManifest, formatManifest } from "../../lib/manifest/format.ts";
 import type { PublishResult } from "../../lib/publish/publish.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { collect } from "../support/guest.ts";
 import { replace } from "../support/replace.ts";
 
 const SHA256 = "a".repeat(64);
@@ -96,7 +93,7 @@ Deno.test("summary and outputs are added to the files that GitHub names", async 
       ["GITHUB_STEP_SUMMARY", summary],
       ["GITHUB_OUTPUT", outputs],
     ]);
-    await reportToActions(RESULT, env);
+    await reportToActions(RESULT, { env });
     const written = await Deno.readTextFile(summary);
     assert(written.startsWith("before\n## "));
     const fields = publishFields(RESULT);
@@ -108,31 +105,45 @@ Deno.test("summary and outputs are added to the files that GitHub names", async 
     );
     assertEquals(fields.qcow2_sha256, SHA256);
     // Elsewhere there is nobody to tell.
-    await reportToActions(RESULT, new Map());
+    await reportToActions(RESULT, { env: new Map() });
   } finally {
     await Deno.remove(dir, { recursive: true });
   }
 });
 
-Deno.test("a report is there when it has been made, the summary first; a failure of it is told", async () => {
+Deno.test("reportToActions() settles when the report is written, the summary first", async () => {
   const written: string[] = [];
   using _system = replace(Deno, {
     async writeTextFile(path: string, _: string, { append }: { append: true }) {
       await new Promise((done) => setTimeout(done));
-      if (path === "full") throw new Error("disk full");
       written.push(`${path} ${append}`);
     },
   });
-  const report = (summary: string, outputs: string) =>
-    reportToActions(
-      RESULT,
-      new Map([["GITHUB_STEP_SUMMARY", summary], ["GITHUB_OUTPUT", outputs]]),
+  const report = (summary: string, outputs: string) => {
+    const env = new Map(
+      [["GITHUB_STEP_SUMMARY", summary], ["GITHUB_OUTPUT", outputs]],
     );
+    return reportToActions(RESULT, { env });
+  };
   await report("a", "b");
   assertEquals(written, ["a true", "b true"]);
   await report("", "c");
   assertEquals(written.slice(2), ["c true"]);
-  await assertRejects(() => report("full", "d"), Error, "disk full");
-  await assertRejects(() => report("e", "full"), Error, "disk full");
-  assertEquals(written.slice(3), ["e true"]);
+});
+
+Deno.test("reportToActions() warns of a file that cannot be written, and writes the other", async () => {
+  await using dir = await temporaryDir();
+  const missing = join(dir.path, "none", "file");
+  const good = join(dir.path, "good");
+  const names = ["GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"];
+  for (const [bad, other] of [names, names.toReversed()]) {
+    const { events, onEvent } = collect("warning");
+    const env = new Map([[bad, missing], [other, good]]);
+    await reportToActions(RESULT, { env, onEvent });
+    assertEquals(events.map(({ message }) => message), [
+      `Cannot write to ${missing}, which ${bad} names: no such file or directory; unset ${bad}, or name another file`,
+    ]);
+    assertStringIncludes(await Deno.readTextFile(good), SHA256);
+    await Deno.remove(good);
+  }
 });

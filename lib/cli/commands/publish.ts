@@ -124,6 +124,11 @@ export const publish: Command<PublishRequest> = {
         onEvent,
       });
       close();
+      await reportToActions(result, { env: io.env, onEvent });
+      const fields = { ...publishFields(result), manifest: result.manifest };
+      const print = () => io.result(output.json, fields, publishText(result));
+      // What was published is not lost if the rest fails.
+      if (!output.json) print();
       if (manifest !== undefined) {
         const { name, qcow2: source } = result.manifest.image;
         const { sha256 } = result;
@@ -134,9 +139,8 @@ export const publish: Command<PublishRequest> = {
         );
         if (!output.json && !output.quiet) io.say(`${outcome} ${manifest}\n`);
       }
-      await reportToActions(result, io.env);
-      const fields = { ...publishFields(result), manifest: result.manifest };
-      io.result(output.json, fields, publishText(result));
+      // JSON Lines end in one result or error.
+      if (output.json) print();
       return 0;
     } finally {
       close();
