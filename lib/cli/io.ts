@@ -8,6 +8,7 @@ import type { ToolsmithError } from "../errors.ts";
 import type { OutputFlags } from "./flags.ts";
 import type { ProcessOutput } from "../system/process.ts";
 import { jsonLine } from "../system/text.ts";
+import { CLOSED_STDOUT, isStdoutClosed } from "./closed_stdout.ts";
 import { settlesWithin } from "../system/time.ts";
 import { type Output, OutputClosedError, queuedOutput } from "./output.ts";
 import { type Screen, thisScreen } from "./screen.ts";
@@ -73,7 +74,7 @@ export interface Io {
   /**
    * Waits until all is written; after Ctrl-C, not for who does not read.
    *
-   * @throws {ToolsmithError} `disk_full`, `failed`.
+   * @throws {ToolsmithError} `disk_full`, `file_unreadable`.
    * @throws The signal's reason when something is left unwritten.
    */
   flush(): Promise<void>;
@@ -94,7 +95,11 @@ const FLUSH_MS = 200;
  * @returns What commands print with.
  */
 export function processIo(signal: AbortSignal, env: Environment): Io {
-  const stdout = queuedOutput(Deno.stdout, "standard output");
+  const isClosed = isStdoutClosed();
+  const stdout = queuedOutput(
+    isClosed ? CLOSED_STDOUT : Deno.stdout,
+    "standard output",
+  );
   const stderr = queuedOutput(Deno.stderr, "standard error");
   const aborted = new Promise<void>((done) => {
     if (signal.aborted) done();
@@ -126,7 +131,7 @@ export function processIo(signal: AbortSignal, env: Environment): Io {
     },
     streams: (json) => commandStreams(json, { stdout, stderr }),
     hostStreams(json, onFailure) {
-      if (!json) {
+      if (!json && !isClosed) {
         return { stdin: "inherit", stdout: "inherit", stderr: "inherit" };
       }
       const streams = commandStreams(json, { stdout, stderr });

@@ -71,7 +71,20 @@ Deno.test({
       assertEquals((await child.ended).code, 50, said.stderr);
       assertMatch(
         said.stderr,
-        /^error: Cannot write to standard output: .*\n$/,
+        /^error: Cannot write to standard output: .*\nhint: .*\n$/,
+      );
+    });
+    await t.step("run reports one that is closed", async () => {
+      const args = ["run", "--quiet", "echo", "hi"];
+      const script = '"$@" >&-; exit $?';
+      const { child, said } = await start(work, script, args);
+      await using _child = child;
+      const { code } = await child.ended;
+      if (Deno.build.os !== "linux") return;
+      assertEquals(code, 14, said.stderr);
+      assertMatch(
+        said.stderr,
+        /^error: Cannot write to standard output: it is closed .*\nhint: .*\n$/,
       );
     });
     assertEquals(await processesOf(work.dir), []);
