@@ -163,6 +163,7 @@ export type {
   DownloadProgressEvent,
   DownloadStartEvent,
   EventBase,
+  ExportCreatedEvent,
   ImageEvent,
   ImageInspectedEvent,
   LockWaitEvent,

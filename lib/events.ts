@@ -284,6 +284,12 @@ export interface CommandEndEvent extends EventBase<"command_end"> {
   elapsedMs: number;
 }
 
+/** The directory of an export did not exist, and was made. */
+export interface ExportCreatedEvent extends EventBase<"export_created"> {
+  /** Its absolute path. */
+  path: string;
+}
+
 /** The machine has ended. */
 export interface ShutdownEvent extends EventBase<"shutdown"> {
   /** By the guest itself, by a stop of QEMU, or by force. */
@@ -323,6 +329,7 @@ export type ToolsmithEvent =
   | StateSavedEvent
   | CommandDispatchEvent
   | CommandEndEvent
+  | ExportCreatedEvent
   | ShutdownEvent
   | WarningEvent;
 

@@ -96,6 +96,7 @@ const LINES: Lines = {
     `saved the machine for the next start: ${bytesText(bytes)}`,
   command_dispatch: unsaid,
   command_end: unsaid,
+  export_created: ({ path }) => `created ${path}`,
   shutdown: unsaid,
   warning: ({ message }) => `warning: ${message}`,
 };

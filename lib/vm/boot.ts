@@ -9,7 +9,7 @@ import {
   keepVerdict,
   wantedAccelerator,
 } from "../qemu/accelerator.ts";
-import { assertSafeExports, planShares } from "./shares.ts";
+import { assertSafeExports, makeExports, planShares } from "./shares.ts";
 import { prepareDisk } from "../qemu/disk.ts";
 import { type BootOptions, sizes } from "./options.ts";
 import { startVm } from "./_start.ts";
@@ -33,7 +33,8 @@ import type { BootedVm } from "./vm.ts";
  * @param options The image, and what the machine is like.
  * @returns The machine.
  * @throws {ToolsmithError} `qemu_not_found`, `firmware_not_found`, `boot_failed`, `guest_not_ready`,
- * `guest_panicked`, `guest_failed`, `image_invalid`, `image_unsafe`, `usage`.
+ * `guest_panicked`, `guest_failed`, `image_invalid`, `image_unsafe`, `usage`,
+ * `file_unreadable` for a directory that the guest cannot have.
  * @throws The signal's reason when it is aborted.
  *
  * @example Run a command in an image
@@ -59,6 +60,10 @@ export async function boot(options: BootOptions): Promise<BootedVm> {
   const hostOnly = [...options.hostOnly ?? [], ...own];
   await assertSafeExports(shares, { ...options, hostOnly });
   const disk = await prepareDisk(options.image, options.overlay);
+  const emit = emitter(options.onEvent);
+  for (const path of await makeExports(shares)) {
+    emit({ type: "export_created", path });
+  }
   const machine = {
     seed: true,
     ...disk,
@@ -68,7 +73,7 @@ export async function boot(options: BootOptions): Promise<BootedVm> {
     extra: options.qemuArgs ?? [],
     onConsole: console?.output,
   };
-  return await bootWith(machine, options, emitter(options.onEvent));
+  return await bootWith(machine, options, emit);
 }
 
 type Plan = Omit<MachinePlan, "accelerator">;

@@ -52,7 +52,7 @@ export interface BootOptions {
    * @default {128}
    */
   copyLimit?: number;
-  /** Directories to mount writable. @default {[]} */
+  /** Directories to mount writable; those that do not exist are made. @default {[]} */
   exports?: GuestExport[];
   /**
    * Give the guest a network. It can then reach what this host can reach,

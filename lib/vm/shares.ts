@@ -5,15 +5,17 @@
  */
 import {
   basename,
+  dirname,
   isAbsolute,
   join,
   relative,
   resolve,
   SEPARATOR,
 } from "../path.ts";
-import { ToolsmithError } from "../errors.ts";
+import { systemError, ToolsmithError } from "../errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import { NETWORK_SLOT } from "../qemu/devices.ts";
+import { absentAs } from "../system/files.ts";
 import { findHardLink } from "./_hard_links.ts";
 import { type HostFiles, hostPaths } from "./_host_files.ts";
 
@@ -54,7 +56,7 @@ export function parseExport(text: string): GuestExport {
  * Needs `--allow-read` for the directories.
  *
  * @param workspace Mounted read-only, if there is one.
- * @param exports Mounted writable.
+ * @param exports Mounted writable; they may not exist yet.
  * @returns The directories, with absolute paths and tags.
  * @throws {ToolsmithError} `usage` for a bad or doubled tag, or too many;
  * `file_unreadable` for what is not a directory.
@@ -72,7 +74,7 @@ export async function planShares(
     });
   }
   for (const { path, tag } of exports) {
-    const share = { path: await dir(path), writable: true };
+    const share = { path: await dir(path, true), writable: true };
     shares.push({ ...share, tag: tag ?? basename(share.path) });
   }
   for (const { tag, path } of shares) {
@@ -162,13 +164,46 @@ async function placesOf(path: string): Promise<string[]> {
 }
 
 /** Is a path a directory, or does it lie below? */
-function holds(dir: string, path: string): boolean {
+export function holds(dir: string, path: string): boolean {
   const inside = relative(dir, path);
   return inside !== ".." && !inside.startsWith(`..${SEPARATOR}`);
 }
 
-async function dir(path: string): Promise<string> {
+async function dir(path: string, mayBeMissing = false): Promise<string> {
   const found = await Deno.stat(path).catch(() => undefined);
   if (found?.isDirectory) return await Deno.realPath(resolve(path));
-  throw new ToolsmithError("file_unreadable", `Not a directory: ${path}`);
+  // A link that leads nowhere is there, and is not followed.
+  const missing = await Deno.lstat(path).then(() => false, isNotFound);
+  if (missing && mayBeMissing) {
+    const whole = resolve(path);
+    return join(await dir(dirname(whole), true), basename(whole));
+  }
+  throw new ToolsmithError("file_unreadable", `Not a directory: ${path}`, {
+    hint: "name a directory; that of an export is made where none exists",
+  });
+}
+
+function isNotFound(error: unknown): boolean {
+  return error instanceof Deno.errors.NotFound;
+}
+
+/**
+ * Makes the directories of exports that do not exist yet.
+ *
+ * Needs `--allow-read` and `--allow-write` for them.
+ *
+ * @param shares From {@linkcode planShares}, and found to be safe.
+ * @returns The paths of those that were made.
+ * @throws {ToolsmithError} `file_unreadable`.
+ */
+export async function makeExports(shares: GuestShare[]): Promise<string[]> {
+  const made: string[] = [];
+  for (const { path, writable } of shares) {
+    if (!writable || await absentAs(undefined, Deno.lstat(path))) continue;
+    await Deno.mkdir(path, { recursive: true }).catch((error) => {
+      throw systemError(error, { what: `Cannot make the export ${path}` });
+    });
+    made.push(path);
+  }
+  return made;
 }

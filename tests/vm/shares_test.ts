@@ -1,8 +1,9 @@
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { dirname, join, resolve } from "@std/path";
 import {
   assertSafeExports,
   type HostFiles,
+  makeExports,
   parseExport,
   planShares,
 } from "../../lib/vm/shares.ts";
@@ -28,7 +29,7 @@ Deno.test("exports that cannot be mounted are refused before a boot", async () =
   const plan = (...exports: { path: string; tag?: string }[]) =>
     planShares(path, exports);
   await failure("file_unreadable", () => plan({ path: file }));
-  await failure("file_unreadable", () => plan({ path: join(path, "none") }));
+  await failure("file_unreadable", () => plan({ path: join(file, "none") }));
   await failure("usage", () => plan({ path, tag: "work" }));
   await failure("usage", () => plan({ path, tag: "a" }, { path, tag: "a" }));
   await failure("usage", () => plan({ path, tag: "../up" }));
@@ -43,6 +44,55 @@ Deno.test("exports that cannot be mounted are refused before a boot", async () =
     { path, tag: "work", writable: false },
     { path, tag: "out", writable: true },
   ]);
+});
+
+Deno.test("a workspace that does not exist is refused", async () => {
+  await using dir = await temporaryDir();
+  const none = join(dir.path, "none");
+  const { message, hint } = await failure(
+    "file_unreadable",
+    () => planShares(none, []),
+  );
+  assertEquals(message, `Not a directory: ${none}`);
+  assert(hint);
+});
+
+Deno.test("an export that does not exist is made once it is found to be safe, with its parents", async () => {
+  await using on = await host();
+  const { at } = on;
+  await Deno.symlink(at("out"), at("link"));
+  for (const [name, real] of [["out/a/b", "out/a/b"], ["link/c", "out/c"]]) {
+    const shares = await planShares(at("work"), [{ path: at(name) }]);
+    assertEquals(shares[1].path, at(real));
+    await assertSafeExports(shares, { image: at("work/x"), env: new Map() });
+    assertEquals(await makeExports(shares), [at(real)]);
+    assertEquals((await Deno.stat(at(real))).isDirectory, true);
+    assertEquals(await makeExports(shares), []);
+  }
+});
+
+Deno.test("an export that does not exist is neither made nor allowed where the host's own files lie, or behind a link that leads nowhere", async () => {
+  await using on = await host();
+  const { at } = on;
+  await on.refuses("work/.toolsmith/new", "work/.toolsmith");
+  await on.refuses("snapshots/new", "snapshots", {
+    snapshots: { dir: at("snapshots") },
+  });
+  // Nor one that would make the workspace's own directory.
+  await Deno.mkdir(at("bare"));
+  const workspace = at("bare");
+  await on.refuses("bare/.toolsmith", "bare/.toolsmith", { workspace });
+  await Deno.symlink(at("nowhere"), at("dangling"));
+  for (const name of ["dangling", "dangling/new"]) {
+    await failure(
+      "file_unreadable",
+      () => planShares(undefined, [{ path: at(name), tag: "out" }]),
+    );
+  }
+  const made = ["bare/.toolsmith", "work/.toolsmith/new", "nowhere"];
+  for (const name of made) {
+    await assertRejects(() => Deno.lstat(at(name)), Deno.errors.NotFound);
+  }
 });
 
 /** A host's files in one directory, and what becomes of an export there. */
