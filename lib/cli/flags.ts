@@ -127,7 +127,8 @@ export const EXEC: Flag[] = inGroup("command", [
   {
     name: "cwd",
     value: "DIR",
-    help: "the command's directory, in the guest",
+    help:
+      "the command's directory in the guest; a relative one starts from here",
   },
 ]);
 

@@ -62,6 +62,7 @@ export async function runOnThisTerminal(
       command,
       {
         ...exec,
+        hostCwd: Deno.cwd(),
         env: term ? { TERM: term, ...env } : env,
         signal: io.signal,
         screen,

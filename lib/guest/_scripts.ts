@@ -38,8 +38,8 @@ exec 8<&-
 echo "pid $$ $end"
 toolsmith_end=$end
 exec >&4 2>&9 4>&- 9>&-
-toolsmith_directory=$1 toolsmith_count=$2
-shift 2
+toolsmith_directory=$1 toolsmith_otherwise=$2 toolsmith_count=$3
+shift 3
 fail() {
   printf '%s%s\\n' "$toolsmith_end" "$1" >&6
   exit "$2"
@@ -51,7 +51,8 @@ while [ "$toolsmith_count" -gt 0 ]; do
   shift
   toolsmith_count=$((toolsmith_count - 1))
 done
-cd -- "$toolsmith_directory" 2>/dev/null || fail D 126
+cd -- "$toolsmith_directory" 2>/dev/null || cd -- "$toolsmith_otherwise" 2>/dev/null ||
+  fail D 126
 toolsmith_program=
 case $1 in
 */*) toolsmith_program=$1 ;;
@@ -75,8 +76,8 @@ exec "$toolsmith_program" "$@" 6>&-
 
 /**
  * Becomes the command: sets its environment and directory, looks it up, replaces
- * itself. Arguments: directory, count of variables, the variables as `NAME=value`,
- * the command, its arguments. It writes its process id and the marker to standard
+ * itself. Arguments: directory, the one for want of it, count of variables, the
+ * variables as `NAME=value`, the command, its arguments. It writes its process id and the marker to standard
  * output first. Descriptors 4 and 9 are the command's output, 6 goes to the host,
  * from 8 comes the marker.
  */

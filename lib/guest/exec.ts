@@ -35,15 +35,26 @@ export interface ExecOptions extends ExecLimits {
   /** Added to the guest's environment, or overriding it. @default {{}} */
   env?: Record<string, string>;
   /**
-   * The command's directory in the guest; a relative one is in the workspace.
+   * The command's directory in the guest; a relative one starts from where the
+   * guest has `hostCwd`.
    *
-   * @default {"/mnt/work"} or `/` where no workspace is mounted
+   * @default {undefined} where the guest has `hostCwd`
    */
   cwd?: string;
+  /**
+   * A directory of the host, such as `Deno.cwd()`: the command starts where the
+   * guest has it, in the workspace or an export.
+   *
+   * @default {undefined} `/mnt/work`, as for a directory that the guest does not
+   * have; `/` where no workspace is mounted
+   */
+  hostCwd?: string;
 }
 
 /** What {@linkcode execInGuest} takes. */
-export interface ExecInGuestOptions extends ExecOptions {
+export interface ExecInGuestOptions extends Omit<ExecOptions, "hostCwd"> {
+  /** The directory for want of the other. @default {undefined} that is an error */
+  otherwise?: string;
   /** Called once if the command has to wait until others have ended. */
   onWait?: () => void;
   /** A shell that waits for a command. @default {undefined} there is none */
@@ -132,8 +143,11 @@ export async function execInGuest(
  * @param options Its arguments, environment and directory.
  * @throws {ToolsmithError} `usage`.
  */
-export function startWords(command: string, options: ExecOptions): string[] {
-  const { cwd = "/", env = {}, args = [] } = options;
+export function startWords(
+  command: string,
+  options: Pick<ExecInGuestOptions, "cwd" | "otherwise" | "env" | "args">,
+): string[] {
+  const { cwd = "/", otherwise = cwd, env = {}, args = [] } = options;
   const variables = Object.entries(env);
   for (const [name] of variables) {
     if (!/^[A-Za-z_][A-Za-z0-9_]*$/.test(name)) {
@@ -143,6 +157,7 @@ export function startWords(command: string, options: ExecOptions): string[] {
   if (command === "") throw usage("The command is empty");
   const words = [
     cwd,
+    otherwise,
     `${variables.length}`,
     ...variables.map(([name, value]) => `${name}=${value}`),
     command,
@@ -173,7 +188,7 @@ export interface ExecSession {
   /** The command. */
   command: string;
   /** How it is run. */
-  options: ExecOptions;
+  options: ExecInGuestOptions;
   /** Ends it when aborted. */
   signal: AbortSignal;
 }

@@ -9,6 +9,7 @@ import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import { TERMINAL_IRQS, terminalDevice, terminalId } from "../qemu/devices.ts";
 import { terminalLock } from "../qemu/machine_dir.ts";
+import { connectToMachine } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { tryLock } from "../system/lock.ts";
 import { writeAll } from "../system/streams.ts";
@@ -71,7 +72,9 @@ export type TerminalResult = Pick<
 export async function execOnTerminal(
   monitor: Monitor,
   command: string,
-  options: TerminalOptions & Pick<ExecInGuestOptions, "onWait">,
+  options:
+    & Omit<TerminalOptions, "hostCwd">
+    & Pick<ExecInGuestOptions, "onWait" | "otherwise">,
 ): Promise<TerminalResult> {
   const words = startWords(command, options);
   const { screen, timeoutMs = Infinity } = options;
@@ -122,7 +125,7 @@ async function openLine(dir: string) {
     if (!lock) continue;
     try {
       const path = join(dir, terminalId(index));
-      const connection = await Deno.connect({ transport: "unix", path });
+      const connection = await connectToMachine(path);
       return {
         device: terminalDevice(index),
         connection,

@@ -15,8 +15,8 @@ import { MACHINE_FILES } from "../qemu/machine_dir.ts";
 import { lock } from "../system/lock.ts";
 import { abortable, settlesWithin, timeLimit } from "../system/time.ts";
 import { leftOut } from "./_left_out.ts";
-import { WORKSPACE_TAG } from "./shares.ts";
-import type { Vm, VmFacts, VmParts } from "./vm.ts";
+import { surroundings } from "./_surroundings.ts";
+import type { Vm, VmParts } from "./vm.ts";
 
 const ASK_MS = 3_000;
 /** A machine that ends takes the connections to it along a bit earlier. */
@@ -66,30 +66,28 @@ export function commandsOf(parts: VmParts): Pick<Vm, "exec" | "terminal"> {
     }
   };
   return {
-    exec(command, options = {}) {
-      const cwd = guestDir(facts, options.cwd);
-      return reported(
+    exec: (command, options = {}) =>
+      reported(
         command,
         options,
-        (signal) =>
-          execInGuest(monitor, command, {
+        async (signal) =>
+          await execInGuest(monitor, command, {
             ...options,
-            ...{ cwd, onWait, waiting, signal, timeoutMs: undefined },
+            ...await surroundings(facts.shares, options),
+            ...{ onWait, waiting, signal, timeoutMs: undefined },
           }),
-      );
-    },
-    terminal(command, options) {
-      const cwd = guestDir(facts, options.cwd);
-      return reported(
+      ),
+    terminal: (command, options) =>
+      reported(
         command,
         options,
-        (signal) =>
-          execOnTerminal(monitor, command, {
+        async (signal) =>
+          await execOnTerminal(monitor, command, {
             ...options,
-            ...{ cwd, onWait, signal, timeoutMs: undefined },
+            ...await surroundings(facts.shares, options),
+            ...{ onWait, signal, timeoutMs: undefined },
           }),
-      );
-    },
+      ),
   };
 }
 
@@ -113,13 +111,6 @@ async function bringBack(
     if (refused.count === 0) continue;
     warn(`has what a host must not take${leftOut(refused)}`);
   }
-}
-
-/** A relative directory is one of the workspace. */
-function guestDir({ shares }: VmFacts, cwd = ""): string {
-  if (cwd.startsWith("/")) return cwd;
-  const workspace = shares.some(({ tag }) => tag === WORKSPACE_TAG);
-  return (workspace ? `/mnt/${WORKSPACE_TAG}` : "") + `/${cwd}`;
 }
 
 /**

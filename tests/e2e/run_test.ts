@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { join } from "@std/path";
+import { dirname, join } from "@std/path";
 import { run, spawn } from "../../lib/system/process.ts";
 import { fileChunks, sha256 } from "../../lib/system/digest.ts";
 import { guest, needsGuest } from "../support/guest.ts";
@@ -13,6 +13,9 @@ import {
   type Workspace,
   workspace,
 } from "../support/workspace.ts";
+
+/** The workspace, in a guest. */
+const IN = "/mnt/work";
 
 /** A workspace whose manifest names the test guest. */
 async function guestWorkspace(rules: Record<string, unknown> = {}) {
@@ -89,16 +92,50 @@ Deno.test({
       assert(write.code !== 0);
       assertMatch(write.stderr, /Read-only/);
     });
+    await t.step("it starts in the directory that the user is in", async () => {
+      const sub = join(work.dir, "sub");
+      await Deno.mkdir(join(sub, "deep"), { recursive: true });
+      await Deno.writeTextFile(join(sub, "note.txt"), "note\n");
+      const from = async (cwd: string, ...args: string[]) => {
+        const ran = await vm(work, ["run", "--quiet", ...args], { cwd });
+        assertEquals(ran.code, 0, ran.stderr);
+        return ran.stdout;
+      };
+      assertEquals(await from(sub, "cat", "note.txt"), "note\n");
+      assertEquals(await from(sub, "--cwd", "deep", "pwd"), `${IN}/sub/deep\n`);
+      assertEquals(await from(sub, "--cwd", ".", "pwd"), `${IN}/sub\n`);
+      assertEquals(await from(sub, "--cwd", "/tmp", "pwd"), "/tmp\n");
+      const manifest = join(work.dir, ".toolsmith", "tools.json");
+      const named = ["--manifest", manifest, "pwd"];
+      assertEquals(await from(dirname(work.dir), ...named), `${IN}\n`);
+      const exported = ["--export", ".:made", "pwd"];
+      assertEquals(await from(join(sub, "deep"), ...exported), "/mnt/made\n");
+    });
     await t.step("an export takes what it writes", async () => {
-      const out = join(work.dir, "out");
-      await Deno.mkdir(out);
+      // It is made, with the directory around it.
+      const out = join(work.dir, "build", "out");
       const ran = await vm(work, [
-        ...["run", "--quiet", "--export", `${out}:made`, "--env", "WHO=me"],
+        ...["run", "--export", "build/out:made", "--env", "WHO=me"],
         ...["--cwd", "/mnt/made", "--", "sh", "-c", 'echo "$WHO $PWD" > f'],
       ]);
       assertEquals(ran.code, 0, ran.stderr);
+      assertMatch(ran.stderr, new RegExp(`^created ${out}$`, "m"));
       const text = await Deno.readTextFile(join(out, "f"));
       assertEquals(text, "me /mnt/made\n");
+    });
+    await t.step("a wrong TMPDIR is named, and costs no snapshot", async () => {
+      const env = { TMPDIR: join(work.dir, "none") };
+      const { code, stderr } = await vm(work, ["run", "true"], { env });
+      assertEquals(code, 2, stderr);
+      const where =
+        `Cannot make a temporary directory in ${env.TMPDIR}: no such`;
+      assert(stderr.includes(where), stderr);
+      assertMatch(stderr, /^hint: set TMPDIR to /m);
+      await Deno.mkdir(join(work.dir, "tmp"));
+      // A relative one is not that of QEMU's own directory.
+      const again = await vm(work, ["run", "true"], { env: { TMPDIR: "tmp" } });
+      assertEquals(again.code, 0, again.stderr);
+      assertMatch(again.stderr, /^restored in/m);
     });
     await t.step("a tool of the manifest is run by its name", async () => {
       const ran = await vm(work, ["run", "--quiet", "--", "lister"]);
@@ -244,6 +281,10 @@ Deno.test({
       assertEquals((await vm(work, write)).code, 0);
       const read = await vm(work, ["run", "--quiet", "--", "cat", "/tmp/f"]);
       assertEquals(read.stdout, "kept\n");
+      const sub = join(work.dir, "sub");
+      await Deno.mkdir(sub);
+      const there = await vm(work, ["run", "--quiet", "pwd"], { cwd: sub });
+      assertEquals(there.stdout, `${IN}/sub\n`);
 
       const second = await vm(work, ["boot", "--detach", "--no-save"]);
       assertEquals(second.code, 2);

@@ -72,9 +72,9 @@ test("a directory goes into the guest as a tar, which is mounted as it is to be"
     );
     assertEquals([copied.entries, copied.bytes], [1, expected.length]);
     assertEquals(content, expected);
-    const [input, , cwd, variables, program, ...args] = words;
-    assertEquals([input, cwd, variables, program], [
-      ...["yes", "/", "0", "/bin/sh"],
+    const [input, , cwd, otherwise, variables, program, ...args] = words;
+    assertEquals([input, cwd, otherwise, variables, program], [
+      ...["yes", "/", "/", "0", "/bin/sh"],
     ]);
     assertEquals([args[0], ...args.slice(2)], [
       ...["-c", "sh", "/mnt/out", writable ? "rw" : "ro"],
@@ -199,7 +199,7 @@ test("what a guest has in its copy comes back, and what was not taken is told", 
   assertEquals(await Deno.readTextFile(join(dir, "out", "result")), "done");
   assertEquals(left(dir), ["out"]);
   assertEquals([words[0], ...words.slice(2)], [
-    ...["no", "/", "0", "tar", "-cf", "-", "-C", "/mnt/out", "."],
+    ...["no", "/", "/", "0", "tar", "-cf", "-", "-C", "/mnt/out", "."],
   ]);
 });
 

@@ -114,12 +114,14 @@ test("a command has its words, its variables, and the top directory where none i
     return ending("")(command);
   });
   await on.exec("true");
-  assertEquals([words[0], ...words.slice(2)], ["no", "/", "0", "true"]);
+  assertEquals([words[0], ...words.slice(2)], ["no", "/", "/", "0", "true"]);
   const env = { A: "1", B_2: "x y" };
   await on.exec("tool", { args: ["-a", ""], env, cwd: "/tmp" });
   assertEquals(words.slice(2), [
-    ...["/tmp", "2", "A=1", "B_2=x y", "tool", "-a", ""],
+    ...["/tmp", "/tmp", "2", "A=1", "B_2=x y", "tool", "-a", ""],
   ]);
+  await on.exec("tool", { cwd: "/tmp", otherwise: "/" });
+  assertEquals(words.slice(2), ["/tmp", "/", "0", "tool"]);
 });
 
 test("what may not be passed is refused with the reason", async () => {

@@ -33,7 +33,7 @@ async function launch(shell: string, command: string[], env: string[] = []) {
     `${LAUNCH_FUNCTION}echo END >&6; launch "$@" </dev/null`;
   const { stdout, stderr } = await run(join(dir.path, "sh"), {
     args: ["-c", main, "sh", join(dir.path, "port"), START_SCRIPT]
-      .concat("/", `${env.length}`, env, command),
+      .concat("/", "/", `${env.length}`, env, command),
     timeoutMs: 20_000,
   });
   return [stdout, stderr];
@@ -217,6 +217,7 @@ for (const shell of SHELLS) {
           "command",
           input,
           "/",
+          "/",
           "1",
           "A=b\\0012 \\0134c\\0303\\0244\\0012",
           ...sh("env"),
@@ -243,15 +244,20 @@ for (const shell of SHELLS) {
       const [both] = await wait({ shell }, `END\n${twice}${command("no")}`);
       assertEquals(both, "ready\nEND0 77\nEND0 77\nready\n");
       // Nothing to set up; and a directory that is not there.
-      const lost = set("command", "yes", "/nope", "0", "true");
+      const lost = set("command", "yes", "/nope", "/nope", "0", "true");
       const [none] = await wait({ shell }, `END\n${set("setup")}${lost}`);
       assertEquals(none, "ready\nEND0 77\nready\nENDD\n");
+      const moved = set("command", "no", "/nope", "/usr", "0", "pwd");
+      const started = `END\n${set("setup")}${moved}`;
+      const [, elsewhere] = await wait({ shell }, started);
+      assertEquals(elsewhere, "/usr\n");
       for (
         const [input, isNothing] of [["no", true], ["yes", false]] as const
       ) {
         const link = set(
           "command",
           input,
+          "/",
           "/",
           "0",
           "readlink",

@@ -105,7 +105,7 @@ test("a command has a terminal of the guest, as large as the one here, and what 
   // The screen and what is typed are another's again.
   assertEquals(you.left(), [true, true, false]);
   assertEquals(words.slice(0, 3), ["/dev/ttyS1", "24", "80"]);
-  assertEquals(words.slice(5), ["/", "0", "top", "-d", "1"]);
+  assertEquals(words.slice(5), ["/", "/", "0", "top", "-d", "1"]);
 });
 
 /** Ends a command on a terminal at once. */

@@ -73,7 +73,7 @@ test("the shell sets the guest up, and becomes the first command that is run", a
   const env = { A: "a\\b\n" };
   const { code, stdout } = await on.run("echo", { args: ["~ x"], env });
   assertEquals(code, 3);
-  assertEquals(stdout, "no / 1 A=a\\0134b\\0012 echo ~ x");
+  assertEquals(stdout, "no / / 1 A=a\\0134b\\0012 echo ~ x");
   assertEquals(on.asked, []);
 });
 
@@ -97,11 +97,11 @@ test("what has no input is told so, and what has gets it", async () => {
 
 test("what comes later, or takes long to tell, is run by a shell of its own", async () => {
   const long: [args: string[], code: number][] = [
-    // "command 5", "no", "/", "0" and "echo", each with the end of its line.
-    [["x".repeat(2048 - 10 - 3 - 2 - 2 - 5 - 1)], 3],
-    [["x".repeat(2048 - 10 - 3 - 2 - 2 - 5)], 0],
-    [Array(60).fill("x"), 3],
-    [Array(61).fill("x"), 0],
+    // "command 6", "no", "/", "/", "0" and "echo", each with the end of its line.
+    [["x".repeat(2048 - 10 - 3 - 2 - 2 - 2 - 5 - 1)], 3],
+    [["x".repeat(2048 - 10 - 3 - 2 - 2 - 2 - 5)], 0],
+    [Array(59).fill("x"), 3],
+    [Array(60).fill("x"), 0],
     [Array(8).fill("\n"), 3],
     [Array(9).fill("\n"), 0],
   ];

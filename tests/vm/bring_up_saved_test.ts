@@ -136,7 +136,8 @@ test("a restored machine is set up by the shell that waits in it, which becomes 
     assertEquals(vm.facts.shares, [WORK]);
     const { code, stdout } = await vm.exec("echo", { args: ["ä\n"] });
     assertEquals([code, stdout], [
-      ...[3, "no /mnt/work/ 0 echo \\0303\\0244\\0012"],
+      3,
+      "no /mnt/work /mnt/work 3 GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=* echo \\0303\\0244\\0012",
     ]);
     assertEquals(asked, []);
   });

@@ -72,6 +72,11 @@ async function end({ marker, out, err }: FakeCommand, code = 0, text = "") {
   await say(out, `${text}${marker}${code}\n`);
 }
 
+/** The command, behind directories and variables. */
+function commandOf(words: string[]): string {
+  return words[5 + Number(words[4])];
+}
+
 const WORK: GuestShare = { path: "/work", tag: "work", writable: false };
 
 test("a command's start and end are told, with its status and what it wrote", async () => {
@@ -104,25 +109,86 @@ test("a command's start and end are told, with its status and what it wrote", as
   );
 });
 
-test("a relative directory is one of the workspace, where there is one", async () => {
-  const cases: [GuestShare[], string | undefined, string][] = [
-    [[WORK], undefined, "/mnt/work/"],
-    [[WORK], "sub", "/mnt/work/sub"],
-    [[WORK], "/tmp", "/tmp"],
-    [[{ ...WORK, tag: "other" }], undefined, "/"],
-    [[], "sub", "/sub"],
+test("a command starts where the guest has the caller's directory, else in the workspace, which takes its place if it is missing", async () => {
+  await using dir = await temporaryDir();
+  const at = (name: string) => join(dir.path, name);
+  await Deno.mkdir(at("work/sub/out/deep"), { recursive: true });
+  await Deno.mkdir(at("workshop"));
+  await Deno.symlink(at("work/sub"), at("link"));
+  const work = { ...WORK, path: at("work") };
+  const out = { path: at("work/sub/out"), tag: "made", writable: true };
+  type Chosen = { cwd?: string; hostCwd?: string };
+  const cases: [GuestShare[], Chosen, string, string?][] = [
+    [[work], {}, "/mnt/work"],
+    [[work], { cwd: "sub" }, "/mnt/work/sub"],
+    [[work], { cwd: "/tmp" }, "/tmp"],
+    [[{ ...work, tag: "other" }], {}, "/"],
+    [[], { cwd: "sub" }, "/sub"],
+    [[work], { hostCwd: at("work") }, "/mnt/work"],
+    [[work], { hostCwd: at("work/sub") }, "/mnt/work/sub", "/mnt/work"],
+    [[work], { hostCwd: at("link") }, "/mnt/work/sub", "/mnt/work"],
+    [[work], { hostCwd: at("work/gone") }, "/mnt/work/gone", "/mnt/work"],
+    [[work], { hostCwd: at("work/sub"), cwd: "a" }, "/mnt/work/sub/a"],
+    [[work], { hostCwd: at("work/sub"), cwd: ".." }, "/mnt/work"],
+    [[work], { hostCwd: at("work/sub"), cwd: "/tmp" }, "/tmp"],
+    // Outside, beside a directory whose name begins alike.
+    [[work], { hostCwd: dir.path }, "/mnt/work"],
+    [[work], { hostCwd: at("workshop") }, "/mnt/work"],
+    [[work], { hostCwd: dir.path, cwd: "sub" }, "/mnt/work/sub"],
+    // The more specific directory wins, whichever comes first.
+    ...[[work, out], [out, work]].map((shares): typeof cases[number] => [
+      ...[shares, { hostCwd: at("work/sub/out/deep") }] as const,
+      ...["/mnt/made/deep", "/mnt/work"] as const,
+    ]),
+    [[out], { hostCwd: at("work/sub/out") }, "/mnt/made", "/"],
+    // The workspace could not be mounted.
+    [[], { hostCwd: at("work/sub") }, "/"],
   ];
-  for (const [shares, cwd, expected] of cases) {
+  for (const [shares, chosen, cwd, otherwise = cwd] of cases) {
     let words: string[] = [];
     const command = (it: FakeCommand) => {
       words = it.words;
       return end(it);
     };
     await withVm({ command, shares }, async ({ vm }) => {
-      await vm.exec("pwd", { cwd });
-      assertEquals(words[2], expected);
+      await vm.exec("pwd", chosen);
+      assertEquals(words.slice(2, 4), [cwd, otherwise], JSON.stringify(chosen));
     });
   }
+});
+
+test("a command has git trust the host's repositories, besides what its caller has git know", async () => {
+  const cases: [Record<string, string>, string[]][] = [
+    [{}, ["1", "0"]],
+    [{ GIT_CONFIG_COUNT: "0" }, ["1", "0"]],
+    [{
+      GIT_CONFIG_COUNT: "2",
+      ...{ GIT_CONFIG_KEY_0: "a.b", GIT_CONFIG_VALUE_0: "c" },
+      ...{ GIT_CONFIG_KEY_1: "d.e", GIT_CONFIG_VALUE_1: "f" },
+    }, ["3", "2"]],
+  ];
+  let given: Record<string, string> = {};
+  const command = (it: FakeCommand) => {
+    const [count, ...rest] = it.words.slice(4);
+    given = Object.fromEntries(
+      rest.slice(0, Number(count)).map((pair) => pair.split("=")),
+    );
+    return end(it);
+  };
+  await withVm({ command }, async ({ vm }) => {
+    for (const [env, [count, index]] of cases) {
+      await vm.exec("git", { env: { A: "b", ...env } });
+      assertEquals(given, {
+        ...{ A: "b", ...env, GIT_CONFIG_COUNT: count },
+        [`GIT_CONFIG_KEY_${index}`]: "safe.directory",
+        [`GIT_CONFIG_VALUE_${index}`]: "*",
+      });
+    }
+    // What git refuses stays as it is.
+    const env = { GIT_CONFIG_COUNT: "many" };
+    await vm.exec("git", { env });
+    assertEquals(given, env);
+  });
 });
 
 test("a limit of the caller holds for the whole command, and is the caller's", async () => {
@@ -283,8 +349,8 @@ test("what was copied into the guest to be written comes back before the end is 
   const ran: string[] = [];
   const command = async (it: FakeCommand) => {
     const { words, marker, out, err } = it;
-    ran.push(words[4]);
-    if (words[4] !== "tar") return await end(it, 5);
+    ran.push(commandOf(words));
+    if (commandOf(words) !== "tar") return await end(it, 5);
     await say(err, "ready\n");
     await say(out, archive);
     await say(out, `${marker}1\n`);
@@ -316,7 +382,7 @@ test("an export that does not come back is a failure, though the command has end
     { path: dir.path, tag: "out", writable: true, copied: true },
   ];
   const command = (it: FakeCommand) =>
-    end(it, it.words[4] === "tar" ? 2 : 0, it.words[4] === "tar" ? "" : "x");
+    commandOf(it.words) === "tar" ? end(it, 2) : end(it, 0, "x");
   await withVm({ command, shares }, async ({ vm, events }) => {
     const error = await vm.exec("tool").catch((error) => error);
     assertEquals(

@@ -111,6 +111,7 @@ async function inVm(request: RunRequest, io: Io, onEvent: OnEvent) {
       args,
       env,
       cwd,
+      hostCwd: Deno.cwd(),
       timeoutMs,
       signal: io.signal,
       ...io.streams(json),
