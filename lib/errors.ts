@@ -160,7 +160,7 @@ const SYSTEM_HINTS: Record<string, string> = {
   EMFILE: "raise the limit of open files: ulimit -n",
   ENAMETOOLONG: "choose a shorter name",
   ENFILE: "end other processes: this host has too many open files",
-  ENOENT: "check the spelling of the path",
+  ENOENT: "check the path, and of a program PATH",
   ENOMEM: "end other processes, or add memory",
   ENOTDIR: "check the path: a part of it is a file, not a directory",
   EPERM: "fix its owner or mode",
@@ -202,7 +202,8 @@ export function systemError(
     : path !== undefined
     ? `Cannot access ${path.replace("' -> '", " -> ")}`
     : "The system reports an error";
-  const reason = words.replace(/^[A-Z](?=[a-z])/, (it) => it.toLowerCase());
+  const reason = words.replace(/^[A-Z](?=[a-z])/, (it) => it.toLowerCase())
+    .replace("entity not found", "no such program");
   const message = `${options.what ?? subject}: ${reason}`;
   if (errno === "ENOSPC" || errno === "EDQUOT") {
     return new ToolsmithError("disk_full", message, {

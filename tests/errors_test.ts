@@ -104,7 +104,7 @@ const SYSTEM: [() => unknown, ErrorCode, string, string][] = [
     () => Deno.stat("/none/a"),
     "file_unreadable",
     "Cannot access /none/a: no such file or directory",
-    "check the spelling of the path",
+    "check the path, and of a program PATH",
   ],
   [
     () => Deno.readTextFile("/etc/passwd/a"),
@@ -128,7 +128,13 @@ const SYSTEM: [() => unknown, ErrorCode, string, string][] = [
     () => Deno.rename("/none/a", "/none/b"),
     "file_unreadable",
     "Cannot access /none/a -> /none/b: no such file or directory",
-    "check the spelling of the path",
+    "check the path, and of a program PATH",
+  ],
+  [
+    () => new Deno.Command("no-such-program").output(),
+    "file_unreadable",
+    "Cannot run no-such-program: no such program",
+    "check the path, and of a program PATH",
   ],
   [
     () => new Deno.Command("/etc/passwd/a").output(),

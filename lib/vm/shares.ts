@@ -170,8 +170,9 @@ export function holds(dir: string, path: string): boolean {
 }
 
 async function dir(path: string, mayBeMissing = false): Promise<string> {
-  const found = await Deno.stat(path).catch(() => undefined);
-  if (found?.isDirectory) return await Deno.realPath(resolve(path));
+  const found = await Deno.stat(path).catch((error) => error);
+  if (found.isDirectory) return await Deno.realPath(resolve(path));
+  if (found instanceof Error && !isNotFound(found)) throw systemError(found);
   // A link that leads nowhere is there, and is not followed.
   const missing = await Deno.lstat(path).then(() => false, isNotFound);
   if (missing && mayBeMissing) {
