@@ -6,7 +6,7 @@
  */
 import { ToolsmithError } from "../errors.ts";
 import { httpClient } from "../system/http_client.ts";
-import { backoffMs, isTransient, type RetryOptions } from "../system/retry.ts";
+import { pauseAfter, type RetryOptions } from "../system/retry.ts";
 import { sleep } from "../system/time.ts";
 import { requestFile, type Transfer } from "./_https_request.ts";
 
@@ -146,15 +146,10 @@ async function* resuming(
 
 /** Pauses after a failure that may pass, as often as is allowed in all. */
 function retryPauses(options: RetryOptions) {
-  const { retries = 3, retryDelayMs, signal, onRetry } = options;
   let attempt = 1;
   return async (error: unknown) => {
-    signal?.throwIfAborted();
-    if (!isTransient(error) || attempt > retries) throw error;
-    const delayMs = backoffMs(attempt, retryDelayMs);
-    attempt++;
-    onRetry?.({ error, attempt, attempts: retries + 1, delayMs });
-    await sleep(delayMs, signal);
+    options.signal?.throwIfAborted();
+    await sleep(pauseAfter(error, attempt++, options), options.signal);
   };
 }
 

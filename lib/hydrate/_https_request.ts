@@ -109,7 +109,7 @@ async function acceptedBody(
   const { body, status, headers } = response;
   if (!response.ok || !body) {
     await body?.cancel();
-    throw statusError(status, shown);
+    throw statusError(response, shown);
   }
   const range = /^bytes (\d+)-/.exec(headers.get("content-range") ?? "");
   if (status !== 206 || Number(range?.[1]) === from) return body;

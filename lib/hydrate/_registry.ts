@@ -13,10 +13,10 @@ import {
   selectImageLayer,
 } from "../oci/artifact.ts";
 import {
-  checkRedirects,
   mayAsk,
   type NoRanges,
   type Places,
+  probeBlob,
   pullBlob,
 } from "../oci/blob.ts";
 import { unusedTokenWarning } from "../oci/credentials.ts";
@@ -45,7 +45,7 @@ interface Pull {
   places: Places;
   /** What is kept from one attempt, or run, to the next. */
   part: PartFile | undefined;
-  /** Whether it is known where the registry redirects the image to. */
+  /** Whether it is known what the registry answers for the image. */
   checked: boolean;
 }
 
@@ -99,7 +99,7 @@ export async function pullFromRegistry(
     : undefined;
   const fetched = await pullLayer({ ...pull, part });
   const check = async (digest: Digest) => {
-    if (part) await checkRedirects(places, digest);
+    if (part) await probeBlob(places, digest);
   };
   const architecture = artifact.architecture ??
     await program.fetchArchitecture(artifact, check);
@@ -170,7 +170,7 @@ async function pullByOras(
 ): Promise<FetchedImage> {
   const { context, program, artifact, layer, places, part } = pull;
   if (part && !pull.checked) {
-    await checkRedirects(places, layer.digest);
+    await probeBlob(places, layer.digest, attempt > 1);
     pull.checked = true;
   }
   const empty = keep && part?.bytes === 0;
@@ -193,6 +193,7 @@ async function pullByOras(
     await part?.finish();
     return { path, name: basename(path), bytes, actual: sha256, hashed };
   } catch (error) {
+    pull.checked = false;
     // What is there is for the next run to take over: a copy takes its time.
     if (empty && context.registry.signal?.aborted) throw error;
     if (empty && isTransient(error)) await part.adopt(path);

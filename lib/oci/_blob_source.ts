@@ -2,14 +2,14 @@
  * Asks a registry for a range of a blob, and believes only an answer that is
  * what was asked.
  *
- * Formats: RFC 9110, section 14 (ranges) and section 10.2.3 (Retry-After); OCI
- * Distribution Specification 1.1, "Pulling blobs".
+ * Formats: RFC 9110, section 14 (ranges); OCI Distribution Specification 1.1,
+ * "Pulling blobs".
  *
  * @module
  */
-import { ToolsmithError } from "../errors.ts";
 import { statusError } from "../system/http_errors.ts";
 import { isRedirect } from "../system/redirects.ts";
+import { isTransient } from "../system/retry.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
 import type { RegistryGet } from "./_registry_get.ts";
 
@@ -35,23 +35,6 @@ export interface BlobAnswer {
   kind: "range" | "whole";
   /** The bytes. */
   body: ReadableStream<Uint8Array<ArrayBuffer>>;
-}
-
-/** A failure that may pass, with the pause that the server asks for. */
-export class BusyError extends ToolsmithError {
-  /** The pause, in milliseconds. */
-  readonly pauseMs: number;
-
-  /**
-   * Makes the error.
-   *
-   * @param error What happened.
-   * @param pauseMs The pause that the server asks for, in milliseconds.
-   */
-  constructor(error: ToolsmithError, pauseMs: number) {
-    super(error.code, error.message, { hint: error.hint, cause: error });
-    this.pauseMs = pauseMs;
-  }
 }
 
 /** A signed address that has expired answers one of these. */
@@ -148,26 +131,8 @@ function wrongLength(headers: Headers, bytes: number): string | undefined {
 }
 
 /** Throws what may pass, and says what does not. */
-function refusal({ status, headers }: Response, host: string): string {
-  const passes = status === 408 || status === 429 ||
-    status >= 500 && status !== 501;
-  if (!passes) return `answers ${status}`;
-  const pauseMs = retryAfterMs(headers.get("retry-after"));
-  throw new BusyError(statusError(status, host), pauseMs);
-}
-
-/**
- * Reads how long a server asks to wait.
- *
- * @param text `Retry-After`: seconds, or a date.
- * @param now The time, in milliseconds since the epoch.
- * @returns The pause in milliseconds; 0 where nothing is asked.
- */
-export function retryAfterMs(
-  text: string | null,
-  now: number = Date.now(),
-): number {
-  if (text === null) return 0;
-  const ms = /^\d+$/.test(text) ? Number(text) * 1000 : Date.parse(text) - now;
-  return Math.max(0, ms || 0);
+function refusal(response: Response, host: string): string {
+  const error = statusError(response, host);
+  if (isTransient(error) && response.status !== 501) throw error;
+  return `answers ${response.status}`;
 }

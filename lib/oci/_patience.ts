@@ -4,9 +4,13 @@
  *
  * @module
  */
-import { backoffMs, isTransient, type RetryOptions } from "../system/retry.ts";
+import {
+  askedPause,
+  isTransient,
+  pauseAfter,
+  type RetryOptions,
+} from "../system/retry.ts";
 import { sleep } from "../system/time.ts";
-import { BusyError } from "./_blob_source.ts";
 
 /** The patience of one transfer. */
 export interface Patience {
@@ -24,8 +28,6 @@ export interface PatienceOptions extends RetryOptions {
 
 /** So much progress makes the next failure the first again, in bytes. */
 const PROGRESS = 1024 * 1024;
-/** Who asks for more is not waited for, in milliseconds. */
-const LONGEST_PAUSE = 300_000;
 
 /**
  * Makes the patience of a transfer.
@@ -33,7 +35,7 @@ const LONGEST_PAUSE = 300_000;
  * @param options How often, how patiently; `bytes` says how far it is.
  */
 export function patience(options: PatienceOptions): Patience {
-  const { retries = 3, retryDelayMs, signal, onRetry, bytes } = options;
+  const { signal, bytes } = options;
   let attempt = 1;
   let until = 0;
   let mark = bytes();
@@ -46,20 +48,15 @@ export function patience(options: PatienceOptions): Patience {
     failed(error) {
       signal?.throwIfAborted();
       if (!isTransient(error)) throw error;
-      const asked = error instanceof BusyError ? error.pauseMs : 0;
-      if (asked > LONGEST_PAUSE) throw error;
       const now = performance.now();
       if (now < until) {
-        until = Math.max(until, now + asked);
+        until = Math.max(until, now + askedPause(error));
         return;
       }
       if (bytes() - mark >= PROGRESS) attempt = 1;
       mark = bytes();
-      if (attempt > retries) throw error;
-      const delayMs = Math.max(backoffMs(attempt, retryDelayMs), asked);
+      until = now + pauseAfter(error, attempt, options);
       attempt++;
-      until = now + delayMs;
-      onRetry?.({ error, attempt, attempts: retries + 1, delayMs });
     },
   };
 }

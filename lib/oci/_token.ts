@@ -10,6 +10,7 @@ import type { HttpRequest } from "../system/http_client.ts";
 import { statusError } from "../system/http_errors.ts";
 import { watchStall } from "../system/http_stall.ts";
 import { whyRefused } from "../system/redirects.ts";
+import { isTransient } from "../system/retry.ts";
 import { abortableChunks, readAtMost } from "../system/streams.ts";
 import { mayCarrySecrets } from "./credentials.ts";
 import {
@@ -162,13 +163,15 @@ function notSent({ origin }: URL): RangesUnavailable {
 }
 
 async function readToken(
-  { status, body }: Response,
+  response: Response,
   host: string,
   signal: AbortSignal,
 ) {
+  const { status, body } = response;
   if (status !== 200) {
     await body?.cancel();
-    if (status === 429 || status >= 500) throw statusError(status, host);
+    const error = statusError(response, host);
+    if (isTransient(error)) throw error;
     throw new RangesUnavailable(`the token service ${host} answers ${status}`);
   }
   const bytes = body &&

@@ -6,9 +6,11 @@
  */
 import { ToolsmithError } from "../errors.ts";
 import type { Sha256 } from "../system/digest.ts";
+import { statusError } from "../system/http_errors.ts";
 import { watchStall } from "../system/http_stall.ts";
 import type { PartFile } from "../system/part_file.ts";
 import { isTransient, type RetryOptions } from "../system/retry.ts";
+import { BusyError } from "../system/retry_after.ts";
 import { blobSource } from "./_blob_source.ts";
 import {
   mirrorPlaces,
@@ -107,34 +109,43 @@ export async function pullBlob(
 }
 
 /**
- * Finds out where a registry redirects a blob to, before `oras` follows: it
- * would go anywhere. The registry may answer oras differently, so this stops the
- * careless and not the malicious.
+ * Asks for the head of a blob before `oras` asks for the blob. oras would follow
+ * a redirect anywhere: the registry may answer it differently, so this stops the
+ * careless and not the malicious. And it would ask a busy registry six times.
  *
  * Needs `--allow-net` for the registry. What cannot be found out is no failure.
  *
  * @param places The registry; mirrors are none of oras's business.
  * @param digest The blob.
- * @throws {ToolsmithError} `redirect_refused`.
+ * @param again Whether oras has failed before: an error of the server counts
+ * then, though it does not say how long to wait.
+ * @throws {ToolsmithError} `redirect_refused`, `rate_limited`,
+ * `registry_unavailable`.
  */
-export async function checkRedirects(
+export async function probeBlob(
   places: Places,
   digest: string,
+  again = false,
 ): Promise<void> {
   const { stallTimeoutMs = STALL_MS, signal: given } = places.registry;
   const { host } = registryPlace(places);
   using watch = watchStall(host, Math.min(stallTimeoutMs, PROBE_MS), given);
   const { signal } = watch;
   const registry = { ...places.registry, signal };
+  let answer: Response;
   try {
     using place = await openPlace(registryPlace({ ...places, registry }), 1);
     const options = { method: "HEAD", headers: {}, signal } as const;
-    const [{ body }] = await place.get(`blobs/${digest}`, options);
-    await body?.cancel();
+    [answer] = await place.get(`blobs/${digest}`, options);
+    await answer.body?.cancel();
   } catch (error) {
     given?.throwIfAborted();
-    if ((error as { code?: string }).code === "redirect_refused") throw error;
+    const refused = (error as { code?: string }).code === "redirect_refused";
+    if (refused || error instanceof BusyError) throw error;
+    return;
   }
+  const error = statusError(answer, host);
+  if (error instanceof BusyError || again && isTransient(error)) throw error;
 }
 
 /**

@@ -84,7 +84,7 @@ export async function fetchManifestFrom(
   const { status, body } = response;
   if (status !== 200 || !body) {
     await body?.cancel();
-    const cause = statusError(status, formatReference(reference));
+    const cause = statusError(response, formatReference(reference));
     throw new RangesUnavailable(`it answers ${status}`, { cause });
   }
   const chunks = abortableChunks(body, watch.signal);

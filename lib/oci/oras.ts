@@ -11,6 +11,7 @@ import { asDigest, type Digest, isDigest, sha256 } from "../system/digest.ts";
 import { timeLimit } from "../system/time.ts";
 import type { Artifact } from "./artifact.ts";
 import { redactSecrets } from "./credentials.ts";
+import { busyGuard } from "./_busy_registry.ts";
 import { explainRefusal, fetchDirectly } from "./_direct_manifest.ts";
 import { readManifest } from "./_manifest_reader.ts";
 import { parseDigest } from "./_oras_output.ts";
@@ -62,7 +63,7 @@ export interface Oras {
   version(): Promise<string>;
   /**
    * Reads the manifest that a reference names; without the program, where the
-   * registry offers a scheme first that the program does not know.
+   * registry offers a scheme first that the program does not know, or is busy.
    */
   fetchManifest(reference: OciReference): Promise<Artifact>;
   /**
@@ -101,6 +102,7 @@ const FRAME = 64 * 1024;
  */
 export function oras(options: RegistryOptions = {}): Oras {
   const program = orasProcess(options);
+  const guard = busyGuard(options);
   const explained = <T>(reference: OciReference, work: Promise<T>) =>
     work.catch(async (error) => {
       throw await explainRefusal(error, reference, options);
@@ -108,14 +110,17 @@ export function oras(options: RegistryOptions = {}): Oras {
   return {
     version: () => version(program),
     fetchManifest: (reference) =>
-      fetchManifest(program, reference)
+      guard(reference, () => fetchManifest(program, reference), (it) => it)
         .catch((error) => fetchDirectly(error, reference, options)),
     fetchArchitecture: (artifact, check) =>
       fetchArchitecture(program, artifact, check),
     pull: (reference, rest) =>
       explained(reference, pull(program, reference, rest)),
     push: (reference, rest) =>
-      explained(reference, push(program, reference, rest)),
+      explained(
+        reference,
+        guard(reference, () => push(program, reference, rest)),
+      ),
   };
 }
 

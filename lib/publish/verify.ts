@@ -12,6 +12,7 @@ import { formatReference, type OciReference } from "../oci/reference.ts";
 import type { RegistryOptions } from "../oci/registry.ts";
 import { asDigest, type Digest, type Sha256 } from "../system/digest.ts";
 import { isTransient } from "../system/retry.ts";
+import { BusyError } from "../system/retry_after.ts";
 import { sleep, timeLimit } from "../system/time.ts";
 import { makeOwnDir } from "./_own_dir.ts";
 
@@ -77,14 +78,18 @@ export async function pollUntilServed(
   using limit = timeLimit(deadlineMs, "The registry", registry.signal);
   const { signal } = limit;
   const client = oras({ ...registry, signal });
+  const end = performance.now() + deadlineMs;
   let last = "no answer";
+  let late = false;
   try {
     for (let attempt = 1; attempt <= attempts; attempt++) {
       const pull = options.verify === "pull";
       const error = await ask(published, client, { pull, signal, emit });
-      const delayMs = !error || attempt === attempts
+      const askedMs = error instanceof BusyError ? error.pauseMs : 0;
+      late = performance.now() + askedMs > end;
+      const delayMs = !error || attempt === attempts || late
         ? 0
-        : pollDelayMs(attempt, intervalMs);
+        : Math.max(pollDelayMs(attempt, intervalMs), askedMs);
       emit({
         type: "publish_poll",
         image: published.image,
@@ -97,13 +102,14 @@ export async function pollUntilServed(
       });
       if (!error) return attempt;
       last = error.message;
+      if (late) break;
       await sleep(delayMs, signal);
     }
   } catch (error) {
     registry.signal?.throwIfAborted();
     if (!signal.aborted) throw error;
   }
-  const patience = signal.aborted
+  const patience = signal.aborted || late
     ? `${deadlineMs / 1000} s`
     : `${attempts} attempt${attempts === 1 ? "" : "s"}`;
   throw new ToolsmithError(

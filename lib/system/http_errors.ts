@@ -4,15 +4,28 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import { isTransient } from "./retry.ts";
+import { BusyError, retryAfterMs } from "./retry_after.ts";
 
 /**
- * Makes a typed error of a status.
+ * Makes a typed error of an answer.
  *
- * @param status The status; none of those that mean success.
+ * @param answer The answer; its status is none of those that mean success.
  * @param shown The address, as a person may see it.
- * @returns The error.
+ * @returns The error; a {@linkcode BusyError} where the server asks to wait.
  */
-export function statusError(status: number, shown: string): ToolsmithError {
+export function statusError(
+  { status, headers }: Pick<Response, "status" | "headers">,
+  shown: string,
+): ToolsmithError {
+  const error = errorOf(status, shown);
+  const pauseMs = retryAfterMs(headers.get("retry-after"));
+  return pauseMs > 0 && isTransient(error)
+    ? new BusyError(error, pauseMs)
+    : error;
+}
+
+function errorOf(status: number, shown: string): ToolsmithError {
   const words = `Cannot download ${shown}: the server answered ${status}`;
   const hint = "check the address, and who may read it";
   if (status === 401) {

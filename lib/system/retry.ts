@@ -4,6 +4,7 @@
  * @module
  */
 import { type ErrorCode, ToolsmithError } from "../errors.ts";
+import { BusyError } from "./retry_after.ts";
 import { sleep } from "./time.ts";
 
 /** How often, and how patiently, something is tried. */
@@ -31,6 +32,8 @@ export interface Retry {
 }
 
 const LONGEST_MS = 30_000;
+/** Who asks to wait longer is not waited for, in milliseconds. */
+const LONGEST_PAUSE_MS = 300_000;
 
 const TRANSIENT = new Set<ErrorCode>([
   "rate_limited",
@@ -53,18 +56,49 @@ export async function retry<T>(
   work: (attempt: number) => Promise<T>,
   options: RetryOptions = {},
 ): Promise<T> {
-  const { retries = 3, signal } = options;
   for (let attempt = 1;; attempt++) {
     try {
       return await work(attempt);
     } catch (error) {
-      if (!isTransient(error) || attempt > retries) throw error;
-      const delayMs = backoffMs(attempt, options.retryDelayMs);
-      const attempts = retries + 1;
-      options.onRetry?.({ error, attempt: attempt + 1, attempts, delayMs });
-      await sleep(delayMs, signal);
+      await sleep(pauseAfter(error, attempt, options), options.signal);
     }
   }
+}
+
+/**
+ * Decides whether something is tried again, and notifies `onRetry` if it is.
+ *
+ * @param error What it has failed with.
+ * @param attempt The attempt that failed, from 1.
+ * @param options How often, how patiently.
+ * @returns The pause before the next attempt, in milliseconds: the usual one, or
+ * what the server asks for.
+ * @throws The error, where it does not pass, no retry is left, or the server
+ * asks for too long a pause.
+ */
+export function pauseAfter(
+  error: unknown,
+  attempt: number,
+  { retries = 3, retryDelayMs, onRetry }: RetryOptions,
+): number {
+  const askedMs = askedPause(error);
+  if (!isTransient(error) || attempt > retries) throw error;
+  const delayMs = Math.max(backoffMs(attempt, retryDelayMs), askedMs);
+  onRetry?.({ error, attempt: attempt + 1, attempts: retries + 1, delayMs });
+  return delayMs;
+}
+
+/**
+ * Reads how long the server asks to wait.
+ *
+ * @param error What was thrown.
+ * @returns The pause, in milliseconds; 0 where none is asked for.
+ * @throws The error, where the server asks for too long a pause.
+ */
+export function askedPause(error: unknown): number {
+  if (!(error instanceof BusyError)) return 0;
+  if (error.pauseMs > LONGEST_PAUSE_MS) throw error;
+  return error.pauseMs;
 }
 
 /**

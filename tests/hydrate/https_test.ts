@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import type { ErrorCode } from "../../lib/errors.ts";
 import { type HttpsOptions, openHttps } from "../../lib/hydrate/_https.ts";
 import type { Retry } from "../../lib/system/retry.ts";
@@ -170,6 +170,43 @@ test(
     const got = await download(server);
     assertWhole(got);
     assertEquals(got.bytes, null);
+  },
+);
+
+for (
+  const [form, pause] of [
+    ["seconds", () => "3600"],
+    ["a date", () => new Date(Date.now() + 3_600_000).toUTCString()],
+    ["a Unix time", () => `${Math.floor(Date.now() / 1000) + 3600}`],
+  ] as const
+) {
+  test(
+    `openHttps() stops where a server asks to wait for an hour, as ${form}`,
+    async (exchange) => {
+      await exchange.head(429, { "retry-after": pause() });
+    },
+    async (server) => {
+      const { message } = await failure(
+        "rate_limited",
+        () => download(server),
+      );
+      assertMatch(message, /answered 429 and asks to wait 60 min$/);
+      assertEquals(server.requests.length, 1);
+    },
+  );
+}
+
+test(
+  "openHttps() waits as long as the server asks",
+  async (exchange) => {
+    if (exchange.number > 1) return await serveRange(exchange, FILE.length);
+    await exchange.head(503, { "retry-after": "1" });
+  },
+  async (server) => {
+    const retries: Retry[] = [];
+    const onRetry = (retry: Retry) => retries.push(retry);
+    assertWhole(await download(server, { onRetry }));
+    assertEquals(retries.map(({ delayMs }) => delayMs), [1000]);
   },
 );
 

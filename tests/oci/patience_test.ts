@@ -1,8 +1,8 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { BusyError } from "../../lib/oci/_blob_source.ts";
 import { patience } from "../../lib/oci/_patience.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
 import type { Retry } from "../../lib/system/retry.ts";
+import { BusyError } from "../../lib/system/retry_after.ts";
 import { replace } from "../support/replace.ts";
 
 const MIB = 1024 * 1024;

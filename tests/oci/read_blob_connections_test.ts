@@ -1,14 +1,11 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { ToolsmithError } from "../../lib/errors.ts";
-import {
-  type BlobAnswer,
-  type BlobSource,
-  BusyError,
-} from "../../lib/oci/_blob_source.ts";
+import type { BlobAnswer, BlobSource } from "../../lib/oci/_blob_source.ts";
 import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
 import { readBlob } from "../../lib/oci/_read_blob.ts";
 import { openPart } from "../../lib/system/part_file.ts";
 import type { Retry } from "../../lib/system/retry.ts";
+import { BusyError } from "../../lib/system/retry_after.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 const MIB = 1024 * 1024;

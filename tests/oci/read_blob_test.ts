@@ -1,9 +1,5 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import {
-  type BlobSource,
-  blobSource,
-  retryAfterMs,
-} from "../../lib/oci/_blob_source.ts";
+import { type BlobSource, blobSource } from "../../lib/oci/_blob_source.ts";
 import type { RegistryCredentials } from "../../lib/oci/_docker_config.ts";
 import { registryGet } from "../../lib/oci/_registry_get.ts";
 import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
@@ -520,16 +516,4 @@ Deno.test("a server that falls silent after some bytes is asked for the rest", a
   });
   assertEquals(asked, [[0, 20], [10, 20]]);
   assertEquals(retries.length, 1);
-});
-
-Deno.test("a server asks to wait for seconds, or until a date", () => {
-  const now = Date.parse("Wed, 21 Oct 2026 07:28:00 GMT");
-  const pauses: [string | null, number][] = [
-    [null, 0],
-    ["2", 2000],
-    ["Wed, 21 Oct 2026 07:28:05 GMT", 5000],
-    ["Wed, 21 Oct 2026 07:27:00 GMT", 0],
-    ["soon", 0],
-  ];
-  for (const [text, ms] of pauses) assertEquals(retryAfterMs(text, now), ms);
 });

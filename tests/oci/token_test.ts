@@ -150,6 +150,18 @@ Deno.test("a token service is told with what it answered, and asked again only i
     made({}, () => new Response("no", { status })).renew(CHALLENGE, undefined);
   await failure("rate_limited", () => renewed(429));
   await failure("registry_unavailable", () => renewed(500));
+  const busy = new Response("no", {
+    status: 429,
+    headers: { "retry-after": "3600" },
+  });
+  const { message } = await failure(
+    "rate_limited",
+    () => made({}, () => busy).renew(CHALLENGE, undefined),
+  );
+  assertEquals(
+    message,
+    "Cannot download auth.example: the server answered 429 and asks to wait 60 min",
+  );
   for (const status of [201, 400, 428, 430, 499]) {
     await assertRejects(
       () => renewed(status),

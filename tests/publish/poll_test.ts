@@ -37,11 +37,12 @@ async function poll(
   answers: string[],
   given: PollOptions & {
     serves?: string;
+    host?: string;
     signal?: AbortSignal;
     onPoll?: () => void;
   } = {},
 ) {
-  const { serves = RIGHT, signal, onPoll, ...options } = given;
+  const { serves = RIGHT, host, signal, onPoll, ...options } = given;
   const cases = answers.map((answer, at) =>
     `${at === answers.length - 1 ? "*" : at + 1}) ${answer};;`
   ).join("\n");
@@ -50,7 +51,7 @@ async function poll(
   );
   const events: Record<string, unknown>[] = [];
   const ended = await pollUntilServed({
-    reference: parseReference("localhost:5000/owner/vm:1"),
+    reference: parseReference(`${host ?? "localhost:5000"}/owner/vm:1`),
     digest: asDigest(await sha256OfText(serves)),
     path: "dist/image.qcow2",
     title: IMAGE,
@@ -92,6 +93,29 @@ Deno.test({
       { ...told, attempt: 2, outcome: "waiting", message, delayMs: 2 },
       { ...told, attempt: 3, outcome: "served", delayMs: 0 },
     ]);
+  },
+});
+
+Deno.test({
+  name:
+    "pollUntilServed() stops where a busy registry asks to wait beyond the deadline",
+  ...shell,
+  async fn() {
+    const stop = new AbortController();
+    const headers = { "retry-after": "3600" };
+    const server = Deno.serve(
+      { hostname: "127.0.0.1", port: 0, signal: stop.signal, onListen() {} },
+      () => new Response(null, { status: 429, headers }),
+    );
+    const busy = "echo 'Error: status code 429' >&2; exit 1";
+    const host = `127.0.0.1:${server.addr.port}`;
+    const { fails, events } = await poll([busy], { host });
+    const { message } = await failure("publish_timeout", fails);
+    stop.abort();
+    await server.finished;
+    assertStringIncludes(message, "did not serve it within 600 s: ");
+    assertStringIncludes(message, "answered 429 and asks to wait 60 min");
+    assertEquals(events.length, 1);
   },
 });
 

@@ -15,7 +15,10 @@ const CODES: [number[], string][] = [
 for (const [statuses, code] of CODES) {
   Deno.test(`a server's answer ${statuses.join(", ")} is ${code}`, () => {
     for (const status of statuses) {
-      const error = statusError(status, "https://example.org/a");
+      const error = statusError(
+        new Response(null, { status }),
+        "https://example.org/a",
+      );
       assertEquals(error.code, code, `${status}`);
       assertEquals(error.message.includes(`answered ${status}`), true);
     }
