@@ -142,14 +142,17 @@ export function toToolsmithError(thrown: unknown): ToolsmithError {
 export interface SystemErrorOptions {
   /** What could not be done, with the value. @default {undefined} to access the path, or to run the program, that the system names */
   what?: string;
+  /** The path, for want of one in the system's words. @default {undefined} */
+  path?: string;
   /** The code, unless the disk is full. @default {"file_unreadable"} */
   code?: ErrorCode;
   /** The next step, unless the disk is full. @default {undefined} the usual one for such an error */
   hint?: string;
 }
 
-/** The next step, by the system's code (errno(3)). */
+/** The next step, by the system's code (errno(3)), or its number where Deno has no code. */
 const SYSTEM_HINTS: Record<string, string> = {
+  27: "use a file system for files of that size, or raise the limit: ulimit -f",
   E2BIG: "pass fewer or shorter arguments",
   EACCES: "fix its owner or mode",
   EAGAIN: "end other processes, or raise their limit: ulimit -u",
@@ -195,7 +198,7 @@ export function systemError(
 ): unknown {
   const errno = errnoOf(thrown);
   if (errno === undefined) return thrown;
-  const [, program, words, path] =
+  const [, program, words, path = options.path] =
     SYSTEM_WORDS.exec((thrown as Error).message) ?? [];
   const subject = program !== undefined
     ? `Cannot run ${program}`
@@ -216,7 +219,7 @@ export function systemError(
   return new ToolsmithError(code, message, { hint, cause: thrown });
 }
 
-/** The system's code, unless it is one of networks. */
+/** The system's code, or its number; `undefined` for those of networks. */
 function errnoOf(thrown: unknown): string | undefined {
   const { code, message } = (thrown ?? {}) as { [name: string]: unknown };
   if (typeof code === "string" && /^E[A-Z0-9]+$/.test(code)) {
@@ -225,5 +228,8 @@ function errnoOf(thrown: unknown): string | undefined {
       : code;
   }
   if (thrown instanceof Deno.errors.PermissionDenied) return "EACCES";
-  return /is not valid UTF-8$/.test(`${message}`) ? "EILSEQ" : undefined;
+  if (/is not valid UTF-8$/.test(`${message}`)) return "EILSEQ";
+  // The words of fetch() end so, too.
+  if (thrown instanceof TypeError) return undefined;
+  return /\(os error (\d+)\)/.exec(`${message}`)?.[1];
 }

@@ -191,6 +191,7 @@ Deno.test("systemError() says what could not be done, and leaves other errors as
   );
   const others = [
     ...[new Error("No"), "x", null, undefined, typed],
+    new TypeError("tcp connect error: Connection refused (os error 111)"),
     ...[of("ERR_INVALID_ARG_TYPE"), of("ECONNREFUSED"), of("EPIPE")],
     new Deno.errors.NotCapable("Requires read access"),
   ];
@@ -204,6 +205,18 @@ Deno.test("every error of the system has a next step, also a rare one", () => {
     const thrown = Object.assign(new Error("No"), { code });
     assert(toToolsmithError(thrown).hint, code);
   }
+  // Deno has codes for some of them only.
+  const error = toToolsmithError(new Error("File too large (os error 27)"));
+  assertEquals(error.code, "file_unreadable");
+  assertEquals(error.message, "The system reports an error: file too large");
+  assert(error.hint?.includes("ulimit -f"));
+});
+
+Deno.test("systemError() takes a path where the system names none", () => {
+  const [none, own] = ["No (os error 5)", "No (os error 5): stat '/own'"]
+    .map((words) => systemError(new Error(words), { path: "/given" }) as Error);
+  assertEquals(none.message, "Cannot access /given: no");
+  assertEquals(own.message, "Cannot access /own: no");
 });
 
 Deno.test("a name that is not UTF-8 is reported as such", () => {

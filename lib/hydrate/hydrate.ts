@@ -10,7 +10,7 @@ import {
   type ImageEntry,
   type LockedEntry,
 } from "../cache/entry.ts";
-import { ToolsmithError, toToolsmithError } from "../errors.ts";
+import { systemError, ToolsmithError, toToolsmithError } from "../errors.ts";
 import { type Emit, emitter, type OnEvent } from "../events.ts";
 import type { BootLoader } from "../image/boot_loader.ts";
 import type { Manifest, ManifestImage } from "../manifest/manifest.ts";
@@ -111,7 +111,8 @@ export async function hydrate(
     using held = locked;
     return await hydrateLocked(context, held);
   } catch (error) {
-    throw toToolsmithError(error);
+    const { dir: path } = context.entry;
+    throw toToolsmithError(systemError(error, { path }));
   }
 }
 

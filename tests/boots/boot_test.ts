@@ -193,6 +193,14 @@ Deno.test({
         [3, "/mnt/work\ncontent\nold\n"],
       );
       assertEquals(await Deno.readTextFile(join(out, "b")), "new\n");
+      // A directory that is newer than the copy is not in it.
+      const places = { deep: "/mnt/work/deep", later: "/mnt/work" };
+      await Deno.mkdir(join(workspace, "later"));
+      for (const [name, expected] of Object.entries(places)) {
+        const hostCwd = join(workspace, name);
+        const { stdout } = await vm.exec("pwd", { hostCwd });
+        assertEquals(stdout, `${expected}\n`);
+      }
       assertEquals((await Deno.stat(join(out, "a"))).mode! & 0o7777, 0o711);
       assertEquals(Array.from(Deno.readDirSync(out)).length, 3);
       assert(said().includes("a host must not take; left out: 1"), said());
@@ -220,7 +228,9 @@ Deno.test({
       console: { input, output: () => {} },
       onEvent: warnings.onEvent,
     });
-    assertEquals((await vm.exec("pwd")).stdout, "/\n");
+    for (const hostCwd of [undefined, join(workspace, "deep")]) {
+      assertEquals((await vm.exec("pwd", { hostCwd })).stdout, "/\n");
+    }
     assert(said().includes("--copy-limit"), said());
     await vm.stop();
     assert(cancelled, "the machine holds on to what is typed");

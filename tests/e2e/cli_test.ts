@@ -275,3 +275,20 @@ testWithImage(
     assertEquals(code, 0, stderr);
   },
 );
+
+testWithImage(
+  "hydrate names the place of a file that the system does not let grow",
+  async ({ work, dir, image: qcow2, sha256: qcow2_sha256 }) => {
+    if (Deno.build.os !== "linux") return;
+    await work.manifest({ qcow2, qcow2_sha256 });
+    const script = 'ulimit -f 500; trap "" XFSZ; exec "$@"';
+    const { code, stderr } = await byShell(script, ["hydrate", "--quiet"], dir);
+    assertEquals(code, 14, stderr);
+    const entry = join(dir, ".toolsmith", "cache", "demo", qcow2_sha256);
+    assertEquals(stderr.split("\n"), [
+      `error: Cannot access ${entry}: file too large [file_unreadable]`,
+      "hint: use a file system for files of that size, or raise the limit: ulimit -f",
+      "",
+    ]);
+  },
+);
