@@ -10,8 +10,8 @@ const LOCK_PATIENCE_MS = 300_000;
 /** Package lists of a user who cannot update the system's. */
 const LISTS = `${import.meta.dirname}/../../.cache/tools/apt`;
 
-/** Options of apt-get, from the first update on. */
-let updated: string[] | undefined;
+/** Options of apt-get from the first update on, and what that complained of. */
+let updated: { options: string[]; stderr: string } | undefined;
 
 /**
  * Tells whether packages can be had here: on Debian and its kin.
@@ -64,15 +64,15 @@ export async function missingPackages(packages: string[]): Promise<string[]> {
  */
 export async function aptGet(args: string[], cwd?: string): Promise<string> {
   let output = await patiently(args, cwd);
-  let update = "";
   if (output.code !== 0 && !updated) {
-    updated = Deno.uid() === 0 ? [] : await privateLists();
+    const options = Deno.uid() === 0 ? [] : await privateLists();
+    updated = { options, stderr: "" };
     // Without a network it warns, and ends well.
-    update = (await patiently(["update"])).stderr;
+    updated.stderr = (await patiently(["update"])).stderr;
     output = await patiently(args, cwd);
   }
   if (output.code === 0) return output.stdout;
-  const reasons = [output.stderr, update].flatMap((text) =>
+  const reasons = [output.stderr, updated!.stderr].flatMap((text) =>
     text.match(/^[EW]: (.*)$/m)?.[1] ?? []
   );
   throw new ToolsmithError(
@@ -99,7 +99,7 @@ async function patiently(args: string[], cwd?: string): Promise<Output> {
         "-y",
         "--no-install-recommends",
         `-oDPkg::Lock::Timeout=${LOCK_PATIENCE_MS / 1000}`,
-        ...updated ?? [],
+        ...updated?.options ?? [],
         ...args,
       ],
       env: { DEBIAN_FRONTEND: "noninteractive", LC_ALL: "C.UTF-8" },

@@ -42,8 +42,8 @@ esac
 
 /** A host whose user is not root, and what was asked of its apt-get. */
 interface Host {
-  /** Runs the set-up for unzip. */
-  setup(env?: Record<string, string>): Promise<Output>;
+  /** Runs the set-up for these parts. */
+  setup(env: Record<string, string>, ...parts: string[]): Promise<Output>;
   /** Runs a program of the host's project, which its path begins with. */
   run(path: string): Promise<Output>;
   /** The one directory of a program in the project. */
@@ -97,9 +97,9 @@ function testHost(
           .map(({ name }) => at(`project/.cache/tools/${name}`))
           .find((path) => path.includes("unzip-"))!;
       await body({
-        setup: (env) => {
+        setup: (env, ...parts) => {
           const script = at("project/scripts/setup.ts");
-          const flags = ["run", "-A", "--no-config", script, "unzip"];
+          const flags = ["run", "-A", "--no-config", script, ...parts];
           return asUser([Deno.execPath(), ...flags], env);
         },
         run: (path) => asUser([path]),
@@ -142,7 +142,7 @@ testHost(
   "at once",
   async ({ setup, run, home, apt }) => {
     // A build farm has no sudo either.
-    const { code, stderr } = await setup({ CI: "true" });
+    const { code, stderr } = await setup({ CI: "true" }, "unzip");
     assertEquals([code, stderr], [
       0,
       "setup: downloading unzip from Debian's packages\n",
@@ -158,7 +158,10 @@ testHost(
     const [path, text] = stdout.split("\n");
     assertEquals(path, `${moved}/bin/../root/usr/bin/unzip`);
     assertEquals(text, "hello");
-    assertEquals((await setup()).stderr.match(/downloading/g)?.length, 1);
+    assertEquals(
+      (await setup({}, "unzip")).stderr.match(/downloading/g)?.length,
+      1,
+    );
   },
 );
 
@@ -166,7 +169,7 @@ testHost(
   "setup downloads package lists of its own where the system's know too little",
   "after an update",
   async ({ setup, apt }) => {
-    const { code, stderr } = await setup();
+    const { code, stderr } = await setup({}, "unzip");
     assertEquals(code, 0, stderr);
     const [, update, ...rest] = apt();
     assert(rest.every((args) => args.includes("-oDir::State::Lists=/")));
@@ -177,15 +180,17 @@ testHost(
 testHost(
   "setup says why a package cannot be had, and which command would bring it",
   "nothing",
-  async ({ setup }) => {
-    const { code, stderr } = await setup();
+  async ({ setup, apt }) => {
+    const { code, stderr } = await setup({}, "unzip", "tmux");
     assertEquals(code, 1);
-    const [, why, remedy] = stderr.split("\n");
-    assertMatch(why, /: apt-get .* failed: Unable to locate package unzip; /);
-    assertMatch(why, /Failed to fetch http:\/\/deb\.test: no network$/);
-    assertEquals(
-      remedy,
-      "setup: unzip is missing: sudo apt-get install unzip",
+    const why = stderr.match(
+      /: apt-get .* failed: Unable to locate package unzip; Failed to fetch http:\/\/deb\.test: no network$/gm,
     );
+    assertEquals(why?.length, 2, stderr);
+    assertEquals(stderr.trimEnd().split("\n").slice(-2), [
+      "setup: unzip is missing: sudo apt-get install unzip",
+      "setup: tmux is missing: sudo apt-get install tmux",
+    ]);
+    assertEquals(apt().filter((args) => args.includes("update")).length, 1);
   },
 );
