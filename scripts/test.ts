@@ -34,7 +34,7 @@ const SLOWEST = 25;
 /** More would take more memory than time. */
 const MAX_PROCESSORS = 8;
 /** A file that takes longer is not among the quick ones, in seconds. */
-const QUICK_S = 2;
+const QUICK_S = 10;
 
 /** As many files at a time as there are processors, and one that waits. */
 const JOBS = Math.min(navigator.hardwareConcurrency, MAX_PROCESSORS) + 1;
