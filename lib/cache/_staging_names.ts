@@ -136,6 +136,8 @@ async function readSecret(path: string): Promise<CryptoKey | undefined> {
 
 async function makeSecret(path: string): Promise<CryptoKey | undefined> {
   await Deno.mkdir(dirname(path), { recursive: true, mode: 0o700 });
+  // One that may be good is not replaced where none would be believed.
+  if (await whyUntrusted(dirname(path))) return undefined;
   // Two processes at once take the same.
   using _lock = await lock(`${path}.lock`);
   const made = await readSecret(path);

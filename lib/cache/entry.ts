@@ -6,6 +6,7 @@
  *     <cache>/<image>/<sha256>/verified.json      what was verified, and when
  *     <cache>/<image>/.staging-<sha256>-<id>/     being filled; same filesystem
  *     <cache>/<image>/.<sha256>.lock              flock
+ *     <cache>/.staging.key                        in a cache outside of workspaces
  *
  * Below the cache's directory no symbolic link is followed.
  *

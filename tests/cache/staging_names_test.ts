@@ -101,6 +101,19 @@ test("without a home a transfer begins at its start, and nothing fails", async (
   }
 });
 
+test("a home that others can write gets no secret, and keeps one that it has", async () => {
+  await using on = await site();
+  const path = on.at("home/.cache/toolsmith/staging.key");
+  await on.interrupted();
+  const secret = await Deno.readTextFile(path);
+  await Deno.chmod(on.at("home"), 0o777);
+  assertEquals([await on.interrupted(), await on.interrupted()], [0, 0]);
+  assertEquals(await Deno.readTextFile(path), secret);
+  await Deno.remove(path);
+  await on.interrupted();
+  assertEquals(await Deno.stat(path).catch(() => "none"), "none");
+});
+
 test("a partial download of another user is removed, not resumed", async () => {
   await using on = await site();
   await on.interrupted();

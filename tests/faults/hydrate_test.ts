@@ -274,6 +274,8 @@ async function killed(site: Site, args: string[], afterMs: number) {
 async function names(dir: string, below = ""): Promise<string[]> {
   const found: string[] = [];
   for await (const { name, isDirectory } of Deno.readDir(join(dir, below))) {
+    // What proves whose staging is.
+    if (name.startsWith(".staging.key")) continue;
     found.push(join(below, name));
     if (isDirectory) found.push(...await names(dir, join(below, name)));
   }
