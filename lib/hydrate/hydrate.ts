@@ -89,6 +89,7 @@ export async function hydrate(
 ): Promise<HydrateResult> {
   const { image } = manifest;
   const { name, sha256 } = image;
+  let path: string | undefined;
   try {
     options.signal?.throwIfAborted();
     const cache = await findCache(manifest.root, options);
@@ -99,6 +100,7 @@ export async function hydrate(
       options,
       emit: emitter(options.onEvent),
     };
+    path = context.entry.dir;
     const there = await context.entry.lookUp();
     if (there?.trusted && !options.verify && !options.force) {
       return await cached(context, there);
@@ -111,7 +113,6 @@ export async function hydrate(
     using held = locked;
     return await hydrateLocked(context, held);
   } catch (error) {
-    const { dir: path } = context.entry;
     throw toToolsmithError(systemError(error, { path }));
   }
 }
