@@ -196,6 +196,8 @@ export function systemError(
   thrown: unknown,
   options: SystemErrorOptions = {},
 ): unknown {
+  // Its message may quote the system's words.
+  if (thrown instanceof ToolsmithError) return thrown;
   const errno = errnoOf(thrown);
   if (errno === undefined) return thrown;
   const [, program, words, path = options.path] =

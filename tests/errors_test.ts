@@ -212,6 +212,14 @@ Deno.test("every error of the system has a next step, also a rare one", () => {
   assert(error.hint?.includes("ulimit -f"));
 });
 
+Deno.test("systemError() leaves a typed error that quotes the system as it is", () => {
+  const typed = new ToolsmithError(
+    "connection_failed",
+    "refused (os error 111)",
+  );
+  assertEquals(systemError(typed, { path: "/a" }), typed);
+});
+
 Deno.test("systemError() takes a path where the system names none", () => {
   const [none, own] = ["No (os error 5)", "No (os error 5): stat '/own'"]
     .map((words) => systemError(new Error(words), { path: "/given" }) as Error);
