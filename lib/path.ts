@@ -17,3 +17,13 @@ export const {
   resolve,
   SEPARATOR,
 } = Deno.build.os === "windows" ? windows : posix;
+
+/**
+ * Quotes a word for a POSIX shell where it needs it.
+ *
+ * @param word The word.
+ */
+export function shellWord(word: string): string {
+  if (/^[\w@%+=:,./-]+$/.test(word)) return word;
+  return `'${word.replaceAll("'", `'\\''`)}'`;
+}

@@ -5,6 +5,7 @@
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
+import { HEAD_BYTES, notQcow2, otherFormat } from "../image/other_formats.ts";
 import { formatSource } from "../manifest/source.ts";
 import { asDigest, transferEngine } from "../system/digest.ts";
 import { requireSpace } from "../system/free_space.ts";
@@ -48,14 +49,16 @@ export async function downloadImage(
     ...retries,
   });
   const { bytes: size } = file;
+  const chunks = file.from === 0
+    ? await refuseOther(file.chunks, formatSource(image.source))
+    : file.chunks;
   if (size !== null) await requireSpace(dir, size - file.from);
   if (size === null || !pinned) {
-    const { chunks } = file;
     return await spool(context, chunks, { name, total: size, write: writeAll });
   }
   const engine = transferEngine(size, registry.env);
   await using part = await openPart(dir, { size, digest }, { engine });
-  const actual = await fill(context, part, file);
+  const actual = await fill(context, part, { ...file, chunks });
   if (actual !== image.sha256 && part.kept > 0) {
     // What was kept may be wrong: once more, without it.
     await part.clear();
@@ -65,11 +68,33 @@ export async function downloadImage(
   return await finished(part, name, actual);
 }
 
+/** Refuses what is not an image by its first bytes: the rest may take hours. */
+async function refuseOther(
+  chunks: HttpsFile["chunks"],
+  shown: string,
+): Promise<HttpsFile["chunks"]> {
+  const rest = chunks[Symbol.asyncIterator]();
+  let head = new Uint8Array();
+  while (head.length < HEAD_BYTES) {
+    const { done, value } = await rest.next();
+    if (done) break;
+    const longer = new Uint8Array(head.length + value.length);
+    longer.set(head);
+    longer.set(value, head.length);
+    head = longer;
+  }
+  if (otherFormat(head)) throw notQcow2(head, shown);
+  return (async function* () {
+    yield head;
+    yield* { [Symbol.asyncIterator]: () => rest };
+  })();
+}
+
 /** Writes what the part file lacks, and computes its digest. */
 async function fill(
   context: FetchContext,
   part: PartFile,
-  { bytes, from, chunks }: HttpsFile,
+  { bytes, from, chunks }: Pick<HttpsFile, "bytes" | "from" | "chunks">,
 ) {
   const { bytes: resumed, size: total } = part;
   if (bytes !== total) throw changed(context);

@@ -6,9 +6,10 @@
  *
  * @module
  */
+import { shellWord } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { HttpClient } from "../system/http_client.ts";
-import { statusError } from "../system/http_errors.ts";
+import { contentEncoding, statusError } from "../system/http_errors.ts";
 import {
   type StallWatch,
   watchedChunks,
@@ -111,6 +112,11 @@ async function acceptedBody(
     await body?.cancel();
     throw statusError(response, shown);
   }
+  const encoding = contentEncoding(headers);
+  if (encoding) {
+    await body.cancel();
+    throw encoded(shown, encoding);
+  }
   const range = /^bytes (\d+)-/.exec(headers.get("content-range") ?? "");
   if (status !== 206 || Number(range?.[1]) === from) return body;
   await body.cancel();
@@ -118,6 +124,20 @@ async function acceptedBody(
     "transfer_interrupted",
     `Cannot go on with ${shown} at byte ${from}: the server sent others`,
     { hint: "try again" },
+  );
+}
+
+/** To decode it would not do: a cut transfer could not be resumed. */
+function encoded(shown: string, encoding: string): ToolsmithError {
+  return new ToolsmithError(
+    "image_invalid",
+    `Cannot download ${shown}: the server sends it with Content-Encoding: ${encoding}, though it was asked not to`,
+    {
+      hint:
+        `turn off compression for that file on the server, or download it yourself: curl -L --compressed -o IMAGE.qcow2 ${
+          shellWord(shown)
+        }`,
+    },
   );
 }
 

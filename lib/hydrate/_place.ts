@@ -48,14 +48,15 @@ export async function placeFetched(
 ): Promise<PlacedImage> {
   const { path: from, name, bytes, actual, hashed } = fetched;
   const digest = asDigest(actual);
-  const found = await findBootLoader(from, { signal });
+  const shown = formatSource(source);
+  const found = await findBootLoader(from, { shown, signal });
   // Who publishes it knows better than its disk says.
   const { arch = found.arch } = fetched;
   const boot = found.firmware || arch
     ? { ...arch && { arch }, ...found.firmware && { firmware: found.firmware } }
     : undefined;
   emit({ type: "checksum_verified", image, digest, bytes });
-  const file = { path: from, name, source: formatSource(source) };
+  const file = { path: from, name, source: shown };
   const path = await staging.place({ ...file, boot, hashed });
   emit({ type: "cache_placed", image, path, digest, bytes });
   return { path, boot };

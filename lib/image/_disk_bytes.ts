@@ -53,17 +53,21 @@ const SUBCLUSTERS = 32;
  * Needs `--allow-read` for the file.
  *
  * @param path The image.
+ * @param shown Its path or address, for messages.
  * @returns The disk.
  * @throws {ToolsmithError} `image_invalid` when it is no QCOW2 image or is
  * encrypted, `image_unsafe` when it refers to another file.
  */
-export async function openDisk(path: string): Promise<DiskBytes> {
+export async function openDisk(
+  path: string,
+  shown: string = path,
+): Promise<DiskBytes> {
   const file = await Deno.open(path);
   try {
-    const header = await readHeader(file, path);
-    assertSelfContained(header.info, path);
-    if (header.info.encryption) throw damaged(path, "is encrypted");
-    return new Qcow2Disk(file, path, header);
+    const header = await readHeader(file, shown);
+    assertSelfContained(header.info, shown);
+    if (header.info.encryption) throw damaged(shown, "is encrypted");
+    return new Qcow2Disk(file, shown, header);
   } catch (error) {
     file.close();
     throw error;

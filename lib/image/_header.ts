@@ -6,6 +6,7 @@
  * @module
  */
 import { systemError, ToolsmithError } from "../errors.ts";
+import { notQcow2 } from "./other_formats.ts";
 
 /** What the header of a QCOW2 image says. */
 export interface Qcow2Info {
@@ -61,7 +62,7 @@ export const OFFSET_BITS = 0x00fffffffffffe00n;
  * Reads the header of an image.
  *
  * @param file The image, open.
- * @param path Its path, for messages.
+ * @param path Its path or address, for messages.
  * @returns The header, checked against the size of the file.
  * @throws {ToolsmithError} `image_invalid`.
  */
@@ -74,9 +75,8 @@ export async function readHeader(
     throw systemError(cause, { what: `Cannot read ${path}` });
   });
   if (view.byteLength < 4 || view.getUint32(0) !== MAGIC) {
-    throw invalid(path, "is not a QCOW2 image", {
-      hint: "convert it: qemu-img convert -O qcow2 IMAGE IMAGE.qcow2",
-    });
+    const { buffer, byteLength } = view;
+    throw notQcow2(new Uint8Array(buffer, 0, byteLength), path);
   }
   if (view.byteLength < 72) throw invalid(path, "is cut off in its header");
   const version = view.getUint32(4);

@@ -49,13 +49,21 @@ const BIOS_BOOT = "4861682149646f6e744e656564454649";
 /** Attribute bit 2 of a GPT entry: "Legacy BIOS Bootable". */
 const LEGACY_BOOTABLE = 4n;
 
+/** What {@linkcode findBootLoader} takes. */
+export interface FindBootLoaderOptions {
+  /** The image's path or address, for messages. @default {path} */
+  shown?: string;
+  /** Ends it when aborted. @default {undefined} */
+  signal?: AbortSignal;
+}
+
 /**
  * Looks for boot loaders on the disk of an image. Little of it is read.
  *
  * Needs `--allow-read` for the file.
  *
  * @param path The image.
- * @param options A signal that ends it when aborted.
+ * @param options What messages call it, and cancelling.
  * @returns What it boots with: BIOS where both are possible, as that is quicker.
  * @throws {ToolsmithError} `image_invalid`, `image_unsafe`.
  * @throws The signal's reason.
@@ -70,10 +78,10 @@ const LEGACY_BOOTABLE = 4n;
  */
 export async function findBootLoader(
   path: string,
-  options: { signal?: AbortSignal } = {},
+  { shown, signal }: FindBootLoaderOptions = {},
 ): Promise<BootLoader> {
-  using disk = await openDisk(path);
-  return await bootLoaderOf(disk, options);
+  using disk = await openDisk(path, shown);
+  return await bootLoaderOf(disk, { signal });
 }
 
 /**

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { basename, dirname, join } from "../path.ts";
+import { basename, dirname, join, shellWord } from "../path.ts";
 import { systemError, ToolsmithError } from "../errors.ts";
 import {
   assertSelfContained,
@@ -129,7 +129,9 @@ export async function statFile(
 function shrinkCommand(path: string): string {
   const name = basename(path).replace(/\.[^.]+$/, "");
   const smaller = join(dirname(path), `${name}.compressed.qcow2`);
-  return `qemu-img convert -c -O qcow2 ${quote(path)} ${quote(smaller)}`;
+  return `qemu-img convert -c -O qcow2 ${shellWord(path)} ${
+    shellWord(smaller)
+  }`;
 }
 
 /**
@@ -186,10 +188,4 @@ function asFileError(error: unknown, path: string, what: string): unknown {
     );
   }
   return systemError(error, { what: `Cannot read ${what} ${path}` });
-}
-
-/** Quotes a word for a POSIX shell where it needs it. */
-function quote(word: string): string {
-  if (/^[\w@%+=:,./-]+$/.test(word)) return word;
-  return `'${word.replaceAll("'", `'\\''`)}'`;
 }

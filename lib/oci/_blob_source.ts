@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { statusError } from "../system/http_errors.ts";
+import { contentEncoding, statusError } from "../system/http_errors.ts";
 import { isRedirect } from "../system/redirects.ts";
 import { isTransient } from "../system/retry.ts";
 import { RangesUnavailable } from "./_ranges_unavailable.ts";
@@ -121,10 +121,8 @@ function wrongRange(
 }
 
 function wrongLength(headers: Headers, bytes: number): string | undefined {
-  const encoding = headers.get("content-encoding") ?? "identity";
-  if (encoding !== "identity") {
-    return `sends it in the encoding ${JSON.stringify(encoding.slice(0, 40))}`;
-  }
+  const encoding = contentEncoding(headers);
+  if (encoding) return `sends it in the encoding ${encoding}`;
   const length = headers.get("content-length");
   if (length === null || Number(length) === bytes) return undefined;
   return `announces ${Number(length)} bytes, not ${bytes}`;

@@ -6,6 +6,7 @@
 import { ToolsmithError } from "../errors.ts";
 import { isTransient } from "./retry.ts";
 import { BusyError, retryAfterMs } from "./retry_after.ts";
+import { oneLine } from "./text.ts";
 
 /**
  * Makes a typed error of an answer.
@@ -48,6 +49,18 @@ function errorOf(status: number, shown: string): ToolsmithError {
     });
   }
   return new ToolsmithError("failed", words, { hint });
+}
+
+/**
+ * Reads in which encoding an answer is sent, though none was asked for: its
+ * bytes are not those of the file, and neither are its length and ranges.
+ *
+ * @param headers The answer's headers.
+ * @returns The encoding, fit to be shown; `undefined` where there is none.
+ */
+export function contentEncoding(headers: Headers): string | undefined {
+  const encoding = oneLine(headers.get("content-encoding") ?? "", 40);
+  return /^(?:identity)?$/i.test(encoding) ? undefined : encoding;
 }
 
 /**

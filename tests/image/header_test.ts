@@ -59,7 +59,8 @@ test("what begins as a QCOW2 and ends there is cut off, what is shorter is none"
   const image = headerAlone(3);
   assertEquals(await described(path, image, 4), "is cut off in its header");
   assertEquals(await described(path, image, 3), "is not a QCOW2 image");
-  assertEquals(await described(path, image, 0), "is not a QCOW2 image");
+  const empty = "is not a QCOW2 image: it is empty";
+  assertEquals(await described(path, image, 0), empty);
 });
 
 test("versions, sizes of clusters and features that are not known are refused by their values", async (path) => {

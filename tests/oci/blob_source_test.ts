@@ -90,7 +90,7 @@ const RANGES: [string, Record<string, string>, unknown][] = [
   ["another encoding", {
     ...RIGHT,
     "content-encoding": "y".repeat(50),
-  }, `reg.example sends it in the encoding "${"y".repeat(40)}"`],
+  }, `reg.example sends it in the encoding ${"y".repeat(40)}…`],
 ];
 
 for (const [name, headers, expected] of RANGES) {
