@@ -19,6 +19,8 @@ export interface UnpackOptions {
   maxBytes: number;
   /** How many entries there may be, with the directories that they imply. */
   maxEntries: number;
+  /** Ends the work between two entries when aborted. */
+  signal?: AbortSignal;
 }
 
 /** What {@linkcode unpackTar} did. */
@@ -63,7 +65,7 @@ const MAX_NAME_BYTES = 255;
 export async function unpackTar(
   chunks: AsyncIterable<Uint8Array>,
   dir: string,
-  { maxBytes, maxEntries }: UnpackOptions,
+  { maxBytes, maxEntries, signal }: UnpackOptions,
 ): Promise<Unpacked> {
   // Headers that say nothing, and what follows the end, count as well.
   const most = maxBytes + maxEntries * ENTRY_BYTES;
@@ -73,6 +75,7 @@ export async function unpackTar(
   let made = 0;
   const place: Place = {
     dir,
+    entered: new Set([dir]),
     make() {
       if (++made > maxEntries) throw beyond(`${maxEntries} entries`);
     },
@@ -89,6 +92,7 @@ export async function unpackTar(
   try {
     for await (const entry of entriesOf(reader)) {
       const { type, name, target } = entry;
+      signal?.throwIfAborted();
       place.make();
       bytes += entry.size;
       if (bytes > maxBytes) throw beyond(`${maxBytes} bytes`);
@@ -110,9 +114,13 @@ export async function unpackTar(
     await reader.close();
   }
   // Last, so that nothing is written through them.
-  for (const link of links) note(link.name, await makeLink(place, link));
+  for (const link of links) {
+    signal?.throwIfAborted();
+    note(link.name, await makeLink(place, link));
+  }
   // Also last: one that is read-only, or old, was to be filled before.
   for (const { name, mode } of dirs.reverse()) {
+    signal?.throwIfAborted();
     await Deno.chmod(join(dir, name), mode | 0o700);
   }
   return done;
@@ -121,6 +129,8 @@ export async function unpackTar(
 /** Where an archive goes to. */
 interface Place {
   dir: string;
+  /** Directories that were gone into: nothing replaces them. */
+  entered: Set<string>;
   /** Counts what is made. */
   make(): void;
 }
@@ -169,12 +179,16 @@ async function pathOf(
     !parts.every(isName) ||
     bytesOf(join(place.dir, ...parts)) > MAX_PATH_BYTES;
   if (bad) return undefined;
-  let path = place.dir;
-  for (const part of parts.slice(0, -1)) {
-    path = join(path, part);
-    if (!await enter(place, path)) return undefined;
+  const parent = join(place.dir, ...parts.slice(0, -1));
+  if (!place.entered.has(parent)) {
+    let path = place.dir;
+    for (const part of parts.slice(0, -1)) {
+      path = join(path, part);
+      if (!await enter(place, path)) return undefined;
+    }
+    place.entered.add(parent);
   }
-  return join(path, ...parts.slice(-1));
+  return join(parent, ...parts.slice(-1));
 }
 
 function partsOf(name: string): string[] {

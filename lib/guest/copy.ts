@@ -176,10 +176,12 @@ async function receiveTar(
     await writer.abort(error).catch(() => {});
     throw error;
   });
-  const taking = unpackTar(readable, staging, BACK).catch((error) => {
-    stop.abort(error);
-    throw error;
-  });
+  const taking = unpackTar(readable, staging, { ...BACK, signal }).catch(
+    (error) => {
+      stop.abort(error);
+      throw error;
+    },
+  );
   const [sent, taken] = await Promise.allSettled([sending, taking]);
   signal?.throwIfAborted();
   const { code, stderr } = sent.status === "fulfilled"

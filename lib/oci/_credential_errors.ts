@@ -70,6 +70,8 @@ function helperIn(file: ConfigFile, registry: string) {
 }
 
 function helperWords(said: string): string | undefined {
+  // The registry could say anything.
+  if (said.includes("Error response from registry")) return undefined;
   const [, before, resolving, words] = REQUEST.exec(said) ?? [];
   if (!words || !resolving && ANSWER.test(words)) return undefined;
   // What a helper prints on its standard error stands before oras's own words.

@@ -139,27 +139,35 @@ async function tokenOf(dir: string): Promise<Sha256 | undefined> {
 }
 
 /**
- * Removes the directory of a machine that has ended, and nothing else: its path
- * may come from a file that somebody else wrote.
+ * Checks whether a directory is that of a machine: its path may come from a file
+ * that somebody else wrote.
+ *
+ * Needs `--allow-read` for it.
+ *
+ * @param dir The directory.
+ * @param token What {@linkcode markMachineDir} returned.
+ */
+export async function isMachineDir(
+  dir: string,
+  token: string | undefined,
+): Promise<boolean> {
+  const found = await tokenOf(dir).catch(() => undefined);
+  return found !== undefined && found === token;
+}
+
+/**
+ * Removes the directory of a machine that has ended.
  *
  * Needs `--allow-read` and `--allow-write` for it.
  *
- * @param dir The directory.
- * @param token What {@linkcode markMachineDir} returned: a directory without it
- * stays as it is.
- * @returns Whether it has the token.
+ * @param dir The directory: see {@linkcode isMachineDir}.
  */
-export async function removeMachineDir(
-  dir: string,
-  token: string,
-): Promise<boolean> {
+export async function removeMachineDir(dir: string): Promise<void> {
   const proof = join(dir, MACHINE_FILES.token);
-  if (await tokenOf(dir).catch(() => undefined) !== token) return false;
   // The proof goes last: what is left after a kill can still be removed.
   for await (const { name } of Deno.readDir(dir)) {
     const path = join(dir, name);
     if (path !== proof) await removeTree(path);
   }
   await removeTree(dir);
-  return true;
 }

@@ -11,7 +11,7 @@
 import { ToolsmithError } from "../errors.ts";
 import { spawn } from "../system/process.ts";
 import { oneLine } from "../system/text.ts";
-import { abortable } from "../system/time.ts";
+import { abortable, settlesWithin } from "../system/time.ts";
 import { keepTail } from "./_console.ts";
 
 /**
@@ -23,12 +23,14 @@ export const CLEAR_SET_ID = `
 clear_set_id() (
   # \`find -execdir\` refuses to run programs from where it happens to be.
   case ":$PATH:" in *:[!/]*) PATH=/usr/local/bin:/usr/bin:/bin ;; esac
-  user=$(id -u) own= status=0
-  [ "$user" = 0 ] || own="-user $user"
+  user=$(id -u) own= closed= status=0
+  [ "$user" = 0 ] || {
+    own="-user $user"
+    closed="-type d ! $own ! -execdir test -r {} ; ! -execdir test -w {} ; -prune -o"
+  }
   for directory; do
     [ -d "$directory" ] || continue
-    find "$directory" \\
-      -type d ! -user "$user" ! -exec test -r {} ';' ! -exec test -w {} ';' -prune -o \\
+    find "$directory" $closed \\
       -type d $own ! -perm -700 -execdir chmod -- u+rwx {} ';' -o \\
       -type f $own '(' -perm -4000 -o -perm -2000 ')' -execdir chmod -- ug-s {} + ||
       status=1
@@ -38,10 +40,15 @@ clear_set_id() (
 `;
 
 const STDERR_KEPT = 4096;
+/** What is usual is cleared in this time, in milliseconds. */
+const GRACE_MS = 1000;
 
 /** What {@linkcode clearSetIdBits} takes. */
 export interface ClearSetIdOptions {
-  /** Ends the wait when aborted; the work goes on to its end without this process. */
+  /**
+   * Ends the wait when aborted, after a second at most; the work goes on to its end
+   * without this process.
+   */
   signal?: AbortSignal;
 }
 
@@ -55,7 +62,6 @@ export interface ClearSetIdOptions {
  * @param options When to stop waiting.
  * @throws {ToolsmithError} `guest_failed` when some of them cannot be searched or
  * changed.
- * @throws The signal's reason when it is aborted.
  */
 export async function clearSetIdBits(
   dirs: string[],
@@ -75,13 +81,12 @@ ${CLEAR_SET_ID}clear_set_id "$@"`,
     detached: true,
     stderr: stderr.add,
   });
-  try {
-    const { code } = await abortable(child.ended, signal);
-    if (code === 0) return;
-  } catch (error) {
-    await child.release();
-    throw error;
+  await abortable(child.ended, signal).catch(() => {});
+  if (signal?.aborted && !await settlesWithin(child.ended, GRACE_MS)) {
+    return await child.release();
   }
+  const { code } = await child.ended;
+  if (code === 0) return;
   const [dir] = dirs;
   const why = oneLine(stderr.text().trim().split("\n")[0]);
   throw new ToolsmithError(

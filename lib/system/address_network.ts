@@ -59,7 +59,11 @@ function ipv6Network(address: string): Network {
   const ipv4 = (high: number, low: number) =>
     ipv4Network([high >> 8, high & 255, low >> 8, low & 255].join("."));
   if (zeros === 5 && groups[5] === 0xffff) return ipv4(groups[6], groups[7]);
-  if (first === 0x64 && second === 0xff9b) return ipv4(groups[6], groups[7]);
+  if (first === 0x64 && second === 0xff9b) {
+    return groups[2] === 1 ? "private" : ipv4(groups[6], groups[7]);
+  }
+  // IETF protocol assignments, Teredo among them.
+  if (first === 0x2001 && second < 0x200) return "host";
   if (first === 0x2002) return ipv4(second, groups[2]);
   if (first >> 9 === 0xfc >> 1) return "private";
   // All that is global is 2000::/3 as yet: ::/96 is the loopback and the

@@ -119,6 +119,8 @@ async function addressesOf(
   signal: AbortSignal,
 ): Promise<string[]> {
   if (/^(?:\[.*\]|[\d.]+)$/.test(hostname)) return [hostname];
+  // Whoever resolves them (RFC 6761, section 6.3).
+  if (/(?:^|\.)localhost\.?$/.test(hostname)) return ["127.0.0.1"];
   // Without the permission the user would be asked; the request itself needs it.
   const net = { name: "net", host: hostname } as const;
   if ((await Deno.permissions.query(net)).state !== "granted") return [];

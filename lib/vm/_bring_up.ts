@@ -257,9 +257,10 @@ export async function release(
   signal?: AbortSignal,
 ): Promise<void> {
   await endMachine(start);
+  // Nobody else would do it if this process were killed now.
+  await clearSetIdBits(start.exported ?? [], { signal });
   await endSuccessor(start);
   await start.slot?.settled();
-  await clearSetIdBits(start.exported ?? [], { signal });
 }
 
 /**

@@ -14,6 +14,7 @@ import { whyUntrusted } from "../system/ownership.ts";
 import { run } from "../system/process.ts";
 import { whyOutside } from "../system/workspace.ts";
 import {
+  isMachineDir,
   MACHINE_FILES,
   markMachineDir,
   removeMachineDir,
@@ -232,11 +233,12 @@ async function forget(
   { dir, token, shares }: DetachedVmRecord,
   signal: AbortSignal | undefined,
 ) {
-  const isOwn = token !== undefined && await removeMachineDir(dir, token);
+  if (await isMachineDir(dir, token)) {
+    const exports = shares.filter((it) => it.writable && !it.copied);
+    await clearSetIdBits(exports.map(({ path }) => path), { signal });
+    await removeMachineDir(dir);
+  }
   await Deno.remove(path).catch(() => {});
-  if (!isOwn) return;
-  const exports = shares.filter((it) => it.writable && !it.copied);
-  await clearSetIdBits(exports.map(({ path }) => path), { signal });
 }
 
 /**

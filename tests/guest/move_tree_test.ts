@@ -92,9 +92,15 @@ asRoot(
     await Deno.mkdir(to);
     const mount = ["-t", "tmpfs", "-o", "size=1m", "tmpfs", to];
     assertEquals((await run("mount", { args: mount })).code, 0);
+    // There is no room for two of them.
+    await Deno.writeFile(join(from, "large"), new Uint8Array(700 * 1024));
+    await Deno.link(join(from, "large"), join(from, "deep", "again"));
     try {
       await make(to, { file: "old" });
       assertEquals(await moveTree(from, to), []);
+      assertEquals((await Deno.stat(join(to, "large"))).nlink, 2);
+      await Deno.remove(join(to, "large"));
+      await Deno.remove(join(to, "deep", "again"));
       assertEquals(await read(to), {
         file: "new",
         link: { to: "file" },

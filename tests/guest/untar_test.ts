@@ -196,3 +196,19 @@ test("directories keep their modes and stay open to their owner, files their tim
   ]);
   assertEquals(stat("dir/file").mtime!.getTime(), 0);
 });
+
+test("unpackTar() stops between two entries, and between two links, when it is cancelled", async (dir) => {
+  const stop = new AbortController();
+  const links = ["a", "b"].map((name) => ({ name, linkTo: "x" }));
+  const bytes = tar([{ name: "x", content: "x" }, ...links]);
+  async function* untilRead() {
+    yield bytes;
+    stop.abort(new Error("enough"));
+  }
+  const limits = { ...MANY, signal: stop.signal };
+  const error = await unpackTar(untilRead(), dir, limits)
+    .catch((error) => error);
+  assertEquals(error.message, "enough");
+  const made = Array.from(Deno.readDirSync(dir), ({ name }) => name);
+  assertEquals(made, ["x"]);
+});

@@ -71,6 +71,8 @@ Deno.test("credentialError() leaves what the registry or its token service did t
       `Error: failed to fetch: Get "https://${HOST}/v2/": EOF`,
       `Error: basic credential not found`,
       `Error response from registry: GET "https://${HOST}/v2/": failed to resolve credential: x`,
+      `Error response from registry: Error: GET "https://${HOST}/v2/": failed to resolve credential: x`,
+      `Error response from registry: x\nError: GET "https://${HOST}/v2/": failed to resolve credential: x`,
       "",
     ]
   ) assertEquals(recognized(said), undefined, said);

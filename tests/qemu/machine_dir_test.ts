@@ -1,6 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import {
+  isMachineDir,
   makeMachineDir,
   markMachineDir,
   portName,
@@ -52,36 +53,39 @@ async function fill(path: string): Promise<string[]> {
   return files.sort();
 }
 
-Deno.test("removeMachineDir() removes a directory with its token, whatever of it is left", async () => {
+Deno.test("removeMachineDir() removes a directory, whatever of it is left", async () => {
   await using dir = await temporaryDir();
   const machine = join(dir.path, "toolsmith-a1b2");
   await fill(machine);
   const token = await markMachineDir(machine);
   const { mode } = await Deno.stat(join(machine, "token"));
-  assertEquals(mode! & 0o777, 0o600);
-  await removeMachineDir(machine, token);
+  assertEquals([mode! & 0o777, await isMachineDir(machine, token)], [
+    0o600,
+    true,
+  ]);
+  await removeMachineDir(machine);
   assertEquals(names(dir.path), []);
-  await removeMachineDir(machine, token);
+  assertEquals(await isMachineDir(machine, token), false);
 });
 
-Deno.test("removeMachineDir() removes nothing from a directory without the token, or with a copy of it", async () => {
+Deno.test("isMachineDir() believes no directory without the token, or with a copy of it", async () => {
   await using dir = await temporaryDir();
   const [machine, victim] = ["toolsmith-machine", "toolsmith-notes"]
     .map((name) => join(dir.path, name));
   await fill(machine);
-  const files = await fill(victim);
+  await fill(victim);
   const digest = await markMachineDir(machine);
   const [token, planted] = [machine, victim].map((it) => join(it, "token"));
   const text = await Deno.readTextFile(token);
-  await removeMachineDir(victim, digest);
+  assertEquals(await isMachineDir(victim, undefined), false);
+  assertEquals(await isMachineDir(victim, digest), false);
   await Deno.writeTextFile(planted, text, { mode: 0o600 });
-  await removeMachineDir(victim, digest);
-  await removeMachineDir(victim, await sha256OfText(text));
+  assertEquals(await isMachineDir(victim, digest), false);
+  assertEquals(await isMachineDir(victim, await sha256OfText(text)), false);
   await Deno.remove(planted);
   await Deno.symlink(token, planted);
-  await removeMachineDir(victim, digest);
-  assertEquals(names(victim), [...files, "token"].sort());
+  assertEquals(await isMachineDir(victim, digest), false);
+  await Deno.remove(planted);
   await markMachineDir(victim);
-  await removeMachineDir(victim, digest);
-  assertEquals(names(victim), [...files, "token"].sort());
+  assertEquals(await isMachineDir(victim, digest), false);
 });

@@ -128,6 +128,8 @@ const JOURNEYS: [string[], string?][] = [
   [["https://1.1.1.1/", "https://[fd00::1]/"], PRIVATE],
   [["https://1.1.1.1/", "https://[::1]/"], HOST],
   [["https://1.1.1.1/", "https://localhost/"], HOST],
+  [["https://1.1.1.1/", "https://LOCALHOST./"], HOST],
+  [["https://1.1.1.1/", "https://a.localhost/"], HOST],
   [["https://[2606:4700::1]/", "https://127.0.0.1/"], HOST],
   [["https://1.1.1.1/", "https://8.8.8.8/"]],
   [["https://1.1.1.1/", "https://8.8.8.8/", "https://10.0.0.1/"], PRIVATE],
