@@ -43,7 +43,7 @@ Deno.test({
       "changed my mind",
     );
     const left = Array.from(Deno.readDirSync(dir.path), (it) => it.name)
-      .filter((name) => !name.includes("-no-"));
+      .filter((name) => !name.includes("-verdict-"));
     assertEquals(left, []);
   },
 });

@@ -56,7 +56,7 @@ Deno.test({
     assertEquals(written, ["1\n", "2\n"]);
     assertEquals(await digestOf(image), before);
     const left = Array.from(Deno.readDirSync(temporary), (it) => it.name)
-      .filter((name) => !name.includes("-no-"));
+      .filter((name) => !name.includes("-verdict-"));
     assertEquals(left, []);
 
     const all = <T extends ToolsmithEvent["type"]>(type: T) =>

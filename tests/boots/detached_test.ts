@@ -175,7 +175,7 @@ Deno.test({
       assertEquals(await findDetachedVm(path), undefined);
       const left = Array.from(Deno.readDirSync(dir.path), (it) => it.name)
         .filter((name) =>
-          /^toolsmith-.{6,}/.test(name) && !name.includes("-no-")
+          /^toolsmith-.{6,}/.test(name) && !name.includes("-verdict-")
         );
       assertEquals(left, []);
     });
