@@ -117,18 +117,45 @@ export async function assertSafeExports(
   if (exports.length === 0) return;
   const { own, large, searched } = await hostPaths(files);
   const places = await allPlaces(own);
-  for (const place of [...places, ...await allPlaces(large)]) {
-    const dir = exports.find((it) => holds(it, place) || holds(place, it));
+  const closed = [...places, ...await allPlaces(large)];
+  const exportAbove = await finderOf(exports);
+  for (const place of closed) {
+    const dir = await exportAbove(place) ??
+      exports.find((it) => holds(place, it));
     if (dir !== undefined) throw unsafe(dir, place);
   }
   for (const place of await allPlaces(searched)) {
-    const dir = exports.find((it) => holds(it, place));
+    const dir = await exportAbove(place);
     if (dir !== undefined) throw unsafe(dir, place);
   }
   const link = await findHardLink(exports, places, files);
   if (!link) return;
   const { dir, file } = link;
   throw unsafe(dir, file, `remove the hard link to ${file} from ${dir}`);
+}
+
+/**
+ * Finds the export that a path is in, also where it is mounted under another name.
+ */
+async function finderOf(exports: string[]) {
+  const known = new Map<string, Promise<string | undefined>>();
+  const identity = (path: string) => {
+    if (!known.has(path)) {
+      const found = Deno.lstat(path).then(({ dev, ino }) => `${dev} ${ino}`);
+      known.set(path, found.catch(() => undefined));
+    }
+    return known.get(path)!;
+  };
+  const identities = await Promise.all(exports.map(identity));
+  return async (path: string): Promise<string | undefined> => {
+    for (let at = path;; at = dirname(at)) {
+      const one = await identity(at);
+      const dir = exports.find((dir, index) =>
+        dir === at || one !== undefined && identities[index] === one
+      );
+      if (dir !== undefined || at === dirname(at)) return dir;
+    }
+  };
 }
 
 function unsafe(

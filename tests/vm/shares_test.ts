@@ -10,7 +10,9 @@ import {
 import { processEnvironment } from "../../lib/environment.ts";
 import { ROOT } from "../../scripts/deno.ts";
 import { failure } from "../support/failure.ts";
+import { run } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { asRoot } from "../support/users.ts";
 import { replace } from "../support/replace.ts";
 
 Deno.test("an export is a directory, and a tag where one is given", () => {
@@ -344,3 +346,28 @@ Deno.test("links in a circle hold nothing up, and a workspace is nobody's to wri
   const error = await failure("usage", () => assertSafeExports(both, files));
   assertEquals(error.hint, "export a directory that holds nothing but results");
 });
+
+asRoot(
+  "assertSafeExports refuses a directory of PATH that is mounted under another name",
+  async () => {
+    await using dir = await temporaryDir();
+    const [bin, other] = ["bin", "other"].map((it) => join(dir.path, it));
+    for (const path of [bin, other]) await Deno.mkdir(path);
+    const mount = ["--bind", bin, other];
+    assertEquals((await run("mount", { args: mount })).code, 0);
+    try {
+      const shares = [{ path: other, tag: "out", writable: true }];
+      const env = new Map([["PATH", bin]]);
+      const { message } = await failure(
+        "usage",
+        () => assertSafeExports(shares, { image: join(dir.path, "i"), env }),
+      );
+      assertEquals(
+        message,
+        `Cannot export ${other}: the guest could write to ${bin}`,
+      );
+    } finally {
+      await run("umount", { args: [other] });
+    }
+  },
+);
