@@ -9,6 +9,7 @@ import { lockPath } from "../../lib/cache/_staging.ts";
 import { lock } from "../../lib/system/lock.ts";
 import { spawn } from "../../lib/system/process.ts";
 import { settlesWithin, sleep } from "../../lib/system/time.ts";
+import { needs } from "../support/parts.ts";
 import {
   cleanEnvironment,
   cliCommand,
@@ -182,7 +183,7 @@ Deno.test({
 
 Deno.test({
   name: "the terminal is as it was after a second Ctrl-C in boot",
-  ...linux,
+  ignore: linux.ignore || needs("qemuImg").ignore,
   async fn() {
     await using work = await imageless();
     const at = (name: string) => join(work.dir, name);

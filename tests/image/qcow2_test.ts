@@ -5,6 +5,7 @@ import { type ErrorCode, ToolsmithError } from "../../lib/errors.ts";
 import { run } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { makeEncrypted } from "../support/encrypted.ts";
+import { needs } from "../support/parts.ts";
 import {
   assertSelfContained,
   inspectQcow2,
@@ -17,7 +18,7 @@ const MiB = 1024 * 1024;
 function test(name: string, body: (dir: string) => Promise<void>) {
   Deno.test({
     name,
-    ignore: !hasQemuImg,
+    ...needs("qemuImg"),
     async fn() {
       const dir = await Deno.makeTempDir();
       try {
@@ -28,10 +29,6 @@ function test(name: string, body: (dir: string) => Promise<void>) {
     },
   });
 }
-
-const hasQemuImg = await run("qemu-img", { args: ["--version"] })
-  .then(() => true, () => Deno.env.get("CI") === "true");
-if (!hasQemuImg) console.error("skipped: install qemu-utils for qcow2_test.ts");
 
 async function qemuImg(...args: string[]) {
   const { code, stderr } = await run("qemu-img", { args });
