@@ -139,7 +139,7 @@ Deno.test({
         await using vm = await start(common);
         const around = "tr '\\0' ' ' </proc/$PPID/cmdline";
         const shells = [await vm.sh(around), await vm.sh(around)];
-        const waited = shells.map((it) => it.includes("in setup command"));
+        const waited = shells.map((it) => it.includes("read -r kind count"));
         assertEquals(waited, [true, false], shells.join("\n"));
       },
     );
@@ -229,14 +229,15 @@ Deno.test({
 
     await t.step("a restored machine has the host's time", async () => {
       // Without being set, its clock would show when it was saved.
-      const wait = Date.parse(state.saved) + 6_000 - Date.now();
+      const wait = Date.parse(state.saved) + 20_000 - Date.now();
       await new Promise((done) => setTimeout(done, Math.max(0, wait)));
       await using vm = await start(common);
       assertEquals(vm.how, "restored");
       const earliest = Date.now() / 1000;
       const time = Number(await vm.sh("date +%s"));
       const latest = Date.now() / 1000;
-      assert(time > earliest - 3, `${time} is before ${earliest}`);
+      // A busy host takes some seconds to hand the time on.
+      assert(time > earliest - 15, `${time} is before ${earliest}`);
       assert(time < latest + 3, `${time} is after ${latest}`);
     });
 
