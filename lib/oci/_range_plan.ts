@@ -49,8 +49,11 @@ const JUDGED_AFTER_MS = 500;
 const FASTER = 2;
 /** A connection without a byte for so long is left nothing, in milliseconds. */
 const SILENT_MS = 2000;
-/** So that an abort of the plan's is never mistaken for another's. */
-const TAKEN = new Error("Another connection took the piece over");
+/**
+ * So that an abort of the plan's is never mistaken for another's. A text: for an
+ * error that is made while modules load, the whole program is compiled once more.
+ */
+const TAKEN = "another connection took the piece over";
 
 /** A piece that is being read. */
 interface Reading {
