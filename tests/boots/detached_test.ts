@@ -157,7 +157,7 @@ Deno.test({
           echo "$names commands"; exit 1`;
         const result = await vm.exec("sh", {
           args: ["-c", look],
-          timeoutMs: 20_000,
+          timeoutMs: 300_000,
         });
         assertEquals([result.code, result.stdout], [0, ""]);
         await vm[Symbol.asyncDispose]();
