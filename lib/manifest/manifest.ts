@@ -128,7 +128,7 @@ export async function assertInWorkspace(
  * @param options Directory and environment.
  * @returns Its absolute path.
  * @throws {ToolsmithError} `manifest_not_found` when none is named and none is
- * in this directory or above.
+ * in this directory or above; `file_unreadable` for one that may not be looked at.
  */
 export async function locateManifest(
   path?: string,
@@ -139,7 +139,11 @@ export async function locateManifest(
   if (named) return resolve(cwd, named);
   for (let dir = cwd;; dir = dirname(dir)) {
     const candidate = join(dir, USUAL);
-    const stat = await Deno.stat(candidate).catch(() => undefined);
+    const stat = await Deno.stat(candidate).catch((cause) => {
+      // It would be wrong to take one of a directory above instead.
+      if (!(cause instanceof Deno.errors.PermissionDenied)) return undefined;
+      throw systemError(cause, { what: `Cannot read manifest ${candidate}` });
+    });
     if (stat?.isFile) return candidate;
     if (dirname(dir) === dir) throw notFound(join(cwd, USUAL));
   }

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { join } from "../path.ts";
+import { join, resolve } from "../path.ts";
 import { ownUid } from "../system/ownership.ts";
 
 const PASSWD = "/etc/passwd";
@@ -12,21 +12,24 @@ const PASSWD = "/etc/passwd";
 const NOWHERE = "/nonexistent";
 
 /**
- * The variables that oras lacks.
+ * The variables that oras lacks, or would read from its own directory.
  *
  * Needs `--allow-env=HOME,DOCKER_CONFIG`, as oras may see what Deno may not; and
  * for the user's own directory `--allow-read=/etc/passwd` and `--allow-sys=uid`.
  *
- * @returns `DOCKER_CONFIG`, with the directory that docker itself would take,
- * where neither it nor `HOME` is set; else nothing.
+ * @returns `DOCKER_CONFIG`: an absolute path of it if it is set, or the directory
+ * that docker itself would take where neither it nor `HOME` is; else nothing.
  */
 export async function orasConfigDir(): Promise<Record<string, string>> {
   // Windows has no services without USERPROFILE.
   if (Deno.build.os === "windows") return {};
-  for (const variable of ["HOME", "DOCKER_CONFIG"]) {
+  for (const variable of ["DOCKER_CONFIG", "HOME"]) {
     const asked = { name: "env", variable } as const;
     const { state } = await Deno.permissions.query(asked);
-    if (state !== "granted" || Deno.env.get(variable)) return {};
+    if (state !== "granted") return {};
+    const value = Deno.env.get(variable);
+    if (value && variable === "HOME") return {};
+    if (value) return { DOCKER_CONFIG: resolve(value) };
   }
   return { DOCKER_CONFIG: join(await passwdHome() || NOWHERE, ".docker") };
 }

@@ -97,7 +97,7 @@ const FAILURES: Failure[] = [
   },
   {
     match:
-      /unexpected EOF|connection reset|broken pipe|stream error|use of closed network|: EOF/i,
+      /unexpected EOF|connection reset|broken pipe|stream error|GOAWAY|use of closed network|: EOF/i,
     code: "transfer_interrupted",
     message: "The transfer was cut for",
     hint: "try again",

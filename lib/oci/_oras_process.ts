@@ -5,6 +5,7 @@
  */
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
+import { resolve, SEPARATOR } from "../path.ts";
 import { isLoopback } from "../system/address_network.ts";
 import { type Output, run, type RunOptions } from "../system/process.ts";
 import { orasConfigDir } from "./_config_dir.ts";
@@ -46,7 +47,9 @@ const NO_CONFIG = "/nonexistent/toolsmith.json";
  */
 export function orasProcess(options: RegistryOptions): OrasProcess {
   const env = options.env ?? processEnvironment;
-  const program = env.get("TOOLSMITH_ORAS") || "oras";
+  const named = env.get("TOOLSMITH_ORAS") || "oras";
+  // It may start in another directory than this process.
+  const program = named.includes(SEPARATOR) ? resolve(named) : named;
   const { signal, stallTimeoutMs: stallMs = 60_000 } = options;
   const both = (other?: AbortSignal) =>
     signal && other ? AbortSignal.any([signal, other]) : signal ?? other;
@@ -86,7 +89,7 @@ async function callRegistry(
   const config = credentials || withheld ? undefined : await configFile(env);
   // Said either way: oras takes plain HTTP for granted on localhost.
   const connection = [`--plain-http=${plain}`];
-  if (options.caFile) connection.push("--ca-file", options.caFile);
+  if (options.caFile) connection.push("--ca-file", resolve(options.caFile));
   // Docker takes an empty file for none; oras 1.3.0 fails on it.
   if (withheld || config?.text.trim() === "") {
     connection.push("--registry-config", NO_CONFIG);

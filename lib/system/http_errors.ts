@@ -106,7 +106,8 @@ const FAILURES = [
     hint: "check the spelling of the host, and this host's DNS",
   },
   {
-    match: /certificate|corrupt message|alert|\btls(?! handshake eof)/i,
+    match:
+      /certificate|corrupt message|alert|\btls(?! handshake eof| close_notify)/i,
     code: "tls_failed",
     what: "no trusted TLS connection",
     hint: "a private CA needs --ca-file FILE",

@@ -9,6 +9,7 @@ import {
   parseManifest,
 } from "../../lib/manifest/manifest.ts";
 import { failure } from "../support/failure.ts";
+import { replace } from "../support/replace.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 const FILE = "/srv/project/.toolsmith/tools.json";
@@ -442,6 +443,28 @@ Deno.test("the manifest is the named one, else the variable's, else the nearest"
   assertEquals(await locateManifest(undefined, { cwd, env: empty }), usual);
   const { root } = await loadManifest(undefined, { cwd, env: none });
   assertEquals(root, dir.path);
+});
+
+Deno.test("locateManifest() takes none from above a manifest that may not be looked at", async () => {
+  await using dir = await temporaryDir();
+  const cwd = join(dir.path, "deep");
+  const hidden = join(cwd, ".toolsmith", "tools.json");
+  for (const at of [dir.path, cwd]) {
+    await Deno.mkdir(join(at, ".toolsmith"), { recursive: true });
+    await Deno.writeTextFile(join(at, ".toolsmith", "tools.json"), "{}");
+  }
+  const stat = Deno.stat;
+  using _denied = replace(Deno, {
+    stat: (path: string | URL) =>
+      path === hidden
+        ? Promise.reject(new Deno.errors.PermissionDenied("denied"))
+        : stat(path),
+  });
+  const { message } = await failure(
+    "file_unreadable",
+    () => locateManifest(undefined, { cwd, env: new Map() }),
+  );
+  assertStringIncludes(message, hidden);
 });
 
 Deno.test("a manifest that is not there is named, with what to do", async () => {

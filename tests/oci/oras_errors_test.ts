@@ -60,6 +60,10 @@ const WORDS: [ErrorCode, string][] = [
   ["transfer_interrupted", 'Error: Get "https://ghcr.io/v2/": EOF'],
   ["transfer_interrupted", "Error: read tcp: connection reset by peer"],
   ["transfer_interrupted", "Error: stream error: stream ID 3; INTERNAL_ERROR"],
+  [
+    "transfer_interrupted",
+    "Error: http2: server sent GOAWAY and closed the connection; LastStreamID=7, ErrCode=NO_ERROR",
+  ],
   ["checksum_mismatch", "Error: mismatched digest: sha256:…"],
   ["checksum_mismatch", "Error: content digest mismatch"],
   [

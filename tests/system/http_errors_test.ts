@@ -35,6 +35,10 @@ const FAILURES: [string, string][] = [
   ["Connect): tcp connect error: Connection refused", "connection_failed"],
   ["Connect): tls handshake eof", "connection_failed"],
   [
+    "SendRequest): peer closed connection without sending TLS close_notify: ",
+    "transfer_interrupted",
+  ],
+  [
     "SendRequest): connection closed before message completed",
     "transfer_interrupted",
   ],
