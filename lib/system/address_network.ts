@@ -76,7 +76,7 @@ function ipv6Network(address: string): Network {
  *
  * @param address IPv4 in four decimal parts, or IPv6, without brackets.
  * @returns Its eight groups, of IPv4 those of `::ffff:0:0/96`; `undefined` for
- * what is no address.
+ * any other text.
  */
 export function addressGroups(address: string): number[] | undefined {
   if (!/[.:]/.test(address)) return undefined;

@@ -1,5 +1,5 @@
 /**
- * The files of tests, and what can be told of them without running them.
+ * The files of tests, and what can be known of them without running them.
  *
  * @module
  */
