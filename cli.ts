@@ -1,14 +1,14 @@
 /**
- * The command line: from argv to a library call, and from its result to text.
+ * The command line: parses argv, runs the command, and prints result or error.
  *
  * @module
  */
-import { assertExactArgs } from "./lib/cli/exact_args.ts";
+import { assertUtf8Args } from "./lib/cli/utf8_args.ts";
 import { helpText } from "./lib/cli/help.ts";
-import { type Io, processIo } from "./lib/cli/io.ts";
-import { OutputClosedError } from "./lib/cli/output.ts";
-import { type Invocation, parseCommandLine } from "./lib/cli/parse.ts";
-import { errorLine } from "./lib/cli/render.ts";
+import { type CliIo, createProcessIo } from "./lib/cli/io.ts";
+import { OutputClosedError } from "./lib/cli/queued_output.ts";
+import { type Invocation, parseCommandLine } from "./lib/cli/command_line.ts";
+import { jsonErrorLine } from "./lib/cli/render.ts";
 import { watchSignals } from "./lib/cli/signals.ts";
 import { processEnvironment } from "./lib/environment.ts";
 import { toToolsmithError } from "./lib/errors.ts";
@@ -17,51 +17,69 @@ import { VERSION } from "./lib/version.ts";
 /**
  * Runs the program.
  *
- * Needs the permissions of the command that it runs.
+ * Needs the permissions of the command.
  *
- * @param args What follows the program's name.
+ * @param args The arguments after the program's name.
  * @returns The exit status.
+ *
+ * @example Run a command as the program does
+ * ```ts no-run
+ * import { main } from "@fountain/toolsmith/cli";
+ *
+ * Deno.exitCode = await main(["hydrate", "--quiet"]);
+ * ```
  */
 export async function main(args: string[]): Promise<number> {
   using interrupt = await watchSignals(() => io.restoreTerminal());
-  const io = processIo(interrupt.signal, processEnvironment);
-  // Until it is known whose flag it is.
+  const io = createProcessIo(interrupt.abortSignal, processEnvironment);
+  // A guess, for errors before the command line is parsed.
   let json = args.includes("--json");
+  let verbose = args.includes("--verbose");
   try {
-    assertExactArgs(args);
+    assertUtf8Args(args);
     const invocation = parseCommandLine(args);
     json = invocation.kind !== "help" && invocation.json;
-    const status = await execute(invocation, io);
+    verbose = invocation.kind === "command" && invocation.verbose;
+    const status = await executeInvocation(invocation, io);
     await io.flush();
     return status;
   } catch (thrown) {
-    const { signal } = interrupt;
+    const { abortSignal: signal } = interrupt;
     if (!signal.aborted && thrown instanceof OutputClosedError) return 141;
     const error = toToolsmithError(signal.aborted ? signal.reason : thrown);
     if (json) {
-      io.print(errorLine(error, Date.now()));
-      // Standard output may be what failed, such as a full disk.
-      await io.flush().catch(() => io.sayError(error));
-    } else io.sayError(error);
+      io.printLine(jsonErrorLine(error, Date.now(), { verbose }));
+      // Writing to standard output may be what failed, such as on a full disk.
+      await io.flush().catch(() => io.printError(error, { verbose }));
+    } else io.printError(error, { verbose });
     await io.flush().catch(() => {});
     return interrupt.exitStatus() ?? error.exitStatus;
   }
 }
 
-async function execute(invocation: Invocation, io: Io): Promise<number> {
+async function executeInvocation(
+  invocation: Invocation,
+  io: CliIo,
+): Promise<number> {
   switch (invocation.kind) {
     case "help":
-      io.print(helpText(invocation.command).trimEnd());
+      io.printLine(helpText(invocation.command).trimEnd());
       return 0;
     case "version":
-      io.result(invocation.json, { version: VERSION }, `toolsmith ${VERSION}`);
+      io.printResult(
+        invocation.json,
+        { version: VERSION },
+        `toolsmith ${VERSION}`,
+      );
       return 0;
-    case "command":
-      return await invocation.command.run(invocation.request, io);
+    case "command": {
+      const { command, given, words, verbose } = invocation;
+      return await command.run({ ...given, verbose }, io, words);
+    }
   }
 }
 
 if (import.meta.main) {
-  // A write to a pipe that nobody reads would keep the process from ending.
+  // Exit now: a pending write to a pipe that nobody reads would block the exit.
   Deno.exit(await main(Deno.args));
 }

@@ -1,11 +1,12 @@
 /**
- * Toolsmith gets a verified VM image from an OCI registry onto a host, and runs
+ * Toolsmith downloads a verified VM image from an OCI registry to a host and runs
  * tools inside it.
  *
- * As a program: `deno run -A jsr:@fountain/toolsmith hydrate`. As a library:
+ * As a program: `deno run -A jsr:@fountain/toolsmith hydrate`. As a library, this
+ * module has what most programs need; `./vm`, `./oci` and `./cache` have the rest.
  *
- * @example Get the image of the nearest manifest
- * ```ts ignore
+ * @example Download the image of the nearest manifest
+ * ```ts no-run
  * import { hydrate, loadManifest } from "@fountain/toolsmith";
  *
  * const manifest = await loadManifest();
@@ -16,127 +17,68 @@
  * console.log(image.outcome, image.path);
  * ```
  *
+ * @example Check this host and pin an image
+ * ```ts no-run
+ * import { doctor, init, VERSION } from "@fountain/toolsmith";
+ *
+ * const findings = await doctor();
+ * console.log(VERSION, findings.filter(({ level }) => level === "fail"));
+ * const { path } = await init({ ref: "oci://ghcr.io/owner/repo:1.0" });
+ * console.log(path);
+ * ```
+ *
+ * @example Handle one error code
+ * ```ts no-run
+ * import {
+ *   ERROR_CODES,
+ *   loadManifest,
+ *   runInVm,
+ *   ToolsmithError,
+ * } from "@fountain/toolsmith";
+ *
+ * try {
+ *   await runInVm(await loadManifest(), "make");
+ * } catch (error) {
+ *   if (!(error instanceof ToolsmithError)) throw error;
+ *   const [exitStatus, meaning] = ERROR_CODES[error.code];
+ *   console.error(exitStatus, meaning, error.message, error.hint, error.cause);
+ * }
+ * ```
+ *
  * @module
  */
 
-// Manifests: find, read and write `.toolsmith/tools.json`.
+// The manifest (`.toolsmith/tools.json`) and its image.
 export {
   loadManifest,
   type LoadManifestOptions,
   type Manifest,
   type ManifestImage,
-  parseManifest,
 } from "./lib/manifest/manifest.ts";
-export {
-  type ConsumerManifest,
-  formatManifest,
-} from "./lib/manifest/format.ts";
+export type { ImageSource } from "./lib/manifest/image_source.ts";
 export { init, type InitOptions, type InitResult } from "./lib/hydrate/init.ts";
-export type {
-  FileSource,
-  HttpsSource,
-  ImageSource,
-} from "./lib/manifest/source.ts";
-export type { ManifestChange } from "./lib/manifest/write.ts";
-export {
-  assertToolAllowed,
-  resolveTool,
-  type ToolRules,
-} from "./lib/manifest/tools.ts";
-
-// Images: get them, and clear the cache.
 export {
   hydrate,
   type HydrateOptions,
   type HydrateResult,
 } from "./lib/hydrate/hydrate.ts";
-export type { FetchOptions } from "./lib/hydrate/fetch.ts";
-export type { CacheKey } from "./lib/cache/entry.ts";
-export {
-  adoptSnapshots,
-  type CacheEntry,
-  listCache,
-  listPartialImages,
-  type PartialImage,
-  pruneCache,
-  type PruneOptions,
-  type PruneResult,
-} from "./lib/cache/prune.ts";
-export type { Snapshot, SnapshotFiles } from "./lib/cache/snapshots.ts";
-export type { Digest, Sha256 } from "./lib/system/digest.ts";
-
-// Commands in an image, or on this host.
-export {
-  detachedVmPath,
-  detachWorkspaceVm,
-  openWorkspaceVm,
-  planWorkspaceVm,
-  runInVm,
-  type RunInVmOptions,
-  runOnTerminal,
-  type RunOnTerminalOptions,
-  type WorkspaceVmOptions,
-} from "./lib/run/workspace_vm.ts";
-export { type HostOptions, runOnHost } from "./lib/run/host.ts";
-export type {
-  CommandInput,
-  ExecLimits,
-  ExecOptions,
-  ExecResult,
-  OutputSink,
-} from "./lib/guest/exec.ts";
-export type {
-  TerminalOptions,
-  TerminalResult,
-  TerminalScreen,
-  TerminalSize,
-} from "./lib/guest/terminal.ts";
-export type {
-  ProcessExit,
-  ProcessInput,
-  ProcessOutput,
-} from "./lib/system/process.ts";
-
-// Machines: boot an image, keep it running, stop it.
-export { boot } from "./lib/vm/boot.ts";
-export type { BootOptions, SnapshotOptions } from "./lib/vm/options.ts";
-export type { BootedVm, StopOptions, Vm, VmFacts } from "./lib/vm/vm.ts";
-export {
-  attachDetachedVm,
-  detach,
-  type DetachedVmOptions,
-  type DetachOptions,
-  findDetachedVm,
-  stopDetachedVm,
-} from "./lib/vm/detached.ts";
-export type { DetachedVmRecord } from "./lib/vm/detached_record.ts";
-export type { GuestExport } from "./lib/vm/shares.ts";
-export type { GuestShare } from "./lib/qemu/args.ts";
-export type {
-  BootLoader,
-  FirmwareKind,
-  ImageArch,
-} from "./lib/image/boot_loader.ts";
-export type { Accelerator } from "./lib/qemu/accelerator.ts";
-
-// Publishing.
 export {
   publish,
   type PublishOptions,
   type PublishResult,
 } from "./lib/publish/publish.ts";
-export { type ExtraFile, parseExtra } from "./lib/publish/layers.ts";
-export type { PollOptions } from "./lib/publish/verify.ts";
+
+// Commands in the image.
 export {
-  type ReportOptions,
-  reportToActions,
-} from "./lib/publish/github_actions.ts";
-export {
-  formatReference,
-  type OciReference,
-  parseReference,
-} from "./lib/oci/reference.ts";
-export type { RegistryOptions } from "./lib/oci/registry.ts";
+  openWorkspaceVm,
+  runInVm,
+  type RunInVmOptions,
+  type WorkspaceVmOptions,
+} from "./lib/run/workspace_vm.ts";
+export { boot } from "./lib/vm/boot.ts";
+export type { BootOptions } from "./lib/vm/boot_options.ts";
+export type { BootedVm, Vm } from "./lib/vm/vm.ts";
+export type { ExecOptions, ExecResult } from "./lib/guest/exec.ts";
 
 // This host, errors and events.
 export {
@@ -150,38 +92,7 @@ export {
   ToolsmithError,
   type ToolsmithErrorOptions,
 } from "./lib/errors.ts";
-export type {
-  BootReadyEvent,
-  CacheCorruptEvent,
-  CacheHitEvent,
-  CachePlacedEvent,
-  ChecksumProgressEvent,
-  ChecksumVerifiedEvent,
-  CommandDispatchEvent,
-  CommandEndEvent,
-  DownloadEndEvent,
-  DownloadProgressEvent,
-  DownloadStartEvent,
-  EventBase,
-  ExportCreatedEvent,
-  ImageEvent,
-  ImageInspectedEvent,
-  LockWaitEvent,
-  ManifestResolvedEvent,
-  MirrorFailedEvent,
-  OnEvent,
-  PublishPollEvent,
-  PublishStartEvent,
-  PublishVerifiedEvent,
-  PushEndEvent,
-  RangesUnavailableEvent,
-  RetryEvent,
-  ShutdownEvent,
-  StateSavedEvent,
-  ToolsmithEvent,
-  VmBootEvent,
-  WarningEvent,
-} from "./lib/events.ts";
+export type { OnEvent, ToolsmithEvent } from "./lib/events.ts";
 export type { Environment } from "./lib/environment.ts";
 export { VERSION } from "./lib/version.ts";
 

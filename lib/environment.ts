@@ -1,23 +1,23 @@
 /**
- * The environment variables that Toolsmith reads, behind a port: a caller or a
- * test passes a `Map`, everybody else gets the process's own.
+ * Environment variables behind an interface: callers and tests may pass a `Map`,
+ * the default is the process's own environment.
  *
  * @module
  */
 
 import { join } from "./path.ts";
 
-/** Where variables are read from; `Deno.env` and a `Map` both fit. */
+/** A source of environment variables, such as `Deno.env` or a `Map`. */
 export interface Environment {
   /** The value of a variable, or `undefined`. */
   get(name: string): string | undefined;
 }
 
 /**
- * The environment of this process. A variable that is empty, or that Deno may
- * not read, counts as not set; nobody is asked for the permission.
+ * The environment of this process. A variable that is empty, or that Deno may not
+ * read, counts as unset; there is no permission prompt.
  *
- * Needs `--allow-env` for the variables that are to be seen.
+ * Needs `--allow-env` for the variables to be read.
  */
 export const processEnvironment: Environment = {
   get(name) {
@@ -28,14 +28,14 @@ export const processEnvironment: Environment = {
 };
 
 /**
- * Where this user's Toolsmith keeps what can be made again.
+ * Returns this user's cache directory.
  *
  * @param env Read for `XDG_CACHE_HOME`, and `HOME` or `USERPROFILE`.
  * @returns `$XDG_CACHE_HOME/toolsmith`, by default `~/.cache/toolsmith`;
- * `undefined` where no home is known.
+ * `undefined` if no home directory is known.
  */
 export function userCacheDir(env: Environment): string | undefined {
-  // A relative one is to be ignored (XDG Base Directory Specification 0.8).
+  // The XDG Base Directory Specification 0.8 says to ignore a relative path.
   const xdg = env.get("XDG_CACHE_HOME");
   const home = env.get(Deno.build.os === "windows" ? "USERPROFILE" : "HOME");
   const cache = xdg?.startsWith("/") ? xdg : home && join(home, ".cache");

@@ -1,57 +1,65 @@
 /**
- * The one error type of Toolsmith, and the table of its codes.
+ * Toolsmith's error type, and the table of its codes.
  *
  * @module
  */
 
 /**
- * Every code that a {@linkcode ToolsmithError} can carry, with the exit status
- * of the command line and what it means. Codes and numbers are stable: scripts
- * rely on them.
+ * Every code of a {@linkcode ToolsmithError}, with the exit status of the command
+ * line and the meaning. Codes and numbers are stable: scripts rely on them.
  */
 export const ERROR_CODES = {
-  failed: [1, "Something failed that no other code names"],
+  failed: [1, "An error without a code of its own"],
   usage: [2, "The command line is wrong"],
-  manifest_not_found: [10, "No manifest at the given or usual place"],
-  manifest_invalid: [11, "The manifest is not what the guide describes"],
+  manifest_not_found: [10, "No manifest at the given or default path"],
+  manifest_invalid: [11, "The manifest is malformed or a field is invalid"],
   reference_invalid: [12, "An image source or registry reference is malformed"],
   source_not_found: [13, "The local image file does not exist"],
   file_unreadable: [14, "A local file cannot be read or written"],
   oras_not_found: [20, "The oras program is missing"],
-  oras_failed: [21, "oras failed in a way that Toolsmith does not know"],
-  permission_missing: [22, "Deno was not given a permission that is needed"],
+  oras_failed: [21, "oras failed with an error that Toolsmith does not know"],
+  permission_missing: [22, "Deno lacks a required permission"],
   credentials_failed: [23, "The Docker credential helper failed"],
-  unauthorized: [30, "The registry wants credentials, or refused these"],
-  forbidden: [31, "The registry knows you and says no"],
+  unauthorized: [30, "The registry requires credentials, or rejected them"],
+  forbidden: [31, "The registry denies access to this user"],
   not_found: [32, "The registry has no such repository, tag or blob"],
-  rate_limited: [33, "The registry asks to slow down"],
+  rate_limited: [33, "The registry limits the rate of requests"],
   registry_unavailable: [34, "The registry answered with a server error"],
-  tls_failed: [35, "The TLS connection could not be trusted or made"],
+  tls_failed: [35, "The TLS handshake failed, or the certificate is untrusted"],
   dns_failed: [36, "The registry's host name does not resolve"],
-  connection_failed: [37, "The registry's host refused or did not answer"],
-  transfer_interrupted: [38, "The transfer was cut before its end"],
-  transfer_stalled: [39, "The transfer stopped growing"],
-  payload_missing: [40, "The artifact holds no .qcow2 file"],
-  payload_ambiguous: [41, "Several .qcow2 files, none with the digest"],
-  artifact_unsafe: [42, "The artifact has a layer that must not be unpacked"],
-  checksum_mismatch: [43, "The bytes are not those of the expected digest"],
+  connection_failed: [37, "The host refused the connection or did not answer"],
+  transfer_interrupted: [38, "The transfer ended before it was complete"],
+  transfer_stalled: [
+    39,
+    "The transfer made no progress before the stall timeout",
+  ],
+  payload_missing: [40, "The artifact has no .qcow2 file, or no chunk index"],
+  payload_ambiguous: [
+    41,
+    "Several .qcow2 files, none with the expected digest",
+  ],
+  artifact_unsafe: [42, "The artifact has a layer that oras would unpack"],
+  checksum_mismatch: [43, "The bytes do not match the expected digest"],
   image_invalid: [44, "The file is not a QCOW2 image"],
   image_unsafe: [45, "The QCOW2 refers to another file"],
-  redirect_refused: [46, "The server redirects to where it must not"],
+  redirect_refused: [46, "The server redirects to a forbidden URL"],
+  signature_missing: [47, "The artifact has no signature"],
+  signature_invalid: [48, "No signature satisfies the manifest's rule"],
+  trust_root_unavailable: [49, "The roots that verify signatures are missing"],
   disk_full: [50, "There is not enough free space"],
-  cache_unwritable: [51, "The cache cannot be written"],
-  offline_miss: [52, "Offline, and the image is not in the cache"],
+  cache_unwritable: [51, "The cache is not writable"],
+  offline_miss: [52, "--offline, and the image is not in the cache"],
   publish_mismatch: [60, "The registry serves other bytes than were pushed"],
   publish_timeout: [61, "The registry did not serve the artifact in time"],
   qemu_not_found: [70, "The QEMU program is missing"],
   boot_failed: [71, "QEMU ended, or the image does not boot"],
   guest_not_ready: [72, "The guest agent did not answer in time"],
   guest_panicked: [73, "The guest's kernel panicked"],
-  guest_failed: [74, "The guest agent refused or broke off"],
-  machine_not_found: [75, "No running machine to use or to stop"],
+  guest_failed: [74, "The guest agent rejected a request or disconnected"],
+  machine_not_found: [75, "No running VM to use or to stop"],
   tool_forbidden: [76, "The manifest's operations do not allow the tool"],
   firmware_not_found: [77, "The firmware that the image needs is missing"],
-  timeout: [124, "The time limit that was asked for has passed"],
+  timeout: [124, "The given time limit has passed"],
   command_not_found: [127, "The command does not exist in the guest"],
   cancelled: [130, "Cancelled by the caller or by Ctrl-C"],
 } as const satisfies Record<string, readonly [number, string]>;
@@ -59,18 +67,18 @@ export const ERROR_CODES = {
 /** One of the stable codes in {@linkcode ERROR_CODES}. */
 export type ErrorCode = keyof typeof ERROR_CODES;
 
-/** What {@linkcode ToolsmithError} takes besides its code and message. */
+/** Hint and cause of a {@linkcode ToolsmithError}. */
 export interface ToolsmithErrorOptions {
   /** The next step for the person who reads the message. */
   hint?: string;
-  /** The error that led to this one. */
+  /** The underlying error. */
   cause?: unknown;
 }
 
 /**
- * Every failure that Toolsmith reports.
+ * The error of every failure that Toolsmith reports.
  *
- * @example Tell one failure from another
+ * @example Handle one error code
  * ```ts
  * import { ToolsmithError } from "./errors.ts";
  *
@@ -81,14 +89,14 @@ export interface ToolsmithErrorOptions {
 export class ToolsmithError extends Error {
   /** The stable code, to branch on. */
   readonly code: ErrorCode;
-  /** The next step, or `undefined` where there is none to give. */
+  /** The next step, or `undefined`. */
   readonly hint: string | undefined;
 
   /**
    * Makes an error.
    *
    * @param code The stable code.
-   * @param message What could not be done, with the value; no final period.
+   * @param message What failed, with the value; no final period.
    * @param options The hint and the cause.
    */
   constructor(
@@ -102,24 +110,24 @@ export class ToolsmithError extends Error {
     this.hint = options.hint;
   }
 
-  /** The exit status that the command line ends with. */
+  /** The exit status of the command line for this code. */
   get exitStatus(): number {
     return ERROR_CODES[this.code][0];
   }
 }
 
 /**
- * Wraps whatever was thrown into a {@linkcode ToolsmithError}.
+ * Converts any caught value to a {@linkcode ToolsmithError}.
  *
- * @param thrown Anything that was caught.
- * @returns The same object where it is one already.
+ * @param thrown The caught value.
+ * @returns The same object if it already is one.
  */
 export function toToolsmithError(thrown: unknown): ToolsmithError {
   if (thrown instanceof ToolsmithError) return thrown;
   const message = thrown instanceof Error ? thrown.message : String(thrown);
   if (thrown instanceof Deno.errors.NotCapable) {
     return new ToolsmithError("permission_missing", message, {
-      hint: "grant the permission that the message names, or use -A",
+      hint: "run deno with the permission that the message names, or with -A",
       cause: thrown,
     });
   }
@@ -128,67 +136,67 @@ export function toToolsmithError(thrown: unknown): ToolsmithError {
   if (thrown instanceof DOMException && thrown.name === "AbortError") {
     return new ToolsmithError("cancelled", message, { cause: thrown });
   }
-  // What AbortSignal.timeout() throws.
+  // AbortSignal.timeout() throws this.
   if (thrown instanceof DOMException && thrown.name === "TimeoutError") {
     return new ToolsmithError("timeout", message, {
-      hint: "allow more time",
+      hint: "raise the time limit",
       cause: thrown,
     });
   }
   return new ToolsmithError("failed", message, { cause: thrown });
 }
 
-/** What {@linkcode systemError} takes. */
+/** Options of {@linkcode systemError}. */
 export interface SystemErrorOptions {
-  /** What could not be done, with the value. @default {undefined} to access the path, or to run the program, that the system names */
-  what?: string;
-  /** The path, for want of one in the system's words. @default {undefined} */
-  path?: string;
-  /** The code, unless the disk is full. @default {"file_unreadable"} */
+  /** Start of the message, such as "Cannot write to PATH". @default {undefined} derived from the path or program that the system names */
+  messagePrefix?: string;
+  /** The path to name if the system's message has none. @default {undefined} */
+  fallbackPath?: string;
+  /** The error's code; a full disk is always `disk_full`. @default {"file_unreadable"} */
   code?: ErrorCode;
-  /** The next step, unless the disk is full. @default {undefined} the usual one for such an error */
+  /** The next step. @default {undefined} chosen by the system's error code */
   hint?: string;
 }
 
-/** The next step, by the system's code (errno(3)), or its number where Deno has no code. */
-const SYSTEM_HINTS: Record<string, string> = {
+/** Hints by errno name (errno(3)), or by number where Deno has no name. */
+const HINTS_BY_ERRNO: Record<string, string> = {
   27: "use a file system for files of that size, or raise the limit: ulimit -f",
   E2BIG: "pass fewer or shorter arguments",
-  EACCES: "fix its owner or mode",
-  EAGAIN: "end other processes, or raise their limit: ulimit -u",
-  EILSEQ: "rename it: only names in UTF-8 can be used",
-  EIO: "check the disk: the system's log has more",
+  EACCES: "fix the owner or mode of the file",
+  EAGAIN: "end other processes, or raise the process limit: ulimit -u",
+  EILSEQ: "rename the file: only UTF-8 names are supported",
+  EIO: "check the disk, and the system's log",
   EISDIR: "name a file, not a directory",
-  ELOOP: "fix its symbolic links: they lead in a circle",
+  ELOOP: "fix the path's symbolic links: they form a loop",
   EMFILE: "raise the limit of open files: ulimit -n",
   ENAMETOOLONG: "choose a shorter name",
   ENFILE: "end other processes: this host has too many open files",
-  ENOENT: "check the path, and of a program PATH",
+  ENOENT: "check that the path exists, or that the program is in PATH",
   ENOMEM: "end other processes, or add memory",
   ENOTDIR: "check the path: a part of it is a file, not a directory",
-  EPERM: "fix its owner or mode",
-  EROFS: "choose a place that can be written: this file system is read-only",
+  EPERM: "fix the owner or mode of the file",
+  EROFS: "choose a writable directory: this file system is read-only",
 };
 
-/** As in `Failed to spawn 'a': Not a directory (os error 20)` and `Not a directory (os error 20): stat 'a/b'`. */
-const SYSTEM_WORDS =
+/** Matches `Failed to spawn 'a': Not a directory (os error 20)` and `Not a directory (os error 20): stat 'a/b'`. */
+const SYSTEM_MESSAGE_PATTERN =
   /^(?:Failed to spawn '(.*?)': )?(.*?)(?: \(os error \d+\)(?:: \w+(?: '(.*)')?)?)?$/s;
 
 /**
- * Makes a typed error of one that the system reported for a file or a program.
- * Deno's own has no next step, and not always the path.
+ * Converts an operating system error about a file or a program, as Deno's own has
+ * no hint and not always a path.
  *
- * @param thrown Anything that was caught.
- * @param options What could not be done, and what to do about it.
- * @returns The typed error; whatever else was caught, as it is.
+ * @param thrown The caught value.
+ * @param options Message, code and hint.
+ * @returns A {@linkcode ToolsmithError}; any other caught value unchanged.
  *
- * @example Name the variable that a path came from
+ * @example Name the variable that a path comes from
  * ```ts
  * import { systemError } from "./errors.ts";
  *
  * await Deno.stat("/tmp").catch((error) => {
- *   const what = "Cannot use TMPDIR=/tmp";
- *   throw systemError(error, { what, hint: "set TMPDIR to a directory" });
+ *   const messagePrefix = "Cannot use TMPDIR=/tmp";
+ *   throw systemError(error, { messagePrefix, hint: "set TMPDIR" });
  * });
  * ```
  */
@@ -196,12 +204,12 @@ export function systemError(
   thrown: unknown,
   options: SystemErrorOptions = {},
 ): unknown {
-  // Its message may quote the system's words.
+  // Its message may quote the system's message.
   if (thrown instanceof ToolsmithError) return thrown;
   const errno = errnoOf(thrown);
   if (errno === undefined) return thrown;
-  const [, program, words, path = options.path] =
-    SYSTEM_WORDS.exec((thrown as Error).message) ?? [];
+  const [, program, words, path = options.fallbackPath] =
+    SYSTEM_MESSAGE_PATTERN.exec((thrown as Error).message) ?? [];
   const subject = program !== undefined
     ? `Cannot run ${program}`
     : path !== undefined
@@ -209,19 +217,19 @@ export function systemError(
     : "The system reports an error";
   const reason = words.replace(/^[A-Z](?=[a-z])/, (it) => it.toLowerCase())
     .replace("entity not found", "no such program");
-  const message = `${options.what ?? subject}: ${reason}`;
+  const message = `${options.messagePrefix ?? subject}: ${reason}`;
   if (errno === "ENOSPC" || errno === "EDQUOT") {
     return new ToolsmithError("disk_full", message, {
-      hint: "free some space, or put the cache elsewhere: TOOLSMITH_CACHE=DIR",
+      hint: "free disk space, or move the cache elsewhere: TOOLSMITH_CACHE=DIR",
       cause: thrown,
     });
   }
-  const usual = SYSTEM_HINTS[errno] ?? "check the path, and the system's log";
+  const usual = HINTS_BY_ERRNO[errno] ?? "check the path, and the system's log";
   const { code = "file_unreadable", hint = usual } = options;
   return new ToolsmithError(code, message, { hint, cause: thrown });
 }
 
-/** The system's code, or its number; `undefined` for those of networks. */
+/** Returns the errno name or number; `undefined` for network errors. */
 function errnoOf(thrown: unknown): string | undefined {
   const { code, message } = (thrown ?? {}) as { [name: string]: unknown };
   if (typeof code === "string" && /^E[A-Z0-9]+$/.test(code)) {
@@ -231,7 +239,7 @@ function errnoOf(thrown: unknown): string | undefined {
   }
   if (thrown instanceof Deno.errors.PermissionDenied) return "EACCES";
   if (/is not valid UTF-8$/.test(`${message}`)) return "EILSEQ";
-  // The words of fetch() end so, too.
+  // The messages of fetch() end in an errno too.
   if (thrown instanceof TypeError) return undefined;
   return /\(os error (\d+)\)/.exec(`${message}`)?.[1];
 }

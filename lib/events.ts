@@ -1,31 +1,31 @@
 /**
- * What Toolsmith reports while it works: a typed union of events. Nothing here
- * prints; the command line renders them for a person or as JSON Lines.
+ * The events that Toolsmith emits while it works. The command line prints them as
+ * text or as JSON Lines.
  *
  * @module
  */
 
-/** What every event carries. */
+/** Fields of every event. */
 export interface EventBase<Type extends string> {
-  /** Which event it is. */
+  /** The event's type. */
   type: Type;
-  /** When it happened, as an ISO 8601 time in UTC. */
+  /** ISO 8601 time in UTC. */
   timestamp: string;
 }
 
-/** What every event about one image carries. */
+/** Fields of every event about an image. */
 export interface ImageEvent<Type extends string> extends EventBase<Type> {
   /** The manifest's `image.name`. */
   image: string;
 }
 
-/** Another process holds the lock of this image; this one waits. */
+/** Another process holds the image's lock; this one waits. */
 export interface LockWaitEvent extends ImageEvent<"lock_wait"> {
-  /** The lock's file. */
+  /** The lock file. */
   path: string;
 }
 
-/** The image is in the cache and still the verified one. */
+/** The verified image is in the cache. */
 export interface CacheHitEvent extends ImageEvent<"cache_hit"> {
   /** The image's path in the cache. */
   path: string;
@@ -33,86 +33,115 @@ export interface CacheHitEvent extends ImageEvent<"cache_hit"> {
   digest: string;
 }
 
-/** An entry of the cache is not what was verified; it is replaced. */
+/** A cached image differs from what was verified and is replaced. */
 export interface CacheCorruptEvent extends ImageEvent<"cache_corrupt"> {
-  /** The entry's path. */
+  /** The cached image's path. */
   path: string;
-  /** What is wrong with it. */
+  /** What is wrong with the cached image. */
   reason: string;
 }
 
-/** The registry's manifest was read and holds the expected layer. */
+/** The registry's manifest has the expected image layer. */
 export interface ManifestResolvedEvent extends ImageEvent<"manifest_resolved"> {
-  /** Where the image comes from. */
+  /** The image's source. */
   source: string;
   /** The artifact manifest's digest. */
   digest: string;
-  /** The title of the layer that is the image. */
+  /** The title of the image layer. */
   file: string;
   /** Size of the image, in bytes. */
   bytes: number;
 }
 
-/** A transfer begins. */
+/** The artifact has a signature that satisfies the manifest's rule. */
+export interface SignatureVerifiedEvent
+  extends ImageEvent<"signature_verified"> {
+  /** The artifact manifest's digest. */
+  digest: string;
+  /** The identity that signed, or the digest of the key. */
+  signer: string;
+}
+
+/** A download starts. */
 export interface DownloadStartEvent extends ImageEvent<"download_start"> {
-  /** Where the image comes from. */
+  /** The image's source. */
   source: string;
-  /** Size of all that is transferred, in bytes; `null` if not known. */
+  /** Size of the download, in bytes; `null` if unknown. */
   bytes: number | null;
-  /** Bytes that an earlier transfer has left, and that are not asked for again. */
+  /** Bytes of an earlier partial download that are kept. */
   resumed: number;
-  /** How many connections there are at most. */
+  /** Maximum number of connections. */
   connections: number;
 }
 
-/** The image does not come by ranges, but by `oras pull`, over one connection. */
+/** Range requests are not possible; falling back to `oras pull` over one connection. */
 export interface RangesUnavailableEvent
   extends ImageEvent<"ranges_unavailable"> {
-  /** What stands in the way. */
+  /** Why range requests are not possible. */
   reason: string;
 }
 
-/** A mirror is given up; the next one, or the registry, goes on. */
+/** A mirror failed; the download continues from the next one, or the registry. */
 export interface MirrorFailedEvent extends ImageEvent<"mirror_failed"> {
   /** The mirror's host. */
   mirror: string;
-  /** What is wrong with it. */
+  /** Why the mirror failed. */
   reason: string;
 }
 
-/** A transfer has come so far. */
-export interface DownloadProgressEvent extends ImageEvent<"download_progress"> {
-  /** Bytes that are there by now. */
+/** How much of an image an update downloads. */
+export interface UpdateSize {
+  /** The older image's version: its tag, file name or digest. */
+  from: string;
+  /** Number of bytes to download. */
   bytes: number;
-  /** Size of the whole, in bytes; `null` if not known. */
+  /** Size of the image, in bytes. */
+  total: number;
+}
+
+/** What an older image holds, too, was copied from it; the rest is downloaded. */
+export interface UpdateStartEvent
+  extends ImageEvent<"update_start">, UpdateSize {}
+
+/** An older image exists, but the whole image is downloaded. */
+export interface UpdateDeclinedEvent extends ImageEvent<"update_declined"> {
+  /** Why nothing is copied from the older image. */
+  reason: string;
+}
+
+/** Progress of a download. */
+export interface DownloadProgressEvent extends ImageEvent<"download_progress"> {
+  /** Bytes downloaded so far, resumed ones included. */
+  bytes: number;
+  /** Total size, in bytes; `null` if unknown. */
   total: number | null;
 }
 
-/** A transfer is complete, and not yet verified. */
+/** A download is complete, but not yet verified. */
 export interface DownloadEndEvent extends ImageEvent<"download_end"> {
-  /** Where the image came from. */
+  /** The image's source. */
   source: string;
-  /** Bytes that were transferred. */
+  /** Bytes transferred. */
   bytes: number;
-  /** Time it took, in milliseconds. */
+  /** Duration, in milliseconds. */
   elapsedMs: number;
 }
 
-/** A transient failure; the same is tried again after a pause. */
+/** A transient failure will be retried after a pause. */
 export interface RetryEvent extends ImageEvent<"retry"> {
-  /** The failure's code. */
+  /** The error's code. */
   code: string;
-  /** The failure's message. */
+  /** The error's message. */
   message: string;
-  /** Which attempt comes next; the first was 1. */
+  /** Number of the next attempt; the first was 1. */
   attempt: number;
-  /** How many attempts there are in all. */
+  /** Maximum number of attempts. */
   attempts: number;
   /** Pause before the next attempt, in milliseconds. */
   delayMs: number;
 }
 
-/** The bytes have the expected digest. */
+/** The downloaded image has the expected digest. */
 export interface ChecksumVerifiedEvent extends ImageEvent<"checksum_verified"> {
   /** `sha256:` and the digest in hex. */
   digest: string;
@@ -120,7 +149,7 @@ export interface ChecksumVerifiedEvent extends ImageEvent<"checksum_verified"> {
   bytes: number;
 }
 
-/** The image is at its place in the cache. */
+/** The image was moved into the cache. */
 export interface CachePlacedEvent extends ImageEvent<"cache_placed"> {
   /** The image's path in the cache. */
   path: string;
@@ -130,189 +159,212 @@ export interface CachePlacedEvent extends ImageEvent<"cache_placed"> {
   bytes: number;
 }
 
-/** A file that is about to be published was looked at. */
+/** The image file to publish was inspected. */
 export interface ImageInspectedEvent extends ImageEvent<"image_inspected"> {
   /** The file's path. */
   path: string;
   /** Size of the file, in bytes. */
   bytes: number;
-  /** Size of the disk that the guest sees, in bytes. */
+  /** Virtual disk size, in bytes. */
   virtualSize: number;
-  /** Whether the image's clusters are compressed, as far as they were seen. */
+  /** Whether most sampled clusters are compressed. */
   compressed: boolean;
-  /** How much of the file is holes, in bytes; `null` where it is not known. */
+  /** Bytes of the file that are holes; `null` if unknown. */
   sparseBytes: number | null;
-  /** The part of the file that compression would save, from 0 to 1. */
-  savings: number;
 }
 
-/** The digest of a file has been computed so far. */
+/** Progress of hashing a file. */
 export interface ChecksumProgressEvent extends ImageEvent<"checksum_progress"> {
-  /** Bytes that were read by now. */
+  /** Bytes hashed so far. */
   bytes: number;
-  /** Size of the whole, in bytes. */
+  /** Total size, in bytes. */
   total: number;
 }
 
-/** The push to the registry begins. */
+/** `qemu-img` starts to compress the image to publish. */
+export interface CompressStartEvent extends EventBase<"compress_start"> {
+  /** The image's path. */
+  path: string;
+}
+
+/** What hosts that have the version `from` will download, and the image's size. */
+export interface UpdatePredictedEvent
+  extends ImageEvent<"update_predicted">, UpdateSize {}
+
+/** The push to the registry starts. */
 export interface PublishStartEvent extends ImageEvent<"publish_start"> {
-  /** Where it is published, as `registry/repository:tag`. */
+  /** The target, as `registry/repository:tag`. */
   reference: string;
-  /** The title of the layer that is the image. */
+  /** The title of the image layer. */
   file: string;
-  /** Size of all that is pushed, in bytes. */
+  /** Size of all files to push, in bytes. */
   bytes: number;
-  /** Digest of the image: `sha256:` and hex. */
+  /** The image's digest: `sha256:` and hex. */
   digest: string;
 }
 
-/** The push to the registry is done. */
+/** The push to the registry is complete. */
 export interface PushEndEvent extends ImageEvent<"push_end"> {
-  /** Where it was published. */
+  /** The reference that was pushed. */
   reference: string;
   /** The artifact manifest's digest. */
   digest: string;
-  /** Size of all that was pushed, in bytes. */
+  /** Size of all pushed files, in bytes. */
   bytes: number;
-  /** Time it took, in milliseconds. */
+  /** Duration, in milliseconds. */
   elapsedMs: number;
 }
 
-/** The registry was asked for what was published. */
+/** The registry was polled for the published artifact. */
 export interface PublishPollEvent extends ImageEvent<"publish_poll"> {
-  /** What it was asked for. */
+  /** The reference that was requested. */
   reference: string;
-  /** Which attempt this was, from 1. */
+  /** Number of this attempt, from 1. */
   attempt: number;
-  /** How many attempts there are in all. */
+  /** Maximum number of attempts. */
   attempts: number;
-  /** Whether it serves what was pushed. */
+  /** Whether the registry serves the pushed artifact. */
   outcome: "served" | "waiting";
-  /** Why it does not yet: an error's message. */
+  /** The error's message while it does not. */
   message?: string;
   /** Pause before the next attempt, in milliseconds; 0 for the last. */
   delayMs: number;
 }
 
-/** The registry serves what was pushed. */
+/** The registry serves the pushed artifact. */
 export interface PublishVerifiedEvent extends ImageEvent<"publish_verified"> {
-  /** Where it was published. */
+  /** The reference that was pushed. */
   reference: string;
   /** The artifact manifest's digest. */
   digest: string;
-  /** What was compared: digests alone, or the bytes too. */
+  /** What was compared: the digests, or the pulled image too. */
   verify: "manifest" | "pull";
 }
 
-/** QEMU is started. */
+/** QEMU starts. */
 export interface VmBootEvent extends EventBase<"vm_boot"> {
   /** The image's path. */
   image: string;
-  /** Whether a snapshot is restored. */
+  /** Whether the VM boots or restores a snapshot. */
   how: "boot" | "restore";
-  /** What runs the machine. */
+  /** What runs the VM. */
   backend: "qemu";
-  /** Its version. */
+  /** QEMU's version. */
   version: string;
-  /** How the guest's instructions are run. */
+  /** Hardware acceleration, or `tcg` for emulation. */
   accelerator: "kvm" | "hvf" | "tcg";
-  /** Memory of the machine, in MiB. */
+  /** The VM's memory, in MiB. */
   memory: number;
-  /** Processors of the machine. */
+  /** The VM's virtual processors. */
   cpus: number;
 }
 
-/** The guest answers, and its directories are mounted. */
+/** The guest is ready and its directories are mounted. */
 export interface BootReadyEvent extends EventBase<"boot_ready"> {
   /** The image's path. */
   image: string;
-  /** How the machine came to be ready. */
+  /** Whether the VM booted or was restored. */
   how: "booted" | "restored";
   /**
-   * The agent that answered after a boot: `toolsmith` for the one that the seed
-   * brought, else its name and version.
+   * The guest agent that answered after a boot: `toolsmith` for the one from the seed
+   * disk, else its name and version.
    */
   agent?: string;
-  /** Time of each phase, in milliseconds. */
+  /** Duration of each phase, in milliseconds. */
   phases: {
-    /** Until QEMU answered. */
+    /** Until QEMU answers. */
     start: number;
-    /** From then until its agent answered; a restored guest's does so in `attach`. */
+    /** Until the guest agent answers; for a restored VM part of `attach`. */
     guest: number;
-    /** From then until the machine was saved and went on; 0 if it was not. */
+    /** Until the snapshot is saved and the VM resumed; 0 without a snapshot. */
     save: number;
-    /** From then until directories and network were attached. */
+    /** Until directories and network are attached. */
     attach: number;
   };
-  /** Time of all phases, in milliseconds. */
+  /** Duration of all phases, in milliseconds. */
   elapsedMs: number;
 }
 
-/** A snapshot of the machine was saved when it was ready; the next start restores it. */
+/** A snapshot of the ready VM was saved; the next start restores it. */
 export interface StateSavedEvent extends EventBase<"state_saved"> {
   /** The snapshot's file. */
   path: string;
-  /** Size of all its files, in bytes. */
+  /** Size of all files of the snapshot, in bytes. */
   bytes: number;
-  /** How long the machine was paused for it, in milliseconds. */
+  /** How long the VM was paused for the snapshot, in milliseconds. */
   stoodMs: number;
 }
 
-/** A command is sent to the guest. Its arguments, which may be secret, are not reported. */
+/** A command is started. Its arguments may be secret and are not reported. */
 export interface CommandDispatchEvent extends EventBase<"command_dispatch"> {
-  /** Numbers the commands of this process, from 1. */
+  /** Number of the command in this process, from 1. */
   id: number;
   /** The command's name or path. */
   command: string;
-  /** Where it runs. */
+  /** Where the command runs: in the VM or on the host. */
   backend: "qemu" | "host";
 }
 
 /** A command has ended. */
 export interface CommandEndEvent extends EventBase<"command_end"> {
-  /** The number it was dispatched with. */
+  /** The `id` of the command_dispatch event. */
   id: number;
-  /** Its exit status; 128 plus the number for a signal. */
+  /** Exit status; 128 plus the number for a signal. */
   code: number;
-  /** The signal that ended it, or `null`. */
+  /** The signal that ended the command, or `null`. */
   signal: string | null;
-  /** Bytes it wrote to standard output; not known on the host. */
+  /** Bytes written to standard output; absent on the host. */
   stdoutBytes?: number;
-  /** Bytes it wrote to standard error; not known on the host. */
+  /** Bytes written to standard error; absent on the host. */
   stderrBytes?: number;
-  /** Time it took, in milliseconds. */
+  /** Duration, in milliseconds. */
   elapsedMs: number;
 }
 
-/** The directory of an export did not exist, and was made. */
+/** The directory of an export was created. */
 export interface ExportCreatedEvent extends EventBase<"export_created"> {
-  /** Its absolute path. */
+  /** The directory's absolute path. */
   path: string;
 }
 
-/** The machine has ended. */
+/** A guest's network allowed or refused what the guest wanted to reach. */
+export interface EgressEvent extends EventBase<"egress"> {
+  /** Whether the guest may reach it; it may still not answer. */
+  allowed: boolean;
+  /** Name or address; `*` sums up what was too much to report. */
+  host: string;
+  /** The port, `null` without one, as for a name that is looked up. */
+  port: number | null;
+  /** The rule that allows it, or why it is refused. */
+  reason: string;
+}
+
+/** The VM has ended. */
 export interface ShutdownEvent extends EventBase<"shutdown"> {
-  /** By the guest itself, by a stop of QEMU, or by force. */
+  /** Powered down by the guest, stopped by QEMU, or killed. */
   how: "powered_down" | "stopped" | "killed";
-  /** Time it took, in milliseconds. */
+  /** Duration, in milliseconds. */
   elapsedMs: number;
 }
 
-/** Something that is not a failure, and that a person should know. */
+/** A problem that does not stop the work. */
 export interface WarningEvent extends EventBase<"warning"> {
-  /** What it is. */
+  /** The warning's text. */
   message: string;
 }
 
-/** Everything that a caller may be notified of. */
+/** Every event that Toolsmith emits. */
 export type ToolsmithEvent =
   | LockWaitEvent
   | CacheHitEvent
   | CacheCorruptEvent
   | ManifestResolvedEvent
+  | SignatureVerifiedEvent
   | DownloadStartEvent
   | RangesUnavailableEvent
   | MirrorFailedEvent
+  | UpdateStartEvent
+  | UpdateDeclinedEvent
   | DownloadProgressEvent
   | DownloadEndEvent
   | RetryEvent
@@ -320,6 +372,8 @@ export type ToolsmithEvent =
   | CachePlacedEvent
   | ImageInspectedEvent
   | ChecksumProgressEvent
+  | CompressStartEvent
+  | UpdatePredictedEvent
   | PublishStartEvent
   | PushEndEvent
   | PublishPollEvent
@@ -329,38 +383,40 @@ export type ToolsmithEvent =
   | StateSavedEvent
   | CommandDispatchEvent
   | CommandEndEvent
+  | EgressEvent
   | ExportCreatedEvent
   | ShutdownEvent
   | WarningEvent;
 
-/** Takes events; a caller's `onEvent`. It must not throw. */
+/** A listener for events. It must not throw. */
 export type OnEvent = (event: ToolsmithEvent) => void;
 
-/** An event as it is written at its source: the time is added on the way. */
-export type Untimed<E> = E extends unknown ? Omit<E, "timestamp"> : never;
+/** An event before {@linkcode createEmitter} adds its timestamp. */
+export type EventWithoutTimestamp<E> = E extends unknown ? Omit<E, "timestamp">
+  : never;
 
-let commands = 0;
+let lastCommandId = 0;
 
 /**
- * The number of the next command of this process.
+ * Returns a new command number, unique in this process.
  *
- * @returns From 1.
+ * @returns 1, 2, 3, …
  */
 export function nextCommandId(): number {
-  return ++commands;
+  return ++lastCommandId;
 }
 
-/** Sends one event. */
-export type Emit = (event: Untimed<ToolsmithEvent>) => void;
+/** Emits one event. */
+export type Emit = (event: EventWithoutTimestamp<ToolsmithEvent>) => void;
 
 /**
- * Makes the function that adds the time to events and passes them on.
+ * Creates a function that adds the timestamp to events and passes them on.
  *
- * @param onEvent The caller's function, or `undefined` to drop all events.
+ * @param onEvent The listener, or `undefined` to drop all events.
  * @param now The clock, in milliseconds since the epoch.
- * @returns The function that the rest of the code sends events with.
+ * @returns The function to emit events with.
  */
-export function emitter(
+export function createEmitter(
   onEvent: OnEvent | undefined,
   now: () => number = Date.now,
 ): Emit {

@@ -1,6 +1,6 @@
 /**
- * Paths of this system. `@std/path` itself looks at `process` to find out which
- * that is, and Deno then loads all of its Node emulation: half of a start.
+ * Path functions for this system. `@std/path` detects the system by `process`, which
+ * makes Deno load its Node emulation and doubles the start time.
  *
  * @module
  */
@@ -18,12 +18,8 @@ export const {
   SEPARATOR,
 } = Deno.build.os === "windows" ? windows : posix;
 
-/**
- * Quotes a word for a POSIX shell where it needs it.
- *
- * @param word The word.
- */
-export function shellWord(word: string): string {
+/** Quotes a word for a POSIX shell if necessary. */
+export function quoteShellWord(word: string): string {
   if (/^[\w@%+=:,./-]+$/.test(word)) return word;
   return `'${word.replaceAll("'", `'\\''`)}'`;
 }

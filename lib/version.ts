@@ -1,5 +1,5 @@
 /**
- * The version of this program; a test holds it equal to that of deno.json.
+ * The version of this program; a test compares it with deno.json.
  *
  * @module
  */

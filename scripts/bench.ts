@@ -1,27 +1,28 @@
 /**
- * Measures the program against what a person would do by hand, in turns in the
- * same run, and writes medians and ratios to `docs/performance.md`, with a chart.
- * Machines differ: quote the ratios.
+ * Benchmarks Toolsmith against oras, curl and plain QEMU, in turns within one run,
+ * and writes medians, ratios and a chart to `docs/performance.md`. Hosts differ:
+ * quote the ratios.
  *
  *     deno task bench [PART…] [--std DIR] [--mib N] [--rounds N] [--dry-run]
  *
- * Parts are `digests`; `transfers`, of which `cold`, `slow`, `cut`, `crowd`, `warm`
- * and `fleet` can be had alone; `memory`; `guest`; `debian`. What is measured again
- * replaces what was before; `--dry-run` writes no report. Transfers take some 25 GiB of
- * writing at the usual size of 1 GiB, and memory an image of 4 GiB.
+ * Parts are `digests`; `transfers`, or single ones of `cold`, `slow`, `cut`,
+ * `start-over`, `crowd`, `eight`, `warm` and `fleet`; `memory`; `deltas`;
+ * `guest`; `egress`; `debian`; `mcp`. New results replace earlier ones of the same
+ * part; `--dry-run` writes no report. Transfers write some 25 GiB at the default size
+ * of 1 GiB, and `eight` that again; memory needs an image of 4 GiB.
  *
- * A report shows what users get, so it needs JSR's packages: where jsr.io cannot
- * be reached, `--std` names a checkout of denoland/std.
+ * A report needs JSR's packages, as users have them: if jsr.io is unreachable, pass
+ * a checkout of denoland/std with `--std`.
  *
  * @module
  */
 import { parseArgs } from "@std/cli/parse-args";
-import { digestRows } from "./bench/digests.ts";
-import { sections, setRounds } from "./bench/measure.ts";
+import { measureDigests } from "./bench/digests.ts";
+import { reportSections, setRounds } from "./bench/measure.ts";
 import { writeReport } from "./bench/report.ts";
-import { deno, importsFrom, useImportMap } from "./deno.ts";
-import { checkoutMap } from "./npm/checkout.ts";
-import { setup } from "./setup.ts";
+import { findImportSource, runDeno, setImportMap } from "./deno.ts";
+import { checkoutImportMap } from "./npm/checkout.ts";
+import { setUpTools } from "./setup.ts";
 
 const args = parseArgs(Deno.args.filter((arg) => arg !== "--dry-run"), {
   string: ["std", "mib", "rounds", "_"],
@@ -30,23 +31,24 @@ const args = parseArgs(Deno.args.filter((arg) => arg !== "--dry-run"), {
   },
 });
 if (typeof args.std === "string") {
-  // Once more, with the packages of the checkout.
-  useImportMap(await checkoutMap(args.std));
+  // Start again with the packages of the checkout.
+  setImportMap(await checkoutImportMap(args.std));
   const at = Deno.args.findIndex((arg) => arg.startsWith("--std"));
   const rest = Deno.args.toSpliced(at, Deno.args[at] === "--std" ? 2 : 1);
-  Deno.exit((await deno("run", "-A", import.meta.filename!, ...rest)).code);
+  Deno.exit((await runDeno("run", "-A", import.meta.filename!, ...rest)).code);
 }
-const standIn = await importsFrom() === "npm";
+const usesNpmStandIns = await findImportSource() === "npm";
 const dryRun = Deno.args.includes("--dry-run");
-if (standIn && !dryRun) {
+if (usesNpmStandIns && !dryRun) {
   console.error(
-    "a report needs the packages that users get: name a checkout of denoland/std with --std DIR, or pass --dry-run",
+    "a report needs JSR's packages: pass a checkout of denoland/std with --std DIR, or --dry-run",
   );
   Deno.exit(2);
 }
-const asked = new Set(args._.map(String));
-const wants = (part: string) => asked.size === 0 || asked.has(part);
-const tools = await setup([
+const requestedParts = new Set(args._.map(String));
+const isRequested = (part: string) =>
+  requestedParts.size === 0 || requestedParts.has(part);
+const tools = await setUpTools([
   "oras",
   "registry",
   "qemuImg",
@@ -57,29 +59,44 @@ const tools = await setup([
   "debian",
 ]);
 if (!tools.oras || !tools.registry || !tools.qemuImg) {
-  console.error("the benchmark needs all of the above");
+  console.error("the benchmark needs oras, a registry and qemu-img");
   Deno.exit(1);
 }
-// Not before the set-up: they look for the programs when they are loaded.
-const { memoryRows, transferRows } = await import("./bench/transfers.ts");
-const { guestRows } = await import("./bench/guest.ts");
+// Import after the setup: these modules look for programs when loaded.
+const { measurePeakMemory: memoryRows, measureTransfers: transferRows } =
+  await import("./bench/transfers.ts");
+const { measureGuest: guestRows } = await import("./bench/guest.ts");
+const { measureEgress } = await import("./bench/egress.ts");
 
 if (args.rounds) setRounds(Number(args.rounds));
-if (wants("digests")) {
-  if (standIn) console.error("digests are left out: they need @std/crypto");
-  else await digestRows();
+if (isRequested("digests")) {
+  if (usesNpmStandIns) {
+    console.error("skipping digests: they need @std/crypto");
+  } else await measureDigests();
 }
 await transferRows(
   Number(args.mib ?? 1024),
-  (name) => wants("transfers") || asked.has(name),
+  (name) => isRequested("transfers") || requestedParts.has(name),
 );
-if (wants("memory")) await memoryRows(Number(args.mib ?? 4096));
-if (wants("guest") && tools.qemu && tools.guest) {
+if (isRequested("memory")) await memoryRows(Number(args.mib ?? 4096));
+if (isRequested("deltas") && Deno.build.os === "linux" && Deno.uid() === 0) {
+  await (await import("./bench/deltas.ts")).measureDeltas();
+}
+if (isRequested("guest") && tools.qemu && tools.guest) {
   const { buildGuest } = await import("./guest/build.ts");
   await guestRows("a small guest", await buildGuest(), tools.qemu);
 }
-if (wants("debian") && tools.qemu && tools.debian) {
+if (isRequested("egress") && tools.qemu && tools.guest) {
+  const { buildGuest } = await import("./guest/build.ts");
+  const image = await buildGuest();
+  await measureEgress("a small guest", image, Number(args.mib ?? 256));
+}
+if (isRequested("debian") && tools.qemu && tools.debian) {
   const { buildDebian } = await import("./guest/debian.ts");
   await guestRows("Debian", await buildDebian("agent"), tools.qemu);
 }
-if (!dryRun) await writeReport(sections);
+if (isRequested("mcp")) {
+  const { measureMcpStart } = await import("./bench/mcp_start.ts");
+  await measureMcpStart();
+}
+if (!dryRun) await writeReport(reportSections);

@@ -1,32 +1,83 @@
 /**
- * Writes `dist/toolsmith.js`: the whole program in one file, which `deno run`
- * starts without a network, an import map or a cache.
+ * Writes `dist/toolsmith.js`: the program in one file, which `deno run` starts
+ * without network, import map or cache.
  *
  *     deno task bundle
  *
  * @module
  */
-import { deno, ROOT } from "./deno.ts";
+import { PROJECT_ROOT, runDeno } from "./deno.ts";
 
-/** Where the bundle is written. */
-export const BUNDLE = `${ROOT}/dist/toolsmith.js`;
+export const BUNDLE_PATH = `${PROJECT_ROOT}/dist/toolsmith.js`;
 
 /**
- * Writes the bundle, whole or not at all: tests that run at the same time write
- * and read it.
- *
- * @returns Whether it worked; Deno has said what did not.
+ * Modules that few commands need, and that are larger than all others together. Deno
+ * reads a program whole at every start; a compressed module costs it little.
  */
-export async function bundle(): Promise<boolean> {
-  await Deno.mkdir(`${ROOT}/dist`, { recursive: true });
-  const staging = `${BUNDLE}.${crypto.randomUUID()}`;
-  const args = ["--quiet", "--output", staging, `${ROOT}/cli.ts`];
-  if ((await deno("bundle", ...args)).code !== 0) return false;
-  await Deno.rename(staging, BUNDLE);
+const PACKED_MODULES = {
+  "_sdk.ts": "lib/mcp",
+  "_sigstore.ts": "lib/signature",
+  "_tuf.ts": "lib/signature",
+};
+
+/** Imports a packed module once: base64 of gzip. */
+const IMPORT_PACKED = `
+const imported = {};
+const importPacked = (name) => imported[name] ??= unpack(packed[name]);
+async function unpack(text) {
+  const bytes = new Blob([Uint8Array.fromBase64(text)]).stream();
+  const code = bytes.pipeThrough(new DecompressionStream("gzip"));
+  const type = "text/javascript";
+  const module = new Blob([await new Response(code).text()], { type });
+  return await import(URL.createObjectURL(module));
+}
+`;
+
+/** Packages that are CommonJS call it for Node's modules. */
+const REQUIRE = "const require = (name) => process.getBuiltinModule(name);\n";
+
+/**
+ * Writes the bundle atomically, as parallel tests write and read it.
+ *
+ * @returns Whether it succeeded; Deno prints the errors.
+ */
+export async function writeBundle(): Promise<boolean> {
+  await Deno.mkdir(`${PROJECT_ROOT}/dist`, { recursive: true });
+  const staging = `${BUNDLE_PATH}.${crypto.randomUUID()}`;
+  const outside = Object.keys(PACKED_MODULES)
+    .map((name) => `--external=*/${name}`);
+  if (!await bundle("cli.ts", staging, ...outside)) return false;
+  let program = await Deno.readTextFile(staging);
+  const packed: Record<string, string> = {};
+  for (const [name, dir] of Object.entries(PACKED_MODULES)) {
+    if (!await bundle(`${dir}/${name}`, staging, "--minify")) return false;
+    packed[name] = await pack(REQUIRE + await Deno.readTextFile(staging));
+    program = program.replaceAll(
+      `import("./${name}")`,
+      `importPacked("${name}")`,
+    );
+  }
+  program = `const packed = ${
+    JSON.stringify(packed)
+  };${IMPORT_PACKED}${program}`;
+  await Deno.writeTextFile(staging, program);
+  await Deno.rename(staging, BUNDLE_PATH);
   return true;
 }
 
+async function bundle(entry: string, output: string, ...flags: string[]) {
+  const args = ["--quiet", ...flags, "--output", output];
+  const path = `${PROJECT_ROOT}/${entry}`;
+  return (await runDeno("bundle", ...args, path)).code === 0;
+}
+
+async function pack(code: string): Promise<string> {
+  const gzip = new CompressionStream("gzip");
+  const packed = new Blob([code]).stream().pipeThrough(gzip);
+  return (await new Response(packed).bytes()).toBase64();
+}
+
 if (import.meta.main) {
-  if (await bundle()) console.error(`wrote ${BUNDLE}`);
+  if (await writeBundle()) console.error(`wrote ${BUNDLE_PATH}`);
   else Deno.exitCode = 1;
 }

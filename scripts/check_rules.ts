@@ -1,118 +1,127 @@
 /**
- * Holds lib/ to the picture of docs/architecture.md: which rooms there are and
- * which may import which. A file named `_x.ts` belongs to its room alone, one
- * file starts processes, and only the entry point prints and sets the exit
- * status.
+ * Checks lib/ against the diagram in docs/architecture.md: which packages exist and
+ * which may import which. `_x.ts` is private to its package, one module starts
+ * processes, and only the entry point prints and sets the exit status.
  *
  *     deno run --allow-read scripts/check_rules.ts
  *
  * @module
  */
-const ROOT = `${import.meta.dirname}/..`;
-const IMPORT = /\b(?:from|import|import\()\s*"(\.[^"]+)"/g;
-/** `a --> b & c` in the picture; `a -- file --> b` allows that file alone. */
-const ARROWS = /^ *(\w+) (?:-- (\w+) )?--> (\w+(?: & \w+)*)$/gm;
+const PROJECT_ROOT = `${import.meta.dirname}/..`;
+const IMPORT_PATTERN = /\b(?:from|import|import\()\s*"(\.[^"]+)"/g;
+/** `a --> b & c` in the diagram; `a -- file --> b` allows only that file. */
+const ARROW_PATTERN = /^ *(\w+) (?:-- (\w+) )?--> (\w+(?: & \w+)*)$/gm;
 
-/** Which files of another room a room may import. */
-type Arrows = Map<string, Map<string, string | undefined>>;
+/** Public entry points, which no package may import. */
+const ENTRY_POINTS = ["../mod.ts", "../cli.ts", "vm.ts", "oci.ts", "cache.ts"];
+
+/** For each package those it may import, and the one file allowed, if limited. */
+type AllowedImports = Map<string, Map<string, string | undefined>>;
 
 /**
- * Finds what breaks the rules.
+ * Finds violations of the rules.
  *
- * @param root The project.
- * @returns A line for each breach.
+ * @param root The project's directory.
+ * @returns A line for each violation.
  */
-export function breaches(root: string): string[] {
+export function findRuleViolations(root: string): string[] {
   const found: string[] = [];
-  const arrows = readPicture(`${root}/docs/architecture.md`, found);
-  const files = sources(`${root}/lib`, "");
-  const rooms = new Set(files.map(roomOf).filter(Boolean));
-  for (const room of new Set([...arrows.keys(), ...targets(arrows)])) {
-    if (!rooms.has(room)) found.push(`the picture has ${room}: no such room`);
+  const arrows = readPackageGraph(`${root}/docs/architecture.md`, found);
+  const files = sourceFiles(`${root}/lib`, "");
+  const packages = new Set(files.map(packageOf).filter(Boolean));
+  for (const pkg of new Set([...arrows.keys(), ...importedPackages(arrows)])) {
+    if (!packages.has(pkg)) {
+      found.push(`the diagram has ${pkg}: no such package`);
+    }
   }
   const imports = new Map<string, string[]>();
   for (const file of ["../mod.ts", "../cli.ts", ...files]) {
-    const text = withoutComments(Deno.readTextFileSync(`${root}/lib/${file}`));
-    const imported = [...text.matchAll(IMPORT)]
-      .map(([, specifier]) => resolveFrom(file, specifier));
+    const text = stripComments(Deno.readTextFileSync(`${root}/lib/${file}`));
+    const imported = [...text.matchAll(IMPORT_PATTERN)]
+      .map(([, specifier]) => resolveImport(file, specifier));
     imports.set(file, imported);
     for (const target of imported) {
-      const why = forbidden(file, target, arrows);
+      const why = whyImportForbidden(file, target, arrows);
       if (why) found.push(`lib/${file} imports ${target}: ${why}`);
     }
     if (file.startsWith("../")) continue;
-    const room = roomOf(file);
-    if (room && !arrows.has(room) && !targets(arrows).has(room)) {
-      found.push(`lib/${file}: the picture has no room for it`);
+    const pkg = packageOf(file);
+    if (pkg && !arrows.has(pkg) && !importedPackages(arrows).has(pkg)) {
+      found.push(`lib/${file}: its package is not in the diagram`);
     }
     if (file !== "system/process.ts" && text.includes("Deno.Command")) {
       found.push(`lib/${file}: names Deno.Command; use system/process.ts`);
     }
     if (/Deno\.exit(Code)?\b|(?<![\w.])console\./.test(text)) {
-      found.push(`lib/${file}: exits or prints; that is for the entry point`);
+      found.push(`lib/${file}: exits or prints; only the entry point may`);
     }
   }
-  const roomImports = [...arrows].map(([room, to]) =>
-    [room, [...to.keys()]] as const
+  const packageImports = [...arrows].map(([pkg, to]) =>
+    [pkg, [...to.keys()]] as const
   );
-  for (const graph of [imports, new Map(roomImports)]) {
-    const circle = findCircle(graph);
-    if (circle) found.push(`imports in a circle: ${circle.join(" → ")}`);
+  for (const graph of [imports, new Map(packageImports)]) {
+    const cycle = findImportCycle(graph);
+    if (cycle) found.push(`import cycle: ${cycle.join(" → ")}`);
   }
   return found;
 }
 
-/** Says why a file may not import another; `undefined` if it may. */
-function forbidden(
+/** Returns why a file may not import another, or `undefined`. */
+function whyImportForbidden(
   file: string,
   target: string,
-  arrows: Arrows,
+  arrows: AllowedImports,
 ): string | undefined {
-  const [from, to] = [roomOf(file), roomOf(target)];
+  const [from, to] = [packageOf(file), packageOf(target)];
+  if (ENTRY_POINTS.includes(target) && target !== "../cli.ts") {
+    return "it is a public entry point";
+  }
   if (to === "" || from === to) return undefined;
-  if (/\/_[^/]*$/.test(target)) return `it belongs to ${to} alone`;
-  // The entry points stand above all rooms.
-  if (file.startsWith("../")) return undefined;
-  if (from === "") return "what all rooms stand on imports none";
+  if (/\/_[^/]*$/.test(target)) return `it is private to ${to}`;
+  if (ENTRY_POINTS.includes(file)) return undefined;
+  if (from === "") return "a core module imports no package";
   const allowed = arrows.get(from);
-  if (!allowed?.has(to)) return `no arrow leads from ${from} to ${to}`;
+  if (!allowed?.has(to)) {
+    return `the diagram has no arrow from ${from} to ${to}`;
+  }
   const only = allowed.get(to);
   return only === undefined || target === `${to}/${only}.ts`
     ? undefined
-    : `${from} may import ${only}.ts alone of ${to}`;
+    : `${from} may import only ${only}.ts of ${to}`;
 }
 
-function readPicture(page: string, found: string[]): Arrows {
-  const arrows: Arrows = new Map();
+function readPackageGraph(page: string, found: string[]): AllowedImports {
+  const arrows: AllowedImports = new Map();
   for (
-    const [, from, only, to] of Deno.readTextFileSync(page).matchAll(ARROWS)
+    const [, from, only, to] of Deno.readTextFileSync(page).matchAll(
+      ARROW_PATTERN,
+    )
   ) {
-    const known = arrows.get(from) ?? new Map<string, string | undefined>();
-    for (const room of to.split(" & ")) {
-      if (known.has(room)) {
+    const allowed = arrows.get(from) ?? new Map<string, string | undefined>();
+    for (const pkg of to.split(" & ")) {
+      if (allowed.has(pkg)) {
         found.push(
-          `the picture has ${from} → ${room} twice`,
+          `the diagram has ${from} → ${pkg} twice`,
         );
       }
-      known.set(room, only);
+      allowed.set(pkg, only);
     }
-    arrows.set(from, known);
+    arrows.set(from, allowed);
   }
   return arrows;
 }
 
-function targets(arrows: Arrows): Set<string> {
+function importedPackages(arrows: AllowedImports): Set<string> {
   return new Set([...arrows.values()].flatMap((to) => [...to.keys()]));
 }
 
-/** The directory in lib/ that a file lies in; `""` for the ground. */
-function roomOf(file: string): string {
+/** The package of a file: its directory in lib/, `""` for core modules. */
+function packageOf(file: string): string {
   if (file.startsWith("../")) return file;
   return file.includes("/") ? file.slice(0, file.indexOf("/")) : "";
 }
 
-/** Follows imports until one leads back. */
-function findCircle(
+function findImportCycle(
   graph: Map<string, readonly string[]>,
 ): string[] | undefined {
   const done = new Set<string>();
@@ -121,39 +130,39 @@ function findCircle(
     if (done.has(node)) return undefined;
     done.add(node);
     for (const next of graph.get(node) ?? []) {
-      const circle = visit(next, [...path, node]);
-      if (circle) return circle;
+      const cycle = visit(next, [...path, node]);
+      if (cycle) return cycle;
     }
   };
   for (const node of graph.keys()) {
-    const circle = visit(node, []);
-    if (circle) return circle;
+    const cycle = visit(node, []);
+    if (cycle) return cycle;
   }
 }
 
-/** Comments hold examples, which may do what the code must not. */
-function withoutComments(text: string): string {
+/** Examples in comments may do what the code must not. */
+function stripComments(text: string): string {
   return text.replace(/\/\*[\s\S]*?\*\//g, "").replace(/^\s*\/\/.*$/gm, "");
 }
 
-function sources(dir: string, prefix: string): string[] {
+function sourceFiles(dir: string, prefix: string): string[] {
   return [...Deno.readDirSync(dir)].flatMap(({ name, isDirectory }) =>
     isDirectory
-      ? sources(`${dir}/${name}`, `${prefix}${name}/`)
+      ? sourceFiles(`${dir}/${name}`, `${prefix}${name}/`)
       : name.endsWith(".ts")
       ? [prefix + name]
       : []
   ).sort();
 }
 
-/** `./format.ts` in `cli/render.ts` is `cli/format.ts`. */
-function resolveFrom(file: string, specifier: string): string {
+/** Resolves `./format.ts` in `cli/render.ts` to `cli/format.ts`. */
+function resolveImport(file: string, specifier: string): string {
   const path = new URL(specifier, `file:///lib/${file}`).pathname;
   return path.startsWith("/lib/") ? path.slice("/lib/".length) : `..${path}`;
 }
 
 if (import.meta.main) {
-  const found = breaches(ROOT);
+  const found = findRuleViolations(PROJECT_ROOT);
   found.forEach((line) => console.error(line));
   Deno.exitCode = found.length > 0 ? 1 : 0;
 }

@@ -1,16 +1,16 @@
 /**
- * Writes `dist/toolsmith`, a program that needs no Deno, and its `.sha256`.
+ * Compiles `dist/toolsmith`, which runs without Deno, and writes its `.sha256`.
  *
  *     deno task compile          # for this host
  *     deno task compile --all    # dist/toolsmith-<target> for every target
  *
  * @module
  */
-import { BUNDLE, bundle } from "./bundle.ts";
-import { fileChunks, sha256 } from "../lib/system/digest.ts";
-import { deno, ROOT } from "./deno.ts";
+import { BUNDLE_PATH, writeBundle } from "./bundle.ts";
+import { readFileChunks, sha256OfChunks } from "../lib/system/digest.ts";
+import { PROJECT_ROOT, runDeno } from "./deno.ts";
 
-const TARGETS = [
+const COMPILE_TARGETS = [
   "x86_64-unknown-linux-gnu",
   "aarch64-unknown-linux-gnu",
   "x86_64-apple-darwin",
@@ -19,32 +19,31 @@ const TARGETS = [
   "aarch64-pc-windows-msvc",
 ];
 
-/** Compiles for a target, or for this host. */
-async function compile(target?: string): Promise<boolean> {
+async function compileProgram(target?: string): Promise<boolean> {
   const windows = target?.includes("windows") ?? Deno.build.os === "windows";
   const name = `toolsmith${target ? `-${target}` : ""}${windows ? ".exe" : ""}`;
-  const output = `${ROOT}/dist/${name}`;
-  // Who may run any program may do all; /proc is read with nothing less.
+  const output = `${PROJECT_ROOT}/dist/${name}`;
+  // Permission to run any program is as good as all; reading /proc needs all.
   const args = ["--allow-all", "--no-check", "--quiet", "--output", output];
   if (target) args.push("--target", target);
-  const { code } = await deno("compile", ...args, BUNDLE);
+  const { code } = await runDeno("compile", ...args, BUNDLE_PATH);
   if (code !== 0) {
     console.error(
-      `cannot compile ${name}: if the runtime could not be downloaded, put the denort of Deno ${Deno.version.deno} for this target on disk and name it in DENORT_BIN`,
+      `cannot compile ${name}: if the runtime cannot be downloaded, set DENORT_BIN to the denort of Deno ${Deno.version.deno} for this target`,
     );
     return false;
   }
-  const digest = await sha256(fileChunks(output));
+  const digest = await sha256OfChunks(readFileChunks(output));
   await Deno.writeTextFile(`${output}.sha256`, `${digest}  ${name}\n`);
   console.error(`wrote ${output}`);
   return true;
 }
 
 if (import.meta.main) {
-  let failed = !await bundle();
-  const targets = Deno.args.includes("--all") ? TARGETS : [undefined];
+  let failed = !await writeBundle();
+  const targets = Deno.args.includes("--all") ? COMPILE_TARGETS : [undefined];
   for (const target of failed ? [] : targets) {
-    failed = !await compile(target) || failed;
+    failed = !await compileProgram(target) || failed;
   }
   if (failed) Deno.exitCode = 1;
 }

@@ -1,73 +1,75 @@
 /**
- * Shows the main job on real input: a QCOW2 is published to a real registry as
- * the guide says, hydrated from it, verified; and a guest runs a command.
+ * Demonstrates publish, hydrate and run with a real registry and a real guest.
  *
  *     deno task demo
  *
- * Everything happens in a directory of its own, which is removed at the end. It
- * needs oras and a registry; without QEMU, the guest is left out.
+ * It works in a temporary directory, which is removed at the end. It needs oras and
+ * a registry; without QEMU it skips the guest.
  *
  * @module
  */
-import { run, spawn } from "../lib/system/process.ts";
-import { denoArgs, ROOT } from "./deno.ts";
-import { setup } from "./setup.ts";
-import { remedyOf } from "./setup/parts.ts";
+import { runProcess, spawnProcess } from "../lib/system/process.ts";
+import { PROJECT_ROOT, withImportMap } from "./deno.ts";
+import { setUpTools } from "./setup.ts";
+import { installHint } from "./setup/parts.ts";
 
 const IMAGE_BYTES = 64 * 1024 * 1024;
-/** Says that a cluster of a QCOW2 is in no snapshot. */
-const COPIED = 1n << 63n;
+/** QCOW2 table entry flag: the cluster's reference count is one. */
+const QCOW2_COPIED_FLAG = 1n << 63n;
 
-const GUEST = ["qemuImg", "qemu", "guest"] as const;
+const GUEST_PARTS = ["qemuImg", "qemu", "guest"] as const;
 
-const tools = await setup(["oras", "registry", ...GUEST]);
+const tools = await setUpTools(["oras", "registry", ...GUEST_PARTS]);
 if (!tools.oras || !tools.registry) {
   console.error("the demo needs oras and a registry");
   Deno.exit(1);
 }
 Deno.env.set("TOOLSMITH_ORAS", tools.oras);
 Deno.env.set("TOOLSMITH_TEST_REGISTRY", tools.registry);
-// Not before the set-up: it looks for the registry when it is loaded.
+// Import after the setup: the module looks for the registry when loaded.
 const { startRegistry } = await import("../tests/support/registry.ts");
-const { dataOffset, qcow2, writeImage } = await import(
+const { dataOffset, makeQcow2: qcow2, writeImage } = await import(
   "../tests/support/qcow2.ts"
 );
 
-// Ctrl-C ends the step that runs; then this cleans up and ends, too.
+// Ctrl-C reaches the running step; keep running to clean up.
 Deno.addSignalListener("SIGINT", () => {});
-const dir = await Deno.realPath(
+const demoDir = await Deno.realPath(
   await Deno.makeTempDir({ prefix: "toolsmith-demo-" }),
 );
 try {
   await using registry = await startRegistry();
-  await demo(registry.host.replace("127.0.0.1", "localhost"));
+  await runDemo(registry.host.replace("127.0.0.1", "localhost"));
 } catch (error) {
   console.error(`\nthe demo stopped: ${(error as Error).message}`);
   Deno.exitCode = 1;
 } finally {
-  await Deno.remove(dir, { recursive: true });
+  await Deno.remove(demoDir, { recursive: true });
 }
 
-async function demo(host: string) {
+async function runDemo(host: string) {
   const reference = `${host}/owner/image:1.0`;
   const type = "application/vnd.fountain.toolsmith.qcow2";
-  await Deno.mkdir(`${dir}/build/dist`, { recursive: true });
-  await Deno.mkdir(`${dir}/host/.toolsmith`, { recursive: true });
+  await Deno.mkdir(`${demoDir}/build/dist`, { recursive: true });
+  await Deno.mkdir(`${demoDir}/host/.toolsmith`, { recursive: true });
 
-  title("A QCOW2, and its SHA-256");
-  const build = { cwd: `${dir}/build` };
+  printTitle("A QCOW2, and its SHA-256");
+  const build = { cwd: `${demoDir}/build` };
   const image = "dist/image.qcow2";
   if (tools.qemuImg) {
-    await Deno.writeFile(`${dir}/build/raw`, randomBytes());
-    await show(["qemu-img", "convert", "-O", "qcow2", "raw", image], build);
+    await Deno.writeFile(`${demoDir}/build/raw`, randomBytes());
+    await runAndShow(
+      ["qemu-img", "convert", "-O", "qcow2", "raw", image],
+      build,
+    );
   } else {
-    await writeImage(`${dir}/build/${image}`, randomImage());
+    await writeImage(`${demoDir}/build/${image}`, randomQcow2());
   }
-  const sum = await show(["sha256sum", image], build);
+  const sum = await runAndShow(["sha256sum", image], build);
   const digest = sum.split(" ")[0];
 
-  title("Publish it to a registry, as the guide's step 3 does");
-  await show([
+  printTitle("Publish the image to a registry with oras");
+  await runAndShow([
     "oras",
     "push",
     reference,
@@ -78,7 +80,7 @@ async function demo(host: string) {
     type,
   ], build);
 
-  title("Name it in the manifest of another host");
+  printTitle("Write the manifest of another host");
   const manifest = {
     image: {
       name: "demo",
@@ -91,58 +93,57 @@ async function demo(host: string) {
     operations: [],
   };
   const text = JSON.stringify(manifest, null, 2);
-  await Deno.writeTextFile(`${dir}/host/.toolsmith/tools.json`, text);
+  await Deno.writeTextFile(`${demoDir}/host/.toolsmith/tools.json`, text);
   console.log(text);
 
-  title("Hydrate: found, pulled, verified, placed");
-  const there = { cwd: `${dir}/host` };
-  await show(["toolsmith", "hydrate"], there);
+  printTitle("Hydrate: download and verify the image");
+  const there = { cwd: `${demoDir}/host` };
+  await runAndShow(["toolsmith", "hydrate"], there);
 
-  title("Again: it is there, and still the one that was verified");
-  await show(["toolsmith", "hydrate"], there);
+  printTitle("Hydrate again: the image is cached and verified");
+  await runAndShow(["toolsmith", "hydrate"], there);
 
-  title("A wrong digest is refused before a byte is pulled");
+  printTitle("Hydrate rejects a wrong digest before it downloads anything");
   manifest.image.qcow2_sha256 = digest.replaceAll(
     /^./g,
     (c) => c === "0" ? "1" : "0",
   );
   await Deno.writeTextFile(
-    `${dir}/host/.toolsmith/tools.json`,
+    `${demoDir}/host/.toolsmith/tools.json`,
     JSON.stringify(manifest),
   );
-  await show(["toolsmith", "hydrate"], { ...there, fails: true });
-  const missing = GUEST.filter((part) => !tools[part]);
-  if (missing.length === 0) await runChapter(host);
-  console.log("\nThat was all of it; everything it made is removed again.");
+  await runAndShow(["toolsmith", "hydrate"], { ...there, fails: true });
+  const missing = GUEST_PARTS.filter((part) => !tools[part]);
+  if (missing.length === 0) await runGuestDemo(host);
+  console.log("\nThe demo is complete; its files are removed.");
   for (const part of missing) {
-    console.log(`Left out: a guest. ${part} is missing: ${remedyOf(part)}`);
+    console.log(`Skipped the guest: ${part} is missing: ${installHint(part)}`);
   }
 }
 
-/** Publishes a guest, hydrates it, and runs a command in it, twice. */
-async function runChapter(host: string) {
+async function runGuestDemo(host: string) {
   const { buildGuest } = await import("./guest/build.ts");
   Deno.env.set("TOOLSMITH_QEMU", tools.qemu!);
   const reference = `${host}/owner/guest:1.0`;
-  await Deno.mkdir(`${dir}/guest/dist`, { recursive: true });
-  title("A guest: Debian's kernel, busybox and the QEMU guest agent");
-  await Deno.copyFile(await buildGuest(), `${dir}/guest/dist/guest.qcow2`);
-  const there = { cwd: `${dir}/guest` };
+  await Deno.mkdir(`${demoDir}/guest/dist`, { recursive: true });
+  printTitle("A guest: Debian's kernel, busybox and the QEMU guest agent");
+  await Deno.copyFile(await buildGuest(), `${demoDir}/guest/dist/guest.qcow2`);
+  const there = { cwd: `${demoDir}/guest` };
   const manifest = ".toolsmith/tools.json";
-  await show([
+  await runAndShow([
     ...["toolsmith", "publish", "dist/guest.qcow2", reference],
     ...["--write-manifest", manifest],
   ], there);
 
-  title("Run a command in it: hydrated, booted, saved for the next time");
+  printTitle("Run a command: hydrate, boot and save a snapshot");
   const command = ["uname", "-a"];
-  await show(["toolsmith", "run", "--", ...command], there);
+  await runAndShow(["toolsmith", "run", "--", ...command], there);
 
-  title("Again: the machine is restored, not booted");
-  await show(["toolsmith", "run", "--", ...command], there);
+  printTitle("Run again: restore the snapshot instead of booting");
+  await runAndShow(["toolsmith", "run", "--", ...command], there);
 }
 
-/** Bytes that no compression makes smaller, as a well-packed disk has. */
+/** Incompressible bytes. */
 function randomBytes(): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(IMAGE_BYTES);
   for (let at = 0; at < bytes.length; at += 65536) {
@@ -151,34 +152,34 @@ function randomBytes(): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
-/** A disk of such bytes as `qemu-img` would make it. */
-function randomImage(): DataView {
+/** A QCOW2 of random bytes with the layout that `qemu-img` writes. */
+function randomQcow2(): DataView {
   const clusterBits = 16;
   const count = IMAGE_BYTES >> clusterBits;
   const parts = { clusterBits, tables: [[]], size: IMAGE_BYTES };
   const start = dataOffset(parts);
   const entries = Array.from(
     { length: count },
-    (_, index) => BigInt(start + (index << clusterBits)) | COPIED,
+    (_, index) => BigInt(start + (index << clusterBits)) | QCOW2_COPIED_FLAG,
   );
   return qcow2({ ...parts, tables: [entries], data: randomBytes() });
 }
 
-function title(text: string) {
+function printTitle(text: string) {
   console.log(`\n# ${text}`);
 }
 
-/** Shows a command and what it prints; returns the latter. */
-async function show(
+/** Prints a command, runs it, and returns its output. */
+async function runAndShow(
   command: string[],
   options: { cwd: string; fails?: boolean },
 ): Promise<string> {
   const shown = command.map((arg) => /[\s"']/.test(arg) ? `'${arg}'` : arg);
   console.log(`$ ${shown.join(" ")}`);
-  const [program, args] = await realCommand(command);
+  const [program, args] = await resolveCommand(command);
   let printed = "";
   const decoder = new TextDecoder();
-  const child = spawn(program, {
+  const child = spawnProcess(program, {
     args,
     cwd: options.cwd,
     stderr: "inherit",
@@ -195,23 +196,22 @@ async function show(
   return printed;
 }
 
-async function realCommand(
+async function resolveCommand(
   [name, ...args]: string[],
 ): Promise<[string, string[]]> {
   switch (name) {
     case "toolsmith": {
-      const cli = ["run", "-A", `${ROOT}/cli.ts`, ...args];
-      return [Deno.execPath(), await denoArgs(cli)];
+      const cli = ["run", "-A", `${PROJECT_ROOT}/cli.ts`, ...args];
+      return [Deno.execPath(), await withImportMap(cli)];
     }
     case "oras":
       return [tools.oras!, args];
     case "qemu-img":
       return [tools.qemuImg!, args];
     case "sha256sum": {
-      const found = await run("sha256sum", { args: ["--version"] }).catch(() =>
-        undefined
-      );
-      // macOS has it under another name.
+      const found = await runProcess("sha256sum", { args: ["--version"] })
+        .catch(() => undefined);
+      // macOS has shasum instead.
       return found ? ["sha256sum", args] : ["shasum", ["-a", "256", ...args]];
     }
     default:

@@ -1,45 +1,46 @@
 /**
- * Starts Deno for every task and test, so that where the imports come from is
- * chosen in one place: jsr.io, or npm where jsr.io cannot be reached.
+ * Starts Deno for every task and test and chooses the source of the standard library:
+ * jsr.io, or npm if jsr.io is unreachable.
  *
  *     deno run -A scripts/deno.ts run -A cli.ts --help
  *
  * @module
  */
-import { type ProcessExit, spawn } from "../lib/system/process.ts";
+import { type ProcessExit, spawnProcess } from "../lib/system/process.ts";
 
-/** The repository's root. */
-export const ROOT = import.meta.dirname!.replace(/[/\\]scripts$/, "");
+export const PROJECT_ROOT = import.meta.dirname!.replace(/[/\\]scripts$/, "");
 
-/** Set by hand, or for child processes. */
-const CHOICE = "TOOLSMITH_DEV_IMPORTS";
-const RESOLVING = new Set(
+/** Set by the user, or for child processes. */
+const IMPORTS_VARIABLE = "TOOLSMITH_DEV_IMPORTS";
+const RESOLVING_SUBCOMMANDS = new Set(
   ["run", "test", "check", "bundle", "compile", "doc", "cache", "bench"],
 );
 
 /**
- * The arguments that make Deno resolve this project's imports here.
+ * Adds the import map to Deno's arguments if jsr.io is unreachable.
  *
- * @param args A Deno subcommand and what follows it.
- * @returns The same, with an import map where jsr.io cannot be reached.
+ * @param args A Deno subcommand and its arguments.
+ * @returns The arguments to start Deno with.
  */
-export async function denoArgs(args: string[]): Promise<string[]> {
+export async function withImportMap(args: string[]): Promise<string[]> {
   const [subcommand, ...rest] = args;
-  if (!RESOLVING.has(subcommand)) return args;
-  const from = await importsFrom();
+  if (!RESOLVING_SUBCOMMANDS.has(subcommand)) return args;
+  const from = await findImportSource();
   if (from === "jsr") return args;
-  const map = from === "npm" ? `${ROOT}/scripts/npm/import_map.json` : from;
+  const map = from === "npm"
+    ? `${PROJECT_ROOT}/scripts/npm/import_map.json`
+    : from;
   return [subcommand, `--import-map=${map}`, ...rest];
 }
 
 /**
- * Says where the imports come from; asks jsr.io once a process tree.
+ * Chooses the source of imports; probes jsr.io once per process tree.
  *
- * @returns `"jsr"`, `"npm"`, or the path of an import map that
- * `TOOLSMITH_DEV_IMPORTS` names.
+ * @returns `"jsr"`, `"npm"`, or the path of the import map in
+ * `TOOLSMITH_DEV_IMPORTS`.
  */
-export async function importsFrom(): Promise<string> {
-  const chosen = Deno.env.get(CHOICE);
+export async function findImportSource(): Promise<string> {
+  const chosen = Deno.env.get(IMPORTS_VARIABLE);
   if (chosen) return chosen;
   const registry = Deno.env.get("JSR_URL") ?? "https://jsr.io/";
   const found = await fetch(new URL("@std/path/meta.json", registry), {
@@ -49,31 +50,31 @@ export async function importsFrom(): Promise<string> {
     return response.ok;
   }, () => false);
   if (!found) {
-    console.error("jsr.io cannot be reached: taking @std from npm instead");
+    console.error("jsr.io is unreachable: using @std from npm");
   }
   const choice = found ? "jsr" : "npm";
-  Deno.env.set(CHOICE, choice);
+  Deno.env.set(IMPORTS_VARIABLE, choice);
   return choice;
 }
 
 /**
- * Makes every Deno that this one starts take its imports from a map.
+ * Makes child processes use an import map.
  *
- * @param path The map.
+ * @param path The map's path.
  */
-export function useImportMap(path: string): void {
-  Deno.env.set(CHOICE, path);
+export function setImportMap(path: string): void {
+  Deno.env.set(IMPORTS_VARIABLE, path);
 }
 
-/** Runs Deno on this terminal and returns how it ended. */
-export async function deno(...args: string[]): Promise<ProcessExit> {
-  const child = spawn(Deno.execPath(), {
-    args: await denoArgs(args),
+/** Runs Deno with inherited streams. */
+export async function runDeno(...args: string[]): Promise<ProcessExit> {
+  const child = spawnProcess(Deno.execPath(), {
+    args: await withImportMap(args),
     input: "inherit",
     stdout: "inherit",
     stderr: "inherit",
   });
-  // Ctrl-C reaches the child by itself; TERM must be handed on.
+  // Ctrl-C reaches the child directly; SIGTERM must be forwarded.
   const stop = () => child.stop();
   const ignore = () => {};
   Deno.addSignalListener("SIGTERM", stop);
@@ -85,5 +86,5 @@ export async function deno(...args: string[]): Promise<ProcessExit> {
 }
 
 if (import.meta.main) {
-  Deno.exitCode = (await deno(...Deno.args)).code;
+  Deno.exitCode = (await runDeno(...Deno.args)).code;
 }

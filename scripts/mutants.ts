@@ -1,7 +1,6 @@
 /**
- * Makes small changes to TypeScript that tests ought to notice. It works on
- * text: what is no code, such as strings, comments and types, is blanked out
- * first, and each rule is a pattern.
+ * Creates mutants: small changes to TypeScript that tests should detect. It works on
+ * text: strings, comments and types are blanked first, and each rule is a pattern.
  *
  * @module
  */
@@ -10,16 +9,16 @@
 export interface Mutant {
   /** The line that is changed, counted from 1. */
   line: number;
-  /** What stood there. */
+  /** The original code. */
   before: string;
-  /** What stands there instead. */
+  /** The changed code. */
   after: string;
-  /** The whole file with the change. */
+  /** The whole changed file. */
   text: string;
 }
 
-/** What is replaced, and by what; patterns see blanks where no code is. */
-const RULES: [RegExp, (found: string) => string][] = [
+/** Pattern and replacement; patterns see blanks instead of strings and comments. */
+const MUTATION_RULES: [RegExp, (found: string) => string][] = [
   [/ [!=]== /g, (found) => found === " === " ? " !== " : " === "],
   [
     / [<>]=? /g,
@@ -33,7 +32,7 @@ const RULES: [RegExp, (found: string) => string][] = [
     /(?<![\w.#])\d[\d_]*(?![\w.])/g,
     (found) => `${Number(found.replaceAll("_", "")) + 1}`,
   ],
-  // What an async function returns is awaited anyway.
+  // `return await` is skipped: an async function awaits its result anyway.
   [/(?<!\breturn )\bawait (?!using\b)/g, () => ""],
   // Whole statements of one line.
   [/(?<=^ +)(?:await )?[\w.#]+\(.*\);$/gm, () => ";"],
@@ -41,20 +40,19 @@ const RULES: [RegExp, (found: string) => string][] = [
 ];
 
 /**
- * Finds every mutant of a file.
+ * Returns every mutant of a file, in the order of the rules.
  *
  * @param source The file's text.
- * @returns The mutants, in the order of the rules.
  */
-export function mutants(source: string): Mutant[] {
-  const code = blankTypes(blankWords(source));
+export function findMutants(source: string): Mutant[] {
+  const code = blankTypeDeclarations(blankNonCode(source));
   const found: Mutant[] = [];
   const add = (at: number, before: string, after: string) => {
     const line = source.slice(0, at).split("\n").length;
     const text = source.slice(0, at) + after + source.slice(at + before.length);
     found.push({ line, before: before.trim(), after: after.trim(), text });
   };
-  for (const [pattern, change] of RULES) {
+  for (const [pattern, change] of MUTATION_RULES) {
     for (const { 0: match, index } of code.matchAll(pattern)) {
       const before = source.slice(index, index + match.length);
       add(index, before, change(before));
@@ -62,14 +60,14 @@ export function mutants(source: string): Mutant[] {
   }
   for (const { 0: word, index } of code.matchAll(/\b(?:if|while) (?=\()/g)) {
     const open = index + word.length;
-    const condition = source.slice(open, closing(code, open) + 1);
+    const condition = source.slice(open, closingBracketAt(code, open) + 1);
     add(open, condition, `(!${condition})`);
   }
   return found;
 }
 
-/** Where the bracket that opens here is closed. */
-function closing(code: string, open: number): number {
+/** Returns the position of the matching closing bracket. */
+function closingBracketAt(code: string, open: number): number {
   let depth = 0;
   for (let at = open; at < code.length; at++) {
     if ("([{".includes(code[at])) depth++;
@@ -78,14 +76,14 @@ function closing(code: string, open: number): number {
   return code.length;
 }
 
-const COMMENT = /\/\/.*|\/\*[^]*?\*\//y;
-const QUOTED = /"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'/y;
-const REGEXP = /\/(?:[^/\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+\/[a-z]*/y;
+const COMMENT_PATTERN = /\/\/.*|\/\*[^]*?\*\//y;
+const QUOTED_PATTERN = /"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'/y;
+const REGEXP_PATTERN = /\/(?:[^/\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+\/[a-z]*/y;
 
-/** Blanks comments, strings, regular expressions, and the words of templates. */
-function blankWords(source: string): string {
+/** Blanks comments, strings, regular expressions, and the text of templates. */
+function blankNonCode(source: string): string {
   let code = "";
-  /** For each template that is open, how many braces are open in it. */
+  /** The number of open braces in each open template. */
   const templates: number[] = [];
   const blank = (text: string) => text.replace(/[^\n]/g, " ");
   const take = (pattern: RegExp, at: number) => {
@@ -104,8 +102,8 @@ function blankWords(source: string): string {
       continue;
     }
     const operand = /(?:^|[(,=:[!&|?{};+>]|\breturn)\s*$/.test(code.slice(-40));
-    const found = take(COMMENT, at) ?? take(QUOTED, at) ??
-      (operand ? take(REGEXP, at) : undefined);
+    const found = take(COMMENT_PATTERN, at) ?? take(QUOTED_PATTERN, at) ??
+      (operand ? take(REGEXP_PATTERN, at) : undefined);
     if (found) {
       code += found.startsWith("/") || found.length < 2
         ? blank(found)
@@ -123,8 +121,8 @@ function blankWords(source: string): string {
   return code;
 }
 
-/** Blanks declarations that leave nothing to run. */
-function blankTypes(code: string): string {
+/** Blanks types, imports and other declarations without runtime code. */
+function blankTypeDeclarations(code: string): string {
   return code.replace(
     /^(?:export )?(?:interface [^]*?^}|(?:declare |type )[^]*?;$|import [^]*?;$|export [^{]*{[^]*?} from .*$)/gm,
     (found) => found.replace(/[^\n]/g, " "),

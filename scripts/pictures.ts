@@ -1,28 +1,30 @@
 /**
- * Draws the pictures of the README into `docs/pictures/`: what goes where, and a
- * recording of a real terminal. The chart is drawn by `deno task bench`.
+ * Draws the README's pictures into `docs/pictures/`: an overview and a recording of a
+ * real terminal. `deno task bench` draws the chart.
  *
  *     deno task pictures            # both
  *     deno task pictures overview   # one
  *
  * @module
  */
-import { ROOT } from "./deno.ts";
-import { setup } from "./setup.ts";
+import { PROJECT_ROOT } from "./deno.ts";
+import { setUpTools } from "./setup.ts";
 
-const PICTURES: Record<string, () => Promise<string>> = {
-  overview: async () => (await import("./pictures/overview.ts")).overview(),
+const PICTURE_RENDERERS: Record<string, () => Promise<string>> = {
+  overview: async () => (await import("./pictures/overview.ts")).overviewSvg(),
   async terminal() {
-    await setup(["oras", "registry", "qemuImg", "qemu", "guest", "tmux"]);
-    // Not before the set-up: it looks for the programs when it is loaded.
-    return await (await import("./pictures/recording.ts")).recording();
+    await setUpTools(["oras", "registry", "qemuImg", "qemu", "guest", "tmux"]);
+    // Import after the setup: the module looks for programs when loaded.
+    return await (await import("./pictures/recording.ts")).recordTerminalSvg();
   },
 };
 
-const asked = Deno.args.length > 0 ? Deno.args : Object.keys(PICTURES);
-for (const name of asked) {
-  if (!PICTURES[name]) throw new Error(`no picture "${name}"`);
-  const path = `${ROOT}/docs/pictures/${name}.svg`;
-  await Deno.writeTextFile(path, await PICTURES[name]());
+const requestedPictures = Deno.args.length > 0
+  ? Deno.args
+  : Object.keys(PICTURE_RENDERERS);
+for (const name of requestedPictures) {
+  if (!PICTURE_RENDERERS[name]) throw new Error(`no picture "${name}"`);
+  const path = `${PROJECT_ROOT}/docs/pictures/${name}.svg`;
+  await Deno.writeTextFile(path, await PICTURE_RENDERERS[name]());
   console.error(`wrote ${path}`);
 }

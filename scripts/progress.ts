@@ -1,24 +1,23 @@
 /**
- * Says what is going on, and for how long already: in one line that is
- * rewritten each second on a terminal, in a line every half a minute in a log.
+ * Shows the running steps and their seconds: on a terminal in one line that is
+ * rewritten each second, in a log with a line every 30 seconds.
  *
  * @module
  */
 
-/** Where and how {@linkcode Progress} writes. */
+/** Options of {@linkcode Progress}. */
 export interface ProgressOptions {
-  /** Begins each line. @default {""} */
+  /** Prefix of each line. @default {""} */
   prefix?: string;
-  /** What it writes to. @default {Deno.stderr} */
+  /** @default {Deno.stderr} */
   output?: Pick<typeof Deno.stderr, "writeSync" | "isTerminal">;
-  /** The time, in milliseconds. @default {performance.now} */
+  /** The clock, in milliseconds. @default {performance.now} */
   now?: () => number;
 }
 
-/** A step is repeated in a log whenever so many seconds have passed. */
-const LOG_EVERY_S = 30;
+const LOG_INTERVAL_S = 30;
 
-/** Steps that go on at the same time, and the lines that are printed meanwhile. */
+/** Shows concurrent steps, and prints lines without disturbing them. */
 export class Progress {
   readonly #steps = new Map<string, { since: number; said: number }>();
   readonly #prefix: string;
@@ -35,70 +34,73 @@ export class Progress {
     this.#terminal = output.isTerminal() && Deno.env.get("TERM") !== "dumb";
   }
 
-  /** Prints a line, or several, that stay. */
-  line(text: string): void {
-    this.#write(`${this.#erase()}${this.#prefix}${text}\n${this.#status()}`);
+  /** Prints permanent lines above the status line. */
+  printLine(text: string): void {
+    this.#write(
+      `${this.#eraseSequence()}${this.#prefix}${text}\n${this.#statusLine()}`,
+    );
   }
 
   /**
-   * Begins a step, and leaves a line for it.
+   * Begins a step that leaves a line; disposing the result ends it.
    *
-   * @param title What is done, such as "building oras".
-   * @returns What ends the step when it is disposed.
+   * @param title Such as "building oras".
    */
-  step(title: string): Disposable {
-    if (!this.#terminal) this.line(title);
+  beginLoggedStep(title: string): Disposable {
+    if (!this.#terminal) this.printLine(title);
     const since = this.#now();
-    const watched = this.watch(title);
+    const watched = this.beginStep(title);
     return {
       [Symbol.dispose]: () => {
         watched[Symbol.dispose]();
         const seconds = Math.floor((this.#now() - since) / 1000);
-        if (this.#terminal) this.line(`${title}: ${seconds} s`);
+        if (this.#terminal) this.printLine(`${title}: ${seconds} s`);
       },
     };
   }
 
-  /** Begins a step that is shown while it goes on, and leaves no line. */
-  watch(title: string): Disposable {
+  /** Begins a step that leaves no line; disposing the result ends it. */
+  beginStep(title: string): Disposable {
     this.#steps.set(title, { since: this.#now(), said: 0 });
-    this.#timer ??= setInterval(() => this.tick(), 1000);
-    if (this.#terminal) this.tick();
+    this.#timer ??= setInterval(() => this.refresh(), 1000);
+    if (this.#terminal) this.refresh();
     return {
       [Symbol.dispose]: () => {
         this.#steps.delete(title);
         if (this.#steps.size > 0) return;
         clearInterval(this.#timer);
         this.#timer = undefined;
-        if (this.#terminal) this.tick();
+        if (this.#terminal) this.refresh();
       },
     };
   }
 
-  /** Shows how long the steps have taken; a timer calls it each second. */
-  tick(): void {
-    if (this.#terminal) return this.#write(this.#erase() + this.#status());
+  /** Redraws the status line, or prints a log line that is due; called each second. */
+  refresh(): void {
+    if (this.#terminal) {
+      return this.#write(this.#eraseSequence() + this.#statusLine());
+    }
     for (const [title, step] of this.#steps) {
-      const seconds = this.#seconds(title);
-      if (seconds - step.said < LOG_EVERY_S) continue;
+      const seconds = this.#secondsOf(title);
+      if (seconds - step.said < LOG_INTERVAL_S) continue;
       step.said = seconds;
-      this.line(`still ${title} (${seconds} s)`);
+      this.printLine(`still ${title} (${seconds} s)`);
     }
   }
 
-  #seconds(title: string): number {
+  #secondsOf(title: string): number {
     return Math.floor((this.#now() - this.#steps.get(title)!.since) / 1000);
   }
 
-  #erase(): string {
+  #eraseSequence(): string {
     return this.#terminal ? "\r\x1b[K" : "";
   }
 
-  #status(): string {
+  #statusLine(): string {
     if (!this.#terminal || this.#steps.size === 0) return "";
     const parts = [...this.#steps.keys()]
-      .map((title) => `${title} (${this.#seconds(title)} s)`);
-    // A line that wraps could not be erased.
+      .map((title) => `${title} (${this.#secondsOf(title)} s)`);
+    // A wrapped line could not be erased.
     const width = consoleColumns() - 1;
     return `${this.#prefix}${parts.join(", ")}`.slice(0, width);
   }

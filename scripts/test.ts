@@ -1,10 +1,10 @@
 /**
- * Passes the tests: brings what they need, then runs their files, each in a
- * process of its own, as many at a time as there are processors.
+ * Runs the tests: installs what they need, then runs each file in its own process, as
+ * many in parallel as there are processors.
  *
- *     deno task test                      # the usual ones
+ *     deno task test                      # the default suites
  *     deno task test tests/cache/         # some
- *     deno task test --shuffle --slowest  # in another order; name the slowest
+ *     deno task test --shuffle --slowest  # in random order; print the slowest
  *     deno task test:fleet                # a suite that takes minutes
  *
  * Flags other than `--slowest`, `--quick` and `--jobs=N` are `deno test`'s. The
@@ -13,31 +13,38 @@
  * @module
  */
 import { dirname, relative, resolve } from "@std/path";
-import { ROOT } from "./deno.ts";
+import { BUNDLE_PATH, writeBundle } from "./bundle.ts";
+import { PROJECT_ROOT } from "./deno.ts";
 import { Progress } from "./progress.ts";
-import { setup } from "./setup.ts";
-import { type Part, remedyOf, SUITES, USUAL } from "./setup/parts.ts";
+import { setUpTools } from "./setup.ts";
+import {
+  DEFAULT_PARTS,
+  installHint,
+  type Part,
+  SUITE_PARTS,
+} from "./setup/parts.ts";
 import { startsProcesses, testFiles } from "./test/files.ts";
 import {
-  count,
   countLine,
+  countTests,
   failureLines,
   skipLines,
   slowestLines,
 } from "./test/report.ts";
-import { runAll } from "./test/run.ts";
+import { runTestFiles } from "./test/run.ts";
 
-/** How long files took the last time, in seconds. */
-const DURATIONS = `${ROOT}/.cache/test_seconds.json`;
-/** So many of the slowest tests are named. */
-const SLOWEST = 25;
-/** More would take more memory than time. */
+/** The seconds that each file took last time. */
+const DURATIONS_FILE = `${PROJECT_ROOT}/.cache/test_seconds.json`;
+const SLOWEST_COUNT = 25;
+/** More jobs would cost memory without saving time. */
 const MAX_PROCESSORS = 8;
-/** A file that takes longer is not among the quick ones, in seconds. */
-const QUICK_S = 10;
+const MIN_FILES_TO_BUNDLE = 20;
+/** `--quick` skips files that took longer, in seconds. */
+const MAX_QUICK_S = 10;
 
-/** As many files at a time as there are processors, and one that waits. */
-const JOBS = Math.min(navigator.hardwareConcurrency, MAX_PROCESSORS) + 1;
+/** One more than processors, as files also wait. */
+const DEFAULT_JOBS = Math.min(navigator.hardwareConcurrency, MAX_PROCESSORS) +
+  1;
 
 const progress = new Progress({ output: Deno.stdout });
 
@@ -45,47 +52,51 @@ Deno.exitCode = await main(Deno.args);
 
 async function main(args: string[]): Promise<number> {
   const unknown = args.find((arg, index) =>
-    // What follows a flag may be its value.
-    !arg.startsWith("-") && !args[index - 1]?.startsWith("-") && !exists(arg)
+    // A word after a flag may be the flag's value.
+    !arg.startsWith("-") && !args[index - 1]?.startsWith("-") &&
+    !pathExists(arg)
   );
   if (unknown !== undefined) {
     console.error(`no such file or directory: ${unknown}`);
     return 2;
   }
-  const asked = readArgs(args);
+  const asked = parseTestArgs(args);
   const durations = await readDurations();
   const quick = (file: string) =>
-    !startsProcesses(file) && (durations[file] ?? 0) < QUICK_S;
-  const suites = Object.keys(SUITES).map((name) => `tests/${name}`);
+    !startsProcesses(file) && (durations[file] ?? 0) < MAX_QUICK_S;
+  const suites = Object.keys(SUITE_PARTS).map((name) => `tests/${name}`);
   const files = asked.paths.length > 0
     ? testFiles(asked.paths)
     : testFiles(["tests"], suites).filter((it) => !asked.quick || quick(it));
-  if (!asked.quick) await bringParts(files);
-  // Tests read sizes and times.
+  if (!asked.quick) await setUpRequiredParts(files);
+  // The bundle halves the start time of several hundred program starts.
+  if (files.length >= MIN_FILES_TO_BUNDLE && await writeBundle()) {
+    Deno.env.set("TOOLSMITH_TEST_PROGRAM", BUNDLE_PATH);
+  }
+  // Tests compare formatted sizes and times.
   Deno.env.set("LC_ALL", "C.UTF-8");
 
   const options = { ...asked, durations, progress };
-  const { reports, stoppedBy } = await runAll(files, options);
+  const { reports, stoppedBy } = await runTestFiles(files, options);
   if (stoppedBy) {
     const ended = `${reports.length} of ${files.length} files had ended`;
-    print([`stopped by ${stoppedBy}: ${ended}`]);
+    printLines([`stopped by ${stoppedBy}: ${ended}`]);
     return stoppedBy === "SIGINT" ? 130 : 143;
   }
   for (const { file, seconds } of reports) durations[file] = seconds;
   if (asked.flags.length === 0) await writeDurations(durations);
-  const counts = count(reports);
+  const counts = countTests(reports);
   const shuffle = asked.flags.find((flag) => flag.startsWith("--shuffle="));
-  if (shuffle) print([`shuffled: ${shuffle}`]);
-  if (asked.slowest) print(slowestLines(reports, SLOWEST));
-  print(skipLines(reports, (part) => remedyOf(part as Part)));
-  print(failureLines(reports));
-  print([countLine(counts)]);
+  if (shuffle) printLines([`shuffled: ${shuffle}`]);
+  if (asked.slowest) printLines(slowestLines(reports, SLOWEST_COUNT));
+  printLines(skipLines(reports, (part) => installHint(part as Part)));
+  printLines(failureLines(reports));
+  printLines([countLine(counts)]);
   return counts.failed > 0 ? 1 : 0;
 }
 
-/** What the command line asks for. */
-interface Asked {
-  /** Files and directories; none for the usual tests. */
+interface TestArgs {
+  /** Files and directories; empty for the default suites. */
   paths: string[];
   /** Flags for `deno test`. */
   flags: string[];
@@ -94,30 +105,30 @@ interface Asked {
   quick: boolean;
 }
 
-function readArgs(args: string[]): Asked {
-  const paths = args.filter((arg) => !arg.startsWith("-") && exists(arg));
+function parseTestArgs(args: string[]): TestArgs {
+  const paths = args.filter((arg) => !arg.startsWith("-") && pathExists(arg));
   const jobs = args.find((arg) => arg.startsWith("--jobs="));
   const own = [...paths, jobs, "--slowest", "--quick"];
   const flags = args.filter((arg) => !own.includes(arg)).map((flag) =>
-    // All files in the order of one seed, so that it can be named.
+    // One seed for all files, so that it can be printed and repeated.
     flag === "--shuffle" ? `--shuffle=${Math.floor(Math.random() * 1e9)}` : flag
   );
   return {
-    paths: paths.map((path) => relative(ROOT, resolve(path))),
+    paths: paths.map((path) => relative(PROJECT_ROOT, resolve(path))),
     flags,
-    jobs: jobs ? Number(jobs.slice("--jobs=".length)) : JOBS,
+    jobs: jobs ? Number(jobs.slice("--jobs=".length)) : DEFAULT_JOBS,
     slowest: args.includes("--slowest"),
     quick: args.includes("--quick"),
   };
 }
 
-/** Brings what files of tests need, and tells them where it is. */
-async function bringParts(files: string[]): Promise<void> {
-  const parts = Object.entries(SUITES)
+/** Installs the parts that the test files need and passes their paths in variables. */
+async function setUpRequiredParts(files: string[]): Promise<void> {
+  const parts = Object.entries(SUITE_PARTS)
     .filter(([suite]) => files.some((it) => it.startsWith(`tests/${suite}/`)))
     .flatMap(([, parts]) => parts);
-  const { oras, registry, actionlint, qemu } = await setup(
-    [...USUAL, ...parts],
+  const { oras, registry, actionlint, qemu } = await setUpTools(
+    [...DEFAULT_PARTS, ...parts],
   );
   const found = {
     TOOLSMITH_ORAS: oras,
@@ -130,7 +141,7 @@ async function bringParts(files: string[]): Promise<void> {
   }
 }
 
-function exists(path: string): boolean {
+function pathExists(path: string): boolean {
   try {
     return Boolean(Deno.statSync(path));
   } catch {
@@ -140,19 +151,19 @@ function exists(path: string): boolean {
 
 async function readDurations(): Promise<Record<string, number>> {
   try {
-    return JSON.parse(await Deno.readTextFile(DURATIONS));
+    return JSON.parse(await Deno.readTextFile(DURATIONS_FILE));
   } catch {
     return {};
   }
 }
 
 async function writeDurations(durations: Record<string, number>) {
-  await Deno.mkdir(dirname(DURATIONS), { recursive: true });
-  const path = `${DURATIONS}.${crypto.randomUUID()}`;
+  await Deno.mkdir(dirname(DURATIONS_FILE), { recursive: true });
+  const path = `${DURATIONS_FILE}.${crypto.randomUUID()}`;
   await Deno.writeTextFile(path, JSON.stringify(durations, null, 2));
-  await Deno.rename(path, DURATIONS);
+  await Deno.rename(path, DURATIONS_FILE);
 }
 
-function print(lines: string[]) {
+function printLines(lines: string[]) {
   lines.forEach((line) => console.log(line));
 }

@@ -8,7 +8,7 @@ const SCRIPT = `
   console.log(env.get("PATH") !== undefined, env.get("TOOLSMITH_CACHE"));
 `;
 
-Deno.test("a variable is read; one that is not set, or may not be read, is undefined", async () => {
+Deno.test("processEnvironment returns undefined for a variable that is unset or not permitted", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/env.ts`;
   const said = (...permissions: string[]) =>
@@ -18,7 +18,7 @@ Deno.test("a variable is read; one that is not set, or may not be read, is undef
   assertEquals(await said(), "false undefined\n");
 });
 
-Deno.test("an empty variable counts as not set", async () => {
+Deno.test("processEnvironment treats an empty variable as unset", async () => {
   await using dir = await temporaryDir();
   const code = `Deno.env.set("TOOLSMITH_CACHE", "");${SCRIPT}`;
   assertEquals(
@@ -27,7 +27,7 @@ Deno.test("an empty variable counts as not set", async () => {
   );
 });
 
-Deno.test("a Map and Deno.env are environments", () => {
+Deno.test("Environment accepts a Map and Deno.env", () => {
   const environments: Environment[] = [new Map([["A", "1"]]), Deno.env];
   assertEquals(environments[0].get("A"), "1");
 });

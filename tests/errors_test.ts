@@ -6,11 +6,11 @@ import {
   ToolsmithError,
   toToolsmithError,
 } from "../lib/errors.ts";
-import { ROOT } from "../scripts/deno.ts";
+import { PROJECT_ROOT } from "../scripts/deno.ts";
 
-const PAGE = await Deno.readTextFile(`${ROOT}/docs/troubleshooting.md`);
+const PAGE = await Deno.readTextFile(`${PROJECT_ROOT}/docs/troubleshooting.md`);
 
-Deno.test("docs/troubleshooting.md names every code, exit status and meaning, in order", () => {
+Deno.test("docs/troubleshooting.md lists every code, exit status and meaning in order", () => {
   const rows = [...PAGE.matchAll(
     /^\| `(\w+)` +\| (\d+) +\| (.+?) +\| (.+?) +\|$/gm,
   )];
@@ -20,7 +20,7 @@ Deno.test("docs/troubleshooting.md names every code, exit status and meaning, in
   );
 });
 
-Deno.test("docs/troubleshooting.md begins with the guide's three cases, in its words", () => {
+Deno.test("docs/troubleshooting.md lists oras not found, Unauthorized/Forbidden and No .qcow2 payload found", () => {
   const page = PAGE.replace(/\n {2}/g, " ");
   const cases = [
     "- `oras not found`: install ORAS or set `TOOLSMITH_ORAS` to its path.",
@@ -30,7 +30,7 @@ Deno.test("docs/troubleshooting.md begins with the guide's three cases, in its w
   assert(page.includes(cases.join("\n")));
 });
 
-Deno.test("every code has an exit status of its own, and a meaning", () => {
+Deno.test("ERROR_CODES gives every code a unique exit status and a meaning", () => {
   const rows = Object.values(ERROR_CODES);
   assertEquals(new Set(rows.map(([status]) => status)).size, rows.length);
   for (const [status, meaning] of rows) {
@@ -39,7 +39,7 @@ Deno.test("every code has an exit status of its own, and a meaning", () => {
   }
 });
 
-Deno.test("an error carries code, exit status, hint and cause", () => {
+Deno.test("ToolsmithError has code, exit status, hint and cause", () => {
   const cause = new Error("inner");
   const error = new ToolsmithError("oras_not_found", "oras not found", {
     hint: "install it",
@@ -73,7 +73,7 @@ const CAUGHT: [string, unknown, ErrorCode][] = [
 ];
 
 for (const [name, thrown, code] of CAUGHT) {
-  Deno.test(`${name} becomes ${code}, with its cause`, () => {
+  Deno.test(`toToolsmithError() maps ${name} to ${code} and keeps its cause`, () => {
     const error = toToolsmithError(thrown);
     assertEquals(error.code, code);
     assertEquals(error.cause, thrown);
@@ -81,14 +81,14 @@ for (const [name, thrown, code] of CAUGHT) {
   });
 }
 
-Deno.test("the deadline of AbortSignal.timeout() is a timeout", async () => {
+Deno.test("toToolsmithError() maps the deadline of AbortSignal.timeout() to timeout", async () => {
   const signal = AbortSignal.timeout(1);
   await new Promise((done) => signal.addEventListener("abort", done));
   assertEquals(toToolsmithError(signal.reason).code, "timeout");
 });
 
 Deno.test({
-  name: "a full disk is told from other failures",
+  name: "toToolsmithError() maps a full disk to disk_full",
   ignore: Deno.build.os !== "linux",
   async fn() {
     const thrown = await Deno.writeTextFile("/dev/full", "x").catch((e) => e);
@@ -98,13 +98,13 @@ Deno.test({
   },
 });
 
-/** Errors of this system: what fails, and the message and hint that it becomes. */
+/** System errors: the failing call, code, message and hint. */
 const SYSTEM: [() => unknown, ErrorCode, string, string][] = [
   [
     () => Deno.stat("/none/a"),
     "file_unreadable",
     "Cannot access /none/a: no such file or directory",
-    "check the path, and of a program PATH",
+    "check that the path exists, or that the program is in PATH",
   ],
   [
     () => Deno.readTextFile("/etc/passwd/a"),
@@ -128,13 +128,13 @@ const SYSTEM: [() => unknown, ErrorCode, string, string][] = [
     () => Deno.rename("/none/a", "/none/b"),
     "file_unreadable",
     "Cannot access /none/a -> /none/b: no such file or directory",
-    "check the path, and of a program PATH",
+    "check that the path exists, or that the program is in PATH",
   ],
   [
     () => new Deno.Command("no-such-program").output(),
     "file_unreadable",
     "Cannot run no-such-program: no such program",
-    "check the path, and of a program PATH",
+    "check that the path exists, or that the program is in PATH",
   ],
   [
     () => new Deno.Command("/etc/passwd/a").output(),
@@ -155,19 +155,18 @@ const SYSTEM: [() => unknown, ErrorCode, string, string][] = [
     },
     "file_unreadable",
     "The system reports an error: input/output error",
-    "check the disk: the system's log has more",
+    "check the disk, and the system's log",
   ],
   [
     () => Deno.writeTextFile("/dev/full", "a"),
     "disk_full",
     "Cannot access /dev/full: no space left on device",
-    "free some space, or put the cache elsewhere: TOOLSMITH_CACHE=DIR",
+    "free disk space, or move the cache elsewhere: TOOLSMITH_CACHE=DIR",
   ],
 ];
 
 Deno.test({
-  name:
-    "toToolsmithError() names the path and the next step for errors of the system",
+  name: "toToolsmithError() names the path and the next step of system errors",
   ignore: Deno.build.os !== "linux",
   async fn() {
     for (const [work, code, message, hint] of SYSTEM) {
@@ -179,11 +178,15 @@ Deno.test({
   },
 });
 
-Deno.test("systemError() says what could not be done, and leaves other errors as they are", () => {
+Deno.test("systemError() prefixes the failed action and returns other errors unchanged", () => {
   const what = "Cannot use TMPDIR=/none";
   const hint = "set TMPDIR";
   const of = (code: string) => Object.assign(new Error("No"), { code });
-  const typed = systemError(of("EBUSY"), { what, hint, code: "usage" });
+  const typed = systemError(of("EBUSY"), {
+    messagePrefix: what,
+    hint,
+    code: "usage",
+  });
   assert(typed instanceof ToolsmithError);
   assertEquals(
     [typed.code, typed.message, typed.hint],
@@ -196,40 +199,42 @@ Deno.test("systemError() says what could not be done, and leaves other errors as
     new Deno.errors.NotCapable("Requires read access"),
   ];
   for (const thrown of others) {
-    assertEquals(systemError(thrown, { what }), thrown);
+    assertEquals(systemError(thrown, { messagePrefix: what }), thrown);
   }
 });
 
-Deno.test("every error of the system has a next step, also a rare one", () => {
+Deno.test("toToolsmithError() gives a hint for every system error, even without an entry in HINTS_BY_ERRNO", () => {
   for (const code of ["EBUSY", "ESTALE", "ENODEV", "EXDEV"]) {
     const thrown = Object.assign(new Error("No"), { code });
     assert(toToolsmithError(thrown).hint, code);
   }
-  // Deno has codes for some of them only.
+  // Deno has names for some of them only.
   const error = toToolsmithError(new Error("File too large (os error 27)"));
   assertEquals(error.code, "file_unreadable");
   assertEquals(error.message, "The system reports an error: file too large");
   assert(error.hint?.includes("ulimit -f"));
 });
 
-Deno.test("systemError() leaves a typed error that quotes the system as it is", () => {
+Deno.test("systemError() returns a ToolsmithError unchanged, even if its message quotes a system error", () => {
   const typed = new ToolsmithError(
     "connection_failed",
     "refused (os error 111)",
   );
-  assertEquals(systemError(typed, { path: "/a" }), typed);
+  assertEquals(systemError(typed, { fallbackPath: "/a" }), typed);
 });
 
-Deno.test("systemError() takes a path where the system names none", () => {
+Deno.test("systemError() uses the given path when the system names none", () => {
   const [none, own] = ["No (os error 5)", "No (os error 5): stat '/own'"]
-    .map((words) => systemError(new Error(words), { path: "/given" }) as Error);
+    .map((words) =>
+      systemError(new Error(words), { fallbackPath: "/given" }) as Error
+    );
   assertEquals(none.message, "Cannot access /given: no");
   assertEquals(own.message, "Cannot access /own: no");
 });
 
-Deno.test("a name that is not UTF-8 is reported as such", () => {
+Deno.test("toToolsmithError() reports a file name that is not UTF-8", () => {
   const said = 'File name or path "/a\\xFF" is not valid UTF-8';
   const error = toToolsmithError(new Deno.errors.InvalidData(said));
   assertEquals(error.code, "file_unreadable");
-  assertEquals(error.hint, "rename it: only names in UTF-8 can be used");
+  assertEquals(error.hint, "rename the file: only UTF-8 names are supported");
 });

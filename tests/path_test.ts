@@ -3,7 +3,7 @@ import { isAbsolute, join, SEPARATOR } from "../lib/path.ts";
 import { temporaryDir } from "./support/directory.ts";
 import { runScript } from "./support/script.ts";
 
-// To look at `process` makes Deno load its Node emulation: half of a start.
+// Access to `process` makes Deno load its Node emulation, half of the start time.
 const START = `
 Object.defineProperty(globalThis, "process", {
   get: () => console.log(new Error("process").stack),
@@ -13,13 +13,13 @@ const { main } = await import("/lib/../cli.ts");
 console.log(await main(["--version"]));
 `;
 
-Deno.test("the program and the library start without Deno's Node emulation", async () => {
+Deno.test("cli.ts and mod.ts start without Deno's Node emulation", async () => {
   await using dir = await temporaryDir();
   const said = await runScript(`${dir.path}/start.ts`, START);
   assertEquals(said.split("\n").slice(1).join("\n"), "0\n", said);
 });
 
-Deno.test("paths are written as this system writes them", () => {
+Deno.test("lib/path.ts uses this system's path syntax", () => {
   const windows = Deno.build.os === "windows";
   assertEquals(SEPARATOR, windows ? "\\" : "/");
   assertEquals(join("a", "..", "b", "c"), windows ? "b\\c" : "b/c");

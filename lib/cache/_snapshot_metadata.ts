@@ -1,95 +1,60 @@
 /**
- * The parts of a snapshot, and the metadata that says how they were.
+ * A snapshot's files, and the metadata that records their identities.
  *
  * @module
  */
 import { join } from "../path.ts";
 import {
-  absentAs,
-  bytesOnDisk,
-  type Fingerprint,
-  fingerprintOf,
-  isFingerprint,
-  readPlainText,
+  allocatedBytes,
+  type FileIdentity,
+  isFileIdentity,
+  orIfNotFound,
+  readSmallJsonObject,
+  toFileIdentity,
 } from "../system/files.ts";
 
-const MAX_BYTES = 64 * 1024;
+const MAX_METADATA_BYTES = 64 * 1024;
 
-/** The files of a snapshot as they were when it was saved. */
-export interface SnapshotMetadata {
-  /** Devices, and memory that is not in a file of its own. */
-  state: Fingerprint;
-  /** The disk. */
-  disk: Fingerprint;
-  /** Memory that is mapped, if it is. */
-  memory?: Fingerprint;
+/** The files besides the metadata, in the order in which they are committed. */
+export const SNAPSHOT_PARTS = ["disk", "memory", "state"] as const;
+
+/** A file of a snapshot: disk overlay, guest memory, or device state. */
+export type SnapshotPart = typeof SNAPSHOT_PARTS[number];
+
+/** Identities of a snapshot's files when it was saved. */
+export type SnapshotMetadata = Record<SnapshotPart, FileIdentity>;
+
+export function snapshotPartPath(dir: string, key: string, part: SnapshotPart) {
+  return join(dir, `${key}.${part === "disk" ? "qcow2" : part}`);
 }
 
-/** The files besides the metadata, in the order in which they are placed. */
-export const PARTS = ["disk", "memory", "state"] as const;
-
-/** One of them. */
-export type Part = typeof PARTS[number];
-
-/**
- * Names the file of a part.
- *
- * @param key The snapshot's key.
- * @param part The part.
- */
-export function fileName(key: string, part: Part): string {
-  return `${key}.${part === "disk" ? "qcow2" : part}`;
-}
-
-/**
- * Looks at the parts that are there.
- *
- * Needs `--allow-read` for the directory.
- *
- * @param dir The directory of snapshots.
- * @param key The snapshot's key.
- * @returns Their fingerprints, and what takes the sum of what some of them take
- * on the disk.
- */
-export async function filesOf(dir: string, key: string) {
-  const prints: Partial<SnapshotMetadata> = {};
-  const sizes: Partial<Record<Part, number>> = {};
-  for (const part of PARTS) {
-    const path = join(dir, fileName(key, part));
-    const stat = await absentAs(undefined, Deno.lstat(path));
+/** Returns the identities of the files that exist, and their total size on disk. */
+export async function statSnapshotParts(dir: string, key: string) {
+  const identities: Partial<SnapshotMetadata> = {};
+  let bytes = 0;
+  for (const part of SNAPSHOT_PARTS) {
+    const path = snapshotPartPath(dir, key, part);
+    const stat = await orIfNotFound(Deno.lstat(path));
     if (!stat?.isFile) continue;
-    prints[part] = fingerprintOf(stat);
-    sizes[part] = bytesOnDisk(stat);
+    identities[part] = toFileIdentity(stat);
+    bytes += allocatedBytes(stat);
   }
-  const bytes = (parts: readonly Part[]) =>
-    parts.reduce((sum, part) => sum + (sizes[part] ?? 0), 0);
-  return { prints, bytes };
+  return { identities, bytes };
 }
 
-/**
- * Reads a snapshot's metadata; `undefined` where there is none.
- *
- * @param path The file.
- */
-export async function readMetadata(
+/** Reads a snapshot's metadata; `undefined` if missing, malformed or outdated. */
+export async function readSnapshotMetadata(
   path: string,
 ): Promise<SnapshotMetadata | undefined> {
-  try {
-    return parseMetadata(await readPlainText(path, MAX_BYTES) ?? "");
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    return undefined;
-  }
+  const json = await readSmallJsonObject(path, MAX_METADATA_BYTES);
+  return parseSnapshotMetadata(json ?? {});
 }
 
-/** Reads the text of a snapshot's metadata; `undefined` where it is none. */
-export function parseMetadata(text: string): SnapshotMetadata | undefined {
-  try {
-    const { state, memory, disk } = JSON.parse(text) ?? {};
-    const whole = [state, disk].every(isFingerprint) &&
-      (memory === undefined || isFingerprint(memory));
-    return whole ? { state, memory, disk } : undefined;
-  } catch {
-    return undefined;
-  }
+/** Returns validated metadata, or `undefined` if a part is missing or invalid. */
+export function parseSnapshotMetadata(
+  { state, memory, disk }: Record<string, unknown>,
+): SnapshotMetadata | undefined {
+  return isFileIdentity(state) && isFileIdentity(memory) && isFileIdentity(disk)
+    ? { state, memory, disk }
+    : undefined;
 }

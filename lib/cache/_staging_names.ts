@@ -1,89 +1,89 @@
 /**
- * Names of staging directories. A workspace may come with directories that are
- * called so, and what they hold would be written to: the name of one that this
- * user's Toolsmith made ends in a MAC.
+ * Names of staging directories. A workspace from someone else may contain planted
+ * staging directories, which a resumed download would write to. So the name of an
+ * image's staging directory ends in a MAC with a secret of this user.
  *
- *     .staging-<sha256>-<id>       8 random digits, and 32 of the MAC
+ *     .staging-<sha256>-<id>       id: 8 random digits and 32 digits of the MAC
+ *     .<sha256>.lock               held by the process that fills the directory
  *
- * The secret is a file of this user alone: `staging.key` in this user's own
- * directory (`$XDG_CACHE_HOME/toolsmith`), or `.staging.key` in a cache outside
- * of workspaces, which may outlive that directory, as the volume of a container
- * does. Without a secret every transfer begins at its start.
+ * The secret is a private file of this user: `staging.key` in the user's cache
+ * (`$XDG_CACHE_HOME/toolsmith`), or `.staging.key` in a cache outside workspaces,
+ * such as a container volume that outlives the home directory. Without a secret
+ * no download is resumed.
  *
  * @module
  */
 import { dirname, join, relative, SEPARATOR } from "../path.ts";
 import { type Environment, userCacheDir } from "../environment.ts";
 import type { Sha256 } from "../system/digest.ts";
-import { readOriginal, replaceFile } from "../system/files.ts";
-import { lock } from "../system/lock.ts";
-import { whyUntrusted } from "../system/ownership.ts";
+import {
+  readTextWithFileIdentity,
+  replaceFileAtomically,
+} from "../system/files.ts";
+import { acquireFileLock } from "../system/lock.ts";
+import { untrustedReason } from "../system/ownership.ts";
+import { isPermissionGranted } from "../system/permissions.ts";
 
-const NAME = /^\.staging-([0-9a-f]{64})-(.*)$/s;
+const STAGING_NAME_PATTERN = /^\.staging-([0-9a-f]{64})-(.*)$/s;
 const NONCE_DIGITS = 8;
-const MAC_DIGITS = 32;
+const HMAC_DIGITS = 32;
 const SECRET_BYTES = 32;
-const SECRET = /^[0-9a-f]{64} /;
+const SECRET_PATTERN = /^[0-9a-f]{64} /;
 
-/** What the name of a staging directory says. */
+/** The parsed name of a staging directory. */
 export interface StagingName {
-  /** The image that it is for. */
+  /** The image's digest, or the snapshot's key. */
   sha256: Sha256;
-  /** What tells it from others, and proves who made it. */
+  /** Random digits and, for an image, the MAC that proves who created it. */
   id: string;
 }
 
-/** Reads the name of a staging directory; `undefined` for any other. */
+/** Name of the lock file of an image or snapshot. */
+export function lockFileName(sha256: Sha256): string {
+  return `.${sha256}.lock`;
+}
+
+/** Returns `undefined` for a name that is not a staging directory's. */
 export function parseStagingName(name: string): StagingName | undefined {
-  const [, sha256, id] = NAME.exec(name) ?? [];
+  const [, sha256, id] = STAGING_NAME_PATTERN.exec(name) ?? [];
   return sha256 === undefined ? undefined : { sha256, id };
 }
 
-/** Writes the name of a staging directory. */
-export function stagingName({ sha256, id }: StagingName): string {
+export function formatStagingName({ sha256, id }: StagingName): string {
   return `.staging-${sha256}-${id}`;
 }
 
-/** The ids of this user's staging directories for one image. */
-export interface StagingIds {
-  /** Makes a new one. */
-  next(sha256: Sha256): Promise<string>;
-  /** Whether this user made it, for that image in that directory. */
-  isOwn(name: StagingName): Promise<boolean>;
-}
-
 /**
- * The ids of this user's staging directories for an image.
+ * Creates and checks the ids of this user's staging directories for an image,
+ * whose directory must exist.
  *
- * Needs `--allow-read` and `--allow-write` for the cache and for this user's
- * own, and `--allow-sys=uid`; without these no id is this user's.
- *
- * @param cache The cache's directory.
- * @param image The image's name; its directory exists.
- * @param env Read for `XDG_CACHE_HOME` and `HOME`.
- * @returns Its methods; the secret is made with the first id.
+ * Needs `--allow-read` and `--allow-write` for the cache and the user's own cache,
+ * and `--allow-sys=uid`; otherwise no id is recognized as this user's.
  */
-export async function stagingIds(
+export async function stagingIdSigner(
   cache: string,
   image: string,
   env: Environment,
-): Promise<StagingIds> {
-  const place = await placeOf(cache, image, env).catch(noSecret);
-  let secret = place && await readSecret(place.path).catch(noSecret);
+) {
+  const found = await locateSecret(cache, image, env).catch(treatAsNoSecret);
+  let key = found && await readStagingSecret(found.path).catch(treatAsNoSecret);
   const sign = async ({ sha256, id }: StagingName) => {
-    if (!place || !secret) return undefined;
-    const text = JSON.stringify([place.image, sha256, id]);
+    if (!found || !key) return undefined;
+    const text = JSON.stringify([found.image, sha256, id]);
     const bytes = new TextEncoder().encode(text);
-    const mac = await crypto.subtle.sign("HMAC", secret, bytes);
-    return new Uint8Array(mac).toHex().slice(0, MAC_DIGITS);
+    const mac = await crypto.subtle.sign("HMAC", key, bytes);
+    return new Uint8Array(mac).toHex().slice(0, HMAC_DIGITS);
   };
   return {
-    async next(sha256) {
-      secret ??= place && await makeSecret(place.path).catch(noSecret);
+    /** Returns a new random id; writes the secret if there is none. */
+    async createId(sha256: Sha256): Promise<string> {
+      key ??= found &&
+        await createStagingSecret(found.path).catch(treatAsNoSecret);
       const id = randomHex(NONCE_DIGITS / 2);
-      return id + (await sign({ sha256, id }) ?? randomHex(MAC_DIGITS / 2));
+      return id + (await sign({ sha256, id }) ?? randomHex(HMAC_DIGITS / 2));
     },
-    async isOwn({ sha256, id }) {
+    /** Whether this user created the id, for this image directory. */
+    async isOwn({ sha256, id }: StagingName): Promise<boolean> {
       const nonce = id.slice(0, NONCE_DIGITS);
       const mac = await sign({ sha256, id: nonce });
       return mac !== undefined && id === nonce + mac;
@@ -91,59 +91,45 @@ export async function stagingIds(
   };
 }
 
-/** Such as a home that cannot be written: images are fetched from their start. */
-function noSecret(): undefined {}
+/** Any failure, such as a read-only home, only means that nothing is resumed. */
+function treatAsNoSecret(): undefined {}
 
-/** Where the secret is, and the image's directory as seen from there. */
-interface Place {
-  path: string;
-  image: string;
+/** Returns the secret's path, and the image's directory relative to its directory. */
+async function locateSecret(cache: string, image: string, env: Environment) {
+  const realCache = await Deno.realPath(cache);
+  // A secret in a workspace may be known to others.
+  const isOutside = !realCache.split(SEPARATOR).includes(".toolsmith") &&
+    !await untrustedReason(realCache);
+  const dir = isOutside ? realCache : userCacheDir(env);
+  if (dir === undefined) return undefined;
+  const isPermitted = (["read", "write"] as const)
+    .every((name) => isPermissionGranted({ name, path: dir }));
+  if (!isPermitted) return undefined;
+  const path = join(dir, isOutside ? ".staging.key" : "staging.key");
+  const imageDir = await Deno.realPath(join(cache, image));
+  return { path, image: relative(dir, imageDir) };
 }
 
-async function placeOf(
-  cache: string,
-  image: string,
-  env: Environment,
-): Promise<Place | undefined> {
-  const [top, dir] = [await Deno.realPath(cache), join(cache, image)];
-  // A workspace may come with a secret that others know.
-  const isNamed = !top.split(SEPARATOR).includes(".toolsmith") &&
-    !await whyUntrusted(top);
-  const own = isNamed ? top : userCacheDir(env);
-  if (own === undefined || !await mayWrite(own)) return undefined;
-  const path = join(own, isNamed ? ".staging.key" : "staging.key");
-  return { path, image: relative(own, await Deno.realPath(dir)) };
-}
-
-/** Tells without asking the user. */
-async function mayWrite(path: string): Promise<boolean> {
-  for (const name of ["read", "write"] as const) {
-    const { state } = await Deno.permissions.query({ name, path });
-    if (state !== "granted") return false;
-  }
-  return true;
-}
-
-/** A file that was copied, or came with a workspace, is another secret. */
-async function readSecret(path: string): Promise<CryptoKey | undefined> {
-  if (await whyUntrusted(path, { secret: true })) return undefined;
-  const secret = await readOriginal(path, 2 * SECRET_BYTES) ?? "";
-  if (!SECRET.test(secret)) return undefined;
+/** The key includes the file's identity: a copied secret is a different one. */
+async function readStagingSecret(path: string): Promise<CryptoKey | undefined> {
+  if (await untrustedReason(path, { requirePrivate: true })) return undefined;
+  const secret = await readTextWithFileIdentity(path, 2 * SECRET_BYTES) ?? "";
+  if (!SECRET_PATTERN.test(secret)) return undefined;
   const raw = new TextEncoder().encode(secret);
   const algorithm = { name: "HMAC", hash: "SHA-256" };
   return await crypto.subtle.importKey("raw", raw, algorithm, false, ["sign"]);
 }
 
-async function makeSecret(path: string): Promise<CryptoKey | undefined> {
+async function createStagingSecret(path: string) {
   await Deno.mkdir(dirname(path), { recursive: true, mode: 0o700 });
-  // One that may be good is not replaced where none would be believed.
-  if (await whyUntrusted(dirname(path))) return undefined;
-  // Two processes at once take the same.
-  using _lock = await lock(`${path}.lock`);
-  const made = await readSecret(path);
-  if (made) return made;
-  await replaceFile(path, randomHex(SECRET_BYTES), { mode: 0o600 });
-  return await readSecret(path);
+  // Keep an existing secret in a directory where none would be trusted.
+  if (await untrustedReason(dirname(path))) return undefined;
+  // Concurrent processes must use the same secret.
+  using _lock = await acquireFileLock(`${path}.lock`);
+  const existing = await readStagingSecret(path);
+  if (existing) return existing;
+  await replaceFileAtomically(path, randomHex(SECRET_BYTES), { mode: 0o600 });
+  return await readStagingSecret(path);
 }
 
 function randomHex(bytes: number): string {

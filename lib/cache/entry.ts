@@ -1,300 +1,242 @@
 /**
- * The cache: where images lie, and how they get there. An entry is there whole
- * and verified, or not at all.
+ * Cache entries. An entry appears complete and verified, or not at all.
  *
- *     <cache>/<image>/<sha256>/<file>.qcow2       0444, never written again
- *     <cache>/<image>/<sha256>/verified.json      what was verified, and when
- *     <cache>/<image>/.staging-<sha256>-<id>/     being filled; same filesystem
+ *     <cache>/<image>/<sha256>/<file>.qcow2       the image, 0444, never modified
+ *     <cache>/<image>/<sha256>/verified.json      verification record
+ *     <cache>/<image>/.staging-<sha256>-<id>/     download in progress
  *     <cache>/<image>/.<sha256>.lock              flock
- *     <cache>/.staging.key                        in a cache outside of workspaces
+ *     <cache>/.staging.key                        in a cache outside workspaces
  *
- * Below the cache's directory no symbolic link is followed.
+ * No symbolic link below the cache's directory is followed.
  *
  * @module
  */
 import { basename, join, resolve } from "../path.ts";
-import { asDigest } from "../system/digest.ts";
+import { sha256ToDigest } from "../system/digest.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { systemError, ToolsmithError, toToolsmithError } from "../errors.ts";
-import { type Fingerprint, fingerprint, isSame } from "../system/files.ts";
-import { lock, type LockOptions, tryLock } from "../system/lock.ts";
-import { whyLinked, whyUnsafe, whyUntrusted } from "../system/ownership.ts";
-import { whyOutside } from "../system/workspace.ts";
 import {
-  readRecord,
-  recordPath,
+  type FileIdentity,
+  isSameFileIdentity,
+  orIfDenied,
+  orIfMissing,
+  readFileIdentity,
+} from "../system/files.ts";
+import { acquireFileLock, type FileLockOptions } from "../system/lock.ts";
+import {
+  symlinkEscapeReason,
+  unsafeDirReason,
+  untrustedReason,
+} from "../system/ownership.ts";
+import { workspaceSymlinkReason } from "../system/workspace.ts";
+import {
+  readVerificationRecord,
   type VerificationRecord,
-  writeRecord,
-} from "./_record.ts";
+  verificationRecordPath,
+  writeVerificationRecord,
+} from "./_verification_record.ts";
 import {
   type CacheKey,
-  deniedAs,
+  createOrResumeStaging,
   entryDir,
-  lockPath,
-  stage,
-  type Staging,
-  sweepPlaced,
-  sweepStaging,
-  takeAway,
-} from "./_staging.ts";
+  entryLockPath,
+  type ImageStaging,
+  removeStaleStagingOfEntry,
+  removeStaleStagingOfImage,
+} from "./_image_staging.ts";
 
-export type { CacheKey, Staging as ImageStaging };
+export type { CacheKey, ImageStaging };
 
-/** An image that lies in the cache. */
-export interface CachedFile {
-  /** Its absolute path. */
+/** A cached image, as found without rehashing it. */
+export interface CachedImage {
+  /** Absolute path. */
   path: string;
   /** Size, in bytes. */
   bytes: number;
-  /** Whether it is, to all appearance, the file that was verified. */
+  /** Whether the file matches a trusted verification record. */
   trusted: boolean;
-  /** Why its record is not believed: another user could have written it. */
-  suspect?: string;
-  /** The record of its verification, unless there is none to believe. */
-  record?: VerificationRecord;
-  /** The file as it was found. */
-  found: Fingerprint;
+  /** Why the record or the image is not trusted: another user could write it. */
+  untrustedReason?: string;
+  /** The verification record, if it exists and is trusted. */
+  verificationRecord?: VerificationRecord;
+  /** Identity of the file that was found. */
+  fileIdentity: FileIdentity;
 }
 
-/** A place for one image in the cache. */
-export interface ImageEntry {
-  /** Its directory. */
-  readonly dir: string;
-  /** The file of its lock. */
-  readonly lockPath: string;
-  /**
-   * Looks the image up, without reading it: the record says whether it was
-   * touched since it was verified. A record that another user could have
-   * written is not read.
-   *
-   * Needs `--allow-read` for the cache, and `--allow-sys=uid` to believe it.
-   *
-   * @returns The file, or `undefined` if there is none.
-   */
-  lookUp(): Promise<CachedFile | undefined>;
-  /**
-   * Takes the lock, and clears away what dead processes left of this entry and
-   * its neighbours.
-   *
-   * Needs `--allow-read` and `--allow-write` for the cache.
-   *
-   * @param options Who is notified of a wait, and what ends it.
-   * @throws {ToolsmithError} `cache_unwritable`, also where another user could
-   * replace what is written, or the image's directory is a link.
-   */
-  lock(options?: LockOptions): Promise<LockedEntry>;
-  /** Takes the lock if no other process has it. */
-  tryLock(): Promise<LockedEntry | undefined>;
-  /**
-   * Notes that the image is in use, for prune, and removes what a process that
-   * was killed after placing it has left: both where that can be written.
-   */
-  touch(): Promise<void>;
-}
+const PRIVATE_CACHE_HINT =
+  "set TOOLSMITH_CACHE=DIR to a directory that only you can write";
+const SYMLINKED_CACHE_HINT =
+  "remove the symbolic link, or use another cache: --cache DIR or TOOLSMITH_CACHE=DIR";
 
-/** An entry whose lock this process has; disposing releases it. */
-export interface LockedEntry extends Disposable {
-  /**
-   * Makes a directory to fill the image in.
-   *
-   * @throws {ToolsmithError} `cache_unwritable`.
-   */
-  stage(): Promise<Staging>;
-  /**
-   * Notes that the image has been verified again, as it was when it was looked
-   * up. Where that cannot be written, it is verified again the next time.
-   */
-  renew(cached: CachedFile): Promise<void>;
-  /**
-   * Takes the entry away in one step.
-   *
-   * @returns `false` if it was gone.
-   */
-  remove(): Promise<boolean>;
-}
-
-const NOT_OWN =
-  "only its owner fills a cache: put yours elsewhere, TOOLSMITH_CACHE=DIR";
-const LINKED =
-  "remove the link, or name a cache elsewhere: --cache DIR or TOOLSMITH_CACHE=DIR";
-
-/** What {@linkcode findCache} takes besides the workspace. */
-export interface FindCacheOptions {
-  /** The directory that the user names. @default {undefined} */
+/** Options of {@linkcode resolveCacheDir}. */
+export interface ResolveCacheDirOptions {
+  /** The directory given by the user. @default {undefined} */
   cache?: string;
   /** Read for `TOOLSMITH_CACHE`. @default {processEnvironment} */
   env?: Environment;
 }
 
 /**
- * Finds the cache's directory, which need not exist. One that the user names may
- * be a link; the workspace's own is not to lead out of the workspace.
+ * Returns the cache's absolute path, which need not exist: the `cache` option, else
+ * `TOOLSMITH_CACHE`, else the workspace's `.toolsmith/cache`. Only that last one must
+ * not be a link out of the workspace.
  *
  * Needs `--allow-read` for the workspace.
  *
- * @param root The workspace.
- * @param options What the user names.
- * @returns The absolute path of what is named, else of `.toolsmith/cache`.
  * @throws {ToolsmithError} `cache_unwritable` for a link in the workspace.
  */
-export async function findCache(
+export async function resolveCacheDir(
   root: string,
-  { cache, env = processEnvironment }: FindCacheOptions = {},
+  { cache, env = processEnvironment }: ResolveCacheDirOptions = {},
 ): Promise<string> {
-  const named = cache ?? env.get("TOOLSMITH_CACHE");
-  if (named) return resolve(named);
+  const given = cache ?? env.get("TOOLSMITH_CACHE");
+  if (given) return resolve(given);
   const dir = resolve(root, ".toolsmith", "cache");
-  const why = await whyOutside(dir);
-  if (why) throw unusable(dir, why, LINKED);
+  const reason = await workspaceSymlinkReason(dir);
+  if (reason) throw cacheUnwritableError(dir, reason, SYMLINKED_CACHE_HINT);
   return dir;
 }
 
-/**
- * The place of an image in the cache.
- *
- * @param key The entry.
- * @param options Where this user's own cache is.
- * @returns Its methods; nothing is read or made before one is called.
- */
-export function cacheEntry(
+/** One image's entry in the cache, which may not exist yet. */
+export type CacheEntryHandle = ReturnType<typeof cacheEntryHandle>;
+
+/** Returns a handle for an image's cache entry; reads and writes nothing yet. */
+export function cacheEntryHandle(
   key: CacheKey,
   { env = processEnvironment }: { env?: Environment } = {},
-): ImageEntry {
-  const dir = entryDir(key);
-  return {
-    dir,
-    lockPath: lockPath(key),
-    lookUp: () => lookUp(key),
-    lock: (options) => lockEntry(key, env, options),
-    async tryLock() {
-      const held = await tryLock(lockPath(key));
-      return held && lockedEntry(key, env, held);
-    },
-    async touch() {
-      const now = new Date();
-      await Deno.utime(dir, now, now).catch(() => {});
-      await sweepPlaced(key);
-    },
-  };
-}
-
-async function lookUp(key: CacheKey): Promise<CachedFile | undefined> {
-  const dir = entryDir(key);
-  if (await whyLinked(dir, key.cache)) return undefined;
-  const suspectRecord = await whyUntrusted(recordPath(dir));
-  const record = suspectRecord ? undefined : await readRecord(dir);
-  const file = record?.file ?? await findImage(dir);
-  if (!file) return undefined;
-  const path = join(dir, file);
-  // A directory, a link or a pipe is no image: it is replaced, and never opened.
-  const found = await fingerprint(path);
-  if (!found) return undefined;
-  const suspect = suspectRecord ?? await whyUntrusted(path);
-  const trusted = !suspect && record?.digest === asDigest(key.sha256) &&
-    isSame(found, record);
-  return { path, bytes: found.size, trusted, suspect, record, found };
-}
-
-async function lockEntry(
-  key: CacheKey,
-  env: Environment,
-  options: LockOptions = {},
-): Promise<LockedEntry> {
-  const dir = join(key.cache, key.image);
-  try {
-    const link = await whyLinked(dir, key.cache);
-    if (link) throw unusable(dir, link, LINKED);
-    // Not for a group to write, whatever the umask.
-    await Deno.mkdir(dir, { recursive: true, mode: 0o755 });
-    const why = await whyUnsafe(key.cache) ?? await whyUnsafe(dir);
-    if (why) throw unusable(dir, why, NOT_OWN);
-    const held = await lock(lockPath(key), options);
-    try {
-      const { sha256 } = key;
-      await sweepStaging(key.cache, key.image, { env, held: sha256 });
-      return lockedEntry(key, env, held);
-    } catch (error) {
-      held[Symbol.dispose]();
-      throw error;
-    }
-  } catch (cause) {
-    throw asCacheError(cause, dir);
-  }
-}
-
-function lockedEntry(
-  key: CacheKey,
-  env: Environment,
-  held: Disposable,
-): LockedEntry {
-  return {
-    async stage() {
-      try {
-        return await stage(key, env);
-      } catch (cause) {
-        throw asCacheError(cause, key.cache);
-      }
-    },
-    renew: (cached) => deniedAs(undefined, renew(key, env, cached)),
-    remove: () => takeAway(key),
-    [Symbol.dispose]: () => held[Symbol.dispose](),
-  };
-}
-
-async function renew(
-  key: CacheKey,
-  env: Environment,
-  { path, record, found }: CachedFile,
 ) {
-  const file = basename(path);
-  const digest = asDigest(key.sha256);
-  const source = record?.source ?? "unknown";
-  const verified = new Date().toISOString();
-  const { boot } = record ?? {};
-  const renewed = { file, digest, source, verified, ...found, boot };
-  await using staging = await stage(key, env);
-  await writeRecord(entryDir(key), renewed, staging.dir);
+  const { cache, image, sha256 } = key;
+  const imageDir = join(cache, image);
+  const [dir, lockPath] = [entryDir(key), entryLockPath(key)];
+
+  /**
+   * Looks the image up without rehashing it: the verification record shows whether
+   * the file has changed, which `trusted` reports. A record that another user could
+   * write is ignored.
+   *
+   * Needs `--allow-read` for the cache, and `--allow-sys=uid` to trust the record.
+   */
+  async function lookUpImage(): Promise<CachedImage | undefined> {
+    if (await symlinkEscapeReason(dir, cache)) return undefined;
+    const recordReason = await untrustedReason(verificationRecordPath(dir));
+    const record = recordReason ? undefined : await readVerificationRecord(dir);
+    const file = record?.file ?? await findQcow2File(dir);
+    if (!file) return undefined;
+    const path = join(dir, file);
+    // A directory, a link or a FIFO is never opened, but replaced.
+    const fileIdentity = await readFileIdentity(path);
+    if (!fileIdentity) return undefined;
+    const { size: bytes } = fileIdentity;
+    const reason = recordReason ?? await untrustedReason(path);
+    const trusted = !reason && record?.digest === sha256ToDigest(sha256) &&
+      isSameFileIdentity(fileIdentity, record);
+    const trust = { trusted, untrustedReason: reason };
+    return { path, bytes, ...trust, verificationRecord: record, fileIdentity };
+  }
+
+  /**
+   * Waits for the entry's lock, then removes stale staging directories of all
+   * entries of the image.
+   *
+   * Needs `--allow-read` and `--allow-write` for the cache.
+   *
+   * @throws {ToolsmithError} `cache_unwritable`, also if another user could replace
+   * files in the cache, or the image's directory is a link.
+   */
+  async function lock(options?: FileLockOptions) {
+    const unwritable = (reason: string, hint: string) =>
+      cacheUnwritableError(imageDir, reason, hint);
+    try {
+      const link = await symlinkEscapeReason(imageDir, cache);
+      if (link) throw unwritable(link, SYMLINKED_CACHE_HINT);
+      // The group must not be able to write, whatever the umask.
+      await Deno.mkdir(imageDir, { recursive: true, mode: 0o755 });
+      const reason = await unsafeDirReason(cache) ??
+        await unsafeDirReason(imageDir);
+      if (reason) throw unwritable(reason, PRIVATE_CACHE_HINT);
+      using undo = new DisposableStack();
+      const held = undo.use(await acquireFileLock(lockPath, options));
+      await removeStaleStagingOfImage(cache, image, { env, held: sha256 });
+      undo.move();
+      return lockedCacheEntry(key, env, held);
+    } catch (cause) {
+      throw toCacheWriteError(cause, imageDir);
+    }
+  }
+
+  /**
+   * Updates the entry's time, which prune reads, and removes its stale staging
+   * directories. A read-only cache is left as it is.
+   */
+  async function markUsedAndCleanUp(): Promise<void> {
+    const now = new Date();
+    await Deno.utime(dir, now, now).catch(() => {});
+    await removeStaleStagingOfEntry(key);
+  }
+
+  return { dir, lockPath, lookUpImage, lock, markUsedAndCleanUp };
+}
+
+/** An entry whose lock this process holds; disposing releases the lock. */
+export type LockedCacheEntry = ReturnType<typeof lockedCacheEntry>;
+
+function lockedCacheEntry(key: CacheKey, env: Environment, lock: Disposable) {
+  return {
+    /** @throws {ToolsmithError} `cache_unwritable`. */
+    createOrResumeStaging: () =>
+      createOrResumeStaging(key, env).catch((cause) => {
+        throw toCacheWriteError(cause, key.cache);
+      }),
+    /**
+     * Writes a verification record for an image that was verified again. In a
+     * read-only cache, that is repeated the next time.
+     */
+    async renewVerificationRecord(
+      { path, verificationRecord, fileIdentity }: CachedImage,
+      signature?: Record<string, string | undefined>,
+    ): Promise<void> {
+      const { source = "unknown", boot, update } = verificationRecord ?? {};
+      const digest = sha256ToDigest(key.sha256);
+      const file = basename(path);
+      const found = { file, digest, source, ...fileIdentity };
+      const renewed = { ...found, boot, signature, update };
+      const staged = await orIfDenied(createOrResumeStaging(key, env));
+      if (!staged) return;
+      await using staging = staged;
+      const writing = writeVerificationRecord(
+        entryDir(key),
+        renewed,
+        staging.dir,
+      );
+      await orIfDenied(writing);
+    },
+    [Symbol.dispose]: () => lock[Symbol.dispose](),
+  };
 }
 
 /**
- * Makes a typed error of a failure to write the cache.
- *
- * @param cause What was thrown.
- * @param dir Where.
- * @returns `cache_unwritable` where the system says no, else the usual.
+ * Converts a failed cache write to a `ToolsmithError`: `cache_unwritable` if the
+ * system denied the write, else the code of the system error.
  */
-export function asCacheError(cause: unknown, dir: string): ToolsmithError {
+export function toCacheWriteError(cause: unknown, dir: string): ToolsmithError {
   const code = "cache_unwritable";
-  const what = `Cannot write to the cache at ${dir}`;
+  const messagePrefix = `Cannot write to the cache at ${dir}`;
   const hint =
-    "check its owner and mode, or put it elsewhere: TOOLSMITH_CACHE=DIR";
-  // What lies in the place of the lock.
+    "check the cache's owner and mode, or use another directory: TOOLSMITH_CACHE=DIR";
+  // Something other than a file is in place of the lock file.
   if (cause instanceof ToolsmithError && cause.code === "file_unreadable") {
-    return new ToolsmithError(code, `${what}: ${cause.message}`, {
-      hint,
-      cause,
-    });
+    const message = `${messagePrefix}: ${cause.message}`;
+    return new ToolsmithError(code, message, { hint, cause });
   }
-  return toToolsmithError(systemError(cause, { code, what, hint }));
+  return toToolsmithError(systemError(cause, { code, messagePrefix, hint }));
 }
 
-function unusable(dir: string, why: string, hint: string): ToolsmithError {
-  return new ToolsmithError(
-    "cache_unwritable",
-    `Cannot write to the cache at ${dir}: ${why}`,
-    { hint },
-  );
+function cacheUnwritableError(dir: string, reason: string, hint: string) {
+  const message = `Cannot write to the cache at ${dir}: ${reason}`;
+  return new ToolsmithError("cache_unwritable", message, { hint });
 }
 
-async function findImage(dir: string): Promise<string | undefined> {
-  try {
-    for await (const { name, isFile } of Deno.readDir(dir)) {
-      if (isFile && /\.qcow2$/i.test(name)) return name;
-    }
-  } catch (error) {
-    const none = error instanceof Deno.errors.NotFound ||
-      error instanceof Deno.errors.NotADirectory;
-    if (!none) throw error;
-  }
-  return undefined;
+async function findQcow2File(dir: string): Promise<string | undefined> {
+  const files = await orIfMissing(Array.fromAsync(Deno.readDir(dir))) ?? [];
+  return files.find((it) => it.isFile && /\.qcow2$/i.test(it.name))?.name;
 }

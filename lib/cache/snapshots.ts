@@ -1,16 +1,15 @@
 /**
- * Snapshots: machines that were saved when they were ready. Where they lie, and
- * which of them fits.
+ * Stores snapshots of ready VMs.
  *
- *     <dir>/<key>.json       what was saved, and the files as they were
- *     <dir>/<key>.state      devices, and memory that is not mapped, 0600
- *     <dir>/<key>.memory     memory that is mapped, if it is: sparse, 0600
- *     <dir>/<key>.qcow2      what the guest wrote to its disk, over the image
+ *     <dir>/<key>.json       metadata: the files' identities when they were saved
+ *     <dir>/<key>.state      device state, 0600
+ *     <dir>/<key>.memory     guest memory, which QEMU maps: sparse, 0600
+ *     <dir>/<key>.qcow2      the guest's writes to its disk: an overlay of the image
  *     <dir>/.staging-<key>-<id>/
  *     <dir>/.<key>.lock
  *
- * A snapshot is as good as the program that is restored from it: only what this
- * user or root owns, in a directory of this user's alone, is found.
+ * Restoring a snapshot runs what is in it, so a snapshot is only found if this user
+ * or root owns its files, in a private directory of this user.
  *
  * @module
  */
@@ -20,151 +19,323 @@ import {
   processEnvironment,
   userCacheDir,
 } from "../environment.ts";
-import { type Sha256, sha256OfText } from "../system/digest.ts";
-import { absentAs } from "../system/files.ts";
-import { ownUid, whyLinked, whyUntrusted } from "../system/ownership.ts";
+import { sha256OfText } from "../system/digest.ts";
 import {
-  adoptSnapshot,
-  findSnapshot,
-  listSnapshots,
-  removeSnapshot,
-  type Snapshot,
-  type SnapshotFiles,
-  type SnapshotStaging,
-  stageSnapshot,
-  sweepSnapshots,
-} from "./_snapshot_files.ts";
+  type FileIdentity,
+  isSameFileIdentity,
+  listNamesInDir,
+  orIfNotFound,
+  readFileIdentity,
+  removeTree,
+  replaceFileAtomically,
+  syncToDisk,
+} from "../system/files.ts";
+import { tryFileLock } from "../system/lock.ts";
+import {
+  currentUid,
+  symlinkEscapeReason,
+  untrustedReason,
+} from "../system/ownership.ts";
+import { createLockedStagingDir } from "../system/staging_dir.ts";
+import {
+  readSnapshotMetadata,
+  SNAPSHOT_PARTS,
+  type SnapshotPart,
+  snapshotPartPath,
+  statSnapshotParts,
+} from "./_snapshot_metadata.ts";
+import {
+  formatStagingName,
+  lockFileName,
+  parseStagingName,
+} from "./_staging_names.ts";
 
-export type { Snapshot, SnapshotFiles, SnapshotStaging };
-
-/** The snapshots of one image. */
-export interface SnapshotStore {
-  /** Their directory. */
-  readonly dir: string;
-  /**
-   * Finds a snapshot. One whose files are not what was saved, or could have been
-   * written by another user, is never tried.
-   *
-   * Needs `--allow-read` for the directory, and `--allow-sys=uid`.
-   *
-   * @returns The snapshot; `"damaged"` where its files were changed; `undefined`
-   * where there is none, or the directory is not this user's alone.
-   */
-  find(key: string): Promise<Snapshot | "damaged" | undefined>;
-  /** Lists the snapshots, damaged ones included. */
-  list(): Promise<Snapshot[]>;
-  /**
-   * Removes a snapshot. Machines that were restored from it go on.
-   *
-   * Needs `--allow-read` and `--allow-write` for the directory.
-   *
-   * @param snapshot The one that was found; another of its key stays.
-   * @returns Whether it was removed; not while another process saves its key.
-   */
-  remove(snapshot: { key: string; saved?: string }): Promise<boolean>;
-  /** Notes that a snapshot was used, for prune, where that can be written. */
-  touch(key: string): Promise<void>;
-  /**
-   * Makes room for a machine that is to be saved, under the lock of its key.
-   *
-   * Needs `--allow-read` and `--allow-write` for the directory.
-   *
-   * @returns Where to write; `undefined` while another process saves the same.
-   * @throws {Deno.errors.PermissionDenied} When the directory is not this user's
-   * alone.
-   */
-  stage(key: string): Promise<SnapshotStaging | undefined>;
-  /**
-   * Accepts snapshots that were copied here, as archives keep files: with their
-   * times of modification. Sizes and these times are compared, the bytes are not:
-   * whoever carried them is trusted.
-   *
-   * Needs `--allow-read` and `--allow-write` for the directory.
-   *
-   * @returns Those that were accepted, and can be restored now.
-   */
-  adopt(): Promise<Snapshot[]>;
-  /** Removes what interrupted saves left behind. */
-  sweep(): Promise<void>;
+/** Paths of the files that a VM is restored from. */
+export interface SnapshotFiles {
+  /** The device state, which QEMU reads. */
+  path: string;
+  /** The guest's memory, which QEMU maps. */
+  memory: string;
+  /** The guest's disk: an overlay of the image. */
+  disk: string;
 }
 
-const DIR = "machines";
+/** A saved VM that can be restored. */
+export interface Snapshot extends SnapshotFiles {
+  /** Digest of everything that must match for a restore, in hex. */
+  key: string;
+  /** Disk space that all files use, in bytes. */
+  bytes: number;
+  /** When the VM was saved, as an ISO 8601 time; unique among saves of a key. */
+  saved: string;
+  /** When the snapshot was last used, as an ISO 8601 time. */
+  used: string;
+}
+
+/** A staging directory for a snapshot, with the paths to write; disposing removes it. */
+export interface SnapshotStaging
+  extends Record<SnapshotPart, string>, AsyncDisposable {
+  dir: string;
+  /** Moves all files into the store; on failure the store has no snapshot. */
+  commit(): Promise<Snapshot>;
+}
+
+const SNAPSHOT_DIR_NAME = "machines";
+/** Matches the names of a snapshot's files and staging directories. */
+const KEY_IN_FILE_NAME_PATTERN = /^(?:\.staging-)?([0-9a-f]{64})[-.]/;
 
 /**
- * Where this user's snapshots of a cached image lie: beside the image if the
- * entry is this user's own and has no link there, else in
- * `$XDG_CACHE_HOME/toolsmith` (by default `~/.cache/toolsmith`), so that users who
- * share an image share no machine.
+ * Returns the directory of this user's snapshots of a cached image, which need not
+ * exist: beside the image if this user owns the entry and the directory is no link,
+ * else in `$XDG_CACHE_HOME/toolsmith` (by default `~/.cache/toolsmith`). So users who
+ * share an image do not share snapshots.
  *
  * Needs `--allow-read` for the image, and `--allow-sys=uid`.
  *
- * @param image The image's path in a cache.
- * @param env Read for `XDG_CACHE_HOME` and `HOME`.
- * @returns The directory, which need not be there; `undefined` where no place is
- * this user's own.
+ * @returns `undefined` if this user owns neither.
  */
-export async function snapshotDir(
+export async function snapshotDirOf(
   image: string,
   env: Environment = processEnvironment,
 ): Promise<string | undefined> {
   const entry = dirname(image);
-  const beside = join(entry, DIR);
+  const beside = join(entry, SNAPSHOT_DIR_NAME);
   if (Deno.build.os === "windows") return beside;
-  const stat = await absentAs(undefined, Deno.lstat(entry));
-  const own = stat?.uid === ownUid() && !await whyUntrusted(entry) &&
-    // A workspace may come with a link to a directory of this user's.
-    !await whyLinked(beside, entry);
-  if (own) return beside;
-  const home = userSnapshotsDir(env);
-  return home && join(home, basename(entry));
+  const stat = await orIfNotFound(Deno.lstat(entry));
+  const isOwn = stat?.uid === currentUid() && !await untrustedReason(entry) &&
+    // A planted link in a workspace may lead to another directory of this user.
+    !await symlinkEscapeReason(beside, entry);
+  if (isOwn) return beside;
+  const root = userSnapshotsDir(env);
+  return root && join(root, basename(entry));
 }
 
 /**
- * Where this user's snapshots of images in caches of others lie.
- *
- * @param env Read for `XDG_CACHE_HOME` and `HOME`.
- * @returns A directory with one for each image's digest, if there is a home.
+ * Returns the directory of this user's snapshots of images in other users' caches,
+ * with a subdirectory per image digest; `undefined` without a home directory.
  */
 export function userSnapshotsDir(env: Environment): string | undefined {
   const dir = userCacheDir(env);
-  return dir && join(dir, DIR);
+  return dir && join(dir, SNAPSHOT_DIR_NAME);
 }
 
-/**
- * Makes the key of a snapshot from all that has to match.
- *
- * @param parts The image's digest, QEMU, the machine, the host's processor.
- * @returns 64 digits of hex.
- */
-export function snapshotKey(parts: Record<string, unknown>): Promise<Sha256> {
+/** Returns a snapshot's key, 64 hex digits, from everything that must match. */
+export function hashSnapshotKeyParts(parts: Record<string, unknown>) {
   return sha256OfText(JSON.stringify(parts));
 }
 
-/**
- * The snapshots in a directory.
- *
- * @param dir The directory, which need not be there.
- * @returns Its methods; nothing is read or made before one is called.
- */
+/** Returns the snapshot store of a directory, which need not exist. */
 export function snapshotStore(dir: string): SnapshotStore {
-  return {
-    dir,
-    find: (key) => findSnapshot(dir, key),
-    list: () => listSnapshots(dir),
-    remove: (snapshot) => removeSnapshot(dir, snapshot),
-    async touch(key) {
-      const now = new Date();
-      await Deno.utime(join(dir, `${key}.json`), now, now).catch(() => {});
-    },
-    stage: (key) => stageSnapshot(dir, key),
-    async adopt() {
-      const adopted: Snapshot[] = [];
-      for (const { key } of await listSnapshots(dir)) {
-        const snapshot = await adoptSnapshot(dir, key);
-        if (snapshot) adopted.push(snapshot);
+  return new SnapshotStore(dir);
+}
+
+/** The snapshots of one image. Needs `--allow-sys=uid`, and access to its directory. */
+export class SnapshotStore {
+  constructor(readonly dir: string) {}
+
+  /**
+   * Finds a snapshot. Returns `"damaged"`, so that nobody restores from it, if its
+   * files have changed or another user could write them; `undefined` if the
+   * directory is not private to this user.
+   */
+  async find(key: string): Promise<Snapshot | "damaged" | undefined> {
+    if (await this.#dirUntrustedReason()) return undefined;
+    const parts = await statSnapshotParts(this.dir, key);
+    const { identities } = parts;
+    if (!identities.state) return undefined;
+    const metadataPath = this.#metadataPath(key);
+    const saved = await readSnapshotMetadata(metadataPath);
+    const isUnchanged = saved &&
+      SNAPSHOT_PARTS.every((it) =>
+        isSameFileIdentity(identities[it], saved[it])
+      );
+    const metadataFile = await readFileIdentity(metadataPath);
+    if (isUnchanged && await this.#areFilesTrusted(key) && metadataFile) {
+      return this.#toSnapshot(key, parts, metadataFile);
+    }
+    // A save that was killed before its last step left no metadata.
+    return metadataFile ? "damaged" : undefined;
+  }
+
+  /** Lists all snapshots, including damaged ones. */
+  async list(): Promise<Snapshot[]> {
+    const found: Snapshot[] = [];
+    if (await this.#dirUntrustedReason()) return found;
+    for (const name of await listNamesInDir(this.dir)) {
+      const key = /^([0-9a-f]{64})\.state$/.exec(name)?.[1];
+      if (!key) continue;
+      const snapshot = await this.find(key);
+      if (snapshot === "damaged") {
+        const parts = await statSnapshotParts(this.dir, key);
+        found.push(this.#toSnapshot(key, parts));
+      } else if (snapshot) found.push(snapshot);
+    }
+    return found;
+  }
+
+  /**
+   * Removes a snapshot, unless a newer one has replaced it. VMs that were restored
+   * from it keep running.
+   *
+   * @returns Whether it was removed; `false` while another process saves the key.
+   */
+  async remove({ key, saved }: Pick<Snapshot, "key"> & { saved?: string }) {
+    using lock = await this.#tryLockKey(key);
+    const current = lock && await this.find(key);
+    if (!current || current !== "damaged" && current.saved !== saved) {
+      return false;
+    }
+    await this.#removeFiles(key);
+    return true;
+  }
+
+  /** Updates the time of last use, which prune reads, if the file is writable. */
+  async markUsed(key: string): Promise<void> {
+    const now = new Date();
+    await Deno.utime(this.#metadataPath(key), now, now).catch(() => {});
+  }
+
+  /**
+   * Creates a staging directory for a snapshot, and holds the key's lock until that
+   * is disposed.
+   *
+   * @returns `undefined` while another process saves the key.
+   * @throws {Deno.errors.PermissionDenied} If the directory is not private to this
+   * user.
+   */
+  async createStaging(key: string): Promise<SnapshotStaging | undefined> {
+    await Deno.mkdir(this.dir, { recursive: true, mode: 0o700 });
+    const reason = await this.#dirUntrustedReason();
+    if (reason) throw new Deno.errors.PermissionDenied(reason);
+    // A killed process may have left files as large as the guest's memory.
+    await this.removeInterruptedSaves();
+    const id = crypto.randomUUID().slice(0, 8);
+    const dir = join(this.dir, formatStagingName({ sha256: key, id }));
+    const lockPath = join(this.dir, lockFileName(key));
+    const staging = await createLockedStagingDir(dir, lockPath);
+    if (!staging) return undefined;
+    const [state, memory, disk] = ["state", "memory", "qcow2"]
+      .map((name) => join(dir, name));
+    const files = { dir, state, memory, disk };
+    return {
+      ...files,
+      commit: () => this.#commit(key, files),
+      [Symbol.asyncDispose]: () => staging[Symbol.asyncDispose](),
+    };
+  }
+
+  /**
+   * Makes snapshots restorable that were copied here with their modification times.
+   * Sizes and these times are compared, bytes are not: whoever copied the files is
+   * trusted.
+   *
+   * @returns The snapshots that became restorable.
+   */
+  async adoptCopiedSnapshots(): Promise<Snapshot[]> {
+    const adopted: Snapshot[] = [];
+    for (const { key } of await this.list()) {
+      using lock = await this.#tryLockKey(key);
+      if (!lock || await this.find(key) !== "damaged") continue;
+      const saved = await readSnapshotMetadata(this.#metadataPath(key));
+      const { identities } = await statSnapshotParts(this.dir, key);
+      const isCopy = SNAPSHOT_PARTS.every((part) =>
+        saved && identities[part]?.size === saved[part].size &&
+        identities[part].mtime === saved[part].mtime
+      );
+      if (!isCopy || !await this.#areFilesTrusted(key)) continue;
+      await this.#writeMetadata(key, identities);
+      adopted.push(await this.find(key) as Snapshot);
+    }
+    return adopted;
+  }
+
+  /** Removes staging directories and incomplete snapshots of interrupted saves. */
+  async removeInterruptedSaves(): Promise<void> {
+    if (await this.#dirUntrustedReason()) return;
+    const names = await listNamesInDir(this.dir);
+    const keys = names.map((name) => KEY_IN_FILE_NAME_PATTERN.exec(name)?.[1]);
+    for (const key of new Set(keys)) {
+      if (!key) continue;
+      using lock = await this.#tryLockKey(key);
+      if (!lock) continue;
+      for (const name of names) {
+        const isStale = parseStagingName(name)?.sha256 === key;
+        if (isStale) await removeTree(join(this.dir, name));
       }
-      return adopted;
-    },
-    sweep: () => sweepSnapshots(dir),
-  };
+      if (!await this.find(key)) await this.#removeFiles(key);
+    }
+  }
+
+  /** Moves a snapshot's files into the store; removes all if one is missing. */
+  async #commit(key: string, staging: Record<"dir" | SnapshotPart, string>) {
+    for (const part of SNAPSHOT_PARTS) await syncToDisk(staging[part]);
+    await this.#removeFiles(key);
+    try {
+      for (const part of SNAPSHOT_PARTS) {
+        await Deno.rename(staging[part], snapshotPartPath(this.dir, key, part));
+      }
+      // Renaming changes the times in the metadata, so write the metadata last.
+      const { identities } = await statSnapshotParts(this.dir, key);
+      const missing = SNAPSHOT_PARTS.find((part) => !identities[part]);
+      if (missing) {
+        throw new Deno.errors.NotFound(`snapshot ${key} has no ${missing}`);
+      }
+      await this.#writeMetadata(key, identities, staging.dir);
+    } catch (error) {
+      await this.#removeFiles(key);
+      throw error;
+    }
+    return await this.find(key) as Snapshot;
+  }
+
+  async #writeMetadata(key: string, identities: object, tempDir?: string) {
+    const [path, text] = [this.#metadataPath(key), JSON.stringify(identities)];
+    await replaceFileAtomically(path, text, { mode: 0o600, tempDir });
+  }
+
+  #toSnapshot(
+    key: string,
+    { identities, bytes }: Awaited<ReturnType<typeof statSnapshotParts>>,
+    usedFile = identities.state,
+  ): Snapshot {
+    const [disk, memory, path] = this.#partPaths(key);
+    const saved = isoModifiedTime(identities.state);
+    const used = isoModifiedTime(usedFile);
+    return { key, path, memory, disk, bytes, saved, used };
+  }
+
+  #partPaths(key: string): string[] {
+    return SNAPSHOT_PARTS.map((part) => snapshotPartPath(this.dir, key, part));
+  }
+
+  #dirUntrustedReason(): Promise<string | undefined> {
+    return untrustedReason(this.dir, { requirePrivate: true });
+  }
+
+  /** Whether no other user can write any of a snapshot's files. */
+  async #areFilesTrusted(key: string): Promise<boolean> {
+    for (const path of [...this.#partPaths(key), this.#metadataPath(key)]) {
+      if (await untrustedReason(path)) return false;
+    }
+    return true;
+  }
+
+  #metadataPath(key: string): string {
+    return join(this.dir, `${key}.json`);
+  }
+
+  /** Returns `undefined` if another process holds the lock, or the directory is missing. */
+  #tryLockKey(key: string): Promise<Disposable | undefined> {
+    return orIfNotFound(tryFileLock(join(this.dir, lockFileName(key))));
+  }
+
+  /** Removes the metadata first: without it there is no snapshot. */
+  async #removeFiles(key: string) {
+    await removeTree(this.#metadataPath(key));
+    for (const path of this.#partPaths(key)) await removeTree(path);
+  }
+}
+
+function isoModifiedTime(file: FileIdentity | undefined): string {
+  return new Date(file?.mtime ?? 0).toISOString();
 }

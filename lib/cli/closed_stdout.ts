@@ -1,5 +1,5 @@
 /**
- * Standard output that whoever started this process has closed, as `>&-` does.
+ * Detects a standard output that the parent process closed, as `>&-` does.
  *
  * @module
  */
@@ -8,52 +8,53 @@ import { basename } from "../path.ts";
 
 const O_ACCMODE = 0o3;
 const O_RDWR = 0o2;
-const NULL = "/dev/null";
-const SHELL = /^(?:ash|bash|busybox|dash|fish|ksh\d*|mksh|sh|zsh)\b/;
+const DEV_NULL = "/dev/null";
+const SHELL_NAME_PATTERN =
+  /^(?:ash|bash|busybox|dash|fish|ksh\d*|mksh|sh|zsh)\b/;
 
-/** What is written to a standard output that is closed. */
-export const CLOSED_STDOUT = {
+/** Stands in for a closed standard output: every write rejects. */
+export const FAILING_STDOUT = {
   write: (): Promise<number> =>
     Promise.reject(
       new ToolsmithError(
         "file_unreadable",
         "Cannot write to standard output: it is closed",
-        { hint: "redirect it to a file, or to /dev/null" },
+        { hint: "redirect standard output to a file, or to /dev/null" },
       ),
     ),
 };
 
 /**
- * Tells whether standard output was closed when this process started. Before any
- * of this program runs, Deno has opened /dev/null in its place, for reading and
- * writing, so that no other file gets its number (Rust,
- * `std::sys::pal::unix::init`).
+ * Tells whether standard output was closed when this process started. Deno has
+ * then opened /dev/null for reading and writing in its place, so that no other
+ * file gets descriptor 1 (Rust, `std::sys::pal::unix::init`).
  *
- * Python and Node.js start programs on such a /dev/null as well, for output that
- * is not wanted. A shell does not: its `>/dev/null` is for writing alone. So it
- * counts as closed where a shell started this process, and has another output.
+ * Python and Node.js discard output with such a /dev/null too. A shell opens
+ * `>/dev/null` for writing only, so stdout counts as closed if a shell started
+ * this process and has another output itself.
  *
- * Needs `--allow-all`, on Linux; else nothing is known.
+ * Needs `--allow-all`, on Linux.
  *
- * @returns Whether it was closed, as far as that is known.
+ * @returns `false` also where it cannot be determined.
  */
 export function isStdoutClosed(): boolean {
   if (Deno.build.os !== "linux") return false;
   try {
-    if (Deno.readLinkSync("/proc/self/fd/1") !== NULL) return false;
+    if (Deno.readLinkSync("/proc/self/fd/1") !== DEV_NULL) return false;
     const info = Deno.readTextFileSync("/proc/self/fdinfo/1");
     const [, flags] = /^flags:\s*([0-7]+)$/m.exec(info)!;
     if ((parseInt(flags, 8) & O_ACCMODE) !== O_RDWR) return false;
     const parent = `/proc/${Deno.ppid}`;
-    return SHELL.test(basename(Deno.readLinkSync(`${parent}/exe`))) &&
-      linkOf(`${parent}/fd/1`) !== NULL;
+    return SHELL_NAME_PATTERN.test(
+      basename(Deno.readLinkSync(`${parent}/exe`)),
+    ) &&
+      readLinkIfFound(`${parent}/fd/1`) !== DEV_NULL;
   } catch {
     return false;
   }
 }
 
-/** Where a link leads; `undefined` where there is none. */
-function linkOf(path: string): string | undefined {
+function readLinkIfFound(path: string): string | undefined {
   try {
     return Deno.readLinkSync(path);
   } catch (error) {

@@ -1,31 +1,32 @@
 /**
- * Every command of the program, in the order of the help. A new one is a new
- * file in commands/ and a line here.
+ * The command table, in the order of the help. A new command is a file in
+ * commands/ and a line here.
  *
  * @module
  */
-import type { Command } from "./command.ts";
-import { boot } from "./commands/boot.ts";
-import { cache } from "./commands/cache.ts";
-import { completions } from "./commands/completions.ts";
-import { doctor } from "./commands/doctor.ts";
-import { hydrate } from "./commands/hydrate.ts";
-import { init } from "./commands/init.ts";
-import { publish } from "./commands/publish.ts";
-import { run } from "./commands/run.ts";
-import { shell } from "./commands/shell.ts";
-import { stop } from "./commands/stop.ts";
+import type { Subcommand } from "./subcommand.ts";
+import { bootCommand } from "./commands/boot.ts";
+import { cacheCommand } from "./commands/cache.ts";
+import { createCompletionsCommand } from "./commands/completions.ts";
+import { doctorCommand } from "./commands/doctor.ts";
+import { hydrateCommand } from "./commands/hydrate.ts";
+import { initCommand } from "./commands/init.ts";
+import { mcpCommand } from "./commands/mcp.ts";
+import { publishCommand } from "./commands/publish.ts";
+import { runCommand } from "./commands/run.ts";
+import { shellCommand } from "./commands/shell.ts";
+import { stopCommand } from "./commands/stop.ts";
 
-/** The table that the parser, the help and the program look commands up in. */
-export const COMMANDS: Command[] = [
-  hydrate,
-  boot,
-  run,
-  shell,
-  stop,
-  publish,
-  init,
-  doctor,
-  cache,
-  completions(() => COMMANDS),
+export const COMMANDS: Subcommand[] = [
+  hydrateCommand,
+  bootCommand,
+  runCommand,
+  shellCommand,
+  mcpCommand,
+  stopCommand,
+  publishCommand,
+  initCommand,
+  doctorCommand,
+  cacheCommand,
+  createCompletionsCommand(() => COMMANDS),
 ];

@@ -1,13 +1,13 @@
 /**
- * Completion for shells: each script asks the program what may come next. A line
- * says of what kind that is; words follow, one a line, each with a tab and what
- * it means.
+ * Shell completion scripts. Each runs `toolsmith completions candidates`, which
+ * prints the kind on the first line, then one word per line with a tab and its
+ * help.
  *
  * @module
  */
 
-/** For bash 3.2 and newer, which breaks words at `=` and `:`. */
-const BASH = `_toolsmith() {
+/** For bash 3.2 and newer, which splits words at `=` and `:`. */
+const BASH_SCRIPT = `_toolsmith() {
   local line=\${COMP_LINE:0:COMP_POINT} kind word
   local -a words
   read -a words <<<"$line"
@@ -36,7 +36,7 @@ const BASH = `_toolsmith() {
 complete -F _toolsmith toolsmith
 `;
 
-const ZSH = `#compdef toolsmith
+const ZSH_SCRIPT = `#compdef toolsmith
 _toolsmith() {
   local -a given lines
   given=("\${(@Q)words[2,CURRENT-1]}" "$PREFIX")
@@ -60,7 +60,7 @@ else
 fi
 `;
 
-const FISH = `function __toolsmith_candidates
+const FISH_SCRIPT = `function __toolsmith_candidates
   set -l words (commandline -opc)
   set -l current (commandline -ct)
   set -l lines ($words[1] completions candidates -- $words[2..-1] "$current" 2>/dev/null)
@@ -78,5 +78,9 @@ end
 complete -c toolsmith -f -a '(__toolsmith_candidates)'
 `;
 
-/** The shells, and the script of each. */
-export const COMPLETION_SCRIPTS = { bash: BASH, zsh: ZSH, fish: FISH };
+/** The completion script of each shell. */
+export const COMPLETION_SCRIPTS = {
+  bash: BASH_SCRIPT,
+  zsh: ZSH_SCRIPT,
+  fish: FISH_SCRIPT,
+};

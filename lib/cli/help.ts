@@ -1,36 +1,32 @@
 /**
- * The help, written from the table of commands.
+ * Generates the help from the command table.
  *
  * @module
  */
+import { COMMON_FLAGS, type Subcommand } from "./subcommand.ts";
 import { COMMANDS } from "./commands.ts";
-import { type CommandSpec, COMMON, type Flag, type FlagGroup } from "./spec.ts";
+import type { Flag, FlagGroup } from "./flag.ts";
 
-/** In the order in which they are printed. */
-const HEADINGS: [FlagGroup | undefined, string][] = [
+/** In printing order. */
+const FLAG_GROUP_HEADINGS: [FlagGroup | undefined, string][] = [
   [undefined, "Flags"],
-  ["command", "The command"],
-  ["machine", "The machine"],
-  ["image", "The image"],
-  ["transfer", "The transfer"],
+  ["command", "Command"],
+  ["vm", "VM"],
+  ["image", "Image"],
+  ["transfer", "Transfer"],
   ["output", "Output"],
 ];
 
-/**
- * Writes the help.
- *
- * @param command The command to explain, or `undefined` for the program.
- * @returns The text, with a newline at its end.
- */
-export function helpText(command?: CommandSpec): string {
+/** Returns the help of a command, or of the program, with a final newline. */
+export function helpText(command?: Subcommand): string {
   if (!command) {
     const rows = COMMANDS.map(({ name, summary }) => [name, summary]);
     return `Usage: toolsmith COMMAND [flags]
 
-Gets a verified VM image from an OCI registry onto this host, and runs tools in it.
+Downloads a verified VM image from an OCI registry to this host and runs tools in it.
 
 Commands:
-${columns(rows)}
+${alignColumns(rows)}
 
 toolsmith COMMAND --help explains a command; toolsmith --version prints the version.
 `;
@@ -38,32 +34,31 @@ toolsmith COMMAND --help explains a command; toolsmith --version prints the vers
   const { name, usage, summary, details, example } = command;
   return `Usage: toolsmith ${name} ${usage}
 
-${sentence(summary)}
+${asSentence(summary)}
 ${details ? `${details}\n` : ""}${
     example ? `\nExample:\n  toolsmith ${example}\n` : ""
   }
-${flagGroups([...command.flags, ...COMMON])}
+${flagHelpByGroup(Object.values({ ...command.flags, ...COMMON_FLAGS }))}
 `;
 }
 
-/** The flags, each below the heading of its group. */
-function flagGroups(flags: Flag[]): string {
-  const rows = flags.map(({ name, value, help }) => [
-    value ? `--${name} ${value}` : `--${name}`,
+function flagHelpByGroup(flags: Flag[]): string {
+  const rows = flags.map(({ name, placeholder, help }) => [
+    placeholder ? `--${name} ${placeholder}` : `--${name}`,
     help,
   ]);
-  const lines = columns(rows).split("\n");
-  return HEADINGS.flatMap(([group, heading]) => {
+  const lines = alignColumns(rows).split("\n");
+  return FLAG_GROUP_HEADINGS.flatMap(([group, heading]) => {
     const own = lines.filter((_, index) => flags[index].group === group);
     return own.length > 0 ? [[`${heading}:`, ...own].join("\n")] : [];
   }).join("\n\n");
 }
 
-function sentence(text: string): string {
+function asSentence(text: string): string {
   return `${text[0].toUpperCase()}${text.slice(1)}.`;
 }
 
-function columns(rows: string[][]): string {
+function alignColumns(rows: string[][]): string {
   const width = Math.max(...rows.map(([left]) => left.length));
   return rows
     .map(([left, right]) => `  ${left.padEnd(width)}  ${right}`)

@@ -1,162 +1,179 @@
 /**
- * The streams of the program, and what is shown on them.
+ * The streams of the program, and how results, events and errors are printed.
  *
  * @module
  */
 import type { Environment } from "../environment.ts";
 import type { ToolsmithError } from "../errors.ts";
-import type { OutputFlags } from "./flags.ts";
-import type { ProcessOutput } from "../system/process.ts";
-import { jsonLine } from "../system/text.ts";
-import { CLOSED_STDOUT, isStdoutClosed } from "./closed_stdout.ts";
+import type { FlagValues } from "./flag.ts";
+import type { OUTPUT_FLAGS } from "./shared_flags.ts";
+import type { ProcessOutputTarget } from "../system/process.ts";
+import { terminalSafeJson } from "../system/sanitize_text.ts";
+import { FAILING_STDOUT, isStdoutClosed } from "./closed_stdout.ts";
 import { settlesWithin } from "../system/time.ts";
-import { type Output, OutputClosedError, queuedOutput } from "./output.ts";
-import { type Screen, thisScreen } from "./screen.ts";
-import { guestTerminal, type Terminal } from "./terminal.ts";
 import {
-  describeError,
-  humanView,
-  outputLine,
-  resultLine,
-  type View,
+  createQueuedOutput,
+  OutputClosedError,
+  type QueuedOutput,
+} from "./queued_output.ts";
+import {
+  type CommandTerminal,
+  createCommandTerminal,
+} from "./command_terminal.ts";
+import {
+  type ConsoleTerminal,
+  createConsoleTerminal,
+} from "./console_terminal.ts";
+import {
+  createTextEventView,
+  type ErrorStyle,
+  type EventView,
+  formatError,
+  jsonOutputLine,
+  jsonResultLine,
 } from "./render.ts";
 
-/** Where the streams of a command come from and go to. */
-export interface CommandStreams {
-  /** What it reads. */
+/** The streams of a command in the guest. */
+export interface GuestCommandStreams {
   stdin: ReadableStream<Uint8Array>;
-  /** Takes its output. */
   stdout: (chunk: Uint8Array) => Promise<void>;
-  /** Takes its error output. */
   stderr: (chunk: Uint8Array) => Promise<void>;
 }
 
-/** Where the streams of a command on the host come from and go to. */
-export interface HostStreams {
-  /** What it reads. */
+export interface HostCommandStreams {
   stdin: "inherit";
-  /** Takes its output. */
-  stdout: ProcessOutput;
-  /** Takes its error output. */
-  stderr: ProcessOutput;
+  stdout: ProcessOutputTarget;
+  stderr: ProcessOutputTarget;
 }
 
-/** What a command has to do with the world outside. */
-export interface Io {
-  /** Writes a line of the result, to standard output. */
-  print(line: string): void;
-  /** Writes text for a person, to standard error. */
-  say(text: string): void;
-  /** Says an error, in colours where a terminal shows them. */
-  sayError(error: ToolsmithError): void;
-  /** Prints a result: as the last line of `--json`, or as text. */
-  result(json: boolean, fields: object, text: string): void;
-  /** The streams of a command that runs: these, or lines of `--json`. */
-  streams(json: boolean): CommandStreams;
+/** The values of the flags that choose how events are printed. */
+export type OutputFlagValues =
+  & Pick<FlagValues<typeof OUTPUT_FLAGS>, "quiet" | "progress">
+  & Partial<FlagValues<typeof OUTPUT_FLAGS>>
+  & { verbose?: boolean };
+
+/** A command's access to terminal, output, environment and signals. */
+export interface CliIo {
+  /** Prints a line to standard output. */
+  printLine(line: string): void;
+  /** Prints text to standard error. */
+  printToStderr(text: string): void;
+  /** Prints an error to standard error, in colours on a terminal. */
+  printError(error: ToolsmithError, style?: ErrorStyle): void;
+  /** Prints the result: the last line of `--json`, or text. */
+  printResult(json: boolean, fields: object, text: string): void;
+  /** Streams for a command in the guest; with `--json` its output becomes JSON lines. */
+  guestCommandStreams(json: boolean): GuestCommandStreams;
   /**
-   * The same for a command on the host, which may have them as they are.
+   * Streams for a command on the host, inherited where possible.
    *
-   * @param onFailure Notified when its output cannot be written.
+   * @param onFailure Called when its output cannot be written.
    */
-  hostStreams(json: boolean, onFailure: (error: Error) => void): HostStreams;
-  /** This terminal, for a guest's console, until it is disposed. */
-  terminal(json: boolean): Terminal;
+  hostCommandStreams(
+    json: boolean,
+    onFailure: (error: Error) => void,
+  ): HostCommandStreams;
+  /** Attaches this terminal to a guest's console until it is disposed. */
+  attachToGuestConsole(json: boolean): ConsoleTerminal;
   /**
-   * This terminal, for a command in the guest, until it is disposed.
+   * Attaches this terminal to a command in the guest until it is disposed.
    *
-   * @param onChange Called with whether the guest has it from now on.
+   * @param onChange Called with `true` when the guest takes the terminal over, and
+   * with `false` when it is restored.
    */
-  screen(onChange: (taken: boolean) => void): Screen;
-  /** Shows events as the flags ask for. */
-  view(flags: OutputFlags): View;
-  /** Gives the terminal back as it was, if a guest's console has it. */
+  attachToGuestCommand(onChange: (taken: boolean) => void): CommandTerminal;
+  /** Prints events in the form that the flags choose. */
+  openEventView(flags: OutputFlagValues): EventView;
+  /** Restores the terminal's mode if a guest's console uses it. */
   restoreTerminal(): void;
   /**
-   * Waits until all is written; after Ctrl-C, not for who does not read.
+   * Waits until all output is written, after Ctrl-C only for a moment.
    *
    * @throws {ToolsmithError} `disk_full`, `file_unreadable`.
-   * @throws The signal's reason when something is left unwritten.
+   * @throws The signal's reason if a blocked reader leaves output unwritten.
    */
   flush(): Promise<void>;
   /** Aborted by Ctrl-C and TERM. */
   signal: AbortSignal;
-  /** Environment variables. */
   env: Environment;
 }
 
-/** How long output is waited for after Ctrl-C. */
-const FLUSH_MS = 200;
+const MAX_FLUSH_AFTER_ABORT_MS = 200;
 
-/**
- * The process's own streams.
- *
- * @param signal Aborted by Ctrl-C and TERM.
- * @param env Environment variables.
- * @returns What commands print with.
- */
-export function processIo(signal: AbortSignal, env: Environment): Io {
+/** Uses this process's own streams. */
+export function createProcessIo(
+  signal: AbortSignal,
+  env: Environment,
+): CliIo {
   const isClosed = isStdoutClosed();
-  const stdout = queuedOutput(
-    isClosed ? CLOSED_STDOUT : Deno.stdout,
+  const stdout = createQueuedOutput(
+    isClosed ? FAILING_STDOUT : Deno.stdout,
     "standard output",
   );
-  const stderr = queuedOutput(Deno.stderr, "standard error");
+  const stderr = createQueuedOutput(Deno.stderr, "standard error");
+  const outputs = { stdout, stderr };
   const aborted = new Promise<void>((done) => {
     if (signal.aborted) done();
     signal.addEventListener("abort", () => done(), { once: true });
   });
-  const print = (line: string) => void stdout.write(`${line}\n`);
-  const say = (text: string) => void stderr.write(text);
-  const terminal = guestTerminal();
-  const drawn = Deno.stderr.isTerminal() && env.get("TERM") !== "dumb";
-  const coloured = drawn && !env.get("NO_COLOR");
+  const printLine = (line: string) => void stdout.write(`${line}\n`);
+  const printNotice = (text: string) => void stderr.write(text);
+  const terminal = createConsoleTerminal();
+  const hasAnsiTerminal = Deno.stderr.isTerminal() &&
+    env.get("TERM") !== "dumb";
+  const coloured = hasAnsiTerminal && !env.get("NO_COLOR");
   return {
-    print,
-    say,
-    sayError: (error) => say(describeError(error, coloured)),
+    printLine,
+    printToStderr: printNotice,
+    printError: (error, style) =>
+      printNotice(formatError(error, { coloured, ...style })),
     signal,
     env,
     restoreTerminal: terminal.restore,
     async flush() {
-      const written = stdout.flushed().catch(ignoreClosed);
-      const all = Promise.allSettled([written, stderr.flushed()]);
-      const late = aborted.then(() => settlesWithin(all, FLUSH_MS));
+      const written = stdout.flush().catch(rethrowUnlessOutputClosed);
+      const all = Promise.allSettled([written, stderr.flush()]);
+      const late = aborted.then(() =>
+        settlesWithin(all, MAX_FLUSH_AFTER_ABORT_MS)
+      );
       await Promise.race([all, late]);
-      if (stdout.waiting() > 0) throw signal.reason;
+      if (stdout.pendingBytes() > 0) throw signal.reason;
       await written;
     },
-    result(json, fields, text) {
-      if (json) print(resultLine(fields, Date.now()));
-      else if (text) print(text);
+    printResult(json, fields, text) {
+      if (json) printLine(jsonResultLine(fields, Date.now()));
+      else if (text) printLine(text);
     },
-    streams: (json) => commandStreams(json, { stdout, stderr }),
-    hostStreams(json, onFailure) {
-      if (!json && !isClosed) {
-        return { stdin: "inherit", stdout: "inherit", stderr: "inherit" };
-      }
-      const streams = commandStreams(json, { stdout, stderr });
-      const sink = (name: "stdout" | "stderr") => (chunk: Uint8Array) =>
-        Promise.race([streams[name](chunk).catch(onFailure), aborted]);
-      return {
-        stdin: "inherit",
-        stdout: sink("stdout"),
-        stderr: sink("stderr"),
-      };
+    guestCommandStreams: (json) => guestCommandStreams(json, outputs),
+    hostCommandStreams(json, onFailure) {
+      const { stdout, stderr } = guestCommandStreams(json, outputs);
+      const sink = (
+        write: GuestCommandStreams["stdout"],
+      ): ProcessOutputTarget =>
+        json || isClosed
+          ? (chunk) => Promise.race([write(chunk).catch(onFailure), aborted])
+          : "inherit";
+      return { stdin: "inherit", stdout: sink(stdout), stderr: sink(stderr) };
     },
-    screen: (onChange) => thisScreen(stdout, onChange),
-    terminal: (json) => terminal.take(json ? stderr : stdout),
-    view({ json, quiet, progress }) {
+    attachToGuestCommand: (onChange) => createCommandTerminal(stdout, onChange),
+    attachToGuestConsole: (json) => terminal.take(json ? stderr : stdout),
+    openEventView({ json, quiet, progress, verbose }) {
+      const nothing = { close() {}, [Symbol.dispose]() {} };
       if (json) {
-        return { onEvent: (event) => print(jsonLine(event)), close() {} };
+        return {
+          ...nothing,
+          onEvent: (event) => printLine(terminalSafeJson(event)),
+        };
       }
-      if (quiet) return { onEvent() {}, close() {} };
-      const bar = progress && drawn;
-      return humanView({
-        write: say,
-        bar,
-        columns: bar ? columns() : 80,
+      if (quiet) return { ...nothing, onEvent() {} };
+      const redrawsLines = progress && hasAnsiTerminal;
+      return createTextEventView({
+        write: printNotice,
+        canRedrawLine: redrawsLines,
+        columns: redrawsLines ? terminalColumns() : 80,
         coloured,
-        now: Date.now,
+        verbose,
+        nowMs: Date.now,
         everySecond(tick) {
           const timer = setInterval(tick, 1000);
           Deno.unrefTimer(timer);
@@ -167,13 +184,13 @@ export function processIo(signal: AbortSignal, env: Environment): Io {
   };
 }
 
-function commandStreams(
+function guestCommandStreams(
   json: boolean,
-  outputs: { stdout: Output; stderr: Output },
-): CommandStreams {
+  outputs: { stdout: QueuedOutput; stderr: QueuedOutput },
+): GuestCommandStreams {
   const sink = (name: "stdout" | "stderr") => (chunk: Uint8Array) =>
     json
-      ? outputs.stdout.write(`${outputLine(name, chunk, Date.now())}\n`)
+      ? outputs.stdout.write(`${jsonOutputLine(name, chunk, Date.now())}\n`)
       : outputs[name].write(chunk);
   return {
     stdin: Deno.stdin.readable,
@@ -182,15 +199,15 @@ function commandStreams(
   };
 }
 
-function ignoreClosed(error: Error) {
+function rethrowUnlessOutputClosed(error: Error) {
   if (!(error instanceof OutputClosedError)) throw error;
 }
 
-function columns(): number {
+function terminalColumns(): number {
   try {
     return Deno.consoleSize().columns;
   } catch {
-    // A terminal that does not report its size.
+    // The terminal does not report its size.
     return 80;
   }
 }

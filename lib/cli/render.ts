@@ -1,218 +1,254 @@
 /**
- * What a person sees on standard error, and what a script reads as JSON Lines.
+ * Renders events and errors: as text with a progress bar, or as JSON Lines.
  *
  * @module
  */
 import type { ToolsmithError } from "../errors.ts";
 import type { OnEvent, ToolsmithEvent } from "../events.ts";
-import { jsonLine, printable } from "../system/text.ts";
-import { describe } from "./event_text.ts";
-import { progressBar, secondsText } from "./format.ts";
+import { sanitizeText, terminalSafeJson } from "../system/sanitize_text.ts";
+import { EgressReport } from "./egress_report.ts";
+import { eventLine } from "./event_lines.ts";
+import { formatDuration, progressBar } from "./format.ts";
 
-/** Where a view writes, and what that can show. */
-export interface Screen {
-  /** Writes text. */
+/** Where an event view writes, and what the terminal supports. */
+export interface Display {
   write(text: string): void;
-  /** Whether a line can be drawn over. */
-  bar: boolean;
-  /** Its width, in characters. */
+  /** Whether a line can be erased and redrawn. */
+  canRedrawLine: boolean;
+  /** Width in characters. */
   columns: number;
-  /** Whether colours are shown. @default {false} */
+  /** @default {false} */
   coloured?: boolean;
-  /** The clock, in milliseconds. */
-  now(): number;
-  /** Calls back every second, until what it returns is called. */
+  /** Whether to sum up what the guest's network decided. @default {false} */
+  verbose?: boolean;
+  /** The current time, in milliseconds. */
+  nowMs(): number;
+  /** Calls `tick` every second; returns the function that stops it. */
   everySecond(tick: () => void): () => void;
 }
 
-/** Shows events. */
-export interface View {
-  /** Takes an event. */
+/** Prints events; disposing it closes it. */
+export interface EventView extends Disposable {
   onEvent: OnEvent;
   /**
-   * Takes what is left of a progress bar away. Events that come later are shown
-   * each in its line, and no seconds are counted: the terminal is others' too.
+   * Erases the progress bar and stops counting seconds, as the guest uses the
+   * terminal from now on. Later events are still printed, one line each.
    */
   close(): void;
 }
 
-const PLAIN_PROGRESS_MS = 5000;
-/** Elsewhere than on a terminal, silence of this length is broken. */
-const PLAIN_SILENCE_MS = 30_000;
-/** Long work that makes no progress that can be measured, by what begins it. */
-const LONG_WORK: Partial<Record<ToolsmithEvent["type"], string>> = {
+const LOG_PROGRESS_INTERVAL_MS = 5000;
+/** In a log, long work prints a line after this much silence. */
+const LOG_HEARTBEAT_INTERVAL_MS = 30_000;
+/** Long work without measurable progress, by the event that starts it. */
+const LONG_WORK_BY_START_EVENT: Partial<
+  Record<ToolsmithEvent["type"], string>
+> = {
   vm_boot: "booting",
+  compress_start: "compressing",
   publish_start: "pushing",
-  command_end: "ending the machine",
+  command_end: "stopping the VM",
 };
-const RED = 31;
-const YELLOW = 33;
-const CYAN = 36;
-/** More of a message is no help to a person. */
-const MAX_SHOWN = 4000;
+const ANSI_RED = 31;
+const ANSI_YELLOW = 33;
+const ANSI_CYAN = 36;
+const MAX_MESSAGE_CHARACTERS = 4000;
 
-/**
- * Makes the view for a person.
- *
- * @param screen Standard error, and what it can show.
- * @returns The view.
- */
-export function humanView(screen: Screen): View {
-  let drawn = false;
+/** Creates a view that prints events as text. */
+export function createTextEventView(display: Display): EventView {
+  let isBarDrawn = false;
   let closed = false;
-  let begun: number | undefined;
+  let startedAt: number | undefined;
   let resumed = 0;
-  let reported = 0;
-  const clear = () => {
-    if (drawn) screen.write("\r\x1b[K");
-    drawn = false;
+  let lastReported = 0;
+  const eraseLine = () => {
+    if (isBarDrawn) display.write("\r\x1b[K");
+    isBarDrawn = false;
   };
-  let rest = () => {};
-  /** Shows every second that work goes on. */
-  const goOn = (work: string) => {
-    const start = screen.now();
-    let said = start;
-    const stop = screen.everySecond(() => {
-      const now = screen.now();
-      const line = `${work}: ${secondsText(now - start)}`;
-      if (screen.bar) {
-        screen.write(`\r\x1b[K${line.slice(0, screen.columns - 1)}`);
-        drawn = true;
-      } else if (now - said >= PLAIN_SILENCE_MS) {
-        said = now;
-        screen.write(`${line}\n`);
+  let stopCounting = () => {};
+  /** Counts the seconds of long work. */
+  const countSeconds = (work: string) => {
+    const start = display.nowMs();
+    let lastPrinted = start;
+    const stop = display.everySecond(() => {
+      const now = display.nowMs();
+      const line = `${work}: ${formatDuration(now - start)}`;
+      if (display.canRedrawLine) {
+        display.write(`\r\x1b[K${line.slice(0, display.columns - 1)}`);
+        isBarDrawn = true;
+      } else if (now - lastPrinted >= LOG_HEARTBEAT_INTERVAL_MS) {
+        lastPrinted = now;
+        display.write(`${line}\n`);
       }
     });
-    rest = () => {
+    stopCounting = () => {
       stop();
-      clear();
-      rest = () => {};
+      eraseLine();
+      stopCounting = () => {};
     };
   };
+  const egress = new EgressReport();
+  const close = () => {
+    closed = true;
+    stopCounting();
+    eraseLine();
+  };
   return {
+    close,
+    [Symbol.dispose]() {
+      close();
+      const summary = display.verbose ? egress.summary() : [];
+      summary.forEach((line) => display.write(`${toSingleLine(line)}\n`));
+    },
     onEvent(event) {
-      const now = screen.now();
-      const work = LONG_WORK[event.type];
-      if (event.type !== "warning") rest();
-      if (work && !closed) goOn(work);
-      const first = event.type === "download_start" ||
+      const now = display.nowMs();
+      const work = LONG_WORK_BY_START_EVENT[event.type];
+      if (event.type !== "warning") stopCounting();
+      if (work && !closed) countSeconds(work);
+      const startsTransfer = event.type === "download_start" ||
         event.type === "image_inspected";
-      if (first) begun = reported = now;
-      if (first) resumed = event.type === "download_start" ? event.resumed : 0;
+      if (startsTransfer) startedAt = lastReported = now;
+      if (startsTransfer) {
+        resumed = event.type === "download_start" ? event.resumed : 0;
+      }
       if (
         event.type === "download_progress" || event.type === "checksum_progress"
       ) {
-        // Without a start there is no rate to tell yet.
-        if (begun === undefined) {
-          begun = reported = now;
+        // Without a start event there is no rate yet.
+        if (startedAt === undefined) {
+          startedAt = lastReported = now;
           return;
         }
         const line = progressBar(
           { ...event, resumed },
-          now - begun,
-          screen.columns,
+          now - startedAt,
+          display.columns,
         );
-        if (screen.bar) {
-          screen.write(`\r\x1b[K${line}`);
-          drawn = true;
-        } else if (now - reported >= PLAIN_PROGRESS_MS) {
-          reported = now;
-          screen.write(`${line}\n`);
+        if (display.canRedrawLine) {
+          display.write(`\r\x1b[K${line}`);
+          isBarDrawn = true;
+        } else if (now - lastReported >= LOG_PROGRESS_INTERVAL_MS) {
+          lastReported = now;
+          display.write(`${line}\n`);
         }
         return;
       }
-      const line = describe(event);
+      const line = event.type === "egress"
+        ? egress.add(event)
+        : eventLine(event);
       if (line === undefined) return;
-      clear();
-      screen.write(`${highlight(flat(line), screen.coloured)}\n`);
-    },
-    close() {
-      closed = true;
-      rest();
-      clear();
+      eraseLine();
+      display.write(
+        `${highlightWarning(toSingleLine(line), display.coloured)}\n`,
+      );
     },
   };
 }
 
-function highlight(line: string, coloured = false): string {
+function highlightWarning(line: string, coloured = false): string {
   const [warning] = /^warning:/.exec(line) ?? [];
   return warning
-    ? paint(warning, YELLOW, coloured) + line.slice(warning.length)
+    ? colourText(warning, ANSI_YELLOW, coloured) + line.slice(warning.length)
     : line;
 }
 
-function paint(text: string, colour: number, coloured: boolean): string {
+function colourText(text: string, colour: number, coloured: boolean): string {
   return coloured ? `\x1b[1;${colour}m${text}\x1b[m` : text;
 }
 
+export interface ErrorStyle {
+  /** @default {false} */
+  coloured?: boolean;
+  /** Whether to print the causes too. @default {false} */
+  verbose?: boolean;
+}
+
 /**
- * Says an error to a person.
- *
- * @param error The error.
- * @param coloured Whether colours are shown.
- * @returns Its message, and a line with the next step where there is one. No
- * line of the message can pass for such a hint.
+ * Formats an error as text: message, code, causes and hint. Lines of the message
+ * are indented, so that none can pass for a hint.
  */
-export function describeError(
+export function formatError(
   error: ToolsmithError,
-  coloured = false,
+  { coloured = false, verbose = false }: ErrorStyle = {},
 ): string {
-  const message = shown(error.message).replace(/\n(?! )/g, "\n  ");
-  const label = paint("error:", RED, coloured);
+  const indented = (text: string) =>
+    truncateAndSanitize(text).replace(/\n(?! )/g, "\n  ");
+  const label = colourText("error:", ANSI_RED, coloured);
+  const causes = (verbose ? causeMessages(error) : [])
+    .map((cause) => `  Caused by: ${indented(cause)}\n`);
   const hint = error.hint
-    ? `${paint("hint:", CYAN, coloured)} ${flat(error.hint)}\n`
+    ? `${colourText("hint:", ANSI_CYAN, coloured)} ${
+      toSingleLine(error.hint)
+    }\n`
     : "";
-  return `${label} ${message} [${error.code}]\n${hint}`;
+  const message = `${indented(error.message)} [${error.code}]`;
+  return `${label} ${message}\n${causes.join("")}${hint}`;
 }
 
-/**
- * Makes one line of a text that others may have written.
- *
- * @param text The text.
- * @returns The line, without what would steer a terminal.
- */
-export function flat(text: string): string {
-  return shown(text).replace(/\s*[\t\n]\s*/g, " ");
+/** Returns the messages of the chain of causes, nearest first. */
+function causeMessages(error: Error): string[] {
+  const causes: string[] = [];
+  const seen = new Set<unknown>([error]);
+  for (let { cause } = error; cause instanceof Error && !seen.has(cause);) {
+    seen.add(cause);
+    causes.push(redactedMessage(cause));
+    cause = cause.cause;
+  }
+  return causes;
 }
 
-function shown(text: string): string {
-  const cut = text.length > MAX_SHOWN ? `${text.slice(0, MAX_SHOWN)}…` : text;
-  return printable(cut);
+/** Removes quoted JSON (V8's SyntaxError), user names and query strings of URLs. */
+function redactedMessage({ name, message }: Error): string {
+  const text = name === "SyntaxError"
+    ? message.replace(/, (?:\.{3})?".*/s, "")
+    : message;
+  return text.replace(/\b(https?:\/\/)[^\s/?#]*@/gi, "$1")
+    .replace(/\b(https?:\/\/[^\s?#]*)[?#][^\s)'"]*/gi, "$1");
 }
 
-/**
- * The last line of `--json` after a failure.
- *
- * @param error The error.
- * @param now The time, in milliseconds since the epoch.
- */
-export function errorLine(error: ToolsmithError, now: number): string {
+/** Makes untrusted text one line without terminal control characters. */
+export function toSingleLine(text: string): string {
+  return truncateAndSanitize(text).replace(/\s*[\t\n]\s*/g, " ");
+}
+
+function truncateAndSanitize(text: string): string {
+  const cut = text.length > MAX_MESSAGE_CHARACTERS
+    ? `${text.slice(0, MAX_MESSAGE_CHARACTERS)}…`
+    : text;
+  return sanitizeText(cut);
+}
+
+/** Formats the last line of `--json` after a failure. */
+export function jsonErrorLine(
+  error: ToolsmithError,
+  now: number,
+  { verbose = false }: ErrorStyle = {},
+): string {
   const { code } = error;
   const timestamp = new Date(now).toISOString();
-  const message = shown(error.message);
-  const hint = error.hint && shown(error.hint);
-  return jsonLine({ type: "error", timestamp, code, message, hint });
+  const message = truncateAndSanitize(error.message);
+  const hint = error.hint && truncateAndSanitize(error.hint);
+  const causes = verbose
+    ? causeMessages(error).map(truncateAndSanitize)
+    : undefined;
+  return terminalSafeJson({
+    type: "error",
+    timestamp,
+    code,
+    message,
+    hint,
+    causes,
+  });
 }
 
-/**
- * The last line of `--json` after success.
- *
- * @param result What the command found or did.
- * @param now The time, in milliseconds since the epoch.
- */
-export function resultLine(result: object, now: number): string {
+/** Formats the last line of `--json` after success. */
+export function jsonResultLine(result: object, now: number): string {
   const timestamp = new Date(now).toISOString();
-  return jsonLine({ type: "result", timestamp, ...result });
+  return terminalSafeJson({ type: "result", timestamp, ...result });
 }
 
-/**
- * A line of `--json` with output of a command, which need not be text.
- *
- * @param stream Where the command wrote it.
- * @param chunk The output.
- * @param now The time, in milliseconds since the epoch.
- */
-export function outputLine(
+/** Formats a command's output, which need not be text, as a line of `--json`. */
+export function jsonOutputLine(
   stream: "stdout" | "stderr",
   chunk: Uint8Array,
   now: number,

@@ -1,49 +1,52 @@
 /**
- * Ctrl-C, TERM and HUP.
+ * Handles SIGINT (Ctrl-C), SIGTERM and SIGHUP.
  *
  * @module
  */
+import { runProcess } from "../system/process.ts";
 
-import { run } from "../system/process.ts";
-
-/** The signals that end the program, with the exit status of each. */
-const SIGNALS: { name: Deno.Signal; number: number; windows?: boolean }[] = [
+/** The signals that stop the program; it exits with 128 plus the number. */
+const TERMINATION_SIGNALS: {
+  name: Deno.Signal;
+  number: number;
+  windows?: boolean;
+}[] = [
   { name: "SIGHUP", number: 1 },
   { name: "SIGINT", number: 2, windows: true },
   { name: "SIGTERM", number: 15 },
 ];
 
-const STATUS = "/proc/self/status";
+const PROC_STATUS_PATH = "/proc/self/status";
 
-/** What was asked for by signals; disposing it stops the watching. */
-export interface Interrupt extends Disposable {
+/** The signals received so far; disposing it removes the listeners. */
+export interface SignalWatch extends Disposable {
   /** Aborted by the first signal. */
-  readonly signal: AbortSignal;
-  /** The exit status of that signal: 128 plus its number. */
+  readonly abortSignal: AbortSignal;
+  /** 128 plus the number of the first signal, or `undefined`. */
   exitStatus(): number | undefined;
 }
 
 /**
- * Watches for signals. The first cancels what runs, so that what was begun is
- * cleaned up; a second one ends the process at once, as if nobody watched. What
- * whoever started this process has set it to ignore, as `nohup` does, stays
- * ignored.
+ * Listens for signals. The first cancels the work, so that it can clean up; the
+ * second kills the process at once. A signal that the parent process set to be
+ * ignored, as `nohup` does, stays ignored.
  *
- * Needs `--allow-all` on Linux, or `--allow-run=sh`, to know what is ignored.
+ * Needs `--allow-all` on Linux, or `--allow-run=sh`, to find ignored signals.
  *
- * @param beforeEnd Called before a second signal ends the process.
- * @returns What was asked for.
+ * @param beforeEnd Called before a second signal kills the process.
  */
-export async function watchSignals(beforeEnd: () => void): Promise<Interrupt> {
+export async function watchSignals(
+  beforeEnd: () => void,
+): Promise<SignalWatch> {
   const cancel = new AbortController();
   let status: number | undefined;
-  const ignored = await ignoredSignals();
-  const watched = SIGNALS.filter(({ windows }) =>
+  const ignored = await readIgnoredSignalMask();
+  const watched = TERMINATION_SIGNALS.filter(({ windows }) =>
     windows || Deno.build.os !== "windows"
   );
   const listeners = watched.map(({ name, number }) => {
     const listener = () => {
-      // Without a listener, Deno would end the process in spite of it.
+      // Keep the listener: without one Deno would exit although the signal is ignored.
       if (ignored >> BigInt(number - 1) & 1n) return;
       if (status !== undefined) {
         beforeEnd();
@@ -57,27 +60,35 @@ export async function watchSignals(beforeEnd: () => void): Promise<Interrupt> {
     return () => Deno.removeSignalListener(name, listener);
   });
   return {
-    signal: cancel.signal,
+    abortSignal: cancel.signal,
     exitStatus: () => status,
     [Symbol.dispose]: () => listeners.forEach((remove) => remove()),
   };
 }
 
 /**
- * The signals that this process was started to ignore, as the bits of `SigIgn`
- * in `/proc/pid/status` (proc(5)); 0 where that cannot be known.
+ * Returns the ignored signals as the bit mask `SigIgn` of `/proc/self/status`
+ * (proc(5)); 0 if it cannot be read.
  */
-async function ignoredSignals(): Promise<bigint> {
+async function readIgnoredSignalMask(): Promise<bigint> {
   if (Deno.build.os !== "linux") return 0n;
-  const status = await Deno.readTextFile(STATUS).catch(statusOfChild);
+  const status = await Deno.readTextFile(PROC_STATUS_PATH).catch(
+    readProcStatusInChild,
+  );
   const [, mask = "0"] = /^SigIgn:\s*([0-9a-f]+)$/m.exec(status) ?? [];
   return BigInt(`0x${mask}`);
 }
 
-/** A child process ignores the same, and a shell needs no `--allow-all`. */
-async function statusOfChild(): Promise<string> {
+/** A child process inherits ignored signals, and reading its status needs no `--allow-all`. */
+async function readProcStatusInChild(): Promise<string> {
   const shell = { name: "run", command: "sh" } as const;
   if ((await Deno.permissions.query(shell)).state !== "granted") return "";
-  const args = ["-c", `while read -r line; do echo "$line"; done <${STATUS}`];
-  return await run("sh", { args }).then(({ stdout }) => stdout, () => "");
+  const args = [
+    "-c",
+    `while read -r line; do echo "$line"; done <${PROC_STATUS_PATH}`,
+  ];
+  return await runProcess("sh", { args }).then(
+    ({ stdout }) => stdout,
+    () => "",
+  );
 }

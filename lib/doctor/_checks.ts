@@ -1,36 +1,49 @@
 /**
- * The checks of doctor: each looks at one thing and depends on no other.
+ * The checks of `doctor()`, each independent of the others.
  *
  * @module
  */
 import { dirname, join } from "../path.ts";
-import { findCache } from "../cache/entry.ts";
+import { resolveCacheDir } from "../cache/entry.ts";
 import type { Environment } from "../environment.ts";
 import { ToolsmithError, toToolsmithError } from "../errors.ts";
 import type { Manifest } from "../manifest/manifest.ts";
-import { formatSource, type ImageSource } from "../manifest/source.ts";
 import {
-  ghcrCredentials,
+  formatImageSource,
+  type ImageSource,
+} from "../manifest/image_source.ts";
+import {
+  ghcrCredentialsFromEnv,
   isGhcr,
-  unusedTokenWarning,
-} from "../oci/credentials.ts";
-import { oras } from "../oci/oras.ts";
+  unusedGhcrTokenWarning,
+} from "../oci/ghcr_credentials.ts";
+import { orasClient } from "../oci/oras_client.ts";
 import {
-  isOlder,
+  isOlderVersion,
   MIN_ORAS_VERSION,
-  SAFE_ORAS_VERSION,
+  MIN_SAFE_ORAS_VERSION,
 } from "../oci/oras_version.ts";
-import type { RegistryOptions } from "../oci/registry.ts";
-import { accelerators, wantedAccelerator } from "../qemu/accelerator.ts";
-import { findUefi } from "../qemu/firmware.ts";
-import { qemuProgram, qemuVersion } from "../qemu/program.ts";
-import { freeBytes } from "../system/free_space.ts";
+import { registryEndpoint } from "../oci/endpoints.ts";
+import { fetchArtifactForArch } from "../oci/platform.ts";
+import type { TrustOptions } from "../signature/verify_signature.ts";
+import {
+  acceleratorFromEnv,
+  findUsableAccelerators,
+} from "../qemu/accelerator.ts";
+import { findUefiFirmware } from "../qemu/firmware.ts";
+import {
+  hasStreamNetworking,
+  qemuProgram,
+  queryQemuVersion,
+  STREAM_NETWORKING_HINT,
+} from "../qemu/program.ts";
+import { readFreeDiskBytes } from "../system/free_space.ts";
 
-/** What a check found. */
+/** The result of one check. */
 export interface Finding {
   /** What was checked. */
   check: string;
-  /** `fail` means that hydrating cannot work. */
+  /** `fail` means that hydrate cannot work. */
   level: "ok" | "warn" | "fail";
   /** What was found. */
   found: string;
@@ -38,246 +51,274 @@ export interface Finding {
   hint?: string;
 }
 
-/** What the checks look at. */
-export interface Host extends RegistryOptions {
-  /** The manifest, if named. */
+/** The options of `doctor()`, and the manifest or the error of loading it. */
+export interface DoctorCheckInput extends TrustOptions {
   manifest?: string;
-  /** The cache's directory, if named. */
   cache?: string;
-  /** The directory to look for a manifest from. */
   cwd?: string;
-  /** Environment variables. */
   env: Environment;
-  /** The manifest as it was read, or why it was not. */
-  loaded: Manifest | ToolsmithError;
+  manifestOrError: Manifest | ToolsmithError;
 }
 
-/** Looks at one thing; `undefined` where there is nothing to say. */
-export type Check = (host: Host) => Promise<Finding | undefined>;
+/** A finding whose level defaults to `ok`. */
+type CheckResult = Omit<Finding, "check" | "level"> & Partial<Finding>;
 
-/** Every check, in the order in which findings are shown. */
-export const CHECKS: Check[] = [
-  checkManifest,
-  checkOras,
-  checkCredentials,
-  checkRegistry,
-  checkCache,
-  checkSpace,
-  checkQemu,
-  checkAccelerator,
-  (host) => checkImagesFor(host, "x86_64"),
-  (host) => checkImagesFor(host, "aarch64"),
+/** Returns `undefined` if it does not apply. */
+type Check = (
+  host: DoctorCheckInput,
+) => Promise<CheckResult | undefined> | CheckResult | undefined;
+
+/** The level of a check that throws. */
+type FailureLevelOf = (
+  host: DoctorCheckInput,
+  error: ToolsmithError,
+) => Finding["level"];
+
+const alwaysWarn = () => "warn" as const;
+
+/** In the order of the findings. */
+const CHECKS: [check: string, look: Check, level?: FailureLevelOf][] = [
+  ["manifest", checkManifest, manifestFailureLevel],
+  ["oras", checkOras, orasFailureLevel],
+  ["credentials", checkCredentials],
+  ["registry", checkRegistry],
+  ["signature", checkSignature],
+  ["cache", checkCacheWritable],
+  ["space", checkFreeSpace],
+  // Hydrating needs no QEMU, only running does.
+  ["qemu", checkQemu, alwaysWarn],
+  ["accelerator", checkAccelerator, alwaysWarn],
+  ["UEFI images", (host) => checkUefiFirmware("x86_64", host)],
+  ["arm64 images", (host) => checkUefiFirmware("aarch64", host)],
 ];
 
-/** The manifest is there and as the guide describes. */
-function checkManifest(host: Host): Promise<Finding> {
-  const check = "manifest";
-  const { loaded } = host;
-  if (loaded instanceof ToolsmithError) {
-    const named = host.manifest ?? host.env.get("TOOLSMITH_MANIFEST");
-    const finding = failed(check, loaded);
-    // A host may be checked before it has a manifest.
-    const early = loaded.code === "manifest_not_found" && !named;
-    return Promise.resolve(early ? { ...finding, level: "warn" } : finding);
+/** Runs every check, whether or not others fail. */
+export async function runChecks(host: DoctorCheckInput): Promise<Finding[]> {
+  const findings: Finding[] = [];
+  for (const [check, look, level = () => "fail" as const] of CHECKS) {
+    try {
+      const found = await look(host);
+      if (found) findings.push({ check, level: "ok", ...found });
+    } catch (thrown) {
+      const error = toToolsmithError(thrown);
+      const { message: found, hint } = error;
+      findings.push({ check, level: level(host, error), found, hint });
+    }
+    host.signal?.throwIfAborted();
   }
-  const { path, image } = loaded;
-  const found = `${path}: ${image.name} from ${formatSource(image.source)}`;
-  return Promise.resolve({ check, level: "ok", found });
+  return findings;
 }
 
-async function checkOras(host: Host): Promise<Finding> {
-  const check = "oras";
-  try {
-    const version = await oras(host).version();
-    if (isOlder(version, MIN_ORAS_VERSION)) {
-      const hint = `install ${MIN_ORAS_VERSION} or newer: https://oras.land/`;
-      return { check, level: "fail", found: `${version} is too old`, hint };
-    }
-    if (isOlder(version, SAFE_ORAS_VERSION)) {
-      return {
-        check,
-        level: "warn",
-        found: `${version} unpacks hostile archives unsafely`,
-        hint:
-          `Toolsmith refuses such layers; for other uses install ${SAFE_ORAS_VERSION} or newer`,
-      };
-    }
-    return { check, level: "ok", found: version };
-  } catch (error) {
-    const source = sourceOf(host);
-    // It is not needed for an image that comes another way.
-    const level = source && source.kind !== "oci" ? "warn" : "fail";
-    return { ...failed(check, error), level };
-  }
+function checkManifest({ manifestOrError }: DoctorCheckInput): CheckResult {
+  if (manifestOrError instanceof ToolsmithError) throw manifestOrError;
+  const { path, image } = manifestOrError;
+  return {
+    found: `${path}: ${image.name} from ${formatImageSource(image.source)}`,
+  };
 }
 
-function checkCredentials(host: Host): Promise<Finding | undefined> {
-  const check = "credentials";
+/** Only a warning if no manifest was named: a host may be checked before it has one. */
+function manifestFailureLevel(
+  { manifest, env }: DoctorCheckInput,
+  { code }: ToolsmithError,
+) {
+  const named = manifest ?? env.get("TOOLSMITH_MANIFEST");
+  return code === "manifest_not_found" && !named ? "warn" : "fail";
+}
+
+async function checkOras(host: DoctorCheckInput): Promise<CheckResult> {
+  const version = await orasClient(host).version();
+  if (isOlderVersion(version, MIN_ORAS_VERSION)) {
+    const hint = `install oras >= ${MIN_ORAS_VERSION}: https://oras.land/`;
+    return { level: "fail", found: `${version} is too old`, hint };
+  }
+  if (!isOlderVersion(version, MIN_SAFE_ORAS_VERSION)) {
+    return { found: version };
+  }
+  return {
+    level: "warn",
+    found: `${version} is vulnerable to path traversal when it unpacks`,
+    hint:
+      `Toolsmith is not affected, as it rejects layers that oras would unpack; for other uses install oras ${MIN_SAFE_ORAS_VERSION} or newer`,
+  };
+}
+
+/** Only a warning for an image that is not pulled from a registry. */
+function orasFailureLevel(host: DoctorCheckInput) {
+  const source = imageSourceOf(host);
+  return source && source.kind !== "oci" ? "warn" : "fail";
+}
+
+function checkCredentials(host: DoctorCheckInput): CheckResult | undefined {
   const { env } = host;
-  const source = sourceOf(host);
-  if (source?.kind !== "oci") return Promise.resolve(undefined);
-  const { registry } = source;
-  const given = ghcrCredentials(registry, env);
-  if (given) {
-    const found = `GHCR_TOKEN for ${given.user} at ${registry}`;
-    return Promise.resolve({ check, level: "ok", found });
-  }
-  if (!isGhcr(registry)) {
-    const found = `those of oras for ${registry}, if any`;
-    return Promise.resolve({ check, level: "ok", found });
-  }
-  const half = unusedTokenWarning(registry, env) !== undefined;
-  return Promise.resolve({
-    check,
-    level: half ? "warn" : "ok",
-    found: half
-      ? "GHCR_TOKEN without GHCR_USERNAME or GITHUB_ACTOR: it is not used"
-      : "none in the environment: public packages, and what oras knows",
-    hint: "private packages: set GHCR_TOKEN, and GHCR_USERNAME or GITHUB_ACTOR",
-  });
-}
-
-async function checkRegistry(host: Host): Promise<Finding | undefined> {
-  const check = "registry";
-  const source = sourceOf(host);
+  const source = imageSourceOf(host);
   if (source?.kind !== "oci") return undefined;
-  try {
-    const stallTimeoutMs = host.stallTimeoutMs ?? 15_000;
-    const registry = oras({ ...host, stallTimeoutMs });
-    const { digest } = await registry.fetchManifest(source);
-    return { check, level: "ok", found: `serves ${digest}` };
-  } catch (error) {
-    return failed(check, error);
+  const { registry } = source;
+  const given = ghcrCredentialsFromEnv(registry, env);
+  if (given) return { found: `GHCR_TOKEN for ${given.user} at ${registry}` };
+  if (!isGhcr(registry)) {
+    return { found: `credentials that oras has for ${registry}, if any` };
   }
+  const hint =
+    "for private packages set GHCR_TOKEN, and GHCR_USERNAME or GITHUB_ACTOR";
+  return unusedGhcrTokenWarning(registry, env) === undefined
+    ? {
+      found:
+        "none in the environment: public packages and oras's credentials only",
+      hint,
+    }
+    : {
+      level: "warn",
+      found: "GHCR_TOKEN is ignored without GHCR_USERNAME or GITHUB_ACTOR",
+      hint,
+    };
 }
 
-async function checkCache(host: Host): Promise<Finding> {
-  const check = "cache";
-  const dir = await cacheOf(host);
-  if (dir instanceof ToolsmithError) return failed(check, dir);
+async function checkRegistry(
+  host: DoctorCheckInput,
+): Promise<CheckResult | undefined> {
+  const source = imageSourceOf(host);
+  if (source?.kind !== "oci") return undefined;
+  const stallTimeoutMs = host.stallTimeoutMs ?? 15_000;
+  const registry = orasClient({ ...host, stallTimeoutMs });
+  const { digest } = await registry.fetchManifest(source);
+  return { found: `serves ${digest}` };
+}
+
+async function checkSignature(
+  host: DoctorCheckInput,
+): Promise<CheckResult | undefined> {
+  if (host.manifestOrError instanceof ToolsmithError) return undefined;
+  const { source, signature: rule } = host.manifestOrError.image;
+  if (!rule || source.kind !== "oci") return undefined;
+  const { fetchManifest } = orasClient(host);
+  const { arch } = Deno.build;
+  const artifact = await fetchArtifactForArch(source, arch, fetchManifest);
+  const registry = registryEndpoint(source, host);
+  const { verifySignature } = await import("../signature/verify_signature.ts");
+  const wanted = { rule, registry, mirrors: [] };
+  const { signer } = await verifySignature(artifact, wanted, host);
+  return { found: `${artifact.digest} is signed by ${signer}` };
+}
+
+async function checkCacheWritable(
+  host: DoctorCheckInput,
+): Promise<CheckResult> {
+  const dir = await cacheDirOf(host);
   const probe = join(dir, `.doctor-${crypto.randomUUID().slice(0, 8)}`);
-  // What is made for the probe is taken away with it.
-  const made = await firstMissing(dir);
+  // Directories created for the probe are removed with it.
+  const made = await firstMissingDir(dir);
   try {
     await Deno.mkdir(dir, { recursive: true });
     await Deno.writeTextFile(probe, "");
     await Deno.remove(probe);
-    return { check, level: "ok", found: `${dir} can be written` };
+    return { found: `${dir} is writable` };
   } catch (error) {
-    const hint = "fix its owner and mode, or set TOOLSMITH_CACHE=DIR";
-    return { ...failed(check, error), hint };
+    const hint = "fix the cache's owner and mode, or set TOOLSMITH_CACHE=DIR";
+    return { level: "fail", found: toToolsmithError(error).message, hint };
   } finally {
-    if (made) await removeEmpty(dir, made);
+    if (made) await removeEmptyDirsUpTo(dir, made);
   }
 }
 
-/** Removes directories upwards, but nothing that another process put there. */
-async function removeEmpty(from: string, to: string) {
+/** Removes empty directories upwards and stops at one that is in use. */
+async function removeEmptyDirsUpTo(from: string, to: string) {
   try {
     for (let at = from;; at = dirname(at)) {
       await Deno.remove(at);
       if (at === to) return;
     }
   } catch {
-    // It is not empty, or not there: it stays as it is.
+    // Not empty, or already removed.
   }
 }
 
-async function checkSpace(host: Host): Promise<Finding | undefined> {
-  let dir = await cacheOf(host);
-  if (dir instanceof ToolsmithError) return undefined;
-  while (await Deno.stat(dir).then(() => false, () => true)) {
-    if (dirname(dir) === dir) break;
-    dir = dirname(dir);
-  }
-  const free = await freeBytes(dir);
+async function checkFreeSpace(
+  host: DoctorCheckInput,
+): Promise<CheckResult | undefined> {
+  let dir = await cacheDirOf(host).catch(() => undefined);
+  if (dir === undefined) return undefined;
+  while (!await pathExists(dir) && dirname(dir) !== dir) dir = dirname(dir);
+  const free = await readFreeDiskBytes(dir);
   if (free === undefined) return undefined;
-  const level = free < 1024 ** 3 ? "warn" : "ok";
-  return {
-    check: "space",
-    level,
-    found: `${(free / 1024 ** 3).toFixed(1)} GiB free at ${dir}`,
-    hint: level === "warn" ? "toolsmith cache prune" : undefined,
-  };
+  const found = `${(free / 1024 ** 3).toFixed(1)} GiB free at ${dir}`;
+  return free < 1024 ** 3
+    ? { level: "warn", found, hint: "remove old images: toolsmith cache prune" }
+    : { found };
 }
 
-/** Hydrating does without QEMU; only running needs it. */
-async function checkQemu({ env }: Host): Promise<Finding> {
-  const check = "qemu";
+async function checkQemu({ env }: DoctorCheckInput): Promise<CheckResult> {
   const program = qemuProgram(env);
-  try {
-    const found = `${await qemuVersion(program)} (${program})`;
-    return { check, level: "ok", found };
-  } catch (error) {
-    return { ...failed(check, error), level: "warn" };
-  }
+  const version = await queryQemuVersion(program);
+  const found = `${version} (${program})`;
+  if (hasStreamNetworking(version)) return { found };
+  const hint = STREAM_NETWORKING_HINT;
+  return { level: "warn", found: `${found}, without --allow-net`, hint };
 }
 
-/** What is offered is tried, whatever was found out before. */
-async function checkAccelerator({ env }: Host): Promise<Finding> {
-  const check = "accelerator";
+/** Probes the accelerators again instead of using an earlier result. */
+async function checkAccelerator(
+  { env }: DoctorCheckInput,
+): Promise<CheckResult> {
+  const wanted = acceleratorFromEnv(env);
+  if (wanted) return { found: `${wanted}, set by TOOLSMITH_ACCEL` };
   let why = "";
   const onRejected = (reason: string) => why = reason;
-  try {
-    const wanted = wantedAccelerator(env);
-    if (wanted) {
-      const found = `${wanted}, as TOOLSMITH_ACCEL says`;
-      return { check, level: "ok", found };
-    }
-    const how = { env, afresh: true, onRejected };
-    const [best] = await accelerators(qemuProgram(env), how);
-    if (best !== "tcg") return { check, level: "ok", found: best };
-    const hint = /permission/i.test(why)
-      ? "let this user open /dev/kvm: usermod -aG kvm USER"
-      : why
-      ? "give this virtual machine hardware nested virtualisation"
-      : "a Linux host with KVM, or macOS, runs them at full speed";
-    const found = why
-      ? `${why}: guests are emulated`
-      : "tcg: guests are emulated, and slower";
-    return { check, level: "warn", found, hint };
-  } catch (error) {
-    return { ...failed(check, error), level: "warn" };
-  }
+  const how = { env, reprobe: true, onRejected };
+  const [best] = await findUsableAccelerators(qemuProgram(env), how);
+  if (best !== "tcg") return { found: best };
+  const hint = /permission/i.test(why)
+    ? "run sudo usermod -aG kvm $USER, then log in again"
+    : why
+    ? "enable virtualisation in the firmware; in a VM, nested virtualisation"
+    : "use a Linux host with KVM, or macOS, to run guests at full speed";
+  const found = why
+    ? `${why}: guests are emulated`
+    : "tcg: guests are emulated and slower";
+  return { level: "warn", found, hint };
 }
 
-/** Images that boot by UEFI, or are for arm64, need more; others do not. */
-async function checkImagesFor(
-  { env }: Host,
+/** UEFI and arm64 images need firmware that other images do not. */
+async function checkUefiFirmware(
   arch: "x86_64" | "aarch64",
-): Promise<Finding> {
-  const check = arch === "aarch64" ? "arm64 images" : "UEFI images";
+  { env }: DoctorCheckInput,
+): Promise<CheckResult> {
   const program = qemuProgram(env, arch);
   try {
-    const version = await qemuVersion(program);
-    const { code } = await findUefi(arch, { program, env });
-    return { check, level: "ok", found: `${version}, firmware ${code}` };
+    const version = await queryQemuVersion(program);
+    const { code } = await findUefiFirmware(arch, { program, env });
+    return { found: `${version}, firmware ${code}` };
   } catch (error) {
     const { message, hint } = toToolsmithError(error);
-    return { check, level: "ok", found: `not on this host: ${message}`, hint };
+    return { found: `not supported on this host: ${message}`, hint };
   }
 }
 
-function sourceOf({ loaded }: Host): ImageSource | undefined {
-  return loaded instanceof ToolsmithError ? undefined : loaded.image.source;
+function imageSourceOf(
+  { manifestOrError }: DoctorCheckInput,
+): ImageSource | undefined {
+  return manifestOrError instanceof ToolsmithError
+    ? undefined
+    : manifestOrError.image.source;
 }
 
-async function cacheOf(host: Host): Promise<string | ToolsmithError> {
-  const { loaded, cwd = Deno.cwd() } = host;
-  const root = loaded instanceof ToolsmithError ? cwd : loaded.root;
-  return await findCache(root, host).catch(toToolsmithError);
+async function cacheDirOf(host: DoctorCheckInput): Promise<string> {
+  const { manifestOrError, cwd = Deno.cwd() } = host;
+  const root = manifestOrError instanceof ToolsmithError
+    ? cwd
+    : manifestOrError.workspace;
+  return await resolveCacheDir(root, host);
 }
 
-async function firstMissing(dir: string): Promise<string | undefined> {
+async function firstMissingDir(dir: string): Promise<string | undefined> {
   let missing: string | undefined;
   for (let at = dir; dirname(at) !== at; at = dirname(at)) {
-    if (await Deno.stat(at).then(() => true, () => false)) break;
+    if (await pathExists(at)) break;
     missing = at;
   }
   return missing;
 }
 
-function failed(check: string, thrown: unknown): Finding {
-  const { message, hint } = toToolsmithError(thrown);
-  return { check, level: "fail", found: message, hint };
+function pathExists(path: string): Promise<boolean> {
+  return Deno.stat(path).then(() => true, () => false);
 }

@@ -1,38 +1,38 @@
 /**
- * Says whether this host can do what Toolsmith is asked to do: a table of
- * checks.
+ * Checks whether this host can hydrate and run images.
  *
  * @module
  */
 import { processEnvironment } from "../environment.ts";
 import { toToolsmithError } from "../errors.ts";
 import { loadManifest } from "../manifest/manifest.ts";
-import type { RegistryOptions } from "../oci/registry.ts";
-import { CHECKS, type Finding, type Host } from "./_checks.ts";
+import type { TrustOptions } from "../signature/verify_signature.ts";
+import { type Finding, runChecks } from "./_checks.ts";
 
 export type { Finding } from "./_checks.ts";
 
-/** What {@linkcode doctor} takes. */
-export interface DoctorOptions extends RegistryOptions {
+/** Options of {@linkcode doctor}. */
+export interface DoctorOptions extends TrustOptions {
   /** The manifest, if named. @default {undefined} */
   manifest?: string;
   /** The cache's directory. @default {undefined} `TOOLSMITH_CACHE`, or the workspace's */
   cache?: string;
-  /** The directory to look for a manifest from. @default {Deno.cwd()} */
+  /** Where the search for a manifest starts. @default {Deno.cwd()} */
   cwd?: string;
 }
 
 /**
- * Runs every check. One that fails does not keep the others from running.
+ * Checks manifest, oras, credentials, registry, cache, disk space and QEMU. A failed
+ * check does not keep the others from running.
  *
- * Needs what `hydrate` and `boot` need.
+ * Needs the permissions of `hydrate` and `boot`.
  *
  * @param options Manifest, cache, registry.
- * @returns What was found, in order.
+ * @returns The findings, in a fixed order.
  * @throws The signal's reason when it is aborted.
  *
- * @example Is this host fit?
- * ```ts no-assert ignore
+ * @example Check this host
+ * ```ts no-run
  * import { doctor } from "@fountain/toolsmith";
  *
  * const findings = await doctor();
@@ -41,15 +41,8 @@ export interface DoctorOptions extends RegistryOptions {
  * ```
  */
 export async function doctor(options: DoctorOptions = {}): Promise<Finding[]> {
-  const { manifest, cwd, env = processEnvironment, signal } = options;
-  const loaded = await loadManifest(manifest, { cwd, env })
+  const { manifest, cwd, env = processEnvironment } = options;
+  const manifestOrError = await loadManifest(manifest, { cwd, env })
     .catch(toToolsmithError);
-  const host: Host = { ...options, env, loaded };
-  const findings: Finding[] = [];
-  for (const check of CHECKS) {
-    const finding = await check(host);
-    signal?.throwIfAborted();
-    if (finding) findings.push(finding);
-  }
-  return findings;
+  return await runChecks({ ...options, env, manifestOrError });
 }

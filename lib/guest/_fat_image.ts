@@ -7,25 +7,25 @@
  * @module
  */
 
-const SECTOR = 512;
-const ENTRY = 32;
-const ENTRIES = 64;
+const SECTOR_BYTES = 512;
+const DIR_ENTRY_BYTES = 32;
+const ROOT_DIR_ENTRIES = 64;
 const FIRST_CLUSTER = 2;
-/** As many clusters as one sector of the table has entries for. */
+/** The number of entries that fit into one FAT sector. */
 const MAX_CLUSTERS = 339;
-const LONG_NAME = 0x0f;
-const VOLUME_LABEL = 0x08;
-const READ_ONLY = 0x01;
+const LONG_NAME_ATTRIBUTES = 0x0f;
+const VOLUME_LABEL_ATTRIBUTE = 0x08;
+const READ_ONLY_ATTRIBUTE = 0x01;
 const END_OF_CHAIN = 0xfff;
-/** Where the characters of a long name stand in an entry. */
-const LONG_NAME_PLACES = [1, 3, 5, 7, 9, 14, 16, 18, 20, 22, 24, 28, 30];
+/** Byte offsets of a long name's characters in a directory entry. */
+const LONG_NAME_CHAR_OFFSETS = [1, 3, 5, 7, 9, 14, 16, 18, 20, 22, 24, 28, 30];
 
 /**
- * Makes a file system.
+ * Makes a file system image.
  *
- * @param label Its name: at most eleven capitals and digits.
- * @param files Names and texts, none of them empty.
- * @returns Its bytes: as many as it needs, and always the same.
+ * @param label Volume label: at most eleven capitals and digits.
+ * @param files File names and contents, none of them empty.
+ * @returns The image's bytes; the same for the same files.
  */
 export function fatImage(
   label: string,
@@ -35,53 +35,56 @@ export function fatImage(
     name,
     bytes: new TextEncoder().encode(text),
   }));
-  const clustersOf = (size: number) => Math.ceil(size / SECTOR);
+  const clustersOf = (size: number) => Math.ceil(size / SECTOR_BYTES);
   const clusters = contents.map(({ bytes }) => clustersOf(bytes.length))
     .reduce((sum, count) => sum + count, 0);
-  if (clusters > MAX_CLUSTERS) throw new RangeError("too much for a FAT image");
-  const table = SECTOR;
-  const directory = 2 * SECTOR;
-  const data = directory + ENTRIES * ENTRY;
-  const image = new Uint8Array(data + clusters * SECTOR);
+  if (clusters > MAX_CLUSTERS) throw new RangeError("too big for a FAT image");
+  const table = SECTOR_BYTES;
+  const directory = 2 * SECTOR_BYTES;
+  const data = directory + ROOT_DIR_ENTRIES * DIR_ENTRY_BYTES;
+  const image = new Uint8Array(data + clusters * SECTOR_BYTES);
   const view = new DataView(image.buffer);
   writeBootSector(view, label);
-  setTableEntry(view, table, 0, 0xff8);
-  setTableEntry(view, table, 1, END_OF_CHAIN);
+  setFatEntry(view, table, 0, 0xff8);
+  setFatEntry(view, table, 1, END_OF_CHAIN);
   image.set(
-    shortEntry(label.padEnd(11), { attributes: VOLUME_LABEL }),
+    shortNameEntry(label.padEnd(11), { attributes: VOLUME_LABEL_ATTRIBUTE }),
     directory,
   );
   let cluster = FIRST_CLUSTER;
-  let at = directory + ENTRY;
+  let at = directory + DIR_ENTRY_BYTES;
   for (const [index, { name, bytes }] of contents.entries()) {
     const short = `FILE${index}`.padEnd(11);
     const size = bytes.length;
-    const entry = { attributes: READ_ONLY, cluster, size };
+    const entry = { attributes: READ_ONLY_ATTRIBUTE, cluster, size };
     for (
-      const part of [...longEntries(name, short), shortEntry(short, entry)]
+      const part of [
+        ...longNameEntries(name, short),
+        shortNameEntry(short, entry),
+      ]
     ) {
       image.set(part, at);
-      at += ENTRY;
+      at += DIR_ENTRY_BYTES;
     }
-    image.set(bytes, data + (cluster - FIRST_CLUSTER) * SECTOR);
+    image.set(bytes, data + (cluster - FIRST_CLUSTER) * SECTOR_BYTES);
     const end = cluster + clustersOf(size);
     for (; cluster < end; cluster++) {
       const next = cluster + 1 < end ? cluster + 1 : END_OF_CHAIN;
-      setTableEntry(view, table, cluster, next);
+      setFatEntry(view, table, cluster, next);
     }
   }
   return image;
 }
 
 function writeBootSector(view: DataView, label: string) {
-  // A jump over the fields: what is there is recognised by it.
-  writeText(view, 0, "\xeb\x3c\x90TOOLSMTH");
-  view.setUint16(11, SECTOR, true);
+  // The jump instruction by which systems recognise a boot sector.
+  writeLatin1(view, 0, "\xeb\x3c\x90TOOLSMTH");
+  view.setUint16(11, SECTOR_BYTES, true);
   view.setUint8(13, 1); // sectors of a cluster
   view.setUint16(14, 1, true); // sectors before the table
   view.setUint8(16, 1); // tables
-  view.setUint16(17, ENTRIES, true);
-  view.setUint16(19, view.byteLength / SECTOR, true);
+  view.setUint16(17, ROOT_DIR_ENTRIES, true);
+  view.setUint16(19, view.byteLength / SECTOR_BYTES, true);
   view.setUint8(21, 0xf8); // a fixed disk
   view.setUint16(22, 1, true); // sectors of a table
   view.setUint16(24, 32, true); // sectors of a track, and heads: unused
@@ -89,12 +92,12 @@ function writeBootSector(view: DataView, label: string) {
   view.setUint8(36, 0x80);
   view.setUint8(38, 0x29); // the next three fields are there
   view.setUint32(39, 0x70054001, true);
-  writeText(view, 43, label.padEnd(11));
-  writeText(view, 54, "FAT12   ");
+  writeLatin1(view, 43, label.padEnd(11));
+  writeLatin1(view, 54, "FAT12   ");
   view.setUint16(510, 0xaa55, true);
 }
 
-function setTableEntry(
+function setFatEntry(
   view: DataView,
   table: number,
   cluster: number,
@@ -108,7 +111,7 @@ function setTableEntry(
   view.setUint16(at, both, true);
 }
 
-function shortEntry(
+function shortNameEntry(
   name: string,
   { attributes, cluster = 0, size = 0 }: {
     attributes: number;
@@ -116,37 +119,37 @@ function shortEntry(
     size?: number;
   },
 ): Uint8Array {
-  const entry = new DataView(new ArrayBuffer(ENTRY));
-  writeText(entry, 0, name);
+  const entry = new DataView(new ArrayBuffer(DIR_ENTRY_BYTES));
+  writeLatin1(entry, 0, name);
   entry.setUint8(11, attributes);
   entry.setUint16(26, cluster, true);
   entry.setUint32(28, size, true);
   return new Uint8Array(entry.buffer);
 }
 
-/** The entries of a long name: its last part comes first. */
-function longEntries(name: string, short: string): Uint8Array[] {
-  const perEntry = LONG_NAME_PLACES.length;
+/** The entries of a long name, in reverse order as FAT requires. */
+function longNameEntries(name: string, short: string): Uint8Array[] {
+  const perEntry = LONG_NAME_CHAR_OFFSETS.length;
   const count = Math.ceil(name.length / perEntry);
-  const sum = checksum(short);
+  const sum = shortNameChecksum(short);
   return Array.from({ length: count }, (_, index) => {
     const order = count - index;
-    const entry = new DataView(new ArrayBuffer(ENTRY));
+    const entry = new DataView(new ArrayBuffer(DIR_ENTRY_BYTES));
     entry.setUint8(0, order | (index === 0 ? 0x40 : 0));
-    entry.setUint8(11, LONG_NAME);
+    entry.setUint8(11, LONG_NAME_ATTRIBUTES);
     entry.setUint8(13, sum);
     const from = (order - 1) * perEntry;
-    LONG_NAME_PLACES.forEach((place, offset) => {
+    LONG_NAME_CHAR_OFFSETS.forEach((byteOffset, offset) => {
       const at = from + offset;
-      // A zero ends the name, and 0xffff fills what is left.
+      // A zero ends the name; 0xffff pads the entry.
       const code = at > name.length ? 0xffff : name.charCodeAt(at) || 0;
-      entry.setUint16(place, code, true);
+      entry.setUint16(byteOffset, code, true);
     });
     return new Uint8Array(entry.buffer);
   });
 }
 
-function checksum(short: string): number {
+function shortNameChecksum(short: string): number {
   let sum = 0;
   for (const char of short) {
     sum = ((sum & 1) << 7 | sum >> 1) + char.charCodeAt(0) & 0xff;
@@ -154,7 +157,7 @@ function checksum(short: string): number {
   return sum;
 }
 
-function writeText(view: DataView, at: number, text: string) {
+function writeLatin1(view: DataView, at: number, text: string) {
   for (let i = 0; i < text.length; i++) {
     view.setUint8(at + i, text.charCodeAt(i));
   }

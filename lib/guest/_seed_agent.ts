@@ -1,20 +1,19 @@
 /**
- * The guest agent that Toolsmith brings along, for images that have none: a
- * program for Python 3.6 and later, which is wherever cloud-init is. It speaks,
- * on the same port, what Toolsmith needs of the protocol of QEMU's guest agent
- * (docs/interop/qemu-ga-ref).
+ * Toolsmith's own guest agent, for images without one: a program for Python 3.6 or
+ * later, which cloud-init needs anyway. It implements the part of the QEMU guest
+ * agent protocol that Toolsmith uses (docs/interop/qemu-ga-ref), on the same port.
  *
  * @module
  */
 
-/** The name by which `guest-info` tells it from QEMU's agent. */
-export const SEED_AGENT = "toolsmith";
+/** The version that the seed agent reports in `guest-info`. */
+export const SEED_AGENT_NAME = "toolsmith";
 
 /**
- * It leaves its caller at once, waits until cloud-init is done, and gives way to
- * an agent of the image's own, which has the port open then.
+ * Daemonizes, waits until cloud-init has finished, and exits if an agent of the
+ * image already has the port open.
  */
-export const SEED_AGENT_PROGRAM = String.raw`
+export const SEED_AGENT_SOURCE = String.raw`
 import base64, fcntl, glob, json, os, select, socket, struct, subprocess, sys
 import tempfile, time
 
@@ -48,39 +47,35 @@ def open_port():
         time.sleep(0.1)
 
 
-def execute(path, arg=(), env=None, **more):
+def execute(path, arg=(), **more):
     # Nobody asks for most that have ended: they would stay as zombies.
     for process, _ in running.values():
         process.poll()
-    capture = more.get("capture-output")
-    files = [tempfile.TemporaryFile() if capture else None for _ in range(2)]
-    places = [file or subprocess.DEVNULL for file in files]
-    environment = dict(pair.partition("=")[::2] for pair in env or ())
-    environment.setdefault("PATH", PATH)
+    file = tempfile.TemporaryFile() if more.get("capture-output") else None
     process = subprocess.Popen(
         [path, *arg],
         stdin=subprocess.DEVNULL,
-        stdout=places[0],
-        stderr=places[1],
-        env=environment,
+        stdout=file or subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": PATH},
         start_new_session=True,
     )
-    running[process.pid] = process, files
+    running[process.pid] = process, file
     return {"pid": process.pid}
 
 
 def status(pid):
-    process, files = running[pid]
+    process, file = running[pid]
     code = process.poll()
     if code is None:
         return {"exited": False}
     del running[pid]
     found = {"exited": True}
-    found["exitcode" if code >= 0 else "signal"] = abs(code)
-    for name, file in zip(("out-data", "err-data"), files):
-        if file:
-            file.seek(0)
-            found[name] = base64.b64encode(file.read()).decode()
+    if code >= 0:
+        found["exitcode"] = code
+    if file:
+        file.seek(0)
+        found["out-data"] = base64.b64encode(file.read()).decode()
     return found
 
 
@@ -108,8 +103,7 @@ def interfaces():
 
 COMMANDS = {
     "guest-sync": lambda id: id,
-    "guest-ping": lambda: {},
-    "guest-info": lambda: {"version": "${SEED_AGENT}"},
+    "guest-info": lambda: {"version": "${SEED_AGENT_NAME}"},
     "guest-exec": execute,
     "guest-exec-status": status,
     "guest-set-time": set_time,

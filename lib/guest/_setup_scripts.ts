@@ -1,32 +1,81 @@
 /**
- * The shell scripts that make a guest ready for commands. They are fixed texts,
- * as those that run commands.
+ * The shell scripts that prepare a guest for commands. They are constant, as those
+ * that run commands.
  *
  * @module
  */
 
-/** Where a guest has noted that its kernel has no 9p, to be saved with it. */
-export const NO_9P = "/run/toolsmith.no-9p";
+/** Waits until cloud-init has finished, if systemd has enabled it. */
+export const WAIT_FOR_CLOUD_INIT_SCRIPT =
+  "[ -e /run/cloud-init/enabled ] || exit 0; until [ -e /run/cloud-init/result.json ]; do sleep 0.2; done";
 
-/** No directory has this tag: a kernel with 9p says so, one without has other words. */
-export const PROBE_TAG = "toolsmith.probe";
+/** Guest file that records a kernel without 9p; saved with the snapshot. */
+export const NO_9P_GUEST_PATH = "/run/toolsmith.no-9p";
 
-/** Tells a kernel without 9p: a directory that is not there yet has other words. */
-const WITHOUT_9P = '*"No such device"* | *"unknown filesystem"*';
+/** No share has this tag: the mount error tells whether the kernel has 9p. */
+export const PROBE_9P_TAG = "toolsmith.probe";
+
+/** Mount errors of a kernel without 9p, as a shell pattern. */
+const NO_9P_ERROR_PATTERN = '*"No such device"* | *"unknown filesystem"*';
 
 /**
- * Sets the clock and mounts directories of the host. Arguments: the time in seconds
- * since 1970, exact and rounded, or two empty words; then three a directory: tag,
- * place, `ro` or `rw`. A device needs a moment after it was plugged in. All are
- * mounted, or none, and it prints why.
+ * Sets the clock, configures a network card and mounts host directories. Arguments: the
+ * time in seconds since 1970, exact and rounded, or two empty strings; for a card a word,
+ * its MAC, address, prefix length, mask and gateway in one argument, and `card`; then for
+ * each directory its tag, mount point, and `ro` or `rw`. Retries while a hot-plugged device
+ * is not ready, or udev renames it. Mounts all directories, or none and prints the error.
  */
-export const SETUP_SCRIPT = `
+export const SET_UP_GUEST_SCRIPT = `
 clock() {
   date -u -s "@$1" || date -u -s "@$2"
 } >/dev/null 2>&1
+card() {
+  for dir in /sys/class/net/*; do
+    read -r mac <"$dir/address" && [ "$mac" = "$1" ] || continue
+    name=\${dir##*/} links=/run/systemd/netif/links
+    # systemd-networkd would remove what it has not configured. It asks by DHCP.
+    [ ! -e $links/1 ] || [ "$tries" -ge 100 ] ||
+      case $(grep ^ADMIN_STATE= "$links/$(cat "$dir/ifindex")") in
+      *=configured) return ;;
+      *=unmanaged | *=failed) ;;
+      *) return 1 ;;
+      esac
+    if command -v ip >/dev/null; then
+      # A DHCP client that waits for eth0 would begin by removing its address. If the card
+      # cannot be renamed, such a client has it already.
+      if [ -e /run/udev/control ] || [ "$name" = toolsmith0 ] || [ "$tries" -ge 100 ] ||
+        { ip link set "$name" name toolsmith0 && name=toolsmith0; }; then
+        ip link set "$name" up && { ip addr add "$2/$3" dev "$name" || :; } &&
+          ip route replace default via "$5" dev "$name" || return
+      else
+        ip route show dev "$name" | grep ^default || return
+      fi
+    else
+      ifconfig "$name" "$2" netmask "$4" up && route add default gw "$5" || return
+    fi
+    # Any server's address will do, except for one in the guest.
+    grep ^nameserver /etc/resolv.conf | grep -qv ' 127[.]' ||
+      resolvectl dns "$name" "$5" || {
+      rm -f /etc/resolv.conf
+      echo "nameserver $5" >/etc/resolv.conf
+    }
+    return
+  done
+  echo "no card $1"
+  return 1
+}
+network() {
+  tries=0
+  until said=$(card "$@" 2>&1); do
+    tries=$((tries + 1))
+    [ "$tries" -lt 120 ] || { echo network: $said; return; }
+    sleep 0.05 2>/dev/null || sleep 1
+  done
+}
 # Another processor can do that meanwhile.
 { [ -z "$1" ] || clock "$1" "$2" || echo clock; } &
 shift 2
+[ "$3" != card ] || { network $2 & shift 3; }
 mounted=
 fail() {
   echo "$1"
@@ -34,15 +83,15 @@ fail() {
   [ -z "$mounted" ] || umount -l $mounted
   exit 1
 }
-[ $# -eq 0 ] || ! read -r said 2>/dev/null <${NO_9P} || fail "$1: $said"
-while [ $# -gt 0 ]; do
+[ $# -eq 0 ] || ! read -r said 2>/dev/null <${NO_9P_GUEST_PATH} || fail "$1: $said"
+while [ $# -ge 3 ]; do
   [ -d "$2" ] || mkdir -p "$2" || fail "$2 cannot be made"
   tries=0
   until said=$(mount -t 9p -o "trans=virtio,version=9p2000.L,msize=1048576,$3" "$1" "$2" 2>&1); do
     tries=$((tries + 1))
     case $said in
-    ${WITHOUT_9P}) tries=60 ;;
-    *) [ "$1" != ${PROBE_TAG} ] || break ;;
+    ${NO_9P_ERROR_PATTERN}) tries=60 ;;
+    *) [ "$1" != ${PROBE_9P_TAG} ] || break ;;
     esac
     [ "$tries" -lt 60 ] || fail "$1: $said"
     sleep 0.05 2>/dev/null || sleep 1
@@ -54,12 +103,11 @@ wait
 `;
 
 /**
- * Waits until a guest has nothing left to start, makes it load what each command
- * needs, and notes where its kernel has no 9p. Arguments: how long to wait, in
- * seconds; then two a directory: tag and place. Whatever else fails here has its
- * say later.
+ * Waits until systemd has started all units, loads the programs that each command
+ * needs, and records a kernel without 9p. Arguments: the wait in seconds; then tag
+ * and mount point of each directory. Other failures show up in later commands.
  */
-export const PREPARE_SCRIPT = `
+export const PREPARE_SNAPSHOT_SCRIPT = `
 exec >/dev/null 2>&1
 command -v systemctl && timeout "$1" systemctl is-system-running --wait
 shift
@@ -70,7 +118,7 @@ while [ $# -gt 0 ]; do
     umount "$2"
   else
     case $said in
-    ${WITHOUT_9P}) echo "$said" >${NO_9P} ;;
+    ${NO_9P_ERROR_PATTERN}) echo "$said" >${NO_9P_GUEST_PATH} ;;
     esac
   fi
   shift 2

@@ -1,273 +1,194 @@
 /**
- * Unpacks a tar archive that may be hostile: nothing of it gets out of its
- * directory, is written through a link, or is more than a file, a directory or a
- * link that stays inside.
+ * Unpacks a tar archive that may be hostile: nothing is written outside the target
+ * directory or through a link. Only regular files, directories and links that stay
+ * inside are created.
  *
  * @module
  */
-import { ToolsmithError } from "../errors.ts";
-import { join } from "../path.ts";
-import { absentAs } from "../system/files.ts";
-import { isPortableName } from "../system/portable_name.ts";
-import { writeAll } from "../system/streams.ts";
-import { type ByteReader, byteReader } from "./_byte_reader.ts";
-import { entriesOf, FILES, type TarEntry } from "./_tar_entries.ts";
+import { dirname, join } from "../path.ts";
+import { orIfNotFound } from "../system/files.ts";
+import {
+  archiveReader,
+  readTarEntries,
+  REGULAR_FILE_TYPE_FLAGS,
+  type TarEntry,
+  type TarLimits,
+} from "./_tar_reader.ts";
 
-/** What {@linkcode unpackTar} takes. */
-export interface UnpackOptions {
-  /** How many bytes all files may have. */
-  maxBytes: number;
-  /** How many entries there may be, with the directories that they imply. */
-  maxEntries: number;
-  /** Ends the work between two entries when aborted. */
-  signal?: AbortSignal;
+/** Result of {@linkcode unpackTar}. */
+export interface UnpackResult {
+  /** Number of entries written. */
+  entryCount: number;
+  /** Entries that were not unpacked. */
+  refused: RefusedEntries;
 }
 
-/** What {@linkcode unpackTar} did. */
-export interface Unpacked {
-  /** How many entries it wrote. */
-  entries: number;
-  /** What it did not take. */
-  refused: LeftOut;
-}
-
-/** What is not in a copy. */
-export interface LeftOut {
-  /** How many entries. */
+/** Entries that were left out of a copy. */
+export interface RefusedEntries {
+  /** Number of entries. */
   count: number;
-  /** The names of the first. */
-  names: string[];
+  /** Names of the first 20. */
+  firstNames: string[];
 }
 
-/** Room that the headers of one entry take at most, with two long names. */
-const ENTRY_BYTES = 32 * 1024;
-/** Links and directories are kept in memory until the end. */
-const MAX_KEPT_BYTES = 64 * 1024 * 1024;
-const NAMES_SHOWN = 20;
-const MAX_DEPTH = 128;
-/** Of a path, on all systems that matter here. */
+const CHUNK_BYTES = 64 * 1024;
+const MAX_REPORTED_NAMES = 20;
+const MAX_PATH_DEPTH = 128;
+/** Limit for a path on all supported systems. */
 const MAX_PATH_BYTES = 4095;
-const MAX_NAME_BYTES = 255;
+const MAX_FILE_NAME_BYTES = 255;
 
 /**
- * Unpacks an archive.
+ * Unpacks an archive, if it is complete and within the limits.
  *
- * Needs `--allow-read` and `--allow-write` for the directory.
- *
- * @param chunks The archive.
- * @param dir A directory that nobody else writes to meanwhile. What is there is
- * replaced by files of the same name, but a directory by nothing else.
- * @param options Limits.
- * @returns What was written, and what was not.
- * @throws {ToolsmithError} `guest_failed` for what is no archive, or beyond a
- * limit; what came before stays, and the archive is not read on.
+ * @param archive A file that nobody else writes to meanwhile.
+ * @param dir Files and links replace existing ones of the same name, at once, and
+ * without following a link. Directories are merged: a directory never replaces a
+ * file, nor a file a directory.
+ * @throws {ToolsmithError} `guest_failed` for a malformed archive or an exceeded
+ * limit; the directory is unchanged then.
  */
 export async function unpackTar(
-  chunks: AsyncIterable<Uint8Array>,
+  archive: Deno.FsFile,
   dir: string,
-  { maxBytes, maxEntries, signal }: UnpackOptions,
-): Promise<Unpacked> {
-  // Headers that say nothing, and what follows the end, count as well.
-  const most = maxBytes + maxEntries * ENTRY_BYTES;
-  const reader = byteReader(chunks, (count) => {
-    if (count > most) throw beyond(`${most} bytes`);
-  });
-  let made = 0;
-  const place: Place = {
-    dir,
-    entered: new Set([dir]),
-    make() {
-      if (++made > maxEntries) throw beyond(`${maxEntries} entries`);
-    },
-  };
-  const done: Unpacked = { entries: 0, refused: { count: 0, names: [] } };
-  const note = (name: string, taken: boolean) => {
-    const { refused } = done;
-    if (taken) done.entries++;
-    else if (refused.count++ < NAMES_SHOWN) refused.names.push(name);
-  };
-  const links: TarEntry[] = [];
-  const dirs: TarEntry[] = [];
-  let [bytes, kept] = [0, 0];
-  try {
-    for await (const entry of entriesOf(reader)) {
-      const { type, name, target } = entry;
-      signal?.throwIfAborted();
-      place.make();
-      bytes += entry.size;
-      if (bytes > maxBytes) throw beyond(`${maxBytes} bytes`);
-      if ("25".includes(type)) kept += name.length + target.length;
-      if (kept > MAX_KEPT_BYTES) {
-        throw beyond(`${MAX_KEPT_BYTES} bytes of names`);
-      }
-      if (type === "2") {
-        links.push(entry);
-        continue;
-      }
-      const taken = await takes(place, entry, reader);
-      note(name, taken);
-      // The export itself keeps the mode that its owner gave it.
-      const inside = partsOf(name).length > 0;
-      if (taken && type === "5" && inside) dirs.push(entry);
+  limits: TarLimits,
+): Promise<UnpackResult> {
+  const read = archiveReader(archive);
+  const entries = await readTarEntries(read, limits);
+  const isSymlink = ({ typeFlag }: TarEntry) => typeFlag === "2";
+  // Symbolic links come last, so that no entry leads through them.
+  const inOrder = [
+    ...entries.filter((entry) => !isSymlink(entry)),
+    ...entries.filter(isSymlink),
+  ];
+  let entryCount = 0;
+  const refused: RefusedEntries = { count: 0, firstNames: [] };
+  for (const entry of inOrder) {
+    limits.signal?.throwIfAborted();
+    if (await writeEntryIfSafe(read, dir, entry)) entryCount++;
+    else if (refused.count++ < MAX_REPORTED_NAMES) {
+      refused.firstNames.push(entry.name);
     }
-  } finally {
-    await reader.close();
   }
-  // Last, so that nothing is written through them.
-  for (const link of links) {
-    signal?.throwIfAborted();
-    note(link.name, await makeLink(place, link));
-  }
-  // Also last: one that is read-only, or old, was to be filled before.
-  for (const { name, mode } of dirs.reverse()) {
-    signal?.throwIfAborted();
-    await Deno.chmod(join(dir, name), mode | 0o700);
-  }
-  return done;
+  return { entryCount, refused };
 }
 
-/** Where an archive goes to. */
-interface Place {
-  dir: string;
-  /** Directories that were gone into: nothing replaces them. */
-  entered: Set<string>;
-  /** Counts what is made. */
-  make(): void;
-}
-
-/** Writes a file or a directory, unless it must not be there. */
-async function takes(
-  place: Place,
+/** Returns whether the entry is safe, and was written. */
+async function writeEntryIfSafe(
+  read: ReturnType<typeof archiveReader>,
+  dir: string,
   entry: TarEntry,
-  reader: ByteReader,
 ): Promise<boolean> {
-  const { type, name, size, mode, mtime } = entry;
-  if (![...FILES, "1", "5"].includes(type)) return false;
-  const path = await pathOf(place, name, makeDirectory);
+  const { name, typeFlag, linkTarget, mode } = entry;
+  const path = await safePath(dir, name);
   if (path === undefined) return false;
-  if (type === "5") return await makeDirectory(place, path);
-  if (type === "1") return await makeHardLink(place, path, entry);
-  if (!await makeWay(path)) return false;
-  {
-    using file = await Deno.open(path, {
-      write: true,
-      createNew: true,
-      mode: 0o600,
-    });
-    for await (const chunk of reader.take(size)) await writeAll(file, chunk);
+  if (typeFlag === "5") return await makeDirectory(path, mode);
+  if (typeFlag === "2") {
+    const depth = pathSegments(name).length - 1;
+    return linkStaysInside(linkTarget, depth) &&
+      await replaceFile(path, (fresh) => Deno.symlink(linkTarget, fresh));
   }
-  await Deno.chmod(path, mode);
-  await Deno.utime(path, mtime, mtime);
+  if (typeFlag === "1") {
+    const source = await safePath(dir, linkTarget);
+    if (source === undefined || source === path) return false;
+    return (await lstatIfFound(source))?.isFile === true &&
+      await replaceFile(path, (fresh) => Deno.link(source, fresh));
+  }
+  return REGULAR_FILE_TYPE_FLAGS.includes(typeFlag) &&
+    await replaceFile(path, (fresh) => extractFile(read, entry, fresh));
+}
+
+/** The owner keeps access, or the directory could not be filled. */
+async function makeDirectory(path: string, mode: number): Promise<boolean> {
+  const found = await lstatIfFound(path);
+  if (!found) await Deno.mkdir(path, { mode: mode | 0o700 });
+  return !found || found.isDirectory;
+}
+
+/** Creates a file under another name and renames it; `false` for a directory. */
+async function replaceFile(
+  path: string,
+  create: (fresh: string) => Promise<void>,
+): Promise<boolean> {
+  if ((await lstatIfFound(path))?.isDirectory) return false;
+  const fresh = join(dirname(path), `.${crypto.randomUUID()}.new`);
+  try {
+    await create(fresh);
+    await Deno.rename(fresh, path);
+  } finally {
+    // Exists after an error, or if both are links to one file.
+    await orIfNotFound(Deno.remove(fresh));
+  }
   return true;
 }
 
-/**
- * Where an entry is to be.
- *
- * @param place The export.
- * @param name Its name.
- * @param enter Says whether a directory above it can be gone into.
- * @returns `undefined` for a name that leads out, or through a link.
- */
-async function pathOf(
-  place: Place,
-  name: string,
-  enter: (place: Place, path: string) => Promise<boolean>,
-): Promise<string | undefined> {
-  const parts = partsOf(name);
-  const bad = name.startsWith("/") || parts.length > MAX_DEPTH ||
-    !parts.every(isName) ||
-    bytesOf(join(place.dir, ...parts)) > MAX_PATH_BYTES;
-  if (bad) return undefined;
-  const parent = join(place.dir, ...parts.slice(0, -1));
-  if (!place.entered.has(parent)) {
-    let path = place.dir;
-    for (const part of parts.slice(0, -1)) {
-      path = join(path, part);
-      if (!await enter(place, path)) return undefined;
+/** Changes mode and times of the open file: somebody could replace its name. */
+async function extractFile(
+  read: ReturnType<typeof archiveReader>,
+  { offset, size, mode, mtime }: TarEntry,
+  path: string,
+): Promise<void> {
+  // Imported lazily, as Node modules cost milliseconds at every start.
+  const { open } = await import("node:fs/promises");
+  const file = await open(path, "wx", 0o600);
+  try {
+    for (let at = 0; at < size; at += CHUNK_BYTES) {
+      const length = Math.min(size - at, CHUNK_BYTES);
+      await file.writeFile(await read(offset + at, length));
     }
-    place.entered.add(parent);
+    await file.chmod(mode);
+    await file.utimes(mtime, mtime);
+  } finally {
+    await file.close();
   }
-  return join(parent, ...parts.slice(-1));
 }
 
-function partsOf(name: string): string[] {
+/**
+ * Returns the path of an entry; `undefined` for a name that leads out of the
+ * directory or through a link, or whose parent directory is missing.
+ */
+async function safePath(
+  dir: string,
+  name: string,
+): Promise<string | undefined> {
+  const parts = pathSegments(name);
+  const path = join(dir, ...parts);
+  const isSafe = !name.startsWith("/") && parts.length <= MAX_PATH_DEPTH &&
+    parts.every(isSafeName) && utf8Length(path) <= MAX_PATH_BYTES;
+  if (!isSafe) return undefined;
+  let parent = dir;
+  for (const part of parts.slice(0, -1)) {
+    parent = join(parent, part);
+    if (!(await lstatIfFound(parent))?.isDirectory) return undefined;
+  }
+  return path;
+}
+
+function lstatIfFound(path: string): Promise<Deno.FileInfo | undefined> {
+  return orIfNotFound(Deno.lstat(path));
+}
+
+function pathSegments(name: string): string[] {
   return name.split("/").filter((part) => part !== "" && part !== ".");
 }
 
-/** Is this the name of something in a directory, here? */
-function isName(part: string): boolean {
-  if (Deno.build.os === "windows") return isPortableName(part);
+function isSafeName(part: string): boolean {
   return part !== ".." && !/[\0\ufffd]/.test(part) &&
-    bytesOf(part) <= MAX_NAME_BYTES;
+    utf8Length(part) <= MAX_FILE_NAME_BYTES;
 }
 
-function bytesOf(text: string): number {
+function utf8Length(text: string): number {
   return new TextEncoder().encode(text).length;
 }
 
-async function makeDirectory(place: Place, path: string): Promise<boolean> {
-  const there = await found(path);
-  if (there) return there.isDirectory;
-  place.make();
-  await Deno.mkdir(path, { mode: 0o755 });
-  return true;
-}
-
-/** Removes a file or a link that is in the place; a directory stays. */
-async function makeWay(path: string): Promise<boolean> {
-  const there = await found(path);
-  if (there?.isDirectory) return false;
-  if (there) await Deno.remove(path);
-  return true;
-}
-
-async function makeHardLink(
-  place: Place,
-  path: string,
-  { target }: TarEntry,
-): Promise<boolean> {
-  const isThere = async (_: Place, path: string) =>
-    (await found(path))?.isDirectory ?? false;
-  const source = await pathOf(place, target, isThere);
-  if (source === undefined || source === path) return false;
-  if (!(await found(source))?.isFile || !await makeWay(path)) return false;
-  await Deno.link(source, path);
-  return true;
-}
-
-async function makeLink(
-  place: Place,
-  { name, target }: TarEntry,
-): Promise<boolean> {
-  const depth = partsOf(name).length - 1;
-  if (depth < 0 || !staysInside(target, depth)) return false;
-  const path = await pathOf(place, name, makeDirectory);
-  if (path === undefined || !await makeWay(path)) return false;
-  await Deno.symlink(target, path);
-  return true;
-}
-
 /**
- * A target may go up first, as far as the top, and down then: after a link that
- * it goes through, another way up would lead elsewhere.
+ * A target may first go up, at most to the top, and then down. A later `..` could
+ * follow another link and lead outside.
  */
-function staysInside(target: string, depth: number): boolean {
-  const parts = partsOf(target);
+function linkStaysInside(target: string, depth: number): boolean {
+  const parts = pathSegments(target);
   const up = parts.findIndex((part) => part !== "..");
   const ups = up < 0 ? parts.length : up;
   return target !== "" && !target.startsWith("/") && ups <= depth &&
-    parts.slice(ups).every(isName) && bytesOf(target) <= MAX_PATH_BYTES;
-}
-
-function found(path: string): Promise<Deno.FileInfo | undefined> {
-  return absentAs(undefined, Deno.lstat(path));
-}
-
-function beyond(limit: string): ToolsmithError {
-  return new ToolsmithError(
-    "guest_failed",
-    `The guest exports more than ${limit}`,
-    { hint: "export less: a guest whose kernel has 9p has no such limit" },
-  );
+    parts.slice(ups).every(isSafeName) && utf8Length(target) <= MAX_PATH_BYTES;
 }

@@ -1,299 +1,245 @@
 /**
- * Runs commands in a guest. The guest agent starts them, or a shell that waits
- * becomes them; their streams go over virtio-serial ports of their own, so that
- * output is seen as it comes, byte for byte, for several commands at once.
+ * Runs commands in a guest. The guest agent or a warm shell starts each command; its
+ * streams use their own virtio-serial ports, so that output of several commands
+ * arrives at once, byte for byte.
  *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
-import { timeLimit } from "../system/time.ts";
-import { type Channel, openChannel, type WaitingShell } from "./_channel.ts";
-import { endOnAbort, type ExecLimits, watchShell } from "./_limits.ts";
-import { START_FAILURES } from "./_scripts.ts";
-import {
-  type CommandInput,
-  feed,
-  type OutputSink,
-  receive,
-  sendLine,
-} from "./_streams.ts";
+import { openCommandChannel } from "./_command_channel.ts";
+import { type CommandInput, sendLine, sendStdin } from "./_command_stdin.ts";
+import { type ExecStopOptions, watchCommand } from "./_exec_watchdog.ts";
+import { type OutputSink, readUntilMarker } from "./_command_output.ts";
+import type { CommandPorts } from "./_command_ports.ts";
+import type { WarmShell } from "./warm_shell.ts";
 
-export type { CommandInput, ExecLimits, OutputSink };
+export type { CommandInput, ExecStopOptions, OutputSink };
 
 /** How {@linkcode execInGuest} runs a command. */
-export interface ExecOptions extends ExecLimits {
+export interface ExecOptions extends ExecStopOptions {
   /** Arguments, each passed byte for byte. @default {[]} */
   args?: string[];
-  /** What the command reads. @default {undefined} nothing */
+  /** Standard input. @default {undefined} nothing */
   stdin?: CommandInput;
-  /** Sees standard output. @default {undefined} it is collected */
+  /** Receives standard output. @default {undefined} output is collected */
   stdout?: OutputSink;
-  /** Sees standard error. @default {undefined} it is collected */
+  /** Receives standard error. @default {undefined} output is collected */
   stderr?: OutputSink;
-  /** Added to the guest's environment, or overriding it. @default {{}} */
+  /** Variables added to, or overriding, the guest's environment. @default {{}} */
   env?: Record<string, string>;
   /**
-   * The command's directory in the guest; a relative one starts from where the
-   * guest has `hostCwd`.
+   * Working directory in the guest; a relative one starts from the guest's path of
+   * `hostCwd`.
    *
-   * @default {undefined} where the guest has `hostCwd`
+   * @default {undefined} the guest's path of `hostCwd`
    */
   cwd?: string;
   /**
-   * A directory of the host, such as `Deno.cwd()`: the command starts where the
-   * guest has it, in the workspace or an export.
+   * A host directory in the workspace or an export, such as `Deno.cwd()`: the command
+   * starts in the guest's path of the directory.
    *
-   * @default {undefined} `/mnt/work`, as for a directory that the guest does not
-   * have; `/` where no workspace is mounted
+   * @default {undefined} `/mnt/work`, also for a directory that the guest does not
+   * have; `/` if no workspace is mounted
    */
   hostCwd?: string;
 }
 
 /** What {@linkcode execInGuest} takes. */
-export interface ExecInGuestOptions extends Omit<ExecOptions, "hostCwd"> {
-  /** The directory for want of the other. @default {undefined} that is an error */
-  otherwise?: string;
-  /** Called once if the command has to wait until others have ended. */
+export interface ExecInGuestOptions
+  extends Omit<ExecOptions, "hostCwd" | "timeoutMs"> {
+  /** Used if `cwd` does not exist. @default {undefined} a missing `cwd` fails */
+  fallbackCwd?: string;
+  /** Called once if the command waits for free ports. */
   onWait?: () => void;
-  /** A shell that waits for a command. @default {undefined} there is none */
-  waiting?: WaitingShell;
+  /** Runs the command, if it is free. @default {undefined} none */
+  warmShell?: WarmShell;
 }
 
 /** How a command ended. */
 export interface ExecResult {
-  /** The exit status; 128 plus the number for a signal. */
+  /** Exit status; 128 plus the signal number for a signal. */
   code: number;
   /**
    * The signal that ended the command, or `null`. A status of 130 or 141 counts
-   * as SIGINT or SIGPIPE, which a guest's shell does not tell from an exit.
+   * as SIGINT or SIGPIPE, which the guest's shell cannot tell from an exit.
    */
   signal: Deno.Signal | null;
-  /** Collected standard output, as text; empty if a sink took it. */
+  /** Collected standard output as text; empty with a sink. */
   stdout: string;
-  /** Collected standard error, as text; empty if a sink took it. */
+  /** Collected standard error as text; empty with a sink. */
   stderr: string;
-  /** Was more written than is collected of a stream, which is 32 MiB? */
+  /** Whether a stream exceeded the 32 MiB that are collected. */
   truncated: boolean;
-  /** Bytes on standard output. */
+  /** Number of bytes on standard output. */
   stdoutBytes: number;
-  /** Bytes on standard error. */
+  /** Number of bytes on standard error. */
   stderrBytes: number;
 }
 
-const SIGNALS: Record<number, Deno.Signal> = {
-  1: "SIGHUP",
-  2: "SIGINT",
-  3: "SIGQUIT",
-  4: "SIGILL",
-  5: "SIGTRAP",
-  6: "SIGABRT",
-  7: "SIGBUS",
-  8: "SIGFPE",
-  9: "SIGKILL",
-  10: "SIGUSR1",
-  11: "SIGSEGV",
-  12: "SIGUSR2",
-  13: "SIGPIPE",
-  14: "SIGALRM",
-  15: "SIGTERM",
-};
+/** Linux signals, from number 1 on. */
+const LINUX_SIGNALS =
+  "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM"
+    .split(" ").map((name) => `SIG${name}` as Deno.Signal);
 
-/** Shells report each death by a signal but these. */
-const UNREPORTED: (Deno.Signal | null)[] = ["SIGINT", "SIGPIPE"];
-/** An exit status, and `s` if the shell reported a signal. */
-const EXIT_WORD = /^(\d{1,3})(s?)$/;
+/** Shells do not report when these signals end a command. */
+const UNREPORTED_SIGNALS: (Deno.Signal | null)[] = ["SIGINT", "SIGPIPE"];
+/** Exit status, and `s` if the shell reported a signal. */
+const EXIT_TRAILER_PATTERN = /^(\d{1,3})(s?)$/;
 
 /**
- * Runs a command in the guest to its end.
+ * Runs a command in the guest to its end. A failing command is a result, not an
+ * error.
  *
- * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the
- * machine's directory.
+ * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the VM's
+ * directory.
  *
- * @param monitor The machine.
- * @param command Its name, found on the guest's PATH, or its path.
- * @param options Arguments, streams, limits.
- * @returns How it ended. A failure of the command is a result, not an error.
- * @throws {ToolsmithError} `command_not_found`, `timeout`, `guest_failed`,
- * `usage` for what cannot be passed exactly.
- * @throws The signal's reason when it is aborted.
+ * @throws {ToolsmithError} `command_not_found`, `guest_failed`, `usage` for
+ * arguments that cannot be passed exactly.
  */
 export async function execInGuest(
   monitor: Monitor,
   command: string,
   options: ExecInGuestOptions = {},
 ): Promise<ExecResult> {
-  const words = startWords(command, options);
-  const { timeoutMs = Infinity, stdin, onWait, waiting } = options;
-  using limit = timeLimit(timeoutMs, "The command", options.signal);
-  const { signal } = limit;
+  const startArgs = startScriptArgs(command, options);
+  const { stdin, onWait, warmShell } = options;
+  const { signal = new AbortController().signal } = options;
   signal.throwIfAborted();
-  const input = stdin !== undefined;
-  const open = { words, input, signal, onWait, waiting };
-  using channel = await openChannel(monitor, open);
-  const session = { monitor, channel, command, options, signal };
-  return await carryStreams(session);
+  const start = { startArgs, hasStdin: stdin !== undefined, signal };
+  using ports = await warmShell?.startCommand(start) ??
+    await openCommandChannel(monitor, { ...start, onWait });
+  return await relayUntilExit({ monitor, ports, command, options, signal });
 }
 
-/**
- * Refuses what cannot arrive, and writes the words of the start script.
- *
- * @param command The command.
- * @param options Its arguments, environment and directory.
- * @throws {ToolsmithError} `usage`.
- */
-export function startWords(
+/** Validates the command and returns the arguments of the start script. */
+export function startScriptArgs(
   command: string,
-  options: Pick<ExecInGuestOptions, "cwd" | "otherwise" | "env" | "args">,
+  options: Pick<ExecInGuestOptions, "cwd" | "fallbackCwd" | "env" | "args">,
 ): string[] {
-  const { cwd = "/", otherwise = cwd, env = {}, args = [] } = options;
+  const { cwd = "/", fallbackCwd = cwd, env = {}, args = [] } = options;
   const variables = Object.entries(env);
   for (const [name] of variables) {
     if (!/^[A-Za-z_][A-Za-z0-9_]*$/.test(name)) {
-      throw usage(`Not a name of an environment variable: ${name}`);
+      throw usageError(`Invalid name of an environment variable: ${name}`);
     }
   }
-  if (command === "") throw usage("The command is empty");
-  const words = [
+  if (command === "") throw usageError("The command is empty");
+  const startArgs = [
     cwd,
-    otherwise,
+    fallbackCwd,
     `${variables.length}`,
     ...variables.map(([name, value]) => `${name}=${value}`),
     command,
     ...args,
   ];
-  for (const word of words) {
-    if (word.includes("\0")) {
-      throw usage("A command, argument or variable holds a zero byte");
+  for (const arg of startArgs) {
+    if (arg.includes("\0")) {
+      throw usageError("A command, argument or variable contains a zero byte");
     }
-    // Half of a surrogate pair would arrive as another character.
-    if (!word.isWellFormed()) {
-      throw usage("A command, argument or variable is not valid Unicode");
+    // A lone surrogate would arrive as another character.
+    if (!arg.isWellFormed()) {
+      throw usageError("A command, argument or variable is not valid Unicode");
     }
   }
-  return words;
+  return startArgs;
 }
 
-function usage(message: string): ToolsmithError {
+function usageError(message: string): ToolsmithError {
   return new ToolsmithError("usage", message);
 }
 
-/** A command that runs. */
+/** A running command. */
 export interface ExecSession {
-  /** The machine. */
   monitor: Monitor;
-  /** Its streams. */
-  channel: Channel;
-  /** The command. */
+  ports: CommandPorts;
   command: string;
-  /** How it is run. */
   options: ExecInGuestOptions;
-  /** Ends it when aborted. */
+  /** Stops the command when aborted. */
   signal: AbortSignal;
 }
 
-/**
- * Carries the streams of a command until it has ended.
- *
- * @param session The command.
- * @returns How it ended.
- * @throws {ToolsmithError} What {@linkcode execInGuest} throws.
- */
-export async function carryStreams(session: ExecSession): Promise<ExecResult> {
-  const { monitor, channel, options, signal } = session;
-  const { marker } = channel;
-  const out = receive(channel.out, marker, options.stdout);
-  const err = receive(channel.err, marker, options.stderr);
-  const kill = (name: string) => void sendLine(channel.err, name).catch(noop);
-  const input = carryInput(channel, options.stdin);
+/** Relays a command's streams until it ends; see {@linkcode execInGuest}. */
+export async function relayUntilExit(
+  session: ExecSession,
+): Promise<ExecResult> {
+  const { monitor, ports, options, signal } = session;
   const { killAfterMs } = options;
-  try {
-    using abort = endOnAbort(kill, { signal, killAfterMs });
-    using shell = watchShell(monitor, channel.pid);
-    await Promise.race([
-      Promise.all([out.done, err.done]),
-      shell.lost,
-      abort.givenUp,
-      input.broken,
-    ]);
-  } finally {
-    input.stop();
-  }
-  signal.throwIfAborted();
-  const failure = err.word() ?? "";
-  if (isStartFailure(failure)) throw startFailure(session, failure);
-  if (failure !== "") throw new VmDisconnectedError();
-  return {
-    ...readExit(out.word() ?? ""),
-    stdout: out.text(),
-    stderr: err.text(),
-    truncated: out.truncated() || err.truncated(),
-    stdoutBytes: out.bytes(),
-    stderrBytes: err.bytes(),
-  };
-}
-
-/** Sends the input; `broken` rejects if it breaks off. */
-function carryInput(channel: Channel, stdin: CommandInput | undefined) {
+  const kill = (name: string) => void sendLine(ports.stderr, name).catch(noop);
   const stop = new AbortController();
-  const broken = Promise.withResolvers<never>();
-  broken.promise.catch(noop);
-  const fed = channel.in && stdin !== undefined
-    ? feed(channel.in, stdin, stop.signal).catch((error) => {
-      // A command that stops reading is fine; input that breaks off is not.
-      if (error instanceof ToolsmithError) broken.reject(error);
-    })
+  const fed = ports.stdin && options.stdin !== undefined
+    ? sendStdin(ports.stdin, options.stdin, stop.signal)
     : undefined;
-  return {
-    broken: broken.promise,
-    stop() {
-      stop.abort();
-      // A write that the guest does not take would wait without end.
-      channel.endInput(fed);
-    },
-  };
+  const inputFails = new Promise<never>((_, reject) =>
+    fed?.catch((error) => {
+      // EPIPE is fine: the command need not read all of its input.
+      if (error instanceof ToolsmithError) reject(error);
+    })
+  );
+  try {
+    const how = { signal, killAfterMs, kill };
+    using watch = watchCommand(monitor, ports.shellPid!, how);
+    const [out, err] = await Promise.race([
+      Promise.all([
+        readUntilMarker(ports.stdout, ports.endMarker, options.stdout),
+        readUntilMarker(ports.stderr, ports.endMarker, options.stderr),
+      ]),
+      watch.failed,
+      inputFails,
+    ]);
+    signal.throwIfAborted();
+    if (err.trailer !== "") throw startFailureError(session, err.trailer);
+    return {
+      ...parseExitTrailer(out.trailer),
+      stdout: out.text,
+      stderr: err.text,
+      truncated: out.truncated || err.truncated,
+      stdoutBytes: out.byteCount,
+      stderrBytes: err.byteCount,
+    };
+  } finally {
+    stop.abort();
+    // A write that the guest does not read would block forever.
+    ports.closeStdin(fed?.catch(noop));
+  }
 }
 
 function noop() {}
 
-/** The guest may say what it likes, and this becomes the exit status here. */
-function readExit(word: string): Pick<ExecResult, "code" | "signal"> {
-  const [, status, reported] = EXIT_WORD.exec(word) ?? [];
+/** Validates the trailer: the guest is untrusted. */
+function parseExitTrailer(
+  trailer: string,
+): Pick<ExecResult, "code" | "signal"> {
+  const [, status, reported] = EXIT_TRAILER_PATTERN.exec(trailer) ?? [];
   const code = Number(status);
   if (!(code <= 255)) throw new VmDisconnectedError();
-  const signal = SIGNALS[code - 128] ?? null;
-  const known = reported || UNREPORTED.includes(signal);
+  const signal = LINUX_SIGNALS[code - 129] ?? null;
+  const known = reported || UNREPORTED_SIGNALS.includes(signal);
   return { code, signal: known ? signal : null };
 }
 
-type StartFailure = keyof typeof START_FAILURES;
-
-function isStartFailure(word: string): word is StartFailure {
-  return Object.hasOwn(START_FAILURES, word);
-}
-
-function startFailure(
-  { command, options }: ExecSession,
-  failure: StartFailure,
+/**
+ * The error for a trailer of the scripts in `_command_scripts.ts`. An unknown one
+ * counts as a lost connection: the guest is untrusted.
+ */
+function startFailureError(
+  { command, options: { cwd } }: ExecSession,
+  trailer: string,
 ): ToolsmithError {
-  if (failure === "D") {
-    return new ToolsmithError(
-      "guest_failed",
-      `No such directory in the guest: ${options.cwd}`,
-      { hint: "name a directory of the guest; the workspace is /mnt/work" },
-    );
-  }
-  if (failure === "T") {
-    return new ToolsmithError(
-      "guest_failed",
-      "The guest has no terminal for a command",
-      { hint: "it needs stty, setsid -c, and a kernel with 8250 serial ports" },
-    );
-  }
-  return new ToolsmithError(
-    "command_not_found",
-    `Command ${START_FAILURES[failure]} in the guest: ${command}`,
-    { hint: "give its path in the guest, or name it in the manifest's tools" },
-  );
+  const toolHint =
+    "pass a guest path, or add the command to the manifest's tools";
+  const cwdHint = "use an existing guest directory; the workspace is /mnt/work";
+  const terminalHint =
+    "use an image with stty, setsid -c and 8250 serial ports";
+  const failures = new Map([
+    ["N", [`Command not found in the guest: ${command}`, toolHint]],
+    ["A", [`Command not executable in the guest: ${command}`, toolHint]],
+    ["D", [`No such directory in the guest: ${cwd}`, cwdHint]],
+    ["T", ["Cannot open a terminal in the guest", terminalHint]],
+  ]);
+  const [message, hint] = failures.get(trailer) ?? [];
+  if (message === undefined) return new VmDisconnectedError();
+  const code = "NA".includes(trailer) ? "command_not_found" : "guest_failed";
+  return new ToolsmithError(code, message, { hint });
 }

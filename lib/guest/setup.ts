@@ -1,129 +1,193 @@
 /**
- * Makes a guest ready for commands: its clock, and the directories of the host.
+ * Prepares a guest for commands: agent, clock, and host directories.
  *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
+import { CommandRefusedError } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
-import { oneLine } from "../system/text.ts";
-import { runScript } from "./_script.ts";
-import { PREPARE_SCRIPT, PROBE_TAG, SETUP_SCRIPT } from "./_setup_scripts.ts";
-import type { SetUpShell } from "./waiting_shell.ts";
+import { isJsonObject } from "../system/json.ts";
+import { sanitizeLine } from "../system/sanitize_text.ts";
+import { startDeadline } from "../system/time.ts";
+import { runScriptViaAgent } from "./_agent_process.ts";
+import { SEED_AGENT_NAME } from "./_seed_agent.ts";
+import {
+  PREPARE_SNAPSHOT_SCRIPT,
+  PROBE_9P_TAG,
+  SET_UP_GUEST_SCRIPT,
+  WAIT_FOR_CLOUD_INIT_SCRIPT,
+} from "./_setup_scripts.ts";
+import type { WarmShell } from "./warm_shell.ts";
 
-/** What {@linkcode setUpGuest} does besides mounting. */
-export interface SetUpOptions {
-  /** Set the guest's clock to the host's: it stood still. @default {false} */
-  clock?: boolean;
-  /** Find out whether the guest could mount a directory. @default {false} */
-  probe?: boolean;
-  /** A shell that waits in the guest. @default {undefined} there is none */
-  waiting?: SetUpShell;
-  /** Time that the guest may take, in milliseconds. @default {120_000} */
+/** What {@linkcode setUpGuest} takes. */
+export interface SetUpGuestOptions {
+  /** Set the guest's clock to the host's, after a restore. @default {false} */
+  setClock?: boolean;
+  /** Check whether the guest's kernel has 9p. @default {false} */
+  probe9p?: boolean;
+  /** Configure the network card with this MAC address. @default {undefined} none */
+  card?: CardSettings;
+  /** Runs the setup script. @default {undefined} the guest agent does */
+  warmShell?: WarmShell;
+  /** Timeout in milliseconds. @default {120_000} */
   timeoutMs?: number;
-  /** Gives up when aborted. */
+  /** Cancels the setup when aborted. */
   signal?: AbortSignal;
 }
 
-/** The guest cannot mount a directory of the host: mostly for want of 9p. */
-export class NoMountsError extends ToolsmithError {
+/** How a network card is configured; addresses as text. */
+export interface CardSettings {
+  mac: string;
+  address: string;
+  /** Length of the network's prefix, and its mask. */
+  bits: number;
+  mask: string;
+  /** Also answers DNS. */
+  gateway: string;
+}
+
+/** The guest cannot mount a host directory, usually because it lacks 9p. */
+export class GuestCannotMountError extends ToolsmithError {
   constructor(reason: string) {
     super(
       "guest_failed",
-      `The guest cannot mount a directory of the host: ${reason}`,
-      { hint: "its kernel needs 9p and 9pnet_virtio" },
+      `Cannot mount a host directory in the guest: ${reason}`,
+      { hint: NEEDS_9P_HINT },
     );
   }
 }
 
-const TIMEOUT_MS = 120_000;
-/** Some guests wait for minutes for a network that is not there; in milliseconds. */
-const SETTLE_MS = 30_000;
-const PREPARE_PAUSE_MS = 100;
-/** Written by the script when the guest's own `date` cannot set the clock. */
-const NO_CLOCK = /^clock\n/m;
+const NEEDS_9P_HINT = "use an image whose kernel has 9p and 9pnet_virtio";
+const SETUP_TIMEOUT_MS = 120_000;
+/** Some guests wait for minutes for a missing network; in milliseconds. */
+const MIN_SERVICES_TIMEOUT_MS = 30_000;
+/** Printed by the script when the guest's `date` cannot set the clock. */
+const CLOCK_NOT_SET_PATTERN = /^clock\n/m;
+const CARD_KEYS = ["mac", "address", "bits", "mask", "gateway"] as const;
+/** Printed when the guest cannot configure its card. */
+const NO_NETWORK_PATTERN = /^network: (.*)\n/m;
 
 /**
- * Mounts plugged-in directories in the guest, each at `/mnt/<tag>`, and sets its
- * clock. One command of the agent does all of it: each costs time.
+ * Identifies the guest agent after a boot. The image's own agent may answer before
+ * cloud-init has created users and files, so this waits for cloud-init.
  *
- * @param monitor The machine.
- * @param shares The directories.
- * @param options Whether to set the clock, and when to give up.
- * @throws {NoMountsError} With what `mount` said.
- * @throws {ToolsmithError} `guest_failed` when that takes too long.
- * @throws The signal's reason when it is aborted.
+ * @returns Such as `qemu-ga 7.2.22`, or `toolsmith`; `undefined` if the agent does not
+ * report a version.
+ */
+export async function identifyAgent(
+  monitor: Monitor,
+  signal?: AbortSignal,
+): Promise<string | undefined> {
+  const info = await orIfRefused(monitor.agent(["guest-info"], signal));
+  const version = isJsonObject(info) ? info.version : undefined;
+  // The seed agent itself waits for cloud-init.
+  if (version === SEED_AGENT_NAME) return SEED_AGENT_NAME;
+  await orIfRefused(
+    runScriptViaAgent(monitor, [WAIT_FOR_CLOUD_INIT_SCRIPT], { signal }),
+  );
+  return typeof version === "string"
+    ? `qemu-ga ${sanitizeLine(version, 40)}`
+    : undefined;
+}
+
+/** `undefined` if the agent may not run the command. */
+async function orIfRefused(answer: Promise<unknown>): Promise<unknown> {
+  try {
+    return await answer;
+  } catch (error) {
+    if (error instanceof CommandRefusedError) return undefined;
+    throw error;
+  }
+}
+
+/**
+ * Mounts hot-plugged directories in the guest, each at `/mnt/<tag>`, sets the guest's
+ * clock and configures its network card. One agent command does all, as each costs time.
+ *
+ * @returns Why the card could not be configured.
+ * @throws {GuestCannotMountError} With the error of `mount`.
+ * @throws {ToolsmithError} `guest_failed` on timeout.
  */
 export async function setUpGuest(
   monitor: Monitor,
   shares: GuestShare[],
-  options: SetUpOptions = {},
-): Promise<void> {
-  const { signal, waiting, timeoutMs = TIMEOUT_MS } = options;
+  options: SetUpGuestOptions = {},
+): Promise<string | undefined> {
+  const { signal, warmShell, card, timeoutMs = SETUP_TIMEOUT_MS } = options;
   const now = Date.now() / 1000;
-  const clock = options.clock
-    ? [now.toFixed(3), `${Math.round(now)}`]
-    : ["", ""];
-  const probe = options.probe ? [PROBE_TAG, "/mnt", "ro"] : [];
-  const dirs = shares.flatMap(({ tag, writable }) => [
-    tag,
-    `/mnt/${tag}`,
-    writable ? "rw" : "ro",
-  ]);
-  const words = [...clock, ...probe, ...dirs];
-  const late = () =>
+  const args = [
+    ...options.setClock ? [now.toFixed(3), `${Math.round(now)}`] : ["", ""],
+    ...card
+      ? ["network", CARD_KEYS.map((key) => card[key]).join(" "), "card"]
+      : [],
+    ...options.probe9p ? [PROBE_9P_TAG, "/mnt", "ro"] : [],
+    ...shares.flatMap(({ tag, writable }) => [
+      tag,
+      `/mnt/${tag}`,
+      writable ? "rw" : "ro",
+    ]),
+  ];
+  const timeoutError = () =>
     new ToolsmithError(
       "guest_failed",
-      `The guest did not mount its directories within ${timeoutMs / 1000} s`,
-      { hint: "its kernel needs 9p and 9pnet_virtio" },
+      `Cannot mount host directories in the guest within ${timeoutMs / 1000} s`,
+      { hint: NEEDS_9P_HINT },
     );
-  const limit = { ms: timeoutMs, late };
-  const { exitCode, output } = waiting
-    ? await waiting.setUp(words, { signal, timeoutMs })
-    : await runScript(monitor, [SETUP_SCRIPT, "sh", ...words], {
-      signal,
+  const byAgent = async () => {
+    using limit = startDeadline(timeoutMs, timeoutError, signal);
+    return await runScriptViaAgent(
+      monitor,
+      [SET_UP_GUEST_SCRIPT, "sh", ...args],
       limit,
-    });
-  if (NO_CLOCK.test(output)) {
-    // Slower, as it sets the machine's own clock too; some guests know only it.
+    );
+  };
+  const { exitCode, stdout } =
+    await (warmShell
+      ? warmShell.setUpGuest(args, { signal, timeoutMs })
+      : byAgent());
+  if (CLOCK_NOT_SET_PATTERN.test(stdout)) {
+    // Slower, as this also sets the hardware clock; some guests support only this.
     const time = Date.now() * 1_000_000;
     await monitor.agent(["guest-set-time", { time }], signal)
       .catch(() => signal?.throwIfAborted());
   }
-  if (exitCode === 0) return;
-  throw new NoMountsError(oneLine(output.replace(NO_CLOCK, "")) || "no reason");
+  if (exitCode === 0) {
+    const [, reason] = NO_NETWORK_PATTERN.exec(stdout) ?? [];
+    return reason && `No network in the guest: ${sanitizeLine(reason)}`;
+  }
+  const said = stdout.replace(CLOCK_NOT_SET_PATTERN, "")
+    .replace(NO_NETWORK_PATTERN, "");
+  throw new GuestCannotMountError(sanitizeLine(said) || "mount gave no reason");
 }
 
 /**
- * Lets a guest that is to be saved come to rest: what it has still to start, each
- * machine that is restored from it would start again.
+ * Waits until a guest has started its services, before it is saved: each restored VM
+ * would start the rest again.
  *
- * @param monitor The machine.
  * @param shares Directories whose devices are plugged in.
- * @param options How long its boot took: it may take as long again.
- * @throws The signal's reason when it is aborted.
+ * @param options `bootMs`, the duration of the boot, limits the wait.
  */
-export async function prepareGuest(
+export async function prepareGuestForSnapshot(
   monitor: Monitor,
   shares: GuestShare[],
   { bootMs, signal }: { bootMs: number; signal?: AbortSignal },
 ): Promise<void> {
   const dirs = shares.flatMap(({ tag }) => [tag, `/mnt/${tag}`]);
-  const waitMs = Math.max(bootMs, SETTLE_MS);
+  const waitMs = Math.max(bootMs, MIN_SERVICES_TIMEOUT_MS);
   const wait = `${Math.ceil(waitMs / 1000)}`;
+  const timeoutError = () =>
+    new ToolsmithError(
+      "guest_failed",
+      "The guest's services did not start in time",
+    );
+  using limit = startDeadline(2 * waitMs, timeoutError, signal);
   try {
-    await runScript(monitor, [PREPARE_SCRIPT, "sh", wait, ...dirs], {
-      signal,
-      pauseMs: PREPARE_PAUSE_MS,
-      limit: {
-        ms: 2 * waitMs,
-        late: () =>
-          new ToolsmithError("guest_failed", "The guest does not come to rest"),
-      },
-    });
+    const args = [PREPARE_SNAPSHOT_SCRIPT, "sh", wait, ...dirs];
+    await runScriptViaAgent(monitor, args, limit);
   } catch (error) {
     signal?.throwIfAborted();
-    // A guest that cannot do this is saved as it is.
+    // Save the guest even if its services have not settled.
     if (!(error instanceof ToolsmithError)) throw error;
   }
 }

@@ -1,48 +1,64 @@
 /**
- * Gets the image that a manifest names into the cache: verified, or not at all.
+ * Brings a manifest's image into the cache, verified.
  *
  * @module
  */
 import {
-  type CachedFile,
-  cacheEntry,
-  findCache,
-  type ImageEntry,
-  type LockedEntry,
+  type CachedImage,
+  type CacheEntryHandle,
+  cacheEntryHandle,
+  type LockedCacheEntry,
+  resolveCacheDir,
 } from "../cache/entry.ts";
+import { listCache } from "../cache/maintenance.ts";
 import { systemError, ToolsmithError, toToolsmithError } from "../errors.ts";
-import { type Emit, emitter, type OnEvent } from "../events.ts";
+import { createEmitter, type Emit, type OnEvent } from "../events.ts";
 import type { BootLoader } from "../image/boot_loader.ts";
+import { statReadableFile } from "../image/inspect_image.ts";
 import type { Manifest, ManifestImage } from "../manifest/manifest.ts";
-import { formatSource } from "../manifest/source.ts";
+import { formatImageSource } from "../manifest/image_source.ts";
+import type { VerifiedSignature } from "../manifest/signature_rule.ts";
 import {
-  asDigest,
   type Digest,
-  fileChunks,
-  sha256,
-  transferEngine,
+  readFileChunks,
+  selectDigestEngine,
+  sha256OfChunks,
+  sha256ToDigest,
 } from "../system/digest.ts";
-import { fingerprint, isSame } from "../system/files.ts";
-import { type FetchedImage, fetchImage, type FetchOptions } from "./fetch.ts";
-import { placeFetched } from "./_place.ts";
+import { isSameFileIdentity, readFileIdentity } from "../system/files.ts";
+import { basename } from "../path.ts";
+import {
+  type BaseImage,
+  type FetchedImage,
+  fetchImage,
+  type FetchOptions,
+  verifyImageSignature,
+} from "./fetch_image.ts";
+import { addToCache } from "./_add_to_cache.ts";
 
 /** What {@linkcode hydrate} takes. */
 export interface HydrateOptions extends FetchOptions {
   /** The cache's directory. @default {undefined} `TOOLSMITH_CACHE`, or the workspace's */
   cache?: string;
-  /** Use no network: the image is in the cache, or it is an error. @default {false} */
+  /** Use no network; fail if the image is not cached. @default {false} */
   offline?: boolean;
-  /** Read the cached image again and compare its digest. @default {false} */
+  /** Rehash the cached image and compare its digest. @default {false} */
   verify?: boolean;
-  /** Re-download the image even if it is cached. @default {false} */
+  /** Fetch the image again even if it is cached. @default {false} */
   force?: boolean;
-  /** Gets each event. @default {undefined} */
+  /**
+   * File of an older image to copy unchanged bytes from.
+   *
+   * @default {undefined} the image of the same name that was used last
+   */
+  base?: string;
+  /** Called with each event. @default {undefined} */
   onEvent?: OnEvent;
 }
 
-/** An image that is in the cache and verified. */
+/** A verified image in the cache. */
 export interface HydrateResult {
-  /** How it got there: it was there, or from a registry, a file, a server. */
+  /** Cached already, or fetched from a registry, a local path, an HTTPS server. */
   outcome: "cached" | "pulled" | "copied" | "downloaded";
   /** Its absolute path. */
   path: string;
@@ -50,30 +66,32 @@ export interface HydrateResult {
   digest: Digest;
   /** Size, in bytes. */
   bytes: number;
-  /** What it boots with, where that is known. */
+  /** The image's boot loader, if known. */
   boot?: BootLoader;
+  /** The rule of the manifest, if it has one, and who signed. */
+  signature?: VerifiedSignature;
 }
 
 /**
- * Gets the image that a manifest names into the cache, and verifies its
- * SHA-256 on the way. An image that is there already, and untouched since it
- * was verified, is returned at once and without the network.
+ * Fetches a manifest's image into the cache and verifies its SHA-256. A cached
+ * image that has not changed since its verification is returned at once, without
+ * network access.
  *
- * Needs `--allow-read` and `--allow-write` for the cache; for `oci://`
- * `--allow-run=oras`; for `https://` `--allow-net` for the host, which lets
- * `oci://` go on where a transfer was cut, over several connections; to check the
- * free space `--allow-sys=statfs`, and to believe what the cache says of an image
- * `--allow-sys=uid`. To resume a transfer in a workspace's cache it needs both for
- * `$XDG_CACHE_HOME/toolsmith` (or `~/.cache/toolsmith`), too.
+ * Needs `--allow-read` and `--allow-write` for the cache; `--allow-run=oras` for
+ * `oci://`; `--allow-net` for the host of an `https://` source, and of an `oci://`
+ * source to resume downloads and use several connections; `--allow-sys=statfs` to
+ * check the free space; `--allow-sys=uid` to trust verification records. Resuming
+ * in a workspace's cache also needs `--allow-read` and `--allow-write` for
+ * `$XDG_CACHE_HOME/toolsmith` (or `~/.cache/toolsmith`).
  *
  * @param manifest The manifest, from {@linkcode loadManifest}.
- * @param options Cache, network, cancelling, events.
- * @returns Where the image is, and how it got there.
- * @throws {ToolsmithError} With one of the codes in docs/troubleshooting.md.
- * Whatever is thrown, no partial image is in the cache.
+ * @param options Cache, network, cancellation, events.
+ * @returns The image's path, and how it was obtained.
+ * @throws {ToolsmithError} With one of the codes in docs/troubleshooting.md. The
+ * cache never holds a partial image as an entry.
  *
- * @example Hydrate, and print what happens
- * ```ts ignore
+ * @example Hydrate and print the events
+ * ```ts no-run
  * import { hydrate, loadManifest } from "@fountain/toolsmith";
  *
  * const manifest = await loadManifest();
@@ -92,153 +110,219 @@ export async function hydrate(
   let path: string | undefined;
   try {
     options.signal?.throwIfAborted();
-    const cache = await findCache(manifest.root, options);
-    const context: HydrateContext = {
-      image,
-      digest: asDigest(sha256),
-      entry: cacheEntry({ cache, image: name, sha256 }, options),
-      options,
-      emit: emitter(options.onEvent),
-    };
-    path = context.entry.dir;
-    const there = await context.entry.lookUp();
-    if (there?.trusted && !options.verify && !options.force) {
-      return await cached(context, there);
+    if (image.signature && image.source.kind !== "oci") {
+      throw unsignedSourceError(image);
     }
-    if (!there) assertReachable(context);
-    const locked = await lockOrRefusal(context);
-    if (locked instanceof ToolsmithError) {
-      return await hydrateReadOnly(context, locked);
+    const cache = await resolveCacheDir(manifest.workspace, options);
+    const entry = cacheEntryHandle({ cache, image: name, sha256 }, options);
+    const digest = sha256ToDigest(sha256);
+    const emit = createEmitter(options.onEvent);
+    const call: HydrateCall = { image, digest, entry, cache, options, emit };
+    path = entry.dir;
+    const cached = await entry.lookUpImage();
+    const signature = cached && recordedSignature(call, cached);
+    const isVerified = cached?.trusted && (signature || !image.signature);
+    if (isVerified && !options.verify && !options.force) {
+      return await useCachedImage(call, cached, signature);
     }
-    using held = locked;
-    return await hydrateLocked(context, held);
+    if (!cached) throwIfOffline(call);
+    try {
+      using locked = await lockEntry(call);
+      return await hydrateUnderLock(call, locked);
+    } catch (error) {
+      if (!isCacheUnwritableError(error) || options.force) throw error;
+      // A cache that this user cannot write may still hold an intact image.
+      const cached = await entry.lookUpImage();
+      if (!cached || !await rehashAndCompare(call, cached)) throw error;
+      const signature = await verifyCachedSignature(call, cached);
+      return await useCachedImage(call, cached, signature);
+    }
   } catch (error) {
-    throw toToolsmithError(systemError(error, { path }));
+    throw toToolsmithError(systemError(error, { fallbackPath: path }));
   }
 }
 
 /** One call of {@linkcode hydrate}. */
-interface HydrateContext {
+interface HydrateCall {
   image: ManifestImage;
   digest: Digest;
-  entry: ImageEntry;
+  entry: CacheEntryHandle;
+  /** The cache's directory. */
+  cache: string;
   options: HydrateOptions;
   emit: Emit;
 }
 
-/** A cache that this user cannot write may still hold a good image. */
-async function lockOrRefusal(
-  { image, entry, options: { signal }, emit }: HydrateContext,
-): Promise<LockedEntry | ToolsmithError> {
-  try {
-    return await entry.lock({
-      signal,
-      onWait: () =>
-        emit({ type: "lock_wait", image: image.name, path: entry.lockPath }),
-    });
-  } catch (error) {
-    const refused = error instanceof ToolsmithError &&
-      error.code === "cache_unwritable";
-    if (refused) return error;
-    throw error;
-  }
+function lockEntry(
+  { image, entry, options: { signal }, emit }: HydrateCall,
+): Promise<LockedCacheEntry> {
+  const { lockPath: path } = entry;
+  const onWait = () => emit({ type: "lock_wait", image: image.name, path });
+  return entry.lock({ signal, onWait });
 }
 
-async function hydrateReadOnly(
-  context: HydrateContext,
-  refusal: ToolsmithError,
-): Promise<HydrateResult> {
-  const there = await context.entry.lookUp();
-  if (!there || context.options.force) throw refusal;
-  if (!await isStillGood(context, there)) throw refusal;
-  return await cached(context, there);
+function isCacheUnwritableError(error: unknown): boolean {
+  return error instanceof ToolsmithError && error.code === "cache_unwritable";
 }
 
-async function hydrateLocked(
-  context: HydrateContext,
-  held: LockedEntry,
+async function hydrateUnderLock(
+  call: HydrateCall,
+  locked: LockedCacheEntry,
 ): Promise<HydrateResult> {
-  const { image, digest, entry, emit, options } = context;
-  // Whoever had the lock may have done the work.
-  const there = await entry.lookUp();
-  if (there && !options.force) {
-    if (there.trusted && !options.verify) return await cached(context, there);
-    if (await isStillGood(context, there)) {
-      await held.renew(there);
-      return await cached(context, there);
+  const { image, digest, entry, emit, options } = call;
+  // The process that held the lock may have fetched the image.
+  const cached = await entry.lookUpImage();
+  if (cached && !options.force) {
+    const isTrusted = cached.trusted && !options.verify;
+    if (isTrusted || await rehashAndCompare(call, cached)) {
+      const signature = await verifyCachedSignature(call, cached);
+      await locked.renewVerificationRecord(cached, signature);
+      return await useCachedImage(call, cached, signature);
     }
   }
-  assertReachable(context);
-  await using staging = await held.stage();
-  const fetched = await fetchImage(image, staging.dir, { ...options, emit });
-  if (fetched.actual !== image.sha256) throw mismatch(context, fetched);
+  throwIfOffline(call);
+  await using staging = await locked.createOrResumeStaging();
+  const base = await findBaseImage(call);
+  const fetchOptions = { ...options, emit, base };
+  const fetched = await fetchImage(image, staging.dir, fetchOptions);
+  if (fetched.sha256 !== image.sha256) {
+    throw checksumMismatchError(image, fetched);
+  }
   const { signal } = options;
-  const placed = await placeFetched(image, { staging, fetched, emit, signal });
-  const outcome = OUTCOMES[image.source.kind];
-  return { outcome, ...placed, digest, bytes: fetched.bytes };
+  const added = await addToCache(image, { staging, fetched, emit, signal });
+  const outcome = OUTCOME_BY_SOURCE_KIND[image.source.kind];
+  const { bytes, signature } = fetched;
+  const signed = signature && { signature };
+  return { outcome, ...added, digest, bytes, ...signed };
 }
 
-const OUTCOMES = {
+/** Returns the image to update from: the given file, or one of the cache. */
+async function findBaseImage(
+  { image, digest, cache, options: { base, env } }: HydrateCall,
+): Promise<BaseImage | undefined> {
+  if (base !== undefined) {
+    await statReadableFile(base, "base image");
+    return { path: base, name: basename(base), isGiven: true };
+  }
+  const entries = await listCache(cache, { env });
+  const older = entries.find((entry) =>
+    entry.image === image.name && entry.trusted && entry.digest !== digest
+  );
+  if (!older) return undefined;
+  const name = older.source?.split("/").at(-1)?.replace(/^[^@]*:/, "") ??
+    older.digest;
+  return { path: older.path, name, isGiven: false };
+}
+
+const OUTCOME_BY_SOURCE_KIND = {
   oci: "pulled",
   https: "downloaded",
   file: "copied",
 } as const;
 
-async function cached(
-  { image, digest, entry, emit }: HydrateContext,
-  { path, bytes, record }: CachedFile,
+async function useCachedImage(
+  { image, digest, entry, emit }: HydrateCall,
+  { path, bytes, verificationRecord }: CachedImage,
+  signature?: VerifiedSignature,
 ): Promise<HydrateResult> {
-  await entry.touch();
+  await entry.markUsedAndCleanUp();
   emit({ type: "cache_hit", image: image.name, path, digest });
-  return { outcome: "cached", path, digest, bytes, boot: record?.boot };
+  return {
+    outcome: "cached",
+    path,
+    digest,
+    bytes,
+    boot: verificationRecord?.boot,
+    ...signature && { signature },
+  };
 }
 
-/** Reads an image whose record does not fit, or does not suffice. */
-async function isStillGood(
-  { image: { name: image }, digest, emit, options }: HydrateContext,
-  { path, bytes, suspect, found }: CachedFile,
+/** Returns the recorded signature if it satisfies the manifest's rule. */
+function recordedSignature(
+  { image }: HydrateCall,
+  { trusted, verificationRecord }: CachedImage,
+): VerifiedSignature | undefined {
+  const { signer, ...recorded } = verificationRecord?.signature ?? {};
+  const { signature: rule } = image;
+  const isSameRule = rule && trusted &&
+    JSON.stringify(recorded) === JSON.stringify(rule);
+  return isSameRule && signer ? { ...rule, signer } : undefined;
+}
+
+/** Verifies a cached image's signature, unless that is recorded. */
+async function verifyCachedSignature(
+  call: HydrateCall,
+  cached: CachedImage,
+): Promise<VerifiedSignature | undefined> {
+  const { image, options, emit } = call;
+  const recorded = recordedSignature(call, cached);
+  if (recorded || !image.signature) return recorded;
+  throwIfOffline(call, "signature");
+  return await verifyImageSignature(image, { ...options, emit });
+}
+
+/** Rehashes an image that has no matching verification record. */
+async function rehashAndCompare(
+  { image: { name: image }, digest, emit, options }: HydrateCall,
+  { path, bytes, untrustedReason, fileIdentity }: CachedImage,
 ): Promise<boolean> {
-  if (suspect) {
-    const message = `The image is read at each start, as ${suspect}`;
+  if (untrustedReason) {
+    const message =
+      `Rehashing image ${image} at each start because ${untrustedReason}`;
     emit({ type: "warning", message });
   }
   const { verify, env, signal } = options;
-  // --verify checks with another implementation than the one on arrival.
-  const engine = verify ? "std" : transferEngine(bytes, env);
-  const actual = asDigest(await sha256(fileChunks(path, { signal }), engine));
-  const unchanged = isSame(await fingerprint(path), found);
+  // --verify uses another implementation than the one that hashed the download.
+  const engine = verify ? "std" : selectDigestEngine(bytes, env);
+  const chunks = readFileChunks(path, { signal });
+  const actual = sha256ToDigest(await sha256OfChunks(chunks, engine));
+  const identity = await readFileIdentity(path);
+  const unchanged = isSameFileIdentity(identity, fileIdentity);
   if (actual === digest && unchanged) {
     emit({ type: "checksum_verified", image, digest, bytes });
     return true;
   }
   const reason = unchanged
-    ? `its digest is ${actual}`
-    : "it changed while it was read";
+    ? `the digest is ${actual}`
+    : "the file changed while it was read";
   emit({ type: "cache_corrupt", image, path, reason });
   return false;
 }
 
-/** Demands that the image's source can be used. */
-function assertReachable({ image, entry, options }: HydrateContext): void {
+function throwIfOffline(
+  { image, entry, options }: HydrateCall,
+  missing: "image" | "signature" = "image",
+): void {
   if (!options.offline || image.source.kind === "file") return;
   throw new ToolsmithError(
     "offline_miss",
-    `Cannot hydrate ${image.name} offline: no good image in ${entry.dir}`,
+    `Cannot hydrate ${image.name} offline: no verified ${missing} in ${entry.dir}`,
     { hint: "run once without --offline, or copy the cache from another host" },
   );
 }
 
-function mismatch(
-  { image }: HydrateContext,
-  { actual }: FetchedImage,
+/** A manifest's file has no such rule, but a program may pass one. */
+function unsignedSourceError({ source }: ManifestImage): ToolsmithError {
+  return new ToolsmithError(
+    "signature_missing",
+    `Cannot use ${
+      formatImageSource(source)
+    }: only images in a registry have signatures`,
+    { hint: "use an oci:// image, or remove image.signature" },
+  );
+}
+
+function checksumMismatchError(
+  image: ManifestImage,
+  fetched: FetchedImage,
 ): ToolsmithError {
-  const source = formatSource(image.source);
+  const source = formatImageSource(image.source);
   return new ToolsmithError(
     "checksum_mismatch",
-    `Checksum mismatch for ${source}: expected ${image.sha256}, actual ${actual}`,
+    `Checksum mismatch for ${source}: expected ${image.sha256}, actual ${fetched.sha256}`,
     {
       hint:
-        "nothing was kept; if the image was published again, set image.qcow2_sha256 to the actual digest, else find out who changed it",
+        "if the image was republished, use the actual digest as image.qcow2_sha256 in the manifest or as --sha256; otherwise find out who changed the image",
     },
   );
 }

@@ -1,77 +1,96 @@
 /**
- * Makes a manifest for an image that exists: in a registry, behind an address,
- * or on this host.
+ * Writes a manifest that pins an existing image: in a registry, behind an
+ * `https://` URL, or at a local path.
  *
  * @module
  */
 import { dirname, join, relative, resolve, SEPARATOR } from "../path.ts";
 import { processEnvironment } from "../environment.ts";
-import { ToolsmithError } from "../errors.ts";
-import { emitter, type OnEvent } from "../events.ts";
-import { inspectImage } from "../image/inspect.ts";
+import { systemError, ToolsmithError } from "../errors.ts";
+import { createEmitter, type OnEvent } from "../events.ts";
+import { inspectImage } from "../image/inspect_image.ts";
 import {
-  assertImageName,
-  imageNameOf,
-  type NewImage,
-} from "../manifest/format.ts";
+  assertValidImageName,
+  imageNameFromPath,
+  type PinnedImage,
+} from "../manifest/manifest_json.ts";
 import { loadManifest, type Manifest } from "../manifest/manifest.ts";
-import { type HttpsSource, parseImageSource } from "../manifest/source.ts";
 import {
-  assertUpdatable,
-  type ManifestChange,
+  type HttpsSource,
+  parseImageSource,
+} from "../manifest/image_source.ts";
+import {
+  createSignatureRule,
+  type SignatureRule,
+} from "../manifest/signature_rule.ts";
+import {
+  assertManifestUpdatable,
   manifestExists,
+  type ManifestWriteResult,
   writeManifest,
-} from "../manifest/write.ts";
+} from "../manifest/write_manifest.ts";
 import { selectImageLayer } from "../oci/artifact.ts";
-import { oras } from "../oci/oras.ts";
-import { fetchForArch } from "../oci/platform.ts";
+import { orasClient } from "../oci/oras_client.ts";
+import { fetchArtifactForArch } from "../oci/platform.ts";
 import { formatReference, parseReference } from "../oci/reference.ts";
-import { registryOptions } from "../oci/registry.ts";
 import {
-  fileChunks,
   parseSha256,
+  readFileChunks,
   type Sha256,
-  sha256,
+  sha256OfChunks,
 } from "../system/digest.ts";
-import { workspaceRoot } from "../system/workspace.ts";
-import type { FetchOptions } from "./fetch.ts";
+import { workspaceOf } from "../system/workspace.ts";
+import { type FetchOptions, verifyImageSignature } from "./fetch_image.ts";
 import { hydrate } from "./hydrate.ts";
-import { publishedDigest } from "./_checksums.ts";
-import { downloadUnpinned } from "./_unpinned.ts";
+import { fetchDigestFromList } from "./_checksum_list.ts";
+import { downloadUnpinnedImage } from "./_unpinned_image.ts";
 
 /** What {@linkcode init} takes: either `ref` or `file`. */
 export interface InitOptions extends FetchOptions {
   /**
-   * An artifact in a registry, which is asked for its image's digest, or an
-   * `https://` address: that image is downloaded into the cache.
+   * A registry reference, whose manifest states the image's digest, or an
+   * `https://` URL, whose image is downloaded into the cache.
    */
   ref?: string;
-  /** An image of this host; it is hashed. */
+  /** Path of a local image, which is hashed. */
   file?: string;
-  /** The SHA-256 that the image has to have. @default {undefined} any */
+  /** The image's expected SHA-256. @default {undefined} any */
   sha256?: string;
   /**
-   * The `https://` address of a list of digests, such as `SHA256SUMS`, that names
-   * the image of an `https://` address.
+   * The `https://` URL of a checksum list such as `SHA256SUMS`, for the image of an
+   * `https://` URL.
    *
    * @default {undefined} none
    */
   sha256sums?: string;
-  /** Name of the image. @default {undefined} that of the repository or file */
+  /**
+   * Who must have signed the artifact of a `ref`: an identity with its issuer, or a
+   * PEM file with a public key. Written into the manifest.
+   *
+   * @default {undefined} what an updated manifest says
+   */
+  signedBy?: string;
+  /** Issuer of `signedBy`. @default {undefined} GitHub's, for its workflows */
+  issuer?: string;
+  /** Repository of `signedBy`. @default {undefined} that of GitHub's workflow */
+  sourceRepository?: string;
+  /** Path of the public key. @default {undefined} none */
+  signingKey?: string;
+  /** Name of the image. @default {undefined} derived from the repository or file */
   name?: string;
   /** The cache's directory. @default {undefined} `TOOLSMITH_CACHE`, or the workspace's */
   cache?: string;
   /**
-   * The manifest to write.
+   * Path of the manifest to write.
    *
    * @default {undefined} `TOOLSMITH_MANIFEST`, else `.toolsmith/tools.json` here
    */
   manifest?: string;
-  /** Change the image of a manifest that exists. @default {false} */
+  /** Replace the image of an existing manifest. @default {false} */
   update?: boolean;
-  /** The directory that relative paths start from. @default {Deno.cwd()} */
+  /** Base directory of relative paths. @default {Deno.cwd()} */
   cwd?: string;
-  /** Notified of what happens. @default {undefined} */
+  /** Called with each event. @default {undefined} */
   onEvent?: OnEvent;
 }
 
@@ -79,28 +98,28 @@ export interface InitOptions extends FetchOptions {
 export interface InitResult {
   /** Absolute path of the manifest. */
   path: string;
-  /** What was done to it. */
-  outcome: ManifestChange;
-  /** The manifest as it is now. */
+  /** Whether the manifest was created, updated or left unchanged. */
+  outcome: ManifestWriteResult;
+  /** The manifest after the call. */
   manifest: Manifest;
 }
 
 /**
- * Writes a manifest that names an image by its digest.
+ * Writes a manifest that pins an image by its SHA-256.
  *
- * Needs `--allow-read` and `--allow-write` for the manifest's directory, and
- * `--allow-run=oras` for a reference, `--allow-read` for a `file`, what `hydrate`
- * needs for an address.
+ * Needs `--allow-read` and `--allow-write` for the manifest's directory; also
+ * `--allow-run=oras` for a registry reference, `--allow-read` for a `file`, or the
+ * permissions of `hydrate` for an `https://` URL.
  *
- * @param options The image, and the manifest.
+ * @param options The image and the manifest's path.
  * @returns The manifest.
- * @throws {ToolsmithError} `usage` when the manifest exists and is not to be
- * updated, or not exactly one image is given; `manifest_invalid`,
- * `payload_missing`, `payload_ambiguous`, `checksum_mismatch`, and those of the
- * registry, the server or the file.
+ * @throws {ToolsmithError} `usage` when the manifest exists without `update`, or
+ * not exactly one image is given; `manifest_invalid`, `payload_missing`,
+ * `payload_ambiguous`, `checksum_mismatch`, and errors of the registry, the server
+ * or the file.
  *
  * @example
- * ```ts ignore
+ * ```ts no-run
  * import { init } from "@fountain/toolsmith";
  *
  * const { path } = await init({ ref: "ghcr.io/owner/repo:1.0" });
@@ -112,8 +131,8 @@ export async function init(options: InitOptions): Promise<InitResult> {
   if ((ref === undefined) === (file === undefined)) {
     throw new ToolsmithError(
       "usage",
-      "Cannot write a manifest: name one image, by --ref or by --file",
-      { hint: "toolsmith init --ref oci://REGISTRY/OWNER/REPO:VERSION" },
+      "Cannot write a manifest: pass exactly one of --ref and --file",
+      { hint: "run: toolsmith init --ref oci://REGISTRY/OWNER/REPO:VERSION" },
     );
   }
   const path = resolve(
@@ -121,135 +140,169 @@ export async function init(options: InitOptions): Promise<InitResult> {
     options.manifest ?? env.get("TOOLSMITH_MANIFEST") ??
       join(".toolsmith", "tools.json"),
   );
-  const rename = options.name !== undefined;
-  const kept = options.update
-    ? await assertUpdatable(path, { rename })
+  const setName = options.name !== undefined;
+  const existing = options.update
+    ? await assertManifestUpdatable(path, { setName })
     : undefined;
   if (!options.update && await manifestExists(path)) {
     throw new ToolsmithError(
       "usage",
-      `Cannot write manifest ${path}: it exists already`,
-      { hint: "--update changes its image, and keeps all else" },
+      `Cannot write manifest ${path}: the file already exists`,
+      { hint: "pass --update to replace the image in the existing manifest" },
     );
   }
-  const expected = expectedDigest(options);
+  const expected = parseExpectedDigest(options);
+  const given = await parseSignatureOptions(options, cwd);
+  const signature = given ?? existing?.signature;
+  if (signature && (ref === undefined || isHttpUrl(ref))) {
+    throw new ToolsmithError(
+      "usage",
+      `Cannot require a signature of ${
+        ref ?? file
+      }: only images in a registry have signatures`,
+      { hint: "use --ref oci://…, or remove image.signature" },
+    );
+  }
+  const existingName = setName ? undefined : existing?.name;
+  const pinOptions = { ...options, path, expected, existingName, signature };
   const image = ref === undefined
-    ? await imageOfFile(resolve(cwd, file!), { ...options, path, expected })
-    : isAddress(ref)
-    ? await imageOfAddress(ref, { ...options, path, expected, kept })
-    : await imageOfReference(ref, { ...options, expected });
+    ? await hashLocalImage(resolve(cwd, file!), pinOptions)
+    : isHttpUrl(ref)
+    ? await downloadAndPinImage(ref, pinOptions)
+    : await resolveRegistryImage(ref, pinOptions);
   if (options.name !== undefined) image.name = options.name;
-  const outcome = await writeManifest(path, image, { rename });
+  image.signature = given;
+  const outcome = await writeManifest(path, image, { setName });
   return { path, outcome, manifest: await loadManifest(path, { cwd, env }) };
 }
 
-/** What is known before the image is looked at. */
-interface Wanted extends InitOptions {
-  /** The digest that it has to have. */
+interface InitOptionsWithDigest extends InitOptions {
+  /** The parsed `sha256` option. */
   expected?: Sha256;
+  /** Who must have signed. */
+  signature?: SignatureRule;
 }
 
-/** The same, and the manifest's path: what is relative starts from there. */
-interface WantedFor extends Wanted {
+interface InitOptionsWithManifest extends InitOptionsWithDigest {
+  /** Absolute path of the manifest. */
   path: string;
-  /** The name that a manifest keeps, which is the cache's directory. */
-  kept?: string;
+  /** The image name in the manifest that is updated. */
+  existingName?: string;
 }
 
-function isAddress(ref: string): boolean {
+function isHttpUrl(ref: string): boolean {
   return /^https?:/i.test(ref);
 }
 
-function expectedDigest(options: InitOptions): Sha256 | undefined {
+function parseExpectedDigest(options: InitOptions): Sha256 | undefined {
   const { ref = "", sha256: text, sha256sums } = options;
-  if (sha256sums !== undefined && (!isAddress(ref) || text !== undefined)) {
+  if (sha256sums !== undefined && (!isHttpUrl(ref) || text !== undefined)) {
     throw new ToolsmithError(
       "usage",
-      "Cannot use a list of digests here",
-      { hint: "--sha256sums goes with an https:// address, without --sha256" },
+      text === undefined
+        ? "Cannot use --sha256sums: the image is not at an https:// URL"
+        : "Cannot use --sha256 and --sha256sums together",
+      { hint: "use --sha256sums alone, with the https:// URL of an image" },
     );
   }
   const expected = text === undefined ? undefined : parseSha256(text);
   if (text === undefined || expected !== undefined) return expected;
-  throw new ToolsmithError("usage", `Not a SHA-256: ${text}`, {
-    hint: "it is what `sha256sum IMAGE` prints: 64 hex digits",
+  throw new ToolsmithError("usage", `--sha256 ${text} is not a SHA-256`, {
+    hint: "pass the 64 hex digits that `sha256sum IMAGE` prints",
   });
 }
 
-async function imageOfReference(
-  ref: string,
-  options: Wanted,
-): Promise<NewImage> {
-  const reference = parseReference(ref);
-  const program = oras(registryOptions(options));
-  const artifact = await fetchForArch(
-    reference,
-    options.arch ?? Deno.build.arch,
-    program.fetchManifest,
-  );
-  return {
-    name: imageNameOf(reference.repository),
-    source: `oci://${formatReference(reference)}`,
-    sha256: selectImageLayer(artifact, options.expected).sha256,
-  };
+async function parseSignatureOptions(
+  { signedBy: identity, issuer, sourceRepository, signingKey }: InitOptions,
+  cwd: string,
+): Promise<SignatureRule | undefined> {
+  const file = signingKey && resolve(cwd, signingKey);
+  const key = file && await Deno.readTextFile(file).catch((cause) => {
+    throw systemError(cause, { messagePrefix: `Cannot read ${file}` });
+  });
+  const fields = { identity, issuer, repository: sourceRepository, key };
+  const isGiven = Object.values(fields).some((it) => it !== undefined);
+  return isGiven ? createSignatureRule(fields) : undefined;
 }
 
-/** Downloads the image: what is pinned is what has been seen. */
-async function imageOfAddress(
-  address: string,
-  { path, expected, kept, ...options }: WantedFor,
-): Promise<NewImage> {
-  const root = workspaceRoot(path);
-  const source = parseImageSource(address, root) as HttpsSource;
-  const name = options.name ?? kept ?? imageNameOf(source.url.pathname);
-  assertImageName(name);
-  const pinned = expected ?? await listedDigest(source, options);
+async function resolveRegistryImage(
+  ref: string,
+  options: InitOptionsWithDigest,
+): Promise<PinnedImage> {
+  const reference = parseReference(ref);
+  const { arch = Deno.build.arch } = options;
+  const { fetchManifest } = orasClient(options);
+  const artifact = await fetchArtifactForArch(reference, arch, fetchManifest);
+  const { sha256 } = selectImageLayer(artifact, options.expected);
+  const name = imageNameFromPath(reference.repository);
+  const source = `oci://${formatReference(reference)}`;
+  const { signature } = options;
+  if (signature) {
+    const image = { name, source: reference, sha256, signature };
+    const emit = createEmitter(options.onEvent);
+    await verifyImageSignature(image, { ...options, emit });
+  }
+  return { name, source, sha256 };
+}
+
+/** Downloads the image even if the digest is known: a pin is always checked. */
+async function downloadAndPinImage(
+  url: string,
+  { path, expected, existingName, ...options }: InitOptionsWithManifest,
+): Promise<PinnedImage> {
+  const workspace = workspaceOf(path);
+  const source = parseImageSource(url, workspace) as HttpsSource;
+  const name = options.name ?? existingName ??
+    imageNameFromPath(source.url.pathname);
+  assertValidImageName(name);
+  const pinned = expected ?? await fetchDigestFromSha256sums(source, options);
   if (pinned === undefined) {
-    const image = { name, source };
-    const sha256 = await downloadUnpinned(image, { ...options, root });
-    return { name, source: address, sha256 };
+    const unpinned = { ...options, workspace };
+    const sha256 = await downloadUnpinnedImage({ name, source }, unpinned);
+    return { name, source: url, sha256 };
   }
   const image = { name, source, sha256: pinned };
-  await hydrate({ path, root, image, tools: {}, operations: [] }, options);
-  return { name, source: address, sha256: pinned };
+  await hydrate({ path, workspace, image, tools: {}, operations: [] }, options);
+  return { name, source: url, sha256: pinned };
 }
 
-async function listedDigest(
+async function fetchDigestFromSha256sums(
   { url }: HttpsSource,
   { sha256sums, ...options }: InitOptions,
 ): Promise<Sha256 | undefined> {
   if (sha256sums === undefined) return undefined;
   const list = parseImageSource(sha256sums, ".");
   if (list.kind === "https") {
-    return await publishedDigest(list.url, url, options);
+    return await fetchDigestFromList(list.url, url, options);
   }
   throw new ToolsmithError(
     "usage",
-    `Not the address of a list of digests: ${sha256sums}`,
-    { hint: "it begins with https://; a digest at hand goes with --sha256" },
+    `Cannot use --sha256sums ${sha256sums}: not an https:// URL`,
+    { hint: "pass the https:// URL of the checksum list, or --sha256 DIGEST" },
   );
 }
 
-async function imageOfFile(
+async function hashLocalImage(
   file: string,
-  { path: manifest, expected, onEvent, signal }: WantedFor,
-): Promise<NewImage> {
+  { path: manifest, expected, onEvent, signal }: InitOptionsWithManifest,
+): Promise<PinnedImage> {
   const { bytes: total } = await inspectImage(file);
-  const name = imageNameOf(file);
-  const emit = emitter(onEvent);
-  const onBytes = (bytes: number) =>
+  const name = imageNameFromPath(file);
+  const emit = createEmitter(onEvent);
+  const onBytesRead = (bytes: number) =>
     emit({ type: "checksum_progress", image: name, bytes, total });
-  const digest: Sha256 = await sha256(fileChunks(file, { onBytes, signal }));
-  if (expected !== undefined && digest !== expected) {
+  const chunks = readFileChunks(file, { onBytesRead, signal });
+  const sha256: Sha256 = await sha256OfChunks(chunks);
+  if (expected !== undefined && sha256 !== expected) {
     throw new ToolsmithError(
       "checksum_mismatch",
-      `Checksum mismatch for ${file}: expected ${expected}, actual ${digest}`,
-      { hint: "find out which of both is right before you use the image" },
+      `Checksum mismatch for ${file}: expected ${expected}, actual ${sha256}`,
+      { hint: "find out which digest is right before using the image" },
     );
   }
-  // The manifest moves with its workspace: the path starts from its directory.
+  // A path relative to the manifest stays valid when the workspace moves.
   const path: string = relative(dirname(manifest), file);
   const posix = path.replaceAll(SEPARATOR, "/");
   const source = /^(?:\.\.\/|\/|[a-z]:)/i.test(posix) ? posix : `./${posix}`;
-  return { name, source, sha256: digest };
+  return { name, source, sha256 };
 }

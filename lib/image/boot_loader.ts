@@ -1,6 +1,6 @@
 /**
- * What a disk boots: which boot loaders are on it, and so for which firmware and
- * which processor it is.
+ * Detects the boot loaders on a disk, and from them the firmware and architecture
+ * that the disk is for.
  *
  * Formats: UEFI Specification 2.10, sections 5.2 (partition tables), 13.3 (EFI
  * system partition) and 3.5.1.1 (names of boot loaders); the BIOS Boot
@@ -8,68 +8,68 @@
  *
  * @module
  */
-import { type DiskReader, openDisk } from "./_disk_bytes.ts";
-import { fatHasFile } from "./_fat.ts";
+import { type DiskReader, openQcow2Disk } from "./_qcow2_disk.ts";
+import { fatHasFile } from "./_fat_lookup.ts";
 
-/** The processor that an image is for, as Deno names it. */
+/** The architecture that an image is for, as in `Deno.build.arch`. */
 export type ImageArch = "x86_64" | "aarch64";
 
 /** The firmware that starts an image's boot loader. */
 export type FirmwareKind = "bios" | "uefi";
 
-/** What an image boots with. */
+/** What is known about an image's boot loader. */
 export interface BootLoader {
-  /** The processor; `undefined` where the disk does not say. */
+  /** The architecture; `undefined` if the disk does not show one. */
   arch?: ImageArch;
-  /** The firmware; `undefined` where no boot loader was found. */
+  /** The firmware; `undefined` if no boot loader was found. */
   firmware?: FirmwareKind;
 }
 
-/** What is in the table of partitions. */
-interface Partitions {
-  /** Where EFI system partitions begin, in bytes. */
-  efi: number[];
-  /** Is there something that the first sector's program is likely to start? */
-  bios: boolean;
+/** The partitions that firmware may boot from. */
+interface BootPartitions {
+  /** Offsets of EFI system partitions, in bytes. */
+  efiOffsets: number[];
+  /** Whether the boot code in the first sector probably has a partition to boot. */
+  hasBiosBoot: boolean;
 }
 
-const SECTOR = 512;
-/** The program in the first sector ends where the disk's signature begins. */
-const CODE_BYTES = 440;
-const MAX_ENTRIES = 1024;
-/** An image with two system partitions takes less than a tenth of it. */
-const MAX_BYTES = 2 * 1024 * 1024;
-/** What a read costs at least, in bytes: 512 reads are the most. */
-const MIN_COST = 4096;
-const PROTECTIVE = 0xee;
-const EFI_TYPE = 0xef;
-const ACTIVE = 0x80;
-const EFI_SYSTEM = "28732ac11ff8d211ba4b00a0c93ec93b";
-const BIOS_BOOT = "4861682149646f6e744e656564454649";
+const SECTOR_BYTES = 512;
+/** The boot code in the first sector ends where the disk signature begins. */
+const BOOT_CODE_BYTES = 440;
+const MAX_GPT_ENTRIES = 1024;
+/** More than ten times what an image with two EFI system partitions needs. */
+const MAX_TOTAL_READ_BYTES = 2 * 1024 * 1024;
+/** Small reads count as this many bytes, which allows 512 reads. */
+const MIN_READ_COST_BYTES = 4096;
+const PROTECTIVE_MBR_TYPE = 0xee;
+const EFI_MBR_TYPE = 0xef;
+const ACTIVE_FLAG = 0x80;
+const EFI_SYSTEM_GUID = "28732ac11ff8d211ba4b00a0c93ec93b";
+const BIOS_BOOT_GUID = "4861682149646f6e744e656564454649";
 /** Attribute bit 2 of a GPT entry: "Legacy BIOS Bootable". */
-const LEGACY_BOOTABLE = 4n;
+const LEGACY_BOOTABLE_BIT = 4n;
 
-/** What {@linkcode findBootLoader} takes. */
+/** Options of {@linkcode findBootLoader}. */
 export interface FindBootLoaderOptions {
-  /** The image's path or address, for messages. @default {path} */
-  shown?: string;
-  /** Ends it when aborted. @default {undefined} */
+  /** The image's name in error messages: a path or URL. @default {path} */
+  displayName?: string;
+  /** Cancels the detection. @default {undefined} */
   signal?: AbortSignal;
 }
 
 /**
- * Looks for boot loaders on the disk of an image. Little of it is read.
+ * Detects the boot loader of an image; reads at most 2 MiB of the disk.
  *
  * Needs `--allow-read` for the file.
  *
- * @param path The image.
- * @param options What messages call it, and cancelling.
- * @returns What it boots with: BIOS where both are possible, as that is quicker.
+ * @param path Path of the image.
+ * @param options Name in error messages, cancellation.
+ * @returns The boot loader: BIOS if both are possible, which boots faster.
  * @throws {ToolsmithError} `image_invalid`, `image_unsafe`.
  * @throws The signal's reason.
  *
  * @example
- * ```ts ignore
+ * ```ts no-run
  * import { findBootLoader } from "./boot_loader.ts";
  *
  * const { arch, firmware } = await findBootLoader("image.qcow2");
@@ -78,107 +78,106 @@ export interface FindBootLoaderOptions {
  */
 export async function findBootLoader(
   path: string,
-  { shown, signal }: FindBootLoaderOptions = {},
+  { displayName, signal }: FindBootLoaderOptions = {},
 ): Promise<BootLoader> {
-  using disk = await openDisk(path, shown);
-  return await bootLoaderOf(disk, { signal });
+  using disk = await openQcow2Disk(path, displayName);
+  return await findBootLoaderOnDisk(disk, { signal });
 }
 
 /**
- * Looks for boot loaders on a disk that is open.
+ * Detects the boot loader on an open disk.
  *
- * @param whole The disk.
- * @param options A signal that ends it when aborted.
- * @returns What it boots with.
  * @throws What reading the disk throws, and the signal's reason.
  */
-export async function bootLoaderOf(
-  whole: DiskReader,
+export async function findBootLoaderOnDisk(
+  unlimitedDisk: DiskReader,
   options: { signal?: AbortSignal } = {},
 ): Promise<BootLoader> {
-  const disk = limited(whole, options);
-  const first = await disk.read(0, SECTOR);
-  const signed = first.getUint16(510, true) === 0xaa55;
-  const { efi, bios } = signed
-    ? await readPartitions(disk, first)
-    : { efi: [], bios: false };
-  const has = async (name: string) => {
-    for (const start of efi) {
+  const disk = limitReads(unlimitedDisk, options);
+  const sector = await disk.read(0, SECTOR_BYTES);
+  const isSigned = sector.getUint16(510, true) === 0xaa55;
+  const { efiOffsets, hasBiosBoot } = isSigned
+    ? await readPartitions(disk, sector)
+    : { efiOffsets: [], hasBiosBoot: false };
+  const hasLoader = async (name: string) => {
+    for (const start of efiOffsets) {
       if (await fatHasFile(disk, start, ["EFI", "BOOT", name])) return true;
     }
     return false;
   };
-  const x86 = await has("BOOTX64.EFI");
-  const arm = await has("BOOTAA64.EFI");
-  const code = new Uint8Array(first.buffer, 0, CODE_BYTES);
-  const program = signed && code.some((byte) => byte !== 0);
-  // Some partitioning programs write one that only says that it cannot boot.
-  const boots = program && (bios || isGrub(code) || !x86);
+  const x86 = await hasLoader("BOOTX64.EFI");
+  const arm = await hasLoader("BOOTAA64.EFI");
+  const code = new Uint8Array(sector.buffer, 0, BOOT_CODE_BYTES);
+  const hasCode = isSigned && code.some((byte) => byte !== 0);
+  // Some partitioning tools write a stub that only prints that it cannot boot.
+  const bootsBios = hasCode && (hasBiosBoot || containsGrub(code) || !x86);
   if (arm && !x86) return { arch: "aarch64", firmware: "uefi" };
-  if (boots) return { arch: "x86_64", firmware: "bios" };
-  // One for both is told apart by whoever boots it.
+  if (bootsBios) return { arch: "x86_64", firmware: "bios" };
+  // With loaders for both architectures, the caller chooses one.
   if (arm) return { firmware: "uefi" };
   return x86 ? { arch: "x86_64", firmware: "uefi" } : {};
 }
 
-/** A disk that leads from place to place reads as zeros in the end: nothing follows. */
-function limited(
+/** Returns zeros beyond the limit, which end any endless chain on the disk. */
+function limitReads(
   disk: DiskReader,
   { signal }: { signal?: AbortSignal },
 ): DiskReader {
-  let left = MAX_BYTES;
+  let left = MAX_TOTAL_READ_BYTES;
   return {
     async read(offset, length) {
       signal?.throwIfAborted();
-      left -= Math.max(length, MIN_COST);
+      left -= Math.max(length, MIN_READ_COST_BYTES);
       if (left >= 0) return await disk.read(offset, length);
       return new DataView(new ArrayBuffer(length));
     },
   };
 }
 
-function isGrub(code: Uint8Array): boolean {
+function containsGrub(code: Uint8Array): boolean {
   return new TextDecoder("latin1").decode(code).includes("GRUB");
 }
 
 async function readPartitions(
   disk: DiskReader,
-  first: DataView,
-): Promise<Partitions> {
-  const found: Partitions = { efi: [], bios: false };
+  sector: DataView,
+): Promise<BootPartitions> {
+  const found: BootPartitions = { efiOffsets: [], hasBiosBoot: false };
   for (let at = 446; at < 510; at += 16) {
-    const type = first.getUint8(at + 4);
-    if (type === PROTECTIVE) return await readGpt(disk);
-    if (type === EFI_TYPE) {
-      found.efi.push(first.getUint32(at + 8, true) * SECTOR);
+    const type = sector.getUint8(at + 4);
+    if (type === PROTECTIVE_MBR_TYPE) return await readGptPartitions(disk);
+    if (type === EFI_MBR_TYPE) {
+      found.efiOffsets.push(sector.getUint32(at + 8, true) * SECTOR_BYTES);
     }
-    found.bios ||= type !== 0 && first.getUint8(at) === ACTIVE;
+    found.hasBiosBoot ||= type !== 0 && sector.getUint8(at) === ACTIVE_FLAG;
   }
   return found;
 }
 
-async function readGpt(disk: DiskReader): Promise<Partitions> {
-  const found: Partitions = { efi: [], bios: false };
-  const header = await disk.read(SECTOR, SECTOR);
+async function readGptPartitions(disk: DiskReader): Promise<BootPartitions> {
+  const found: BootPartitions = { efiOffsets: [], hasBiosBoot: false };
+  const header = await disk.read(SECTOR_BYTES, SECTOR_BYTES);
   const signature = new TextDecoder("latin1").decode(header.buffer.slice(0, 8));
   if (signature !== "EFI PART") return found;
-  const count = Math.min(header.getUint32(80, true), MAX_ENTRIES);
+  const count = Math.min(header.getUint32(80, true), MAX_GPT_ENTRIES);
   const size = header.getUint32(84, true);
-  const start = sectorAt(header, 72);
-  if (size < 128 || size > SECTOR || start === undefined) return found;
+  const start = readSectorOffset(header, 72);
+  if (size < 128 || size > SECTOR_BYTES || start === undefined) return found;
   const entries = await disk.read(start, count * size);
   for (let at = 0; at + size <= entries.byteLength; at += size) {
     const type = new Uint8Array(entries.buffer, at, 16).toHex();
-    const begin = sectorAt(entries, at + 32);
-    if (type === EFI_SYSTEM && begin !== undefined) found.efi.push(begin);
-    found.bios ||= type === BIOS_BOOT ||
-      (entries.getBigUint64(at + 48, true) & LEGACY_BOOTABLE) !== 0n;
+    const offset = readSectorOffset(entries, at + 32);
+    if (type === EFI_SYSTEM_GUID && offset !== undefined) {
+      found.efiOffsets.push(offset);
+    }
+    found.hasBiosBoot ||= type === BIOS_BOOT_GUID ||
+      (entries.getBigUint64(at + 48, true) & LEGACY_BOOTABLE_BIT) !== 0n;
   }
   return found;
 }
 
-/** A sector's number, as a place in bytes; of a damaged table there is none. */
-function sectorAt(view: DataView, at: number): number | undefined {
-  const place = Number(view.getBigUint64(at, true)) * SECTOR;
-  return Number.isSafeInteger(place) ? place : undefined;
+/** Reads a sector number as a byte offset; `undefined` if absurdly large. */
+function readSectorOffset(view: DataView, at: number): number | undefined {
+  const offset = Number(view.getBigUint64(at, true)) * SECTOR_BYTES;
+  return Number.isSafeInteger(offset) ? offset : undefined;
 }

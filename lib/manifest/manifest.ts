@@ -1,8 +1,8 @@
 /**
- * The manifest, `.toolsmith/tools.json`: found, read and validated.
+ * Finds, reads and validates the manifest, `.toolsmith/tools.json`.
  *
- * The format is described in docs/consuming.md; docs/tools.schema.json is the
- * same for editors.
+ * docs/consuming.md describes the format; docs/tools.schema.json is the same as
+ * a JSON Schema for editors.
  *
  * @module
  */
@@ -11,69 +11,73 @@ import { parseSha256, type Sha256 } from "../system/digest.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { systemError, ToolsmithError } from "../errors.ts";
 import {
-  isForeign,
-  type JsonFields,
-  jsonFields,
-  show,
-} from "./_json_fields.ts";
-import { isObject, type JsonObject } from "../system/json.ts";
-import { isPortableName } from "../system/portable_name.ts";
-import { whyOutside, workspaceRoot } from "../system/workspace.ts";
-import { type ImageSource, parseImageSource } from "./source.ts";
+  createJsonFieldReader,
+  isExtensionField,
+  type JsonFieldReader,
+  toShortJson,
+} from "./_json_field_reader.ts";
+import { isJsonObject, type JsonObject } from "../system/json.ts";
+import { isPortableFileName } from "../system/portable_name.ts";
+import { workspaceOf, workspaceSymlinkReason } from "../system/workspace.ts";
+import { type ImageSource, parseImageSource } from "./image_source.ts";
+import { createSignatureRule, type SignatureRule } from "./signature_rule.ts";
 
-/** The image that a manifest names. */
+/** The image that a manifest pins. */
 export interface ManifestImage {
-  /** Its name, and its directory's name in the cache. */
+  /** Image name, also the name of its cache directory. */
   name: string;
-  /** Where the QCOW2 comes from. */
+  /** Source of the QCOW2 file. */
   source: ImageSource;
   /** SHA-256 of the QCOW2 file. */
   sha256: Sha256;
-  /** A root filesystem archive that other programs use. */
+  /** Root filesystem archive for other programs. */
   tarball?: string;
-  /** SHA-256 of that archive. */
+  /** SHA-256 of the archive. */
   tarballSha256?: Sha256;
+  /** Who must have signed the image's artifact. */
+  signature?: SignatureRule;
 }
 
 /** A validated manifest. */
 export interface Manifest {
-  /** Absolute path of the file. */
+  /** Absolute path of the manifest file. */
   path: string;
-  /** The workspace: the directory that holds `.toolsmith/`, or the file's own. */
-  root: string;
-  /** The image. */
+  /** Workspace: the parent of `.toolsmith/`, or else the file's directory. */
+  workspace: string;
+  /** The pinned image. */
   image: ManifestImage;
-  /** Names of tools, and their paths in the guest. */
+  /** Maps tool names to paths in the guest. */
   tools: Record<string, string>;
-  /** Names of the tools that may be run; empty allows all. */
+  /** Names of the allowed tools; empty allows all. */
   operations: string[];
 }
 
-/** What {@linkcode loadManifest} takes. */
+/** Options of {@linkcode loadManifest}. */
 export interface LoadManifestOptions {
-  /** The directory to look from. @default {Deno.cwd()} */
+  /** Directory where the search starts. @default {Deno.cwd()} */
   cwd?: string;
   /** Read for `TOOLSMITH_MANIFEST`. @default {processEnvironment} */
   env?: Environment;
 }
 
-const USUAL = join(".toolsmith", "tools.json");
-const HOW_DIGEST = "it is what `sha256sum IMAGE.qcow2` prints: 64 hex digits";
+const DEFAULT_MANIFEST_PATH = join(".toolsmith", "tools.json");
+const SHA256_HINT =
+  "set this field to the output of `sha256sum IMAGE.qcow2`: 64 hex digits";
 
 /**
  * Reads and validates a manifest.
  *
- * Needs `--allow-read` for it.
+ * Needs `--allow-read` for the file.
  *
- * @param path The file. Without it `TOOLSMITH_MANIFEST` names it; without that
- * it is `.toolsmith/tools.json` here or in the nearest directory above.
- * @param options Directory and environment.
- * @returns The manifest.
+ * @param path The manifest file. Defaults to `TOOLSMITH_MANIFEST`, then to
+ * `.toolsmith/tools.json` in `cwd` or the nearest parent directory.
+ * @param options Start directory and environment.
+ * @returns The validated manifest.
  * @throws {ToolsmithError} `manifest_not_found`, `manifest_invalid` (names the
  * file and the field), `reference_invalid`, `file_unreadable`.
  *
  * @example
- * ```ts no-assert ignore
+ * ```ts no-run
  * import { loadManifest } from "@fountain/toolsmith";
  *
  * const manifest = await loadManifest(".toolsmith/tools.json");
@@ -85,50 +89,51 @@ export async function loadManifest(
   options: LoadManifestOptions = {},
 ): Promise<Manifest> {
   const file = await locateManifest(path, options);
-  await assertInWorkspace(file, "read");
+  await rejectSymlinkedManifest(file, "read");
   let text: string;
   try {
     text = await Deno.readTextFile(file);
   } catch (cause) {
-    if (cause instanceof Deno.errors.NotFound) throw notFound(file);
-    throw systemError(cause, { what: `Cannot read manifest ${file}` });
+    if (cause instanceof Deno.errors.NotFound) throw noManifestError(file);
+    throw systemError(cause, { messagePrefix: `Cannot read manifest ${file}` });
   }
   return parseManifest(text, file);
 }
 
 /**
- * Refuses a manifest that a workspace has elsewhere, behind a symbolic link.
+ * Rejects a manifest that a symbolic link in the workspace leads to: the link
+ * may come with a cloned repository.
  *
- * Needs `--allow-read` for it and its directory.
+ * Needs `--allow-read` for the file and its directory.
  *
- * @param file Absolute path of the manifest; it may not exist.
- * @param what What cannot be done, for the error.
+ * @param file Absolute path of the manifest, which need not exist.
+ * @param action Failed action, for the error message.
  * @throws {ToolsmithError} `file_unreadable`.
  */
-export async function assertInWorkspace(
+export async function rejectSymlinkedManifest(
   file: string,
-  what: "read" | "write",
+  action: "read" | "write",
 ): Promise<void> {
-  const why = await whyOutside(file);
+  const why = await workspaceSymlinkReason(file);
   if (why === undefined) return;
   throw new ToolsmithError(
     "file_unreadable",
-    `Cannot ${what} manifest ${file}: ${why}`,
+    `Cannot ${action} manifest ${file}: ${why}`,
     {
       hint:
-        "replace the link by what it leads to, or name that file: --manifest PATH",
+        "replace the symbolic link with its target, or pass the target: --manifest PATH",
     },
   );
 }
 
 /**
- * Says which file is the manifest; it may not exist.
+ * Finds the manifest file, without reading it.
  *
- * @param path The file that the caller names, if any.
- * @param options Directory and environment.
- * @returns Its absolute path.
- * @throws {ToolsmithError} `manifest_not_found` when none is named and none is
- * in this directory or above; `file_unreadable` for one that may not be looked at.
+ * @param path Explicit manifest file, which need not exist.
+ * @param options Start directory and environment.
+ * @returns The absolute path.
+ * @throws {ToolsmithError} `manifest_not_found` when no file is named and neither
+ * `cwd` nor a parent directory has one; `file_unreadable` without access.
  */
 export async function locateManifest(
   path?: string,
@@ -138,178 +143,217 @@ export async function locateManifest(
   const named = path ?? env.get("TOOLSMITH_MANIFEST");
   if (named) return resolve(cwd, named);
   for (let dir = cwd;; dir = dirname(dir)) {
-    const candidate = join(dir, USUAL);
+    const candidate = join(dir, DEFAULT_MANIFEST_PATH);
     const stat = await Deno.stat(candidate).catch((cause) => {
-      // It would be wrong to take one of a directory above instead.
+      // Using a parent directory's manifest instead would be wrong.
       if (!(cause instanceof Deno.errors.PermissionDenied)) return undefined;
-      throw systemError(cause, { what: `Cannot read manifest ${candidate}` });
+      const messagePrefix = `Cannot read manifest ${candidate}`;
+      throw systemError(cause, { messagePrefix });
     });
     if (stat?.isFile) return candidate;
-    if (dirname(dir) === dir) throw notFound(join(cwd, USUAL));
+    if (dirname(dir) === dir) {
+      throw noManifestError(join(cwd, DEFAULT_MANIFEST_PATH));
+    }
   }
 }
 
 /**
  * Validates the text of a manifest.
  *
- * @param text JSON.
- * @param path The file's path: errors name it, relative paths start from it.
- * @returns The manifest.
+ * @param text JSON text.
+ * @param path The file's path, for errors and as the base of relative paths.
+ * @returns The validated manifest.
  * @throws {ToolsmithError} `manifest_invalid`, `reference_invalid`.
  */
 export function parseManifest(text: string, path: string): Manifest {
   const file = resolve(path);
-  const json = jsonFields(file, "see docs/consuming.md for the whole shape");
-  const top = json.object(json.parse(text), "");
-  if (isObject(top.toolsmith) && Array.isArray(top.toolsmith.images)) {
-    throw json.invalid(
+  const hint = "see docs/consuming.md for the manifest format";
+  const json = createJsonFieldReader(file, hint);
+  const top = json.requireObject(json.parse(text), "");
+  if (isJsonObject(top.toolsmith) && Array.isArray(top.toolsmith.images)) {
+    throw json.fieldError(
       "toolsmith.images",
-      "this is a catalog of images, and a manifest names one",
-      "copy the entry you want into the `image` of a manifest of its own; `toolsmith init --ref oci://…` writes one",
+      "the file is a catalog of images, but a manifest names one image",
+      "copy one entry into the `image` field of a new manifest, or create a manifest: toolsmith init --ref oci://REGISTRY/REPO:TAG",
     );
   }
   // A misspelt `operations` would allow every tool: unknown fields are errors.
-  json.onlyKnown(top, ["$schema", "image", "tools", "operations"]);
-  json.optional(top, "$schema");
-  const tools = parseTools(json, top.tools);
+  json.rejectUnknownFields(top, ["$schema", "image", "tools", "operations"]);
+  json.optionalText(top, "$schema");
+  const tools = parseToolsField(json, top.tools);
   return {
     path: file,
-    root: workspaceRoot(file),
-    image: parseImage(json, top.image, dirname(file)),
+    workspace: workspaceOf(file),
+    image: parseImageField(json, top.image, dirname(file)),
     tools,
-    operations: parseOperations(json, top.operations),
+    operations: parseOperationsField(json, top.operations),
   };
 }
 
-/**
- * Whether a name can be a directory of the cache on every system.
- *
- * @param name The name.
- * @returns `false` for `..`, `a/b`, an empty name, and the like.
- */
-export function isImageName(name: string): boolean {
-  return isPortableName(name) && !/^[. ]|^.{129}/su.test(name);
+/** Whether a name is a valid cache directory name on every system. */
+export function isValidImageName(name: string): boolean {
+  return isPortableFileName(name) && !/^[. ]|^.{129}/su.test(name);
 }
 
-function parseImage(
-  json: JsonFields,
+function parseImageField(
+  json: JsonFieldReader,
   value: unknown,
   dir: string,
 ): ManifestImage {
   if (value === undefined) {
-    throw json.invalid("image", "missing", "see docs/consuming.md");
+    const hint = "add the `image` object that docs/consuming.md describes";
+    throw json.fieldError("image", "missing", hint);
   }
-  const image = json.object(value, "image");
+  const image = json.requireObject(value, "image");
   const known = ["name", "tarball", "sha256", "qcow2", "qcow2_sha256"];
-  json.onlyKnown(image, known, "image.");
+  json.rejectUnknownFields(image, [...known, "signature"], "image.");
 
-  const how = "a name for the cache's directory";
-  const name = json.required(image, "image.name", how);
-  if (!isImageName(name)) {
-    throw json.invalid(
+  const nameHint = "set image.name to a name for the image's cache directory";
+  const name = json.requiredText(image, "image.name", nameHint);
+  if (!isValidImageName(name)) {
+    throw json.fieldError(
       "image.name",
-      `${show(name)} is not a plain directory name`,
-      "use letters, digits, dashes and dots, and begin with no dot",
+      `${toShortJson(name)} is not a valid directory name`,
+      "use at most 128 letters, digits and dashes; dots only inside",
     );
   }
-  const source = parseSource(json, image, dir);
-  const digest = json.required(image, "image.qcow2_sha256", HOW_DIGEST);
+  const source = parseQcow2Field(json, image, dir);
+  const digest = json.requiredText(image, "image.qcow2_sha256", SHA256_HINT);
   const result: ManifestImage = {
     name,
     source,
-    sha256: parseDigest(json, digest, "image.qcow2_sha256"),
+    sha256: parseSha256Field(json, digest, "image.qcow2_sha256"),
   };
 
-  const tarball = json.optional(image, "image.tarball");
-  const tarballSha256 = json.optional(image, "image.sha256");
+  const tarball = json.optionalText(image, "image.tarball");
+  const tarballSha256 = json.optionalText(image, "image.sha256");
   if (Boolean(tarball) !== Boolean(tarballSha256)) {
-    const [there, missing] = tarball
+    const [present, missing] = tarball
       ? ["tarball", "sha256"]
       : ["sha256", "tarball"];
-    throw json.invalid(
+    throw json.fieldError(
       `image.${missing}`,
-      `missing, while image.${there} is given`,
-      "give both, or leave both empty",
+      `missing, but image.${present} is set`,
+      "set both image.tarball and image.sha256, or leave both empty",
     );
   }
   if (tarball && tarballSha256) {
     result.tarball = tarball;
-    result.tarballSha256 = parseDigest(json, tarballSha256, "image.sha256");
+    const field = "image.sha256";
+    result.tarballSha256 = parseSha256Field(json, tarballSha256, field);
+  }
+  if (image.signature !== undefined) {
+    result.signature = parseSignatureField(json, image.signature, source);
   }
   return result;
 }
 
-function parseSource(
-  json: JsonFields,
+function parseQcow2Field(
+  json: JsonFieldReader,
   image: JsonObject,
   dir: string,
 ): ImageSource {
   const field = "image.qcow2";
-  const text = json.required(image, field, "oci://REGISTRY/REPO:TAG");
+  const hint = "set image.qcow2 to oci://REGISTRY/REPO:TAG, a URL or a path";
+  const text = json.requiredText(image, field, hint);
   try {
     return parseImageSource(text, dir);
   } catch (cause) {
     if (!(cause instanceof ToolsmithError)) throw cause;
-    const { message } = json.invalid(field, cause.message, "");
+    const { message } = json.fieldError(field, cause.message, "");
     throw new ToolsmithError(cause.code, message, { hint: cause.hint, cause });
   }
 }
 
-function parseDigest(json: JsonFields, text: string, field: string): Sha256 {
-  const digest = parseSha256(text);
-  if (digest) return digest;
-  throw json.invalid(field, `${show(text)} is not a SHA-256`, HOW_DIGEST);
+function parseSignatureField(
+  json: JsonFieldReader,
+  value: unknown,
+  { kind }: ImageSource,
+): SignatureRule {
+  const name = "image.signature";
+  const signature = json.requireObject(value, name);
+  const known = ["identity", "issuer", "repository", "key"];
+  json.rejectUnknownFields(signature, known, `${name}.`);
+  const fields = Object.fromEntries(
+    known.map((
+      field,
+    ) => [field, json.optionalText(signature, `${name}.${field}`)]),
+  );
+  if (kind !== "oci") {
+    const hint = "use an oci:// image, or remove image.signature";
+    throw json.fieldError(name, "only oci:// images have signatures", hint);
+  }
+  try {
+    return createSignatureRule(fields);
+  } catch (error) {
+    const { message, hint = "" } = error as ToolsmithError;
+    throw json.fieldError(name, message, hint);
+  }
 }
 
-function parseTools(
-  json: JsonFields,
+function parseSha256Field(
+  json: JsonFieldReader,
+  text: string,
+  field: string,
+): Sha256 {
+  const digest = parseSha256(text);
+  if (digest) return digest;
+  const why = `${toShortJson(text)} is not a SHA-256`;
+  throw json.fieldError(field, why, SHA256_HINT);
+}
+
+function parseToolsField(
+  json: JsonFieldReader,
   value: unknown,
 ): Record<string, string> {
   if (value === undefined) return {};
-  const tools = Object.entries(json.object(value, "tools"))
-    .filter(([name, tool]) => !isForeign(name) || isPath(tool));
+  const tools = Object.entries(json.requireObject(value, "tools"))
+    .filter(([name, tool]) =>
+      !isExtensionField(name) || isAbsoluteGuestPath(tool)
+    );
   // Unlike an assignment, this keeps a tool that is called `__proto__`.
   return Object.fromEntries(tools.map(([name, tool]) => {
     const field = `tools.${name}`;
     let path: unknown = tool;
-    if (isObject(tool)) {
-      json.onlyKnown(tool, ["path"], `${field}.`);
+    if (isJsonObject(tool)) {
+      json.rejectUnknownFields(tool, ["path"], `${field}.`);
       path = tool.path;
     }
-    if (isPath(path)) return [name, path];
-    throw json.invalid(
+    if (isAbsoluteGuestPath(path)) return [name, path];
+    throw json.fieldError(
       field,
-      `${show(tool)} is not an absolute path in the guest`,
-      `write "${name}": "/usr/bin/${name}"`,
+      `${toShortJson(tool)} is not an absolute path in the guest`,
+      `write the path of the tool: "${name}": "/usr/bin/${name}"`,
     );
   }));
 }
 
-function isPath(value: unknown): value is string {
+function isAbsoluteGuestPath(value: unknown): value is string {
   return typeof value === "string" && value.startsWith("/");
 }
 
-function parseOperations(json: JsonFields, value: unknown): string[] {
+function parseOperationsField(json: JsonFieldReader, value: unknown): string[] {
   if (value === undefined) return [];
-  const hint = 'list the names of the tools that may be run: ["NAME"]';
+  const hint = 'set operations to a list of allowed tool names: ["NAME"]';
   if (!Array.isArray(value)) {
-    throw json.invalid("operations", `${show(value)} is not a list`, hint);
+    const why = `${toShortJson(value)} is not a list`;
+    throw json.fieldError("operations", why, hint);
   }
   value.forEach((name, index) => {
     if (typeof name === "string" && name !== "") return;
-    const field = `operations[${index}]`;
-    throw json.invalid(field, `${show(name)} is not a name`, hint);
+    const why = `${toShortJson(name)} is not a non-empty string`;
+    throw json.fieldError(`operations[${index}]`, why, hint);
   });
   return value;
 }
 
-function notFound(file: string): ToolsmithError {
+function noManifestError(file: string): ToolsmithError {
   return new ToolsmithError(
     "manifest_not_found",
     `Cannot read manifest ${file}: no such file`,
     {
       hint:
-        "name it with --manifest PATH or TOOLSMITH_MANIFEST, or write one: toolsmith init --ref oci://REGISTRY/REPO:TAG",
+        "pass a manifest with --manifest PATH or TOOLSMITH_MANIFEST, or create one: toolsmith init --ref oci://REGISTRY/REPO:TAG",
     },
   );
 }

@@ -1,45 +1,45 @@
 /**
- * The manifest's tools: which may be run, and where they are in the guest.
+ * Resolves tool names of the manifest to guest paths, and enforces `operations`.
  *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
 
-/** The part of a manifest that is about tools. */
+/** The `tools` and `operations` fields of a manifest. */
 export interface ToolRules {
-  /** Names of tools, and their paths in the guest. */
+  /** Maps tool names to paths in the guest. */
   tools: Record<string, string>;
-  /** Names of the tools that may be run; empty allows all. */
+  /** Names of the allowed tools; empty allows all. */
   operations: string[];
 }
 
 /**
- * Finds what a command means in the guest.
+ * Resolves a command to its path in the guest.
  *
- * @param rules The manifest, or the part of it that is about tools.
- * @param command What the user asked for.
- * @returns The tool's path in the guest; the command itself if it is no tool.
- * @throws {ToolsmithError} `tool_forbidden` when it may not be run.
+ * @param rules A manifest, or its `tools` and `operations`.
+ * @param command Tool name or command from the user.
+ * @returns The tool's path in the guest; an unknown name unchanged.
+ * @throws {ToolsmithError} `tool_forbidden`.
  *
  * @example
  * ```ts
- * import { resolveTool } from "./tools.ts";
+ * import { resolveToolPath } from "./tools.ts";
  *
  * const rules = { tools: { fmt: "/opt/fmt/bin/fmt" }, operations: ["fmt"] };
- * if (resolveTool(rules, "fmt") !== "/opt/fmt/bin/fmt") throw "";
+ * if (resolveToolPath(rules, "fmt") !== "/opt/fmt/bin/fmt") throw "";
  * ```
  */
-export function resolveTool(rules: ToolRules, command: string): string {
+export function resolveToolPath(rules: ToolRules, command: string): string {
   assertToolAllowed(rules, command);
   return Object.hasOwn(rules.tools, command) ? rules.tools[command] : command;
 }
 
 /**
- * Refuses a command that the manifest does not allow. Names are compared, not
- * paths: a tool's path does not get around the list.
+ * Rejects a command that the manifest does not allow. It compares names, so that
+ * a tool's path cannot bypass the list.
  *
- * @param rules The manifest, or the part of it that is about tools.
- * @param command What the user asked for.
+ * @param rules A manifest, or its `tools` and `operations`.
+ * @param command Tool name or command from the user.
  * @throws {ToolsmithError} `tool_forbidden`.
  */
 export function assertToolAllowed(rules: ToolRules, command: string): void {
@@ -47,7 +47,7 @@ export function assertToolAllowed(rules: ToolRules, command: string): void {
   if (operations.length === 0 || operations.includes(command)) return;
   throw new ToolsmithError(
     "tool_forbidden",
-    `The manifest does not allow this command: ${command}`,
-    { hint: `allowed by "operations": ${operations.join(", ")}` },
+    `Cannot run ${command}: the manifest's "operations" does not list this command`,
+    { hint: `run a tool that "operations" allows: ${operations.join(", ")}` },
   );
 }

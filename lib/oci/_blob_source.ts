@@ -1,136 +1,166 @@
 /**
- * Asks a registry for a range of a blob, and believes only an answer that is
- * what was asked.
+ * Requests ranges of a blob from a repository, and accepts only a response that
+ * matches the request.
  *
  * Formats: RFC 9110, section 14 (ranges); OCI Distribution Specification 1.1,
  * "Pulling blobs".
  *
  * @module
  */
-import { contentEncoding, statusError } from "../system/http_errors.ts";
-import { isRedirect } from "../system/redirects.ts";
-import { isTransient } from "../system/retry.ts";
-import { RangesUnavailable } from "./_ranges_unavailable.ts";
-import type { RegistryGet } from "./_registry_get.ts";
+import { ToolsmithError } from "../errors.ts";
+import {
+  httpStatusError,
+  unexpectedContentEncoding,
+} from "../system/http_errors.ts";
+import { isRedirectStatus } from "../system/redirects.ts";
+import { isTransientError } from "../system/retry.ts";
+import {
+  type ByteSource,
+  type RangeResponse,
+  RangesUnavailableError,
+} from "../transfer/byte_source.ts";
+import type { RepositoryClient } from "./endpoints.ts";
 
-/** A blob. */
-export interface BlobName {
-  /** Its digest, with the algorithm. */
+/** Digest and size of a blob. */
+export interface BlobDescriptor {
+  /** Digest, with its algorithm. */
   digest: string;
   /** Size, in bytes. */
   size: number;
 }
 
-/** A place that serves a blob. */
-export interface BlobSource {
-  /** Its host, as a person may see it. */
-  readonly host: string;
-  /** Asks for bytes; the one after the last is `to`. */
-  open(from: number, to: number, signal: AbortSignal): Promise<BlobAnswer>;
-}
-
-/** An answer that has begun. */
-export interface BlobAnswer {
-  /** The bytes that were asked for, or all from the first on. */
-  kind: "range" | "whole";
-  /** The bytes. */
-  body: ReadableStream<Uint8Array<ArrayBuffer>>;
-}
-
-/** A signed address that has expired answers one of these. */
-const EXPIRED = new Set([400, 401, 403, 404, 410]);
+/** Statuses of a signed URL that has expired. */
+const EXPIRED_URL_STATUSES = new Set([400, 401, 403, 404, 410]);
 
 /**
- * Makes a source of a repository that holds a blob. Nothing is sent yet.
+ * Creates a byte source for a blob of a repository; sends no request yet.
  *
- * @param registry The repository.
- * @param blob The blob.
- * @returns The source; it throws what the repository does, and
- * {@linkcode RangesUnavailable} for an answer that cannot be used.
+ * @param host The repository's host, for messages.
+ * @returns The source. It throws the repository's errors, and
+ * {@linkcode RangesUnavailableError} for a response that does not match, or when
+ * the first connection fails, with the failure as the cause.
  */
-export function blobSource(registry: RegistryGet, blob: BlobName): BlobSource {
-  /** Where the registry has redirected to: asked directly until it expires. */
-  let direct: URL | undefined;
-  return {
-    host: registry.host,
-    async open(from, to, signal) {
-      const headers = {
-        // Encoded bytes would have neither the size nor the ranges of the blob.
-        "accept-encoding": "identity",
-        // Closed: some registries answer 416 to one without an end.
-        range: `bytes=${from}-${to - 1}`,
-      };
-      const range: [number, number] = [from, to];
-      if (direct) {
-        const response = await registry.getDirect(direct, { headers, signal });
-        const { status } = response;
-        if (!isRedirect(status) && !EXPIRED.has(status)) {
-          return await accepted(response, blob, range, direct);
-        }
-        await response.body?.cancel();
-        direct = undefined;
+export function blobSource(
+  repository: RepositoryClient,
+  host: string,
+  { digest, size }: BlobDescriptor,
+): ByteSource {
+  /** The last redirect target, requested directly until it expires. */
+  let redirectTarget: URL | undefined;
+  let hasResponded = false;
+
+  async function request(
+    range: string,
+    signal: AbortSignal,
+  ): Promise<[Response, URL]> {
+    // Ranges and sizes refer to the blob, not to a compressed form.
+    const request = {
+      headers: { "accept-encoding": "identity", range },
+      signal,
+    };
+    if (redirectTarget) {
+      const response = await repository.getAnonymously(redirectTarget, request);
+      const { status, body } = response;
+      if (!isRedirectStatus(status) && !EXPIRED_URL_STATUSES.has(status)) {
+        return [response, redirectTarget];
       }
-      const path = `blobs/${blob.digest}`;
-      const [response, url] = await registry.get(path, { headers, signal });
-      const answer = await accepted(response, blob, range, url);
-      if (!registry.isOwn(url)) direct = url;
-      return answer;
+      await body?.cancel();
+      redirectTarget = undefined;
+    }
+    return await repository.get(`blobs/${digest}`, request);
+  }
+
+  return {
+    displayName: host,
+    maxBytes: size,
+    tooManyBytesError: () =>
+      new RangesUnavailableError(`${host} sent more bytes than requested`),
+    async requestRange(from, to, signal) {
+      try {
+        // With an end, because some registries answer 416 to an open range.
+        const range = `bytes=${from}-${to - 1}`;
+        const [response, url] = await request(range, signal);
+        hasResponded = true;
+        const requested = { start: from, end: to, size, url };
+        const valid = await validateRangeResponse(response, requested);
+        if (!repository.isRegistryUrl(url)) redirectTarget = url;
+        return valid;
+      } catch (error) {
+        // Fall back at once instead of retrying: oras may get a connection.
+        if (hasResponded || !isConnectionError(error)) throw error;
+        throw new RangesUnavailableError(error.message, { cause: error });
+      }
     },
   };
 }
 
-/** Refuses an answer that is not what was asked. */
-async function accepted(
+function isConnectionError(error: unknown): error is ToolsmithError {
+  return error instanceof ToolsmithError &&
+    /^(?:connection|dns|tls)_failed$/.test(error.code);
+}
+
+/** A range request, to compare the response with. */
+interface RequestedRange {
+  start: number;
+  end: number;
+  /** Size of the blob, in bytes. */
+  size: number;
+  url: URL;
+}
+
+/** Throws for a response that does not match the request. */
+async function validateRangeResponse(
   response: Response,
-  { size }: BlobName,
-  [from, to]: [number, number],
-  { host }: URL,
-): Promise<BlobAnswer> {
+  requested: RequestedRange,
+): Promise<RangeResponse> {
   const { status, headers, body } = response;
+  const { start, end, size, url: { host } } = requested;
   try {
-    const wrong = status === 206
-      ? wrongRange(headers, size, [from, to])
+    const mismatch = status === 206
+      ? contentRangeMismatch(headers, requested)
       : status === 200
-      ? wrongLength(headers, size)
-      : await refusal(response, host);
-    if (wrong) throw new RangesUnavailable(`${host} ${wrong}`);
-    if (!body) throw new RangesUnavailable(`${host} answers with no body`);
-    return { kind: status === 206 ? "range" : "whole", body };
+      ? contentLengthMismatch(headers, size)
+      : throwTransientOrDescribe(response, host);
+    if (mismatch || !body) {
+      const why = mismatch ?? "answered without a body";
+      throw new RangesUnavailableError(`${host} ${why}`);
+    }
+    return status === 206
+      ? { start, end, body }
+      : { start: 0, end: size, body };
   } catch (error) {
     await body?.cancel();
     throw error;
   }
 }
 
-function wrongRange(
+function contentRangeMismatch(
   headers: Headers,
-  size: number,
-  [from, to]: [number, number],
+  { start, end, size }: RequestedRange,
 ): string | undefined {
   const text = headers.get("content-range") ?? "";
   const range = /^bytes (\d+)-(\d+)\/(\d+|\*)$/.exec(text);
-  if (!range || Number(range[1]) !== from || Number(range[2]) !== to - 1) {
-    return `answers ${from}-${to - 1} with ${
-      JSON.stringify(text.slice(0, 60))
-    }`;
+  if (!range || Number(range[1]) !== start || Number(range[2]) !== end - 1) {
+    const shown = JSON.stringify(text.slice(0, 60));
+    return `answered bytes ${start}-${end - 1} with Content-Range ${shown}`;
   }
   if (range[3] !== "*" && Number(range[3]) !== size) {
-    return `has ${range[3]} bytes, the manifest says ${size}`;
+    return `has a blob of ${range[3]} bytes, the manifest says ${size}`;
   }
-  return wrongLength(headers, to - from);
+  return contentLengthMismatch(headers, end - start);
 }
 
-function wrongLength(headers: Headers, bytes: number): string | undefined {
-  const encoding = contentEncoding(headers);
-  if (encoding) return `sends it in the encoding ${encoding}`;
+function contentLengthMismatch(headers: Headers, bytes: number) {
+  const encoding = unexpectedContentEncoding(headers);
+  if (encoding) return `sent the blob with Content-Encoding ${encoding}`;
   const length = headers.get("content-length");
   if (length === null || Number(length) === bytes) return undefined;
-  return `announces ${Number(length)} bytes, not ${bytes}`;
+  return `sent Content-Length ${Number(length)}, expected ${bytes}`;
 }
 
-/** Throws what may pass, and says what does not. */
-function refusal(response: Response, host: string): string {
-  const error = statusError(response, host);
-  if (isTransient(error) && response.status !== 501) throw error;
-  return `answers ${response.status}`;
+/** Throws a transient error, to be retried; describes any other status. */
+function throwTransientOrDescribe(response: Response, host: string): string {
+  const error = httpStatusError(response, host);
+  if (isTransientError(error) && response.status !== 501) throw error;
+  return `answered ${response.status}`;
 }

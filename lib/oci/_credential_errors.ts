@@ -1,80 +1,78 @@
 /**
- * Failures of `oras` before it has credentials to show: Docker's configuration,
- * or the credential helper that it names. oras quotes a helper without naming
- * it, and whatever a helper says could be taken for a failure of the network.
+ * Recognizes failures of Docker's configuration and of credential helpers in the
+ * output of `oras`. oras quotes a helper without its name, and a helper's message
+ * could be mistaken for a network error.
  *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import { oneLine } from "../system/text.ts";
-import { type ConfigFile, credentialHelper } from "./_docker_config.ts";
+import { sanitizeLine } from "../system/sanitize_text.ts";
+import {
+  credentialHelperFor,
+  type DockerConfigFile,
+} from "./_docker_config.ts";
 
-/** oras-go's errors of `config.json`: of the file, a field, or one entry. */
-const CONFIG =
+/** oras-go's errors about `config.json`: the file, a field, or an entry. */
+const DOCKER_CONFIG_ERROR_PATTERN =
   /^Error: .*?(failed to (?:open|decode|unmarshal) (?:config file |(?:auths?|creds store|cred helpers) field: ).*)/m;
 
 /**
- * oras-go's auth client names the request that it needs credentials for, then
- * says what went wrong with them: a marker goes before that for Basic alone.
+ * oras-go's auth client prints the request that needs credentials, then the error;
+ * only for Basic with `failed to resolve credential` in between.
  */
-const REQUEST =
+const ORAS_CREDENTIAL_ERROR_PATTERN =
   /^(.*)Error: .*?[A-Z]{3,6} "https?:[^"\s]*": (failed to resolve credential: )?(.+)/s;
-/** What else follows there: the registry's answer, or its token service. */
-const ANSWER =
+/** Errors of the registry or its token service, printed at the same place. */
+const REGISTRY_RESPONSE_ERROR_PATTERN =
   /^(?:Get "[^"]*\?|Post "|GET "|POST "|(?:invalid |mismatch |unknown )?response |mismatch Content-Length|request body is|failed to (?:decode response|read response|get request body|parse bearer realm)|bearer realm )/;
 
 /**
  * Recognizes a failure of Docker's configuration or of a credential helper.
  *
- * @param said What oras printed, without secrets.
- * @param registry The registry that it was to ask.
- * @param file The configuration that it has read.
- * @returns The error, which is never transient; `undefined` for other failures.
+ * @param orasOutput The standard error of oras, without secrets.
+ * @returns An error that is not transient; `undefined` for other failures.
  */
-export function credentialError(
-  said: string,
+export function parseCredentialError(
+  orasOutput: string,
   registry: string,
-  file: ConfigFile,
+  file: DockerConfigFile,
 ): ToolsmithError | undefined {
-  const { helper, malformed } = helperIn(file, registry);
+  const { helper, malformed } = configuredHelperOrError(file, registry);
   const login = `log in again: oras login ${registry}`;
-  const words = helper && helperWords(said);
-  if (words) {
-    const command = oneLine(`docker-credential-${helper}`, 60);
-    return new ToolsmithError(
-      "credentials_failed",
-      `Cannot get credentials for ${registry}: ${command} failed: ${words}`,
-      {
-        hint:
-          `try the helper: echo ${registry} | ${command} get; or remove it from ${file.path} and ${login}`,
-      },
-    );
+  const helperError = helper && helperErrorText(orasOutput);
+  if (helperError) {
+    const command = sanitizeLine(`docker-credential-${helper}`, 60);
+    const hint =
+      `run the helper to see why: echo ${registry} | ${command} get; or remove the helper from ${file.path} and ${login}`;
+    const message =
+      `Cannot get credentials for ${registry}: ${command} failed: ${helperError}`;
+    return new ToolsmithError("credentials_failed", message, { hint });
   }
-  const [, why] = CONFIG.exec(said) ?? [];
+  const [, why] = DOCKER_CONFIG_ERROR_PATTERN.exec(orasOutput) ?? [];
   if (!why) return undefined;
-  return new ToolsmithError(
-    "file_unreadable",
-    `Cannot read Docker's configuration: ${
-      malformed ?? `${file.path} (oras: ${oneLine(why)})`
-    }`,
-    { hint: `fix ${file.path}, or remove it and ${login}` },
-  );
+  const problem = malformed ?? `${file.path} (oras: ${sanitizeLine(why)})`;
+  const message = `Cannot read Docker's configuration: ${problem}`;
+  const hint = `fix or delete ${file.path}, then ${login}`;
+  return new ToolsmithError("file_unreadable", message, { hint });
 }
 
-function helperIn(file: ConfigFile, registry: string) {
+function configuredHelperOrError(file: DockerConfigFile, registry: string) {
   try {
-    return { helper: credentialHelper(file, registry) };
+    return { helper: credentialHelperFor(file, registry) };
   } catch (error) {
     return { malformed: (error as Error).message };
   }
 }
 
-function helperWords(said: string): string | undefined {
-  // The registry could say anything.
-  if (said.includes("Error response from registry")) return undefined;
-  const [, before, resolving, words] = REQUEST.exec(said) ?? [];
-  if (!words || !resolving && ANSWER.test(words)) return undefined;
-  // What a helper prints on its standard error stands before oras's own words.
+function helperErrorText(orasOutput: string): string | undefined {
+  // The text of a registry's response is untrusted.
+  if (orasOutput.includes("Error response from registry")) return undefined;
+  const [, before, resolving, words] =
+    ORAS_CREDENTIAL_ERROR_PATTERN.exec(orasOutput) ?? [];
+  if (!words || !resolving && REGISTRY_RESPONSE_ERROR_PATTERN.test(words)) {
+    return undefined;
+  }
+  // A helper's standard error precedes oras's own output.
   const silent = /^exit status \d+$/.test(words) && before.trim() !== "";
-  return oneLine(silent ? before : words);
+  return sanitizeLine(silent ? before : words);
 }

@@ -1,246 +1,270 @@
 /**
- * The credentials that `oras` itself would use for a registry.
+ * Reads the credentials that `oras` would use for a registry, from Docker's
+ * configuration.
  *
  * Format: Docker's `config.json` (docker/cli, "docker login", "Credential
- * stores" and "Credential helpers"). oras 1.3 reads it in `DOCKER_CONFIG` or
- * `~/.docker` alone, and not podman's `auth.json`.
+ * stores" and "Credential helpers"). Like oras 1.3, reads only `DOCKER_CONFIG` or
+ * `~/.docker`, not podman's `auth.json`.
  *
  * @module
  */
-import { join } from "../path.ts";
+import { join, resolve } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
-import { absentAs } from "../system/files.ts";
-import { isObject, type JsonObject, parseJson } from "../system/json.ts";
-import { run } from "../system/process.ts";
-import { oneLine } from "../system/text.ts";
-import { RangesUnavailable } from "./_ranges_unavailable.ts";
-import { ghcrCredentials, NO_SECRETS, redactSecrets } from "./credentials.ts";
+import {
+  isJsonObject,
+  type JsonObject,
+  jsonObjectOrEmpty,
+  parseJsonText,
+} from "../system/json.ts";
+import { currentUid } from "../system/ownership.ts";
+import { isPermissionGranted } from "../system/permissions.ts";
+import { runProcess } from "../system/process.ts";
+import { sanitizeLine } from "../system/sanitize_text.ts";
+import { RangesUnavailableError } from "../transfer/byte_source.ts";
+import { readTextIfPermitted } from "./_permission_queries.ts";
+import {
+  CLEARED_SECRET_VARIABLES,
+  ghcrCredentialsFromEnv,
+  redactSecrets,
+} from "./ghcr_credentials.ts";
+import type { RegistryOptions } from "./registry_options.ts";
 
-/** What a registry, or its token service, is shown. Never to be printed. */
+/** Credentials for a registry or its token service. Must never be printed. */
 export interface RegistryCredentials {
-  /** User and password: Basic, or what a token is asked for with. */
+  /** User and password, for Basic or to request a token. */
   login?: { user: string; password: string };
-  /** A refresh token, which the token service changes for others. */
+  /** A refresh token, which the token service exchanges for access tokens. */
   identityToken?: string;
   /** A bearer token for the registry itself. */
   registryToken?: string;
 }
 
-/** What {@linkcode readCredentials} takes. */
-export interface CredentialOptions {
-  /** Read for `GHCR_*`, `DOCKER_CONFIG`, `HOME`. @default {processEnvironment} */
-  env?: Environment;
-  /** Ends a credential helper when aborted. @default {undefined} */
-  signal?: AbortSignal;
-}
-
 /** Docker's `config.json`. */
-export interface ConfigFile {
-  /** Its path. */
+export interface DockerConfigFile {
   path: string;
-  /** What is in it. */
   text: string;
 }
 
-const HELPER_MS = 30_000;
-const DOCKER_HUB = "https://index.docker.io/v1/";
-/** A helper's user name for a secret that is an identity token. */
-const TOKEN_USER = "<token>";
-/** What helpers print, by agreement, where they have nothing. */
-const NO_CREDENTIALS = "credentials not found in native keychain";
+const CREDENTIAL_HELPER_TIMEOUT_MS = 30_000;
+const DOCKER_HUB_CONFIG_KEY = "https://index.docker.io/v1/";
+/** The user name that a helper returns with an identity token. */
+const IDENTITY_TOKEN_USER = "<token>";
+/** Printed by every helper that has no credentials. */
+const HELPER_NO_CREDENTIALS_OUTPUT = "credentials not found in native keychain";
 
 /**
- * Finds the credentials for a registry: `GHCR_*` for ghcr.io, else its
- * credential helper, the common credential store, or Docker's file.
+ * Reads the credentials for a registry: `GHCR_*` for ghcr.io, else from the
+ * registry's credential helper, the credential store, or `config.json`.
  *
  * Needs `--allow-read` for Docker's `config.json`, and `--allow-run` for the
- * credential helper that it names. Nothing is asked for: what is not permitted
- * is not there.
+ * credential helper. Never prompts: an unreadable file counts as missing.
  *
- * @param registry Host, and port if any, as a reference names it.
- * @param options The environment, and cancelling.
- * @returns The credentials; empty where there are none.
- * @throws {RangesUnavailable} When they cannot be read.
+ * @param registry Host and optional port, as in a reference.
+ * @param options The signal kills a running credential helper.
+ * @returns The credentials; empty if there are none.
+ * @throws {RangesUnavailableError} When the configuration or the helper fails.
  */
-export async function readCredentials(
+export async function readRegistryCredentials(
   registry: string,
-  options: CredentialOptions = {},
+  { env = processEnvironment, signal }: RegistryOptions = {},
 ): Promise<RegistryCredentials> {
-  const env = options.env ?? processEnvironment;
-  const ghcr = ghcrCredentials(registry, env);
+  const ghcr = ghcrCredentialsFromEnv(registry, env);
   if (ghcr) return { login: { user: ghcr.user, password: ghcr.token } };
-  const { auths, ...config } = await readConfig(env);
-  const key = serverKey(registry);
-  const helper = helperOf(config, key);
+  const { auths, ...config } = await readDockerConfig(env);
+  const key = dockerConfigKey(registry);
+  const helper = helperInConfig(config, key);
   return helper
-    ? await askHelper(helper, key, options.signal)
-    : storedCredentials(isObject(auths) ? auths : {}, key);
+    ? await runCredentialHelper(helper, key, signal)
+    : credentialsInConfig(jsonObjectOrEmpty(auths), key);
 }
 
 /**
- * Names Docker's directory.
+ * Returns Docker's configuration directory. Without `HOME`, as in systemd services,
+ * reads the home directory from passwd(5), which oras does not.
+ *
+ * That needs `--allow-env=HOME,DOCKER_CONFIG`, `--allow-read=/etc/passwd` and
+ * `--allow-sys=uid`; never prompts.
  *
  * @param env Read for `DOCKER_CONFIG`, `HOME`, on Windows `USERPROFILE`.
- * @returns The directory, which need not exist; `undefined` without a home.
+ * @returns The directory, which may not exist; `undefined` without a home.
  */
-export function dockerDir(env: Environment): string | undefined {
-  const home = env.get(Deno.build.os === "windows" ? "USERPROFILE" : "HOME");
-  return env.get("DOCKER_CONFIG") || (home && join(home, ".docker"));
+export async function dockerConfigDir(
+  env: Environment,
+): Promise<string | undefined> {
+  const isWindows = Deno.build.os === "windows";
+  const named = env.get("DOCKER_CONFIG");
+  if (named) return resolve(named);
+  const home = env.get(isWindows ? "USERPROFILE" : "HOME") ??
+    (isWindows ? undefined : await homeFromPasswd());
+  return home && join(home, ".docker");
+}
+
+/** Returns `undefined` when the variables may be set but are not permitted. */
+async function homeFromPasswd(): Promise<string | undefined> {
+  const isPermitted = ["HOME", "DOCKER_CONFIG"]
+    .every((variable) => isPermissionGranted({ name: "env", variable }));
+  if (!isPermitted) return undefined;
+  const users = await readTextIfPermitted("/etc/passwd").catch(() => "") ?? "";
+  const uid = `${currentUid()}`;
+  const entry = users.split("\n").map((line) => line.split(":"))
+    .find((fields) => fields[2] === uid);
+  // Debian's home directory of system users.
+  return entry?.[5] || "/nonexistent";
 }
 
 /**
  * Reads Docker's `config.json`.
  *
- * Needs `--allow-read` for it. Nothing is asked for.
+ * Needs `--allow-read` for it; never prompts.
  *
- * @param env As for {@linkcode dockerDir}.
- * @returns The file; `undefined` where there is none, or it may not be read.
- * @throws {RangesUnavailable} When it exists and cannot be read.
+ * @param env As for {@linkcode dockerConfigDir}.
+ * @returns The file; `undefined` if it is missing or not permitted.
+ * @throws {RangesUnavailableError} When the file exists but cannot be read.
  */
-export async function readConfigFile(
+export async function readDockerConfigFile(
   env: Environment,
-): Promise<ConfigFile | undefined> {
-  const dir = dockerDir(env);
+): Promise<DockerConfigFile | undefined> {
+  const dir = await dockerConfigDir(env);
   if (!dir) return undefined;
   const path = join(dir, "config.json");
-  const { state } = await Deno.permissions.query({ name: "read", path });
-  if (state !== "granted") return undefined;
   try {
-    const text = await absentAs(undefined, Deno.readTextFile(path));
+    const text = await readTextIfPermitted(path);
     return text === undefined ? undefined : { path, text };
   } catch (cause) {
-    throw new RangesUnavailable(`${path} cannot be read`, { cause });
+    throw new RangesUnavailableError(`${path} cannot be read`, { cause });
   }
 }
 
 /**
- * Finds the credential helper of a registry.
+ * Returns the credential helper that is configured for a registry.
  *
- * @param file Docker's configuration.
- * @param registry Host, and port if any, as a reference names it.
- * @returns `NAME` of `docker-credential-NAME`; `undefined` where there is none.
- * @throws {RangesUnavailable} When the file is malformed; says where.
+ * @param registry Host and optional port, as in a reference.
+ * @returns `NAME` of `docker-credential-NAME`; `undefined` if none is configured.
+ * @throws {RangesUnavailableError} When the file is malformed.
  */
-export function credentialHelper(
-  file: ConfigFile,
+export function credentialHelperFor(
+  file: DockerConfigFile,
   registry: string,
 ): string | undefined {
-  return helperOf(parseConfig(file), serverKey(registry));
+  return helperInConfig(parseDockerConfig(file), dockerConfigKey(registry));
 }
 
 /**
- * Names the credential helpers of Docker's configuration.
+ * Lists the credential helpers of Docker's configuration.
  *
- * @param env As for {@linkcode dockerDir}.
- * @returns The programs; none where the configuration cannot be read.
+ * @param env As for {@linkcode dockerConfigDir}.
+ * @returns Program names; empty if the configuration cannot be read.
  */
-export async function credentialHelpers(env: Environment): Promise<string[]> {
-  const { credsStore, credHelpers } = await readConfig(env).catch(
-    (): JsonObject => ({}),
-  );
-  const named = isObject(credHelpers) ? Object.values(credHelpers) : [];
-  return [credsStore, ...named]
+export async function listCredentialHelpers(
+  env: Environment,
+): Promise<string[]> {
+  const config = await readDockerConfig(env).catch((): JsonObject => ({}));
+  const { credsStore, credHelpers } = config;
+  return [credsStore, ...Object.values(jsonObjectOrEmpty(credHelpers))]
     .filter((name) => typeof name === "string" && name)
     .map((name) => `docker-credential-${name}`);
 }
 
-async function readConfig(env: Environment): Promise<JsonObject> {
-  const file = await readConfigFile(env);
-  return file ? parseConfig(file) : {};
+async function readDockerConfig(env: Environment): Promise<JsonObject> {
+  const file = await readDockerConfigFile(env);
+  return file ? parseDockerConfig(file) : {};
 }
 
-/** As docker does, takes an empty file for none. */
-function parseConfig({ path, text }: ConfigFile): JsonObject {
+/** Like docker, treats an empty file as an empty configuration. */
+function parseDockerConfig({ path, text }: DockerConfigFile): JsonObject {
   if (text.trim() === "") return {};
   let config: unknown;
   try {
-    config = parseJson(text, path);
+    config = parseJsonText(text, path);
   } catch (error) {
-    throw new RangesUnavailable((error as Error).message);
+    throw new RangesUnavailableError((error as Error).message);
   }
-  if (isObject(config)) return config;
-  throw new RangesUnavailable(`${path} is not an object`);
+  if (isJsonObject(config)) return config;
+  throw new RangesUnavailableError(`${path} is not a JSON object`);
 }
 
-/** What a registry's entry in the configuration is called. */
-function serverKey(registry: string): string {
-  return /^(?:registry-1\.)?docker\.io$/.test(registry) ? DOCKER_HUB : registry;
+/** Returns the key of a registry's entry in `config.json`. */
+function dockerConfigKey(registry: string): string {
+  return /^(?:registry-1\.)?docker\.io$/.test(registry)
+    ? DOCKER_HUB_CONFIG_KEY
+    : registry;
 }
 
-function helperOf(
+function helperInConfig(
   { credHelpers, credsStore }: JsonObject,
   key: string,
 ): string | undefined {
-  const helper = isObject(credHelpers) && own(credHelpers, key) || credsStore;
+  const helper = ownProperty(jsonObjectOrEmpty(credHelpers), key) || credsStore;
   return typeof helper === "string" && helper ? helper : undefined;
 }
 
-/** Asks `docker-credential-HELPER get`, with the host on standard input. */
-async function askHelper(
+/** Runs `docker-credential-HELPER get`, with the registry on standard input. */
+async function runCredentialHelper(
   helper: string,
   key: string,
   signal?: AbortSignal,
 ): Promise<RegistryCredentials> {
   const command = `docker-credential-${helper}`;
-  const { state } = await Deno.permissions.query({ name: "run", command });
-  if (state !== "granted") {
-    throw new RangesUnavailable(`--allow-run=${command} is not granted`);
+  if (!isPermissionGranted({ name: "run", command })) {
+    throw new RangesUnavailableError(`--allow-run=${command} is not granted`);
   }
   const failed = (why: string) =>
-    new RangesUnavailable(`${oneLine(command, 60)} failed: ${oneLine(why)}`);
-  const options = { args: ["get"], input: key, timeoutMs: HELPER_MS, signal };
-  const output = await run(command, { ...options, env: NO_SECRETS })
-    .catch((error) => {
-      signal?.throwIfAborted();
-      const missing = error instanceof Deno.errors.NotFound;
-      throw failed(missing ? "it is not on PATH" : error.message);
-    });
-  const { code, stdout, stderr } = output;
-  if (stdout.trim() === NO_CREDENTIALS) return {};
+    new RangesUnavailableError(
+      `${sanitizeLine(command, 60)} failed: ${sanitizeLine(why)}`,
+    );
+  const { code, stdout, stderr } = await runProcess(command, {
+    args: ["get"],
+    input: key,
+    env: CLEARED_SECRET_VARIABLES,
+    timeoutMs: CREDENTIAL_HELPER_TIMEOUT_MS,
+    signal,
+  }).catch((error) => {
+    signal?.throwIfAborted();
+    const missing = error instanceof Deno.errors.NotFound;
+    throw failed(missing ? "not found on PATH" : error.message);
+  });
+  if (stdout.trim() === HELPER_NO_CREDENTIALS_OUTPUT) return {};
   if (code !== 0) {
-    const said = redactSecrets(stdout) || redactSecrets(stderr);
-    throw failed(said || `exit status ${code}`);
+    const printed = redactSecrets(stdout) || redactSecrets(stderr);
+    throw failed(printed || `exit status ${code}`);
   }
   try {
     const { Username: user, Secret: secret } = JSON.parse(stdout);
     if (typeof user === "string" && typeof secret === "string") {
-      return user === TOKEN_USER
+      return user === IDENTITY_TOKEN_USER
         ? { identityToken: secret }
         : { login: { user, password: secret } };
     }
   } catch {
-    // Neither its output nor the parser's message: they may hold the secret.
+    // The output and the parser's message may hold the secret: report neither.
   }
-  throw failed("it printed no credentials");
+  throw failed("no user name and secret in the output");
 }
 
-function storedCredentials(
+function credentialsInConfig(
   auths: JsonObject,
   key: string,
 ): RegistryCredentials {
-  // Old files have addresses as keys.
-  const entry = own(auths, key) ??
-    Object.entries(auths).find(([name]) => hostOf(name) === key)?.[1];
-  if (typeof entry !== "object" || entry === null) return {};
-  const { auth, username, password, identitytoken, registrytoken } =
-    entry as JsonObject;
-  const credentials: RegistryCredentials = {};
-  if (typeof identitytoken === "string" && identitytoken) {
-    credentials.identityToken = identitytoken;
-  }
-  if (typeof registrytoken === "string" && registrytoken) {
-    credentials.registryToken = registrytoken;
-  }
-  if (typeof auth === "string" && auth) {
-    credentials.login = decodeLogin(auth, key);
-  } else if (typeof username === "string" && username) {
-    credentials.login = { user: username, password: String(password ?? "") };
-  }
-  return credentials;
+  // Old files have URLs as keys.
+  const entry = ownProperty(auths, key) ??
+    Object.entries(auths).find(([name]) => hostOfConfigKey(name) === key)?.[1];
+  const fields = jsonObjectOrEmpty(entry);
+  const text = (name: string) =>
+    typeof fields[name] === "string" ? fields[name] : "";
+  const [identityToken, registryToken] = ["identitytoken", "registrytoken"]
+    .map(text);
+  const [auth, user] = ["auth", "username"].map(text);
+  const password = String(fields.password ?? "");
+  const login = auth ? decodeBasicLogin(auth, key) : user && { user, password };
+  return {
+    ...identityToken && { identityToken },
+    ...registryToken && { registryToken },
+    ...login && { login },
+  };
 }
 
-/** Reads base64 of `user:password`. */
-function decodeLogin(auth: string, key: string) {
+/** Decodes base64 of `user:password`. */
+function decodeBasicLogin(auth: string, key: string) {
   try {
     const text = new TextDecoder().decode(Uint8Array.fromBase64(auth));
     const colon = text.indexOf(":");
@@ -248,15 +272,17 @@ function decodeLogin(auth: string, key: string) {
       return { user: text.slice(0, colon), password: text.slice(colon + 1) };
     }
   } catch {
-    // The cause would show the secret.
+    // The cause may hold the secret: do not report it.
   }
-  throw new RangesUnavailable(`Docker's credentials for ${key} are malformed`);
+  const why =
+    `the credentials for ${key} in Docker's config.json are malformed`;
+  throw new RangesUnavailableError(why);
 }
 
-function hostOf(address: string): string {
+function hostOfConfigKey(address: string): string {
   return address.replace(/^https?:\/\//, "").split("/")[0];
 }
 
-function own<T>(record: Record<string, T> | undefined, key: string) {
-  return record && Object.hasOwn(record, key) ? record[key] : undefined;
+function ownProperty(record: JsonObject, key: string): unknown {
+  return Object.hasOwn(record, key) ? record[key] : undefined;
 }

@@ -1,157 +1,142 @@
 /**
- * Typed errors for what `oras` 1.3 prints when it fails: its exit status is 1
- * whatever happened.
+ * Converts the error output of `oras` 1.3 to typed errors, because its exit status
+ * is always 1.
  *
  * @module
  */
 import { type ErrorCode, ToolsmithError } from "../errors.ts";
-import { oneLine } from "../system/text.ts";
-import { isGhcr } from "./credentials.ts";
+import { sanitizeLine } from "../system/sanitize_text.ts";
+import { isGhcr } from "./ghcr_credentials.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 
-interface Failure {
-  /** Found in what oras printed. */
-  match: RegExp;
-  code: ErrorCode;
-  /** What could not be done, before the reference. */
-  message: string;
-  hint: string;
-}
-
-/** The first row that matches counts: the more specific stand first. */
-const FAILURES: Failure[] = [
-  {
-    match: /invalid config format|failed to open config file/,
-    code: "file_unreadable",
-    message: "Cannot read Docker's configuration for",
-    hint: "fix or remove config.json in DOCKER_CONFIG, or in ~/.docker",
-  },
-  {
-    match:
-      /failed to resolve credential: |error getting credentials|docker-credential-/i,
-    code: "credentials_failed",
-    message: "The Docker credential helper failed for",
-    hint:
-      "fix credsStore or credHelpers in Docker's config.json, or log in again",
-  },
-  {
-    match: /no space left on device|disk quota exceeded/i,
-    code: "disk_full",
-    message: "Disk full while pulling",
-    hint: "free some space, or put the cache elsewhere: TOOLSMITH_CACHE=DIR",
-  },
-  {
-    match:
-      /mismatched digest|digest mismatch|trailing data|mismatch(?:ed)? content-length|does not match the expected/i,
-    code: "checksum_mismatch",
-    message: "The registry sent other bytes than its manifest promises for",
-    hint:
-      "nothing was kept; try again, and if it repeats, the registry or a proxy on the way is broken",
-  },
-  {
-    match: /toomanyrequests|too many requests|rate.?limit|status code 429/i,
-    code: "rate_limited",
-    message: "Rate limit reached at",
-    hint:
-      "wait, or log in: registries allow more to those they know (GHCR_USERNAME and GHCR_TOKEN)",
-  },
-  {
-    match: /unauthorized|status code 401|basic credential not found/i,
-    code: "unauthorized",
-    message: "Unauthorized: no access to",
-    hint: "",
-  },
-  {
-    match: /denied:|forbidden|status code 403/i,
-    code: "forbidden",
-    message: "Forbidden: no access to",
-    hint: "",
-  },
-  {
-    match: /no such host|server misbehaving|name resolution|lookup .* on /i,
-    code: "dns_failed",
-    message: "Cannot find the host of",
-    hint: "check the spelling of the registry, and this host's DNS",
-  },
-  {
-    match:
-      /status code 5\d\d|\bunavailable: |: (?:internal server error|bad gateway|service unavailable)/i,
-    code: "registry_unavailable",
-    message: "The registry answered with a server error for",
-    hint: "try again later",
-  },
-  {
-    match:
-      /x509:|tls: |certificate|server gave HTTP response to HTTPS client|first record does not look like a TLS|"http:\/\/": response status code 400/i,
-    code: "tls_failed",
-    message: "Cannot make a trusted TLS connection to",
-    hint:
-      "a private CA needs --ca-file FILE; a registry without TLS needs --plain-http",
-  },
-  {
-    match:
-      /connection refused|i\/o timeout|TLS handshake timeout|no route to host|network is unreachable|host is down|context deadline exceeded/i,
-    code: "connection_failed",
-    message: "Cannot connect to the registry of",
-    hint: "is it running, and does a firewall or proxy let you through?",
-  },
-  {
-    match:
-      /unexpected EOF|connection reset|broken pipe|stream error|GOAWAY|use of closed network|: EOF/i,
-    code: "transfer_interrupted",
-    message: "The transfer was cut for",
-    hint: "try again",
-  },
-  {
-    match: /path traversal disallowed|duplicate name|overwrite disallowed/i,
-    code: "artifact_unsafe",
-    message: "oras refuses the file names in",
-    hint: "publish the files under plain names",
-  },
-  {
-    match:
-      /\b(?:open|read) [^:]+: (?:no such file|permission denied|(?:is|not) a directory)/i,
-    code: "file_unreadable",
-    message: "oras cannot read a file that it needs for",
-    hint: "check the path in --ca-file, and oras's own configuration",
-  },
-  {
-    match: /not found|status code 404|manifest unknown|name unknown/i,
-    code: "not_found",
-    message: "Not found:",
-    hint: "",
-  },
+/**
+ * What oras prints, the code, the start of the message before the reference, and the
+ * hint, if it does not depend on the registry. The first match wins, so specific
+ * patterns come first.
+ */
+const ORAS_ERROR_RULES: [RegExp, ErrorCode, string, string?][] = [
+  [
+    /invalid config format|failed to open config file/,
+    "file_unreadable",
+    "Cannot read Docker's config.json to access",
+    "fix or delete config.json in the directory DOCKER_CONFIG, or in ~/.docker",
+  ],
+  [
+    /failed to resolve credential: |error getting credentials|docker-credential-/i,
+    "credentials_failed",
+    "Docker's credential helper failed to get credentials for",
+    "fix credsStore or credHelpers in Docker's config.json, or run oras login",
+  ],
+  [
+    /no space left on device|disk quota exceeded/i,
+    "disk_full",
+    "The disk is full: cannot transfer",
+    "free disk space, or move the cache elsewhere: TOOLSMITH_CACHE=DIR",
+  ],
+  [
+    /mismatched digest|digest mismatch|trailing data|mismatch(?:ed)? content-length|does not match the expected/i,
+    "checksum_mismatch",
+    "The registry sent bytes that do not match the manifest of",
+    "try again; if the error repeats, check the registry and any proxy in between; nothing was kept",
+  ],
+  [
+    /toomanyrequests|too many requests|rate.?limit|status code 429/i,
+    "rate_limited",
+    "The registry's rate limit is reached for",
+    "wait, or log in for a higher rate limit: for ghcr.io set GHCR_USERNAME and GHCR_TOKEN, else run oras login",
+  ],
+  [
+    /unauthorized|status code 401|basic credential not found/i,
+    "unauthorized",
+    "Unauthorized: no access to",
+  ],
+  [
+    /denied:|forbidden|status code 403/i,
+    "forbidden",
+    "Forbidden: no access to",
+  ],
+  [
+    /no such host|server misbehaving|name resolution|lookup .* on /i,
+    "dns_failed",
+    "Cannot resolve the registry's host name for",
+    "check the registry's name in the reference, and this host's DNS",
+  ],
+  [
+    /status code 5\d\d|\bunavailable: |: (?:internal server error|bad gateway|service unavailable)/i,
+    "registry_unavailable",
+    "The registry answered with a server error for",
+    "try again later",
+  ],
+  [
+    /x509:|tls: |certificate|server gave HTTP response to HTTPS client|first record does not look like a TLS|"http:\/\/": response status code 400/i,
+    "tls_failed",
+    "Cannot make a trusted TLS connection to",
+    "pass --ca-file FILE for a private CA, or --plain-http for a registry without TLS",
+  ],
+  [
+    /connection refused|i\/o timeout|TLS handshake timeout|no route to host|network is unreachable|host is down|context deadline exceeded/i,
+    "connection_failed",
+    "Cannot connect to the registry for",
+    "check that the registry is running and that no firewall or proxy blocks the connection",
+  ],
+  [
+    /unexpected EOF|connection reset|broken pipe|stream error|GOAWAY|use of closed network|: EOF/i,
+    "transfer_interrupted",
+    "Lost the connection to the registry during the transfer of",
+    "try again",
+  ],
+  [
+    /path traversal disallowed|duplicate name|overwrite disallowed/i,
+    "artifact_unsafe",
+    "oras refuses the file names in",
+    "publish the artifact again with plain relative file names",
+  ],
+  [
+    /\b(?:open|read) [^:]+: (?:no such file|permission denied|(?:is|not) a directory)/i,
+    "file_unreadable",
+    "oras cannot read a required file for",
+    "check the file that oras names, such as the one of --ca-file",
+  ],
+  [
+    /not found|status code 404|manifest unknown|name unknown/i,
+    "not_found",
+    "Not found:",
+  ],
 ];
 
 /**
- * Makes a typed error of what oras printed.
- *
- * @param text Its standard error, without secrets.
- * @param reference What it was asked for.
- * @param loggedIn Whether credentials were given.
- * @returns The error, with oras's own words in its message.
+ * Converts the output of oras to a typed error, which quotes oras's error line.
  */
-export function orasError(
+export function parseOrasError(
   text: string,
   reference: OciReference,
   loggedIn: boolean,
 ): ToolsmithError {
-  const said = firstErrorLine(text);
+  const errorLine = firstErrorLine(text);
+  const cause = lastOutputLinesAsError(text);
   const name = formatReference(reference);
-  const words = withoutNames(text, reference);
-  const failure = FAILURES.find((row) => row.match.test(words));
-  if (!failure) {
-    return new ToolsmithError("oras_failed", `oras failed on ${name}: ${said}`);
+  const words = stripReferenceNames(text, reference);
+  const rule = ORAS_ERROR_RULES.find(([pattern]) => pattern.test(words));
+  if (!rule) {
+    const message = `oras failed on ${name}: ${errorLine}`;
+    const hint = "add --verbose for more of oras's output";
+    return new ToolsmithError("oras_failed", message, { hint, cause });
   }
-  return new ToolsmithError(
-    failure.code,
-    `${failure.message} ${name} (oras: ${said})`,
-    { hint: failure.hint || accessHint(failure.code, reference, loggedIn) },
-  );
+  const [, code, start, hint = registryAccessHint(code, reference, loggedIn)] =
+    rule;
+  const message = `${start} ${name} (oras: ${errorLine})`;
+  return new ToolsmithError(code, message, { hint, cause });
 }
 
-/** Names may hold the very words that tell failures apart. */
-function withoutNames(
+/** Returns the last lines of the output, as context for --verbose. */
+function lastOutputLinesAsError(text: string): Error | undefined {
+  const lines = text.trim().split("\n").slice(-10)
+    .map((line) => sanitizeLine(line));
+  return lines[0] ? new Error(`oras: ${lines.join("\n")}`) : undefined;
+}
+
+/** Names may contain words that match an error pattern. */
+function stripReferenceNames(
   text: string,
   { registry, repository, tag, digest }: OciReference,
 ): string {
@@ -166,12 +151,12 @@ function withoutNames(
 function firstErrorLine(text: string): string {
   const lines = text.split("\n").map((line) => line.trim()).filter(Boolean);
   const errors = lines.filter((line) => /^error/i.test(line));
-  const line = (errors[0] ?? lines.at(-1) ?? "it printed nothing")
+  const line = (errors[0] ?? lines.at(-1) ?? "no output")
     .replace(/^Error(?: response from registry)?:\s*/i, "");
-  return oneLine(line);
+  return sanitizeLine(line);
 }
 
-function accessHint(
+function registryAccessHint(
   code: ErrorCode,
   { registry }: OciReference,
   loggedIn: boolean,
@@ -185,5 +170,5 @@ function accessHint(
   if (!loggedIn) {
     return "the package is private or does not exist: set GHCR_TOKEN (scope read:packages to pull, write:packages to push) and GHCR_USERNAME or GITHUB_ACTOR";
   }
-  return "verify the scope of GHCR_TOKEN (read:packages to pull, write:packages to push) and the user name in GHCR_USERNAME or GITHUB_ACTOR; the package may also not exist";
+  return "check the scope of GHCR_TOKEN (read:packages to pull, write:packages to push) and the user name in GHCR_USERNAME or GITHUB_ACTOR; or the package does not exist";
 }

@@ -1,26 +1,24 @@
 /**
- * Which versions of oras will do. The set-up scripts use it before imports can
- * be resolved, so it imports nothing.
+ * The versions of oras that Toolsmith supports. The setup scripts use this module
+ * before imports can be resolved, so it must not import anything.
  *
  * @module
  */
 
-/** The oldest version of oras that Toolsmith is written for. */
+/** The oldest supported version. */
 export const MIN_ORAS_VERSION = "1.3.0";
 
-/** Older ones can be made to write outside of their directory (GHSA-8xwf-rjm4-xvhv). */
-export const SAFE_ORAS_VERSION = "1.3.3";
+/** Older versions have a path traversal vulnerability (GHSA-8xwf-rjm4-xvhv). */
+export const MIN_SAFE_ORAS_VERSION = "1.3.3";
 
 /**
- * Compares two versions by precedence (Semantic Versioning 2.0.0, section 11):
- * a pre-release comes before its release, and build metadata does not count.
- * Among pre-releases of one version no order is made.
+ * Compares two versions by precedence (Semantic Versioning 2.0.0, section 11): a
+ * pre-release is older than its release, and build metadata is ignored. Does not
+ * order the pre-releases of one version.
  *
- * @param version The version.
- * @param than The release that it is compared with.
- * @returns Whether it is older. What is no version is older than any.
+ * @returns Whether `version` is older than `than`, or is not a version.
  */
-export function isOlder(version: string, than: string): boolean {
+export function isOlderVersion(version: string, than: string): boolean {
   const [found, wanted] = [version, than].map((text) =>
     /^v?(\d+)\.(\d+)\.(\d+)(-)?/.exec(text)
   );

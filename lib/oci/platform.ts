@@ -1,9 +1,9 @@
 /**
- * For which processor an artifact is, and which manifest of an index is for this
- * host's.
+ * The architecture of an artifact, and the selection of an index's manifest for an
+ * architecture.
  *
- * Format: OCI Image Specification 1.1, "Image Index": `platform.architecture`
- * holds names of Go's processors, `platform.os` of Go's systems.
+ * Format: OCI Image Specification 1.1, "Image Index": `platform.architecture` is a
+ * GOARCH, `platform.os` a GOOS.
  *
  * @module
  */
@@ -12,57 +12,50 @@ import type { ImageArch } from "../image/boot_loader.ts";
 import type { Artifact, PlatformManifest } from "./artifact.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 
-/** The annotation of a manifest that holds the processor of its image. */
-export const ARCHITECTURE = "vnd.fountain.toolsmith.architecture";
+/** The annotation of a manifest that holds the architecture of its image. */
+export const ARCHITECTURE_ANNOTATION = "vnd.fountain.toolsmith.architecture";
 
-/** More digests than a person reads. */
-const MAX_LISTED = 20;
+const MAX_LISTED_DIGESTS = 20;
 
-const NAMES: Record<ImageArch, string> = { x86_64: "amd64", aarch64: "arm64" };
+const OCI_ARCH_NAMES: Record<ImageArch, string> = {
+  x86_64: "amd64",
+  aarch64: "arm64",
+};
 
 /**
- * The name that OCI has for a processor.
- *
- * @param arch The processor.
- * @returns Such as `amd64`.
+ * Returns OCI's name of an architecture, such as `amd64`.
  */
-export function ociArch(arch: ImageArch): string {
-  return NAMES[arch];
+export function toOciArch(arch: ImageArch): string {
+  return OCI_ARCH_NAMES[arch];
 }
 
 /**
- * The processor that an artifact says its image is for.
- *
- * @param artifact The artifact.
- * @returns The processor; `undefined` where it does not say, or names another.
+ * Returns the architecture that an artifact declares; `undefined` if there is none or
+ * Toolsmith does not support it.
  */
-export function archOf(
+export function artifactArch(
   { architecture }: Pick<Artifact, "architecture">,
 ): ImageArch | undefined {
   const archs: ImageArch[] = ["x86_64", "aarch64"];
-  return archs.find((arch) => NAMES[arch] === architecture);
+  return archs.find((arch) => OCI_ARCH_NAMES[arch] === architecture);
 }
 
 /**
- * Fetches an artifact; of an index, the one manifest in it that is for a
- * processor. A manifest for Linux, or for no named system, comes before one for
- * another system.
+ * Fetches an artifact; if it is an index, fetches its manifest for an architecture.
+ * Prefers a manifest for Linux, or without an OS, to one for another OS.
  *
- * @param reference What is asked for.
- * @param arch The processor.
- * @param fetch Asks for one manifest.
- * @returns The artifact, which is no index.
- * @throws {ToolsmithError} `payload_missing` when an index has none for this
- * processor, or names an index again; `payload_ambiguous` when it has several.
+ * @returns The artifact, which is not an index.
+ * @throws {ToolsmithError} `payload_missing` if an index has no manifest for the
+ * architecture, or a nested index; `payload_ambiguous` if it has several manifests.
  */
-export async function fetchForArch(
+export async function fetchArtifactForArch(
   reference: OciReference,
   arch: ImageArch,
   fetch: (reference: OciReference) => Promise<Artifact>,
 ): Promise<Artifact> {
   const artifact = await fetch(reference);
   if (!artifact.manifests || artifact.manifests.length === 0) return artifact;
-  const wanted = NAMES[arch];
+  const wanted = OCI_ARCH_NAMES[arch];
   const { manifests } = artifact;
   const all = manifests.filter((it) => it.architecture === wanted);
   const first = all.filter(({ os = "linux" }) => os === "linux");
@@ -70,23 +63,22 @@ export async function fetchForArch(
   const name = formatReference(artifact.reference);
   if (fitting.length === 0) {
     const others = [...new Set(manifests.map((it) => it.architecture))];
-    throw new ToolsmithError(
-      "payload_missing",
-      `${name} has no image for ${wanted}: it has ${others.join(", ")}`,
-      {
-        hint:
-          "name the manifest inside it by its digest, …@sha256:…, or the processor of another: --arch ARCH",
-      },
-    );
+    const hint =
+      "pass --arch ARCH for another architecture, or add a manifest's digest to the reference, …@sha256:…";
+    const message = `${name} has no image for ${wanted}: the index has ${
+      others.join(", ")
+    }`;
+    throw new ToolsmithError("payload_missing", message, { hint });
   }
   if (fitting.length > 1) {
+    const listed = fitting.slice(0, MAX_LISTED_DIGESTS)
+      .map(formatPlatformManifest).join(", ");
     throw new ToolsmithError(
       "payload_ambiguous",
-      `${name} has ${fitting.length} images for ${wanted}`,
+      `${name} has ${fitting.length} images for ${wanted}, expected one`,
       {
-        hint: `name one of them, as …@DIGEST: ${
-          fitting.slice(0, MAX_LISTED).map(describe).join(", ")
-        }`,
+        hint:
+          `add one of these digests to the reference, as …@DIGEST: ${listed}`,
       },
     );
   }
@@ -94,17 +86,18 @@ export async function fetchForArch(
   const { registry, repository } = artifact.reference;
   const found = await fetch({ kind: "oci", registry, repository, digest });
   if (found.manifests) {
-    throw new ToolsmithError(
-      "payload_missing",
-      `${name} names another index for ${wanted}`,
-      { hint: "name the image's manifest by its digest, …@sha256:…" },
-    );
+    const message = `${name} contains a nested index for ${wanted}`;
+    const hint =
+      "add the digest of the image's manifest to the reference, …@sha256:…";
+    throw new ToolsmithError("payload_missing", message, { hint });
   }
   return { ...found, architecture: found.architecture ?? wanted };
 }
 
-/** Such as `sha256:… (linux/arm64/v8)`. */
-function describe({ digest, os, architecture, variant }: PlatformManifest) {
+/** Returns text such as `sha256:… (linux/arm64/v8)`. */
+function formatPlatformManifest(
+  { digest, os, architecture, variant }: PlatformManifest,
+) {
   const platform = [os, architecture, variant].filter(Boolean).join("/");
   return `${digest} (${platform})`;
 }

@@ -1,79 +1,71 @@
 /**
- * Pulls an artifact, and computes the SHA-256 of its image in the same pass.
+ * Pulls an artifact with `oras`, hashes the image in the same pass, and reports
+ * downloads as events.
  *
  * @module
  */
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
+import type { DigestEngineName, Sha256 } from "../system/digest.ts";
 import {
-  type DigestEngine,
-  fileChunks,
-  type Sha256,
-  sha256,
-} from "../system/digest.ts";
-import {
-  type Fingerprint,
-  fingerprint,
-  fingerprintOf,
-  isSame,
+  type FileIdentity,
+  isSameFileIdentity,
+  readFileIdentity,
 } from "../system/files.ts";
-import { fileStepSync } from "../system/step_sync.ts";
-import { oneLine } from "../system/text.ts";
+import { openIncrementalFileSync } from "../system/incremental_sync.ts";
+import { sanitizeLine } from "../system/sanitize_text.ts";
+import { hashGrowingFile } from "../transfer/file_digest.ts";
 import {
   type Artifact,
   type ImageLayer,
-  pulledFiles,
-  titleOf,
+  layerTitle,
+  titledDescriptors,
 } from "./artifact.ts";
-import type { Oras } from "./oras.ts";
+import type { OrasClient } from "./oras_client.ts";
 
-/** What {@linkcode pullImage} takes. */
+/** Options of {@linkcode pullImage}. */
 export interface PullImageOptions {
   /** The image's layer, from `selectImageLayer()`. */
   layer: ImageLayer;
-  /** The directory to fill; nothing may lie in it. */
+  /** The target directory; must be empty. */
   dir: string;
-  /** Notified of the transfer's progress. */
-  progress: TransferProgress;
-  /** Who computes the digest. @default {"std"} */
-  engine?: DigestEngine;
-  /** Whether to sync the image while it comes, as it is to stay. @default {false} */
-  sync?: boolean;
+  /** Receives the progress. */
+  progress: DownloadReporter;
+  /** Implementation of SHA-256. @default {"std"} */
+  engine?: DigestEngineName;
+  /** Sync the image to disk during the pull, because it will be kept. @default {false} */
+  syncToDisk?: boolean;
 }
 
-/** An image that was pulled. */
+/** Result of {@linkcode pullImage}. */
 export interface PulledImage {
-  /** Its path. */
   path: string;
-  /** Its size, in bytes. */
+  /** Size of the image, in bytes. */
   bytes: number;
-  /** SHA-256 of its bytes. */
   sha256: Sha256;
-  /** The file whose bytes were hashed. */
-  hashed: Fingerprint;
+  /** Identity of the file that was hashed. */
+  hashedFile: FileIdentity;
 }
 
-/** What is known of a transfer when it begins. */
-export interface TransferStart {
-  /** The image's name. */
+/** What is known when a download starts. */
+export interface DownloadStart {
   image: string;
-  /** Where it comes from. */
   source: string;
-  /** Size of the whole, in bytes, if that is known. */
+  /** Total size, in bytes, if known. */
   total: number | null;
-  /** Bytes that were there before. @default {0} */
+  /** Bytes of a partial download that are kept. @default {0} */
   resumed?: number;
-  /** How many connections there are at most. @default {1} */
+  /** Highest number of connections. @default {1} */
   connections?: number;
 }
 
-/** Reports a transfer as events. */
-export interface TransferProgress {
-  /** Reports how many bytes have arrived, ten times a second at most. */
-  at(bytes: number): void;
-  /** Reports that all have arrived. */
-  end(bytes: number): void;
+/** Emits the events of one download. */
+export interface DownloadReporter {
+  /** Emits the number of received bytes, at most ten times a second. */
+  reportBytes(bytes: number): void;
+  /** Emits the end of the download. */
+  reportEnd(bytes: number): void;
 }
 
 /**
@@ -83,128 +75,88 @@ export interface TransferProgress {
  * Needs `--allow-run=oras`, and `--allow-read` and `--allow-write` for the
  * directory.
  *
- * @param registry The registry that served the artifact.
- * @param artifact The artifact; it is pulled by its digest.
- * @param options The image's layer, the directory, and how to report progress.
- * @returns The image, and the digest that it has: the caller compares it.
- * @throws {ToolsmithError} Those of the registry (docs/troubleshooting.md), and
- * `checksum_mismatch` when the file is not the one that was hashed, or has another
- * size than its layer.
+ * @param artifact The artifact; pulled by its digest.
+ * @param options The image's layer, the directory, and the progress.
+ * @returns The image and its actual SHA-256, which the caller must compare.
+ * @throws {ToolsmithError} Errors of the registry (docs/troubleshooting.md), and
+ * `checksum_mismatch` if the file is not the one that was hashed, or does not have
+ * the layer's size.
  */
 export async function pullImage(
-  registry: Oras,
+  registry: OrasClient,
   artifact: Artifact,
-  { layer, dir, progress, engine, sync = false }: PullImageOptions,
+  { layer, dir, progress, engine, syncToDisk = false }: PullImageOptions,
 ): Promise<PulledImage> {
-  const total = totalBytes(artifact);
-  const done = registry.pull(artifact.reference, {
-    dir,
-    maxBytes: total,
-    onBytes: progress.at,
-  });
+  const mismatch = (why: string, cause?: unknown) =>
+    new ToolsmithError(
+      "checksum_mismatch",
+      `Cannot use ${sanitizeLine(layer.title)} after the pull: ${why}`,
+      { hint: "try again; if the error repeats, check the registry", cause },
+    );
+  const maxBytes = totalPullBytes(artifact);
   const path = join(dir, ...layer.title.split("/"));
-  await using steps = sync ? fileStepSync(path) : undefined;
-  let hashed: Fingerprint | undefined;
-  const chunks = fileChunks(path, {
-    growingUntil: done,
-    onBytes: steps?.at,
-    onEnd: (stat) => hashed = fingerprintOf(stat),
-  });
-  const digest = sha256(chunks, engine);
-  const settled = digest.catch(() => {});
-  try {
-    await done;
-  } catch (error) {
-    await settled;
-    throw error;
+  await using fileSync = syncToDisk ? openIncrementalFileSync(path) : undefined;
+  const pull = { dir, maxBytes, onBytes: progress.reportBytes };
+  const done = registry.pull(artifact.reference, pull)
+    .then(() => progress.reportEnd(maxBytes));
+  const options = { onBytesRead: fileSync?.reportWritten, engine };
+  const { sha256, hashed } = await hashGrowingFile(path, done, options)
+    .catch((error) => {
+      const isMissing = error instanceof Deno.errors.NotFound;
+      throw isMissing ? mismatch("the file is missing", error) : error;
+    });
+  await fileSync?.settled();
+  // The hashed bytes must be those of the file that the pull left.
+  const found = await readFileIdentity(path);
+  if (!found) throw mismatch("not a regular file");
+  const { size, inode } = found;
+  if (size !== layer.size) {
+    throw mismatch(`the file has ${size} bytes, expected ${layer.size}`);
   }
-  progress.end(total);
-  const actual = await digest.catch((error) => {
-    throw error instanceof Deno.errors.NotFound
-      ? notPulled(layer, "it is not there", error)
-      : error;
-  });
-  await steps?.settled();
-  const found = await findHashed(path, { hashed, layer, artifact, dir });
-  return { path, bytes: layer.size, sha256: actual, hashed: found };
-}
-
-/** The bytes that passed by are not yet the file that lies there. */
-async function findHashed(
-  path: string,
-  { hashed, layer, artifact, dir }: {
-    hashed: Fingerprint | undefined;
-    layer: ImageLayer;
-    artifact: Artifact;
-    dir: string;
-  },
-): Promise<Fingerprint> {
-  const found = await fingerprint(path);
-  if (!found) throw notPulled(layer, "it is no plain file");
-  if (found.size !== layer.size) {
-    throw notPulled(layer, `it has ${found.size} bytes, not ${layer.size}`);
+  if (!isSameFileIdentity(found, hashed)) {
+    throw mismatch("the file was replaced while it was hashed");
   }
-  if (!isSame(found, hashed)) {
-    throw notPulled(layer, "it was replaced while it was hashed");
+  // The file system may treat two titles as one name.
+  for (const title of titledDescriptors(artifact).map(layerTitle)) {
+    if (title === layer.title || inode === null) continue;
+    const other = await readFileIdentity(join(dir, ...title!.split("/")));
+    if (other?.inode !== inode) continue;
+    throw mismatch(`the file is the same as ${sanitizeLine(title!)}`);
   }
-  // A file system may take for one what we take for two names.
-  for (const title of pulledFiles(artifact).map(titleOf)) {
-    if (title === layer.title || found.inode === null) continue;
-    const other = await fingerprint(join(dir, ...title!.split("/")));
-    if (other?.inode === found.inode) {
-      throw notPulled(layer, `it is the same file as ${oneLine(title!)}`);
-    }
-  }
-  return found;
-}
-
-function notPulled(
-  { title }: ImageLayer,
-  why: string,
-  cause?: unknown,
-): ToolsmithError {
-  return new ToolsmithError(
-    "checksum_mismatch",
-    `Cannot take ${oneLine(title)} after the pull: ${why}`,
-    { hint: "try again; if it repeats, the registry is broken", cause },
-  );
+  return { path, bytes: size, sha256, hashedFile: found };
 }
 
 /**
- * How much a pull writes at most.
- *
- * @param artifact The artifact.
- * @returns The sum of its files' sizes, in bytes.
+ * Returns the total size of the files that a pull writes, in bytes.
  */
-export function totalBytes(artifact: Artifact): number {
-  return pulledFiles(artifact).reduce((sum, { size }) => sum + size, 0);
+export function totalPullBytes(artifact: Artifact): number {
+  return titledDescriptors(artifact).reduce((sum, { size }) => sum + size, 0);
 }
 
 /**
- * Reports the start of a transfer.
+ * Emits `download_start`.
  *
- * @param emit Where events go.
- * @param transfer What is known of it.
- * @returns How to report the rest.
+ * @param emit Receives the events.
+ * @returns Emits the progress and the end.
  */
-export function startTransfer(
+export function reportDownloadStart(
   emit: Emit,
-  transfer: TransferStart,
-): TransferProgress {
+  transfer: DownloadStart,
+): DownloadReporter {
   const { image, source, total, resumed = 0, connections = 1 } = transfer;
-  const begun = performance.now();
-  let reported = begun;
+  const startedAt = performance.now();
+  let reportedAt = startedAt;
   const start = { image, source, bytes: total, resumed, connections };
   emit({ type: "download_start", ...start });
   return {
-    at(bytes) {
+    reportBytes(bytes) {
       const now = performance.now();
-      if (now - reported < 100) return;
-      reported = now;
+      if (now - reportedAt < 100) return;
+      reportedAt = now;
       emit({ type: "download_progress", image, bytes, total });
     },
-    end(bytes) {
-      const elapsedMs = Math.round(performance.now() - begun);
+    reportEnd(bytes) {
+      const elapsedMs = Math.round(performance.now() - startedAt);
       emit({ type: "download_end", image, source, bytes, elapsedMs });
     },
   };

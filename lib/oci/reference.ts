@@ -1,14 +1,13 @@
 /**
- * Registry references, as a person writes them.
+ * Parses and formats registry references.
  *
- * The grammar is that of the OCI Distribution
- * Specification 1.1, "Pulling manifests", and of the `reference` grammar that
- * registries share.
+ * Format: OCI Distribution Specification 1.1, "Pulling manifests", and the
+ * `reference` grammar of the distribution project.
  *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import { type Digest, isDigest } from "../system/digest.ts";
+import { type Digest, isSha256Digest } from "../system/digest.ts";
 
 /** An artifact in an OCI registry. */
 export interface OciReference {
@@ -24,58 +23,51 @@ export interface OciReference {
   digest?: Digest;
 }
 
-const HOST =
+const REGISTRY_HOST_PATTERN =
   /^(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?$/;
-const REPOSITORY =
+const REPOSITORY_PATTERN =
   /^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:\/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$/;
-const TAG = /^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$/;
+const TAG_PATTERN = /^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$/;
 
 /**
- * Reads a registry reference, with or without `oci://`.
+ * Parses a registry reference, with or without `oci://`.
  *
  * @param text Such as `ghcr.io/owner/repo:1.0`. Without tag and digest, the
  * tag is `latest`.
- * @returns Its parts.
- * @throws {ToolsmithError} `reference_invalid`, and says which part is wrong.
+ * @returns The parts of the reference.
+ * @throws {ToolsmithError} `reference_invalid`, with the malformed part.
  */
 export function parseReference(text: string): OciReference {
+  const example = "write the reference as REGISTRY/OWNER/REPO:VERSION";
+  const invalid = (why: string, hint = example) =>
+    invalidReferenceError(text, why, hint);
   const bare = text.replace(/^oci:\/\//i, "");
   const slash = bare.indexOf("/");
-  const example = "write it as REGISTRY/OWNER/REPO:VERSION";
-  if (slash < 1) {
-    throw invalidReference(text, "it names no repository", example);
-  }
+  if (slash < 1) throw invalid("the reference has no repository");
   const registry = bare.slice(0, slash);
-  if (!HOST.test(registry)) {
-    const shown = withoutSecrets(registry);
-    throw invalidReference(text, `"${shown}" is not a registry host`, example);
+  if (!REGISTRY_HOST_PATTERN.test(registry)) {
+    throw invalid(`"${redactUrlSecrets(registry)}" is not a registry host`);
   }
   const [named, digest, ...more] = bare.slice(slash + 1).split("@");
-  if (more.length > 0 || (digest !== undefined && !isDigest(digest))) {
-    throw invalidReference(
-      text,
+  if (more.length > 0 || (digest !== undefined && !isSha256Digest(digest))) {
+    throw invalid(
       `"${[digest, ...more].join("@")}" is not a digest`,
-      "a digest is sha256: and 64 digits of lower-case hex",
+      "write the digest as sha256: and 64 lower-case hexadecimal digits",
     );
   }
-  const colon = named.indexOf(":");
-  const repository = colon < 0 ? named : named.slice(0, colon);
-  const tag = colon < 0 ? undefined : named.slice(colon + 1);
-  if (!REPOSITORY.test(repository)) {
+  // Everything after the first colon is the tag.
+  const [repository, tag] = named.split(/:(.*)/s);
+  if (!REPOSITORY_PATTERN.test(repository)) {
     const lower = repository.toLowerCase();
-    throw invalidReference(
-      text,
-      `"${repository}" is not a repository name`,
-      REPOSITORY.test(lower)
-        ? `repositories are lower case: ${registry}/${lower}`
-        : example,
-    );
+    const hint = REPOSITORY_PATTERN.test(lower)
+      ? `write the repository in lower case: ${registry}/${lower}`
+      : example;
+    throw invalid(`"${repository}" is not a repository name`, hint);
   }
-  if (tag !== undefined && !TAG.test(tag)) {
-    throw invalidReference(
-      text,
+  if (tag !== undefined && !TAG_PATTERN.test(tag)) {
+    throw invalid(
       `"${tag}" is not a tag`,
-      "a tag has letters, digits, dots, dashes and underscores, 128 at most",
+      "use a tag of at most 128 letters, digits, dots, dashes and underscores",
     );
   }
   const reference: OciReference = { kind: "oci", registry, repository };
@@ -86,9 +78,9 @@ export function parseReference(text: string): OciReference {
 }
 
 /**
- * Writes a reference as `oras` takes it: without a scheme.
+ * Formats a reference for `oras`, without a scheme.
  *
- * @param reference The reference; its digest wins over its tag.
+ * @param reference The reference; the digest has precedence over the tag.
  * @returns `registry/repository@digest` or `registry/repository:tag`.
  */
 export function formatReference(reference: OciReference): string {
@@ -99,33 +91,35 @@ export function formatReference(reference: OciReference): string {
 }
 
 /**
- * The error of a reference or source that cannot be used; secrets that it may
- * hold are not shown.
+ * Creates the error for a malformed reference or image source, with its secrets
+ * redacted.
  *
- * @param value What was given.
- * @param why What is wrong with it.
+ * @param value The reference or source.
+ * @param why The reason.
  * @param hint What to write instead.
  */
-export function invalidReference(
+export function invalidReferenceError(
   value: string,
   why: string,
   hint: string,
 ): ToolsmithError {
   return new ToolsmithError(
     "reference_invalid",
-    `Cannot use image source "${cut(withoutSecrets(value))}": ${cut(why)}`,
+    `Cannot use image source "${truncateText(redactUrlSecrets(value))}": ${
+      truncateText(why)
+    }`,
     { hint },
   );
 }
 
-/** A user, who may be a token, and a query, which may be signed, are not shown. */
-function withoutSecrets(value: string): string {
+/** Redacts the user info, which may be a token, and the query, which may be signed. */
+function redactUrlSecrets(value: string): string {
   const scheme = value.indexOf("://");
   const query = scheme < 0 ? -1 : value.indexOf("?", scheme);
   const shown = query < 0 ? value : `${value.slice(0, query + 1)}…`;
   return shown.replace(/^([a-z][a-z0-9+.-]*:\/\/)?[^/@]*@/i, "$1…@");
 }
 
-function cut(text: string): string {
+function truncateText(text: string): string {
   return text.length > 300 ? `${text.slice(0, 300)}…` : text;
 }

@@ -1,22 +1,22 @@
 /**
- * What GitHub Actions shows of a publication: a job summary, and step outputs.
+ * Reports a publication to GitHub Actions: a job summary and step outputs.
  *
  * @module
  */
-import { formatManifest } from "../manifest/format.ts";
+import { formatManifestJson } from "../manifest/manifest_json.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { systemError, toToolsmithError } from "../errors.ts";
-import { emitter, type OnEvent } from "../events.ts";
+import { createEmitter, type OnEvent } from "../events.ts";
 import type { PublishResult } from "./publish.ts";
 
 /**
- * What a script wants to know of a publication, by stable names: the step
- * outputs, and the fields of the last line of `--json`.
+ * Returns the result's fields under the stable names of the step outputs and of
+ * the last line of `--json`.
  *
- * @param result What was published.
+ * @param result The result of `publish()`.
  * @returns The fields.
  */
-export function publishFields(
+export function publishOutputFields(
   result: PublishResult,
 ): Record<string, string | number> {
   return {
@@ -30,12 +30,12 @@ export function publishFields(
 }
 
 /**
- * The job summary: a table, and the manifest to paste.
+ * Formats the job summary: a table, and the manifest to paste.
  *
- * @param result What was published.
+ * @param result The result of `publish()`.
  * @returns Markdown.
  */
-export function jobSummary(result: PublishResult): string {
+export function jobSummaryMarkdown(result: PublishResult): string {
   const rows = [
     ["Reference", result.reference],
     ["File", result.file],
@@ -45,8 +45,8 @@ export function jobSummary(result: PublishResult): string {
     [
       "Verified",
       result.verified === "pull"
-        ? "pulled back and hashed"
-        : "served with the same digests",
+        ? "image pulled and hashed"
+        : "registry serves the same digests",
     ],
   ];
   return [
@@ -54,24 +54,26 @@ export function jobSummary(result: PublishResult): string {
     "",
     "| | |",
     "|---|---|",
-    ...rows.map(([name, value]) => `| ${name} | ${cell(value)} |`),
+    ...rows.map(([name, value]) => `| ${name} | ${quoteTableCell(value)} |`),
     "",
-    "To consume it, put this into `.toolsmith/tools.json`:",
+    "To use the image, put this into `.toolsmith/tools.json`:",
     "",
     "```json",
-    formatManifest(result.manifest) + "```",
+    formatManifestJson(result.manifest) + "```",
     "",
   ].join("\n");
 }
 
 /**
- * Writes outputs of a step as GitHub Actions reads them. No value can add an
- * output of its own, whatever lines it has.
+ * Formats step outputs with random delimiters, so that no value can add another
+ * output.
  *
  * @param outputs Names and values.
- * @returns The text to append to the file that `GITHUB_OUTPUT` names.
+ * @returns The text to append to the file in `GITHUB_OUTPUT`.
  */
-export function stepOutputs(outputs: Record<string, string | number>): string {
+export function stepOutputsText(
+  outputs: Record<string, string | number>,
+): string {
   let text = "";
   for (const [name, value] of Object.entries(outputs)) {
     const end = `end-${crypto.randomUUID()}`;
@@ -80,46 +82,48 @@ export function stepOutputs(outputs: Record<string, string | number>): string {
   return text;
 }
 
-/** What {@linkcode reportToActions} takes. */
-export interface ReportOptions {
+/** Options of {@linkcode reportToGithubActions}. */
+export interface ActionsReportOptions {
   /** Read for `GITHUB_STEP_SUMMARY` and `GITHUB_OUTPUT`. @default {processEnvironment} */
   env?: Environment;
-  /** Gets a warning for a file that cannot be written. @default {undefined} */
+  /** Receives a warning if a file cannot be written. @default {undefined} */
   onEvent?: OnEvent;
 }
 
 /**
- * Reports a publication to GitHub Actions; elsewhere does nothing. The image is
- * published by then, so that a report that fails is no error.
+ * Writes job summary and step outputs; does nothing outside of GitHub Actions. A
+ * failure is only a warning, as the image is already published.
  *
  * Needs `--allow-write` for the files that the environment names.
  *
- * @param result What was published.
- * @param options The environment, and who is notified.
+ * @param result The result of `publish()`.
+ * @param options Environment and event listener.
  */
-export async function reportToActions(
+export async function reportToGithubActions(
   result: PublishResult,
-  options: ReportOptions = {},
+  options: ActionsReportOptions = {},
 ): Promise<void> {
   const { env = processEnvironment, onEvent } = options;
   const append = async (variable: string, text: string) => {
     const path = env.get(variable);
     if (!path) return;
-    const what = `Cannot write to ${path}, which ${variable} names`;
+    const messagePrefix = `Cannot write to ${path}, which ${variable} names`;
     await Deno.writeTextFile(path, text, { append: true }).catch((error) => {
-      const { message } = toToolsmithError(systemError(error, { what }));
-      emitter(onEvent)({
+      const { message } = toToolsmithError(
+        systemError(error, { messagePrefix }),
+      );
+      createEmitter(onEvent)({
         type: "warning",
-        message: `${message}; unset ${variable}, or name another file`,
+        message: `${message}; unset ${variable}, or set it to a writable file`,
       });
     });
   };
-  await append("GITHUB_STEP_SUMMARY", jobSummary(result));
-  await append("GITHUB_OUTPUT", stepOutputs(publishFields(result)));
+  await append("GITHUB_STEP_SUMMARY", jobSummaryMarkdown(result));
+  await append("GITHUB_OUTPUT", stepOutputsText(publishOutputFields(result)));
 }
 
-/** Keeps a value in its cell, and markdown out of it. */
-function cell(value: string): string {
+/** Quotes a value as inline code that stays in its table cell. */
+function quoteTableCell(value: string): string {
   const text = value.replace(/[\r\n]+/g, " ").replaceAll("|", "\\|");
   const ticks = "`".repeat(
     Math.max(0, ...(text.match(/`+/g) ?? []).map((run) => run.length)) + 1,

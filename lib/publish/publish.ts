@@ -1,78 +1,91 @@
 /**
- * Publishes an image to a registry, and proves that it is served back.
+ * Publishes an image to a registry and verifies that the registry serves it.
  *
  * @module
  */
 import { basename } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
+import { MIN_INDEXED_IMAGE_BYTES } from "../delta/chunk_index.ts";
 import { ToolsmithError } from "../errors.ts";
-import { type Emit, emitter, type OnEvent } from "../events.ts";
+import { createEmitter, type Emit, type OnEvent } from "../events.ts";
 import type { ImageArch } from "../image/boot_loader.ts";
-import { inspectImage, statFile } from "../image/inspect.ts";
+import { inspectImage, statReadableFile } from "../image/inspect_image.ts";
 import {
-  assertImageName,
-  type ConsumerManifest,
-  consumerManifest,
-  imageNameOf,
-} from "../manifest/format.ts";
-import { QCOW2_MEDIA_TYPE, TITLE } from "../oci/artifact.ts";
-import { publishingEnvironment } from "../oci/credentials.ts";
-import { oras } from "../oci/oras.ts";
-import { ARCHITECTURE, ociArch } from "../oci/platform.ts";
+  assertValidImageName,
+  createManifestJson,
+  imageNameFromPath,
+  type ManifestJson,
+} from "../manifest/manifest_json.ts";
+import { QCOW2_MEDIA_TYPE, TITLE_ANNOTATION } from "../oci/artifact.ts";
+import { withGithubTokenAsGhcrToken } from "../oci/ghcr_credentials.ts";
+import { orasClient } from "../oci/oras_client.ts";
+import { ARCHITECTURE_ANNOTATION, toOciArch } from "../oci/platform.ts";
 import {
   formatReference,
   type OciReference,
   parseReference,
 } from "../oci/reference.ts";
-import { type RegistryOptions, registryOptions } from "../oci/registry.ts";
+import type { RegistryOptions } from "../oci/registry_options.ts";
 import {
-  asDigest,
   type Digest,
-  fileChunks,
+  readFileChunks,
+  selectDigestEngine,
   type Sha256,
-  sha256,
-  transferEngine,
+  sha256OfChunks,
+  sha256ToDigest,
 } from "../system/digest.ts";
-import { retry } from "../system/retry.ts";
-import { CREATED, createdTime } from "./_created.ts";
+import { retryTransient } from "../system/retry.ts";
+import { attachIndex, predictDownload, readRecords } from "./_chunk_index.ts";
+import { compressImage } from "./_compress.ts";
+import { makeLockedTemporaryDir } from "./_temporary_dir.ts";
+import { CREATED_ANNOTATION, creationTime } from "./_created_time.ts";
 import {
+  addExtraFiles,
   type ArtifactFile,
-  artifactFiles,
   type ExtraFile,
-  imageTitle,
-  pushDir,
-} from "./layers.ts";
+  imageLayerTitle,
+  preparePushDir,
+} from "./artifact_files.ts";
 import { type PollOptions, pollUntilServed } from "./verify.ts";
 
-/** What {@linkcode publish} takes. */
+/** Options of {@linkcode publish}. */
 export interface PublishOptions extends PollOptions, RegistryOptions {
-  /** Files to publish beside the image. @default {[]} */
+  /** Files to publish along with the image. @default {[]} */
   extras?: ExtraFile[];
-  /** Annotations of the manifest, added to title and time. @default {{}} */
+  /** Annotations of the manifest, besides title and creation time. @default {{}} */
   annotations?: Record<string, string>;
-  /** The processor that the image is for. @default {undefined} consumers look at its disk */
+  /** The image's processor architecture. @default {undefined} consumers detect it from the disk */
   arch?: ImageArch;
   /**
-   * The time that the manifest records as its creation. Without it that is
-   * `SOURCE_DATE_EPOCH`, or the time at which the file was last written: the
-   * same bytes give the same manifest.
+   * The creation time in the manifest. The default is `SOURCE_DATE_EPOCH`, else the
+   * file's modification time, so that the same bytes give the same manifest.
    *
    * @default {undefined}
    */
   created?: Date;
-  /** Name of the image for consumers. @default {undefined} the repository's last part */
+  /** The image's name in the consumers' manifest. @default {undefined} the repository's last part */
   name?: string;
+  /**
+   * Publish a compressed copy of the image, made with `qemu-img`.
+   *
+   * @default {false}
+   */
+  compress?: boolean;
+  /** Attach a chunk index to an image of 64 MiB or more. @default {true} */
+  index?: boolean;
+  /** The previous image, as a file or reference, to predict updates. @default {undefined} */
+  previous?: string;
   /** Retries after a transient failure of the push. @default {3} */
   retries?: number;
-  /** Pause before the second push, in milliseconds; it doubles. @default {1000} */
+  /** Pause before the first retry, in milliseconds; it doubles. @default {1000} */
   retryDelayMs?: number;
-  /** Notified of what happens. @default {undefined} */
+  /** Receives events. @default {undefined} */
   onEvent?: OnEvent;
 }
 
-/** What was published. */
+/** The result of {@linkcode publish}. */
 export interface PublishResult {
-  /** Where, as `registry/repository:tag`. */
+  /** The reference, as `registry/repository:tag`. */
   reference: string;
   /** The manifest's digest. */
   digest: Digest;
@@ -82,34 +95,35 @@ export interface PublishResult {
   sha256: Sha256;
   /** Size of the image, in bytes. */
   bytes: number;
-  /** The name that the artifact records for the image. */
+  /** The image's file name in the artifact. */
   file: string;
-  /** What was compared with what the registry serves. */
+  /** How the registry's copy was verified: by digests, or by a pull. */
   verified: "manifest" | "pull";
-  /** How often the registry was asked until it served the artifact. */
+  /** How many polls it took until the registry served the artifact. */
   attempts: number;
-  /** The manifest for consumers. */
-  manifest: ConsumerManifest;
+  /** The manifest (`tools.json`) for consumers. */
+  manifest: ManifestJson;
 }
 
 /**
- * Publishes a QCOW2 image as an OCI artifact: looks at it, hashes it, pushes it
- * with `oras` from its own directory, and polls until the registry serves the same
- * digests back.
+ * Publishes a QCOW2 image as an OCI artifact: inspects and hashes it, pushes it with
+ * `oras`, and polls until the registry serves the same digests.
  *
  * Needs `--allow-read` for the files, `--allow-run=oras` and `--allow-env`;
- * `--allow-write` to pull it back, or for extra files from other directories.
+ * `--allow-write` for a chunk index, to verify by a pull, or for extra files from
+ * other directories; `--allow-run=qemu-img` to compress; `--allow-net` for the
+ * registry to compare with a previous reference.
  *
- * @param path The image.
- * @param reference Where to: `registry/repository:tag`.
- * @param options Other files, annotations, patience, the registry.
+ * @param path The image file.
+ * @param reference The target: `registry/repository:tag`.
+ * @param options Extra files, annotations, retries, polling, the registry.
  * @returns Digests, size, and the manifest for consumers.
  * @throws {ToolsmithError} `source_not_found`, `file_unreadable`,
  * `image_invalid`, `image_unsafe`, `reference_invalid`, `usage`,
  * `publish_mismatch`, `publish_timeout`, and those of oras and the registry.
  *
  * @example
- * ```ts ignore
+ * ```ts no-run
  * import { publish } from "@fountain/toolsmith";
  *
  * const { manifest } = await publish(
@@ -125,95 +139,134 @@ export async function publish(
   reference: string,
   options: PublishOptions = {},
 ): Promise<PublishResult> {
-  const env = publishingEnvironment(options.env ?? processEnvironment);
-  const registry = { ...registryOptions(options), env };
-  const emit = emitter(options.onEvent);
-  const publication = await prepare(path, reference, { options, env, emit });
-  const { target, image, files, bytes } = publication;
-  const { title } = files[0];
+  const env = withGithubTokenAsGhcrToken(options.env ?? processEnvironment);
+  const how: ResolvedPublishOptions = {
+    ...options,
+    env,
+    emit: createEmitter(options.onEvent),
+  };
+  const { emit, signal, verify = "manifest", previous } = how;
+  if (how.compress) emit({ type: "compress_start", path });
+  await using dir = how.compress
+    ? await makeLockedTemporaryDir("publish")
+    : undefined;
+  const source = dir ? await compressImage(path, dir.path, how) : path;
+  const publication = await preparePublication(source, reference, how);
+  const { imageName, title, imageBytes } = publication;
 
-  const onBytes = (bytes: number) =>
-    emit({ type: "checksum_progress", image, bytes, total: publication.bytes });
-  const { signal } = options;
-  const engine = transferEngine(publication.bytes, env);
-  const digest = await sha256(fileChunks(path, { onBytes, signal }), engine);
-  const pushed = await push(publication, digest, { options, registry, emit });
-  const published = { reference: target, digest: pushed, path, title, image };
-  const { verify = "manifest", attempts, intervalMs, deadlineMs } = options;
-  const poll = { verify, attempts, intervalMs, deadlineMs, registry, emit };
-  const asked = await pollUntilServed({ ...published, sha256: digest }, poll);
-  const written = formatReference(target);
+  const onBytes = (read: number) =>
+    emit({
+      type: "checksum_progress",
+      image: imageName,
+      bytes: read,
+      total: imageBytes,
+    });
+  const chunks = readFileChunks(source, { onBytesRead: onBytes, signal });
+  const attaches = how.index !== false && imageBytes >= MIN_INDEXED_IMAGE_BYTES;
+  const isIndexed = attaches || previous !== undefined;
+  const [hash, records] = await Promise.all([
+    sha256OfChunks(chunks, selectDigestEngine(imageBytes, env)),
+    isIndexed ? readRecords(source, how) : new Uint8Array(),
+  ]);
+  const index = { size: imageBytes, digest: sha256ToDigest(hash), records };
+  if (previous !== undefined) {
+    await predictDownload(index, { previous, image: imageName }, how);
+  }
+  const digest = await pushWithRetries(publication, hash, how);
+  if (attaches) {
+    const pushed = { ...publication.reference, digest };
+    await attachIndex(index, { ...publication, reference: pushed }, how);
+  }
+  const published = { ...publication, digest, sha256: hash };
+  const attempts = await pollUntilServed(published, how);
+  const written = formatReference(publication.reference);
   emit({
     type: "publish_verified",
-    image,
+    image: imageName,
     reference: written,
-    digest: pushed,
+    digest,
     verify,
   });
   return {
     reference: written,
-    digest: pushed,
-    layerDigest: asDigest(digest),
-    sha256: digest,
-    bytes,
+    digest,
+    layerDigest: sha256ToDigest(hash),
+    sha256: hash,
+    bytes: imageBytes,
     file: title,
     verified: verify,
-    attempts: asked,
-    manifest: consumerManifest({
-      name: image,
+    attempts,
+    manifest: createManifestJson({
+      name: imageName,
       source: `oci://${written}`,
-      sha256: digest,
+      sha256: hash,
     }),
   };
 }
 
-/** What is published, checked as far as that goes without the registry. */
-interface Publication {
-  target: OciReference;
+/** The options of {@linkcode publish} with environment and event emitter. */
+type ResolvedPublishOptions = PublishOptions & { env: Environment; emit: Emit };
+
+/** A validated publication, ready to be hashed and pushed. */
+interface PreparedPublication {
+  reference: OciReference;
   /** The image's name for consumers. */
-  image: string;
+  imageName: string;
+  /** The image file. */
+  imagePath: string;
+  /** The file's title in the artifact. */
+  title: string;
   /** The image first. */
   files: ArtifactFile[];
   annotations: Record<string, string>;
   /** Size of the image, in bytes. */
-  bytes: number;
+  imageBytes: number;
   /** Size of all files, in bytes. */
-  total: number;
+  totalBytes: number;
 }
 
-/** Refuses what cannot be published before anything is read or pushed whole. */
-async function prepare(
+/** Rejects invalid input before the image is hashed or pushed. */
+async function preparePublication(
   path: string,
-  reference: string,
-  { options, env, emit }: {
-    options: PublishOptions;
-    env: Environment;
-    emit: Emit;
-  },
-): Promise<Publication> {
-  const target = publishTarget(reference, emit);
-  const image = options.name ?? imageNameOf(target.repository);
-  assertImageName(image);
+  text: string,
+  { name, arch, created, extras = [], annotations, env, emit }:
+    ResolvedPublishOptions,
+): Promise<PreparedPublication> {
+  const reference = parsePublishTarget(text, emit);
+  const image = name ?? imageNameFromPath(reference.repository);
+  assertValidImageName(image);
   const { modified, warnings, ...inspected } = await inspectImage(path);
   emit({ type: "image_inspected", image, path, ...inspected });
   for (const message of warnings) emit({ type: "warning", message });
-  const files = listFiles(path, options.extras ?? [], emit);
+  const files = titledArtifactFiles(path, extras, emit);
   const { bytes } = inspected;
   let total = bytes;
   for (const extra of files.slice(1)) {
-    total += (await statFile(extra.path, "extra file")).size;
+    total += (await statReadableFile(extra.path, "extra file")).size;
   }
-  const annotations = {
-    [TITLE]: files[0].title,
-    [CREATED]: createdTime(env, { given: options.created, modified }),
-    ...options.arch && { [ARCHITECTURE]: ociArch(options.arch) },
-    ...options.annotations,
+  const { title } = files[0];
+  const all = {
+    [TITLE_ANNOTATION]: title,
+    [CREATED_ANNOTATION]: creationTime(env, { given: created, modified }),
+    ...arch && { [ARCHITECTURE_ANNOTATION]: toOciArch(arch) },
+    ...annotations,
   };
-  return { target, image, files, annotations, bytes, total };
+  return {
+    ...{
+      reference,
+      imageName: image,
+      imagePath: path,
+      title,
+      files,
+      imageBytes: bytes,
+      totalBytes: total,
+    },
+    annotations: all,
+  };
 }
 
-/** Reads where to publish; a registry takes lower case alone. */
-function publishTarget(text: string, emit: Emit): OciReference {
+/** Parses the target and lowercases the repository, as registries require. */
+function parsePublishTarget(text: string, emit: Emit): OciReference {
   const lower = text.replace(
     /^((?:oci:\/\/)?[^/]*\/)([^:@]+)/i,
     (_, registry, repository) => registry + repository.toLowerCase(),
@@ -222,7 +275,7 @@ function publishTarget(text: string, emit: Emit): OciReference {
   if (target.digest) {
     throw new ToolsmithError(
       "reference_invalid",
-      `Cannot publish to ${text}: a digest names what is there already`,
+      `Cannot publish to ${text}: the target must be a tag, not a digest`,
       {
         hint:
           `publish under a tag: ${target.registry}/${target.repository}:VERSION`,
@@ -231,72 +284,62 @@ function publishTarget(text: string, emit: Emit): OciReference {
   }
   if (lower !== text) {
     const message =
-      `publishing to ${target.registry}/${target.repository}: repositories are lower case`;
+      `publishing to ${target.registry}/${target.repository}: repository names are lower case`;
     emit({ type: "warning", message });
   }
   return target;
 }
 
-function listFiles(
+function titledArtifactFiles(
   path: string,
   extras: ExtraFile[],
   emit: Emit,
 ): ArtifactFile[] {
-  const title = imageTitle(path);
+  const title = imageLayerTitle(path);
   if (title !== basename(path)) {
     const message =
-      `publishing ${path} under the name ${title}: consumers look for a plain name that ends in .qcow2`;
+      `publishing ${path} as ${title}: consumers need a name that is valid on every system and ends in .qcow2`;
     emit({ type: "warning", message });
   }
-  return artifactFiles({ path, title, mediaType: QCOW2_MEDIA_TYPE }, extras);
+  return addExtraFiles({ path, title, mediaType: QCOW2_MEDIA_TYPE }, extras);
 }
 
-/** Pushes, again where that may help; returns the manifest's digest. */
-async function push(
-  { target, image, files, annotations, total }: Publication,
-  digest: Sha256,
-  { options, registry, emit }: {
-    options: PublishOptions;
-    registry: RegistryOptions;
-    emit: Emit;
-  },
+/** Pushes, retries transient failures, and returns the manifest's digest. */
+async function pushWithRetries(
+  {
+    reference: target,
+    imageName,
+    title,
+    files,
+    annotations,
+    totalBytes,
+  }: PreparedPublication,
+  sha256: Sha256,
+  how: ResolvedPublishOptions,
 ): Promise<Digest> {
+  const { emit, retries, retryDelayMs, signal } = how;
   const reference = formatReference(target);
+  const about = { image: imageName, reference, bytes: totalBytes };
   const started = performance.now();
-  emit({
-    type: "publish_start",
-    image,
-    reference,
-    file: files[0].title,
-    bytes: total,
-    digest: asDigest(digest),
-  });
-  await using dir = await pushDir(files);
-  const client = oras(registry);
+  const layer = sha256ToDigest(sha256);
+  emit({ type: "publish_start", ...about, file: title, digest: layer });
+  await using dir = await preparePushDir(files);
+  const client = orasClient(how);
   const artifact = {
     files: dir.files,
     cwd: dir.cwd,
     artifactType: QCOW2_MEDIA_TYPE,
     annotations,
-    bytes: total,
+    totalBytes,
   };
-  const pushed = await retry(() => client.push(target, artifact), {
-    retries: options.retries,
-    retryDelayMs: options.retryDelayMs,
-    signal: options.signal,
+  const digest = await retryTransient(() => client.push(target, artifact), {
+    ...{ retries, retryDelayMs, signal },
     onRetry({ error: { code, message }, attempt, attempts, delayMs }) {
       const retry = { attempt, attempts, delayMs };
-      emit({ type: "retry", image, code, message, ...retry });
+      emit({ type: "retry", image: imageName, code, message, ...retry });
     },
   });
   const elapsedMs = Math.round(performance.now() - started);
-  emit({
-    type: "push_end",
-    image,
-    reference,
-    digest: pushed,
-    bytes: total,
-    elapsedMs,
-  });
-  return pushed;
+  emit({ type: "push_end", ...about, digest, elapsedMs });
+  return digest;
 }

@@ -1,71 +1,57 @@
 /**
- * Reads what a guest writes to its serial console.
+ * The guest's serial console: its connection, its last lines, and the failures
+ * that can be detected in them.
  *
  * @module
  */
-import { writeAll } from "../system/streams.ts";
-import { oneLine, printable } from "../system/text.ts";
+import { writeAll } from "../system/write_all.ts";
+import { sanitizeLine, sanitizeText } from "../system/sanitize_text.ts";
 
-/** What a console says about a guest that will not come up. */
+/** A boot failure detected in the console's output. */
 export interface ConsoleFailure {
-  /** What has happened. */
   kind: "panicked" | "not_bootable";
-  /** The console's own words. */
-  words: string;
+  /** The line that the guest or its firmware printed. */
+  message: string;
 }
 
-const TAIL_LINES = 16;
-const MAX_LINE = 300;
-const KEPT = 64 * 1024;
-const PANIC = /Kernel panic - not syncing[^\n]*/;
-/** What firmware and boot loaders say when there is nothing to start. */
-const NOT_BOOTABLE = /No bootable device|Missing operating system/;
-/** EDK II starts its own shell then, which waits for commands. */
-const UEFI_SHELL = /EFI Internal Shell[^]*^Shell> /m;
+const PRINTED_TAIL_LINES = 16;
+const MAX_TAIL_LINE_CHARS = 300;
+const CONSOLE_TAIL_CHARS = 64 * 1024;
+const KERNEL_PANIC_PATTERN = /Kernel panic - not syncing[^\n]*/;
+/** Printed by firmware and boot loaders that find nothing to boot. */
+const NOT_BOOTABLE_PATTERN = /No bootable device|Missing operating system/;
+/** EDK II falls back to its own shell, which waits for commands. */
+const UEFI_SHELL_PATTERN = /EFI Internal Shell[^]*^Shell> /m;
 
-/**
- * Looks for what a console shows of a guest that has failed for good.
- *
- * @param text What the console showed.
- * @returns The failure, or `undefined` while all may be well.
- */
 export function findConsoleFailure(text: string): ConsoleFailure | undefined {
-  const said = plain(text);
-  const [panic] = PANIC.exec(said) ?? [];
-  if (panic) return { kind: "panicked", words: oneLine(panic) };
-  const [words] = NOT_BOOTABLE.exec(said) ?? [];
-  if (words) return { kind: "not_bootable", words };
-  return UEFI_SHELL.test(said)
-    ? { kind: "not_bootable", words: "UEFI has found nothing to start" }
+  const output = stripControlCharacters(text);
+  const [panic] = KERNEL_PANIC_PATTERN.exec(output) ?? [];
+  if (panic) return { kind: "panicked", message: sanitizeLine(panic) };
+  const [message] = NOT_BOOTABLE_PATTERN.exec(output) ?? [];
+  if (message) return { kind: "not_bootable", message };
+  return UEFI_SHELL_PATTERN.test(output)
+    ? { kind: "not_bootable", message: "UEFI firmware found nothing to boot" }
     : undefined;
 }
 
 /**
- * The last lines of a console, fit to be shown: no escape sequences, no
- * control characters, no changes of direction, no empty or endless lines.
- *
- * @param text What the console showed.
- * @returns At most sixteen lines.
+ * The last lines of the console, safe to print: without escape sequences, control
+ * and bidirectional characters, empty lines and overlong lines.
  */
-export function consoleTail(text: string): string {
-  return plain(text).split("\n").map((line) => line.trimEnd())
-    .filter((line) => line !== "").slice(-TAIL_LINES)
-    .map((line) => printable(line.slice(0, MAX_LINE))).join("\n");
+export function printableConsoleTail(text: string): string {
+  return stripControlCharacters(text).split("\n").map((line) => line.trimEnd())
+    .filter((line) => line !== "").slice(-PRINTED_TAIL_LINES)
+    .map((line) => sanitizeText(line.slice(0, MAX_TAIL_LINE_CHARS))).join("\n");
 }
 
-/**
- * Connects to the serial console and reads it always: the guest would wait.
- *
- * @param path The socket.
- * @param onChunk Gets what the guest writes.
- */
-export async function openConsole(
+/** Connects to the serial console and drains it, as a full socket blocks the guest. */
+export async function connectToConsole(
   path: string,
   onChunk?: (chunk: Uint8Array) => void,
 ) {
   const connection = await Deno.connect({ transport: "unix", path });
   let open = true;
-  const kept = keepTail(KEPT);
+  const tail = textTailBuffer(CONSOLE_TAIL_CHARS);
   let bytes = 0;
   const close = () => {
     if (open) connection.close();
@@ -77,7 +63,7 @@ export async function openConsole(
       const count = await connection.read(buffer);
       if (count === null) return;
       const chunk = buffer.slice(0, count);
-      kept.add(chunk);
+      tail.add(chunk);
       bytes += count;
       onChunk?.(chunk);
     }
@@ -85,18 +71,14 @@ export async function openConsole(
   return {
     close,
     closed,
-    last: kept.text,
+    last: tail.text,
     bytes: () => bytes,
     write: (bytes: Uint8Array) => writeAll(connection, bytes),
   };
 }
 
-/**
- * Keeps the end of a text that may be long.
- *
- * @param size How many characters.
- */
-export function keepTail(size: number) {
+/** Decodes chunks of UTF-8 and keeps the last `size` characters. */
+export function textTailBuffer(size: number) {
   const decoder = new TextDecoder();
   let kept = "";
   return {
@@ -107,7 +89,7 @@ export function keepTail(size: number) {
   };
 }
 
-function plain(text: string): string {
+function stripControlCharacters(text: string): string {
   return text
     // deno-lint-ignore no-control-regex
     .replace(/\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-~]/g, "")

@@ -1,51 +1,60 @@
 /**
- * JSON over a Unix socket, one object a line, in both directions: as QEMU's
- * monitor and the guest agent speak it.
+ * JSON lines over a Unix socket: the wire format of QMP and of the guest agent.
  *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import { isObject } from "../system/json.ts";
-import { writeAll } from "../system/streams.ts";
-import { oneLine } from "../system/text.ts";
-import { abortable } from "../system/time.ts";
+import { isJsonObject } from "../system/json.ts";
+import { writeAll } from "../system/write_all.ts";
+import { sanitizeLine } from "../system/sanitize_text.ts";
+import { abortable, startDeadline } from "../system/time.ts";
 import {
+  CommandRefusedError,
   isDisconnection,
-  RefusedError,
   VmDisconnectedError,
 } from "./errors.ts";
 
-/** A command of the monitor or the agent, and its arguments. */
-export type Command = [name: string, args?: Record<string, unknown>];
+/** A QMP or guest agent command and its arguments. */
+export type QmpCommand = [name: string, args?: Record<string, unknown>];
 
-/** One line, in either direction. Whoever sent it may have put anything in. */
-export type Message = Record<string, unknown>;
+/** One line in either direction, unvalidated. */
+export type JsonMessage = Record<string, unknown>;
 
-/** Limits of one wait. */
-export interface WaitOptions {
-  /** How long, in milliseconds. */
-  ms: number;
-  /** What to throw when the time is over. */
-  late: () => Error;
-  /** Ends the wait when aborted. */
-  signal?: AbortSignal;
+/** The program at the other end of a connection. */
+export interface JsonPeer {
+  /** Name for error messages, such as "QEMU". */
+  name: string;
+  /** Timeout of an answer, in milliseconds. */
+  answerTimeoutMs: number;
+  /** Error code of a timeout. */
+  timeoutErrorCode: "boot_failed" | "guest_failed";
+  /** Receives messages that answer no command, such as events. */
+  onUnsolicited(message: JsonMessage): void;
 }
 
-/** No answer of QEMU or of the agent comes near to it. */
-const MAX_LINE_BYTES = 4 * 1024 * 1024;
-const NEWLINE = 0x0a;
+export interface JsonConnection extends Disposable {
+  /** Settles when the connection has ended. Never rejects. */
+  readonly closed: Promise<void>;
+  /** Aborts when the connection ends, with the reason. */
+  readonly disconnectSignal: AbortSignal;
+  writeMessage(message: JsonMessage, prefix?: Uint8Array): Promise<void>;
+  /** Sends a command and returns its answer, unvalidated. */
+  execute(command: QmpCommand, signal?: AbortSignal): Promise<unknown>;
+  /** Waits for an answer; rejects when the connection ends first. */
+  waitForAnswer<T>(
+    answer: Promise<T>,
+    what: string,
+    signal?: AbortSignal,
+  ): Promise<T>;
+}
 
-/**
- * Connects to a socket.
- *
- * @param path The socket.
- * @param onMessage Takes each object that comes.
- * @returns The connection.
- */
-export async function openLines(
+/** Far more than any answer of QEMU or the agent. */
+const MAX_LINE_CHARS = 4 * 1024 * 1024;
+
+export async function connectJsonLines(
   path: string,
-  onMessage: (message: Message) => void,
-) {
+  peer: JsonPeer,
+): Promise<JsonConnection> {
   const connection = await Deno.connect({ transport: "unix", path });
   const end = new AbortController();
   const close = (reason: Error = new VmDisconnectedError()) => {
@@ -53,102 +62,99 @@ export async function openLines(
     connection.close();
     end.abort(reason);
   };
-  const closed = read(connection, onMessage).then(
+  const asked = new Map<unknown, (message: JsonMessage) => void>();
+  const closed = readJsonLines(connection, (message) => {
+    // Older agents do not repeat the id.
+    const isAnswer = "return" in message || "error" in message;
+    const id = message.id ?? (isAnswer ? [...asked.keys()][0] : undefined);
+    (asked.get(id) ?? peer.onUnsolicited)(message);
+  }).then(
     () => close(),
     (error) => close(error instanceof ToolsmithError ? error : undefined),
   );
   let writing: Promise<void> = Promise.resolve();
-  return {
-    close: () => close(),
+  const lines: JsonConnection = {
     closed,
-    /** Aborts when the connection ends; its reason says why. */
-    ended: end.signal,
-    write(message: Message, prefix?: Uint8Array): Promise<void> {
+    disconnectSignal: end.signal,
+    writeMessage(message, prefix) {
       const line = new TextEncoder().encode(JSON.stringify(message) + "\n");
       const bytes = new Uint8Array([...prefix ?? [], ...line]);
       const written = writing.then(() => writeAll(connection, bytes));
       writing = written.catch(() => {});
       return written.catch((cause) => {
         end.signal.throwIfAborted();
-        // The end may be noticed here before it is read.
+        // EPIPE may be reported here before the reader sees the end.
         throw isDisconnection(cause) ? new VmDisconnectedError() : cause;
       });
     },
-    /** An answer, unless the connection ends or the wait's limits come first. */
-    async within<T>(answer: Promise<T>, options: WaitOptions): Promise<T> {
-      const { ms, late, signal } = options;
-      const time = new AbortController();
-      const timer = setTimeout(() => time.abort(late()), ms);
-      const signals = [end.signal, time.signal, ...signal ? [signal] : []];
-      try {
-        return await abortable(answer, AbortSignal.any(signals));
-      } finally {
-        clearTimeout(timer);
-      }
+    async execute([execute, args], signal) {
+      const id = randomId();
+      const answer = Promise.withResolvers<JsonMessage>();
+      asked.set(id, answer.resolve);
+      // The timeout covers the write too: a peer that does not read blocks it.
+      const answered = lines.writeMessage({ execute, arguments: args, id })
+        .then(() => answer.promise);
+      const message = await lines.waitForAnswer(answered, execute, signal)
+        .finally(() => asked.delete(id));
+      if (!("error" in message)) return message.return;
+      const { error } = message;
+      const why = isJsonObject(error) && typeof error.desc === "string"
+        ? sanitizeLine(error.desc)
+        : "no reason given";
+      throw new CommandRefusedError(`${peer.name} refused ${execute}: ${why}`);
     },
+    async waitForAnswer(answer, what, signal) {
+      const ms = peer.answerTimeoutMs;
+      const why = `${peer.name} did not answer ${what} within ${ms / 1000} s`;
+      const late = () => new ToolsmithError(peer.timeoutErrorCode, why);
+      using limit = startDeadline(ms, late, signal);
+      const either = AbortSignal.any([end.signal, limit.signal]);
+      return await abortable(answer, either);
+    },
+    [Symbol.dispose]: () => close(),
   };
+  return lines;
 }
 
-/** Hands on each line that is an object; each byte is looked at once. */
-async function read(
+/** Passes on each line that is a JSON object, in linear time. */
+async function readJsonLines(
   connection: Deno.Conn,
-  onMessage: (message: Message) => void,
+  onMessage: (message: JsonMessage) => void,
 ) {
   const buffer = new Uint8Array(64 * 1024);
   const decoder = new TextDecoder();
-  let line: string[] = [];
-  let length = 0;
+  let line = "";
   while (true) {
     const count = await connection.read(buffer);
     if (count === null) return;
-    let rest = buffer.subarray(0, count);
-    while (rest.length > 0) {
-      const at = rest.indexOf(NEWLINE);
-      const part = at < 0 ? rest : rest.subarray(0, at);
-      length += part.length;
-      if (length > MAX_LINE_BYTES) throw tooLong();
-      line.push(decoder.decode(part, { stream: at < 0 }));
-      if (at < 0) break;
-      const message = parse(line.join(""));
+    const text = decoder.decode(buffer.subarray(0, count), { stream: true });
+    const [rest, ...more] = text.split("\n");
+    line += rest;
+    if (line.length > MAX_LINE_CHARS) {
+      throw new ToolsmithError(
+        "guest_failed",
+        `QEMU or the guest agent sent a line longer than ${MAX_LINE_CHARS} characters`,
+      );
+    }
+    for (const next of more) {
+      const message = parseJsonObject(line);
       if (message) onMessage(message);
-      line = [];
-      length = 0;
-      rest = rest.subarray(at + 1);
+      line = next;
     }
   }
 }
 
-function tooLong(): ToolsmithError {
-  return new ToolsmithError(
-    "guest_failed",
-    `The machine sent a line of more than ${MAX_LINE_BYTES} bytes`,
-  );
+/** An id for a command or a `guest-sync`, which the answer repeats. */
+export function randomId(): number {
+  return crypto.getRandomValues(new Uint32Array(1))[0];
 }
 
-/** A guest may say what it likes: a line that is no object is dropped. */
-function parse(line: string): Message | undefined {
+/** Returns `undefined` for malformed lines: a guest may send anything. */
+function parseJsonObject(line: string): JsonMessage | undefined {
   try {
     const value: unknown = JSON.parse(line);
-    return isObject(value) ? value : undefined;
+    return isJsonObject(value) ? value : undefined;
   } catch {
     return undefined;
   }
-}
-
-/**
- * The error for an answer that says no.
- *
- * @param who Who said it.
- * @param what What was asked for.
- * @param error The answer's `error`, which may be anything.
- */
-export function refused(
-  who: string,
-  what: string,
-  error: unknown,
-): RefusedError {
-  const desc = isObject(error) && typeof error.desc === "string"
-    ? oneLine(error.desc)
-    : "without a reason";
-  return new RefusedError(`${who} refused ${what}: ${desc}`);
 }

@@ -1,37 +1,40 @@
 /**
- * Starts QEMU so that it never outlives its owner: a watcher beside it reads a
- * pipe that this process holds, and kills QEMU when the pipe ends, whatever
- * ended this process.
+ * Spawns QEMU under a supervisor: a shell in the background reads a pipe that this
+ * process holds open, and kills QEMU when the pipe closes, however this process ends.
  *
  * @module
  */
 import { resolve, SEPARATOR } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
-import { type Child, spawn, type SpawnOptions } from "../system/process.ts";
-import type { MachineOptions } from "./args.ts";
-import { CLEAR_SET_ID } from "./set_id.ts";
+import {
+  type RunningProcess,
+  type SpawnOptions,
+  spawnProcess,
+} from "../system/process.ts";
+import type { QemuOptions } from "./args.ts";
+import { CLEAR_SET_ID_SHELL_FUNCTION } from "./set_id_bits.ts";
 
-/** What {@linkcode spawnSupervised} takes besides QEMU's arguments. */
+/** Options of {@linkcode spawnSupervisedQemu}. */
 export interface SuperviseOptions
-  extends Pick<MachineOptions, "dir" | "memory" | "extra" | "shares"> {
+  extends Pick<QemuOptions, "dir" | "memory" | "extra" | "shares"> {
   /** The QEMU program. */
   program: string;
-  /** A snapshot's devices, and memory that is not mapped, to restore. @default {undefined} */
+  /** State file of a snapshot to restore. @default {undefined} */
   incoming?: string;
-  /** A directory to remove if this process dies: a snapshot that is not whole. @default {undefined} */
-  unfinished?: string;
-  /** Read for `PATH` and `TMPDIR`; QEMU gets no other. @default {processEnvironment} */
+  /** Directory of an unfinished snapshot, removed if this process dies. @default {undefined} */
+  unfinishedDir?: string;
+  /** Source of `PATH` and `TMPDIR`, the only variables of QEMU. @default {processEnvironment} */
   env?: Environment;
 }
 
 /**
- * Becomes QEMU, with a watcher in the background. Arguments: the directory, another
- * that goes with it or nothing, a limit in KiB or nothing, the snapshot to restore
- * or nothing, how many directories the guest may write to, these directories, the
- * program, its arguments. The pipe brings a line when all is well; if it ends
- * without, its writer is dead, and QEMU and its directories have to go.
+ * Starts the supervisor and becomes QEMU. Arguments: VM directory, directory of an
+ * unfinished snapshot or "", memory limit in KiB or "", snapshot to restore or "",
+ * number of exports, the exports, the program, its arguments. A line on the pipe
+ * dismisses the supervisor; if the pipe ends without one, its writer has died, and
+ * the supervisor kills QEMU and removes the directories.
  */
-const SUPERVISOR = `${CLEAR_SET_ID}
+const SUPERVISED_QEMU_SCRIPT = `${CLEAR_SET_ID_SHELL_FUNCTION}
 directory=$1 unfinished=$2 limit=$3 state=$4 exports=$5
 shift 5
 exec 3<&0
@@ -42,7 +45,7 @@ exec 3<&0
     kill -KILL $$
     cd /
     rm -rf -- "$directory" \${unfinished:+"$unfinished"}
-    # A process that has ended keeps its id until somebody asks for its status.
+    # A dead process keeps its id until its parent reaps it.
     tries=0
     while kill -0 $$ && [ "$tries" -lt 50 ]; do
       tries=$((tries + 1))
@@ -61,74 +64,72 @@ shift "$exports"
 exec "$@" </dev/null 3<&- >/dev/null
 `;
 
-/** Where QEMU reads the snapshot: the descriptor that the script above opens. */
-export const INCOMING = "fd:9";
+/** QEMU reads the snapshot from the descriptor that the script above opens. */
+export const INCOMING_STATE_URI = "fd:9";
 
 /**
- * What QEMU may take besides the guest's memory, in MiB: 1024 are for translated
- * code, and usual work needs some 300 more.
+ * Memory limit of QEMU on top of the guest's memory, in MiB. TCG's cache of
+ * translated code takes 1024, the rest of QEMU about 300.
  */
-const OVERHEAD_MIB = 2560;
+const QEMU_OVERHEAD_MIB = 2560;
 
 /**
- * Starts QEMU with a watcher beside it.
+ * Spawns QEMU with a supervisor.
  *
  * Needs `--allow-run=sh`.
  *
- * @param options The program, and what it may use.
- * @param args QEMU's arguments.
- * @param onStderr Gets what QEMU writes to its standard error. After a release
- * nobody does, and QEMU, which ignores SIGPIPE, goes on.
- * @returns QEMU. `release` ends the watcher, and QEMU goes on.
+ * @param onStderr Called until the process is detached; QEMU ignores the SIGPIPE of
+ * later output.
  */
-export function spawnSupervised(
+export function spawnSupervisedQemu(
   options: SuperviseOptions,
   args: string[],
   onStderr: (chunk: Uint8Array) => void,
-): Child {
-  const { dir, unfinished = "", program, incoming, shares } = options;
+): RunningProcess {
+  const { dir, unfinishedDir = "", program, incoming, shares } = options;
   const exports = shares.filter(({ writable }) => writable)
     .map(({ path }) => path);
-  return spawn("sh", {
+  return spawnProcess("sh", {
     args: [
-      ...["-c", SUPERVISOR, "sh", dir, unfinished, dataLimit(options)],
+      ...["-c", SUPERVISED_QEMU_SCRIPT, "sh"],
+      ...[dir, unfinishedDir, qemuDataLimitKib(options)],
       incoming ? resolve(incoming) : "",
       ...[`${exports.length}`, ...exports],
       program.includes(SEPARATOR) ? resolve(program) : program,
       ...args,
       ...incoming ? ["-incoming", "defer"] : [],
     ],
-    ...surroundings(options),
+    ...qemuCwdAndEnv(options),
     input: "held",
     stderr: onStderr,
-    detached: true,
+    newSession: true,
   });
 }
 
 /**
- * A guest can make QEMU's 9p server take memory without end. Devices that the
- * caller adds may need more than can be known here.
+ * Limits QEMU's data segment, as a guest can make the 9p server allocate without end.
+ * Devices in extra arguments may need an unknown amount, so these lift the limit.
  */
-function dataLimit({ memory, extra }: SuperviseOptions): string {
-  return extra.length === 0 ? `${(memory + OVERHEAD_MIB) * 1024}` : "";
+function qemuDataLimitKib({ memory, extra }: SuperviseOptions): string {
+  return extra.length === 0 ? `${(memory + QEMU_OVERHEAD_MIB) * 1024}` : "";
 }
 
 /**
- * What QEMU runs in. A directory and an environment of its own, so that nothing
- * of the caller's is there for a guest that breaks out; but file names in the
- * caller's arguments for QEMU start from the caller's directory.
+ * QEMU gets its own working directory and environment, to hide the caller's from a
+ * guest that escapes. With extra arguments it keeps the caller's directory, as
+ * relative paths in them refer to that.
  */
-function surroundings({ dir, env, extra }: SuperviseOptions): SpawnOptions {
+function qemuCwdAndEnv({ dir, env, extra }: SuperviseOptions): SpawnOptions {
   const get = (name: string) => env?.get(name) ?? processEnvironment.get(name);
-  const passed = ["PATH", "TMPDIR"].flatMap((name) => {
+  const variables = ["PATH", "TMPDIR"].flatMap((name) => {
     const value = get(name);
     if (value === undefined) return [];
-    // QEMU starts in another directory.
+    // Relative paths would refer to QEMU's working directory.
     return [[name, name === "TMPDIR" ? resolve(value) : value]];
   });
   return {
     cwd: extra.length === 0 ? dir : undefined,
-    env: Object.fromEntries(passed),
+    env: Object.fromEntries(variables),
     clearEnv: true,
   };
 }

@@ -1,112 +1,74 @@
 /**
- * Speaks to the guest agent, in the protocol of QEMU's guest agent
- * (docs/interop/qemu-ga-ref).
+ * Connection to the QEMU guest agent (QEMU, docs/interop/qemu-ga-ref).
  *
  * @module
  */
-import { ToolsmithError } from "../errors.ts";
 import { abortable } from "../system/time.ts";
 import {
-  type Command,
-  type Message,
-  openLines,
-  refused,
+  connectJsonLines,
+  type JsonMessage,
+  type QmpCommand,
+  randomId,
 } from "./_json_lines.ts";
 
-/** A connection to the guest agent. */
-export interface Agent extends Disposable {
+export interface AgentConnection extends Disposable {
   /** Settles when the connection has ended. Never rejects. */
   readonly closed: Promise<void>;
-  /** Asks until the agent answers, then drops what it said before. */
-  sync(signal?: AbortSignal): Promise<void>;
-  /** Sends a command and returns its answer, which may be anything. */
-  send(command: Command, options?: AgentSendOptions): Promise<unknown>;
+  /** Repeats `guest-sync` until the agent answers, and drops stale answers. */
+  waitUntilAnswering(signal?: AbortSignal): Promise<void>;
+  /** Sends a command and returns its answer, unvalidated. */
+  execute(command: QmpCommand, signal?: AbortSignal): Promise<unknown>;
 }
 
-/** How long {@linkcode Agent.send} waits. */
-export interface AgentSendOptions {
-  /** Time that the answer may take, in milliseconds. @default {30_000} */
-  timeoutMs?: number;
-  /** Ends the wait when aborted. */
-  signal?: AbortSignal;
-}
-
-const ANSWER_MS = 30_000;
-const ASK_AGAIN_MS = 2_000;
-/** Makes the agent forget half a line that somebody else left. */
-const FLUSH = new Uint8Array([0xff]);
+const AGENT_ANSWER_TIMEOUT_MS = 30_000;
+const AGENT_SYNC_RETRY_MS = 2_000;
+/** Makes the agent discard a truncated line from an earlier connection. */
+const FLUSH_BYTE = new Uint8Array([0xff]);
 
 /**
- * Connects to the socket of the guest agent. Whether the agent is there is not
- * known before {@linkcode Agent.sync} has settled.
+ * Connects to the guest agent's socket. Succeeds before the agent has started: wait
+ * with {@linkcode AgentConnection.waitUntilAnswering}.
  *
  * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the socket.
  *
- * @param path The socket.
- * @returns The connection.
  * @throws {Deno.errors.ConnectionRefused} When QEMU has ended.
  */
-export async function openAgent(path: string): Promise<Agent> {
-  let take: (message: Message) => void = () => {};
-  const lines = await openLines(path, (message) => take(message));
+export async function connectToAgent(path: string): Promise<AgentConnection> {
+  let onUnsolicited: (message: JsonMessage) => void = () => {};
+  const lines = await connectJsonLines(path, {
+    ...{ name: "The guest agent", answerTimeoutMs: AGENT_ANSWER_TIMEOUT_MS },
+    timeoutErrorCode: "guest_failed",
+    onUnsolicited: (message) => onUnsolicited(message),
+  });
   return {
     closed: lines.closed,
-    async sync(signal) {
-      const asked: unknown[] = [];
+    execute: lines.execute,
+    async waitUntilAnswering(signal) {
+      const ids: unknown[] = [];
       const answered = Promise.withResolvers<void>();
-      take = (message) => {
-        if (!asked.includes(message.return)) return;
+      onUnsolicited = (message) => {
+        if (!ids.includes(message.return)) return;
         clearInterval(timer);
-        // Answers keep their order: after the last one nothing is pending.
-        if (message.return === asked.at(-1)) answered.resolve();
+        // Answers arrive in order: after the last one nothing is pending.
+        if (message.return === ids.at(-1)) answered.resolve();
       };
-      const ask = () => {
-        const id = newId();
-        asked.push(id);
-        // What ends the connection is noticed below.
-        lines.write({ execute: "guest-sync", arguments: { id } }, FLUSH)
-          .catch(() => {});
+      const sync = () => {
+        const id = randomId();
+        ids.push(id);
+        const message = { execute: "guest-sync", arguments: { id } };
+        // A lost connection is reported by `disconnected` below.
+        lines.writeMessage(message, FLUSH_BYTE).catch(() => {});
       };
-      // What is written before the agent is there waits for it in QEMU.
-      const timer = setInterval(ask, ASK_AGAIN_MS);
+      // QEMU buffers what is written before the agent opens its port.
+      const timer = setInterval(sync, AGENT_SYNC_RETRY_MS);
       try {
-        ask();
-        const signals = [lines.ended, ...signal ? [signal] : []];
+        sync();
+        const signals = [lines.disconnectSignal, ...signal ? [signal] : []];
         await abortable(answered.promise, AbortSignal.any(signals));
       } finally {
         clearInterval(timer);
       }
     },
-    async send([execute, args], { timeoutMs = ANSWER_MS, signal } = {}) {
-      const answer = Promise.withResolvers<Message>();
-      const id = newId();
-      take = (message) => {
-        // An older agent does not repeat the id; another's answer has another.
-        if (message.id === undefined || message.id === id) {
-          answer.resolve(message);
-        }
-      };
-      // A guest that reads nothing would hold the write, too.
-      const asked = lines.write({ execute, arguments: args, id })
-        .then(() => answer.promise);
-      const message = await lines.within(asked, {
-        ms: timeoutMs,
-        late: () =>
-          new ToolsmithError(
-            "guest_failed",
-            `The guest agent did not answer to ${execute}`,
-          ),
-        signal,
-      });
-      if ("error" in message) {
-        throw refused("The guest agent", execute, message.error);
-      }
-      return message.return;
-    },
-    [Symbol.dispose]: lines.close,
+    [Symbol.dispose]: lines[Symbol.dispose],
   };
-}
-
-function newId(): number {
-  return crypto.getRandomValues(new Uint32Array(1))[0];
 }

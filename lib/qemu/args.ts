@@ -1,170 +1,162 @@
 /**
- * QEMU's arguments. Nothing here starts a machine.
+ * QEMU's command line. Nothing here starts QEMU.
  *
  * @module
  */
 import { join } from "../path.ts";
 import {
-  AGENT,
-  directoryId,
-  DISK,
-  ENDS,
-  MEMORY,
-  portId,
-  SEED,
-  shareId,
-  slotId,
-  SLOTS,
-  STREAM_BUS,
-  STREAM_PORTS,
+  AGENT_PORT_ID,
+  COMMAND_PORT_BUS_ID,
+  DISK_ID,
+  HOTPLUG_SLOT_COUNT,
+  hotplugSlotId,
+  MAX_COMMAND_PORTS,
+  MEMORY_ID,
+  portDeviceId,
+  SEED_DISK_ID,
+  shareDeviceId,
+  shareFsdevId,
+  STDIO_PORTS,
   TERMINAL_IRQS,
-  terminalId,
-} from "./devices.ts";
+  terminalSerialPortId,
+} from "./device_ids.ts";
 import type { ImageArch } from "../image/boot_loader.ts";
 import type { Firmware } from "./firmware.ts";
-import { FIRST_PORTS, MACHINE_FILES, portFile } from "./machine_dir.ts";
+import { FIRST_COMMAND_PORT_NAME, portFileName, VM_FILES } from "./vm_dir.ts";
 
-/** How QEMU runs the guest's instructions. */
+/** How QEMU runs the guest: with KVM or HVF, or by emulation (TCG). */
 export type Accelerator = "kvm" | "hvf" | "tcg";
 
-/** A directory of the host that the guest may see. */
+/** A host directory shared with the guest. */
 export interface GuestShare {
-  /** Absolute path of the directory. */
+  /** Absolute path on the host. */
   path: string;
-  /** Its name; it is mounted at `/mnt/<tag>`. */
+  /** Mount tag: the guest mounts the directory at `/mnt/<tag>`. */
   tag: string;
-  /** May the guest write to it? */
+  /** Can the guest write to the directory? */
   writable: boolean;
-  /** Is it a copy in the guest, as that cannot mount it? @default {false} */
+  /** Does the guest have a copy because it cannot mount 9p? @default {false} */
   copied?: boolean;
 }
 
-/** A file that holds a guest's memory, and is mapped by QEMU. */
-export interface MemoryFile {
-  /** Absolute path of the file; an empty one gets the memory's size. */
+/** A file that QEMU maps as the guest's memory. */
+export interface GuestMemoryFile {
+  /** Absolute path; QEMU grows an empty file to the memory's size. */
   path: string;
   /**
-   * Does the guest write to it? Else it gets copies of the pages that it writes,
-   * and any number of guests share the others.
+   * Do the guest's writes reach the file? Otherwise they are copy-on-write, and any
+   * number of guests share the unwritten pages.
    */
-  shared: boolean;
+  keepsWrites: boolean;
 }
 
-/** What a machine is like. */
-export interface MachineOptions {
-  /** The processor. @default {"x86_64"} */
+/** The hardware of a VM. */
+export interface QemuOptions {
+  /** Processor of the guest. @default {"x86_64"} */
   arch?: ImageArch;
-  /** What starts the boot loader. @default {undefined} QEMU's own BIOS */
+  /** Firmware that starts the boot loader. @default {undefined} QEMU's own BIOS */
   firmware?: Firmware;
-  /** Absolute path of the disk's QCOW2. */
+  /** Absolute path of the QCOW2 disk. */
   disk: string;
-  /** Throw away what the guest writes to the disk. */
+  /** Discard the guest's writes to the disk. */
   ephemeral: boolean;
-  /**
-   * May what the guest writes to the disk be lost with the host (QEMU's cache mode
-   * `unsafe`)?
-   *
-   * @default {false}
-   */
-  unsafe?: boolean;
-  /** Is there a seed in the directory? @default {false} */
-  seed?: boolean;
-  /** Absolute path of the directory for sockets. */
+  /** Skip disk flushes: writes may be lost if the host crashes. @default {false} */
+  skipFlushes?: boolean;
+  /** Content of the cloud-init seed disk. @default {undefined} none */
+  seed?: Uint8Array;
+  /** Absolute path of the VM's directory, for sockets. */
   dir: string;
-  /** How to run the guest's instructions. */
   accelerator: Accelerator;
   /** Memory, in MiB. */
   memory: number;
-  /** Count of processors. */
+  /** Number of processors. */
   cpus: number;
-  /** The file that holds the guest's memory. @default {undefined} none */
-  memoryFile?: MemoryFile;
-  /** Directories that can be plugged in later. */
+  /** File mapped as the guest's memory. @default {undefined} anonymous memory */
+  memoryFile?: GuestMemoryFile;
+  /** Host directories to share, at boot or by hot-plug. */
   shares: GuestShare[];
-  /** More arguments for QEMU. */
+  /** Extra arguments for QEMU. */
   extra: string[];
-  /** The host's system. @default {Deno.build.os} */
-  os?: typeof Deno.build.os;
+  /** Operating system of the host. @default {Deno.build.os} */
+  hostOs?: typeof Deno.build.os;
 }
 
-/** QEMU's name for it; the agent looks for a port of this name. */
-const AGENT_PORT = "org.qemu.guest_agent.0";
+/** The guest agent looks for a virtio-serial port of this name. */
+const AGENT_PORT_NAME = "org.qemu.guest_agent.0";
 
 /**
- * Writes QEMU's arguments. The machine waits at its first instruction for
- * QMP's `cont`. What differs between runs of one image (exports, network, ports of
- * commands after the first) is plugged in later.
- *
- * @param options The machine.
- * @returns The arguments, each a word.
+ * Builds QEMU's arguments. The guest is paused at its first instruction until QMP's
+ * `cont`. Devices that differ between runs of one image (exports, network card, ports
+ * of later commands) are hot-plugged.
  */
-export function qemuArgs(options: MachineOptions): string[] {
-  const { dir, os = Deno.build.os } = options;
+export function qemuArgs(options: QemuOptions): string[] {
+  const { dir, hostOs = Deno.build.os } = options;
+  // The arm64 machine type has no ISA bus.
+  const irqs = options.arch === "aarch64" ? [] : TERMINAL_IRQS;
+  const terminalIds = irqs.map((_, index) => terminalSerialPortId(index));
+  const bootPortIds = STDIO_PORTS.map((it) =>
+    portFileName(FIRST_COMMAND_PORT_NAME, it)
+  );
   const socket = (id: string, name: string) => [
     "-chardev",
-    `socket,id=${id},path=${quote(join(dir, name))},server=on,wait=off`,
+    `socket,id=${id},path=${escapeCommas(join(dir, name))},server=on,wait=off`,
   ];
   return [
     ...["-no-user-config", "-nodefaults", "-S", "-no-reboot"],
     ...["-name", "toolsmith"],
-    ...["-machine", machineType(options), "-cpu", processor(options)],
+    ...["-machine", machineType(options), "-cpu", cpuModel(options)],
     ...memoryArgs(options),
-    ...firmware(options),
+    ...firmwareArgs(options),
     ...["-m", `${options.memory}M`, "-smp", `${options.cpus}`],
     ...["-display", "none", "-nic", "none"],
-    ...sandbox(os),
-    ...socket("qmp", MACHINE_FILES.qmp),
+    ...sandboxArgs(hostOs),
+    ...socket("qmp", VM_FILES.qmp),
     ...["-mon", "chardev=qmp,mode=control"],
-    ...socket("console", MACHINE_FILES.console),
+    ...socket("console", VM_FILES.console),
     ...["-serial", "chardev:console"],
-    // Machines for arm64 have no ISA bus.
-    ...(options.arch === "aarch64" ? [] : TERMINAL_IRQS).flatMap((
-      irq,
-      index,
-    ) => [
-      ...socket(terminalId(index), terminalId(index)),
-      "-device",
-      `isa-serial,chardev=${terminalId(index)},index=${index + 1},irq=${irq}`,
-    ]),
-    ...["-drive", drive(options)],
-    ...["-device", `virtio-blk-pci,drive=${DISK},bootindex=0`],
-    ...["-device", "virtio-serial-pci,id=control"],
-    ...socket(AGENT, MACHINE_FILES.agent),
-    "-device",
-    `virtserialport,bus=control.0,chardev=${AGENT},id=${AGENT},` +
-    `name=${AGENT_PORT}`,
-    ...[
-      "-device",
-      `virtio-serial-pci,id=${STREAM_BUS},max_ports=${STREAM_PORTS + 1}`,
-    ],
-    ...ENDS.map((end) => portFile(FIRST_PORTS, end)).flatMap((id) => [
+    ...terminalIds.flatMap((id, index) => [
       ...socket(id, id),
       "-device",
-      `virtserialport,bus=${STREAM_BUS}.0,chardev=${id},id=${
-        portId(id)
-      },name=${id}`,
+      `isa-serial,chardev=${id},index=${index + 1},irq=${TERMINAL_IRQS[index]}`,
+    ]),
+    ...["-drive", diskDriveValue(options)],
+    ...["-device", `virtio-blk-pci,drive=${DISK_ID},bootindex=0`],
+    ...["-device", "virtio-serial-pci,id=control"],
+    ...socket(AGENT_PORT_ID, VM_FILES.agent),
+    "-device",
+    `virtserialport,bus=control.0,chardev=${AGENT_PORT_ID},id=${AGENT_PORT_ID},` +
+    `name=${AGENT_PORT_NAME}`,
+    "-device",
+    `virtio-serial-pci,id=${COMMAND_PORT_BUS_ID},` +
+    `max_ports=${MAX_COMMAND_PORTS + 1}`,
+    ...bootPortIds.flatMap((id) => [
+      ...socket(id, id),
+      "-device",
+      `virtserialport,bus=${COMMAND_PORT_BUS_ID}.0,chardev=${id},` +
+      `id=${portDeviceId(id)},name=${id}`,
     ]),
     ...["-object", "rng-random,id=random,filename=/dev/urandom"],
     ...["-device", "virtio-rng-pci,rng=random"],
-    ...generation(options),
-    ...seed(options),
-    ...Array.from({ length: SLOTS }, (_, slot) => [
+    ...vmGenerationIdArgs(options),
+    ...seedDiskArgs(options),
+    ...Array.from({ length: HOTPLUG_SLOT_COUNT }, (_, index) => [
       "-device",
-      `pcie-root-port,id=${slotId(slot)},chassis=${slot + 1},slot=${slot + 1}`,
+      `pcie-root-port,id=${hotplugSlotId(index)},` +
+      `chassis=${index + 1},slot=${index + 1}`,
     ]).flat(),
     ...options.shares.flatMap((share, index) => [
       "-fsdev",
-      `local,id=${shareId(index)},path=${
-        quote(share.path)
-      },security_model=none,` +
-      `multidevs=remap,readonly=${share.writable ? "off" : "on"}`,
+      `local,id=${shareFsdevId(index)},path=${escapeCommas(share.path)},` +
+      "security_model=none,multidevs=remap," +
+      `readonly=${share.writable ? "off" : "on"}`,
     ]),
     ...options.shares.flatMap((share, index) =>
-      isPlugged(share)
+      isPresentAtBoot(share)
         ? [
           "-device",
-          `virtio-9p-pci,id=${directoryId(index)},bus=${slotId(index)},` +
-          `fsdev=${shareId(index)},mount_tag=${share.tag}`,
+          `virtio-9p-pci,id=${shareDeviceId(index)},` +
+          `bus=${hotplugSlotId(index)},fsdev=${shareFsdevId(index)},` +
+          `mount_tag=${share.tag}`,
         ]
         : []
     ),
@@ -173,94 +165,94 @@ export function qemuArgs(options: MachineOptions): string[] {
 }
 
 /**
- * Is a directory's device there from the start? The workspace's is: most machines
- * have one, and a snapshot then has it, too, whatever directory it shows.
- *
- * @param share The directory.
+ * Does the VM boot with a directory's device? The workspace's is part of snapshots,
+ * as most VMs have one; exports are hot-plugged.
  */
-export function isPlugged(share: GuestShare): boolean {
+export function isPresentAtBoot(share: GuestShare): boolean {
   return !share.writable;
 }
 
-function memoryArgs({ memory, memoryFile }: MachineOptions): string[] {
+function memoryArgs({ memory, memoryFile }: QemuOptions): string[] {
   if (!memoryFile) return [];
-  const { path, shared } = memoryFile;
+  const { path, keepsWrites } = memoryFile;
   return [
     "-object",
-    `memory-backend-file,id=${MEMORY},size=${memory}M,` +
-    `mem-path=${quote(path)},share=${shared ? "on" : "off"}`,
-    ...["-machine", `memory-backend=${MEMORY}`],
+    `memory-backend-file,id=${MEMORY_ID},size=${memory}M,` +
+    `mem-path=${escapeCommas(path)},share=${keepsWrites ? "on" : "off"}`,
+    ...["-machine", `memory-backend=${MEMORY_ID}`],
   ];
 }
 
-/** Without graphics the firmware speaks on the serial console. */
-function machineType({ arch, accelerator }: MachineOptions): string {
+/** Without graphics, firmware prints to the serial console. */
+function machineType({ arch, accelerator }: QemuOptions): string {
   const common = `accel=${accelerator},graphics=off`;
   return arch === "aarch64"
     ? `virt,${common},gic-version=max`
     : `q35,${common},vmport=off`;
 }
 
-function processor({ arch, accelerator }: MachineOptions): string {
+function cpuModel({ arch, accelerator }: QemuOptions): string {
   if (accelerator !== "tcg") return "host";
-  // To emulate the architecture's own pointer authentication costs much time, and
-  // so does each byte of a string copy: guests then copy words instead.
+  // Emulating the architected pointer authentication and byte-wise string copies is
+  // slow: guests use cheaper variants of both without these features.
   return arch === "aarch64" ? "max,pauth-impdef=on" : "max,-erms,-fsrm";
 }
 
-function firmware({ arch, firmware }: MachineOptions): string[] {
+function firmwareArgs({ arch, firmware }: QemuOptions): string[] {
   if (!firmware) return [];
   const flash = (unit: number, file: string, how: string) => [
     "-drive",
-    `if=pflash,format=raw,file=${quote(file)},unit=${unit},${how}`,
+    `if=pflash,format=raw,file=${escapeCommas(file)},unit=${unit},${how}`,
   ];
-  // The memory of the flash is the machine's, and goes into its snapshot.
-  const own = "snapshot=on";
+  // Guest writes stay in memory and become part of the VM's snapshot.
+  const writes = "snapshot=on";
   if ("rom" in firmware) {
-    // The flash of one machine takes files of its own size alone, the memory for
-    // the BIOS of the other those of whole 64 KiB.
+    // Flash on arm64 accepts only files of its exact size, -bios on x86_64 only
+    // multiples of 64 KiB.
     return arch === "aarch64"
       ? ["-bios", firmware.rom]
-      : flash(0, firmware.rom, own);
+      : flash(0, firmware.rom, writes);
   }
   return [
     ...flash(0, firmware.code, "readonly=on"),
-    ...flash(1, firmware.variables, own),
+    ...flash(1, firmware.variables, writes),
   ];
 }
 
-/** It comes after the disk, which keeps its name in the guest. */
-function seed({ dir, seed }: MachineOptions): string[] {
+/** Follows the boot disk, so that this keeps its device name in the guest. */
+function seedDiskArgs({ dir, seed }: QemuOptions): string[] {
   if (!seed) return [];
-  const file = quote(join(dir, MACHINE_FILES.seed));
+  const file = escapeCommas(join(dir, VM_FILES.seed));
   return [
     "-drive",
-    `file=${file},format=raw,if=none,id=${SEED},readonly=on`,
-    ...["-device", `virtio-blk-pci,drive=${SEED}`],
-    // Where cloud-init looks first, to find out whether it has work.
+    `file=${file},format=raw,if=none,id=${SEED_DISK_ID},readonly=on`,
+    ...["-device", `virtio-blk-pci,drive=${SEED_DISK_ID}`],
+    // Tells cloud-init that there is a NoCloud seed.
     ...["-smbios", "type=1,serial=ds=nocloud"],
   ];
 }
 
-/** Notifies the guest that it is a copy, where it was restored. */
-function generation({ arch }: MachineOptions): string[] {
+/** Tells a restored guest that it is a copy, so that it reseeds its RNG. */
+function vmGenerationIdArgs({ arch }: QemuOptions): string[] {
   return arch === "aarch64" ? [] : ["-device", "vmgenid,guid=auto"];
 }
 
-/** In a value of QEMU's options a comma is written twice. */
-function quote(value: string): string {
+/** QEMU separates options by commas; a literal comma is doubled. */
+function escapeCommas(value: string): string {
   return value.replaceAll(",", ",,");
 }
 
-function drive({ disk, ephemeral, unsafe }: MachineOptions): string {
-  // The format is never guessed: a raw disk could pretend to be a QCOW2.
-  return `file=${quote(disk)},format=qcow2,if=none,id=${DISK},` +
+function diskDriveValue(
+  { disk, ephemeral, skipFlushes }: QemuOptions,
+): string {
+  // Without an explicit format, a raw disk could pose as a QCOW2.
+  return `file=${escapeCommas(disk)},format=qcow2,if=none,id=${DISK_ID},` +
     `snapshot=${ephemeral ? "on" : "off"},discard=unmap` +
-    (unsafe ? ",cache=unsafe" : "");
+    (skipFlushes ? ",cache=unsafe" : "");
 }
 
-/** QEMU can only confine itself on Linux. */
-function sandbox(os: typeof Deno.build.os): string[] {
+/** QEMU's seccomp sandbox exists on Linux only. */
+function sandboxArgs(os: typeof Deno.build.os): string[] {
   if (os !== "linux") return [];
   return [
     "-sandbox",

@@ -1,33 +1,29 @@
 /**
- * Prepares the disk of a machine, so that the image itself is never written.
+ * Prepares a VM's disk: the image itself is never written.
  *
  * @module
  */
 import { dirname, join, resolve } from "../path.ts";
 import { systemError, ToolsmithError } from "../errors.ts";
-import { DISK } from "./devices.ts";
-import type { Qmp } from "./qmp.ts";
+import { DISK_ID } from "./device_ids.ts";
+import type { QmpConnection } from "./qmp.ts";
 import { writeOverlay } from "../image/overlay.ts";
-import { assertSelfContained, inspectQcow2 } from "../image/qcow2.ts";
+import { assertSelfContained, readQcow2Header } from "../image/qcow2_header.ts";
 
 export { writeOverlay };
 
-/** The disk of a machine. */
 export interface BootDisk {
   /** Absolute path of the file that QEMU opens. */
   disk: string;
-  /** Throw away what the guest writes. */
+  /** Discard the guest's writes. */
   ephemeral: boolean;
 }
 
 /**
- * Looks at the image before QEMU does, and makes the overlay if one is wanted.
+ * Validates the image before QEMU opens it, and creates the overlay if needed.
  *
  * Needs `--allow-read` for both, and `--allow-write` for an overlay.
  *
- * @param image The image.
- * @param overlay Keeps what the guest writes. Without it nothing is kept.
- * @returns What QEMU opens.
  * @throws {ToolsmithError} `image_invalid`, `image_unsafe`, `source_not_found`,
  * `usage`.
  */
@@ -36,39 +32,37 @@ export async function prepareDisk(
   overlay?: string,
 ): Promise<BootDisk> {
   const path = resolve(image);
-  const info = await inspect(path);
+  const info = await readImageHeader(path);
   assertSelfContained(info, path);
   if (info.encryption) {
-    throw new ToolsmithError("image_invalid", `${path} is encrypted`, {
-      hint: "decrypt it with qemu-img convert before it is published",
-    });
+    const message = `The image is encrypted: ${path}`;
+    const hint = "use an unencrypted copy, made with qemu-img convert";
+    throw new ToolsmithError("image_invalid", message, { hint });
   }
   if (overlay === undefined) return { disk: path, ephemeral: true };
   const disk = resolve(overlay);
   if (!await Deno.lstat(disk).then(() => true, () => false)) {
-    await makeOverlay(disk, path);
+    await createOverlay(disk, path);
   }
-  await checkOverlay(disk, path);
+  await assertOverlayOfImage(disk, path);
   return { disk, ephemeral: false };
 }
 
 /**
- * Compares the files that QEMU has opened for the disk with those that it should
- * have: an image file names the one below it, and may have been replaced since
- * it was looked at.
+ * Compares the disk files that QEMU has opened with the expected ones. Each file names
+ * its backing file, so a file replaced after its validation could expose others.
  *
- * @param qmp The connection to QEMU, which has not run the guest yet.
  * @param files Absolute paths, the image last.
- * @param disk Whether QEMU has put a temporary file above them.
- * @throws {ToolsmithError} `image_unsafe` when QEMU has opened others.
+ * @throws {ToolsmithError} `image_unsafe` when QEMU has opened other files.
  */
-export async function assertDiskChain(
-  qmp: Qmp,
+export async function assertBackingChain(
+  qmp: QmpConnection,
   files: string[],
   disk: { ephemeral: boolean },
 ): Promise<void> {
-  const [answer] = await qmp.send(["query-block"]);
-  const drive = (answer as Drive[]).find(({ device }) => device === DISK);
+  const [answer] = await qmp.execute(["query-block"]);
+  const drives = answer as BlockInfo[];
+  const drive = drives.find(({ device }) => device === DISK_ID);
   const layers: ImageInfo[] = [];
   for (let at = drive?.inserted?.image; at; at = at["backing-image"]) {
     layers.push(at);
@@ -80,18 +74,18 @@ export async function assertDiskChain(
       layer["format-specific"]?.data?.["data-file"] ?? [],
     ].flat()
   );
-  // QEMU does not normalise the name of a file that another one names.
+  // QEMU does not normalize the path of a backing file.
   const paths = opened.map((path) => resolve(path));
   if (paths.join("\0") === files.join("\0")) return;
   throw new ToolsmithError(
     "image_unsafe",
-    `The disk is not what it was: QEMU has opened ${opened.join(", ")}`,
-    { hint: `only these belong to it: ${files.join(", ")}` },
+    `QEMU opened unexpected disk files: ${opened.join(", ")}`,
+    { hint: `restore the expected files: ${files.join(", ")}` },
   );
 }
 
-/** Of the answer to `query-block` (QEMU's QMP reference, BlockInfo). */
-interface Drive {
+/** Part of the answer to `query-block` (QEMU's QMP reference). */
+interface BlockInfo {
   device: string;
   inserted?: { image: ImageInfo };
 }
@@ -102,62 +96,55 @@ interface ImageInfo {
   "format-specific"?: { data?: { "data-file"?: string } };
 }
 
-async function inspect(path: string) {
+async function readImageHeader(path: string) {
   try {
-    return await inspectQcow2(path);
+    return await readQcow2Header(path);
   } catch (cause) {
     if (!(cause instanceof Deno.errors.NotFound)) throw cause;
-    throw new ToolsmithError("source_not_found", `No such image: ${path}`, {
+    throw new ToolsmithError("source_not_found", `Image not found: ${path}`, {
       cause,
     });
   }
 }
 
 /**
- * Refuses a disk that is no overlay of the image: with another below it, the guest
- * would have a broken disk, and QEMU opens whatever it names.
+ * Rejects a disk that is not an overlay of the image: QEMU opens whatever backing file
+ * it names, and the guest's disk would be corrupt.
  *
- * Needs `--allow-read` for it.
+ * Needs `--allow-read` for the disk.
  *
- * @param disk The disk.
- * @param image Absolute path of the image.
  * @throws {ToolsmithError} `image_unsafe`, `image_invalid`.
  */
-export async function checkOverlay(disk: string, image: string): Promise<void> {
-  const { backingFile, dataFile } = await inspectQcow2(disk);
+export async function assertOverlayOfImage(
+  disk: string,
+  image: string,
+): Promise<void> {
+  const { backingFile, dataFile } = await readQcow2Header(disk);
   const base = resolve(dirname(disk), backingFile ?? "");
   if (backingFile !== undefined && base === image && dataFile === undefined) {
     return;
   }
+  const found = backingFile ?? "none";
   throw new ToolsmithError(
     "image_unsafe",
-    `${disk} is not an overlay of ${image}: it is based on ${
-      backingFile ?? "nothing"
-    }`,
-    { hint: "name another file for --overlay, or remove this one" },
+    `${disk} is not an overlay of ${image}: its backing file is ${found}`,
+    { hint: "pass another file with --overlay, or remove the existing file" },
   );
 }
 
-async function linkNew(from: string, to: string) {
-  try {
-    await Deno.link(from, to);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
-  }
-}
-
-async function makeOverlay(disk: string, image: string) {
-  // Linked into place: a half-written overlay is never taken for one, and that
-  // of a process that was faster is never replaced.
+async function createOverlay(disk: string, image: string) {
+  // A link appears atomically and never replaces the overlay of a faster process.
   const staging = join(dirname(disk), `.${crypto.randomUUID()}.overlay`);
   try {
     await writeOverlay(staging, image);
-    await linkNew(staging, disk);
+    await Deno.link(staging, disk).catch((error) => {
+      if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
+    });
   } catch (cause) {
     throw systemError(cause, {
       code: "boot_failed",
-      what: `Cannot make the overlay ${disk}`,
-      hint: "name a place in a directory that you can write",
+      messagePrefix: `Cannot create the overlay ${disk}`,
+      hint: "pass --overlay a path in a directory that you can write to",
     });
   } finally {
     await Deno.remove(staging).catch(() => {});

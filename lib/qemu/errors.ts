@@ -1,22 +1,20 @@
 /**
- * How a machine fails, where callers have to tell it from other failures.
+ * Errors of the connection to a VM that callers handle separately.
  *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
 
-/** The machine ended, or broke off, while something was asked of it. */
+/** The connection to QEMU or the guest agent was lost. */
 export class VmDisconnectedError extends ToolsmithError {
   constructor() {
-    super("guest_failed", "The machine broke off");
+    super("guest_failed", "Lost the connection to the VM");
   }
 }
 
 /**
- * Tells whether a socket's other end is gone. One that QEMU has not accepted yet
- * when it ends is reset.
- *
- * @param error What connecting, reading or writing has thrown.
+ * Does an error mean that the socket's peer is gone? A connection that QEMU has not
+ * accepted before it ends is reset.
  */
 export function isDisconnection(error: unknown): boolean {
   return error instanceof Deno.errors.BrokenPipe ||
@@ -25,27 +23,25 @@ export function isDisconnection(error: unknown): boolean {
 }
 
 /**
- * Connects to a socket of a machine.
+ * Connects to a socket in a VM's directory.
  *
- * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for it.
+ * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the socket.
  *
- * @param path The socket.
- * @returns The connection.
  * @throws {VmDisconnectedError} When nobody listens there.
  * @throws {Deno.errors.NotFound} When there is no such socket.
  */
-export async function connectToMachine(path: string): Promise<Deno.UnixConn> {
+export async function connectToVmSocket(path: string): Promise<Deno.UnixConn> {
   return await Deno.connect({ transport: "unix", path }).catch((error) => {
     throw isDisconnection(error) ? new VmDisconnectedError() : error;
   });
 }
 
-/** QEMU, or the agent, has answered that it will not do what was asked. */
-export class RefusedError extends ToolsmithError {
+/** QEMU or the guest agent answered a command with an error. */
+export class CommandRefusedError extends ToolsmithError {
   constructor(message: string) {
     super("guest_failed", message);
   }
 }
 
-/** Thrown where another accelerator may work; the message is QEMU's. */
+/** The accelerator failed, but another one may work; the message is QEMU's. */
 export class AcceleratorError extends Error {}

@@ -1,7 +1,5 @@
 /**
- * Finds the UEFI firmware of this host, by the descriptors that it brings.
- *
- * Format: QEMU, docs/interop/firmware.json.
+ * Finds the host's UEFI firmware by its descriptors (QEMU, docs/interop/firmware.json).
  *
  * @module
  */
@@ -10,91 +8,85 @@ import { ToolsmithError } from "../errors.ts";
 import type { ImageArch } from "../image/boot_loader.ts";
 import { dirname, join } from "../path.ts";
 import { findProgram } from "../system/find_program.ts";
+import { jsonObjectOrEmpty } from "../system/json.ts";
 
-/** A firmware that is in flash memory: its code, and its variables. */
+/** Firmware in flash memory: read-only code and writable variables. */
 export interface FlashFirmware {
-  /** The file of its code, which is only read. */
+  /** File of the code. */
   code: string;
-  /** The file that its variables begin as; each machine writes to a copy. */
+  /** Template of the variables; each VM writes to a copy. */
   variables: string;
 }
 
-/** A firmware that is one file, in read-only memory. */
+/** Firmware in a single read-only file. */
 export interface RomFirmware {
-  /** The file. */
   rom: string;
 }
 
-/** What starts the guest's boot loader, where it is not QEMU's own BIOS. */
+/** Firmware other than QEMU's own BIOS. */
 export type Firmware = FlashFirmware | RomFirmware;
 
-/** What {@linkcode findUefi} takes. */
-export interface FindUefiOptions {
-  /** The QEMU program: descriptors may lie beside it. */
+/** Options of {@linkcode findUefiFirmware}. */
+export interface FindUefiFirmwareOptions {
+  /** The QEMU program, which may be installed with descriptors. */
   program: string;
   /** Read for `HOME`, `XDG_CONFIG_HOME` and `PATH`. @default {processEnvironment} */
   env?: Environment;
-  /** Where descriptors lie. @default {undefined} where QEMU's specification says */
-  dirs?: string[];
+  /** Directories of descriptors. @default {undefined} those of QEMU's specification */
+  descriptorDirs?: string[];
 }
 
-/** The machine types that Toolsmith starts, as descriptors name them. */
-const MACHINES: Record<ImageArch, RegExp> = {
+/** Toolsmith's machine types, as descriptors name them. */
+const MACHINE_TYPES: Record<ImageArch, RegExp> = {
   x86_64: /^(?:pc-)?q35(?:$|-)/,
   aarch64: /^virt(?:$|-)/,
 };
 
-const PACKAGES: Record<ImageArch, string> = {
+const FIRMWARE_PACKAGES: Record<ImageArch, string> = {
   x86_64: "Debian, Ubuntu: apt install ovmf; Fedora: dnf install edk2-ovmf",
   aarch64:
     "Debian, Ubuntu: apt install qemu-efi-aarch64; Fedora: dnf install edk2-aarch64",
 };
 
-/** Such a firmware refuses boot loaders, or needs what the machine has not. */
-const UNWANTED = ["requires-smm", "enrolled-keys", "secure-boot"];
-const MAX_DESCRIPTOR = 64 * 1024;
+/** Secure Boot rejects unsigned boot loaders; SMM needs other machine options. */
+const UNSUPPORTED_FEATURES = ["requires-smm", "enrolled-keys", "secure-boot"];
+const MAX_DESCRIPTOR_BYTES = 64 * 1024;
 
 /**
  * Finds a UEFI firmware for a processor.
  *
  * Needs `--allow-read` for the descriptors and the firmware.
  *
- * @param arch The processor.
- * @param options Where to look.
- * @returns The firmware that this host's order of descriptors prefers.
+ * @returns The first usable firmware in the order of the host's descriptors.
  * @throws {ToolsmithError} `firmware_not_found`.
  */
-export async function findUefi(
+export async function findUefiFirmware(
   arch: ImageArch,
-  options: FindUefiOptions,
+  options: FindUefiFirmwareOptions,
 ): Promise<FlashFirmware> {
-  const dirs = options.dirs ?? await descriptorDirs(options);
-  for (const path of await descriptors(dirs)) {
-    const found = readDescriptor(await readJson(path), arch);
+  const dirs = options.descriptorDirs ?? await firmwareDescriptorDirs(options);
+  for (const path of await listDescriptors(dirs)) {
+    const found = parseFirmwareDescriptor(await readDescriptorJson(path), arch);
     if (!found) continue;
     const files = [found.code, found.variables];
     if ((await Promise.all(files.map(isFile))).every(Boolean)) return found;
   }
+  const packages = FIRMWARE_PACKAGES[arch];
   throw new ToolsmithError(
     "firmware_not_found",
-    `No UEFI firmware for ${arch} on this host: looked in ${dirs.join(", ")}`,
-    {
-      hint: `install it (${PACKAGES[arch]}), or name its file: --firmware PATH`,
-    },
+    `UEFI firmware for ${arch} not found: looked in ${dirs.join(", ")}`,
+    { hint: `install UEFI firmware (${packages}), or pass --firmware PATH` },
   );
 }
 
 /**
- * Names the directories of descriptors: the user's own come first, then the
- * administrator's, then what QEMU brings.
+ * Returns the directories of descriptors: the user's, the administrator's, then those
+ * installed with QEMU.
  *
- * Needs `--allow-read` for QEMU.
- *
- * @param options The QEMU program, and the environment.
- * @returns The directories, which need not exist.
+ * Needs `--allow-read` for the QEMU program.
  */
-export async function descriptorDirs(
-  { program, env = processEnvironment }: FindUefiOptions,
+export async function firmwareDescriptorDirs(
+  { program, env = processEnvironment }: FindUefiFirmwareOptions,
 ): Promise<string[]> {
   const home = env.get("HOME");
   const config = env.get("XDG_CONFIG_HOME") || (home && join(home, ".config"));
@@ -107,8 +99,8 @@ export async function descriptorDirs(
   return dirs;
 }
 
-/** A name in an earlier directory hides the same one in a later; then by name. */
-async function descriptors(dirs: string[]): Promise<string[]> {
+/** Sorts by name; a file hides files of the same name in later directories. */
+async function listDescriptors(dirs: string[]): Promise<string[]> {
   const found = new Map<string, string>();
   for (const dir of dirs) {
     const entries = await Array.fromAsync(Deno.readDir(dir)).catch((error) => {
@@ -123,10 +115,10 @@ async function descriptors(dirs: string[]): Promise<string[]> {
   return [...found.keys()].sort().map((name) => found.get(name)!);
 }
 
-/** What cannot be read is passed over; an empty file hides one, as specified. */
-async function readJson(path: string): Promise<unknown> {
+/** Skips unreadable files; an empty file hides a descriptor, as specified. */
+async function readDescriptorJson(path: string): Promise<unknown> {
   try {
-    if ((await Deno.stat(path)).size > MAX_DESCRIPTOR) return undefined;
+    if ((await Deno.stat(path)).size > MAX_DESCRIPTOR_BYTES) return undefined;
     return JSON.parse(await Deno.readTextFile(path));
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
@@ -135,46 +127,37 @@ async function readJson(path: string): Promise<unknown> {
 }
 
 /**
- * Reads a descriptor.
- *
- * @param json What its file holds.
- * @param arch The processor.
- * @returns The firmware; `undefined` where it is of another kind.
+ * @returns The descriptor's firmware; `undefined` if unusable for the processor.
  */
-export function readDescriptor(
+export function parseFirmwareDescriptor(
   json: unknown,
   arch: ImageArch,
 ): FlashFirmware | undefined {
-  const descriptor = fieldsOf(json);
+  const descriptor = jsonObjectOrEmpty(json);
   const { mapping, features } = descriptor;
-  const targets = listOf(descriptor.targets).map(fieldsOf);
-  const fits = listOf(descriptor["interface-types"]).includes("uefi") &&
-    !UNWANTED.some((feature) => listOf(features).includes(feature)) &&
+  const targets = arrayOrEmpty(descriptor.targets).map(jsonObjectOrEmpty);
+  const hasFeature = (it: string) => arrayOrEmpty(features).includes(it);
+  const fits = arrayOrEmpty(descriptor["interface-types"]).includes("uefi") &&
+    !UNSUPPORTED_FEATURES.some(hasFeature) &&
     targets.some(({ architecture, machines }) =>
       architecture === arch &&
-      listOf(machines).some((it) => MACHINES[arch].test(String(it)))
+      arrayOrEmpty(machines).some((it) => MACHINE_TYPES[arch].test(String(it)))
     );
-  const { device, mode = "split", ...files } = fieldsOf(mapping);
+  const { device, mode = "split", ...files } = jsonObjectOrEmpty(mapping);
   if (!fits || device !== "flash" || mode !== "split") return undefined;
-  const code = rawFile(files.executable);
-  const variables = rawFile(files["nvram-template"]);
+  const code = rawFilePath(files.executable);
+  const variables = rawFilePath(files["nvram-template"]);
   return code && variables ? { code, variables } : undefined;
 }
 
-function rawFile(value: unknown): string | undefined {
-  const { filename, format } = fieldsOf(value);
+function rawFilePath(value: unknown): string | undefined {
+  const { filename, format } = jsonObjectOrEmpty(value);
   return typeof filename === "string" && format === "raw"
     ? filename
     : undefined;
 }
 
-function fieldsOf(value: unknown): Record<string, unknown> {
-  return typeof value === "object" && value !== null
-    ? value as Record<string, unknown>
-    : {};
-}
-
-function listOf(value: unknown): unknown[] {
+function arrayOrEmpty(value: unknown): unknown[] {
   return Array.isArray(value) ? value : [];
 }
 
@@ -182,13 +165,7 @@ function isFile(path: string): Promise<boolean> {
   return Deno.stat(path).then((stat) => stat.isFile, () => false);
 }
 
-/**
- * The files of a firmware.
- *
- * @param firmware The firmware, if it is not QEMU's own.
- * @returns Their paths.
- */
-export function firmwareFiles(firmware: Firmware | undefined): string[] {
+export function firmwarePaths(firmware: Firmware | undefined): string[] {
   if (!firmware) return [];
   return "rom" in firmware
     ? [firmware.rom]

@@ -1,90 +1,91 @@
 /**
- * Talks to a machine: to QEMU and to the agent in its guest. Both serve one
- * connection at a time, so whoever talks takes turns: within this process by a
- * queue, among processes that share a machine by a lock.
+ * Serializes commands to QEMU and to the guest agent, as both serve one connection at a
+ * time: by a queue within this process, and by file locks between processes.
  *
  * @module
  */
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
-import { lock } from "../system/lock.ts";
-import { whyUntrusted } from "../system/ownership.ts";
-import { abortable, timeLimit } from "../system/time.ts";
-import { type Agent, openAgent } from "./agent.ts";
-import { MACHINE_FILES } from "./machine_dir.ts";
-import { type Command, openQmp, type Qmp } from "./qmp.ts";
+import { acquireFileLock } from "../system/lock.ts";
+import { untrustedReason } from "../system/ownership.ts";
+import { abortable, startDeadline } from "../system/time.ts";
+import { type AgentConnection, connectToAgent } from "./agent.ts";
+import { VM_FILES } from "./vm_dir.ts";
+import { connectToQmp, type QmpCommand, type QmpConnection } from "./qmp.ts";
 import { isDisconnection, VmDisconnectedError } from "./errors.ts";
 
-const SYNC_MS = 10_000;
-/** What is left undone then, another process does. */
-const BACKGROUND_MS = 10_000;
+const AGENT_SYNC_TIMEOUT_MS = 10_000;
+/** After this, the next command of any process finishes the work. */
+const BACKGROUND_WORK_TIMEOUT_MS = 10_000;
+/** Many commands that start at once on a busy host need this long. */
+const BACKGROUND_LOCK_TIMEOUT_MS = 120_000;
 
 /**
- * Talks to QEMU and to the guest agent of a machine. Each wait, also the one for
- * a turn, ends with the signal's reason when the signal is aborted.
+ * Sends commands to QEMU and the guest agent of a VM. An aborted signal ends every wait,
+ * including those for a lock, with the signal's reason.
  */
 export interface Monitor extends AsyncDisposable {
-  /** The machine's directory, where its sockets are. */
+  /** The VM's directory, where its sockets are. */
   readonly dir: string;
-  /** Sends commands to QEMU in one turn, and returns their answers. */
-  qemu(commands: Command[], signal?: AbortSignal): Promise<unknown[]>;
-  /** Works while nobody else who asks this way does, in any process. */
-  exclusive: Exclusive;
+  /** Sends QMP commands on one connection and returns their answers. */
+  qemu(commands: QmpCommand[], signal?: AbortSignal): Promise<unknown[]>;
+  /** Runs `work` under the VM's exclusive lock, which all processes share. */
+  runExclusively: RunExclusively;
   /**
-   * The same, for what is left to do after a command: disposing the monitor
-   * waits for it. The signal limits its time.
+   * Runs clean-up under the exclusive lock in the background; disposing the monitor
+   * waits for it. The work is skipped if the lock stays held, and its signal limits its
+   * time.
+   *
+   * @param held Disposed afterwards in any case.
    */
-  runInBackground(work: (signal: AbortSignal) => Promise<void>): void;
-  /**
-   * Sends a command to the guest agent, and returns its answer, which may be
-   * anything.
-   */
-  agent(command: Command, signal?: AbortSignal): Promise<unknown>;
+  runInBackground(
+    work: (signal: AbortSignal) => Promise<void>,
+    held?: Disposable,
+  ): void;
+  /** Sends a command to the guest agent and returns its answer, unvalidated. */
+  agent(command: QmpCommand, signal?: AbortSignal): Promise<unknown>;
 }
 
-type Exclusive = <T>(
+type RunExclusively = <T>(
   work: () => Promise<T>,
   signal?: AbortSignal,
 ) => Promise<T>;
 
+type MaybePromise<T> = T | Promise<T>;
+
 /**
- * Talks to a machine that belongs to this process alone, on connections that
- * stay open.
+ * A monitor for a VM that only this process uses, on connections that stay open.
  *
- * @param dir The machine's directory.
- * @param qmp The connection to QEMU; closed with the monitor.
- * @param connecting The connection to the guest agent, which has answered, or may
- * do so yet; closed with the monitor. `undefined` if the guest has none.
- * @returns The monitor.
+ * @param connecting Connection to the guest agent; `undefined` if the guest has none.
  */
-export function ownMonitor(
+export function singleProcessMonitor(
   dir: string,
-  qmp: Qmp,
-  connecting: Agent | undefined | Promise<Agent | undefined>,
+  qmp: QmpConnection,
+  connecting: MaybePromise<AgentConnection | undefined>,
 ): Monitor {
   const turn = serialQueue();
   const exclusive = serialQueue();
-  const background = backgroundWork(exclusive);
-  let clean = true;
+  const background = backgroundRunner(exclusive);
+  let inSync = true;
   return {
     dir,
-    exclusive,
+    runExclusively: exclusive,
     runInBackground: background.run,
-    qemu: (commands, signal) => abortable(qmp.send(...commands), signal),
+    qemu: (commands, signal) => abortable(qmp.execute(...commands), signal),
     agent: (command, signal) =>
       turn(async () => {
         const agent = await connecting;
         if (!agent) {
           throw new ToolsmithError(
             "guest_not_ready",
-            "The guest has no agent to run commands with",
-            { hint: "the image needs qemu-guest-agent, started at boot" },
+            "The guest has no agent, so commands cannot run",
+            { hint: "install qemu-guest-agent in the image" },
           );
         }
-        if (!clean) await sync(agent, signal);
-        clean = false;
-        const answer = await agent.send(command, { signal });
-        clean = true;
+        if (!inSync) await resyncAgent(agent, signal);
+        inSync = false;
+        const answer = await agent.execute(command, signal);
+        inSync = true;
         return answer;
       }, signal),
     async [Symbol.asyncDispose]() {
@@ -99,49 +100,45 @@ export function ownMonitor(
 }
 
 /**
- * Talks to a machine that several processes may use, on a connection for each
- * turn.
+ * A monitor for a VM that several processes may use, with a connection per command.
  *
  * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the directory.
- *
- * @param dir The machine's directory.
- * @returns The monitor.
  */
 export function sharedMonitor(dir: string): Monitor {
-  const locking = (name: string): Exclusive => {
+  const locking = (name: string): RunExclusively => {
     const turn = serialQueue();
     return (work, signal) =>
       turn(async () => {
         try {
-          // Once it has ended, another user can make a directory of its name.
-          if (await whyUntrusted(dir)) throw new VmDisconnectedError();
-          using _lock = await lock(join(dir, name), { signal });
+          // After the VM has ended, another user could make a directory of its name.
+          if (await untrustedReason(dir)) throw new VmDisconnectedError();
+          using _lock = await acquireFileLock(join(dir, name), { signal });
           return await work();
         } catch (error) {
-          throw isGone(error) ? new VmDisconnectedError() : error;
+          throw isVmGone(error) ? new VmDisconnectedError() : error;
         }
       }, signal);
   };
-  const locked = locking(MACHINE_FILES.lock);
-  const exclusive = locking(MACHINE_FILES.exclusive);
-  const background = backgroundWork(exclusive);
+  const locked = locking(VM_FILES.lock);
+  const exclusive = locking(VM_FILES.exclusive);
+  const background = backgroundRunner(exclusive);
   return {
     dir,
-    exclusive,
+    runExclusively: exclusive,
     runInBackground: background.run,
     qemu: (commands, signal) =>
       locked(async () => {
-        using qmp = await openQmp(join(dir, MACHINE_FILES.qmp), { signal });
-        const answers = await abortable(qmp.send(...commands), signal);
+        using qmp = await connectToQmp(join(dir, VM_FILES.qmp), { signal });
+        const answers = await abortable(qmp.execute(...commands), signal);
         qmp[Symbol.dispose]();
         await qmp.closed;
         return answers;
       }, signal),
     agent: (command, signal) =>
       locked(async () => {
-        using agent = await openAgent(join(dir, MACHINE_FILES.agent));
-        await sync(agent, signal);
-        const answer = await agent.send(command, { signal });
+        using agent = await connectToAgent(join(dir, VM_FILES.agent));
+        await resyncAgent(agent, signal);
+        const answer = await agent.execute(command, signal);
         agent[Symbol.dispose]();
         await agent.closed;
         return answer;
@@ -150,34 +147,32 @@ export function sharedMonitor(dir: string): Monitor {
   };
 }
 
-async function sync(agent: Agent, signal?: AbortSignal) {
-  using limit = timeLimit(SYNC_MS, "The guest agent", signal);
-  try {
-    await agent.sync(limit.signal);
-  } catch (error) {
-    signal?.throwIfAborted();
-    if (!limit.signal.aborted) throw error;
-    throw new ToolsmithError(
-      "guest_failed",
-      `The guest agent did not answer within ${SYNC_MS / 1000} s`,
-    );
-  }
+async function resyncAgent(agent: AgentConnection, signal?: AbortSignal) {
+  const seconds = AGENT_SYNC_TIMEOUT_MS / 1000;
+  const message = `The guest agent did not answer within ${seconds} s`;
+  const late = () => new ToolsmithError("guest_failed", message);
+  using limit = startDeadline(AGENT_SYNC_TIMEOUT_MS, late, signal);
+  await agent.waitUntilAnswering(limit.signal);
 }
 
-/** A machine that has ended took its directory along, or listens no more. */
-function isGone(error: unknown): boolean {
+/** An ended VM has no directory any more, or nobody listens on its sockets. */
+function isVmGone(error: unknown): boolean {
   return error instanceof Deno.errors.NotFound || isDisconnection(error);
 }
 
-function backgroundWork(exclusive: Exclusive) {
+function backgroundRunner(exclusive: RunExclusively) {
   const pending = new Set<Promise<void>>();
   return {
-    run(work: (signal: AbortSignal) => Promise<void>) {
-      const limit = timeLimit(BACKGROUND_MS, "Work in the background");
-      const done = exclusive(() => work(limit.signal), limit.signal)
+    run(work: (signal: AbortSignal) => Promise<void>, held?: Disposable) {
+      const turn = startDeadline(BACKGROUND_LOCK_TIMEOUT_MS, "The wait");
+      const done = exclusive(async () => {
+        using limit = startDeadline(BACKGROUND_WORK_TIMEOUT_MS, "The clean-up");
+        await work(limit.signal);
+      }, turn.signal)
+        .finally(() => held?.[Symbol.dispose]())
         .catch(() => {})
         .finally(() => {
-          limit[Symbol.dispose]();
+          turn[Symbol.dispose]();
           pending.delete(done);
         });
       pending.add(done);
@@ -189,10 +184,10 @@ function backgroundWork(exclusive: Exclusive) {
 }
 
 /**
- * Lets one piece of work run at a time, in the order of the calls. What is
- * aborted while it waits for its turn never runs.
+ * Runs one piece of work at a time, in the order of the calls. Work that is aborted
+ * while it is queued never runs.
  */
-function serialQueue(): Exclusive {
+function serialQueue(): RunExclusively {
   let last: Promise<unknown> = Promise.resolve();
   return (work, signal) => {
     const mine = abortable(last, signal).then(work);

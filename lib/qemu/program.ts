@@ -1,22 +1,20 @@
 /**
- * The QEMU program: its name, its version, what to do where it is missing.
+ * The QEMU program: its name, its version, and the error when it is missing.
  *
  * @module
  */
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { ImageArch } from "../image/boot_loader.ts";
-import { run } from "../system/process.ts";
+import { runProcess } from "../system/process.ts";
 
-const NAME = /(qemu-system-)(?:x86_64|aarch64)(?=(?:\.exe)?$)/;
+const QEMU_NAME_PATTERN = /(qemu-system-)(?:x86_64|aarch64)(?=(?:\.exe)?$)/;
 
 /**
- * Names the QEMU program.
+ * Returns the name or path of the QEMU program for a processor.
  *
- * @param env Read for `TOOLSMITH_QEMU`: a program of that usual name has one for
- * the other processor beside it.
- * @param arch The guest's processor.
- * @returns Its name, found on PATH, or its path.
+ * @param env Source of `TOOLSMITH_QEMU`; if that ends in a standard name, the program
+ * for the other processor is expected beside it.
  */
 export function qemuProgram(
   env: Environment = processEnvironment,
@@ -25,45 +23,50 @@ export function qemuProgram(
   const usual = `qemu-system-${arch}`;
   const given = env.get("TOOLSMITH_QEMU");
   if (!given) return usual;
-  if (NAME.test(given)) return given.replace(NAME, `$1${arch}`);
-  // Of a name that says nothing it was always taken to be for x86_64.
+  if (QEMU_NAME_PATTERN.test(given)) {
+    return given.replace(QEMU_NAME_PATTERN, `$1${arch}`);
+  }
+  // A program with another name is assumed to be for x86_64.
   return arch === "x86_64" ? given : usual;
 }
 
 /**
- * Asks QEMU for its version.
+ * Runs `qemu --version` and returns the version.
  *
  * Needs `--allow-run` for the program.
  *
- * @param program The QEMU program.
- * @returns Such as `7.2.22`.
- * @throws {ToolsmithError} `qemu_not_found` when there is no such program, or
- * it is another.
+ * @throws {ToolsmithError} `qemu_not_found` when the program is missing or not QEMU.
  */
-export async function qemuVersion(program: string): Promise<string> {
-  const output = await run(program, {
+export async function queryQemuVersion(program: string): Promise<string> {
+  const output = await runProcess(program, {
     args: ["--version"],
     timeoutMs: 20_000,
   }).catch((cause) => {
     if (cause instanceof Deno.errors.NotCapable) throw cause;
-    throw qemuNotFound(program, cause);
+    throw qemuNotFoundError(program, cause);
   });
   const version = output.stdout.match(/QEMU emulator version (\d[\w.]*)/)?.[1];
-  if (output.code !== 0 || !version) throw qemuNotFound(program);
+  if (output.code !== 0 || !version) throw qemuNotFoundError(program);
   return version;
 }
 
-/**
- * The error for a QEMU that is not there.
- *
- * @param program The QEMU program that was looked for.
- * @param cause What was caught.
- */
-export function qemuNotFound(program: string, cause?: unknown): ToolsmithError {
+export function qemuNotFoundError(
+  program: string,
+  cause?: unknown,
+): ToolsmithError {
   const suffix = /aarch64/.test(program) ? "arm" : "x86";
   return new ToolsmithError("qemu_not_found", `QEMU not found: ${program}`, {
     hint:
-      `install it (Debian, Ubuntu: apt install qemu-system-${suffix}; macOS: brew install qemu), or set TOOLSMITH_QEMU to its path`,
+      `install QEMU (Debian, Ubuntu: apt install qemu-system-${suffix}; macOS: brew install qemu), or set TOOLSMITH_QEMU to the path of QEMU`,
     cause,
   });
+}
+
+export const STREAM_NETWORKING_HINT =
+  "install QEMU 7.2 or newer, or use --network=host-loopback";
+
+/** Whether this version can connect a guest to a network of Toolsmith. */
+export function hasStreamNetworking(version: string): boolean {
+  const [major, minor] = version.split(".").map(Number);
+  return major > 7 || major === 7 && minor >= 2;
 }

@@ -1,132 +1,106 @@
 /**
- * Speaks to QEMU's monitor, in the QEMU Machine Protocol
- * (docs/interop/qmp-spec).
+ * Connection to QEMU in the QEMU Machine Protocol (QEMU, docs/interop/qmp-spec).
  *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import { isObject } from "../system/json.ts";
+import { isJsonObject } from "../system/json.ts";
 import {
-  type Command,
-  type Message,
-  openLines,
-  refused,
+  connectJsonLines,
+  type JsonMessage,
+  type QmpCommand,
 } from "./_json_lines.ts";
 
-export type { Command };
+export type { QmpCommand };
 
-/** Something that QEMU reports without being asked. */
+/** An asynchronous QMP event. */
 export interface QmpEvent {
-  /** Its name, such as `SHUTDOWN`. */
+  /** Such as `SHUTDOWN`. */
   event: string;
-  /** What it carries. */
   data?: Record<string, unknown>;
 }
 
-/** A connection to QEMU's monitor. */
-export interface Qmp extends Disposable {
+export interface QmpConnection extends Disposable {
   /** QEMU's version, such as `7.2.22`. */
   readonly version: string;
   /** Settles when the connection has ended. Never rejects. */
   readonly closed: Promise<void>;
   /**
-   * Sends commands at once, and waits for all answers: they come in the order of
-   * the commands, or the first refusal is thrown.
+   * Sends commands at once and returns their answers in the same order.
+   *
+   * @throws {CommandRefusedError} For the first command that QEMU refused.
    */
-  send(...commands: Command[]): Promise<unknown[]>;
+  execute(...commands: QmpCommand[]): Promise<unknown[]>;
 }
 
-/** What {@linkcode openQmp} takes. */
-export interface OpenQmpOptions {
-  /** Takes QEMU's events. */
+/** What {@linkcode connectToQmp} takes. */
+export interface ConnectToQmpOptions {
   onEvent?: (event: QmpEvent) => void;
-  /** Ends the wait for QEMU's greeting when aborted. */
+  /** Ends the handshake when aborted. */
   signal?: AbortSignal;
 }
 
-const ANSWER_MS = 15_000;
+const QMP_ANSWER_TIMEOUT_MS = 15_000;
 
 /**
- * Connects to QEMU's monitor. It serves one connection at a time.
+ * Connects to a QMP socket, which serves one connection at a time.
  *
  * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the socket.
  *
- * @param path The socket.
- * @param options Where events go, and when to give up.
- * @returns The connection, ready for commands.
  * @throws {ToolsmithError} `boot_failed` when QEMU does not answer.
  * @throws {Deno.errors.NotFound} When there is no such socket.
  * @throws {Deno.errors.ConnectionRefused} When nobody listens on it.
  * @throws The signal's reason when it is aborted.
  */
-export async function openQmp(
+export async function connectToQmp(
   path: string,
-  options: OpenQmpOptions = {},
-): Promise<Qmp> {
-  const waiting = new Map<unknown, (message: Message) => void>();
-  const greeted = Promise.withResolvers<Message>();
-  let last = 0;
-  const lines = await openLines(path, (message) => {
-    if ("QMP" in message) return greeted.resolve(message);
-    const event = readEvent(message);
-    if (event) options.onEvent?.(event);
-    else waiting.get(message.id)?.(message);
+  options: ConnectToQmpOptions = {},
+): Promise<QmpConnection> {
+  const greeted = Promise.withResolvers<JsonMessage>();
+  const lines = await connectJsonLines(path, {
+    ...{ name: "QEMU", timeoutErrorCode: "boot_failed" },
+    answerTimeoutMs: QMP_ANSWER_TIMEOUT_MS,
+    onUnsolicited(message) {
+      if ("QMP" in message) return greeted.resolve(message);
+      const event = parseQmpEvent(message);
+      if (event) options.onEvent?.(event);
+    },
   });
-  const within = <T>(answer: Promise<T>, what: string, signal?: AbortSignal) =>
-    lines.within(answer, {
-      ms: ANSWER_MS,
-      late: () =>
-        new ToolsmithError("boot_failed", `QEMU did not answer to ${what}`),
-      signal,
-    });
-  const ask = async ([execute, args]: Command, signal?: AbortSignal) => {
-    const id = ++last;
-    const answer = Promise.withResolvers<Message>();
-    waiting.set(id, answer.resolve);
-    const asked = lines.write({ execute, arguments: args, id })
-      .then(() => answer.promise);
-    const message = await within(asked, execute, signal)
-      .finally(() => waiting.delete(id));
-    if ("error" in message) throw refused("QEMU", execute, message.error);
-    return message.return;
-  };
   try {
     const { signal } = options;
-    const greeting = await within(greeted.promise, "the greeting", signal);
-    const version = readVersion(greeting);
-    await ask(["qmp_capabilities"], signal);
+    const what = "the QMP handshake";
+    const greeting = await lines.waitForAnswer(greeted.promise, what, signal);
+    const version = parseQemuVersion(greeting);
+    await lines.execute(["qmp_capabilities"], signal);
     return {
       version,
       closed: lines.closed,
-      async send(...commands) {
-        const asked = commands.map((command) => ask(command));
-        // A refusal does not mean that the others may be cut off.
-        await Promise.allSettled(asked);
-        return await Promise.all(asked);
+      async execute(...commands) {
+        const answers = commands.map((command) => lines.execute(command));
+        // Wait for all: a refusal must not cut off the other commands.
+        await Promise.allSettled(answers);
+        return await Promise.all(answers);
       },
-      [Symbol.dispose]: lines.close,
+      [Symbol.dispose]: lines[Symbol.dispose],
     };
   } catch (error) {
-    lines.close();
+    lines[Symbol.dispose]();
     throw error;
   }
 }
 
-function readEvent({ event, data }: Message): QmpEvent | undefined {
+function parseQmpEvent({ event, data }: JsonMessage): QmpEvent | undefined {
   if (typeof event !== "string") return undefined;
-  return { event, data: isObject(data) ? data : undefined };
+  return { event, data: isJsonObject(data) ? data : undefined };
 }
 
-/** The greeting's version (qmp-spec, section "Server Greeting"). */
-function readVersion({ QMP }: Message): string {
-  const version = isObject(QMP) ? QMP.version : undefined;
-  const qemu = isObject(version) ? version.qemu : undefined;
-  const parts = isObject(qemu) ? [qemu.major, qemu.minor, qemu.micro] : [];
+/** Reads the version in the greeting (qmp-spec, section "Server Greeting"). */
+function parseQemuVersion({ QMP }: JsonMessage): string {
+  const version = isJsonObject(QMP) ? QMP.version : undefined;
+  const qemu = isJsonObject(version) ? version.qemu : undefined;
+  const parts = isJsonObject(qemu) ? [qemu.major, qemu.minor, qemu.micro] : [];
   if (parts.length === 0 || !parts.every(Number.isSafeInteger)) {
-    throw new ToolsmithError(
-      "boot_failed",
-      "QEMU's monitor greets without a version",
-    );
+    throw new ToolsmithError("boot_failed", "QEMU reports no version over QMP");
   }
   return parts.join(".");
 }

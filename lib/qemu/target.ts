@@ -1,6 +1,5 @@
 /**
- * What kind of machine an image needs: its processor, the QEMU program for that,
- * and its firmware.
+ * Detects the processor, QEMU program and firmware that an image needs.
  *
  * @module
  */
@@ -12,82 +11,83 @@ import {
   type ImageArch,
 } from "../image/boot_loader.ts";
 import { resolve } from "../path.ts";
-import { findUefi, type Firmware } from "./firmware.ts";
+import { findUefiFirmware, type Firmware } from "./firmware.ts";
 import { qemuProgram } from "./program.ts";
 
 export type { BootLoader, ImageArch };
 
-/** What the caller knows, or chooses. */
-export interface TargetOptions {
-  /** The processor. @default {undefined} what the image says */
+/** Options of {@linkcode detectTarget}. */
+export interface DetectTargetOptions {
+  /** Processor of the guest. @default {undefined} detected from the image */
   arch?: ImageArch;
-  /** `bios`, `uefi`, or the path of a firmware. @default {undefined} what the image says */
+  /** `bios`, `uefi` or the path of a firmware file. @default {undefined} detected from the image */
   firmware?: string;
-  /** What the image boots, where that is known. @default {undefined} it is read */
+  /** The image's boot loader, if known. @default {undefined} detected from the image */
   loader?: BootLoader;
-  /** Read for `TOOLSMITH_QEMU`. @default {processEnvironment} */
+  /** Source of `TOOLSMITH_QEMU`. @default {processEnvironment} */
   env?: Environment;
 }
 
-/** The kind of a machine. */
-export interface Target {
-  /** Its processor. */
+/** What QEMU has to emulate for an image. */
+export interface QemuTarget {
   arch: ImageArch;
-  /** The QEMU program. */
+  /** Name or path of the QEMU program. */
   program: string;
-  /** Its firmware; `undefined` for QEMU's own BIOS. */
+  /** `undefined` for QEMU's own BIOS. */
   firmware: Firmware | undefined;
 }
 
 /**
- * Finds out what kind of machine an image needs.
+ * Detects the target of an image, reading its boot loader unless the options say all.
  *
  * Needs `--allow-read` for the image and the firmware.
  *
- * @param image The image's path.
- * @param options What is known already.
- * @returns The kind of machine.
  * @throws {ToolsmithError} `firmware_not_found`, `image_invalid`, `image_unsafe`,
- * `usage` for a BIOS on another processor than x86_64.
+ * `usage` for a BIOS on a processor other than x86_64.
  */
-export async function planTarget(
+export async function detectTarget(
   image: string,
-  options: TargetOptions = {},
-): Promise<Target> {
+  options: DetectTargetOptions = {},
+): Promise<QemuTarget> {
   const { env = processEnvironment } = options;
   const known = options.arch !== undefined && options.firmware !== undefined;
   const loader = options.loader ?? (known ? {} : await findBootLoader(image));
-  const arch = options.arch ?? loader.arch ?? archOf(loader);
+  const arch = options.arch ?? loader.arch ?? defaultArch(loader);
   const program = qemuProgram(env, arch);
-  // Nothing but UEFI starts a boot loader on arm64.
-  const usual = arch === "aarch64" ? "uefi" : loader.firmware ?? "bios";
-  const wanted = options.firmware ?? usual;
+  // arm64 boots with UEFI only.
+  const detected = arch === "aarch64" ? "uefi" : loader.firmware ?? "bios";
+  const wanted = options.firmware ?? detected;
   const find = { program, env };
-  return { arch, program, firmware: await findFirmware(wanted, arch, find) };
+  return { arch, program, firmware: await resolveFirmware(wanted, arch, find) };
 }
 
-/** A disk for several processors is best run on this host's. */
-function archOf({ firmware }: BootLoader): ImageArch {
+/** A UEFI disk may boot on several processors: the host's is the fastest. */
+function defaultArch({ firmware }: BootLoader): ImageArch {
   return firmware === "uefi" ? Deno.build.arch : "x86_64";
 }
 
-async function findFirmware(
+async function resolveFirmware(
   wanted: string,
   arch: ImageArch,
   find: { program: string; env: Environment },
 ): Promise<Firmware | undefined> {
-  if (wanted === "uefi") return await findUefi(arch, find);
+  if (wanted === "uefi") return await findUefiFirmware(arch, find);
   if (wanted === "bios") {
     if (arch === "x86_64") return undefined;
     throw new ToolsmithError("usage", `There is no BIOS for ${arch}`, {
-      hint: "leave the choice to Toolsmith, or use --firmware uefi",
+      hint: "omit --firmware, or pass --firmware uefi",
     });
   }
   const rom = resolve(wanted);
   if (await Deno.stat(rom).then(({ isFile }) => isFile, () => false)) {
     return { rom };
   }
-  throw new ToolsmithError("firmware_not_found", `No such firmware: ${rom}`, {
-    hint: "--firmware takes bios, uefi, or the path of a firmware's file",
-  });
+  throw new ToolsmithError(
+    "firmware_not_found",
+    `Firmware file not found: ${rom}`,
+    {
+      hint:
+        "pass --firmware bios, --firmware uefi or the path of a firmware file",
+    },
+  );
 }

@@ -1,67 +1,83 @@
 /**
- * What `toolsmith run` and `toolsmith boot` do, for programs: the machine of a
- * workspace, from its manifest.
+ * What `toolsmith run` and `toolsmith boot` do, for programs: finds, restores or
+ * boots the VM of a workspace from its manifest.
  *
  * @module
  */
 import { dirname, join } from "../path.ts";
-import { snapshotDir } from "../cache/snapshots.ts";
+import { snapshotDirOf } from "../cache/snapshots.ts";
+import { createEmitter } from "../events.ts";
 import type { ExecOptions, ExecResult } from "../guest/exec.ts";
 import type { TerminalOptions, TerminalResult } from "../guest/terminal.ts";
 import { hydrate, type HydrateOptions } from "../hydrate/hydrate.ts";
 import type { Manifest } from "../manifest/manifest.ts";
-import { resolveTool } from "../manifest/tools.ts";
-import { registryFiles } from "../oci/host_files.ts";
-import { timeLimit } from "../system/time.ts";
+import { resolveToolPath } from "../manifest/tools.ts";
+import { registryConfigPaths } from "../oci/registry_config_paths.ts";
+import { startDeadline } from "../system/time.ts";
 import { boot } from "../vm/boot.ts";
 import {
   assertNoDetachedVm,
   attachDetachedVm,
-  detach,
+  detachVm,
   findDetachedVm,
+  networkNeedsProcessError,
 } from "../vm/detached.ts";
 import type { DetachedVmRecord } from "../vm/detached_record.ts";
-import { type BootOptions, wantedAccelerator } from "../vm/options.ts";
+import {
+  acceleratorFromEnv,
+  type BootOptions,
+  parseNetworkRules,
+} from "../vm/boot_options.ts";
 import type { Vm } from "../vm/vm.ts";
+import { detachedVmMismatch } from "./_detached_vm_reuse.ts";
 
-/** What the machine of a workspace takes besides the manifest. */
+/** Options of a workspace's VM. */
 export interface WorkspaceVmOptions extends
   Omit<
     BootOptions,
     "image" | "loader" | "workspace" | "snapshots" | "hostOnly"
   > {
-  /** How to get the image. */
+  /** How to download the image. */
   hydrate?: Omit<HydrateOptions, "onEvent" | "env" | "signal">;
-  /** Boot, even if a detached VM or a snapshot would do. @default {false} */
+  /**
+   * Use the workspace's detached VM if it runs the manifest's image and matches these
+   * options. Of `memory`, `cpus`, `accelerator` and `network`, given options are
+   * compared. With `exports`, `arch`, `firmware`, `overlay`, `qemuArgs` or `console`
+   * the detached VM is not used; a warning reports the reason.
+   *
+   * @default {true} `false` with `fresh`
+   */
+  reuseDetached?: boolean;
+  /** Boot instead of using a detached VM or a snapshot. @default {false} */
   fresh?: boolean;
-  /** Save the machine when it is ready, unless it was restored. @default {true} */
+  /** Save a snapshot of a newly booted VM. @default {true} */
   save?: boolean;
 }
 
 /** How {@linkcode runInVm} runs a command. */
 export interface RunInVmOptions extends ExecOptions {
-  /** How to get a machine for it. @default {{}} */
+  /** The VM to run in. @default {{}} */
   vm?: Omit<WorkspaceVmOptions, "signal">;
 }
 
 /**
  * Runs a command in the image of a manifest, as `toolsmith run` does: in the
- * workspace's detached VM if it fits, else in a machine for this command alone.
+ * workspace's detached VM if it matches, else in a VM for this command only.
  *
  * Needs what `hydrate` and `boot` need.
  *
  * @param manifest The manifest, from `loadManifest`.
  * @param command A tool of the manifest, a command on the guest's PATH, or a
  * path in the guest.
- * @param options Arguments, streams, the machine. `timeoutMs` covers everything,
+ * @param options Arguments, streams, VM. `timeoutMs` covers everything,
  * from the download of the image to the end of the command.
- * @returns How it ended. A failure of the command is a result, not an error.
+ * @returns How the command ended. A failing command is a result, not an error.
  * @throws {ToolsmithError} `tool_forbidden`, `timeout`, and what `hydrate`,
  * `boot` and `Vm.exec` throw.
  * @throws The signal's reason when it is aborted.
  *
  * @example Run a tool in the image of the nearest manifest
- * ```ts no-assert ignore
+ * ```ts no-run
  * import { loadManifest, runInVm } from "@fountain/toolsmith";
  *
  * const manifest = await loadManifest();
@@ -74,32 +90,28 @@ export async function runInVm(
   command: string,
   options: RunInVmOptions = {},
 ): Promise<ExecResult> {
-  const { vm: how, timeoutMs = Infinity, signal: given, ...exec } = options;
-  const program = resolveTool(manifest, command);
-  // The one deadline: only its signal is handed down.
-  using limit = timeLimit(timeoutMs, "The command", given);
-  const { signal } = limit;
-  await using vm = await openWorkspaceVm(manifest, { ...how, signal });
-  return await vm.exec(program, { ...exec, signal });
+  const run = (vm: Vm, program: string, signal: AbortSignal) =>
+    vm.exec(program, { ...options, timeoutMs: undefined, signal });
+  return await runInWorkspaceVm(manifest, command, options, run);
 }
 
 /** How {@linkcode runOnTerminal} runs a command. */
 export interface RunOnTerminalOptions extends TerminalOptions {
-  /** How to get a machine for it. @default {{}} */
+  /** The VM to run in. @default {{}} */
   vm?: Omit<WorkspaceVmOptions, "signal">;
 }
 
 /**
  * Runs a command on a terminal in the image of a manifest, as `toolsmith shell`
- * does, in the machine that {@linkcode runInVm} would take.
+ * does, in the VM that {@linkcode runInVm} would use.
  *
  * Needs what `hydrate` and `boot` need.
  *
  * @param manifest The manifest, from `loadManifest`.
  * @param command A tool of the manifest, a command on the guest's PATH, or a
  * path in the guest.
- * @param options The terminal here; arguments, the machine.
- * @returns How it ended. A failure of the command is a result, not an error.
+ * @param options The host terminal, arguments, VM.
+ * @returns How the command ended. A failing command is a result, not an error.
  * @throws {ToolsmithError} What {@linkcode runInVm} throws.
  * @throws The signal's reason when it is aborted.
  */
@@ -108,30 +120,42 @@ export async function runOnTerminal(
   command: string,
   options: RunOnTerminalOptions,
 ): Promise<TerminalResult> {
-  const { vm: how, timeoutMs = Infinity, signal: given, ...exec } = options;
-  const program = resolveTool(manifest, command);
-  // The one deadline: only its signal is handed down.
-  using limit = timeLimit(timeoutMs, "The command", given);
-  const { signal } = limit;
-  await using vm = await openWorkspaceVm(manifest, { ...how, signal });
-  return await vm.terminal(program, { ...exec, signal });
+  const run = (vm: Vm, program: string, signal: AbortSignal) =>
+    vm.terminal(program, { ...options, timeoutMs: undefined, signal });
+  return await runInWorkspaceVm(manifest, command, options, run);
+}
+
+/** Runs a command under one deadline, from download to exit. */
+async function runInWorkspaceVm<Result>(
+  manifest: Manifest,
+  command: string,
+  { vm: vmOptions, timeoutMs, signal: given }: Pick<
+    RunInVmOptions,
+    "vm" | "timeoutMs" | "signal"
+  >,
+  run: (vm: Vm, program: string, signal: AbortSignal) => Promise<Result>,
+): Promise<Result> {
+  const program = resolveToolPath(manifest, command);
+  using deadline = startDeadline(timeoutMs, "The command", given);
+  const { signal } = deadline;
+  await using vm = await openWorkspaceVm(manifest, { ...vmOptions, signal });
+  return await run(vm, program, signal);
 }
 
 /**
- * The machine of a workspace, for several commands: its detached VM if that
- * fits, else one that is restored or booted here.
+ * Opens a workspace's VM for several commands: the detached VM if it matches, else
+ * one that is restored or booted here. Downloads the image if needed.
  *
  * Needs what `hydrate` and `boot` need.
  *
  * @param manifest The manifest, from `loadManifest`.
- * @param options The machine. Options that shape it, such as `memory` or
- * `exports`, rule the detached VM out.
- * @returns The machine. Disposing it stops it, unless it is the detached one.
+ * @param options Options of the VM.
+ * @returns The VM. Disposing stops it, unless it is the detached one.
  * @throws {ToolsmithError} What `hydrate` and `boot` throw.
  * @throws The signal's reason when it is aborted.
  *
  * @example Run several tools
- * ```ts no-assert ignore
+ * ```ts no-run
  * import { loadManifest, openWorkspaceVm } from "@fountain/toolsmith";
  *
  * await using vm = await openWorkspaceVm(await loadManifest());
@@ -145,49 +169,47 @@ export async function openWorkspaceVm(
   manifest: Manifest,
   options: WorkspaceVmOptions = {},
 ): Promise<Vm> {
-  return await findFitting(manifest, options) ??
-    await boot(await planWorkspaceVm(manifest, options));
+  return await attachReusableVm(manifest, options) ??
+    await boot(await hydrateAndPlanVm(manifest, options));
 }
 
 /**
- * Gets the image of a manifest, and says how `boot` makes a machine of it: with
- * the workspace mounted, and with this user's snapshots.
+ * Downloads the image of a manifest and plans the VM: with the workspace mounted,
+ * and with this user's snapshots.
  *
  * Needs what `hydrate` needs.
  *
  * @param manifest The manifest, from `loadManifest`.
- * @param options The machine.
- * @returns What `boot` takes.
+ * @param options Options of the VM.
+ * @returns Options for `boot`.
  * @throws {ToolsmithError} What `hydrate` throws.
  * @throws The signal's reason when it is aborted.
  */
-export async function planWorkspaceVm(
+export async function hydrateAndPlanVm(
   manifest: Manifest,
   options: WorkspaceVmOptions = {},
 ): Promise<BootOptions> {
-  const { hydrate: how, fresh = false, save, ...machine } = options;
-  const { onEvent, env, signal } = machine;
-  // A wrong value is reported before the image is downloaded.
-  const accelerator = machine.accelerator ?? wantedAccelerator(env);
-  const image = await hydrate(manifest, {
-    ...how,
-    ...{ onEvent, env, signal },
-    arch: machine.arch ?? how?.arch,
-  });
+  const { hydrate: hydrateOptions, fresh = false, save, ...rest } = options;
+  const { reuseDetached: _, ...vmOptions } = rest;
+  const { env } = vmOptions;
+  // Report a wrong value before the image is downloaded.
+  const accelerator = vmOptions.accelerator ?? acceleratorFromEnv(env);
+  await parseNetworkRules(vmOptions.network);
+  const image = await hydrateForVm(manifest, options);
   const entry = dirname(image.path);
-  const dir = await snapshotDir(image.path, env);
+  const dir = await snapshotDirOf(image.path, env);
   return {
-    ...machine,
+    ...vmOptions,
     accelerator,
     image: image.path,
     loader: image.boot,
-    workspace: manifest.root,
+    workspace: manifest.workspace,
     hostOnly: [
       manifest.path,
       // <cache>/<image>/<sha256>/<file>
       dirname(dirname(entry)),
-      ...how?.caFile === undefined ? [] : [how.caFile],
-      ...await registryFiles(env),
+      ...hydrateOptions?.caFile === undefined ? [] : [hydrateOptions.caFile],
+      ...await registryConfigPaths(env),
     ],
     snapshots: dir === undefined
       ? undefined
@@ -195,30 +217,40 @@ export async function planWorkspaceVm(
   };
 }
 
+function hydrateForVm(
+  manifest: Manifest,
+  { hydrate: options, arch = options?.arch, onEvent, env, signal }:
+    WorkspaceVmOptions,
+) {
+  return hydrate(manifest, { ...options, arch, onEvent, env, signal });
+}
+
 /**
- * Boots the machine of a workspace and leaves it running, for any process of the
- * workspace to use.
+ * Boots a workspace's VM and leaves it running for any process of the workspace.
  *
  * Needs what `hydrate` and `boot` need, and `--allow-write` for `.toolsmith/`.
  *
  * @param manifest The manifest, from `loadManifest`.
- * @param options The machine.
- * @returns What was written down about it.
- * @throws {ToolsmithError} `usage` when the workspace has one already, and what
+ * @param options Options of the VM.
+ * @returns The record of the detached VM.
+ * @throws {ToolsmithError} `usage` when the workspace already has one, and what
  * `hydrate` and `boot` throw.
  * @throws The signal's reason when it is aborted.
  */
-export async function detachWorkspaceVm(
+export async function bootDetachedWorkspaceVm(
   manifest: Manifest,
   options: WorkspaceVmOptions = {},
 ): Promise<DetachedVmRecord> {
   const { signal } = options;
-  const path = detachedVmPath(manifest.root);
-  // The same is looked for again under the lock, after the boot.
+  const path = detachedVmRecordPath(manifest.workspace);
+  const { network } = options;
+  if (await parseNetworkRules(network)) throw networkNeedsProcessError();
+  // Checked again under the lock, after the boot.
   await assertNoDetachedVm(path, { signal });
-  const vm = await boot(await planWorkspaceVm(manifest, options));
+  const vm = await boot(await hydrateAndPlanVm(manifest, options));
   try {
-    return await detach(vm, path, { digest: digestOf(manifest), signal });
+    const digest = manifestImageDigest(manifest);
+    return await detachVm(vm, path, { digest, signal });
   } catch (error) {
     await vm.stop({ graceMs: 0 });
     throw error;
@@ -226,32 +258,37 @@ export async function detachWorkspaceVm(
 }
 
 /**
- * Where a workspace has the record of its detached VM.
+ * The path of a workspace's record of its detached VM.
  *
  * @param root The workspace: a manifest's `root`.
- * @returns The file's path.
+ * @returns The record's path.
  */
-export function detachedVmPath(root: string): string {
+export function detachedVmRecordPath(root: string): string {
   return join(root, ".toolsmith", "machine.json");
 }
 
-/** The detached VM, if it is of this image and nothing else is asked for. */
-async function findFitting(
+/** Attaches to the detached VM if it matches; else warns. */
+async function attachReusableVm(
   manifest: Manifest,
   options: WorkspaceVmOptions,
 ): Promise<Vm | undefined> {
-  const { fresh, save: _save, hydrate: _hydrate, ...machine } = options;
-  const { onEvent, env: _env, signal, ...shape } = machine;
-  if (fresh || Object.values(shape).some((value) => value !== undefined)) {
-    return undefined;
+  const { fresh, reuseDetached = !fresh, onEvent, signal } = options;
+  if (!reuseDetached) return undefined;
+  const path = detachedVmRecordPath(manifest.workspace);
+  const record = await findDetachedVm(path, { signal, onEvent });
+  if (!record) return undefined;
+  const mismatch = record.digest === manifestImageDigest(manifest)
+    ? detachedVmMismatch(options, record)
+    : "the manifest names another image";
+  if (!mismatch) {
+    // The rule may be newer than the VM.
+    if (manifest.image.signature) await hydrateForVm(manifest, options);
+    return attachDetachedVm(path, record, { onEvent });
   }
-  const path = detachedVmPath(manifest.root);
-  const record = await findDetachedVm(path, { signal });
-  return record?.digest === digestOf(manifest)
-    ? attachDetachedVm(path, record, { onEvent })
-    : undefined;
+  const message = `The detached VM is not used: ${mismatch}`;
+  createEmitter(onEvent)({ type: "warning", message });
 }
 
-function digestOf({ image }: Manifest): string {
+function manifestImageDigest({ image }: Manifest): string {
   return `sha256:${image.sha256}`;
 }

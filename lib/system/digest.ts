@@ -1,59 +1,40 @@
 /**
- * SHA-256: reading digests, and computing them over streams of any length in
- * constant memory.
+ * Parses SHA-256 digests, and computes them over streams in constant memory.
  *
  * @module
  */
 import { type Environment, processEnvironment } from "../environment.ts";
 import { systemError, ToolsmithError } from "../errors.ts";
-import { oneLine } from "./text.ts";
+import { orIfNotFound } from "./files.ts";
+import { sanitizeLine } from "./sanitize_text.ts";
 import { settlesWithin } from "./time.ts";
 
-const CHUNK = 1024 * 1024;
-const POLL_MS = 40;
-/** From this size on a transfer waits for its digest. */
-const LARGE_BYTES = 64 * 1024 * 1024;
+const CHUNK_BYTES = 1024 * 1024;
+const FILE_GROWTH_POLL_MS = 40;
+/** From this size on, hashing with `@std/crypto` would slow down a transfer. */
+const RUNTIME_ENGINE_MIN_BYTES = 64 * 1024 * 1024;
 
-/** A SHA-256 in 64 digits of lower-case hex. */
+/** A SHA-256 as 64 lower-case hex digits. */
 export type Sha256 = string;
 
-/** A SHA-256 as OCI writes it (image-spec, "Digests"). */
+/** A SHA-256 in OCI form (image-spec, "Digests"). */
 export type Digest = `sha256:${Sha256}`;
 
-/**
- * Writes a SHA-256 as OCI does.
- *
- * @param hex The digits.
- * @returns `sha256:` and the digits.
- */
-export function asDigest(hex: Sha256): Digest {
+export function sha256ToDigest(hex: Sha256): Digest {
   return `sha256:${hex}`;
 }
 
-/**
- * The digits of a digest.
- *
- * @param digest `sha256:` and the digits.
- * @returns The digits.
- */
-export function sha256Hex(digest: Digest): Sha256 {
+export function digestToSha256(digest: Digest): Sha256 {
   return digest.slice("sha256:".length);
 }
 
-/**
- * Tells a digest in OCI's form, which has lower case alone, from other texts.
- *
- * @param text The text.
- */
-export function isDigest(text: string): text is Digest {
+/** Whether a text is a digest in OCI form, which is lower case only. */
+export function isSha256Digest(text: string): text is Digest {
   return /^sha256:[0-9a-f]{64}$/.test(text);
 }
 
 /**
- * Reads a SHA-256.
- *
- * @param text 64 digits of hex in either case, with or without `sha256:`.
- * @returns The digits in lower case, or `undefined` if it is none.
+ * Parses 64 hex digits in either case, with or without `sha256:`.
  *
  * @example
  * ```ts
@@ -68,58 +49,50 @@ export function parseSha256(text: string): Sha256 | undefined {
 }
 
 /**
- * Who computes a digest: `@std/crypto`, in WebAssembly, or the runtime's own
- * implementation, which is several times as fast.
+ * Implementation of SHA-256: `@std/crypto` in WebAssembly, or the runtime's own
+ * (`node:crypto`), which is several times as fast.
  */
-export type DigestEngine = "std" | "runtime";
+export type DigestEngineName = "std" | "runtime";
 
 /**
- * Chooses who computes the digest of an image that is transferred, or read
- * again: the runtime from 64 MiB on, unless `TOOLSMITH_DIGEST` is `std`.
+ * Selects the engine for an image that is transferred or read again: the runtime
+ * from 64 MiB on, unless `TOOLSMITH_DIGEST` is `std`.
  *
- * @param bytes Size of the image, in bytes.
- * @param env Read for `TOOLSMITH_DIGEST`.
- * @returns The engine.
- * @throws {ToolsmithError} `usage`: the variable has another value.
+ * @throws {ToolsmithError} `usage` for another value of the variable.
  */
-export function transferEngine(
+export function selectDigestEngine(
   bytes: number,
   env: Environment = processEnvironment,
-): DigestEngine {
+): DigestEngineName {
   const named = env.get("TOOLSMITH_DIGEST");
   if (named === "std") return named;
-  if (!named) return bytes < LARGE_BYTES ? "std" : "runtime";
-  throw new ToolsmithError(
-    "usage",
-    `Cannot use TOOLSMITH_DIGEST=${oneLine(named, 40)}`,
-    { hint: "set TOOLSMITH_DIGEST to std, or unset it" },
-  );
+  if (!named) return bytes < RUNTIME_ENGINE_MIN_BYTES ? "std" : "runtime";
+  const message = `Cannot use TOOLSMITH_DIGEST=${sanitizeLine(named, 40)}`;
+  const hint = "set TOOLSMITH_DIGEST=std, or unset TOOLSMITH_DIGEST";
+  throw new ToolsmithError("usage", message, { hint });
 }
 
 /**
- * Computes the SHA-256 of a stream, holding one chunk at a time.
- *
- * @param chunks The bytes; a chunk is used before the next is asked for.
- * @param engine Who computes it. Where the runtime cannot, `@std/crypto` does.
- * @returns The digest.
+ * Computes the SHA-256 of a stream, one chunk at a time. Falls back to
+ * `@std/crypto` when the runtime has no implementation.
  */
-export async function sha256(
+export async function sha256OfChunks(
   chunks: AsyncIterable<Uint8Array<ArrayBuffer>>,
-  engine: DigestEngine = "std",
+  engine: DigestEngineName = "std",
 ): Promise<Sha256> {
-  const hash = engine === "runtime" ? await runtimeHash() : undefined;
+  const hash = engine === "runtime" ? await createRuntimeHash() : undefined;
   if (hash) {
     for await (const chunk of chunks) hash.update(chunk);
     return hash.digest("hex");
   }
-  // Its WebAssembly takes milliseconds of every start: it waits its turn.
+  // Imported late: its WebAssembly would add milliseconds to every start.
   const { crypto } = await import("@std/crypto/crypto");
   const digest = await crypto.subtle.digest("SHA-256", chunks);
   return new Uint8Array(digest).toHex();
 }
 
-/** The runtime's hash; `undefined` where a runtime has none. */
-async function runtimeHash() {
+/** Creates the runtime's hash; `undefined` if `node:crypto` is missing. */
+async function createRuntimeHash() {
   try {
     const { createHash } = await import("node:crypto");
     return createHash("sha256");
@@ -128,79 +101,87 @@ async function runtimeHash() {
   }
 }
 
-/**
- * Computes the SHA-256 of a text in UTF-8.
- *
- * @param text The text.
- * @returns The digest.
- */
 export async function sha256OfText(text: string): Promise<Sha256> {
   const bytes = new TextEncoder().encode(text);
   const digest = await crypto.subtle.digest("SHA-256", bytes);
   return new Uint8Array(digest).toHex();
 }
 
-/** What {@linkcode fileChunks} takes. */
-export interface FileChunksOptions {
-  /** Called with the count of bytes read so far. */
-  onBytes?: (bytes: number) => void;
-  /** Ends the reading when aborted. */
+export interface ReadFileChunksOptions {
+  /** Called after each chunk with the number of bytes read so far. */
+  onBytesRead?: (totalBytes: number) => void;
+  /** Stops reading when aborted. */
   signal?: AbortSignal;
   /**
-   * The file is still being written until this settles: its end is waited for,
-   * and a file that is not there yet is awaited.
+   * Up to which offsets to read, in order, while the file grows; `Infinity` is the
+   * file's current end.
+   *
+   * @default {[Infinity]}
    */
-  growingUntil?: Promise<unknown>;
-  /** Called at the end with what the system says of the file that was read. */
-  onEnd?: (stat: Deno.FileInfo) => void;
+  byteCounts?: Iterable<number> | AsyncIterable<number>;
+  /** Called with the open file's stat after the last byte, not after an error. */
+  onEndOfFile?: (stat: Deno.FileInfo) => void;
 }
 
 /**
- * Reads a file in chunks of 1 MiB, all in the same buffer. A file that another
- * program is still writing can be followed, so that a digest is ready when the
- * writer is.
+ * Reads a file in chunks of 1 MiB that share one buffer. Can follow a file that
+ * another program is writing, so that the digest is ready when the writer is.
  *
  * Needs `--allow-read` for the file.
  *
- * @param path The file.
- * @param options Progress, cancelling, following a growing file.
- * @returns The chunks; each is overwritten by the next.
- * @throws {Deno.errors.NotFound} When the file is not there (by the end).
- * @throws The signal's reason when it is aborted.
+ * @returns The chunks; each overwrites the previous one.
+ * @throws {Deno.errors.NotFound} When the file never appears.
+ * @throws {ToolsmithError} `file_unreadable`, also for a truncated file.
+ * @throws The signal's reason.
  */
-export async function* fileChunks(
+export async function* readFileChunks(
   path: string,
-  options: FileChunksOptions = {},
+  options: ReadFileChunksOptions = {},
 ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
-  const { onBytes, signal, growingUntil, onEnd } = options;
-  let growing = growingUntil !== undefined;
-  growingUntil?.then(() => growing = false, () => growing = false);
+  const { onBytesRead, signal, byteCounts = [Infinity] } = options;
+  using opened = new DisposableStack();
   let file: Deno.FsFile | undefined;
-  while (!file) {
+  const buffer = new Uint8Array(CHUNK_BYTES);
+  let position = 0;
+  for await (const end of byteCounts) {
     signal?.throwIfAborted();
-    const last = !growing;
-    try {
-      file = await Deno.open(path);
-    } catch (error) {
-      if (last || !(error instanceof Deno.errors.NotFound)) throw error;
-      await settlesWithin(growingUntil!, POLL_MS);
+    file ??= opened.use(await orIfNotFound(Deno.open(path)));
+    while (file && position < end) {
+      signal?.throwIfAborted();
+      const count = await file.read(buffer.subarray(0, end - position))
+        .catch((cause) => {
+          throw systemError(cause, { messagePrefix: `Cannot read ${path}` });
+        });
+      if (count === null && end === Infinity) break;
+      if (count === null) throw truncatedFileError(path);
+      position += count;
+      onBytesRead?.(position);
+      yield buffer.subarray(0, count);
     }
   }
-  using reading = file;
-  const buffer = new Uint8Array(CHUNK);
-  let bytes = 0;
-  while (true) {
-    signal?.throwIfAborted();
-    // Asked before the read: what was written before the end is still read.
-    const last = !growing;
-    const count = await reading.read(buffer).catch((cause) => {
-      throw systemError(cause, { what: `Cannot read ${path}` });
-    });
-    if (count !== null) {
-      bytes += count;
-      onBytes?.(bytes);
-      yield buffer.subarray(0, count);
-    } else if (last) return onEnd?.(await reading.stat());
-    else await settlesWithin(growingUntil!, POLL_MS);
-  }
+  file ??= opened.use(await Deno.open(path));
+  options.onEndOfFile?.(await file.stat());
+}
+
+/** Follows a file until `done` settles, for {@linkcode readFileChunks}. */
+export function growthUntil(done: Promise<unknown>): AsyncIterable<number> {
+  let growing = true;
+  const stop = () => growing = false;
+  // At once, as it may reject before the file is read.
+  done.then(stop, stop);
+  return (async function* () {
+    while (growing) {
+      yield Infinity;
+      await settlesWithin(done, FILE_GROWTH_POLL_MS);
+    }
+    // The writer's last bytes.
+    yield Infinity;
+  })();
+}
+
+function truncatedFileError(path: string): ToolsmithError {
+  const message =
+    `Cannot read ${path}: the file was truncated while being read`;
+  const hint = "stop other programs from writing to this file, then try again";
+  return new ToolsmithError("file_unreadable", message, { hint });
 }

@@ -1,18 +1,15 @@
 /**
- * Which bytes of a file are there: a set of ranges.
+ * Sets of byte ranges (extents), ordered and not adjacent: which bytes of a
+ * partial download are present.
  *
  * @module
  */
 
-/** Bytes from a position up to, but not including, another. */
+/** A byte range; `to` is exclusive. */
 export type Extent = readonly [from: number, to: number];
 
 /**
- * Adds bytes to a set.
- *
- * @param set Extents in order, apart from each other; it is left as it is.
- * @param added The bytes.
- * @returns The new set.
+ * Returns a copy of the set with a byte range added.
  *
  * @example
  * ```ts
@@ -38,14 +35,8 @@ export function addExtent(set: readonly Extent[], added: Extent): Extent[] {
   return [...before, [from, to], ...after];
 }
 
-/**
- * Finds what a set lacks.
- *
- * @param set Extents in order.
- * @param within The bytes to look at.
- * @returns The gaps, in order.
- */
-export function gapsOf(set: readonly Extent[], within: Extent): Extent[] {
+/** Returns the byte ranges within `within` that the set lacks. */
+export function findGaps(set: readonly Extent[], within: Extent): Extent[] {
   const gaps: Extent[] = [];
   let [at] = within;
   for (const [from, to] of set) {
@@ -57,18 +48,11 @@ export function gapsOf(set: readonly Extent[], within: Extent): Extent[] {
   return gaps;
 }
 
-/** How many bytes a set has. */
-export function extentBytes(set: readonly Extent[]): number {
+export function countExtentBytes(set: readonly Extent[]): number {
   return set.reduce((sum, [from, to]) => sum + to - from, 0);
 }
 
-/**
- * Reads a set from JSON.
- *
- * @param value What was parsed.
- * @param size Size of the file, in bytes.
- * @returns The set, or `undefined` for what is none.
- */
+/** Validates a set from parsed JSON for a file of `size` bytes. */
 export function parseExtents(
   value: unknown,
   size: number,

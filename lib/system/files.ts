@@ -1,62 +1,45 @@
 /**
- * What the cache does with files and directories, and `Deno` alone does not.
+ * File helpers that Deno lacks: file identity, atomic replacement, fsync, bounded
+ * reads.
  *
  * @module
  */
-import { systemError } from "../errors.ts";
+import { systemError, ToolsmithError } from "../errors.ts";
 import { dirname, join } from "../path.ts";
-import { writeAll } from "./streams.ts";
+import { isJsonObject, type JsonObject } from "./json.ts";
+import { writeAll } from "./write_all.ts";
 
 /**
- * What must not have changed for a file to be the one that was seen before.
- * Deno reports ctime in whole seconds: a change within the same one shows in the
- * others alone.
+ * Metadata that changes when a file is modified or replaced. Deno reports ctime in
+ * whole seconds, so a change within one second shows only in the other fields.
  */
-export interface Fingerprint {
-  /** Size, in bytes. */
+export interface FileIdentity {
   size: number;
   /** Time of last modification, in milliseconds since the epoch. */
   mtime: number | null;
   /** Time of last change, in milliseconds since the epoch. */
   ctime: number | null;
-  /** The inode. */
+  /** Inode number; `null` on Windows. */
   inode: number | null;
 }
 
-/**
- * Whether a value of JSON is a fingerprint.
- *
- * @param value The value.
- * @returns Whether it has the fields, whatever else it has.
- */
-export function isFingerprint(value: unknown): value is Fingerprint {
-  if (typeof value !== "object" || value === null) return false;
-  const { size, mtime, ctime, inode } = value as Record<string, unknown>;
+/** Whether a parsed JSON value has the fields of a file identity. */
+export function isFileIdentity(value: unknown): value is FileIdentity {
+  if (!isJsonObject(value)) return false;
+  const { size, mtime, ctime, inode } = value;
   return typeof size === "number" &&
     [mtime, ctime, inode].every((it) => it === null || typeof it === "number");
 }
 
-/**
- * Takes a file's fingerprint.
- *
- * Needs `--allow-read` for it.
- *
- * @param path The file.
- * @returns The fingerprint, or `undefined` where there is no plain file.
- */
-export async function fingerprint(
+/** Reads a file's identity; `undefined` unless the path is a regular file. */
+export async function readFileIdentity(
   path: string,
-): Promise<Fingerprint | undefined> {
-  const stat = await absentAs(undefined, Deno.lstat(path));
-  return stat?.isFile ? fingerprintOf(stat) : undefined;
+): Promise<FileIdentity | undefined> {
+  const stat = await orIfNotFound(Deno.lstat(path));
+  return stat?.isFile ? toFileIdentity(stat) : undefined;
 }
 
-/**
- * Takes the fingerprint of a file that is open.
- *
- * @param stat What the system says of it.
- */
-export function fingerprintOf(stat: Deno.FileInfo): Fingerprint {
+export function toFileIdentity(stat: Deno.FileInfo): FileIdentity {
   return {
     size: stat.size,
     mtime: stat.mtime?.getTime() ?? null,
@@ -65,16 +48,10 @@ export function fingerprintOf(stat: Deno.FileInfo): Fingerprint {
   };
 }
 
-/**
- * Whether a file is still the one that was seen before.
- *
- * @param now Its fingerprint, if it is there.
- * @param before What it was; other fields do not count.
- * @returns `true` also where neither is there.
- */
-export function isSame(
-  now: Fingerprint | undefined,
-  before: Fingerprint | undefined,
+/** Whether a file is unchanged; `true` if it is missing both times. */
+export function isSameFileIdentity(
+  now: FileIdentity | undefined,
+  before: FileIdentity | undefined,
 ): boolean {
   if (!now || !before) return now === before;
   return now.size === before.size && now.mtime === before.mtime &&
@@ -82,34 +59,21 @@ export function isSame(
 }
 
 /**
- * Names the version of a program or firmware. The next one in its place has
- * another time of modification; the same package on another host has the same.
- *
- * @param path The file.
+ * Identifies a version of a program or firmware file. An upgrade changes the
+ * modification time; the same package has the same time on another host.
  */
-export async function fileVersion(path: string) {
-  const { size, mtime } = await fingerprint(path) ?? {};
+export async function readSizeAndMtime(path: string) {
+  const { size, mtime } = await readFileIdentity(path) ?? {};
   return { path, size, mtime };
 }
 
-/**
- * What a file takes on the disk: less than its size where it has holes.
- *
- * @param stat What the system says of it.
- * @returns Bytes.
- */
-export function bytesOnDisk({ size, blocks }: Deno.FileInfo): number {
-  // POSIX counts blocks of 512 bytes here, whatever the filesystem's are.
+/** Bytes that a file occupies on the disk: less than its size if it is sparse. */
+export function allocatedBytes({ size, blocks }: Deno.FileInfo): number {
+  // st_blocks counts 512-byte units on every filesystem.
   return Math.min(size, (blocks ?? Infinity) * 512);
 }
 
-/**
- * Makes what was written survive a power loss. Windows has no such for directories.
- *
- * Needs `--allow-read` and `--allow-write` for it.
- *
- * @param path A file or directory.
- */
+/** Calls fsync on a file or directory; skips directories on Windows. */
 export async function syncToDisk(path: string): Promise<void> {
   const { isDirectory } = await Deno.stat(path);
   if (isDirectory && Deno.build.os === "windows") return;
@@ -117,96 +81,120 @@ export async function syncToDisk(path: string): Promise<void> {
   await file.sync();
 }
 
+export interface ReplaceFileOptions {
+  /** File mode before the umask. @default {0o644} */
+  mode?: number;
+  ignoreUmask?: boolean;
+  /** Directory of the temporary file, on the same filesystem. @default {dirname(path)} */
+  tempDir?: string;
+}
+
 /**
- * Writes a file whole or not at all, whatever lies there: the text goes to a
- * new file with a random name, which is synced and takes its place. No link is
- * followed.
- *
- * Needs `--allow-read` and `--allow-write` for it and its directory.
- *
- * @param path The file.
- * @param text What it is to hold.
- * @param options Its permissions.
+ * Writes a file atomically: writes and syncs a temporary file with a random name,
+ * then renames it. Replaces a symbolic link instead of following it.
  */
-export async function replaceFile(
+export async function replaceFileAtomically(
   path: string,
   text: string,
   options: ReplaceFileOptions = {},
 ): Promise<void> {
-  const { mode = 0o644, exact = false, via = dirname(path) } = options;
-  const fresh = join(via, `.${crypto.randomUUID()}.new`);
-  const file = await Deno.open(fresh, { write: true, createNew: true, mode });
+  const { mode = 0o644, ignoreUmask = false } = options;
+  const dir = options.tempDir ?? dirname(path);
+  const temporary = join(dir, `.${crypto.randomUUID()}.new`);
+  const file = await Deno.open(temporary, {
+    write: true,
+    createNew: true,
+    mode,
+  });
   try {
     {
       using _open = file;
       await writeAll(file, new TextEncoder().encode(text));
       await file.sync();
     }
-    if (exact && Deno.build.os !== "windows") await Deno.chmod(fresh, mode);
-    await Deno.rename(fresh, path);
+    if (ignoreUmask && Deno.build.os !== "windows") {
+      await Deno.chmod(temporary, mode);
+    }
+    await Deno.rename(temporary, path);
   } catch (error) {
-    await Deno.remove(fresh).catch(() => {});
+    await Deno.remove(temporary).catch(() => {});
     throw error;
   }
 }
 
-/** What {@linkcode replaceFile} takes. */
-export interface ReplaceFileOptions {
-  /** Permissions of the file; the process's umask takes some away. @default {0o644} */
-  mode?: number;
-  /** Ignore the umask. @default {false} */
-  exact?: boolean;
-  /** Where the new file is written, on the same filesystem. @default {undefined} beside it */
-  via?: string;
-}
-
 /**
- * Reads a small text file. A symbolic link in its place is not followed, and a
- * pipe is not opened.
- *
- * Needs `--allow-read` for it.
- *
- * @param path The file.
- * @param maxBytes The largest size that is read, in bytes.
- * @returns The text; `undefined` where no plain file of that size exists.
+ * Reads a regular text file; `undefined` if it is missing, larger than `maxBytes`,
+ * a symbolic link or a special file.
  */
-export async function readPlainText(
+export async function readSmallTextFile(
   path: string,
   maxBytes: number,
 ): Promise<string | undefined> {
-  const stat = await absentAs(undefined, Deno.lstat(path));
+  const stat = await orIfNotFound(Deno.lstat(path));
   if (!stat?.isFile || stat.size > maxBytes) return undefined;
-  return await absentAs(undefined, Deno.readTextFile(path));
+  return await orIfNotFound(Deno.readTextFile(path));
 }
 
 /**
- * Reads a small text file with its inode and time of last change: a copy differs,
- * and so does what comes with an archive or a repository.
- *
- * Needs `--allow-read` for it.
- *
- * @param path The file.
- * @param maxBytes The largest size that is read, in bytes.
- * @returns The text and the two; `undefined` where {@linkcode readPlainText}
- * returns that, or the file is empty.
+ * Reads a JSON object as {@linkcode readSmallTextFile} reads text; returns
+ * `undefined` on any read or syntax error and for other JSON values.
  */
-export async function readOriginal(
+export async function readSmallJsonObject(
+  path: string,
+  maxBytes: number,
+): Promise<JsonObject | undefined> {
+  try {
+    const text = await readSmallTextFile(path, maxBytes);
+    const value: unknown = JSON.parse(text ?? "");
+    return isJsonObject(value) ? value : undefined;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    return undefined;
+  }
+}
+
+/**
+ * Reads what {@linkcode readSmallTextFile} reads, with the file's inode and time of last
+ * change, so that a copied, extracted or cloned file gives a different result.
+ */
+export async function readTextWithFileIdentity(
   path: string,
   maxBytes: number,
 ): Promise<string | undefined> {
-  const text = await readPlainText(path, maxBytes);
-  const file = await fingerprint(path);
+  const text = await readSmallTextFile(path, maxBytes);
+  const file = await readFileIdentity(path);
   return text && file && `${text} ${file.inode} ${file.ctime}`;
 }
 
 /**
- * Makes a new directory for temporary files, with a random name.
+ * Reads bytes at an offset.
  *
- * Needs `--allow-write` for the directory that it is made in.
+ * @returns Fewer than `length` bytes at the end of the file.
+ */
+export async function readFileAt(
+  file: Deno.FsFile,
+  offset: number,
+  length: number,
+): Promise<DataView> {
+  // An entry may hold an offset beyond any file system's limit: seek would fail.
+  if (offset >= (await file.stat()).size) {
+    return new DataView(new ArrayBuffer());
+  }
+  await file.seek(offset, Deno.SeekMode.Start);
+  const bytes = new Uint8Array(length);
+  let done = 0;
+  while (done < length) {
+    const count = await file.read(bytes.subarray(done));
+    if (count === null) break;
+    done += count;
+  }
+  return new DataView(bytes.buffer, 0, done);
+}
+
+/**
+ * Creates a temporary directory with a random name.
  *
- * @param prefix How its name begins.
- * @param parent Where. @default {undefined} where this system has such
- * @returns Its path.
+ * @param parent Parent directory. @default {undefined} the system's
  * @throws {ToolsmithError} `usage`, with the variable to set; `disk_full`.
  */
 export async function makeTemporaryDir(
@@ -216,40 +204,50 @@ export async function makeTemporaryDir(
   return await Deno.makeTempDir({ dir: parent, prefix }).catch((cause) => {
     const variable = Deno.build.os === "windows" ? "TEMP" : "TMPDIR";
     const where = parent === undefined ? "" : ` in ${parent}`;
-    throw systemError(cause, {
+    const error = systemError(cause, {
       code: "usage",
-      what: `Cannot make a temporary directory${where}`,
-      hint: `set ${variable} to a directory that exists and can be written`,
+      messagePrefix: `Cannot create a temporary directory${where}`,
+      hint: `set ${variable} to a directory that exists and is writable`,
     });
+    if (!(error instanceof ToolsmithError && error.code === "disk_full")) {
+      throw error;
+    }
+    const hint =
+      `free some space, or set ${variable} to a directory with more free space`;
+    throw new ToolsmithError("disk_full", error.message, { hint, cause });
   });
 }
 
-/**
- * Removes a file, or a directory and all it holds; one that is not there is fine.
- *
- * Needs `--allow-write` for it.
- *
- * @param path The file or directory.
- */
+/** Removes a file or directory tree if it exists. */
 export async function removeTree(path: string): Promise<void> {
-  await absentAs(undefined, Deno.remove(path, { recursive: true }));
+  await orIfNotFound(Deno.remove(path, { recursive: true }));
 }
 
-/**
- * Takes a missing file or directory for a value.
- *
- * @param value The value.
- * @param work Something that may fail with `Deno.errors.NotFound`.
- * @returns The work's result, or the value.
- */
-export async function absentAs<T, V>(
-  value: V,
+/** Lists the sorted names in a directory; empty if the directory is missing. */
+export async function listNamesInDir(dir: string): Promise<string[]> {
+  const entries = await orIfNotFound(Array.fromAsync(Deno.readDir(dir)));
+  return (entries ?? []).map(({ name }) => name).sort();
+}
+
+export function orIfNotFound<T>(work: Promise<T>): Promise<T | undefined> {
+  return orIfError(work, Deno.errors.NotFound);
+}
+
+/** Also returns `undefined` if a part of the path is not a directory. */
+export function orIfMissing<T>(work: Promise<T>): Promise<T | undefined> {
+  return orIfError(work, Deno.errors.NotFound, Deno.errors.NotADirectory);
+}
+
+export function orIfDenied<T>(work: Promise<T>): Promise<T | undefined> {
+  return orIfError(work, Deno.errors.PermissionDenied);
+}
+
+function orIfError<T>(
   work: Promise<T>,
-): Promise<T | V> {
-  try {
-    return await work;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return value;
-    throw error;
-  }
+  ...kinds: (typeof Deno.errors.NotFound)[]
+): Promise<T | undefined> {
+  return work.catch((error) => {
+    if (!kinds.some((kind) => error instanceof kind)) throw error;
+    return undefined;
+  });
 }

@@ -1,5 +1,5 @@
 /**
- * Finds the files of programs.
+ * Finds programs on `PATH`.
  *
  * @module
  */
@@ -7,29 +7,30 @@ import { join, SEPARATOR } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 
 /**
- * Names the directories in which programs are looked up, in that order.
+ * Returns the directories of `PATH`, in order.
  *
  * @param env Read for `PATH`.
- * @returns The directories, which need not exist; `""` is the current one.
+ * @returns The directories, which need not exist; `""` is the current directory.
  */
-export function programDirs(env: Environment = processEnvironment): string[] {
+export function programSearchDirs(
+  env: Environment = processEnvironment,
+): string[] {
   return (env.get("PATH") ?? processEnvironment.get("PATH") ?? "").split(":");
 }
 
 /**
- * Finds the file of a program.
+ * Finds a program by name or path.
  *
- * Needs `--allow-read` for it, and for the directories of PATH.
+ * Needs `--allow-read` for the directories of `PATH`.
  *
- * @param program Its name or path.
  * @param env Read for `PATH`.
- * @returns Its path; `undefined` where it does not exist.
+ * @returns The program's path; `undefined` if it does not exist.
  */
 export async function findProgram(
   program: string,
   env: Environment = processEnvironment,
 ): Promise<string | undefined> {
-  const dirs = program.includes(SEPARATOR) ? [""] : programDirs(env);
+  const dirs = program.includes(SEPARATOR) ? [""] : programSearchDirs(env);
   for (const dir of dirs) {
     const path = dir ? join(dir, program) : program;
     if (await Deno.stat(path).then(({ isFile }) => isFile, () => false)) {

@@ -1,51 +1,47 @@
 /**
- * Free space on a filesystem.
+ * Checks free disk space before a write begins.
  *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
 
-/** Kept free for records, and for whatever else writes at the same time. */
-const RESERVE = 8 * 1024 * 1024;
+/** Reserved for records and for concurrent writers. */
+const FREE_SPACE_MARGIN_BYTES = 8 * 1024 * 1024;
+
+const CACHE_HINT =
+  "free disk space (toolsmith cache prune), or set another cache directory: TOOLSMITH_CACHE=DIR";
 
 /**
- * Refuses to begin what the disk has no room for.
+ * Throws if a filesystem has too little free space.
  *
- * Needs `--allow-read` for the directory and `--allow-sys=statfs`; without the
- * latter nothing is checked.
+ * Needs `--allow-read` for the directory and `--allow-sys=statfs`; without statfs
+ * the check passes.
  *
- * @param dir A directory on the filesystem.
- * @param bytes How much will be written, in bytes.
- * @throws {ToolsmithError} `disk_full`, with both figures.
+ * @throws {ToolsmithError} `disk_full`, with the needed and the free bytes.
  */
-export async function requireSpace(dir: string, bytes: number) {
-  const free = await freeBytes(dir);
-  if (free === undefined || bytes + RESERVE <= free) return;
-  throw new ToolsmithError(
-    "disk_full",
-    `Not enough space at ${dir}: ${bytes} bytes are needed, ${free} are free`,
-    {
-      hint:
-        "free some (toolsmith cache prune), or put the cache elsewhere: TOOLSMITH_CACHE=DIR",
-    },
-  );
+export async function assertFreeSpace(
+  dir: string,
+  bytes: number,
+  hint = CACHE_HINT,
+) {
+  const free = await readFreeDiskBytes(dir);
+  if (free === undefined || bytes + FREE_SPACE_MARGIN_BYTES <= free) return;
+  const message =
+    `Not enough disk space in ${dir}: ${bytes} bytes and 8 MiB spare needed, ${free} free`;
+  throw new ToolsmithError("disk_full", message, { hint });
 }
 
-/**
- * Reads how much an unprivileged user may still write.
- *
- * Needs `--allow-read` for the directory and `--allow-sys=statfs`.
- *
- * @param dir A directory on the filesystem.
- * @returns The space in bytes, or `undefined` where it is not known.
- */
-export async function freeBytes(dir: string): Promise<number | undefined> {
-  // Modules of Node take milliseconds of every start: this one waits its turn.
+/** Free bytes for unprivileged users; `undefined` if unknown. */
+export async function readFreeDiskBytes(
+  dir: string,
+): Promise<number | undefined> {
+  const found = await statFilesystem(dir);
+  return found && found.bavail * found.bsize;
+}
+
+/** Returns `undefined` without statfs or the permission for it. */
+export async function statFilesystem(dir: string) {
+  // Imported late: Node modules would add milliseconds to every start.
   const { statfs } = await import("node:fs/promises");
-  try {
-    const { bavail, bsize } = await statfs(dir);
-    return bavail * bsize;
-  } catch {
-    return undefined;
-  }
+  return await statfs(dir).catch(() => undefined);
 }

@@ -1,116 +1,103 @@
 /**
- * Sends requests: decides whom to trust, and which proxy they go through.
+ * HTTP client with a private CA and Go's proxy rules.
  *
  * @module
  */
 import { processEnvironment } from "../environment.ts";
 import { systemError, ToolsmithError } from "../errors.ts";
-import { transportError } from "./http_errors.ts";
-import { proxyFor } from "./proxy.ts";
+import { toTransportError } from "./http_errors.ts";
+import { findProxy } from "./find_proxy.ts";
 
-/** A request, to be ended by its signal. */
-export type HttpRequest = RequestInit & { signal: AbortSignal };
+/** Options of a request; its signal is required. */
+export type HttpRequestInit = RequestInit & { signal: AbortSignal };
 
-/** Sends requests until it is disposed. */
+/** An HTTP client that closes its connections when disposed. */
 export interface HttpClient extends Disposable {
   /**
-   * Sends one request. Redirects are not followed.
+   * Sends one request and does not follow redirects.
    *
-   * Needs `--allow-net` for the address's host, or that of its proxy.
+   * Needs `--allow-net` for the URL's host, or for its proxy.
    *
-   * @param url The address.
-   * @param request The request.
-   * @param shown The address, as a person may see it. @default {url.host}
+   * @param shown The URL for error messages, without secrets. @default {url.host}
    * @throws {ToolsmithError} `dns_failed`, `tls_failed`, `connection_failed`,
-   * `transfer_interrupted`; `usage` for a proxy of an unknown kind.
+   * `transfer_interrupted`; `usage` for an unsupported proxy.
    * @throws The signal's reason.
    */
-  fetch(url: URL, request: HttpRequest, shown?: string): Promise<Response>;
+  fetch(url: URL, request: HttpRequestInit, shown?: string): Promise<Response>;
 }
 
-/** What makes Deno use a proxy, by rules of its own. */
-const VARIABLES = [
-  "HTTPS_PROXY",
-  "https_proxy",
-  "HTTP_PROXY",
-  "http_proxy",
-  "ALL_PROXY",
-  "all_proxy",
-  "NO_PROXY",
-  "no_proxy",
+/** Variables that make Deno use a proxy by its own rules. */
+const PROXY_ENV_NAMES = [
+  ...["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"],
+  ...["https_proxy", "http_proxy", "all_proxy", "no_proxy"],
 ];
 
 /**
- * Makes a client that trusts a private certificate authority as well.
+ * Creates a client that also trusts a private certificate authority.
  *
- * Needs `--allow-read` for its file, and `--allow-env` for the variables that
- * name proxies: Deno follows those that Toolsmith may not read.
+ * Needs `--allow-read` for the file, and `--allow-env` for the proxy variables:
+ * Deno would use the variables that Toolsmith may not read.
  *
- * @param caFile A PEM file with the authority, or `undefined` for none.
- * @param options Of the connections, passed on.
- * @returns The client, to be disposed of.
+ * @param caFile A PEM file with the authority's certificate.
  * @throws {ToolsmithError} `file_unreadable`, `tls_failed`.
  */
-export async function httpClient(
+export async function createHttpClient(
   caFile: string | undefined,
   options: Omit<Deno.CreateHttpClientOptions, "proxy" | "caCerts"> = {},
 ): Promise<HttpClient> {
-  const authority = caFile === undefined
-    ? undefined
-    : await Deno.readTextFile(caFile)
-      .catch((cause) => {
-        throw systemError(cause, {
-          what: `Cannot read the certificate authority ${caFile}`,
-          hint: "check the path in --ca-file",
-        });
-      });
-  const trusting = { ...options, caCerts: authority ? [authority] : [] };
-  /** One for each proxy, and one for none. */
+  const caCerts = caFile === undefined ? [] : [await readCertificate(caFile)];
+  /** Clients by proxy URL; `undefined` is the direct connection. */
   const clients = new Map<string | undefined, Deno.HttpClient>();
-  const through = (proxy: URL | undefined) => {
+  const clientFor = (proxy: URL | undefined) => {
     const known = clients.get(proxy?.href);
     if (known) return known;
-    const client = createClient({ ...trusting, ...proxied(proxy) });
+    const all = { ...options, caCerts, ...denoProxyOption(proxy) };
+    const client = createClientIgnoringProxyEnv(all);
     clients.set(proxy?.href, client);
     return client;
   };
   const close = () => clients.forEach((client) => client.close());
   try {
-    // An authority that cannot be used is found here.
-    through(undefined);
+    // Reports an invalid certificate early.
+    clientFor(undefined);
   } catch (cause) {
     if (cause instanceof Deno.errors.NotCapable) throw cause;
-    throw new ToolsmithError(
-      "tls_failed",
-      `Cannot use the certificate authority ${caFile}: ${
-        (cause as Error).message
-      }`,
-      { hint: "--ca-file takes a PEM file", cause },
-    );
+    const { message: why } = cause as Error;
+    const message = `Cannot use the certificate authority ${caFile}: ${why}`;
+    const hint = "pass a PEM file to --ca-file";
+    throw new ToolsmithError("tls_failed", message, { hint, cause });
   }
   return {
     [Symbol.dispose]: close,
     async fetch(url, request, shown = url.host) {
-      const proxy = proxyFor(url);
-      const client = through(proxy);
+      const proxy = findProxy(url);
+      const client = clientFor(proxy);
       try {
         return await fetch(url, { ...request, client, redirect: "manual" });
       } catch (error) {
         request.signal.throwIfAborted();
-        const way = proxy ? `${shown} through the proxy ${proxy.host}` : shown;
-        throw transportError(error, way, false);
+        const via = proxy ? `${shown} through the proxy ${proxy.host}` : shown;
+        throw toTransportError(error, via, false);
       }
     },
   };
 }
 
-/** The variables are hidden while Deno looks, and the choice is made here. */
-function createClient(options: Deno.CreateHttpClientOptions): Deno.HttpClient {
-  const hidden = VARIABLES.flatMap((name) => {
+async function readCertificate(caFile: string): Promise<string> {
+  return await Deno.readTextFile(caFile).catch((cause) => {
+    const messagePrefix = `Cannot read the certificate authority ${caFile}`;
+    const hint = "check the path in --ca-file";
+    throw systemError(cause, { messagePrefix, hint });
+  });
+}
+
+/** Hides the proxy variables while Deno creates the client. */
+function createClientIgnoringProxyEnv(options: Deno.CreateHttpClientOptions) {
+  const hidden = PROXY_ENV_NAMES.flatMap((name) => {
     const value = processEnvironment.get(name);
     return value === undefined ? [] : [[name, value]];
   });
-  // Emptied, not deleted: a thread that resolves a name may read the others.
+  // Set to "" instead of deleted: another thread may read the environment.
   for (const [name] of hidden) Deno.env.set(name, "");
   try {
     return Deno.createHttpClient(options);
@@ -119,24 +106,21 @@ function createClient(options: Deno.CreateHttpClientOptions): Deno.HttpClient {
   }
 }
 
-function proxied(proxy: URL | undefined): { proxy?: Deno.Proxy } {
+function denoProxyOption(proxy: URL | undefined): { proxy?: Deno.Proxy } {
   if (!proxy) return {};
   const { protocol, host, username, password } = proxy;
   const url = `${protocol}//${host}`;
   try {
     if (!/^(?:https?|socks5h?):$/.test(protocol)) throw new TypeError(protocol);
-    const basicAuth = username
-      ? {
-        username: decodeURIComponent(username),
-        password: decodeURIComponent(password),
-      }
-      : undefined;
-    return { proxy: { url, basicAuth } };
+    const login = {
+      username: decodeURIComponent(username),
+      password: decodeURIComponent(password),
+    };
+    return { proxy: { url, basicAuth: username ? login : undefined } };
   } catch (cause) {
-    throw new ToolsmithError("usage", `Cannot use the proxy ${url}`, {
-      hint:
-        "set HTTPS_PROXY or HTTP_PROXY to an address of http, https or socks5",
-      cause,
-    });
+    const message = `Cannot use the proxy ${url}`;
+    const hint =
+      "set HTTPS_PROXY or HTTP_PROXY to an http://, https:// or socks5:// URL; percent-encode a user name and password";
+    throw new ToolsmithError("usage", message, { hint, cause });
   }
 }

@@ -1,121 +1,112 @@
 /**
- * What goes wrong with HTTP and HTTPS, as typed errors.
+ * Converts HTTP status codes and `fetch` failures to typed errors.
  *
  * @module
  */
-import { ToolsmithError } from "../errors.ts";
-import { isTransient } from "./retry.ts";
-import { BusyError, retryAfterMs } from "./retry_after.ts";
-import { oneLine } from "./text.ts";
+import { type ErrorCode, ToolsmithError } from "../errors.ts";
+import { isTransientError } from "./retry.ts";
+import { parseRetryAfterMs, RetryAfterError } from "./retry_after.ts";
+import { sanitizeLine } from "./sanitize_text.ts";
 
 /**
- * Makes a typed error of an answer.
+ * Converts an unsuccessful response to a typed error.
  *
- * @param answer The answer; its status is none of those that mean success.
- * @param shown The address, as a person may see it.
- * @returns The error; a {@linkcode BusyError} where the server asks to wait.
+ * @param shown The URL for the message, without secrets.
+ * @returns The error; a {@linkcode RetryAfterError} where the server asks to wait.
  */
-export function statusError(
+export function httpStatusError(
   { status, headers }: Pick<Response, "status" | "headers">,
   shown: string,
 ): ToolsmithError {
-  const error = errorOf(status, shown);
-  const pauseMs = retryAfterMs(headers.get("retry-after"));
-  return pauseMs > 0 && isTransient(error)
-    ? new BusyError(error, pauseMs)
+  const error = errorForStatus(status, shown);
+  const retryAfterMs = parseRetryAfterMs(headers.get("retry-after"));
+  return retryAfterMs > 0 && isTransientError(error)
+    ? new RetryAfterError(error, retryAfterMs)
     : error;
 }
 
-function errorOf(status: number, shown: string): ToolsmithError {
-  const words = `Cannot download ${shown}: the server answered ${status}`;
-  const hint = "check the address, and who may read it";
-  if (status === 401) {
-    return new ToolsmithError("unauthorized", `Unauthorized: ${words}`, {
-      hint: "serve the image without credentials, or from a registry",
-    });
-  }
-  if (status === 403) {
-    return new ToolsmithError("forbidden", `Forbidden: ${words}`, { hint });
-  }
-  if (status === 404 || status === 410) {
-    return new ToolsmithError("not_found", words, { hint });
-  }
-  if (status === 429) {
-    return new ToolsmithError("rate_limited", words, { hint: "wait a while" });
-  }
-  if (status >= 500 || status === 408) {
-    return new ToolsmithError("registry_unavailable", words, {
-      hint: "try again later",
-    });
-  }
-  return new ToolsmithError("failed", words, { hint });
+function errorForStatus(status: number, shown: string): ToolsmithError {
+  const message = `Cannot download ${shown}: the server answered ${status}`;
+  const error = (code: ErrorCode, hint: string, prefix = "") =>
+    new ToolsmithError(code, prefix + message, { hint });
+  const access = "check the URL and the server's access rules";
+  const login =
+    "allow anonymous downloads, or log in to the registry: oras login";
+  const later = "try again later";
+  if (status === 401) return error("unauthorized", login, "Unauthorized: ");
+  if (status === 403) return error("forbidden", access, "Forbidden: ");
+  if (status === 404 || status === 410) return error("not_found", access);
+  if (status === 429) return error("rate_limited", later);
+  const isUnavailable = status >= 500 || status === 408;
+  return isUnavailable
+    ? error("registry_unavailable", later)
+    : error("failed", access);
 }
 
 /**
- * Reads in which encoding an answer is sent, though none was asked for: its
- * bytes are not those of the file, and neither are its length and ranges.
+ * Returns the Content-Encoding of a response that should have none. Bytes, length
+ * and ranges of an encoded response are not those of the file.
  *
- * @param headers The answer's headers.
- * @returns The encoding, fit to be shown; `undefined` where there is none.
+ * @returns The sanitized encoding; `undefined` for none or `identity`.
  */
-export function contentEncoding(headers: Headers): string | undefined {
-  const encoding = oneLine(headers.get("content-encoding") ?? "", 40);
+export function unexpectedContentEncoding(
+  headers: Headers,
+): string | undefined {
+  const encoding = sanitizeLine(headers.get("content-encoding") ?? "", 40);
   return /^(?:identity)?$/i.test(encoding) ? undefined : encoding;
 }
 
 /**
- * Makes a typed error of what `fetch` threw. Deno's failures differ in their
- * words alone.
+ * Converts what `fetch` threw to a typed error, by its message: Deno has no error
+ * codes for network failures.
  *
- * @param error What was thrown.
- * @param shown The address, as a person may see it.
- * @param begun Whether the answer had begun.
- * @returns The error; a missing permission as it is.
+ * @param shown The URL for the message, without secrets.
+ * @param begun Whether the response body had begun.
+ * @returns The typed error; `NotCapable` unchanged.
  */
-export function transportError(
+export function toTransportError(
   error: unknown,
   shown: string,
   begun: boolean,
 ): unknown {
   if (error instanceof Deno.errors.NotCapable) return error;
-  const { message, cause } = error as Error;
-  // What stands before may be the address, which can hold any words.
-  const said = (cause instanceof Error ? cause.message : message)
+  const { message: ownMessage, cause } = error as Error;
+  // The part before may be the URL, which can contain any words.
+  const reason = (cause instanceof Error ? cause.message : ownMessage)
     .replace(/.*client error \((\w+)\): /s, "$1: ")
     .replace(/https?:\/\/\S+/g, "");
-  const failure = begun
-    ? CUT
-    : FAILURES.find(({ match }) => match.test(said)) ?? CUT;
-  const { code, what, hint } = failure;
-  const words = `Cannot download ${shown}: ${what} (${said})`;
-  return new ToolsmithError(code, words, { hint, cause: error });
+  const [code, problem, hint] = begun
+    ? INTERRUPTED_TRANSFER
+    : TRANSPORT_FAILURES.find(([, , , match]) => match.test(reason)) ??
+      INTERRUPTED_TRANSFER;
+  const message = `Cannot download ${shown}: ${problem} (${reason})`;
+  return new ToolsmithError(code, message, { hint, cause: error });
 }
 
-const CUT = {
-  code: "transfer_interrupted",
-  what: "it was cut",
-  hint: "try again",
-} as const;
+const INTERRUPTED_TRANSFER = [
+  "transfer_interrupted",
+  "the transfer was interrupted",
+  "try again",
+] as const;
 
-/** The first row that matches counts. */
-const FAILURES = [
-  {
-    match: /dns error|failed to lookup|name or service not known/i,
-    code: "dns_failed",
-    what: "no such host",
-    hint: "check the spelling of the host, and this host's DNS",
-  },
-  {
-    match:
-      /certificate|corrupt message|alert|\btls(?! handshake eof| close_notify)/i,
-    code: "tls_failed",
-    what: "no trusted TLS connection",
-    hint: "a private CA needs --ca-file FILE",
-  },
-  {
-    match: /^Connect:|refused|unreachable|timed out/i,
-    code: "connection_failed",
-    what: "no connection",
-    hint: "is the server running, and does a firewall let you through?",
-  },
+/** The first row whose pattern matches applies. */
+const TRANSPORT_FAILURES = [
+  [
+    "dns_failed",
+    "host not found",
+    "check the spelling of the host name, and the DNS settings of this host",
+    /dns error|failed to lookup|name or service not known/i,
+  ],
+  [
+    "tls_failed",
+    "TLS connection not trusted",
+    "pass the certificate of the server's private CA: --ca-file FILE",
+    /certificate|corrupt message|alert|\btls(?! handshake eof| close_notify)/i,
+  ],
+  [
+    "connection_failed",
+    "connection failed",
+    "check that the server is running and that no firewall blocks the connection",
+    /^Connect:|refused|unreachable|timed out/i,
+  ],
 ] as const;

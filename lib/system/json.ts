@@ -1,44 +1,41 @@
 /**
- * Reads JSON of files that people write.
+ * Parses untrusted JSON, with error positions, duplicate keys and nesting depth,
+ * which `JSON.parse()` does not report.
  *
  * @module
  */
 
-/** An object of JSON. */
 export type JsonObject = Record<string, unknown>;
 
-/**
- * Whether a value of JSON is an object.
- *
- * @param value Any value.
- * @returns `false` for `null` and lists, too.
- */
-export function isObject(value: unknown): value is JsonObject {
+/** Whether a parsed JSON value is an object, not `null` or an array. */
+export function isJsonObject(value: unknown): value is JsonObject {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
+export function jsonObjectOrEmpty(value: unknown): JsonObject {
+  return isJsonObject(value) ? value : {};
+}
+
 /**
- * Parses the text of a file.
+ * Parses the text of a JSON file, and ignores a byte order mark.
  *
- * @param text The text; a byte order mark before it is ignored.
- * @param file The file, for errors.
- * @returns The value.
- * @throws {SyntaxError} Says file, line and column. Nothing of the text but the
- * unexpected character is in it, as a configuration may hold secrets.
+ * @param file The file's path, for errors.
+ * @throws {SyntaxError} Names file, line and column. It quotes only the unexpected
+ * character, because a configuration may hold secrets.
  */
-export function parseJson(text: string, file: string): unknown {
+export function parseJsonText(text: string, file: string): unknown {
   const body = text.replace(/^\uFEFF/, "");
-  const found = syntaxError(body);
-  if (found === undefined) return JSON.parse(body);
-  const before = body.slice(0, positionOf(found, body)).split("\n");
+  const error = findSyntaxError(body);
+  if (error === undefined) return JSON.parse(body);
+  const before = body.slice(0, syntaxErrorOffset(error, body)).split("\n");
   const column = before[before.length - 1].length + 1;
-  const why = found.message
+  const why = error.message
     .replace(/(?: (?:in|after) JSON at|, (?:\.{3})?").*/s, "")
     .replace(/\s+/g, " ");
   throw new SyntaxError(`${file}:${before.length}:${column}: not JSON: ${why}`);
 }
 
-function syntaxError(text: string): Error | undefined {
+function findSyntaxError(text: string): Error | undefined {
   try {
     JSON.parse(text);
   } catch (error) {
@@ -46,19 +43,82 @@ function syntaxError(text: string): Error | undefined {
   }
 }
 
-/** Finds where bad syntax begins: V8 does not say it of an unexpected token. */
-function positionOf({ message }: Error, text: string): number {
+/** Finds the error's offset; V8 does not report it for an unexpected token. */
+function syntaxErrorOffset({ message }: Error, text: string): number {
   const position = /position (\d+)/.exec(message)?.[1];
   if (position !== undefined) return Number(position);
   const token = /^Unexpected token/;
   if (!token.test(message)) return text.length;
-  // The shortest beginning of the text that fails so has the token at its end.
+  // Binary search for the shortest prefix that fails with this error.
   let [good, bad] = [0, text.length];
   while (bad - good > 1) {
     const middle = (good + bad) >> 1;
-    const failed = syntaxError(text.slice(0, middle));
+    const failed = findSyntaxError(text.slice(0, middle));
     if (token.test(failed?.message ?? "")) bad = middle;
     else good = middle;
   }
   return good;
+}
+
+/** A member of a JSON object, with its position in the text. */
+export interface JsonMember {
+  /** Unescaped key. */
+  key: string;
+  /** Keys of the enclosing objects, outermost first; valid until the next member. */
+  parentKeys: readonly string[];
+  /** First token of the value; a string value is one token. */
+  valueToken: string;
+  /** Offset of the token in the text. */
+  valueOffset: number;
+  /** Whether the key occurred earlier in the same object. */
+  isDuplicateKey: boolean;
+}
+
+const TOKEN_PATTERN = /"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\],:]|[^\s{}[\],:"]+/gs;
+
+/**
+ * Measures the nesting depth, which bounds the recursion of a reader.
+ *
+ * @param text Valid JSON.
+ * @returns The depth; 0 for a scalar.
+ */
+export function jsonNestingDepth(text: string): number {
+  let depth = 0;
+  let deepest = 0;
+  for (const [token] of text.matchAll(TOKEN_PATTERN)) {
+    if (token === "{" || token === "[") deepest = Math.max(deepest, ++depth);
+    else if (token === "}" || token === "]") depth--;
+  }
+  return deepest;
+}
+
+/**
+ * Walks all object members in text order, in linear time.
+ *
+ * @param text Valid JSON.
+ */
+export function* walkJsonMembers(text: string): Generator<JsonMember> {
+  const parentKeys: string[] = [];
+  const seen: Set<string>[] = [];
+  let key: string | undefined;
+  let previous = "";
+  for (const { 0: token, index: valueOffset } of text.matchAll(TOKEN_PATTERN)) {
+    const isValue = previous === ":";
+    if (isValue && key !== undefined) {
+      const keys = seen[seen.length - 1];
+      const isDuplicateKey = keys.has(key);
+      keys.add(key);
+      const valueToken = token;
+      yield { key, parentKeys, valueToken, valueOffset, isDuplicateKey };
+    }
+    if (token === "{" || token === "[") {
+      // An array element has no key.
+      parentKeys.push(isValue ? key ?? "" : "");
+      seen.push(new Set());
+    } else if (token === "}" || token === "]") {
+      parentKeys.pop();
+      seen.pop();
+    } else if (token.startsWith('"') && !isValue) key = JSON.parse(token);
+    previous = token;
+  }
 }

@@ -1,135 +1,105 @@
 /**
- * A lock among processes that ends with its holder, however that ends.
+ * Exclusive file locks between processes, which the system releases when the
+ * holder exits.
  *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import { absentAs } from "./files.ts";
-import { sleep } from "./time.ts";
+import { orIfNotFound } from "./files.ts";
+import { settlesWithin, sleep } from "./time.ts";
 
-/** What {@linkcode lock} takes. */
-export interface LockOptions {
-  /** Called once if another process has the lock. @default {undefined} */
+export interface FileLockOptions {
+  /** Called once if another process holds the lock. @default {undefined} */
   onWait?: () => void;
-  /** Ends the wait when aborted; a deadline is such a signal. @default {undefined} */
+  /** Stops waiting when aborted. @default {undefined} */
   signal?: AbortSignal;
 }
 
-/** Nothing to a processor, and what eight processes wait in vain is no part of a run. */
-const POLL_MS = 40;
+/** Negligible for the CPU, and short compared to a run. */
+const LOCK_POLL_MS = 40;
 
 /**
- * Takes the lock of a file (flock on Linux and macOS, LockFileEx on Windows),
- * waiting while another process has it. The file stays behind, empty: to remove
- * it would let two processes hold locks of the same name. It is private to this
- * user, and a symbolic link in its place is not followed.
+ * Locks a file (flock on Linux and macOS, LockFileEx on Windows), and waits while
+ * another process holds the lock. The empty lock file is never removed, because two
+ * processes could then hold locks on the same name. The file is private to this
+ * user; a symbolic link in its place is rejected.
  *
  * Needs `--allow-read` and `--allow-write` for the file.
  *
- * @param path The lock's file, made if it is not there.
- * @param options Who is notified of a wait, and what ends it.
- * @returns The lock; disposing it releases it.
- * @throws {ToolsmithError} `file_unreadable` when a link, a directory or a
- * device is in the file's place.
- * @throws The signal's reason when it is aborted.
+ * @returns The lock; disposing releases it.
+ * @throws {ToolsmithError} `file_unreadable` unless the path is a regular file.
+ * @throws The signal's reason.
  */
-export async function lock(
+export async function acquireFileLock(
   path: string,
-  options: LockOptions = {},
+  { onWait, signal }: FileLockOptions = {},
 ): Promise<Disposable> {
-  options.signal?.throwIfAborted();
-  const file = await open(path);
-  const request = requester(file);
-  try {
-    for (let waiting = false; !await request(); waiting = true) {
-      if (!waiting) options.onWait?.();
-      // A blocking lock() could not be cancelled.
-      await sleep(POLL_MS, options.signal);
-    }
-  } catch (error) {
-    file.close();
-    throw error;
+  signal?.throwIfAborted();
+  using undo = new DisposableStack();
+  const poll = createLockPoll(undo.use(await openLockFile(path)));
+  for (let waiting = false; !await poll(); waiting = true) {
+    if (!waiting) onWait?.();
+    // A blocking lock() could not be cancelled.
+    await sleep(LOCK_POLL_MS, signal);
   }
-  return { [Symbol.dispose]: () => file.close() };
+  return undo.move();
 }
 
-/**
- * Takes the lock of a file if nobody has it.
- *
- * Needs `--allow-read` and `--allow-write` for the file.
- *
- * @param path The lock's file, made if it is not there.
- * @returns The lock, or `undefined` if another process has it.
- * @throws {ToolsmithError} `file_unreadable`, as {@linkcode lock}.
- */
-export async function tryLock(path: string): Promise<Disposable | undefined> {
-  const file = await open(path);
-  let held = false;
-  try {
-    held = await requester(file)();
-  } finally {
-    if (!held) file.close();
-  }
-  return held ? { [Symbol.dispose]: () => file.close() } : undefined;
+/** Takes the lock of a file, as {@linkcode acquireFileLock} does, if no other process has it. */
+export async function tryFileLock(
+  path: string,
+): Promise<Disposable | undefined> {
+  using undo = new DisposableStack();
+  const poll = createLockPoll(undo.use(await openLockFile(path)));
+  return await poll() ? undo.move() : undefined;
 }
 
-/** Opens the file of a lock, for which another user may have put a link there. */
-async function open(path: string): Promise<Deno.FsFile> {
+/** Opens a lock file safely: another user may have placed a link there. */
+async function openLockFile(path: string): Promise<Deno.FsFile> {
   for (;;) {
-    const options = { read: true, write: true };
-    const before = await absentAs(undefined, Deno.lstat(path));
-    if (before && !before.isFile) throw notPlain(path);
-    // This neither follows a link nor makes what a link names.
-    const how = before ? {} : { createNew: true, mode: 0o600 };
+    const before = await orIfNotFound(Deno.lstat(path));
+    if (before && !before.isFile) throw notRegularFileError(path);
+    // createNew neither follows a link nor creates its target.
+    const createFlags = before ? {} : { createNew: true, mode: 0o600 };
     let file: Deno.FsFile;
     try {
-      file = await Deno.open(path, { ...options, ...how });
+      file = await Deno.open(path, { read: true, write: true, ...createFlags });
     } catch (error) {
-      // Another process made or removed it in between.
-      const again = before
+      // Another process created or removed the file concurrently.
+      const isRace = before
         ? error instanceof Deno.errors.NotFound
         : error instanceof Deno.errors.AlreadyExists;
-      if (again) continue;
+      if (isRace) continue;
       throw error;
     }
-    if (!before || await isOpened(before, file)) return file;
+    if (!before || await isSameOpenFile(before, file)) return file;
     file.close();
-    throw notPlain(path);
+    throw notRegularFileError(path);
   }
 }
 
-/** Whether what was opened is what lay there just before. */
-async function isOpened(before: Deno.FileInfo, file: Deno.FsFile) {
+async function isSameOpenFile(before: Deno.FileInfo, file: Deno.FsFile) {
   if (Deno.build.os === "windows") return true;
   const { ino, dev } = await file.stat();
   return ino === before.ino && dev === before.dev;
 }
 
-function notPlain(path: string): ToolsmithError {
-  return new ToolsmithError(
-    "file_unreadable",
-    `Cannot lock ${path}: it is not a plain file`,
-    { hint: "find out who put it there, and remove it" },
-  );
+function notRegularFileError(path: string): ToolsmithError {
+  const message = `Cannot lock ${path}: not a regular file`;
+  const hint = `remove ${path}: Toolsmith keeps a lock file at this path`;
+  return new ToolsmithError("file_unreadable", message, { hint });
 }
 
-/** `tryLock` came to Deno after `lock`. */
-type MaybeTryLock = Deno.FsFile & {
+/** Older Deno versions have `lock` but not `tryLock`. */
+type FileWithTryLock = Deno.FsFile & {
   tryLock?: (exclusive: boolean) => Promise<boolean>;
 };
 
-/** Returns a function that asks for the lock, and reports whether it is there. */
-function requester(file: MaybeTryLock): () => Promise<boolean> {
+/** Returns a function that polls the lock and returns whether it is held. */
+function createLockPoll(file: FileWithTryLock): () => Promise<boolean> {
   const { tryLock } = file;
   if (tryLock) return () => tryLock.call(file, true);
-  // Older versions of Deno can only wait: what does not come soon is held.
+  // Older Deno versions can only wait: assume another holder after one interval.
   const granted = file.lock(true).then(() => true);
-  granted.catch(() => {});
-  return () => {
-    let timer: ReturnType<typeof setTimeout>;
-    const late = new Promise<boolean>((done) => {
-      timer = setTimeout(() => done(false), POLL_MS);
-    });
-    return Promise.race([granted, late]).finally(() => clearTimeout(timer));
-  };
+  return async () => await settlesWithin(granted, LOCK_POLL_MS) && granted;
 }

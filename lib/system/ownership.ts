@@ -1,6 +1,6 @@
 /**
- * Whose a file is: on a host of several users, what another one may have
- * written is not believed.
+ * Trust checks by file owner and mode: on a host with several users, a file that
+ * another user may have written is untrusted.
  *
  * @module
  */
@@ -12,129 +12,108 @@ import {
   resolve,
   SEPARATOR,
 } from "../path.ts";
+import { orIfMissing } from "./files.ts";
 
-/** What {@linkcode whyUntrusted} takes. */
-export interface TrustOptions {
-  /** Also demand that nobody else may read it. @default {false} */
-  secret?: boolean;
-  /** The user who asks, by number. @default {undefined} this process's */
-  uid?: number;
+export interface TrustCheckOptions {
+  /** Also reject a file that other users can read. @default {false} */
+  requirePrivate?: boolean;
 }
 
-/** How many symbolic links are followed, as Linux does (path_resolution(7)). */
-const MAX_LINKS = 40;
-const GROUP_WRITES = 0o020;
-const OTHERS_WRITE = 0o002;
-const STICKY = 0o1000;
+/** The limit of Linux (path_resolution(7)). */
+const MAX_SYMLINKS = 40;
+const GROUP_WRITE_BIT = 0o020;
+const OTHERS_WRITE_BIT = 0o002;
+const STICKY_BIT = 0o1000;
 
 /**
- * Says why a file or directory is not to be believed: somebody else than this
- * user and root owns it or can write it, or a directory above, or a symbolic
- * link on the way. Above, a sticky directory such as `/tmp` is fine: nobody can
- * replace there what another user owns. Windows has no such owners and modes:
- * all is trusted.
+ * Returns why a file or directory is untrusted: another user (except root) owns it
+ * or can write it, one of its parent directories, or a symbolic link on the path. A
+ * sticky parent such as `/tmp` is fine: nobody can replace another user's files
+ * there. On Windows every path is trusted.
  *
- * Needs `--allow-read` for it and the directories above, and `--allow-sys=uid`.
+ * Needs `--allow-read` for the path and its parents, and `--allow-sys=uid`.
  *
- * @param path The file or directory. Of what is not there, only the directories
- * above count.
- * @param options Who asks, and for what.
- * @returns Why not, with the path that is the reason; `undefined` if trusted.
- *
- * @example
- * ```ts no-assert ignore
- * const why = await whyUntrusted("/srv/cache/verified.json");
- * if (why) console.error(`not used: ${why}`);
- * ```
+ * @param path The file or directory; of a missing one, the parents are checked.
+ * @returns The reason, starting with the offending path; `undefined` if trusted.
  */
-export async function whyUntrusted(
+export async function untrustedReason(
   path: string,
-  options: TrustOptions = {},
+  { requirePrivate = false }: TrustCheckOptions = {},
 ): Promise<string | undefined> {
   if (Deno.build.os === "windows") return undefined;
-  const { secret = false, uid = ownUid() } = options;
+  const uid = currentUid();
   if (uid === undefined) {
-    return "who the user is cannot be read without --allow-sys=uid";
+    return "the current user is unknown without --allow-sys=uid";
   }
-  const rest = parts(resolve(path));
+  const remaining = pathSegments(resolve(path));
   let at = "/";
   for (let links = 0;;) {
-    let stat: Deno.FileInfo | undefined;
-    try {
-      stat = await lstat(at);
-    } catch (error) {
-      if (!(error instanceof Deno.errors.PermissionDenied)) throw error;
-      return `${at} is not for this user to see`;
-    }
+    const stat = await lstatIfExists(at).catch((error) => {
+      if (error instanceof Deno.errors.PermissionDenied) return null;
+      throw error;
+    });
+    if (stat === null) return `${at} is not accessible to this user`;
     if (!stat) return undefined;
-    const isLast = rest.length === 0 && !stat.isSymlink;
-    const why = reason(stat, uid, { above: !isLast, secret });
+    const isLast = remaining.length === 0 && !stat.isSymlink;
+    const options = { isParent: !isLast, requirePrivate };
+    const why = permissionProblem(stat, uid, options);
     if (why) return `${at} ${why}`;
     if (isLast) return undefined;
     if (stat.isSymlink) {
-      if (++links > MAX_LINKS) return `${at} leads in a circle`;
+      if (++links > MAX_SYMLINKS) {
+        return `${at} has too many levels of symbolic links`;
+      }
       const target = await Deno.readLink(at);
-      rest.unshift(...parts(resolve(dirname(at), target)));
+      remaining.unshift(...pathSegments(resolve(dirname(at), target)));
       at = "/";
       continue;
     }
-    const next = rest.shift()!;
+    const next = remaining.shift()!;
     at = at === "/" ? `/${next}` : `${at}/${next}`;
   }
 }
 
 /**
- * Says why a directory is not one to write into: somebody else owns it, or can
- * replace what this user puts there. Directories above do not count.
+ * Returns why a directory is unsafe to write into: another user owns it or can
+ * replace its files. Parent directories are not checked.
  *
- * Needs `--allow-read` for it, and `--allow-sys=uid`; without that, and on
- * Windows, nothing is said.
- *
- * @param dir The directory.
- * @returns Why not, with the path; `undefined` if it is fine.
+ * Needs `--allow-read` for the directory, and `--allow-sys=uid`; without the latter
+ * and on Windows the check passes.
  */
-export async function whyUnsafe(dir: string): Promise<string | undefined> {
-  const uid = ownUid();
+export async function unsafeDirReason(
+  dir: string,
+): Promise<string | undefined> {
+  const uid = currentUid();
   if (uid === undefined) return undefined;
-  const [itself, named] = [await lstat(dir), await Deno.stat(dir)];
+  const [itself, named] = [await lstatIfExists(dir), await Deno.stat(dir)];
   for (const stat of itself ? [itself, named] : []) {
-    const why = reason(stat, uid, { above: true });
+    const why = permissionProblem(stat, uid, { isParent: true });
     if (why) return `${dir} ${why}`;
   }
 }
 
 /**
- * Says why a path leads out of a directory: a part of it is a symbolic link, or
- * it does not lie below the directory. Links above the directory do not count.
+ * Returns why a path may escape from a directory: a symbolic link below `root`, or
+ * a path outside of `root`. Links above `root` are not checked.
  *
- * Needs `--allow-read` for the parts below the directory.
- *
- * @param path The file or directory, which need not exist.
- * @param root The directory.
- * @returns Why, with the path that is the reason; `undefined` if it stays inside.
+ * Needs `--allow-read` for the path's parts below `root`.
  */
-export async function whyLinked(
+export async function symlinkEscapeReason(
   path: string,
   root: string,
 ): Promise<string | undefined> {
   const parts = relative(root, path).split(SEPARATOR);
   if (parts[0] === ".." || isAbsolute(parts[0])) {
-    return `${path} is not in ${root}`;
+    return `${path} is outside of ${root}`;
   }
   for (let at = root; parts.length > 0;) {
     at = join(at, parts.shift()!);
-    if ((await lstat(at))?.isSymlink) return `${at} is a symbolic link`;
+    if ((await lstatIfExists(at))?.isSymlink) return `${at} is a symbolic link`;
   }
 }
 
-/**
- * The number of this process's user.
- *
- * Needs `--allow-sys=uid`.
- *
- * @returns The number; `undefined` on Windows and without the permission.
- */
-export function ownUid(): number | undefined {
+/** This process's user id; `undefined` on Windows and without `--allow-sys=uid`. */
+export function currentUid(): number | undefined {
   try {
     return Deno.uid() ?? undefined;
   } catch (error) {
@@ -143,36 +122,31 @@ export function ownUid(): number | undefined {
   }
 }
 
-function reason(
+function permissionProblem(
   { uid: owner, gid, mode, isSymlink }: Deno.FileInfo,
   uid: number,
-  { above, secret }: { above: boolean; secret?: boolean },
+  { isParent, requirePrivate }: { isParent: boolean; requirePrivate?: boolean },
 ): string | undefined {
   if (owner !== uid && owner !== 0) return `belongs to user ${owner}`;
-  // The mode of a link says nothing.
+  // A link's own mode has no effect.
   if (isSymlink || mode === null) return undefined;
-  // A group of the owner's own number is the owner's alone (login.defs(5), USERGROUPS_ENAB).
-  const shared = gid === owner ? OTHERS_WRITE : OTHERS_WRITE | GROUP_WRITES;
+  // A group with the owner's id is the owner's private group (login.defs(5), USERGROUPS_ENAB).
+  const shared = gid === owner
+    ? OTHERS_WRITE_BIT
+    : OTHERS_WRITE_BIT | GROUP_WRITE_BIT;
   const octal = (mode & 0o7777).toString(8);
-  if (mode & shared && !(above && mode & STICKY)) {
+  if (mode & shared && !(isParent && mode & STICKY_BIT)) {
     return `can be written by other users (mode ${octal})`;
   }
-  if (secret && !above && mode & 0o077) {
+  if (requirePrivate && !isParent && mode & 0o077) {
     return `can be read by other users (mode ${octal})`;
   }
 }
 
-function parts(path: string): string[] {
+function pathSegments(path: string): string[] {
   return path.split("/").filter((part) => part !== "");
 }
 
-async function lstat(path: string): Promise<Deno.FileInfo | undefined> {
-  try {
-    return await Deno.lstat(path);
-  } catch (error) {
-    const none = error instanceof Deno.errors.NotFound ||
-      error instanceof Deno.errors.NotADirectory;
-    if (none) return undefined;
-    throw error;
-  }
+function lstatIfExists(path: string): Promise<Deno.FileInfo | undefined> {
+  return orIfMissing(Deno.lstat(path));
 }

@@ -1,159 +1,134 @@
 /**
- * A file that is being filled, in any order, and survives its process: records
- * beside it say which bytes are there.
+ * A partial download that can be written in any order and resumed by another
+ * process. Records beside the part file list the present bytes.
  *
  * @module
  */
 import { join, relative } from "../path.ts";
-import { arrivingSha256 } from "./arriving_digest.ts";
-import type { DigestEngine, Sha256 } from "./digest.ts";
-import { addExtent, type Extent, extentBytes, gapsOf } from "./extents.ts";
+import { sha256OfGrowingFile } from "./growing_file_digest.ts";
+import type { DigestEngineName, Sha256 } from "./digest.ts";
 import {
-  absentAs,
-  type Fingerprint,
-  fingerprintOf,
+  addExtent,
+  countExtentBytes,
+  type Extent,
+  findGaps,
+} from "./extents.ts";
+import {
+  type FileIdentity,
+  orIfNotFound,
   removeTree,
-  replaceFile,
+  replaceFileAtomically,
+  toFileIdentity,
 } from "./files.ts";
 import {
-  bootTime,
-  PART,
-  PART_JOURNAL,
-  PART_RECORD,
-  type PartIdentity,
+  DURABLE_EXTENTS_FILE,
+  type ExpectedContent,
+  hostBootTimeMs,
+  PART_FILE_NAME,
   readPartRecord,
+  WRITTEN_EXTENTS_FILE,
 } from "./part_record.ts";
-import { type StepSync, stepSync } from "./step_sync.ts";
-import { writeAllSync } from "./streams.ts";
+import { createIncrementalSync } from "./incremental_sync.ts";
+import { writeAllSync } from "./write_all.ts";
 import { abortable } from "./time.ts";
 
-/** A part file that is open. */
-export interface PartFile extends AsyncDisposable {
-  /** Its path. */
-  readonly path: string;
-  /** Size of the whole, in bytes. */
-  readonly size: number;
-  /** How many bytes were there when it was opened. */
-  readonly kept: number;
-  /** How many bytes are there. */
-  readonly bytes: number;
-  /** The bytes that are not there, in order. */
-  gaps(within?: Extent): Extent[];
-  /** Opens it for one writer. */
-  openWriter(): Promise<PartWriter>;
+/** A writer of one connection to a part file. */
+export interface PartFileWriter extends Disposable {
   /**
-   * Computes its digest from its start, waiting for the bytes that are to come,
-   * until the signal is aborted.
-   */
-  sha256(signal: AbortSignal): Promise<Sha256>;
-  /**
-   * Notes that a program fills another file of the directory from its start:
-   * whoever opens the part file next takes over what that has by then.
-   */
-  expect(path: string): Promise<void>;
-  /** Takes over, as its first bytes, all that another file has. */
-  adopt(path: string): Promise<void>;
-  /** Forgets all that is there. */
-  clear(): Promise<void>;
-  /** Ends it as a part file: its record is removed, the file stays, as returned. */
-  finish(): Promise<Fingerprint>;
-}
-
-/** One writer to a part file. */
-export interface PartWriter extends Disposable {
-  /**
-   * Writes bytes at a position, and returns when the system has them: to hand
-   * them to another thread costs more than the copy.
+   * Writes bytes at an offset, synchronously: a handover to another thread would
+   * cost more than the copy.
    */
   write(position: number, bytes: Uint8Array): void;
 }
 
-const PRIVATE = 0o600;
+const PRIVATE_FILE_MODE = 0o600;
+/** Bytes to write for each further extent before the journal is rewritten. */
+const JOURNAL_BYTES_PER_EXTENT = 1024;
+/** With no more extents, each write rewrites the journal. */
+const FEW_EXTENTS = 32;
 
 /**
- * Opens a part file, or goes on with the one that is there. What is written is
- * synced while more arrives, so that little is lost with the process, and
- * little is left to sync at the end. Disposing it keeps what is there.
+ * Creates a part file or resumes an existing one. Written bytes are synced in the
+ * background, so that little is lost in a crash and little is left to sync at the
+ * end. Disposing keeps the bytes for the next run.
  *
  * Needs `--allow-read` and `--allow-write` for the directory.
  *
- * @param dir The directory; the caller alone works in it.
- * @param identity What the file is to become; one of another is replaced.
- * @param options Who computes its digest: `@std/crypto` unless it says otherwise.
- * @returns The file.
+ * @param dir The directory; the caller holds its lock.
+ * @param expected Size and digest of the complete file; a part file of other
+ * content is discarded.
+ * @param options Digest engine. @default {"std"}
  */
-export async function openPart(
+export async function openPartFile(
   dir: string,
-  identity: PartIdentity,
-  options: { engine?: DigestEngine } = {},
+  expected: ExpectedContent,
+  options: { engine?: DigestEngineName } = {},
 ): Promise<PartFile> {
   const record = await readPartRecord(dir);
-  for (const name of [PART, PART_RECORD, PART_JOURNAL]) {
+  const names = [PART_FILE_NAME, DURABLE_EXTENTS_FILE, WRITTEN_EXTENTS_FILE];
+  for (const name of names) {
     const path = join(dir, name);
-    const stat = await absentAs(undefined, Deno.lstat(path));
-    // A link is replaced: what it leads to is neither read nor written.
+    const stat = await orIfNotFound(Deno.lstat(path));
+    // Removes a link, so that its target is neither read nor written.
     if (stat && !stat.isFile) await removeTree(path);
   }
-  const found = record?.digest === identity.digest &&
-    record.size === identity.size;
-  const file = await Deno.open(join(dir, PART), {
+  const file = await Deno.open(join(dir, PART_FILE_NAME), {
     read: true,
     write: true,
     create: true,
-    mode: PRIVATE,
+    mode: PRIVATE_FILE_MODE,
   });
-  const part = new OpenPart(dir, identity, { ...options, file });
-  if (!found) await part.clear();
-  else if (record.filled === undefined) part.take(record.extents);
-  else await part.adopt(join(dir, record.filled));
-  part.kept = part.bytes;
+  const part = new PartFile(dir, expected, file, options.engine);
+  const isSameContent = record?.digest === expected.digest &&
+    record.size === expected.size;
+  if (!isSameContent) await part.clear();
+  else if (record.filled === undefined) part.setDurableExtents(record.extents);
+  else await part.copyFromExternalFile(join(dir, record.filled));
+  part.resumedBytes = part.presentBytes;
   return part;
 }
 
-class OpenPart implements PartFile {
+export class PartFile implements AsyncDisposable {
   readonly path: string;
+  /** Size of the complete file, in bytes. */
   readonly size: number;
-  kept = 0;
-  readonly #dir: string;
-  readonly #identity: PartIdentity;
-  readonly #file: Deno.FsFile;
-  readonly #engine: DigestEngine | undefined;
-  /** The bytes that are there, on the disk or not. */
-  #there: Extent[] = [];
-  #steps = this.#newSteps();
-  #finished = false;
-  /** Where it is noted what is written; absent where no boot can be told. */
-  #journal: Deno.FsFile | undefined;
-  #arrival = Promise.withResolvers<void>();
+  /** Bytes present when the file was opened. */
+  resumedBytes = 0;
+  /** Present byte ranges, synced or not. */
+  #presentExtents: Extent[] = [];
+  #incrementalSync = this.#createIncrementalSync();
+  #isComplete = false;
+  /** Journal of written bytes; `undefined` if the boot time is unknown. */
+  #journalFile: Deno.FsFile | undefined;
+  #bytesSinceJournal = 0;
+  #nextWrite = Promise.withResolvers<void>();
 
   constructor(
-    dir: string,
-    identity: PartIdentity,
-    { file, engine }: { file: Deno.FsFile; engine?: DigestEngine },
+    private readonly dir: string,
+    private readonly expected: ExpectedContent,
+    private readonly file: Deno.FsFile,
+    private readonly engine: DigestEngineName | undefined,
   ) {
-    this.path = join(dir, PART);
-    this.size = identity.size;
-    this.#dir = dir;
-    this.#identity = identity;
-    this.#file = file;
-    this.#engine = engine;
+    this.path = join(dir, PART_FILE_NAME);
+    this.size = expected.size;
   }
 
-  get bytes(): number {
-    return extentBytes(this.#there);
+  get presentBytes(): number {
+    return countExtentBytes(this.#presentExtents);
   }
 
-  gaps(within: Extent = [0, this.size]): Extent[] {
-    return gapsOf(this.#there, within);
+  missingExtents(within: Extent = [0, this.size]): Extent[] {
+    return findGaps(this.#presentExtents, within);
   }
 
-  /** Takes what a record has for what is there. */
-  take(extents: Extent[]): void {
-    this.#there = extents;
-    this.#steps = this.#newSteps();
+  /** Sets the present byte ranges, which must be durable. */
+  setDurableExtents(extents: Extent[]): void {
+    this.#presentExtents = extents;
+    this.#incrementalSync = this.#createIncrementalSync();
   }
 
-  async openWriter(): Promise<PartWriter> {
+  /** Opens a writer with a file handle of its own. */
+  async openWriter(): Promise<PartFileWriter> {
     const file = await Deno.open(this.path, { write: true });
     let at = 0;
     return {
@@ -161,122 +136,139 @@ class OpenPart implements PartFile {
         if (position !== at) file.seekSync(position, Deno.SeekMode.Start);
         writeAllSync(file, bytes);
         at = position + bytes.length;
-        this.#arrived([position, at]);
+        this.#onBytesWritten([position, at]);
       },
       [Symbol.dispose]: () => file.close(),
     };
   }
 
-  sha256(signal: AbortSignal): Promise<Sha256> {
-    const [size, engine] = [this.size, this.#engine];
-    const arrivals = () => this.#arrivals(signal);
-    return arrivingSha256(this.path, { size, arrivals, engine, signal });
+  /**
+   * Computes the digest of the complete file while bytes arrive, until the signal is
+   * aborted.
+   */
+  sha256WhenComplete(signal: AbortSignal): Promise<Sha256> {
+    const { size, engine } = this;
+    const watchByteCount = () => this.#watchPrefixLength(signal);
+    const options = { size, watchByteCount, engine, signal };
+    return sha256OfGrowingFile(this.path, options);
   }
 
-  /** How many bytes there are from the first on, until all are. */
-  async *#arrivals(signal: AbortSignal): AsyncGenerator<number> {
+  /** Yields the growing length of the contiguous prefix, up to the full size. */
+  async *#watchPrefixLength(signal: AbortSignal): AsyncGenerator<number> {
     for (let counted = 0; counted < this.size;) {
       signal.throwIfAborted();
-      const [first] = this.#there;
+      const [first] = this.#presentExtents;
       const count = first?.[0] === 0 ? first[1] : 0;
       if (count > counted) yield counted = count;
-      else await abortable(this.#arrival.promise, signal);
+      else await abortable(this.#nextWrite.promise, signal);
     }
   }
 
-  expect(path: string): Promise<void> {
-    return this.#save(this.#there, relative(this.#dir, path));
+  /**
+   * Records that an external program (oras) writes another file of the directory
+   * from its start. The next {@linkcode openPartFile} copies its bytes.
+   */
+  recordExternalFile(path: string): Promise<void> {
+    return this.#writeRecord(this.#presentExtents, relative(this.dir, path));
   }
 
-  async adopt(from: string): Promise<void> {
-    const stat = await absentAs(undefined, Deno.lstat(from));
+  /** Replaces the content by the bytes of another file, as the prefix. */
+  async copyFromExternalFile(from: string): Promise<void> {
+    const stat = await orIfNotFound(Deno.lstat(from));
     if (!stat?.isFile || stat.size > this.size) return;
-    // A copy: the program may still be writing.
+    // Copied, not renamed: the program may still be writing.
     await Deno.copyFile(from, this.path);
-    await this.#file.truncate(this.size);
-    this.take(addExtent([], [0, stat.size]));
-    await this.#sync();
+    await this.file.truncate(this.size);
+    this.setDurableExtents(addExtent([], [0, stat.size]));
+    await this.#syncAndRecord();
   }
 
+  /** Discards all bytes and records. */
   async clear(): Promise<void> {
-    await this.#steps.settled().catch(() => {});
-    this.kept = 0;
-    this.take([]);
-    await this.#forget(PART_RECORD, PART_JOURNAL);
-    await this.#file.truncate(0);
-    await this.#file.truncate(this.size);
+    await this.#incrementalSync.settled().catch(() => {});
+    this.resumedBytes = 0;
+    this.setDurableExtents([]);
+    await this.#removeRecords(DURABLE_EXTENTS_FILE, WRITTEN_EXTENTS_FILE);
+    await this.file.truncate(0);
+    await this.file.truncate(this.size);
   }
 
-  async finish(): Promise<Fingerprint> {
-    await this.#steps.settled();
-    this.#finished = true;
-    await this.#forget(PART_RECORD, PART_JOURNAL);
-    return fingerprintOf(await this.#file.stat());
+  /** Removes the records of a complete file, and returns the file's identity. */
+  async markComplete(): Promise<FileIdentity> {
+    await this.#incrementalSync.settled();
+    this.#isComplete = true;
+    await this.#removeRecords(DURABLE_EXTENTS_FILE, WRITTEN_EXTENTS_FILE);
+    return toFileIdentity(await this.file.stat());
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     try {
-      await this.#steps.settled();
-      if (!this.#finished && this.bytes > 0) {
-        await this.#sync();
-        // All of it is durable now.
-        await this.#forget(PART_JOURNAL);
+      await this.#incrementalSync.settled();
+      if (!this.#isComplete && this.presentBytes > 0) {
+        await this.#syncAndRecord();
+        // Everything is durable now.
+        await this.#removeRecords(WRITTEN_EXTENTS_FILE);
       }
     } catch {
-      // What stopped the transfer is reported; the older record stays good.
+      // The transfer reports its own error; the older record remains valid.
     } finally {
-      this.#journal?.close();
-      this.#file.close();
+      this.#journalFile?.close();
+      this.file.close();
     }
   }
 
-  #arrived(extent: Extent): void {
-    this.#there = addExtent(this.#there, extent);
-    this.#arrival.resolve();
-    this.#arrival = Promise.withResolvers();
-    this.#note();
-    this.#steps.at(this.bytes);
+  #onBytesWritten(extent: Extent): void {
+    this.#presentExtents = addExtent(this.#presentExtents, extent);
+    this.#nextWrite.resolve();
+    this.#nextWrite = Promise.withResolvers();
+    this.#bytesSinceJournal += extent[1] - extent[0];
+    // The journal holds all extents: with many, rewrite it less often.
+    const further = this.#presentExtents.length - FEW_EXTENTS;
+    if (this.#bytesSinceJournal >= further * JOURNAL_BYTES_PER_EXTENT) {
+      this.#bytesSinceJournal = 0;
+      this.#writeJournal();
+    }
+    this.#incrementalSync.reportWritten(this.presentBytes);
   }
 
-  /** Notes what is written: all that a killed process leaves is good. */
-  #note(): void {
-    const booted = bootTime();
+  /** Records written bytes: they survive a killed process without a sync. */
+  #writeJournal(): void {
+    const booted = hostBootTimeMs();
     if (booted === undefined) return;
-    this.#journal ??= Deno.openSync(join(this.#dir, PART_JOURNAL), {
+    this.#journalFile ??= Deno.openSync(join(this.dir, WRITTEN_EXTENTS_FILE), {
       write: true,
       create: true,
-      mode: PRIVATE,
+      mode: PRIVATE_FILE_MODE,
     });
-    const note = { ...this.#identity, extents: this.#there, booted };
-    // One write in place: of a longer text before, the rest stands on a line of its own.
-    this.#journal.seekSync(0, Deno.SeekMode.Start);
-    const line = `${JSON.stringify(note)}\n`;
-    writeAllSync(this.#journal, new TextEncoder().encode(line));
+    const entry = { ...this.expected, extents: this.#presentExtents, booted };
+    // One write in place: the rest of a longer old entry becomes a second line.
+    this.#journalFile.seekSync(0, Deno.SeekMode.Start);
+    const line = `${JSON.stringify(entry)}\n`;
+    writeAllSync(this.#journalFile, new TextEncoder().encode(line));
   }
 
-  /** Removes what is noted of it. */
-  async #forget(...names: string[]): Promise<void> {
-    this.#journal?.close();
-    this.#journal = undefined;
-    for (const name of names) {
-      await absentAs(undefined, Deno.remove(join(this.#dir, name)));
-    }
+  async #removeRecords(...records: string[]): Promise<void> {
+    this.#journalFile?.close();
+    this.#journalFile = undefined;
+    for (const name of records) await removeTree(join(this.dir, name));
   }
 
-  /** A sync ends with a record of what was there when it began. */
-  #newSteps(): StepSync {
-    return stepSync(() => this.#sync(), this.bytes);
+  /** Each sync ends with a record of the bytes present when it began. */
+  #createIncrementalSync() {
+    const sync = () => this.#syncAndRecord();
+    return createIncrementalSync(sync, this.presentBytes);
   }
 
-  async #sync(): Promise<void> {
-    const extents = this.#there;
-    await this.#file.syncData();
-    await this.#save(extents);
+  async #syncAndRecord(): Promise<void> {
+    const extents = this.#presentExtents;
+    await this.file.syncData();
+    await this.#writeRecord(extents);
   }
 
-  async #save(extents: Extent[], filled?: string): Promise<void> {
-    const { size, digest } = this.#identity;
+  async #writeRecord(extents: Extent[], filled?: string): Promise<void> {
+    const { size, digest } = this.expected;
     const text = JSON.stringify({ size, digest, extents, filled });
-    await replaceFile(join(this.#dir, PART_RECORD), text, { mode: PRIVATE });
+    const path = join(this.dir, DURABLE_EXTENTS_FILE);
+    await replaceFileAtomically(path, text, { mode: PRIVATE_FILE_MODE });
   }
 }

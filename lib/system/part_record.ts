@@ -1,96 +1,91 @@
 /**
- * What lies beside a file that is being filled: which of its bytes are there.
+ * Records of a part file: which of its bytes are present.
  *
- *     image.part           the file, as long as the whole will be
- *     image.part.json      its size and digest, and the extents that are durable
- *     image.part.written   the same of what is written: good until the next boot
+ *     image.part           the part file, with the size of the complete file
+ *     image.part.json      record: size, digest and durable extents
+ *     image.part.written   journal: the same for written extents, until a reboot
  *
- * What a killed process has written is there, synced or not; what a power loss
- * leaves of it is not known.
+ * Bytes that a killed process wrote are present even if not synced; after a power
+ * loss only synced bytes are.
  *
  * @module
  */
 import { join } from "../path.ts";
-import { type Extent, extentBytes, parseExtents } from "./extents.ts";
-import { absentAs } from "./files.ts";
-import { whyLinked } from "./ownership.ts";
+import { countExtentBytes, type Extent, parseExtents } from "./extents.ts";
+import { orIfNotFound } from "./files.ts";
+import { jsonObjectOrEmpty } from "./json.ts";
+import { symlinkEscapeReason } from "./ownership.ts";
+import { isPermissionGranted } from "./permissions.ts";
 
-/** The file. */
-export const PART = "image.part";
-/** The record of what is durable. */
-export const PART_RECORD = "image.part.json";
-/** The record of what is written. */
-export const PART_JOURNAL = "image.part.written";
+export const PART_FILE_NAME = "image.part";
+export const DURABLE_EXTENTS_FILE = "image.part.json";
+export const WRITTEN_EXTENTS_FILE = "image.part.written";
 
-const MAX_RECORD = 1024 * 1024;
-/** Clocks are set meanwhile; a boot takes longer. */
-const BOOT_TOLERANCE_MS = 5000;
+const MAX_RECORD_BYTES = 1024 * 1024;
+/** Allows for clock adjustments, and is shorter than a reboot. */
+const BOOT_TIME_SLACK_MS = 5000;
 
-/** What a part file is to become. */
-export interface PartIdentity {
-  /** Size of the whole, in bytes. */
+/** Expected size and digest of the complete file. */
+export interface ExpectedContent {
+  /** Size of the complete file, in bytes. */
   size: number;
-  /** `sha256:` and the digest of the whole in hex. */
+  /** Digest of the complete file: `sha256:` and hex digits. */
   digest: string;
 }
 
-/** What is known of a part file. */
-export interface PartRecord extends PartIdentity {
-  /** The bytes that are there. */
+/** State of a partial download. */
+export interface PartRecord extends ExpectedContent {
   extents: Extent[];
-  /** Another file of the directory that a program has filled from its start. */
+  /** File of the directory that an external program (oras) has written instead. */
   filled?: string;
-  /** How many bytes are there, in whichever of the two. */
+  /** Number of present bytes in the part file or the external file. */
   bytes: number;
-  /** When the last of them came. */
-  used: Date;
+  modifiedAt: Date;
 }
 
 /**
- * Reads what a part file in a directory has.
+ * Reads the records of a part file; `undefined` if there is nothing to resume.
  *
- * Needs `--allow-read` for the directory, and `--allow-sys=osUptime` to believe
- * what was not yet synced.
- *
- * @param dir The directory.
- * @returns What is known of it; `undefined` where there is nothing to go on with.
+ * Needs `--allow-read` for the directory, and `--allow-sys=osUptime` to use the
+ * journal.
  */
 export async function readPartRecord(
   dir: string,
 ): Promise<PartRecord | undefined> {
-  const part = await absentAs(undefined, Deno.lstat(join(dir, PART)));
+  const part = await orIfNotFound(Deno.lstat(join(dir, PART_FILE_NAME)));
   if (!part?.isFile) return undefined;
-  const durable = await readNote(join(dir, PART_RECORD), part.size);
-  const written = await readNote(join(dir, PART_JOURNAL), part.size);
+  const read = (name: string) => readExtentsFile(join(dir, name), part.size);
+  const durable = await read(DURABLE_EXTENTS_FILE);
+  const written = await read(WRITTEN_EXTENTS_FILE);
   const isOfThisBoot = written?.booted !== undefined &&
-    Math.abs(written.booted - (bootTime() ?? NaN)) < BOOT_TOLERANCE_MS &&
+    Math.abs(written.booted - (hostBootTimeMs() ?? NaN)) < BOOT_TIME_SLACK_MS &&
     (!durable || durable.digest === written.digest);
-  // What is durable was written before.
-  const note = isOfThisBoot && durable?.filled === undefined
+  // The journal includes the durable bytes.
+  const record = isOfThisBoot && durable?.filled === undefined
     ? written
     : durable;
-  if (!note) return undefined;
-  const { size, digest, extents, used, filled } = note;
-  const bytes = extentBytes(extents);
+  if (!record) return undefined;
+  const { size, digest, extents, modifiedAt, filled } = record;
   if (filled === undefined) {
-    return bytes > 0 ? { size, digest, extents, bytes, used } : undefined;
+    const bytes = countExtentBytes(extents);
+    return bytes > 0 ? { size, digest, extents, bytes, modifiedAt } : undefined;
   }
   const path = join(dir, filled);
-  if (await whyLinked(path, dir)) return undefined;
-  const other = await absentAs(undefined, Deno.lstat(path));
+  if (await symlinkEscapeReason(path, dir)) return undefined;
+  const other = await orIfNotFound(Deno.lstat(path));
   if (!other?.isFile || other.size > size) return undefined;
   return {
     ...{ size, digest, extents: [[0, other.size]], filled },
-    ...{ bytes: other.size, used: other.mtime ?? used },
+    ...{ bytes: other.size, modifiedAt: other.mtime ?? modifiedAt },
   };
 }
 
-/** One of the two records, if it is one of a file of that size. */
-async function readNote(path: string, size: number) {
-  const stat = await absentAs(undefined, Deno.lstat(path));
-  if (!stat?.isFile || stat.size > MAX_RECORD) return undefined;
+/** Reads a record or journal; `undefined` if malformed or of another size. */
+async function readExtentsFile(path: string, size: number) {
+  const stat = await orIfNotFound(Deno.lstat(path));
+  if (!stat?.isFile || stat.size > MAX_RECORD_BYTES) return undefined;
   const [line] = (await Deno.readTextFile(path)).split("\n");
-  const { digest, filled, booted, ...rest } = parseObject(line);
+  const { digest, filled, booted, ...rest } = parseJsonObjectOrEmpty(line);
   const extents = parseExtents(rest.extents, size);
   if (rest.size !== size || !extents || typeof digest !== "string") {
     return undefined;
@@ -101,29 +96,21 @@ async function readNote(path: string, size: number) {
     extents,
     filled: typeof filled === "string" ? filled : undefined,
     booted: typeof booted === "number" ? booted : undefined,
-    used: stat.mtime ?? new Date(0),
+    modifiedAt: stat.mtime ?? new Date(0),
   };
 }
 
-function parseObject(text: string): Record<string, unknown> {
+function parseJsonObjectOrEmpty(text: string): Record<string, unknown> {
   try {
-    return JSON.parse(text) ?? {};
+    return jsonObjectOrEmpty(JSON.parse(text));
   } catch {
     return {};
   }
 }
 
-/**
- * When this host was booted.
- *
- * Needs `--allow-sys=osUptime`; nobody is asked for it.
- *
- * @returns The time in milliseconds since the epoch, if that may be known.
- */
-export function bootTime(): number | undefined {
-  const { state } = Deno.permissions.querySync({
-    name: "sys",
-    kind: "osUptime",
-  });
-  return state === "granted" ? Date.now() - Deno.osUptime() * 1000 : undefined;
+/** Boot time in epoch milliseconds; never prompts for the permission. */
+export function hostBootTimeMs(): number | undefined {
+  return isPermissionGranted({ name: "sys", kind: "osUptime" })
+    ? Date.now() - Deno.osUptime() * 1000
+    : undefined;
 }

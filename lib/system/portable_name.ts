@@ -1,40 +1,36 @@
 /**
- * Names that are the same file on every system.
+ * File names that are valid and unambiguous on every system.
  *
  * Source of the rules: Microsoft, "Naming Files, Paths, and Namespaces".
  *
  * @module
  */
 
-import { printable } from "./text.ts";
+import { sanitizeText } from "./sanitize_text.ts";
 
-/** Windows drops dots and spaces at the end, and takes `:` for a stream's name. */
-const PLAIN = /^[^/\\:*?"<>|\p{Cc}]{1,255}(?<![. ])$/u;
-/** Windows keeps these names for devices, whatever follows the dot. */
-const DEVICE =
+/** Windows drops trailing dots and spaces, and `:` separates a stream name. */
+const PORTABLE_NAME_PATTERN = /^[^/\\:*?"<>|\p{Cc}]{1,255}(?<![. ])$/u;
+/** Names that Windows reserves for devices, with any extension. */
+const DEVICE_NAME_PATTERN =
   /^(?:con|prn|aux|nul|(?:com|lpt)[\d¹²³]|conin\$|conout\$) *(?:\.|$)/i;
 
 /**
- * Tells whether a name can be one file or directory, and no other one, on every
- * system.
+ * Whether a file name is valid and unambiguous on every system.
  *
  * @param name A name without directories.
- * @returns `false` for `..`, `a/b`, `a:b`, `a.`, `nul.txt`, an empty name, one
- * that would steer a terminal, and the like.
+ * @returns `false` for `..`, `a/b`, `a:b`, `a.`, `nul.txt`, an empty name, control
+ * characters, and so on.
  */
-export function isPortableName(name: string): boolean {
-  return PLAIN.test(name) && !DEVICE.test(name) && name.isWellFormed() &&
-    printable(name) === name;
+export function isPortableFileName(name: string): boolean {
+  return PORTABLE_NAME_PATTERN.test(name) && !DEVICE_NAME_PATTERN.test(name) &&
+    name.isWellFormed() && sanitizeText(name) === name;
 }
 
 /**
- * Folds what some file systems and programs take for the same: case, and ways
- * to write accents.
- *
- * @param name The name.
- * @returns Equal for names that may be one.
+ * Folds case and Unicode normalization, which some filesystems ignore: names with
+ * equal results may be the same file.
  */
-export function foldName(name: string): string {
-  // Upper case first: it folds what has no lower case of its own, such as ſ.
+export function foldNameCase(name: string): string {
+  // Upper case first: it folds letters without a lower-case form, such as ſ.
   return name.normalize("NFC").toUpperCase().toLowerCase().normalize("NFC");
 }

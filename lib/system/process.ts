@@ -1,213 +1,191 @@
 /**
- * Starts programs and ends them. The only file that names `Deno.Command`.
+ * Starts and stops child processes. The only module that uses `Deno.Command`.
  *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import {
-  capture,
-  drain,
-  feed,
+  createOutputBuffer,
   type ProcessInput,
-  type ProcessOutput,
-} from "./_pipes.ts";
+  type ProcessOutputTarget,
+  readProcessOutput,
+  writeProcessInput,
+} from "./_process_pipes.ts";
+import { isPermissionGranted } from "./permissions.ts";
+import { anySignal, startDeadline } from "./time.ts";
 
-export type { ProcessInput, ProcessOutput };
+export type { ProcessInput, ProcessOutputTarget };
 
-/** How {@linkcode spawn} starts a program. */
 export interface SpawnOptions {
-  /** Arguments, each passed byte for byte; no shell reads them. */
+  /** Arguments, passed unchanged and without a shell. */
   args?: string[];
   /** Working directory. @default {undefined} the caller's */
   cwd?: string;
-  /** Added to the caller's environment, or overriding it. */
+  /** Variables to add to the caller's environment or to override. */
   env?: Record<string, string>;
-  /** Passes nothing of the caller's environment but `env`. @default {false} */
+  /** Passes only the variables in `env`. @default {false} */
   clearEnv?: boolean;
   /**
-   * Text, bytes or a stream to write; `"held"` keeps the pipe open until the
-   * program has ended or is released, then writes an empty line. A pipe that
-   * ends without it notifies child processes that this process has died.
+   * Text, bytes or a stream to write. `"held"` keeps the pipe open until the program
+   * exits or is detached, then writes an empty line. EOF without this line tells
+   * descendants that this process died.
    *
    * @default {"null"}
    */
   input?: ProcessInput;
   /**
-   * Starts a session of its own, which signals to this process's group and
-   * Ctrl-C do not reach.
+   * Starts a new session, so that Ctrl-C and signals to this process group do not
+   * reach the program.
    *
    * @default {false}
    */
-  detached?: boolean;
+  newSession?: boolean;
   /**
-   * Stops what the program has started together with it: in a session of its
-   * own, which Ctrl-C does not reach. On Windows, and without `--allow-run` for
-   * all programs, which Deno wants for it, the program alone is stopped.
+   * Starts a new process group (and session), so that `stop()` also stops the
+   * descendants. Without effect on Windows, and without `--allow-run` for all
+   * programs, which Deno requires for killing a group.
    *
    * @default {false}
    */
-  group?: boolean;
-  /** Where standard output goes. @default {"null"} */
-  stdout?: ProcessOutput;
-  /** Where standard error goes. @default {"null"} */
-  stderr?: ProcessOutput;
-  /** Stops the program when aborted: TERM first, then KILL. */
+  ownProcessGroup?: boolean;
+  /** Destination of standard output. @default {"null"} */
+  stdout?: ProcessOutputTarget;
+  /** Destination of standard error. @default {"null"} */
+  stderr?: ProcessOutputTarget;
+  /** Stops the program when aborted: TERM first, then KILL after 3 seconds. */
   signal?: AbortSignal;
-  /** Time between TERM and KILL, in milliseconds. @default {3000} */
-  killAfterMs?: number;
 }
 
 /** How a program ended. */
 export interface ProcessExit {
-  /** The exit code; 128 plus the number for a signal. */
+  /** Exit code; 128 plus the signal number after a signal. */
   code: number;
-  /** The signal that ended it, or `null`. */
+  /** Signal that ended the program, or `null`. */
   signal: Deno.Signal | null;
 }
 
-/** A running program. */
-export interface Child extends AsyncDisposable {
-  /** The process id. */
+export interface RunningProcess extends AsyncDisposable {
   readonly pid: number;
-  /** Settles when the program has ended and its output is read. Never rejects. */
+  /** Resolves when the program has ended and its output is read. Never rejects. */
   readonly ended: Promise<ProcessExit>;
-  /** Sends TERM, then KILL after a grace time, and waits. Safe to repeat. */
+  /** Sends TERM, then KILL after a grace time, and waits. Idempotent. */
   stop(): Promise<ProcessExit>;
-  /** Ends a `"held"` input, and lets this process end before the program. */
-  release(): Promise<void>;
+  /** Closes the input, and lets this process exit before the program. */
+  detach(): Promise<void>;
 }
 
-/** What {@linkcode run} takes besides the options of {@linkcode spawn}. */
-export interface RunOptions extends Omit<SpawnOptions, "stdout" | "stderr"> {
+export interface RunProcessOptions
+  extends Omit<SpawnOptions, "stdout" | "stderr"> {
   /**
-   * Time the program may take, in milliseconds. After it, what it has started
-   * is stopped as well (`group`).
+   * Timeout in milliseconds. Also stops the program's descendants, unless
+   * `ownProcessGroup` is `false`.
    *
    * @default {Infinity}
    */
   timeoutMs?: number;
-  /** Gets each chunk of standard error as it comes. */
-  onStderr?: (chunk: Uint8Array) => void;
-  /** Gets the process id. */
   onStart?: (pid: number) => void;
 }
 
 /** How a program ended, and what it printed. */
-export interface Output extends ProcessExit {
-  /** Standard output as text. */
+export interface ProcessResult extends ProcessExit {
   stdout: string;
-  /** Standard output as it came. */
   stdoutBytes: Uint8Array<ArrayBuffer>;
-  /** Standard error as text. */
   stderr: string;
 }
 
 const KILL_AFTER_MS = 3000;
-/** How long the last output of a stopped program is waited for. */
-const DRAIN_MS = 500;
+/** How long to wait for the remaining output of a stopped program. */
+const DRAIN_TIMEOUT_MS = 500;
 
 /**
- * Runs a program to its end and returns what it printed. A failure of the
- * program is a result, not an error.
+ * Runs a program to its end and returns its output. A nonzero exit code is a
+ * result, not an error.
  *
  * Needs `--allow-run` for the program.
  *
- * @param program Its name, found on PATH, or its path.
- * @param options Arguments, input, deadline.
- * @returns Exit code and output.
- * @throws {ToolsmithError} `timeout` when the deadline passes; `failed` when the
- * program prints more than 32 MiB.
- * @throws {Deno.errors.NotFound} When there is no such program.
- * @throws The signal's reason when it is aborted.
+ * @param program Name on PATH, or path.
+ * @throws {ToolsmithError} `timeout`; `failed` when the program prints more than
+ * 32 MiB.
+ * @throws {Deno.errors.NotFound} When the program does not exist.
+ * @throws The signal's reason.
  */
-export async function run(
+export async function runProcess(
   program: string,
-  options: RunOptions = {},
-): Promise<Output> {
-  const { timeoutMs = Infinity, onStderr, onStart, ...rest } = options;
-  const limited = Number.isFinite(timeoutMs);
-  let failure: ToolsmithError | undefined;
-  const giveUp = (error: ToolsmithError) => {
-    failure ??= error;
-    child.stop();
-  };
-  // A program that prints without end must not fill the memory.
-  const flooded = () =>
-    giveUp(new ToolsmithError("failed", `${program} printed over 32 MiB`));
-  const stdout = capture(flooded);
-  const stderr = capture(flooded);
-  await using child = spawn(program, {
+  options: RunProcessOptions = {},
+): Promise<ProcessResult> {
+  const { timeoutMs = Infinity, onStart, ...rest } = options;
+  const lateMessage = `${program} did not end within ${timeoutMs / 1000} s`;
+  const late = () => new ToolsmithError("timeout", lateMessage);
+  using deadline = startDeadline(timeoutMs, late, rest.signal);
+  // Endless output must not exhaust the memory.
+  const tooMuchOutput = new AbortController();
+  const onFull = () =>
+    tooMuchOutput.abort(
+      new ToolsmithError("failed", `${program} printed more than 32 MiB`),
+    );
+  const signal = anySignal(deadline.signal, tooMuchOutput.signal);
+  const stdout = createOutputBuffer(onFull);
+  const stderr = createOutputBuffer(onFull);
+  await using child = spawnProcess(program, {
     ...rest,
-    group: rest.group ?? limited,
+    signal,
+    ownProcessGroup: rest.ownProcessGroup ?? Number.isFinite(timeoutMs),
     stdout: stdout.add,
-    stderr: (chunk) => {
-      stderr.add(chunk);
-      onStderr?.(chunk);
-    },
+    stderr: stderr.add,
   });
   onStart?.(child.pid);
-  const late = `${program} did not end within ${timeoutMs / 1000} s`;
-  const timer = limited
-    ? setTimeout(() => giveUp(new ToolsmithError("timeout", late)), timeoutMs)
-    : undefined;
   const ended = await child.ended;
-  clearTimeout(timer);
-  rest.signal?.throwIfAborted();
-  if (failure) throw failure;
-  const stdoutBytes = stdout.bytes();
-  const decoder = new TextDecoder();
-  return {
-    ...ended,
-    stdout: decoder.decode(stdoutBytes),
-    stdoutBytes,
-    stderr: decoder.decode(stderr.bytes()),
-  };
+  signal.throwIfAborted();
+  const stdoutBytes = await stdout.bytes();
+  const [out, err] = [stdoutBytes, await stderr.bytes()]
+    .map((bytes) => new TextDecoder().decode(bytes));
+  return { ...ended, stdout: out, stdoutBytes, stderr: err };
 }
 
 /**
- * Starts a program. Its output is read as it comes, so that it never waits for
- * a full pipe.
+ * Starts a program, and reads its output continuously, so that a full pipe never
+ * blocks the program.
  *
  * Needs `--allow-run` for the program.
  *
- * @param program Its name, found on PATH, or its path.
- * @param options Arguments and where its streams go.
- * @returns The running program.
- * @throws {Deno.errors.NotFound} When there is no such program.
- * @throws The signal's reason when it was aborted before.
+ * @param program Name on PATH, or path.
+ * @throws {Deno.errors.NotFound} When the program does not exist.
+ * @throws The signal's reason when already aborted.
  */
-export function spawn(program: string, options: SpawnOptions = {}): Child {
+export function spawnProcess(
+  program: string,
+  options: SpawnOptions = {},
+): RunningProcess {
   const { input = "null", stdout = "null", stderr = "null", signal } = options;
   signal?.throwIfAborted();
-  const group = options.group === true && canStopGroups();
+  const group = options.ownProcessGroup === true && canSignalProcessGroups();
   const child = new Deno.Command(program, {
     args: options.args ?? [],
     cwd: options.cwd,
     env: options.env,
     clearEnv: options.clearEnv,
-    detached: options.detached || group,
+    detached: options.newSession || group,
     stdin: input === "null" || input === "inherit" ? input : "piped",
     stdout: typeof stdout === "function" ? "piped" : stdout,
     stderr: typeof stderr === "function" ? "piped" : stderr,
   }).spawn();
-  const stopper = makeStopper(child, {
-    group,
-    killAfterMs: options.killAfterMs ?? KILL_AFTER_MS,
-  });
+  const stopper = createProcessStopper(child, group);
   signal?.addEventListener("abort", stopper.stop, { once: true });
 
-  const fed = feed(child, input);
-  const drains = [
-    typeof stdout === "function" ? drain(child.stdout, stdout) : undefined,
-    typeof stderr === "function" ? drain(child.stderr, stderr) : undefined,
-  ];
+  const stdin = writeProcessInput(child, input);
+  const readers = (["stdout", "stderr"] as const).flatMap((name) => {
+    const sink = options[name];
+    return typeof sink === "function"
+      ? [readProcessOutput(child[name], sink)]
+      : [];
+  });
   const ended = (async (): Promise<ProcessExit> => {
     const { code, signal: endedBy } = await child.status;
-    stopper.noteEnd();
-    const done = Promise.all([fed.close(), ...drains.map((it) => it?.done)]);
-    await Promise.race([done, stopper.patience]);
-    await Promise.all(drains.map((it) => it?.cancel()));
-    stopper.close();
+    stopper.onProcessEnd();
+    const done = Promise.all([stdin.close(), ...readers.map((it) => it.done)]);
+    await Promise.race([done, stopper.drainTimedOut]);
+    await Promise.all(readers.map((it) => it.cancel()));
+    stopper.cancelTimers();
     signal?.removeEventListener("abort", stopper.stop);
     return { code, signal: endedBy };
   })();
@@ -219,9 +197,9 @@ export function spawn(program: string, options: SpawnOptions = {}): Child {
       stopper.stop();
       return ended;
     },
-    async release() {
-      await fed.close();
-      await Promise.all(drains.map((it) => it?.cancel()));
+    async detach() {
+      await stdin.close();
+      await Promise.all(readers.map((it) => it.cancel()));
       child.unref();
     },
     async [Symbol.asyncDispose]() {
@@ -231,59 +209,48 @@ export function spawn(program: string, options: SpawnOptions = {}): Child {
   };
 }
 
-function canStopGroups(): boolean {
-  // Asked first: to try would ask the person at the terminal.
-  return Deno.build.os !== "windows" &&
-    Deno.permissions.querySync({ name: "run" }).state === "granted";
+function canSignalProcessGroups(): boolean {
+  // Queried first, because an attempt would show a permission prompt.
+  return Deno.build.os !== "windows" && isPermissionGranted({ name: "run" });
 }
 
-/** What stops a program. */
-interface Stopper {
-  /** Sends TERM, and KILL after the grace time. Safe to repeat. */
-  stop(): void;
-  /** The program itself has ended; what it started may run, and hold its pipes. */
-  noteEnd(): void;
-  /** Settles when the output of a stopped program is not waited for any more. */
-  patience: Promise<void>;
-  /** Nothing is left to stop. */
-  close(): void;
-}
-
-function makeStopper(
-  child: Deno.ChildProcess,
-  { group, killAfterMs }: { group: boolean; killAfterMs: number },
-): Stopper {
+/** Sends TERM and KILL to a program or its process group. */
+function createProcessStopper(child: Deno.ChildProcess, group: boolean) {
   const timers: ReturnType<typeof setTimeout>[] = [];
-  const patience = Promise.withResolvers<void>();
+  const drainTimeout = Promise.withResolvers<void>();
   let alive = true;
   let stopping = false;
-  const send = (name: Deno.Signal) => {
+  const sendSignal = (name: Deno.Signal) => {
     try {
       if (group) Deno.kill(-child.pid, name);
       else if (alive) child.kill(name);
     } catch {
-      // It ended in between.
+      // The process has already ended.
     }
   };
-  /** After a stop, nobody waits for what the program has left running. */
-  const cutSoon = () => {
-    if (group) send("SIGKILL");
-    timers.push(setTimeout(patience.resolve, DRAIN_MS));
+  /** Limits the wait for descendants after a stop. */
+  const limitDrain = () => {
+    if (group) sendSignal("SIGKILL");
+    timers.push(setTimeout(drainTimeout.resolve, DRAIN_TIMEOUT_MS));
   };
   return {
-    patience: patience.promise,
+    /** Resolves when the wait for a stopped program's output is over. */
+    drainTimedOut: drainTimeout.promise,
+    /** Sends TERM, and KILL after the grace time. Idempotent. */
     stop() {
       if (stopping) return;
       stopping = true;
-      if (!alive) return cutSoon();
-      send("SIGTERM");
-      timers.push(setTimeout(() => send("SIGKILL"), killAfterMs));
+      if (!alive) return limitDrain();
+      sendSignal("SIGTERM");
+      timers.push(setTimeout(() => sendSignal("SIGKILL"), KILL_AFTER_MS));
     },
-    noteEnd() {
+    /** Call when the program has ended; descendants may still hold its pipes. */
+    onProcessEnd() {
       alive = false;
-      if (stopping) cutSoon();
+      if (stopping) limitDrain();
     },
-    close() {
+    /** Disables later stops. */
+    cancelTimers() {
       stopping = true;
       timers.forEach((timer) => clearTimeout(timer));
     },

@@ -1,130 +1,128 @@
 /**
- * The one policy for redirects, of images, blobs and mirrors alike: not out of
- * HTTPS, and not nearer to this host than the address that was asked for.
- * Whoever serves an image must not choose what this host asks in its own network.
+ * The redirect policy for images, blobs and mirrors: no redirect out of HTTPS, and
+ * none to a network closer to this host than the requested URL. A server must not
+ * make this host send requests into its own network (SSRF).
  *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
-import { type Network, networkOf, NETWORKS } from "./address_network.ts";
+import {
+  ipNetworkScope,
+  NETWORK_SCOPES,
+  type NetworkScope,
+} from "./ip_address.ts";
+import { isPermissionGranted } from "./permissions.ts";
 import { abortable } from "./time.ts";
 
-/** Sends one request. It follows no redirect, and decides which headers go where. */
-export type Ask = (at: URL) => Promise<Response>;
+/** Sends one request without following redirects, and selects its headers by URL. */
+export type SendHttpRequest = (at: URL) => Promise<Response>;
 
-/** As many as `curl` and browsers follow at least. */
+/** `curl` and browsers allow at least as many. */
 const MAX_REDIRECTS = 10;
-const REDIRECTS = new Set([301, 302, 303, 307, 308]);
+const REDIRECT_STATUSES = new Set([301, 302, 303, 307, 308]);
 
-/**
- * Checks whether a status leads elsewhere.
- *
- * @param status The status of an answer.
- */
-export function isRedirect(status: number): boolean {
-  return REDIRECTS.has(status);
+export function isRedirectStatus(status: number): boolean {
+  return REDIRECT_STATUSES.has(status);
 }
 
 /**
- * Asks for an address, and for those that it redirects to.
+ * Requests a URL and follows its redirects.
  *
- * Needs `--allow-net` for their hosts.
+ * Needs `--allow-net` for all hosts.
  *
- * @param url The address.
- * @param ask Sends a request.
- * @param signal Ends the resolving of names when aborted.
- * @returns The first answer that is no redirect, and its address.
+ * @returns The first response that is not a redirect, and its URL.
  * @throws {ToolsmithError} `redirect_refused`.
- * @throws What `ask` throws.
+ * @throws What `sendRequest` throws.
  */
-export async function fetchFollowing(
+export async function fetchFollowingRedirects(
   url: URL,
-  ask: Ask,
+  sendRequest: SendHttpRequest,
   signal: AbortSignal,
 ): Promise<[Response, URL]> {
+  const refused = (why: string) => {
+    const message = `Cannot download ${url.origin}${url.pathname}: ${why}`;
+    const hint =
+      "if you trust the redirect target, download the image manually and set image.qcow2 to the file";
+    return new ToolsmithError("redirect_refused", message, { hint });
+  };
   let at = url;
   for (let hops = 0;; hops++) {
-    const response = await ask(at);
+    const response = await sendRequest(at);
     const location = response.headers.get("location");
-    if (!isRedirect(response.status) || location === null) {
+    if (!isRedirectStatus(response.status) || location === null) {
       return [response, at];
     }
     await response.body?.cancel();
     if (hops === MAX_REDIRECTS) {
-      throw refused(url, `it was redirected more than ${MAX_REDIRECTS} times`);
+      throw refused(`redirected more than ${MAX_REDIRECTS} times`);
     }
     const next = URL.parse(location, at);
-    if (!next) {
-      throw refused(url, "it is redirected to what is not an address");
-    }
-    const why = await whyRefused(next, { origin: url, from: at, signal });
-    if (why) {
-      const shown = `${next.protocol}//${next.host}`;
-      throw refused(url, `it is redirected to ${shown}, ${why}`);
-    }
+    if (!next) throw refused("redirected to an invalid URL");
+    const urls = { requestedUrl: url, redirectingUrl: at };
+    const why = await redirectRefusalReason(next, { ...urls, signal });
+    const shown = `${next.protocol}//${next.host}`;
+    if (why) throw refused(`redirected to ${shown}, ${why}`);
     at = next;
   }
 }
 
-/** Where a server's word comes from, and who waits for the verdict. */
-export interface RedirectOptions {
-  /** The address that the user named. */
-  origin: URL;
-  /** The address whose answer leads elsewhere. @default {origin} */
-  from?: URL;
-  /** Ends the resolving of names when aborted. */
+export interface RedirectCheckOptions {
+  /** The URL that the user requested. */
+  requestedUrl: URL;
+  /** The URL whose response redirects. @default {requestedUrl} */
+  redirectingUrl?: URL;
+  /** Stops name resolution when aborted. */
   signal: AbortSignal;
 }
 
 /**
- * Says why a server may not send this host to an address.
+ * Returns why a redirect to a URL is refused. May resolve host names.
  *
- * @param next The address.
- * @param options Who sends it there.
- * @returns The reason, to follow the address and a comma; `undefined` if it may.
+ * @returns The reason as a relative clause; `undefined` if allowed.
  */
-export async function whyRefused(
+export async function redirectRefusalReason(
   next: URL,
-  { origin, from = origin, signal }: RedirectOptions,
+  { requestedUrl, redirectingUrl = requestedUrl, signal }: RedirectCheckOptions,
 ): Promise<string | undefined> {
   const secure = next.protocol === "https:" ||
-    next.protocol === "http:" && from.protocol === "http:";
+    next.protocol === "http:" && redirectingUrl.protocol === "http:";
   if (!secure) return "which is not HTTPS";
-  if (next.host === from.host) return undefined;
-  const near = (network: Network) => NETWORKS.indexOf(network);
-  const to = near((await networksOf(next, signal)).at(-1)!);
-  // Names may have several addresses: the farthest is what it proves to be.
-  if (to === 0 || to <= near((await networksOf(origin, signal))[0])) {
-    return undefined;
-  }
-  return `which is an address of ${
-    to === 1 ? "a private network" : "this host or its link"
-  }`;
+  if (next.host === redirectingUrl.host) return undefined;
+  const rank = (scope: NetworkScope) => NETWORK_SCOPES.indexOf(scope);
+  const target = rank((await resolveNetworkScopes(next, signal)).at(-1)!);
+  // The requested host may have several addresses; compare with the farthest.
+  if (target === 0) return undefined;
+  const [farthest] = await resolveNetworkScopes(requestedUrl, signal);
+  if (target <= rank(farthest)) return undefined;
+  const network = target === 1
+    ? "a private network"
+    : "this host or its link-local network";
+  return `which is an address of ${network}`;
 }
 
-/** The networks that a host is in, from the farthest to the nearest. */
-async function networksOf(
+/** Network scopes of a host, from farthest to nearest. */
+async function resolveNetworkScopes(
   { hostname }: URL,
   signal: AbortSignal,
-): Promise<Network[]> {
-  const found = (await addressesOf(hostname, signal)).map(networkOf);
-  // Where a proxy alone resolves names, there is nothing to be seen here.
-  if (found.length === 0) return ["internet"];
-  return NETWORKS.filter((network) => found.includes(network));
+): Promise<NetworkScope[]> {
+  const addresses = await resolveHostAddresses(hostname, signal);
+  // Names may only be resolvable by the proxy.
+  if (addresses.length === 0) return ["internet"];
+  const found = addresses.map(ipNetworkScope);
+  return NETWORK_SCOPES.filter((network) => found.includes(network));
 }
 
-/** A name counts as what it resolves to; TLS then holds the server to it. */
-async function addressesOf(
+/** Resolves a host name; TLS then authenticates the server by that name. */
+async function resolveHostAddresses(
   hostname: string,
   signal: AbortSignal,
 ): Promise<string[]> {
   if (/^(?:\[.*\]|[\d.]+)$/.test(hostname)) return [hostname];
-  // Whoever resolves them (RFC 6761, section 6.3).
+  // Always loopback (RFC 6761, section 6.3).
   if (/(?:^|\.)localhost\.?$/.test(hostname)) return ["127.0.0.1"];
-  // Without the permission the user would be asked; the request itself needs it.
-  const net = { name: "net", host: hostname } as const;
-  if ((await Deno.permissions.query(net)).state !== "granted") return [];
-  // Redirects between hosts are rare: not loaded at every start.
+  // Avoids a permission prompt; the request itself needs the same permission.
+  if (!isPermissionGranted({ name: "net", host: hostname })) return [];
+  // Imported late: redirects between hosts are rare.
   const { default: dns } = await import("node:dns/promises");
   signal.throwIfAborted();
   try {
@@ -134,15 +132,4 @@ async function addressesOf(
     signal.throwIfAborted();
     return [];
   }
-}
-
-function refused(url: URL, why: string): ToolsmithError {
-  return new ToolsmithError(
-    "redirect_refused",
-    `Cannot download ${url.origin}${url.pathname}: ${why}`,
-    {
-      hint:
-        "if you trust that address, download the image yourself and name its file in image.qcow2",
-    },
-  );
 }

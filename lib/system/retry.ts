@@ -1,41 +1,45 @@
 /**
- * Retries after transient failures.
+ * Retries transient failures with backoff, within a retry budget.
  *
  * @module
  */
 import { type ErrorCode, ToolsmithError } from "../errors.ts";
-import { BusyError } from "./retry_after.ts";
+import { RetryAfterError } from "./retry_after.ts";
 import { sleep } from "./time.ts";
 
-/** How often, and how patiently, something is tried. */
 export interface RetryOptions {
-  /** Retries after a transient failure. @default {3} */
+  /** Maximum number of retries. @default {3} */
   retries?: number;
-  /** Pause before the second attempt, in milliseconds; it doubles. @default {1000} */
+  /** First backoff in milliseconds; doubles with each retry. @default {1000} */
   retryDelayMs?: number;
-  /** Ends the pause when aborted. @default {undefined} */
+  /** Stops the backoff when aborted. @default {undefined} */
   signal?: AbortSignal;
-  /** Notified before each pause. @default {undefined} */
-  onRetry?: (retry: Retry) => void;
+  /** Called before each backoff. @default {undefined} */
+  onRetry?: (retry: ScheduledRetry) => void;
 }
 
-/** A failure that is about to be tried again. */
-export interface Retry {
-  /** What happened. */
+/** A retry that is about to happen after a backoff. */
+export interface ScheduledRetry {
+  /** Transient failure. */
   error: ToolsmithError;
-  /** Which attempt comes next; the first was 1. */
+  /** Number of the next attempt; the first was 1. */
   attempt: number;
-  /** How many attempts there are in all. */
+  /** Total number of attempts. */
   attempts: number;
-  /** Pause before it, in milliseconds. */
+  /** Backoff before the attempt, in milliseconds. */
   delayMs: number;
 }
 
-const LONGEST_MS = 30_000;
-/** Who asks to wait longer is not waited for, in milliseconds. */
-const LONGEST_PAUSE_MS = 300_000;
+/** Remaining retries of an operation, shared by all of its connections. */
+export type RetryBudget = ReturnType<typeof createRetryBudget>;
 
-const TRANSIENT = new Set<ErrorCode>([
+const MAX_BACKOFF_MS = 30_000;
+/** A longer Retry-After ends the retries. */
+const MAX_RETRY_AFTER_MS = 300_000;
+/** Bytes of progress that restore all retries. */
+const BYTES_TO_RESTORE_RETRIES = 1024 * 1024;
+
+const TRANSIENT_CODES = new Set<ErrorCode>([
   "rate_limited",
   "registry_unavailable",
   "connection_failed",
@@ -44,82 +48,81 @@ const TRANSIENT = new Set<ErrorCode>([
 ]);
 
 /**
- * Does something, again after a pause that doubles where it failed in a way
- * that may pass: a rate limit, a server error, a cut or stalled transfer.
+ * Retries an operation after transient failures: rate limits, server errors,
+ * interrupted or stalled transfers.
  *
- * @param work What to do; it gets the attempt's number, from 1.
- * @param options How often, how patiently.
- * @returns What `work` returns.
+ * @returns The result of `work`.
  * @throws The last failure, or the signal's reason.
  */
-export async function retry<T>(
-  work: (attempt: number) => Promise<T>,
+export async function retryTransient<T>(
+  work: () => Promise<T>,
   options: RetryOptions = {},
 ): Promise<T> {
-  for (let attempt = 1;; attempt++) {
+  const budget = createRetryBudget(options);
+  for (;;) {
     try {
-      return await work(attempt);
+      return await work();
     } catch (error) {
-      await sleep(pauseAfter(error, attempt, options), options.signal);
+      budget.recordFailure(error);
+      await budget.waitForBackoff();
     }
   }
 }
 
 /**
- * Decides whether something is tried again, and notifies `onRetry` if it is.
+ * Creates a retry budget.
  *
- * @param error What it has failed with.
- * @param attempt The attempt that failed, from 1.
- * @param options How often, how patiently.
- * @returns The pause before the next attempt, in milliseconds: the usual one, or
- * what the server asks for.
- * @throws The error, where it does not pass, no retry is left, or the server
- * asks for too long a pause.
+ * @param progress Returns the bytes transferred so far; progress restores retries.
  */
-export function pauseAfter(
-  error: unknown,
-  attempt: number,
-  { retries = 3, retryDelayMs, onRetry }: RetryOptions,
-): number {
-  const askedMs = askedPause(error);
-  if (!isTransient(error) || attempt > retries) throw error;
-  const delayMs = Math.max(backoffMs(attempt, retryDelayMs), askedMs);
-  onRetry?.({ error, attempt: attempt + 1, attempts: retries + 1, delayMs });
-  return delayMs;
+export function createRetryBudget(
+  options: RetryOptions,
+  progress: () => number = () => 0,
+) {
+  const { retries = 3, retryDelayMs = 1000, signal, onRetry } = options;
+  let attempt = 1;
+  let backoffEnd = 0;
+  let lastProgress = progress();
+  return {
+    /** Waits until the current backoff ends, if any. */
+    async waitForBackoff(): Promise<void> {
+      for (let ms; (ms = backoffEnd - performance.now()) > 0;) {
+        await sleep(ms, signal);
+      }
+    },
+    /**
+     * Starts a backoff after a failure. Failures during a backoff use no further
+     * retry, because all connections pause together.
+     *
+     * @throws The failure, if it is permanent, no retry is left, or Retry-After is too
+     * long; the signal's reason.
+     */
+    recordFailure(error: unknown): void {
+      signal?.throwIfAborted();
+      const askedMs = error instanceof RetryAfterError ? error.retryAfterMs : 0;
+      if (!isTransientError(error) || askedMs > MAX_RETRY_AFTER_MS) throw error;
+      const now = performance.now();
+      if (now < backoffEnd) {
+        backoffEnd = Math.max(backoffEnd, now + askedMs);
+        return;
+      }
+      if (progress() - lastProgress >= BYTES_TO_RESTORE_RETRIES) attempt = 1;
+      lastProgress = progress();
+      if (attempt > retries) throw error;
+      const backoffMs = jitteredBackoffMs(attempt, retryDelayMs);
+      const delayMs = Math.max(backoffMs, askedMs);
+      backoffEnd = now + delayMs;
+      attempt++;
+      onRetry?.({ error, attempt, attempts: retries + 1, delayMs });
+    },
+  };
 }
 
-/**
- * Reads how long the server asks to wait.
- *
- * @param error What was thrown.
- * @returns The pause, in milliseconds; 0 where none is asked for.
- * @throws The error, where the server asks for too long a pause.
- */
-export function askedPause(error: unknown): number {
-  if (!(error instanceof BusyError)) return 0;
-  if (error.pauseMs > LONGEST_PAUSE_MS) throw error;
-  return error.pauseMs;
+export function isTransientError(error: unknown): error is ToolsmithError {
+  return error instanceof ToolsmithError && TRANSIENT_CODES.has(error.code);
 }
 
-/**
- * Whether trying the same again may help.
- *
- * @param error Whatever was thrown.
- * @returns `true` for the failures that may be gone a moment later.
- */
-export function isTransient(error: unknown): error is ToolsmithError {
-  return error instanceof ToolsmithError && TRANSIENT.has(error.code);
-}
-
-/**
- * The pause after a failed attempt: it doubles, up to half a minute, and is
- * spread so that many hosts do not come back at once.
- *
- * @param attempt The attempt that failed, from 1.
- * @param firstMs Pause after the first, in milliseconds.
- * @returns The pause, in milliseconds.
- */
-export function backoffMs(attempt: number, firstMs = 1000): number {
-  const whole = Math.min(firstMs * 2 ** (attempt - 1), LONGEST_MS);
+/** Exponential backoff up to 30 s, with jitter so that hosts do not retry at once. */
+function jitteredBackoffMs(attempt: number, firstMs: number): number {
+  const whole = Math.min(firstMs * 2 ** (attempt - 1), MAX_BACKOFF_MS);
   return Math.round(whole * (0.75 + Math.random() / 2));
 }

@@ -1,5 +1,5 @@
 /**
- * How long a server asks to wait.
+ * Parses `Retry-After`: how long a server asks to wait.
  *
  * Format: RFC 9110, section 10.2.3 (`Retry-After`), and the Unix times that some
  * registries send instead.
@@ -8,38 +8,33 @@
  */
 import { ToolsmithError } from "../errors.ts";
 
-/** A failure that may pass, after the pause that the server asks for. */
-export class BusyError extends ToolsmithError {
-  /** The pause, in milliseconds. */
-  readonly pauseMs: number;
-
+/** A transient failure with the server's Retry-After. */
+export class RetryAfterError extends ToolsmithError {
   /**
-   * Makes the error; its message names the pause.
+   * Wraps an error, and adds the wait to its message and hint.
    *
-   * @param error What happened.
-   * @param pauseMs The pause that the server asks for, in milliseconds.
+   * @param retryAfterMs Requested wait, in milliseconds.
    */
-  constructor(error: ToolsmithError, pauseMs: number) {
-    const pause = formatPause(pauseMs);
+  constructor(error: ToolsmithError, readonly retryAfterMs: number) {
+    const pause = formatWait(retryAfterMs);
     super(error.code, `${error.message} and asks to wait ${pause}`, {
       hint: `try again in ${pause}`,
       cause: error,
     });
-    this.pauseMs = pauseMs;
   }
 }
 
-/** From here on a number is a time, not seconds from now: 2001, or 31 years. */
-const UNIX_TIME = 1e9;
+/** Numbers from here on are Unix times, not seconds to wait: 2001, or 31 years. */
+const MIN_UNIX_TIME = 1e9;
 
 /**
- * Reads how long a server asks to wait.
+ * Parses `Retry-After`.
  *
- * @param text `Retry-After`: seconds, a date, or a Unix time.
- * @param now The time, in milliseconds since the epoch.
- * @returns The pause in milliseconds; 0 where nothing is asked.
+ * @param text Seconds, a date, or a Unix time.
+ * @param now Current time, in milliseconds since the epoch.
+ * @returns The wait in milliseconds; 0 for missing or malformed text.
  */
-export function retryAfterMs(
+export function parseRetryAfterMs(
   text: string | null,
   now: number = Date.now(),
 ): number {
@@ -47,13 +42,13 @@ export function retryAfterMs(
   const number = /^\s*\d+(?:\.\d+)?\s*$/.test(text) ? Number(text) : undefined;
   const ms = number === undefined
     ? Date.parse(text) - now
-    : number < UNIX_TIME
+    : number < MIN_UNIX_TIME
     ? number * 1000
     : number * 1000 - now;
   return Math.max(0, ms || 0);
 }
 
-function formatPause(ms: number): string {
+function formatWait(ms: number): string {
   const seconds = Math.ceil(ms / 1000);
   if (seconds < 100) return `${seconds} s`;
   const minutes = Math.ceil(seconds / 60);

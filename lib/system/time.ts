@@ -1,80 +1,87 @@
 /**
- * Waiting: for a moment, or for something that may never happen.
+ * Deadlines, sleep, and waits that a signal can abort.
  *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
 
-/** 24 days: a timer for longer would fire at once. */
+/** 24 days: a longer timer would fire at once. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
-/** A limit in time; disposing it lifts it. */
-export interface TimeLimit extends Disposable {
-  /** Aborts when the time is over, with a `timeout` error as its reason. */
+/** Returns a signal that aborts with the first of the given ones. */
+export function anySignal(
+  ...signals: (AbortSignal | undefined)[]
+): AbortSignal {
+  return AbortSignal.any(signals.filter((signal) => signal !== undefined));
+}
+
+/** A time limit; disposing cancels it. */
+export interface Deadline extends Disposable {
+  /** Aborts when the time is up, by default with a `timeout` error. */
   readonly signal: AbortSignal;
+  /** Restarts the full time. */
+  restart(): void;
+  /** Stops the clock until `restart()`. */
+  pause(): void;
 }
 
 /**
- * Limits work in time. One limit covers any number of waits: each takes its
- * signal. The clock is monotonic.
+ * Starts a deadline. Its signal can limit any number of waits. The clock is
+ * monotonic.
  *
- * @param ms How long the work may take, in milliseconds; `Infinity`, or more than
- * 24 days, for ever.
- * @param what What takes too long, as the message's subject: "The command".
- * @param signal Aborts the limit's signal as well, with its own reason.
- * @returns The limit.
+ * @param ms Time limit in milliseconds; unlimited for `Infinity` or more than 24
+ * days.
+ * @param subject Subject of the timeout message, such as "The command", or a factory
+ * of the abort reason.
+ * @param signal Also aborts the deadline's signal, with its own reason.
  */
-export function timeLimit(
-  ms: number,
-  what: string,
+export function startDeadline(
+  ms: number | undefined = Infinity,
+  subject: string | (() => Error),
   signal?: AbortSignal,
-): TimeLimit {
+): Deadline {
   const late = new AbortController();
-  const expire = () =>
-    late.abort(
-      new ToolsmithError(
-        "timeout",
-        `${what} did not end within ${ms / 1000} s`,
-        { hint: "allow more: --timeout SECONDS" },
-      ),
-    );
-  const timer = ms <= MAX_TIMER_MS ? setTimeout(expire, ms) : undefined;
-  return {
-    signal: signal ? AbortSignal.any([signal, late.signal]) : late.signal,
-    [Symbol.dispose]: () => clearTimeout(timer),
+  const createReason = typeof subject === "string"
+    ? () => timeoutError(subject, ms)
+    : subject;
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const pause = () => clearTimeout(timer);
+  const restart = () => {
+    pause();
+    if (ms > MAX_TIMER_MS) return;
+    timer = setTimeout(() => late.abort(createReason()), ms);
   };
+  restart();
+  const both = anySignal(signal, late.signal);
+  return { signal: both, restart, pause, [Symbol.dispose]: pause };
+}
+
+function timeoutError(subject: string, ms: number): ToolsmithError {
+  const message = `${subject} did not end within ${ms / 1000} s`;
+  const hint = "allow more time: --timeout SECONDS";
+  return new ToolsmithError("timeout", message, { hint });
 }
 
 /**
- * Waits.
+ * Waits for a time.
  *
- * @param ms How long, in milliseconds.
- * @param signal Ends the wait when aborted.
+ * @param ms Time in milliseconds.
+ * @param signal Stops the wait when aborted.
  * @throws The signal's reason.
  */
-export function sleep(ms: number, signal?: AbortSignal): Promise<void> {
-  return new Promise((done, fail) => {
-    if (signal?.aborted) return fail(signal.reason);
-    const abort = () => {
-      clearTimeout(timer);
-      fail(signal?.reason);
-    };
-    const timer = setTimeout(() => {
-      signal?.removeEventListener("abort", abort);
-      done();
-    }, ms);
-    signal?.addEventListener("abort", abort, { once: true });
-  });
+export async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, ms);
+  await abortable(promise, signal).finally(() => clearTimeout(timer));
 }
 
 /**
- * Waits for a promise, until a signal is aborted.
+ * Waits for a promise or an abort, whichever comes first.
  *
- * @param promise What is waited for. It goes on after an abort, and may reject
- * without a notice then.
- * @param signal Ends the wait when aborted.
- * @returns What the promise resolves to.
- * @throws The signal's reason, or what the promise rejects with.
+ * @param promise Continues after an abort; a later rejection is ignored.
+ * @param signal Stops the wait when aborted.
+ * @returns The promise's value.
+ * @throws The signal's reason, or the promise's rejection.
  */
 export async function abortable<T>(
   promise: Promise<T>,
@@ -94,12 +101,11 @@ export async function abortable<T>(
 }
 
 /**
- * Waits for a promise, but not longer than a time.
+ * Waits for a promise for a limited time.
  *
- * @param promise What is waited for; a rejection settles it as well.
- * @param ms How long, in milliseconds.
- * @param options A signal that ends the wait when aborted.
- * @returns Whether it has settled.
+ * @param ms Time limit in milliseconds.
+ * @param options A signal that stops the wait when aborted.
+ * @returns Whether the promise resolved or rejected in time.
  * @throws The signal's reason.
  */
 export async function settlesWithin(
@@ -107,11 +113,10 @@ export async function settlesWithin(
   ms: number,
   options: { signal?: AbortSignal } = {},
 ): Promise<boolean> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<boolean>((done) => {
-    timer = setTimeout(() => done(false), ms);
-  });
-  const settled = promise.then(() => true, () => true);
-  return await abortable(Promise.race([settled, late]), options.signal)
+  const { promise: first, resolve } = Promise.withResolvers<boolean>();
+  const timer = setTimeout(() => resolve(false), ms);
+  const settle = () => resolve(true);
+  promise.then(settle, settle);
+  return await abortable(first, options.signal)
     .finally(() => clearTimeout(timer));
 }

@@ -1,36 +1,34 @@
 /**
- * Workspaces: directories with a `.toolsmith/`, which may come with somebody
- * else's repository.
+ * Workspaces: directories with a `.toolsmith/`, which may come from an untrusted
+ * repository.
  *
  * @module
  */
 import { basename, dirname } from "../path.ts";
-import { whyLinked } from "./ownership.ts";
+import { symlinkEscapeReason } from "./ownership.ts";
 
-const DIR = ".toolsmith";
+const TOOLSMITH_DIR_NAME = ".toolsmith";
 
-/**
- * The workspace that a file belongs to.
- *
- * @param file Absolute path of the file.
- * @returns The directory that holds `.toolsmith/`, or the file's own directory.
- */
-export function workspaceRoot(file: string): string {
+/** Returns the parent of a file's `.toolsmith/`, or else the file's directory. */
+export function workspaceOf(file: string): string {
   const dir = dirname(file);
-  return basename(dir) === DIR ? dirname(dir) : dir;
+  return basename(dir) === TOOLSMITH_DIR_NAME ? dirname(dir) : dir;
 }
 
 /**
- * Says why a file or directory in `.toolsmith/` is not to be used: either of the
- * two is a symbolic link, which would lead out of the workspace.
+ * Returns why a path in `.toolsmith/` is refused: the path or `.toolsmith/` is a
+ * symbolic link, which may lead out of the workspace.
  *
  * Needs `--allow-read` for both.
  *
- * @param path Absolute path of the file or directory. Outside of a `.toolsmith/`
- * the user named it, and may have made a link.
- * @returns Why not, with the path of the link; `undefined` if it can be used.
+ * @param path An absolute path. Outside of `.toolsmith/` links are allowed, because
+ * the user named the path.
  */
-export async function whyOutside(path: string): Promise<string | undefined> {
-  const root = workspaceRoot(path);
-  return root === dirname(path) ? undefined : await whyLinked(path, root);
+export async function workspaceSymlinkReason(
+  path: string,
+): Promise<string | undefined> {
+  const root = workspaceOf(path);
+  return root === dirname(path)
+    ? undefined
+    : await symlinkEscapeReason(path, root);
 }

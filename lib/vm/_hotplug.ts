@@ -1,148 +1,127 @@
 /**
- * Plugs into a running machine what differs from run to run: directories of the
- * host, and a network card.
+ * Hot-plugs the devices that differ between runs: exports and a network card.
  *
  * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
-import { copyIntoGuest, type CopyOptions } from "../guest/copy.ts";
+import type { CopyIntoGuestOptions } from "../guest/share_copy.ts";
 import {
-  NoMountsError,
+  GuestCannotMountError,
   setUpGuest,
-  type SetUpOptions,
+  type SetUpGuestOptions,
 } from "../guest/setup.ts";
-import { join } from "../path.ts";
-import { leftOut } from "./_left_out.ts";
-import { WORKSPACE_TAG } from "./shares.ts";
 import type { Monitor } from "../qemu/monitor.ts";
-import { type GuestShare, isPlugged } from "../qemu/args.ts";
-import { directoryId, NETWORK_SLOT, shareId, slotId } from "../qemu/devices.ts";
-import type { Command } from "../qemu/qmp.ts";
-import { sleep, timeLimit } from "../system/time.ts";
+import { type GuestShare, isPresentAtBoot } from "../qemu/args.ts";
+import {
+  hotplugSlotId,
+  shareDeviceId,
+  shareFsdevId,
+} from "../qemu/device_ids.ts";
+import type { QmpCommand } from "../qemu/qmp.ts";
+import { isJsonObject, type JsonObject } from "../system/json.ts";
+import { sleep, startDeadline } from "../system/time.ts";
+import type { GuestNetwork } from "../net/network.ts";
+import { copySharesIntoGuest } from "./_copied_shares.ts";
+import { plugInNetworkCard } from "./_guest_network.ts";
 
-const NETWORK_WAIT_MS = 10_000;
-const NETWORK_PAUSE_MS = 100;
+const NETWORK_TIMEOUT_MS = 10_000;
+const NETWORK_POLL_MS = 100;
 
-/** What {@linkcode attach} takes besides the directories. */
-export interface AttachOptions extends SetUpOptions, CopyOptions {
-  /** Give the guest a network. @default {false} */
-  network?: boolean;
-  /** Takes events. */
+/** Options of {@linkcode attachDevices}. */
+export interface AttachDevicesOptions
+  extends SetUpGuestOptions, CopyIntoGuestOptions {
+  /** Give the guest this network. @default {undefined} none */
+  network?: GuestNetwork | "host-loopback";
   emit: Emit;
 }
 
 /**
- * Plugs in what a machine is to have besides its disk.
+ * Mounts or copies directories and plugs in a network card.
  *
- * @param monitor The machine.
- * @param shares As the machine was started with.
- * @param options Clock and network.
- * @returns The directories that are mounted. A workspace that cannot be is a
- * warning where nothing else was asked for: a guest without it is of use, too.
+ * @returns The available directories. If only a workspace was requested and it cannot be
+ * mounted, that is a warning: the guest is useful without it.
  * @throws {ToolsmithError} `guest_failed` when the guest cannot mount them.
  * @throws The signal's reason when it is aborted.
  */
-export async function attach(
+export async function attachDevices(
   monitor: Monitor,
   shares: GuestShare[],
-  options: AttachOptions,
+  options: AttachDevicesOptions,
 ): Promise<GuestShare[]> {
   const { network, emit, signal } = options;
   let attached = shares;
+  const isUser = network === "host-loopback";
+  if (network && !isUser) await plugInNetworkCard(monitor, network, signal);
   try {
-    attached = await attachShares(monitor, shares, options);
+    attached = await mountOrCopyShares(monitor, shares, options);
   } catch (error) {
     signal?.throwIfAborted();
     const workspaceOnly = shares.length === 1 && !shares[0].writable;
     if (!workspaceOnly || !(error instanceof ToolsmithError)) throw error;
     if (error instanceof VmDisconnectedError) throw error;
     const hint = error.code === "usage" ? `; ${error.hint}` : "";
-    const message = `No workspace: ${error.message}${hint}`;
+    const why = `${error.message}${hint}`;
+    const message = `The workspace is not available in the guest: ${why}`;
     emit({ type: "warning", message });
     attached = [];
   }
-  if (network && !await attachNetwork(monitor, { signal })) {
-    const message = "The guest has a network card and no address on it yet";
+  if (isUser && !await attachNetwork(monitor, { signal })) {
+    const message = "No network yet: the guest agent reports no IPv4 address";
     emit({ type: "warning", message });
   }
   return attached;
 }
 
 /**
- * Mounts directories, or copies them. A guest decides once which it is, by what it
- * makes of a directory that it can only read, or of none: one that has a device can
- * change what lies behind it while a copy is made, so it never gets a copy of what it
- * may write to; and one that has a copy never gets the device.
+ * Mounts directories, or copies them if the guest cannot mount. The decision is made
+ * once, with a read-only directory or a probe: a guest with a writable device could
+ * change the directory during a copy, so it must never get both.
  */
-async function attachShares(
+async function mountOrCopyShares(
   monitor: Monitor,
   shares: GuestShare[],
-  options: AttachOptions,
+  options: AttachDevicesOptions,
 ): Promise<GuestShare[]> {
-  const { clock, waiting, signal } = options;
-  if (shares.length === 0 && !clock) return shares;
-  const there = shares.filter(isPlugged);
-  const exports = shares.filter((share) => !isPlugged(share));
+  const { setClock, warmShell, network, emit, signal } = options;
+  const card = typeof network === "object" ? network.card : undefined;
+  if (shares.length === 0 && !setClock && !card) return shares;
+  const atBoot = shares.filter(isPresentAtBoot);
+  const exports = shares.filter((share) => !isPresentAtBoot(share));
   try {
-    const probe = there.length === 0 && exports.length > 0;
-    await setUpGuest(monitor, there, { clock, probe, waiting, signal });
+    const probe9p = atBoot.length === 0 && exports.length > 0;
+    const how = { setClock, probe9p, warmShell, card, signal };
+    const networkError = await setUpGuest(monitor, atBoot, how);
+    if (networkError) emit({ type: "warning", message: networkError });
   } catch (error) {
-    if (!(error instanceof NoMountsError)) throw error;
-    return await copyInstead(monitor, shares, {
-      ...options,
-      why: error.message,
-    });
+    if (!(error instanceof GuestCannotMountError)) throw error;
+    const why = error.message;
+    return await copySharesIntoGuest(monitor, shares, { ...options, why });
   }
   if (exports.length > 0) {
-    await monitor.qemu(exports.map((it) => device(shares, it)), signal);
-    await setUpGuest(monitor, exports, { waiting, signal });
+    const commands = exports.map((it) => deviceAddCommand(shares, it));
+    await monitor.qemu(commands, signal);
+    await setUpGuest(monitor, exports, { warmShell, signal });
   }
   return shares;
 }
 
-function device(shares: GuestShare[], share: GuestShare): Command {
+function deviceAddCommand(shares: GuestShare[], share: GuestShare): QmpCommand {
   const index = shares.indexOf(share);
   return ["device_add", {
     driver: "virtio-9p-pci",
-    id: directoryId(index),
-    bus: slotId(index),
-    fsdev: shareId(index),
+    id: shareDeviceId(index),
+    bus: hotplugSlotId(index),
+    fsdev: shareFsdevId(index),
     mount_tag: share.tag,
   }];
 }
 
-/** What the guest cannot mount comes as a copy. */
-async function copyInstead(
-  monitor: Monitor,
-  shares: GuestShare[],
-  { emit, why, ...options }: AttachOptions & { why: string },
-): Promise<GuestShare[]> {
-  for (const share of shares) {
-    // The image need not go into its own guest.
-    const exclude = [join(share.path, ".toolsmith", "cache")];
-    const how = { ...options, exclude };
-    const copy = await copyIntoGuest(monitor, share, how);
-    const what = share.tag === WORKSPACE_TAG
-      ? "The workspace"
-      : `The export ${share.tag}`;
-    const mebibytes = (copy.bytes / 2 ** 20).toFixed(1);
-    const message =
-      `${what} is a copy in the guest's memory (${copy.entries} entries, ${mebibytes} MiB): ${why}` +
-      leftOut({ count: copy.skipped.length, names: copy.skipped });
-    emit({ type: "warning", message });
-  }
-  return shares.map((share) => ({ ...share, copied: true }));
-}
-
 /**
- * Plugs a network card in and waits until the guest has an address, but not
- * longer than ten seconds.
+ * Plugs a network card in and waits up to ten seconds for an IPv4 address.
  *
- * @param monitor The machine.
- * @param options A signal that ends the wait when aborted.
- * @returns Whether the guest has an address.
+ * @returns Has the guest an address?
  * @throws {ToolsmithError} When QEMU refuses the card.
  * @throws The signal's reason when it is aborted.
  */
@@ -150,19 +129,11 @@ export async function attachNetwork(
   monitor: Monitor,
   { signal }: { signal?: AbortSignal } = {},
 ): Promise<boolean> {
-  await monitor.qemu([
-    ["netdev_add", { type: "user", id: "network" }],
-    ["device_add", {
-      driver: "virtio-net-pci",
-      id: "card",
-      bus: slotId(NETWORK_SLOT),
-      netdev: "network",
-    }],
-  ], signal);
-  using limit = timeLimit(NETWORK_WAIT_MS, "The network", signal);
+  await plugInNetworkCard(monitor, "host-loopback", signal);
+  using limit = startDeadline(NETWORK_TIMEOUT_MS, "The network", signal);
   try {
-    while (!await hasAddress(monitor, limit.signal)) {
-      await sleep(NETWORK_PAUSE_MS, limit.signal);
+    while (!await guestHasIpv4Address(monitor, limit.signal)) {
+      await sleep(NETWORK_POLL_MS, limit.signal);
     }
     return true;
   } catch (error) {
@@ -172,22 +143,19 @@ export async function attachNetwork(
   }
 }
 
-/** A guest that refuses to answer, or answers anything, has no address. */
-async function hasAddress(
+/** Treats a refused or malformed answer as no address. */
+async function guestHasIpv4Address(
   monitor: Monitor,
   signal: AbortSignal,
 ): Promise<boolean> {
   const cards = await monitor.agent(["guest-network-get-interfaces"], signal)
     .catch(() => signal.throwIfAborted());
-  return listOf(cards).some((card) =>
-    card.name !== "lo" && listOf(card["ip-addresses"])
+  return objectsIn(cards).some((card) =>
+    card.name !== "lo" && objectsIn(card["ip-addresses"])
       .some((address) => address["ip-address-type"] === "ipv4")
   );
 }
 
-function listOf(value: unknown): Record<string, unknown>[] {
-  const list: unknown[] = Array.isArray(value) ? value : [];
-  return list.filter((item) =>
-    typeof item === "object" && item !== null
-  ) as Record<string, unknown>[];
+function objectsIn(value: unknown): JsonObject[] {
+  return Array.isArray(value) ? value.filter(isJsonObject) : [];
 }

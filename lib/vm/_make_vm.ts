@@ -1,31 +1,73 @@
 /**
- * Makes a running machine from its parts.
+ * Makes a {@linkcode Vm} from its parts: runs commands, emits their events, stops.
  *
  * @module
  */
-import { settlesWithin, timeLimit } from "../system/time.ts";
-import { commandsOf } from "./_commands.ts";
-import type { StopOptions, Vm, VmParts } from "./vm.ts";
+import { type Emit, nextCommandId } from "../events.ts";
+import { execInGuest, type ExecOptions } from "../guest/exec.ts";
+import { execOnTerminal, type TerminalResult } from "../guest/terminal.ts";
+import type { WarmShell } from "../guest/warm_shell.ts";
+import { VmDisconnectedError } from "../qemu/errors.ts";
+import { DISK_ERROR_QUERIES, diskErrorFromStatus } from "../qemu/disk_error.ts";
+import type { Monitor } from "../qemu/monitor.ts";
+import { abortable, settlesWithin, startDeadline } from "../system/time.ts";
+import { syncCopiedExports } from "./_copied_shares.ts";
+import { guestCwdAndEnv } from "./_command_environment.ts";
+import type { StopOptions, Vm, VmFacts } from "./vm.ts";
 
-const ASK_MS = 3_000;
-const QUIT_MS = 5_000;
+/** What differs between a VM of this process and a detached one. */
+export interface VmParts {
+  facts: VmFacts;
+  monitor: Monitor;
+  warmShell?: WarmShell;
+  /** Settles when QEMU has exited. Never rejects. */
+  ended: Promise<void>;
+  /** Resolves with the reason when QEMU stops the guest for good. */
+  haltError?: Promise<Error>;
+  /** The default for {@linkcode StopOptions.graceMs}. */
+  graceMs: number;
+  /** Returns why the VM has ended, if known. */
+  endReason: () => Promise<Error | undefined>;
+  /** Kills QEMU and waits for its end. */
+  killQemu: () => Promise<void>;
+  /** Releases resources and clears set-ID bits in exports, after QEMU's end. */
+  cleanUp: (signal?: AbortSignal) => Promise<void>;
+  emit: Emit;
+}
 
-/**
- * Makes a machine from its parts.
- *
- * @param parts What differs between machines that are booted here and shared.
- * @returns The machine; what disposing it means is for the caller to add.
- */
+const QMP_COMMAND_TIMEOUT_MS = 3_000;
+const QUIT_TIMEOUT_MS = 5_000;
+/** A VM's connections break slightly before its end is noticed. */
+const END_DETECTION_MS = 1_000;
+const NO_FREE_COMMAND_PORT_WARNING =
+  "The VM runs as many commands as it can: waiting for one to end";
+
+/** Makes a VM without its disposal, which the caller adds. */
 export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
-  const { facts } = parts;
+  const { facts, monitor, warmShell, ended } = parts;
+  // Commands of a stopped guest never end. One listener aborts them all: listeners per
+  // command on a promise would accumulate.
+  const halt = new AbortController();
+  parts.haltError?.then((error) => halt.abort(error));
   let stopping: Promise<void> | undefined;
   return {
     facts,
-    ended: parts.ended,
-    ...commandsOf(parts),
+    ended,
+    async exec(command, options = {}) {
+      const run = (added: AddedExecOptions) =>
+        execInGuest(monitor, command, { ...options, ...added, warmShell });
+      const request = { ...options, command };
+      return await runCommandAndSync(parts, request, halt.signal, run);
+    },
+    async terminal(command, options) {
+      const run = (added: AddedExecOptions) =>
+        execOnTerminal(monitor, command, { ...options, ...added });
+      const request = { ...options, command };
+      return await runCommandAndSync(parts, request, halt.signal, run);
+    },
     stop(options = {}) {
-      // One that was given up may be tried again.
-      stopping ??= end(parts, options).catch((error) => {
+      // An aborted stop may be repeated.
+      stopping ??= endVm(parts, options).catch((error) => {
         stopping = undefined;
         throw error;
       });
@@ -34,34 +76,93 @@ export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
   };
 }
 
-/** Asks the guest, then QEMU, then the system to end the machine. */
-async function end(
+/** Options that are added to those of the caller. */
+type AddedExecOptions = Awaited<ReturnType<typeof guestCwdAndEnv>> & {
+  onWait: () => void;
+  signal: AbortSignal;
+};
+
+interface CommandRequest
+  extends Omit<ExecOptions, "args" | "stdin" | "stdout" | "stderr"> {
+  command: string;
+}
+
+/** Runs a command and syncs exports, under one deadline. */
+async function runCommandAndSync<Result extends TerminalResult>(
+  parts: VmParts,
+  { command, timeoutMs, signal: given, ...options }: CommandRequest,
+  halted: AbortSignal,
+  run: (added: AddedExecOptions) => Promise<Result>,
+): Promise<Result> {
+  const { facts: { shares }, monitor, emit } = parts;
+  const id = nextCommandId();
+  const begun = performance.now();
+  emit({ type: "command_dispatch", id, command, backend: "qemu" });
+  using deadline = startDeadline(timeoutMs, "The command", given);
+  const { signal } = deadline;
+  const onWait = () =>
+    emit({ type: "warning", message: NO_FREE_COMMAND_PORT_WARNING });
+  const work = async () => {
+    const added = await guestCwdAndEnv(shares, options);
+    const result = await run({ ...added, onWait, signal });
+    try {
+      await syncCopiedExports(monitor, shares, { emit, signal });
+    } finally {
+      const { code, signal: endedBy, stdoutBytes, stderrBytes } = result;
+      const elapsedMs = Math.round(performance.now() - begun);
+      const how = { code, signal: endedBy, stdoutBytes, stderrBytes };
+      emit({ type: "command_end", id, ...how, elapsedMs });
+    }
+    return result;
+  };
+  try {
+    return await abortable(work(), halted);
+  } catch (error) {
+    throw await explainCommandError(parts, error);
+  }
+}
+
+/**
+ * Replaces a lost connection by the reason why the VM ended, and an agent's silence by
+ * the disk error for which QEMU stopped the guest.
+ */
+async function explainCommandError(
+  parts: VmParts,
+  error: unknown,
+): Promise<unknown> {
+  if (error instanceof VmDisconnectedError) {
+    if (!await settlesWithin(parts.ended, END_DETECTION_MS)) return error;
+    return await parts.endReason() ?? error;
+  }
+  const { code } = error as { code?: unknown };
+  if (code !== "guest_failed" && code !== "timeout") return error;
+  using limit = startDeadline(QMP_COMMAND_TIMEOUT_MS, "query-status");
+  const answers = await parts.monitor.qemu(DISK_ERROR_QUERIES, limit.signal)
+    .catch(() => []);
+  return diskErrorFromStatus(answers) ?? error;
+}
+
+/** Powers the guest down, else quits QEMU, else kills it. */
+async function endVm(
   parts: VmParts,
   { graceMs = parts.graceMs, signal }: StopOptions,
 ): Promise<void> {
   const { monitor, ended, emit } = parts;
   const begun = performance.now();
-  const ask = async (command: string) => {
-    // Another process may hold the monitor, and hang.
-    using limit = timeLimit(ASK_MS, command, signal);
+  const endsBy = async (command: string, ms: number) => {
+    // Another process may hang while it holds the monitor's lock.
+    using limit = startDeadline(QMP_COMMAND_TIMEOUT_MS, command, signal);
     await monitor.qemu([[command]], limit.signal).catch(() => {});
     signal?.throwIfAborted();
+    return await settlesWithin(ended, ms, { signal });
   };
-  let how: "powered_down" | "stopped" | "killed" = "powered_down";
-  let over = await settlesWithin(ended, 0);
-  if (!over && graceMs > 0) {
-    await ask("system_powerdown");
-    over = await settlesWithin(ended, graceMs, { signal });
-  }
-  if (!over) {
-    how = "stopped";
-    await ask("quit");
-    over = await settlesWithin(ended, QUIT_MS, { signal });
-  }
-  if (!over) {
-    how = "killed";
-    await parts.kill();
-  }
+  const how = await settlesWithin(ended, 0) ||
+      graceMs > 0 && await endsBy("system_powerdown", graceMs)
+    ? "powered_down"
+    : await endsBy("quit", QUIT_TIMEOUT_MS)
+    ? "stopped"
+    : "killed";
+  if (how === "killed") await parts.killQemu();
   await monitor[Symbol.asyncDispose]();
   await parts.cleanUp(signal);
   const elapsedMs = Math.round(performance.now() - begun);

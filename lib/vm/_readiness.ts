@@ -1,59 +1,45 @@
 /**
- * Waits until a guest answers, and says why it does not.
+ * Waits for the guest agent, and explains why a guest is not ready.
  *
  * @module
  */
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
-import type { Machine } from "../qemu/machine.ts";
-import { MACHINE_FILES } from "../qemu/machine_dir.ts";
+import type { QemuProcess } from "../qemu/qemu_process.ts";
+import { VM_FILES } from "../qemu/vm_dir.ts";
 import { settlesWithin } from "../system/time.ts";
-import { type Agent, openAgent } from "../qemu/agent.ts";
-import type { NoProgress } from "./_progress.ts";
+import { type AgentConnection, connectToAgent } from "../qemu/agent.ts";
+import type { BootTimeoutError } from "./_boot_progress.ts";
 
-/** What {@linkcode whenReady} takes. */
-export interface WhenReadyOptions {
-  /** The machine's directory. */
-  dir: string;
-  /** Ends the wait when aborted. */
-  signal?: AbortSignal;
-}
-
-const LOOK_MS = 100;
+const AGENT_POLL_MS = 100;
 
 /**
- * Waits until the guest agent answers. A guest that has failed for good is
- * noticed before the time is over.
+ * Waits until the guest agent answers. Detects a failed guest before the timeout.
  *
  * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the directory.
  *
- * @param machine The machine; its processor runs.
- * @param options The directory, and what ends the wait.
- * @returns The connection to the agent.
- * @throws {ToolsmithError} `guest_panicked`, `boot_failed`, each with the end of the
- * serial console.
- * @throws {AcceleratorError} When QEMU cannot run the guest in this way.
+ * @throws {ToolsmithError} `guest_panicked`, `boot_failed`, with the console's tail.
+ * @throws {AcceleratorError} When the accelerator does not work.
  * @throws The signal's reason when it is aborted.
  */
-export async function whenReady(
-  machine: Machine,
-  options: WhenReadyOptions,
-): Promise<Agent> {
-  const { dir, signal } = options;
-  const agent = await openAgent(join(dir, MACHINE_FILES.agent));
+export async function waitForAgent(
+  qemu: QemuProcess,
+  signal?: AbortSignal,
+): Promise<AgentConnection> {
+  const agent = await connectToAgent(join(qemu.dir, VM_FILES.agent));
   const stop = new AbortController();
-  const answered = agent.sync(stop.signal).then(() => true);
+  const answered = agent.waitUntilAnswering(stop.signal).then(() => true);
   answered.catch(() => {});
-  let over = false;
-  machine.ended.then(() => over = true);
+  let hasEnded = false;
+  qemu.ended.then(() => hasEnded = true);
   try {
     while (true) {
-      if (await soon(answered, LOOK_MS)) return agent;
+      if (await answersSoon(answered, AGENT_POLL_MS)) return agent;
       signal?.throwIfAborted();
-      if (machine.stopped()) await checkStop(machine);
-      const consoleFailure = machine.consoleFailure();
-      if (over || consoleFailure) throw await bootFailure(machine);
+      if (qemu.isGuestStopped()) await throwIfStoppedByQemu(qemu);
+      const consoleFailure = qemu.consoleFailure();
+      if (hasEnded || consoleFailure) throw await bootFailureError(qemu);
     }
   } catch (error) {
     stop.abort();
@@ -63,108 +49,101 @@ export async function whenReady(
   }
 }
 
-/**
- * Says why a machine that has ended, or should end, is of no use any more.
- *
- * @param machine The machine.
- * @returns The error, with the end of the serial console.
- */
-export async function bootFailure(machine: Machine): Promise<Error> {
-  const consoleFailure = machine.consoleFailure();
+/** Explains why a VM has ended, or why its guest cannot boot. */
+export async function bootFailureError(qemu: QemuProcess): Promise<Error> {
+  const consoleFailure = qemu.consoleFailure();
   if (consoleFailure?.kind === "panicked") {
-    return withTail(
-      machine,
+    return errorWithConsoleTail(
+      qemu,
       "guest_panicked",
-      `The guest's kernel panicked: ${consoleFailure.words}`,
+      `The guest's kernel panicked: ${consoleFailure.message}`,
     );
   }
   if (consoleFailure?.kind === "not_bootable") {
-    return withTail(
-      machine,
+    return errorWithConsoleTail(
+      qemu,
       "boot_failed",
-      `The image does not boot: ${consoleFailure.words}`,
-      "it needs a boot loader for BIOS or UEFI: --firmware says which, --arch for which processor; docs/running.md has more",
+      `The image does not boot: ${consoleFailure.message}`,
+      "check that the image has a boot loader; choose its firmware with --firmware and its processor with --arch (see docs/running.md)",
     );
   }
-  const { code } = await machine.ended;
-  const stderrTail = machine.stderrTail();
-  // What GLib says where there is no memory (g_malloc).
+  const { code } = await qemu.ended;
+  const stderrTail = qemu.stderrTail();
+  // Printed by GLib's g_malloc when out of memory.
   if (/failed to allocate \d+ bytes/.test(stderrTail)) {
     return new ToolsmithError(
       "guest_failed",
-      `The guest made QEMU need more memory than it may have: ${stderrTail}`,
-      { hint: "docs/running.md says how much that is, and what takes it" },
+      `The guest made QEMU exceed its memory limit: ${stderrTail}`,
+      { hint: "see docs/running.md for the memory limit and what uses memory" },
     );
   }
-  if (code >= 128 && machine.accelerator !== "tcg") {
+  if (code >= 128 && qemu.plan.accelerator !== "tcg") {
     return new AcceleratorError(stderrTail);
   }
-  return withTail(
-    machine,
+  return errorWithConsoleTail(
+    qemu,
     "boot_failed",
     code === 0
-      ? "The guest ended or restarted by itself"
-      : `QEMU ended with status ${code}: ${stderrTail || "without a word"}`,
+      ? "The guest powered off or rebooted"
+      : `QEMU exited with status ${code}: ${stderrTail || "no error output"}`,
   );
 }
 
-/** QEMU stops a guest that its accelerator cannot go on with. */
-async function checkStop(machine: Machine) {
-  const [answer] = await machine.qmp.send(["query-status"]).catch(() => [{}]);
+/** QEMU stops a guest after an accelerator failure or a disk error. */
+async function throwIfStoppedByQemu(qemu: QemuProcess) {
+  const answers = qemu.qmp.execute(["query-status"]);
+  const [answer] = await answers.catch(() => [{}]);
   const { status } = answer as { status?: string };
-  if (status === "io-error") throw await machine.halted;
+  if (status === "io-error") throw await qemu.haltingDiskError;
   if (status !== "internal-error") return;
-  const first = machine.stderrTail().split("; ")[0];
-  if (machine.accelerator !== "tcg") throw new AcceleratorError(first);
-  throw withTail(machine, "boot_failed", `QEMU stopped the guest: ${first}`);
+  const reason = qemu.stderrTail().split("; ")[0];
+  if (qemu.plan.accelerator !== "tcg") throw new AcceleratorError(reason);
+  const message = `QEMU stopped the guest: ${reason}`;
+  throw errorWithConsoleTail(qemu, "boot_failed", message);
 }
 
-/**
- * Says why a guest is not waited for any longer, with the end of its console.
- *
- * @param machine The machine.
- * @param late What it did.
- * @param what What it was waited for; `undefined` for the agent.
- */
-export function notReady(
-  machine: Machine,
-  { seconds, done }: NoProgress,
+/** Explains what a guest has not done in time, with its console's tail. */
+export function guestNotReadyError(
+  qemu: QemuProcess,
+  { seconds, guestActivity }: BootTimeoutError,
   what?: "cloud-init",
 ): ToolsmithError {
   const within = `within ${seconds} s`;
-  if (!what && !machine.agentSeen()) {
-    return withTail(
-      machine,
+  if (!what && !qemu.agentHasConnected()) {
+    return errorWithConsoleTail(
+      qemu,
       "guest_not_ready",
-      `The guest agent did not start ${within}, nor did the image take the one that Toolsmith offers; ${done}`,
-      "the image needs qemu-guest-agent, started at boot, or cloud-init, which starts Toolsmith's; a slow guest needs --boot-timeout",
+      `The guest agent did not start ${within}, and neither did Toolsmith's own agent; ${guestActivity}`,
+      "install qemu-guest-agent or cloud-init in the image, or allow a slow guest more time with --boot-timeout",
     );
   }
-  return withTail(
-    machine,
+  return errorWithConsoleTail(
+    qemu,
     "guest_not_ready",
     what
-      ? `The guest's ${what} did not end ${within}; ${done}`
-      : `The guest agent is there and did not answer ${within}; ${done}`,
-    "allow more time with --boot-timeout, or look at the guest: toolsmith boot",
+      ? `The guest's ${what} did not finish ${within}; ${guestActivity}`
+      : `The guest agent started but did not answer ${within}; ${guestActivity}`,
+    "allow more time with --boot-timeout, or watch the guest's console: toolsmith boot",
   );
 }
 
-function withTail(
-  machine: Machine,
+function errorWithConsoleTail(
+  qemu: QemuProcess,
   code: "guest_panicked" | "boot_failed" | "guest_not_ready",
   message: string,
   hint?: string,
 ): ToolsmithError {
-  const tail = machine.tail();
+  const tail = qemu.consoleTail();
   const shown = tail
     ? `its console ends with:\n${tail.replace(/^/gm, "  | ")}`
-    : "its console shows nothing";
-  return new ToolsmithError(code, `${message}; ${shown}`, { hint });
+    : "its console is empty";
+  const stderr = qemu.stderrTail();
+  const cause = stderr ? new Error(`QEMU: ${stderr}`) : undefined;
+  return new ToolsmithError(code, `${message}; ${shown}`, { hint, cause });
 }
 
-/** A broken connection shows in what becomes of the machine. */
-function soon(answered: Promise<boolean>, ms: number): Promise<boolean> {
+/** Ignores a lost connection: the caller sees why the VM has ended. */
+function answersSoon(answered: Promise<boolean>, ms: number): Promise<boolean> {
   const answer = new Promise<void>((done) => answered.then(() => done(), noop));
   return settlesWithin(answer, ms);
 }

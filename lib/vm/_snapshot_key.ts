@@ -1,79 +1,72 @@
 /**
- * The key of a snapshot: all that has to match before it can be restored.
+ * The key of a snapshot: a digest of everything that must match on restore.
  *
  * @module
  */
 import type { Environment } from "../environment.ts";
-import { snapshotKey } from "../cache/snapshots.ts";
-import { isPlugged, qemuArgs } from "../qemu/args.ts";
-import { seedImage } from "../guest/seed.ts";
-import { firmwareFiles } from "../qemu/firmware.ts";
-import type { MachinePlan } from "../qemu/machine.ts";
+import { hashSnapshotKeyParts } from "../cache/snapshots.ts";
+import { isPresentAtBoot, qemuArgs } from "../qemu/args.ts";
+import { firmwarePaths } from "../qemu/firmware.ts";
+import type { QemuPlan } from "../qemu/qemu_process.ts";
 import { findProgram } from "../system/find_program.ts";
-import { WAITING_PROGRAM } from "../guest/waiting_shell.ts";
-import { fileVersion } from "../system/files.ts";
+import { SAVED_GUEST_SCRIPTS } from "../guest/warm_shell.ts";
+import { readSizeAndMtime } from "../system/files.ts";
 
-/** Grows when earlier snapshots cannot be restored by this program any more. */
-const LAYOUT = 3;
+/** Increased when this version cannot restore earlier snapshots. */
+const KEY_LAYOUT_VERSION = 3;
 
-/** Options of QEMU that say by themselves what the machine is like. */
-const SELF_CONTAINED = new Set(
+/** QEMU options whose effect does not depend on host files. */
+const SELF_CONTAINED_QEMU_OPTIONS = new Set(
   "M accel boot cpu device global m machine msg numa rtc smp vga".split(" "),
 );
 
 /**
- * Makes the key of a machine's snapshot.
- *
  * Needs `--allow-read` for the QEMU program, `--allow-sys=cpus,osRelease`, and
  * `--allow-env=PATH`.
  *
- * @param plan The machine.
- * @param digest The image's digest.
- * @param env Read for `PATH`.
- * @returns The key; `undefined` for a machine whose disk is kept, or that
- * depends on what cannot be compared.
+ * @returns The key; `undefined` for a VM with a kept disk or unknown dependencies.
  */
-export async function keyOf(
-  plan: MachinePlan,
+export async function vmSnapshotKey(
+  plan: QemuPlan,
   digest: string,
   env?: Environment,
 ): Promise<string | undefined> {
-  if (!plan.ephemeral || namesFiles(plan.extra)) return undefined;
+  if (!plan.ephemeral || namesHostFiles(plan.extra)) return undefined;
   const program = await findProgram(plan.program, env);
-  const cpu = await hostProcessor();
+  const cpu = await hostCpuAndKernel();
   if (!program || !cpu) return undefined;
   const path = await Deno.realPath(program);
-  return await snapshotKey({
-    layout: LAYOUT,
-    shell: WAITING_PROGRAM,
+  const firmware = firmwarePaths(plan.firmware);
+  const shares = plan.shares.filter(isPresentAtBoot)
+    .map((share) => ({ ...share, path: "" }));
+  const memoryFile = { path: "", keepsWrites: false };
+  return await hashSnapshotKeyParts({
+    layout: KEY_LAYOUT_VERSION,
+    shell: SAVED_GUEST_SCRIPTS,
     digest,
-    program: await fileVersion(path),
-    firmware: await Promise.all(firmwareFiles(plan.firmware).map(fileVersion)),
-    seed: plan.seed && seedImage().toBase64(),
-    // The snapshot's disk names the image by its path.
-    args: qemuArgs({
-      ...plan,
-      dir: "",
-      shares: plan.shares.filter(isPlugged).map((it) => ({ ...it, path: "" })),
-      memoryFile: plan.memoryFile && { path: "", shared: false },
-    }),
+    program: await readSizeAndMtime(path),
+    firmware: await Promise.all(firmware.map(readSizeAndMtime)),
+    seed: plan.seed?.toBase64(),
+    // Includes the image's path, as the snapshot's disk refers to that.
+    args: qemuArgs({ ...plan, dir: "", shares, memoryFile }),
     cpu,
   });
 }
 
-/** What a file of the host holds may change between a save and a restore. */
-function namesFiles(words: string[]): boolean {
+/** Do arguments refer to host files, which may change between save and restore? */
+function namesHostFiles(words: string[]): boolean {
   return words.some((word, index) =>
-    // Each option takes a value; a word in an option's place is a disk's file.
+    // Options and values alternate; a word in an option's place is a disk file.
     index % 2 === 0
-      ? !word.startsWith("-") || !SELF_CONTAINED.has(word.replace(/^--?/, ""))
+      ? !word.startsWith("-") ||
+        !SELF_CONTAINED_QEMU_OPTIONS.has(word.replace(/^--?/, ""))
       : /[/\\]|(file|path|kernel|initrd|dtb|firmware|splash)=/.test(word)
   );
 }
 
-/** The processor and kernel that the guest may have seen. */
-async function hostProcessor(): Promise<string | undefined> {
-  // Modules of Node take milliseconds of every start: this one waits its turn.
+/** The host's processor and kernel, as the guest may depend on both. */
+async function hostCpuAndKernel(): Promise<string | undefined> {
+  // Imported lazily, as Node modules cost milliseconds at every start.
   const { cpus } = await import("node:os");
   try {
     const model = cpus().at(0)?.model;

@@ -1,44 +1,45 @@
 /**
- * Boots an image.
+ * Boots an image in a VM.
  *
  * @module
  */
 import {
-  accelerators,
-  doesNotWork,
-  keepVerdict,
-  wantedAccelerator,
+  acceleratorFromEnv,
+  cacheAcceleratorVerdict,
+  describeAcceleratorFailure,
+  findUsableAccelerators,
 } from "../qemu/accelerator.ts";
-import { assertSafeExports, makeExports, planShares } from "./shares.ts";
+import { assertSafeExports, makeExportDirs, resolveShares } from "./shares.ts";
 import { prepareDisk } from "../qemu/disk.ts";
-import { type BootOptions, sizes } from "./options.ts";
-import { startVm } from "./_start.ts";
+import { type BootOptions, memoryAndCpus } from "./boot_options.ts";
+import { startVm } from "./_start_vm.ts";
 import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
-import { type Emit, emitter } from "../events.ts";
+import { createEmitter, type Emit } from "../events.ts";
+import { seedDiskImage } from "../guest/seed_disk.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
-import type { MachinePlan } from "../qemu/machine.ts";
-import { firmwareFiles } from "../qemu/firmware.ts";
-import { planTarget } from "../qemu/target.ts";
+import type { QemuPlan } from "../qemu/qemu_process.ts";
+import { firmwarePaths } from "../qemu/firmware.ts";
+import { detectTarget } from "../qemu/target.ts";
 import type { BootedVm } from "./vm.ts";
 
 /**
- * Boots an image with QEMU and waits until the guest is ready for commands. The
- * machine ends with this process, whatever ends it.
+ * Boots an image with QEMU and waits until the guest is ready for commands. The VM
+ * ends with this process, however that ends.
  *
  * Needs `--allow-run=sh`, and `--allow-read`, `--allow-write` and
  * `--allow-net=unix:…` for the image, the directories and the temporary directory.
- * With exports, `--allow-read` also for what these must not hold, such as programs.
+ * With exports, `--allow-read` also for protected paths, such as programs.
  *
- * @param options The image, and what the machine is like.
- * @returns The machine.
+ * @param options The image and the VM's configuration.
+ * @returns The running VM.
  * @throws {ToolsmithError} `qemu_not_found`, `firmware_not_found`, `boot_failed`, `guest_not_ready`,
  * `guest_panicked`, `guest_failed`, `image_invalid`, `image_unsafe`, `usage`,
- * `file_unreadable` for a directory that the guest cannot have.
+ * `file_unreadable` for a directory that cannot be shared.
  * @throws The signal's reason when it is aborted.
  *
  * @example Run a command in an image
- * ```ts no-assert ignore
+ * ```ts no-run
  * import { boot } from "@fountain/toolsmith";
  *
  * await using vm = await boot({ image: "image.qcow2", workspace: "." });
@@ -50,57 +51,65 @@ export async function boot(options: BootOptions): Promise<BootedVm> {
   const { env = processEnvironment, signal, console } = options;
   signal?.throwIfAborted();
   if (console?.input?.locked) {
-    throw new ToolsmithError("usage", "The console's input has a reader", {
-      hint: "pass a stream that nobody else reads",
-    });
+    const message = "The console input stream is locked by another reader";
+    const hint = "pass an unlocked ReadableStream";
+    throw new ToolsmithError("usage", message, { hint });
   }
-  const shares = await planShares(options.workspace, options.exports ?? []);
-  const target = await planTarget(options.image, options);
-  const own = firmwareFiles(target.firmware);
+  const shares = await resolveShares(options.workspace, options.exports ?? []);
+  const target = await detectTarget(options.image, options);
+  const own = firmwarePaths(target.firmware);
   const hostOnly = [...options.hostOnly ?? [], ...own];
   await assertSafeExports(shares, { ...options, hostOnly });
   const disk = await prepareDisk(options.image, options.overlay);
-  const emit = emitter(options.onEvent);
-  for (const path of await makeExports(shares)) {
+  const emit = createEmitter(options.onEvent);
+  for (const path of await makeExportDirs(shares)) {
     emit({ type: "export_created", path });
   }
-  const machine = {
-    seed: true,
+  const plan = {
+    seed: seedDiskImage(),
     ...disk,
-    ...sizes(options),
+    ...memoryAndCpus(options),
     ...target,
     ...{ shares, env, signal },
     extra: options.qemuArgs ?? [],
     onConsole: console?.output,
   };
-  return await bootWith(machine, options, emit);
+  return await bootTryingAccelerators(plan, options, emit);
 }
 
-type Plan = Omit<MachinePlan, "accelerator">;
+type PlanWithoutAccelerator = Omit<QemuPlan, "accelerator">;
 
-/** Tries one accelerator after the other. */
-async function bootWith(plan: Plan, options: BootOptions, emit: Emit) {
+/** Tries the accelerators in order. */
+async function bootTryingAccelerators(
+  plan: PlanWithoutAccelerator,
+  options: BootOptions,
+  emit: Emit,
+) {
   const { program, arch: guest } = plan;
-  const { env, signal, accelerator: wanted = wantedAccelerator(env) } = options;
+  const { env, signal } = options;
+  const wanted = options.accelerator ?? acceleratorFromEnv(env);
   const onRejected = (why: string) =>
-    emit({ type: "warning", message: `${why}; emulating instead` });
+    emit({ type: "warning", message: `${why}; falling back to emulation` });
   const choices = wanted
     ? [wanted]
-    : await accelerators(program, { env, guest, signal, onRejected });
+    : await findUsableAccelerators(program, { env, guest, signal, onRejected });
   for (const accelerator of choices) {
     try {
       return await startVm({ ...plan, accelerator }, options, emit);
     } catch (error) {
       if (!(error instanceof AcceleratorError)) throw error;
-      const why = doesNotWork(accelerator, error.message.split("; ")[0]);
+      const [reason] = error.message.split("; ");
+      const why = describeAcceleratorFailure(accelerator, reason);
       if (wanted) {
         throw new ToolsmithError("boot_failed", why, {
-          hint: "leave the choice of the accelerator to Toolsmith",
+          hint: "omit --accel and TOOLSMITH_ACCEL to let Toolsmith choose",
         });
       }
       onRejected(why);
-      await keepVerdict(accelerator, program, { why, env });
+      await cacheAcceleratorVerdict(accelerator, program, { why, env });
     }
   }
-  throw new ToolsmithError("boot_failed", "No accelerator works here");
+  const message = "No accelerator works on this host";
+  const hint = "see the warnings for the reasons, and run toolsmith doctor";
+  throw new ToolsmithError("boot_failed", message, { hint });
 }

@@ -1,171 +1,166 @@
 /**
- * Detached VMs: they live on when the process that booted them has ended. A
- * record says where they are, so that others can use and stop them.
+ * Detached VMs, which outlive the process that booted them. A record says where they
+ * are, so that other processes can use and stop them.
  *
  * @module
  */
 import { dirname, join, resolve } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import { isDisconnection } from "../qemu/errors.ts";
-import { emitter, type OnEvent } from "../events.ts";
-import { readPlainText, replaceFile } from "../system/files.ts";
-import { lock } from "../system/lock.ts";
-import { whyUntrusted } from "../system/ownership.ts";
-import { run } from "../system/process.ts";
-import { whyOutside } from "../system/workspace.ts";
+import { createEmitter, type OnEvent } from "../events.ts";
+import { readSmallTextFile, replaceFileAtomically } from "../system/files.ts";
+import { acquireFileLock } from "../system/lock.ts";
+import { untrustedReason } from "../system/ownership.ts";
+import { runProcess } from "../system/process.ts";
+import { sleep } from "../system/time.ts";
+import { workspaceSymlinkReason } from "../system/workspace.ts";
 import {
-  isMachineDir,
-  MACHINE_FILES,
-  markMachineDir,
-  removeMachineDir,
-} from "../qemu/machine_dir.ts";
+  hasVmDirToken,
+  removeVmDir,
+  VM_FILES,
+  writeVmDirToken,
+} from "../qemu/vm_dir.ts";
 import { sharedMonitor } from "../qemu/monitor.ts";
-import { clearSetIdBits } from "../qemu/set_id.ts";
+import { clearSetIdBits } from "../qemu/set_id_bits.ts";
 import {
   type DetachedVmRecord,
-  formatRecord,
-  parseRecord,
+  formatDetachedVmRecord,
+  parseDetachedVmRecord,
 } from "./detached_record.ts";
 import { makeVm } from "./_make_vm.ts";
 import type { BootedVm, StopOptions, Vm } from "./vm.ts";
 
-/** What {@linkcode detach} takes. */
-export interface DetachOptions {
+/** Options of {@linkcode detachVm}. */
+export interface DetachVmOptions {
   /** Digest of the image. @default {undefined} */
   digest?: string;
-  /** The default of a later stop, in milliseconds. @default {10_000} */
+  /** Default grace period of a later stop, in milliseconds. @default {10_000} */
   graceMs?: number;
 }
 
-/** What those take that look for a detached VM, or use it. */
-export interface DetachedVmOptions {
+/** Options of functions that find or use a detached VM. */
+export interface UseDetachedVmOptions {
   /** Ends waits for other processes when aborted. */
   signal?: AbortSignal;
-  /** Takes events. */
+  /** Receives events. */
   onEvent?: OnEvent;
 }
 
-const GRACE_MS = 10_000;
-/** A record has less; what comes with a workspace may be of any size. */
-const MAX_BYTES = 1024 * 1024;
-const POLL_MS = 100;
+const DEFAULT_STOP_GRACE_MS = 10_000;
+/** Records are smaller, but a cloned workspace may contain a file of any size. */
+const MAX_RECORD_BYTES = 1024 * 1024;
+const END_POLL_MS = 100;
 
 /**
- * Lets a machine live on without this process, and writes down where it is.
+ * Lets a VM outlive this process and saves a record of it.
  *
  * Needs `--allow-read` and `--allow-write` for the record.
  *
- * @param vm A machine of this process; it is of no use here afterwards.
- * @param path The record's file.
- * @param options What to write down besides.
- * @returns What was written.
- * @throws {ToolsmithError} `usage` when the record is of a machine that runs,
- * `file_unreadable` when another user could have written there. The machine
- * stays with this process then.
+ * @param vm A VM of this process, which cannot use it afterwards.
+ * @param path Path of the record's file.
+ * @param options Contents of the record; signal.
+ * @returns The saved record.
+ * @throws {ToolsmithError} `usage` when the file records a running VM, `file_unreadable`
+ * when another user could write there. The VM stays with this process then.
  */
-export async function detach(
+export async function detachVm(
   vm: BootedVm,
   path: string,
-  options: DetachOptions & DetachedVmOptions = {},
+  options: DetachVmOptions & UseDetachedVmOptions = {},
 ): Promise<DetachedVmRecord> {
-  const { digest, graceMs = GRACE_MS, signal } = options;
-  const link = await whyOutside(resolve(path));
-  if (link) throw notTrusted(path, link, "remove the link");
+  const { digest, graceMs = DEFAULT_STOP_GRACE_MS, signal } = options;
+  if (vm.needsThisProcess) throw networkNeedsProcessError();
+  const link = await workspaceSymlinkReason(resolve(path));
+  if (link) throw untrustedRecordError(path, link, "remove the symbolic link");
   await Deno.mkdir(dirname(path), { recursive: true });
-  const why = await whyUntrusted(path);
-  if (why) {
-    throw notTrusted(
-      path,
-      why,
-      "remove write access for other users: chmod go-w",
-    );
-  }
-  using _lock = await lock(`${path}.lock`, { signal });
-  if (await readRecord(path, signal)) throw alreadyRunning(path);
+  const why = await untrustedReason(path);
+  const hint = "use a workspace that only this user can write: chmod go-w";
+  if (why) throw untrustedRecordError(path, why, hint);
+  using _lock = await acquireFileLock(`${path}.lock`, { signal });
+  if (await readRecordOrCleanUp(path, signal)) throw alreadyRunningError(path);
   const record: DetachedVmRecord = {
     layout: 1,
     ...vm.facts,
     ...digest === undefined ? {} : { digest },
     since: new Date().toISOString(),
     graceMs,
-    token: await markMachineDir(vm.facts.dir),
+    token: await writeVmDirToken(vm.facts.dir),
   };
-  await replaceFile(path, formatRecord(record), { mode: 0o600 });
-  await vm.release();
+  const text = formatDetachedVmRecord(record);
+  await replaceFileAtomically(path, text, { mode: 0o600 });
+  await vm.leaveRunning();
   return record;
 }
 
 /**
- * Finds the detached VM of a record. The record of one that has ended is
- * removed. One that another user could have written is not used: commands and
- * their environment would go to a machine of theirs.
+ * Finds the running VM of a record, and removes the record of a VM that has ended. A
+ * record that another user could have written is ignored: commands and their environment
+ * would be sent to a VM of that user.
  *
- * Needs `--allow-read` and `--allow-write` for the record, and for the machine's
- * directory `--allow-net=unix:…` too.
+ * Needs `--allow-read` and `--allow-write` for the record, and for the VM's directory
+ * `--allow-net=unix:…` too.
  *
- * @param path The record's file.
- * @param options Ends the wait for its lock; gets a warning of a record that is
- * not used.
- * @returns The record, or `undefined` if no such machine runs.
+ * @param path Path of the record's file.
+ * @param options Signal for the wait for the lock; receives a warning about an ignored
+ * record.
+ * @returns The record; `undefined` if its VM does not run.
  * @throws The signal's reason when it is aborted.
  */
 export async function findDetachedVm(
   path: string,
-  options: DetachedVmOptions = {},
+  options: UseDetachedVmOptions = {},
 ): Promise<DetachedVmRecord | undefined> {
   const found = await Deno.lstat(path).catch(() => undefined);
   if (!found) return undefined;
-  const why = await whyOutside(resolve(path)) ?? await whyUntrusted(path);
+  const link = await workspaceSymlinkReason(resolve(path));
+  const why = link ?? await untrustedReason(path);
   if (why) {
     const message = `The detached VM is not used: ${why}`;
-    emitter(options.onEvent)({ type: "warning", message });
+    createEmitter(options.onEvent)({ type: "warning", message });
     return undefined;
   }
-  using _lock = await lock(`${path}.lock`, { signal: options.signal });
-  return await readRecord(path, options.signal);
+  const { signal } = options;
+  using _lock = await acquireFileLock(`${path}.lock`, { signal });
+  return await readRecordOrCleanUp(path, signal);
 }
 
 /**
- * Makes a detached VM usable here. Disposing it leaves it running; `stop` ends
- * it.
+ * Connects to a detached VM. Disposing the result leaves the VM running; `stop` ends it.
  *
- * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the
- * machine's directory.
+ * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the VM's directory.
  *
- * @param path The record's file.
+ * @param path Path of the record's file.
  * @param record What {@linkcode findDetachedVm} returned.
- * @param options Takes events.
- * @returns The machine.
+ * @param options Receives events.
+ * @returns The VM.
  */
 export function attachDetachedVm(
   path: string,
   record: DetachedVmRecord,
-  options: DetachedVmOptions = {},
+  options: UseDetachedVmOptions = {},
 ): Vm {
   const monitor = sharedMonitor(record.dir);
-  const stopLooking = new AbortController();
+  const stopPolling = new AbortController();
+  const ended = new ToolsmithError("guest_failed", "The VM has ended");
   const vm = makeVm({
     facts: record,
     monitor,
-    emit: emitter(options.onEvent),
-    ended: whenEnded(record, stopLooking.signal),
+    emit: createEmitter(options.onEvent),
+    ended: pollUntilEnded(record, stopPolling.signal),
     graceMs: record.graceMs,
-    failure: () =>
-      Promise.resolve(
-        new ToolsmithError("guest_failed", "The machine has ended"),
-      ),
-    kill: async () => {
-      if (await isRunning(record)) await killQemu(record);
+    endReason: () => Promise.resolve(ended),
+    killQemu: async () => {
+      if (await isVmRunning(record)) await killQemu(record);
     },
     async cleanUp(signal) {
-      stopLooking.abort();
-      await forget(path, record, signal);
+      stopPolling.abort();
+      await cleanUpEndedVm(path, record, signal);
     },
   });
   return {
     ...vm,
     async [Symbol.asyncDispose]() {
-      stopLooking.abort();
+      stopPolling.abort();
       await monitor[Symbol.asyncDispose]();
     },
   };
@@ -174,22 +169,21 @@ export function attachDetachedVm(
 /**
  * Stops the detached VM of a record.
  *
- * Needs what {@linkcode attachDetachedVm} needs, and `--allow-run` to end QEMU
- * by force.
+ * Needs what {@linkcode attachDetachedVm} needs, and `--allow-run` to kill QEMU.
  *
- * @param path The record's file.
- * @param options How long the guest may take.
- * @returns What was stopped.
- * @throws {ToolsmithError} `machine_not_found` when none runs.
+ * @param path Path of the record's file.
+ * @param options Grace period, signal and events.
+ * @returns The record of the stopped VM.
+ * @throws {ToolsmithError} `machine_not_found` when no VM runs.
  */
 export async function stopDetachedVm(
   path: string,
-  options: StopOptions & DetachedVmOptions = {},
+  options: StopOptions & UseDetachedVmOptions = {},
 ): Promise<DetachedVmRecord> {
   const record = await findDetachedVm(path, options);
   if (!record) {
-    throw new ToolsmithError("machine_not_found", "No machine is running", {
-      hint: "toolsmith boot --detach starts one",
+    throw new ToolsmithError("machine_not_found", "No detached VM is running", {
+      hint: "start a VM: toolsmith boot --detach",
     });
   }
   await using vm = attachDetachedVm(path, record, options);
@@ -198,109 +192,108 @@ export async function stopDetachedVm(
 }
 
 /**
- * Refuses to start a machine where one runs already.
+ * Throws if the VM of a record is running.
  *
  * Needs what {@linkcode findDetachedVm} needs.
  *
- * @param path The record's file.
- * @param options Ends the wait for its lock.
- * @throws {ToolsmithError} `usage` when it is of a machine that runs.
+ * @param path Path of the record's file.
+ * @param options Signal for the wait for the lock.
+ * @throws {ToolsmithError} `usage` when the VM is running.
  */
 export async function assertNoDetachedVm(
   path: string,
-  options: DetachedVmOptions = {},
+  options: UseDetachedVmOptions = {},
 ): Promise<void> {
-  if (await findDetachedVm(path, options)) throw alreadyRunning(path);
+  if (await findDetachedVm(path, options)) throw alreadyRunningError(path);
 }
 
-/** The record, unless its machine has ended. The caller holds the lock. */
-async function readRecord(
+/** Reads the record, and cleans up if its VM has ended. The caller holds the lock. */
+async function readRecordOrCleanUp(
   path: string,
   signal: AbortSignal | undefined,
 ): Promise<DetachedVmRecord | undefined> {
-  const text = await readPlainText(path, MAX_BYTES).catch(() => undefined);
-  const record = parseRecord(text ?? "");
-  // Whoever can write in its directory can pretend to be the machine.
-  if (!record || await whyUntrusted(record.dir)) return undefined;
-  if (await isRunning(record)) return record;
-  await forget(path, record, signal);
+  const reading = readSmallTextFile(path, MAX_RECORD_BYTES);
+  const record = parseDetachedVmRecord(await reading.catch(() => "") ?? "");
+  // Whoever can write to the VM's directory can impersonate the VM.
+  if (!record || await untrustedReason(record.dir)) return undefined;
+  if (await isVmRunning(record)) return record;
+  await cleanUpEndedVm(path, record, signal);
   return undefined;
 }
 
-/** Removes what is left of a VM. What a record says of exports may be forged, too. */
-async function forget(
+/** Removes the record, and the VM's directory if its token proves the record genuine. */
+async function cleanUpEndedVm(
   path: string,
   { dir, token, shares }: DetachedVmRecord,
   signal: AbortSignal | undefined,
 ) {
-  if (await isMachineDir(dir, token)) {
+  if (await hasVmDirToken(dir, token)) {
     const exports = shares.filter((it) => it.writable && !it.copied);
     await clearSetIdBits(exports.map(({ path }) => path), { signal });
-    await removeMachineDir(dir);
+    await removeVmDir(dir);
   }
   await Deno.remove(path).catch(() => {});
 }
 
-/**
- * Does QEMU still listen on a socket of the machine, whose directory has a name
- * of its own? Its process id may be another's by now.
- */
-async function isRunning({ dir }: DetachedVmRecord): Promise<boolean> {
+/** Does QEMU listen on the console's socket? Its process id may have been reused. */
+async function isVmRunning({ dir }: DetachedVmRecord): Promise<boolean> {
   try {
-    const path = join(dir, MACHINE_FILES.console);
-    // A workspace may come with a link to a socket of another program.
+    const path = join(dir, VM_FILES.console);
+    // A forged record may point to a symlink to another program's socket.
     if ((await Deno.lstat(path)).isSymlink) return false;
     (await Deno.connect({ transport: "unix", path })).close();
     return true;
   } catch (error) {
-    // Where that cannot be known, nothing is forgotten.
+    // Without permission to check, keep the record.
     if (error instanceof Deno.errors.NotCapable) throw error;
     return !(error instanceof Deno.errors.NotFound) && !isDisconnection(error);
   }
 }
 
-/** Its process id may be another's by now: QEMU's arguments name the directory. */
+/** Kills the recorded process only if its arguments name the VM's directory. */
 async function killQemu({ pid, dir }: DetachedVmRecord): Promise<void> {
-  const line = Deno.build.os === "linux"
+  const psArgs = ["-ww", "-o", "args=", "-p", `${pid}`];
+  const commandLine = Deno.build.os === "linux"
     ? await Deno.readTextFile(`/proc/${pid}/cmdline`).catch(() => "")
-    : (await run("ps", { args: ["-ww", "-o", "args=", "-p", `${pid}`] }))
-      .stdout;
-  // A comma in a path is written twice.
-  if (line.replaceAll(",,", ",").includes(join(dir, MACHINE_FILES.qmp))) {
+    : (await runProcess("ps", { args: psArgs })).stdout;
+  // QEMU's options double the commas in a path.
+  if (commandLine.replaceAll(",,", ",").includes(join(dir, VM_FILES.qmp))) {
     return Deno.kill(pid, "SIGKILL");
   }
   throw new ToolsmithError(
     "guest_failed",
-    `Cannot end the machine: process ${pid} is not its QEMU`,
-    { hint: `look for the process that has ${dir} in its arguments` },
+    `Cannot kill the VM: process ${pid} in its record is not the VM's QEMU`,
+    { hint: `find and kill the process with ${dir} in its arguments` },
   );
 }
 
-/** Settles when the machine has ended; never, once the signal is aborted. */
-async function whenEnded(
+/** Settles when the VM has ended; never, once the signal is aborted. */
+async function pollUntilEnded(
   record: DetachedVmRecord,
   signal: AbortSignal,
 ): Promise<void> {
-  await new Promise<void>((done) => {
-    const look = setInterval(async () => {
-      if (await isRunning(record)) return;
-      clearInterval(look);
-      done();
-    }, POLL_MS);
-    signal.addEventListener("abort", () => clearInterval(look));
-  });
+  do {
+    const isAborted = await sleep(END_POLL_MS, signal)
+      .then(() => false, () => true);
+    if (isAborted) return await new Promise(() => {});
+  } while (await isVmRunning(record));
 }
 
-function notTrusted(path: string, why: string, hint: string): ToolsmithError {
-  return new ToolsmithError(
-    "file_unreadable",
-    `Cannot write down the machine in ${path}: ${why}`,
-    { hint },
-  );
+function untrustedRecordError(path: string, why: string, hint: string) {
+  const message = `Cannot detach the VM: its record ${path} is unsafe: ${why}`;
+  return new ToolsmithError("file_unreadable", message, { hint });
 }
 
-function alreadyRunning(path: string): ToolsmithError {
-  return new ToolsmithError("usage", `A machine is running: ${path}`, {
-    hint: "stop it first: toolsmith stop",
-  });
+/** The error of detaching a VM whose network ends with this process. */
+export function networkNeedsProcessError(): ToolsmithError {
+  const message =
+    "Cannot detach the VM: its network needs Toolsmith, which filters it";
+  const hint = "use --network=host-loopback, or do not detach the VM";
+  return new ToolsmithError("usage", message, { hint });
+}
+
+function alreadyRunningError(path: string): ToolsmithError {
+  const message = `A detached VM is already running: ${path}`;
+  const hint = "stop the running VM first: toolsmith stop";
+  return new ToolsmithError("usage", message, { hint });
 }

@@ -1,26 +1,25 @@
 /**
- * What is written down about a detached VM: `machine.json`, as its readers and
- * its writer see it.
+ * The record of a detached VM, `machine.json`: its fields, parser and formatter.
  *
  * @module
  */
 import type { GuestShare } from "../qemu/args.ts";
-import { isObject, type JsonObject } from "../system/json.ts";
+import { isJsonObject, type JsonObject } from "../system/json.ts";
 import type { VmFacts } from "./vm.ts";
 
-/** What is written down about a detached VM. */
+/** The record of a detached VM. */
 export interface DetachedVmRecord extends VmFacts {
-  /** Layout of the file. */
+  /** Version of the file's layout. */
   layout: 1;
-  /** Digest of the image, where it is known. */
+  /** Digest of the image, if known. */
   digest?: string;
-  /** When the machine was detached, as an ISO 8601 time. */
+  /** When the VM was detached, as an ISO 8601 time. */
   since: string;
-  /** Time that a stop gives the guest to power down, in milliseconds. */
+  /** Default grace period of a stop, in milliseconds. */
   graceMs: number;
   /**
-   * Digest of a token in the machine's directory; without it the directory is
-   * never removed. Absent where an earlier version wrote the record.
+   * Digest of the token in the VM's directory, which is not removed without it. Absent
+   * in records of earlier versions.
    */
   token?: string;
 }
@@ -28,36 +27,34 @@ export interface DetachedVmRecord extends VmFacts {
 const ACCELERATORS = new Set<unknown>(["kvm", "hvf", "tcg"]);
 
 /**
- * Writes a record.
- *
- * @param record The record.
- * @returns JSON; the machine's directory is called `folder` in it.
+ * Formats a record as JSON; the VM's directory is called `folder` there.
  */
-export function formatRecord(record: DetachedVmRecord): string {
+export function formatDetachedVmRecord(record: DetachedVmRecord): string {
   const { dir, ...rest } = record;
   return JSON.stringify({ ...rest, folder: dir }, null, 2) + "\n";
 }
 
 /**
- * Reads a record.
+ * Parses what {@linkcode formatDetachedVmRecord} returned.
  *
- * @param text What {@linkcode formatRecord} wrote, or anything else.
- * @returns The record; `undefined` for what is none.
+ * @returns `undefined` for any other text.
  */
-export function parseRecord(text: string): DetachedVmRecord | undefined {
+export function parseDetachedVmRecord(
+  text: string,
+): DetachedVmRecord | undefined {
   let value: unknown;
   try {
     value = JSON.parse(text);
   } catch {
     return undefined;
   }
-  if (!isObject(value)) return undefined;
+  if (!isJsonObject(value)) return undefined;
   const { folder: dir, ...rest } = value;
   const record = { ...rest, dir };
-  return isRecord(record) ? record : undefined;
+  return isDetachedVmRecord(record) ? record : undefined;
 }
 
-function isRecord(
+function isDetachedVmRecord(
   value: JsonObject,
 ): value is JsonObject & DetachedVmRecord {
   return value.layout === 1 &&
@@ -67,16 +64,16 @@ function isRecord(
     ["pid", "memory", "cpus", "graceMs"].every((name) =>
       Number.isSafeInteger(value[name]) && value[name] as number >= 0
     ) &&
-    // Signals to 0 and 1 would reach this process's group, or the system's init.
+    // A signal to 0 would reach this process group, one to 1 the init process.
     value.pid as number > 1 &&
     ACCELERATORS.has(value.accelerator) &&
     typeof value.network === "boolean" &&
     (value.digest === undefined || typeof value.digest === "string") &&
     (value.token === undefined || typeof value.token === "string") &&
-    Array.isArray(value.shares) && value.shares.every(isShare);
+    Array.isArray(value.shares) && value.shares.every(isGuestShare);
 }
 
-function isShare(value: unknown): value is GuestShare {
-  return isObject(value) && typeof value.path === "string" &&
+function isGuestShare(value: unknown): value is GuestShare {
+  return isJsonObject(value) && typeof value.path === "string" &&
     typeof value.tag === "string" && typeof value.writable === "boolean";
 }

@@ -1,5 +1,5 @@
 /**
- * Directories of the host that a guest may see: the workspace, and exports.
+ * Host directories that are shared with the guest: the workspace and exports.
  *
  * @module
  */
@@ -14,130 +14,124 @@ import {
 } from "../path.ts";
 import { systemError, ToolsmithError } from "../errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
-import { NETWORK_SLOT } from "../qemu/devices.ts";
-import { absentAs } from "../system/files.ts";
+import { NETWORK_SLOT } from "../qemu/device_ids.ts";
+import { orIfNotFound } from "../system/files.ts";
 import { findHardLink } from "./_hard_links.ts";
-import { type HostFiles, hostPaths } from "./_host_files.ts";
+import {
+  protectedPaths,
+  type ProtectedPathsOptions,
+} from "./_protected_paths.ts";
 
-export type { HostFiles };
+export type { ProtectedPathsOptions };
 
-/** A directory that the guest may write to. */
+/** A host directory that the guest may write to. */
 export interface GuestExport {
-  /** The directory, on the host. */
+  /** Path on the host. */
   path: string;
-  /** Its name: it is mounted at `/mnt/<tag>`. @default {"export"} or its name */
+  /** Mount tag: mounted at `/mnt/<tag>`. @default {undefined} the directory's name */
   tag?: string;
 }
 
-/** The tag of the workspace. */
+/** Mount tag of the workspace. */
 export const WORKSPACE_TAG = "work";
 
-/** As many as Linux follows. */
-const MAX_LINKS = 40;
-const TAG = /^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$/;
+/** Linux's own limit. */
+const MAX_SYMLINKS = 40;
+const MOUNT_TAG_PATTERN = /^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$/;
 
 /**
- * Reads `DIR` or `DIR:tag`.
- *
- * @param text As it was given.
- * @returns The directory and its tag; without one it is the directory's name.
+ * Parses `DIR` or `DIR:tag`.
  */
 export function parseExport(text: string): GuestExport {
   const at = text.lastIndexOf(":");
   const tag = text.slice(at + 1);
-  return at > 0 && TAG.test(tag)
+  return at > 0 && MOUNT_TAG_PATTERN.test(tag)
     ? { path: text.slice(0, at), tag }
     : { path: text };
 }
 
 /**
- * Checks directories before a machine is started for them.
+ * Validates directories, and resolves their paths and tags.
  *
  * Needs `--allow-read` for the directories.
  *
- * @param workspace Mounted read-only, if there is one.
- * @param exports Mounted writable; they may not exist yet.
- * @returns The directories, with absolute paths and tags.
- * @throws {ToolsmithError} `usage` for a bad or doubled tag, or too many;
- * `file_unreadable` for what is not a directory.
+ * @param exports They need not exist yet.
+ * @throws {ToolsmithError} `usage` for invalid or duplicate tags, or too many directories;
+ * `file_unreadable` for a path that is not a directory.
  */
-export async function planShares(
+export async function resolveShares(
   workspace: string | undefined,
   exports: GuestExport[],
 ): Promise<GuestShare[]> {
   const shares: GuestShare[] = [];
   if (workspace !== undefined) {
-    shares.push({
-      path: await dir(workspace),
-      tag: WORKSPACE_TAG,
-      writable: false,
-    });
+    const path = await resolveDirectory(workspace);
+    shares.push({ path, tag: WORKSPACE_TAG, writable: false });
   }
   for (const { path, tag } of exports) {
-    const share = { path: await dir(path, true), writable: true };
+    const share = { path: await resolveDirectory(path, true), writable: true };
     shares.push({ ...share, tag: tag ?? basename(share.path) });
   }
   for (const { tag, path } of shares) {
-    if (!TAG.test(tag)) {
-      throw new ToolsmithError("usage", `Not a usable tag: ${tag}`, {
-        hint: `give one of letters, digits, - and _: --export ${path}:TAG`,
+    if (!MOUNT_TAG_PATTERN.test(tag)) {
+      throw new ToolsmithError("usage", `Invalid mount tag: ${tag}`, {
+        hint: `use up to 31 letters, digits, - or _: --export ${path}:TAG`,
       });
     }
     if (shares.filter((other) => other.tag === tag).length > 1) {
-      throw new ToolsmithError("usage", `Two directories have the tag ${tag}`, {
-        hint: `give each its own: --export ${path}:TAG`,
-      });
+      const message = `Two directories have the same tag: ${tag}`;
+      const hint = `give each directory its own tag: --export ${path}:TAG`;
+      throw new ToolsmithError("usage", message, { hint });
     }
   }
-  // One slot is for the network card.
+  // One hot-plug slot is for the network card.
   if (shares.length > NETWORK_SLOT) {
-    throw new ToolsmithError("usage", `Too many exports: ${exports.length}`);
+    const most = NETWORK_SLOT - shares.length + exports.length;
+    const message = `Too many exports: ${exports.length}, at most ${most}`;
+    throw new ToolsmithError("usage", message);
   }
   return shares;
 }
 
 /**
- * Refuses exports through which a guest could decide what this host does next:
- * by writing the manifest, the image, a program or its configuration, by
- * replacing a link that leads there, or by making what is looked for first.
+ * Rejects exports through which a guest could control this host: by writing the manifest,
+ * the image, a program or its configuration, by replacing a symlink to them, or by
+ * creating a file that is looked up first.
  *
- * Needs `--allow-read` for all that is compared, and `--allow-run=sh`.
+ * Needs `--allow-read` for exports and protected paths, and `--allow-run=sh`.
  *
- * @param shares From {@linkcode planShares}.
- * @param files What is the host's own.
  * @throws {ToolsmithError} `usage`.
  * @throws The signal's reason when it is aborted.
  */
 export async function assertSafeExports(
   shares: GuestShare[],
-  files: HostFiles,
+  files: ProtectedPathsOptions,
 ): Promise<void> {
   const exports = shares.filter(({ writable }) => writable)
     .map(({ path }) => path);
   if (exports.length === 0) return;
-  const { own, large, searched } = await hostPaths(files);
-  const places = await allPlaces(own);
-  const closed = [...places, ...await allPlaces(large)];
-  const exportAbove = await finderOf(exports);
-  for (const place of closed) {
-    const dir = await exportAbove(place) ??
-      exports.find((it) => holds(place, it));
-    if (dir !== undefined) throw unsafe(dir, place);
+  const paths = await protectedPaths(files);
+  const checked = await symlinkChains(paths.hardLinkChecked);
+  const unchecked = await symlinkChains(paths.hardLinkUnchecked);
+  const findExportAbove = await makeContainingExportFinder(exports);
+  for (const path of [...checked, ...unchecked]) {
+    const dir = await findExportAbove(path) ??
+      exports.find((it) => containsPath(path, it));
+    if (dir !== undefined) throw unsafeExportError(dir, path);
   }
-  for (const place of await allPlaces(searched)) {
-    const dir = await exportAbove(place);
-    if (dir !== undefined) throw unsafe(dir, place);
+  for (const path of await symlinkChains(paths.lookupDirs)) {
+    const dir = await findExportAbove(path);
+    if (dir !== undefined) throw unsafeExportError(dir, path);
   }
-  const link = await findHardLink(exports, places, files);
+  const link = await findHardLink(exports, checked, files);
   if (!link) return;
-  const { dir, file } = link;
-  throw unsafe(dir, file, `remove the hard link to ${file} from ${dir}`);
+  const { exportDir, file } = link;
+  const hint = `remove the hard link to ${file} from ${exportDir}`;
+  throw unsafeExportError(exportDir, file, hint);
 }
 
-/**
- * Finds the export that a path is in, also where it is mounted under another name.
- */
-async function finderOf(exports: string[]) {
+/** Finds the export that contains a path, by inode as well, to see through bind mounts. */
+async function makeContainingExportFinder(exports: string[]) {
   const known = new Map<string, Promise<string | undefined>>();
   const identity = (path: string) => {
     if (!known.has(path)) {
@@ -158,28 +152,28 @@ async function finderOf(exports: string[]) {
   };
 }
 
-function unsafe(
+function unsafeExportError(
   dir: string,
   file: string,
-  hint = "export a directory that holds nothing but results",
+  hint = "export a directory that contains only results",
 ): ToolsmithError {
   const message = `Cannot export ${dir}: the guest could write to ${file}`;
   return new ToolsmithError("usage", message, { hint });
 }
 
-async function allPlaces(paths: string[]): Promise<string[]> {
-  return [...new Set((await Promise.all(paths.map(placesOf))).flat())];
+async function symlinkChains(paths: string[]): Promise<string[]> {
+  return [...new Set((await Promise.all(paths.map(symlinkChain))).flat())];
 }
 
-/** Where a path leads, and every link on the way. */
-async function placesOf(path: string): Promise<string[]> {
+/** Returns the real path, and every symlink on the way. */
+async function symlinkChain(path: string): Promise<string[]> {
   const links: string[] = [];
   const names = resolve(path).split(SEPARATOR);
   let at = names.shift() + SEPARATOR;
   while (names.length > 0) {
     const entry = join(at, names.shift()!);
     const target = await Deno.readLink(entry).catch(() => undefined);
-    if (target === undefined || links.length > MAX_LINKS) {
+    if (target === undefined || links.length > MAX_SYMLINKS) {
       at = entry;
       continue;
     }
@@ -190,24 +184,27 @@ async function placesOf(path: string): Promise<string[]> {
   return [...links, at];
 }
 
-/** Is a path a directory, or does it lie below? */
-export function holds(dir: string, path: string): boolean {
+/** Does a path equal a directory, or lie in it? */
+export function containsPath(dir: string, path: string): boolean {
   const inside = relative(dir, path);
   return inside !== ".." && !inside.startsWith(`..${SEPARATOR}`);
 }
 
-async function dir(path: string, mayBeMissing = false): Promise<string> {
+async function resolveDirectory(
+  path: string,
+  mayBeMissing = false,
+): Promise<string> {
   const found = await Deno.stat(path).catch((error) => error);
   if (found.isDirectory) return await Deno.realPath(resolve(path));
   if (found instanceof Error && !isNotFound(found)) throw systemError(found);
-  // A link that leads nowhere is there, and is not followed.
+  // A dangling symlink exists and is not followed.
   const missing = await Deno.lstat(path).then(() => false, isNotFound);
   if (missing && mayBeMissing) {
     const whole = resolve(path);
-    return join(await dir(dirname(whole), true), basename(whole));
+    return join(await resolveDirectory(dirname(whole), true), basename(whole));
   }
   throw new ToolsmithError("file_unreadable", `Not a directory: ${path}`, {
-    hint: "name a directory; that of an export is made where none exists",
+    hint: "pass an existing directory; Toolsmith creates only missing exports",
   });
 }
 
@@ -216,22 +213,22 @@ function isNotFound(error: unknown): boolean {
 }
 
 /**
- * Makes the directories of exports that do not exist yet.
+ * Creates the missing directories of exports.
  *
  * Needs `--allow-read` and `--allow-write` for them.
  *
- * @param shares From {@linkcode planShares}, and found to be safe.
- * @returns The paths of those that were made.
+ * @returns The created paths.
  * @throws {ToolsmithError} `file_unreadable`.
  */
-export async function makeExports(shares: GuestShare[]): Promise<string[]> {
-  const made: string[] = [];
+export async function makeExportDirs(shares: GuestShare[]): Promise<string[]> {
+  const created: string[] = [];
   for (const { path, writable } of shares) {
-    if (!writable || await absentAs(undefined, Deno.lstat(path))) continue;
+    if (!writable || await orIfNotFound(Deno.lstat(path))) continue;
     await Deno.mkdir(path, { recursive: true }).catch((error) => {
-      throw systemError(error, { what: `Cannot make the export ${path}` });
+      const messagePrefix = `Cannot create the export directory ${path}`;
+      throw systemError(error, { messagePrefix });
     });
-    made.push(path);
+    created.push(path);
   }
-  return made;
+  return created;
 }

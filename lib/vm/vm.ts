@@ -1,121 +1,94 @@
 /**
- * A running machine, to run commands in: one that this process has booted, or
- * one that several processes share.
+ * A running VM, booted by this process or detached and shared by several.
  *
  * @module
  */
-import type { Emit } from "../events.ts";
 import type { ExecOptions, ExecResult } from "../guest/exec.ts";
 import type { TerminalOptions, TerminalResult } from "../guest/terminal.ts";
-import type { WaitingShell } from "../guest/waiting_shell.ts";
 import type { Accelerator } from "../qemu/accelerator.ts";
 import type { GuestShare } from "../qemu/args.ts";
-import type { Monitor } from "../qemu/monitor.ts";
 
-/** What a machine is, as far as others need to know. */
+/** Facts about a running VM. */
 export interface VmFacts {
   /** Absolute path of the image. */
   image: string;
-  /** The QEMU process. */
+  /** Process id of QEMU. */
   pid: number;
-  /** The directory of its sockets. */
+  /** Directory of the VM's sockets. */
   dir: string;
-  /** QEMU's version. */
+  /** Version of QEMU. */
   version: string;
-  /** How the guest's instructions are run. */
+  /** Accelerator that runs the guest. */
   accelerator: Accelerator;
   /** Memory, in MiB. */
   memory: number;
-  /** Count of processors. */
+  /** Number of processors. */
   cpus: number;
-  /** Directories of the host that are mounted in the guest. */
+  /** Host directories that are mounted or copied in the guest. */
   shares: GuestShare[];
   /** Has the guest a network? */
   network: boolean;
 }
 
-/** How {@linkcode Vm.stop} ends a machine. */
+/** How {@linkcode Vm.stop} ends a VM. */
 export interface StopOptions {
   /**
-   * Time that the guest may take to power down, in milliseconds. With 0 it is
-   * not asked: what it wrote to a disk that is kept may be lost.
+   * Time for the guest to power down, in milliseconds. With 0 it is not powered down,
+   * and recent writes to a kept disk may be lost.
    *
-   * @default {10_000} for a disk that is kept, else 0
+   * @default {10_000} with an overlay, else 0
    */
   graceMs?: number;
-  /** Ends the wait when aborted; the machine may run on then. */
+  /** Ends the wait when aborted; the VM may then run on. */
   signal?: AbortSignal;
 }
 
 /**
- * A running machine. Disposing it ends what this process has of it: one that it
- * has booted is stopped, one that is shared goes on for the others.
+ * A running VM. Disposing it stops a VM that this process has booted, and disconnects
+ * from a detached one.
  */
 export interface Vm extends AsyncDisposable {
-  /** What the machine is. */
+  /** The VM's image, size, process and directories. */
   readonly facts: VmFacts;
-  /** Settles when the machine has ended, by itself or by a stop. */
+  /** Settles when the VM has ended, by itself or by a stop. */
   readonly ended: Promise<void>;
   /**
    * Runs a command in the guest; several may run at once.
    *
-   * @param command Its name, found on the guest's PATH, or its path.
+   * @param command Name of a program on the guest's PATH, or its path.
    * @param options Arguments, streams, limits.
-   * @returns How it ended. A failure of the command is a result, not an error.
+   * @returns Exit status and output. A failed command is a result, not an error.
    * @throws {ToolsmithError} `command_not_found`, `timeout`, `guest_failed`,
    * `guest_panicked`, `guest_not_ready`, `usage`.
    * @throws The signal's reason when it is aborted.
    */
   exec(command: string, options?: ExecOptions): Promise<ExecResult>;
   /**
-   * Runs a command on a terminal in the guest, for a person; three may run at
-   * once.
+   * Runs an interactive command on a terminal in the guest; three may run at once.
    *
-   * @param command Its name, found on the guest's PATH, or its path.
-   * @param options The terminal here; arguments, limits.
-   * @returns How it ended. A failure of the command is a result, not an error.
+   * @param command Name of a program on the guest's PATH, or its path.
+   * @param options The host's terminal; arguments, limits.
+   * @returns Exit status and output. A failed command is a result, not an error.
    * @throws {ToolsmithError} What {@linkcode Vm.exec} throws.
    * @throws The signal's reason when it is aborted.
    */
   terminal(command: string, options: TerminalOptions): Promise<TerminalResult>;
   /**
-   * Ends the machine, and waits for that. Safe to repeat.
+   * Stops the VM and waits for its end. Safe to repeat.
    *
-   * @param options How long the guest may take.
+   * @param options Grace period and signal.
    * @throws The signal's reason when it is aborted.
    */
   stop(options?: StopOptions): Promise<void>;
 }
 
-/** A machine that this process has booted. Disposing it stops it. */
+/** A VM that this process has booted. Disposing it stops the VM. */
 export interface BootedVm extends Vm {
+  /** Does this process serve the guest's network? @default {false} */
+  readonly needsThisProcess?: boolean;
   /**
-   * Lets the machine live on when this process ends. It is of no use here
-   * afterwards; `detach` does this, and writes down where it is.
+   * Lets the VM outlive this process, which cannot use it afterwards. `detachVm` does
+   * this and saves a record of the VM.
    */
-  release(): Promise<void>;
-}
-
-/** What `makeVm` puts together. */
-export interface VmParts {
-  /** What the machine is. */
-  facts: VmFacts;
-  /** Talks to QEMU and to the guest agent. */
-  monitor: Monitor;
-  /** A shell that waits for the first command. */
-  waiting?: WaitingShell;
-  /** Settles when QEMU has ended. Never rejects. */
-  ended: Promise<void>;
-  /** Settles when the guest stands still for good: with the reason. */
-  halted?: Promise<Error>;
-  /** The default for {@linkcode StopOptions.graceMs}. */
-  graceMs: number;
-  /** Says why the machine has ended, where that is known. */
-  failure: () => Promise<Error | undefined>;
-  /** Ends QEMU by force, and waits for that. */
-  kill: () => Promise<void>;
-  /** Releases all that is held, and cleans the exports, once QEMU has ended. */
-  cleanUp: (signal?: AbortSignal) => Promise<void>;
-  /** Takes the machine's events. */
-  emit: Emit;
+  leaveRunning(): Promise<void>;
 }

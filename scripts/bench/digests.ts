@@ -1,29 +1,29 @@
 /**
- * Who computes digests: the two engines, and what stands in for one of them where
- * only npm can be reached.
+ * Measures the digest engines: the runtime's, `@std/crypto`, and its npm
+ * replacement.
  *
  * @module
  */
 import { crypto as std } from "@std/crypto/crypto";
-import { sha256 } from "../../lib/system/digest.ts";
+import { sha256OfChunks } from "../../lib/system/digest.ts";
 import {
-  behaviourOf,
-  type DigestOf,
-  speedOf,
-  verdict,
+  compareDigestSpeed,
+  type DigestFunction,
+  measureDigestSpeed,
+  probeDigestBehaviour,
 } from "../npm/behaviour.ts";
 import { crypto as standIn } from "../npm/std/crypto.ts";
-import { compare, median } from "./measure.ts";
+import { measureInTurns, median } from "./measure.ts";
 
 const KIB = 1024;
 
-/** Measures them, and compares the stand-in with the real `@std/crypto`. */
-export async function digestRows() {
-  const runtime: DigestOf = async (_algorithm, data) => {
+/** Measures all, and compares the npm replacement with the real `@std/crypto`. */
+export async function measureDigests() {
+  const runtime: DigestFunction = async (_algorithm, data) => {
     const chunks = data as AsyncIterable<Uint8Array<ArrayBuffer>>;
-    return Uint8Array.fromHex(await sha256(chunks, "runtime")).buffer;
+    return Uint8Array.fromHex(await sha256OfChunks(chunks, "runtime")).buffer;
   };
-  const digests: [string, DigestOf][] = [
+  const digests: [string, DigestFunction][] = [
     ["@std/crypto", std.subtle.digest],
     ["its stand-in", standIn.subtle.digest],
     ["the runtime", runtime],
@@ -31,17 +31,17 @@ export async function digestRows() {
   const rivals = digests.flatMap(([name, digest]) =>
     [64 * KIB, 1024 * KIB].map((chunk) => ({
       name: `${name}, chunks of ${chunk / KIB} KiB`,
-      once: () => speedOf(digest, chunk),
+      runOnce: () => measureDigestSpeed(digest, chunk),
     }))
   );
   const behaviours = await Promise.all(
-    digests.map(([, digest]) => behaviourOf(digest)),
+    digests.map(([, digest]) => probeDigestBehaviour(digest)),
   );
-  await compare("SHA-256 of a stream", rivals, "MiB/s", (rows) => {
+  await measureInTurns("SHA-256 of a stream", rivals, "MiB/s", (rows) => {
     const [real, other] = [0, 1].map((at) => ({
       behaviour: behaviours[at],
       speed: median(rows[2 * at].values),
     }));
-    return verdict(other, real);
+    return compareDigestSpeed(other, real);
   });
 }

@@ -1,53 +1,55 @@
 /**
- * Starting guests and talking to them, beside QEMU by hand.
+ * Measures starting guests and their I/O, compared with plain QEMU.
  *
  * @module
  */
-import { fileChunks, sha256 } from "../../lib/system/digest.ts";
-import { run, spawn } from "../../lib/system/process.ts";
+import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
+import { runProcess, spawnProcess } from "../../lib/system/process.ts";
 import {
   cleanEnvironment,
   cliCommand,
   type Workspace,
   workspace,
 } from "../../tests/support/workspace.ts";
-import { restoreByHand } from "./by_hand.ts";
-import { compare, record, type Rival } from "./measure.ts";
+import { restoreWithPlainQemu } from "./plain_qemu.ts";
+import { addReportSection, type Contender, measureInTurns } from "./measure.ts";
 
 const MIB = 2 ** 20;
-/** Bytes that pass through a stream, or are read from the workspace. */
-const STREAM = 128 * MIB;
-const AT_ONCE = 8;
-const CLONES = 16;
+/** Bytes sent through a stream, or read from the workspace. */
+const STREAM_BYTES = 128 * MIB;
+const PARALLEL_RUNS = 8;
+const CLONE_COUNT = 16;
 
-/** A guest whose machine was saved, and a workspace that runs commands in it. */
-interface Site {
+/** A guest with a snapshot, and a workspace that runs commands in it. */
+interface GuestBench {
   name: string;
   qemu: string;
   work: Workspace;
   /** Runs `toolsmith run`, and returns its events. */
-  toolsmith(flags: string[], command?: string[]): Promise<Ready>;
+  toolsmith(flags: string[], command?: string[]): Promise<BootReadyFields>;
 }
 
-/** What a run's `boot_ready` says. */
-interface Ready {
+/** Fields of the `boot_ready` event. */
+interface BootReadyFields {
   how: string;
   phases: Record<string, number>;
+  /** What ran the guest's processor; from `vm_boot`. */
+  accelerator?: string;
 }
 
 /**
  * Measures one guest.
  *
- * @param name What it is called.
+ * @param name Its name in the report.
  * @param image Its QCOW2.
  * @param qemu The QEMU program.
  */
-export async function guestRows(name: string, image: string, qemu: string) {
+export async function measureGuest(name: string, image: string, qemu: string) {
   await using work = await workspace();
-  const digest = await sha256(fileChunks(image));
+  const digest = await sha256OfChunks(readFileChunks(image));
   await work.manifest({ qcow2: image, qcow2_sha256: digest });
   const env = { ...cleanEnvironment(), TOOLSMITH_QEMU: qemu };
-  const site: Site = {
+  const site: GuestBench = {
     name,
     qemu,
     work,
@@ -55,54 +57,69 @@ export async function guestRows(name: string, image: string, qemu: string) {
       const words = ["run", "--json", ...flags, "--", ...command];
       const args = await cliCommand(words, ["-A"]);
       const cwd = work.dir;
-      const { code, stdout } = await run(Deno.execPath(), { args, cwd, env });
+      const { code, stdout } = await runProcess(Deno.execPath(), {
+        args,
+        cwd,
+        env,
+      });
       if (code !== 0) throw new Error(stdout);
       const events = stdout.trim().split("\n").map((it) => JSON.parse(it));
-      return events.find(({ type }) => type === "boot_ready");
+      const event = (name: string) => events.find(({ type }) => type === name);
+      const { accelerator } = event("vm_boot") ?? {};
+      return { ...event("boot_ready"), accelerator };
     },
   };
-  await firstRows(site);
-  await startRows(site);
-  await crowdRows(site);
-  await streamRows(site, env);
+  await measureFirstStart(site);
+  await measureStarts(site);
+  await measureParallelRuns(site);
+  await measureStreams(site, env);
 }
 
-/** A first start, which says how fast the host is, and what saving adds to it. */
-async function firstRows({ name, toolsmith }: Site) {
-  const { phases } = await toolsmith([]);
-  record(`the first start of ${name}`, [
-    { name: "until it has booted", values: [phases.guest] },
-    { name: "saving: it stands still", values: [phases.save] },
-  ]);
+/** Measures the first boot, and what saving the snapshot adds. */
+async function measureFirstStart({ name, toolsmith }: GuestBench) {
+  const { phases, accelerator } = await toolsmith([]);
+  addReportSection(
+    `the first start of ${name}`,
+    [
+      { name: "until it has booted", values: [phases.guest] },
+      { name: "saving: it stands still", values: [phases.save] },
+    ],
+    "ms",
+    `Accelerator: ${accelerator}.`,
+  );
 }
 
-async function startRows({ name, qemu, work, toolsmith }: Site) {
+async function measureStarts({ name, qemu, work, toolsmith }: GuestBench) {
   const large = ["--memory", "2048"];
   await toolsmith(large);
   const restored = async (...flags: string[]) => {
     const { how } = await toolsmith(flags);
-    if (how !== "restored") throw new Error("it was not restored");
+    if (how !== "restored") {
+      throw new Error("the VM was not restored from a snapshot");
+    }
   };
-  const rows: Rival[] = [
-    { name: "toolsmith run -- true, restored", once: () => restored() },
+  const rows: Contender[] = [
+    { name: "toolsmith run -- true, restored", runOnce: () => restored() },
     {
       name: "QEMU by hand: mapped, the same work",
-      once: () => restoreByHand(qemu, work.dir),
+      runOnce: () => restoreWithPlainQemu(qemu, work.dir),
     },
     {
       name: "toolsmith run --memory 2048 -- true",
-      once: () => restored(...large),
+      runOnce: () => restored(...large),
     },
   ];
-  await compare(`a command in ${name}, as a whole process`, rows);
+  await measureInTurns(`a command in ${name}, as a whole process`, rows);
 }
 
-/** Many at once, and what each takes of the host's memory. */
-async function crowdRows({ name, work, toolsmith }: Site) {
-  await compare(`${AT_ONCE} commands in ${name} at once`, [{
+/** Measures parallel runs, and the memory of each clone. */
+async function measureParallelRuns({ name, work, toolsmith }: GuestBench) {
+  await measureInTurns(`${PARALLEL_RUNS} commands in ${name} at once`, [{
     name: "toolsmith run, as many processes",
-    async once() {
-      await Promise.all(Array.from({ length: AT_ONCE }, () => toolsmith([])));
+    async runOnce() {
+      await Promise.all(
+        Array.from({ length: PARALLEL_RUNS }, () => toolsmith([])),
+      );
     },
   }]);
   const { openWorkspaceVm } = await import("../../lib/run/workspace_vm.ts");
@@ -110,34 +127,38 @@ async function crowdRows({ name, work, toolsmith }: Site) {
   const manifest = await loadManifest(`${work.dir}/.toolsmith/tools.json`);
   await using stack = new AsyncDisposableStack();
   const pids: number[] = [];
-  for (let count = 0; count < CLONES; count++) {
+  for (let count = 0; count < CLONE_COUNT; count++) {
     const vm = stack.use(await openWorkspaceVm(manifest));
     await vm.exec("true");
     pids.push(vm.facts.pid);
   }
-  const values = await Promise.all(pids.map(proportionalMib));
-  const title = `memory of each of ${CLONES} clones of ${name}`;
-  record(title, [{ name: "QEMU with its guest (PSS)", values }], "MiB");
+  const values = await Promise.all(pids.map(proportionalMemoryMib));
+  const title = `memory of each of ${CLONE_COUNT} clones of ${name}`;
+  addReportSection(
+    title,
+    [{ name: "QEMU with its guest (PSS)", values }],
+    "MiB",
+  );
 }
 
-/** What a process takes, pages that it shares divided by who shares them. */
-async function proportionalMib(pid: number): Promise<number> {
+/** Returns the proportional set size (PSS): shared pages are divided among processes. */
+async function proportionalMemoryMib(pid: number): Promise<number> {
   const text = await Deno.readTextFile(`/proc/${pid}/smaps_rollup`);
   return Number(/^Pss:\s+(\d+) kB/m.exec(text)?.[1]) / 1024;
 }
 
-/** How fast bytes come and go: the time of a run without any is taken off. */
-async function streamRows(
-  { name, work }: Site,
+/** Measures stream throughput; the time of an empty run is subtracted. */
+async function measureStreams(
+  { name, work }: GuestBench,
   env: Record<string, string>,
 ) {
-  const bytes = new Uint8Array(STREAM).fill(7);
+  const bytes = new Uint8Array(STREAM_BYTES).fill(7);
   await Deno.writeFile(`${work.dir}/large`, bytes);
   const timed = async (script: string, input?: Uint8Array<ArrayBuffer>) => {
     const words = ["run", "--quiet", "--", "sh", "-c", script];
     const args = await cliCommand(words, ["-A"]);
     const begun = performance.now();
-    const child = spawn(Deno.execPath(), {
+    const child = spawnProcess(Deno.execPath(), {
       args,
       cwd: work.dir,
       env,
@@ -166,8 +187,8 @@ async function streamRows(
     for (const [at, [what, script, input]] of ways.entries()) {
       const ms = await timed(script, input) - nothing;
       const times = what.includes("five") ? 5 : 1;
-      rows[at].values.push(times * STREAM / MIB / (ms / 1000));
+      rows[at].values.push(times * STREAM_BYTES / MIB / (ms / 1000));
     }
   }
-  record(`bytes in and out of ${name}`, rows, "MiB/s");
+  addReportSection(`bytes in and out of ${name}`, rows, "MiB/s");
 }

@@ -1,86 +1,82 @@
 /**
- * Runs rivals in turns, and keeps what was measured.
+ * Runs contenders in turns and collects the results.
  *
  * @module
  */
 
-/** A way to do something. */
-export interface Rival {
-  /** What it is called. */
+/** One way to do the measured work. */
+export interface Contender {
   name: string;
-  /** Does it once; returns what is measured, where that is not the time. */
-  once: () => Promise<number | void>;
-  /** Prepares for it; takes no part in the time. */
-  before?: () => Promise<void>;
+  /** Runs once; may return a value to record instead of the time. */
+  runOnce: () => Promise<number | void>;
+  /** Runs before each measurement, not timed. */
+  prepare?: () => Promise<void>;
 }
 
-/** What was measured of one way. */
-export interface Row {
-  /** What it is called. */
+export interface MeasuredValues {
   name: string;
-  /** Its values. */
   values: number[];
 }
 
-/** Ways that were compared. */
-export interface Section {
+/** A table of the report. */
+export interface ReportSection {
   title: string;
-  unit: Unit;
-  rows: Row[];
-  /** What else was found. @default {undefined} */
+  unit: MeasuredUnit;
+  rows: MeasuredValues[];
   note?: string;
 }
 
-/** What values are. */
-export type Unit = "ms" | "× the image" | "MiB" | "MiB/s";
+export type MeasuredUnit = "ms" | "× the image" | "MiB" | "MiB/s";
 
-/** Everything that was measured so far. */
-export const sections: Section[] = [];
+export const reportSections: ReportSection[] = [];
 
-let rounds = 5;
+let roundsPerContender = 5;
 
-/** Sets how often each rival is tried and counted. */
+/** Sets the number of rounds per contender. */
 export function setRounds(count: number) {
-  rounds = count;
+  roundsPerContender = count;
 }
 
-/** Runs rivals in turns; the first round fills what the system caches. */
-export async function compare(
+/** Runs contenders in turns; the first round warms the caches and is not counted. */
+export async function measureInTurns(
   title: string,
-  rivals: Rival[],
-  unit: Unit = "ms",
-  noteOf?: (rows: Row[]) => string,
+  contenders: Contender[],
+  unit: MeasuredUnit = "ms",
+  noteOf?: (rows: MeasuredValues[]) => string,
 ) {
-  const rows: Row[] = rivals.map(({ name }) => ({ name, values: [] }));
-  for (let round = 0; round <= rounds; round++) {
-    for (const [at, { before, once }] of rivals.entries()) {
-      await before?.();
-      const begun = performance.now();
-      const value = await once() ?? performance.now() - begun;
+  const rows: MeasuredValues[] = contenders.map(({ name }) => ({
+    name,
+    values: [],
+  }));
+  for (let round = 0; round <= roundsPerContender; round++) {
+    for (const [at, { prepare, runOnce }] of contenders.entries()) {
+      await prepare?.();
+      const startedAt = performance.now();
+      const value = await runOnce() ?? performance.now() - startedAt;
       if (round > 0) rows[at].values.push(value);
     }
   }
-  record(title, rows, unit, noteOf?.(rows));
+  addReportSection(title, rows, unit, noteOf?.(rows));
 }
 
-/** Keeps values, and prints their medians and the ratios to the first. */
-export function record(
+/** Adds a section, and prints medians and ratios to the first row. */
+export function addReportSection(
   title: string,
-  rows: Row[],
-  unit: Unit = "ms",
+  rows: MeasuredValues[],
+  unit: MeasuredUnit = "ms",
   note?: string,
 ) {
-  sections.push({ title, unit, rows, note });
+  reportSections.push({ title, unit, rows, note });
   const first = median(rows[0].values);
   console.log(`\n${title}`);
   for (const { name, values } of rows) {
-    const spread = `(${valueText(Math.min(...values), unit)}–${
-      valueText(Math.max(...values), unit)
+    const spread = `(${formatValue(Math.min(...values), unit)}–${
+      formatValue(Math.max(...values), unit)
     })`;
     console.log(
       [
         `  ${name.padEnd(40)}`,
-        `${valueText(median(values), unit).padStart(7)} ${unit}`,
+        `${formatValue(median(values), unit).padStart(7)} ${unit}`,
         spread.padEnd(16),
         `${values.length} runs`,
         `${(median(values) / first).toFixed(2)} ×`,
@@ -90,12 +86,11 @@ export function record(
   if (note) console.log(`  ${note}`);
 }
 
-/** Writes a value without its unit. */
-export function valueText(value: number, unit: Unit): string {
+/** Formats a value without its unit. */
+export function formatValue(value: number, unit: MeasuredUnit): string {
   return value.toFixed(unit === "× the image" ? 3 : 0);
 }
 
-/** The value in the middle; of an even count, the mean of the two that are. */
 export function median(values: number[]): number {
   const sorted = values.toSorted((a, b) => a - b);
   const half = sorted.length / 2;

@@ -1,127 +1,161 @@
 /**
- * Writes what was measured into `docs/`, with a chart.
+ * Writes the results and a chart to `docs/`.
  *
  * @module
  */
 import { basename } from "@std/path";
-import { run } from "../../lib/system/process.ts";
-import { parts } from "../../tests/support/parts.ts";
-import { ROOT } from "../deno.ts";
-import { median, type Section, valueText } from "./measure.ts";
+import { runProcess } from "../../lib/system/process.ts";
+import { foundTools } from "../../tests/support/parts.ts";
+import { PROJECT_ROOT } from "../deno.ts";
+import { headlineSvg } from "./headline.ts";
+import { formatValue, median, type ReportSection } from "./measure.ts";
 
-/** How busy the host was with other work. */
-const LOAD = Deno.loadavg()[0];
+/** The host's load average at the start. */
+const HOST_LOAD = Deno.loadavg()[0];
 
-const WIDTH = 760;
-const LABEL = 300;
-const LINE = 22;
+const CHART_WIDTH = 760;
+const LABEL_WIDTH = 300;
+const LINE_HEIGHT = 22;
 
-/** What was measured once, and how. */
-interface Measured extends Section {
-  /** When, with which digest, on how busy a host. */
+/** A section with the circumstances of its measurement. */
+interface DatedSection extends ReportSection {
+  /** Date, host, load and versions. */
   how: string;
+  /** Where, and with which versions. */
+  machine: string;
 }
 
 /**
- * Keeps what was measured in `docs/performance.json`, in place of what was
- * measured of the same before, and writes `docs/performance.md` and
- * `docs/performance.svg` from all that is there.
- *
- * @param sections What was measured.
+ * Stores the sections in `docs/performance.json`, replacing earlier ones of the same
+ * title, and generates `docs/performance.md`, `docs/performance.svg` and
+ * `docs/pictures/headline.svg` from it.
  */
-export async function writeReport(sections: Section[]) {
-  const path = `${ROOT}/docs/performance`;
-  const kept: Measured[] = JSON.parse(
+export async function writeReport(sections: ReportSection[]) {
+  const path = `${PROJECT_ROOT}/docs/performance`;
+  const kept: DatedSection[] = JSON.parse(
     await Deno.readTextFile(`${path}.json`).catch(() => "[]"),
   );
   const how = [
     new Date().toISOString().slice(0, 10),
-    `load before ${LOAD.toFixed(1)}`,
-    ...await niceness(),
+    `load before ${HOST_LOAD.toFixed(1)}`,
+    ...await priorityNotes(),
     "digests: the runtime's own and `@std/crypto`",
   ].join("; ");
+  const machine = await describeHost();
   const all = new Map(kept.map((section) => [section.title, section]));
   for (const section of sections) {
     const rows = section.rows.map(({ name, values }) => ({
       name,
       values: values.map((value) => Number(value.toPrecision(4))),
     }));
-    all.set(section.title, { ...section, rows, how });
+    all.set(section.title, { ...section, rows, how, machine });
   }
   const measured = [...all.values()];
-  const page = `# Performance\n\n${TEXT}${await machine()}\n\n${CHART}${
-    measured.map(tableOf).join("\n")
-  }`;
   await Deno.writeTextFile(`${path}.json`, JSON.stringify(measured));
-  await Deno.writeTextFile(`${path}.md`, page);
-  await Deno.writeTextFile(`${path}.svg`, chartOf(measured));
-  await run(Deno.execPath(), {
+  await Deno.writeTextFile(`${path}.md`, reportPage(measured));
+  await Deno.writeTextFile(`${path}.svg`, chartSvg(measured));
+  await Deno.writeTextFile(
+    `${PROJECT_ROOT}/docs/pictures/headline.svg`,
+    headlineSvg(measured),
+  );
+  await runProcess(Deno.execPath(), {
     args: ["fmt", "-q", `${path}.md`, `${path}.json`],
   });
-  console.log(`\nwritten: ${path}.md, .svg and .json`);
+  console.log(`\nwritten: ${path}.md, .svg and .json, and headline.svg`);
 }
 
-/** Whether this had another priority than what else ran; proc_pid_stat(5). */
-async function niceness(): Promise<string[]> {
+function reportPage(measured: DatedSection[]): string {
+  const machines = Map.groupBy(measured, ({ machine }) => machine);
+  const lines = [...machines].map(([machine, there]) => {
+    const dates = new Set(there.map(({ how }) => how.slice(0, 10)));
+    return `- ${[...dates].sort().join(", ")}: ${machine}`;
+  });
+  return `# Performance\n\n${REPORT_INTRO}${
+    lines.sort().join("\n")
+  }\n\n${CHART_INTRO}${
+    measured.map(sectionTable).join("\n")
+  }\n${REPORT_LIMITS}`;
+}
+
+/** Reports this process's nice value if it is not 0 (proc_pid_stat(5)). */
+export async function priorityNotes(): Promise<string[]> {
   const stat = await Deno.readTextFile("/proc/self/stat").catch(() => "");
   const nice = stat.split(") ").at(-1)?.split(" ")[16] ?? "0";
   return nice === "0" ? [] : [`nice ${nice}`];
 }
 
-/** Which machine, and which versions. */
-async function machine(): Promise<string> {
+/** Describes the host and the versions of the programs. */
+async function describeHost(): Promise<string> {
   const cpu = /^model name\s*: (.+)$/m.exec(
     await Deno.readTextFile("/proc/cpuinfo").catch(() => ""),
   )?.[1] ?? "unknown";
   const gib = Math.round(Deno.systemMemoryInfo().total / 1024 ** 3);
   const versions = [`Deno ${Deno.version.deno}`];
   const programs: [string, string][] = [
-    [parts.oras!, "version"],
-    [parts.skopeo ?? "skopeo", "--version"],
+    [foundTools.oras!, "version"],
+    [foundTools.skopeo ?? "skopeo", "--version"],
     ["curl", "--version"],
   ];
   for (const [program, flag] of programs) {
-    const text = await run(program, { args: [flag] })
+    const text = await runProcess(program, { args: [flag] })
       .then(({ stdout }) => stdout, () => "");
     const version = /\d+\.\d+\.\d+/.exec(text)?.[0];
     if (version) versions.push(`${basename(program)} ${version}`);
   }
   const { hardwareConcurrency: processors } = navigator;
-  return `The machine: ${processors} processors (${cpu}), ${gib} GiB of memory, ${Deno.build.os} ${Deno.osRelease()}; ${
+  return `${processors} processors (${cpu}), ${gib} GiB of memory, ${Deno.build.os} ${Deno.osRelease()}; ${
     versions.join(", ")
   }.`;
 }
 
-const TEXT =
-  `What \`deno task bench\` measured: rivals in turns, in the same run; medians, with
-the least and the most, and the number of runs: one or two say little. Machines
-differ, and so does what else they do: the ratios, to the first line of each
-table, are what to quote, and those of a table whose load is far above its
-processors say little of a quiet host. Where a table says \`nice\`, the runs had
-that priority: -20 is the highest.
+const REPORT_INTRO =
+  `    deno task bench          # measure all of it: rivals in turns, in the same run
+    deno task bench cold     # a part
 
-The program is the one that users get, with JSR's packages. SHA-256 is the
-runtime's own for images of 64 MiB or more, \`@std/crypto\`'s Wasm below, and
-everywhere with \`TOOLSMITH_DIGEST=std\`.
+![Toolsmith beside what else gets and starts an image](pictures/headline.svg)
 
-\`oras pull\`, \`curl\` and \`skopeo copy\` do not sync what they write. Toolsmith's
-images are verified, synced, and in their place.
+Each table has medians, with the least and the most, and the number of runs. The
+ratios, to the first line of each table, are what to quote: machines differ.
+
+**What was measured is what users get**: the single file, with JSR's packages.
+An image of 64 MiB or more is hashed by the runtime's own SHA-256, a smaller one
+by \`@std/crypto\`'s Wasm; with \`TOOLSMITH_DIGEST=std\`, \`@std/crypto\` hashes all
+of them. The stand-in for \`@std/crypto\`, which only a checkout without JSR uses,
+appears in one table, [SHA-256 of a stream](#sha-256-of-a-stream), and nowhere
+else.
+
+The machines:
 
 `;
 
-const CHART =
+const REPORT_LIMITS = `## Limits
+
+- One or two runs say little.
+- In the headline chart, the bytes of \`oras pull\` after a kill were counted in another
+  run than Toolsmith's. A table never mixes runs.
+- Where the load is far above the processors of a machine, the figures say little
+  of a quiet host. Where a table says \`nice\`, the runs had that priority: -20 is
+  the highest.
+- \`oras pull\`, \`curl\` and \`skopeo copy\` do not sync what they write. Toolsmith's
+  images are verified, synced, and in their place.
+- A guest whose accelerator is tcg is emulated. Those figures say nothing of KVM.
+`;
+
+const CHART_INTRO =
   `![What was measured, relative to the longest of each group](performance.svg)
 
 `;
 
-function tableOf({ title, unit, rows, how, note = "" }: Measured): string {
+function sectionTable(
+  { title, unit, rows, how, note = "" }: DatedSection,
+): string {
   const first = median(rows[0].values);
   const lines = rows.map(({ name, values }) => {
     const [low, mid, high] = [
       Math.min(...values),
       median(values),
       Math.max(...values),
-    ].map((value) => valueText(value, unit));
+    ].map((value) => formatValue(value, unit));
     const ratio = (median(values) / first).toFixed(2);
     return `| ${name} | ${values.length} | ${mid} ${unit} | ${low}–${high} | ${ratio} × |`;
   });
@@ -130,12 +164,13 @@ function tableOf({ title, unit, rows, how, note = "" }: Measured): string {
     "| | runs | median | range | ratio |",
     "| --- | ---: | ---: | ---: | ---: |",
   ].concat(lines).join("\n");
-  const [, reason = ""] = WHY.find(([begin]) => title.startsWith(begin)) ?? [];
+  const [, reason = ""] =
+    FIGURE_EXPLANATIONS.find(([begin]) => title.startsWith(begin)) ?? [];
   return `## ${heading}\n\n${table}\n\n${how}. ${note} ${reason}\n`;
 }
 
-/** What bounds a figure, where that is not plain to see, by how a title begins. */
-const WHY = [
+/** Explanations of results, by the start of the section's title. */
+const FIGURE_EXPLANATIONS = [
   [
     "bytes from the registry, eight hosts",
     "A cold cache of distribution asks upstream anew for each request that comes while it is being filled; nginx joins them, with the configuration of [fleets.md](fleets.md).",
@@ -150,44 +185,44 @@ const WHY = [
   ],
   [
     "first hydrate of 1024 MiB, loopback",
-    "No image is there before the disk has it: where the disk is slower than the network, it is what bounds Toolsmith, and nobody else.",
+    "hydrate returns once the image is on the disk: a disk that is slower than the network bounds Toolsmith, and no rival.",
   ],
 ];
 
 /**
- * Draws bars, in each section relative to its longest, for a light and a dark
- * page.
- *
- * @param sections What was measured.
- * @returns An SVG.
+ * Draws a bar chart as SVG for light and dark pages; bars are relative to the longest
+ * of their section.
  */
-export function chartOf(sections: Section[]): string {
+export function chartSvg(sections: ReportSection[]): string {
   const parts: string[] = [];
   let y = 10;
   for (const { title, unit, rows } of sections) {
-    y += LINE;
+    y += LINE_HEIGHT;
     parts.push(
-      `<text x="10" y="${y}" class="b">${escape(title)}</text>`,
+      `<text x="10" y="${y}" class="b">${escapeXml(title)}</text>`,
     );
     const most = Math.max(...rows.map(({ values }) => median(values)));
     for (const { name, values } of rows) {
-      y += LINE;
+      y += LINE_HEIGHT;
       const value = median(values);
-      const length = Math.max(1, value / most * (WIDTH - LABEL - 160));
+      const length = Math.max(
+        1,
+        value / most * (CHART_WIDTH - LABEL_WIDTH - 160),
+      );
       const own = name.startsWith("toolsmith") ? ' class="own"' : "";
       parts.push(
-        `<text x="20" y="${y}">${escape(name)}</text>`,
-        `<rect x="${LABEL}" y="${y - 12}" width="${
+        `<text x="20" y="${y}">${escapeXml(name)}</text>`,
+        `<rect x="${LABEL_WIDTH}" y="${y - 12}" width="${
           length.toFixed(1)
         }" height="14" rx="2"${own}/>`,
-        `<text x="${(LABEL + length + 8).toFixed(1)}" y="${y}">${
-          valueText(value, unit)
+        `<text x="${(LABEL_WIDTH + length + 8).toFixed(1)}" y="${y}">${
+          formatValue(value, unit)
         } ${unit}</text>`,
       );
     }
     y += 8;
   }
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${CHART_WIDTH} ${
     y + 14
   }">
 <style>
@@ -203,6 +238,6 @@ ${parts.join("\n")}
 `;
 }
 
-function escape(text: string): string {
+function escapeXml(text: string): string {
   return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
 }

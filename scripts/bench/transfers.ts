@@ -1,83 +1,98 @@
 /**
- * Getting an image, beside what else gets one.
+ * Measures hydrate against oras, curl and skopeo.
  *
  * @module
  */
-import { fileChunks, sha256 } from "../../lib/system/digest.ts";
-import { spawn } from "../../lib/system/process.ts";
-import { parts } from "../../tests/support/parts.ts";
+import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
+import { spawnProcess } from "../../lib/system/process.ts";
+import { foundTools } from "../../tests/support/parts.ts";
 import { cleanEnvironment } from "../../tests/support/workspace.ts";
-import { cutRows, fleetRows } from "./counted.ts";
-import { compare, record, type Rival } from "./measure.ts";
-import { openSite, remove, type Site } from "./site.ts";
-import { RATE, startWire, type WireOptions } from "./wire.ts";
+import {
+  measureCutTransfer,
+  measureFleet,
+  measureKilledPull,
+} from "./bytes_on_wire.ts";
+import { addReportSection, type Contender, measureInTurns } from "./measure.ts";
+import {
+  openTransferBench,
+  removeIfExists,
+  type TransferBench,
+} from "./transfer_bench.ts";
+import {
+  type NetworkOptions,
+  startThrottledNetwork,
+  THROTTLED_BYTES_PER_S,
+} from "./throttled_network.ts";
 
-/** Who computes digests, by what a reader knows. */
-const ENGINES = [
+const DIGEST_ENGINES = [
   ["the runtime", "runtime"],
   ["@std/crypto", "std"],
 ] as const;
 
-/** What is measured of transfers, by name. */
-const ROWS = {
-  cold: coldRows,
-  slow: slowRows,
-  cut: cutRows,
-  crowd: crowdRows,
-  warm: warmRows,
+/** The parts of the transfer benchmark by name. */
+const MEASUREMENTS = {
+  cold: measureColdHydrate,
+  slow: measureSlowNetworks,
+  cut: measureCutTransfer,
+  "start-over": measureKilledPull,
+  crowd: measureParallelHydrates,
+  eight: measureEightAtOnce,
+  warm: measureWarmCache,
 };
 
 /**
  * Measures transfers.
  *
  * @param mib Size of the image, in MiB.
- * @param wants Tells what to measure: `cold`, `slow`, `cut`, `crowd`, `warm`,
+ * @param wants Selects `cold`, `slow`, `cut`, `start-over`, `crowd`, `eight`, `warm`,
  * `fleet`.
  */
-export async function transferRows(
+export async function measureTransfers(
   mib: number,
   wants: (name: string) => boolean,
 ) {
-  const rows = Object.entries(ROWS).filter(([name]) => wants(name));
+  const rows = Object.entries(MEASUREMENTS).filter(([name]) => wants(name));
   if (rows.length > 0) {
-    await using site = await openSite(mib);
+    await using site = await openTransferBench(mib);
     for (const [, measure] of rows) await measure(site);
   }
   if (!wants("fleet")) return;
-  // What is asked of a registry depends on no size.
-  await using small = await openSite(Math.min(mib, 128));
-  await fleetRows(small);
+  // The number of requests does not depend on the size.
+  await using small = await openTransferBench(Math.min(mib, 128));
+  await measureFleet(small);
 }
 
 /**
- * Measures memory.
+ * Measures peak memory.
  *
  * @param mib Size of the image, in MiB.
  */
-export async function memoryRows(mib: number) {
-  await using site = await openSite(mib);
+export async function measurePeakMemory(mib: number) {
+  await using site = await openTransferBench(mib);
   await site.forget();
   const idle = ["eval", "await new Promise((done) => setTimeout(done, 500))"];
-  record(`peak memory, first hydrate of ${mib} MiB`, [
-    { name: "deno, doing nothing", values: [await peakMib(site, idle)] },
+  addReportSection(`peak memory, first hydrate of ${mib} MiB`, [
+    { name: "deno, doing nothing", values: [await peakMemoryMib(site, idle)] },
     {
       name: "toolsmith hydrate",
-      values: [await peakMib(site, site.hydrate())],
+      values: [await peakMemoryMib(site, site.hydrate())],
     },
   ], "MiB");
 }
 
-/** Into memory, where no program waits for a disk, and to the disk. */
-async function coldRows(site: Site) {
+/** Measures downloads to memory (no disk waits) and to the disk. */
+async function measureColdHydrate(site: TransferBench) {
   const options = { dir: "/dev/shm", prefix: "toolsmith-bench-" };
   const memory = await Deno.makeTempDir(options).catch(() => undefined);
   if (memory !== undefined) {
-    await coldInto(site, memory).finally(() => remove(memory));
+    await measureColdHydrateInto(site, memory).finally(() =>
+      removeIfExists(memory)
+    );
   }
-  await coldInto(site, site.dir);
+  await measureColdHydrateInto(site, site.dir);
 }
 
-async function coldInto(site: Site, into: string) {
+async function measureColdHydrateInto(site: TransferBench, into: string) {
   const { mib, reference, dir, must } = site;
   const inMemory = into !== dir;
   const out = `${into}/out`;
@@ -86,124 +101,154 @@ async function coldInto(site: Site, into: string) {
     reference.split("/")[0]
   }/v2/o/i/blobs/sha256:${site.sha256}`;
   const env = { ...cleanEnvironment(), TOOLSMITH_CACHE: out };
-  const rivals: Rival[] = [
-    { name: "oras pull", once: () => must(parts.oras!, pull) },
-    ...[4, 1].map((connections): Rival => ({
+  const rivals: Contender[] = [
+    { name: "oras pull", runOnce: () => must(foundTools.oras!, pull) },
+    ...[4, 1].map((connections): Contender => ({
       name: `toolsmith hydrate, ${connections} connections`,
-      once: () => must(Deno.execPath(), site.hydrate({ connections }), { env }),
+      runOnce: () =>
+        must(Deno.execPath(), site.hydrate({ connections }), { env }),
     })),
     {
       name: "toolsmith hydrate, TOOLSMITH_DIGEST=std",
-      once: () =>
+      runOnce: () =>
         must(Deno.execPath(), site.hydrate(), {
           env: { ...env, TOOLSMITH_DIGEST: "std" },
         }),
     },
     {
       name: "oras pull && sha256sum && mv",
-      async once() {
-        await must(parts.oras!, pull);
+      async runOnce() {
+        await must(foundTools.oras!, pull);
         await must("sha256sum", [`${out}/image.qcow2`]);
         await Deno.rename(`${out}/image.qcow2`, `${out}/i`);
       },
     },
-    { name: "curl", once: () => must("curl", ["-sf", "-o", out, blob]) },
-    ...ENGINES.map(([name, engine]): Rival => ({
+    { name: "curl", runOnce: () => must("curl", ["-sf", "-o", out, blob]) },
+    ...DIGEST_ENGINES.map(([name, engine]): Contender => ({
       name: `SHA-256 alone, ${name}`,
-      once: async () =>
-        void await sha256(fileChunks(`${dir}/image.qcow2`), engine),
+      runOnce: async () =>
+        void await sha256OfChunks(readFileChunks(`${dir}/image.qcow2`), engine),
     })),
   ];
   if (!inMemory) {
     rivals.splice(1, 0, {
       name: "oras pull, and the sync of it",
-      async once() {
-        await must(parts.oras!, pull);
+      async runOnce() {
+        await must(foundTools.oras!, pull);
         using file = await Deno.open(`${out}/image.qcow2`);
         await file.syncData();
       },
     });
   }
-  if (parts.skopeo) {
+  if (foundTools.skopeo) {
     const args = ["copy", "-q", "--src-tls-verify=false"];
     const copy = [...args, `docker://${reference}`, `dir:${out}`];
     rivals.push({
       name: "skopeo copy",
-      once: () => must(parts.skopeo!, copy),
+      runOnce: () => must(foundTools.skopeo!, copy),
     });
   }
   const where = inMemory ? ", into memory" : "";
-  await compare(
+  await measureInTurns(
     `first hydrate of ${mib} MiB, loopback${where}`,
-    rivals.map((rival) => ({ ...rival, before: () => remove(out) })),
+    rivals.map((rival) => ({ ...rival, before: () => removeIfExists(out) })),
   );
-  await remove(out);
+  await removeIfExists(out);
 }
 
-/** The same, over networks that hold each connection back. */
-async function slowRows(site: Site) {
-  const networks: [string, WireOptions][] = [
-    ["60 MiB/s a connection", { rate: RATE }],
+/** Measures downloads over throttled connections. */
+async function measureSlowNetworks(site: TransferBench) {
+  const networks: [string, NetworkOptions][] = [
+    ["60 MiB/s a connection", { rate: THROTTLED_BYTES_PER_S }],
     ["60 MiB/s a connection, round trips of 20 ms", {
-      rate: RATE,
+      rate: THROTTLED_BYTES_PER_S,
       roundTripMs: 20,
     }],
   ];
   for (const [title, options] of networks) {
-    await using wire = startWire(site.host, options);
+    await using wire = startThrottledNetwork(site.host, options);
     await site.name(wire.host);
     const pull = ["pull", "--plain-http", "--no-tty", "-o", "pulled"];
-    await compare(`first hydrate of ${site.mib} MiB, ${title}`, [
-      ...[4, 1].map((connections): Rival => ({
+    await measureInTurns(`first hydrate of ${site.mib} MiB, ${title}`, [
+      ...[4, 1].map((connections): Contender => ({
         name: `toolsmith hydrate, ${connections} connections`,
-        before: site.forget,
-        once: async () =>
+        prepare: site.forget,
+        runOnce: async () =>
           await site.must(Deno.execPath(), site.hydrate({ connections })),
       })),
       {
         name: "oras pull",
-        before: () => remove(`${site.dir}/pulled`),
-        once: () => site.must(parts.oras!, [...pull, `${wire.host}/o/i:1`]),
+        prepare: () => removeIfExists(`${site.dir}/pulled`),
+        runOnce: () =>
+          site.must(foundTools.oras!, [...pull, `${wire.host}/o/i:1`]),
       },
     ]);
   }
   await site.name(site.host);
 }
 
-async function crowdRows(site: Site) {
+async function measureParallelHydrates(site: TransferBench) {
   const args = site.hydrate();
   const crowd = (count: number) => async () => {
     const one = () => site.must(Deno.execPath(), args);
     await Promise.all(Array.from({ length: count }, one));
   };
-  await compare(`first hydrate of ${site.mib} MiB, several at once`, [
-    { name: "one", before: site.forget, once: crowd(1) },
-    { name: "eight", before: site.forget, once: crowd(8) },
+  await measureInTurns(`first hydrate of ${site.mib} MiB, several at once`, [
+    { name: "one", prepare: site.forget, runOnce: crowd(1) },
+    { name: "eight", prepare: site.forget, runOnce: crowd(8) },
   ]);
 }
 
-async function warmRows(site: Site) {
+/** Eight at once, where each would otherwise fetch and check by itself. */
+async function measureEightAtOnce(site: TransferBench) {
+  const eight = (one: (at: number) => Promise<void>) => async () =>
+    void await Promise.all(Array.from({ length: 8 }, (_, at) => one(at)));
+  const pull = ["pull", "--plain-http", "--no-tty", site.reference, "-o"];
+  await measureInTurns(`first hydrate of ${site.mib} MiB, eight at once`, [
+    {
+      name: "toolsmith hydrate",
+      prepare: site.forget,
+      runOnce: eight(() => site.must(Deno.execPath(), site.hydrate())),
+    },
+    {
+      name: "oras pull && sha256sum && mv",
+      prepare: () => removeIfExists(`${site.dir}/pulled`),
+      runOnce: eight(async (at) => {
+        const out = `${site.dir}/pulled/${at}`;
+        await site.must(foundTools.oras!, [...pull, out]);
+        await site.must("sha256sum", [`${out}/image.qcow2`]);
+        await Deno.rename(`${out}/image.qcow2`, `${out}/i`);
+      }),
+    },
+  ]);
+  await removeIfExists(`${site.dir}/pulled`);
+}
+
+async function measureWarmCache(site: TransferBench) {
   const args = site.hydrate();
   await site.must(Deno.execPath(), args);
-  await compare(`hydrate of ${site.mib} MiB that are cached`, [
+  await measureInTurns(`hydrate of ${site.mib} MiB that are cached`, [
     {
       name: "deno eval 0",
-      once: () => site.must(Deno.execPath(), ["eval", "0"]),
+      runOnce: () => site.must(Deno.execPath(), ["eval", "0"]),
     },
     {
       name: "toolsmith hydrate",
-      once: () => site.must(Deno.execPath(), args),
+      runOnce: () => site.must(Deno.execPath(), args),
     },
     {
       name: "sha256sum",
-      once: () => site.must("sha256sum", ["image.qcow2"]),
+      runOnce: () => site.must("sha256sum", ["image.qcow2"]),
     },
   ]);
 }
 
-/** The most memory that a process has had, as Linux counts it. */
-async function peakMib(site: Site, args: string[]): Promise<number> {
-  const child = spawn(Deno.execPath(), {
+/** Returns a process's peak memory (VmHWM). */
+async function peakMemoryMib(
+  site: TransferBench,
+  args: string[],
+): Promise<number> {
+  const child = spawnProcess(Deno.execPath(), {
     args,
     cwd: site.dir,
     env: cleanEnvironment(),

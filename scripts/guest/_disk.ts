@@ -4,32 +4,32 @@
  *
  * @module
  */
-import { writeAll } from "../../lib/system/streams.ts";
-import { must } from "./_programs.ts";
+import { writeAll } from "../../lib/system/write_all.ts";
+import { runOrThrow } from "./_programs.ts";
 
 /** Bytes. */
 export const MEBIBYTE = 2 ** 20;
 /** Bytes. */
 export const SECTOR = 512;
-/** FAT16 needs some 4,100 clusters, in MiB. */
-const MIN_FAT = 16;
-/** Where the first partition begins, in MiB. */
-export const FIRST_MEBIBYTE = 1;
+/** FAT16 needs at least about 4,100 clusters, in MiB. */
+const MIN_FAT16_MIB = 16;
+/** Offset of the first partition, in MiB. */
+export const FIRST_PARTITION_MIB = 1;
 /**
- * Makes a FAT16 file system, to be put at {@linkcode FIRST_MEBIBYTE}.
+ * Makes a FAT16 file system, to be put at {@linkcode FIRST_PARTITION_MIB}.
  *
  * Needs `--allow-run=mkfs.vfat`, `--allow-write`.
  *
  * @param path Its file.
- * @param size In MiB; see {@linkcode fatSize}.
+ * @param size In MiB; see {@linkcode fatSizeMib}.
  */
-export async function fatPartition(
+export async function makeFatPartition(
   path: string,
   size: number,
 ): Promise<string> {
-  await emptyFile(path, size);
-  const hidden = `${FIRST_MEBIBYTE * MEBIBYTE / SECTOR}`;
-  await must("mkfs.vfat", {
+  await makeSparseFile(path, size);
+  const hidden = `${FIRST_PARTITION_MIB * MEBIBYTE / SECTOR}`;
+  await runOrThrow("mkfs.vfat", {
     args: ["-F", "16", "-h", hidden, "--invariant", path],
   });
   return path;
@@ -42,25 +42,25 @@ export async function fatPartition(
  *
  * @param files Their paths.
  */
-export function fatSize(files: string[]): number {
+export function fatSizeMib(files: string[]): number {
   const bytes = files.map((path) => Deno.statSync(path).size)
     .reduce((sum, size) => sum + size, 0);
-  return Math.max(MIN_FAT, Math.ceil(bytes * 1.1 / MEBIBYTE) + 4);
+  return Math.max(MIN_FAT16_MIB, Math.ceil(bytes * 1.1 / MEBIBYTE) + 4);
 }
 
-/** What {@linkcode partition} makes. */
+/** What {@linkcode partitionDisk} makes. */
 export interface Partition {
-  /** sfdisk's name or number for what is in it. */
+  /** sfdisk's name or number of the partition type. */
   type: string;
-  /** In MiB. @default {undefined} all that is left, but for the last MiB */
+  /** In MiB. @default {undefined} the rest of the disk, except the last MiB */
   size?: number;
-  /** Mark it as the one that a BIOS starts from. @default {false} */
+  /** Sets the MBR's boot flag. @default {false} */
   bootable?: boolean;
 }
 
 /**
  * Writes a partition table; the first partition is at
- * {@linkcode FIRST_MEBIBYTE}.
+ * {@linkcode FIRST_PARTITION_MIB}.
  *
  * Needs `--allow-run=sfdisk`.
  *
@@ -68,21 +68,21 @@ export interface Partition {
  * @param label Kind of the table.
  * @param partitions The partitions, which follow each other.
  */
-export async function partition(
+export async function partitionDisk(
   disk: string,
   label: "dos" | "gpt",
   partitions: Partition[],
 ): Promise<void> {
   const lines = partitions.map(({ type, size, bootable }, index) =>
     [
-      ...index === 0 ? [`start=${FIRST_MEBIBYTE}MiB`] : [],
+      ...index === 0 ? [`start=${FIRST_PARTITION_MIB}MiB`] : [],
       ...size ? [`size=${size}MiB`] : [],
       `type=${type}`,
       ...bootable ? ["bootable"] : [],
     ].join(", ")
   );
   const id = label === "dos" ? "label-id: 0x746f6f6c\n" : "";
-  await must("sfdisk", {
+  await runOrThrow("sfdisk", {
     args: ["--quiet", disk],
     input: `label: ${label}\n${id}${lines.join("\n")}\n`,
   });
@@ -94,10 +94,10 @@ export async function partition(
  * Needs `--allow-write`.
  *
  * @param path The file.
- * @param offset Where, in bytes.
- * @param bytes What.
+ * @param offset In bytes.
+ * @param bytes The bytes to write.
  */
-export async function splice(
+export async function copyFileInto(
   path: string,
   offset: number,
   bytes: Uint8Array,
@@ -108,7 +108,7 @@ export async function splice(
 }
 
 /**
- * Makes a file of zeros that takes no room.
+ * Makes a sparse file of zeros.
  *
  * Needs `--allow-write`.
  *
@@ -116,21 +116,27 @@ export async function splice(
  * @param size In MiB.
  * @returns The path.
  */
-export async function emptyFile(path: string, size: number): Promise<string> {
+export async function makeSparseFile(
+  path: string,
+  size: number,
+): Promise<string> {
   await Deno.writeFile(path, new Uint8Array());
   await Deno.truncate(path, size * MEBIBYTE);
   return path;
 }
 
 /**
- * Makes a compressed QCOW2 of a disk.
+ * Converts a raw disk to a compressed QCOW2.
  *
  * Needs `--allow-run=qemu-img`.
  *
  * @param disk The disk's file.
  * @param image The QCOW2.
  */
-export async function compress(disk: string, image: string): Promise<void> {
+export async function compressToQcow2(
+  disk: string,
+  image: string,
+): Promise<void> {
   const args = ["-q", "-c", "-W", "-m", "4", "-f", "raw", "-O", "qcow2"];
-  await must("qemu-img", { args: ["convert", ...args, disk, image] });
+  await runOrThrow("qemu-img", { args: ["convert", ...args, disk, image] });
 }

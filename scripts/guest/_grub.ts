@@ -5,53 +5,53 @@
  */
 import { join } from "@std/path";
 import {
-  compress,
-  emptyFile,
-  fatPartition,
-  fatSize,
-  FIRST_MEBIBYTE,
+  compressToQcow2,
+  copyFileInto,
+  fatSizeMib,
+  FIRST_PARTITION_MIB,
+  makeFatPartition,
+  makeSparseFile,
   MEBIBYTE,
-  partition,
+  partitionDisk,
   SECTOR,
-  splice,
 } from "./_disk.ts";
-import { must } from "./_programs.ts";
+import { runOrThrow } from "./_programs.ts";
 
 /** Where a disk is written. */
 export interface DiskOptions {
-  /** Where to write what is needed on the way, and the image. */
+  /** Directory for temporary files and the image. */
   dir: string;
-  /** The image's file name in it. */
+  /** The image's file name. */
   image: string;
 }
 
-/** A program that runs before the kernel, made by `grub-mkimage`. */
-interface Grub {
-  /** GRUB's name for the system that it runs on. */
+/** Arguments of `grub-mkimage`. */
+interface GrubImageOptions {
+  /** GRUB's name of the target platform. */
   format: "i386-pc" | "x86_64-efi" | "arm64-efi";
-  /** What it does; nobody is asked anything. */
+  /** The embedded script, which needs no input. */
   config: string;
-  /** Its parts, besides those that these need. */
+  /** Modules to include; their dependencies follow. */
   modules: string[];
-  /** Where its parts are. @default {"/usr/lib/grub/<format>"} */
+  /** Directory of the modules. @default {"/usr/lib/grub/<format>"} */
   parts?: string;
 }
 
-/** What a disk with a root file system offers its guest, in MiB. */
-const DISK_SIZE = 2048;
-/** The part of it that holds the boot loader for EFI, in MiB. */
-const ESP_SIZE = 16;
-/** The loader's first sector; the partition table follows it. */
+/** Size of a disk with a root file system, in MiB. */
+const DISK_MIB = 2048;
+/** Size of the EFI system partition, in MiB. */
+const ESP_MIB = 16;
+/** Boot code in the first sector; the partition table follows. */
 const LOADER_BYTES = 440;
 
-/** Finds the root file system by its label, whatever disk it is on. */
+/** GRUB script: finds the root file system by its label. */
 const START_ROOT = `search.fs_label root root
 linux /vmlinuz root=LABEL=root ro console=ttyS0 quiet
 initrd /initrd.img
 boot
 `;
 
-/** The kernel lies beside the boot loader. */
+/** GRUB script: the kernel is in the EFI system partition. */
 const START_ESP = `search.file /initrd.gz root
 linux /vmlinuz console=ttyAMA0 quiet panic=-1
 initrd /initrd.gz
@@ -59,101 +59,112 @@ boot
 `;
 
 /**
- * Makes a disk from a tree with a kernel in it, that a BIOS boots: an MBR, GRUB
- * before the first partition, and an ext4 file system labelled `root`.
+ * Builds a BIOS-bootable disk from a directory tree with a kernel: an MBR, GRUB before
+ * the first partition, and an ext4 file system labelled `root`.
  *
  * Needs `--allow-run`, `--allow-read`, `--allow-write`.
  *
  * @param tree The files, with their owners.
  * @param options Where to write.
  */
-export async function biosDisk(
+export async function buildBiosDisk(
   tree: string,
   options: DiskOptions,
 ): Promise<void> {
-  const disk = await emptyFile(join(options.dir, "disk.raw"), DISK_SIZE);
-  await partition(disk, "dos", [{ type: "83", bootable: true }]);
-  const core = await grub(options.dir, {
+  const disk = await makeSparseFile(join(options.dir, "disk.raw"), DISK_MIB);
+  await partitionDisk(disk, "dos", [{ type: "83", bootable: true }]);
+  const core = await makeGrubImage(options.dir, {
     format: "i386-pc",
     config: START_ROOT,
     modules: ["biosdisk", "part_msdos", "ext2", "search_label", "linux"],
   });
   const boot = await Deno.readFile("/usr/lib/grub/i386-pc/boot.img");
-  await splice(disk, 0, boot.subarray(0, LOADER_BYTES));
-  // Unpatched, the first sector loads the rest from the one that follows it.
-  await splice(disk, SECTOR, await Deno.readFile(core));
-  await rootFileSystem(disk, tree, FIRST_MEBIBYTE);
-  await compress(disk, join(options.dir, options.image));
+  await copyFileInto(disk, 0, boot.subarray(0, LOADER_BYTES));
+  // GRUB's first sector loads the rest from the sectors that follow it.
+  await copyFileInto(disk, SECTOR, await Deno.readFile(core));
+  await writeRootFileSystem(disk, tree, FIRST_PARTITION_MIB);
+  await compressToQcow2(disk, join(options.dir, options.image));
 }
 
 /**
- * Makes a disk from a tree with a kernel in it, that UEFI alone boots: a GPT, a
- * system partition with GRUB, and an ext4 file system labelled `root`.
+ * Builds a UEFI-bootable disk from a directory tree with a kernel: a GPT, an EFI system
+ * partition with GRUB, and an ext4 file system labelled `root`.
  *
  * Needs `--allow-run`, `--allow-read`, `--allow-write`.
  *
  * @param tree The files, with their owners.
  * @param options Where to write.
  */
-export async function efiDisk(
+export async function buildEfiDisk(
   tree: string,
   options: DiskOptions,
 ): Promise<void> {
-  const disk = await emptyFile(join(options.dir, "disk.raw"), DISK_SIZE);
-  await partition(disk, "gpt", [
-    { type: "uefi", size: ESP_SIZE },
+  const disk = await makeSparseFile(join(options.dir, "disk.raw"), DISK_MIB);
+  await partitionDisk(disk, "gpt", [
+    { type: "uefi", size: ESP_MIB },
     { type: "linux" },
   ]);
-  const program = await grub(options.dir, {
+  const program = await makeGrubImage(options.dir, {
     format: "x86_64-efi",
     config: START_ROOT,
     modules: ["part_gpt", "ext2", "search_label", "linux"],
   });
-  const esp = await fatPartition(join(options.dir, "esp.img"), ESP_SIZE);
+  const esp = await makeFatPartition(join(options.dir, "esp.img"), ESP_MIB);
   await copyIntoEsp(esp, program, "BOOTX64.EFI");
-  await splice(disk, FIRST_MEBIBYTE * MEBIBYTE, await Deno.readFile(esp));
-  await rootFileSystem(disk, tree, FIRST_MEBIBYTE + ESP_SIZE);
-  await compress(disk, join(options.dir, options.image));
+  await copyFileInto(
+    disk,
+    FIRST_PARTITION_MIB * MEBIBYTE,
+    await Deno.readFile(esp),
+  );
+  await writeRootFileSystem(disk, tree, FIRST_PARTITION_MIB + ESP_MIB);
+  await compressToQcow2(disk, join(options.dir, options.image));
 }
 
 /**
- * Makes a disk that UEFI boots on arm64: a GPT with a system partition, which
- * holds GRUB, the kernel and its memory disk.
+ * Builds a UEFI-bootable disk for arm64: a GPT with an EFI system partition that holds
+ * GRUB, the kernel and its initramfs.
  *
  * Needs `--allow-run`, `--allow-read`, `--allow-write`.
  *
- * @param files The kernel, `vmlinuz`, and its memory disk, `initrd.gz`.
- * @param options Where to write, and where GRUB's parts for arm64 are.
+ * @param files The kernel, `vmlinuz`, and its initramfs, `initrd.gz`.
+ * @param options Where to write, and where GRUB's arm64 modules are.
  */
-export async function arm64Disk(
+export async function buildArm64Disk(
   files: string[],
   options: DiskOptions & { grubParts: string },
 ): Promise<void> {
-  const program = await grub(options.dir, {
+  const program = await makeGrubImage(options.dir, {
     format: "arm64-efi",
     config: START_ESP,
     modules: ["part_gpt", "fat", "search_fs_file", "linux"],
     parts: options.grubParts,
   });
-  const size = fatSize([program, ...files]);
-  const disk = await emptyFile(
+  const size = fatSizeMib([program, ...files]);
+  const disk = await makeSparseFile(
     join(options.dir, "disk.raw"),
-    FIRST_MEBIBYTE + size + 1,
+    FIRST_PARTITION_MIB + size + 1,
   );
-  await partition(disk, "gpt", [{ type: "uefi", size }]);
-  const esp = await fatPartition(join(options.dir, "esp.img"), size);
+  await partitionDisk(disk, "gpt", [{ type: "uefi", size }]);
+  const esp = await makeFatPartition(join(options.dir, "esp.img"), size);
   await copyIntoEsp(esp, program, "BOOTAA64.EFI");
-  await must("mcopy", { args: ["-i", esp, ...files, "::/"] });
-  await splice(disk, FIRST_MEBIBYTE * MEBIBYTE, await Deno.readFile(esp));
-  await compress(disk, join(options.dir, options.image));
+  await runOrThrow("mcopy", { args: ["-i", esp, ...files, "::/"] });
+  await copyFileInto(
+    disk,
+    FIRST_PARTITION_MIB * MEBIBYTE,
+    await Deno.readFile(esp),
+  );
+  await compressToQcow2(disk, join(options.dir, options.image));
 }
 
-async function grub(dir: string, options: Grub): Promise<string> {
+async function makeGrubImage(
+  dir: string,
+  options: GrubImageOptions,
+): Promise<string> {
   const { format, config, modules } = options;
   const { parts = `/usr/lib/grub/${format}` } = options;
   const [image, script] = [join(dir, "grub"), join(dir, "grub.cfg")];
   await Deno.writeTextFile(script, config);
-  await must("grub-mkimage", {
+  await runOrThrow("grub-mkimage", {
     args: ["-O", format, "-d", parts, "-p", "/", "-c", script, "-o", image]
       .concat(modules),
   });
@@ -161,14 +172,16 @@ async function grub(dir: string, options: Grub): Promise<string> {
 }
 
 async function copyIntoEsp(esp: string, program: string, name: string) {
-  await must("mmd", { args: ["-i", esp, "::/EFI", "::/EFI/BOOT"] });
-  await must("mcopy", { args: ["-i", esp, program, `::/EFI/BOOT/${name}`] });
+  await runOrThrow("mmd", { args: ["-i", esp, "::/EFI", "::/EFI/BOOT"] });
+  await runOrThrow("mcopy", {
+    args: ["-i", esp, program, `::/EFI/BOOT/${name}`],
+  });
 }
 
-/** Fills the rest of a disk, but for its last MiB, where a GPT has its copy. */
-async function rootFileSystem(disk: string, tree: string, start: number) {
-  const size = DISK_SIZE - start - 1;
-  await must("mke2fs", {
+/** Fills the rest of a disk except its last MiB, which holds the backup GPT. */
+async function writeRootFileSystem(disk: string, tree: string, start: number) {
+  const size = DISK_MIB - start - 1;
+  await runOrThrow("mke2fs", {
     args: ["-q", "-t", "ext4", "-L", "root", "-d", tree, "-E"]
       .concat(`offset=${start * MEBIBYTE}`, disk, `${size}M`),
   });

@@ -4,29 +4,33 @@
  * @module
  */
 import { ToolsmithError } from "../../lib/errors.ts";
-import { type Output, run, type RunOptions } from "../../lib/system/process.ts";
+import {
+  type ProcessResult,
+  runProcess,
+  type RunProcessOptions,
+} from "../../lib/system/process.ts";
 
 /**
- * Runs a program that must succeed. It is looked for where an ordinary user's
- * PATH does not lead, too.
+ * Runs a program and throws if it fails. Also searches the sbin directories, which
+ * are not on an ordinary user's PATH.
  *
  * Needs `--allow-run` for it, `--allow-env=PATH`.
  *
  * @param program The program.
  * @param options Its arguments, its input.
- * @throws {ToolsmithError} `failed` with what it said, or what to install.
+ * @throws {ToolsmithError} `failed` with the program's error, or what to install.
  */
-export async function must(
+export async function runOrThrow(
   program: string,
-  options: RunOptions,
-): Promise<Output> {
-  const output = await run(program, {
+  options: RunProcessOptions,
+): Promise<ProcessResult> {
+  const output = await runProcess(program, {
     ...options,
     env: { PATH: `${Deno.env.get("PATH")}:/usr/sbin:/sbin`, ...options.env },
   }).catch((cause) => {
     if (!(cause instanceof Deno.errors.NotFound)) throw cause;
     throw new ToolsmithError("failed", `${program} not found`, {
-      hint: "deno run -A scripts/setup.ts installs what is needed",
+      hint: "install the missing programs: deno run -A scripts/setup.ts",
       cause,
     });
   });

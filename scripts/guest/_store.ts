@@ -1,23 +1,23 @@
 /**
- * Where guests are kept once they are built: `.cache/guest/`, in directories
- * that are named by all that decides what is in them.
+ * A store of built guests in `.cache/guest/`; a hash of all inputs names each
+ * directory.
  *
  * @module
  */
 import { join, resolve } from "@std/path";
-import { lock } from "../../lib/system/lock.ts";
-import { must } from "./_programs.ts";
+import { acquireFileLock } from "../../lib/system/lock.ts";
+import { runOrThrow } from "./_programs.ts";
 
-const STORE = resolve(import.meta.dirname!, "../../.cache/guest");
+const GUEST_STORE_DIR = resolve(import.meta.dirname!, "../../.cache/guest");
 
-/** The guests of one kind; disposing it lets another process build them. */
+/** The guests of one kind; disposing it releases the lock. */
 export interface GuestStore extends Disposable {
   /**
-   * Builds a directory, or finds it built already.
+   * Builds a directory unless it exists.
    *
-   * @param name Names the directory, and with it all that is in it.
-   * @param build Fills a directory that is empty.
-   * @param keep The files to keep of it.
+   * @param name The directory's name, with a hash of all inputs.
+   * @param build Fills an empty directory.
+   * @param keep The files to keep.
    * @returns Absolute path of the directory.
    */
   directory(
@@ -28,44 +28,42 @@ export interface GuestStore extends Disposable {
 }
 
 /**
- * Opens the store for one kind of guest, waiting while another process builds
- * that kind.
+ * Opens and locks the store for one kind of guest.
  *
  * Needs `--allow-read` and `--allow-write`.
  *
- * @param kind Names the kind.
- * @param root Where guests are kept. @default {".cache/guest"}
+ * @param root The store's directory. @default {".cache/guest"}
  */
-export async function openStore(
+export async function openGuestStore(
   kind: string,
-  root = STORE,
+  root = GUEST_STORE_DIR,
 ): Promise<GuestStore> {
   await Deno.mkdir(root, { recursive: true });
   const prefix = `.staging-${kind}-`;
-  const held = await lock(join(root, `.${kind}.lock`), {
+  const held = await acquireFileLock(join(root, `.${kind}.lock`), {
     onWait: () => console.error(`waiting for another build of ${kind}`),
   });
   return {
     async directory(name, build, keep) {
       const dir = join(root, name);
-      if (await exists(dir)) return dir;
-      // Under the lock, so what lies here was left by a build that was cut off.
+      if (await pathExists(dir)) return dir;
+      // The lock is held, so a staging directory is from an interrupted build.
       for (const { name } of Deno.readDirSync(root)) {
-        if (name.startsWith(prefix)) await remove(join(root, name));
+        if (name.startsWith(prefix)) await removeIfExists(join(root, name));
       }
-      // A program of that build may live on: it gets no other to write into.
+      // A program of that build may still run: use a new directory.
       const staging = join(root, `${prefix}${crypto.randomUUID()}`);
       await Deno.mkdir(staging);
       try {
         await build(staging);
         for (const entry of Deno.readDirSync(staging)) {
           if (!keep.includes(entry.name)) {
-            await remove(join(staging, entry.name));
+            await removeIfExists(join(staging, entry.name));
           }
         }
         await Deno.rename(staging, dir);
       } finally {
-        await remove(staging);
+        await removeIfExists(staging);
       }
       return dir;
     },
@@ -74,11 +72,9 @@ export async function openStore(
 }
 
 /**
- * A short name for what decides the contents of a guest.
- *
- * @param parts All of it.
+ * Hashes all inputs of a guest to a short key.
  */
-export async function keyOf(
+export async function guestKey(
   parts: (string | Uint8Array<ArrayBuffer>)[],
 ): Promise<string> {
   const bytes = await new Blob(parts.flatMap((part) => [part, "\0"])).bytes();
@@ -87,13 +83,13 @@ export async function keyOf(
 }
 
 /**
- * The text of files of `scripts/guest/`: a guest is built anew when it changes.
+ * Reads files of `scripts/guest/`, which are part of a guest's key.
  *
  * Needs `--allow-read`.
  *
- * @param names Names of files, and of directories of files.
+ * @param names Files and directories.
  */
-export async function textOf(names: string[]): Promise<string> {
+export async function readSourceTexts(names: string[]): Promise<string> {
   const paths = names.map((name) => join(import.meta.dirname!, name))
     .flatMap((path) =>
       Deno.statSync(path).isFile ? [path] : Array.from(
@@ -106,23 +102,25 @@ export async function textOf(names: string[]): Promise<string> {
 }
 
 /**
- * The versions of installed packages that guests are built from.
+ * Returns the versions of installed packages, which are part of a guest's key.
  *
  * Needs `--allow-run=dpkg-query`.
  *
  * @param packages Names of Debian packages.
  */
-export async function installedVersions(packages: string[]): Promise<string> {
-  const { stdout } = await must("dpkg-query", {
+export async function installedPackageVersions(
+  packages: string[],
+): Promise<string> {
+  const { stdout } = await runOrThrow("dpkg-query", {
     args: ["-W", "-f", "${Package} ${Version}\n", ...packages],
   });
   return stdout;
 }
 
-async function exists(path: string): Promise<boolean> {
+async function pathExists(path: string): Promise<boolean> {
   return await Deno.stat(path).then(() => true, () => false);
 }
 
-async function remove(path: string) {
+async function removeIfExists(path: string) {
   await Deno.remove(path, { recursive: true }).catch(() => {});
 }

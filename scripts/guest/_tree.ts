@@ -1,28 +1,27 @@
 /**
- * Trees of Debian's packages, made by mmdebstrap: apt resolves them as on a
- * machine of their own, so this host's packages play no part.
+ * Builds directory trees of Debian packages with mmdebstrap, whose apt ignores this
+ * host's packages.
  *
  * @module
  */
-import { must } from "./_programs.ts";
+import { runOrThrow } from "./_programs.ts";
 
-/** What {@linkcode makeTree} takes. */
-export interface TreeOptions {
-  /** Where to make it. */
+/** What {@linkcode makeDebianTree} takes. */
+export interface DebianTreeOptions {
   dir: string;
-  /** Debian packages, brought with those that they need. */
+  /** Debian packages; their dependencies are added. */
   packages: string[];
   /**
-   * An architecture whose programs this host cannot run: packages are unpacked
-   * and not set up. @default {undefined} this host's
+   * A foreign architecture: packages are unpacked but not configured.
+   * @default {undefined} this host's
    */
   foreign?: string;
 }
 
-const RELEASE = "bookworm";
+const DEBIAN_RELEASE = "bookworm";
 
-/** Files that a test guest has no use for: half of what would be there. */
-const LEFT_OUT = [
+/** Files that a test guest does not need, half of the total. */
+const EXCLUDED_PATHS = [
   "/usr/share/doc/*",
   "/usr/share/info/*",
   "/usr/share/locale/*",
@@ -37,7 +36,7 @@ const LEFT_OUT = [
   "/lib/modules/*/kernel/sound/*",
 ];
 
-/** An initramfs with the drivers of QEMU's devices rather than with all. */
+/** Limits the initramfs to the drivers of QEMU's devices. */
 const SMALL_INITRAMFS = `set -e
 mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"
 echo MODULES=list >"$1/etc/initramfs-tools/conf.d/toolsmith"
@@ -45,52 +44,56 @@ printf '%s\\n' virtio_pci virtio_blk ext4 \\
   >"$1/usr/share/initramfs-tools/modules.d/toolsmith"`;
 
 /**
- * Makes a tree of packages.
+ * Builds a directory tree of Debian packages.
  *
  * Needs `--allow-run`, and root.
  *
- * @param options Where, and of what.
- * @throws {ToolsmithError} `failed` with what mmdebstrap said.
+ * @throws {ToolsmithError} `failed` with mmdebstrap's error.
  */
-export async function makeTree(options: TreeOptions): Promise<void> {
+export async function makeDebianTree(
+  options: DebianTreeOptions,
+): Promise<void> {
   const { dir, packages, foreign } = options;
   const kind = foreign
     ? ["--variant=extract", `--architectures=${foreign}`]
     : ["--variant=minbase", `--essential-hook=${SMALL_INITRAMFS}`];
-  await must("unshare", {
+  await runOrThrow("unshare", {
     args: [
-      // What is mounted in the tree goes with mmdebstrap, however that ends.
+      // A mount namespace: mounts in the tree end with mmdebstrap.
       ...["--mount", "mmdebstrap", "--quiet"],
       "--mode=root",
       "--format=directory",
       ...kind,
       `--include=${packages.join(",")}`,
-      ...LEFT_OUT.map((path) => `--dpkgopt=path-exclude=${path}`),
-      ...[RELEASE, dir, ...await sources()],
+      ...EXCLUDED_PATHS.map((path) => `--dpkgopt=path-exclude=${path}`),
+      ...[DEBIAN_RELEASE, dir, ...await aptSources()],
     ],
     timeoutMs: 20 * 60_000,
   });
 }
 
 /**
- * The versions that apt offers of some packages: what a tree of them is made
- * of. Packages that it does not know are left out.
+ * Returns the candidate versions of packages in apt; unknown packages are skipped.
  *
  * Needs `--allow-run=apt-cache`.
  *
  * @param packages Their names.
  */
-export async function offeredVersions(packages: string[]): Promise<string> {
-  const { stdout } = await must("apt-cache", { args: ["policy", ...packages] });
+export async function offeredPackageVersions(
+  packages: string[],
+): Promise<string> {
+  const { stdout } = await runOrThrow("apt-cache", {
+    args: ["policy", ...packages],
+  });
   return stdout.match(/^\S+:$|^ +Candidate: .*$/gm)?.join("\n") ?? "";
 }
 
 /**
- * Where this host's apt takes Debian's packages from; none where it is set up
- * for another release, and mmdebstrap knows the way.
+ * Returns this host's apt sources for the release; none if the host runs another
+ * one, so that mmdebstrap uses its default.
  */
-async function sources(): Promise<string[]> {
-  const { stdout } = await must("apt-get", {
+async function aptSources(): Promise<string[]> {
+  const { stdout } = await runOrThrow("apt-get", {
     args: [
       ...["indextargets", "--no-release-info"],
       ...["--format", "$(ORIGIN) $(CODENAME) $(REPO_URI) $(RELEASE)"],
@@ -99,7 +102,7 @@ async function sources(): Promise<string[]> {
   });
   const lines = stdout.split("\n").map((line) => line.split(" "))
     .filter(([origin, codename = ""]) =>
-      origin === "Debian" && codename.split("-")[0] === RELEASE
+      origin === "Debian" && codename.split("-")[0] === DEBIAN_RELEASE
     )
     .map(([, , uri, suite]) => `deb ${uri} ${suite} main`);
   return [...new Set(lines)];

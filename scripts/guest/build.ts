@@ -13,45 +13,43 @@
  * @module
  */
 import { dirname, join, resolve } from "@std/path";
-import { ParsedFlags } from "../../lib/cli/flag_values.ts";
-import type { CommandSpec } from "../../lib/cli/spec.ts";
+import { repeatableFlag, valueFlag } from "../../lib/cli/flag.ts";
+import { parseCommandArgs } from "../../lib/cli/command_line.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { setup } from "../setup.ts";
-import { remedyOf } from "../setup/parts.ts";
+import { setUpTools } from "../setup.ts";
+import { installHint } from "../setup/parts.ts";
 import {
-  compress,
-  emptyFile,
-  fatPartition,
-  fatSize,
-  FIRST_MEBIBYTE,
+  compressToQcow2,
+  copyFileInto,
+  fatSizeMib,
+  FIRST_PARTITION_MIB,
+  makeFatPartition,
+  makeSparseFile,
   MEBIBYTE,
-  partition,
-  splice,
+  partitionDisk,
 } from "./_disk.ts";
-import { must } from "./_programs.ts";
-import { keyOf, openStore, textOf } from "./_store.ts";
-import { type AddedFile, buildRoot } from "./root.ts";
+import { runOrThrow } from "./_programs.ts";
+import { guestKey, openGuestStore, readSourceTexts } from "./_store.ts";
+import { type AddedFile, buildInitramfs } from "./root.ts";
 
-/** What {@linkcode buildGuest} takes. */
+/** Options of {@linkcode buildGuest}. */
 export interface BuildGuestOptions {
-  /** More arguments for the kernel. @default {""} */
+  /** Additional kernel arguments. @default {""} */
   append?: string;
-  /** Files to add; programs bring their libraries. @default {[]} */
+  /** Files to add; libraries of programs are added too. @default {[]} */
   add?: AddedFile[];
 }
 
-/** On a busy host an emulated timer is late, which the kernel takes for a broken one. */
+/** `no_timer_check`: on a busy host the kernel takes a late emulated timer for a broken one. */
 const KERNEL_ARGS = "console=ttyS0 quiet panic=-1 no_timer_check";
-/** Where the partition table begins, in bytes. */
+/** Offset of the partition table, in bytes. */
 const LOADER_BYTES = 440;
 
 /**
- * Builds the guest, or finds it built already. Safe to run at the same time
- * from several processes.
+ * Builds the guest unless it exists. Safe to run from several processes at once.
  *
  * Needs `--allow-all`, as it runs many programs.
  *
- * @param options What differs from the usual guest.
  * @returns Absolute path of the image. It is kept for later runs: copy it
  * rather than write to it.
  * @throws {ToolsmithError} `failed` when a program is missing or fails.
@@ -60,52 +58,52 @@ export async function buildGuest(
   options: BuildGuestOptions = {},
 ): Promise<string> {
   const { append = "", add = [] } = options;
-  const packages = await unpackedPackages();
-  using store = await openStore("guest");
-  const rootKey = await keyOf([
+  const packages = await unpackGuestPackages();
+  using store = await openGuestStore("guest");
+  const rootKey = await guestKey([
     await Deno.readTextFile(join(packages, "packages")),
-    await textOf(["build.ts", "root.ts", "_disk.ts", "files"]),
+    await readSourceTexts(["build.ts", "root.ts", "_disk.ts", "files"]),
     ...await Promise.all(
       add.map(async ({ source, target }) =>
-        `${target} ${await keyOf([await Deno.readFile(source)])}`
+        `${target} ${await guestKey([await Deno.readFile(source)])}`
       ),
     ),
   ]);
   const tree = join(packages, "root");
   const base = await store.directory(
     `base-${rootKey}`,
-    (dir) => buildRoot({ tree }, add, dir),
+    (dir) => buildInitramfs({ tree }, add, dir),
     ["vmlinuz", "initrd.gz"],
   );
   const loader = join(tree, "usr/lib/syslinux/mbr/mbr.bin");
   const kernelArgs = `${KERNEL_ARGS} ${append}`.trim();
   const dir = await store.directory(
-    `${rootKey}-${await keyOf([append])}`,
+    `${rootKey}-${await guestKey([append])}`,
     (dir) => buildDisk({ base, loader, kernelArgs }, dir),
     ["guest.qcow2"],
   );
   return join(dir, "guest.qcow2");
 }
 
-/** Brings the packages, and QEMU's tool for images. */
-async function unpackedPackages(): Promise<string> {
-  const { guest, qemuImg } = await setup(["guest", "qemuImg"]);
+/** Unpacks the guest's packages and makes sure that qemu-img exists. */
+async function unpackGuestPackages(): Promise<string> {
+  const { guest, qemuImg } = await setUpTools(["guest", "qemuImg"]);
   if (guest && qemuImg) return resolve(guest, "../..");
   const missing = guest ? "qemuImg" : "guest";
   throw new ToolsmithError("failed", `Cannot build the guest: no ${missing}`, {
-    hint: remedyOf(missing),
+    hint: installHint(missing),
   });
 }
 
 interface DiskSources {
-  /** The directory of the kernel and its memory disk. */
+  /** The directory of the kernel and its initramfs. */
   base: string;
-  /** The code that a BIOS starts. */
+  /** The MBR boot code. */
   loader: string;
   kernelArgs: string;
 }
 
-/** A disk with one FAT partition, which syslinux boots the kernel from. */
+/** Builds a disk with one FAT partition, from which syslinux boots the kernel. */
 async function buildDisk(sources: DiskSources, dir: string) {
   const { base, loader, kernelArgs } = sources;
   const config = join(dir, "syslinux.cfg");
@@ -115,47 +113,54 @@ async function buildDisk(sources: DiskSources, dir: string) {
       `  INITRD /initrd.gz\n  APPEND ${kernelArgs}\n`,
   );
   const files = [join(base, "vmlinuz"), join(base, "initrd.gz"), config];
-  const size = fatSize(files);
-  const part = await fatPartition(join(dir, "part.img"), size);
-  await must("mcopy", { args: ["-i", part, ...files, "::/"] });
-  await must("syslinux", { args: ["--install", part] });
+  const size = fatSizeMib(files);
+  const part = await makeFatPartition(join(dir, "part.img"), size);
+  await runOrThrow("mcopy", { args: ["-i", part, ...files, "::/"] });
+  await runOrThrow("syslinux", { args: ["--install", part] });
 
-  const disk = await emptyFile(join(dir, "disk.img"), FIRST_MEBIBYTE + size);
-  await partition(disk, "dos", [{ type: "e", size, bootable: true }]);
+  const disk = await makeSparseFile(
+    join(dir, "disk.img"),
+    FIRST_PARTITION_MIB + size,
+  );
+  await partitionDisk(disk, "dos", [{ type: "e", size, bootable: true }]);
   const code = await Deno.readFile(loader);
-  await splice(disk, 0, code.subarray(0, LOADER_BYTES));
-  await splice(disk, FIRST_MEBIBYTE * MEBIBYTE, await Deno.readFile(part));
-  await compress(disk, join(dir, "guest.qcow2"));
+  await copyFileInto(disk, 0, code.subarray(0, LOADER_BYTES));
+  await copyFileInto(
+    disk,
+    FIRST_PARTITION_MIB * MEBIBYTE,
+    await Deno.readFile(part),
+  );
+  await compressToQcow2(disk, join(dir, "guest.qcow2"));
 }
 
-const SPEC: CommandSpec = {
+const BUILD_GUEST_COMMAND = {
   name: "build.ts",
   usage: "[--add FILE[:/PATH/IN/GUEST]]… [--append KERNEL_ARGS] [OUT.qcow2]",
   summary: "build the test guest",
-  flags: [
-    {
-      name: "add",
-      value: "FILE[:/PATH/IN/GUEST]",
-      many: true,
-      help: "a program to put into it, with what it needs",
-    },
-    { name: "append", value: "KERNEL_ARGS", help: "more for the kernel" },
-  ],
-  positionals: [0, 1],
+  flags: {
+    add: repeatableFlag(
+      "add FILE[:/PATH/IN/GUEST]",
+      "add a program with its libraries to the guest",
+      parseAddedFile,
+    ),
+    append: valueFlag("append KERNEL_ARGS", "add kernel arguments"),
+  },
+  positionalCount: [0, 1] as [number, number],
 };
 
+function parseAddedFile(text: string): AddedFile {
+  const [source, ...rest] = text.split(":");
+  const path = rest.join(":") || `/usr/bin/${source.split("/").at(-1)}`;
+  if (!path.startsWith("/")) throw usageError(`not an absolute path: ${path}`);
+  if (!isFile(source)) throw usageError(`not a file: ${source}`);
+  return { source: resolve(source), target: path };
+}
+
 async function main(args: string[]): Promise<number> {
-  const given = new ParsedFlags(SPEC, args);
-  const [target, ...more] = given.positionals;
-  if (given.has("help") || more.length > 0) throw usage("");
-  const add = given.texts("add").map((text): AddedFile => {
-    const [source, ...rest] = text.split(":");
-    const path = rest.join(":") || `/usr/bin/${source.split("/").at(-1)}`;
-    if (!path.startsWith("/")) throw usage(`not an absolute path: ${path}`);
-    if (!isFile(source)) throw usage(`not a file: ${source}`);
-    return { source: resolve(source), target: path };
-  });
-  const image = await buildGuest({ append: given.text("append"), add });
+  const read = parseCommandArgs(BUILD_GUEST_COMMAND, args);
+  if (!read) throw usageError("");
+  const { given, words: { positionals: [target] } } = read;
+  const image = await buildGuest(given);
   if (target !== undefined) {
     await Deno.mkdir(dirname(resolve(target)), { recursive: true });
     await Deno.copyFile(image, target);
@@ -172,7 +177,7 @@ function isFile(path: string): boolean {
   }
 }
 
-function usage(message: string): ToolsmithError {
+function usageError(message: string): ToolsmithError {
   return new ToolsmithError("usage", message);
 }
 
@@ -183,7 +188,9 @@ if (import.meta.main) {
     if (!(error instanceof ToolsmithError)) throw error;
     if (error.message) console.error(`Error: ${error.message}`);
     const usage = error.code === "usage";
-    const hint = usage ? `scripts/guest/build.ts ${SPEC.usage}` : error.hint;
+    const hint = usage
+      ? `scripts/guest/build.ts ${BUILD_GUEST_COMMAND.usage}`
+      : error.hint;
     if (hint) console.error(hint);
     Deno.exitCode = error.exitStatus;
   }

@@ -1,105 +1,106 @@
 /**
- * Builds guests of Debian 12, which are to Toolsmith what its users have: with
- * systemd and a guest agent, or as a cloud offers them, or for arm64.
+ * Builds Debian 12 guests like those of users: with systemd and a guest agent, as cloud
+ * images, or for arm64.
  *
  *     deno run -A scripts/guest/debian.ts agent
  *     deno run -A scripts/guest/debian.ts cloud-uefi dist/image.qcow2
  *
  * It needs root on Debian or Ubuntu on x86_64, and prints the image's path. What
- * it builds is kept in `.cache/guest/`. No loop device and no mount is left or
- * needed.
+ * it builds is kept in `.cache/guest/`. It needs no loop devices or mounts.
  *
  * @module
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { dirname, join, resolve } from "@std/path";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { arm64Disk, biosDisk, efiDisk } from "./_grub.ts";
-import { installedVersions, keyOf, openStore, textOf } from "./_store.ts";
-import { makeTree, offeredVersions } from "./_tree.ts";
-import { buildRoot } from "./root.ts";
+import { buildArm64Disk, buildBiosDisk, buildEfiDisk } from "./_grub.ts";
+import {
+  guestKey,
+  installedPackageVersions,
+  openGuestStore,
+  readSourceTexts,
+} from "./_store.ts";
+import { makeDebianTree, offeredPackageVersions } from "./_tree.ts";
+import { buildInitramfs } from "./root.ts";
 
-/** Which guest. */
-export type DebianKind = keyof typeof KINDS;
+export type DebianKind = keyof typeof RECIPE_BY_KIND;
 
-/** How guests of one or more kinds are built, out of one tree. */
-interface Recipe {
+/** Builds the guests of one or more kinds from one directory tree. */
+interface DebianGuestRecipe {
   /** Debian packages. */
   packages: string[];
-  /** The host's packages that end up in the images. */
+  /** Host packages whose files are copied into the images. */
   loaders: string[];
-  /** The files of `scripts/guest/` that decide what comes out. */
+  /** Files of `scripts/guest/` that are part of the guest's key. */
   files: string[];
-  /** Writes the images. */
   build: (dir: string, packages: string[]) => Promise<void>;
-  /** Their names. */
   images: string[];
 }
 
-const COMMON = ["debian.ts", "_disk.ts", "_grub.ts", "_tree.ts"];
-const BASE = ["systemd-sysv", "udev", "dbus", "iproute2"];
+const COMMON_SOURCE_FILES = ["debian.ts", "_disk.ts", "_grub.ts", "_tree.ts"];
+const BASE_PACKAGES = ["systemd-sysv", "udev", "dbus", "iproute2"];
 
-/** What Debian's cloud images have of its installer's work. */
+/** The fstab of Debian's cloud images. */
 const FSTAB = "LABEL=root / ext4 defaults 0 1\n";
 
-/** An address for a card that is plugged in later. */
+/** systemd-networkd: DHCP for a hot-plugged network card. */
 const DHCP = "[Match]\nType=ether\n\n[Network]\nDHCP=yes\n";
 
-const AGENT: Recipe = {
+const AGENT_RECIPE: DebianGuestRecipe = {
   packages: [
-    ...BASE,
+    ...BASE_PACKAGES,
     ...["linux-image-amd64", "qemu-guest-agent", "python3", "git"],
   ],
   loaders: ["grub-pc-bin"],
-  files: COMMON,
+  files: COMMON_SOURCE_FILES,
   images: ["agent.qcow2"],
   async build(dir, packages) {
     const tree = join(dir, "tree");
-    await makeTree({ dir: tree, packages });
-    await configure(tree, { "etc/systemd/network/wired.network": DHCP });
+    await makeDebianTree({ dir: tree, packages });
+    await configureTree(tree, { "etc/systemd/network/wired.network": DHCP });
     const service = "systemd-networkd.service";
     await Deno.symlink(
       `/lib/systemd/system/${service}`,
       join(tree, `etc/systemd/system/multi-user.target.wants/${service}`),
     );
-    await biosDisk(tree, { dir, image: "agent.qcow2" });
+    await buildBiosDisk(tree, { dir, image: "agent.qcow2" });
   },
 };
 
-const CLOUD: Recipe = {
+const CLOUD_RECIPE: DebianGuestRecipe = {
   packages: [
-    ...BASE,
+    ...BASE_PACKAGES,
     ...["linux-image-cloud-amd64", "cloud-init", "ca-certificates"],
     ...["ifupdown", "isc-dhcp-client"],
   ],
   loaders: ["grub-pc-bin", "grub-efi-amd64-bin"],
-  files: COMMON,
+  files: COMMON_SOURCE_FILES,
   images: ["cloud.qcow2", "cloud-uefi.qcow2"],
   async build(dir, packages) {
     const tree = join(dir, "tree");
-    await makeTree({ dir: tree, packages });
-    await configure(tree, {
+    await makeDebianTree({ dir: tree, packages });
+    await configureTree(tree, {
       "etc/cloud/cloud.cfg.d/90_datasources.cfg":
         "datasource_list: [ NoCloud, None ]\n",
     });
-    await biosDisk(tree, { dir, image: "cloud.qcow2" });
-    await efiDisk(tree, { dir, image: "cloud-uefi.qcow2" });
+    await buildBiosDisk(tree, { dir, image: "cloud.qcow2" });
+    await buildEfiDisk(tree, { dir, image: "cloud-uefi.qcow2" });
   },
 };
 
-const ARM64: Recipe = {
+const ARM64_RECIPE: DebianGuestRecipe = {
   packages: [
     ...["linux-image-arm64", "busybox-static", "qemu-guest-agent"],
     "grub-efi-arm64-bin",
   ],
   loaders: [],
-  files: [...COMMON, "root.ts", "files"],
+  files: [...COMMON_SOURCE_FILES, "root.ts", "files"],
   images: ["arm64.qcow2"],
   async build(dir, packages) {
     const tree = join(dir, "tree");
-    await makeTree({ dir: tree, packages, foreign: "arm64" });
-    await buildRoot({ tree, foreign: true, console: "ttyAMA0" }, [], dir);
-    await arm64Disk([join(dir, "vmlinuz"), join(dir, "initrd.gz")], {
+    await makeDebianTree({ dir: tree, packages, foreign: "arm64" });
+    await buildInitramfs({ tree, foreign: true, console: "ttyAMA0" }, [], dir);
+    await buildArm64Disk([join(dir, "vmlinuz"), join(dir, "initrd.gz")], {
       dir,
       image: "arm64.qcow2",
       grubParts: join(tree, "usr/lib/grub/arm64-efi"),
@@ -107,20 +108,19 @@ const ARM64: Recipe = {
   },
 };
 
-const KINDS = {
+const RECIPE_BY_KIND = {
   /** systemd, the usual kernel, guest agent, python3 and git; BIOS. */
-  agent: AGENT,
+  agent: AGENT_RECIPE,
   /** The cloud kernel and cloud-init, no guest agent; BIOS. */
-  cloud: CLOUD,
+  cloud: CLOUD_RECIPE,
   /** The same, which UEFI alone boots. */
-  "cloud-uefi": CLOUD,
+  "cloud-uefi": CLOUD_RECIPE,
   /** The small guest of `build.ts`, for arm64; UEFI. */
-  arm64: ARM64,
+  arm64: ARM64_RECIPE,
 };
 
 /**
- * Builds a guest, or finds it built already. Safe to run at the same time from
- * several processes.
+ * Builds a guest unless it exists. Safe to run from several processes at once.
  *
  * Needs `--allow-all`, as it runs many programs; and root.
  *
@@ -131,18 +131,21 @@ const KINDS = {
  * without root.
  */
 export async function buildDebian(kind: DebianKind): Promise<string> {
-  const { packages, loaders, files, images, build } = KINDS[kind];
-  // The kinds of one recipe are built, and kept, together.
+  const { packages, loaders, files, images, build } = RECIPE_BY_KIND[kind];
+  // All kinds of a recipe are built and stored together.
   const name = images[0].replace(".qcow2", "");
-  using store = await openStore(name);
-  const key = await keyOf([
-    await textOf(files),
-    await offeredVersions(packages),
-    await installedVersions(["grub-common", ...loaders]),
+  using store = await openGuestStore(name);
+  const key = await guestKey([
+    await readSourceTexts(files),
+    await offeredPackageVersions(packages),
+    await installedPackageVersions(["grub-common", ...loaders]),
   ]);
   const dir = await store.directory(`${name}-${key}`, async (staging) => {
     if (Deno.uid() !== 0) {
-      throw new ToolsmithError("failed", "Only root can build Debian guests");
+      throw new ToolsmithError(
+        "failed",
+        "Cannot build a Debian guest: root is needed",
+      );
     }
     console.error(`building the guest ${name}, which takes some minutes`);
     await build(staging, packages);
@@ -150,12 +153,12 @@ export async function buildDebian(kind: DebianKind): Promise<string> {
   return join(dir, `${kind}.qcow2`);
 }
 
-/** Writes what the packages leave to an installer. */
-async function configure(tree: string, files: Record<string, string>) {
+/** Writes the configuration files that an installer would write. */
+async function configureTree(tree: string, files: Record<string, string>) {
   const all = {
     "etc/fstab": FSTAB,
     "etc/hostname": "debian\n",
-    // Empty: each machine makes one of its own, without a first boot's work.
+    // Empty: each VM generates its own id, without systemd's first-boot steps.
     "etc/machine-id": "",
     ...files,
   };
@@ -168,10 +171,10 @@ async function main(args: string[]): Promise<number> {
   const { _: [kind, target, ...more] } = parseArgs(args, {
     string: ["_"],
     unknown: (_: string, name?: string) => {
-      if (name !== undefined) throw usage(`there is no option --${name}`);
+      if (name !== undefined) throw usageError(`unknown flag --${name}`);
     },
   }) as { _: string[] };
-  if (!isKind(kind) || more.length > 0) throw usage("");
+  if (!isDebianKind(kind) || more.length > 0) throw usageError("");
   const image = await buildDebian(kind);
   if (target !== undefined) {
     await Deno.mkdir(dirname(resolve(target)), { recursive: true });
@@ -181,13 +184,13 @@ async function main(args: string[]): Promise<number> {
   return 0;
 }
 
-function isKind(kind: string | undefined): kind is DebianKind {
-  return Object.keys(KINDS).some((name) => name === kind);
+function isDebianKind(kind: string | undefined): kind is DebianKind {
+  return Object.keys(RECIPE_BY_KIND).some((name) => name === kind);
 }
 
-function usage(message: string): ToolsmithError {
+function usageError(message: string): ToolsmithError {
   return new ToolsmithError("usage", message, {
-    hint: `debian.ts ${Object.keys(KINDS).join("|")} [OUT.qcow2]`,
+    hint: `debian.ts ${Object.keys(RECIPE_BY_KIND).join("|")} [OUT.qcow2]`,
   });
 }
 

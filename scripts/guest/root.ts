@@ -1,34 +1,34 @@
 /**
- * Puts together what the guest's memory disk holds: busybox, the guest agent,
- * the kernel's drivers, and the files of `scripts/guest/files/`.
+ * Builds the guest's initramfs: busybox, the guest agent, kernel modules, and the
+ * files of `scripts/guest/files/`.
  *
  * @module
  */
 import { basename, dirname, join } from "@std/path";
-import { run } from "../../lib/system/process.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import { libraryDirs } from "../setup/unpack.ts";
-import { must } from "./_programs.ts";
+import { runOrThrow } from "./_programs.ts";
 
-/** What the guest consists of. */
-export interface RootSources {
-  /** A tree of packages: the kernel and its drivers, busybox, the guest agent. */
+/** Where the initramfs's files come from. */
+export interface InitramfsSources {
+  /** A directory tree with kernel, modules, busybox and guest agent. */
   tree: string;
-  /** The tree is of an architecture that this host cannot run. @default {false} */
+  /** Whether the tree is of a foreign architecture. @default {false} */
   foreign?: boolean;
   /** The serial console. @default {"ttyS0"} */
   console?: string;
 }
 
-/** A file of this machine that the guest gets. */
+/** A file of this host to add to the guest. */
 export interface AddedFile {
-  /** Its path here. */
+  /** Its path on this host. */
   source: string;
   /** Its absolute path in the guest. */
   target: string;
 }
 
-/** The drivers, each brought with those that it depends on. */
-const MODULES = [
+/** Kernel modules; their dependencies are added. */
+const DRIVER_MODULES = [
   "virtio_pci",
   "virtio_blk",
   "virtio_console",
@@ -40,8 +40,8 @@ const MODULES = [
   "evdev",
 ];
 
-/** Files of `scripts/guest/files/`, and their places. */
-const FILES: Record<string, string> = {
+/** Files of `scripts/guest/files/` and their paths in the guest. */
+const GUEST_FILES: Record<string, string> = {
   init: "init",
   inittab: "etc/inittab",
   agent: "etc/agent",
@@ -51,7 +51,7 @@ const FILES: Record<string, string> = {
   shutdown: "sbin/shutdown",
 };
 
-const DIRS = [
+const GUEST_DIRS = [
   "bin",
   "sbin",
   "usr/bin",
@@ -72,30 +72,32 @@ const DIRS = [
  *
  * Needs `--allow-run`, `--allow-read`, `--allow-write`.
  *
- * @param sources What to take; lists of the drivers are written into the tree.
- * @param added Files besides those that every guest has.
- * @param dir Where to write; other files in it are left behind.
+ * @param sources Where files come from; module lists are written into the tree.
+ * @param added Additional files.
+ * @param dir Output directory; temporary files remain in it.
  */
-export async function buildRoot(
-  sources: RootSources,
+export async function buildInitramfs(
+  sources: InitramfsSources,
   added: AddedFile[],
   dir: string,
 ): Promise<void> {
   const { tree, foreign = false, console = "ttyS0" } = sources;
   const boot = join(tree, "boot");
-  const [image] = names(boot).filter((name) => name.startsWith("vmlinuz-"));
+  const [image] = namesInOrder(boot).filter((name) =>
+    name.startsWith("vmlinuz-")
+  );
   await Deno.copyFile(join(boot, image), join(dir, "vmlinuz"));
 
   const root = join(dir, "root");
-  for (const name of DIRS) {
+  for (const name of GUEST_DIRS) {
     await Deno.mkdir(join(root, name), { recursive: true });
   }
   await addModules(tree, image.slice("vmlinuz-".length), root);
   await addBusybox(root, tree);
   const agent = "usr/sbin/qemu-ga";
-  if (foreign) await addForeign(root, tree, agent);
-  else await add(root, join(tree, agent), `/${agent}`, tree);
-  for (const [name, target] of Object.entries(FILES)) {
+  if (foreign) await copyForeignLibraries(root, tree, agent);
+  else await copyWithLibraries(root, join(tree, agent), `/${agent}`, tree);
+  for (const [name, target] of Object.entries(GUEST_FILES)) {
     const place = join(root, target);
     const text = await Deno.readTextFile(
       `${import.meta.dirname}/files/${name}`,
@@ -109,18 +111,18 @@ export async function buildRoot(
   );
   await Deno.writeTextFile(join(root, "etc/group"), "root:x:0:\n");
   for (const { source, target } of added) {
-    await add(root, source, target, tree);
+    await copyWithLibraries(root, source, target, tree);
   }
-  await pack(root, join(dir, "initrd.gz"));
+  await packInitramfs(root, join(dir, "initrd.gz"));
 }
 
-/** The drivers in one directory, and a list in the order of their loading. */
+/** Copies the modules to one directory with a list in load order. */
 async function addModules(tree: string, release: string, root: string) {
-  await must("depmod", { args: ["-b", tree, release] });
+  await runOrThrow("depmod", { args: ["-b", tree, release] });
   const order: string[] = [];
-  for (const module of MODULES) {
+  for (const module of DRIVER_MODULES) {
     const args = ["-d", tree, "-S", release, "--show-depends", module];
-    const { stdout } = await must("modprobe", { args });
+    const { stdout } = await runOrThrow("modprobe", { args });
     for (const [, path] of stdout.matchAll(/^insmod (\S+)/gm)) {
       if (order.includes(basename(path))) continue;
       order.push(basename(path));
@@ -131,24 +133,29 @@ async function addModules(tree: string, release: string, root: string) {
   await Deno.writeTextFile(join(root, "lib/modules/order"), list);
 }
 
-/** Links are made here rather than at boot, where they would cost a second. */
+/** Makes busybox's links here, as making them at boot takes a second. */
 async function addBusybox(root: string, tree: string) {
   const binary = join(root, "bin/busybox");
   await Deno.copyFile(join(tree, "bin/busybox"), binary);
   await Deno.chmod(binary, 0o755);
-  const { stdout } = await must("busybox", { args: ["--list-full"] });
+  const { stdout } = await runOrThrow("busybox", { args: ["--list-full"] });
   for (const applet of stdout.trim().split("\n")) {
     await Deno.mkdir(join(root, dirname(applet)), { recursive: true });
     await Deno.symlink("/bin/busybox", join(root, applet)).catch(() => {});
   }
 }
 
-/** Copies a file, and the libraries that a program needs: the tree's, or this host's. */
-async function add(root: string, source: string, target: string, tree: string) {
+/** Copies a file with its libraries, from the tree or from this host. */
+async function copyWithLibraries(
+  root: string,
+  source: string,
+  target: string,
+  tree: string,
+) {
   const files = new Map([[target, source]]);
   const dirs = libraryDirs(tree).map((dir) => join(tree, dir));
-  // Scripts and static programs make ldd fail, and need nothing else.
-  const { stdout } = await run("ldd", {
+  // ldd fails for scripts and static programs, which need no libraries.
+  const { stdout } = await runProcess("ldd", {
     args: [source],
     env: { LD_LIBRARY_PATH: dirs.join(":") },
   });
@@ -164,17 +171,21 @@ async function add(root: string, source: string, target: string, tree: string) {
 }
 
 /**
- * Copies a program that this host cannot run, and the libraries whose names are
- * in it: `ldd` would have to run it.
+ * Copies a foreign program and the libraries whose names occur in it, as `ldd` would
+ * have to run the program.
  */
-async function addForeign(root: string, tree: string, program: string) {
-  const { stdout } = await must("find", {
+async function copyForeignLibraries(
+  root: string,
+  tree: string,
+  program: string,
+) {
+  const { stdout } = await runOrThrow("find", {
     args: [tree, "-name", "*.so.[0-9]*", "-not", "-type", "d"],
   });
   const libraries = new Map(
     stdout.trim().split("\n").map((path) => [basename(path), path]),
   );
-  // The loader looks in /lib after the directories of its architecture.
+  // The dynamic loader also searches /lib.
   const wanted = new Map([[program, join(tree, program)]]);
   for (const [target, source] of wanted) {
     await Deno.copyFile(source, join(root, target));
@@ -186,14 +197,14 @@ async function addForeign(root: string, tree: string, program: string) {
   }
 }
 
-/** The same files give the same bytes. */
-async function pack(root: string, target: string) {
-  await must("find", {
+/** Packs the initramfs reproducibly. */
+async function packInitramfs(root: string, target: string) {
+  await runOrThrow("find", {
     args: [root, "-exec", "touch", "-h", "-d", "@0", "{}", "+"],
   });
-  const list = await must("find", { args: [".", "-print0"], cwd: root });
+  const list = await runOrThrow("find", { args: [".", "-print0"], cwd: root });
   const sorted = list.stdout.split("\0").filter(Boolean).sort();
-  await must("cpio", {
+  await runOrThrow("cpio", {
     args: [
       "-o",
       "-H",
@@ -208,10 +219,10 @@ async function pack(root: string, target: string) {
     input: sorted.map((name) => `${name}\0`).join(""),
     cwd: root,
   });
-  await must("gzip", { args: ["-n", "-9", `${target}.cpio`] });
+  await runOrThrow("gzip", { args: ["-n", "-9", `${target}.cpio`] });
   await Deno.rename(`${target}.cpio.gz`, target);
 }
 
-function names(dir: string): string[] {
+function namesInOrder(dir: string): string[] {
   return Array.from(Deno.readDirSync(dir), (entry) => entry.name);
 }

@@ -1,36 +1,34 @@
 /**
- * What the program relies on of `@std/crypto` besides its types: how it takes a
- * stream, and how fast it is. A stand-in that is faster would hide how slow the
- * program is where it is used.
+ * Probes what the program relies on in `@std/crypto` besides its types: how it reads
+ * streams, and its speed. A faster replacement would hide slowness in tests.
  *
  * @module
  */
 import type { StdCrypto } from "./signatures.ts";
 
 /** `crypto.subtle.digest`. */
-export type DigestOf = StdCrypto["crypto"]["subtle"]["digest"];
+export type DigestFunction = StdCrypto["crypto"]["subtle"]["digest"];
 
-/** How a digest takes a stream. */
-export interface Behaviour {
-  /** How many chunks it asks for at a time, at most. */
+/** How a digest function reads a stream. */
+export interface DigestBehaviour {
+  /** Maximum number of chunks read ahead. */
   ahead: number;
-  /** Whether it is right, with chunks of many sizes in the same buffer. */
+  /** Whether it is correct for chunks of varying sizes in a reused buffer. */
   isRight: boolean;
-  /** Whether it rejects with what the stream throws. */
+  /** Whether it rejects with the stream's error. */
   passesErrors: boolean;
 }
 
 const MIB = 1024 * 1024;
-/** How many times as fast one of the same class may be. */
-const SAME_CLASS = 2;
+/** Maximum speed ratio between the replacement and the real one. */
+const MAX_SPEED_RATIO = 2;
 
 /**
- * Finds out how a digest takes a stream.
- *
- * @param digest The digest.
- * @returns What it does.
+ * Probes how a digest function reads a stream.
  */
-export async function behaviourOf(digest: DigestOf): Promise<Behaviour> {
+export async function probeDigestBehaviour(
+  digest: DigestFunction,
+): Promise<DigestBehaviour> {
   const sizes = [...Array(130).keys(), 65536, MIB];
   const bytes = new Uint8Array(sizes.reduce((sum, size) => sum + size));
   bytes.forEach((_, at) => bytes[at] = at * at >> 8);
@@ -53,7 +51,7 @@ export async function behaviourOf(digest: DigestOf): Promise<Behaviour> {
   const failing = (): Promise<never> => Promise.reject(error);
   return {
     ahead,
-    isRight: hex(actual) === hex(expected),
+    isRight: toHex(actual) === toHex(expected),
     passesErrors: await digest("SHA-256", {
       [Symbol.asyncIterator]: () => ({ next: failing }),
     }).then(() => false, (thrown) => thrown === error),
@@ -61,13 +59,15 @@ export async function behaviourOf(digest: DigestOf): Promise<Behaviour> {
 }
 
 /**
- * Measures a digest.
+ * Measures a digest function.
  *
- * @param digest The digest.
  * @param chunk Size of the chunks, in bytes.
- * @returns How fast it is, in MiB/s.
+ * @returns Its speed, in MiB/s.
  */
-export async function speedOf(digest: DigestOf, chunk: number) {
+export async function measureDigestSpeed(
+  digest: DigestFunction,
+  chunk: number,
+) {
   const count = 128 * MIB / chunk;
   const bytes = new Uint8Array(chunk).fill(7);
   const begun = performance.now();
@@ -81,21 +81,19 @@ export async function speedOf(digest: DigestOf, chunk: number) {
 }
 
 /**
- * Compares a stand-in with the real digest.
+ * Compares the behaviour and speed of the replacement with the real digest.
  *
- * @param standIn Its behaviour, and its speed.
- * @param real Those of the real one.
- * @returns A sentence for a report.
+ * @returns A sentence for the report.
  */
-export function verdict(
-  standIn: { behaviour: Behaviour; speed: number },
-  real: { behaviour: Behaviour; speed: number },
+export function compareDigestSpeed(
+  standIn: { behaviour: DigestBehaviour; speed: number },
+  real: { behaviour: DigestBehaviour; speed: number },
 ): string {
   const [its, wanted] = [standIn, real].map(({ behaviour }) =>
     JSON.stringify(behaviour)
   );
   const ratio = standIn.speed / real.speed;
-  const same = ratio < SAME_CLASS && ratio > 1 / SAME_CLASS;
+  const same = ratio < MAX_SPEED_RATIO && ratio > 1 / MAX_SPEED_RATIO;
   return `The stand-in, for networks with npm alone, takes streams ${
     its === wanted ? "as the real one does" : `as ${its}, not as ${wanted}`
   }, and is ${ratio.toFixed(2)} × as fast: ${
@@ -103,6 +101,6 @@ export function verdict(
   }.`;
 }
 
-function hex(bytes: ArrayBuffer): string {
+function toHex(bytes: ArrayBuffer): string {
   return new Uint8Array(bytes).toHex();
 }

@@ -1,6 +1,6 @@
 /**
- * Takes the standard library from a checkout of denoland/std, where jsr.io cannot
- * be reached and the real packages are wanted, WebAssembly included.
+ * Writes an import map for a checkout of denoland/std, to use the real packages,
+ * WebAssembly included, when jsr.io is unreachable.
  *
  *     export TOOLSMITH_DEV_IMPORTS=$(deno run -A scripts/deno.ts run -A scripts/npm/checkout.ts DIR)
  *     deno task check
@@ -8,28 +8,28 @@
  * @module
  */
 import { dirname } from "@std/path";
-import { isOlder } from "../../lib/oci/oras_version.ts";
-import { ROOT } from "../deno.ts";
+import { isOlderVersion } from "../../lib/oci/oras_version.ts";
+import { PROJECT_ROOT } from "../deno.ts";
 import { VERSIONS } from "./signatures.ts";
 
-/** What a `deno.json` says of a package. */
-interface Package {
+/** A package's `deno.json`. */
+interface PackageConfig {
   name: string;
   version: string;
   exports: string | Record<string, string>;
 }
 
 /**
- * Writes an import map that leads to a checkout.
+ * Writes an import map to the files of a checkout.
  *
  * @param dir The checkout.
  * @param map Where to write it.
  * @returns The map's path, for `TOOLSMITH_DEV_IMPORTS`.
  * @throws When a package is missing or older than `deno.json` demands.
  */
-export async function checkoutMap(
+export async function checkoutImportMap(
   dir: string,
-  map = `${ROOT}/.cache/std_import_map.json`,
+  map = `${PROJECT_ROOT}/.cache/std_import_map.json`,
 ): Promise<string> {
   const root = await Deno.realPath(dir);
   const { workspace } = await readJson(`${root}/deno.json`);
@@ -38,7 +38,7 @@ export async function checkoutMap(
   for (const member of workspace as string[]) {
     const home = new URL(`file://${root}/${member}/`);
     const path = new URL("deno.json", home);
-    const { name, version, exports }: Package = await readJson(path);
+    const { name, version, exports }: PackageConfig = await readJson(path);
     versions.set(name, version);
     const entries = typeof exports === "string" ? { ".": exports } : exports;
     for (const [entry, file] of Object.entries(entries)) {
@@ -48,10 +48,12 @@ export async function checkoutMap(
   for (const [name, wanted] of Object.entries(VERSIONS)) {
     const version = versions.get(name) ?? "none";
     const [major] = wanted.split(".");
-    if (version.startsWith(`${major}.`) && !isOlder(version, wanted)) continue;
+    if (version.startsWith(`${major}.`) && !isOlderVersion(version, wanted)) {
+      continue;
+    }
     throw new Error(`${dir} has ${name} ${version}; deno.json: ^${wanted}`);
   }
-  const npm = await readJson(`${ROOT}/scripts/npm/import_map.json`);
+  const npm = await readJson(`${PROJECT_ROOT}/scripts/npm/import_map.json`);
   for (const [name, target] of Object.entries<string>(npm.imports)) {
     if (!name.startsWith("@std/")) imports[name] = target;
   }
@@ -67,7 +69,7 @@ async function readJson(path: string | URL) {
 if (import.meta.main) {
   const [dir] = Deno.args;
   if (dir === undefined) {
-    console.error("name a checkout of denoland/std");
+    console.error("usage: checkout.ts DIR, a checkout of denoland/std");
     Deno.exitCode = 2;
-  } else console.log(await checkoutMap(dir));
+  } else console.log(await checkoutImportMap(dir));
 }

@@ -1,7 +1,6 @@
 /**
- * Only ever type-checked: holds the packages that the imports resolve to, which
- * are JSR's wherever JSR can be reached, to the signatures that the code relies
- * on.
+ * Type-checked only, never run: compares the types of the imported packages, JSR's if
+ * reachable, with `signatures.ts`.
  *
  * @module
  */
@@ -35,7 +34,7 @@ windows satisfies StdPath;
 toml satisfies StdToml;
 yaml satisfies StdYaml;
 
-// The type of what it returns follows from the options of a call.
+// The return type depends on the options of the call.
 export function checkFlags(...[args, options]: Parameters<ParseFlags>) {
   return parseArgs(args, options) satisfies ReturnType<ParseFlags>;
 }

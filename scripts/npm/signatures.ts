@@ -1,8 +1,7 @@
 /**
- * What this project takes of JSR's standard library, as that declares it. Where
- * only npm can be reached, the same JavaScript comes without types: the modules
- * in std/ declare these, so that code which JSR's types would refuse is refused
- * there as well. `compare.ts` holds them to the real ones.
+ * The types of what this project uses of JSR's standard library. The npm packages have
+ * no types, so the modules in std/ declare these, to get the same type errors as with
+ * JSR. `compare.ts` checks them against the real ones.
  *
  * Functions are properties and not methods, whose parameters TypeScript would
  * compare less strictly.
@@ -10,7 +9,7 @@
  * @module
  */
 
-/** The versions that the signatures were read from. */
+/** The versions that the signatures were copied from. */
 export const VERSIONS = {
   "@std/assert": "1.0.19",
   "@std/cli": "1.0.32",

@@ -1,92 +1,122 @@
 /**
- * Draws a recording of a terminal as an SVG that plays by CSS alone, in the time
- * that it took.
+ * Draws a recording of a terminal as an SVG that plays by CSS alone.
  *
  * @module
  */
 
-/** What a terminal showed at a time. */
-export interface Sample {
+/** The screen of a terminal at one time. */
+export interface ScreenSample {
   /** Since the start, in milliseconds. */
   at: number;
-  /** The screen's lines, with the codes of colours (ECMA-48, SGR). */
+  /** The screen's lines with colour codes (ECMA-48, SGR). */
   screen: string;
 }
 
-/** What {@linkcode animate} takes. */
+/** What {@linkcode animatedSvg} takes. */
 export interface AnimationOptions {
   /** The width, in characters. */
   columns: number;
   /** The height, in lines. */
   rows: number;
-  /** What is written below. */
+  /** The text below the screen. */
   caption: string;
+  /** What a reader should see last. @default {undefined} */
+  climax?: Climax;
 }
 
-/** A line that stood in one row for a while. */
-interface Shown {
+/** Marks the last line that fits, with a note at its right end. */
+export interface Climax {
+  line: RegExp;
+  note: string;
+}
+
+/** A line shown in one row for some time. */
+interface ShownLine {
   row: number;
   text: string;
   from: number;
-  /** Absent for what is there at the end. */
+  /** Absent if it is on the last screen. */
   to?: number;
 }
 
-const CELL = { width: 7.8, height: 17 };
+const CHARACTER_SIZE = { width: 7.8, height: 17 };
 const MARGIN = 12;
 // deno-lint-ignore no-control-regex
-const SGR = /\x1b\[([\d;]*)m/;
+const SGR_PATTERN = /\x1b\[([\d;]*)m/;
 
 /**
  * Draws a recording.
  *
- * @param samples What was seen, in order.
+ * @param samples The screens, in order.
  * @param options Size and caption.
- * @returns The SVG. Where motion is not wanted it shows the last screen.
+ * @returns The SVG; with `prefers-reduced-motion` it shows the last screen.
  */
-export function animate(
-  samples: Sample[],
-  { columns, rows, caption }: AnimationOptions,
+export function animatedSvg(
+  samples: ScreenSample[],
+  { columns, rows, caption, climax }: AnimationOptions,
 ): string {
-  const width = Math.ceil(columns * CELL.width) + 2 * MARGIN;
-  const height = (rows + 2) * CELL.height + 2 * MARGIN;
-  const lines = shownLines(samples).map(({ row, text, from, to }) => {
-    const y = MARGIN + (row + 1) * CELL.height - 4;
-    const delay = `animation-delay:${seconds(from)}`;
+  const width = Math.ceil(columns * CHARACTER_SIZE.width) + 2 * MARGIN;
+  const height = (rows + 2) * CHARACTER_SIZE.height + 2 * MARGIN;
+  const shown = shownLines(samples);
+  const marked = shown.findLast(({ text }) => climax?.line.test(text));
+  const mark = marked && climax ? climaxMark(marked, climax.note, width) : "";
+  const lines = shown.map(({ row, text, from, to }) => {
+    const y = MARGIN + (row + 1) * CHARACTER_SIZE.height - 4;
+    const delay = `animation-delay:${formatSeconds(from)}`;
     const style = to === undefined
       ? delay
-      : `${delay};animation-duration:${seconds(to - from)}`;
+      : `${delay};animation-duration:${formatSeconds(to - from)}`;
     const kind = to === undefined ? "k" : "t";
     return `<text class="${kind}" style="${style}" x="${MARGIN}" y="${y}">${
-      coloured(text)
+      colouredSpans(text)
     }</text>`;
   });
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" role="img" aria-label="a terminal: toolsmith publish, hydrate, run, and run again">
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" role="img" aria-label="a terminal: toolsmith init, hydrate, run, and run again from the snapshot">
 <style>
-text{font:13px ui-monospace,monospace;fill:#1f2937;white-space:pre}
+text{font:13px ui-monospace,Menlo,Consolas,monospace;fill:#1f2937;white-space:pre}
 .t,.k{visibility:hidden}
 .t{animation:s linear}
 .k{animation:s .01s linear forwards}
 @keyframes s{from,to{visibility:visible}}
 rect{fill:#f8fafc;stroke:#cbd5e1}
 .c{font:11px sans-serif;fill:#6b7280}
+.m1{fill:#dbeafe;stroke:none}.m2{fill:#1d4ed8;font-weight:bold;text-anchor:end}
 .r{fill:#b91c1c}.g{fill:#15803d}.y{fill:#a16207}.m{fill:#0e7490}.b{font-weight:bold}
 @media (prefers-color-scheme:dark){
-text{fill:#e5e7eb}rect{fill:#0f172a;stroke:#334155}.c{fill:#9ca3af}
+text{fill:#e5e7eb}rect{fill:#0f172a;stroke:#334155}.c{fill:#9ca3af}.m1{fill:#1e3a8a}.m2{fill:#bfdbfe}
 .r{fill:#fca5a5}.g{fill:#86efac}.y{fill:#fde047}.m{fill:#67e8f9}}
 @media (prefers-reduced-motion:reduce){.t,.k{animation:none}.k{visibility:visible}}
 </style>
-<rect x=".5" y=".5" width="${width - 1}" height="${height - 1}" rx="8"/>
+<rect x=".5" y=".5" width="${width - 1}" height="${height - 1}" rx="8"/>${mark}
 ${lines.join("\n")}
-<text class="c" x="${MARGIN}" y="${height - MARGIN}">${escape(caption)}</text>
+<text class="c" x="${MARGIN}" y="${height - MARGIN}">${
+    escapeXml(caption)
+  }</text>
 </svg>
 `;
 }
 
-/** How long each line stood in its row. */
-function shownLines(samples: Sample[]): Shown[] {
-  const found: Shown[] = [];
-  const open = new Map<number, Shown>();
+function climaxMark(
+  { row, from }: ShownLine,
+  note: string,
+  width: number,
+): string {
+  const y = MARGIN + row * CHARACTER_SIZE.height;
+  const style = `style="animation-delay:${formatSeconds(from)}"`;
+  const right = width - MARGIN;
+  return `
+<rect class="k m1" ${style} x="${MARGIN - 5}" y="${y}" width="${
+    right - MARGIN + 10
+  }" height="${CHARACTER_SIZE.height}" rx="3"/>
+<text class="k m2" ${style} x="${right}" y="${y + CHARACTER_SIZE.height - 4}">${
+    escapeXml(note)
+  }</text>`;
+}
+
+/** Finds when each line was shown in its row. */
+function shownLines(samples: ScreenSample[]): ShownLine[] {
+  const found: ShownLine[] = [];
+  const open = new Map<number, ShownLine>();
   for (const { at, screen } of samples) {
     const lines = screen.trimEnd().split("\n");
     for (const row of new Set([...open.keys(), ...lines.keys()])) {
@@ -112,13 +142,13 @@ const COLOURS: Record<string, string> = {
   "36": "m",
 };
 
-/** Makes spans of the codes of colours. */
-function coloured(text: string): string {
-  const [plain, ...rest] = text.split(SGR);
-  let out = escape(plain);
+/** Converts colour codes to SVG spans. */
+function colouredSpans(text: string): string {
+  const [plain, ...rest] = text.split(SGR_PATTERN);
+  let out = escapeXml(plain);
   for (let at = 0; at < rest.length; at += 2) {
     const classes = rest[at].split(";").flatMap((code) => COLOURS[code] ?? []);
-    const words = escape(rest[at + 1]);
+    const words = escapeXml(rest[at + 1]);
     out += classes.length > 0 && words
       ? `<tspan class="${classes.join(" ")}">${words}</tspan>`
       : words;
@@ -126,10 +156,10 @@ function coloured(text: string): string {
   return out;
 }
 
-function seconds(ms: number): string {
+function formatSeconds(ms: number): string {
   return `${(ms / 1000).toFixed(2)}s`;
 }
 
-function escape(text: string): string {
+function escapeXml(text: string): string {
   return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
 }

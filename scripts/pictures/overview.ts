@@ -1,5 +1,5 @@
 /**
- * The drawing of what goes where.
+ * Draws the overview: from image to registry, cache and VM.
  *
  * @module
  */
@@ -11,22 +11,22 @@ interface Box {
 }
 
 const WIDTH = 820;
-const BOX = { y: 58, width: 148, height: 92 };
+const BOX = { y: 58, width: 140, height: 92 };
 
 const BOXES: Box[] = [
   { x: 10, title: "image.qcow2", lines: ["your build", "makes it"] },
-  { x: 222, title: "OCI registry", lines: ["ghcr.io or any,", "and mirrors"] },
-  { x: 434, title: "cache", lines: ["verified by", "SHA-256, read-only"] },
-  { x: 646, title: "VM", lines: ["QEMU; your tools,", "not your host"] },
+  { x: 230, title: "OCI registry", lines: ["ghcr.io or any,", "and mirrors"] },
+  { x: 450, title: "cache", lines: ["verified by", "SHA-256, read-only"] },
+  { x: 670, title: "VM", lines: ["QEMU; your tools,", "not your host"] },
 ];
 const ARROWS = ["publish", "hydrate", "run"];
 const NOTE = [
   ".toolsmith/tools.json, in your repository, names the image and its SHA-256",
-  "workspace: read-only in the VM · no network · nothing is kept but exports",
+  "in the VM: workspace read-only · no network · only exports are kept",
 ];
 
-/** Draws it, for a light and a dark page. */
-export function overview(): string {
+/** Draws the SVG for light and dark pages. */
+export function overviewSvg(): string {
   const middle = BOX.y + BOX.height / 2;
   const boxes = BOXES.map(({ x, title, lines }) => {
     const centre = x + BOX.width / 2;
@@ -46,8 +46,8 @@ ${texts.join("\n")}`;
 <path class="h" d="M${to} ${middle}l-9 -5v10z"/>
 <text class="v" x="${(from + to) / 2}" y="${middle - 10}">${verb}</text>`;
   });
-  const pinned = `<path class="p" d="M296 ${BOX.y - 4}V34H508V${BOX.y - 4}"/>
-<text class="d" x="402" y="26">tools.json</text>`;
+  const pinned = `<path class="p" d="M300 ${BOX.y - 4}V34H520V${BOX.y - 4}"/>
+<text class="d" x="410" y="26">tools.json</text>`;
   const notes = NOTE.map((line, index) =>
     `<text class="d" x="${WIDTH / 2}" y="${
       BOX.y + BOX.height + 32 + index * 20

@@ -1,20 +1,20 @@
 /**
- * Debian packages: root installs them, anybody may download them.
+ * Debian packages: root installs them, other users download them.
  *
  * @module
  */
 import { ToolsmithError } from "../../lib/errors.ts";
-import { type Output, run } from "../../lib/system/process.ts";
+import { type ProcessResult, runProcess } from "../../lib/system/process.ts";
 
-const LOCK_PATIENCE_MS = 300_000;
-/** Package lists of a user who cannot update the system's. */
-const LISTS = `${import.meta.dirname}/../../.cache/tools/apt`;
+const MAX_LOCK_WAIT_MS = 300_000;
+/** Package lists for users who cannot update the system's. */
+const USER_LISTS_DIR = `${import.meta.dirname}/../../.cache/tools/apt`;
 
-/** Options of apt-get from the first update on, and what that complained of. */
-let updated: { options: string[]; stderr: string } | undefined;
+/** apt-get options after the first update, and that update's warnings. */
+let lastUpdate: { options: string[]; stderr: string } | undefined;
 
 /**
- * Tells whether packages can be had here: on Debian and its kin.
+ * Tells whether this host has apt-get and dpkg-deb.
  *
  * Needs `--allow-read`, `--allow-env=PATH`.
  */
@@ -26,16 +26,16 @@ export function hasApt(): boolean {
 }
 
 /**
- * Tells whether packages can be installed as well.
+ * Tells whether this user can install packages.
  *
  * Needs `--allow-read`, `--allow-env=PATH`, `--allow-sys=uid`.
  */
-export function canInstall(): boolean {
+export function canInstallWithApt(): boolean {
   return hasApt() && Deno.uid() === 0;
 }
 
 /**
- * Names the packages that are not installed. Where there is no dpkg: all.
+ * Returns the packages that are not installed; all without dpkg.
  *
  * Needs `--allow-run=dpkg-query`, `--allow-read`, `--allow-env=PATH`.
  *
@@ -43,7 +43,7 @@ export function canInstall(): boolean {
  */
 export async function missingPackages(packages: string[]): Promise<string[]> {
   if (!hasApt()) return packages;
-  const { stdout } = await run("dpkg-query", {
+  const { stdout } = await runProcess("dpkg-query", {
     args: ["-W", "-f", "${Package} ${db:Status-Status}\n", ...packages],
   });
   const lines = new Set(stdout.split("\n"));
@@ -51,28 +51,28 @@ export async function missingPackages(packages: string[]): Promise<string[]> {
 }
 
 /**
- * Runs apt-get without questions; waits for whoever else uses it. When it
- * fails, the package lists are brought up to date and it runs once more: the
- * system's lists by root, lists in `.cache/` by anybody else.
+ * Runs apt-get non-interactively and waits for its locks. If it fails, updates the
+ * package lists and runs it again: root updates the system's lists, other users
+ * lists in `.cache/`.
  *
  * Needs `--allow-run=apt-get`, `--allow-read`, `--allow-write`.
  *
  * @param args For instance `["install", "qemu-utils"]`.
  * @param cwd Where `download` puts its files.
- * @returns What it printed.
- * @throws {ToolsmithError} `failed` with what apt-get said.
+ * @returns apt-get's output.
+ * @throws {ToolsmithError} `failed` with apt-get's error.
  */
-export async function aptGet(args: string[], cwd?: string): Promise<string> {
-  let output = await patiently(args, cwd);
-  if (output.code !== 0 && !updated) {
-    const options = Deno.uid() === 0 ? [] : await privateLists();
-    updated = { options, stderr: "" };
-    // Without a network it warns, and ends well.
-    updated.stderr = (await patiently(["update"])).stderr;
-    output = await patiently(args, cwd);
+export async function runAptGet(args: string[], cwd?: string): Promise<string> {
+  let output = await runAwaitingLocks(args, cwd);
+  if (output.code !== 0 && !lastUpdate) {
+    const options = Deno.uid() === 0 ? [] : await privateListOptions();
+    lastUpdate = { options, stderr: "" };
+    // Without a network it only warns and exits with 0.
+    lastUpdate.stderr = (await runAwaitingLocks(["update"])).stderr;
+    output = await runAwaitingLocks(args, cwd);
   }
   if (output.code === 0) return output.stdout;
-  const reasons = [output.stderr, updated!.stderr].flatMap((text) =>
+  const reasons = [output.stderr, lastUpdate!.stderr].flatMap((text) =>
     text.match(/^[EW]: (.*)$/m)?.[1] ?? []
   );
   throw new ToolsmithError(
@@ -81,25 +81,31 @@ export async function aptGet(args: string[], cwd?: string): Promise<string> {
   );
 }
 
-async function privateLists(): Promise<string[]> {
+async function privateListOptions(): Promise<string[]> {
   for (const name of ["lists/partial", "archives/partial"]) {
-    await Deno.mkdir(`${LISTS}/${name}`, { recursive: true });
+    await Deno.mkdir(`${USER_LISTS_DIR}/${name}`, { recursive: true });
   }
-  return [`-oDir::State::Lists=${LISTS}/lists`, `-oDir::Cache=${LISTS}`];
+  return [
+    `-oDir::State::Lists=${USER_LISTS_DIR}/lists`,
+    `-oDir::Cache=${USER_LISTS_DIR}`,
+  ];
 }
 
-/** The lists and archives have locks of their own, which apt does not await. */
-async function patiently(args: string[], cwd?: string): Promise<Output> {
-  const deadline = Date.now() + LOCK_PATIENCE_MS;
+/** apt does not wait for the locks of lists and archives, so retry. */
+async function runAwaitingLocks(
+  args: string[],
+  cwd?: string,
+): Promise<ProcessResult> {
+  const deadline = Date.now() + MAX_LOCK_WAIT_MS;
   while (true) {
-    const output = await run("apt-get", {
+    const output = await runProcess("apt-get", {
       cwd,
       args: [
         "-qq",
         "-y",
         "--no-install-recommends",
-        `-oDPkg::Lock::Timeout=${LOCK_PATIENCE_MS / 1000}`,
-        ...updated?.options ?? [],
+        `-oDPkg::Lock::Timeout=${MAX_LOCK_WAIT_MS / 1000}`,
+        ...lastUpdate?.options ?? [],
         ...args,
       ],
       env: { DEBIAN_FRONTEND: "noninteractive", LC_ALL: "C.UTF-8" },

@@ -1,20 +1,24 @@
 /**
- * The programs that Toolsmith and its tests run: how each is found, and what
- * brings it.
+ * The parts: programs that Toolsmith and its tests run, how each is found and how it is
+ * installed.
  *
  * @module
  */
-import { isOlder, MIN_ORAS_VERSION } from "../../lib/oci/oras_version.ts";
-import { run } from "../../lib/system/process.ts";
+import {
+  isOlderVersion,
+  MIN_ORAS_VERSION,
+} from "../../lib/oci/oras_version.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import { hasApt, missingPackages } from "./apt.ts";
-import { unpackOrasRelease } from "./release.ts";
-import { KERNEL } from "./unpack.ts";
+import { downloadOrasRelease } from "./release.ts";
+import { KERNEL_PACKAGE } from "./unpack.ts";
 
-/** What can be asked for. */
+/** A program, or a set of packages, that setup can install. */
 export type Part =
   | "oras"
   | "registry"
   | "actionlint"
+  | "cosign"
   | "qemuImg"
   | "qemu"
   | "openssl"
@@ -33,40 +37,40 @@ export type Part =
   | "skopeo";
 
 /**
- * Where each part is: the absolute path of its program; absent where it could
- * not be had. `guest`, `debian` and `uefi` are a program that guests are built
- * with, and say that the rest is installed too.
+ * The absolute path of each part's program, absent if it is missing. For `guest`,
+ * `debian` and `uefi` it is one of the programs that build guests, and implies that
+ * the others are installed.
  */
 export type Tools = Partial<Record<Part, string>>;
 
-/** How a part is found, and brought. */
-export interface Source {
-  /** An environment variable that names the program. */
+/** How a part is found and installed. */
+export interface PartSource {
+  /** Environment variable with the program's path. */
   variable?: string;
   /** Names to look for on PATH. */
   programs: string[];
-  /** Tells whether the program that was found will do. */
-  suits?: (program: string) => Promise<boolean>;
+  /** Tells whether a program that was found is usable. */
+  isUsable?: (program: string) => Promise<boolean>;
   /** The package in the Go module `tools/<part>`. */
   go?: string;
-  /** Another way, into a directory, where Go cannot build it. */
-  otherwise?: (dir: string) => Promise<void>;
-  /** Debian packages that bring it. */
+  /** Fills a directory in another way if Go cannot build the program. */
+  fallback?: (dir: string) => Promise<void>;
+  /** Debian packages with the program. */
   apt?: string[];
   /**
-   * Programs that also run where their packages are unpacked: for whom.
-   * Others have to be installed. @default {undefined} nobody
+   * Who runs the program from unpacked packages instead of installed ones.
+   * @default {undefined} nobody
    */
   unpackedFor?: "users" | "all";
-  /** Runs as root only. @default {false} */
+  /** Usable by root only. @default {false} */
   root?: boolean;
-  /** What to do where there is no apt. */
+  /** Hint for hosts without apt. */
   remedy: string;
 }
 
-/** What `scripts/guest/build.ts` builds the test guest with, besides QEMU. */
+/** `scripts/guest/build.ts` builds the test guest with these, besides QEMU. */
 const GUEST_PACKAGES = [
-  KERNEL,
+  KERNEL_PACKAGE,
   "busybox-static",
   "qemu-guest-agent",
   "syslinux",
@@ -78,7 +82,7 @@ const GUEST_PACKAGES = [
   "kmod",
 ];
 
-/** What `scripts/guest/debian.ts` builds guests with, besides QEMU. */
+/** `scripts/guest/debian.ts` builds guests with these, besides QEMU. */
 const DEBIAN_PACKAGES = [
   "mmdebstrap",
   "debian-archive-keyring",
@@ -88,31 +92,34 @@ const DEBIAN_PACKAGES = [
   "grub-pc-bin",
 ];
 
-/** What it builds those with that UEFI boots, and what boots them. */
+/** For building and booting UEFI guests. */
 const UEFI_PACKAGES = ["grub-efi-amd64-bin", "dosfstools", "mtools", "ovmf"];
 
 const ARM64_PACKAGES = ["qemu-system-arm", "qemu-efi-aarch64"];
-/** A cluster of two nodes, for the tests of docs/fleets.md. */
+/** For the two-node cluster in the tests of docs/fleets.md. */
 const SLURM_PACKAGES = ["slurmctld", "slurmd", "slurm-client", "munge"];
-/** What builds the Containerfile, and the base image that it starts from. */
+/** For building the Containerfile and its base image. */
 const BUILDAH_PACKAGES = ["buildah", "mmdebstrap", "debian-archive-keyring"];
 
-/** All of them. */
-export const PARTS: Record<Part, Source> = {
+export const PARTS: Record<Part, PartSource> = {
   oras: {
     variable: "TOOLSMITH_ORAS",
     programs: ["oras"],
-    suits: async (program) =>
-      isOrasNewEnough((await run(program, { args: ["version"] })).stdout),
+    isUsable: async (program) =>
+      isOrasNewEnough(
+        (await runProcess(program, { args: ["version"] })).stdout,
+      ),
     go: "oras.land/oras/cmd/oras",
-    otherwise: unpackOrasRelease,
+    fallback: downloadOrasRelease,
     remedy: "install oras 1.3.0 or newer (https://oras.land/docs/installation)",
   },
   registry: {
     variable: "TOOLSMITH_TEST_REGISTRY",
     programs: ["docker-registry", "registry"],
-    suits: async (program) =>
-      (await run(program, { args: ["--version"] })).stdout.includes("/dist"),
+    isUsable: async (program) =>
+      (await runProcess(program, { args: ["--version"] })).stdout.includes(
+        "/dist",
+      ),
     go: ".",
     apt: ["docker-registry"],
     unpackedFor: "users",
@@ -124,6 +131,17 @@ export const PARTS: Record<Part, Source> = {
     go: "github.com/rhysd/actionlint/cmd/actionlint",
     remedy:
       "install Go 1.25 or newer, or actionlint (https://github.com/rhysd/actionlint)",
+  },
+  cosign: {
+    variable: "TOOLSMITH_TEST_COSIGN",
+    programs: ["cosign"],
+    isUsable: async (program) =>
+      /^GitVersion: +v3/m.test(
+        (await runProcess(program, { args: ["version"] })).stdout,
+      ),
+    go: "github.com/sigstore/cosign/v3/cmd/cosign",
+    remedy:
+      "install Go 1.26 or newer, or cosign 3 (https://github.com/sigstore/cosign)",
   },
   qemuImg: {
     programs: ["qemu-img"],
@@ -144,29 +162,29 @@ export const PARTS: Record<Part, Source> = {
     programs: ["openssl"],
     apt: ["openssl"],
     unpackedFor: "users",
-    remedy: "install openssl, from your system's packages",
+    remedy: "install openssl from your system's packages",
   },
   unzip: {
     programs: ["unzip"],
     apt: ["unzip"],
     unpackedFor: "users",
-    remedy: "install unzip, from your system's packages",
+    remedy: "install unzip from your system's packages",
   },
   tmux: {
     programs: ["tmux"],
     apt: ["tmux"],
     unpackedFor: "users",
-    remedy: "install tmux, from your system's packages",
+    remedy: "install tmux from your system's packages",
   },
   zsh: {
     programs: ["zsh"],
     apt: ["zsh"],
-    remedy: "install zsh, from your system's packages",
+    remedy: "install zsh from your system's packages",
   },
   fish: {
     programs: ["fish"],
     apt: ["fish"],
-    remedy: "install fish, from your system's packages",
+    remedy: "install fish from your system's packages",
   },
   guest: {
     programs: ["busybox"],
@@ -176,81 +194,80 @@ export const PARTS: Record<Part, Source> = {
   },
   debian: {
     programs: ["mmdebstrap"],
-    suits: installed(DEBIAN_PACKAGES),
+    isUsable: arePackagesInstalled(DEBIAN_PACKAGES),
     apt: DEBIAN_PACKAGES,
-    // The owners of a guest's files are root and others.
+    // A guest's files belong to root and other users.
     root: true,
     remedy: `install ${DEBIAN_PACKAGES.join(" ")}, on Debian`,
   },
   uefi: {
     programs: ["grub-mkimage"],
-    suits: installed(UEFI_PACKAGES),
+    isUsable: arePackagesInstalled(UEFI_PACKAGES),
     apt: UEFI_PACKAGES,
     remedy: `install ${UEFI_PACKAGES.join(" ")}, on Debian`,
   },
   arm64: {
     programs: ["qemu-system-aarch64"],
-    suits: installed(ARM64_PACKAGES),
+    isUsable: arePackagesInstalled(ARM64_PACKAGES),
     apt: ARM64_PACKAGES,
     remedy: `install ${ARM64_PACKAGES.join(" ")}, on Debian`,
   },
   systemd: {
     programs: ["systemd-analyze"],
     apt: ["systemd"],
-    remedy: "install systemd, from your system's packages",
+    remedy: "install systemd from your system's packages",
   },
   slurm: {
     programs: ["slurmctld"],
-    suits: installed(SLURM_PACKAGES),
+    isUsable: arePackagesInstalled(SLURM_PACKAGES),
     apt: SLURM_PACKAGES,
     remedy: `install ${SLURM_PACKAGES.join(" ")}, on Debian`,
   },
   nginx: {
     programs: ["nginx"],
     apt: ["nginx-light"],
-    remedy: "install nginx, from your system's packages",
+    remedy: "install nginx from your system's packages",
   },
   skopeo: {
     programs: ["skopeo"],
     apt: ["skopeo"],
-    remedy: "install skopeo, from your system's packages",
+    remedy: "install skopeo from your system's packages",
   },
   buildah: {
     programs: ["buildah"],
-    suits: installed(BUILDAH_PACKAGES),
+    isUsable: arePackagesInstalled(BUILDAH_PACKAGES),
     apt: BUILDAH_PACKAGES,
-    // The owners of a base image's files are root and others.
+    // A base image's files belong to root and other users.
     root: true,
     remedy: `install ${BUILDAH_PACKAGES.join(" ")}, on Debian`,
   },
 };
 
-/** Their names. */
-export const ALL = Object.keys(PARTS) as Part[];
+export const ALL_PARTS = Object.keys(PARTS) as Part[];
 
-/** What a suite of tests, or the benchmark, needs that the usual ones do without. */
-export const SUITES: Record<string, Part[]> = {
+/** Additional parts of test suites that are not run by default, and of the benchmark. */
+export const SUITE_PARTS: Record<string, Part[]> = {
   images: ["debian", "uefi", "arm64"],
   faults: [],
   boots: [],
-  fleet: ["slurm", "systemd", "buildah", "nginx"],
+  scripts: ["actionlint", "unzip"],
+  fleet: ["slurm", "systemd", "buildah", "nginx", "cosign"],
   bench: ["skopeo"],
 };
 
-/** What the usual tests need. */
-export const USUAL: Part[] = ALL.filter((part) =>
-  !Object.values(SUITES).some((parts) => parts.includes(part))
+/** The parts of the default test suites. */
+export const DEFAULT_PARTS: Part[] = ALL_PARTS.filter((part) =>
+  !Object.values(SUITE_PARTS).some((parts) => parts.includes(part))
 );
 
 /**
- * Says how a part that could not be brought is had.
+ * Returns how to install a missing part.
  *
  * Needs `--allow-read`, `--allow-env=PATH`, `--allow-sys=uid`.
  *
- * @param part Its name.
- * @returns A command, or what to do.
+ * @returns A command or a sentence.
  */
-export function remedyOf(part: Part): string {
+export function installHint(part: Part): string {
   const { apt, unpackedFor, root, remedy } = PARTS[part];
   if (!apt || !hasApt()) return remedy;
   if (unpackedFor === "all") return `run "deno task setup ${part}" online`;
@@ -258,16 +275,16 @@ export function remedyOf(part: Part): string {
   return root && Deno.uid() !== 0 ? `run as root, after: ${command}` : command;
 }
 
-function installed(packages: string[]) {
+function arePackagesInstalled(packages: string[]) {
   return async () => (await missingPackages(packages)).length === 0;
 }
 
 /**
  * Tells whether oras is new enough.
  *
- * @param printed What `oras version` printed.
+ * @param printed The output of `oras version`.
  */
 export function isOrasNewEnough(printed: string): boolean {
   const [, version] = /^Version:\s+(\S+)/m.exec(printed) ?? [];
-  return version !== undefined && !isOlder(version, MIN_ORAS_VERSION);
+  return version !== undefined && !isOlderVersion(version, MIN_ORAS_VERSION);
 }

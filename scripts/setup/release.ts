@@ -1,23 +1,23 @@
 /**
- * Brings oras from its official release, checked by the SHA-256 that
- * `tools/oras/release.json` pins for each system.
+ * Downloads oras from its official release and checks the SHA-256 in
+ * `tools/oras/release.json`.
  *
  * @module
  */
 import release from "../../tools/oras/release.json" with { type: "json" };
 import { ToolsmithError } from "../../lib/errors.ts";
-import { run } from "../../lib/system/process.ts";
+import { runProcess } from "../../lib/system/process.ts";
 
 /**
- * Downloads the release for this system and unpacks its program.
+ * Downloads the release for this system and unpacks the program.
  *
  * Needs `--allow-net`, `--allow-run=tar`, `--allow-write`.
  *
  * @param dir An existing directory for the program, absolute.
- * @throws {ToolsmithError} `checksum_mismatch`, or `failed` where there is no
- * release for this system or it cannot be had.
+ * @throws {ToolsmithError} `checksum_mismatch`, or `failed` if there is no release for
+ * this system or the download fails.
  */
-export async function unpackOrasRelease(dir: string): Promise<void> {
+export async function downloadOrasRelease(dir: string): Promise<void> {
   const system = `${Deno.build.os}-${Deno.build.arch}`;
   const archives: Record<string, { name: string; sha256: string }> =
     release.archives;
@@ -25,11 +25,14 @@ export async function unpackOrasRelease(dir: string): Promise<void> {
   if (!archive) {
     throw new ToolsmithError("failed", `oras has no release for ${system}`);
   }
-  const bytes = await fetchPinned(release.base + archive.name, archive.sha256);
+  const bytes = await fetchVerified(
+    release.base + archive.name,
+    archive.sha256,
+  );
   const program = Deno.build.os === "windows" ? "oras.exe" : "oras";
   await Deno.writeFile(`${dir}/${archive.name}`, bytes);
-  // The tar of Windows reads zip archives as well.
-  const unpacked = await run("tar", {
+  // Windows' tar reads zip archives too.
+  const unpacked = await runProcess("tar", {
     cwd: dir,
     args: ["-xf", archive.name, program],
     timeoutMs: 60_000,
@@ -41,17 +44,14 @@ export async function unpackOrasRelease(dir: string): Promise<void> {
 }
 
 /**
- * Downloads a file of a few megabytes whose SHA-256 is known.
+ * Downloads a small file and checks its SHA-256.
  *
  * Needs `--allow-net`.
  *
- * @param url Where it is.
- * @param sha256 What it must hash to, in hexadecimal.
- * @returns The file's bytes.
- * @throws {ToolsmithError} `checksum_mismatch`, or `failed` where the server
- * does not give it.
+ * @param sha256 The expected digest, in hexadecimal.
+ * @throws {ToolsmithError} `checksum_mismatch`, or `failed` for an HTTP error.
  */
-export async function fetchPinned(
+export async function fetchVerified(
   url: string,
   sha256: string,
 ): Promise<Uint8Array> {
@@ -66,7 +66,7 @@ export async function fetchPinned(
   if (actual !== sha256) {
     throw new ToolsmithError(
       "checksum_mismatch",
-      `${url} is not what was pinned: expected ${sha256}, got ${actual}`,
+      `${url} does not match its pinned SHA-256: expected ${sha256}, got ${actual}`,
     );
   }
   return bytes;

@@ -1,86 +1,93 @@
 /**
- * Unpacks Debian packages into a directory, where their programs run without
- * being installed, and without root.
+ * Unpacks Debian packages into a directory, so that their programs run without root
+ * and without installation.
  *
  * @module
  */
 import { ToolsmithError } from "../../lib/errors.ts";
-import { run } from "../../lib/system/process.ts";
-import { aptGet } from "./apt.ts";
+import { runProcess } from "../../lib/system/process.ts";
+import { runAptGet } from "./apt.ts";
 
-/** The kernel's package. What else it needs is for hosts that boot it. */
-export const KERNEL = "linux-image-amd64";
+/** The kernel's package; its dependencies are only for hosts that boot it. */
+export const KERNEL_PACKAGE = "linux-image-amd64";
 
 /**
- * Downloads packages, and those that they need and this host lacks, and unpacks
- * them: into `root/` as they are, with a starter for each program in `bin/`.
- * The file `packages` names the archives, with their versions.
+ * Downloads packages with the dependencies that this host lacks, unpacks them into
+ * `root/`, and writes a wrapper script for each program to `bin/`. The file `packages`
+ * lists the archives with their versions.
  *
  * Needs `--allow-run=apt-get,dpkg-deb`, `--allow-read`, `--allow-write`.
  *
- * @param packages Their names.
  * @param dir An existing directory, absolute. It may be moved afterwards.
- * @throws {ToolsmithError} `failed` with what apt-get or dpkg-deb said.
+ * @throws {ToolsmithError} `failed` with the error of apt-get or dpkg-deb.
  */
-export async function unpackPackages(
+export async function downloadAndUnpackPackages(
   packages: string[],
   dir: string,
 ): Promise<void> {
   const archives = `${dir}/archives`;
   await Deno.mkdir(archives);
-  const programs = packages.filter((name) => name !== KERNEL);
-  const plan = await aptGet(["install", "--simulate", ...programs]);
+  const programs = packages.filter((name) => name !== KERNEL_PACKAGE);
+  const plan = await runAptGet(["install", "--simulate", ...programs]);
   const needed = [...plan.matchAll(/^Inst (\S+)/gm)].map(([, name]) => name);
   const wanted = new Set([...programs, ...needed]);
-  if (packages.includes(KERNEL)) wanted.add(await kernelPackage(archives));
-  await aptGet(["download", ...wanted], archives);
-  const names = entries(archives).sort();
+  if (packages.includes(KERNEL_PACKAGE)) {
+    wanted.add(await offeredKernelPackage(archives));
+  }
+  await runAptGet(["download", ...wanted], archives);
+  const names = directoryEntries(archives).sort();
   for (const name of names) {
-    await dpkgDeb("--extract", `${archives}/${name}`, `${dir}/root`);
+    await runDpkgDeb("--extract", `${archives}/${name}`, `${dir}/root`);
   }
   await Deno.remove(archives, { recursive: true });
   await Deno.writeTextFile(`${dir}/packages`, `${names.join("\n")}\n`);
-  await writeStarters(dir);
+  await writeWrapperScripts(dir);
 }
 
-/** Names the kernel that Debian offers now, which its package depends on. */
-async function kernelPackage(archives: string): Promise<string> {
-  await aptGet(["download", KERNEL], archives);
-  const archive = entries(archives).find((name) => name.startsWith(KERNEL));
-  const depends = await dpkgDeb("--field", `${archives}/${archive}`, "Depends");
+/** Returns the versioned kernel package that the metapackage depends on. */
+async function offeredKernelPackage(archives: string): Promise<string> {
+  await runAptGet(["download", KERNEL_PACKAGE], archives);
+  const archive = directoryEntries(archives).find((name) =>
+    name.startsWith(KERNEL_PACKAGE)
+  );
+  const depends = await runDpkgDeb(
+    "--field",
+    `${archives}/${archive}`,
+    "Depends",
+  );
   return depends.split(" ")[0];
 }
 
-async function dpkgDeb(...args: string[]): Promise<string> {
-  const { code, stdout, stderr } = await run("dpkg-deb", { args });
+async function runDpkgDeb(...args: string[]): Promise<string> {
+  const { code, stdout, stderr } = await runProcess("dpkg-deb", { args });
   if (code === 0) return stdout;
   throw new ToolsmithError("failed", `dpkg-deb failed: ${stderr.trim()}`);
 }
 
 /**
- * The directories with libraries of unpacked packages.
+ * Returns the library directories of unpacked packages, relative to the root, such as
+ * `usr/lib/x86_64-linux-gnu`.
  *
  * Needs `--allow-read`.
- *
- * @param root Where they are unpacked.
- * @returns Paths in it, such as `usr/lib/x86_64-linux-gnu`.
  */
 export function libraryDirs(root: string): string[] {
   return ["usr/lib", "lib"].flatMap((lib) =>
-    entries(`${root}/${lib}`).filter((name) => name.includes("-linux-gnu"))
+    directoryEntries(`${root}/${lib}`).filter((name) =>
+      name.includes("-linux-gnu")
+    )
       .map((name) => `${lib}/${name}`)
   );
 }
 
-/** A starter says where the libraries are that this host lacks. */
-async function writeStarters(dir: string): Promise<void> {
+/** The wrappers set LD_LIBRARY_PATH to the unpacked libraries. */
+async function writeWrapperScripts(dir: string): Promise<void> {
   const root = `${dir}/root`;
   const libraries = libraryDirs(root).map((path) => `$root/${path}`).join(":");
   await Deno.mkdir(`${dir}/bin`);
   for (const place of ["usr/bin", "usr/sbin", "bin", "sbin"]) {
-    for (const name of entries(`${root}/${place}`)) {
+    for (const name of directoryEntries(`${root}/${place}`)) {
       const path = `${place}/${name}`;
-      await linkInside(root, path);
+      await makeLinkRelative(root, path);
       await Deno.writeTextFile(
         `${dir}/bin/${name}`,
         `#!/bin/sh\nroot=\${0%/*}/../root\n` +
@@ -92,8 +99,8 @@ async function writeStarters(dir: string): Promise<void> {
   }
 }
 
-/** Makes an absolute link, such as that of `depmod` to `/bin/kmod`, a relative one. */
-async function linkInside(root: string, path: string): Promise<void> {
+/** Rewrites an absolute symbolic link, such as `depmod` to `/bin/kmod`, as a relative one. */
+async function makeLinkRelative(root: string, path: string): Promise<void> {
   const target = await Deno.readLink(`${root}/${path}`).catch(() => "");
   if (!target.startsWith("/")) return;
   await Deno.remove(`${root}/${path}`);
@@ -101,7 +108,7 @@ async function linkInside(root: string, path: string): Promise<void> {
   await Deno.symlink(`${up}${target.slice(1)}`, `${root}/${path}`);
 }
 
-function entries(dir: string): string[] {
+function directoryEntries(dir: string): string[] {
   try {
     return Array.from(Deno.readDirSync(dir), ({ name }) => name);
   } catch {

@@ -1,28 +1,29 @@
 /**
- * The files of tests, and what can be known of them without running them.
+ * Lists test files and classifies them by their imports.
  *
  * @module
  */
 import { dirname, join } from "@std/path";
-import { ROOT } from "../deno.ts";
+import { PROJECT_ROOT } from "../deno.ts";
 
-const IMPORT = /\b(?:from|import)\s*\(?\s*"(\.[^"]+)"/g;
-/** What starts processes, or helps to. */
-const PROCESSES = /system\/process\.ts|support\/parts\.ts|scripts\/|"#!\//;
+const IMPORT_PATTERN = /\b(?:from|import)\s*\(?\s*"(\.[^"]+)"/g;
+/** Imports and text that indicate that a test starts processes. */
+const PROCESS_STARTER_PATTERN =
+  /system\/process\.ts|support\/parts\.ts|scripts\/|"#!\//;
 
 /**
- * Lists files of tests.
+ * Lists test files.
  *
  * Needs `--allow-read`.
  *
  * @param paths Files and directories in the project.
- * @param ignored Directories to leave out.
+ * @param ignored Directories to skip.
  * @returns Paths in the project, sorted.
  */
 export function testFiles(paths: string[], ignored: string[] = []): string[] {
   const files = paths.flatMap((path) => {
-    if (!Deno.statSync(join(ROOT, path)).isDirectory) return [path];
-    const entries = Array.from(Deno.readDirSync(join(ROOT, path)));
+    if (!Deno.statSync(join(PROJECT_ROOT, path)).isDirectory) return [path];
+    const entries = Array.from(Deno.readDirSync(join(PROJECT_ROOT, path)));
     return testFiles(
       entries
         .filter(({ name, isDirectory }) =>
@@ -36,29 +37,31 @@ export function testFiles(paths: string[], ignored: string[] = []): string[] {
   return [...new Set(files)].sort();
 }
 
-/** Tells whether a file of tests boots guests. */
+/** Tells whether a test file boots guests. */
 export function bootsGuest(file: string): boolean {
-  return sources(file).has("tests/support/guest.ts");
+  return sourcesOfTest(file).has("tests/support/guest.ts");
 }
 
-/** Tells whether a file of tests starts processes. */
+/** Tells whether a test file starts processes. */
 export function startsProcesses(file: string): boolean {
-  return [...sources(file).values()].some((text) => PROCESSES.test(text));
+  return [...sourcesOfTest(file).values()].some((text) =>
+    PROCESS_STARTER_PATTERN.test(text)
+  );
 }
 
-const known = new Map<string, Map<string, string>>();
+const sourcesByFile = new Map<string, Map<string, string>>();
 
-/** A file, and what it imports of `tests/`, with the text of each. */
-function sources(file: string): Map<string, string> {
-  const done = known.get(file);
+/** The text of a test file and of all it imports from `tests/`. */
+function sourcesOfTest(file: string): Map<string, string> {
+  const done = sourcesByFile.get(file);
   if (done) return done;
   const texts = new Map<string, string>();
-  known.set(file, texts);
+  sourcesByFile.set(file, texts);
   const read = (path: string) => {
     if (texts.has(path) || !path.startsWith("tests/")) return;
-    const text = textOf(join(ROOT, path));
+    const text = readCodeOf(join(PROJECT_ROOT, path));
     texts.set(path, text);
-    for (const [, specifier] of text.matchAll(IMPORT)) {
+    for (const [, specifier] of text.matchAll(IMPORT_PATTERN)) {
       read(join(dirname(path), specifier));
     }
   };
@@ -66,8 +69,8 @@ function sources(file: string): Map<string, string> {
   return texts;
 }
 
-/** What only looks like an import, in the code of a test's own, is no file. */
-function textOf(path: string): string {
+/** Returns `""` for a missing file: an import in a test's string is not real. */
+function readCodeOf(path: string): string {
   try {
     return Deno.readTextFileSync(path);
   } catch {

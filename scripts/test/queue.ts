@@ -1,29 +1,25 @@
 /**
- * Runs many files of tests, some at a time, the slowest first.
+ * Runs test files in parallel, the slowest first.
  *
  * @module
  */
 
-/** How {@linkcode runQueue} goes through files. */
+/** Options of {@linkcode runQueue}. */
 export interface QueueOptions {
-  /** So many files run at a time. */
+  /** Number of files that run in parallel. */
   jobs: number;
-  /** So many of them boot guests, of which each keeps a processor busy. */
+  /** How many of them may boot guests, as each keeps a processor busy. */
   guests: number;
-  /** Tells whether a file boots guests. */
   bootsGuest: (file: string) => boolean;
-  /** How long files took the last time, in seconds. */
+  /** The seconds that each file took last time. */
   durations: Record<string, number>;
-  /** Runs one; false starts no other. */
+  /** Runs a file; `false` stops the queue. */
   run: (file: string) => Promise<boolean>;
 }
 
 /**
- * Runs files. Those that never ran start first, as they may be slow, and of these
- * those that boot guests.
- *
- * @param files Their paths.
- * @param options How.
+ * Runs files. Unknown ones start first, as they may be slow, with those that boot
+ * guests at the head.
  */
 export async function runQueue(
   files: string[],
@@ -41,7 +37,7 @@ export async function runQueue(
       const index = queue.findIndex((file) =>
         booting < guests || !bootsGuest(file)
       );
-      // Those that boot guests are left to the workers that do so.
+      // Only files with guests are left: other workers run them.
       if (index < 0) return;
       const [file] = queue.splice(index, 1);
       const boots = bootsGuest(file);

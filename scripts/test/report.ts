@@ -1,36 +1,31 @@
 /**
- * What test files report: read from Deno's JUnit files, and summed up.
+ * Reads Deno's JUnit reports and summarizes them.
  *
  * @module
  */
 
-/** One test of a file. */
 export interface TestResult {
-  /** Its name. */
   name: string;
-  /** How it ended. */
   outcome: "passed" | "failed" | "skipped";
-  /** How long it took. */
   seconds: number;
 }
 
-/** What running one file of tests came to. */
+/** The results of one test file. */
 export interface FileReport {
-  /** Its path in the project. */
+  /** Path in the project. */
   file: string;
-  /** Its tests; none where it could not be loaded. */
+  /** Empty if the file could not be loaded. */
   tests: TestResult[];
-  /** How long its process took. */
   seconds: number;
-  /** Whether its process ended well. */
+  /** Whether its process exited with 0. */
   ok: boolean;
-  /** The parts that its tests need and that are missing; `root` for its user. */
+  /** Missing parts that its tests need; `root` if they need that user. */
   missing: string[];
 }
 
-const CASE =
+const JUNIT_CASE_PATTERN =
   /<testcase name="([^"]*)"[^>]* time="([^"]*)"[^>]*>([\s\S]*?)<\/testcase>/g;
-const ENTITIES: Record<string, string> = {
+const XML_ENTITIES: Record<string, string> = {
   lt: "<",
   gt: ">",
   quot: '"',
@@ -39,14 +34,12 @@ const ENTITIES: Record<string, string> = {
 };
 
 /**
- * Reads the tests of a JUnit file that Deno wrote, without their steps.
- *
- * @param xml Its text.
+ * Parses Deno's JUnit file; steps of tests are left out.
  */
-export function readJunit(xml: string): TestResult[] {
-  const tests = [...xml.matchAll(CASE)].map(
+export function parseJunit(xml: string): TestResult[] {
+  const tests = [...xml.matchAll(JUNIT_CASE_PATTERN)].map(
     ([, name, seconds, body]): TestResult => ({
-      name: name.replace(/&(\w+);/g, (_, entity) => ENTITIES[entity]),
+      name: name.replace(/&(\w+);/g, (_, entity) => XML_ENTITIES[entity]),
       seconds: Number(seconds),
       outcome: body.includes("<failure")
         ? "failed"
@@ -55,7 +48,7 @@ export function readJunit(xml: string): TestResult[] {
         : "passed",
     }),
   );
-  // A step comes after its test, whose name it begins with.
+  // A step follows its test, and its name starts with the test's.
   const names = new Set<string>();
   return tests.filter(({ name }) => {
     for (
@@ -70,15 +63,14 @@ export function readJunit(xml: string): TestResult[] {
   });
 }
 
-/** How many tests ended in each way. */
 export interface Counts {
   passed: number;
   failed: number;
   skipped: number;
 }
 
-/** Counts tests. A file that fails without a failed test counts as one. */
-export function count(reports: FileReport[]): Counts {
+/** Counts tests. A file that fails without a failed test counts as one failure. */
+export function countTests(reports: FileReport[]): Counts {
   const counts = { passed: 0, failed: 0, skipped: 0 };
   for (const { tests, ok } of reports) {
     for (const { outcome } of tests) counts[outcome]++;
@@ -95,12 +87,10 @@ export function countLine({ passed, failed, skipped }: Counts): string {
 }
 
 /**
- * Says why tests were skipped: how many for want of which parts, and by name
- * those that another user or system would run.
+ * Explains skipped tests: a count per missing part, and the names of tests for
+ * another user or system.
  *
- * @param reports All of them.
- * @param remedyOf Says how a part is had.
- * @returns Lines; none where nothing was skipped.
+ * @param remedyOf Returns how to install a part.
  */
 export function skipLines(
   reports: FileReport[],
@@ -131,7 +121,7 @@ export function skipLines(
   return [...lines, ...remedies];
 }
 
-/** Names what failed, to be found below everything else. */
+/** Lists failed tests, for the end of the output. */
 export function failureLines(reports: FileReport[]): string[] {
   return reports.filter(({ ok }) => !ok).flatMap(({ file, tests }) => {
     const failed = tests.filter(({ outcome }) => outcome === "failed");
@@ -141,7 +131,6 @@ export function failureLines(reports: FileReport[]): string[] {
   });
 }
 
-/** The slowest tests, the slowest first. */
 export function slowestLines(reports: FileReport[], most: number): string[] {
   return reports
     .flatMap(({ file, tests }) => tests.map((test) => ({ file, ...test })))

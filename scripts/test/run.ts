@@ -1,51 +1,49 @@
 /**
- * Runs files of tests, each in a process of its own, and reports how each ended.
+ * Runs each test file in its own process and reports the results.
  *
  * @module
  */
-import { spawn } from "../../lib/system/process.ts";
-import { denoArgs, ROOT } from "../deno.ts";
+import { spawnProcess } from "../../lib/system/process.ts";
+import { PROJECT_ROOT, withImportMap } from "../deno.ts";
 import type { Progress } from "../progress.ts";
 import { bootsGuest } from "./files.ts";
 import { runQueue } from "./queue.ts";
-import { count, type FileReport, readJunit } from "./report.ts";
+import { countTests, type FileReport, parseJunit } from "./report.ts";
 
-/** How {@linkcode runAll} runs files. */
-export interface RunAllOptions {
+/** Options of {@linkcode runTestFiles}. */
+export interface RunTestFilesOptions {
   /** Flags for `deno test`. */
   flags: string[];
-  /** So many files run at a time. */
+  /** Number of files that run in parallel. */
   jobs: number;
-  /** How long files took the last time, in seconds. */
+  /** The seconds that each file took last time. */
   durations: Record<string, number>;
-  /** What is printed. */
   progress: Progress;
 }
 
-/** What has ended, and the signal that kept the rest from it. */
-export interface RunAllResult {
+/** The finished files, and the signal that stopped the others. */
+export interface RunTestFilesResult {
   reports: FileReport[];
   stoppedBy?: Deno.Signal;
 }
 
-/** Of guests, so many boot at a time: QEMU's emulation takes all of a processor. */
-const GUESTS = 2;
+/** QEMU's emulation takes a whole processor, so only few guests boot at a time. */
+const PARALLEL_GUESTS = 2;
 
 /**
- * Runs files of tests. Of one that passes a line is printed, of one that fails
- * all that it has printed. A single file prints what it prints.
+ * Runs test files. A passing file prints one line, a failing one its whole output; a
+ * single file inherits the terminal.
  *
  * Needs `--allow-run`, `--allow-read`, `--allow-write`.
  *
- * @param files Their paths in the project.
- * @param options How.
+ * @param files Paths in the project.
  */
-export async function runAll(
+export async function runTestFiles(
   files: string[],
-  options: RunAllOptions,
-): Promise<RunAllResult> {
+  options: RunTestFilesOptions,
+): Promise<RunTestFilesResult> {
   const { flags, jobs, durations, progress } = options;
-  const result: RunAllResult = { reports: [] };
+  const result: RunTestFilesResult = { reports: [] };
   const stop = new AbortController();
   const onSignal = (["SIGINT", "SIGTERM"] as const).map((name) => {
     const listener = () => {
@@ -60,15 +58,25 @@ export async function runAll(
   const run = async (file: string) => {
     const notes = `${dir}/${crypto.randomUUID()}`;
     const how = { flags, notes, live, signal: stop.signal };
-    using _ = live ? undefined : progress.watch(`running ${file}`);
-    const report = await runFile(file, how);
+    using _ = live ? undefined : progress.beginStep(`running ${file}`);
+    const report = await runTestFile(file, how);
     if (stop.signal.aborted) return false;
     result.reports.push(report);
-    if (!live) progress.line(reportText(report, await textOf(`${notes}.log`)));
+    if (!live) {
+      progress.printLine(
+        fileReportText(report, await readTextIfFound(`${notes}.log`)),
+      );
+    }
     return report.ok || !flags.some((flag) => flag.startsWith("--fail-fast"));
   };
   try {
-    await runQueue(files, { jobs, guests: GUESTS, bootsGuest, durations, run });
+    await runQueue(files, {
+      jobs,
+      guests: PARALLEL_GUESTS,
+      bootsGuest,
+      durations,
+      run,
+    });
   } finally {
     for (const { name, listener } of onSignal) {
       Deno.removeSignalListener(name, listener);
@@ -78,50 +86,58 @@ export async function runAll(
   return result;
 }
 
-interface RunFileOptions {
+interface RunTestFileOptions {
   flags: string[];
-  /** Where its process leaves what it has to say; endings are added. */
+  /** Path prefix of its log and report files. */
   notes: string;
-  /** It prints on this terminal, rather than into a file. */
+  /** Whether it inherits this terminal instead of writing a log. */
   live: boolean;
   signal: AbortSignal;
 }
 
-async function runFile(
+async function runTestFile(
   file: string,
-  { flags, notes, live, signal }: RunFileOptions,
+  { flags, notes, live, signal }: RunTestFileOptions,
 ): Promise<FileReport> {
   const started = performance.now();
-  const args = await denoArgs(
+  const args = await withImportMap(
     ["test", "--no-check", "-A", `--junit-path=${notes}.xml`, ...flags, file],
   );
   const env = {
     TOOLSMITH_TEST_MISSING: `${notes}.missing`,
-    // A file that fails is shown in full: here, where that may be no terminal.
+    // The log of a failing file is printed here, which may not be a terminal.
     ...Deno.stdout.isTerminal() ? {} : { NO_COLOR: "1" },
   };
-  // A file, as what a test leaves running would hold a pipe open.
+  // Log to a file: a process that a test leaves running would hold a pipe open.
   const shell = ["-c", 'exec "$@" >"$0" 2>&1', `${notes}.log`, Deno.execPath()];
-  const common = { cwd: ROOT, env, signal };
-  const child = signal.aborted ? undefined : live
-    ? spawn(Deno.execPath(), {
+  const common = { cwd: PROJECT_ROOT, env, signal };
+  const child = signal.aborted
+    ? undefined
+    : live
+    ? spawnProcess(Deno.execPath(), {
       ...{ ...common, args, input: "inherit" },
       ...{ stdout: "inherit", stderr: "inherit" },
     })
-    : spawn("sh", { ...common, args: [...shell, ...args], group: true });
+    : spawnProcess("sh", {
+      ...common,
+      args: [...shell, ...args],
+      ownProcessGroup: true,
+    });
   const code = (await child?.ended)?.code;
   return {
     file,
-    tests: readJunit(await textOf(`${notes}.xml`)),
+    tests: parseJunit(await readTextIfFound(`${notes}.xml`)),
     seconds: (performance.now() - started) / 1000,
     ok: code === 0,
-    missing: (await textOf(`${notes}.missing`)).split("\n").filter(Boolean),
+    missing: (await readTextIfFound(`${notes}.missing`)).split("\n").filter(
+      Boolean,
+    ),
   };
 }
 
-function reportText(report: FileReport, log: string): string {
+function fileReportText(report: FileReport, log: string): string {
   const { file, seconds, ok } = report;
-  const { passed, failed, skipped } = count([report]);
+  const { passed, failed, skipped } = countTests([report]);
   const counts = [
     `${passed} passed`,
     ...failed ? [`${failed} failed`] : [],
@@ -132,6 +148,6 @@ function reportText(report: FileReport, log: string): string {
   return ok ? line : `${line}\n${log.trim()}\n`;
 }
 
-async function textOf(path: string): Promise<string> {
+async function readTextIfFound(path: string): Promise<string> {
   return await Deno.readTextFile(path).catch(() => "");
 }

@@ -2,34 +2,55 @@ import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import { boot } from "../../lib/vm/boot.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
-import { run } from "../../lib/system/process.ts";
-import { failure } from "../support/failure.ts";
+import { runProcess } from "../../lib/system/process.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { collect, env, guest, needsGuest } from "../support/guest.ts";
-import { needs } from "../support/parts.ts";
+import {
+  buildTestGuest,
+  collectEvents,
+  env,
+  needsGuest,
+} from "../support/guest.ts";
+import { requires } from "../support/parts.ts";
+import { changeTimerDelays, installMovingClock } from "../support/timers.ts";
+
+/** Boots a guest whose boot timeout expires when its console shows a text. */
+async function expires(image: string, text: string) {
+  using clock = installMovingClock();
+  using _timers = changeTimerDelays((ms) => ms === 5000 ? 50 : ms);
+  const decoder = new TextDecoder();
+  let seen = "";
+  const output = (chunk: Uint8Array) => {
+    seen += decoder.decode(chunk, { stream: true });
+    if (seen.includes(text)) clock.pass(600_000);
+  };
+  const options = { image, env, bootTimeoutMs: 600_000, console: { output } };
+  return await expectFailure("guest_not_ready", () => boot(options));
+}
 
 Deno.test({
-  name: "a guest that panics is told at once, with its last words",
+  name: "boot() throws guest_panicked with the end of the console output",
   ...needsGuest,
   async fn() {
-    const image = await guest("panics");
-    const error = await failure("guest_panicked", () => boot({ image, env }));
+    const image = await buildTestGuest("panics");
+    const error = await expectFailure(
+      "guest_panicked",
+      () => boot({ image, env }),
+    );
     assert(error.message.includes("Attempted to kill init"), error.message);
     assert(error.message.includes("  | "), error.message);
   },
 });
 
 Deno.test({
-  name: "a guest without an agent is given up, with the end of its console",
+  name:
+    "boot() throws guest_not_ready with the end of the console output if the guest has no agent",
   ...needsGuest,
   async fn() {
-    const image = await guest("noAgent");
-    const error = await failure(
-      "guest_not_ready",
-      () => boot({ image, env, bootTimeoutMs: 3_000 }),
-    );
-    assert(error.message.includes("did not start within 3 s"));
-    assert(error.message.includes("take the one that Toolsmith offers"));
+    const image = await buildTestGuest("noAgent");
+    const error = await expires(image, "/ #");
+    assert(error.message.includes("did not start within 600 s"));
+    assert(error.message.includes("neither did Toolsmith's own agent"));
     assert(error.hint?.includes("cloud-init"));
     assert(error.message.includes("\n  | SeaBIOS"), error.message);
     assert(error.hint?.includes("qemu-guest-agent"));
@@ -37,10 +58,10 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a guest without an agent still has a console, where that is enough",
+  name: "boot() with agentOptional runs a guest without an agent",
   ...needsGuest,
   async fn() {
-    const image = await guest("noAgent");
+    const image = await buildTestGuest("noAgent");
     const input = new TransformStream<Uint8Array, Uint8Array>();
     const writer = input.writable.getWriter();
     const type = (text: string) => writer.write(new TextEncoder().encode(text));
@@ -48,7 +69,7 @@ Deno.test({
     let seen = "";
     let typed = false;
     const answered = Promise.withResolvers<void>();
-    const warnings = collect("warning");
+    const warnings = collectEvents("warning");
     await using vm = await boot({
       ...{ image, env, bootTimeoutMs: 3_000, agentOptional: true },
       onEvent: warnings.onEvent,
@@ -66,58 +87,52 @@ Deno.test({
     });
     await answered.promise;
     assert(warnings.events.some(({ message }) => message.includes("console")));
-    await failure("guest_not_ready", () => vm.exec("true"));
+    await expectFailure("guest_not_ready", () => vm.exec("true"));
   },
 });
 
 Deno.test({
-  name: "a guest whose agent says nothing is told from one without an agent",
+  name: "boot() reports a guest agent that started but does not answer",
   ...needsGuest,
   async fn() {
-    const image = await guest("silent");
-    let message = "";
-    // How long a boot takes depends on what else this host does.
-    for (let seconds = 10; seconds <= 80; seconds *= 2) {
-      const bootTimeoutMs = seconds * 1000;
-      ({ message } = await failure(
-        "guest_not_ready",
-        () => boot({ image, env, bootTimeoutMs }),
-      ));
-      if (!message.includes("did not start")) break;
-    }
-    assert(message.includes("agent is there"), message);
+    const image = await buildTestGuest("silent");
+    const { message } = await expires(image, "agent-is-silent");
+    assert(message.includes("agent started"), message);
   },
 });
 
 Deno.test({
-  name: "an image that holds nothing to boot is told before its deadline",
-  ...needs("qemu", "qemuImg"),
+  name: "boot() reports an unbootable image before the boot timeout",
+  ...requires("qemu", "qemuImg"),
   async fn() {
     await using dir = await temporaryDir();
     const image = join(dir.path, "empty.qcow2");
-    await run("qemu-img", {
+    await runProcess("qemu-img", {
       args: ["create", "-q", "-f", "qcow2", image, "8M"],
     });
-    const error = await failure("boot_failed", () => boot({ image, env }));
+    const error = await expectFailure(
+      "boot_failed",
+      () => boot({ image, env }),
+    );
     assert(error.message.includes("No bootable device"), error.message);
     assert(error.message.includes("Booting from Hard Disk"), error.message);
   },
 });
 
 Deno.test({
-  name: "without QEMU there is no boot, and a hint",
-  ...needs("qemuImg"),
+  name: "boot() throws qemu_not_found with a hint when QEMU is missing",
+  ...requires("qemuImg"),
   async fn() {
     await using dir = await temporaryDir();
     const image = join(dir.path, "a.qcow2");
-    await run("qemu-img", {
+    await runProcess("qemu-img", {
       args: ["create", "-q", "-f", "qcow2", image, "8M"],
     });
     const missing = new Map([
       ["TOOLSMITH_QEMU", "/nowhere/qemu-system-x86_64"],
       ["TMPDIR", dir.path],
     ]);
-    const error = await failure(
+    const error = await expectFailure(
       "qemu_not_found",
       () => boot({ image, env: missing }),
     );
@@ -129,32 +144,33 @@ Deno.test({
 });
 
 Deno.test({
-  name: "what QEMU refuses is told in its own words",
+  name:
+    "boot() reports QEMU's error message, and rejects invalid memory and cpus",
   ...needsGuest,
   async fn() {
-    const image = await guest();
-    const error = await failure(
+    const image = await buildTestGuest();
+    const error = await expectFailure(
       "boot_failed",
       () => boot({ image, env, qemuArgs: ["-device", "no-such-device"] }),
     );
     assert(error.message.includes("no-such-device"), error.message);
-    await failure("usage", () => boot({ image, env, memory: 0 }));
-    await failure("usage", () => boot({ image, env, cpus: 1.5 }));
+    await expectFailure("usage", () => boot({ image, env, memory: 0 }));
+    await expectFailure("usage", () => boot({ image, env, cpus: 1.5 }));
   },
 });
 
 Deno.test({
   name:
-    "an accelerator that does not work is replaced, unless it was asked for",
-  ...needs("qemu", "qemuImg"),
-  ignore: Deno.build.os !== "linux" || needs("qemu", "qemuImg").ignore,
+    "boot() falls back to emulation when KVM fails, unless KVM was requested",
+  ...requires("qemu", "qemuImg"),
+  ignore: Deno.build.os !== "linux" || requires("qemu", "qemuImg").ignore,
   async fn() {
     await using dir = await temporaryDir();
     const image = join(dir.path, "empty.qcow2");
-    await run("qemu-img", {
+    await runProcess("qemu-img", {
       args: ["create", "-q", "-f", "qcow2", image, "8M"],
     });
-    // Stands for a QEMU whose KVM is there and of no use.
+    // A QEMU whose KVM is present but does not work.
     const program = join(dir.path, "qemu");
     const write = (kvm: string) =>
       Deno.writeTextFile(
@@ -169,13 +185,13 @@ Deno.test({
       ["TOOLSMITH_QEMU", program],
       ["TMPDIR", dir.path],
     ]);
-    const asked = await failure(
+    const asked = await expectFailure(
       "boot_failed",
       () => boot({ image, env: own, accelerator: "kvm" }),
     );
     assert(asked.message.includes("KVM is broken"), asked.message);
-    const warnings = collect("warning");
-    const started = collect("vm_boot");
+    const warnings = collectEvents("warning");
+    const started = collectEvents("vm_boot");
     const onEvent = (event: ToolsmithEvent) => {
       warnings.onEvent(event);
       started.onEvent(event);
@@ -183,7 +199,7 @@ Deno.test({
     for (const kvm of [broken, "exec sleep 600"]) {
       await write(kvm);
       for (let time = 0; time < 2; time++) {
-        const error = await failure(
+        const error = await expectFailure(
           "boot_failed",
           () => boot({ image, env: own, onEvent }),
         );
@@ -197,8 +213,8 @@ Deno.test({
       warnings.events.map(({ message }) => message),
       offered
         ? [
-          "KVM does not work here: KVM is broken; emulating instead",
-          "KVM is offered but slower than emulation here; emulating instead",
+          "KVM does not work on this host: KVM is broken; falling back to emulation",
+          "KVM is available but slower than emulation on this host; falling back to emulation",
         ]
         : [],
     );

@@ -1,21 +1,27 @@
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import { boot } from "../../lib/vm/boot.ts";
-import { fileChunks, sha256 } from "../../lib/system/digest.ts";
+import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { collect, env, guest, needsGuest } from "../support/guest.ts";
+import {
+  buildTestGuest,
+  collectEvents,
+  env,
+  needsGuest,
+} from "../support/guest.ts";
 
-const digestOf = (path: string) => sha256(fileChunks(path));
+const digestOf = (path: string) => sha256OfChunks(readFileChunks(path));
 
 Deno.test({
-  name: "two machines at once leave the image as it was, and nothing behind",
+  name:
+    "boot() runs two VMs of one image at once and leaves the image unchanged",
   ...needsGuest,
   async fn() {
     await using dir = await temporaryDir();
     const image = join(dir.path, "image, copied.qcow2");
-    await Deno.copyFile(await guest(), image);
+    await Deno.copyFile(await buildTestGuest(), image);
     await Deno.chmod(image, 0o444);
     const before = await digestOf(image);
     const [one, two] = ["one", "two"].map((name) => join(dir.path, name));
@@ -78,15 +84,15 @@ Deno.test({
 });
 
 Deno.test({
-  name: "an overlay keeps what the guest writes; a power-down ends it well",
+  name: "boot() with overlay keeps the guest's writes for the next VM",
   ...needsGuest,
   async fn() {
     await using dir = await temporaryDir();
-    const image = await guest();
+    const image = await buildTestGuest();
     const before = await digestOf(image);
     const overlay = join(dir.path, "kept.qcow2");
     const write = "echo kept >/tmp/a; dd if=/tmp/a of=/dev/vda seek=2000";
-    const shutdown = collect("shutdown");
+    const shutdown = collectEvents("shutdown");
     {
       await using vm = await boot({
         ...{ image, overlay, env },
@@ -95,7 +101,7 @@ Deno.test({
       const { code } = await vm.exec("sh", { args: ["-c", write] });
       assertEquals(code, 0);
     }
-    // The guest was asked to power down, so that it could write what it held.
+    // The guest powered down and could flush its writes.
     assertEquals(shutdown.events.map(({ how }) => how), ["powered_down"]);
     {
       await using vm = await boot({ image, overlay, env });
@@ -109,7 +115,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a network is there when it is asked for",
+  name: "boot() with the network host-loopback lets the guest reach the host",
   ...needsGuest,
   async fn() {
     const server = Deno.serve(
@@ -117,8 +123,8 @@ Deno.test({
       () => new Response("hello from the host\n"),
     );
     try {
-      const image = await guest();
-      await using vm = await boot({ image, env, network: true });
+      const image = await buildTestGuest();
+      await using vm = await boot({ image, env, network: "host-loopback" });
       const url = `http://10.0.2.2:${server.addr.port}/`;
       const { stdout } = await vm.exec("wget", {
         args: ["-q", "-O", "-", url],
@@ -132,28 +138,28 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a guest that gets copies has no device of an export",
+  name: "boot() plugs in no device for an export that is copied into the guest",
   ...needsGuest,
   async fn() {
     await using dir = await temporaryDir();
     const [workspace, out] = ["work", "out"].map((it) => join(dir.path, it));
     for (const path of [workspace, out]) await Deno.mkdir(path);
     await Deno.writeTextFile(join(out, "secret"), "secret\n");
-    const image = await guest("hides9p");
+    const image = await buildTestGuest("hides9p");
     for (const more of [{ workspace }, {}]) {
-      const warnings = collect("warning");
+      const warnings = collectEvents("warning");
       await using vm = await boot({
         ...{ image, env, exports: [{ path: out }], ...more },
         onEvent: warnings.onEvent,
       });
       const said = warnings.events.map(({ message }) => message).join();
-      assert(said.includes("The export out is a copy"), said);
+      assert(said.includes("The export out was copied"), said);
       const mount = (tag: string) =>
         `mkdir -p /tmp/${tag} && mount -t 9p -o trans=virtio,version=9p2000.L ${tag} /tmp/${tag} 2>/dev/null; echo $?`;
       const { stdout } = await vm.exec("sh", {
         args: ["-c", `${mount("work")}; ${mount("out")}; ls /tmp/out`],
       });
-      // Its kernel can mount what it may read, and finds nothing of the export.
+      // The kernel can mount the workspace but finds no export device.
       const [work, exported] = stdout.split("\n");
       assertEquals([work === "0", exported === "0"], [
         "workspace" in more,
@@ -165,26 +171,27 @@ Deno.test({
 });
 
 Deno.test({
-  name: "directories come as copies into a guest that cannot mount them",
+  name:
+    "boot() copies workspace and exports into a guest that cannot mount them",
   ...needsGuest,
   async fn() {
     await using dir = await temporaryDir();
-    const image = await guest("noDirs");
+    const image = await buildTestGuest("noDirs");
     const [workspace, out] = ["work", "out"].map((it) => join(dir.path, it));
     await Deno.mkdir(join(workspace, "deep"), { recursive: true });
     await Deno.mkdir(out);
     await Deno.writeTextFile(join(workspace, "deep", "file"), "content\n");
     await Deno.symlink("deep/file", join(workspace, "link"));
     await Deno.writeTextFile(join(out, "old"), "old\n");
-    const warnings = collect("warning");
+    const warnings = collectEvents("warning");
     const said = () => warnings.events.map(({ message }) => message).join();
     {
       await using vm = await boot({
         ...{ image, env, workspace, exports: [{ path: out }] },
         onEvent: warnings.onEvent,
       });
-      assert(said().includes("The workspace is a copy"), said());
-      assert(said().includes("The export out is a copy"), said());
+      assert(said().includes("The workspace was copied"), said());
+      assert(said().includes("The export out was copied"), said());
       const script =
         "pwd; cat link; touch here 2>/dev/null && echo wrote; cd /mnt/out; cat old; echo new >a; ln -s a b; ln -s /etc/passwd c; chmod 4711 a; exit 3";
       const ended = await vm.exec("sh", { args: ["-c", script] });
@@ -193,7 +200,7 @@ Deno.test({
         [3, "/mnt/work\ncontent\nold\n"],
       );
       assertEquals(await Deno.readTextFile(join(out, "b")), "new\n");
-      // A directory that is newer than the copy is not in it.
+      // The copy lacks a directory created after the boot.
       const places = { deep: "/mnt/work/deep", later: "/mnt/work" };
       await Deno.mkdir(join(workspace, "later"));
       for (const [name, expected] of Object.entries(places)) {
@@ -203,9 +210,9 @@ Deno.test({
       }
       assertEquals((await Deno.stat(join(out, "a"))).mode! & 0o7777, 0o711);
       assertEquals(Array.from(Deno.readDirSync(out)).length, 3);
-      assert(said().includes("a host must not take; left out: 1"), said());
+      assert(said().includes("unsafe on a host; skipped 1"), said());
 
-      // Each brings the export back, and they take turns.
+      // Each command syncs the export, one at a time.
       const names = Array.from({ length: 6 }, (_, n) => `at-once-${n}`);
       await Promise.all(names.map(async (name) => {
         const args = ["-c", `echo ${name} >/mnt/out/${name}`];
@@ -214,11 +221,11 @@ Deno.test({
         assertEquals(text, `${name}\n`);
       }));
 
-      // What the guest sends back is a part of the command, in time as well.
+      // Syncing the export counts towards the command's timeout.
       const hang =
         "rm /bin/tar; printf '#!/bin/sh\\nexec sleep 99' >/bin/tar; chmod 755 /bin/tar";
       const limits = { args: ["-c", hang], timeoutMs: 4000 };
-      await failure("timeout", () => vm.exec("sh", limits));
+      await expectFailure("timeout", () => vm.exec("sh", limits));
     }
     let cancelled = false;
     const input = new ReadableStream({ cancel: () => void (cancelled = true) });

@@ -1,6 +1,6 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
-import { run } from "../../lib/system/process.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import { boot } from "../../lib/vm/boot.ts";
 import { buildGuest } from "../../scripts/guest/build.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -11,15 +11,19 @@ const hasGit = await Deno.stat(GIT).then(() => true, () => false);
 
 /** Makes a repository that belongs to another user than the guest's root. */
 async function repository(path: string) {
-  const made = await run(GIT, { args: ["init", "-q", "-b", "main", path] });
+  const made = await runProcess(GIT, {
+    args: ["init", "-q", "-b", "main", path],
+  });
   assertEquals(made.code, 0, made.stderr);
   await Deno.writeTextFile(join(path, "new"), "");
-  if (Deno.uid() === 0) await run("chown", { args: ["-R", "54321", path] });
+  if (Deno.uid() === 0) {
+    await runProcess("chown", { args: ["-R", "54321", path] });
+  }
 }
 
 Deno.test({
   name:
-    "git works in a workspace, in a repository inside it, and in an export, and needs nothing of the caller",
+    "git works in the workspace, in a nested repository and in an export without configuration",
   ignore: needsGuest.ignore || !hasGit,
   async fn() {
     await using dir = await temporaryDir();
@@ -39,7 +43,7 @@ Deno.test({
       assertEquals([code, stderr], [0, ""]);
       assertStringIncludes(stdout, "?? new\n");
     }
-    // What the caller has git know stays.
+    // The caller's git configuration stays in effect.
     const { stdout } = await vm.exec("git", {
       args: ["config", "user.name"],
       env: {

@@ -1,36 +1,25 @@
 /**
- * Guests that are slow, or do nothing: real ones, whose time passes sooner than the
- * host's. It moves when they do something, not with the host's clock.
+ * Slow or hanging real guests, with a clock that runs faster than the host's: it
+ * advances with the guest's activity.
  */
 import { assert, assertMatch } from "@std/assert";
 import { boot } from "../../lib/vm/boot.ts";
-import { failure } from "../support/failure.ts";
-import { env, guest, needsGuest } from "../support/guest.ts";
-import { hurriedTimers } from "../support/timers.ts";
-
-/** Lets time pass that nobody waits for. */
-function movingClock() {
-  const now = performance.now.bind(performance);
-  let passed = 0;
-  performance.now = () => now() + passed;
-  return {
-    pass: (ms: number) => passed += ms,
-    [Symbol.dispose]: () => void (performance.now = now),
-  };
-}
+import { expectFailure } from "../support/expect_failure.ts";
+import { buildTestGuest, env, needsGuest } from "../support/guest.ts";
+import { changeTimerDelays, installMovingClock } from "../support/timers.ts";
 
 Deno.test({
-  name: "boot() waits for a guest that takes minutes and shows what it does",
+  name: "boot() waits minutes for a slow guest that makes progress",
   ...needsGuest,
   async fn() {
-    using clock = movingClock();
+    using clock = installMovingClock();
     let passed = 0;
     const output = () => {
-      // It prints often, but has a limit in all.
+      // The guest prints often, but the total time is limited.
       if (passed < 600_000) passed = clock.pass(100_000);
     };
     await using vm = await boot({
-      ...{ image: await guest(), env, accelerator: "tcg" },
+      ...{ image: await buildTestGuest(), env, accelerator: "tcg" },
       console: { output },
     });
     assert(passed >= 300_000, `${passed}`);
@@ -40,11 +29,13 @@ Deno.test({
 });
 
 Deno.test({
-  name: "boot() reports what a guest did that does nothing any more",
+  name: "boot() reports the last activity of a guest that hangs",
   ...needsGuest,
   async fn() {
-    using clock = movingClock();
-    using _timers = hurriedTimers((ms) => ms > 1000 && ms <= 5000 ? 50 : ms);
+    using clock = installMovingClock();
+    using _timers = changeTimerDelays((ms) =>
+      ms > 1000 && ms <= 5000 ? 50 : ms
+    );
     const decoder = new TextDecoder();
     let said = "";
     let idle: ReturnType<typeof setInterval> | undefined;
@@ -53,9 +44,9 @@ Deno.test({
       if (!said.includes("/ #")) return;
       idle ??= setInterval(() => clock.pass(10_000), 20);
     };
-    const error = await failure("guest_not_ready", async () =>
+    const error = await expectFailure("guest_not_ready", async () =>
       boot({
-        ...{ image: await guest("noAgent"), env, accelerator: "tcg" },
+        ...{ image: await buildTestGuest("noAgent"), env, accelerator: "tcg" },
         console: { output },
       })).finally(() => clearInterval(idle));
     assertMatch(

@@ -1,13 +1,13 @@
 /**
- * A command of the guest on a terminal, as a person has it.
+ * A guest command on a real terminal, driven by tmux.
  */
 import { assertEquals, assertMatch } from "@std/assert";
 import { dirname, join } from "@std/path";
-import { fileChunks, sha256 } from "../../lib/system/digest.ts";
+import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
 import { sleep } from "../../lib/system/time.ts";
-import { guest, needsGuest } from "../support/guest.ts";
-import { needs, parts } from "../support/parts.ts";
-import { processesOf } from "../support/processes.ts";
+import { buildTestGuest, needsGuest } from "../support/guest.ts";
+import { foundTools, requires } from "../support/parts.ts";
+import { assertAllEnded, findProcesses } from "../support/processes.ts";
 import { openTerminal, type TestTerminal } from "../support/tmux.ts";
 import {
   cleanEnvironment,
@@ -17,20 +17,23 @@ import {
 } from "../support/workspace.ts";
 
 const onTerminal = {
-  ignore: needsGuest.ignore || needs("tmux").ignore,
+  ignore: needsGuest.ignore || requires("tmux").ignore,
 };
 
 for (
   const { args, says } of [
-    { args: ["shell"], says: /shell needs a terminal.*\nhint: toolsmith run/ },
+    { args: ["shell"], says: /shell needs a terminal.*\nhint: use toolsmith/ },
     {
       args: ["run", "--tty", "sh"],
-      says: /run --tty needs a terminal.*\nhint: toolsmith run/,
+      says: /run --tty needs a terminal.*\nhint: omit --tty/,
     },
-    { args: ["run", "--tty", "--json", "sh"], says: /--tty prints no JSON/ },
+    {
+      args: ["run", "--tty", "--json", "sh"],
+      says: /Cannot use --tty and --json/,
+    },
   ]
 ) {
-  Deno.test(`${args.join(" ")} without a terminal says to use run`, async () => {
+  Deno.test(`${args.join(" ")} without a terminal exits with status 2 and an explanation`, async () => {
     await using work = await workspace();
     const { code, stdout, stderr } = await work.toolsmith(args);
     assertEquals(code, 2);
@@ -39,21 +42,21 @@ for (
 }
 
 Deno.test({
-  name: "a command has a terminal that is the window's, and gives it back",
+  name: "toolsmith shell behaves like a local shell on a terminal",
   ...onTerminal,
   async fn(t) {
     await using work = await workspace();
     await using terminal = await open(work);
     const { type, press, shows } = terminal;
     const shell = await commandLine(["shell", "--quiet"]);
-    await t.step("it has the size of the window", async () => {
+    await t.step("shell's terminal has the window's size", async () => {
       await type(`${shell}; echo "status $?"`);
       await shows(/^\/mnt\/work #/m);
       await type("clear; stty size; tty");
       await shows(/^30 90\n\/dev\/ttyS1$/m);
     });
     await t.step(
-      "it follows the window, and programs are notified",
+      "shell resizes with the window",
       async () => {
         await type(
           `sh -c 'trap "stty size" WINCH; echo $((1+1)); while sleep 1; do :; done'`,
@@ -65,7 +68,7 @@ Deno.test({
         await shows(/\^C\n.*#/);
       },
     );
-    await t.step("colours arrive", async () => {
+    await t.step("shell shows colours", async () => {
       await type(String.raw`printf '\033[31m%s\033[m\n' red`);
       // deno-lint-ignore no-control-regex
       await shows(/^\x1b\[31mred/m, "coloured");
@@ -73,7 +76,7 @@ Deno.test({
     const sleeper = (mark: number) =>
       `sh -c 'echo $((${mark}+1)); exec sleep 1000'`;
     await t.step(
-      "Ctrl-C ends what runs in the guest, and it alone",
+      "shell passes Ctrl-C to the guest's program only",
       async () => {
         await type(sleeper(41));
         await shows(/^42$/m);
@@ -83,7 +86,7 @@ Deno.test({
         await shows(/^ended 130$/m);
       },
     );
-    await t.step("Ctrl-Z stops it, and fg goes on with it", async () => {
+    await t.step("shell job control: Ctrl-Z stops, fg resumes", async () => {
       await type(sleeper(51));
       await shows(/^52$/m);
       await press("C-z");
@@ -93,31 +96,31 @@ Deno.test({
       await press("C-c");
       await shows(/# fg\n.*\n\^C\n.*#/);
     });
-    await t.step("less shows a screen at a time", async () => {
+    await t.step("shell runs less page by page", async () => {
       await type("seq 500 | less");
       await shows(/^1\n2\n/);
       await press("Space");
       await shows(/^4\d\n/);
       await press("q");
     });
-    await t.step("vi fills the screen", async () => {
+    await t.step("shell runs vi on the full screen", async () => {
       await type("vi /etc/inittab");
       await shows(/1\/\d+ \d+%/);
       await type(":q!");
     });
-    await t.step("its status is the shell's", async () => {
+    await t.step("toolsmith shell exits with the shell's status", async () => {
       await type("clear; exit 7");
-      // Where the cursor was, though vi has had the screen.
+      // The cursor is back after vi.
       await shows(/^\n{0,2}status 7\n/);
       await assertGivenBack(terminal);
     });
-    await t.step("it is given back while the machine ends", async () => {
+    await t.step("toolsmith shell restores the host terminal", async () => {
       const kept = await commandLine(["shell", "--overlay", "kept.qcow2"]);
       await type(`clear; ${kept}`);
       await shows(/^\/mnt\/work #/m);
-      // A guest that is deaf to the power button is waited for.
+      // Wait for a guest that ignores the power button.
       await type("killall -STOP acpid; exit");
-      await shows(/^ending the machine: /m);
+      await shows(/^stopping the VM: /m);
       await press("C-c");
       await shows(/\^C/);
       await press("C-c");
@@ -133,21 +136,21 @@ Deno.test({
     const ends: Record<string, { signal: Deno.Signal; status?: number }> = {
       "after TERM": { signal: "SIGTERM", status: 143 },
       "after HUP": { signal: "SIGHUP", status: 129 },
-      // The shell may say the status while the screen is still the guest's.
+      // The shell may print the status before the screen is restored.
       "after KILL": { signal: "SIGKILL" },
       "when QEMU dies": { signal: "SIGKILL", status: 71 },
     };
     for (const [name, { signal, status }] of Object.entries(ends)) {
-      await t.step(`run --tty gives it back: ${name}`, async () => {
+      await t.step(`run --tty restores the terminal ${name}`, async () => {
         await terminal.type("clear");
         await terminal.type(
           `sh -c 'echo $$ >pid; exec ${run}'; echo "status $?"`,
         );
-        // No line of what was typed, wherever that is broken.
+        // Match no part of the typed command line, wherever it wraps.
         await terminal.shows(/^it is so$/m);
         const set = await modesOf(terminal);
         assertEquals(set.filter((mode) => USUAL.includes(mode)), []);
-        const [qemu] = (await processesOf(join(work.dir, ".toolsmith")))
+        const [qemu] = (await findProcesses(join(work.dir, ".toolsmith")))
           .filter(({ line }) => line.includes("qemu-system"));
         const own = Number(await Deno.readTextFile(join(work.dir, "pid")));
         Deno.kill(name.includes("QEMU") ? qemu.pid : own, signal);
@@ -155,35 +158,36 @@ Deno.test({
           await terminal.shows(new RegExp(`^status ${status}$`, "m"));
         }
         await assertGivenBack(terminal);
+        // The next step must not find the supervisor of this one's QEMU.
+        await assertAllEnded(join(work.dir, ".toolsmith"));
       });
     }
-    assertEquals(await processesOf(join(work.dir, ".toolsmith")), []);
   },
 });
 
 /** A terminal in a workspace with a guest. */
 async function open(work: Workspace): Promise<TestTerminal> {
-  const qcow2 = await guest();
-  const digest = await sha256(fileChunks(qcow2));
+  const qcow2 = await buildTestGuest();
+  const digest = await sha256OfChunks(readFileChunks(qcow2));
   await work.manifest({ qcow2, qcow2_sha256: digest });
   const { PATH, ...env } = cleanEnvironment();
   return await openTerminal({
     cwd: work.dir,
     env: {
       ...env,
-      PATH: `${dirname(parts.qemu!)}:${PATH}`,
+      PATH: `${dirname(foundTools.qemu!)}:${PATH}`,
       TOOLSMITH_QEMU: "",
     },
   });
 }
 
-/** Sets all that tmux shows: what a program that is cut off may leave. */
+/** Sets all terminal modes that a killed program may leave behind. */
 const LEFT = String
   .raw`\033[?1049h\033[5;10r\033[?25l\033[?7l\033(0\033)0\016\033[31m` +
   String
     .raw`\033[?2004h\033[?1003h\033[?1005h\033[?1006h\033[?1h\033=`;
 
-/** What tmux knows of the terminal of a new window. */
+/** tmux's mode flags of a new terminal. */
 const USUAL = [
   "alternate_on 0",
   "cursor_flag 1",
@@ -197,22 +201,16 @@ const USUAL = [
   "e|-:#{pane_height},#{scroll_region_lower} 1",
 ];
 
-/** The same as it is now. */
+/** The current mode flags. */
 async function modesOf(terminal: TestTerminal): Promise<string[]> {
   const names = USUAL.map((mode) => mode.split(" ")[0]);
   const values = await terminal.ask(names.map((it) => `#{${it}}`).join(" "));
   return values.trim().split(" ").map((value, at) => `${names[at]} ${value}`);
 }
 
-/** The screen is the usual one, and lines are edited and echoed. */
+/** The main screen is shown, and lines are edited and echoed. */
 async function assertGivenBack(terminal: TestTerminal) {
-  const deadline = performance.now() + 10_000;
-  let modes = await modesOf(terminal);
-  while (`${modes}` !== `${USUAL}` && performance.now() < deadline) {
-    await sleep(50);
-    modes = await modesOf(terminal);
-  }
-  assertEquals(modes, USUAL);
+  while (`${await modesOf(terminal)}` !== `${USUAL}`) await sleep(50);
   const edited = String
     .raw`stty -a | tr ' ' '\n' | grep -cx 'icanon\|echo\|isig\|opost'`;
   await terminal.type(`clear; echo "modes $(${edited})"`);

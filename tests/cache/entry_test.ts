@@ -1,32 +1,40 @@
 import { assert, assertEquals } from "@std/assert";
 import { dirname, join } from "@std/path";
 import {
-  asCacheError,
-  cacheEntry,
+  cacheEntryHandle,
   type CacheKey,
-  findCache,
+  resolveCacheDir,
+  toCacheWriteError,
 } from "../../lib/cache/entry.ts";
-import { fingerprint } from "../../lib/system/files.ts";
-import { run } from "../../lib/system/process.ts";
-import { failure } from "../support/failure.ts";
+import { readFileIdentity } from "../../lib/system/files.ts";
+import { runProcess } from "../../lib/system/process.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { namesIn, temporaryDir } from "../support/directory.ts";
-import { A, B, test } from "../support/images.ts";
+import { A, B, testWithCache } from "../support/images.ts";
+import { waitForNextChangeTime } from "../support/change_time.ts";
+import { requires } from "../support/parts.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 
 const SOURCE = "oci://ghcr.io/owner/repo:1.0";
 
-/** Puts an image into the cache as a hydrate does. */
+/** Adds an image to the cache, as hydrate does. */
 async function put(key: CacheKey, text: string, name = "image.qcow2") {
-  using held = await cacheEntry(key).lock();
-  await using staging = await held.stage();
+  using held = await cacheEntryHandle(key).lock();
+  await using staging = await held.createOrResumeStaging();
   const path = join(staging.dir, name);
   await Deno.writeTextFile(path, text);
-  const hashed = (await fingerprint(path))!;
-  return await staging.place({ path, name, source: SOURCE, hashed });
+  const hashedFile = (await readFileIdentity(path))!;
+  return await staging.commit({
+    path,
+    fileName: name,
+    source: SOURCE,
+    hashedFile,
+  });
 }
 
-Deno.test("findCache() takes what the caller names, the variable, or the workspace's own", async () => {
+Deno.test("resolveCacheDir() returns the cache option, else TOOLSMITH_CACHE, else .toolsmith/cache", async () => {
   const find = (cache: string | undefined, variable: string) =>
-    findCache("/srv", {
+    resolveCacheDir("/srv", {
       cache,
       env: new Map([["TOOLSMITH_CACHE", variable]]),
     });
@@ -35,268 +43,355 @@ Deno.test("findCache() takes what the caller names, the variable, or the workspa
   assertEquals(await find("/named", "/var/cache"), "/named");
 });
 
-test("what was placed is found, trusted, read-only, and alone", async (key) => {
-  const path = await put(key, "image");
-  assertEquals(path, join(key.cache, "demo", A, "image.qcow2"));
-  const found = await cacheEntry(key).lookUp();
-  assertEquals(found?.path, path);
-  assertEquals([found?.bytes, found?.trusted], [5, true]);
-  assertEquals(found?.record?.source, SOURCE);
-  assertEquals(found?.record?.digest, `sha256:${A}`);
-  const { mode } = await Deno.stat(path);
-  if (mode !== null) assertEquals(mode & 0o777, 0o444);
-  assertEquals(await namesIn(cacheEntry(key).dir), [
-    "image.qcow2",
-    "verified.json",
-  ]);
-  assertEquals(await namesIn(join(key.cache, "demo")), [`.${A}.lock`, A]);
-});
+testWithCache(
+  "lookUpImage() finds a committed image, which is trusted and has mode 0444",
+  async (key) => {
+    const path = await put(key, "image");
+    assertEquals(path, join(key.cache, "demo", A, "image.qcow2"));
+    const found = await cacheEntryHandle(key).lookUpImage();
+    assertEquals(found?.path, path);
+    assertEquals([found?.bytes, found?.trusted], [5, true]);
+    assertEquals(found?.verificationRecord?.source, SOURCE);
+    assertEquals(found?.verificationRecord?.digest, `sha256:${A}`);
+    const { mode } = await Deno.stat(path);
+    if (mode !== null) assertEquals(mode & 0o777, 0o444);
+    assertEquals(await namesIn(cacheEntryHandle(key).dir), [
+      "image.qcow2",
+      "verified.json",
+    ]);
+    assertEquals(await namesIn(join(key.cache, "demo")), [`.${A}.lock`, A]);
+  },
+);
 
-test("a file that is replaced after it was hashed is not placed", async (key) => {
-  {
-    using held = await cacheEntry(key).lock();
-    await using staging = await held.stage();
-    const path = join(staging.dir, "image.qcow2");
-    await Deno.writeTextFile(path, "image");
-    const hashed = (await fingerprint(path))!;
-    await Deno.writeTextFile(`${path}.new`, "IMAGE");
-    await Deno.rename(`${path}.new`, path);
-    const file = { path, name: "image.qcow2", source: SOURCE, hashed };
-    await failure("checksum_mismatch", () => staging.place(file));
-  }
-  assertEquals(await cacheEntry(key).lookUp(), undefined);
-  assertEquals(await namesIn(join(key.cache, "demo")), [`.${A}.lock`]);
-});
+testWithCache(
+  "ImageStaging.commit() rejects a file that was replaced after hashing",
+  async (key) => {
+    {
+      using held = await cacheEntryHandle(key).lock();
+      await using staging = await held.createOrResumeStaging();
+      const path = join(staging.dir, "image.qcow2");
+      await Deno.writeTextFile(path, "image");
+      const hashedFile = (await readFileIdentity(path))!;
+      await Deno.writeTextFile(`${path}.new`, "IMAGE");
+      await Deno.rename(`${path}.new`, path);
+      const file = {
+        path,
+        fileName: "image.qcow2",
+        source: SOURCE,
+        hashedFile,
+      };
+      await expectFailure("checksum_mismatch", () => staging.commit(file));
+    }
+    assertEquals(await cacheEntryHandle(key).lookUpImage(), undefined);
+    assertEquals(await namesIn(join(key.cache, "demo")), [`.${A}.lock`]);
+  },
+);
 
-test("nothing is found where nothing is", async (key) => {
-  assertEquals(await cacheEntry(key).lookUp(), undefined);
-  await Deno.mkdir(cacheEntry(key).dir, { recursive: true });
-  assertEquals(await cacheEntry(key).lookUp(), undefined);
-  // A stamp without its image is nothing either.
-  await Deno.writeTextFile(
-    join(cacheEntry(key).dir, "verified.json"),
-    '{"file":"image.qcow2"}',
-  );
-  assertEquals(await cacheEntry(key).lookUp(), undefined);
-});
+testWithCache(
+  "lookUpImage() returns undefined for a missing or empty entry",
+  async (key) => {
+    assertEquals(await cacheEntryHandle(key).lookUpImage(), undefined);
+    await Deno.mkdir(cacheEntryHandle(key).dir, { recursive: true });
+    assertEquals(await cacheEntryHandle(key).lookUpImage(), undefined);
+    // A verification record without its image.
+    await Deno.writeTextFile(
+      join(cacheEntryHandle(key).dir, "verified.json"),
+      '{"file":"image.qcow2"}',
+    );
+    assertEquals(await cacheEntryHandle(key).lookUpImage(), undefined);
+  },
+);
 
-test("an entry that is there is replaced whole", async (key) => {
-  await put(key, "old", "old.qcow2");
-  const path = await put(key, "new");
-  assertEquals(await Deno.readTextFile(path), "new");
-  assertEquals(await namesIn(cacheEntry(key).dir), [
-    "image.qcow2",
-    "verified.json",
-  ]);
-  assertEquals(await namesIn(join(key.cache, "demo")), [`.${A}.lock`, A]);
-});
+testWithCache(
+  "ImageStaging.commit() replaces an existing entry as a whole",
+  async (key) => {
+    await put(key, "old", "old.qcow2");
+    const path = await put(key, "new");
+    assertEquals(await Deno.readTextFile(path), "new");
+    assertEquals(await namesIn(cacheEntryHandle(key).dir), [
+      "image.qcow2",
+      "verified.json",
+    ]);
+    assertEquals(await namesIn(join(key.cache, "demo")), [`.${A}.lock`, A]);
+  },
+);
 
-test("who reads an image that is replaced reads on", async (key) => {
-  using reader = await Deno.open(await put(key, "old"));
-  await put(key, "new");
-  assertEquals(await new Response(reader.readable).text(), "old");
-});
+testWithCache(
+  "ImageStaging.commit() keeps an open image readable when replacing its entry",
+  async (key) => {
+    using reader = await Deno.open(await put(key, "old"));
+    await put(key, "new");
+    assertEquals(await new Response(reader.readable).text(), "old");
+  },
+);
 
-test("a file in the place of an entry is replaced", async (key) => {
-  await Deno.mkdir(dirname(cacheEntry(key).dir), { recursive: true });
-  await Deno.writeTextFile(cacheEntry(key).dir, "in the way");
-  assertEquals(await cacheEntry(key).lookUp(), undefined);
-  await put(key, "image");
-  assert((await cacheEntry(key).lookUp())?.trusted);
-});
+testWithCache(
+  "ImageStaging.commit() replaces a file at the entry's path",
+  async (key) => {
+    await Deno.mkdir(dirname(cacheEntryHandle(key).dir), { recursive: true });
+    await Deno.writeTextFile(cacheEntryHandle(key).dir, "in the way");
+    assertEquals(await cacheEntryHandle(key).lookUpImage(), undefined);
+    await put(key, "image");
+    assert((await cacheEntryHandle(key).lookUpImage())?.trusted);
+  },
+);
 
-/** Ways to touch an image after it was verified. */
+/** Ways to change an image or its record after verification. */
 const TOUCHES: Record<string, (path: string) => Promise<void>> = {
-  async "other bytes of the same length, times restored"(path) {
-    // The time of change, which nobody can restore, has the grain of a second.
-    await new Promise((done) => setTimeout(done, 1050));
+  async "other bytes and restored times"(path) {
+    await waitForNextChangeTime(dirname(path));
     const { atime, mtime } = await Deno.stat(path);
     await Deno.chmod(path, 0o644);
     await Deno.writeTextFile(path, "IMAGE");
     await Deno.chmod(path, 0o444);
     await Deno.utime(path, atime!, mtime!);
   },
-  async "a longer file"(path) {
+  async "appended bytes"(path) {
     await Deno.chmod(path, 0o644);
     await Deno.writeTextFile(path, "!", { append: true });
   },
-  async "another file under its name"(path) {
+  async "a replaced file"(path) {
     await Deno.writeTextFile(`${path}.new`, "IMAGE");
     await Deno.rename(`${path}.new`, path);
   },
-  async "a stamp of another image"(path) {
+  async "another image's verification record"(path) {
     const record = join(dirname(path), "verified.json");
     const text = await Deno.readTextFile(record);
     await Deno.writeTextFile(record, text.replaceAll(A, B));
   },
-  async "a stamp that is no JSON"(path) {
+  async "a malformed verification record"(path) {
     await Deno.writeTextFile(join(dirname(path), "verified.json"), "{");
   },
-  async "no stamp"(path) {
+  async "no verification record"(path) {
     await Deno.remove(join(dirname(path), "verified.json"));
   },
 };
 
 for (const [name, change] of Object.entries(TOUCHES)) {
-  test(`${name}: the image is found and not trusted, until it is verified again`, async (key) => {
-    const path = await put(key, "image");
-    await change(path);
-    const found = await cacheEntry(key).lookUp();
-    assertEquals([found?.path, found?.trusted], [path, false]);
-    {
-      using held = await cacheEntry(key).lock();
-      await held.renew(found!);
-    }
-    assertEquals((await cacheEntry(key).lookUp())?.trusted, true);
-  });
+  testWithCache(
+    `lookUpImage() does not trust an image with ${name} until it is verified again`,
+    async (key) => {
+      const path = await put(key, "image");
+      await change(path);
+      const found = await cacheEntryHandle(key).lookUpImage();
+      assertEquals([found?.path, found?.trusted], [path, false]);
+      {
+        using held = await cacheEntryHandle(key).lock();
+        await held.renewVerificationRecord(found!);
+      }
+      assertEquals((await cacheEntryHandle(key).lookUpImage())?.trusted, true);
+    },
+  );
 }
 
-test("a stamp that points elsewhere is no stamp", async (key) => {
-  await put(key, "image");
-  const record = join(cacheEntry(key).dir, "verified.json");
-  for (const file of ["..", ".", "../x.qcow2", "/etc/passwd", "", 7, null]) {
-    await Deno.writeTextFile(record, JSON.stringify({ file }));
-    const found = await cacheEntry(key).lookUp();
-    assertEquals(
-      found?.path,
-      join(cacheEntry(key).dir, "image.qcow2"),
-      `${file}`,
+testWithCache(
+  "lookUpImage() ignores a verification record that names a file outside the entry",
+  async (key) => {
+    await put(key, "image");
+    const record = join(cacheEntryHandle(key).dir, "verified.json");
+    for (const file of ["..", ".", "../x.qcow2", "/etc/passwd", "", 7, null]) {
+      await Deno.writeTextFile(record, JSON.stringify({ file }));
+      const found = await cacheEntryHandle(key).lookUpImage();
+      assertEquals(
+        found?.path,
+        join(cacheEntryHandle(key).dir, "image.qcow2"),
+        `${file}`,
+      );
+      assert(!found?.trusted);
+    }
+  },
+);
+
+testWithCache(
+  "lookUpImage() ignores a link or directory in place of the image",
+  async (key) => {
+    const path = await put(key, "image");
+    const elsewhere = join(key.cache, "elsewhere");
+    await Deno.rename(path, elsewhere);
+    await Deno.symlink(elsewhere, path);
+    assertEquals(await cacheEntryHandle(key).lookUpImage(), undefined);
+    await Deno.remove(path);
+    await Deno.mkdir(path);
+    assertEquals(await cacheEntryHandle(key).lookUpImage(), undefined);
+    await put(key, "image");
+    assert((await cacheEntryHandle(key).lookUpImage())?.trusted);
+  },
+);
+
+testWithCache(
+  "markUsedAndCleanUp() updates the entry's time, and ignores a missing cache",
+  async (key) => {
+    await cacheEntryHandle(key).markUsedAndCleanUp();
+    await put(key, "image");
+    await Deno.utime(cacheEntryHandle(key).dir, 0, 0);
+    await cacheEntryHandle(key).markUsedAndCleanUp();
+    const { mtime } = await Deno.stat(cacheEntryHandle(key).dir);
+    assert(mtime!.getTime() > 0);
+    assert(
+      (await cacheEntryHandle(key).lookUpImage())?.trusted,
+      "use is no change",
     );
-    assert(!found?.trusted);
-  }
-});
+  },
+);
 
-test("what is no regular file counts as nothing, so that it is replaced", async (key) => {
-  const path = await put(key, "image");
-  const elsewhere = join(key.cache, "elsewhere");
-  await Deno.rename(path, elsewhere);
-  await Deno.symlink(elsewhere, path);
-  assertEquals(await cacheEntry(key).lookUp(), undefined);
-  await Deno.remove(path);
-  await Deno.mkdir(path);
-  assertEquals(await cacheEntry(key).lookUp(), undefined);
-  await put(key, "image");
-  assert((await cacheEntry(key).lookUp())?.trusted);
-});
+testWithCache(
+  "ImageStaging: disposing removes the directory and its contents",
+  async (key) => {
+    using held = await cacheEntryHandle(key).lock();
+    {
+      await using staging = await held.createOrResumeStaging();
+      await Deno.mkdir(join(staging.dir, "dist"));
+      await Deno.writeTextFile(join(staging.dir, "dist", "part"), "x");
+    }
+    assertEquals(await namesIn(join(key.cache, "demo")), [`.${A}.lock`]);
+  },
+);
 
-test("use is noted on the entry, and a cache that is not there is no matter", async (key) => {
-  await cacheEntry(key).touch();
-  await put(key, "image");
-  await Deno.utime(cacheEntry(key).dir, 0, 0);
-  await cacheEntry(key).touch();
-  const { mtime } = await Deno.stat(cacheEntry(key).dir);
-  assert(mtime!.getTime() > 0);
-  assert((await cacheEntry(key).lookUp())?.trusted, "use is no change");
-});
+testWithCache(
+  "CacheEntryHandle.lock() throws for a file in place of the cache directory, with a hint",
+  async (key) => {
+    await Deno.writeTextFile(key.cache, "");
+    assertEquals(await cacheEntryHandle(key).lookUpImage(), undefined);
+    const error = await expectFailure(
+      "cache_unwritable",
+      () => cacheEntryHandle(key).lock(),
+    );
+    assert(error.message.includes(key.cache), error.message);
+    assert(error.hint?.includes("TOOLSMITH_CACHE"));
+  },
+);
 
-test("staging is removed with all it holds", async (key) => {
-  using held = await cacheEntry(key).lock();
-  {
-    await using staging = await held.stage();
-    await Deno.mkdir(join(staging.dir, "dist"));
-    await Deno.writeTextFile(join(staging.dir, "dist", "part"), "x");
-  }
-  assertEquals(await namesIn(join(key.cache, "demo")), [`.${A}.lock`]);
-});
+testWithCache(
+  "CacheEntryHandle.lock() throws for a file in place of the image's directory",
+  async (key) => {
+    await Deno.mkdir(key.cache);
+    await Deno.writeTextFile(join(key.cache, "demo"), "");
+    assertEquals(await cacheEntryHandle(key).lookUpImage(), undefined);
+    await expectFailure("cache_unwritable", () => cacheEntryHandle(key).lock());
+  },
+);
 
-test("a file where the cache should be is told as such, with a remedy", async (key) => {
-  await Deno.writeTextFile(key.cache, "");
-  assertEquals(await cacheEntry(key).lookUp(), undefined);
-  const error = await failure("cache_unwritable", () => cacheEntry(key).lock());
-  assert(error.message.includes(key.cache), error.message);
-  assert(error.hint?.includes("TOOLSMITH_CACHE"));
-});
+testWithCache(
+  "CacheEntryHandle.lock() throws for a directory in place of the lock file",
+  async (key) => {
+    await Deno.mkdir(cacheEntryHandle(key).lockPath, { recursive: true });
+    await expectFailure("cache_unwritable", () => cacheEntryHandle(key).lock());
+  },
+);
 
-test("a file where the image's directory should be is told, too", async (key) => {
-  await Deno.mkdir(key.cache);
-  await Deno.writeTextFile(join(key.cache, "demo"), "");
-  assertEquals(await cacheEntry(key).lookUp(), undefined);
-  await failure("cache_unwritable", () => cacheEntry(key).lock());
-});
-
-test("a directory where the lock should be is told, too", async (key) => {
-  await Deno.mkdir(cacheEntry(key).lockPath, { recursive: true });
-  await failure("cache_unwritable", () => cacheEntry(key).lock());
-});
-
-Deno.test("what the system says of a cache has its code", () => {
+Deno.test("toCacheWriteError() maps system errors to cache_unwritable, disk_full or failed", () => {
   const errno = (code: string) => Object.assign(new Error(code), { code });
   for (const code of ["EROFS", "ENOTDIR", "EEXIST", "EISDIR", "ENAMETOOLONG"]) {
-    const error = asCacheError(errno(code), "/cache");
+    const error = toCacheWriteError(errno(code), "/cache");
     assertEquals(error.code, "cache_unwritable", code);
   }
   const denied = new Deno.errors.PermissionDenied("x");
-  assertEquals(asCacheError(denied, "/cache").code, "cache_unwritable");
-  assertEquals(asCacheError(errno("ENOSPC"), "/cache").code, "disk_full");
-  assertEquals(asCacheError(new Error("x"), "/cache").code, "failed");
+  assertEquals(toCacheWriteError(denied, "/cache").code, "cache_unwritable");
+  assertEquals(toCacheWriteError(errno("ENOSPC"), "/cache").code, "disk_full");
+  assertEquals(toCacheWriteError(new Error("x"), "/cache").code, "failed");
 });
 
 Deno.test({
-  name: "a read-only file system is told as such, and what is in it is used",
-  ignore: Deno.build.os !== "linux" || Deno.uid() !== 0,
+  name:
+    "CacheEntryHandle: on a read-only file system, lookUpImage() works and lock() throws cache_unwritable",
+  ...requires("root"),
   async fn() {
     await using dir = await temporaryDir();
     const key = { cache: join(dir.path, "cache"), image: "demo", sha256: A };
     await put(key, "image");
     const args = ["--bind", "-o", "ro", key.cache, key.cache];
-    const mounted = await run("mount", { args });
+    const mounted = await runProcess("mount", { args });
     if (mounted.code !== 0) {
       console.error(`not tried: cannot mount (${mounted.stderr.trim()})`);
       return;
     }
     try {
-      assert((await cacheEntry(key).lookUp())?.trusted);
-      await cacheEntry(key).touch();
-      await failure("cache_unwritable", () => cacheEntry(key).lock());
+      assert((await cacheEntryHandle(key).lookUpImage())?.trusted);
+      await cacheEntryHandle(key).markUsedAndCleanUp();
+      await expectFailure(
+        "cache_unwritable",
+        () => cacheEntryHandle(key).lock(),
+      );
     } finally {
-      await run("umount", { args: [key.cache] });
+      await runProcess("umount", { args: [key.cache] });
     }
   },
 });
 
+testWithCache(
+  "createOrResumeStaging() reports a file system without file modes, and leaves no staging",
+  async (key) => {
+    using held = await cacheEntryHandle(key).lock();
+    const refused = Object.assign(new Error("x"), { code: "EPERM" });
+    using _system = replaceMethod(Deno, {
+      chmod: () => Promise.reject(refused),
+    });
+    const { message } = await expectFailure(
+      "cache_unwritable",
+      () => held.createOrResumeStaging(),
+    );
+    assertEquals(message, `Cannot write to the cache at ${key.cache}: x`);
+    assertEquals(await namesIn(join(key.cache, "demo")), [`.${A}.lock`]);
+  },
+);
+
 const windows = Deno.build.os === "windows";
 
-test("what is being filled is for this user alone, and a group writes nothing", async (key) => {
-  const umask = windows ? 0 : Deno.umask(0);
-  try {
-    using held = await cacheEntry(key).lock();
-    await using staging = await held.stage();
-    const modeOf = async (path: string) =>
-      (await Deno.stat(path)).mode! & 0o777;
+testWithCache(
+  "createOrResumeStaging() makes files private to this user, whatever the umask",
+  async (key) => {
+    const umask = windows ? 0 : Deno.umask(0);
+    try {
+      using held = await cacheEntryHandle(key).lock();
+      await using staging = await held.createOrResumeStaging();
+      const modeOf = async (path: string) =>
+        (await Deno.stat(path)).mode! & 0o777;
+      if (windows) return;
+      assertEquals(await modeOf(staging.dir), 0o700);
+      assertEquals(await modeOf(key.cache), 0o755);
+      assertEquals(await modeOf(cacheEntryHandle(key).lockPath), 0o600);
+    } finally {
+      if (!windows) Deno.umask(umask);
+    }
+    const path = await put(key, "image");
+    const record = join(dirname(path), "verified.json");
+    if (!windows) {
+      assertEquals((await Deno.stat(record)).mode! & 0o777, 0o644);
+    }
+  },
+);
+
+testWithCache(
+  "lookUpImage() ignores a verification record that other users can write",
+  async (key) => {
     if (windows) return;
-    assertEquals(await modeOf(staging.dir), 0o700);
-    assertEquals(await modeOf(key.cache), 0o755);
-    assertEquals(await modeOf(cacheEntry(key).lockPath), 0o600);
-  } finally {
-    if (!windows) Deno.umask(umask);
-  }
-  const path = await put(key, "image");
-  const record = join(dirname(path), "verified.json");
-  if (!windows) {
-    assertEquals((await Deno.stat(record)).mode! & 0o777, 0o644);
-  }
-});
+    await put(key, "image");
+    const record = join(cacheEntryHandle(key).dir, "verified.json");
+    for (const path of [record, cacheEntryHandle(key).dir, key.cache]) {
+      const mode = (await Deno.stat(path)).mode! & 0o777;
+      await Deno.chmod(path, 0o777);
+      const found = await cacheEntryHandle(key).lookUpImage();
+      assertEquals([found?.trusted, found?.verificationRecord], [
+        false,
+        undefined,
+      ], path);
+      assert(found?.untrustedReason?.startsWith(path), found?.untrustedReason);
+      await Deno.chmod(path, mode);
+      assert((await cacheEntryHandle(key).lookUpImage())?.trusted);
+    }
+  },
+);
 
-test("a record is believed only while nobody else can write where it lies", async (key) => {
-  if (windows) return;
-  await put(key, "image");
-  const record = join(cacheEntry(key).dir, "verified.json");
-  for (const path of [record, cacheEntry(key).dir, key.cache]) {
-    const mode = (await Deno.stat(path)).mode! & 0o777;
-    await Deno.chmod(path, 0o777);
-    const found = await cacheEntry(key).lookUp();
-    assertEquals([found?.trusted, found?.record], [false, undefined], path);
-    assert(found?.suspect?.startsWith(path), found?.suspect);
-    await Deno.chmod(path, mode);
-    assert((await cacheEntry(key).lookUp())?.trusted);
-  }
-});
-
-test("an image that others can write is not believed, whatever its record says", async (key) => {
-  if (windows) return;
-  await Deno.chmod(await put(key, "image"), 0o666);
-  using held = await cacheEntry(key).lock();
-  await held.renew((await cacheEntry(key).lookUp())!);
-  const found = await cacheEntry(key).lookUp();
-  assertEquals([found?.trusted, found?.record?.size], [false, 5]);
-});
+testWithCache(
+  "lookUpImage() does not trust an image that other users can write",
+  async (key) => {
+    if (windows) return;
+    await Deno.chmod(await put(key, "image"), 0o666);
+    using held = await cacheEntryHandle(key).lock();
+    await held.renewVerificationRecord(
+      (await cacheEntryHandle(key).lookUpImage())!,
+    );
+    const found = await cacheEntryHandle(key).lookUpImage();
+    assertEquals([found?.trusted, found?.verificationRecord?.size], [false, 5]);
+  },
+);

@@ -1,15 +1,16 @@
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
-import { cacheEntry, type CacheKey } from "../../lib/cache/entry.ts";
+import { cacheEntryHandle, type CacheKey } from "../../lib/cache/entry.ts";
 import {
   type CacheEntry,
   listCache,
   pruneCache,
   type PruneResult,
-} from "../../lib/cache/prune.ts";
+} from "../../lib/cache/maintenance.ts";
 import { snapshotStore } from "../../lib/cache/snapshots.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { putImage } from "../support/images.ts";
+import { putCachedImage } from "../support/images.ts";
+import { fillSnapshot, SNAPSHOT_BYTES } from "../support/snapshots.ts";
 
 const DAY = 86_400_000;
 const NOW = Date.parse("2026-01-31T12:00:00Z");
@@ -33,7 +34,7 @@ function test(
     const cache = join(dir.path, "cache");
     for (const [image, digit, days] of entries) {
       const used = new Date(NOW - days * DAY);
-      await putImage(keyOf(cache, image, digit), used);
+      await putCachedImage(keyOf(cache, image, digit), used);
     }
     await body(cache);
   });
@@ -55,7 +56,7 @@ const FOUR: Entry[] = [
 ];
 
 test(
-  "images are listed by name, the latest used first, with what is known",
+  "listCache() sorts images by name, most recently used first",
   FOUR,
   async (cache) => {
     const entries = await listCache(cache);
@@ -65,7 +66,7 @@ test(
     assertEquals(entry, {
       image: "demo",
       digest: `sha256:${"b".repeat(64)}`,
-      path: join(cacheEntry(keyOf(cache, "demo", "b")).dir, "i.qcow2"),
+      path: join(cacheEntryHandle(keyOf(cache, "demo", "b")).dir, "i.qcow2"),
       bytes: 5,
       source: "/x",
       used: "2026-01-30T12:00:00.000Z",
@@ -76,7 +77,7 @@ test(
 );
 
 test(
-  "what does not belong to the cache is neither listed nor removed",
+  "listCache() and pruneCache() ignore unrelated files in the cache",
   FOUR,
   async (cache) => {
     const strange = [
@@ -98,7 +99,7 @@ test(
   },
 );
 
-Deno.test("a cache that is not there is empty", async () => {
+Deno.test("listCache() and pruneCache() treat a missing cache as empty", async () => {
   await using dir = await temporaryDir();
   const cache = join(dir.path, "none");
   assertEquals(await listCache(cache), []);
@@ -113,26 +114,38 @@ Deno.test("a cache that is not there is empty", async () => {
   assertEquals(await pruneCache(cache), nothing);
 });
 
-test("prune keeps the latest used of each name", FOUR, async (cache) => {
-  const result = await pruneCache(cache, { now });
-  assertEquals(gone(result), ["demo c", "demo a"]);
-  assertEquals(result.bytes, 10);
-  assertEquals(await left(cache), ["demo b", "other a"]);
-});
-
-test("prune keeps as many as asked", FOUR, async (cache) => {
-  assertEquals(gone(await pruneCache(cache, { keep: 2, now })), ["demo a"]);
-  const all = gone(await pruneCache(cache, { keep: 0, now }));
-  assertEquals(all, ["demo b", "demo c", "other a"]);
-});
-
-test("prune keeps what was used lately", FOUR, async (cache) => {
-  const options = { keep: 0, olderThanMs: 7 * DAY, now };
-  assertEquals(gone(await pruneCache(cache, options)), ["demo a", "other a"]);
-});
+test(
+  "pruneCache() keeps the most recently used entry of each image name",
+  FOUR,
+  async (cache) => {
+    const result = await pruneCache(cache, { now });
+    assertEquals(gone(result), ["demo c", "demo a"]);
+    assertEquals(result.bytes, 10);
+    assertEquals(await left(cache), ["demo b", "other a"]);
+  },
+);
 
 test(
-  "what is protected stays, whatever its age, and however its path is written",
+  "pruneCache() keeps the number of entries per image that the keep option gives",
+  FOUR,
+  async (cache) => {
+    assertEquals(gone(await pruneCache(cache, { keep: 2, now })), ["demo a"]);
+    const all = gone(await pruneCache(cache, { keep: 0, now }));
+    assertEquals(all, ["demo b", "demo c", "other a"]);
+  },
+);
+
+test(
+  "pruneCache() keeps entries used within olderThanMs",
+  FOUR,
+  async (cache) => {
+    const options = { keep: 0, olderThanMs: 7 * DAY, now };
+    assertEquals(gone(await pruneCache(cache, options)), ["demo a", "other a"]);
+  },
+);
+
+test(
+  "pruneCache() keeps the entries of the protect option, also with an unnormalized cache path",
   FOUR,
   async (cache) => {
     const protect = [
@@ -145,32 +158,43 @@ test(
   },
 );
 
-test("a dry run says the same and removes nothing", FOUR, async (cache) => {
-  const key = keyOf(cache, "demo", "a");
-  const stale = join(cache, "demo", `.staging-${key.sha256}-0`);
-  await Deno.mkdir(stale);
-  const dry = await pruneCache(cache, { dryRun: true, now });
-  assertEquals((await left(cache)).length, 4);
-  await Deno.stat(stale);
-  assertEquals(await pruneCache(cache, { now }), dry);
-});
-
-test("what somebody works on is kept and told", FOUR, async (cache) => {
-  using _lock = await cacheEntry(keyOf(cache, "demo", "a")).lock();
-  const result = await pruneCache(cache, { now });
-  assertEquals(gone(result), ["demo c"]);
-  assertEquals(result.busy.map(short), ["demo a"]);
-  assertEquals(result.bytes, 5);
-  assert((await cacheEntry(keyOf(cache, "demo", "a")).lookUp())?.trusted);
-});
+test(
+  "pruneCache() with dryRun returns the same result and removes nothing",
+  FOUR,
+  async (cache) => {
+    const key = keyOf(cache, "demo", "a");
+    const stale = join(cache, "demo", `.staging-${key.sha256}-0`);
+    await Deno.mkdir(stale);
+    const dry = await pruneCache(cache, { dryRun: true, now });
+    assertEquals((await left(cache)).length, 4);
+    await Deno.stat(stale);
+    assertEquals(await pruneCache(cache, { now }), dry);
+  },
+);
 
 test(
-  "prune takes away what interrupted runs left, and no more",
+  "pruneCache() keeps a locked entry and reports it as busy",
+  FOUR,
+  async (cache) => {
+    using _lock = await cacheEntryHandle(keyOf(cache, "demo", "a")).lock();
+    const result = await pruneCache(cache, { now });
+    assertEquals(gone(result), ["demo c"]);
+    assertEquals(result.busy.map(short), ["demo a"]);
+    assertEquals(result.bytes, 5);
+    assert(
+      (await cacheEntryHandle(keyOf(cache, "demo", "a")).lookUpImage())
+        ?.trusted,
+    );
+  },
+);
+
+test(
+  "pruneCache() removes stale staging directories, but not one in use",
   FOUR,
   async (cache) => {
     const busy = keyOf(cache, "demo", "b");
-    using held = await cacheEntry(busy).lock();
-    await using staging = await held.stage();
+    using held = await cacheEntryHandle(busy).lock();
+    await using staging = await held.createOrResumeStaging();
     const stale = join(cache, "other", `.staging-${"e".repeat(64)}-0`);
     await Deno.mkdir(join(stale, "deep"), { recursive: true });
     await pruneCache(cache, { keep: 9, now });
@@ -181,10 +205,11 @@ test(
 );
 
 test(
-  "an image that is in use when it is pruned can be read to its end",
+  "pruneCache() removes an image that is open, and the open file stays readable",
   FOUR,
   async (cache) => {
-    const found = await cacheEntry(keyOf(cache, "demo", "a")).lookUp();
+    const found = await cacheEntryHandle(keyOf(cache, "demo", "a"))
+      .lookUpImage();
     using reader = await Deno.open(found!.path);
     await pruneCache(cache, { keep: 0, now });
     assertEquals(await new Response(reader.readable).text(), "image");
@@ -192,7 +217,7 @@ test(
 );
 
 test(
-  "several prunes at once remove everything once, and none fails",
+  "pruneCache() counts each removed entry once when called four times at once",
   FOUR,
   async (cache) => {
     const results = await Promise.all(
@@ -205,18 +230,20 @@ test(
 );
 
 const statesOf = (cache: string, image: string, digit: string) =>
-  join(cacheEntry(keyOf(cache, image, digit)).dir, "machines");
+  join(cacheEntryHandle(keyOf(cache, image, digit)).dir, "machines");
 
-/** Saves a machine of an image, used some days ago. */
+/** Saves a snapshot of an image, last used some days ago. */
 async function saveState(
   dir: string,
   { digit, days, bytes }: { digit: string; days: number; bytes: number },
 ): Promise<string> {
   const key = digit.repeat(64);
-  await using staging = await snapshotStore(dir).stage(key);
-  await Deno.writeFile(staging!.state, new Uint8Array(bytes));
-  await Deno.writeFile(staging!.disk, new Uint8Array());
-  const { path } = await staging!.place();
+  await using staging = await snapshotStore(dir).createStaging(key);
+  const empty = { memory: "", disk: "" };
+  const { path } = await fillSnapshot(staging!, {
+    state: "x".repeat(bytes),
+    ...empty,
+  });
   const used = new Date(NOW - days * DAY);
   await Deno.utime(join(dir, `${key}.json`), used, used);
   return path;
@@ -228,34 +255,38 @@ const states = (of: { states: CacheEntry["states"] }) =>
 
 const TWO: Entry[] = [["demo", "a", 10], ["demo", "b", 1]];
 
-/** Runs a test with a cache of two images and three machines. */
+/** Runs a test with a cache of two images and three snapshots. */
 function testStates(name: string, body: (cache: string) => Promise<void>) {
   test(name, TWO, async (cache) => {
     const [older, newer] = ["a", "b"].map((it) => statesOf(cache, "demo", it));
     await saveState(older, { digit: "1", days: 9, bytes: 10 });
     await saveState(newer, { digit: "2", days: 8, bytes: 200 });
     await saveState(newer, { digit: "3", days: 0, bytes: 3000 });
-    // Whose first machine is saved was used just now.
+    // Saving a snapshot updates the entry's time.
     for (const [image, digit, days] of TWO) {
       const used = new Date(NOW - days * DAY);
-      await Deno.utime(cacheEntry(keyOf(cache, image, digit)).dir, used, used);
+      await Deno.utime(
+        cacheEntryHandle(keyOf(cache, image, digit)).dir,
+        used,
+        used,
+      );
     }
     await body(cache);
   });
 }
 
-testStates("saved machines are listed with their image", async (cache) => {
+testStates("listCache() lists each image's snapshots", async (cache) => {
   const entries = await listCache(cache);
   assertEquals(entries.map(short), ["demo b", "demo a"]);
   assertEquals(entries.map(states), [["2 200", "3 3000"], ["1 10"]]);
-  // The image's own size and state are those of before.
+  // The image's own size and trust are unchanged.
   assertEquals(entries.map(({ bytes }) => bytes), [5, 5]);
   assertEquals(entries.map(({ trusted }) => trusted), [true, true]);
   assertEquals(entries[1].states[0].used, "2026-01-22T12:00:00.000Z");
 });
 
 testStates(
-  "prune takes saved machines, of kept images too",
+  "pruneCache() removes snapshots, also of images that it keeps",
   async (cache) => {
     const result = await pruneCache(cache, { now });
     assertEquals(gone(result), ["demo a"]);
@@ -266,17 +297,20 @@ testStates(
   },
 );
 
-testStates("prune keeps machines that were used lately", async (cache) => {
-  const options = { keep: 9, olderThanMs: 5 * DAY, now };
-  const dry = await pruneCache(cache, { ...options, dryRun: true });
-  assertEquals(states(dry), ["2 200", "1 10"]);
-  const before = (await listCache(cache)).flatMap(states);
-  assertEquals(before, ["2 200", "3 3000", "1 10"]);
-  assertEquals(await pruneCache(cache, options), dry);
-  assertEquals((await listCache(cache)).flatMap(states), ["3 3000"]);
-});
+testStates(
+  "pruneCache() keeps snapshots used within olderThanMs",
+  async (cache) => {
+    const options = { keep: 9, olderThanMs: 5 * DAY, now };
+    const dry = await pruneCache(cache, { ...options, dryRun: true });
+    assertEquals(states(dry), ["2 200", "1 10"]);
+    const before = (await listCache(cache)).flatMap(states);
+    assertEquals(before, ["2 200", "3 3000", "1 10"]);
+    assertEquals(await pruneCache(cache, options), dry);
+    assertEquals((await listCache(cache)).flatMap(states), ["3 3000"]);
+  },
+);
 
-testStates("prune takes damaged machines along", async (cache) => {
+testStates("pruneCache() removes damaged snapshots", async (cache) => {
   const dir = statesOf(cache, "demo", "b");
   await Deno.truncate(join(dir, `${"3".repeat(64)}.state`), 7);
   const listed = (await listCache(cache)).flatMap(states);
@@ -287,26 +321,24 @@ testStates("prune takes damaged machines along", async (cache) => {
 });
 
 testStates(
-  "prune does not wait for a machine that is saved meanwhile",
+  "pruneCache() skips a snapshot that another process is saving",
   async (cache) => {
     const dir = statesOf(cache, "demo", "b");
     const key = "2".repeat(64);
     const left = join(dir, `.staging-${"3".repeat(64)}-0`);
     await Deno.mkdir(left);
-    await using staging = await snapshotStore(dir).stage(key);
-    await Deno.writeTextFile(staging!.state, "new");
-    await Deno.writeTextFile(staging!.disk, "");
+    await using staging = await snapshotStore(dir).createStaging(key);
     const result = await pruneCache(cache, { now });
     assertEquals(states(result), ["3 3000", "1 10"]);
     assertEquals(await Deno.stat(left).catch(() => "gone"), "gone");
-    const { bytes } = await staging!.place();
-    assertEquals(bytes, 3);
+    const { bytes } = await fillSnapshot(staging!);
+    assertEquals(bytes, SNAPSHOT_BYTES);
     assertEquals(typeof await snapshotStore(dir).find(key), "object");
   },
 );
 
 testStates(
-  "several prunes at once count a saved machine once, and none fails",
+  "pruneCache() counts each removed snapshot once when called four times at once",
   async (cache) => {
     const results = await Promise.all(
       [1, 2, 3, 4].map(() => pruneCache(cache, { keep: 0, now })),

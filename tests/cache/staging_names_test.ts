@@ -1,24 +1,24 @@
 /**
- * Whose staging is: what one user's program left on this host is resumed, and
- * nothing that a workspace, a copy or another user brings.
+ * Only a staging directory that this user created on this host is resumed, never
+ * one from a workspace, a copy or another user.
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { basename, join } from "@std/path";
 import {
+  formatStagingName,
   parseStagingName,
-  stagingIds,
-  stagingName,
+  stagingIdSigner,
 } from "../../lib/cache/_staging_names.ts";
-import { cacheEntry } from "../../lib/cache/entry.ts";
-import { asDigest } from "../../lib/system/digest.ts";
-import { openPart } from "../../lib/system/part_file.ts";
-import { run } from "../../lib/system/process.ts";
+import { cacheEntryHandle } from "../../lib/cache/entry.ts";
+import { sha256ToDigest } from "../../lib/system/digest.ts";
+import { openPartFile } from "../../lib/system/part_file.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import { namesIn, temporaryDir } from "../support/directory.ts";
 import { A, B } from "../support/images.ts";
 
 const SIZE = 1000;
 
-/** A cache in a workspace, or elsewhere, and a home. */
+/** A cache, in a workspace or elsewhere, and a home directory. */
 async function site(cacheDir = join("work", ".toolsmith", "cache")) {
   const dir = await temporaryDir();
   const at = (path: string) => join(dir.path, path);
@@ -26,21 +26,22 @@ async function site(cacheDir = join("work", ".toolsmith", "cache")) {
   await Deno.mkdir(join(cache, "demo"), { recursive: true });
   await Deno.mkdir(at("home"));
   const env = new Map([["HOME", at("home")]]);
-  const ids = (environment = env) => stagingIds(cache, "demo", environment);
+  const ids = (environment = env) =>
+    stagingIdSigner(cache, "demo", environment);
   return {
     ...{ at, cache, env, ids },
-    /** Fetches some bytes, and is interrupted; returns what was there before. */
+    /** Leaves a partial download; returns the number of resumed bytes. */
     async interrupted(environment = env, bytes = 600): Promise<number> {
       const key = { cache, image: "demo", sha256: A };
-      using held = await cacheEntry(key, { env: environment }).lock();
-      await using staging = await held.stage();
-      const identity = { size: SIZE, digest: asDigest(A) };
-      await using part = await openPart(staging.dir, identity);
+      using held = await cacheEntryHandle(key, { env: environment }).lock();
+      await using staging = await held.createOrResumeStaging();
+      const identity = { size: SIZE, digest: sha256ToDigest(A) };
+      await using part = await openPartFile(staging.dir, identity);
       using writer = await part.openWriter();
       writer.write(0, new Uint8Array(bytes));
-      return part.kept;
+      return part.resumedBytes;
     },
-    /** The names of what is staged. */
+    /** Names of staging directories. */
     staged: async () =>
       (await namesIn(join(cache, "demo"))).filter(parseStagingName),
     [Symbol.asyncDispose]: () => dir[Symbol.asyncDispose](),
@@ -51,7 +52,7 @@ function test(name: string, fn: () => Promise<void>) {
   Deno.test({ name, ignore: Deno.build.os === "windows", fn });
 }
 
-test("staging in a workspace is proved by a secret in the user's own cache", async () => {
+test("staging names: a workspace cache uses the secret in the user's own cache", async () => {
   await using on = await site();
   const path = on.at("home/.cache/toolsmith/staging.key");
   assertEquals(await on.interrupted(), 0);
@@ -64,19 +65,19 @@ test("staging in a workspace is proved by a secret in the user's own cache", asy
   assertEquals(await on.interrupted(xdg), 600);
 });
 
-test("staging in a cache that the user named is proved by a secret in it, whatever the home", async () => {
+test("staging names: a cache outside workspaces holds its own secret", async () => {
   await using on = await site("volume");
   assertEquals(await on.interrupted(), 0);
   assertEquals(await namesIn(on.at("home")), []);
   assert((await namesIn(on.cache)).includes(".staging.key"));
   assertEquals(await on.interrupted(new Map()), 600);
-  // Mounted elsewhere, it is the same.
+  // The cache may be moved or mounted elsewhere.
   await Deno.rename(on.cache, on.at("other"));
   await Deno.symlink(on.at("other"), on.cache);
   assertEquals(await on.interrupted(new Map()), 600);
 });
 
-test("a cache below a directory that others can write has its secret in the home", async () => {
+test("staging names: a cache below a directory that others can write uses the secret in the user's own cache", async () => {
   await using on = await site("shared/cache");
   await Deno.chmod(on.at("shared"), 0o777);
   assertEquals(await on.interrupted(), 0);
@@ -84,7 +85,7 @@ test("a cache below a directory that others can write has its secret in the home
   assertEquals(await on.interrupted(), 600);
 });
 
-test("without a home a transfer begins at its start, and nothing fails", async () => {
+test("staging names: without a home directory, a download starts from byte 0", async () => {
   await using on = await site();
   const none = new Map<string, string>();
   for (const env of [none, new Map([["HOME", on.at("none\0")]])]) {
@@ -101,7 +102,7 @@ test("without a home a transfer begins at its start, and nothing fails", async (
   }
 });
 
-test("a home that others can write gets no secret, and keeps one that it has", async () => {
+test("staging names: a home that others can write gets no new secret", async () => {
   await using on = await site();
   const path = on.at("home/.cache/toolsmith/staging.key");
   await on.interrupted();
@@ -114,7 +115,7 @@ test("a home that others can write gets no secret, and keeps one that it has", a
   assertEquals(await Deno.stat(path).catch(() => "none"), "none");
 });
 
-test("a partial download of another user is removed, not resumed", async () => {
+test("staging names: another user's partial download is removed, not resumed", async () => {
   await using on = await site();
   await on.interrupted();
   const before = await on.staged();
@@ -124,17 +125,17 @@ test("a partial download of another user is removed, not resumed", async () => {
   assertEquals([after.length, after.includes(before[0])], [1, false]);
 });
 
-test("an id proves one image in one directory, and no other", async () => {
+test("staging names: an id is valid for one image in one directory", async () => {
   await using on = await site();
   const ids = await on.ids();
-  const id = await ids.next(A);
+  const id = await ids.createId(A);
   assertMatch(id, /^[0-9a-f]{40}$/);
-  assertEquals(parseStagingName(stagingName({ sha256: A, id })), {
+  assertEquals(parseStagingName(formatStagingName({ sha256: A, id })), {
     ...{ sha256: A, id },
   });
   const is = async (sha256: string, id: string, image = "demo") => {
     await Deno.mkdir(join(on.cache, image), { recursive: true });
-    const ids = await stagingIds(on.cache, image, on.env);
+    const ids = await stagingIdSigner(on.cache, image, on.env);
     return await ids.isOwn({ sha256, id });
   };
   assertEquals(await is(A, id), true);
@@ -145,23 +146,25 @@ test("an id proves one image in one directory, and no other", async () => {
 });
 
 for (const dir of ["work/.toolsmith/cache", "volume"]) {
-  test(`a copy of the secret and of what it proves proves nothing (${dir})`, async () => {
+  test(`staging names: a copied secret with its staging directory is not trusted (${dir})`, async () => {
     await using on = await site(dir);
     await on.interrupted();
     assertEquals(await on.interrupted(), 600);
     const root = on.at(".");
-    // With all modes and times, to where it was.
+    // Copies everything back with all modes and times.
     const words = `cd "$1" && mkdir old && mv ${
       basename(on.at(dir.split("/")[0]))
     } home old && cp -a old/* .`;
-    const { code } = await run("sh", { args: ["-c", words, "sh", root] });
+    const { code } = await runProcess("sh", {
+      args: ["-c", words, "sh", root],
+    });
     assertEquals([code, (await on.staged()).length], [0, 1]);
     assertEquals(await on.interrupted(), 0);
     assertEquals(await on.interrupted(), 600);
   });
 }
 
-test("a secret that others could read or have planted is replaced", async () => {
+test("staging names: a secret is replaced if others can read it, or if it is truncated or a link", async () => {
   await using on = await site();
   const path = on.at("home/.cache/toolsmith/staging.key");
   const spoil: Record<string, () => Promise<void>> = {
@@ -182,10 +185,10 @@ test("a secret that others could read or have planted is replaced", async () => 
   }
 });
 
-test("users of a new secret at once have the same", async () => {
+test("staging names: concurrent processes create one secret", async () => {
   await using on = await site();
   const made = await Promise.all(
-    Array.from({ length: 8 }, async () => (await on.ids()).next(A)),
+    Array.from({ length: 8 }, async () => (await on.ids()).createId(A)),
   );
   const ids = await on.ids();
   for (const id of made) assert(await ids.isOwn({ sha256: A, id }));

@@ -1,36 +1,44 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
-import { cacheEntry } from "../../lib/cache/entry.ts";
-import { listCache } from "../../lib/cache/prune.ts";
+import { cacheEntryHandle } from "../../lib/cache/entry.ts";
+import { listCache } from "../../lib/cache/maintenance.ts";
 import { snapshotStore } from "../../lib/cache/snapshots.ts";
-import { shortDigest, timeText } from "../../lib/cli/format.ts";
-import { asDigest } from "../../lib/system/digest.ts";
-import { run } from "../../lib/system/process.ts";
-import { openPart } from "../../lib/system/part_file.ts";
+import { formatTime, shortDigest } from "../../lib/cli/format.ts";
+import { sha256ToDigest } from "../../lib/system/digest.ts";
+import { runProcess } from "../../lib/system/process.ts";
+import { openPartFile } from "../../lib/system/part_file.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { putImage } from "../support/images.ts";
-import { failure } from "../support/failure.ts";
-import { perform, recordedIo } from "../support/io.ts";
+import { putCachedImage } from "../support/images.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { performCommand, recordedIo } from "../support/recorded_io.ts";
+import { fillSnapshot } from "../support/snapshots.ts";
 
 const DAY = 86_400_000;
-/** When the images were used, the newest last. */
+/** The images' times of last use, newest last. */
 const USED = [3, 2, 1].map((days) => new Date(Date.now() - days * DAY));
 
 const sha256 = (digit: number) => `${digit}`.repeat(64);
-const digest = (digit: number) => asDigest(sha256(digit));
+const digest = (digit: number) => sha256ToDigest(sha256(digit));
 
-/** A workspace whose cache has images 1 to 3, and 600 of 1000 bytes of 4. */
+/** A workspace with cached images 1 to 3, and a partial download of image 4. */
 async function workspace() {
   const dir = await temporaryDir();
   const cache = join(dir.path, "cache");
   for (const [at, used] of USED.entries()) {
-    await putImage({ cache, image: "demo", sha256: sha256(at + 1) }, used);
+    await putCachedImage(
+      { cache, image: "demo", sha256: sha256(at + 1) },
+      used,
+    );
   }
-  using held = await cacheEntry({ cache, image: "demo", sha256: sha256(4) })
+  using held = await cacheEntryHandle({
+    cache,
+    image: "demo",
+    sha256: sha256(4),
+  })
     .lock();
-  await using staging = await held.stage();
+  await using staging = await held.createOrResumeStaging();
   const identity = { size: 1000, digest: digest(4) };
-  await using part = await openPart(staging.dir, identity);
+  await using part = await openPartFile(staging.dir, identity);
   using writer = await part.openWriter();
   writer.write(0, new Uint8Array(600));
   const manifest = join(dir.path, "tools.json");
@@ -43,26 +51,26 @@ async function workspace() {
   return { ...dir, cache, manifest };
 }
 
-/** Runs the command, and returns what it has printed. */
-async function cacheCommand(
+/** Runs `toolsmith cache` and returns its output. */
+async function runCacheCommand(
   args: string[],
   options: Parameters<typeof recordedIo>[0] = {},
 ) {
   const recorded = recordedIo(options);
-  assertEquals(await perform(["cache", ...args], recorded), 0);
+  assertEquals(await performCommand(["cache", ...args], recorded), 0);
   const [{ json, fields, text }, ...more] = recorded.results;
   assertEquals(more, []);
-  return { json, fields, text, told: recorded.told() };
+  return { json, fields, text, told: recorded.stderrText() };
 }
 
 const line = (digit: number) =>
   `demo  ${shortDigest(digest(digit))}  5 B  ${
-    timeText(USED[digit - 1].toISOString())
+    formatTime(USED[digit - 1].toISOString())
   }  verified`;
 
-Deno.test("cache ls has a line for each image, the newest first, and for what is not whole yet", async () => {
+Deno.test("cache ls prints a line per image, newest first, and a line per partial download", async () => {
   await using work = await workspace();
-  const { text, fields, json, told } = await cacheCommand(
+  const { text, fields, json, told } = await runCacheCommand(
     ["ls", "--cache", work.cache],
   );
   const lines = text.split("\n");
@@ -75,93 +83,96 @@ Deno.test("cache ls has a line for each image, the newest first, and for what is
   const image = join(work.cache, "demo", sha256(2), "i.qcow2");
   await Deno.chmod(image, 0o644);
   await Deno.writeTextFile(image, "other");
-  const changed = await cacheCommand(["ls", "--cache", work.cache, "--json"]);
+  const changed = await runCacheCommand([
+    "ls",
+    "--cache",
+    work.cache,
+    "--json",
+  ]);
   assertMatch(changed.text, /sha256:222222222222 .* unverified\n/);
   assertEquals(changed.json, true);
 });
 
-Deno.test("cache path is the flag's directory, else the variable's, else the workspace's", async () => {
+Deno.test("cache path prints --cache, else TOOLSMITH_CACHE, else the workspace's cache directory", async () => {
   await using work = await workspace();
   const named = ["path", "--manifest", work.manifest];
   const env = new Map([["TOOLSMITH_CACHE", "/variable"]]);
-  const flag = await cacheCommand([...named, "--cache", "/flag"], { env });
+  const flag = await runCacheCommand([...named, "--cache", "/flag"], { env });
   assertEquals([flag.text, flag.fields], ["/flag", { path: "/flag" }]);
-  assertEquals((await cacheCommand(named, { env })).text, "/variable");
-  const usual = await cacheCommand(named);
+  assertEquals((await runCacheCommand(named, { env })).text, "/variable");
+  const usual = await runCacheCommand(named);
   assertEquals(usual.text, join(work.path, ".toolsmith", "cache"));
   const lost = join(work.path, "lost.json");
-  await failure(
+  await expectFailure(
     "manifest_not_found",
-    () => cacheCommand(["path", "--manifest", lost]),
+    () => runCacheCommand(["path", "--manifest", lost]),
   );
   await Deno.writeTextFile(lost, "{");
-  await failure(
+  await expectFailure(
     "manifest_invalid",
-    () => cacheCommand(["path", "--manifest", lost]),
+    () => runCacheCommand(["path", "--manifest", lost]),
   );
 });
 
-Deno.test("cache prune keeps what the manifest names and the newest, and says what is freed", async () => {
+Deno.test("cache prune keeps the manifest's image and the newest ones, and prints the freed bytes", async () => {
   await using work = await workspace();
   const args = ["prune", "--manifest", work.manifest, "--cache", work.cache];
   const left = async () =>
     (await listCache(work.cache)).map((it) => it.digest[7]).join("");
-  const dry = await cacheCommand([...args, "--dry-run"]);
+  const dry = await runCacheCommand([...args, "--dry-run"]);
   const [removed, partial] = dry.text.split("\n");
   assertEquals(removed, line(2));
   assert(partial.endsWith("  partial"), partial);
-  assertEquals(dry.told, `would free 605 B of ${work.cache}\n`);
+  assertEquals(dry.told, `would free 605 B in ${work.cache}\n`);
   assertEquals([dry.fields.dryRun, dry.fields.bytes], [true, 605]);
   assertEquals(await left(), "321");
-  const { told, fields } = await cacheCommand(args);
-  assertEquals(told, `freed 605 B of ${work.cache}\n`);
+  const { told, fields } = await runCacheCommand(args);
+  assertEquals(told, `freed 605 B in ${work.cache}\n`);
   assertEquals([fields.dryRun, fields.cache], [false, work.cache]);
   assertEquals(await left(), "31");
-  const json = await cacheCommand([...args, "--keep", "0", "--json"]);
+  const json = await runCacheCommand([...args, "--keep", "0", "--json"]);
   assertEquals([json.told, json.fields.bytes], ["", 5]);
   assertEquals(await left(), "1");
 });
 
-Deno.test("cache ls has a line for a saved machine below its image, and so have prune and adopt", async () => {
+Deno.test("cache ls, prune and adopt print a line per snapshot below its image", async () => {
   await using work = await workspace();
   const key = "0123456789abcdef".repeat(4);
-  const { dir } = cacheEntry({
+  const { dir } = cacheEntryHandle({
     ...{ cache: work.cache, image: "demo", sha256: sha256(3) },
   });
   {
     const machines = snapshotStore(join(dir, "machines"));
-    await using staging = await machines.stage(key);
-    await Deno.writeTextFile(staging!.state, "state");
-    await Deno.writeTextFile(staging!.disk, "");
-    await staging!.place();
+    await using staging = await machines.createStaging(key);
+    await fillSnapshot(staging!, { state: "state", memory: "", disk: "" });
   }
-  const { text } = await cacheCommand(["ls", "--cache", work.cache]);
+  const { text } = await runCacheCommand(["ls", "--cache", work.cache]);
   const lines = text.split("\n");
   const state = /^snapshot {2}0123456789ab {2}5 B {2}\S.*\d/;
   const at = lines.findIndex((it) => state.test(it.slice(2)));
   assert(lines[at - 1].startsWith(`demo  ${shortDigest(digest(3))}  `), text);
   const args = ["prune", "--manifest", work.manifest, "--cache", work.cache];
-  const pruned = await cacheCommand([...args, "--keep", "0", "--dry-run"]);
+  const pruned = await runCacheCommand([...args, "--keep", "0", "--dry-run"]);
   assertMatch(pruned.text, state);
   const copy = `${work.cache}-copied`;
-  const copying = await run("cp", { args: ["-a", work.cache, copy] });
+  const copying = await runProcess("cp", { args: ["-a", work.cache, copy] });
   assertEquals(copying.code, 0, copying.stderr);
-  const adopted = await cacheCommand(["adopt", "--cache", copy]);
+  const adopted = await runCacheCommand(["adopt", "--cache", copy]);
   assertMatch(adopted.text, state);
-  assertEquals(adopted.told, "snapshots accepted: 1\n");
-  const again = await cacheCommand(["adopt", "--cache", copy, "--json"]);
+  assertEquals(adopted.told, "snapshots adopted: 1\n");
+  const again = await runCacheCommand(["adopt", "--cache", copy, "--json"]);
   assertEquals([again.json, again.fields, again.told], [
     ...[true, { cache: copy, states: [] }, ""],
   ]);
 });
 
-Deno.test("cache prune says which images are in use, and stay", async () => {
+Deno.test("cache prune reports and keeps images that are in use", async () => {
   await using work = await workspace();
   const key = { cache: work.cache, image: "demo", sha256: sha256(2) };
-  using _held = await cacheEntry(key).lock();
+  using _held = await cacheEntryHandle(key).lock();
   const args = ["prune", "--manifest", work.manifest, "--cache", work.cache];
-  const { told } = await cacheCommand(args);
+  const { told } = await runCacheCommand(args);
   const [busy, freed] = told.split("\n");
   assertMatch(busy, new RegExp(`^in use, kept: ${work.cache}/demo/.*2222`));
-  assertEquals(freed, `freed 600 B of ${work.cache}`);
+  assertEquals(freed, `freed 600 B in ${work.cache}`);
 });

@@ -2,10 +2,10 @@ import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import { COMPLETION_SCRIPTS } from "../../lib/cli/completion_scripts.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
-import { perform, recordedIo } from "../support/io.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { performCommand, recordedIo } from "../support/recorded_io.ts";
 
-/** What the command prints, with this for the nearest manifest. */
+/** Runs `toolsmith completions` with this as the nearest manifest. */
 async function completions(args: string[], manifest?: unknown) {
   await using dir = await temporaryDir();
   const path = join(dir.path, "tools.json");
@@ -13,38 +13,32 @@ async function completions(args: string[], manifest?: unknown) {
     ? manifest
     : JSON.stringify(manifest);
   if (manifest !== undefined) await Deno.writeTextFile(path, text);
-  const before = Deno.env.get("TOOLSMITH_MANIFEST");
-  Deno.env.set("TOOLSMITH_MANIFEST", path);
-  try {
-    const recorded = recordedIo();
-    assertEquals(await perform(["completions", ...args], recorded), 0);
-    assertEquals([recorded.results, recorded.told()], [[], ""]);
-    return recorded.printed;
-  } finally {
-    if (before === undefined) Deno.env.delete("TOOLSMITH_MANIFEST");
-    else Deno.env.set("TOOLSMITH_MANIFEST", before);
-  }
+  const env = new Map([["TOOLSMITH_MANIFEST", path]]);
+  const recorded = recordedIo({ env });
+  assertEquals(await performCommand(["completions", ...args], recorded), 0);
+  assertEquals([recorded.results, recorded.stderrText()], [[], ""]);
+  return recorded.printed;
 }
 
 const candidates = (words: string[], manifest?: unknown) =>
   completions(["candidates", "--", ...words], manifest);
 
-Deno.test("completions prints a script for each shell, and takes nothing for it", async () => {
+Deno.test("completions prints a script for each shell and rejects arguments after --", async () => {
   for (const shell of ["bash", "zsh", "fish"] as const) {
     const script = COMPLETION_SCRIPTS[shell].trimEnd();
     assertEquals(await completions([shell]), [script]);
-    const error = await failure(
+    const error = await expectFailure(
       "usage",
       () => completions([shell, "--", "hydrate"]),
     );
     assertEquals(error.message, `completions ${shell} takes nothing after --`);
   }
   for (const words of [["tcsh"], [], ["bash", "zsh"]]) {
-    await failure("usage", () => completions(words));
+    await expectFailure("usage", () => completions(words));
   }
 });
 
-Deno.test("candidates are a kind, and words with what they mean", async () => {
+Deno.test("completions candidates prints a kind, then words with their help", async () => {
   const [kind, ...lines] = await candidates(["hyd"]);
   assertEquals([kind, lines.length], ["words", 1]);
   assert(/^hydrate\t\S.*\S$/.test(lines[0]), lines[0]);
@@ -53,7 +47,7 @@ Deno.test("candidates are a kind, and words with what they mean", async () => {
   assertEquals(await candidates(["run", "--memory", ""]), sizes);
 });
 
-Deno.test("candidates of a manifest are what a shell takes as it is, in one line each", async () => {
+Deno.test("completions candidates omits the manifest's names that need shell quoting", async () => {
   const image = {
     ...{ name: "demo", qcow2: "oci://ghcr.io/owner/image:1.0" },
     qcow2_sha256: "0".repeat(64),
@@ -69,7 +63,7 @@ Deno.test("candidates of a manifest are what a shell takes as it is, in one line
     "words",
     "ghcr.io/owner/image:1.0",
   ]);
-  // An image of this host has no reference, and what cannot be read says nothing.
+  // A local image has no reference; an invalid manifest gives no candidates.
   const file = { ...image, qcow2: "image.qcow2" };
   assertEquals(await candidates(ref, { image: file }), ["words"]);
   for (const manifest of [undefined, "{"]) {

@@ -1,12 +1,11 @@
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
-import { doctor } from "../../lib/cli/commands/doctor.ts";
-import { parseCommandLine } from "../../lib/cli/parse.ts";
+import { parseCommandLine } from "../../lib/cli/command_line.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
-import { recordedIo } from "../support/io.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { performCommand, recordedIo } from "../support/recorded_io.ts";
 
-/** Examines a directory with such an image, and such programs. */
+/** Runs `toolsmith doctor` in a directory with this image and these programs. */
 async function examine(
   dir: string,
   options: {
@@ -23,15 +22,24 @@ async function examine(
   const env = new Map(
     Object.entries({ TOOLSMITH_ORAS: "/none", TMPDIR: dir, ...variables }),
   );
-  const recorded = recordedIo();
-  const request = { options: { cwd: dir, env }, json };
-  const status = await doctor.run(request, recorded.io);
+  const recorded = recordedIo({ env });
+  const here = Deno.cwd();
+  Deno.chdir(dir);
+  const status = await performCommand(
+    ["doctor", ...json ? ["--json"] : []],
+    recorded,
+  )
+    .finally(() => Deno.chdir(here));
   const [{ text, fields, ...result }, ...more] = recorded.results;
-  assertEquals([result.json, more.length, recorded.told()], [json, 0, ""]);
+  assertEquals([result.json, more.length, recorded.stderrText()], [
+    json,
+    0,
+    "",
+  ]);
   return { status, lines: text.split("\n"), fields };
 }
 
-Deno.test("doctor has a line for each finding, its hint below it, and ends with 1 if one fails", async () => {
+Deno.test("doctor prints a line per finding with its hint below, and exits with 1 if one fails", async () => {
   await using dir = await temporaryDir();
   const qcow2 = "oci://127.0.0.1:1/owner/repo:1.0";
   const { status, lines, fields } = await examine(dir.path, {
@@ -55,11 +63,11 @@ Deno.test("doctor has a line for each finding, its hint below it, and ends with 
   }
   assertEquals(
     lines.at(-1),
-    "next: put oras right, then run toolsmith doctor again",
+    "next: fix oras, then run toolsmith doctor again",
   );
 });
 
-Deno.test("doctor says what to do next: to write a manifest, to install QEMU, or to run something", async () => {
+Deno.test("doctor prints the next step: write a manifest, install QEMU or run a command", async () => {
   await using dir = await temporaryDir();
   const qemu = join(dir.path, "qemu-system-x86_64");
   const script = "#!/bin/sh\necho QEMU emulator version 9.9.9\n";
@@ -72,7 +80,7 @@ Deno.test("doctor says what to do next: to write a manifest, to install QEMU, or
   });
   assertEquals(
     [none.status, none.fields.ok, none.lines.at(-1)],
-    [0, true, "next: toolsmith init --ref REF writes a manifest for an image"],
+    [0, true, "next: write a manifest for an image: toolsmith init --ref REF"],
   );
   const qcow2 = "image.qcow2";
   const hydrate = await examine(dir.path, {
@@ -81,7 +89,7 @@ Deno.test("doctor says what to do next: to write a manifest, to install QEMU, or
   });
   assertEquals(
     [hydrate.status, hydrate.lines.at(-1)],
-    [0, "next: toolsmith hydrate gets the image; to run it, install QEMU"],
+    [0, "next: toolsmith hydrate, or install QEMU to run the image"],
   );
   const run = await examine(dir.path, {
     qcow2,
@@ -94,15 +102,15 @@ Deno.test("doctor says what to do next: to write a manifest, to install QEMU, or
   assert(run.lines.length > 5, run.lines.join("\n"));
 });
 
-Deno.test("doctor takes no words, and its flags as hydrate does", async () => {
-  await failure("usage", () => parseCommandLine(["doctor", "x"]));
+Deno.test("doctor rejects arguments and accepts manifest, cache and registry flags", async () => {
+  await expectFailure("usage", () => parseCommandLine(["doctor", "x"]));
   const flags = ["--manifest", "m", "--cache=c", "--plain-http", "--json"];
+  flags.push("--trusted-root", "root.json");
   const read = parseCommandLine(["doctor", ...flags]);
-  assertEquals(read.kind === "command" && read.request, {
-    options: {
-      ...{ manifest: "m", cache: "c" },
-      ...{ plainHttp: true, caFile: undefined },
-    },
+  assertEquals(read.kind === "command" && read.given, {
+    ...{ manifest: "m", cache: "c" },
+    ...{ plainHttp: true, caFile: undefined },
+    trustedRoot: "root.json",
     json: true,
   });
 });

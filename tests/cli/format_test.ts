@@ -1,15 +1,15 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import {
-  bytesText,
+  formatBytes,
+  formatDuration,
   progressBar,
-  secondsText,
   shortDigest,
 } from "../../lib/cli/format.ts";
 
 const MIB = 1024 * 1024;
 const DIGEST = `sha256:${"ab".repeat(32)}`;
 
-Deno.test("sizes are written with a unit that fits", () => {
+Deno.test("formatBytes() chooses the unit by the size", () => {
   const sizes: [number, string][] = [
     [0, "0 B"],
     [1023, "1023 B"],
@@ -21,10 +21,10 @@ Deno.test("sizes are written with a unit that fits", () => {
     [2 ** 40, "1.0 TiB"],
     [2 ** 52, "4096.0 TiB"],
   ];
-  for (const [bytes, text] of sizes) assertEquals(bytesText(bytes), text);
+  for (const [bytes, text] of sizes) assertEquals(formatBytes(bytes), text);
 });
 
-Deno.test("times are written in seconds, minutes or hours, and never as 60 s", () => {
+Deno.test("formatDuration() uses seconds, minutes or hours, and never prints 60 s", () => {
   const times: [number, string][] = [
     [0, "0.0 s"],
     [449, "0.4 s"],
@@ -39,15 +39,15 @@ Deno.test("times are written in seconds, minutes or hours, and never as 60 s", (
     [3_599_600, "1 h 0 min"],
     [7_500_000, "2 h 5 min"],
   ];
-  for (const [ms, text] of times) assertEquals(secondsText(ms), text);
+  for (const [ms, text] of times) assertEquals(formatDuration(ms), text);
 });
 
-Deno.test("a digest is shortened for a line", () => {
+Deno.test("shortDigest() shortens a digest to twelve digits", () => {
   assertEquals(shortDigest(DIGEST), "sha256:abababababab");
   assertEquals(shortDigest("ab".repeat(32)), "abababababab");
 });
 
-Deno.test("a bar shows share, size, rate and time left", () => {
+Deno.test("progressBar() shows percentage, size, rate and time left", () => {
   const bar = progressBar({ bytes: 16 * MIB, total: 64 * MIB }, 4000, 100);
   assertEquals(
     bar,
@@ -57,7 +57,7 @@ Deno.test("a bar shows share, size, rate and time left", () => {
   );
 });
 
-Deno.test("a bar has at least five steps, where the line is too short for words alone it is cut", () => {
+Deno.test("progressBar() omits a bar of fewer than five characters, and cuts text that is too long", () => {
   const words = " 50%  1.0 KiB of 2.0 KiB  1.0 KiB/s  1.0 s left";
   const bar = (columns: number) =>
     progressBar({ bytes: 1024, total: 2048 }, 1000, columns);
@@ -66,11 +66,11 @@ Deno.test("a bar has at least five steps, where the line is too short for words 
   assertEquals(bar(words.length - 1), words.slice(0, -1));
 });
 
-Deno.test("share, rate and time left are right at their limits", () => {
+Deno.test("progressBar() stays plausible with no bytes, no elapsed time, or more bytes than the total", () => {
   const texts: [number, number | null, number, string][] = [
     [1000, 10_949, 1000, "  9%  1000 B of 10.7 KiB  1000 B/s  9.9 s left"],
     [995, 1000, 1000, " 99%  995 B of 1000 B  995 B/s  0.0 s left"],
-    // More than was said to come.
+    // More bytes than announced.
     [3, 1, 1000, "100%  3 B of 1 B  3 B/s  0.0 s left"],
     [1, 1, 1000, "100%  1 B of 1 B  1 B/s  0.0 s left"],
     [1, 3, 1000, " 33%  1 B of 3 B  1 B/s  2.0 s left"],
@@ -86,7 +86,7 @@ Deno.test("share, rate and time left are right at their limits", () => {
   }
 });
 
-Deno.test("a rate is that of what came by this transfer, and not of what was there", () => {
+Deno.test("progressBar() leaves resumed bytes out of the rate", () => {
   const progress = { bytes: 48 * MIB, total: 64 * MIB, resumed: 32 * MIB };
   assertStringIncludes(
     progressBar(progress, 4000, 100),
@@ -94,7 +94,7 @@ Deno.test("a rate is that of what came by this transfer, and not of what was the
   );
 });
 
-Deno.test("a bar is never longer than its line, whatever the numbers", () => {
+Deno.test("progressBar() is never longer than the given columns", () => {
   const cases = [
     { bytes: 0, total: 64 * MIB },
     { bytes: 64 * MIB, total: 64 * MIB },

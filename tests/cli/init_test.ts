@@ -1,22 +1,22 @@
 import { assertEquals } from "@std/assert";
-import { failure } from "../support/failure.ts";
-import { perform, recordedIo } from "../support/io.ts";
-import { localImage } from "../support/local_image.ts";
-import { needs } from "../support/parts.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { performCommand, recordedIo } from "../support/recorded_io.ts";
+import { makeLocalImage } from "../support/local_image.ts";
+import { requires } from "../support/parts.ts";
 
-const needsQemuImg = needs("qemuImg");
+const needsQemuImg = requires("qemuImg");
 
 Deno.test({
-  name: "init says what it has written, and prints the manifest's path",
+  name: "init prints the manifest's path on stdout and what it wrote on stderr",
   ...needsQemuImg,
   async fn() {
-    await using work = await localImage();
+    await using work = await makeLocalImage();
     const { image, sha256, manifest: path } = work;
     const init = async (...flags: string[]) => {
       const recorded = recordedIo();
       const args = ["init", "--file", image, ...work.named, ...flags];
-      assertEquals(await perform(args, recorded), 0);
-      return { told: recorded.told(), result: recorded.results[0] };
+      assertEquals(await performCommand(args, recorded), 0);
+      return { told: recorded.stderrText(), result: recorded.results[0] };
     };
     const { told, result } = await init("--name", "demo");
     assertEquals(told, `created: demo, sha256 ${sha256}\n`);
@@ -33,6 +33,6 @@ Deno.test({
     assertEquals([json.told, json.result.json], ["", true]);
     const recorded = recordedIo();
     const again = ["init", "--file", image, ...work.named];
-    await failure("usage", () => perform(again, recorded));
+    await expectFailure("usage", () => performCommand(again, recorded));
   },
 });

@@ -1,29 +1,28 @@
 /**
- * What commands print with. The process's own streams are stood in for: what is
- * written there is a test's to see.
+ * Tests CliIo with the process's streams replaced.
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { type Io, processIo } from "../../lib/cli/io.ts";
+import { type CliIo, createProcessIo } from "../../lib/cli/io.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 
-/** What stands in for the streams. */
-interface World {
-  /** What the streams are. @default no terminals */
+/** Replaces streams, terminal and environment. */
+interface FakeProcess {
+  /** Streams that are terminals. @default none */
   terminals?: ("stdin" | "stderr")[];
   /** Environment variables. */
   variables?: Record<string, string>;
-  /** Width of the terminal; none is one that does not tell. */
+  /** Width of the terminal; absent if it cannot be queried. */
   columns?: number;
-  /** What a write to standard output does instead. */
+  /** Replaces writes to standard output. */
   write?: (bytes: Uint8Array) => Promise<number>;
   /** Aborted by Ctrl-C. */
   signal?: AbortSignal;
 }
 
-/** Works with the program's io, and returns what it wrote. */
-async function written(world: World, work: (io: Io) => unknown) {
+/** Runs code with the process's CliIo, and returns its output. */
+async function outputOf(fake: FakeProcess, work: (io: CliIo) => unknown) {
   const said = { stdout: "", stderr: "" };
   const decoder = new TextDecoder();
   const undo: (() => void)[] = [];
@@ -33,26 +32,26 @@ async function written(world: World, work: (io: Io) => unknown) {
   };
   for (const name of ["stdout", "stderr"] as const) {
     put(Deno[name], "write", (bytes: Uint8Array) => {
-      if (name === "stdout" && world.write) return world.write(bytes);
+      if (name === "stdout" && fake.write) return fake.write(bytes);
       said[name] += decoder.decode(bytes);
       return Promise.resolve(bytes.length);
     });
   }
   for (const name of ["stdin", "stderr"] as const) {
-    const is = world.terminals?.includes(name) ?? false;
+    const is = fake.terminals?.includes(name) ?? false;
     put(Deno[name], "isTerminal", () => is);
   }
   const { consoleSize } = Deno;
   Deno.consoleSize = () => {
-    if (world.columns === undefined) throw new Error("it does not say");
-    return { columns: world.columns, rows: 30 };
+    if (fake.columns === undefined) throw new Error("it does not say");
+    return { columns: fake.columns, rows: 30 };
   };
   undo.push(() => Deno.consoleSize = consoleSize);
   try {
-    const { signal = new AbortController().signal, variables = {} } = world;
-    const io = processIo(signal, new Map(Object.entries(variables)));
+    const { signal = new AbortController().signal, variables = {} } = fake;
+    const io = createProcessIo(signal, new Map(Object.entries(variables)));
     await work(io);
-    if (!world.write) await io.flush();
+    if (!fake.write) await io.flush();
   } finally {
     undo.forEach((step) => step());
   }
@@ -63,24 +62,24 @@ const timestamp = "2026-01-31T12:00:00.000Z";
 const WARNING: ToolsmithEvent = { type: "warning", timestamp, message: "odd" };
 const bytes = new TextEncoder().encode("out\n");
 
-Deno.test("a result is a line of text, or the last line of --json, and an empty text is none", async () => {
-  const text = await written({}, (io) => {
-    io.result(false, { a: 1 }, "said");
-    io.result(false, { a: 2 }, "");
-    io.print("line");
-    io.say("to a person\n");
+Deno.test("CliIo.printResult() prints text, or a JSON line with --json, and nothing for an empty text", async () => {
+  const text = await outputOf({}, (io) => {
+    io.printResult(false, { a: 1 }, "said");
+    io.printResult(false, { a: 2 }, "");
+    io.printLine("line");
+    io.printToStderr("to a person\n");
   });
   assertEquals(text, { stdout: "said\nline\n", stderr: "to a person\n" });
-  const { stdout } = await written(
+  const { stdout } = await outputOf(
     {},
-    (io) => io.result(true, { a: 1 }, "said"),
+    (io) => io.printResult(true, { a: 1 }, "said"),
   );
   const { type, a } = JSON.parse(stdout);
   assertEquals([type, a], ["result", 1]);
 });
 
-Deno.test("errors and warnings are coloured on a terminal that shows colours, and nowhere else", async () => {
-  const worlds: [World, boolean][] = [
+Deno.test("CliIo.printError() colours errors and warnings only on a terminal that shows colours", async () => {
+  const worlds: [FakeProcess, boolean][] = [
     [{ terminals: ["stderr"] }, true],
     [{ terminals: ["stderr"], variables: { TERM: "xterm" } }, true],
     [{ terminals: ["stderr"], variables: { TERM: "dumb" } }, false],
@@ -89,23 +88,23 @@ Deno.test("errors and warnings are coloured on a terminal that shows colours, an
     [{}, false],
   ];
   const flags = { json: false, quiet: false, progress: true };
-  for (const [world, coloured] of worlds) {
-    const { stderr } = await written(world, (io) => {
-      io.sayError(new ToolsmithError("failed", "No"));
-      io.view(flags).onEvent(WARNING);
+  for (const [fake, coloured] of worlds) {
+    const { stderr } = await outputOf(fake, (io) => {
+      io.printError(new ToolsmithError("failed", "No"));
+      io.openEventView(flags).onEvent(WARNING);
     });
     const plain = "error: No [failed]\nwarning: odd\n";
     // deno-lint-ignore no-control-regex
     assertEquals(stderr.replace(/\x1b\[[\d;]*m/g, ""), plain);
-    assertEquals(stderr !== plain, coloured, JSON.stringify(world));
+    assertEquals(stderr !== plain, coloured, JSON.stringify(fake));
   }
 });
 
-Deno.test("events are words on standard error, lines of --json, or with --quiet nothing", async () => {
+Deno.test("CliIo.openEventView() prints events as text on stderr, as --json lines, or not at all with --quiet", async () => {
   const view = (flags: { json?: boolean; quiet?: boolean }) =>
-    written({}, (io) => {
+    outputOf({}, (io) => {
       const all = { json: false, quiet: false, progress: true, ...flags };
-      const { onEvent, close } = io.view(all);
+      const { onEvent, close } = io.openEventView(all);
       onEvent(WARNING);
       close();
     });
@@ -123,15 +122,15 @@ const READ: ToolsmithEvent = {
   total: 64 * 2 ** 30,
 };
 
-Deno.test("progress is as wide as its terminal, else of 80 columns, and drawn only where it is wanted", async () => {
+Deno.test("CliIo.openEventView() draws a bar of the terminal's width only on a terminal with progress on", async () => {
   const { now } = Date;
-  const read = async (world: World, progress = true) => {
+  const read = async (fake: FakeProcess, progress = true) => {
     let time = 1e12;
     Date.now = () => time;
     try {
-      const { stderr } = await written(world, (io) => {
+      const { stderr } = await outputOf(fake, (io) => {
         const flags = { json: false, quiet: false, progress };
-        const { onEvent, close } = io.view(flags);
+        const { onEvent, close } = io.openEventView(flags);
         onEvent(READ);
         time += 5000;
         onEvent(READ);
@@ -142,24 +141,24 @@ Deno.test("progress is as wide as its terminal, else of 80 columns, and drawn on
       Date.now = now;
     }
   };
-  const terminals: World["terminals"] = ["stderr"];
-  // A bar leaves the last column free.
+  const terminals: FakeProcess["terminals"] = ["stderr"];
+  // The bar leaves the last column free.
   const widths: [number | undefined, number][] = [[30, 30], [undefined, 79]];
   for (const [columns, width] of widths) {
     const [, drawn, rest] = (await read({ terminals, columns }))
       .split("\r\x1b[K");
     assertEquals([drawn.length, rest], [width, ""], drawn);
   }
-  for (const world of [{ columns: 30 }, { terminals, columns: 30 }]) {
-    const plain = await read(world, !("terminals" in world));
+  for (const fake of [{ columns: 30 }, { terminals, columns: 30 }]) {
+    const plain = await read(fake, !("terminals" in fake));
     assertEquals([plain.length, plain.at(-1)], [80, "\n"], plain);
   }
 });
 
-Deno.test("a command's output is passed on as it is, or as lines of --json", async () => {
+Deno.test("CliIo.guestCommandStreams() passes a command's output on unchanged or as --json lines", async () => {
   const send = (json: boolean) =>
-    written({}, async (io) => {
-      const { stdout, stderr } = io.streams(json);
+    outputOf({}, async (io) => {
+      const { stdout, stderr } = io.guestCommandStreams(json);
       await stdout(bytes);
       await stderr(bytes);
     });
@@ -176,14 +175,14 @@ Deno.test("a command's output is passed on as it is, or as lines of --json", asy
   assertEquals(json.stderr, "");
 });
 
-Deno.test("a command on the host has the streams as they are, unless --json wants its output", async () => {
+Deno.test("CliIo.hostCommandStreams() inherits the streams unless --json captures the output", async () => {
   const fail = (error: Error) => {
     throw error;
   };
-  const all = await written({}, async (io) => {
-    const { stdin, stdout, stderr } = io.hostStreams(false, fail);
+  const all = await outputOf({}, async (io) => {
+    const { stdin, stdout, stderr } = io.hostCommandStreams(false, fail);
     assertEquals([stdin, stdout, stderr], Array(3).fill("inherit"));
-    const json = io.hostStreams(true, fail);
+    const json = io.hostCommandStreams(true, fail);
     assertEquals(json.stdin, "inherit");
     assert(typeof json.stdout === "function");
     assert(typeof json.stderr === "function");
@@ -195,12 +194,15 @@ Deno.test("a command on the host has the streams as they are, unless --json want
   assertEquals(streams, ["stdout", "stderr"]);
 });
 
-Deno.test("a command on the host hears that its output cannot be written, and after Ctrl-C waits for nobody", async () => {
+Deno.test("CliIo.hostCommandStreams() reports a failed write, and stops waiting for a blocked reader after Ctrl-C", async () => {
   const failed: string[] = [];
   const gone = Object.assign(new Error("it is gone"), { code: "EIO" });
   const write = () => Promise.reject(gone);
-  await written({ write }, async (io) => {
-    const { stdout } = io.hostStreams(true, (it) => failed.push(it.message));
+  await outputOf({ write }, async (io) => {
+    const { stdout } = io.hostCommandStreams(
+      true,
+      (it) => failed.push(it.message),
+    );
     if (typeof stdout === "function") await stdout(bytes);
   });
   assertEquals(failed, ["Cannot write to standard output: it is gone"]);
@@ -208,8 +210,8 @@ Deno.test("a command on the host hears that its output cannot be written, and af
   const stuck = () => new Promise<number>(() => {});
   for (const before of [false, true]) {
     if (before) stop.abort(new Error("enough"));
-    await written({ write: stuck, signal: stop.signal }, async (io) => {
-      const { stdout } = io.hostStreams(true, () => {});
+    await outputOf({ write: stuck, signal: stop.signal }, async (io) => {
+      const { stdout } = io.hostCommandStreams(true, () => {});
       assert(typeof stdout === "function");
       const sent = stdout(bytes);
       stop.abort(new Error("enough"));
@@ -218,51 +220,51 @@ Deno.test("a command on the host hears that its output cannot be written, and af
   }
 });
 
-Deno.test("the program ends when all is written, and after Ctrl-C without who does not read", async () => {
+Deno.test("CliIo.flush() waits for pending output, but not for a blocked reader after Ctrl-C", async () => {
   let taken = 0;
   const slow = async (data: Uint8Array) => {
     await new Promise((done) => setTimeout(done, 20));
     return taken = data.length;
   };
-  await written({ write: slow }, async (io) => {
-    io.print("line");
+  await outputOf({ write: slow }, async (io) => {
+    io.printLine("line");
     await io.flush();
   });
   assertEquals(taken, 5);
   const signal = AbortSignal.abort(new Error("enough"));
-  // What is taken soon is waited for, even then.
-  await written({ write: slow, signal }, async (io) => {
-    io.print("longer");
+  // Even then flush() waits for a write that ends soon.
+  await outputOf({ write: slow, signal }, async (io) => {
+    io.printLine("longer");
     await io.flush();
   });
   assertEquals(taken, 7);
   const stuck = () => new Promise<number>(() => {});
-  await written({ write: stuck, signal }, async (io) => {
-    io.print("");
+  await outputOf({ write: stuck, signal }, async (io) => {
+    io.printLine("");
     await assertRejects(() => io.flush(), Error, "enough");
   });
 });
 
-Deno.test("a reader that has gone is no failure at the end, a full disk is one", async () => {
+Deno.test("CliIo.flush() ignores a closed pipe and rejects with disk_full on a full disk", async () => {
   const broken = () => Promise.reject(new Deno.errors.BrokenPipe("gone"));
-  await written({ write: broken }, async (io) => {
-    io.print("line");
+  await outputOf({ write: broken }, async (io) => {
+    io.printLine("line");
     await io.flush();
   });
   for (const code of ["ENOSPC", "EDQUOT"]) {
     const full = () => Promise.reject(Object.assign(new Error("no"), { code }));
-    await written({ write: full }, async (io) => {
-      io.print("line");
-      const error = await failure("disk_full", () => io.flush());
+    await outputOf({ write: full }, async (io) => {
+      io.printLine("line");
+      const error = await expectFailure("disk_full", () => io.flush());
       assertEquals(error.message, "Cannot write to standard output: no");
     });
   }
 });
 
-Deno.test("a guest's console is on standard output, and with --json out of its way", async () => {
+Deno.test("CliIo.openConsoleTerminal() writes the guest's console to stdout, with --json to stderr", async () => {
   for (const json of [false, true]) {
-    const said = await written({}, (io) => {
-      using terminal = io.terminal(json);
+    const said = await outputOf({}, (io) => {
+      using terminal = io.attachToGuestConsole(json);
       terminal.output(bytes);
     });
     const [stdout, stderr] = json ? ["", "out\n"] : ["out\n", ""];

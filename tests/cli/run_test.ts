@@ -1,19 +1,19 @@
 /**
- * `toolsmith run --execution host`, and what is refused before a machine starts.
+ * Tests `toolsmith run --execution host`, and errors before a VM starts.
  */
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import type { Environment } from "../../lib/environment.ts";
 import { detachedVm } from "../support/detached_vm.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
-import { perform, recordedIo } from "../support/io.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { performCommand, recordedIo } from "../support/recorded_io.ts";
 
 const windows = Deno.build.os === "windows";
 const HOST = new Map([["TOOLSMITH_EXECUTION", "host"]]);
 
-/** Runs a command in a workspace whose image is nowhere. */
-async function runCommand(
+/** Runs `toolsmith run` in a workspace whose image does not exist. */
+async function performRun(
   args: string[],
   options: {
     env?: Environment;
@@ -28,77 +28,87 @@ async function runCommand(
   await Deno.writeTextFile(manifest, JSON.stringify({ image, operations }));
   const recorded = recordedIo(io);
   const line = ["run", "--manifest", manifest, ...args];
-  const status = await perform(line, recorded);
+  const status = await performCommand(line, recorded);
   const types = recorded.events.map(({ type }) => type);
   return { ...recorded, status, types };
 }
 
 Deno.test({
   name:
-    "run on the host ends with the command's status, and gives it what was asked for",
+    "run --execution host returns the command's exit status and passes directory, variables and arguments",
   ignore: windows,
   async fn() {
     const script = 'echo "$GREETING" "$1"; pwd; exit 3';
     const flags = ["--execution", "host", "--env", "GREETING=hi", "--cwd", "/"];
     const args = [...flags, "--json", "sh", "-c", script, "sh", "a b"];
-    const { status, results, output, types, views, late } = await runCommand(
-      args,
-    );
+    const { status, results, output, types, views, eventsAfterClose } =
+      await performRun(
+        args,
+      );
     assertEquals([status, output()], [3, "hi a b\n/\n"]);
     const fields = { code: 3, signal: null };
     assertEquals(results, [{ json: true, fields, text: "" }]);
     assertEquals(types, ["command_dispatch", "command_end"]);
-    assertEquals(late(), 0, "the view was closed too early");
+    assertEquals(eventsAfterClose(), 0, "the view was closed too early");
     assertEquals(views.map(({ flags }) => flags.json), [true]);
   },
 });
 
 Deno.test({
   name:
-    "run goes where the flag says, else the variable, and else into a machine",
+    "run chooses the VM or the host by --execution, then TOOLSMITH_EXECUTION, then the VM",
   ignore: windows,
   async fn() {
-    assertEquals((await runCommand(["true"], { env: HOST })).status, 0);
-    // The image that a machine would need is not there.
+    assertEquals((await performRun(["true"], { env: HOST })).status, 0);
+    // In the VM it fails, as the image does not exist.
     const inVm = (args: string[], env: Environment = new Map()) =>
-      failure("source_not_found", () => runCommand([...args, "true"], { env }));
+      expectFailure(
+        "source_not_found",
+        () => performRun([...args, "true"], { env }),
+      );
     await inVm([]);
     await inVm(["--execution", "vm"], HOST);
     await inVm([], new Map([["TOOLSMITH_EXECUTION", ""]]));
     const env = new Map([["TOOLSMITH_EXECUTION", "docker"]]);
-    const error = await failure("usage", () => runCommand(["true"], { env }));
-    assertEquals(error.message, 'TOOLSMITH_EXECUTION is "docker"');
+    const error = await expectFailure(
+      "usage",
+      () => performRun(["true"], { env }),
+    );
+    assertEquals(
+      error.message,
+      'TOOLSMITH_EXECUTION is "docker", expected vm or host',
+    );
     const args = ["--execution", "host", "true"];
-    assertEquals((await runCommand(args, { env })).status, 0);
+    assertEquals((await performRun(args, { env })).status, 0);
   },
 });
 
 Deno.test({
-  name: "run on the host runs no tool that the manifest does not allow",
+  name: "run --execution host rejects a tool that the manifest does not allow",
   ignore: windows,
   async fn() {
     const options = { env: HOST, operations: ["true"] };
-    assertEquals((await runCommand(["true"], options)).status, 0);
+    assertEquals((await performRun(["true"], options)).status, 0);
     const words = ["sh", "-c", "exit 0"];
-    await failure("tool_forbidden", () => runCommand(words, options));
+    await expectFailure("tool_forbidden", () => performRun(words, options));
     const lost = ["--manifest", "/none/tools.json"];
     const recorded = recordedIo({ env: HOST });
-    await failure(
+    await expectFailure(
       "manifest_not_found",
-      () => perform(["run", ...lost, "true"], recorded),
+      () => performCommand(["run", ...lost, "true"], recorded),
     );
   },
 });
 
 Deno.test({
-  name: "run on the host ends at its time limit, and at Ctrl-C",
+  name: "run --execution host stops at --timeout and at Ctrl-C",
   ignore: windows,
   async fn() {
     const env = HOST;
     const late = ["--timeout", "0.05", "sleep", "600"];
-    await failure("timeout", () => runCommand(late, { env }));
+    await expectFailure("timeout", () => performRun(late, { env }));
     const stop = new AbortController();
-    const running = runCommand(["sleep", "600"], { env, signal: stop.signal });
+    const running = performRun(["sleep", "600"], { env, signal: stop.signal });
     stop.abort(new DOMException("Ctrl-C", "AbortError"));
     const error = await running.catch((error) => error);
     assertEquals(error, stop.signal.reason);
@@ -106,7 +116,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "run in the detached VM ends with the command's status",
+  name: "run in the detached VM returns the command's exit status",
   ignore: windows,
   async fn() {
     await using dir = await temporaryDir();
@@ -119,31 +129,37 @@ Deno.test({
     const named = ["--manifest", manifest];
     const run = recordedIo();
     const args = ["run", ...named, "--json", "true"];
-    assertEquals([await perform(args, run), run.late()], [0, 0]);
+    assertEquals([await performCommand(args, run), run.eventsAfterClose()], [
+      0,
+      0,
+    ]);
     const [{ json, fields, text }] = run.results;
     const { code, signal } = fields;
     assertEquals([json, code, signal, text], [true, 0, null, ""]);
   },
 });
 
-Deno.test("run --tty needs a terminal, and goes with no --json", async () => {
+Deno.test("run --tty needs a terminal and rejects --json", async () => {
   const { isTerminal } = Deno.stdin;
   try {
     Deno.stdin.isTerminal = () => false;
-    const tty = await failure("usage", () => runCommand(["--tty", "sh"]));
-    assertEquals(tty.message, "run --tty needs a terminal");
+    const tty = await expectFailure("usage", () => performRun(["--tty", "sh"]));
+    assertEquals(
+      tty.message,
+      "run --tty needs a terminal on standard input and output",
+    );
     const host = ["--tty", "--execution", "host", "sh"];
-    await failure("usage", () => runCommand(host));
+    await expectFailure("usage", () => performRun(host));
     const json = ["--tty", "--json", "sh"];
-    const error = await failure("usage", () => runCommand(json));
-    assert(error.message.includes("no JSON"), error.message);
+    const error = await expectFailure("usage", () => performRun(json));
+    assert(error.message.includes("--tty and --json"), error.message);
   } finally {
     Deno.stdin.isTerminal = isTerminal;
   }
 });
 
 Deno.test({
-  name: "run --tty on the host needs no guest's terminal",
+  name: "run --tty --execution host runs the command on the host",
   ignore: windows,
   async fn() {
     const undo = [Deno.stdin, Deno.stdout].map((stream) => {
@@ -152,7 +168,7 @@ Deno.test({
       return () => stream.isTerminal = isTerminal;
     });
     try {
-      const { status } = await runCommand(["--tty", "true"], { env: HOST });
+      const { status } = await performRun(["--tty", "true"], { env: HOST });
       assertEquals(status, 0);
     } finally {
       undo.forEach((step) => step());

@@ -1,30 +1,19 @@
-import { assertEquals, assertStringIncludes } from "@std/assert";
-import type { shell } from "../../lib/cli/commands/shell.ts";
-import { parseCommandLine } from "../../lib/cli/parse.ts";
-import { failure } from "../support/failure.ts";
-import { perform, recordedIo } from "../support/io.ts";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { parseCommandLine } from "../../lib/cli/command_line.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { performCommand, recordedIo } from "../support/recorded_io.ts";
 
-/** Reads a line of shell. */
-function requestOf(...args: string[]) {
-  const read = parseCommandLine(["shell", ...args]);
-  if (read.kind !== "command") throw new Error(`it is ${read.kind}`);
-  return read.request as ReturnType<typeof shell.parse>;
-}
-
-Deno.test("shell runs the guest's bash, else its sh, unless a command is given", async () => {
-  const { command, args, output } = requestOf("--memory", "2G");
-  assertEquals([command, args[0]], ["sh", "-c"]);
-  assertStringIncludes(args[1], "exec bash; exec sh");
-  assertEquals(output, { json: false, quiet: false, progress: true });
-  const top = requestOf("--env", "A=1", "--cwd", "/", "--", "top", "-b");
-  assertEquals([top.command, top.args], ["top", ["-b"]]);
-  assertEquals([top.env, top.cwd], [{ A: "1" }, "/"]);
-  assertEquals(requestOf("--", "top").args, []);
-  await failure("usage", () => requestOf("top"));
-  await failure("usage", () => requestOf("--json"));
+Deno.test("shell accepts a command after -- and the flags of run except --json", async () => {
+  const read = (...args: string[]) => parseCommandLine(["shell", ...args]);
+  const top = read("--env", "A=1", "--cwd", "/", "--", "top", "-b");
+  assert(top.kind === "command");
+  assertEquals(top.words.rest, ["top", "-b"]);
+  assertEquals([top.given.env, top.given.cwd], [{ A: "1" }, "/"]);
+  await expectFailure("usage", () => read("top"));
+  await expectFailure("usage", () => read("--json"));
 });
 
-Deno.test("shell needs a terminal to type on and to read", async () => {
+Deno.test("shell needs a terminal on both stdin and stdout", async () => {
   const { stdin, stdout } = Deno;
   const are = [stdin.isTerminal, stdout.isTerminal];
   try {
@@ -33,11 +22,14 @@ Deno.test("shell needs a terminal to type on and to read", async () => {
     ) {
       stdin.isTerminal = () => types;
       stdout.isTerminal = () => reads;
-      const error = await failure(
+      const error = await expectFailure(
         "usage",
-        () => perform(["shell"], recordedIo()),
+        () => performCommand(["shell"], recordedIo()),
       );
-      assertEquals(error.message, "shell needs a terminal");
+      assertEquals(
+        error.message,
+        "shell needs a terminal on standard input and output",
+      );
       assertStringIncludes(error.hint!, "toolsmith run COMMAND");
     }
   } finally {

@@ -1,15 +1,20 @@
 /**
- * Ctrl-C, TERM, HUP, and output that nobody reads.
+ * Tests SIGINT, SIGTERM, SIGHUP, and blocked output pipes.
  *
  * @module
  */
 import { assertEquals, assertMatch } from "@std/assert";
 import { dirname, join } from "@std/path";
-import { lockPath } from "../../lib/cache/_staging.ts";
-import { lock } from "../../lib/system/lock.ts";
-import { spawn } from "../../lib/system/process.ts";
-import { settlesWithin, sleep } from "../../lib/system/time.ts";
-import { needs } from "../support/parts.ts";
+import { entryLockPath } from "../../lib/cache/_image_staging.ts";
+import { acquireFileLock } from "../../lib/system/lock.ts";
+import { spawnProcess } from "../../lib/system/process.ts";
+import { sleep } from "../../lib/system/time.ts";
+import { requires } from "../support/parts.ts";
+import {
+  killUnlessEnded,
+  untilOpened,
+  untilOutputBlocks,
+} from "../support/processes.ts";
 import {
   cleanEnvironment,
   cliCommand,
@@ -22,16 +27,16 @@ const SHA256 = "0".repeat(64);
 const unix = { ignore: Deno.build.os === "windows" };
 const linux = { ignore: Deno.build.os !== "linux" };
 
-/** A workspace whose image is never needed. */
-async function imageless(): Promise<Workspace> {
+/** A workspace whose image does not exist. */
+async function workspaceWithoutImage(): Promise<Workspace> {
   const work = await workspace();
   const qcow2 = "oci://127.0.0.1:9/owner/none:1";
   await work.manifest({ qcow2, qcow2_sha256: SHA256 });
   return work;
 }
 
-/** Starts the program by way of a script, which ends in `exec "$@"`. */
-async function start(
+/** Starts the program from a shell script that ends in `exec "$@"`. */
+async function startByScript(
   work: Workspace,
   script: string,
   args: string[],
@@ -39,7 +44,7 @@ async function start(
 ) {
   let stderr = "";
   const command = await cliCommand(args, [permissions]);
-  const child = spawn("sh", {
+  const child = spawnProcess("sh", {
     args: ["-c", script, "sh", Deno.execPath(), ...command],
     cwd: work.dir,
     env: cleanEnvironment(),
@@ -48,101 +53,107 @@ async function start(
   return {
     child,
     stderr: () => stderr,
-    /** Waits until standard error says something. */
+    /** Waits until standard error matches. */
     async says(pattern: RegExp) {
-      for (let tries = 0; !pattern.test(stderr); tries++) {
-        if (tries > 500) throw new Error(`it never said so: ${stderr}`);
-        await sleep(20);
+      const ended = child.ended.then(() => true);
+      while (!pattern.test(stderr)) {
+        if (await Promise.race([ended, sleep(20)])) {
+          throw new Error(`it never said so: ${stderr}`);
+        }
       }
-    },
-    /** The exit status, which has to come soon. */
-    async ends(withinMs = 5000) {
-      if (await settlesWithin(child.ended, withinMs)) return await child.ended;
-      Deno.kill(child.pid, "SIGKILL");
-      throw new Error(`it did not end within ${withinMs} ms: ${stderr}`);
     },
   };
 }
 
-/** Runs a shell on the host that reports when it is there, and waits. */
-const WAITING = ["run", "--execution", "host", "sh", "-c"].concat(
-  "echo there >&2; sleep 1",
+/** Runs a host shell that prints when it has started and waits for a file. */
+const RUN_UNTIL_FILE_EXISTS = ["run", "--execution", "host", "sh", "-c"].concat(
+  "echo there >&2; until [ -e go ]; do sleep 0.1; done",
 );
 
 Deno.test({
-  name: "a signal that nohup has set to be ignored does not end run",
+  name: "run ignores a signal that its parent process ignores, as nohup does",
   ...linux,
   async fn() {
-    await using work = await imageless();
+    await using work = await workspaceWithoutImage();
     for (const name of ["HUP", "INT", "TERM"] as const) {
       for (const permissions of ["-A", "-P=run"]) {
-        const { child, says, ends } = await start(
+        const { child, says } = await startByScript(
           work,
           `trap '' ${name}; exec "$@"`,
-          WAITING,
+          RUN_UNTIL_FILE_EXISTS,
           permissions,
         );
         await using _child = child;
         await says(/there/);
         Deno.kill(child.pid, `SIG${name}`);
-        assertEquals(await ends(), { code: 0, signal: null });
+        // Give it time to exit.
+        await sleep(500);
+        await Deno.writeTextFile(join(work.dir, "go"), "");
+        const { code } = await child.ended;
+        assertEquals(code, 0, `${name} ${permissions}`);
+        await Deno.remove(join(work.dir, "go"));
       }
     }
   },
 });
 
 Deno.test({
-  name: "a signal ends run with 128 and its number",
+  name:
+    "run exits with 128 plus the number of the signal that stopped toolsmith",
   ...linux,
   async fn() {
-    await using work = await imageless();
+    await using work = await workspaceWithoutImage();
     const statuses = { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 } as const;
     for (const [name, code] of Object.entries(statuses)) {
-      const { child, says, ends, stderr } = await start(
+      const { child, says, stderr } = await startByScript(
         work,
         'exec "$@"',
-        WAITING,
+        RUN_UNTIL_FILE_EXISTS,
       );
       await using _child = child;
       await says(/there/);
       Deno.kill(child.pid, name as Deno.Signal);
-      assertEquals((await ends()).code, code);
+      assertEquals((await child.ended).code, code);
       assertMatch(stderr(), new RegExp(`Cancelled by ${name} \\[cancelled\\]`));
     }
   },
 });
 
 Deno.test({
-  name: "who waits for the lock of an image, or of a VM, ends at TERM",
-  ...unix,
+  name:
+    "hydrate and run stop at SIGTERM while they wait for the lock of an image or a VM",
+  ...linux,
   async fn() {
-    await using work = await imageless();
+    await using work = await workspaceWithoutImage();
     const cache = join(work.dir, ".toolsmith", "cache");
-    const image = lockPath({ cache, image: "demo", sha256: SHA256 });
+    const image = entryLockPath({ cache, image: "demo", sha256: SHA256 });
     const vm = join(work.dir, ".toolsmith", "machine.json");
     await Deno.writeTextFile(vm, "{}", { mode: 0o600 });
     await Deno.mkdir(dirname(image), { recursive: true });
-    using _image = await lock(image);
-    using _vm = await lock(`${vm}.lock`);
-    for (const args of [["hydrate"], ["stop"], ["run", "true"]]) {
-      const { child, ends, stderr } = await start(work, 'exec "$@"', args);
+    using _image = await acquireFileLock(image);
+    using _vm = await acquireFileLock(`${vm}.lock`);
+    const waits: [string[], string][] = [
+      [["hydrate"], image],
+      [["stop"], `${vm}.lock`],
+      [["run", "true"], `${vm}.lock`],
+    ];
+    for (const [args, held] of waits) {
+      const { child, stderr } = await startByScript(work, 'exec "$@"', args);
       await using _child = child;
-      // It has to have got as far as to the lock.
-      await sleep(1500);
-      assertEquals(await settlesWithin(child.ended, 0), false, stderr());
+      await untilOpened(child.pid, held);
       Deno.kill(child.pid, "SIGTERM");
-      assertEquals((await ends()).code, 143, args.join(" "));
+      const said = `${args.join(" ")}: ${stderr()}`;
+      assertEquals((await child.ended).code, 143, said);
     }
   },
 });
 
-/** Standard output is a pipe that is full, and that nobody reads. */
-const UNREAD =
+/** Starts the program with a full pipe without a reader as standard output. */
+const BLOCKED_PIPE_SCRIPT =
   'mkfifo pipe; exec 9<>pipe; head -c 65536 /dev/zero >&9; exec "$@" >pipe';
 
 Deno.test({
-  name:
-    "a pipe that nobody reads does not keep signals from ending the program",
+  name: "toolsmith stops at a signal while nobody reads its output pipe",
   ...linux,
   async fn() {
     const runs = [
@@ -152,47 +163,47 @@ Deno.test({
       ["hydrate", "--help"],
     ];
     for (const args of runs) {
-      await using work = await imageless();
-      const { child, ends } = await start(work, UNREAD, args);
+      await using work = await workspaceWithoutImage();
+      const { child } = await startByScript(work, BLOCKED_PIPE_SCRIPT, args);
       await using _child = child;
-      await sleep(1500);
-      assertEquals(await settlesWithin(child.ended, 0), false, "it is blocked");
+      await untilOutputBlocks(child.pid);
       Deno.kill(child.pid, "SIGTERM");
-      const { code } = await ends();
-      assertEquals(code, 143, args.join(" "));
+      assertEquals((await child.ended).code, 143, args.join(" "));
     }
   },
 });
 
 Deno.test({
-  name: "a command on the host whose JSON nobody reads ends with 141, silently",
+  name:
+    "run --execution host --json exits silently with 141 when its reader closes the pipe",
   ...unix,
   async fn() {
-    await using work = await imageless();
+    await using work = await workspaceWithoutImage();
     const args = ["run", "--execution", "host", "--json", "yes"];
-    const { child, ends, stderr } = await start(
+    const { child, stderr } = await startByScript(
       work,
       '{ "$@"; echo "status $?" >&2; } | head -c 20 >/dev/null',
       args,
     );
     await using _child = child;
-    await ends(20_000);
+    await child.ended;
     assertEquals(stderr(), "status 141\n");
   },
 });
 
 Deno.test({
-  name: "the terminal is as it was after a second Ctrl-C in boot",
-  ignore: linux.ignore || needs("qemuImg").ignore,
+  name: "boot restores the terminal after a second Ctrl-C",
+  ignore: linux.ignore || requires("qemuImg").ignore,
   async fn() {
-    await using work = await imageless();
+    await using work = await workspaceWithoutImage();
     const at = (name: string) => join(work.dir, name);
     const { sha256 } = await makeQcow2(at("none.qcow2"), 65536);
     await work.manifest({ qcow2: "../none.qcow2", qcow2_sha256: sha256 });
-    // It is never ready, and takes its time to end.
-    const qemu = `#!/bin/sh\ntrap '' TERM INT\necho > ${
-      at("booting")
-    }\nsleep 8\n`;
+    // The guest never becomes ready and ignores the power button.
+    const qemu = [
+      ...["#!/bin/sh", `trap 'echo > ${at("told")}' TERM INT`],
+      ...[`echo > ${at("booting")}`, "while :; do sleep 0.1; done", ""],
+    ].join("\n");
     await Deno.writeTextFile(at("qemu"), qemu, { mode: 0o755 });
     const script = `stty -a >${at("before")}; sh -c 'echo $$ >${
       at("pid")
@@ -200,25 +211,25 @@ Deno.test({
     await Deno.writeTextFile(at("inner"), script);
     const command = await cliCommand(["boot", "--no-save", "--fresh"], ["-A"]);
     const line = ["sh", at("inner"), Deno.execPath(), ...command];
-    await using child = spawn("script", {
+    await using child = spawnProcess("script", {
       args: ["-qec", line.map((word) => `'${word}'`).join(" "), "/dev/null"],
       cwd: work.dir,
       env: { ...cleanEnvironment(), TOOLSMITH_QEMU: at("qemu") },
       input: "held",
     });
     const read = async (name: string) => {
-      for (let tries = 0; tries < 500; tries++) {
-        const text = await Deno.readTextFile(at(name)).catch(() => "");
-        if (text !== "") return text;
+      let text = "";
+      while (text === "") {
         await sleep(20);
+        text = await Deno.readTextFile(at(name)).catch(() => "");
       }
-      throw new Error(`${name} was never written`);
+      return text;
     };
     await read("booting");
     const pid = Number(await read("pid"));
     Deno.kill(pid, "SIGINT");
-    await sleep(300);
-    Deno.kill(pid, "SIGINT");
+    await read("told");
+    killUnlessEnded(pid, "SIGINT");
     assertEquals(await read("after"), await read("before"));
     await child.stop();
   },

@@ -5,15 +5,15 @@ import {
   type DoctorOptions,
   type Finding,
 } from "../../lib/doctor/doctor.ts";
-import { freeBytes } from "../../lib/system/free_space.ts";
+import { readFreeDiskBytes } from "../../lib/system/free_space.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { needs, parts } from "../support/parts.ts";
+import { foundTools, requires } from "../support/parts.ts";
 import { startRegistry } from "../support/registry.ts";
 import { makeQcow2, orasPush, TYPE } from "../support/workspace.ts";
 
 const DIGEST = "a".repeat(64);
 
-/** What a check is given: a directory, with a manifest if the image is named. */
+/** Runs doctor() in a directory, with a manifest if an image is given. */
 async function examine(
   dir: string,
   options: DoctorOptions & {
@@ -37,8 +37,8 @@ async function examine(
   return Object.fromEntries(findings.map((it) => [it.check, it]));
 }
 
-/** Writes a program that says it is this version of oras. */
-async function stand(dir: string, version: string): Promise<string> {
+/** Writes a fake oras that prints this version. */
+async function writeFakeOras(dir: string, version: string): Promise<string> {
   const path = join(dir, `oras-${version}`);
   const script = `#!/bin/sh\necho "Version:        ${version}"\n`;
   await Deno.writeTextFile(path, script, { mode: 0o755 });
@@ -48,8 +48,8 @@ async function stand(dir: string, version: string): Promise<string> {
 const level = (finding: Finding | undefined) => finding?.level;
 
 Deno.test({
-  name: "a host that has everything is told so, and what it has",
-  ...needs("oras", "registry", "qemuImg"),
+  name: "doctor() reports ok and what it found on a complete host",
+  ...requires("oras", "registry", "qemuImg"),
   async fn() {
     await using dir = await temporaryDir();
     await using registry = await startRegistry();
@@ -59,7 +59,7 @@ Deno.test({
     await orasPush(reference, [`image.qcow2:${TYPE}`], { cwd });
     const found = await examine(dir.path, {
       qcow2: `oci://${reference}`,
-      variables: { TOOLSMITH_ORAS: parts.oras! },
+      variables: { TOOLSMITH_ORAS: foundTools.oras! },
     });
     for (const check of ["manifest", "credentials", "registry", "cache"]) {
       assertEquals(level(found[check]), "ok", found[check].found);
@@ -68,7 +68,7 @@ Deno.test({
     assert(/^serves sha256:[0-9a-f]{64}$/.test(found.registry.found));
     assert(/^1\.\d+\.\d+/.test(found.oras.found), found.oras.found);
     assert(/GiB free at \//.test(found.space.found), found.space.found);
-    // Looking changes nothing.
+    // doctor changes nothing.
     const left = await Array.fromAsync(
       Deno.readDir(join(dir.path, ".toolsmith")),
     );
@@ -78,12 +78,12 @@ Deno.test({
 
 Deno.test({
   name:
-    "a registry that lacks the image, and one that is not there, fail alone",
-  ...needs("oras", "registry"),
+    "doctor() fails only the registry check when the image is missing or the registry is down",
+  ...requires("oras", "registry"),
   async fn() {
     await using dir = await temporaryDir();
     await using registry = await startRegistry();
-    const variables = { TOOLSMITH_ORAS: parts.oras! };
+    const variables = { TOOLSMITH_ORAS: foundTools.oras! };
     const qcow2 = `oci://${registry.host}/owner/none:1`;
     const options = { qcow2, variables };
     const missing = await examine(dir.path, options);
@@ -98,7 +98,7 @@ Deno.test({
   },
 });
 
-Deno.test("a host without oras is told in the guide's words, and the rest is checked", async () => {
+Deno.test("doctor() reports a missing oras and still runs the other checks", async () => {
   await using dir = await temporaryDir();
   const qcow2 = "oci://127.0.0.1:1/owner/repo:1.0";
   const found = await examine(dir.path, { qcow2 });
@@ -108,7 +108,7 @@ Deno.test("a host without oras is told in the guide's words, and the rest is che
   assertEquals(level(found.cache), "ok");
 });
 
-Deno.test("oras is not needed for an image that does not come from a registry", async () => {
+Deno.test("doctor() does not require oras for an image from a file or HTTPS", async () => {
   await using dir = await temporaryDir();
   const found = await examine(dir.path, { qcow2: "image.qcow2" });
   assertEquals(level(found.oras), "warn");
@@ -117,7 +117,8 @@ Deno.test("oras is not needed for an image that does not come from a registry", 
 });
 
 Deno.test({
-  name: "an oras that is too old fails, one that unpacks unsafely is warned of",
+  name:
+    "doctor() fails for oras older than 1.3.0 and warns for oras older than 1.3.3",
   ignore: Deno.build.os === "windows",
   async fn() {
     await using dir = await temporaryDir();
@@ -132,7 +133,7 @@ Deno.test({
       ["2.0.0-beta.1", "ok"],
     ];
     for (const [version, expected] of versions) {
-      const TOOLSMITH_ORAS = await stand(dir.path, version);
+      const TOOLSMITH_ORAS = await writeFakeOras(dir.path, version);
       const found = await examine(dir.path, {
         variables: { TOOLSMITH_ORAS },
       });
@@ -146,12 +147,12 @@ Deno.test({
   },
 });
 
-Deno.test("credentials are found, and the token is not shown", async () => {
+Deno.test("doctor() reports credentials without printing the token", async () => {
   await using dir = await temporaryDir();
   const qcow2 = "oci://ghcr.io/owner/repo:1.0";
   const cases: [Record<string, string>, Finding["level"], string][] = [
     [{}, "ok", "none in the environment"],
-    [{ GHCR_TOKEN: "s3cr3t" }, "warn", "it is not used"],
+    [{ GHCR_TOKEN: "s3cr3t" }, "warn", "GHCR_TOKEN is ignored"],
     [{ GITHUB_ACTOR: "jane" }, "ok", "none in the environment"],
     [
       { GHCR_TOKEN: "s3cr3t", GITHUB_ACTOR: "jane" },
@@ -172,7 +173,7 @@ Deno.test("credentials are found, and the token is not shown", async () => {
   }
 });
 
-Deno.test("a host without a manifest is warned, one that names a lost one fails", async () => {
+Deno.test("doctor() warns of a missing manifest, and fails if options or TOOLSMITH_MANIFEST name one that is missing", async () => {
   await using dir = await temporaryDir();
   const none = await examine(dir.path);
   assertEquals(level(none.manifest), "warn");
@@ -185,14 +186,14 @@ Deno.test("a host without a manifest is warned, one that names a lost one fails"
   assertEquals([named.oras.check, named.cache.check], ["oras", "cache"]);
 });
 
-Deno.test("a manifest that is wrong fails, with its field", async () => {
+Deno.test("doctor() fails for an invalid manifest and names the wrong field", async () => {
   await using dir = await temporaryDir();
   const found = await examine(dir.path, { qcow2: "" });
   assertEquals(level(found.manifest), "fail");
   assert(found.manifest.found.includes("image.qcow2: empty"));
 });
 
-Deno.test("a cache that cannot be written fails, and says where", async () => {
+Deno.test("doctor() fails for a cache that is not writable and names its path", async () => {
   await using dir = await temporaryDir();
   const cache = join(dir.path, "file");
   await Deno.writeTextFile(cache, "");
@@ -204,23 +205,23 @@ Deno.test("a cache that cannot be written fails, and says where", async () => {
   assertEquals((await Deno.stat(cache)).isFile, true);
 });
 
-Deno.test("the cache is the given one, else the variable's, else the workspace's", async () => {
+Deno.test("doctor() checks the given cache, else TOOLSMITH_CACHE, else the workspace's", async () => {
   await using dir = await temporaryDir();
   const at = (name: string) => join(dir.path, name);
   const variables = { TOOLSMITH_CACHE: at("variable") };
   const given = await examine(dir.path, { cache: at("given"), variables });
-  assertEquals(given.cache.found, `${at("given")} can be written`);
+  assertEquals(given.cache.found, `${at("given")} is writable`);
   const variable = await examine(dir.path, { variables });
-  assertEquals(variable.cache.found, `${at("variable")} can be written`);
+  assertEquals(variable.cache.found, `${at("variable")} is writable`);
   const usual = await examine(dir.path);
-  assertEquals(usual.cache.found, `${at(".toolsmith/cache")} can be written`);
+  assertEquals(usual.cache.found, `${at(".toolsmith/cache")} is writable`);
   assertEquals(await Array.fromAsync(Deno.readDir(dir.path)), []);
 });
 
-Deno.test("free space is that of the directory above a cache that is not there yet", async () => {
+Deno.test("doctor() measures free space at the nearest existing parent of the cache", async () => {
   await using dir = await temporaryDir();
   const found = await examine(dir.path, { cache: join(dir.path, "a", "b") });
-  const gib = (await freeBytes(dir.path))! / 2 ** 30;
+  const gib = (await readFreeDiskBytes(dir.path))! / 2 ** 30;
   const [, shown] = /^(\d+\.\d) GiB free at (.*)$/.exec(found.space.found) ??
     [];
   assert(Math.abs(Number(shown) - gib) < 1, `${shown} is not ${gib}`);
@@ -229,7 +230,7 @@ Deno.test("free space is that of the directory above a cache that is not there y
   assertEquals(hint !== undefined, said === "warn", hint);
 });
 
-Deno.test("an abort ends the checks", async () => {
+Deno.test("doctor() throws the reason of a signal that is already aborted", async () => {
   await using dir = await temporaryDir();
   const signal = AbortSignal.abort(new Error("enough"));
   await assertRejects(
@@ -239,7 +240,7 @@ Deno.test("an abort ends the checks", async () => {
   );
 });
 
-Deno.test("what images of other kinds need is told, and fails nothing", async () => {
+Deno.test("doctor() reports missing UEFI and arm64 support as ok, not as a failure", async () => {
   await using dir = await temporaryDir();
   const none = join(dir.path, "qemu-system-x86_64");
   const missing = await examine(dir.path, {
@@ -262,12 +263,12 @@ Deno.test("what images of other kinds need is told, and fails nothing", async ()
   );
 });
 
-/** What a host offers that the tests run on; only Linux and KVM can be varied. */
+/** Whether this host has KVM for x86-64. */
 const kvm = await Deno.stat("/dev/kvm").then(() => true, () => false) &&
   Deno.build.os === "linux" && Deno.build.arch === "x86_64";
 
 Deno.test({
-  name: "doctor tries the accelerator that the host offers, each time",
+  name: "doctor() probes the host's accelerator again on each call",
   ignore: !kvm,
   async fn() {
     await using dir = await temporaryDir();
@@ -305,15 +306,15 @@ Deno.test({
     );
     assertEquals(
       slow.found,
-      "KVM is offered but slower than emulation here: guests are emulated",
+      "KVM is available but slower than emulation on this host: guests are emulated",
     );
     assert(slow.hint?.includes("nested virtualisation"), slow.hint);
     const wanted = await accelerator({ TOOLSMITH_ACCEL: "tcg" });
-    assertEquals(wanted.found, "tcg, as TOOLSMITH_ACCEL says");
+    assertEquals(wanted.found, "tcg, set by TOOLSMITH_ACCEL");
     const wrong = await accelerator({ TOOLSMITH_ACCEL: "xen" });
     assertEquals([wrong.level, wrong.found], [
       "warn",
-      "Not an accelerator: TOOLSMITH_ACCEL=xen",
+      "Unknown accelerator: TOOLSMITH_ACCEL=xen",
     ]);
   },
 });

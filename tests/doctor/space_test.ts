@@ -1,13 +1,13 @@
 /**
- * What doctor says of the cache's disk, and what it leaves there.
+ * Tests doctor's checks of the cache's disk, and that they leave nothing behind.
  */
 import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import { doctor } from "../../lib/doctor/doctor.ts";
-import { freeBytes } from "../../lib/system/free_space.ts";
+import { readFreeDiskBytes } from "../../lib/system/free_space.ts";
 import { temporaryDir } from "../support/directory.ts";
 
-/** The findings of the cache and its space, of a host with nothing else. */
+/** Returns the findings about the cache and its free space. */
 async function examine(cache: string) {
   await using dir = await temporaryDir();
   const env = new Map([
@@ -21,27 +21,27 @@ async function examine(cache: string) {
 }
 
 Deno.test({
-  name: "a disk without room is warned of, with what to do",
+  name: "doctor() warns of a full disk and hints at toolsmith cache prune",
   ignore: Deno.build.os !== "linux",
   async fn() {
-    // It is writable for nobody, and has no blocks.
+    // A file system without blocks, writable for nobody.
     const { cache, space } = await examine("/proc/none/cache");
     assertEquals(space, {
       check: "space",
       level: "warn",
       found: "0.0 GiB free at /proc",
-      hint: "toolsmith cache prune",
+      hint: "remove old images: toolsmith cache prune",
     });
     assertEquals(cache.level, "fail");
   },
 });
 
-Deno.test("free space is told in GiB, and from one on nothing is to be done", async () => {
+Deno.test("doctor() reports free space in GiB and warns below 1 GiB", async () => {
   await using dir = await temporaryDir();
   const { space } = await examine(dir.path);
-  const gib = (await freeBytes(dir.path))! / 2 ** 30;
+  const gib = (await readFreeDiskBytes(dir.path))! / 2 ** 30;
   const [, shown] = /^(\S+) GiB free at /.exec(space?.found ?? "") ?? [];
-  // Others write at the same time.
+  // Other processes write at the same time.
   assertEquals(Math.abs(Number(shown) - gib) < 0.15, true, `${shown}, ${gib}`);
   if (Math.abs(gib - 1) < 0.15) return;
   const warned = gib < 1;
@@ -49,7 +49,7 @@ Deno.test("free space is told in GiB, and from one on nothing is to be done", as
   assertEquals(space?.hint !== undefined, warned);
 });
 
-Deno.test("what is there stays, be it empty, and what was made to look goes", async () => {
+Deno.test("doctor() removes the directories that its cache check created and keeps existing ones", async () => {
   await using dir = await temporaryDir();
   const cache = join(dir.path, "above", "cache");
   await Deno.mkdir(cache, { recursive: true });

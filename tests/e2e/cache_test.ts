@@ -1,53 +1,54 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
-import { pruneCache } from "../../lib/cache/prune.ts";
-import { run } from "../../lib/system/process.ts";
+import { pruneCache } from "../../lib/cache/maintenance.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import { jsonLines, testWithImage } from "../support/workspace.ts";
 
-testWithImage("whatever stands in an image's place is replaced", async (it) => {
-  const { work, dir, image: qcow2, sha256: qcow2_sha256 } = it;
-  await work.manifest({ qcow2, qcow2_sha256 });
-  const entry = join(dir, ".toolsmith/cache/demo", qcow2_sha256);
-  const image = join(entry, "image.qcow2");
-  const record = join(entry, "verified.json");
-  const hydrate = async () => {
-    const { code, stdout, stderr } = await work.toolsmith(["hydrate"], {
-      timeoutMs: 30_000,
-    });
-    assertEquals([code, stdout], [0, `${image}\n`], stderr);
-    assert((await Deno.lstat(image)).isFile);
-    assertEquals(await Deno.readFile(image), await Deno.readFile(qcow2));
-  };
-  const spoils: (() => Promise<unknown>)[] = [
-    () => Deno.remove(entry, { recursive: true }),
-    () => Deno.mkdir(image),
-    () => Deno.symlink(qcow2, image),
-    () => run("mkfifo", { args: [image] }),
-    async () => {
-      const text = await Deno.readTextFile(record);
-      const up = text.replace('"image.qcow2"', '".."');
-      await Deno.writeTextFile(record, up);
-    },
-  ];
-  for (const spoil of spoils) {
+testWithImage(
+  "hydrate replaces whatever lies at an image's path in the cache",
+  async (it) => {
+    const { work, dir, image: qcow2, sha256: qcow2_sha256 } = it;
+    await work.manifest({ qcow2, qcow2_sha256 });
+    const entry = join(dir, ".toolsmith/cache/demo", qcow2_sha256);
+    const image = join(entry, "image.qcow2");
+    const record = join(entry, "verified.json");
+    const hydrate = async () => {
+      const { code, stdout, stderr } = await work.toolsmith(["hydrate"]);
+      assertEquals([code, stdout], [0, `${image}\n`], stderr);
+      assert((await Deno.lstat(image)).isFile);
+      assertEquals(await Deno.readFile(image), await Deno.readFile(qcow2));
+    };
+    const spoils: (() => Promise<unknown>)[] = [
+      () => Deno.remove(entry, { recursive: true }),
+      () => Deno.mkdir(image),
+      () => Deno.symlink(qcow2, image),
+      () => runProcess("mkfifo", { args: [image] }),
+      async () => {
+        const text = await Deno.readTextFile(record);
+        const up = text.replace('"image.qcow2"', '".."');
+        await Deno.writeTextFile(record, up);
+      },
+    ];
+    for (const spoil of spoils) {
+      await hydrate();
+      await Deno.remove(image);
+      await spoil();
+      await hydrate();
+    }
+    await Deno.remove(entry, { recursive: true });
+    await Deno.writeTextFile(entry, "a file");
     await hydrate();
-    await Deno.remove(image);
-    await spoil();
-    await hydrate();
-  }
-  await Deno.remove(entry, { recursive: true });
-  await Deno.writeTextFile(entry, "a file");
-  await hydrate();
-});
+  },
+);
 
 testWithImage(
-  "a cache that cannot be written serves what is good",
+  "hydrate uses a valid image of a read-only cache",
   async (it) => {
     const { work, dir, image: qcow2, sha256: qcow2_sha256 } = it;
     await work.manifest({ qcow2, qcow2_sha256 });
     const cache = join(dir, ".toolsmith/cache/demo");
     const { stdout: path } = await work.toolsmith(["hydrate"]);
-    // No lock can be had, for root neither; and the stamp is of another file.
+    // Not even root can take the lock, and the file's time differs from the record's.
     const lock = join(cache, `.${qcow2_sha256}.lock`);
     await Deno.remove(lock);
     await Deno.symlink(join(qcow2, "none"), lock);
@@ -66,7 +67,7 @@ testWithImage(
 );
 
 testWithImage(
-  "a file where the cache's directory should be is reported",
+  "hydrate reports a file at the path of the cache directory",
   async (it) => {
     const { work, dir, image: qcow2, sha256: qcow2_sha256 } = it;
     await work.manifest({ qcow2, qcow2_sha256 });
@@ -78,7 +79,7 @@ testWithImage(
 );
 
 testWithImage(
-  "two that prune at once do not get in each other's way",
+  "cache prune succeeds in two processes at once",
   async (it) => {
     const { work, dir, image: qcow2, sha256: qcow2_sha256 } = it;
     const cache = join(dir, ".toolsmith/cache");

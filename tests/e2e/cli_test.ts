@@ -2,8 +2,8 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import { VERSION } from "../../lib/version.ts";
 import { COMMANDS } from "../../lib/cli/commands.ts";
-import { denoArgs, ROOT } from "../../scripts/deno.ts";
-import { run } from "../../lib/system/process.ts";
+import { PROJECT_ROOT, withImportMap } from "../../scripts/deno.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import {
   cleanEnvironment,
   cliCommand,
@@ -15,25 +15,25 @@ import {
   workspace,
 } from "../support/workspace.ts";
 
-Deno.test("--help explains the program and each command", async () => {
+Deno.test("toolsmith --help prints the commands, and each command's flags", async () => {
   const program = await toolsmith(["--help"]);
   assertEquals([program.code, program.stderr], [0, ""]);
   for (const { name, flags } of COMMANDS) {
     assertMatch(program.stdout, new RegExp(`^  ${name} +\\S`, "m"));
     const command = await toolsmith([name, "--help"]);
     assertEquals(command.code, 0, command.stderr);
-    for (const flag of flags) {
+    for (const flag of Object.values(flags)) {
       assert(command.stdout.includes(`--${flag.name}`), `${name} ${flag.name}`);
     }
     assertEquals(await toolsmith(["help", name]), command);
   }
 });
 
-Deno.test("toolsmith alone prints the help, and that is no failure", async () => {
+Deno.test("toolsmith without arguments prints the help and exits with 0", async () => {
   assertEquals(await toolsmith([]), await toolsmith(["--help"]));
 });
 
-Deno.test("--version prints the version, also as JSON", async () => {
+Deno.test("toolsmith --version prints the version, also as JSON", async () => {
   const { stdout } = await toolsmith(["--version"]);
   assertEquals(stdout, `toolsmith ${VERSION}\n`);
   const json = await toolsmith(["--version", "--json"]);
@@ -42,12 +42,12 @@ Deno.test("--version prints the version, also as JSON", async () => {
 });
 
 testWithImage(
-  "sizes and times are as the locale has them, but plain in JSON",
+  "toolsmith formats sizes and times by the locale, except in JSON",
   async ({ work, image: qcow2, sha256: qcow2_sha256 }) => {
     await work.manifest({ qcow2, qcow2_sha256 });
     const env = { LC_ALL: "de_DE.UTF-8" };
     const { stderr } = await work.toolsmith(["hydrate"], { env });
-    assertMatch(stderr, /got 1,\d MiB in \d+,\d s/);
+    assertMatch(stderr, /downloaded 1,\d MiB in \d+,\d s/);
     const { stdout } = await work.toolsmith(["cache", "ls"], { env });
     assertMatch(
       stdout,
@@ -60,7 +60,7 @@ testWithImage(
   },
 );
 
-Deno.test("a wrong command line ends with 2 and a suggestion", async () => {
+Deno.test("toolsmith exits with 2 and a suggestion for a wrong command line", async () => {
   const wrong: [string[], RegExp][] = [
     [["hydrat"], /did you mean toolsmith hydrate\?/],
     [["frobnicate"], /no such command: frobnicate/],
@@ -68,7 +68,7 @@ Deno.test("a wrong command line ends with 2 and a suggestion", async () => {
     [["hydrate", "--ofline"], /did you mean --offline\?/],
     [["hydrate", "--manifest"], /--manifest needs a value/],
     [["hydrate", "--manifest", "a", "--manifest", "b"], /given 2 times/],
-    [["hydrate", "extra"], /does not take "extra"/],
+    [["hydrate", "extra"], /does not accept "extra"/],
     [["hydrate", "--retries=-1"], /-1 is not a whole number/],
     [["hydrate", "--retries", "many"], /many is not a whole number/],
     [["hydrate", "--stall-timeout", "0"], /not a number of seconds/],
@@ -79,7 +79,7 @@ Deno.test("a wrong command line ends with 2 and a suggestion", async () => {
     [["publish", "a.qcow2"], /needs 2 arguments/],
     [["publish", "a", "b", "--verify", "pul"], /did you mean pull\?/],
     [["publish", "a", "b", "--annotation", "x"], /not KEY=VALUE/],
-    [["publish", "a", "b", "--extra", "x"], /path:mediaType/],
+    [["publish", "a", "b", "--extra", "x"], /expected PATH:TYPE/],
     [["publish", "a", "b", "--created", "now"], /now is not a time/],
     [["init"], /--ref/],
   ];
@@ -94,7 +94,7 @@ Deno.test("a wrong command line ends with 2 and a suggestion", async () => {
   assertEquals([code, last.type, last.code], [2, "error", "usage"]);
 });
 
-Deno.test("a manifest that is wrong is named with its line or field", async () => {
+Deno.test("toolsmith reports an invalid manifest with its line or field", async () => {
   await using work = await workspace();
   const path = `${work.dir}/.toolsmith/tools.json`;
   const none = await work.toolsmith(["hydrate"]);
@@ -112,7 +112,20 @@ Deno.test("a manifest that is wrong is named with its line or field", async () =
   assert(field.stderr.includes(`${path}: image.name: "../x"`), field.stderr);
 });
 
-Deno.test("the manifest is found in the directory above, by flag, by variable", async () => {
+Deno.test("toolsmith --verbose prints the causes of an error, as text and as JSON", async () => {
+  await using work = await workspace();
+  await work.manifest({ qcow2: "none.qcow2", qcow2_sha256: "0".repeat(64) });
+  const run = (...flags: string[]) => work.toolsmith(["hydrate", ...flags]);
+  const led = /\n {2}Caused by: .*no such file/i;
+  assertMatch((await run("--verbose")).stderr, led);
+  assertEquals(led.test((await run()).stderr), false);
+  const causes = async (...flags: string[]) =>
+    jsonLines((await run("--json", ...flags)).stdout).last.causes;
+  assertMatch((await causes("--verbose"))[0], /no such file/i);
+  assertEquals(await causes(), undefined);
+});
+
+Deno.test("toolsmith finds the manifest in a parent directory, by --manifest or by TOOLSMITH_MANIFEST", async () => {
   await using work = await workspace();
   await work.manifest({ qcow2: "none.qcow2", qcow2_sha256: "0".repeat(64) });
   await Deno.mkdir(`${work.dir}/deep/er`, { recursive: true });
@@ -124,12 +137,12 @@ Deno.test("the manifest is found in the directory above, by flag, by variable", 
   ];
   for (const [cwd, args, env] of ways) {
     const output = await toolsmith(["hydrate", ...args], { cwd, env });
-    // It was read: the file that it names is missing.
+    // The manifest was read: its image file is missing.
     assertEquals(output.code, 13, output.stderr);
   }
 });
 
-Deno.test("doctor says what is missing, and ends with 1", async () => {
+Deno.test("doctor reports missing programs and exits with 1", async () => {
   await using work = await workspace();
   const qcow2 = "oci://127.0.0.1:9/owner/none:1";
   await work.manifest({ qcow2, qcow2_sha256: "0".repeat(64) });
@@ -142,21 +155,21 @@ Deno.test("doctor says what is missing, and ends with 1", async () => {
   assertMatch(stdout, /^fail {2}oras .*oras not found/m);
   assertMatch(
     stdout,
-    /\nnext: put oras right, then run toolsmith doctor again\n$/,
+    /\nnext: fix oras, then run toolsmith doctor again\n$/,
   );
-  // What was found, and the hint below it, begin in one column.
+  // Finding and hint start in the same column.
   const lines = stdout.trimEnd().split("\n").slice(0, -1);
   const columns = lines.map((line) =>
     /^(?:(?:ok|warn|fail) +\S+(?: images)?)? +/.exec(line)![0].length
   );
   assertEquals(new Set(columns).size, 1, stdout);
   assertMatch(stdout, /^(ok|warn) +space .*GiB free/m);
-  // It looked, and left nothing behind.
+  // doctor leaves nothing behind.
   assertEquals(await work.cached(), []);
   assertEquals([...Deno.readDirSync(`${work.dir}/.toolsmith`)].length, 1);
 });
 
-Deno.test("doctor's last line is the next step on a host that lacks nothing", async () => {
+Deno.test("doctor prints the next step last on a complete host", async () => {
   await using work = await workspace();
   const next = async () => {
     const { stdout } = await work.toolsmith(["doctor"], {
@@ -164,19 +177,22 @@ Deno.test("doctor's last line is the next step on a host that lacks nothing", as
     });
     return stdout.trimEnd().split("\n").at(-1);
   };
-  assertMatch(`${await next()}`, /^next: toolsmith init --ref REF/);
+  assertMatch(
+    `${await next()}`,
+    /^next: write a manifest for an image: toolsmith init --ref REF/,
+  );
   await Deno.writeTextFile(`${work.dir}/image.qcow2`, "");
   const qcow2_sha256 = "0".repeat(64);
   await work.manifest({ qcow2: "image.qcow2", qcow2_sha256 });
   assertMatch(`${await next()}`, /^next: toolsmith (run COMMAND$|hydrate)/);
 });
 
-Deno.test("mod.ts runs the program, and imported it does nothing", async () => {
-  const mod = `${ROOT}/mod.ts`;
-  const config = `--config=${ROOT}/deno.json`;
-  const args = await denoArgs(["run", "-A", config, mod, "--version"]);
+Deno.test("mod.ts runs toolsmith when started, and does nothing when imported", async () => {
+  const mod = `${PROJECT_ROOT}/mod.ts`;
+  const config = `--config=${PROJECT_ROOT}/deno.json`;
+  const args = await withImportMap(["run", "-A", config, mod, "--version"]);
   const env = cleanEnvironment();
-  const ran = await run(Deno.execPath(), { args, env });
+  const ran = await runProcess(Deno.execPath(), { args, env });
   assertEquals(ran.stdout, `toolsmith ${VERSION}\n`);
 
   const { hydrate, loadManifest } = await import("../../mod.ts");
@@ -184,14 +200,14 @@ Deno.test("mod.ts runs the program, and imported it does nothing", async () => {
 });
 
 testWithImage(
-  "standard output that is full is reported on standard error",
+  "toolsmith reports a full standard output on stderr",
   async (it) => {
     const full = "/dev/full";
     if (!await Deno.stat(full).catch(() => undefined)) return;
     const { work, dir, image: qcow2, sha256: qcow2_sha256 } = it;
     await work.manifest({ qcow2, qcow2_sha256 });
     const args = await cliCommand(["hydrate", "--json"], ["-A"]);
-    const { code, stderr } = await run("sh", {
+    const { code, stderr } = await runProcess("sh", {
       args: ["-c", 'exec "$@" > /dev/full', "sh", Deno.execPath(), ...args],
       cwd: dir,
     });
@@ -203,10 +219,10 @@ testWithImage(
   },
 );
 
-/** Runs the program by a shell's script that has it as `"$@"`. */
+/** Runs the program from a shell script as `"$@"`. */
 async function byShell(script: string, args: string[], cwd?: string) {
   const command = await cliCommand(args, ["-A"]);
-  return await run("sh", {
+  return await runProcess("sh", {
     args: ["-c", script, "sh", Deno.execPath(), ...command],
     env: cleanEnvironment(),
     cwd,
@@ -214,7 +230,7 @@ async function byShell(script: string, args: string[], cwd?: string) {
 }
 
 testWithImage(
-  "standard output that is closed is an error of each command that writes there, and reported on standard error",
+  "toolsmith ${line} fails: ${words}",
   async ({ work, dir, image: qcow2, sha256: qcow2_sha256 }) => {
     if (Deno.build.os !== "linux") return;
     await work.manifest({ qcow2, qcow2_sha256 });
@@ -234,12 +250,12 @@ testWithImage(
         stderr.split("\n").slice(-3),
         [
           "error: Cannot write to standard output: it is closed [file_unreadable]",
-          "hint: redirect it to a file, or to /dev/null",
+          "hint: redirect standard output to a file, or to /dev/null",
           "",
         ],
       );
     }
-    // Nothing is lost of what writes nothing, and nobody reads errors.
+    // Commands without output succeed, and a closed stderr loses only the error.
     const silent: [string, string[]][] = [
       ['"$@" >&-; exit $?', [...host, "true"]],
       ['"$@" 2>&-; exit $?', ["hydrate"]],
@@ -253,8 +269,8 @@ testWithImage(
   },
 );
 
-Deno.test("standard output on /dev/null is no error, however it was opened", async () => {
-  // As Python and Node.js do; a shell would be the parent without `exec`.
+Deno.test("toolsmith accepts standard output on /dev/null, however it was opened", async () => {
+  // Like Python and Node.js; without `exec` a shell would be the parent.
   const scripts = ['"$@" >/dev/null; exit $?', 'exec "$@" 1<>/dev/null'];
   for (const script of Deno.build.os === "windows" ? [] : scripts) {
     const { code, stderr } = await byShell(script, ["--version"]);
@@ -263,21 +279,24 @@ Deno.test("standard output on /dev/null is no error, however it was opened", asy
 });
 
 testWithImage(
-  "hydrate works where there is no home, and finds the registry's credentials where docker would",
+  "hydrate works without a home directory and finds registry credentials where docker does",
   async ({ work, dir, registry, sha256: qcow2_sha256 }) => {
     const reference = `${registry.host}/owner/image:1.0`;
     await orasPush(reference, [`image.qcow2:${TYPE}`], {
       cwd: join(dir, "dist"),
     });
     await work.manifest({ qcow2: `oci://${reference}`, qcow2_sha256 });
-    const env = { HOME: "", DOCKER_CONFIG: "", XDG_CACHE_HOME: "" };
+    // Deno itself needs a home directory unless DENO_DIR is set.
+    const DENO_DIR = Deno.env.get("DENO_DIR") ??
+      join(Deno.env.get("HOME") ?? "/", ".cache", "deno");
+    const env = { HOME: "", DOCKER_CONFIG: "", XDG_CACHE_HOME: "", DENO_DIR };
     const { code, stderr } = await work.toolsmith(["hydrate"], { env });
     assertEquals(code, 0, stderr);
   },
 );
 
 testWithImage(
-  "hydrate names the place of a file that the system does not let grow",
+  "hydrate names the file that the system does not let grow",
   async ({ work, dir, image: qcow2, sha256: qcow2_sha256 }) => {
     if (Deno.build.os !== "linux") return;
     await work.manifest({ qcow2, qcow2_sha256 });

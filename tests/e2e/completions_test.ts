@@ -1,9 +1,9 @@
 /**
- * Completion in real shells: Tab is pressed, and what is offered is read.
+ * Tests completion in real shells by pressing Tab.
  */
 import { assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
-import { needs } from "../support/parts.ts";
+import { requires } from "../support/parts.ts";
 import { openTerminal } from "../support/tmux.ts";
 import {
   cleanEnvironment,
@@ -15,24 +15,24 @@ const SHELLS = {
   bash: {
     start: "bash --norc --noprofile",
     load: "source <(toolsmith completions bash)",
-    ...needs("tmux"),
+    ...requires("tmux"),
   },
   zsh: {
     start: "zsh -f",
     load:
       "autoload -U compinit; compinit -u -D; source <(toolsmith completions zsh)",
-    ...needs("tmux", "zsh"),
+    ...requires("tmux", "zsh"),
   },
   fish: {
     start: "fish --no-config",
     load: "toolsmith completions fish | source",
-    ...needs("tmux", "fish"),
+    ...requires("tmux", "fish"),
   },
 };
 
 for (const [name, { start, load, ignore }] of Object.entries(SHELLS)) {
   Deno.test({
-    name: `${name} completes commands, flags and values`,
+    name: `completions: ${name} completes commands, flags and values`,
     ignore,
     async fn() {
       await using work = await workspace();
@@ -50,7 +50,7 @@ for (const [name, { start, load, ignore }] of Object.entries(SHELLS)) {
       });
       await terminal.type(`${load}; clear; echo 'lo''aded'`);
       await terminal.shows(/^loaded/m);
-      /** Types, presses Tab, and waits for what the screen shows then. */
+      /** Types, presses Tab, and waits for the screen to match. */
       const completes = async (typed: string, shown: RegExp) => {
         await terminal.press("C-u");
         await terminal.write(typed);
@@ -62,7 +62,7 @@ for (const [name, { start, load, ignore }] of Object.entries(SHELLS)) {
       await completes("toolsmith run --execution h", /--execution host/);
       await completes("toolsmith run --memory=5", /--memory=512M/);
       await completes("toolsmith run fm", /run fmt/);
-      // A name that would be a command of this shell is not offered.
+      // A tool name with shell syntax is not offered.
       await completes("toolsmith run li", /run lint/);
       await completes(
         "toolsmith init --ref ghcr.io/owner/im",
@@ -82,14 +82,14 @@ for (const [name, { start, load, ignore }] of Object.entries(SHELLS)) {
   });
 }
 
-Deno.test("completions refuses a shell that it does not know", async () => {
+Deno.test("completions rejects an unknown shell", async () => {
   await using work = await workspace();
   const { code, stderr } = await work.toolsmith(["completions", "bsh"]);
   assertEquals(code, 2);
   assertMatch(stderr, /did you mean bash\?/);
 });
 
-/** The program on PATH, a manifest with tools, and files to complete. */
+/** Writes the program on PATH, a manifest with tools, and files to complete. */
 async function writeWorkspace(dir: string) {
   await Deno.mkdir(join(dir, "bin"));
   await Deno.mkdir(join(dir, "dist"));

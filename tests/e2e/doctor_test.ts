@@ -1,11 +1,11 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
-import { needs } from "../support/parts.ts";
+import { requires } from "../support/parts.ts";
 import { testWithImage, workspace } from "../support/workspace.ts";
 
 Deno.test({
-  name: "doctor shows no control characters of a registry",
-  ...needs("oras"),
+  name: "doctor escapes control characters from a registry",
+  ...requires("oras"),
   async fn() {
     const message = "\u001b]0;pwned\u0007\u009b31m";
     await using server = Deno.serve(
@@ -29,7 +29,7 @@ Deno.test({
 });
 
 testWithImage(
-  "doctor leaves a directory that it made and others use",
+  "doctor keeps a directory that it created once others use it",
   async (it) => {
     const { work, dir, image: qcow2, sha256: qcow2_sha256 } = it;
     await work.manifest({ qcow2, qcow2_sha256 });

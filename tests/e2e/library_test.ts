@@ -5,15 +5,15 @@ import {
   ToolsmithError,
   type ToolsmithEvent,
 } from "../../mod.ts";
-import { needs, parts } from "../support/parts.ts";
+import { foundTools, requires } from "../support/parts.ts";
 import { startProxy } from "../support/proxy.ts";
 import { startRegistry } from "../support/registry.ts";
 import { publishImage, workspace } from "../support/workspace.ts";
 
-const REAL = needs("oras", "registry", "qemuImg");
+const REAL = requires("oras", "registry", "qemuImg");
 
 Deno.test({
-  name: "hydrate() takes paths, environment and a listener from its caller",
+  name: "hydrate() uses the cache, env and onEvent options",
   ...REAL,
   async fn() {
     await using registry = await startRegistry();
@@ -26,7 +26,7 @@ Deno.test({
       env: new Map(),
     });
     const cache = `${work.dir}/elsewhere`;
-    const env = new Map([["TOOLSMITH_ORAS", parts.oras!]]);
+    const env = new Map([["TOOLSMITH_ORAS", foundTools.oras!]]);
     const onEvent = (event: ToolsmithEvent) => events.push(event);
     const image = await hydrate(manifest, { cache, env, onEvent });
     assertEquals(image.outcome, "pulled");
@@ -43,7 +43,8 @@ Deno.test({
 });
 
 Deno.test({
-  name: "hydrate() ends when its signal is aborted, and leaves no staging",
+  name:
+    "hydrate() stops when its signal is aborted and leaves no staging directory",
   ...REAL,
   async fn() {
     await using registry = await startRegistry();
@@ -59,7 +60,7 @@ Deno.test({
       () =>
         hydrate(manifest, {
           signal: stop.signal,
-          env: new Map([["TOOLSMITH_ORAS", parts.oras!]]),
+          env: new Map([["TOOLSMITH_ORAS", foundTools.oras!]]),
           onEvent({ type }) {
             if (type === "download_start") stop.abort();
           },

@@ -1,13 +1,13 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
-import { parts } from "../support/parts.ts";
+import { foundTools } from "../support/parts.ts";
 import { jsonLines, testWithImage as test } from "../support/workspace.ts";
 
-if (parts.oras) Deno.env.set("TOOLSMITH_ORAS", parts.oras);
+if (foundTools.oras) Deno.env.set("TOOLSMITH_ORAS", foundTools.oras);
 
 const ALL = { permissions: ["-A"] };
 
-test("publish prints what a person needs, and the snippet works", async (bench) => {
+test("publish prints a summary and a manifest snippet that hydrate accepts", async (bench) => {
   const { work, registry, sha256 } = bench;
   const reference = `${registry.host}/owner/vm:1.0`;
   const args = ["publish", "dist/image.qcow2", reference];
@@ -25,7 +25,7 @@ test("publish prints what a person needs, and the snippet works", async (bench) 
   assertEquals([outcome, digest], ["pulled", `sha256:${sha256}`]);
 });
 
-test("publish --json ends in one line with the result", async (bench) => {
+test("publish --json prints the result as its last line", async (bench) => {
   const { work, registry, sha256 } = bench;
   const reference = `${registry.host}/owner/vm:1.0`;
   const args = ["publish", "dist/image.qcow2", reference, "--json"];
@@ -53,7 +53,7 @@ test("publish --json ends in one line with the result", async (bench) => {
   assert(events.some(({ type }) => type === "publish_poll"));
 });
 
-test("publish updates a manifest in place, or refuses it before the push", async (bench) => {
+test("publish --write-manifest updates a manifest in place, or rejects it before the push", async (bench) => {
   const { work, registry, sha256 } = bench;
   const path = join(work.dir, "kept.json");
   const old = `{"tools":{}, "image":{"name":"kept","qcow2":"old.qcow2",
@@ -76,7 +76,7 @@ test("publish updates a manifest in place, or refuses it before the push", async
   assert(!refused.stderr.includes("push"), refused.stderr);
 });
 
-test("under GitHub Actions publish writes a summary and outputs", async (bench) => {
+test("publish writes a job summary and step outputs in GitHub Actions", async (bench) => {
   const { work, registry, sha256 } = bench;
   const summary = join(work.dir, "summary");
   const outputs = join(work.dir, "outputs");
@@ -90,7 +90,7 @@ test("under GitHub Actions publish writes a summary and outputs", async (bench) 
   assertStringIncludes(await Deno.readTextFile(outputs), reference);
 });
 
-test("init writes a manifest from a reference, and hydrate takes it", async (bench) => {
+test("init --ref writes a manifest that hydrate accepts", async (bench) => {
   const { work, registry } = bench;
   const reference = `${registry.host}/owner/vm:1.0`;
   const run = (...args: string[]) => work.toolsmith(args, ALL);
@@ -104,7 +104,7 @@ test("init writes a manifest from a reference, and hydrate takes it", async (ben
   assertEquals((await run("init", "--ref", reference, "--update")).code, 0);
 });
 
-test("what cannot be published ends with the status of its code", async ({ work, registry }) => {
+test("publish exits with the status of the error's code", async ({ work, registry }) => {
   const raw = join(work.dir, "raw.qcow2");
   await Deno.writeFile(raw, new Uint8Array(1000));
   const cases: [string[], number][] = [
@@ -121,32 +121,31 @@ test("what cannot be published ends with the status of its code", async ({ work,
   }
 });
 
-test("publish succeeds where GitHub's files cannot be written, and warns", async (bench) => {
+test("publish succeeds with a warning when GITHUB_STEP_SUMMARY or GITHUB_OUTPUT names a file it cannot write", async (bench) => {
   const { work, registry } = bench;
   const reference = `${registry.host}/owner/vm:1.0`;
   const args = ["publish", "dist/image.qcow2", reference, "--interval", "0.1"];
-  for (const variable of ["GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"]) {
-    const path = join(work.dir, "none", "file");
-    const how = { ...ALL, env: { [variable]: path } };
-    const said = await work.toolsmith(args, how);
-    assertEquals(said.code, 0, said.stderr);
-    assertStringIncludes(said.stdout, "For .toolsmith/tools.json:");
-    assertStringIncludes(
-      said.stderr,
-      `warning: Cannot write to ${path}, which ${variable} names: no such file`,
-    );
-    const { stdout } = await work.toolsmith([...args, "--json"], how);
-    const { events, last } = jsonLines(stdout);
-    assertEquals([events.at(-1).type, last.type], ["warning", "result"]);
-  }
+  const path = join(work.dir, "none", "file");
+  const publish = (variable: string, ...flags: string[]) =>
+    work.toolsmith([...args, ...flags], { ...ALL, env: { [variable]: path } });
+  const said = await publish("GITHUB_STEP_SUMMARY");
+  assertEquals(said.code, 0, said.stderr);
+  assertStringIncludes(said.stdout, "For .toolsmith/tools.json:");
+  assertStringIncludes(
+    said.stderr,
+    `warning: Cannot write to ${path}, which GITHUB_STEP_SUMMARY names: no such file`,
+  );
+  const { stdout } = await publish("GITHUB_OUTPUT", "--json");
+  const { events, last } = jsonLines(stdout);
+  assertEquals([events.at(-1).type, last.type], ["warning", "result"]);
 });
 
-test("publish prints what it has published, though the manifest cannot be written", async (bench) => {
+test("publish prints its result even if the manifest cannot be written", async (bench) => {
   if (Deno.build.os !== "linux") return;
   const { work, registry } = bench;
   const reference = `${registry.host}/owner/vm:1.0`;
   const args = ["publish", "dist/image.qcow2", reference, "--interval", "0.1"];
-  // No directory can be made there.
+  // Directories cannot be created in /proc.
   args.push("--write-manifest", "/proc/none/tools.json");
   const { code, stdout, stderr } = await work.toolsmith(args, ALL);
   assertEquals(code, 14, stderr);
@@ -158,7 +157,7 @@ test("publish prints what it has published, though the manifest cannot be writte
   assert(!events.some(({ type }) => type === "result"));
 });
 
-test("publish names TMPDIR where temporary files cannot be written", async (bench) => {
+test("publish hints at TMPDIR when it cannot create a temporary directory", async (bench) => {
   if (Deno.build.os === "windows") return;
   const { work, registry } = bench;
   const args = ["publish", "dist/image.qcow2", `${registry.host}/owner/vm:1.0`];
@@ -169,6 +168,6 @@ test("publish names TMPDIR where temporary files cannot be written", async (benc
   assertEquals(code, 2, stderr);
   assertStringIncludes(
     stderr,
-    "error: Cannot make a temporary directory: no such file or directory [usage]\nhint: set TMPDIR to a directory that exists and can be written\n",
+    "error: Cannot create a temporary directory: no such file or directory [usage]\nhint: set TMPDIR to a directory that exists and is writable\n",
   );
 });

@@ -1,18 +1,25 @@
 /**
- * Processes that are killed, disks that are full, read-only or other ones: a
- * reader sees nothing or a whole image, and the next run leaves nothing behind.
+ * Fault injection: killed processes, full and read-only disks. A reader sees
+ * either nothing or a complete image, and the next run leaves nothing behind.
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { basename, join } from "@std/path";
-import { cacheEntry } from "../../lib/cache/entry.ts";
-import { fileChunks, sha256 as hash } from "../../lib/system/digest.ts";
-import { type Output, run, spawn } from "../../lib/system/process.ts";
+import { cacheEntryHandle } from "../../lib/cache/entry.ts";
+import {
+  readFileChunks,
+  sha256OfChunks as hash,
+} from "../../lib/system/digest.ts";
+import {
+  type ProcessResult,
+  runProcess,
+  spawnProcess,
+} from "../../lib/system/process.ts";
 import { sleep } from "../../lib/system/time.ts";
-import { BUNDLE, bundle } from "../../scripts/bundle.ts";
-import { needs, parts } from "../support/parts.ts";
+import { BUNDLE_PATH, writeBundle } from "../../scripts/bundle.ts";
+import { foundTools, requires } from "../support/parts.ts";
 import { killUnlessEnded } from "../support/processes.ts";
 import { type Registry, startRegistry } from "../support/registry.ts";
-import { seededRandom } from "../support/seed.ts";
+import { seededRandom } from "../support/seeded_random.ts";
 import {
   cleanEnvironment,
   jsonLines,
@@ -23,19 +30,19 @@ import {
 } from "../support/workspace.ts";
 
 const MIB = 1024 * 1024;
-const REAL = needs("oras", "registry", "qemuImg");
-const isRoot = Deno.build.os === "linux" && Deno.uid() === 0;
-const MOUNTS = { ignore: REAL.ignore || !isRoot };
+const REAL = requires("oras", "registry", "qemuImg");
+const MOUNTS = requires("oras", "registry", "qemuImg", "root");
 
 Deno.test({
-  name: "hydrate, killed at 200 moments, leaves nothing or a whole image",
+  name:
+    "hydrate, killed at 200 random moments, leaves either nothing or a complete image",
   ...REAL,
   async fn() {
     await using site = await makeSite();
     const { work, registry } = site;
     const { sha256 } = await publishImage(registry, work, { bytes: 8 * MIB });
     const cache = join(work.dir, ".toolsmith", "cache");
-    const entry = cacheEntry({ cache, image: "demo", sha256 });
+    const entry = cacheEntryHandle({ cache, image: "demo", sha256 });
     const begun = performance.now();
     assertEquals(await outcome(site), "pulled");
     let duration = performance.now() - begun;
@@ -45,18 +52,18 @@ Deno.test({
     for (let kill = 0; kill < 200; kill++) {
       const delay = random() * duration * 1.1;
       const what = `kill ${kill} after ${delay.toFixed(1)} ms`;
-      await killed(site, ["hydrate"], delay);
-      const found = await entry.lookUp();
+      await runAndKill(site, ["hydrate"], delay);
+      const found = await entry.lookUpImage();
       if (found) {
         assertEquals(found.trusted, true, what);
-        assertEquals(await hash(fileChunks(found.path)), sha256, what);
+        assertEquals(await hash(readFileChunks(found.path)), sha256, what);
       }
       seen[found ? "whole" : "nothing"]++;
       const begun = performance.now();
       assertEquals(await outcome(site), found ? "cached" : "pulled", what);
-      // The host may be busier at times: the kills keep up with it.
+      // Adapts the kill times to the load of the host.
       if (!found) duration = (duration + performance.now() - begun) / 2;
-      assertEquals(await names(cache), WHOLE(sha256), what);
+      assertEquals(await names(cache), CACHE_WITH_IMAGE(sha256), what);
       await Deno.remove(cache, { recursive: true });
     }
     console.log("found:", seen);
@@ -65,18 +72,19 @@ Deno.test({
 });
 
 Deno.test({
-  name: "publish, killed at 50 moments, leaves nothing or the whole artifact",
+  name:
+    "publish, killed at 50 random moments, leaves either nothing or the complete artifact",
   ...REAL,
   async fn() {
     await using site = await makeSite();
     const { work: { dir }, registry } = site;
     const { path, sha256 } = await makeQcow2(join(dir, "i.qcow2"), 8 * MIB);
-    // From another directory: it is pushed from one that is made for it.
+    // From another directory: publish pushes from a temporary one.
     const notes = join(dir, "other", "notes.json");
     await Deno.mkdir(join(dir, "other"));
     await Deno.writeTextFile(notes, "{}");
     const extra = ["--extra", `${notes}:application/json`];
-    const layers = [sha256, await hash(fileChunks(notes))]
+    const layers = [sha256, await hash(readFileChunks(notes))]
       .map((digest) => `sha256:${digest}`);
     let count = 0;
     const publish = (tag: number) => {
@@ -86,13 +94,13 @@ Deno.test({
     const begun = performance.now();
     assertEquals((await toolsmith(site, publish(count++))).code, 0);
     let duration = performance.now() - begun;
-    await forget(registry);
+    await emptyRegistry(registry);
     const random = seededRandom();
     const seen = { nothing: 0, whole: 0 };
     for (let kill = 0; kill < 50; kill++) {
       const delay = random() * duration * 1.1;
       const what = `kill ${kill} after ${delay.toFixed(1)} ms`;
-      await killed(site, publish(count), delay);
+      await runAndKill(site, publish(count), delay);
       const served = await layersOf(registry, `o/i:${count}`);
       if (served) assertEquals(served, layers, what);
       seen[served ? "whole" : "nothing"]++;
@@ -103,7 +111,7 @@ Deno.test({
       assertEquals(await layersOf(registry, `o/i:${count}`), layers, what);
       assertEquals(await names(join(dir, "tmp")), [], what);
       count++;
-      await forget(registry);
+      await emptyRegistry(registry);
     }
     console.log("served:", seen);
     assert(seen.nothing > 10, "the kills came too late");
@@ -111,8 +119,7 @@ Deno.test({
 });
 
 Deno.test({
-  name:
-    "a disk that is full at any step of a hydrate is said, and holds no part of an image",
+  name: "hydrate fails with disk_full at any step, and leaves no partial image",
   ...MOUNTS,
   async fn() {
     await using site = await makeSite();
@@ -120,8 +127,8 @@ Deno.test({
     const { sha256 } = await publishImage(registry, work);
     await using disk = await mountTmpfs(join(work.dir, "small"), "64m");
     const cache = join(disk.path, "cache");
-    const entry = cacheEntry({ cache, image: "demo", sha256 });
-    // Without --allow-sys=statfs nothing is refused beforehand.
+    const entry = cacheEntryHandle({ cache, image: "demo", sha256 });
+    // Without --allow-sys=statfs, hydrate cannot check the free space first.
     const blind = [
       "--allow-read",
       "--allow-write",
@@ -138,11 +145,11 @@ Deno.test({
       });
       const { last } = jsonLines(said.stdout);
       ends.add(last.code ?? last.outcome);
-      const found = await entry.lookUp();
+      const found = await entry.lookUpImage();
       assertEquals(found !== undefined, said.code === 0, said.stdout);
       await disk.free();
       assertEquals(await outcome(site, cache), found ? "cached" : "pulled");
-      assertEquals(await names(cache), WHOLE(sha256), `${kib} KiB`);
+      assertEquals(await names(cache), CACHE_WITH_IMAGE(sha256), `${kib} KiB`);
       await Deno.remove(cache, { recursive: true });
     }
     assertEquals([...ends].sort(), ["disk_full", "pulled"]);
@@ -151,7 +158,7 @@ Deno.test({
 
 Deno.test({
   name:
-    "a read-only cache serves what it holds, verified too, and says what it lacks",
+    "hydrate serves and verifies images from a read-only cache, and reports a missing image",
   ...MOUNTS,
   async fn() {
     await using site = await makeSite();
@@ -172,7 +179,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a cache may be on another device, under any name",
+  name: "hydrate accepts a cache on another filesystem and any directory name",
   ...MOUNTS,
   async fn() {
     await using site = await makeSite();
@@ -193,13 +200,13 @@ Deno.test({
       const cache = join(disk.path, name);
       assertEquals(await outcome(site, cache), "pulled", name);
       assertEquals(await outcome(site, cache), "cached", name);
-      assertEquals(await names(cache), WHOLE(sha256), name);
+      assertEquals(await names(cache), CACHE_WITH_IMAGE(sha256), name);
     }
   },
 });
 
-/** All that a cache with one image holds. */
-const WHOLE = (sha256: string) => [
+/** All paths in a cache with one image. */
+const CACHE_WITH_IMAGE = (sha256: string) => [
   "demo",
   `demo/.${sha256}.lock`,
   `demo/${sha256}`,
@@ -210,7 +217,7 @@ const WHOLE = (sha256: string) => [
 interface Site extends AsyncDisposable {
   work: Workspace;
   registry: Registry;
-  /** The program in one file: it starts fast. */
+  /** The bundled program, which starts fast. */
   program: string;
 }
 
@@ -218,9 +225,9 @@ async function makeSite(): Promise<Site> {
   await using undo = new AsyncDisposableStack();
   const work = undo.use(await workspace());
   const registry = undo.use(await startRegistry());
-  if (!await bundle()) throw new Error("The program is not bundled");
+  if (!await writeBundle()) throw new Error("The program is not bundled");
   const program = join(work.dir, "toolsmith.js");
-  await Deno.copyFile(BUNDLE, program);
+  await Deno.copyFile(BUNDLE_PATH, program);
   await Deno.mkdir(join(work.dir, "tmp"));
   const all = undo.move();
   const dispose = () => all.disposeAsync();
@@ -241,15 +248,19 @@ function command({ work, program }: Site, args: string[], given: Given = {}) {
       ...cleanEnvironment(),
       DENO_DIR: join(work.dir, "deno"),
       TMPDIR: join(work.dir, "tmp"),
-      TOOLSMITH_ORAS: parts.oras!,
+      TOOLSMITH_ORAS: foundTools.oras!,
       TOOLSMITH_CACHE: cache,
     },
   };
 }
 
-function toolsmith(site: Site, args: string[], given?: Given): Promise<Output> {
+function toolsmith(
+  site: Site,
+  args: string[],
+  given?: Given,
+): Promise<ProcessResult> {
   const options = command(site, args, given);
-  return run(Deno.execPath(), { ...options, timeoutMs: 60_000 });
+  return runProcess(Deno.execPath(), options);
 }
 
 async function outcome(site: Site, cache?: string, flags: string[] = []) {
@@ -260,9 +271,9 @@ async function outcome(site: Site, cache?: string, flags: string[] = []) {
   return last.outcome ?? `${last.code}: ${last.message}`;
 }
 
-/** Starts the program, and kills it after a time if it still runs. */
-async function killed(site: Site, args: string[], afterMs: number) {
-  const child = spawn(Deno.execPath(), command(site, args));
+/** Starts the program, and kills it after a delay if still running. */
+async function runAndKill(site: Site, args: string[], afterMs: number) {
+  const child = spawnProcess(Deno.execPath(), command(site, args));
   const over = new AbortController();
   const ended = child.ended.then(() => over.abort());
   await sleep(afterMs, over.signal).catch(() => {});
@@ -270,11 +281,11 @@ async function killed(site: Site, args: string[], afterMs: number) {
   await ended;
 }
 
-/** The names of all that lies below a directory. */
+/** Lists all paths below a directory. */
 async function names(dir: string, below = ""): Promise<string[]> {
   const found: string[] = [];
   for await (const { name, isDirectory } of Deno.readDir(join(dir, below))) {
-    // What proves whose staging is.
+    // The secret key that proves ownership of staging directories.
     if (name.startsWith(".staging.key")) continue;
     found.push(join(below, name));
     if (isDirectory) found.push(...await names(dir, join(below, name)));
@@ -282,7 +293,7 @@ async function names(dir: string, below = ""): Promise<string[]> {
   return found.sort();
 }
 
-/** Digests of the layers that a registry serves, if it serves them all. */
+/** Digests of a tag's layers; asserts that the registry serves them all. */
 async function layersOf({ url }: Registry, name: string) {
   const [repository, tag] = name.split(":");
   const accept = "application/vnd.oci.image.manifest.v1+json";
@@ -302,19 +313,19 @@ async function layersOf({ url }: Registry, name: string) {
   return digests;
 }
 
-/** Takes all that a registry holds, so that the next push is of everything. */
-async function forget({ storage }: Registry) {
+/** Empties a registry, so that the next push uploads everything. */
+async function emptyRegistry({ storage }: Registry) {
   const data = join(storage, "docker");
   await Deno.remove(data, { recursive: true }).catch((error) => {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
   });
 }
 
-/** A filesystem of its own, in memory. */
+/** Mounts a tmpfs. */
 async function mountTmpfs(path: string, size: string) {
   await Deno.mkdir(path);
   const mount = async (...args: string[]) => {
-    const { code, stderr } = await run("mount", { args });
+    const { code, stderr } = await runProcess("mount", { args });
     if (code !== 0) {
       throw new Error(`Cannot mount ${basename(path)}: ${stderr}`);
     }
@@ -324,18 +335,18 @@ async function mountTmpfs(path: string, size: string) {
   return {
     path,
     remount: (how: string) => mount("-o", `remount,${how}`, path),
-    /** Leaves this much free. */
+    /** Fills the disk, except for so many bytes. */
     async fill(bytes: number) {
-      const { stdout } = await run("stat", {
+      const { stdout } = await runProcess("stat", {
         args: ["-f", "-c", "%a %S", path],
       });
       const [blocks, each] = stdout.split(" ").map(Number);
       const size = Math.max(0, blocks * each - bytes);
-      await run("fallocate", { args: ["-l", `${size}`, filler] });
+      await runProcess("fallocate", { args: ["-l", `${size}`, filler] });
     },
     free: () => Deno.remove(filler),
     async [Symbol.asyncDispose]() {
-      const { code, stderr } = await run("umount", { args: [path] });
+      const { code, stderr } = await runProcess("umount", { args: [path] });
       if (code !== 0) throw new Error(stderr);
     },
   };

@@ -1,23 +1,23 @@
 /**
- * Hosts behind caches that are still empty: what docs/fleets.md promises.
+ * Hosts behind cold pull-through caches, as docs/fleets.md describes.
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import { sleep } from "../../lib/system/time.ts";
-import { startWire } from "../../scripts/bench/wire.ts";
+import { startThrottledNetwork } from "../../scripts/bench/throttled_network.ts";
 import { startNginx } from "../support/nginx.ts";
-import { needs } from "../support/parts.ts";
+import { requires } from "../support/parts.ts";
 import { startRegistry } from "../support/registry.ts";
 import { jsonLines, publishImage, workspace } from "../support/workspace.ts";
 
 const MIB = 1024 * 1024;
 
-/** An image in a registry, two tiers of caches before it, nginx before those. */
+/** A registry with an image, behind two cache tiers and nginx. */
 async function site() {
   await using undo = new AsyncDisposableStack();
   const registry = undo.use(await startRegistry());
-  // So slow that who goes away does so in the middle.
-  const upstream = undo.use(startWire(registry.host, { rate: 40 * MIB }));
+  const upstream = undo.use(
+    startThrottledNetwork(registry.host, { rate: 40 * MIB }),
+  );
   const work = undo.use(await workspace());
   const { host } = upstream;
   await publishImage(registry, work, { bytes: 80 * MIB, host });
@@ -28,18 +28,20 @@ async function site() {
   const all = undo.move();
   return {
     work,
-    /** What a host with a cache of its own has in its environment. */
+    /** Environment of a host with its own cache. */
     host: (name: string) => ({
       TOOLSMITH_CACHE: join(work.dir, name),
       TOOLSMITH_MIRRORS: `${host}=${nginx.url}`,
     }),
-    /** How often the registry has sent the image; manifests hardly count. */
+    /** Bytes sent by the registry, as a multiple of the image. */
     sent: () => upstream.received() / size,
+    /** Stalls the registry after it has sent this share of the image. */
+    holdAt: (share: number) => upstream.holdAt(share * size),
     [Symbol.asyncDispose]: () => all.disposeAsync(),
   };
 }
 
-/** Hydrates on eight hosts at once: what becomes of each, and what fails. */
+/** Hydrates on eight hosts at once; returns outcome and failures of each. */
 async function hydrateAll({ work, host }: Awaited<ReturnType<typeof site>>) {
   return await Promise.all(
     Array.from({ length: 8 }, async (_, at) => {
@@ -60,8 +62,8 @@ const PULLED = Array(8).fill(["pulled"]);
 
 Deno.test({
   name:
-    "eight hosts at once cost the registry one image, where nginx stands before two tiers of cold caches",
-  ...needs("oras", "registry", "qemuImg", "nginx"),
+    "hydrate on eight hosts at once downloads the image from the registry once, through nginx and two cold cache tiers",
+  ...requires("oras", "registry", "qemuImg", "nginx"),
   async fn() {
     await using all = await site();
     assertEquals(await hydrateAll(all), PULLED);
@@ -72,19 +74,21 @@ Deno.test({
 
 Deno.test({
   name:
-    "the host that fills the caches may go away: the others wait for the same bytes",
-  ...needs("oras", "registry", "qemuImg", "nginx"),
+    "hydrate on eight hosts succeeds after the host whose download was filling the mirror caches aborts",
+  ...requires("oras", "registry", "qemuImg", "nginx"),
   async fn() {
     await using all = await site();
     const leaving = new AbortController();
     const { signal } = leaving;
     const env = all.host("first");
+    const hold = all.holdAt(0.4);
     const first = all.work.toolsmith(["hydrate"], { env, signal });
     const gone = assertRejects(() => first, Error, "gone");
-    while (all.sent() < 0.4) await sleep(5);
+    await hold.reached;
     leaving.abort(new Error("gone"));
     await gone;
     assert(all.sent() < 1, "it went too late");
+    hold.release();
     assertEquals(await hydrateAll(all), PULLED);
     const sent = all.sent();
     assert(sent >= 1 && sent <= 1.2, `${sent} × the image`);

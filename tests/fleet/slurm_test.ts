@@ -1,15 +1,15 @@
 /**
- * Tools of an image as jobs of a Slurm cluster: what docs/fleets.md promises.
+ * Runs tools as jobs of a Slurm cluster, as docs/fleets.md describes.
  */
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
-import { fileChunks, sha256 } from "../../lib/system/digest.ts";
-import { sleep } from "../../lib/system/time.ts";
-import { guest, needsGuest } from "../support/guest.ts";
-import { processesOf } from "../support/processes.ts";
+import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
+import { buildTestGuest, needsGuest } from "../support/guest.ts";
+import { findProcesses } from "../support/processes.ts";
 import { startProxy } from "../support/proxy.ts";
 import { startRegistry } from "../support/registry.ts";
 import { needsSlurm, startSlurm } from "../support/slurm.ts";
+import { waitUntil } from "../support/wait_until.ts";
 import {
   cleanEnvironment,
   cliCommand,
@@ -18,28 +18,29 @@ import {
   workspace,
 } from "../support/workspace.ts";
 
-/** The batch script of docs/fleets.md, with a command that the test chooses. */
+/** The batch script of docs/fleets.md, with a variable command. */
 const SCRIPT = `#!/bin/sh
 export TOOLSMITH_CACHE="$CACHES/$SLURMD_NODENAME"
 exec toolsmith run -- sh -c "$COMMAND" task "$SLURM_ARRAY_TASK_ID"
 `;
-const PATIENCE_MS = 60_000;
 
 Deno.test({
-  name: "toolsmith run in jobs of a Slurm cluster",
+  name: "toolsmith run works in the jobs of a Slurm cluster",
   ignore: needsSlurm.ignore || needsGuest.ignore,
   async fn(t) {
     await using work = await workspace();
     await using registry = await startRegistry();
     await using proxy = startProxy(registry.host);
     const { dir } = work;
-    await Deno.copyFile(await guest(), join(dir, "guest.qcow2"));
+    await Deno.copyFile(await buildTestGuest(), join(dir, "guest.qcow2"));
     const layers = [`guest.qcow2:${TYPE}`];
     await orasPush(`${registry.host}/owner/guest:1`, layers, { cwd: dir });
     await work.manifest({
       name: "guest",
       qcow2: `oci://${proxy.host}/owner/guest:1`,
-      qcow2_sha256: await sha256(fileChunks(join(dir, "guest.qcow2"))),
+      qcow2_sha256: await sha256OfChunks(
+        readFileChunks(join(dir, "guest.qcow2")),
+      ),
     });
     await Deno.mkdir(join(dir, "slurm"));
     await using cluster = await startSlurm(join(dir, "slurm"));
@@ -67,33 +68,42 @@ Deno.test({
       Deno.readTextFile(join(dir, `${stream}-${task}`)).catch(() => "");
     /** Waits until a task's command has printed something. */
     const running = (task: number) =>
-      until(async () => await read("out", task) !== "", `output of ${task}`);
-    const machines = () => processesOf(`file=${caches}`);
+      waitUntil(
+        `output of ${task}`,
+        async () => await read("out", task) !== "",
+      );
+    const machines = () => findProcesses(`file=${caches}`);
     const noneLeft = () =>
-      until(async () => (await machines()).length === 0, "the guest's end");
+      waitUntil("the guest's end", async () => (await machines()).length === 0);
 
-    await t.step("each task has its exit status and its output", async () => {
-      const tasks = [0, 1, 2, 3];
-      const job = await submit(0, 'echo "task $1"; exit "$1"', "--array=0-3");
-      const nodes = new Set<string>();
-      for (const task of tasks) {
-        const end = await cluster.reaches(`${job}_${task}`, /COMPLETED|FAILED/);
-        assertEquals(end.code, task, await read("err", task));
-        assertEquals(end.state, task === 0 ? "COMPLETED" : "FAILED");
-        assertEquals(await read("out", task), `task ${task}\n`);
-        nodes.add(end.node);
-      }
-      assertEquals([...nodes].sort(), ["n1", "n2"]);
-    });
+    await t.step(
+      "run returns the exit status and output of each Slurm task",
+      async () => {
+        const tasks = [0, 1, 2, 3];
+        const job = await submit(0, 'echo "task $1"; exit "$1"', "--array=0-3");
+        const nodes = new Set<string>();
+        for (const task of tasks) {
+          const end = await cluster.reaches(
+            `${job}_${task}`,
+            /COMPLETED|FAILED/,
+          );
+          assertEquals(end.code, task, await read("err", task));
+          assertEquals(end.state, task === 0 ? "COMPLETED" : "FAILED");
+          assertEquals(await read("out", task), `task ${task}\n`);
+          nodes.add(end.node);
+        }
+        assertEquals([...nodes].sort(), ["n1", "n2"]);
+      },
+    );
 
-    await t.step("the image crosses the network once a node", () => {
+    await t.step("run downloads the image once per Slurm node", () => {
       const whole = proxy.seen.filter(({ request, bytes }) =>
         /^GET .*\/blobs\//.test(request) && bytes > 1_000_000
       );
       assertEquals(whole.length, 2);
     });
 
-    await t.step("scancel ends the guest with its task", async () => {
+    await t.step("scancel stops the VM of the cancelled task", async () => {
       const job = await submit(4, "echo up; sleep 600");
       await running(4);
       assert((await machines()).length > 0);
@@ -102,7 +112,7 @@ Deno.test({
       await noneLeft();
     });
 
-    await t.step("a time limit ends the guest with its task", async () => {
+    await t.step("Slurm time limit stops the VM of the task", async () => {
       const job = await submit(5, "echo up; sleep 600", "--time=1");
       await running(5);
       await cluster.reaches(`${job}_5`, /TIMEOUT/);
@@ -110,7 +120,7 @@ Deno.test({
     });
 
     await t.step(
-      "a drained node ends its task, and gets no other",
+      "Slurm node being drained finishes its task and receives no new one",
       async () => {
         const job = await submit(6, "echo up; sleep 3", "--nodelist=n1");
         await running(6);
@@ -126,7 +136,7 @@ Deno.test({
     );
 
     await t.step(
-      "a node that is taken down takes its guest along",
+      "Slurm node set to down stops its VM",
       async () => {
         await submit(8, "echo up; sleep 600", "--nodelist=n2", "--no-requeue");
         await running(8);
@@ -142,21 +152,11 @@ Deno.test({
   },
 });
 
-/** The program as it is installed on nodes: a word on PATH. */
+/** Installs a `toolsmith` command for the nodes. */
 async function installToolsmith(bin: string) {
   await Deno.mkdir(bin);
   const command = [Deno.execPath(), ...await cliCommand([], ["-A"])];
   const words = command.map((word) => `'${word}'`).join(" ");
   const text = `#!/bin/sh\nexec ${words} "$@"\n`;
   await Deno.writeTextFile(join(bin, "toolsmith"), text, { mode: 0o755 });
-}
-
-async function until(ready: () => Promise<boolean>, what: string) {
-  const begun = performance.now();
-  while (!await ready()) {
-    if (performance.now() - begun > PATIENCE_MS) {
-      throw new Error(`waited ${PATIENCE_MS / 1000} s for ${what}`);
-    }
-    await sleep(100);
-  }
 }

@@ -1,89 +1,93 @@
-import { assert, assertEquals } from "@std/assert";
+/**
+ * Finds the end marker in the output of a command, however it is cut;
+ * tests/guest/command_streams_test.ts tests what is done with the output.
+ */
+import { assertEquals } from "@std/assert";
 import fc from "fast-check";
-import { endMarker } from "../../lib/guest/_end_marker.ts";
+import { readUntilMarker } from "../../lib/guest/_command_output.ts";
+import { portSending } from "../support/sending_port.ts";
 
-const encode = (text: string) => new TextEncoder().encode(text);
 const MARKER = "abcabd";
 
-/** Pushes the text in pieces of a size, and joins what comes out. */
-function through(text: string, size: number) {
-  const end = endMarker(MARKER);
-  const bytes = encode(text);
-  let out = "";
+/** Reads text that arrives in chunks of a size. */
+async function readInChunks(text: string, size: number) {
+  const bytes = new TextEncoder().encode(text);
+  const chunks = [];
   for (let at = 0; at < bytes.length; at += size) {
-    out += new TextDecoder().decode(end.push(bytes.slice(at, at + size)));
+    chunks.push(bytes.slice(at, at + size));
   }
-  return { out, word: end.word };
+  const { text: out, trailer } = await readUntilMarker(
+    portSending(chunks),
+    MARKER,
+  );
+  return { out, trailer };
 }
 
-Deno.test("output before the marker is whole, however it is cut", () => {
+/** Reads chunks to the port's end, and returns what has arrived until then. */
+async function arrivals(...chunks: string[]) {
+  const seen: string[] = [];
+  const show = (chunk: Uint8Array) =>
+    void seen.push(new TextDecoder().decode(chunk));
+  const trailer = await readUntilMarker(portSending(chunks), MARKER, show)
+    .then((it) => it.trailer, () => undefined);
+  return { seen, trailer };
+}
+
+Deno.test("readUntilMarker() returns all output before the marker, for any chunk size", async () => {
   const texts = ["", "x", "abc", "abcabcab", "ab\0\nabcab", "aaaaabcabc", "d"];
   for (const text of texts) {
     for (let size = 1; size <= 20; size++) {
       const whole = `${text}${MARKER}42\nlater${MARKER}7\n`;
-      assertEquals(through(whole, size), { out: text, word: "42" });
+      const read = await readInChunks(whole, size);
+      assertEquals(read, { out: text, trailer: "42" });
     }
   }
 });
 
-Deno.test("any output ends just before the first marker, however it is cut", () => {
-  // Letters of the marker, so that much looks like its beginning.
+Deno.test("readUntilMarker() ends random output at the first marker, for any chunk size", async () => {
+  // Letters of the marker, so that many prefixes occur.
   const text = fc.string({ unit: fc.constantFrom(..."abcd\n\0") });
   const chunks = fc.array(fc.oneof(text, fc.constant(MARKER)));
-  fc.assert(
-    fc.property(chunks, fc.integer({ min: 1, max: 9 }), (parts, size) => {
-      const whole = parts.join("");
-      const at = whole.indexOf(MARKER);
-      const { out, word } = through(whole, size);
-      if (at >= 0) {
+  await fc.assert(
+    fc.asyncProperty(
+      chunks,
+      fc.integer({ min: 1, max: 9 }),
+      async (parts, size) => {
+        const whole = `${parts.join("")}${MARKER}7\n`;
+        const at = whole.indexOf(MARKER);
+        const { out, trailer } = await readInChunks(whole, size);
         assertEquals(out, whole.slice(0, at));
-        const [first, ...more] = whole.slice(at + MARKER.length).split("\n");
-        if (more.length > 0 && first.length <= 16) assertEquals(word, first);
-      } else {
-        assert(
-          whole.startsWith(out) && whole.length - out.length < MARKER.length,
-        );
-        assertEquals(word, undefined);
-      }
-    }),
+        const [first] = whole.slice(at + MARKER.length).split("\n");
+        if (first.length <= 16) assertEquals(trailer, first);
+      },
+    ),
   );
 });
 
-Deno.test("output is not delayed unless it may be the marker", () => {
-  const end = endMarker(MARKER);
-  assertEquals(end.push(encode("progress 10 %")), encode("progress 10 %"));
-  assertEquals(end.push(encode("..abca")), encode(".."));
-  assertEquals(end.push(encode("x")), encode("abcax"));
-  assertEquals(end.word, undefined);
+Deno.test("readUntilMarker() holds back only bytes that may start the marker", async () => {
+  assertEquals(await arrivals("progress 10 %", "..abca", "x", "abcab"), {
+    seen: ["progress 10 %", "..", "abcax"],
+    trailer: undefined,
+  });
 });
 
-Deno.test("a word that is cut is waited for, and may be empty", () => {
-  const end = endMarker(MARKER);
-  end.push(encode(`${MARKER}1`));
-  assertEquals(end.word, undefined);
-  end.push(encode("37\n"));
-  assertEquals(end.word, "137");
-  const empty = endMarker(MARKER);
-  empty.push(encode(`${MARKER}\n`));
-  assertEquals(empty.word, "");
+Deno.test("readUntilMarker() waits for a split trailer and accepts an empty one", async () => {
+  const split = await arrivals(`${MARKER}1`, "37\n");
+  assertEquals(split, { seen: [], trailer: "137" });
+  assertEquals((await arrivals(`${MARKER}\n`)).trailer, "");
+  assertEquals((await arrivals(`${MARKER}1`)).trailer, undefined);
 });
 
-Deno.test("a chunk that is used again by its owner stays as it was", () => {
-  const end = endMarker(MARKER);
-  const chunk = encode("onabc");
-  const out = end.push(chunk);
-  chunk.fill(0);
-  assertEquals(out, encode("on"));
-  assertEquals(end.push(encode("!")), encode("abc!"));
+Deno.test("readUntilMarker() copies its output, as it reuses its buffer", async () => {
+  const seen: Uint8Array[] = [];
+  const port = portSending(["onabc", "!", `${MARKER}\n`]);
+  await readUntilMarker(port, MARKER, (chunk) => void seen.push(chunk));
+  const texts = seen.map((it) => new TextDecoder().decode(it));
+  assertEquals(texts, ["on", "abc!"]);
 });
 
-Deno.test("a guest that never ends its last word fills no memory", () => {
-  const end = endMarker(MARKER);
-  end.push(encode(MARKER));
-  end.push(encode("7".repeat(16)));
-  assertEquals(end.word, undefined);
-  end.push(encode("7"));
-  assertEquals(end.word, "7".repeat(17));
-  end.push(encode("7".repeat(100)));
-  assertEquals(end.word, "7".repeat(17));
+Deno.test("readUntilMarker() limits a trailer without a newline to 17 characters", async () => {
+  const most = "7".repeat(16);
+  assertEquals((await arrivals(MARKER, most)).trailer, undefined);
+  assertEquals((await arrivals(MARKER, most, "7", "8")).trailer, `${most}7`);
 });

@@ -1,6 +1,6 @@
 /**
- * The bytes of a small image, field by field, as Microsoft's specification has
- * them: what reads them in a guest is a kernel that cannot be asked.
+ * Checks the bytes of a small FAT image against Microsoft's specification, since
+ * a guest kernel reports little about a wrong one.
  */
 import { assertEquals, assertThrows } from "@std/assert";
 import { fatImage } from "../../lib/guest/_fat_image.ts";
@@ -21,7 +21,7 @@ function text(bytes: Uint8Array, from: number, length: number): string {
   return new TextDecoder("latin1").decode(bytes.subarray(from, from + length));
 }
 
-/** The cluster after another (specification, "FAT Data Structure"). */
+/** The next cluster of a chain (specification, "FAT Data Structure"). */
 function next(image: Uint8Array, cluster: number): number {
   const at = TABLE + Math.floor(cluster * 1.5);
   const pair = image[at] | image[at + 1] << 8;
@@ -45,7 +45,7 @@ const FILES = {
   "fourteen--long": "c",
 };
 
-Deno.test("a file system says in its first sector how it is laid out", () => {
+Deno.test("fatImage() writes a boot sector that describes the file system", () => {
   const image = fatImage("LABEL", FILES);
   const clusters = 2 + 1 + 1;
   assertEquals(image.length, DATA + clusters * SECTOR);
@@ -74,7 +74,7 @@ Deno.test("a file system says in its first sector how it is laid out", () => {
   assertEquals(text(image, 54, 8), "FAT12   ");
 });
 
-Deno.test("a file's long name stands before its short one, its last part first", () => {
+Deno.test("fatImage() writes long-name entries in reverse order before the short name", () => {
   const image = fatImage("LABEL", FILES);
   const entries = Array.from(
     { length: 64 },
@@ -85,10 +85,10 @@ Deno.test("a file's long name stands before its short one, its last part first",
   const zeros = "00".repeat(14);
   assertEquals(entries.filter((entry) => /[^0]/.test(entry)), [
     ascii("LABEL      ") + "08" + zeros + "000000000000",
-    // Nine characters, the zero that ends them, and no more.
+    // Nine characters, then the terminating zero.
     "416d006500740061002d000f00fc64006100740061000000ffff0000ffffffff",
     ascii("FILE0      ") + "01" + zeros + "0200" + "01020000",
-    // Thirteen fill an entry: nothing ends them.
+    // Thirteen characters fill the entry without a terminator.
     "41740068006900720074000f0010650065006e002d006c006f0000006e006700",
     ascii("FILE1      ") + "01" + zeros + "0400" + "00020000",
     "4267000000ffffffffffff0f0014ffffffffffffffffffffffff0000ffffffff",
@@ -98,7 +98,7 @@ Deno.test("a file's long name stands before its short one, its last part first",
   assertEquals(entries.findLastIndex((entry) => /[^0]/.test(entry)), 7);
 });
 
-Deno.test("a file's text is where the table says, and the rest of the image is empty", () => {
+Deno.test("fatImage() stores file contents in the clusters that the FAT lists and zeros elsewhere", () => {
   const image = fatImage("LABEL", FILES);
   assertEquals(hex(image, TABLE, 12), "f8ffff03f0ffffffff000000");
   assertEquals(image.subarray(TABLE + 9, DIRECTORY).every((it) => !it), true);
@@ -108,13 +108,13 @@ Deno.test("a file's text is where the table says, and the rest of the image is e
   assertEquals(fatImage("LABEL", FILES), image);
 });
 
-Deno.test("an image holds what one sector of its table can name, and no more", () => {
+Deno.test("fatImage() holds 339 clusters and throws RangeError for more", () => {
   const most = 339 * SECTOR;
   const all = "".padEnd(most, "0123456789");
   assertEquals(contentOf(fatImage("L", { all }), 2, most), all);
   assertThrows(
     () => fatImage("L", { all, more: "x" }),
     RangeError,
-    "too much for a FAT image",
+    "too big for a FAT image",
   );
 });

@@ -1,10 +1,10 @@
 /**
- * The bytes of an archive that this program writes, header by header;
- * tests/guest/tar_test.ts has the system's tar unpack what it holds.
+ * Checks the headers of an archive that planTar() writes;
+ * tests/guest/tar_writer_test.ts unpacks archives with the system's tar.
  */
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
-import { planTar } from "../../lib/guest/_tar.ts";
+import { planTar } from "../../lib/guest/_tar_writer.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 function test(name: string, body: (dir: string) => Promise<void>) {
@@ -19,16 +19,17 @@ function test(name: string, body: (dir: string) => Promise<void>) {
 }
 
 async function archive(dir: string) {
-  const { bytes, chunks } = await planTar(dir);
-  const content = await new Response(ReadableStream.from(chunks())).bytes();
-  return { bytes, content };
+  const { archiveBytes, archiveChunks } = await planTar(dir);
+  const content = await new Response(ReadableStream.from(archiveChunks()))
+    .bytes();
+  return { bytes: archiveBytes, content };
 }
 
 async function touched(path: string): Promise<void> {
   await Deno.writeTextFile(path, "");
 }
 
-/** The fields of an archive's headers, by the places that POSIX gives them. */
+/** Parses an archive's headers by the offsets that POSIX specifies. */
 function headersOf(content: Uint8Array) {
   const headers: Record<string, string>[] = [];
   const text = (at: number, length: number) =>
@@ -50,7 +51,7 @@ function headersOf(content: Uint8Array) {
   return headers;
 }
 
-test("a header is what POSIX says, with root as the owner", async (dir) => {
+test("planTar() writes POSIX ustar headers with root as owner", async (dir) => {
   const from = join(dir, "from");
   await Deno.mkdir(join(from, "d"), { recursive: true });
   await Deno.writeTextFile(join(from, "f"), "text");
@@ -79,7 +80,7 @@ test("a header is what POSIX says, with root as the owner", async (dir) => {
   assertEquals([l.name, l.type, l.target], ["l", "2", "f"]);
 });
 
-test("a name that does not fit its header has one of its own, with its length", async (dir) => {
+test("planTar() writes a pax header for a name that does not fit into the ustar header", async (dir) => {
   for (const length of [100, 101, 250]) {
     await touched(join(dir, "n".repeat(length)));
   }
@@ -89,7 +90,7 @@ test("a name that does not fit its header has one of its own, with its length", 
   const found = headersOf(content);
   const records = found.filter(({ type }) => type === "x")
     .map(({ content }) => content);
-  // The lengths count their own digits.
+  // Record lengths include their own digits.
   assertEquals(records, [
     `115 linkpath=${"t".repeat(101)}\n`,
     `111 path=${"n".repeat(101)}\n`,
@@ -102,7 +103,7 @@ test("a name that does not fit its header has one of its own, with its length", 
   assertEquals(link.target, "long");
 });
 
-test("an archive comes in pieces of 64 KiB and more, and may be cancelled between them", async (dir) => {
+test("archiveChunks() yields chunks of at least 64 KiB, except the last, and stops when aborted", async (dir) => {
   const files = { a: 200_000, b: 10, c: 65_024 };
   for (const [name, size] of Object.entries(files)) {
     await Deno.writeFile(join(dir, name), new Uint8Array(size));
@@ -110,37 +111,39 @@ test("an archive comes in pieces of 64 KiB and more, and may be cancelled betwee
   const stop = new AbortController();
   const { signal } = stop;
   const plan = await planTar(dir, { signal });
-  const sizes = (await Array.fromAsync(plan.chunks())).map((it) => it.length);
+  const sizes = (await Array.fromAsync(plan.archiveChunks())).map((it) =>
+    it.length
+  );
   assertEquals(sizes.slice(0, -1).filter((size) => size < 65_536), []);
-  assertEquals(sizes.reduce((sum, size) => sum + size), plan.bytes);
+  assertEquals(sizes.reduce((sum, size) => sum + size), plan.archiveBytes);
   assert(sizes.length >= 4, `${sizes}`);
   const stopped = await (async () => {
-    for await (const _ of plan.chunks()) stop.abort(new Error("enough"));
+    for await (const _ of plan.archiveChunks()) stop.abort(new Error("enough"));
   })().catch((error) => error);
   assertEquals(stopped?.message, "enough");
   const planned = await planTar(dir, { signal }).catch((error) => error);
   assertEquals(planned.message, "enough");
 });
 
-test("a directory may be just as large as it may be, and a file may go meanwhile", async (dir) => {
+test("planTar() stops after the entry that exceeds maxBytes; archiveChunks() fills a deleted file with zeros", async (dir) => {
   for (const name of ["a", "b", "c"]) await touched(join(dir, name));
-  // The first entry beyond the limit is the last that is looked at.
-  const plan = (limit: number) => planTar(dir, { limit });
-  assertEquals((await plan(3 * 512 + 1024)).entries, 3);
-  assertEquals((await plan(2 * 512 + 1024)).entries, 3);
-  assertEquals((await plan(512 + 1024)).entries, 2);
-  assertEquals((await plan(1024)).entries, 1);
-  assertEquals((await plan(1023)).entries, 0);
+  // The first entry beyond the limit is the last one planned.
+  const plan = (limit: number) => planTar(dir, { maxBytes: limit });
+  assertEquals((await plan(3 * 512 + 1024)).entryCount, 3);
+  assertEquals((await plan(2 * 512 + 1024)).entryCount, 3);
+  assertEquals((await plan(512 + 1024)).entryCount, 2);
+  assertEquals((await plan(1024)).entryCount, 1);
+  assertEquals((await plan(1023)).entryCount, 0);
   await Deno.writeTextFile(join(dir, "b"), "gone");
   const whole = await planTar(dir);
   await Deno.remove(join(dir, "b"));
-  const content = await new Response(ReadableStream.from(whole.chunks()))
+  const content = await new Response(ReadableStream.from(whole.archiveChunks()))
     .bytes();
-  assertEquals(content.length, whole.bytes);
+  assertEquals(content.length, whole.archiveBytes);
   assertEquals(headersOf(content)[1].content, "\0\0\0\0");
 });
 
-test("a time that no header can have is the nearest that it can", async (dir) => {
+test("planTar() clamps a modification time to the range of a tar header", async (dir) => {
   const last = 8 ** 11 - 1;
   const times = { before: -5, first: 0, last, after: last + 1 };
   const expected = { before: 0, first: 0, last, after: last };

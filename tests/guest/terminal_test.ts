@@ -2,12 +2,12 @@ import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import {
   execOnTerminal,
+  type HostTerminal,
   type TerminalOptions,
-  type TerminalScreen,
 } from "../../lib/guest/terminal.ts";
 import { sharedMonitor } from "../../lib/qemu/monitor.ts";
-import { lock } from "../../lib/system/lock.ts";
-import { failure } from "../support/failure.ts";
+import { acquireFileLock } from "../../lib/system/lock.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import {
   type FakeCommand,
   type FakeMachine,
@@ -16,7 +16,7 @@ import {
   say,
 } from "../support/fake_machine.ts";
 
-/** The guest's end of a terminal of the machine. */
+/** The guest side of a VM's terminal. */
 function terminal({ dir }: FakeMachine, index: number) {
   const path = join(dir, `terminal${index}`);
   const listener = Deno.listen({ transport: "unix", path });
@@ -31,8 +31,8 @@ function terminal({ dir }: FakeMachine, index: number) {
   };
 }
 
-/** A person's terminal: what it shows, and what may be done at it. */
-function person() {
+/** A fake host terminal with its output and input. */
+function fakeHostTerminal() {
   const shown: string[] = [];
   const size = { rows: 24, columns: 80 };
   let changed = () => {};
@@ -43,8 +43,8 @@ function person() {
     start: (controller) => void (typing = controller),
     cancel: () => void (cancelled = true),
   });
-  const screen: TerminalScreen = {
-    input: () => Promise.resolve(input),
+  const screen: HostTerminal = {
+    keystrokes: () => Promise.resolve(input),
     output: (chunk) => void shown.push(new TextDecoder().decode(chunk)),
     size: () => ({ ...size }),
     onResize(call, signal) {
@@ -68,14 +68,14 @@ function test(name: string, fn: () => Promise<void>) {
   Deno.test({ name, ignore: Deno.build.os === "windows", fn });
 }
 
-/** Runs a command on a terminal of a machine. */
+/** Runs a command on a guest terminal. */
 async function exec(machine: FakeMachine, options: TerminalOptions) {
   await using monitor = sharedMonitor(machine.dir);
   return await execOnTerminal(monitor, "top", options);
 }
 
-test("a command has a terminal of the guest, as large as the one here, and what is typed", async () => {
-  const you = person();
+test("execOnTerminal() forwards window size, keystrokes and output", async () => {
+  const host = fakeHostTerminal();
   const told: string[] = [];
   let words: string[] = [];
   await using machine: FakeMachine = await fakeMachine({
@@ -84,10 +84,10 @@ test("a command has a terminal of the guest, as large as the one here, and what 
       words = command.words;
       await say(err, "ready\n");
       told.push(await readLine(err));
-      you.resize(30);
+      host.resize(30);
       told.push(await readLine(err));
       const line = await own.line;
-      you.type("q");
+      host.type("q");
       told.push(await readLine(line, 1));
       await say(line, `hello${marker}\n`);
       told.push(await readLine(err));
@@ -96,14 +96,17 @@ test("a command has a terminal of the guest, as large as the one here, and what 
     },
   });
   await using own = terminal(machine, 0);
-  const { screen } = you;
-  assertEquals(await exec(machine, { screen, args: ["-d", "1"] }), {
-    ...{ code: 3, signal: null, stdoutBytes: 5, stderrBytes: 0 },
-  });
+  const { screen } = host;
+  assertEquals(
+    await exec(machine, { hostTerminal: screen, args: ["-d", "1"] }),
+    {
+      ...{ code: 3, signal: null, stdoutBytes: 5, stderrBytes: 0 },
+    },
+  );
   assertEquals(told, ["size 24 80", "size 30 80", "q", "KILL"]);
-  assertEquals(you.shown, ["hello"]);
-  // The screen and what is typed are another's again.
-  assertEquals(you.left(), [true, true, false]);
+  assertEquals(host.shown, ["hello"]);
+  // The host terminal is released.
+  assertEquals(host.left(), [true, true, false]);
   assertEquals(words.slice(0, 3), ["/dev/ttyS1", "24", "80"]);
   assertEquals(words.slice(5), ["/", "/", "0", "top", "-d", "1"]);
 });
@@ -126,39 +129,45 @@ const quickly = (index: number, words: string[][] = []) => ({
   },
 });
 
-test("who comes next takes the next terminal, and there are three", async () => {
+test("execOnTerminal() takes the next free terminal and fails when all three are in use", async () => {
   const words: string[][] = [];
   const { machine, own } = await quickly(2, words).start();
   await using _machine = machine;
   await using _own = own;
   const locks = [0, 1].map((index) =>
-    lock(join(machine.dir, `terminal${index}.lock`))
+    acquireFileLock(join(machine.dir, `terminal${index}.lock`))
   );
   using _first = await locks[0];
   using _second = await locks[1];
-  const { screen } = person();
-  assertEquals((await exec(machine, { screen })).code, 0);
+  const { screen } = fakeHostTerminal();
+  assertEquals((await exec(machine, { hostTerminal: screen })).code, 0);
   assertEquals(words[0][0], "/dev/ttyS3");
-  // It has been let go of.
-  using _third = await lock(join(machine.dir, "terminal2.lock"));
-  const error = await failure("guest_failed", () => exec(machine, { screen }));
-  assertEquals(error.message, "All 3 terminals of the machine are in use");
-  assertEquals(error.hint, "leave one of them, or use toolsmith run");
+  // The lock has been released.
+  using _third = await acquireFileLock(join(machine.dir, "terminal2.lock"));
+  const error = await expectFailure(
+    "guest_failed",
+    () => exec(machine, { hostTerminal: screen }),
+  );
+  assertEquals(error.message, "All 3 terminals of the VM are in use");
+  assertEquals(
+    error.hint,
+    "exit another toolsmith shell, or use toolsmith run",
+  );
 });
 
-test("a machine without terminals says so, and keeps none locked", async () => {
+test("execOnTerminal() reports a VM without terminals and releases its lock", async () => {
   await using machine = await fakeMachine();
-  const { screen } = person();
+  const { screen } = fakeHostTerminal();
   for (let tries = 0; tries < 4; tries++) {
-    const { message } = await failure(
+    const { message } = await expectFailure(
       "guest_failed",
-      () => exec(machine, { screen }),
+      () => exec(machine, { hostTerminal: screen }),
     );
-    assertEquals(message, "The machine has no terminals");
+    assertEquals(message, "Cannot open a terminal: the VM has none");
   }
 });
 
-test("a command on a terminal that has to end is ended, or does not begin", async () => {
+test("execOnTerminal() sends TERM when aborted and does not start when already aborted", async () => {
   const told: string[] = [];
   await using machine: FakeMachine = await fakeMachine({
     async command({ marker, out, err }) {
@@ -172,25 +181,22 @@ test("a command on a terminal that has to end is ended, or does not begin", asyn
   });
   await using own = terminal(machine, 0);
   const stop = new AbortController();
-  const { screen } = person();
+  const { screen } = fakeHostTerminal();
   const shown = {
     ...screen,
     output: () => stop.abort(new Error("enough")),
   };
   const { signal } = stop;
-  const error = await exec(machine, { screen: shown, signal })
+  const error = await exec(machine, { hostTerminal: shown, signal })
     .catch((error) => error);
   assertEquals([error.message, told.at(-1)], ["enough", "TERM"]);
-  const never = await exec(machine, { screen, signal }).catch((error) => error);
+  const never = await exec(machine, { hostTerminal: screen, signal }).catch((
+    error,
+  ) => error);
   assertEquals(never.message, "enough");
-  const late = await failure(
-    "timeout",
-    () => exec(machine, { screen, timeoutMs: 1 }),
-  );
-  assertEquals(late.message, "The command did not end within 0.001 s");
 });
 
-test("a screen that can show no more ends the command", async () => {
+test("execOnTerminal() fails when writing to the host terminal fails", async () => {
   await using machine: FakeMachine = await fakeMachine({
     async command({ err }) {
       await say(err, "ready\n");
@@ -198,14 +204,16 @@ test("a screen that can show no more ends the command", async () => {
     },
   });
   await using own = terminal(machine, 0);
-  const you = person();
+  const host = fakeHostTerminal();
   const screen = {
-    ...you.screen,
+    ...host.screen,
     output() {
       throw new Error("the screen is gone");
     },
   };
-  const error = await exec(machine, { screen }).catch((error) => error);
+  const error = await exec(machine, { hostTerminal: screen }).catch((error) =>
+    error
+  );
   assertEquals(error.message, "the screen is gone");
-  assertEquals(you.left(), [true, true, false]);
+  assertEquals(host.left(), [true, true, false]);
 });

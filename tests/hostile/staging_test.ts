@@ -2,10 +2,10 @@ import { assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import { hydrate } from "../../lib/hydrate/hydrate.ts";
 import { parseManifest } from "../../lib/manifest/manifest.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { testWithImage } from "../support/workspace.ts";
 
-/** The last moments before the image is placed, as events say them. */
+/** The last events before the image is moved into the cache. */
 for (const moment of ["download_end", "checksum_verified"]) {
   testWithImage(
     `hydrate() keeps no file that replaced the one it hashed, at ${moment}`,
@@ -18,17 +18,20 @@ for (const moment of ["download_end", "checksum_verified"]) {
         }),
         join(dir, "tools.json"),
       );
-      const error = await failure("checksum_mismatch", () =>
-        hydrate(manifest, {
-          cache,
-          onEvent({ type }) {
-            if (type !== moment) return;
-            const staged = findStaged(join(cache, "demo"));
-            // The same bytes, so that only the file itself is another one.
-            Deno.copyFileSync(staged, `${staged}.new`);
-            Deno.renameSync(`${staged}.new`, staged);
-          },
-        }));
+      const error = await expectFailure(
+        "checksum_mismatch",
+        () =>
+          hydrate(manifest, {
+            cache,
+            onEvent({ type }) {
+              if (type !== moment) return;
+              const staged = findStaged(join(cache, "demo"));
+              // A copy, so that only the file identity differs.
+              Deno.copyFileSync(staged, `${staged}.new`);
+              Deno.renameSync(`${staged}.new`, staged);
+            },
+          }),
+      );
       assertStringIncludes(error.message, "was replaced");
       const left = [...Deno.readDirSync(join(cache, "demo"))]
         .filter(({ isDirectory }) => isDirectory);

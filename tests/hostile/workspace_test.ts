@@ -1,23 +1,33 @@
 /**
- * A repository that brings its own `.toolsmith/`: whatever lies in it, nothing
- * outside of it is written, removed or read.
+ * A cloned repository with a malicious `.toolsmith/`: nothing outside of it is
+ * written, removed or read.
  */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
-import { asDigest } from "../../lib/system/digest.ts";
-import { run } from "../../lib/system/process.ts";
+import { sha256ToDigest } from "../../lib/system/digest.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { collectEvents } from "../support/guest.ts";
+import { hydrateInProcess } from "../support/hydrate_here.ts";
+import { requires } from "../support/parts.ts";
+import { startRegistry } from "../support/registry.ts";
 import {
-  type ImageBench,
   jsonLines,
   publishImage,
-  testWithImage,
+  type Workspace,
+  workspace,
 } from "../support/workspace.ts";
 
 const PLANTED = "p".repeat(1000);
 
-/** A workspace whose image is in a registry, and a directory of the user. */
-interface Victim extends ImageBench {
+/** A workspace with an image in a registry, and a directory of the user. */
+interface Victim {
+  work: Workspace;
+  /** The workspace's directory. */
+  dir: string;
+  /** The image file in the workspace. */
+  image: string;
+  sha256: string;
   /** The image's directory in the workspace's cache; it does not exist. */
   demo: string;
   /** The user's directory. */
@@ -26,20 +36,39 @@ interface Victim extends ImageBench {
   plantStaging(at?: string, record?: Record<string, unknown>): Promise<string>;
 }
 
+const NEEDED = requires("oras", "registry", "qemuImg");
+const shared = new AsyncDisposableStack();
+/** The published image of all manifests. */
+let published: { image: string; qcow2: string; sha256: string };
+
+Deno.test.beforeAll(async () => {
+  if (NEEDED.ignore) return;
+  const registry = shared.use(await startRegistry());
+  const publisher = shared.use(await workspace());
+  const { sha256, reference } = await publishImage(registry, publisher);
+  const image = join(publisher.dir, "image.qcow2");
+  published = { image, qcow2: `oci://${reference}`, sha256 };
+});
+Deno.test.afterAll(() => shared.disposeAsync());
+
 function test(name: string, body: (victim: Victim) => Promise<void>) {
-  testWithImage(name, async (bench) => {
+  const fn = async () => {
     await using user = await temporaryDir();
+    await using work = await workspace();
     const home = user.path;
     for (const name of ["bashrc", "profile", "secret"]) {
       await Deno.writeTextFile(join(home, name), name);
     }
-    const { work, registry } = bench;
-    const { sha256 } = await publishImage(registry, work);
-    const { size } = await Deno.stat(join(work.dir, "image.qcow2"));
-    const demo = join(work.dir, ".toolsmith", "cache", "demo");
+    const { qcow2, sha256 } = published;
+    await work.manifest({ qcow2, qcow2_sha256: sha256 });
+    const { dir } = work;
+    const image = join(dir, "image.qcow2");
+    await Deno.copyFile(published.image, image);
+    const { size } = await Deno.stat(image);
+    const demo = join(dir, ".toolsmith", "cache", "demo");
     const before = await treeOf(home);
     await body({
-      ...{ ...bench, sha256, demo, home },
+      ...{ work, dir, image, sha256, demo, home },
       async plantStaging(
         at = join(demo, `.staging-${sha256}-aaaaaaaa`),
         record = {},
@@ -47,19 +76,26 @@ function test(name: string, body: (victim: Victim) => Promise<void>) {
         await Deno.mkdir(at, { recursive: true });
         await Deno.writeTextFile(join(at, "image.part"), PLANTED);
         await Deno.truncate(join(at, "image.part"), size);
-        const note = { size, digest: asDigest(sha256), extents: [[0, 1000]] };
+        const note = {
+          size,
+          digest: sha256ToDigest(sha256),
+          extents: [[0, 1000]],
+        };
         const text = JSON.stringify({ ...note, ...record });
         await Deno.writeTextFile(join(at, "image.part.json"), text);
         return at;
       },
     });
     assertEquals(await treeOf(home), before);
-  });
+  };
+  // The tests share one registry.
+  const shares = { sanitizeOps: false, sanitizeResources: false };
+  Deno.test({ name, ...NEEDED, ...shares, fn });
 }
 
-/** What a repository brings as staging for the image that its manifest names. */
+/** Plants staging directories for the manifest's image. */
 const STAGINGS: Record<string, (victim: Victim) => Promise<unknown>> = {
-  async "links for the records of a partial download"({ plantStaging, home }) {
+  async "symbolic links in place of part file records"({ plantStaging, home }) {
     const dir = await plantStaging();
     const link = (name: string, to: string) =>
       Deno.symlink(join(home, to), join(dir, name));
@@ -67,28 +103,34 @@ const STAGINGS: Record<string, (victim: Victim) => Promise<unknown>> = {
     await link("image.part.json.new", "profile");
     await link("image.qcow2", "secret");
   },
-  async "a link for the partial download"({ plantStaging, home }) {
+  async "a symbolic link in place of the part file"({ plantStaging, home }) {
     const dir = await plantStaging();
     await Deno.remove(join(dir, "image.part"));
     await Deno.symlink(join(home, "bashrc"), join(dir, "image.part"));
   },
-  async "a record that names a file elsewhere"({ plantStaging, home }) {
+  async "a part file record that names a file elsewhere"(
+    { plantStaging, home },
+  ) {
     await plantStaging(undefined, {
       filled: `../../../../../..${home}/secret`,
       extents: [],
     });
   },
-  async "a link for the whole directory"({ plantStaging, demo, sha256, dir }) {
+  async "a symbolic link in place of the staging directory"(
+    { plantStaging, demo, sha256, dir },
+  ) {
     const elsewhere = await plantStaging(join(dir, "elsewhere"));
     await Deno.mkdir(demo, { recursive: true });
     await Deno.symlink(elsewhere, join(demo, `.staging-${sha256}-aaaaaaaa`));
   },
-  async "an id as is made where there is no secret"(victim) {
+  async "a staging ID without a valid MAC"(victim) {
     const { plantStaging, demo, sha256 } = victim;
     await plantStaging(join(demo, `.staging-${sha256}-aaaaaaaaundefined`));
     await plantStaging(join(demo, `.staging-${sha256}-`));
   },
-  async "a link for the image's own directory"({ demo, sha256, dir }) {
+  async "a symbolic link in place of the image's directory"(
+    { demo, sha256, dir },
+  ) {
     await Deno.mkdir(demo, { recursive: true });
     await Deno.mkdir(join(dir, "elsewhere"));
     const image = join(dir, "elsewhere", "image.qcow2");
@@ -98,15 +140,14 @@ const STAGINGS: Record<string, (victim: Victim) => Promise<unknown>> = {
 };
 
 for (const [what, plant] of Object.entries(STAGINGS)) {
-  test(`hydrate neither resumes nor writes through ${what}`, async (victim) => {
+  test(`hydrate ignores staging planted in the workspace: ${what}`, async (victim) => {
     const { work, dir, demo, sha256 } = victim;
     await plant(victim);
     const before = await treeOf(join(dir, "elsewhere"));
-    const { stdout } = await work.toolsmith(["hydrate", "--json"]);
-    const { events, last } = jsonLines(stdout);
-    assertEquals(last.outcome, "pulled", stdout);
-    const starts = events.filter(({ type }) => type === "download_start");
-    assertEquals(starts.map(({ resumed }) => resumed), [0]);
+    const { events, onEvent } = collectEvents("download_start");
+    const { outcome, message } = await hydrateInProcess(work, { onEvent });
+    assertEquals(outcome, "pulled", message);
+    assertEquals(events.map(({ resumed }) => resumed), [0]);
     assertEquals(await treeOf(join(dir, "elsewhere")), before);
     const dirs = [...Deno.readDirSync(demo)]
       .filter(({ isFile }) => !isFile);
@@ -115,7 +156,7 @@ for (const [what, plant] of Object.entries(STAGINGS)) {
   });
 }
 
-/** Where a repository may bring a link, and what shows then that it is refused. */
+/** Paths of planted symbolic links, and the expected error codes. */
 const LINKS: [path: string, code: string][] = [
   [".toolsmith/cache/demo", "cache_unwritable"],
   [".toolsmith/cache", "cache_unwritable"],
@@ -123,7 +164,7 @@ const LINKS: [path: string, code: string][] = [
 ];
 
 for (const [path, code] of LINKS) {
-  test(`hydrate follows no link at ${path}, and says how to do without`, async (victim) => {
+  test(`hydrate and cache commands refuse a symbolic link at ${path}`, async (victim) => {
     const { work, dir, home } = victim;
     const link = join(dir, path);
     const manifest = join(dir, "tools.json");
@@ -137,7 +178,7 @@ for (const [path, code] of LINKS) {
     await Deno.remove(link, { recursive: true }).catch(() => {});
     await Deno.symlink(home, link);
     for (const command of [["hydrate"], ["cache", "prune"], ["cache", "ls"]]) {
-      // What these two look for, they find no link below the cache.
+      // `cache prune` and `cache ls` do not follow a link below the cache.
       if (command.length > 1 && path.endsWith("demo")) continue;
       const { stdout } = await work.toolsmith([...command, "--json"]);
       const { last } = jsonLines(stdout);
@@ -153,7 +194,7 @@ for (const [path, code] of LINKS) {
       assertStringIncludes(doctor.stdout, `${link} is a symbolic link`);
     }
     assertEquals(await treeOf(home), before);
-    // The next steps of the hints.
+    // The commands of the hints work.
     await using own = await temporaryDir();
     await Deno.symlink(own.path, join(dir, "mine"));
     const hints = ["--cache", join(dir, "mine"), "--manifest", manifest];
@@ -163,7 +204,7 @@ for (const [path, code] of LINKS) {
   });
 }
 
-test("hydrate fills a cache behind a link that the user named", async (victim) => {
+test("hydrate writes to a cache behind a symbolic link in TOOLSMITH_CACHE", async (victim) => {
   const { work, dir } = victim;
   await Deno.mkdir(join(dir, "disk"));
   await Deno.symlink("disk", join(dir, "mine"));
@@ -174,7 +215,7 @@ test("hydrate fills a cache behind a link that the user named", async (victim) =
   assertEquals(jsonLines(again.stdout).last.outcome, "cached", stdout);
 });
 
-test("init --update writes through no link at .toolsmith/tools.json", async (victim) => {
+test("init --update refuses a symbolic link at .toolsmith/tools.json", async (victim) => {
   const { work, dir, image, home } = victim;
   const usual = join(dir, ".toolsmith", "tools.json");
   const others = join(home, "tools.json");
@@ -188,7 +229,7 @@ test("init --update writes through no link at .toolsmith/tools.json", async (vic
     assertStringIncludes(last.message, `${usual} is a symbolic link`);
   }
   assertEquals(await Deno.readTextFile(others), before);
-  // Outside of .toolsmith/, a link is the user's own.
+  // A link outside of .toolsmith/ is trusted.
   await Deno.symlink(others, join(dir, "mine.json"));
   const own = ["--update", "--manifest", join(dir, "mine.json"), "--json"];
   const { stdout } = await work.toolsmith(["init", "--file", image, ...own]);
@@ -196,7 +237,7 @@ test("init --update writes through no link at .toolsmith/tools.json", async (vic
   await Deno.remove(others);
 });
 
-test("cache prune removes nothing behind a link at an image's machines", async (victim) => {
+test("cache prune removes nothing behind a symbolic link at an image's snapshot directory", async (victim) => {
   const { work, demo, sha256, home } = victim;
   await work.toolsmith(["hydrate"]);
   const key = "c".repeat(64);
@@ -212,11 +253,11 @@ test("cache prune removes nothing behind a link at an image's machines", async (
   await Deno.remove(snapshots, { recursive: true });
 });
 
-/** All that lies below a directory, and what the files hold. */
+/** Lists all files below a directory, with their contents. */
 async function treeOf(dir: string): Promise<string> {
-  // A directory's own time is that of what the tests themselves put there.
+  // Without the times of directories, which the tests themselves change.
   const list = "find . -type d -print -o -ls; find . -type f -exec cat {} +";
   const args = ["-c", `cd "$1" 2>/dev/null && { ${list}; }`, "sh", dir];
-  const { stdout } = await run("sh", { args });
+  const { stdout } = await runProcess("sh", { args });
   return stdout;
 }

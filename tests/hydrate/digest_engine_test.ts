@@ -1,20 +1,20 @@
 /**
- * Who computes the digest of an image: the runtime where somebody waits for a
- * large one, `@std/crypto` elsewhere, and wherever it is asked for.
+ * Which engine computes an image's digest: node:crypto for a large image, else
+ * `@std/crypto`, which TOOLSMITH_DIGEST=std and --verify also select.
  */
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import type { Environment } from "../../lib/environment.ts";
 import { hydrate, type HydrateOptions } from "../../lib/hydrate/hydrate.ts";
-import { downloadImage } from "../../lib/hydrate/_download.ts";
+import { downloadHttpsImage } from "../../lib/hydrate/_https_download.ts";
 import { parseManifest } from "../../lib/manifest/manifest.ts";
 import { certificateOfFile } from "../support/certificates.ts";
-import { stdBytes } from "../support/digests.ts";
+import { countStdDigestBytes } from "../support/digests.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
-import { fetching } from "../support/fetching.ts";
-import { needs } from "../support/parts.ts";
-import { attempt } from "../support/publication.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { setUpFetch } from "../support/fetch_setup.ts";
+import { requires } from "../support/parts.ts";
+import { attemptPublish } from "../support/publication.ts";
 import { startRegistry } from "../support/registry.ts";
 import { startTlsServer } from "../support/tls_server.ts";
 import { makeQcow2, workspace } from "../support/workspace.ts";
@@ -22,8 +22,8 @@ import { makeQcow2, workspace } from "../support/workspace.ts";
 const MIB = 1024 * 1024;
 const LARGE = 64 * MIB;
 const STD = named("std");
-const REAL = needs("oras", "registry", "qemuImg");
-const { ignore } = needs("openssl");
+const REAL = requires("oras", "registry", "qemuImg");
+const { ignore } = requires("openssl");
 const certificate = certificateOfFile(ignore);
 
 /** The environment with a value of TOOLSMITH_DIGEST. */
@@ -33,17 +33,17 @@ function named(engine: string): Environment {
   };
 }
 
-/** Does something with an image of a size, and tells who has hashed that. */
+/** Runs `work`, and returns which engine hashed an image of that size. */
 async function engineOf(size: number, work: () => Promise<unknown>) {
-  using std = stdBytes();
+  using std = countStdDigestBytes();
   await work();
-  // Manifests are hashed as well.
+  // `@std/crypto` also hashes manifests.
   return std.bytes < size ? "runtime" : "std";
 }
 
 Deno.test({
   name:
-    "the runtime computes the digest of an image of 64 MiB that is published, pulled, copied or read again, unless TOOLSMITH_DIGEST=std",
+    "node:crypto hashes images of 64 MiB or more when publishing, pulling, copying or rehashing, unless TOOLSMITH_DIGEST=std",
   ...REAL,
   async fn(t) {
     await using work = await workspace();
@@ -69,26 +69,32 @@ Deno.test({
       return hydrate(parseManifest(text(qcow2), path), options);
     };
     const publish = async (options = {}) => {
-      const { result } = await attempt(image, reference, options);
+      const { result } = await attemptPublish(image, reference, options);
       assertEquals(result.sha256, sha256);
     };
     const pull = (connections: number) => (options: HydrateOptions) =>
       hydrated(`oci://${reference}`, { force: true, connections, ...options });
     let seconds = 0;
     const ways: [string, (options: HydrateOptions) => Promise<unknown>][] = [
-      ["publish", publish],
-      ["hydrate over four connections", pull(4)],
-      ["hydrate by oras pull", pull(1)],
+      ["publish hashes an image with node:crypto", publish],
       [
-        "hydrate from a file",
+        "hydrate hashes a download over four connections with node:crypto",
+        pull(4),
+      ],
+      ["hydrate hashes an image from `oras pull` with node:crypto", pull(1)],
+      [
+        "hydrate hashes a local image with node:crypto",
         (options) => hydrated(image, { force: true, ...options }),
       ],
-      ["hydrate of a cached image whose times do not fit", async (options) => {
-        const { path } = await hydrated(image, {});
-        await Deno.utime(path, new Date(), new Date(seconds += 1000));
-        const { outcome } = await hydrated(image, options);
-        assertEquals(outcome, "cached");
-      }],
+      [
+        "hydrate rehashes a cached image with changed times with node:crypto",
+        async (options) => {
+          const { path } = await hydrated(image, {});
+          await Deno.utime(path, new Date(), new Date(seconds += 1000));
+          const { outcome } = await hydrated(image, options);
+          assertEquals(outcome, "cached");
+        },
+      ],
     ];
     for (const [name, way] of ways) {
       await t.step(name, async () => {
@@ -96,12 +102,12 @@ Deno.test({
         assertEquals(await engineOf(size, () => way({ env: STD })), "std");
       });
     }
-    await t.step("hydrate --verify checks with @std/crypto", async () => {
+    await t.step("hydrate --verify hashes with @std/crypto", async () => {
       await hydrated(image, {});
       const check = () => hydrated(image, { verify: true });
       assertEquals(await engineOf(size, check), "std");
     });
-    await t.step("publish --verify pull checks with @std/crypto", async () => {
+    await t.step("publish --verify pull hashes with @std/crypto", async () => {
       const check = () => publish({ verify: "pull" });
       assertEquals(await engineOf(size, check), "std");
     });
@@ -109,7 +115,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "@std/crypto computes the digest of an image below 64 MiB",
+  name: "hydrate hashes an image below 64 MiB with @std/crypto",
   ...REAL,
   async fn() {
     await using work = await workspace();
@@ -126,7 +132,7 @@ Deno.test({
 
 Deno.test({
   name:
-    "the runtime computes the digest of a download of 64 MiB, or of a size that the server does not say",
+    "downloadHttpsImage() hashes an image of 64 MiB or more, or without Content-Length, with node:crypto",
   ignore,
   async fn() {
     await using dir = await temporaryDir();
@@ -143,9 +149,12 @@ Deno.test({
     const download = async (env?: Environment) => {
       const into = await Deno.makeTempDir({ dir: dir.path });
       const source = { source: { kind: "https" as const, url }, sha256 };
-      const registry = { caFile, env };
-      const { context } = fetching(source, into, { registry });
-      const { actual } = await downloadImage(context, url);
+      const { wanted, how } = setUpFetch(source, into, { caFile, env });
+      const { sha256: actual } = await downloadHttpsImage(
+        wanted,
+        how,
+        url,
+      );
       assertEquals(actual, sha256);
     };
     for (length of [{ "content-length": LARGE }, {}]) {
@@ -157,14 +166,14 @@ Deno.test({
 
 Deno.test({
   name:
-    "hydrate rejects an unknown TOOLSMITH_DIGEST before it fetches the image",
+    "hydrate rejects an unknown TOOLSMITH_DIGEST before it downloads the image",
   ...REAL,
   async fn() {
     await using work = await workspace();
     await using registry = await startRegistry();
     const image = join(work.dir, "image.qcow2");
     const { sha256 } = await makeQcow2(image);
-    await attempt(image, `${registry.host}/o/i:1`);
+    await attemptPublish(image, `${registry.host}/o/i:1`);
     await work.manifest({
       qcow2: `oci://${registry.host}/o/i:1`,
       qcow2_sha256: sha256,
@@ -172,12 +181,33 @@ Deno.test({
     const path = join(work.dir, ".toolsmith", "tools.json");
     const manifest = parseManifest(await Deno.readTextFile(path), path);
     const types: string[] = [];
-    const { message } = await failure("usage", () =>
+    const { message } = await expectFailure("usage", () =>
       hydrate(manifest, {
         env: named("sdt"),
         onEvent: ({ type }) => types.push(type),
       }));
     assertEquals(message, "Cannot use TOOLSMITH_DIGEST=sdt");
     assert(!types.includes("download_start"), `${types}`);
+  },
+});
+
+Deno.test({
+  name:
+    "downloadHttpsImage() rejects an unknown TOOLSMITH_DIGEST before a download without Content-Length",
+  ignore,
+  async fn() {
+    await using dir = await temporaryDir();
+    await using server = await startTlsServer(certificate(), async (it) => {
+      await it.head(200, {});
+      await it.body(new Uint8Array(MIB));
+    });
+    const url = new URL("/a.qcow2", server.url);
+    const image = { source: { kind: "https", url }, sha256: "" } as const;
+    const { caFile } = certificate();
+    const { wanted, how, eventsOfType } = setUpFetch(image, dir.path, {
+      ...{ caFile, env: named("sdt") },
+    });
+    await expectFailure("usage", () => downloadHttpsImage(wanted, how, url));
+    assertEquals(eventsOfType("download_start"), []);
   },
 });

@@ -4,42 +4,42 @@ import type { ToolsmithEvent } from "../../lib/events.ts";
 import { hydrate, type HydrateResult } from "../../lib/hydrate/hydrate.ts";
 import { parseManifest } from "../../lib/manifest/manifest.ts";
 import {
-  PART,
-  PART_JOURNAL,
-  PART_RECORD,
+  DURABLE_EXTENTS_FILE,
+  PART_FILE_NAME,
   readPartRecord,
+  WRITTEN_EXTENTS_FILE,
 } from "../../lib/system/part_record.ts";
 import { issueCertificate } from "../support/certificates.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
-import { needs } from "../support/parts.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { requires } from "../support/parts.ts";
 import {
-  type Exchange,
-  fromOf,
+  rangeStart,
   startTlsServer,
+  type TlsExchange,
   type TlsServer,
 } from "../support/tls_server.ts";
 import { makeQcow2 } from "../support/workspace.ts";
 
-const { ignore } = needs("openssl", "qemuImg");
+const { ignore } = requires("openssl", "qemuImg");
 const CUT = 700_000;
 const FILLED = 300_000;
 
-/** What the second answer is, and what the second run does with it. */
+/** The second run's response and the expected requests. */
 interface Case {
   name: string;
-  /** What happens between the runs. @default nothing */
+  /** Changes files between the runs. @default nothing */
   meanwhile?: (staging: string) => Promise<void>;
-  /** Answers what comes after the cut. */
-  answer: (exchange: Exchange, image: Uint8Array) => Promise<void>;
-  /** The positions that requests ask from. */
+  /** Answers the requests after the interruption. */
+  answer: (exchange: TlsExchange, image: Uint8Array) => Promise<void>;
+  /** The first byte of each request. */
   asked: number[];
-  /** What each transfer of the second run begins with. */
+  /** The resumed bytes of each transfer in the second run. */
   resumed: number[];
 }
 
-async function ranges(exchange: Exchange, image: Uint8Array) {
-  const from = fromOf(exchange);
+async function ranges(exchange: TlsExchange, image: Uint8Array) {
+  const from = rangeStart(exchange);
   const { length } = image;
   if (from >= length) return await exchange.head(416, { "content-length": 0 });
   await exchange.head(from > 0 ? 206 : 200, {
@@ -51,60 +51,60 @@ async function ranges(exchange: Exchange, image: Uint8Array) {
   await exchange.body(image.subarray(from));
 }
 
-/** The first kept bytes are others by now. */
+/** Overwrites the first kept bytes. */
 async function spoil(staging: string) {
-  using file = await Deno.open(join(staging, PART), { write: true });
+  using file = await Deno.open(join(staging, PART_FILE_NAME), { write: true });
   await file.write(new Uint8Array(10).fill(9));
 }
 
-/** An earlier `oras pull` was killed: the record names the file that it filled. */
+/** As after a killed `oras pull`: the record names the file that oras wrote. */
 async function nameFilled(staging: string) {
-  const bytes = await Deno.readFile(join(staging, PART));
+  const bytes = await Deno.readFile(join(staging, PART_FILE_NAME));
   await Deno.writeFile(join(staging, "filled"), bytes.subarray(0, FILLED));
-  const path = join(staging, PART_RECORD);
+  const path = join(staging, DURABLE_EXTENTS_FILE);
   const record = JSON.parse(await Deno.readTextFile(path));
   record.filled = "filled";
   await Deno.writeTextFile(path, JSON.stringify(record));
 }
 
-async function whole(exchange: Exchange, image: Uint8Array) {
+async function whole(exchange: TlsExchange, image: Uint8Array) {
   await exchange.head(200, { "content-length": image.length });
   await exchange.body(image);
 }
 
 const CASES: Case[] = [
   {
-    name: "a server with ranges sends the rest alone",
+    name: "requests only the missing bytes when the server supports ranges",
     answer: ranges,
     asked: [0, CUT],
     resumed: [CUT],
   },
   {
-    name: "a server without ranges sends all, and nothing is doubled",
+    name: "duplicates no bytes when the server ignores the range",
     answer: whole,
     asked: [0, CUT],
     resumed: [CUT],
   },
   {
-    name: "a server whose file is shorter by now is asked for all of it",
+    name: "requests the whole file after 416 Range Not Satisfiable",
     answer: (exchange, image) =>
-      fromOf(exchange) > 0
+      rangeStart(exchange) > 0
         ? exchange.head(416, { "content-length": 0 })
         : whole(exchange, image),
     asked: [0, CUT, 0],
     resumed: [CUT],
   },
   {
-    name: "kept bytes that are wrong are dropped, and come once more",
+    name: "downloads the whole image again when the part file is damaged",
     meanwhile: spoil,
     answer: ranges,
     asked: [0, CUT, 0],
     resumed: [CUT, 0],
   },
   {
-    name: "the rest of a file of another size is not taken for the rest of it",
+    name: "restarts when the range belongs to a file of another size",
     async answer(exchange, image) {
-      const from = fromOf(exchange);
+      const from = rangeStart(exchange);
       if (from === 0) return await whole(exchange, image);
       const length = image.length + 10;
       await exchange.head(206, {
@@ -117,7 +117,7 @@ const CASES: Case[] = [
     resumed: [CUT],
   },
   {
-    name: "what a killed oras has filled is gone on with where that ends",
+    name: "continues from the file that a killed oras wrote",
     meanwhile: nameFilled,
     answer: ranges,
     asked: [0, FILLED],
@@ -125,26 +125,26 @@ const CASES: Case[] = [
   },
 ];
 
-/** A download that was cut, and what can be done with it. */
+/** An interrupted download. */
 interface CutDownload {
   image: Uint8Array<ArrayBuffer>;
-  /** The directory with what has arrived. */
+  /** The staging directory with the partial download. */
   staging: string;
   server: TlsServer;
   /** The events of the last run. */
   events: ToolsmithEvent[];
-  /** Hydrates once more. */
+  /** Runs hydrate again. */
   run: () => Promise<HydrateResult>;
 }
 
-/** Runs a test after a first run that was cut. */
+/** Runs a test after a first run that was interrupted. */
 function testCut(
   name: string,
-  answer: (exchange: Exchange, cut: CutDownload) => Promise<void>,
+  answer: (exchange: TlsExchange, cut: CutDownload) => Promise<void>,
   body: (cut: CutDownload) => Promise<void>,
 ) {
   Deno.test({
-    name: `a download that was cut goes on in the next run: ${name}`,
+    name: `hydrate, resuming an interrupted download, ${name}`,
     ignore,
     async fn() {
       await using dir = await temporaryDir();
@@ -173,7 +173,7 @@ function testCut(
           onEvent: (event) => events.push(event),
         });
       };
-      await failure("transfer_interrupted", run);
+      await expectFailure("transfer_interrupted", run);
       const [staging] = [...Deno.readDirSync(join(cache, "demo"))]
         .filter(({ isDirectory }) => isDirectory)
         .map(({ name }) => join(cache, "demo", name));
@@ -191,23 +191,23 @@ for (const { name, meanwhile, answer, asked, resumed } of CASES) {
     await meanwhile?.(staging);
     const placed = await run();
     assertEquals([placed.outcome, placed.bytes], ["downloaded", image.length]);
-    assertEquals(server.requests.map(fromOf), asked);
+    assertEquals(server.requests.map(rangeStart), asked);
     const starts = events.filter(({ type }) => type === "download_start");
     assertEquals(starts.map((it) => "resumed" in it && it.resumed), resumed);
     assertEquals(await Deno.readFile(placed.path), image);
   });
 }
 
-/** What a server may send once it is asked for all. */
+/** Bodies that differ in length from the first response. */
 const OTHERS: Record<string, { more: number; says: boolean }> = {
-  "less, of no size": { more: -1, says: false },
-  "less": { more: -1, says: true },
-  "more": { more: 1, says: true },
+  "fewer bytes and no Content-Length": { more: -1, says: false },
+  "fewer bytes": { more: -1, says: true },
+  "more bytes": { more: 1, says: true },
 };
 
 for (const [name, { more, says }] of Object.entries(OTHERS)) {
   testCut(
-    `kept bytes that are wrong do not come once more as ${name}`,
+    `rejects a second response with ${name} after discarding wrong kept bytes`,
     async (it, { image }) => {
       if (it.number !== 3) return await ranges(it, image);
       const length = image.length + more;
@@ -218,24 +218,24 @@ for (const [name, { more, says }] of Object.entries(OTHERS)) {
     },
     async ({ image, staging, run }) => {
       await spoil(staging);
-      await failure("transfer_interrupted", run);
+      await expectFailure("transfer_interrupted", run);
       assertEquals(await Deno.readFile((await run()).path), image);
     },
   );
 }
 
 testCut(
-  "what is gone when the rest arrives is missed, and comes with the next",
+  "downloads everything when the part records vanish before the response",
   async (it, { image, staging }) => {
     if (it.number === 2) {
-      await Deno.remove(join(staging, PART_RECORD));
-      await Deno.remove(join(staging, PART_JOURNAL)).catch(() => {});
+      await Deno.remove(join(staging, DURABLE_EXTENTS_FILE));
+      await Deno.remove(join(staging, WRITTEN_EXTENTS_FILE)).catch(() => {});
     }
     await ranges(it, image);
   },
-  async ({ image, run }) => {
-    await failure("transfer_interrupted", run);
+  async ({ image, run, server }) => {
     assertEquals(await Deno.readFile((await run()).path), image);
+    assertEquals(server.requests.map(rangeStart), [0, CUT, 0]);
   },
 );
 

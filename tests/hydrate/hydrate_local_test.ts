@@ -1,24 +1,25 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import { cacheEntry } from "../../lib/cache/entry.ts";
+import { cacheEntryHandle } from "../../lib/cache/entry.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
 import { hydrate, type HydrateOptions } from "../../lib/hydrate/hydrate.ts";
 import type { Manifest } from "../../lib/manifest/manifest.ts";
-import { parseImageSource } from "../../lib/manifest/source.ts";
+import { parseImageSource } from "../../lib/manifest/image_source.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
-import { dataOffset, qcow2, writeImage } from "../support/qcow2.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { installMovingClock } from "../support/timers.ts";
+import { dataOffset, makeQcow2, writeImage } from "../support/qcow2.ts";
 
-/** What a test has at hand. */
+/** What each test gets. */
 interface Bench {
   /** The workspace. */
   root: string;
-  /** The image that the manifest names, a file of this host. */
+  /** The local image that the manifest names. */
   source: string;
   /** Its bytes. */
   bytes: Uint8Array<ArrayBuffer>;
   digest: string;
-  /** Where it lies in the cache. */
+  /** The image's path in the cache. */
   path: string;
   /** Hydrates; a manifest may name another digest or source. */
   run: (
@@ -28,13 +29,13 @@ interface Bench {
     result: Awaited<ReturnType<typeof hydrate>>;
     events: ToolsmithEvent[];
   }>;
-  /** Types of the events of the last run, without progress. */
+  /** Event types of the last run, without progress. */
   told: () => string[];
   /** The last run's event of a type. */
   event: (type: ToolsmithEvent["type"]) => Record<string, unknown>;
 }
 
-/** Runs a test with a workspace, and an image that boots by BIOS. */
+/** Runs a test with a workspace and an image that boots with BIOS. */
 function test(name: string, body: (bench: Bench) => Promise<void>) {
   Deno.test(name, async () => {
     await using dir = await temporaryDir();
@@ -43,7 +44,7 @@ function test(name: string, body: (bench: Bench) => Promise<void>) {
     const sector = crypto.getRandomValues(new Uint8Array(512));
     sector.fill(0, 446).set([0x55, 0xaa], 510);
     const tables = [[BigInt(dataOffset({}))]];
-    await writeImage(source, qcow2({ tables, data: sector }));
+    await writeImage(source, makeQcow2({ tables, data: sector }));
     const bytes = await Deno.readFile(source);
     const hash = await crypto.subtle.digest("SHA-256", bytes);
     const sha256 = new Uint8Array(hash).toHex();
@@ -58,7 +59,7 @@ function test(name: string, body: (bench: Bench) => Promise<void>) {
         events.length = 0;
         const manifest: Manifest = {
           path: join(root, "tools.json"),
-          root,
+          workspace: root,
           image: {
             name: "demo",
             sha256: image?.sha256 ?? sha256,
@@ -88,14 +89,14 @@ function test(name: string, body: (bench: Bench) => Promise<void>) {
 const BOOT = { arch: "x86_64", firmware: "bios" } as const;
 const PLACED = ["checksum_verified", "cache_placed"];
 
-/** Changes bytes of an image in the cache, as a damaged disk does. */
+/** Overwrites bytes of an image in the cache. */
 async function damage(path: string) {
   await Deno.chmod(path, 0o644);
   using file = await Deno.open(path, { write: true });
   await file.write(new Uint8Array([9, 9, 9]));
 }
 
-test("an image is copied once, and then found, each time as what it is", async (bench) => {
+test("hydrate copies a local image once, then returns the cached one", async (bench) => {
   const { path, digest, bytes, run, told, event } = bench;
   const all = { path, digest, bytes: bytes.length, boot: BOOT };
   const first = await run();
@@ -105,7 +106,7 @@ test("an image is copied once, and then found, each time as what it is", async (
   await Deno.utime(entry, new Date(0), new Date(0));
   const second = await run();
   assertEquals(second.result, { outcome: "cached", ...all } as unknown);
-  // Its use is noted, for prune.
+  // The entry's time is updated for prune.
   const { mtime } = await Deno.stat(entry);
   assertEquals(mtime!.getTime() > 0, true);
   assertEquals(told(), ["cache_hit"]);
@@ -113,7 +114,22 @@ test("an image is copied once, and then found, each time as what it is", async (
   assertEquals(await Deno.readFile(path), bytes);
 });
 
-test("the cache is where it is asked for, or where the variable says", async (bench) => {
+test("hydrate reports the progress of a local copy", async ({ bytes, run }) => {
+  using clock = installMovingClock();
+  const reports: unknown[] = [];
+  await run({
+    onEvent(event) {
+      if (event.type === "download_start") clock.pass(1000);
+      if (event.type !== "download_progress") return;
+      const { bytes, total } = event;
+      reports.push({ bytes, total });
+    },
+  });
+  const total = bytes.length;
+  assertEquals(reports, [{ bytes: total, total }]);
+});
+
+test("hydrate uses the cache option, then TOOLSMITH_CACHE", async (bench) => {
   const { root, path, run } = bench;
   const below = path.slice(join(root, ".toolsmith", "cache").length);
   const env = new Map([["TOOLSMITH_CACHE", join(root, "variable")]]);
@@ -123,7 +139,7 @@ test("the cache is where it is asked for, or where the variable says", async (be
   assertEquals(asked.result.path, join(root, "option", below));
 });
 
-test("an image is read again if that is asked for, and copied again by force", async (bench) => {
+test("hydrate rehashes a cached image with verify: true, and copies the image again with force: true", async (bench) => {
   const { path, digest, bytes, run, told, event } = bench;
   await run();
   assertEquals((await run({ verify: true })).result.outcome, "cached");
@@ -140,7 +156,7 @@ test("an image is read again if that is asked for, and copied again by force", a
   assertEquals((await Deno.stat(path)).ino === ino, false);
 });
 
-test("an image that was touched is read once, and believed from then on", async (bench) => {
+test("hydrate rehashes a cached image once after the file's times changed", async (bench) => {
   const { path, run, told } = bench;
   await run();
   await Deno.utime(path, new Date(0), new Date(0));
@@ -151,7 +167,7 @@ test("an image that was touched is read once, and believed from then on", async 
   assertEquals(told(), ["cache_hit"]);
 });
 
-test("an image that was damaged is told as such, and copied again", async (bench) => {
+test("hydrate reports a damaged cached image and copies the image again", async (bench) => {
   const { path, bytes, run, told, event } = bench;
   await run();
   await damage(path);
@@ -161,15 +177,15 @@ test("an image that was damaged is told as such, and copied again", async (bench
   );
   assertEquals((await run()).result.outcome, "copied");
   assertEquals(told(), ["cache_corrupt", ...PLACED]);
-  const reason = `its digest is sha256:${new Uint8Array(wrong).toHex()}`;
+  const reason = `the digest is sha256:${new Uint8Array(wrong).toHex()}`;
   assertEquals(event("cache_corrupt"), { image: "demo", path, reason });
   assertEquals(await Deno.readFile(path), bytes);
 });
 
-test("an image of another digest is refused with both, and none is kept", async (bench) => {
+test("hydrate rejects an image with another digest and keeps nothing", async (bench) => {
   const { root, source, digest, run } = bench;
   const sha256 = "0".repeat(64);
-  const { message, hint } = await failure(
+  const { message, hint } = await expectFailure(
     "checksum_mismatch",
     () => run({}, { sha256 }),
   );
@@ -181,17 +197,17 @@ test("an image of another digest is refused with both, and none is kept", async 
   );
   assertEquals(
     hint,
-    "nothing was kept; if the image was published again, set image.qcow2_sha256 to the actual digest, else find out who changed it",
+    "if the image was republished, use the actual digest as image.qcow2_sha256 in the manifest or as --sha256; otherwise find out who changed the image",
   );
   const left = [...Deno.readDirSync(join(root, ".toolsmith", "cache", "demo"))];
   assertEquals(left.map(({ name }) => name), [`.${sha256}.lock`]);
 });
 
-test("offline the cache and files of this host are used, and nothing is asked for", async (bench) => {
+test("hydrate offline uses the cache or a local image, and makes no request", async (bench) => {
   const { root, path, run, told, digest } = bench;
   const address = { source: "https://images.invalid/a.qcow2" };
   const miss = async (image: { source: string; sha256?: string }) => {
-    const { message, hint } = await failure(
+    const { message, hint } = await expectFailure(
       "offline_miss",
       () => run({ offline: true, retries: 0 }, image),
     );
@@ -199,7 +215,7 @@ test("offline the cache and files of this host are used, and nothing is asked fo
     const dir = join(root, ".toolsmith", "cache", "demo", sha256);
     assertEquals(
       message,
-      `Cannot hydrate demo offline: no good image in ${dir}`,
+      `Cannot hydrate demo offline: no verified image in ${dir}`,
     );
     assertEquals(
       hint,
@@ -207,7 +223,7 @@ test("offline the cache and files of this host are used, and nothing is asked fo
     );
   };
   await miss(address);
-  // Not even a lock was made.
+  // No lock file was created.
   await assertRejects(
     () => Deno.stat(join(root, ".toolsmith")),
     Deno.errors.NotFound,
@@ -222,12 +238,12 @@ test("offline the cache and files of this host are used, and nothing is asked fo
   assertEquals(told(), ["cache_corrupt"]);
 });
 
-test("who waits for another is told for which lock, and finds its work done", async (bench) => {
+test("hydrate emits lock_wait with the lock's path, then uses the other process's image", async (bench) => {
   const { root, path, digest, run, told, event } = bench;
   await run();
   const cache = join(root, ".toolsmith", "cache");
   const sha256 = digest.slice(7);
-  const entry = cacheEntry({ cache, image: "demo", sha256 });
+  const entry = cacheEntryHandle({ cache, image: "demo", sha256 });
   await Deno.utime(path, new Date(0), new Date(0));
   const held = await entry.lock();
   let waited = 0;
@@ -240,26 +256,28 @@ test("who waits for another is told for which lock, and finds its work done", as
     },
   });
   assertEquals([result.outcome, waited], ["cached", 1]);
-  // What another has placed meanwhile is not brought again.
+  // An image that another process added meanwhile is not fetched again.
   await Deno.utime(path, new Date(5000), new Date(5000));
   const again = await entry.lock();
-  const cached = (await entry.lookUp())!;
+  const cached = (await entry.lookUpImage())!;
   let renewed = Promise.resolve();
   const second = await run({
     onEvent(event) {
       waited++;
       if (event.type !== "lock_wait") return;
-      renewed = again.renew(cached).then(() => again[Symbol.dispose]());
+      renewed = again.renewVerificationRecord(cached).then(() =>
+        again[Symbol.dispose]()
+      );
     },
   });
   await renewed;
-  // The wait, and what was found in the cache.
+  // lock_wait and cache_hit.
   assertEquals([second.result.outcome, waited], ["cached", 3]);
   await run();
   assertEquals([told(), event("cache_hit").path], [["cache_hit"], path]);
 });
 
-test("an image whose record others could have written is read, and that is told", async (bench) => {
+test("hydrate warns and rehashes when other users could have written the verification record", async (bench) => {
   if (Deno.build.os === "windows") return;
   const { root, path, run, told, event } = bench;
   await run();
@@ -267,23 +285,23 @@ test("an image whose record others could have written is read, and that is told"
   await Deno.chmod(cache, 0o777);
   assertEquals((await run()).result.outcome, "cached");
   assertEquals(told(), ["warning", "checksum_verified", "cache_hit"]);
-  const start = `The image is read at each start, as ${cache} `;
+  const start = `Rehashing image demo at each start because ${cache} `;
   assertEquals(String(event("warning").message).slice(0, start.length), start);
   assertEquals(event("cache_hit").path, path);
 });
 
-test("who stops waiting for another gets the reason", async (bench) => {
+test("hydrate throws cancelled when the signal is aborted while waiting for the lock", async (bench) => {
   const { root, digest, run } = bench;
   const cache = join(root, ".toolsmith", "cache");
   const sha256 = digest.slice(7);
-  using _held = await cacheEntry({ cache, image: "demo", sha256 }).lock();
+  using _held = await cacheEntryHandle({ cache, image: "demo", sha256 }).lock();
   const stop = new AbortController();
   const { signal } = stop;
   const onEvent = () => stop.abort();
-  await failure("cancelled", () => run({ signal, onEvent }));
+  await expectFailure("cancelled", () => run({ signal, onEvent }));
 });
 
-test("who has stopped before gets the reason, and nothing is made", async (bench) => {
+test("hydrate creates nothing when the signal is already aborted", async (bench) => {
   const { run, root } = bench;
   const signal = AbortSignal.abort(new Error("enough"));
   const error = await assertRejects(() => run({ signal }), Error);
@@ -291,7 +309,7 @@ test("who has stopped before gets the reason, and nothing is made", async (bench
   await assertRejects(() => Deno.stat(root), Deno.errors.NotFound);
 });
 
-test("a cache that cannot be written serves the image that it has, and no other", async (bench) => {
+test("hydrate returns an intact image from a cache without write access, else throws cache_unwritable", async (bench) => {
   const { root, path, run, told, digest } = bench;
   await run();
   const lock = join(
@@ -301,16 +319,16 @@ test("a cache that cannot be written serves the image that it has, and no other"
     "demo",
     `.${digest.slice(7)}.lock`,
   );
-  // Root writes everywhere: a directory in the lock's place stops everyone.
+  // Root can write everywhere: a directory in place of the lock file fails for root too.
   await Deno.remove(lock);
   await Deno.mkdir(lock);
   assertEquals((await run({ verify: true })).result.outcome, "cached");
   assertEquals(told(), ["checksum_verified", "cache_hit"]);
-  await failure("cache_unwritable", () => run({ force: true }));
+  await expectFailure("cache_unwritable", () => run({ force: true }));
   await damage(path);
-  await failure("cache_unwritable", () => run());
+  await expectFailure("cache_unwritable", () => run());
   assertEquals(told(), ["cache_corrupt"]);
   await Deno.remove(path);
-  await failure("cache_unwritable", () => run());
+  await expectFailure("cache_unwritable", () => run());
   assertEquals(told(), []);
 });

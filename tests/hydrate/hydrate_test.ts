@@ -1,7 +1,10 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { basename, join } from "@std/path";
-import { fileChunks, sha256 as sha256Of } from "../../lib/system/digest.ts";
-import { needs } from "../support/parts.ts";
+import {
+  readFileChunks,
+  sha256OfChunks as sha256Of,
+} from "../../lib/system/digest.ts";
+import { requires } from "../support/parts.ts";
 import { startRegistry } from "../support/registry.ts";
 import {
   jsonLines,
@@ -12,10 +15,10 @@ import {
   workspace,
 } from "../support/workspace.ts";
 
-const REAL = needs("oras", "registry", "qemuImg");
+const REAL = requires("oras", "registry", "qemuImg");
 
 Deno.test({
-  name: "hydrate prints the path of the verified image, and nothing else",
+  name: "hydrate prints only the path of the verified image",
   ...REAL,
   async fn() {
     await using registry = await startRegistry();
@@ -57,7 +60,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "hydrate --json tells each step, and the result last",
+  name: "hydrate --json prints one event per step, then the result",
   ...REAL,
   async fn() {
     await using registry = await startRegistry();
@@ -90,7 +93,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "hydrate takes the image among other files, by its digest",
+  name: "hydrate selects the image among several files by its digest",
   ...REAL,
   async fn() {
     await using registry = await startRegistry();
@@ -125,7 +128,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "hydrate refuses artifacts by their manifest, and says what to do",
+  name: "hydrate rejects an unusable artifact from its manifest, with a hint",
   ...REAL,
   async fn(t) {
     await using registry = await startRegistry();
@@ -152,14 +155,17 @@ Deno.test({
     };
 
     await t.step(
-      "no such tag",
+      "hydrate rejects a missing tag",
       () => refuse("missing", 32, /Not found: .*:missing/),
     );
-    await t.step("no .qcow2 in it", async () => {
-      await push("none", ["notes.txt:text/plain"]);
-      await refuse("none", 40, /No \.qcow2 payload found/);
-    });
-    await t.step("a layer that oras would unpack", async () => {
+    await t.step(
+      "hydrate rejects an artifact without a .qcow2 file",
+      async () => {
+        await push("none", ["notes.txt:text/plain"]);
+        await refuse("none", 40, /No \.qcow2 payload found/);
+      },
+    );
+    await t.step("hydrate rejects a layer that oras would unpack", async () => {
       const annotations = {
         "image.qcow2": { "io.deis.oras.content.unpack": "true" },
       };
@@ -173,19 +179,22 @@ Deno.test({
       ]);
       await refuse("unpack", 42, /would be unpacked/);
     });
-    await t.step("a file name that leads out of the directory", async () => {
-      const title = "org.opencontainers.image.title";
-      await Deno.writeTextFile(
-        `${dir}/annotations.json`,
-        JSON.stringify({ "image.qcow2": { [title]: "../../image.qcow2" } }),
-      );
-      await push("outside", [`image.qcow2:${TYPE}`], [
-        "--annotation-file",
-        "annotations.json",
-      ]);
-      await refuse("outside", 42, /\.\.\/\.\.\/image\.qcow2.*relative path/);
-    });
-    await t.step("another image", async () => {
+    await t.step(
+      "hydrate rejects a file name that leads out of the directory",
+      async () => {
+        const title = "org.opencontainers.image.title";
+        await Deno.writeTextFile(
+          `${dir}/annotations.json`,
+          JSON.stringify({ "image.qcow2": { [title]: "../../image.qcow2" } }),
+        );
+        await push("outside", [`image.qcow2:${TYPE}`], [
+          "--annotation-file",
+          "annotations.json",
+        ]);
+        await refuse("outside", 42, /\.\.\/\.\.\/image\.qcow2.*relative path/);
+      },
+    );
+    await t.step("hydrate rejects an artifact with another image", async () => {
       await makeQcow2(`${dir}/other.qcow2`);
       await push("other", [`other.qcow2:${TYPE}`]);
       await refuse(
@@ -194,12 +203,12 @@ Deno.test({
         new RegExp(`expected ${image.sha256}, the registry`),
       );
     });
-    await t.step("bytes that are no QCOW2", async () => {
+    await t.step("hydrate rejects an image that is not QCOW2", async () => {
       await Deno.writeTextFile(`${dir}/fake.qcow2`, "not an image at all");
       await push("fake", [`fake.qcow2:${TYPE}`]);
       await work.manifest({
         qcow2: `oci://${repository}:fake`,
-        qcow2_sha256: await sha256Of(fileChunks(`${dir}/fake.qcow2`)),
+        qcow2_sha256: await sha256Of(readFileChunks(`${dir}/fake.qcow2`)),
       });
       const { code, stderr } = await work.toolsmith(["hydrate"]);
       assertMatch(stderr, /not a QCOW2 image/);
@@ -210,7 +219,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "hydrate heals a cached image that was damaged",
+  name: "hydrate replaces a damaged cached image",
   ...REAL,
   async fn() {
     await using registry = await startRegistry();
@@ -231,14 +240,14 @@ Deno.test({
     assertEquals(healed.stdout, `${path}\n`);
     assertEquals(await Deno.readFile(path), good);
 
-    // A cut file is noticed without being asked for.
+    // A truncated file is detected without --verify.
     await Deno.chmod(path, 0o644);
     await Deno.truncate(path, 100);
     const again = await work.toolsmith(["hydrate"]);
     assertMatch(again.stderr, /is damaged/);
     assertEquals(await Deno.readFile(path), good);
 
-    // One that was only touched is read, and kept.
+    // An image with changed times is rehashed and kept.
     await Deno.utime(path, new Date(), new Date());
     await registry.stop();
     const kept = await work.toolsmith(["hydrate", "--json"]);
@@ -249,7 +258,7 @@ Deno.test({
     ]);
     assertEquals(last.outcome, "cached");
 
-    // Offline, a damaged one is not used.
+    // Offline, a damaged image is an error.
     await Deno.chmod(path, 0o644);
     await Deno.truncate(path, 100);
     const offline = await work.toolsmith(["hydrate", "--offline"]);
@@ -258,7 +267,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "hydrate --offline uses the cache and never the network",
+  name: "hydrate --offline uses only the cache",
   ...REAL,
   async fn() {
     await using registry = await startRegistry();
@@ -281,8 +290,8 @@ Deno.test({
 });
 
 Deno.test({
-  name: "hydrate copies an image from a path, relative to the manifest",
-  ...needs("qemuImg"),
+  name: "hydrate copies a local image from a path relative to the manifest",
+  ...requires("qemuImg"),
   async fn() {
     await using work = await workspace();
     const { dir } = work;
@@ -316,11 +325,11 @@ Deno.test({
       false,
     );
 
-    // Where the file has holes, so has the copy.
+    // The copy keeps holes.
     const sparse = `${dir}/images/sparse.qcow2`;
     await Deno.copyFile(path, sparse);
     await Deno.truncate(sparse, 64 * 1024 * 1024);
-    const whole = await sha256Of(fileChunks(sparse));
+    const whole = await sha256Of(readFileChunks(sparse));
     await work.manifest({ qcow2: sparse, qcow2_sha256: whole });
     const copied = jsonLines(
       (await work.toolsmith(["hydrate", "--json"])).stdout,
@@ -337,7 +346,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "eight hydrates at once pull once, and all end with the same image",
+  name: "hydrate downloads the image once when eight processes run at once",
   ...REAL,
   async fn() {
     await using registry = await startRegistry();

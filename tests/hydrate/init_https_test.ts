@@ -1,37 +1,37 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
-import { digestsOf } from "../../lib/hydrate/_checksums.ts";
+import { findDigestsInList } from "../../lib/hydrate/_checksum_list.ts";
 import { hydrate } from "../../lib/hydrate/hydrate.ts";
 import { init, type InitOptions } from "../../lib/hydrate/init.ts";
-import { fileChunks, sha256 } from "../../lib/system/digest.ts";
+import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
 import { certificateOfFile } from "../support/certificates.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
-import { needs } from "../support/parts.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { requires } from "../support/parts.ts";
 import { startTlsServer } from "../support/tls_server.ts";
 import { makeQcow2 } from "../support/workspace.ts";
 
-const { ignore } = needs("openssl", "qemuImg");
+const { ignore } = requires("openssl", "qemuImg");
 const certificate = certificateOfFile(ignore);
 const IMAGE = "jammy-amd64.img";
 const CACHED = "jammy-amd64.qcow2";
 
 interface Bench {
-  /** Where the manifest is to be. */
+  /** The workspace, where init writes the manifest. */
   cwd: string;
-  /** The image's address; what else is served lies beside it. */
+  /** The image's URL; other files are served beside it. */
   ref: string;
   /** The digest that the image has. */
   digest: string;
-  /** What the server was asked for. */
+  /** Paths that were requested from the server. */
   asked: () => string[];
   /** Writes the manifest. */
   write: (options?: InitOptions) => ReturnType<typeof init>;
-  /** What the cache holds of the image: names of files. */
+  /** File names in the image's cache entry. */
   cached: () => string[];
 }
 
-/** Serves an image, and other files by what a test makes of its digest. */
+/** Serves an image, and files that the test derives from its digest. */
 function test(
   name: string,
   files: (digest: string) => Record<string, string>,
@@ -44,7 +44,7 @@ function test(
       await using dir = await temporaryDir();
       const image = join(dir.path, "image");
       await makeQcow2(image);
-      const digest = await sha256(fileChunks(image));
+      const digest = await sha256OfChunks(readFileChunks(image));
       const texts = new Map(Object.entries(files(digest)));
       const encoder = new TextEncoder();
       await using server = await startTlsServer(certificate(), async (it) => {
@@ -105,14 +105,14 @@ test(
     assertEquals(cached(), [CACHED, "verified.json"]);
     assertEquals((await hydrate(manifest)).outcome, "cached");
     assertEquals(asked(), [`/${IMAGE}`]);
-    // Nothing but the image and locks is left.
+    // Only the image and lock files are left.
     const left = list(join(cwd, ".toolsmith/cache/jammy-amd64"));
     assert(!left.some((name) => name.startsWith(".staging")), left.join());
   },
 );
 
 test(
-  "init asks for no image whose digest is known and cached",
+  "init downloads nothing when the image with the given digest is cached",
   NOTHING,
   async (bench) => {
     const { write, digest, asked } = bench;
@@ -123,11 +123,11 @@ test(
 );
 
 test(
-  "init refuses a download of another digest, and keeps nothing",
+  "init rejects a download with another digest, and keeps nothing",
   NOTHING,
   async (bench) => {
     const { write, cwd, digest } = bench;
-    const error = await failure(
+    const error = await expectFailure(
       "checksum_mismatch",
       () => write({ sha256: "0".repeat(64) }),
     );
@@ -138,40 +138,50 @@ test(
   },
 );
 
-test("init takes the digest of a download from SHA256SUMS", (digest) => ({
-  SHA256SUMS: `${"1".repeat(64)} *other.img\n${digest} *${IMAGE}\n`,
-  empty: `${"1".repeat(64)} *other.img\n`,
-  torn: `${digest} *${IMAGE}\n${"1".repeat(64)} *${IMAGE}\n`,
-  wrong: `${"1".repeat(64)} *${IMAGE}\n`,
-  long: `${digest} *${IMAGE}\n${"#".repeat(1024 * 1024)}`,
-}), async (bench) => {
-  const { write, ref, digest, asked } = bench;
-  const sums = (name: string) => new URL(name, ref).href;
-  for (const name of ["empty", "torn"]) {
-    await failure("checksum_mismatch", () => write({ sha256sums: sums(name) }));
-  }
-  await failure("artifact_unsafe", () => write({ sha256sums: sums("long") }));
-  // A list that names no single digest costs no download.
-  assert(!asked().includes(`/${IMAGE}`));
-  await failure("not_found", () => write({ sha256sums: sums("gone") }));
-  await failure(
-    "checksum_mismatch",
-    () => write({ sha256sums: sums("wrong") }),
-  );
-  const { manifest } = await write({ sha256sums: sums("SHA256SUMS") });
-  assertEquals(manifest.image.sha256, digest);
-});
+test(
+  "init --sha256sums reads the expected digest from SHA256SUMS",
+  (digest) => ({
+    SHA256SUMS: `${"1".repeat(64)} *other.img\n${digest} *${IMAGE}\n`,
+    empty: `${"1".repeat(64)} *other.img\n`,
+    torn: `${digest} *${IMAGE}\n${"1".repeat(64)} *${IMAGE}\n`,
+    wrong: `${"1".repeat(64)} *${IMAGE}\n`,
+    long: `${digest} *${IMAGE}\n${"#".repeat(1024 * 1024)}`,
+  }),
+  async (bench) => {
+    const { write, ref, digest, asked } = bench;
+    const sums = (name: string) => new URL(name, ref).href;
+    for (const name of ["empty", "torn"]) {
+      await expectFailure(
+        "checksum_mismatch",
+        () => write({ sha256sums: sums(name) }),
+      );
+    }
+    await expectFailure(
+      "artifact_unsafe",
+      () => write({ sha256sums: sums("long") }),
+    );
+    // A list without exactly one digest causes no download.
+    assert(!asked().includes(`/${IMAGE}`));
+    await expectFailure("not_found", () => write({ sha256sums: sums("gone") }));
+    await expectFailure(
+      "checksum_mismatch",
+      () => write({ sha256sums: sums("wrong") }),
+    );
+    const { manifest } = await write({ sha256sums: sums("SHA256SUMS") });
+    assertEquals(manifest.image.sha256, digest);
+  },
+);
 
-test("init refuses a download that is no QCOW2, whatever its name", () => ({
+test("init rejects a download that is not QCOW2", () => ({
   "raw.img": "not a QCOW2",
 }), async (bench) => {
   const { write, ref } = bench;
   const raw = new URL("raw.img", ref).href;
-  await failure("image_invalid", () => write({ ref: raw }));
+  await expectFailure("image_invalid", () => write({ ref: raw }));
 });
 
 test(
-  "a manifest that is updated to a download keeps its name, the cache's too",
+  "init --update keeps the image name in the manifest and the cache",
   NOTHING,
   async (bench) => {
     const { write, cwd, digest } = bench;
@@ -190,7 +200,7 @@ test(
 );
 
 test(
-  "a manifest that cannot be updated is refused before a download, a placeholder is not",
+  "init --update rejects an invalid manifest before the download, and replaces TODO in the image's fields",
   NOTHING,
   async (bench) => {
     const { write, cwd, digest, asked } = bench;
@@ -199,7 +209,7 @@ test(
     await Deno.mkdir(join(cwd, ".toolsmith"));
     for (const text of ["{", JSON.stringify({ image, tools: 5 })]) {
       await Deno.writeTextFile(path, text);
-      await failure("manifest_invalid", () => write({ update: true }));
+      await expectFailure("manifest_invalid", () => write({ update: true }));
     }
     assertEquals(asked(), []);
     await Deno.writeTextFile(path, JSON.stringify({ image }));
@@ -210,7 +220,7 @@ test(
   },
 );
 
-Deno.test("init refuses digests and lists that it cannot use", async () => {
+Deno.test("init rejects a malformed sha256, a wrong use of sha256sums, and an http:// image", async () => {
   const ref = "https://images.example/a.qcow2";
   for (
     const options of [
@@ -220,14 +230,14 @@ Deno.test("init refuses digests and lists that it cannot use", async () => {
       { ref: "ghcr.io/o/r:1", sha256sums: ref },
       { file: "a.qcow2", sha256sums: ref },
     ]
-  ) await failure("usage", () => init({ cwd: "/nowhere", ...options }));
-  await failure(
+  ) await expectFailure("usage", () => init({ cwd: "/nowhere", ...options }));
+  await expectFailure(
     "reference_invalid",
     () => init({ cwd: "/nowhere", ref: "http://images.example/a.qcow2" }),
   );
 });
 
-Deno.test("lists of digests are read in each form that programs write", () => {
+Deno.test("findDigestsInList() reads GNU, BSD and CRLF checksum lines", () => {
   const a = "a".repeat(64);
   const b = "b".repeat(64);
   const list = `# of today
@@ -239,7 +249,7 @@ ${a}${b}  four.qcow2\r
 ${a}  five.img\r
 `;
   const names = ["one.img", "two.img", "three.qcow2", "four.qcow2", "five.img"];
-  assertEquals(names.map((name) => digestsOf(name, list)), [
+  assertEquals(names.map((name) => findDigestsInList(name, list)), [
     [a],
     [b],
     [a],

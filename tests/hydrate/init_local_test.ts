@@ -3,16 +3,16 @@ import { dirname, join } from "@std/path";
 import type { ToolsmithEvent } from "../../lib/events.ts";
 import { init, type InitOptions } from "../../lib/hydrate/init.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
-import { qcow2, writeImage } from "../support/qcow2.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { makeQcow2, writeImage } from "../support/qcow2.ts";
 
-/** What a test has at hand. */
+/** What each test gets. */
 interface Bench {
-  /** The workspace, in which relative paths start. */
+  /** The workspace, the base of relative paths. */
   cwd: string;
   /** Writes an image; returns its digest. */
   image: (path: string) => Promise<string>;
-  /** Writes a manifest, by this host's means alone. */
+  /** Runs init without a network. */
   write: (options: InitOptions) => ReturnType<typeof init>;
   /** The manifest's text. */
   text: (path?: string) => Promise<string>;
@@ -30,7 +30,7 @@ function test(name: string, body: (bench: Bench) => Promise<void>) {
       async image(path) {
         const whole = join(cwd, path);
         await Deno.mkdir(dirname(whole), { recursive: true });
-        await writeImage(whole, qcow2({}));
+        await writeImage(whole, makeQcow2({}));
         const bytes = await Deno.readFile(whole);
         const digest = await crypto.subtle.digest("SHA-256", bytes);
         return new Uint8Array(digest).toHex();
@@ -44,21 +44,21 @@ function test(name: string, body: (bench: Bench) => Promise<void>) {
 
 const REF = "https://images.invalid/a.qcow2";
 
-Deno.test("init takes one image, and says how it is named", async () => {
+Deno.test("init requires exactly one of ref and file, with a hint", async () => {
   for (const options of [{}, { ref: REF, file: "a.qcow2" }]) {
-    const { message, hint } = await failure("usage", () => init(options));
+    const { message, hint } = await expectFailure("usage", () => init(options));
     assertEquals(
       message,
-      "Cannot write a manifest: name one image, by --ref or by --file",
+      "Cannot write a manifest: pass exactly one of --ref and --file",
     );
     assertEquals(
       hint,
-      "toolsmith init --ref oci://REGISTRY/OWNER/REPO:VERSION",
+      "run: toolsmith init --ref oci://REGISTRY/OWNER/REPO:VERSION",
     );
   }
 });
 
-test("the manifest is where it is asked for, where the variable says, or in the usual place", async (bench) => {
+test("init writes the manifest to its option, TOOLSMITH_MANIFEST or .toolsmith/tools.json", async (bench) => {
   const { cwd, image, write } = bench;
   await image("a.qcow2");
   const env = new Map([["TOOLSMITH_MANIFEST", "variable.json"]]);
@@ -75,7 +75,7 @@ test("the manifest is where it is asked for, where the variable says, or in the 
   }
 });
 
-test("an image of this host is named from the manifest's directory, and never as another source", async (bench) => {
+test("init writes a local image's path relative to the manifest, never like a URL or registry reference", async (bench) => {
   const { cwd, image, write, text } = bench;
   const cases: [string, string, string][] = [
     ["a.qcow2", "tools.json", "./a.qcow2"],
@@ -99,7 +99,7 @@ test("an image of this host is named from the manifest's directory, and never as
   }
 });
 
-test("an image of this host is hashed, and that is told", async ({ image, write }) => {
+test("init hashes a local image and emits checksum_progress", async ({ image, write }) => {
   await image("a.qcow2");
   const events: ToolsmithEvent[] = [];
   const onEvent = (event: ToolsmithEvent) => events.push(event);
@@ -112,7 +112,7 @@ test("an image of this host is hashed, and that is told", async ({ image, write 
   });
 });
 
-test("a manifest that exists is left alone, unless it is to be updated", async (bench) => {
+test("init overwrites an existing manifest only with update", async (bench) => {
   const { cwd, image, write, text } = bench;
   const sha256 = await image("a.qcow2");
   await image("b.qcow2");
@@ -120,15 +120,21 @@ test("a manifest that exists is left alone, unless it is to be updated", async (
   assertEquals((await write({ file })).outcome, "created");
   const before = await text();
   const path = join(cwd, ".toolsmith/tools.json");
-  const { message, hint } = await failure("usage", () => write({ file }));
-  assertEquals(message, `Cannot write manifest ${path}: it exists already`);
-  assertEquals(hint, "--update changes its image, and keeps all else");
-  // A link that leads nowhere is there, too.
+  const { message, hint } = await expectFailure("usage", () => write({ file }));
+  assertEquals(
+    message,
+    `Cannot write manifest ${path}: the file already exists`,
+  );
+  assertEquals(
+    hint,
+    "pass --update to replace the image in the existing manifest",
+  );
+  // A dangling link counts as an existing manifest.
   await Deno.symlink("nowhere", join(cwd, "link.json"));
-  await failure("usage", () => write({ file, manifest: "link.json" }));
-  // Below a file nothing can be.
+  await expectFailure("usage", () => write({ file, manifest: "link.json" }));
+  // A path below a file.
   const below = () => write({ file, manifest: "a.qcow2/tools.json" });
-  const cannot = await failure("file_unreadable", below);
+  const cannot = await expectFailure("file_unreadable", below);
   assertMatch(
     cannot.message,
     /^Cannot write manifest .*a\.qcow2\/tools\.json: /,
@@ -142,17 +148,17 @@ test("a manifest that exists is left alone, unless it is to be updated", async (
   const named = await write({ file, update, name: "new" });
   assertEquals(named.manifest.image.name, "new");
   assertEquals(named.manifest.image.sha256, sha256);
-  // What is not there is written.
+  // With update, a missing manifest is created.
   const manifest = "fresh.json";
   assertEquals((await write({ file, update, manifest })).outcome, "created");
 });
 
-test("an image has to have the digest that is given, in whichever form", async (bench) => {
+test("init compares a local image with the given digest, and rejects a malformed one", async (bench) => {
   const { cwd, image, write } = bench;
   const file = "a.qcow2";
   const digest = await image(file);
   const wrong = "0".repeat(64);
-  const error = await failure(
+  const error = await expectFailure(
     "checksum_mismatch",
     () => write({ file, sha256: wrong }),
   );
@@ -164,14 +170,14 @@ test("an image has to have the digest that is given, in whichever form", async (
   );
   assertEquals(
     error.hint,
-    "find out which of both is right before you use the image",
+    "find out which digest is right before using the image",
   );
   for (const sha256 of ["abc", "", digest + "0"]) {
-    const bad = await failure("usage", () => write({ file, sha256 }));
-    assertEquals(bad.message, `Not a SHA-256: ${sha256}`);
+    const bad = await expectFailure("usage", () => write({ file, sha256 }));
+    assertEquals(bad.message, `--sha256 ${sha256} is not a SHA-256`);
     assertEquals(
       bad.hint,
-      "it is what `sha256sum IMAGE` prints: 64 hex digits",
+      "pass the 64 hex digits that `sha256sum IMAGE` prints",
     );
   }
   assertEquals([...Deno.readDirSync(cwd)].map(({ name }) => name), [file]);
@@ -179,7 +185,7 @@ test("an image has to have the digest that is given, in whichever form", async (
   assertEquals((await write({ file, sha256 })).manifest.image.sha256, digest);
 });
 
-test("a list of digests goes with an address alone, and is one itself", async ({ write }) => {
+test("init accepts sha256sums only as an https:// URL, for an https:// image", async ({ write }) => {
   const sha256sums = "https://images.invalid/SHA256SUMS";
   const refused: InitOptions[] = [
     { file: "a.qcow2", sha256sums },
@@ -187,40 +193,51 @@ test("a list of digests goes with an address alone, and is one itself", async ({
     { ref: REF, sha256sums, sha256: "0".repeat(64) },
   ];
   for (const options of refused) {
-    const { message, hint } = await failure("usage", () => write(options));
-    assertEquals(message, "Cannot use a list of digests here");
+    const { message, hint } = await expectFailure(
+      "usage",
+      () => write(options),
+    );
+    assertEquals(
+      message,
+      options.sha256 === undefined
+        ? "Cannot use --sha256sums: the image is not at an https:// URL"
+        : "Cannot use --sha256 and --sha256sums together",
+    );
     assertEquals(
       hint,
-      "--sha256sums goes with an https:// address, without --sha256",
+      "use --sha256sums alone, with the https:// URL of an image",
     );
   }
   for (const list of ["SHA256SUMS", "file:///tmp/SHA256SUMS"]) {
-    const { message, hint } = await failure(
+    const { message, hint } = await expectFailure(
       "usage",
       () => write({ ref: REF, sha256sums: list }),
     );
-    assertEquals(message, `Not the address of a list of digests: ${list}`);
+    assertEquals(
+      message,
+      `Cannot use --sha256sums ${list}: not an https:// URL`,
+    );
     assertEquals(
       hint,
-      "it begins with https://; a digest at hand goes with --sha256",
+      "pass the https:// URL of the checksum list, or --sha256 DIGEST",
     );
   }
 });
 
-test("a name that is no directory is refused before anything is asked for", async ({ write }) => {
+test("init rejects an image name that is not a plain directory name before any request", async ({ write }) => {
   for (const name of ["", "a/b", ".."]) {
-    const { message } = await failure(
+    const { message } = await expectFailure(
       "usage",
       () => write({ ref: REF, name, retries: 0 }),
     );
     assertEquals(
       message,
-      `Cannot name the image "${name}": it is not a plain directory name`,
+      `Cannot name the image "${name}": not a valid directory name`,
     );
   }
 });
 
-test("what cannot be looked at is not taken for what is not there", async ({ cwd, image, write }) => {
+test("init fails before hashing when the manifest's path cannot be inspected", async ({ cwd, image, write }) => {
   await image("a.qcow2");
   await Deno.writeTextFile(join(cwd, "file"), "");
   const events: ToolsmithEvent[] = [];

@@ -5,7 +5,7 @@ import { hydrate } from "../../lib/hydrate/hydrate.ts";
 import { init } from "../../lib/hydrate/init.ts";
 import { loadManifest } from "../../lib/manifest/manifest.ts";
 import { publish } from "../../lib/publish/publish.ts";
-import { parts } from "../support/parts.ts";
+import { foundTools } from "../support/parts.ts";
 import {
   type ImageBench,
   makeQcow2,
@@ -14,9 +14,9 @@ import {
   TYPE,
 } from "../support/workspace.ts";
 
-if (parts.oras) Deno.env.set("TOOLSMITH_ORAS", parts.oras);
+if (foundTools.oras) Deno.env.set("TOOLSMITH_ORAS", foundTools.oras);
 
-/** Runs one test with an image, and an empty directory beside it to work in. */
+/** Runs a test with an image and an empty working directory beside it. */
 function test(
   name: string,
   body: (bench: ImageBench & { cwd: string }) => Promise<void>,
@@ -34,7 +34,7 @@ async function rejects(code: ErrorCode, promise: Promise<unknown>) {
   return error;
 }
 
-test("a manifest is made from a reference, and hydrates", async (bench) => {
+test("init writes a manifest for a registry reference that hydrate accepts", async (bench) => {
   const { cwd, image, sha256, host } = bench;
   await publish(image, `${host}/owner/fountain-vm:1`);
   const ref = `oci://${host}/owner/fountain-vm:1`;
@@ -55,7 +55,7 @@ test("a manifest is made from a reference, and hydrates", async (bench) => {
   assertEquals((await hydrate(manifest)).outcome, "pulled");
 });
 
-test("a manifest is made from a local image, and hydrates", async (bench) => {
+test("init writes a manifest for a local image that hydrate accepts", async (bench) => {
   const { cwd, image, sha256 } = bench;
   const progress: string[] = [];
   const { path } = await init({
@@ -74,7 +74,7 @@ test("a manifest is made from a local image, and hydrates", async (bench) => {
   assertEquals([outcome, digest], ["copied", `sha256:${sha256}`]);
 });
 
-test("an image beside its manifest is not taken for another source", async (bench) => {
+test("init writes a local image named oci:x.qcow2 as a file path", async (bench) => {
   const path = join(bench.cwd, "oci:x.qcow2");
   await Deno.copyFile(bench.image, path);
   const { manifest } = await init({
@@ -85,7 +85,7 @@ test("an image beside its manifest is not taken for another source", async (benc
   assertEquals(manifest.image.source, { kind: "file", path });
 });
 
-test("a manifest that exists is kept, unless it is to be updated", async (bench) => {
+test("init keeps an existing manifest, and init --update changes only its image", async (bench) => {
   const { cwd, image, sha256, host } = bench;
   const path = join(cwd, "tools.json");
   const text = `{ "operations": ["cc"], "tools": {"cc": "/bin/cc"},
@@ -114,7 +114,7 @@ test("a manifest that exists is kept, unless it is to be updated", async (bench)
   assertEquals((await loadManifest(path)).image.name, "renamed");
 });
 
-test("an artifact that names no single image is refused", async (bench) => {
+test("init rejects an artifact without exactly one image, and a missing or non-QCOW2 file", async (bench) => {
   const { cwd, image, host } = bench;
   const dir = join(image, "..");
   await Deno.writeTextFile(join(dir, "notes.txt"), "none");
@@ -133,7 +133,7 @@ test("an artifact that names no single image is refused", async (bench) => {
   assertEquals([...Deno.readDirSync(cwd)], []);
 });
 
-test("an image of another digest than the one given is not pinned", async (bench) => {
+test("init rejects an image whose digest differs from the given one", async (bench) => {
   const { cwd, image, sha256, host } = bench;
   await publish(image, `${host}/owner/vm:2`);
   const ref = `${host}/owner/vm:2`;
@@ -145,7 +145,7 @@ test("an image of another digest than the one given is not pinned", async (bench
   await init({ file: image, sha256, cwd, update: true });
 });
 
-Deno.test("exactly one image is to be named", async () => {
+Deno.test("init rejects calls with neither ref nor file, or with both", async () => {
   await rejects("usage", init({}));
   await rejects("usage", init({ ref: "ghcr.io/o/r:1", file: "a.qcow2" }));
 });

@@ -1,11 +1,18 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
-import { needs } from "../support/parts.ts";
+import type { Environment } from "../../lib/environment.ts";
+import type { HydrateOptions } from "../../lib/hydrate/hydrate.ts";
+import {
+  hydrateWorkspace,
+  publishedImageOfFile,
+} from "../support/registry_hydrate.ts";
+import { requires } from "../support/parts.ts";
 import { type FaultyProxy, startProxy } from "../support/proxy.ts";
 import { PASSWORD, startRegistry, USERNAME } from "../support/registry.ts";
-import { jsonLines, publishImage, workspace } from "../support/workspace.ts";
+import { holdTimers, scaleClock } from "../support/timers.ts";
+import { jsonLines } from "../support/workspace.ts";
 
-const REAL = needs("oras", "registry", "qemuImg");
+const REAL = requires("oras", "registry", "qemuImg");
 const MIB = 1024 * 1024;
 const IMAGE = /^GET \S+\/blobs\//;
 
@@ -13,33 +20,34 @@ const bytesOf = ({ seen }: FaultyProxy) =>
   seen.filter(({ request }) => IMAGE.test(request))
     .reduce((sum, { bytes }) => sum + bytes, 0);
 
+const image = publishedImageOfFile(64 * MIB, REAL.ignore);
+
 /** An image in a registry behind a proxy, and a workspace that names it. */
-async function site(bytes: number) {
+async function site() {
   await using undo = new AsyncDisposableStack();
-  const registry = undo.use(await startRegistry());
+  const { registry, size, sha256, ...published } = image();
   const upstream = undo.use(startProxy(registry.host));
-  const work = undo.use(await workspace());
   const { host } = upstream;
-  await publishImage(registry, work, { bytes, host });
-  const { size } = await Deno.stat(join(work.dir, "image.qcow2"));
+  const work = undo.use(await published.workspace(host));
   const all = undo.move();
   return {
     registry,
     upstream,
     work,
     size,
-    /** Hydrates anew, with these mirrors. */
-    async hydrate(mirrors: string[], args: string[] = []) {
+    sha256,
+    /** Runs hydrate with force and these mirrors. */
+    async hydrate(mirrors: string[], options: HydrateOptions = {}) {
       const text = mirrors.map((mirror) => `${host}=${mirror}`).join(",");
-      const output = await work.toolsmith(
-        ["hydrate", "--json", "--force", ...args],
-        { env: { TOOLSMITH_MIRRORS: text } },
-      );
-      const lines = jsonLines(output.stdout);
-      const failed = lines.events
-        .filter(({ type }) => type === "mirror_failed")
-        .map(({ reason }) => reason);
-      return { ...lines, failed };
+      const env: Environment = {
+        get: (name) => name === "TOOLSMITH_MIRRORS" ? text : Deno.env.get(name),
+      };
+      const { result, error, of } = await hydrateWorkspace(work.dir, {
+        ...{ force: true, retries: 0, env },
+        ...options,
+      });
+      assertEquals(result?.outcome, "pulled", error?.message);
+      return of("mirror_failed").map(({ reason }) => reason);
     },
     [Symbol.asyncDispose]: () => all.disposeAsync(),
   };
@@ -47,17 +55,16 @@ async function site(bytes: number) {
 
 Deno.test({
   name:
-    "two tiers of pull-through caches serve manifest and image, cold and warm",
+    "hydrate downloads through two chained pull-through caches, cold and warm",
   ...REAL,
   async fn() {
-    await using all = await site(80 * MIB);
+    await using all = await site();
     await using far = await startRegistry({
       upstream: `http://${all.upstream.host}`,
     });
     await using near = await startRegistry({ upstream: far.url });
     await using mirror = startProxy(near.host);
-    const cold = await all.hydrate([`http://${mirror.host}`]);
-    assertEquals([cold.last.outcome, cold.failed], ["pulled", []]);
+    assertEquals(await all.hydrate([`http://${mirror.host}`]), []);
     assert(bytesOf(mirror) <= all.size * 1.1, "the whole came more than once");
     assertMatch(
       mirror.seen[0].request,
@@ -67,87 +74,117 @@ Deno.test({
         }$`,
       ),
     );
-    // The caches store what they pass on in the background.
-    await new Promise((done) => setTimeout(done, 2000));
+    // The caches store blobs in the background.
+    const link =
+      `${near.storage}/docker/registry/v2/repositories/owner/image/_layers/sha256/${all.sha256}/link`;
+    while (!await Deno.stat(link).catch(() => undefined)) {
+      await new Promise((go) => setTimeout(go, 50));
+    }
     all.upstream.seen.length = mirror.seen.length = 0;
-    const warm = await all.hydrate([`http://${mirror.host}`]);
-    assertEquals([warm.last.outcome, warm.failed], ["pulled", []]);
+    assertEquals(await all.hydrate([`http://${mirror.host}`]), []);
     assertEquals(bytesOf(all.upstream), 0);
     assert(mirror.seen.filter(({ status }) => status === 206).length >= 4);
   },
 });
 
 Deno.test({
-  name: "a mirror that fails, lies or breaks in mid-image costs nothing",
+  name: "hydrate skips a mirror that fails, stalls or serves wrong bytes",
   ...REAL,
   async fn(t) {
-    await using all = await site(80 * MIB);
+    await using all = await site();
     await using copy = startProxy(all.registry.host);
     const mirrors = [`http://${copy.host}`];
     const faults = async (...faults: typeof copy.faults) => {
       copy.faults.splice(0, Infinity, ...faults);
       all.upstream.seen.length = 0;
-      const { last, failed } = await all.hydrate(mirrors, ["--retries", "0"]);
-      assertEquals(last.outcome, "pulled", last.message);
-      return failed;
+      return await all.hydrate(mirrors);
     };
-    await t.step("it breaks: the registry goes on with the rest", async () => {
-      const failed = await faults({ match: IMAGE, after: 8, status: 503 });
-      assertEquals(failed.length, 1);
-      assert(bytesOf(all.upstream) <= all.size - 4 * MIB);
-    });
-    await t.step("it withholds the headers of one range", async () => {
-      const failed = await faults(
-        { match: IMAGE, after: 3, times: 1, hang: true },
-      );
-      assertEquals(failed, []);
-      assertEquals(bytesOf(all.upstream), 0);
-    });
-    await t.step("it answers nothing: the registry is asked", async () => {
-      copy.faults.splice(0, Infinity, { match: /./, hang: true });
-      const { last, failed } = await all.hydrate(
-        mirrors,
-        ["--retries", "0", "--stall-timeout", "1"],
-      );
-      assertEquals([last.outcome, failed.length], ["pulled", 2], last.message);
-      for (const reason of failed) assertMatch(reason, /nothing arrived/);
-    });
-    await t.step("it does not have the image", async () => {
-      const [manifest, image] = await faults({ match: /\/v2\//, status: 404 });
-      assertMatch(manifest, /answers 404/);
-      assertMatch(image, /answers 404/);
-    });
-    await t.step("it sends another manifest", async () => {
-      const [failed] = await faults({
-        match: /\/manifests\//,
-        replace: () => new TextEncoder().encode('{"schemaVersion":2}'),
-      });
-      assertMatch(failed, /manifest|payload/);
-    });
-    await t.step("it sends other bytes of the right length", async () => {
-      await faults({
-        match: IMAGE,
-        replace: (body) => {
-          body[body.length >> 1] ^= 1;
-          return body;
-        },
-      });
-    });
-    await t.step("it is not there", async () => {
-      const { last, failed } = await all.hydrate(
-        ["http://127.0.0.1:1", "http://nowhere.invalid"],
-        ["--retries", "0"],
-      );
-      assertEquals([last.outcome, failed.length], ["pulled", 4]);
-    });
+    await t.step(
+      "hydrate downloads the rest from the registry when the mirror fails",
+      async () => {
+        const failed = await faults({ match: IMAGE, after: 8, status: 503 });
+        assertEquals(failed.length, 1);
+        assert(bytesOf(all.upstream) <= all.size - 4 * MIB);
+      },
+    );
+    await t.step(
+      "hydrate requests a range again when the mirror withholds its response",
+      async () => {
+        // The clock runs faster until another connection requests the range.
+        using _clock = scaleClock(10);
+        const failed = await faults(
+          { match: IMAGE, after: 3, times: 1, hang: true },
+        );
+        assertEquals(failed, []);
+        assertEquals(bytesOf(all.upstream), 0);
+      },
+    );
+    await t.step(
+      "hydrate uses the registry when the mirror never responds",
+      async () => {
+        const stallTimeoutMs = 123_456;
+        using timers = holdTimers(stallTimeoutMs);
+        copy.seen.length = 0;
+        let silent = 0;
+        const expiring = setInterval(() => {
+          if (copy.seen.length > silent) timers.expire();
+          silent = copy.seen.length;
+        }, 5);
+        copy.faults.splice(0, Infinity, { match: /./, hang: true });
+        const failed = await all.hydrate(mirrors, { stallTimeoutMs })
+          .finally(() => clearInterval(expiring));
+        assertEquals(failed.length, 2);
+        for (const reason of failed) assertMatch(reason, /no progress/);
+      },
+    );
+    await t.step(
+      "hydrate uses the registry when the mirror answers 404",
+      async () => {
+        const [manifest, image] = await faults({
+          match: /\/v2\//,
+          status: 404,
+        });
+        assertMatch(manifest, /answered 404/);
+        assertMatch(image, /answered 404/);
+      },
+    );
+    await t.step(
+      "hydrate uses the registry when the mirror serves another manifest",
+      async () => {
+        const [failed] = await faults({
+          match: /\/manifests\//,
+          replace: () => new TextEncoder().encode('{"schemaVersion":2}'),
+        });
+        assertMatch(failed, /manifest|payload/);
+      },
+    );
+    await t.step(
+      "hydrate uses the registry when the mirror serves wrong bytes",
+      async () => {
+        await faults({
+          match: IMAGE,
+          replace: (body) => {
+            body[body.length >> 1] ^= 1;
+            return body;
+          },
+        });
+      },
+    );
+    await t.step(
+      "hydrate uses the registry when no mirror is reachable",
+      async () => {
+        const nowhere = ["http://127.0.0.1:1", "http://nowhere.invalid"];
+        assertEquals((await all.hydrate(nowhere)).length, 4);
+      },
+    );
   },
 });
 
 Deno.test({
-  name: "a registry's credentials never go to its mirror",
+  name: "hydrate never sends a registry's credentials to its mirror",
   ...REAL,
   async fn() {
-    await using all = await site(MIB);
+    await using all = await site();
     const sent: (string | null)[] = [];
     await using mirror = Deno.serve(
       { hostname: "127.0.0.1", port: 0, onListen: () => {} },

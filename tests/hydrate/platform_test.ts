@@ -1,22 +1,22 @@
 /**
- * Artifacts that say for which processor they are, and indexes that have one
- * image for each.
+ * Artifacts that state their architecture, and indexes with one image per
+ * architecture.
  */
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import { hydrate } from "../../lib/hydrate/hydrate.ts";
 import { init } from "../../lib/hydrate/init.ts";
 import { publish } from "../../lib/publish/publish.ts";
-import { run } from "../../lib/system/process.ts";
-import { failure } from "../support/failure.ts";
-import { parts } from "../support/parts.ts";
+import { runProcess } from "../../lib/system/process.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { foundTools } from "../support/parts.ts";
 import {
   type ImageBench,
   makeQcow2,
   testWithImage,
 } from "../support/workspace.ts";
 
-if (parts.oras) Deno.env.set("TOOLSMITH_ORAS", parts.oras);
+if (foundTools.oras) Deno.env.set("TOOLSMITH_ORAS", foundTools.oras);
 
 const INDEX = "application/vnd.oci.image.index.v1+json";
 const MANIFEST = "application/vnd.oci.image.manifest.v1+json";
@@ -62,12 +62,15 @@ async function sizeOf(reference: string): Promise<number> {
 }
 
 async function must(args: string[], cwd?: string): Promise<string> {
-  const { code, stdout, stderr } = await run(parts.oras!, { args, cwd });
+  const { code, stdout, stderr } = await runProcess(foundTools.oras!, {
+    args,
+    cwd,
+  });
   assertEquals(code, 0, stderr);
   return stdout;
 }
 
-/** Publishes an image for each processor. */
+/** Publishes an image for each architecture. */
 async function images({ dir, host, image, sha256 }: ImageBench) {
   const other = join(dir, "other.qcow2");
   await makeQcow2(other);
@@ -84,7 +87,7 @@ async function images({ dir, host, image, sha256 }: ImageBench) {
 }
 
 testWithImage(
-  "an index is followed to the image for this host",
+  "init and hydrate select the image for this architecture from an index",
   async (bench) => {
     const { here, there } = await images(bench);
     const ref = await pushIndex(bench, [there, here, { digest: here.digest }]);
@@ -93,30 +96,33 @@ testWithImage(
     assertEquals(pinned.manifest.image.sha256, here.sha256);
     const got = await hydrate(pinned.manifest);
     assertEquals([got.outcome, got.boot?.arch], ["pulled", HERE]);
-    // Another processor's is taken where that is asked for.
+    // The arch option selects another architecture.
     const other = await init({ ref, cwd, manifest: "b.json", arch: OTHER });
     assertEquals(other.manifest.image.sha256, there.sha256);
     const { boot } = await hydrate(other.manifest, { arch: OTHER });
     assertEquals(boot?.arch, OTHER);
-    // It is kept: a start needs neither the network nor another look.
+    // The verification record keeps the architecture.
     const again = await hydrate(other.manifest, { offline: true });
     assertEquals([again.outcome, again.boot?.arch], ["cached", OTHER]);
   },
 );
 
 testWithImage(
-  "an index whose image for this host is not the pinned one is refused",
+  "hydrate rejects an index whose image for this architecture has another digest",
   async (bench) => {
     const { here, there } = await images(bench);
     const ref = await pushIndex(bench, [there, here]);
     const { manifest } = await init({ ref, cwd: bench.dir, arch: OTHER });
-    const error = await failure("checksum_mismatch", () => hydrate(manifest));
+    const error = await expectFailure(
+      "checksum_mismatch",
+      () => hydrate(manifest),
+    );
     assertStringIncludes(error.message, there.sha256);
   },
 );
 
 testWithImage(
-  "an index with images for Linux and Windows is followed to the one for Linux",
+  "init and hydrate select the Linux image from an index with Windows images",
   async (bench) => {
     const { here, there } = await images(bench);
     const windows = { ...there, architecture: NAMES[HERE], os: "windows" };
@@ -128,12 +134,12 @@ testWithImage(
 );
 
 testWithImage(
-  "an index without one image for this host is refused, and says what it has",
+  "init rejects an index without exactly one image for this architecture, listing what it has",
   async (bench) => {
     const { here, there } = await images(bench);
     const cwd = bench.dir;
     const alone = await pushIndex(bench, [there]);
-    const error = await failure(
+    const error = await expectFailure(
       "payload_missing",
       () => init({ ref: alone, cwd }),
     );
@@ -143,7 +149,7 @@ testWithImage(
       here,
       { ...there, architecture: NAMES[HERE] },
     ]);
-    const several = await failure(
+    const several = await expectFailure(
       "payload_ambiguous",
       () => init({ ref: twice, cwd }),
     );
@@ -154,12 +160,12 @@ testWithImage(
       );
     }
     const empty = await pushIndex(bench, [{ digest: here.digest }]);
-    await failure("payload_missing", () => init({ ref: empty, cwd }));
+    await expectFailure("payload_missing", () => init({ ref: empty, cwd }));
   },
 );
 
 testWithImage(
-  "what an image's configuration says of the processor is kept with the image",
+  "hydrate stores the architecture from the image's configuration in the verification record",
   async ({ dir, host }) => {
     const configs = {
       named: ['{"architecture":"arm64","os":"linux"}', "aarch64"],
@@ -186,7 +192,7 @@ testWithImage(
   },
 );
 
-testWithImage("an index inside an index is not followed", async (bench) => {
+testWithImage("init rejects an index nested in an index", async (bench) => {
   const { here } = await images(bench);
   await pushIndex(bench, [here]);
   const reference = `${bench.host}/owner/vm:index`;
@@ -195,5 +201,5 @@ testWithImage("an index inside an index is not followed", async (bench) => {
   const ref = await pushIndex(bench, [
     { digest, architecture: NAMES[HERE], mediaType: INDEX },
   ]);
-  await failure("payload_missing", () => init({ ref, cwd: bench.dir }));
+  await expectFailure("payload_missing", () => init({ ref, cwd: bench.dir }));
 });

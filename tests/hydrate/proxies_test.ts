@@ -1,13 +1,13 @@
-/** The variables that name proxies: oras and Toolsmith read them the same way. */
+/** Proxy variables: Toolsmith and oras interpret them the same way. */
 import { assertEquals, assertMatch } from "@std/assert";
-import { needs } from "../support/parts.ts";
+import { requires } from "../support/parts.ts";
 import { type FaultyProxy, startProxy } from "../support/proxy.ts";
 import { startRegistry } from "../support/registry.ts";
 import { startTunnel } from "../support/tunnel.ts";
 import { jsonLines, publishImage, workspace } from "../support/workspace.ts";
 
-const REAL = needs("oras", "registry", "qemuImg");
-/** From this size on an image is read by ranges. */
+const REAL = requires("oras", "registry", "qemuImg");
+/** From this size on, hydrate uses range requests. */
 const LARGE = 64 * 1024 * 1024;
 
 /** An address where nothing listens. */
@@ -16,7 +16,7 @@ function deadProxy(): string {
   return `http://127.0.0.1:${listener.addr.port}`;
 }
 
-/** What a host was asked for: kinds of requests, each once. */
+/** The distinct kinds of requests that a host received. */
 const asked = ({ seen }: FaultyProxy) =>
   [
     ...new Set(seen.map(({ request, status }) => {
@@ -28,8 +28,8 @@ const asked = ({ seen }: FaultyProxy) =>
 const ALL = ["blobs 206", "manifests 200"];
 
 Deno.test({
-  name: "hydrate sends manifest and ranges the way that Go's rules say",
-  // Elsewhere 0.0.0.0 is not this host under a name that is not loopback's.
+  name: "hydrate applies Go's proxy rules to manifest and range requests",
+  // Only on Linux is 0.0.0.0 this host under a non-loopback address.
   ignore: REAL.ignore || Deno.build.os !== "linux",
   async fn(t) {
     await using registry = await startRegistry();
@@ -47,7 +47,7 @@ Deno.test({
     const cases: [string, Record<string, string>, string?][] = [
       ["NO_PROXY=*", { ...all, NO_PROXY: "*" }],
       ["NO_PROXY=HOST:PORT", { ...all, NO_PROXY: ` x.test, ${far}` }],
-      ["a range in no_proxy", { ...all, no_proxy: "0.0.0.0/8" }],
+      ["no_proxy=CIDR", { ...all, no_proxy: "0.0.0.0/8" }],
       ["ALL_PROXY alone", { ALL_PROXY: dead, all_proxy: dead }],
       ["a loopback registry", all, front.host],
     ];
@@ -68,9 +68,12 @@ Deno.test({
       assertEquals(asked(front), ALL);
     };
     for (const [name, env, host] of cases) {
-      await t.step(`${name}: directly`, () => hydrate(env, host));
+      await t.step(
+        `hydrate connects directly with ${name}`,
+        () => hydrate(env, host),
+      );
     }
-    await t.step("HTTP_PROXY: through the proxy", async () => {
+    await t.step("hydrate connects through HTTP_PROXY", async () => {
       const address = `http://${proxy.host}`;
       await hydrate({ http_proxy: address, NO_PROXY: `${far}0, x.test` });
       assertEquals(asked(proxy), ALL);
@@ -80,8 +83,8 @@ Deno.test({
 });
 
 Deno.test({
-  name: "hydrate reads a mirror through the proxy of HTTPS_PROXY",
-  ...needs("oras", "registry", "qemuImg", "openssl"),
+  name: "hydrate reaches a mirror through HTTPS_PROXY",
+  ...requires("oras", "registry", "qemuImg", "openssl"),
   async fn() {
     const names = ["cache.test", "far.test"];
     await using registry = await startRegistry({ tls: true, names });
@@ -104,7 +107,7 @@ Deno.test({
   },
 });
 
-/** Containerd's configuration of the mirror: it has an authority of its own. */
+/** A containerd configuration of a mirror with its own certificate authority. */
 async function certsDir(dir: string, caFile: string): Promise<string> {
   const path = `${dir}/certs.d/far.test`;
   await Deno.mkdir(path, { recursive: true });
@@ -116,7 +119,7 @@ async function certsDir(dir: string, caFile: string): Promise<string> {
 }
 
 Deno.test({
-  name: "hydrate names the proxy that it cannot reach",
+  name: "hydrate names an unreachable proxy in the error",
   async fn() {
     await using work = await workspace();
     const dead = deadProxy();
@@ -131,21 +134,22 @@ Deno.test({
     assertEquals(code, 37, stderr);
     assertMatch(
       stderr,
-      /Cannot download https:\/\/far\.test\/a\.qcow2 through the proxy 127\.0\.0\.1:\d+: no connection/,
+      /Cannot download https:\/\/far\.test\/a\.qcow2 through the proxy 127\.0\.0\.1:\d+: connection failed/,
     );
   },
 });
 
 Deno.test({
-  name: "hydrate leaves an image to oras where oras alone trusts the registry",
-  ...needs("oras", "registry", "qemuImg", "openssl"),
+  name:
+    "hydrate falls back to `oras pull` when only oras trusts the registry's certificate",
+  ...requires("oras", "registry", "qemuImg", "openssl"),
   async fn() {
     const names = ["far.test"];
     await using registry = await startRegistry({ tls: true, names });
     await using tunnel = startTunnel({ "far.test:443": registry.host });
     await using work = await workspace();
     await publishImage(registry, work, { bytes: LARGE, host: "far.test" });
-    // The system's authorities: Go reads them, Deno has its own.
+    // Go reads the system's certificate authorities, Deno has its own.
     const env = { ...tunnel.env, SSL_CERT_FILE: registry.caFile! };
     const { stdout } = await work.toolsmith(["hydrate", "--json"], { env });
     const { events, last } = jsonLines(stdout);
@@ -154,6 +158,6 @@ Deno.test({
     const [{ reason }] = events.filter(({ type }) =>
       type === "ranges_unavailable"
     );
-    assertMatch(reason, /no trusted TLS connection/);
+    assertMatch(reason, /TLS connection not trusted/);
   },
 });

@@ -2,21 +2,24 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import fc from "fast-check";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { bootLoaderOf, findBootLoader } from "../../lib/image/boot_loader.ts";
-import { openDisk } from "../../lib/image/_disk_bytes.ts";
-import { run } from "../../lib/system/process.ts";
 import {
-  emptyFile,
+  findBootLoader,
+  findBootLoaderOnDisk,
+} from "../../lib/image/boot_loader.ts";
+import { openQcow2Disk } from "../../lib/image/_qcow2_disk.ts";
+import { runProcess } from "../../lib/system/process.ts";
+import {
+  copyFileInto,
+  makeSparseFile,
   type Partition,
-  partition,
-  splice,
+  partitionDisk,
 } from "../../scripts/guest/_disk.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
-import { needs } from "../support/parts.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { requires } from "../support/parts.ts";
 
 const MIB = 2 ** 20;
-/** What `qemu-img convert` and `create` can make of a disk. */
+/** Options of `qemu-img convert`: the QCOW2 variants. */
 const FORMS: string[][] = [
   [],
   ["-c"],
@@ -29,11 +32,11 @@ const FORMS: string[][] = [
 const PROGRAM = new Uint8Array(440).fill(0x90);
 const GRUB = new TextEncoder().encode("\x90\x90GRUB \0Geom\0");
 
-/** Programs of administrators are not on every PATH. */
+/** mkfs is not on every user's PATH. */
 const env = { PATH: `${Deno.env.get("PATH")}:/usr/sbin:/sbin` };
 
 async function must(program: string, ...args: string[]) {
-  const { code, stderr } = await run(program, { args, env });
+  const { code, stderr } = await runProcess(program, { args, env });
   assertEquals(code, 0, stderr);
 }
 
@@ -41,7 +44,7 @@ async function must(program: string, ...args: string[]) {
 function test(name: string, body: (dir: string) => Promise<void>) {
   Deno.test({
     name,
-    ...needs("qemuImg", "guest"),
+    ...requires("qemuImg", "guest"),
     async fn() {
       await using dir = await temporaryDir();
       await body(dir.path);
@@ -57,21 +60,32 @@ interface Disk {
   loaders?: string[];
   /** 12, 16 or 32. @default {16} */
   fat?: number;
-  /** The program in the first sector. */
+  /** Boot code in the first sector. */
   program?: Uint8Array;
-  /** How it becomes a QCOW2. */
+  /** Options of `qemu-img convert`. */
   form?: string[];
 }
 
 const ESP: Partition = { type: "uefi", size: 40 };
 
+/** Minimum size of each FAT type, in MiB, with small clusters. */
+const FAT_MIB: Record<number, number> = { 12: 4, 16: 10, 32: 40 };
+
 async function makeDisk(dir: string, disk: Disk): Promise<string> {
+  return await convert(
+    await makeRaw(dir, disk),
+    join(dir, "disk.qcow2"),
+    disk.form,
+  );
+}
+
+async function makeRaw(dir: string, disk: Disk): Promise<string> {
   const { label, partitions = [ESP], loaders, fat = 16, program } = disk;
-  const raw = await emptyFile(join(dir, "disk.raw"), 64);
-  if (label) await partition(raw, label, partitions);
-  if (program) await splice(raw, 0, program);
+  const raw = await makeSparseFile(join(dir, "disk.raw"), 64);
+  if (label) await partitionDisk(raw, label, partitions);
+  if (program) await copyFileInto(raw, 0, program);
   if (loaders) {
-    const esp = await emptyFile(join(dir, "esp"), fat === 12 ? 4 : 40);
+    const esp = await makeSparseFile(join(dir, "esp"), FAT_MIB[fat]);
     await must("mkfs.vfat", "-F", `${fat}`, "-s", fat === 32 ? "1" : "4", esp);
     await must("mmd", "-i", esp, "::/EFI", "::/EFI/BOOT", "::/EFI/debian");
     for (const name of loaders) {
@@ -79,9 +93,9 @@ async function makeDisk(dir: string, disk: Disk): Promise<string> {
       await Deno.writeTextFile(file, name);
       await must("mcopy", "-o", "-i", esp, file, `::/EFI/BOOT/${name}`);
     }
-    await splice(raw, MIB, await Deno.readFile(esp));
+    await copyFileInto(raw, MIB, await Deno.readFile(esp));
   }
-  return await convert(raw, join(dir, "disk.qcow2"), disk.form);
+  return raw;
 }
 
 async function convert(raw: string, path: string, form: string[] = []) {
@@ -93,7 +107,7 @@ const BIOS = { arch: "x86_64", firmware: "bios" };
 const UEFI = { arch: "x86_64", firmware: "uefi" };
 const ARM = { arch: "aarch64", firmware: "uefi" };
 
-test("what a disk boots is seen in its first sector and in its system partition", async (dir) => {
+test("findBootLoader() detects the boot loader in the first sector and the EFI system partition", async (dir) => {
   const x64 = ["BOOTX64.EFI"];
   const aa64 = ["BOOTAA64.EFI"];
   const cases: [string, Disk, unknown][] = [
@@ -148,26 +162,25 @@ test("what a disk boots is seen in its first sector and in its system partition"
   }
 });
 
-test("what a disk boots is seen in each form of QCOW2", async (dir) => {
+test("findBootLoader() detects the boot loader in every QCOW2 variant", async (dir) => {
+  const raw = await makeRaw(dir, { label: "gpt", loaders: ["BOOTAA64.EFI"] });
   for (const form of FORMS) {
-    const image = await makeDisk(dir, {
-      label: "gpt",
-      loaders: ["BOOTAA64.EFI"],
-      form,
-    });
+    const image = await convert(raw, join(dir, "disk.qcow2"), form);
     assertEquals(await findBootLoader(image), ARM as object, form.join(" "));
   }
 });
 
-test("any part of a disk is read as it was written, in each form of QCOW2", async (dir) => {
-  const raw = await emptyFile(join(dir, "disk.raw"), 5);
+test("Qcow2Disk.read() returns the written bytes in every QCOW2 variant", async (dir) => {
+  const raw = await makeSparseFile(join(dir, "disk.raw"), 5);
   const written = new Uint8Array(300_000).map((_, at) => at * 7 + (at >> 9));
-  await splice(raw, 12_345, written);
-  await splice(raw, 3 * MIB - 100, written);
+  await copyFileInto(raw, 12_345, written);
+  await copyFileInto(raw, 3 * MIB - 100, written);
   const bytes = await Deno.readFile(raw);
   const place = fc.tuple(fc.nat(6 * MIB), fc.nat(200_000));
   for (const form of FORMS) {
-    using disk = await openDisk(await convert(raw, join(dir, "a.qcow2"), form));
+    using disk = await openQcow2Disk(
+      await convert(raw, join(dir, "a.qcow2"), form),
+    );
     assertEquals(disk.size, bytes.length);
     await fc.assert(
       fc.asyncProperty(place, async ([at, length]) => {
@@ -183,23 +196,23 @@ test("any part of a disk is read as it was written, in each form of QCOW2", asyn
   }
 });
 
-test("a disk of 2 TiB costs no more to look at than a small one", async (dir) => {
+test("findBootLoader() inspects a disk of 2 TiB", async (dir) => {
   const path = join(dir, "huge.qcow2");
   await must("qemu-img", "create", "-q", "-f", "qcow2", path, "2T");
-  const raw = await emptyFile(join(dir, "disk.raw"), 1);
-  await splice(raw, 0, GRUB);
-  await splice(raw, 510, new Uint8Array([0x55, 0xaa]));
+  const raw = await makeSparseFile(join(dir, "disk.raw"), 1);
+  await copyFileInto(raw, 0, GRUB);
+  await copyFileInto(raw, 510, new Uint8Array([0x55, 0xaa]));
   assertEquals(await findBootLoader(path), {});
   const small = await convert(raw, join(dir, "small.qcow2"));
   await must("qemu-img", "resize", "-q", small, "2T");
   assertEquals(await findBootLoader(small), BIOS as object);
-  using disk = await openDisk(small);
+  using disk = await openQcow2Disk(small);
   assertEquals(disk.size, 2 ** 41);
   const end = await disk.read(2 ** 41 - 512, 1024);
   assert(new Uint8Array(end.buffer).every((byte) => byte === 0));
 });
 
-test("a damaged image is looked at without trouble, or refused with a typed error", async (dir) => {
+test("findBootLoader() returns a result or throws ToolsmithError for any damaged image", async (dir) => {
   const disks: Disk[] = [{ fat: 32 }, { fat: 16, form: ["-c"] }, { fat: 12 }];
   const byte = fc.record({
     at: fc.oneof(fc.nat(), fc.nat(4 * MIB)),
@@ -212,7 +225,7 @@ test("a damaged image is looked at without trouble, or refused with a typed erro
       ...disk,
     });
     const image = await Deno.readFile(path);
-    // Where something stands: most of an image is empty.
+    // Only non-zero bytes: most of an image is empty.
     const used = [...image.keys()].filter((at) => image[at] !== 0);
     await fc.assert(
       fc.asyncProperty(fc.array(byte, { maxLength: 60 }), async (bytes) => {
@@ -229,12 +242,12 @@ test("a damaged image is looked at without trouble, or refused with a typed erro
   }
 });
 
-test("a directory whose clusters form a circle has an end", async (dir) => {
+test("findBootLoader() stops at a FAT directory whose clusters form a cycle", async (dir) => {
   const path = join(dir, "disk.raw");
   await makeDisk(dir, { label: "gpt", loaders: ["BOOTX64.EFI"], fat: 32 });
   const bytes = await Deno.readFile(path);
   const view = new DataView(bytes.buffer);
-  // The top directory is cluster 2: it is made to follow itself, and full.
+  // Makes the root directory, cluster 2, full and its own successor.
   const table = MIB + view.getUint16(MIB + 14, true) * 512;
   const tables = 2 * view.getUint32(MIB + 36, true) * 512;
   view.setUint32(table + 8, 2, true);
@@ -244,7 +257,7 @@ test("a directory whose clusters form a circle has an end", async (dir) => {
   assertEquals(await findBootLoader(image), {});
 });
 
-/** A table of 1024 system partitions, whose directories are full and never end. */
+/** A GPT of 1024 EFI system partitions with endless directories. */
 function endless(sectorSize: number, sectorsPerCluster: number) {
   const disk = { reads: 0, bytes: 0, read };
   const table = new DataView(new ArrayBuffer(1024 * 128));
@@ -253,7 +266,7 @@ function endless(sectorSize: number, sectorsPerCluster: number) {
     table.setBigUint64(at + 8, 0x3bc93ec9a0004bban, true);
     table.setBigUint64(at + 32, BigInt(1000 + at), true);
   }
-  /** Every place is the first sector of a FAT32, and cluster 2 follows itself. */
+  /** Every sector is a FAT32 boot sector, and cluster 2 follows itself. */
   function read(offset: number, length: number) {
     disk.reads++;
     disk.bytes += length;
@@ -282,12 +295,12 @@ function endless(sectorSize: number, sectorsPerCluster: number) {
   return disk;
 }
 
-Deno.test("bootLoaderOf reads 512 times and 2 MiB at most, of directories that never end", async () => {
+Deno.test("findBootLoaderOnDisk() limits endless directories to 512 reads and 2 MiB", async () => {
   const TABLE = 1024 * 128;
   for (const [sector, cluster] of [[512, 1], [4096, 128]]) {
     const disk = endless(sector, cluster);
-    assertEquals(await bootLoaderOf(disk), BIOS as object);
-    // It got as far as the directories, and had to be stopped: a table of
+    assertEquals(await findBootLoaderOnDisk(disk), BIOS as object);
+    // It reached the directories and hit the limit: a table of
     // partitions, then reads of 4 KiB at least.
     const reads = sector === 512 ? 512 - TABLE / 4096 + 1 : 60;
     assert(disk.reads <= reads && disk.reads > reads / 2, `${disk.reads}`);
@@ -295,7 +308,7 @@ Deno.test("bootLoaderOf reads 512 times and 2 MiB at most, of directories that n
   }
 });
 
-Deno.test("who looks at a disk can be stopped", async () => {
+Deno.test("findBootLoaderOnDisk() rejects with the abort reason", async () => {
   const stop = new AbortController();
   const { signal } = stop;
   const disk = endless(512, 1);
@@ -303,16 +316,16 @@ Deno.test("who looks at a disk can be stopped", async () => {
     if (disk.reads === 9) stop.abort(new Error("enough"));
     return disk.read(offset, length);
   };
-  const look = () => bootLoaderOf({ read }, { signal });
+  const look = () => findBootLoaderOnDisk({ read }, { signal });
   await assertRejects(look, Error, "enough");
   assertEquals(disk.reads, 10);
 });
 
-test("an image that refers to another file is not looked at", async (dir) => {
+test("findBootLoader() rejects an image with a backing file", async (dir) => {
   const base = join(dir, "base.qcow2");
   const path = join(dir, "a.qcow2");
   await must("qemu-img", "create", "-q", "-f", "qcow2", base, "1M");
   const options = ["-b", base, "-F", "qcow2"];
   await must("qemu-img", "create", "-q", "-f", "qcow2", ...options, path);
-  await failure("image_unsafe", () => findBootLoader(path));
+  await expectFailure("image_unsafe", () => findBootLoader(path));
 });

@@ -1,17 +1,17 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import { writeOverlay } from "../../lib/image/overlay.ts";
-import { inspectQcow2 } from "../../lib/image/qcow2.ts";
-import { run } from "../../lib/system/process.ts";
+import { readQcow2Header } from "../../lib/image/qcow2_header.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
-import { needs } from "../support/parts.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { requires } from "../support/parts.ts";
 
 const TIB = 2 ** 40;
 
-/** Runs a program of QEMU's, which must be content. */
+/** Runs a QEMU tool, which must succeed. */
 async function must(program: string, ...args: string[]): Promise<string> {
-  const { code, stdout, stderr } = await run(program, { args });
+  const { code, stdout, stderr } = await runProcess(program, { args });
   assertEquals(code, 0, stdout + stderr);
   return stdout;
 }
@@ -19,7 +19,7 @@ async function must(program: string, ...args: string[]): Promise<string> {
 function test(name: string, body: (dir: string) => Promise<void>) {
   Deno.test({
     name,
-    ...needs("qemuImg"),
+    ...requires("qemuImg"),
     async fn() {
       await using dir = await temporaryDir();
       await body(dir.path);
@@ -27,9 +27,9 @@ function test(name: string, body: (dir: string) => Promise<void>) {
   });
 }
 
-test("QEMU reads an overlay through to its image, and keeps what is written", async (dir) => {
+test("writeOverlay() creates an overlay that QEMU reads and writes", async (dir) => {
   const image = join(dir, "an image, ü.qcow2");
-  // Of the second one, the tables of the overlay take more than one cluster.
+  // The second overlay's tables take more than one cluster.
   for (const size of [10 * 2 ** 20 + 512, 5 * TIB]) {
     const overlay = join(dir, `${size}.qcow2`);
     const options = ["-o", "cluster_size=2M", image, `${size}`];
@@ -38,11 +38,11 @@ test("QEMU reads an overlay through to its image, and keeps what is written", as
     await writeOverlay(overlay, image);
     await must("qemu-img", "check", "-q", overlay);
     const header = new DataView((await Deno.readFile(overlay)).buffer);
-    // Cluster bits, entries of the first table, length of the header.
+    // Cluster bits, L1 entries, header length.
     assertEquals([20, 36, 100].map((at) => header.getUint32(at)), [
       ...[16, Math.ceil(size / 2 ** 29), 104],
     ]);
-    // Extensions, each of whole 8 bytes, end before the name of the image.
+    // Extensions, padded to 8 bytes, end before the backing file name.
     assertEquals(header.getBigUint64(8), 128n);
     const info = await must("qemu-img", "info", "--output=json", overlay);
     const { "virtual-size": virtual, ...rest } = JSON.parse(info);
@@ -54,12 +54,12 @@ test("QEMU reads an overlay through to its image, and keeps what is written", as
     const reads = ["-c", "read -P 7 64k 64k", "-c", `read -P 9 ${end} 4k`];
     await must("qemu-io", ...reads, overlay);
     await must("qemu-img", "check", "-q", overlay);
-    assertEquals((await inspectQcow2(image)).virtualSize, size);
+    assertEquals((await readQcow2Header(image)).virtualSize, size);
     await Deno.remove(image);
   }
 });
 
-test("an overlay is its owner's alone, and replaces no file", async (dir) => {
+test("writeOverlay() creates a private file, and does not replace an existing one", async (dir) => {
   const [image, overlay] = ["a", "b"].map((it) => join(dir, `${it}.qcow2`));
   await must("qemu-img", "create", "-q", "-f", "qcow2", image, "1M");
   await writeOverlay(overlay, image);
@@ -72,7 +72,7 @@ test("an overlay is its owner's alone, and replaces no file", async (dir) => {
   assertEquals(await Deno.readFile(overlay), before);
 });
 
-test("what cannot be below an overlay is refused", async (dir) => {
+test("writeOverlay() rejects an image that is not QCOW2 or whose path is too long", async (dir) => {
   const deep = join(dir, ...Array.from({ length: 4 }, () => "d".repeat(200)));
   await Deno.mkdir(deep, { recursive: true });
   const named = (length: number) =>
@@ -82,14 +82,14 @@ test("what cannot be below an overlay is refused", async (dir) => {
     await must("qemu-img", "create", "-q", "-f", "qcow2", named(length), "1M");
   }
   await writeOverlay(overlay, named(1023));
-  assertEquals((await inspectQcow2(overlay)).backingFile, named(1023));
-  const long = await failure(
+  assertEquals((await readQcow2Header(overlay)).backingFile, named(1023));
+  const long = await expectFailure(
     "usage",
     () => writeOverlay(join(dir, "other"), named(1024)),
   );
-  assertEquals(long.hint, "a QCOW2 can name one of 1023 bytes");
+  assertEquals(long.hint, "move the image to a path of at most 1023 bytes");
   await Deno.writeTextFile(join(dir, "text"), "no image");
-  await failure(
+  await expectFailure(
     "image_invalid",
     () => writeOverlay(join(dir, "other"), join(dir, "text")),
   );

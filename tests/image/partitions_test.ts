@@ -1,8 +1,11 @@
 import { assertEquals } from "@std/assert";
-import { bootLoaderOf, findBootLoader } from "../../lib/image/boot_loader.ts";
+import {
+  findBootLoader,
+  findBootLoaderOnDisk,
+} from "../../lib/image/boot_loader.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { Fat, putLoaders, SparseDisk } from "../support/fat.ts";
-import { dataOffset, qcow2, writeImage } from "../support/qcow2.ts";
+import { FatFileSystem, putBootLoaders, SparseDisk } from "../support/fat.ts";
+import { dataOffset, makeQcow2, writeImage } from "../support/qcow2.ts";
 
 const MIB = 2 ** 20;
 const X64 = "BOOTX64 EFI";
@@ -10,12 +13,12 @@ const AA64 = "BOOTAA64EFI";
 const BIOS = { arch: "x86_64", firmware: "bios" } as const;
 const UEFI = { arch: "x86_64", firmware: "uefi" } as const;
 const ARM = { arch: "aarch64", firmware: "uefi" } as const;
-/** Types of partitions, as a GPT has them on the disk. */
+/** Partition type GUIDs in their on-disk byte order. */
 const EFI_SYSTEM = "28732ac11ff8d211ba4b00a0c93ec93b";
 const BIOS_BOOT = "4861682149646f6e744e656564454649";
 const LINUX = "af3dc60f838472478e793d69d8477de4";
 
-/** A disk with a signed first sector. */
+/** A disk with a boot signature in the first sector. */
 function signed(program?: number): SparseDisk {
   const disk = new SparseDisk();
   disk.putNumber(510, 0xaa55, 2);
@@ -24,10 +27,10 @@ function signed(program?: number): SparseDisk {
 }
 
 function system(disk: SparseDisk, start: number, loaders: string[]) {
-  putLoaders(new Fat(disk, { start }), loaders);
+  putBootLoaders(new FatFileSystem(disk, { start }), loaders);
 }
 
-/** Puts a partition into the table of the first sector: 0 to 3. */
+/** Writes an MBR partition entry, 0 to 3. */
 function mbr(
   disk: SparseDisk,
   nth: number,
@@ -50,7 +53,7 @@ interface GptEntry {
   attributes?: bigint;
 }
 
-/** Puts a GPT on a disk. */
+/** Writes a GPT to a disk. */
 function gpt(
   disk: SparseDisk,
   entries: GptEntry[],
@@ -70,34 +73,34 @@ function gpt(
   });
 }
 
-Deno.test("a program in the first 440 bytes of a signed sector boots by BIOS", async () => {
+Deno.test("findBootLoaderOnDisk() reports BIOS for code in the first 440 bytes of a signed sector", async () => {
   for (const [at, expected] of [[0, BIOS], [439, BIOS], [440, {}]] as const) {
-    assertEquals(await bootLoaderOf(signed(at)), expected, `${at}`);
+    assertEquals(await findBootLoaderOnDisk(signed(at)), expected, `${at}`);
   }
   const unsigned = new SparseDisk();
   unsigned.put(0, [0x90]);
-  assertEquals(await bootLoaderOf(unsigned), {});
+  assertEquals(await findBootLoaderOnDisk(unsigned), {});
 });
 
-Deno.test("a system partition is found in each place of the first sector's table", async () => {
+Deno.test("findBootLoaderOnDisk() finds an EFI system partition in each MBR slot", async () => {
   for (const nth of [0, 1, 2, 3]) {
     const disk = signed();
     mbr(disk, nth, { type: 0xef, start: 3 * MIB });
     system(disk, 3 * MIB, [X64]);
-    assertEquals(await bootLoaderOf(disk), UEFI);
+    assertEquals(await findBootLoaderOnDisk(disk), UEFI);
   }
-  // Another type is not looked at, and an unsigned table is none.
+  // Other types and unsigned tables are ignored.
   const other = signed();
   mbr(other, 0, { type: 0x0b });
   system(other, MIB, [X64]);
-  assertEquals(await bootLoaderOf(other), {});
+  assertEquals(await findBootLoaderOnDisk(other), {});
   const unsigned = new SparseDisk();
   mbr(unsigned, 0, { type: 0xef });
   system(unsigned, MIB, [X64]);
-  assertEquals(await bootLoaderOf(unsigned), {});
+  assertEquals(await findBootLoaderOnDisk(unsigned), {});
 });
 
-Deno.test("a program beside a loader for EFI is believed with an active partition", async () => {
+Deno.test("findBootLoaderOnDisk() prefers BIOS to UEFI when an MBR partition is active", async () => {
   const cases: [{ type: number; active?: boolean }, object][] = [
     [{ type: 0x83, active: true }, BIOS],
     [{ type: 0x83, active: false }, UEFI],
@@ -109,16 +112,16 @@ Deno.test("a program beside a loader for EFI is believed with an active partitio
       mbr(disk, first, { type: 0xef });
       system(disk, MIB, [X64]);
       mbr(disk, second, { ...partition, start: 9 * MIB });
-      assertEquals(await bootLoaderOf(disk), expected);
+      assertEquals(await findBootLoaderOnDisk(disk), expected);
     }
   }
-  // Without a program nothing is started.
+  // Without boot code, BIOS boots nothing.
   const empty = signed();
   mbr(empty, 0, { type: 0x83, active: true });
-  assertEquals(await bootLoaderOf(empty), {});
+  assertEquals(await findBootLoaderOnDisk(empty), {});
 });
 
-Deno.test("a program beside a loader for EFI is believed if it is GRUB", async () => {
+Deno.test("findBootLoaderOnDisk() prefers BIOS to UEFI when the boot code is GRUB", async () => {
   for (
     const [at, expected] of [[100, BIOS], [436, BIOS], [437, UEFI]] as const
   ) {
@@ -126,11 +129,11 @@ Deno.test("a program beside a loader for EFI is believed if it is GRUB", async (
     gpt(disk, [{ type: EFI_SYSTEM }]);
     system(disk, MIB, [X64]);
     disk.put(at, new TextEncoder().encode("GRUB"));
-    assertEquals(await bootLoaderOf(disk), expected, `${at}`);
+    assertEquals(await findBootLoaderOnDisk(disk), expected, `${at}`);
   }
 });
 
-Deno.test("a loader for arm64 alone says what the image is for, whatever the program", async () => {
+Deno.test("findBootLoaderOnDisk() decides by EFI loaders and boot code: arm64 alone is aarch64, else boot code is BIOS", async () => {
   const cases: [string[], boolean, object][] = [
     [[AA64], false, ARM],
     [[AA64], true, ARM],
@@ -148,19 +151,23 @@ Deno.test("a loader for arm64 alone says what the image is for, whatever the pro
       start: 8 * MIB,
     }]);
     system(disk, MIB, loaders);
-    assertEquals(await bootLoaderOf(disk), expected, `${loaders} ${program}`);
+    assertEquals(
+      await findBootLoaderOnDisk(disk),
+      expected,
+      `${loaders} ${program}`,
+    );
   }
 });
 
-Deno.test("each of several system partitions is looked at", async () => {
+Deno.test("findBootLoaderOnDisk() inspects every EFI system partition", async () => {
   const disk = signed();
   gpt(disk, [{ type: EFI_SYSTEM }, { type: EFI_SYSTEM, start: 9 * MIB }]);
   system(disk, MIB, [AA64]);
   system(disk, 9 * MIB, [X64]);
-  assertEquals(await bootLoaderOf(disk), { firmware: "uefi" });
+  assertEquals(await findBootLoaderOnDisk(disk), { firmware: "uefi" });
 });
 
-Deno.test("a partition of a GPT may say that BIOS starts it", async () => {
+Deno.test("findBootLoaderOnDisk() honors a BIOS boot partition and the legacy-bootable attribute in a GPT", async () => {
   const cases: [GptEntry, object][] = [
     [{ type: LINUX, attributes: 4n }, BIOS],
     [{ type: LINUX, attributes: 5n }, BIOS],
@@ -173,12 +180,12 @@ Deno.test("a partition of a GPT may say that BIOS starts it", async () => {
       const disk = signed(5);
       gpt(disk, [{ type: EFI_SYSTEM }, ...entries]);
       system(disk, MIB, [X64]);
-      assertEquals(await bootLoaderOf(disk), expected);
+      assertEquals(await findBootLoaderOnDisk(disk), expected);
     }
   }
 });
 
-Deno.test("a GPT is read as its own header says", async () => {
+Deno.test("findBootLoaderOnDisk() reads a GPT by the sizes in its header", async () => {
   type Options = Parameters<typeof gpt>[2];
   const cases: [Options, object][] = [
     [{ size: 128 }, UEFI],
@@ -187,7 +194,7 @@ Deno.test("a GPT is read as its own header says", async () => {
     [{ size: 513 }, {}],
     [{ size: 1024 }, {}],
     [{ count: 2 }, UEFI],
-    // The second entry is not of the table.
+    // The second entry is outside the table.
     [{ count: 1 }, {}],
     [{ signature: "EFI PARS" }, {}],
     [{ table: 1n << 60n }, {}],
@@ -196,35 +203,39 @@ Deno.test("a GPT is read as its own header says", async () => {
     const disk = signed();
     gpt(disk, [{ type: LINUX }, { type: EFI_SYSTEM }], options);
     system(disk, MIB, [X64]);
-    assertEquals(await bootLoaderOf(disk), expected, String(options?.size));
+    assertEquals(
+      await findBootLoaderOnDisk(disk),
+      expected,
+      String(options?.size),
+    );
   }
-  // The table of the first sector counts where no partition protects a GPT.
+  // Without a protective partition, the MBR table counts.
   const disk = signed();
   gpt(disk, [{ type: EFI_SYSTEM }]);
   system(disk, MIB, [X64]);
   mbr(disk, 0, { type: 0x83 });
-  assertEquals(await bootLoaderOf(disk), {});
+  assertEquals(await findBootLoaderOnDisk(disk), {});
 });
 
-Deno.test("of a GPT 1024 partitions are looked at, and no place beyond all numbers", async () => {
+Deno.test("findBootLoaderOnDisk() inspects at most 1024 GPT entries, and skips offsets above the safe integers", async () => {
   for (const [nth, expected] of [[1023, UEFI], [1024, {}]] as const) {
     const disk = signed();
     const entries = Array.from({ length: nth }, () => ({ type: LINUX }));
     gpt(disk, [...entries, { type: EFI_SYSTEM }]);
     system(disk, MIB, [X64]);
-    assertEquals(await bootLoaderOf(disk), expected, `${nth}`);
+    assertEquals(await findBootLoaderOnDisk(disk), expected, `${nth}`);
   }
   const disk = signed();
   gpt(disk, [{ type: EFI_SYSTEM, start: 1n << 62n }, { type: EFI_SYSTEM }]);
   system(disk, MIB, [X64]);
-  assertEquals(await bootLoaderOf(disk), UEFI);
+  assertEquals(await findBootLoaderOnDisk(disk), UEFI);
 });
 
-Deno.test("an image is looked at, and closed again", async () => {
+Deno.test("findBootLoader() closes the image", async () => {
   await using dir = await temporaryDir();
   const sector = new Uint8Array(512).fill(0x90, 0, 9);
   sector.set([0x55, 0xaa], 510);
-  const image = qcow2({ tables: [[BigInt(dataOffset({}))]], data: sector });
+  const image = makeQcow2({ tables: [[BigInt(dataOffset({}))]], data: sector });
   const path = await writeImage(`${dir.path}/a.qcow2`, image);
   assertEquals(await findBootLoader(path), BIOS);
 });

@@ -1,9 +1,9 @@
 import { assertEquals } from "@std/assert";
 import { zstdCompressSync, zstdDecompressSync } from "node:zlib";
-import { firstFrame } from "../../lib/image/_zstd_frame.ts";
+import { firstZstdFrame } from "../../lib/image/_qcow2_disk.ts";
 
 const MAGIC = [0x28, 0xb5, 0x2f, 0xfd];
-/** A block: its kind, whether it is the last, and its size as it is written. */
+/** A Zstandard block with a type, last-block flag and size field. */
 function block(kind: number, last: boolean, size: number): number[] {
   const header = size << 3 | kind << 1 | Number(last);
   const there = kind === 1 ? 1 : size;
@@ -15,21 +15,21 @@ function block(kind: number, last: boolean, size: number): number[] {
   ];
 }
 
-/** Checks that a frame ends where it does, with and without what follows it. */
+/** Asserts that the frame is found, with and without following bytes. */
 function ends(frame: number[], name: string) {
   for (const more of [[], [0], [...frame, 1, 2, 3]]) {
     const bytes = new Uint8Array([...frame, ...more]);
-    assertEquals(firstFrame(bytes), new Uint8Array(frame), name);
-    // Also where the bytes are a part of others.
+    assertEquals(firstZstdFrame(bytes), new Uint8Array(frame), name);
+    // The bytes may be a view into a larger buffer.
     const within = new Uint8Array([9, ...bytes]).subarray(1);
-    assertEquals(firstFrame(within), new Uint8Array(frame), name);
+    assertEquals(firstZstdFrame(within), new Uint8Array(frame), name);
   }
 }
 
-Deno.test("a frame ends behind its last block, whatever its header has", () => {
+Deno.test("firstZstdFrame() finds the end of a frame for every header form", () => {
   const last = block(0, true, 3);
   const zeros = (count: number) => new Array(count).fill(0);
-  // The flags, and how many bytes of header they announce.
+  // Flags, and the header bytes that they imply.
   const headers: [number, number][] = [
     [0b0000_0000, 1],
     [0b0010_0000, 1],
@@ -47,7 +47,7 @@ Deno.test("a frame ends behind its last block, whatever its header has", () => {
   for (const [flags, length] of headers) {
     const name = flags.toString(2);
     ends([...MAGIC, flags, ...zeros(length), ...last], name);
-    // A checksum of four bytes comes last.
+    // A checksum of four bytes follows.
     const checked = [
       ...MAGIC,
       flags | 4,
@@ -62,7 +62,7 @@ Deno.test("a frame ends behind its last block, whatever its header has", () => {
   }
 });
 
-Deno.test("blocks are followed by their sizes, repeated bytes by theirs", () => {
+Deno.test("firstZstdFrame() skips raw, RLE and compressed blocks by their sizes", () => {
   const header = [...MAGIC, 0x20, 7];
   ends([...header, ...block(0, true, 0)], "empty");
   ends([...header, ...block(1, true, 100)], "repeated");
@@ -76,7 +76,7 @@ Deno.test("blocks are followed by their sizes, repeated bytes by theirs", () => 
   ends([...header, ...blocks], "several");
 });
 
-Deno.test("what is no frame, or is cut off, is left as it is", () => {
+Deno.test("firstZstdFrame() returns all bytes if they are no frame or a truncated one", () => {
   const frame = [...MAGIC, 0x20, 7, ...block(0, false, 3)];
   const cases = [
     [],
@@ -88,18 +88,18 @@ Deno.test("what is no frame, or is cut off, is left as it is", () => {
     [0, ...frame.slice(1), ...block(0, true, 3), 5, 5],
   ];
   for (const bytes of cases) {
-    assertEquals(firstFrame(new Uint8Array(bytes)), new Uint8Array(bytes));
+    assertEquals(firstZstdFrame(new Uint8Array(bytes)), new Uint8Array(bytes));
   }
-  // The shortest that there is: a header, and an empty block in the last bytes.
+  // The shortest frame: a header and an empty block.
   ends([...MAGIC, 0x20, 0, 1, 0, 0], "shortest");
 });
 
-Deno.test("a frame that zstd has written is told from what follows it", () => {
+Deno.test("firstZstdFrame() separates a real zstd frame from the bytes after it", () => {
   for (const length of [0, 1, 300, 70_000, 300_000]) {
     const data = new Uint8Array(length).map((_, at) => at * at >> 7);
     const frame = new Uint8Array(zstdCompressSync(data));
     ends([...frame], `${length}`);
-    const found = firstFrame(new Uint8Array([...frame, ...frame]));
+    const found = firstZstdFrame(new Uint8Array([...frame, ...frame]));
     assertEquals(new Uint8Array(zstdDecompressSync(found)), data);
   }
 });

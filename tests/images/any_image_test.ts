@@ -1,6 +1,6 @@
 /**
- * What users do, in images that nobody prepared for them: of another processor,
- * for another firmware.
+ * User scenarios in unprepared images, with another architecture or other
+ * firmware.
  */
 import {
   assert,
@@ -10,27 +10,27 @@ import {
 } from "@std/assert";
 import { dirname, join } from "@std/path";
 import { boot } from "../../lib/vm/boot.ts";
-import { findUefi } from "../../lib/qemu/firmware.ts";
-import { run } from "../../lib/system/process.ts";
+import { findUefiFirmware } from "../../lib/qemu/firmware.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { env } from "../support/guest.ts";
-import { fileChunks, sha256 } from "../../lib/system/digest.ts";
+import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
 import { buildDebian, type DebianKind } from "../../scripts/guest/debian.ts";
 import type { Part } from "../../scripts/setup.ts";
-import { needs, parts } from "../support/parts.ts";
+import { foundTools, requires } from "../support/parts.ts";
 import { jsonLines, workspace } from "../support/workspace.ts";
 
-/** What differs between the images. */
+/** Differences between the images. */
 interface Kind {
   needs: Part[];
-  /** What `uname -m` says. */
+  /** Output of `uname -m`. */
   machine: string;
-  /** Is there an EFI for the kernel? */
+  /** Whether the kernel sees EFI. */
   efi: boolean;
-  /** The agent that answers. */
+  /** The expected guest agent. */
   agent: RegExp;
-  /** Can its kernel mount directories of the host? */
+  /** Whether its kernel can mount host directories. */
   mounts: boolean;
 }
 
@@ -59,29 +59,31 @@ const KINDS: Partial<Record<DebianKind, Kind>> = {
 };
 
 Deno.test({
-  name:
-    "UEFI that finds nothing to start says so before its deadline, a file's too",
-  ...needs("qemu", "qemuImg", "uefi"),
+  name: "boot reports before its deadline that UEFI found nothing to boot",
+  ...requires("qemu", "qemuImg", "uefi"),
   async fn() {
     await using dir = await temporaryDir();
     const image = join(dir.path, "empty.qcow2");
     const args = ["create", "-q", "-f", "qcow2", image, "8M"];
-    assertEquals((await run("qemu-img", { args })).code, 0);
-    const { code } = await findUefi("x86_64", { program: parts.qemu! });
+    assertEquals((await runProcess("qemu-img", { args })).code, 0);
+    const { code } = await findUefiFirmware("x86_64", {
+      program: foundTools.qemu!,
+    });
     for (const firmware of ["uefi", code]) {
-      const { message } = await failure(
+      const { message } = await expectFailure(
         "boot_failed",
-        () => boot({ image, env, firmware, bootTimeoutMs: 100_000 }),
+        () => boot({ image, env, firmware, bootTimeoutMs: 1_000_000 }),
       );
-      assertStringIncludes(message, "UEFI has found nothing to start");
+      assertStringIncludes(message, "UEFI firmware found nothing to boot");
     }
   },
 });
 
 for (const [name, kind] of Object.entries(KINDS)) {
   Deno.test({
-    name: `run takes the ${name} image as it is, and restores it from then on`,
-    ...needs("qemu", "qemuImg", "debian", "uefi", ...kind.needs),
+    name:
+      `run boots the unmodified ${name} image once, then restores its snapshot`,
+    ...requires("qemu", "qemuImg", "debian", "uefi", ...kind.needs),
     fn: (t) => behaves(t, name as DebianKind, kind),
   });
 }
@@ -93,39 +95,49 @@ async function behaves(
 ) {
   await using work = await workspace();
   const qcow2 = await buildDebian(name);
-  const qcow2_sha256 = await sha256(fileChunks(qcow2));
+  const qcow2_sha256 = await sha256OfChunks(readFileChunks(qcow2));
   await work.manifest({ qcow2, qcow2_sha256 });
   const out = join(work.dir, "out");
   await Deno.mkdir(out);
   const options = {
     permissions: ["-P=run"],
-    timeoutMs: 300_000,
+    timeoutMs: 3_600_000,
     env: {
-      PATH: `${dirname(parts.qemu!)}:${Deno.env.get("PATH")}`,
+      PATH: `${dirname(foundTools.qemu!)}:${Deno.env.get("PATH")}`,
       TOOLSMITH_QEMU: "",
     },
   };
   const toolsmith = (args: string[], bytes?: Uint8Array<ArrayBuffer>) =>
-    work.toolsmith(["run", "--boot-timeout", "240", ...args], {
+    work.toolsmith(["run", "--boot-timeout", "2400", ...args], {
       ...options,
       ...bytes ? { input: { bytes } } : {},
     });
 
-  await t.step("the first run boots it, the second restores it", async () => {
-    for (const how of ["booted", "restored"]) {
-      const ran = await toolsmith(["--json", "--", "sh", "-c", "exit 7"]);
-      const { events, last } = jsonLines(ran.stdout);
-      const ready = events.find(({ type }) => type === "boot_ready");
-      assertEquals([ran.code, last.code, ready?.how], [7, 7, how], ran.stderr);
-      if (how === "booted") assertMatch(String(ready?.agent), agent);
-    }
-  });
-  await t.step("it is what it claims to be", async () => {
-    const script = "uname -m; test -e /sys/firmware/efi && echo efi";
-    const { stdout } = await toolsmith(["--quiet", "--", "sh", "-c", script]);
-    assertEquals(stdout, `${machine}\n${efi ? "efi\n" : ""}`);
-  });
-  await t.step("bytes pass both ways as they are", async () => {
+  await t.step(
+    "run boots the image first, then restores the snapshot",
+    async () => {
+      for (const how of ["booted", "restored"]) {
+        const ran = await toolsmith(["--json", "--", "sh", "-c", "exit 7"]);
+        const { events, last } = jsonLines(ran.stdout);
+        const ready = events.find(({ type }) => type === "boot_ready");
+        assertEquals(
+          [ran.code, last.code, ready?.how],
+          [7, 7, how],
+          ran.stderr,
+        );
+        if (how === "booted") assertMatch(String(ready?.agent), agent);
+      }
+    },
+  );
+  await t.step(
+    "run: the guest has the expected architecture and firmware",
+    async () => {
+      const script = "uname -m; test -e /sys/firmware/efi && echo efi";
+      const { stdout } = await toolsmith(["--quiet", "--", "sh", "-c", script]);
+      assertEquals(stdout, `${machine}\n${efi ? "efi\n" : ""}`);
+    },
+  );
+  await t.step("run passes stdin and stdout bytes unchanged", async () => {
     const bytes = crypto.getRandomValues(new Uint8Array(2 ** 16));
     const script = "base64 | tr -d '\\n'; echo end of input >&2";
     const ran = await toolsmith(["--quiet", "--", "sh", "-c", script], bytes);
@@ -133,18 +145,18 @@ async function behaves(
     assertStringIncludes(ran.stderr, "end of input\n");
     assertEquals(ran.stdout, bytes.toBase64());
   });
-  await t.step("it waits for cloud-init, where there is one", async () => {
+  await t.step("run waits for cloud-init if the image has it", async () => {
     const script =
       "! [ -d /run/cloud-init ] || cat /run/cloud-init/result.json";
     const { stdout } = await toolsmith(["--quiet", "--", "sh", "-c", script]);
     assertMatch(stdout, agent.test("toolsmith") ? /NoCloud/ : /^$/);
   });
-  await t.step("the record says what it boots with", async () => {
+  await t.step("hydrate --json reports the image's firmware", async () => {
     const { stdout } = await work.toolsmith(["hydrate", "--json"]);
     const { last } = jsonLines(stdout);
     assertMatch(JSON.stringify(last.boot), efi ? /"uefi"/ : /"bios"/);
   });
-  await t.step("the workspace is as it is now, and read-only", async () => {
+  await t.step("run shows the current workspace read-only", async () => {
     await Deno.writeTextFile(join(work.dir, "new.txt"), "written later\n");
     await Deno.chmod(join(work.dir, "new.txt"), 0o755);
     await Deno.symlink("new.txt", join(work.dir, "link"));
@@ -154,7 +166,7 @@ async function behaves(
     assertEquals(stdout, "written later\n755\n");
   });
   await t.step(
-    "a workspace that is copied has a limit with a flag",
+    "run warns when a copied workspace exceeds --copy-limit",
     async () => {
       const huge = join(work.dir, "huge");
       await Deno.writeTextFile(huge, "");
@@ -165,13 +177,13 @@ async function behaves(
       if (!mounts) assertMatch(stderr, /128 MiB.*--copy-limit/);
     },
   );
-  await t.step("its agent keeps no process that has ended", async () => {
+  await t.step("run: the guest agent leaves no zombie processes", async () => {
     const use = async (...args: string[]) => {
       const { code, stdout, stderr } = await work.toolsmith(args, options);
       assertEquals(code, 0, stderr);
       return stdout;
     };
-    await use("boot", "--detach", "--boot-timeout", "240");
+    await use("boot", "--detach", "--boot-timeout", "2400");
     try {
       for (let n = 0; n < 4; n++) await use("run", "--quiet", "--", "true");
       const count = "grep -l '^State:.Z' /proc/[0-9]*/status | wc -l";
@@ -181,15 +193,18 @@ async function behaves(
       await use("stop");
     }
   });
-  await t.step("an export brings results back", async () => {
-    await Deno.writeTextFile(join(out, "old"), "old\n");
-    const script =
-      "cat /mnt/out/old; echo result >/mnt/out/a; chmod 4750 /mnt/out/a; ln -s a /mnt/out/b";
-    const words = ["--export", out, "--", "sh", "-c", script];
-    const { code, stdout, stderr } = await toolsmith(["--quiet", ...words]);
-    assertEquals([code, stdout], [0, "old\n"], stderr);
-    assertEquals(await Deno.readTextFile(join(out, "b")), "result\n");
-    const { mode } = await Deno.stat(join(out, "a"));
-    assertEquals(mode! & 0o7777, 0o750);
-  });
+  await t.step(
+    "run --export syncs the command's results back to the host",
+    async () => {
+      await Deno.writeTextFile(join(out, "old"), "old\n");
+      const script =
+        "cat /mnt/out/old; echo result >/mnt/out/a; chmod 4750 /mnt/out/a; ln -s a /mnt/out/b";
+      const words = ["--export", out, "--", "sh", "-c", script];
+      const { code, stdout, stderr } = await toolsmith(["--quiet", ...words]);
+      assertEquals([code, stdout], [0, "old\n"], stderr);
+      assertEquals(await Deno.readTextFile(join(out, "b")), "result\n");
+      const { mode } = await Deno.stat(join(out, "a"));
+      assertEquals(mode! & 0o7777, 0o750);
+    },
+  );
 }

@@ -1,22 +1,23 @@
 import { assert, assertEquals } from "@std/assert";
-import { inspectQcow2 } from "../../lib/image/qcow2.ts";
-import { run } from "../../lib/system/process.ts";
-import { denoArgs, ROOT } from "../../scripts/deno.ts";
-import { debian, needsDebian } from "../support/guest.ts";
+import { readQcow2Header } from "../../lib/image/qcow2_header.ts";
+import { runProcess } from "../../lib/system/process.ts";
+import { PROJECT_ROOT, withImportMap } from "../../scripts/deno.ts";
+import { buildDebianGuest, needsDebian } from "../support/guest.ts";
 
 async function buildDebian(args: string[]) {
-  const script = `${ROOT}/scripts/guest/debian.ts`;
-  return await run(Deno.execPath(), {
-    args: await denoArgs(["run", "-A", script, ...args]),
+  const script = `${PROJECT_ROOT}/scripts/guest/debian.ts`;
+  return await runProcess(Deno.execPath(), {
+    args: await withImportMap(["run", "-A", script, ...args]),
   });
 }
 
 Deno.test({
-  name: "builds of Debian at the same time give one image, built once",
+  name:
+    "debian.ts builds the same image once when several runs need it at once",
   ...needsDebian,
   async fn() {
     const builds = await Promise.all([
-      debian(),
+      buildDebianGuest(),
       buildDebian(["agent"]).then(({ stdout }) => stdout.trim()),
       buildDebian(["agent"]).then(({ stdout }) => stdout.trim()),
     ]);
@@ -33,17 +34,17 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a Debian guest is small, whole, and has room to write",
+  name: "debian.ts builds a small, self-contained image with a 2 GiB disk",
   ...needsDebian,
   async fn() {
-    const info = await inspectQcow2(await debian());
+    const info = await readQcow2Header(await buildDebianGuest());
     assert(info.fileSize < 200 * 2 ** 20, `${info.fileSize} bytes`);
     assertEquals(info.virtualSize, 2 ** 31);
     assertEquals(info.backingFile, undefined);
   },
 });
 
-Deno.test("a wrong use of the Debian builder says what is right", async () => {
+Deno.test("debian.ts prints its usage for wrong arguments", async () => {
   for (const args of [[], ["debian"], ["agent", "a", "b"], ["--nope"]]) {
     const { code, stdout, stderr } = await buildDebian(args);
     assertEquals([code, stdout], [2, ""]);

@@ -1,19 +1,21 @@
 /**
- * The guests that take minutes to boot are what they claim to be: QEMU alone
- * boots them, and they say so themselves.
+ * Guest images that take minutes to boot, tested with QEMU alone: they report
+ * their own properties.
  */
 import { assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
-import { openAgent } from "../../lib/qemu/agent.ts";
-import { run, spawn } from "../../lib/system/process.ts";
+import { connectToAgent } from "../../lib/qemu/agent.ts";
+import {
+  type RunningProcess,
+  runProcess,
+  spawnProcess,
+} from "../../lib/system/process.ts";
 import { sleep } from "../../lib/system/time.ts";
 import { buildDebian } from "../../scripts/guest/debian.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { needs, parts } from "../support/parts.ts";
+import { foundTools, requires } from "../support/parts.ts";
 
-const BOOT_MS = 240_000;
-
-/** What cloud-init does at its end: it reports to the host, through a port. */
+/** cloud-init's last step reports to the host over a virtio-serial port. */
 const USER_DATA = `#cloud-config
 runcmd:
   - |
@@ -30,7 +32,7 @@ runcmd:
     done
 `;
 
-/** A NoCloud seed: a FAT file system that cloud-init knows by its label. */
+/** A NoCloud seed: a FAT file system that cloud-init recognizes by its label. */
 async function seed(dir: string): Promise<string> {
   const image = join(dir, "seed.img");
   const files = {
@@ -46,13 +48,13 @@ async function seed(dir: string): Promise<string> {
     steps.push(["mcopy", "-i", image, join(dir, name), "::/"]);
   }
   for (const [program, ...args] of steps) {
-    const { code, stderr } = await run(program, { args, env });
+    const { code, stderr } = await runProcess(program, { args, env });
     assertEquals(code, 0, stderr);
   }
   return image;
 }
 
-/** The arguments that every machine here has. */
+/** QEMU arguments that all VMs here share. */
 function machine(image: string, dir: string): string[] {
   return [
     ...["-m", "512", "-smp", "2", "-nodefaults", "-display", "none"],
@@ -62,7 +64,7 @@ function machine(image: string, dir: string): string[] {
   ];
 }
 
-/** Code, which is only read, and a copy of the variables that belong to it. */
+/** UEFI code, read-only, and a copy of its variables. */
 async function firmware(code: string, vars: string, dir: string) {
   await Deno.copyFile(vars, join(dir, "vars.fd"));
   return [
@@ -71,24 +73,26 @@ async function firmware(code: string, vars: string, dir: string) {
   ];
 }
 
-/** Asks until something is there; fails with the end of the console. */
+/** Polls until `find` returns a value; fails with the console's end if QEMU exits. */
 async function until<T>(
+  qemu: RunningProcess,
   dir: string,
-  ask: () => Promise<T | undefined>,
+  find: () => Promise<T | undefined>,
 ): Promise<T> {
-  for (const end = performance.now() + BOOT_MS; performance.now() < end;) {
-    const found = await ask();
+  const ended = qemu.ended.then(() => true);
+  do {
+    const found = await find();
     if (found !== undefined) return found;
-    await sleep(250);
-  }
+  } while (!await Promise.race([ended, sleep(250)]));
   const console = await Deno.readTextFile(join(dir, "console"));
-  throw new Error(`nothing came: ${console.slice(-2000)}`);
+  throw new Error(`QEMU has ended: ${console.slice(-2000)}`);
 }
 
 for (const kind of ["cloud", "cloud-uefi"] as const) {
   Deno.test({
-    name: `the ${kind} guest does what a seed says, and has no agent and no 9p`,
-    ...needs("qemu", "qemuImg", "debian", "uefi"),
+    name:
+      `the ${kind} guest runs cloud-init from a seed, and has no agent and no 9p`,
+    ...requires("qemu", "qemuImg", "debian", "uefi"),
     async fn() {
       await using dir = await temporaryDir();
       const { path } = dir;
@@ -100,7 +104,7 @@ for (const kind of ["cloud", "cloud-uefi"] as const) {
           path,
         )
         : [];
-      await using _qemu = spawn(parts.qemu!, {
+      await using qemu = spawnProcess(foundTools.qemu!, {
         args: [
           ...["-machine", "q35,accel=tcg", "-cpu", "max"],
           ...machine(await buildDebian(kind), path),
@@ -112,7 +116,7 @@ for (const kind of ["cloud", "cloud-uefi"] as const) {
           ...["-device", "virtserialport,chardev=report,name=report"],
         ],
       });
-      const text = await until(path, async () => {
+      const text = await until(qemu, path, async () => {
         const text = await Deno.readTextFile(report).catch(() => "");
         return text.endsWith("done\n") ? text : undefined;
       });
@@ -125,13 +129,13 @@ for (const kind of ["cloud", "cloud-uefi"] as const) {
 }
 
 Deno.test({
-  name: "the arm64 guest boots by UEFI, and its agent runs commands",
-  ...needs("qemu", "qemuImg", "debian", "guest", "arm64"),
+  name: "the arm64 guest boots with UEFI, and its agent runs commands",
+  ...requires("qemu", "qemuImg", "debian", "guest", "arm64"),
   async fn() {
     await using dir = await temporaryDir();
     const { path } = dir;
     const socket = join(path, "agent.sock");
-    await using _qemu = spawn(parts.arm64!, {
+    await using qemu = spawnProcess(foundTools.arm64!, {
       args: [
         ...["-machine", "virt,accel=tcg", "-cpu", "max"],
         ...machine(await buildDebian("arm64"), path),
@@ -147,17 +151,18 @@ Deno.test({
       ],
     });
     using agent = await until(
+      qemu,
       path,
-      () => openAgent(socket).catch(() => undefined),
+      () => connectToAgent(socket).catch(() => undefined),
     );
-    await agent.sync(AbortSignal.timeout(BOOT_MS));
-    const { pid } = await agent.send(["guest-exec", {
+    await agent.waitUntilAnswering();
+    const { pid } = await agent.execute(["guest-exec", {
       path: "/bin/sh",
       arg: ["-c", "uname -m; ls -d /sys/firmware/efi; exit 5"],
       "capture-output": true,
     }]) as { pid: number };
-    const ended = await until(path, async () => {
-      const status = await agent.send(["guest-exec-status", { pid }]) as {
+    const ended = await until(qemu, path, async () => {
+      const status = await agent.execute(["guest-exec-status", { pid }]) as {
         exited: boolean;
         exitcode: number;
         "out-data": string;

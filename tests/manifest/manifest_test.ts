@@ -1,15 +1,15 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import type { ErrorCode } from "../../lib/errors.ts";
-import { show } from "../../lib/manifest/_json_fields.ts";
+import { toShortJson } from "../../lib/manifest/_json_field_reader.ts";
 import {
-  isImageName,
+  isValidImageName,
   loadManifest,
   locateManifest,
   parseManifest,
 } from "../../lib/manifest/manifest.ts";
-import { failure } from "../support/failure.ts";
-import { replace } from "../support/replace.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 const FILE = "/srv/project/.toolsmith/tools.json";
@@ -26,10 +26,10 @@ const GOOD = { image: IMAGE, tools: {}, operations: [] };
 const parse = (manifest: unknown) =>
   parseManifest(JSON.stringify(manifest), FILE);
 
-Deno.test("the guide's manifest is read", () => {
+Deno.test("parseManifest() reads the example manifest of the guide", () => {
   assertEquals(parse(GOOD), {
     path: FILE,
-    root: "/srv/project",
+    workspace: "/srv/project",
     image: {
       name: "demo",
       sha256: DIGEST,
@@ -45,7 +45,7 @@ Deno.test("the guide's manifest is read", () => {
   });
 });
 
-Deno.test("tarball, tools and operations are kept", () => {
+Deno.test("parseManifest() returns the fields tarball, tools and operations", () => {
   const { image, tools, operations } = parse({
     $schema: "x",
     image: { ...IMAGE, tarball: "root.tar", sha256: `sha256:${DIGEST}` },
@@ -57,12 +57,12 @@ Deno.test("tarball, tools and operations are kept", () => {
   assertEquals(operations, ["gcc"]);
 });
 
-Deno.test("a field that stands there twice is an error that names it", async () => {
+Deno.test("parseManifest() rejects a duplicate key and names the key", async () => {
   const [image, tools] = [JSON.stringify(IMAGE), '{"a": "/a"}'];
   const repeated: [string, string][] = [
     [`{"image": ${image}, "image": ${image}}`, "image"],
     [`{"image": ${image}, "operations": [], "operations": []}`, "operations"],
-    // Escaped, it is the same.
+    // The same key, escaped.
     [
       `{"image": ${image}, "operations": [], "o\\u0070erations": []}`,
       "operations",
@@ -78,20 +78,20 @@ Deno.test("a field that stands there twice is an error that names it", async () 
     ],
   ];
   for (const [text, field] of repeated) {
-    const error = await failure(
+    const error = await expectFailure(
       "manifest_invalid",
       () => parseManifest(text, FILE),
     );
-    assertEquals(error.message, `${FILE}: ${field}: stands there twice`);
+    assertEquals(error.message, `${FILE}: ${field}: duplicate key`);
   }
-  // The same key in two objects, in a text, or in what is another program's.
+  // The same key in two objects, in a string, or in an x- field.
   const fine =
     `{"image": ${image}, "x-a": [{"a": 1}, {"a": 2}, {"b": 1, "b": 2}],
     "operations": ["a\\"", "operations:", "{"]}`;
   assertEquals(parseManifest(fine, FILE).operations.length, 3);
 });
 
-Deno.test("fields of other programs are kept, and misspelt ones are errors", async () => {
+Deno.test("parseManifest() ignores x- fields and rejects misspelt fields", async () => {
   const tools = {
     "x-note": { a: 1 },
     "x-ray": "/x",
@@ -106,26 +106,26 @@ Deno.test("fields of other programs are kept, and misspelt ones are errors", asy
   assertEquals(manifest.tools, { "x-ray": "/x", ld: "/ld" });
   for (const name of ["X-a", "x_a", "xa"]) {
     const wrong = { ...GOOD, [name]: 1 };
-    await failure("manifest_invalid", () => parse(wrong));
+    await expectFailure("manifest_invalid", () => parse(wrong));
   }
 });
 
-Deno.test("a manifest that is nested without end is refused", async () => {
+Deno.test("parseManifest() rejects JSON that is nested 100,000 levels deep", async () => {
   const deep = "[".repeat(100_000) + "]".repeat(100_000);
   const text = `{"image": ${deep}}`;
-  const error = await failure(
+  const error = await expectFailure(
     "manifest_invalid",
     () => parseManifest(text, FILE),
   );
   assertStringIncludes(error.message, "nested too deeply");
 });
 
-Deno.test("tools and operations may be left out", () => {
+Deno.test("parseManifest() accepts a manifest without tools and operations", () => {
   const { tools, operations } = parse({ image: IMAGE });
   assertEquals([tools, operations], [{}, []]);
 });
 
-Deno.test("a tool may have any name, also one that objects have", () => {
+Deno.test("parseManifest() accepts __proto__ and toString as tool names", () => {
   const text = `{"image":${
     JSON.stringify(IMAGE)
   },"tools":{"__proto__":"/p","toString":"/t"}}`;
@@ -134,7 +134,7 @@ Deno.test("a tool may have any name, also one that objects have", () => {
   assertEquals(Object.getPrototypeOf(tools), Object.prototype);
 });
 
-Deno.test("paths start from the manifest's directory, whatever the working directory", () => {
+Deno.test("parseManifest() resolves a relative image path against the manifest's directory", () => {
   const { image } = parse({ image: { ...IMAGE, qcow2: "../dist/a.qcow2" } });
   assertEquals(image.source, {
     kind: "file",
@@ -142,24 +142,24 @@ Deno.test("paths start from the manifest's directory, whatever the working direc
   });
 });
 
-/** What is wrong: its code, its field, a part of the message, of the hint. */
+/** Invalid manifest, error code, field, and parts of message and hint. */
 const WRONG: [unknown, ErrorCode, string, string, string][] = [
   [[], "manifest_invalid", "", "[] is not an object", "docs/consuming.md"],
   [{}, "manifest_invalid", "image", "missing", "docs/consuming.md"],
-  [{ image: 7 }, "manifest_invalid", "image", "7 is not an object", "shape"],
-  [{ ...GOOD, tool: {} }, "manifest_invalid", "tool", "no such field", "tools"],
+  [{ image: 7 }, "manifest_invalid", "image", "7 is not an object", "format"],
+  [{ ...GOOD, tool: {} }, "manifest_invalid", "tool", "unknown field", "tools"],
   [
     { ...GOOD, $schema: 1 },
     "manifest_invalid",
     "$schema",
     "not a string",
-    '""',
+    "double quotes",
   ],
   [
     image({ qcow: "" }),
     "manifest_invalid",
     "image.qcow",
-    "no such field",
+    "unknown field",
     "image.qcow2",
   ],
   [
@@ -181,21 +181,21 @@ const WRONG: [unknown, ErrorCode, string, string, string][] = [
     image({ name: "../x" }),
     "manifest_invalid",
     "image.name",
-    '"../x" is not a plain directory name',
+    '"../x" is not a valid directory name',
     "letters",
   ],
   [
     image({ name: "a/b" }),
     "manifest_invalid",
     "image.name",
-    '"a/b" is not a plain directory name',
+    '"a/b" is not a valid directory name',
     "letters",
   ],
   [
     image({ name: "." }),
     "manifest_invalid",
     "image.name",
-    '"." is not a plain directory name',
+    '"." is not a valid directory name',
     "letters",
   ],
   [
@@ -217,14 +217,14 @@ const WRONG: [unknown, ErrorCode, string, string, string][] = [
     image({ qcow2: "oci://ghcr.io" }),
     "reference_invalid",
     "image.qcow2",
-    "names no repository",
+    "the reference has no repository",
     "REGISTRY/OWNER",
   ],
   [
     image({ qcow2: "http://a/b" }),
     "reference_invalid",
     "image.qcow2",
-    "not a source",
+    "not a supported image source",
     "https://",
   ],
   [
@@ -259,14 +259,14 @@ const WRONG: [unknown, ErrorCode, string, string, string][] = [
     image({ tarball: "t.tar" }),
     "manifest_invalid",
     "image.sha256",
-    "missing, while image.tarball is given",
+    "missing, but image.tarball is set",
     "both",
   ],
   [
     image({ sha256: DIGEST }),
     "manifest_invalid",
     "image.tarball",
-    "missing, while image.sha256 is given",
+    "missing, but image.sha256 is set",
     "both",
   ],
   [
@@ -301,7 +301,7 @@ const WRONG: [unknown, ErrorCode, string, string, string][] = [
     { ...GOOD, tools: { gcc: { args: [] } } },
     "manifest_invalid",
     "tools.gcc.args",
-    "no such field",
+    "unknown field",
     "tools.gcc.path",
   ],
   [
@@ -315,7 +315,7 @@ const WRONG: [unknown, ErrorCode, string, string, string][] = [
     { ...GOOD, operations: ["a", ""] },
     "manifest_invalid",
     "operations[1]",
-    '"" is not a name',
+    '"" is not a non-empty string',
     "",
   ],
 ];
@@ -325,8 +325,8 @@ function image(fields: Record<string, unknown>) {
 }
 
 for (const [manifest, code, field, why, hint] of WRONG) {
-  Deno.test(`${field || "the whole"}: ${why}`, async () => {
-    const error = await failure(code, () => parse(manifest));
+  Deno.test(`parseManifest() rejects ${field || "the manifest"}: ${why}`, async () => {
+    const error = await expectFailure(code, () => parse(manifest));
     const where = field ? `${FILE}: ${field}: ` : `${FILE}: `;
     assert(error.message.startsWith(where), error.message);
     assertStringIncludes(error.message, why);
@@ -334,24 +334,24 @@ for (const [manifest, code, field, why, hint] of WRONG) {
   });
 }
 
-Deno.test("a catalog is recognised and explained", async () => {
+Deno.test("parseManifest() rejects an image catalog and explains how to write a manifest", async () => {
   const catalog = { toolsmith: { images: [IMAGE] }, other: 1 };
-  const error = await failure("manifest_invalid", () => parse(catalog));
+  const error = await expectFailure("manifest_invalid", () => parse(catalog));
   assertStringIncludes(error.message, `${FILE}: toolsmith.images: `);
   assertStringIncludes(error.message, "catalog");
   assertStringIncludes(error.hint!, "toolsmith init");
 });
 
-Deno.test("a huge value is not repeated whole", async () => {
+Deno.test("parseManifest() does not repeat a huge value in its error message", async () => {
   const tools = { gcc: "x".repeat(100_000) };
-  const error = await failure(
+  const error = await expectFailure(
     "manifest_invalid",
     () => parse({ ...GOOD, tools }),
   );
   assert(error.message.length < 300);
 });
 
-/** Bad syntax, and the line and column of it. */
+/** Invalid JSON, and the line and column of the error. */
 const SYNTAX: [string, string][] = [
   ["", "1:1"],
   ["{", "1:2"],
@@ -367,8 +367,8 @@ const SYNTAX: [string, string][] = [
 ];
 
 for (const [text, at] of SYNTAX) {
-  Deno.test(`bad syntax is reported by line and column: ${JSON.stringify(text)}`, async () => {
-    const error = await failure(
+  Deno.test(`parseManifest() reports a syntax error by line and column: ${JSON.stringify(text)}`, async () => {
+    const error = await expectFailure(
       "manifest_invalid",
       () => parseManifest(text, FILE),
     );
@@ -376,20 +376,20 @@ for (const [text, at] of SYNTAX) {
       error.message.startsWith(`${FILE}:${at}: not JSON: `),
       error.message,
     );
-    assertStringIncludes(error.hint!, "fix the syntax");
+    assertStringIncludes(error.hint!, "fix the JSON syntax");
   });
 }
 
-Deno.test("a byte order mark is fine", () => {
+Deno.test("parseManifest() ignores a byte order mark", () => {
   assertEquals(
     parseManifest(`\uFEFF${JSON.stringify(GOOD)}`, FILE),
     parse(GOOD),
   );
 });
 
-Deno.test("a name is a directory's on every system, or refused", () => {
+Deno.test("isValidImageName() accepts only a name that is a valid directory name on every system", () => {
   for (const name of ["a", "A-1.2_3", "größe", "a b", "-a", "n".repeat(128)]) {
-    assert(isImageName(name), name);
+    assert(isValidImageName(name), name);
   }
   for (
     const name of [
@@ -413,15 +413,15 @@ Deno.test("a name is a directory's on every system, or refused", () => {
       "a\n",
       "n".repeat(129),
     ]
-  ) assert(!isImageName(name), JSON.stringify(name));
+  ) assert(!isValidImageName(name), JSON.stringify(name));
 });
 
-Deno.test("the manifest is the named one, else the variable's, else the nearest", async () => {
+Deno.test("locateManifest() prefers its path argument, then TOOLSMITH_MANIFEST, then .toolsmith/tools.json in the nearest directory", async () => {
   await using dir = await temporaryDir();
   const deep = join(dir.path, "a", "b");
   await Deno.mkdir(deep, { recursive: true });
   await Deno.mkdir(join(dir.path, ".toolsmith"));
-  // A directory of that name is passed by.
+  // A directory with this name is skipped.
   await Deno.mkdir(join(dir.path, "a", ".toolsmith", "tools.json"), {
     recursive: true,
   });
@@ -441,11 +441,11 @@ Deno.test("the manifest is the named one, else the variable's, else the nearest"
   );
   const empty = new Map([["TOOLSMITH_MANIFEST", ""]]);
   assertEquals(await locateManifest(undefined, { cwd, env: empty }), usual);
-  const { root } = await loadManifest(undefined, { cwd, env: none });
-  assertEquals(root, dir.path);
+  const { workspace } = await loadManifest(undefined, { cwd, env: none });
+  assertEquals(workspace, dir.path);
 });
 
-Deno.test("locateManifest() takes none from above a manifest that may not be looked at", async () => {
+Deno.test("locateManifest() throws for an inaccessible manifest instead of using one from a parent directory", async () => {
   await using dir = await temporaryDir();
   const cwd = join(dir.path, "deep");
   const hidden = join(cwd, ".toolsmith", "tools.json");
@@ -454,46 +454,46 @@ Deno.test("locateManifest() takes none from above a manifest that may not be loo
     await Deno.writeTextFile(join(at, ".toolsmith", "tools.json"), "{}");
   }
   const stat = Deno.stat;
-  using _denied = replace(Deno, {
+  using _denied = replaceMethod(Deno, {
     stat: (path: string | URL) =>
       path === hidden
         ? Promise.reject(new Deno.errors.PermissionDenied("denied"))
         : stat(path),
   });
-  const { message } = await failure(
+  const { message } = await expectFailure(
     "file_unreadable",
     () => locateManifest(undefined, { cwd, env: new Map() }),
   );
   assertStringIncludes(message, hidden);
 });
 
-Deno.test("a manifest that is not there is named, with what to do", async () => {
+Deno.test("loadManifest() reports a missing manifest with its path and a hint", async () => {
   await using dir = await temporaryDir();
   const options = { cwd: dir.path, env: new Map<string, string>() };
-  const error = await failure(
+  const error = await expectFailure(
     "manifest_not_found",
     () => loadManifest("none.json", options),
   );
   assertStringIncludes(error.message, join(dir.path, "none.json"));
   assertStringIncludes(error.hint!, "toolsmith init");
-  const usual = await failure(
+  const usual = await expectFailure(
     "manifest_not_found",
     () => loadManifest(undefined, options),
   );
   assertStringIncludes(usual.message, ".toolsmith/tools.json");
 });
 
-Deno.test("a manifest that cannot be read is named", async () => {
+Deno.test("loadManifest() reports an unreadable manifest with its path", async () => {
   await using dir = await temporaryDir();
   const options = { cwd: dir.path };
-  const error = await failure(
+  const error = await expectFailure(
     "file_unreadable",
     () => loadManifest(".", options),
   );
   assertStringIncludes(error.message, dir.path);
 });
 
-Deno.test("a value of more than 60 characters is cut in messages", () => {
-  assertEquals(show("x".repeat(58)), `"${"x".repeat(58)}"`);
-  assertEquals(show("x".repeat(59)), `"${"x".repeat(56)}…`);
+Deno.test("toShortJson() truncates a value of more than 60 characters", () => {
+  assertEquals(toShortJson("x".repeat(58)), `"${"x".repeat(58)}"`);
+  assertEquals(toShortJson("x".repeat(59)), `"${"x".repeat(56)}…`);
 });

@@ -1,19 +1,27 @@
 /**
- * The manifest's reader and writer, whatever the text is.
+ * Property tests: reads and writes manifests with arbitrary content.
  */
-import { cpuUsage } from "node:process";
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { consumerManifest, formatManifest } from "../../lib/manifest/format.ts";
-import { isImageName, parseManifest } from "../../lib/manifest/manifest.ts";
-import { resolveTool } from "../../lib/manifest/tools.ts";
-import { setImage } from "../../lib/manifest/write.ts";
+import {
+  createManifestJson,
+  formatManifestJson,
+} from "../../lib/manifest/manifest_json.ts";
+import {
+  isValidImageName,
+  parseManifest,
+} from "../../lib/manifest/manifest.ts";
+import { resolveToolPath } from "../../lib/manifest/tools.ts";
+import { replaceImageFields } from "../../lib/manifest/write_manifest.ts";
+import { assertLinear } from "../support/assert_linear.ts";
 
 const FILE = "/srv/.toolsmith/tools.json";
 
 const sha256 = fc.stringMatching(/^[0-9a-f]{64}$/);
-const name = fc.string({ minLength: 1, maxLength: 128 }).filter(isImageName)
+const name = fc.string({ minLength: 1, maxLength: 128 }).filter(
+  isValidImageName,
+)
   .filter((name) => name.trim() !== "");
 const source = fc.stringMatching(
   /^oci:\/\/[a-z]{1,9}\.io\/[a-z0-9]{1,9}:[a-z0-9]{1,9}$/,
@@ -24,13 +32,13 @@ const tools = fc.dictionary(
   fc.string().map((rest) => `/${rest}`),
 );
 const manifest = fc.record({
-  image: image.map((image) => consumerManifest(image).image),
+  image: image.map((image) => createManifestJson(image).image),
   tools,
   operations: fc.array(fc.string({ minLength: 1 })),
 });
 
-/** Runs something that may only fail with a typed error. */
-function typed<T>(work: () => T): T | undefined {
+/** Runs a function that may only throw ToolsmithError. */
+function onlyTypedErrors<T>(work: () => T): T | undefined {
   try {
     return work();
   } catch (error) {
@@ -40,9 +48,9 @@ function typed<T>(work: () => T): T | undefined {
   }
 }
 
-Deno.test("a manifest is read as it was written", () => {
+Deno.test("parseManifest() restores the manifest that formatManifestJson() formatted", () => {
   fc.assert(fc.property(manifest, (written) => {
-    const read = parseManifest(formatManifest(written), FILE);
+    const read = parseManifest(formatManifestJson(written), FILE);
     assertEquals(read.image.name, written.image.name);
     assertEquals(read.image.sha256, written.image.qcow2_sha256);
     assertEquals(
@@ -53,10 +61,10 @@ Deno.test("a manifest is read as it was written", () => {
   }));
 });
 
-Deno.test("an image that is put into a manifest is the one that is read, and nothing else changes", () => {
+Deno.test("replaceImageFields() writes the image that parseManifest() reads back, and changes nothing else", () => {
   fc.assert(fc.property(manifest, image, (before, image) => {
-    const text = formatManifest(before);
-    const after = setImage(text, FILE, image, { rename: true });
+    const text = formatManifestJson(before);
+    const after = replaceImageFields(text, FILE, image, { setName: true });
     const read = parseManifest(after, FILE);
     assertEquals([read.image.name, read.image.sha256], [
       image.name,
@@ -64,12 +72,15 @@ Deno.test("an image that is put into a manifest is the one that is read, and not
     ]);
     assertEquals(JSON.parse(after).tools, JSON.parse(text).tools);
     assertEquals(JSON.parse(after).operations, before.operations);
-    // Again, nothing is left to change.
-    assertEquals(setImage(after, FILE, image, { rename: true }), after);
+    // A second update changes nothing.
+    assertEquals(
+      replaceImageFields(after, FILE, image, { setName: true }),
+      after,
+    );
   }));
 });
 
-Deno.test("whatever a manifest holds, it is read or refused with a typed error", () => {
+Deno.test("parseManifest() returns a manifest or throws ToolsmithError, for any input", () => {
   const field = fc.constantFrom(
     ..."image tools operations $schema name qcow2 qcow2_sha256 tarball sha256 path x-a __proto__"
       .split(" "),
@@ -88,34 +99,23 @@ Deno.test("whatever a manifest holds, it is read or refused with a typed error",
     fc.string(),
     fc.json(),
     nested.map((value) => JSON.stringify(value)),
-    // A good one, with something else at a place of its text.
+    // A valid manifest with one character replaced.
     fc.tuple(manifest, fc.nat(), fc.string()).map(([manifest, at, text]) => {
-      const whole = formatManifest(manifest);
+      const whole = formatManifestJson(manifest);
       const place = at % whole.length;
       return whole.slice(0, place) + text + whole.slice(place + 1);
     }),
   );
   fc.assert(
     fc.property(texts, image, (text, image) => {
-      typed(() => parseManifest(text, FILE));
-      typed(() => setImage(text, FILE, image));
+      onlyTypedErrors(() => parseManifest(text, FILE));
+      onlyTypedErrors(() => replaceImageFields(text, FILE, image));
     }),
     { numRuns: 500 },
   );
 });
 
-/** How much of a processor a manifest takes at best, in milliseconds: a busy host changes nothing of that. */
-function quickest(text: string): number {
-  const image = { name: "a", source: "b", sha256: "c" };
-  return Math.min(...[1, 2, 3].map(() => {
-    const begun = cpuUsage();
-    typed(() => parseManifest(text, FILE));
-    typed(() => setImage(text, FILE, image));
-    return cpuUsage(begun).user / 1000;
-  }));
-}
-
-Deno.test("the time that a manifest takes grows with its length alone", () => {
+Deno.test("parseManifest() and replaceImageFields() take time linear in the manifest's length", async () => {
   const long: Record<string, (n: number) => string> = {
     "quotes that are escaped": (n) => `"${'\\"'.repeat(n)}`,
     "a string without end": (n) => `{"image": "${"a\\\\".repeat(n)}`,
@@ -126,14 +126,16 @@ Deno.test("the time that a manifest takes grows with its length alone", () => {
     "blanks": (n) => " ".repeat(n) + "}",
     "a long name": (n) => `{"image":{"name":"${"n".repeat(n)}"}}`,
   };
+  const image = { name: "a", source: "b", sha256: "c" };
   for (const [what, make] of Object.entries(long)) {
-    const [short, four] = [50_000, 200_000].map((n) => quickest(make(n)));
-    // Where it grows with the square, it is 16; a few ms measure nothing.
-    assert(four < 10 * short + 50, `${what}: ${short} ms, ${four} ms`);
+    await assertLinear(what, make, (text) => {
+      onlyTypedErrors(() => parseManifest(text, FILE));
+      onlyTypedErrors(() => replaceImageFields(text, FILE, image));
+    });
   }
 });
 
-Deno.test("a tool is allowed if no tool is named, or it is; and nothing else is run by its name", () => {
+Deno.test("resolveToolPath() allows a command only if operations is empty or lists the command", () => {
   const rules = fc.record({ tools, operations: fc.array(fc.string()) });
   fc.assert(
     fc.property(rules, fc.string(), fc.nat(), (rules, word, at) => {
@@ -141,7 +143,7 @@ Deno.test("a tool is allowed if no tool is named, or it is; and nothing else is 
       const command = names[at % names.length];
       const { operations, tools } = rules;
       const allowed = operations.length === 0 || operations.includes(command);
-      const found = typed(() => resolveTool(rules, command));
+      const found = onlyTypedErrors(() => resolveToolPath(rules, command));
       assertEquals(found !== undefined, allowed);
       if (!allowed) return;
       assertEquals(

@@ -1,32 +1,38 @@
 import { assert, assertEquals } from "@std/assert";
-import { assertToolAllowed, resolveTool } from "../../lib/manifest/tools.ts";
-import { failure } from "../support/failure.ts";
+import {
+  assertToolAllowed,
+  resolveToolPath,
+} from "../../lib/manifest/tools.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 
 const tools = { fmt: "/opt/fmt/bin/fmt", lint: "/opt/lint" };
 
-Deno.test("a tool's name becomes its path in the guest", () => {
+Deno.test("resolveToolPath() returns the guest path that tools lists for a name", () => {
   const rules = { tools, operations: [] };
-  assertEquals(resolveTool(rules, "fmt"), "/opt/fmt/bin/fmt");
+  assertEquals(resolveToolPath(rules, "fmt"), "/opt/fmt/bin/fmt");
 });
 
-Deno.test("what is no tool stays as it is", () => {
+Deno.test("resolveToolPath() returns an unknown name unchanged", () => {
   const rules = { tools, operations: [] };
   for (const command of ["ls", "/bin/ls", "toString", "__proto__", ""]) {
-    assertEquals(resolveTool(rules, command), command);
+    assertEquals(resolveToolPath(rules, command), command);
   }
 });
 
-Deno.test("operations that are named are the only ones", async () => {
+Deno.test("resolveToolPath() rejects a command that operations does not list", async () => {
   const rules = { tools, operations: ["fmt", "cat"] };
-  assertEquals(resolveTool(rules, "fmt"), "/opt/fmt/bin/fmt");
-  assertEquals(resolveTool(rules, "cat"), "cat");
+  assertEquals(resolveToolPath(rules, "fmt"), "/opt/fmt/bin/fmt");
+  assertEquals(resolveToolPath(rules, "cat"), "cat");
   for (const command of ["lint", "/opt/fmt/bin/fmt", "sh", "Fmt"]) {
-    const error = await failure(
+    const error = await expectFailure(
       "tool_forbidden",
-      () => resolveTool(rules, command),
+      () => resolveToolPath(rules, command),
     );
     assert(error.message.includes(command));
     assert(error.hint?.includes("fmt, cat"));
-    await failure("tool_forbidden", () => assertToolAllowed(rules, command));
+    await expectFailure(
+      "tool_forbidden",
+      () => assertToolAllowed(rules, command),
+    );
   }
 });

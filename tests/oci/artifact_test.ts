@@ -2,27 +2,29 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import {
   type Artifact,
   type Descriptor,
-  isPlainTitle,
+  isPortableTitle,
   selectImageLayer,
-  TITLE,
+  TITLE_ANNOTATION,
 } from "../../lib/oci/artifact.ts";
 import { parseReference } from "../../lib/oci/reference.ts";
-import { asDigest } from "../../lib/system/digest.ts";
-import { oneLine } from "../../lib/system/text.ts";
-import { failure } from "../support/failure.ts";
+import { sha256ToDigest } from "../../lib/system/digest.ts";
+import { sanitizeLine } from "../../lib/system/sanitize_text.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 
 const A = "a".repeat(64);
 const B = "b".repeat(64);
 const MANIFEST = "application/vnd.oci.image.manifest.v1+json";
 
 function layer(title: string | undefined, hex = A): Descriptor {
-  const annotations = title === undefined ? undefined : { [TITLE]: title };
+  const annotations = title === undefined
+    ? undefined
+    : { [TITLE_ANNOTATION]: title };
   const digest = `sha256:${hex}`;
   return { mediaType: "application/x", digest, size: 7, annotations };
 }
 
 function artifact(...layers: Descriptor[]): Artifact {
-  const digest = asDigest("d".repeat(64));
+  const digest = sha256ToDigest("d".repeat(64));
   return {
     reference: parseReference(`ghcr.io/owner/repo@${digest}`),
     digest,
@@ -31,7 +33,7 @@ function artifact(...layers: Descriptor[]): Artifact {
   };
 }
 
-Deno.test("the one .qcow2 is the image, whatever else is there", () => {
+Deno.test("selectImageLayer() selects the only .qcow2 layer and ignores other layers", () => {
   const files = artifact(
     layer("notes.txt", B),
     layer(undefined, B),
@@ -47,13 +49,13 @@ Deno.test("the one .qcow2 is the image, whatever else is there", () => {
   assertEquals(selectImageLayer(files), expected);
 });
 
-Deno.test("among several images the one with the digest is taken", () => {
+Deno.test("selectImageLayer() selects the layer with the expected SHA-256 from several .qcow2 layers", () => {
   const both = artifact(layer("a.qcow2", A), layer("b.qcow2", B));
   assertEquals(selectImageLayer(both, B).title, "b.qcow2");
 });
 
-Deno.test("an artifact without an image says so in the guide's words", async () => {
-  const error = await failure(
+Deno.test("selectImageLayer() throws payload_missing with the documented message if there is no .qcow2 layer", async () => {
+  const error = await expectFailure(
     "payload_missing",
     () => selectImageLayer(artifact(layer("a.txt"), layer(undefined)), A),
   );
@@ -61,22 +63,22 @@ Deno.test("an artifact without an image says so in the guide's words", async () 
   assertStringIncludes(error.hint!, "use a .qcow2 filename");
 });
 
-Deno.test("an index says that a manifest in it must be named", async () => {
+Deno.test("selectImageLayer() asks for a manifest digest when the artifact is an index", async () => {
   const index = {
     ...artifact(),
     mediaType: "application/vnd.oci.image.index.v1+json",
   };
-  const error = await failure(
+  const error = await expectFailure(
     "payload_missing",
     () => selectImageLayer(index, A),
   );
-  assertStringIncludes(error.hint!, "it is an index");
+  assertStringIncludes(error.hint!, "the reference names an index");
 });
 
-Deno.test("several images and no fitting digest: all are listed to choose from", async () => {
+Deno.test("selectImageLayer() lists all .qcow2 layers when none matches the expected SHA-256", async () => {
   const both = artifact(layer("a.qcow2", A), layer("b.qcow2", B));
   for (const expected of ["c".repeat(64), undefined]) {
-    const error = await failure(
+    const error = await expectFailure(
       "payload_ambiguous",
       () => selectImageLayer(both, expected),
     );
@@ -84,8 +86,8 @@ Deno.test("several images and no fitting digest: all are listed to choose from",
   }
 });
 
-Deno.test("another digest than expected: both are shown", async () => {
-  const error = await failure(
+Deno.test("selectImageLayer() reports the expected and the actual SHA-256 on a mismatch", async () => {
+  const error = await expectFailure(
     "checksum_mismatch",
     () => selectImageLayer(artifact(layer("a.qcow2", A)), B),
   );
@@ -94,31 +96,31 @@ Deno.test("another digest than expected: both are shown", async () => {
   assertStringIncludes(error.hint!, "nothing was downloaded");
 });
 
-Deno.test("selectImageLayer() takes a sole image with a sha512 digest, to be hashed", async () => {
+Deno.test("selectImageLayer() selects the only layer with a sha512 digest if no layer has the expected SHA-256", async () => {
   const digest = `sha512:${"a".repeat(128)}`;
   const other = { ...layer("a.qcow2"), digest };
   const wanted = { title: "a.qcow2", size: 7, digest, sha256: A };
   assertEquals(selectImageLayer(artifact(other), A), wanted);
-  // A digest that says so comes first, and one that says otherwise never fits.
+  // A matching SHA-256 has precedence, and another SHA-256 never matches.
   const both = artifact(other, layer("b.qcow2", B));
   assertEquals(selectImageLayer(both, B).title, "b.qcow2");
   assertEquals(selectImageLayer(both, A).title, "a.qcow2");
   const two = artifact(other, { ...other, ...layer("c.qcow2"), digest });
-  await failure("payload_ambiguous", () => selectImageLayer(two, A));
+  await expectFailure("payload_ambiguous", () => selectImageLayer(two, A));
   const malformed = { ...layer("a.qcow2"), digest: "sha256:abc" };
-  await failure(
+  await expectFailure(
     "checksum_mismatch",
     () => selectImageLayer(artifact(malformed), A),
   );
 });
 
-Deno.test("selectImageLayer() asks for the SHA-256 where only a sha512 digest is known", async () => {
+Deno.test("selectImageLayer() asks for --sha256 when no SHA-256 is expected and the layer has a sha512 digest", async () => {
   const digest = `sha512:${"a".repeat(128)}`;
-  const { message, hint } = await failure(
+  const { message, hint } = await expectFailure(
     "usage",
     () => selectImageLayer(artifact({ ...layer("a.qcow2"), digest })),
   );
-  assertStringIncludes(message, `its digest is ${digest}`);
+  assertStringIncludes(message, `the registry has the digest ${digest}`);
   assertStringIncludes(hint!, "--sha256 HEX");
 });
 
@@ -160,19 +162,19 @@ const UNSAFE_TITLES = [
 ];
 
 for (const title of UNSAFE_TITLES) {
-  Deno.test(`a layer titled ${JSON.stringify(title)} is refused`, async () => {
-    assert(!isPlainTitle(title));
+  Deno.test(`selectImageLayer() rejects a layer titled ${JSON.stringify(title)}`, async () => {
+    assert(!isPortableTitle(title));
     const files = artifact(layer("image.qcow2"), layer(title, B));
-    const error = await failure(
+    const error = await expectFailure(
       "artifact_unsafe",
       () => selectImageLayer(files, A),
     );
     assertStringIncludes(error.message, "is not a plain relative path");
-    assertStringIncludes(error.message, oneLine(JSON.stringify(title)));
+    assertStringIncludes(error.message, sanitizeLine(JSON.stringify(title)));
   });
 }
 
-Deno.test("plain titles are not refused", () => {
+Deno.test("isPortableTitle() accepts plain relative paths", () => {
   for (
     const title of [
       "a",
@@ -186,37 +188,40 @@ Deno.test("plain titles are not refused", () => {
       "com",
     ]
   ) {
-    assert(isPlainTitle(title), title);
+    assert(isPortableTitle(title), title);
   }
 });
 
 const TWICE: Record<string, [string, string]> = {
   "the same title": ["a.txt", "a.txt"],
-  "the same with ./": ["a.txt", "./a.txt"],
-  "the same with .//": ["a.txt", ".//a.txt"],
-  "the same in upper case": ["a.txt", "A.TXT"],
-  "the same in other accents": ["\u00e4.txt", "a\u0308.txt"],
-  "the same with a long s": ["is.txt", "i\u017f.txt"],
-  "the same with a kelvin sign": ["k.txt", "\u212a.txt"],
-  "a file in a file": ["a", "a/b.txt"],
-  "a file in a file, the other way round": ["x/a/b.txt", "X/A"],
+  "the same title with ./": ["a.txt", "./a.txt"],
+  "the same title with .//": ["a.txt", ".//a.txt"],
+  "titles that differ only in case": ["a.txt", "A.TXT"],
+  "titles that differ only in Unicode normalization": [
+    "\u00e4.txt",
+    "a\u0308.txt",
+  ],
+  "titles that differ only in s and long s": ["is.txt", "i\u017f.txt"],
+  "titles that differ only in k and the Kelvin sign": ["k.txt", "\u212a.txt"],
+  "one title below the other": ["a", "a/b.txt"],
+  "one title above the other, in another case": ["x/a/b.txt", "X/A"],
 };
 
 for (const [name, [one, other]] of Object.entries(TWICE)) {
-  Deno.test(`two layers with ${name} are refused`, async () => {
+  Deno.test(`selectImageLayer() rejects two layers with ${name}`, async () => {
     const files = artifact(layer("i.qcow2"), layer(one, B), layer(other, B));
-    await failure("artifact_unsafe", () => selectImageLayer(files, A));
+    await expectFailure("artifact_unsafe", () => selectImageLayer(files, A));
   });
 }
 
-Deno.test("a layer that oras would unpack is refused, with a title and without", async () => {
+Deno.test("selectImageLayer() rejects a layer that oras would unpack, with or without a title", async () => {
   for (const title of ["image.qcow2", undefined]) {
     const tar = layer(title);
     tar.annotations = {
       ...tar.annotations,
       "io.deis.oras.content.unpack": "true",
     };
-    const error = await failure(
+    const error = await expectFailure(
       "artifact_unsafe",
       () => selectImageLayer(artifact(layer("i.qcow2"), tar), A),
     );
@@ -224,7 +229,7 @@ Deno.test("a layer that oras would unpack is refused, with a title and without",
   }
 });
 
-Deno.test("a layer that is a manifest is refused: oras would pull its files, too", async () => {
+Deno.test("selectImageLayer() rejects a layer that is a manifest, because oras would pull its files", async () => {
   const types = [
     MANIFEST,
     "application/vnd.oci.image.index.v1+json",
@@ -235,20 +240,20 @@ Deno.test("a layer that is a manifest is refused: oras would pull its files, too
   for (const mediaType of types) {
     for (const title of [undefined, "notes.json"]) {
       const nested = { ...layer(title, B), mediaType };
-      const error = await failure(
+      const error = await expectFailure(
         "artifact_unsafe",
         () => selectImageLayer(artifact(layer("i.qcow2"), nested), A),
       );
-      assertStringIncludes(error.message, "names further files");
+      assertStringIncludes(error.message, "whose files oras would pull");
     }
   }
 });
 
-Deno.test("a title that is too long or too deep is refused", async () => {
+Deno.test("selectImageLayer() rejects a title of more than 512 characters or 16 path segments", async () => {
   const long = ["a".repeat(513), `${"a/".repeat(16)}b`, "a".repeat(256)];
   for (const title of long) {
     const files = artifact(layer("i.qcow2"), layer(title, B));
-    await failure("artifact_unsafe", () => selectImageLayer(files, A));
+    await expectFailure("artifact_unsafe", () => selectImageLayer(files, A));
   }
   const deep = `${"a/".repeat(15)}${"b".repeat(255)}`;
   const most = `${"c".repeat(255)}/${"d".repeat(254)}/e`;
@@ -258,17 +263,21 @@ Deno.test("a title that is too long or too deep is refused", async () => {
     assertEquals(selectImageLayer(files, A).title, "i.qcow2");
   }
   const more = artifact(layer("i.qcow2"), layer(`${most}f`, B));
-  await failure("artifact_unsafe", () => selectImageLayer(more, A));
+  await expectFailure("artifact_unsafe", () => selectImageLayer(more, A));
 });
 
-Deno.test("a subject that oras would write is refused, any other is not", async () => {
+Deno.test("selectImageLayer() rejects a subject only if oras would write it to disk", async () => {
   const subject = { ...layer(undefined, B), mediaType: MANIFEST };
   const files = { ...artifact(layer("i.qcow2")), subject };
   assertEquals(selectImageLayer(files, A).title, "i.qcow2");
   const unpack = { "io.deis.oras.content.unpack": "true" };
-  for (const annotations of [{ [TITLE]: "x" }, { [TITLE]: "" }, unpack]) {
+  for (
+    const annotations of [{ [TITLE_ANNOTATION]: "x" }, {
+      [TITLE_ANNOTATION]: "",
+    }, unpack]
+  ) {
     const titled = { ...files, subject: { ...subject, annotations } };
-    const error = await failure(
+    const error = await expectFailure(
       "artifact_unsafe",
       () => selectImageLayer(titled, A),
     );
@@ -276,14 +285,14 @@ Deno.test("a subject that oras would write is refused, any other is not", async 
   }
 });
 
-Deno.test("a configuration is held to the same rules: oras pulls a titled one", async () => {
+Deno.test("selectImageLayer() applies the layer rules to the config, because oras pulls a titled config", async () => {
   const files = artifact(layer("i.qcow2"));
-  await failure(
+  await expectFailure(
     "artifact_unsafe",
     () => selectImageLayer({ ...files, config: layer("../x", B) }, A),
   );
   const config = { ...layer(undefined, B), mediaType: MANIFEST };
-  await failure(
+  await expectFailure(
     "artifact_unsafe",
     () => selectImageLayer({ ...files, config }, A),
   );

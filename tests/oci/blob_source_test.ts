@@ -1,16 +1,16 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { ToolsmithError } from "../../lib/errors.ts";
 import { blobSource } from "../../lib/oci/_blob_source.ts";
-import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
-import type { RegistryGet } from "../../lib/oci/_registry_get.ts";
-import { BusyError } from "../../lib/system/retry_after.ts";
+import type { RepositoryClient } from "../../lib/oci/endpoints.ts";
+import { RetryAfterError } from "../../lib/system/retry_after.ts";
+import { RangesUnavailableError } from "../../lib/transfer/byte_source.ts";
 
 const BLOB = { digest: `sha256:${"a".repeat(64)}`, size: 100 };
 const OWN = new URL("https://reg.example/v2/o/vm/blobs/x");
 const SIGNED = new URL("https://cdn.example/x?signature=1");
 const { signal } = new AbortController();
 
-/** An answer, and whether its body was let go. */
+/** Creates a response that records whether its body was cancelled. */
 function answer(status: number, headers: Record<string, string> = {}) {
   const seen = { cancelled: false };
   const body = new ReadableStream({
@@ -26,95 +26,107 @@ function answer(status: number, headers: Record<string, string> = {}) {
 
 const RIGHT = { "content-range": "bytes 10-19/100" };
 
-/** A source whose registry and storage answer so, and what they are asked. */
+/** Creates a source with these responses, and records the requests. */
 function made(registry: Response[], storage: Response[] = []) {
   const asked: string[] = [];
-  const get: RegistryGet = {
-    host: "reg.example",
-    isOwn: (url) => url === OWN,
+  const repository: RepositoryClient = {
+    [Symbol.dispose]() {},
+    isRegistryUrl: (url) => url === OWN,
     get(path, { headers }) {
       asked.push(`${path} ${new Headers(headers).get("range")}`);
       const url = storage.length > 0 ? SIGNED : OWN;
       return Promise.resolve([registry.shift()!, url]);
     },
-    getDirect(url, { headers }) {
+    getAnonymously(url, { headers }) {
       asked.push(`${url.host} ${new Headers(headers).get("range")}`);
       return Promise.resolve(storage.shift()!);
     },
   };
-  return { source: blobSource(get, BLOB), asked };
+  return { source: blobSource(repository, "reg.example", BLOB), asked };
 }
 
-/** What comes of one answer to the bytes 10 to 19. */
+/** Requests the bytes 10 to 19, and returns how the response was interpreted. */
 async function opened(status: number, headers: Record<string, string> = {}) {
   const { response, seen } = answer(status, headers);
   try {
-    const { kind } = await made([response]).source.open(10, 20, signal);
+    const { source } = made([response]);
+    const { start, end } = await source.requestRange(10, 20, signal);
     assertEquals(seen.cancelled, false);
-    return kind;
+    return start === 0 && end === 100
+      ? "whole"
+      : start === 10 && end === 20
+      ? "range"
+      : [start, end];
   } catch (error) {
     assertEquals(seen.cancelled, response.body !== null, "an open body");
-    if (error instanceof RangesUnavailable) return error.message;
+    if (error instanceof RangesUnavailableError) return error.message;
     assert(error instanceof ToolsmithError, String(error));
-    return [error.code, error instanceof BusyError ? error.pauseMs : 0];
+    return [
+      error.code,
+      error instanceof RetryAfterError ? error.retryAfterMs : 0,
+    ];
   }
 }
 
 const RANGES: [string, Record<string, string>, unknown][] = [
-  ["the range", RIGHT, "range"],
-  ["one of a size that is not said", {
+  ["the requested range", RIGHT, "range"],
+  ["an unknown total size", {
     "content-range": "bytes 10-19/*",
   }, "range"],
-  ["its length, too", {
+  ["a matching Content-Length", {
     ...RIGHT,
     "content-length": "10",
     "content-encoding": "identity",
   }, "range"],
-  ["another beginning", {
+  ["another start", {
     "content-range": "bytes 11-19/100",
-  }, 'reg.example answers 10-19 with "bytes 11-19/100"'],
+  }, 'reg.example answered bytes 10-19 with Content-Range "bytes 11-19/100"'],
   ["another end", {
     "content-range": "bytes 10-20/100",
-  }, 'reg.example answers 10-19 with "bytes 10-20/100"'],
-  ["no range", {}, 'reg.example answers 10-19 with ""'],
-  ["a flood", {
+  }, 'reg.example answered bytes 10-19 with Content-Range "bytes 10-20/100"'],
+  [
+    "no Content-Range",
+    {},
+    'reg.example answered bytes 10-19 with Content-Range ""',
+  ],
+  ["an overlong Content-Range", {
     "content-range": "x".repeat(99),
-  }, `reg.example answers 10-19 with "${"x".repeat(60)}"`],
-  ["another size", {
+  }, `reg.example answered bytes 10-19 with Content-Range "${"x".repeat(60)}"`],
+  ["another total size", {
     "content-range": "bytes 10-19/101",
-  }, "reg.example has 101 bytes, the manifest says 100"],
-  ["another length", {
+  }, "reg.example has a blob of 101 bytes, the manifest says 100"],
+  ["another Content-Length", {
     ...RIGHT,
     "content-length": "11",
-  }, "reg.example announces 11 bytes, not 10"],
-  ["another encoding", {
+  }, "reg.example sent Content-Length 11, expected 10"],
+  ["a Content-Encoding", {
     ...RIGHT,
     "content-encoding": "y".repeat(50),
-  }, `reg.example sends it in the encoding ${"y".repeat(40)}…`],
+  }, `reg.example sent the blob with Content-Encoding ${"y".repeat(40)}…`],
 ];
 
 for (const [name, headers, expected] of RANGES) {
-  Deno.test(`a 206 with ${name}: ${expected}`, async () => {
+  Deno.test(`blobSource() checks a 206 with ${name}: ${expected}`, async () => {
     assertEquals(await opened(206, headers), expected);
   });
 }
 
-Deno.test("a 200 is the whole, if it has the size of the whole", async () => {
+Deno.test("blobSource() accepts a 200 as the whole blob only if its length is the blob's size", async () => {
   assertEquals(await opened(200), "whole");
   assertEquals(await opened(200, { "content-length": "100" }), "whole");
   assertEquals(
     await opened(200, { "content-length": "10" }),
-    "reg.example announces 10 bytes, not 100",
+    "reg.example sent Content-Length 10, expected 100",
   );
   const empty = new Response(null, { status: 206, headers: RIGHT });
   await assertRejects(
-    () => made([empty]).source.open(10, 20, signal),
-    RangesUnavailable,
-    "reg.example answers with no body",
+    () => made([empty]).source.requestRange(10, 20, signal),
+    RangesUnavailableError,
+    "reg.example answered without a body",
   );
 });
 
-Deno.test("what may pass is told with the pause that the server asks for, what does not with the status", async () => {
+Deno.test("blobSource() throws a transient error for 408, 429, 500, 502, 503 and 504, and RangesUnavailableError for other statuses", async () => {
   const after = { "retry-after": "7" };
   assertEquals(await opened(408, after), ["registry_unavailable", 7000]);
   assertEquals(await opened(429, after), ["rate_limited", 7000]);
@@ -124,12 +136,12 @@ Deno.test("what may pass is told with the pause that the server asks for, what d
   for (
     const status of [204, 400, 401, 404, 407, 409, 416, 428, 430, 499, 501]
   ) {
-    const said = `reg.example answers ${status}`;
+    const said = `reg.example answered ${status}`;
     assertEquals(await opened(status), said);
   }
 });
 
-Deno.test("where the registry has redirected to is asked directly, until the address is no good", async () => {
+Deno.test("blobSource() requests the redirect target directly until the target expires or redirects again", async () => {
   const right = () => answer(206, RIGHT).response;
   const asks = "bytes=10-19";
   const path = `blobs/${BLOB.digest} ${asks}`;
@@ -142,34 +154,62 @@ Deno.test("where the registry has redirected to is asked directly, until the add
       [right(), bad.response, right()],
     );
     for (let count = 0; count < 4; count++) {
-      assertEquals((await source.open(10, 20, signal)).kind, "range");
+      assertEquals((await source.requestRange(10, 20, signal)).start, 10);
     }
     assertEquals(asked, [path, direct, direct, path, direct], `${status}`);
     assertEquals(bad.seen.cancelled, true);
   }
-  // These say nothing of the address.
+  // These statuses do not mean that the URL has expired.
   const others = [300, 304, 402, 405, 409, 411, 416, 429, 503];
   for (const status of others) {
     const { source, asked } = made(
       [right()],
       [answer(status).response, right()],
     );
-    await source.open(10, 20, signal);
-    const error = await assertRejects(() => source.open(10, 20, signal));
+    await source.requestRange(10, 20, signal);
+    const error = await assertRejects(() =>
+      source.requestRange(10, 20, signal)
+    );
     assert((error as Error).message.includes("cdn.example"), String(error));
-    assertEquals((await source.open(10, 20, signal)).kind, "range");
+    assertEquals((await source.requestRange(10, 20, signal)).start, 10);
     assertEquals(asked, [path, direct, direct]);
   }
 });
 
-Deno.test("a registry that serves the blob itself is asked each time", async () => {
+Deno.test("blobSource() requests each range from a registry that does not redirect", async () => {
   const right = () => answer(206, RIGHT).response;
   const { source, asked } = made([right(), right()]);
-  await source.open(10, 20, signal);
-  await source.open(10, 20, signal);
+  await source.requestRange(10, 20, signal);
+  await source.requestRange(10, 20, signal);
   assertEquals(asked.map((it) => it.split(" ")[0]), [
     `blobs/${BLOB.digest}`,
     `blobs/${BLOB.digest}`,
   ]);
-  assertEquals(source.host, "reg.example");
+  assertEquals(source.displayName, "reg.example");
+});
+
+Deno.test("blobSource() throws RangesUnavailableError if the first connection fails, and a connection error after a response", async () => {
+  for (
+    const code of ["connection_failed", "dns_failed", "tls_failed"] as const
+  ) {
+    const lost = new ToolsmithError(code, "no way");
+    const answers = [() => Promise.reject(lost)];
+    const repository: RepositoryClient = {
+      [Symbol.dispose]() {},
+      isRegistryUrl: () => true,
+      get: () => answers.shift()!(),
+      getAnonymously: () => Promise.reject(new Error("asked")),
+    };
+    const source = blobSource(repository, "reg.example", BLOB);
+    const open = () => source.requestRange(10, 20, signal);
+    const { message, cause } = await assertRejects(
+      open,
+      RangesUnavailableError,
+    );
+    assertEquals([message, cause], ["no way", lost]);
+    answers.push(() => Promise.resolve([answer(503).response, OWN]) as never);
+    await assertRejects(open, ToolsmithError, "answered 503");
+    answers.push(() => Promise.reject(lost));
+    assertEquals(await open().catch((error) => error), lost);
+  }
 });

@@ -1,16 +1,16 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import {
-  credentialHelper,
-  readConfigFile,
-  readCredentials,
+  credentialHelperFor,
+  readDockerConfigFile,
+  readRegistryCredentials,
 } from "../../lib/oci/_docker_config.ts";
-import { RangesUnavailable } from "../../lib/oci/_ranges_unavailable.ts";
+import { RangesUnavailableError } from "../../lib/transfer/byte_source.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 const login = (user: string, password: string) => ({ user, password });
 
-/** What is found for a registry with such a config.json. */
+/** Reads the credentials for a registry from this config.json. */
 async function found(
   registry: string,
   config: unknown,
@@ -20,10 +20,10 @@ async function found(
   const text = typeof config === "string" ? config : JSON.stringify(config);
   await Deno.writeTextFile(join(dir.path, "config.json"), text);
   const all = new Map(Object.entries({ DOCKER_CONFIG: dir.path, ...env }));
-  return await readCredentials(registry, { env: all });
+  return await readRegistryCredentials(registry, { env: all });
 }
 
-Deno.test("Docker's file gives a registry its own credentials, and no others'", async () => {
+Deno.test("readRegistryCredentials() reads only the requested registry's credentials from config.json", async () => {
   const auths = {
     "a.example": { auth: btoa("user:pass:word") },
     "https://old.example/v1/": { username: "u", password: "p" },
@@ -51,7 +51,7 @@ Deno.test("Docker's file gives a registry its own credentials, and no others'", 
   assertEquals(await found("constructor", { auths }), {});
 });
 
-Deno.test("odd entries of Docker's file are read as far as they go", async () => {
+Deno.test("readRegistryCredentials() ignores malformed fields of a config.json entry", async () => {
   const entries: [unknown, object][] = [
     [{ auth: btoa(":p") }, { login: login("", "p") }],
     [{ auth: btoa("u:p"), username: "other" }, { login: login("u", "p") }],
@@ -74,7 +74,8 @@ Deno.test("odd entries of Docker's file are read as far as they go", async () =>
 });
 
 Deno.test({
-  name: "the file is Docker's own directory's, else that of the home",
+  name:
+    "readRegistryCredentials() reads config.json in DOCKER_CONFIG, else in ~/.docker",
   ignore: Deno.build.os === "windows",
   async fn() {
     await using dir = await temporaryDir();
@@ -83,7 +84,7 @@ Deno.test({
     const path = join(dir.path, ".docker", "config.json");
     await Deno.writeTextFile(path, JSON.stringify({ auths }));
     const read = (...entries: [string, string][]) =>
-      readCredentials("a.example", { env: new Map(entries) });
+      readRegistryCredentials("a.example", { env: new Map(entries) });
     const home: [string, string] = ["HOME", dir.path];
     const known = { login: login("u", "") };
     assertEquals(await read(home), known);
@@ -97,17 +98,17 @@ Deno.test({
   },
 });
 
-Deno.test("without a file there are no credentials, and ghcr.io has the environment's", async () => {
+Deno.test("readRegistryCredentials() without config.json returns only ghcr.io credentials from the environment", async () => {
   const env = new Map(Object.entries({ HOME: "/nonexistent" }));
-  assertEquals(await readCredentials("a.example", { env }), {});
+  assertEquals(await readRegistryCredentials("a.example", { env }), {});
   env.set("GHCR_TOKEN", "secret\n").set("GITHUB_ACTOR", "me");
-  assertEquals(await readCredentials("ghcr.io", { env }), {
+  assertEquals(await readRegistryCredentials("ghcr.io", { env }), {
     login: login("me", "secret"),
   });
-  assertEquals(await readCredentials("a.example", { env }), {});
+  assertEquals(await readRegistryCredentials("a.example", { env }), {});
 });
 
-Deno.test("a file that cannot be understood is a reason, and does not show secrets", async () => {
+Deno.test("readRegistryCredentials() rejects a malformed config.json without printing secrets", async () => {
   for (
     const config of [
       "{",
@@ -118,50 +119,50 @@ Deno.test("a file that cannot be understood is a reason, and does not show secre
   ) {
     const error = await assertRejects(
       () => found("a.example", config),
-      RangesUnavailable,
+      RangesUnavailableError,
     );
     assertEquals(/secret|base64!/.test(error.message), false, error.message);
   }
 });
 
-Deno.test("a file that is no object or cannot be read is told with its path", async () => {
+Deno.test("readRegistryCredentials() reports the path of a config.json that is not a JSON object", async () => {
   for (const config of ["null", "7", '"x"']) {
     await assertRejects(
       () => found("a.example", config),
-      RangesUnavailable,
-      "/config.json is not an object",
+      RangesUnavailableError,
+      "/config.json is not a JSON object",
     );
   }
   await assertRejects(
     () => found("a.example", '{\n  "auths": "s3cret" x}'),
-    RangesUnavailable,
+    RangesUnavailableError,
     "/config.json:2:21: not JSON: Expected ',' or '}' after property value",
   );
 });
 
-Deno.test("an empty configuration, as docker reads it, has no credentials", async () => {
+Deno.test("readRegistryCredentials() treats an empty config.json as one without credentials, as docker does", async () => {
   for (const text of ["", " \r\n\t"]) {
     assertEquals(await found("a.example", text), {});
   }
 });
 
-Deno.test("readConfigFile() reports a configuration that cannot be read with its path", async () => {
+Deno.test("readDockerConfigFile() reports the path of an unreadable config.json", async () => {
   await using dir = await temporaryDir();
   const env = new Map([["DOCKER_CONFIG", dir.path]]);
-  assertEquals(await readConfigFile(env), undefined);
+  assertEquals(await readDockerConfigFile(env), undefined);
   const path = join(dir.path, "config.json");
   await Deno.mkdir(path);
   await assertRejects(
-    () => readConfigFile(env),
-    RangesUnavailable,
+    () => readDockerConfigFile(env),
+    RangesUnavailableError,
     `${path} cannot be read`,
   );
 });
 
-Deno.test("credentialHelper() prefers the registry's own helper, and takes none that is no name", () => {
+Deno.test("credentialHelperFor() prefers credHelpers to credsStore and ignores a malformed helper name", () => {
   const helper = (config: unknown, registry = "a.example") => {
     const text = JSON.stringify(config);
-    return credentialHelper({ path: "config.json", text }, registry);
+    return credentialHelperFor({ path: "config.json", text }, registry);
   };
   const own = { "a.example": "own", "https://index.docker.io/v1/": "hub" };
   assertEquals(helper({ credsStore: "all", credHelpers: own }), "own");
@@ -173,7 +174,8 @@ Deno.test("credentialHelper() prefers the registry's own helper, and takes none 
 });
 
 Deno.test({
-  name: "a credential helper that Deno may not run is named with the flag",
+  name:
+    "readRegistryCredentials() names the missing --allow-run flag for a credential helper",
   permissions: {
     read: true,
     write: true,
@@ -184,21 +186,22 @@ Deno.test({
     const config = { credsStore: "y" };
     await assertRejects(
       () => found("a.example", config),
-      RangesUnavailable,
+      RangesUnavailableError,
       "--allow-run=docker-credential-y is not granted",
     );
   },
 });
 
 Deno.test({
-  name: "a file that Deno may not read is none",
+  name:
+    "readRegistryCredentials() ignores a config.json without read permission",
   permissions: { read: ["/nonexistent"], write: true },
   async fn() {
     const dir = await Deno.makeTempDir();
     try {
       await Deno.writeTextFile(join(dir, "config.json"), "{");
       const env = new Map([["DOCKER_CONFIG", dir]]);
-      assertEquals(await readCredentials("a.example", { env }), {});
+      assertEquals(await readRegistryCredentials("a.example", { env }), {});
     } finally {
       await Deno.remove(dir, { recursive: true });
     }
@@ -206,7 +209,8 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a credential helper is asked before the store, and its answer is used",
+  name:
+    "readRegistryCredentials() runs the registry's credential helper, else the credential store",
   ignore: Deno.build.os === "windows",
   async fn(t) {
     await using dir = await temporaryDir();
@@ -253,38 +257,38 @@ Deno.test({
         },
       };
       await t.step(
-        "its own",
+        "reads credentials from the registry's own helper",
         async () =>
           assertEquals(await found("own.example", config), {
             login: login("get", "own.example"),
           }),
       );
       await t.step(
-        "the store",
+        "reads an identity token from the credential store",
         async () =>
           assertEquals(await found("other.example", config), {
             identityToken: "refresh",
           }),
       );
       await t.step(
-        "nothing there",
+        "returns no credentials when the helper has none",
         async () => assertEquals(await found("none.example", config), {}),
       );
       const reasons = {
         broken: "no?[1m keyring: 429",
         loud: "Cannot autolaunch D-Bus",
         silent: "exit status 3",
-        empty: "it printed no credentials",
-        missing: "it is not on PATH",
+        empty: "no user name and secret in the output",
+        missing: "not found on PATH",
         failing: '{"Username":"u","Secret":"***"}',
-        half: "it printed no credentials",
-        nameless: "it printed no credentials",
+        half: "no user name and secret in the output",
+        nameless: "no user name and secret in the output",
       };
       for (const [name, reason] of Object.entries(reasons)) {
-        await t.step(name, async () => {
+        await t.step(`reports a failing helper: ${name}`, async () => {
           const error = await assertRejects(
             () => found(`${name}.example`, config),
-            RangesUnavailable,
+            RangesUnavailableError,
           );
           assertEquals(
             error.message,
@@ -292,19 +296,22 @@ Deno.test({
           );
         });
       }
-      await t.step("one that is slow, by who cancels", async () => {
-        await Deno.writeTextFile(
-          join(dir.path, "config.json"),
-          JSON.stringify(config),
-        );
-        const env = new Map([["DOCKER_CONFIG", dir.path]]);
-        const signal = AbortSignal.abort(new Error("enough"));
-        await assertRejects(
-          () => readCredentials("slow.example", { env, signal }),
-          Error,
-          "enough",
-        );
-      });
+      await t.step(
+        "aborts a slow helper with the caller's reason",
+        async () => {
+          await Deno.writeTextFile(
+            join(dir.path, "config.json"),
+            JSON.stringify(config),
+          );
+          const env = new Map([["DOCKER_CONFIG", dir.path]]);
+          const signal = AbortSignal.abort(new Error("enough"));
+          await assertRejects(
+            () => readRegistryCredentials("slow.example", { env, signal }),
+            Error,
+            "enough",
+          );
+        },
+      );
     } finally {
       Deno.env.set("PATH", path);
     }

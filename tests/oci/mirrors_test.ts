@@ -7,9 +7,9 @@ import {
 import { join } from "@std/path";
 import { findMirrors } from "../../lib/oci/mirrors.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 
-/** Mirrors of a registry, with such files in `certs.d`. */
+/** Finds the mirrors of a registry with these files in `certs.d`. */
 async function found(
   registry: string,
   files: Record<string, string>,
@@ -30,10 +30,10 @@ async function found(
   return { mirrors, warnings, dir: dir.path };
 }
 
-const bases = ({ mirrors }: { mirrors: { base: string }[] }) =>
-  mirrors.map(({ base }) => base);
+const bases = ({ mirrors }: { mirrors: { baseUrl: string }[] }) =>
+  mirrors.map(({ baseUrl }) => baseUrl);
 
-Deno.test("hosts.toml names mirrors in their order, the server last", async () => {
+Deno.test("findMirrors() returns the hosts of hosts.toml in order, and its server entry last", async () => {
   const { mirrors, dir } = await found("reg.example", {
     "reg.example": `
       server = "https://upstream.example"
@@ -50,17 +50,25 @@ Deno.test("hosts.toml names mirrors in their order, the server last", async () =
   });
   assertEquals(mirrors, [
     {
-      base: "https://b.lan:5000/v2",
-      resolves: false,
+      baseUrl: "https://b.lan:5000/v2",
+      resolvesTags: false,
       caFile: join(dir, "reg.example", "b.pem"),
     },
-    { base: "http://a.lan/path/v2", resolves: true, caFile: "/etc/a.pem" },
-    { base: "https://c.lan/v2", resolves: true, caFile: undefined },
-    { base: "https://upstream.example/v2", resolves: true, caFile: undefined },
+    {
+      baseUrl: "http://a.lan/path/v2",
+      resolvesTags: true,
+      caFile: "/etc/a.pem",
+    },
+    { baseUrl: "https://c.lan/v2", resolvesTags: true, caFile: undefined },
+    {
+      baseUrl: "https://upstream.example/v2",
+      resolvesTags: true,
+      caFile: undefined,
+    },
   ]);
 });
 
-Deno.test("the registry itself is no mirror of its own", async () => {
+Deno.test("findMirrors() leaves out the registry itself", async () => {
   const own = 'server = "https://registry-1.docker.io"';
   assertEquals(bases(await found("docker.io", { "docker.io": own })), []);
   const other = { "docker.io": 'server = "https://cache.lan"' };
@@ -68,7 +76,7 @@ Deno.test("the registry itself is no mirror of its own", async () => {
   assertEquals(bases(await found("docker.io", other)), caches);
 });
 
-Deno.test("a directory is found by host and port, else by _default", async () => {
+Deno.test("findMirrors() reads the directory for host and port, else _default", async () => {
   const host = (name: string) => `[host."https://${name}.lan"]`;
   const files = {
     "reg_5000_": host("port"),
@@ -80,7 +88,7 @@ Deno.test("a directory is found by host and port, else by _default", async () =>
   assertEquals(bases(await found("other", files)), ["https://any.lan/v2"]);
 });
 
-Deno.test("TOOLSMITH_MIRRORS comes first, for the registry that it names", async () => {
+Deno.test("findMirrors() returns the registry's mirrors from TOOLSMITH_MIRRORS before those from hosts.toml", async () => {
   const variable =
     "reg=https://x.lan, other=https://y.lan,reg=http://10.0.0.1:5000/";
   const files = { reg: '[host."https://z.lan"]' };
@@ -91,7 +99,7 @@ Deno.test("TOOLSMITH_MIRRORS comes first, for the registry that it names", async
   ]);
 });
 
-Deno.test("what is malformed is an error, and what is not supported a warning", async () => {
+Deno.test("findMirrors() throws for malformed mirror settings and warns about unsupported settings", async () => {
   const variables = [
     "reg",
     "reg=",
@@ -100,20 +108,26 @@ Deno.test("what is malformed is an error, and what is not supported a warning", 
     "r=https://u:p@h",
   ];
   for (const variable of variables) {
-    const error = await failure("usage", () => found("reg", {}, variable));
+    const error = await expectFailure(
+      "usage",
+      () => found("reg", {}, variable),
+    );
     assertEquals(error.message.includes("u:p"), false);
   }
-  await failure("file_unreadable", () => found("reg", { reg: "[" }));
+  await expectFailure("file_unreadable", () => found("reg", { reg: "[" }));
   const { mirrors, warnings } = await found("reg", {
     reg: `[host."https://a.lan"]
       client = "key.pem"
       [host."https://b.lan"]`,
   });
   assertEquals(bases({ mirrors }), ["https://b.lan/v2"]);
-  assertMatch(warnings[0], /a\.lan is not used: client in .* not supported/);
+  assertMatch(
+    warnings[0],
+    /^Skipping mirror a\.lan: client in .* not supported/,
+  );
 });
 
-Deno.test("what hosts.toml has besides hosts is read over, and so are hosts that are none", async () => {
+Deno.test("findMirrors() ignores other fields and malformed hosts in hosts.toml", async () => {
   const files = (text: string) => ({ reg: text });
   const cases: [string, string[]][] = [
     ["", []],
@@ -143,11 +157,11 @@ Deno.test("what hosts.toml has besides hosts is read over, and so are hosts that
     assertEquals(bases(await found("reg", files(text))), expected, text);
   }
   const { mirrors } = await found("reg", files('[host."a.lan"]\nca = [7]'));
-  const [{ caFile, resolves }] = mirrors;
-  assertEquals([caFile, resolves], [undefined, true]);
+  const [{ caFile, resolvesTags }] = mirrors;
+  assertEquals([caFile, resolvesTags], [undefined, true]);
 });
 
-Deno.test("the first directory that has a file for a registry is the only one that counts", async () => {
+Deno.test("findMirrors() reads only the first directory that has a hosts.toml for the registry", async () => {
   const host = (name: string) => `[host."https://${name}.lan"]`;
   await using dir = await temporaryDir();
   for (const [name, of] of [["a", "_default"], ["b", "reg"]]) {
@@ -164,33 +178,34 @@ Deno.test("the first directory that has a file for a registry is the only one th
     return bases({ mirrors: await findMirrors("reg:5000", { env }) });
   };
   assertEquals(await mirrors("a", "b"), ["https://a.lan/v2"]);
-  // A directory that is a file is none.
+  // A file in place of a directory counts as missing.
   assertEquals(await mirrors("file", "b", "a"), ["https://a.lan/v2"]);
   assertEquals(await mirrors("b"), []);
 });
 
-Deno.test("a mirror of the variable may say what a tag names, and has no authority of its own", async () => {
+Deno.test("findMirrors() returns a mirror from TOOLSMITH_MIRRORS as one that resolves tags and has no CA file", async () => {
   const { mirrors } = await found("reg", {}, "reg=http://x.lan");
-  assertEquals(mirrors, [{ base: "http://x.lan/v2", resolves: true }]);
+  assertEquals(mirrors, [{ baseUrl: "http://x.lan/v2", resolvesTags: true }]);
 });
 
-Deno.test("a file that is there and cannot be read is an error, not no file", async () => {
+Deno.test("findMirrors() throws file_unreadable for an existing hosts.toml that cannot be read", async () => {
   await using dir = await temporaryDir();
   await Deno.mkdir(join(dir.path, "reg", "hosts.toml"), { recursive: true });
   const env = new Map([["TOOLSMITH_REGISTRY_CONFIG", dir.path]]);
-  const { message } = await failure(
+  const { message } = await expectFailure(
     "file_unreadable",
     () => findMirrors("reg", { env }),
   );
   assertStringIncludes(message, join("reg", "hosts.toml"));
 });
 
-Deno.test("findMirrors() takes an empty hosts.toml for none", async () => {
+Deno.test("findMirrors() returns no mirrors for an empty hosts.toml", async () => {
   assertEquals((await found("reg", { reg: "" })).mirrors, []);
 });
 
 Deno.test({
-  name: "a directory that Deno may not read has no mirrors",
+  name:
+    "findMirrors() returns no mirrors from a directory without read permission",
   permissions: { read: ["/nonexistent"], write: true },
   async fn() {
     const dir = await Deno.makeTempDir();
@@ -205,17 +220,17 @@ Deno.test({
   },
 });
 
-Deno.test("findMirrors skips a mirror of hosts.toml whose address holds a password, and does not show it", async () => {
+Deno.test("findMirrors() skips a mirror URL with a password and does not print the password", async () => {
   const addresses = ["http://me:s3cret@a.lan", "https://:s3cret@a.lan"];
   for (const address of addresses) {
     const { mirrors, warnings } = await found("reg", {
       reg: `[host."${address}"]`,
     });
     assertEquals([mirrors, warnings.length], [[], 1]);
-    assertMatch(warnings[0], /^The mirror a\.lan is not used: a password in/);
+    assertMatch(warnings[0], /^Skipping mirror a\.lan: a password in/);
     assert(!warnings[0].includes("s3cret"));
     const variable = `reg=${address}`;
-    const { message } = await failure(
+    const { message } = await expectFailure(
       "usage",
       () => found("reg", {}, variable),
     );
@@ -223,7 +238,7 @@ Deno.test("findMirrors skips a mirror of hosts.toml whose address holds a passwo
   }
 });
 
-Deno.test("what is not supported is named with the host and its file, whoever listens", async () => {
+Deno.test("findMirrors() names the host and hosts.toml in warnings and errors", async () => {
   const files = {
     reg: '[host."https://a.lan:1"]\n[host."https://a.lan:1".header]\nx = "y"',
   };
@@ -231,22 +246,22 @@ Deno.test("what is not supported is named with the host and its file, whoever li
   assertEquals(mirrors, []);
   const path = join(dir, "reg", "hosts.toml");
   assertEquals(warnings, [
-    `The mirror a.lan:1 is not used: header in ${path} is not supported`,
+    `Skipping mirror a.lan:1: header in ${path} is not supported`,
   ]);
-  const broken = await failure(
+  const broken = await expectFailure(
     "file_unreadable",
     () => found("reg", { reg: 'server = "a"\nx = secret' }),
   );
   assertMatch(
     broken.message,
-    /^Cannot read .*reg.hosts\.toml: it is not TOML \(line 2, column 4\)$/,
+    /^Cannot read .*reg.hosts\.toml: not TOML \(line 2, column 4\)$/,
   );
-  const wrong = await failure("usage", () => found("reg", {}, "reg=x"));
+  const wrong = await expectFailure("usage", () => found("reg", {}, "reg=x"));
   assertEquals(
     wrong.message,
     'Cannot use the mirror "reg=x" in TOOLSMITH_MIRRORS',
   );
-  const secret = await failure(
+  const secret = await expectFailure(
     "usage",
     () => found("reg", {}, "reg=https://u:p@host"),
   );

@@ -1,19 +1,19 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import fc from "fast-check";
 import { type ErrorCode, ToolsmithError } from "../../lib/errors.ts";
-import { redactSecrets } from "../../lib/oci/credentials.ts";
-import { parseDigest } from "../../lib/oci/_oras_output.ts";
-import { oras } from "../../lib/oci/oras.ts";
-import { orasError } from "../../lib/oci/_oras_errors.ts";
+import { redactSecrets } from "../../lib/oci/ghcr_credentials.ts";
+import { orasClient } from "../../lib/oci/oras_client.ts";
+import { parseOrasError } from "../../lib/oci/_oras_errors.ts";
 import { parseReference } from "../../lib/oci/reference.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { needs, parts } from "../support/parts.ts";
+import { assertLinear } from "../support/assert_linear.ts";
+import { foundTools, requires } from "../support/parts.ts";
 
 const GHCR = parseReference("ghcr.io/owner/repo:1.0");
 const GET = 'Error response from registry: GET "https://ghcr.io/v2/owner/repo';
 
-/** What oras 1.3 prints, and what it means. */
+/** Output of oras 1.3 and the expected error code. */
 const WORDS: [ErrorCode, string][] = [
   ["unauthorized", "Error: ghcr.io/owner/repo:1.0: unauthorized: token needed"],
   ["unauthorized", `${GET}": response status code 401: Unauthorized`],
@@ -103,8 +103,8 @@ const WORDS: [ErrorCode, string][] = [
 ];
 
 for (const [code, text] of WORDS) {
-  Deno.test(`oras says ${JSON.stringify(text)}: ${code}`, () => {
-    const error = orasError(text, GHCR, false);
+  Deno.test(`parseOrasError() returns ${code} for ${JSON.stringify(text)}`, () => {
+    const error = parseOrasError(text, GHCR, false);
     assertEquals(error.code, code);
     assertStringIncludes(error.message, "ghcr.io/owner/repo:1.0");
     assert(!error.message.endsWith("."), error.message);
@@ -112,7 +112,7 @@ for (const [code, text] of WORDS) {
   });
 }
 
-Deno.test("whatever oras prints, its error is typed, short and fit for a terminal", () => {
+Deno.test("parseOrasError() returns a short, terminal-safe ToolsmithError for any oras output", () => {
   const words = fc.constantFrom(
     ...WORDS.map(([, text]) => text),
     ..."\u001b[31m,\u202e,\n,\r\n,Error: ,https://,?sig=,open ,lookup ".split(
@@ -122,7 +122,7 @@ Deno.test("whatever oras prints, its error is typed, short and fit for a termina
   const said = fc.array(fc.oneof(words, fc.string({ unit: "binary" })))
     .map((parts) => parts.join(""));
   fc.assert(fc.property(said, (text) => {
-    const error = orasError(redactSecrets(text), GHCR, false);
+    const error = parseOrasError(redactSecrets(text), GHCR, false);
     assert(error instanceof ToolsmithError);
     assert(error.message.length < 500, error.message);
     // deno-lint-ignore no-control-regex
@@ -130,33 +130,30 @@ Deno.test("whatever oras prints, its error is typed, short and fit for a termina
   }));
 });
 
-Deno.test("a flood of words from oras is told apart in no time", () => {
+Deno.test("parseOrasError() takes linear time in the length of oras's output", async () => {
   for (
     const word of ["https://", "open ", "lookup ", "authorization: ", "\n"]
   ) {
-    const begun = performance.now();
-    orasError(redactSecrets(word.repeat(60_000)), GHCR, false);
-    assert(performance.now() - begun < 5000, `${word} took long`);
+    await assertLinear(
+      word,
+      (length) => word.repeat(length),
+      (text) => parseOrasError(redactSecrets(text), GHCR, false),
+      60_000,
+    );
   }
 });
 
-Deno.test("the digest is read from what oras prints, or a typed error made of it", () => {
-  const digest = `sha256:${"a".repeat(64)}`;
-  assertEquals(parseDigest(JSON.stringify({ digest }), "push"), digest);
-  const attempt = (text: string) => {
-    try {
-      parseDigest(text, "push");
-    } catch (error) {
-      if (!(error instanceof ToolsmithError)) throw error;
-      assertEquals(error.code, "oras_failed");
-    }
-  };
-  ["null", "1", "[]", '"x"', "{}", '{"digest":1}', ""].forEach(attempt);
-  fc.assert(fc.property(fc.string(), attempt));
-  fc.assert(fc.property(fc.json(), attempt));
+Deno.test("parseOrasError() keeps the last redacted lines of oras's output as the cause", () => {
+  const lines = Array.from({ length: 12 }, (_, nth) => `line ${nth}`);
+  const text = [...lines, "Error: denied: https://a.example/b?sig=s3cret"];
+  const { cause } = parseOrasError(redactSecrets(text.join("\n")), GHCR, false);
+  const { message } = cause as Error;
+  assert(message.startsWith("oras: line 3\n"), message);
+  assert(message.endsWith("https://a.example/b?…"), message);
+  assertEquals(parseOrasError("", GHCR, false).cause, undefined);
 });
 
-Deno.test("names that hold the words of a failure do not mislead", () => {
+Deno.test("parseOrasError() ignores error words inside registry, repository and tag names", () => {
   const names = [
     "ghcr.io/owner/certificate:1.0",
     "ghcr.io/rate-limit/forbidden:1.0",
@@ -169,53 +166,57 @@ Deno.test("names that hold the words of a failure do not mislead", () => {
     const shown = reference.tag === "latest" ? `${name}:latest` : name;
     const text =
       `Error response from registry: failed to fetch the content of "${shown}": ${shown}: not found`;
-    assertEquals(orasError(text, reference, false).code, "not_found", name);
+    assertEquals(
+      parseOrasError(text, reference, false).code,
+      "not_found",
+      name,
+    );
     const { registry, repository, tag } = reference;
     const address = `https://${registry}/v2/${repository}/manifests/${tag}`;
     const down =
       `Error response from registry: GET "${address}": response status code 503: Service Unavailable`;
     assertEquals(
-      orasError(down, reference, false).code,
+      parseOrasError(down, reference, false).code,
       "registry_unavailable",
       name,
     );
   }
 });
 
-Deno.test("the guide's words stand in the message, and its remedy in the hint", () => {
-  const unauthorized = orasError("Error: unauthorized: x", GHCR, true);
+Deno.test("parseOrasError() uses the documented message and hint for unauthorized and forbidden", () => {
+  const unauthorized = parseOrasError("Error: unauthorized: x", GHCR, true);
   assertStringIncludes(unauthorized.message, "Unauthorized");
   assertStringIncludes(unauthorized.hint!, "GHCR_TOKEN");
   assertStringIncludes(unauthorized.hint!, "read:packages");
-  const forbidden = orasError("Error: denied: x", GHCR, true);
+  const forbidden = parseOrasError("Error: denied: x", GHCR, true);
   assertStringIncludes(forbidden.message, "Forbidden");
   assertStringIncludes(forbidden.hint!, "read:packages");
 });
 
-Deno.test("ghcr.io without credentials: missing and private are both named", () => {
-  const { hint } = orasError("Error: unauthorized: x", GHCR, false);
+Deno.test("parseOrasError() mentions missing and private packages for ghcr.io without credentials", () => {
+  const { hint } = parseOrasError("Error: unauthorized: x", GHCR, false);
   assertStringIncludes(hint!, "private or does not exist");
-  const missing = orasError("Error: x: not found", GHCR, false);
+  const missing = parseOrasError("Error: x: not found", GHCR, false);
   assertStringIncludes(missing.hint!, "GHCR_USERNAME and GHCR_TOKEN");
 });
 
-Deno.test("another registry is logged in to with oras, not with GHCR_TOKEN", () => {
+Deno.test("parseOrasError() suggests oras login for registries other than ghcr.io", () => {
   const other = parseReference("registry.example.com/a/b:1");
-  const { hint } = orasError("Error: unauthorized: x", other, false);
+  const { hint } = parseOrasError("Error: unauthorized: x", other, false);
   assertEquals(hint, "log in first: oras login registry.example.com");
 });
 
-Deno.test("of many lines the error is shown, without its prefix, and shortened", () => {
+Deno.test("parseOrasError() shows only the error line, without its prefix and truncated", () => {
   const text = `retrying\nError response from registry: ${
     "x".repeat(999)
   }\nUsage`;
-  const { message } = orasError(text, GHCR, false);
+  const { message } = parseOrasError(text, GHCR, false);
   assertStringIncludes(message, "ghcr.io/owner/repo:1.0: xxx");
   assert(!message.includes("retrying") && !message.includes("Usage"));
   assert(message.length < 500 && message.endsWith("…"));
 });
 
-/** A registry that has one answer. */
+/** Responses of a registry and the expected error code. */
 const ANSWERS: [ErrorCode, number, HeadersInit, string][] = [
   ["unauthorized", 401, {}, "UNAUTHORIZED"],
   ["unauthorized", 401, { "www-authenticate": 'Basic realm="x"' }, ""],
@@ -228,10 +229,11 @@ const ANSWERS: [ErrorCode, number, HeadersInit, string][] = [
 ];
 
 Deno.test({
-  name: "the real oras, given each answer of a registry: each has its code",
-  ...needs("oras"),
+  name:
+    "OrasClient.fetchManifest() with the real oras maps each registry response to its error code",
+  ...requires("oras"),
   async fn() {
-    // At the same time: oras itself tries again for seconds after some.
+    // Concurrently, because oras retries some for seconds.
     await Promise.all(ANSWERS.map(async ([code, status, headers, word]) => {
       const errors = [{ code: word, message: "no" }];
       const body = word ? JSON.stringify({ errors }) : "";
@@ -239,29 +241,32 @@ Deno.test({
         { hostname: "127.0.0.1", port: 0, onListen() {} },
         () => new Response(body, { status, headers }),
       );
-      // The name holds words of other failures.
+      // The name contains words that match other errors.
       const host = `127.0.0.1:${server.addr.port}`;
       const reference = parseReference(`${host}/certificate/denied:401`);
-      await failure(code, () => client().fetchManifest(reference));
+      await expectFailure(code, () => client().fetchManifest(reference));
     }));
   },
 });
 
 Deno.test({
   name:
-    "the real oras tells a refused connection, a host that is not there, and a lost CA file",
-  ...needs("oras"),
+    "OrasClient.fetchManifest() with the real oras reports a refused connection, an unknown host and a missing CA file",
+  ...requires("oras"),
   async fn() {
     const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
     const { port } = listener.addr;
     listener.close();
     const gone = parseReference(`127.0.0.1:${port}/a/b:1`);
-    await failure("connection_failed", () => client().fetchManifest(gone));
+    await expectFailure(
+      "connection_failed",
+      () => client().fetchManifest(gone),
+    );
     const nowhere = parseReference("registry.invalid/a/b:1");
-    await failure("dns_failed", () => client().fetchManifest(nowhere));
+    await expectFailure("dns_failed", () => client().fetchManifest(nowhere));
     await using dir = await temporaryDir();
     const caFile = `${dir.path}/none.pem`;
-    const error = await failure(
+    const error = await expectFailure(
       "file_unreadable",
       () => client({ caFile }).fetchManifest(gone),
     );
@@ -270,35 +275,38 @@ Deno.test({
 });
 
 function client(options: { caFile?: string } = {}) {
-  return oras({ ...options, env: new Map([["TOOLSMITH_ORAS", parts.oras!]]) });
+  return orasClient({
+    ...options,
+    env: new Map([["TOOLSMITH_ORAS", foundTools.oras!]]),
+  });
 }
 
-Deno.test("where oras names no error, the last line that it printed is shown", () => {
-  const { message } = orasError("Copying blob\nkilled\n\n", GHCR, false);
+Deno.test("parseOrasError() shows the last line when oras prints no error line", () => {
+  const { message } = parseOrasError("Copying blob\nkilled\n\n", GHCR, false);
   assertStringIncludes(message, "killed");
   assert(!message.includes("Copying"), message);
 });
 
-Deno.test("of several errors the first is shown", () => {
+Deno.test("parseOrasError() shows the first of several error lines", () => {
   const text = "Copying\nError: first: not found\nerror: second\n";
-  const { message } = orasError(text, GHCR, false);
+  const { message } = parseOrasError(text, GHCR, false);
   assertEquals(
     message,
     "Not found: ghcr.io/owner/repo:1.0 (oras: first: not found)",
   );
-  const silent = orasError(" \n", GHCR, false);
+  const silent = parseOrasError(" \n", GHCR, false);
   assertEquals(
     silent.message,
-    "oras failed on ghcr.io/owner/repo:1.0: it printed nothing",
+    "oras failed on ghcr.io/owner/repo:1.0: no output",
   );
 });
 
-Deno.test("what is not found on ghcr.io may be private, for who is not logged in", () => {
+Deno.test("parseOrasError() suggests GHCR_TOKEN for not found on ghcr.io without credentials", () => {
   const other = parseReference("registry.example.com/a/b:1");
   const plain =
     "check owner, repository and tag; a private package may look like a missing one";
   const hint = (reference: typeof GHCR, loggedIn: boolean) =>
-    orasError("Error: x: not found", reference, loggedIn).hint;
+    parseOrasError("Error: x: not found", reference, loggedIn).hint;
   assertEquals(
     hint(GHCR, false),
     `${plain}: set GHCR_USERNAME and GHCR_TOKEN`,

@@ -1,13 +1,17 @@
 import { assertEquals } from "@std/assert";
 import type { Artifact } from "../../lib/oci/artifact.ts";
-import { archOf, fetchForArch, ociArch } from "../../lib/oci/platform.ts";
+import {
+  artifactArch,
+  fetchArtifactForArch,
+  toOciArch,
+} from "../../lib/oci/platform.ts";
 import { formatReference, parseReference } from "../../lib/oci/reference.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 
 const DIGEST = (digit: string) => `sha256:${digit.repeat(64)}` as const;
 const INDEX = parseReference("example.org/owner/image:1");
 
-/** An index of manifests, by digit and platform, and what is fetched of it. */
+/** Creates an index from digest digits and platforms, and records the fetches. */
 function indexOf(...manifests: [string, string, string?, string?][]) {
   const asked: string[] = [];
   const fetch = (reference: typeof INDEX) => {
@@ -31,49 +35,49 @@ function indexOf(...manifests: [string, string, string?, string?][]) {
   return { asked, fetch };
 }
 
-Deno.test("of an index comes the one manifest for the processor, also if there is no other", async () => {
+Deno.test("fetchArtifactForArch() fetches the index's only manifest for the architecture", async () => {
   for (const others of [[], [["b", "arm64"]]] as [string, string][][]) {
     const { asked, fetch } = indexOf(["a", "amd64"], ...others);
-    const { manifests } = await fetchForArch(INDEX, "x86_64", fetch);
+    const { manifests } = await fetchArtifactForArch(INDEX, "x86_64", fetch);
     assertEquals(manifests, undefined);
     assertEquals(asked.slice(1), [`example.org/owner/image@${DIGEST("a")}`]);
   }
 });
 
-Deno.test("an index without a manifest for the processor, or with several, is none", async () => {
+Deno.test("fetchArtifactForArch() rejects an index with no or several manifests for the architecture", async () => {
   const other = indexOf(["a", "arm64"], ["b", "s390x"]);
-  const missing = await failure(
+  const missing = await expectFailure(
     "payload_missing",
-    () => fetchForArch(INDEX, "x86_64", other.fetch),
+    () => fetchArtifactForArch(INDEX, "x86_64", other.fetch),
   );
-  assertEquals(missing.message.endsWith("it has arm64, s390x"), true);
+  assertEquals(missing.message.endsWith("the index has arm64, s390x"), true);
   const two = indexOf(["a", "amd64"], ["b", "amd64"]);
-  await failure(
+  await expectFailure(
     "payload_ambiguous",
-    () => fetchForArch(INDEX, "x86_64", two.fetch),
+    () => fetchArtifactForArch(INDEX, "x86_64", two.fetch),
   );
 });
 
-Deno.test("an index prefers the image for Linux, or for no named system, to one for another", async () => {
+Deno.test("fetchArtifactForArch() prefers a manifest for Linux or without an OS to one for another OS", async () => {
   const chosen = async (...all: [string, string, string?][]) => {
     const { asked, fetch } = indexOf(...all);
-    await fetchForArch(INDEX, "x86_64", fetch);
+    await fetchArtifactForArch(INDEX, "x86_64", fetch);
     return asked.slice(1);
   };
   const a = [`example.org/owner/image@${DIGEST("a")}`];
   const windows: [string, string, string] = ["b", "amd64", "windows"];
   assertEquals(await chosen(windows, ["a", "amd64", "linux"]), a);
   assertEquals(await chosen(["a", "amd64"], windows), a);
-  // Alone, it is the one.
+  // The only match is chosen, whatever its OS.
   assertEquals(await chosen(["a", "amd64", "windows"]), a);
 });
 
-Deno.test("an index with several images that fit lists each with its platform", async () => {
+Deno.test("fetchArtifactForArch() lists each matching manifest with its platform when several match", async () => {
   const hint = async (...all: [string, string, string?, string?][]) => {
     const { fetch } = indexOf(...all);
-    const error = await failure(
+    const error = await expectFailure(
       "payload_ambiguous",
-      () => fetchForArch(INDEX, "x86_64", fetch),
+      () => fetchArtifactForArch(INDEX, "x86_64", fetch),
     );
     return error.hint;
   };
@@ -84,34 +88,34 @@ Deno.test("an index with several images that fit lists each with its platform", 
       ["c", "amd64", "windows"],
       ["d", "arm64", "linux"],
     ),
-    `name one of them, as …@DIGEST: ${DIGEST("a")} (linux/amd64/v3), ${
-      DIGEST("b")
-    } (amd64)`,
+    `add one of these digests to the reference, as …@DIGEST: ${
+      DIGEST("a")
+    } (linux/amd64/v3), ${DIGEST("b")} (amd64)`,
   );
   assertEquals(
     await hint(["a", "amd64", "windows"], ["b", "amd64", "darwin"]),
-    `name one of them, as …@DIGEST: ${DIGEST("a")} (windows/amd64), ${
-      DIGEST("b")
-    } (darwin/amd64)`,
+    `add one of these digests to the reference, as …@DIGEST: ${
+      DIGEST("a")
+    } (windows/amd64), ${DIGEST("b")} (darwin/amd64)`,
   );
   const many = await hint(...Array(30).fill(["a", "amd64"]));
   assertEquals(many!.split("sha256:").length - 1, 20);
 });
 
-Deno.test("a processor that no machine here has is not known", () => {
+Deno.test("artifactArch() returns undefined for an unknown architecture", () => {
   assertEquals(
     ["amd64", "arm64", "s390x", undefined].map((architecture) =>
-      archOf({ architecture })
+      artifactArch({ architecture })
     ),
     ["x86_64", "aarch64", undefined, undefined],
   );
 });
 
-Deno.test("what is no index is taken as it is, and one without manifests as well", async () => {
+Deno.test("fetchArtifactForArch() returns an artifact that is no index or has no manifests unchanged", async () => {
   for (const manifests of [undefined, []]) {
     const artifact = { reference: INDEX, manifests } as unknown as Artifact;
     let asked = 0;
-    const found = await fetchForArch(INDEX, "x86_64", () => {
+    const found = await fetchArtifactForArch(INDEX, "x86_64", () => {
       asked++;
       return Promise.resolve(artifact);
     });
@@ -119,11 +123,11 @@ Deno.test("what is no index is taken as it is, and one without manifests as well
   }
 });
 
-Deno.test("an image of an index is for the processor that was asked for, unless it says another", async () => {
+Deno.test("fetchArtifactForArch() sets the requested architecture unless the manifest declares one", async () => {
   const manifests = [{ digest: DIGEST("a"), architecture: "arm64" }];
   for (const [said, expected] of [[undefined, "arm64"], ["amd64", "amd64"]]) {
     const answers = [{ manifests }, { architecture: said, layers: [] }];
-    const { architecture } = await fetchForArch(
+    const { architecture } = await fetchArtifactForArch(
       INDEX,
       "aarch64",
       () =>
@@ -135,25 +139,25 @@ Deno.test("an image of an index is for the processor that was asked for, unless 
   }
 });
 
-Deno.test("an index that names another one, or several for a processor, says what to name instead", async () => {
+Deno.test("fetchArtifactForArch() names the index and architecture for a nested index or several matches", async () => {
   const manifests = [{ digest: DIGEST("a"), architecture: "amd64" }];
   const index = { reference: INDEX, manifests } as unknown as Artifact;
-  const nested = await failure(
+  const nested = await expectFailure(
     "payload_missing",
-    () => fetchForArch(INDEX, "x86_64", () => Promise.resolve(index)),
+    () => fetchArtifactForArch(INDEX, "x86_64", () => Promise.resolve(index)),
   );
   assertEquals(
     nested.message,
-    "example.org/owner/image:1 names another index for amd64",
+    "example.org/owner/image:1 contains a nested index for amd64",
   );
   const two = indexOf(["a", "amd64"], ["b", "amd64"], ["c", "arm64"]);
-  const several = await failure(
+  const several = await expectFailure(
     "payload_ambiguous",
-    () => fetchForArch(INDEX, "x86_64", two.fetch),
+    () => fetchArtifactForArch(INDEX, "x86_64", two.fetch),
   );
   assertEquals(
     several.message,
-    "example.org/owner/image:1 has 2 images for amd64",
+    "example.org/owner/image:1 has 2 images for amd64, expected one",
   );
-  assertEquals([ociArch("x86_64"), ociArch("aarch64")], ["amd64", "arm64"]);
+  assertEquals([toOciArch("x86_64"), toOciArch("aarch64")], ["amd64", "arm64"]);
 });

@@ -5,21 +5,27 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { join } from "@std/path";
-import { type Artifact, TITLE } from "../../lib/oci/artifact.ts";
-import { oras, type PullOptions } from "../../lib/oci/oras.ts";
-import { pullImage, startTransfer, totalBytes } from "../../lib/oci/pull.ts";
+import { type Artifact, TITLE_ANNOTATION } from "../../lib/oci/artifact.ts";
+import { orasClient, type PullOptions } from "../../lib/oci/oras_client.ts";
+import {
+  pullImage,
+  reportDownloadStart,
+  totalPullBytes,
+} from "../../lib/oci/pull.ts";
 import { parseReference } from "../../lib/oci/reference.ts";
-import { asDigest, sha256OfText } from "../../lib/system/digest.ts";
+import { sha256OfText, sha256ToDigest } from "../../lib/system/digest.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
-import { replace } from "../support/replace.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 
 const TEXT = "the image's bytes";
 const IMAGE = "disk/image.qcow2";
-const digest = asDigest("d".repeat(64));
+const digest = sha256ToDigest("d".repeat(64));
 
 function titled(title: string | undefined, size: number) {
-  const annotations = title === undefined ? undefined : { [TITLE]: title };
+  const annotations = title === undefined
+    ? undefined
+    : { [TITLE_ANNOTATION]: title };
   return { mediaType: "a/b", digest, size, annotations };
 }
 
@@ -35,7 +41,7 @@ const ARTIFACT: Artifact = {
   config: titled("config.json", 2),
 };
 
-/** Pulls with an oras that does this. */
+/** Pulls the image with a fake oras. */
 async function pull(
   work: (dir: string, options: PullOptions) => Promise<void>,
   { text = TEXT, sync = false } = {},
@@ -44,7 +50,7 @@ async function pull(
   const { path } = dir;
   const seen: [string, number][] = [];
   const client = {
-    ...oras(),
+    ...orasClient(),
     async pull(reference: Artifact["reference"], options: PullOptions) {
       assertEquals(reference, ARTIFACT.reference);
       await work(path, options);
@@ -53,39 +59,39 @@ async function pull(
   const pulled = await pullImage(client, ARTIFACT, {
     layer: { title: IMAGE, size: text.length, digest: "", sha256: "" },
     dir: path,
-    sync,
+    syncToDisk: sync,
     progress: {
-      at: (bytes) => seen.push(["at", bytes]),
-      end: (bytes) => seen.push(["end", bytes]),
+      reportBytes: (bytes) => seen.push(["at", bytes]),
+      reportEnd: (bytes) => seen.push(["end", bytes]),
     },
   });
   return { pulled, seen, path };
 }
 
-/** Writes what a pull of the artifact leaves. */
+/** Writes the files of the artifact, as a pull does. */
 async function writeAll(dir: string, text = TEXT) {
   await Deno.mkdir(join(dir, "disk"), { recursive: true });
   await Deno.writeTextFile(join(dir, IMAGE), text);
   await Deno.writeTextFile(join(dir, "notes"), "notes");
 }
 
-/** The reason why what was pulled is not taken. */
+/** Returns the reason why pullImage() rejects the pulled files. */
 async function refused(work: (dir: string) => Promise<void>) {
-  const error = await failure(
+  const error = await expectFailure(
     "checksum_mismatch",
     () => pull((dir) => work(dir)),
   );
-  assertStringIncludes(error.hint!, "the registry is broken");
-  const start = `Cannot take ${IMAGE} after the pull: `;
+  assertStringIncludes(error.hint!, "check the registry");
+  const start = `Cannot use ${IMAGE} after the pull: `;
   assert(error.message.startsWith(start), error.message);
   return error.message.slice(start.length);
 }
 
-Deno.test("a pulled image comes with its path, size and digest, and the file that was hashed", async () => {
+Deno.test("pullImage() returns the image's path, size, digest and hashed file", async () => {
   let inode: number | null = 0;
   const { pulled, seen, path } = await pull(async (dir, options) => {
     assertEquals(options.dir, dir);
-    // The image, the notes, and the configuration that has a title.
+    // The image, the notes and the titled config.
     assertEquals(options.maxBytes, TEXT.length + 7);
     options.onBytes?.(3);
     await writeAll(dir);
@@ -94,16 +100,19 @@ Deno.test("a pulled image comes with its path, size and digest, and the file tha
   assertEquals(pulled.path, join(path, "disk", "image.qcow2"));
   assertEquals(pulled.bytes, TEXT.length);
   assertEquals(pulled.sha256, await sha256OfText(TEXT));
-  assertEquals([pulled.hashed.size, pulled.hashed.inode], [TEXT.length, inode]);
+  assertEquals([pulled.hashedFile.size, pulled.hashedFile.inode], [
+    TEXT.length,
+    inode,
+  ]);
   assertEquals(seen, [["at", 3], ["end", TEXT.length + 7]]);
 });
 
-Deno.test("what lies there after a pull is not taken for the image if it is something else", async () => {
-  assertEquals(await refused(async () => {}), "it is not there");
+Deno.test("pullImage() rejects a missing, resized, linked or shared image file after the pull", async () => {
+  assertEquals(await refused(async () => {}), "the file is missing");
   const size = TEXT.length;
   assertEquals(
     await refused((dir) => writeAll(dir, TEXT + "!")),
-    `it has ${size + 1} bytes, not ${size}`,
+    `the file has ${size + 1} bytes, expected ${size}`,
   );
   assertEquals(
     await refused(async (dir) => {
@@ -111,7 +120,7 @@ Deno.test("what lies there after a pull is not taken for the image if it is some
       await Deno.rename(join(dir, IMAGE), join(dir, "moved"));
       await Deno.symlink(join(dir, "moved"), join(dir, IMAGE));
     }),
-    "it is no plain file",
+    "not a regular file",
   );
   for (const name of ["notes", "config.json"]) {
     assertEquals(
@@ -120,24 +129,27 @@ Deno.test("what lies there after a pull is not taken for the image if it is some
         await Deno.remove(join(dir, name)).catch(() => {});
         await Deno.link(join(dir, IMAGE), join(dir, name));
       }),
-      `it is the same file as ${name}`,
+      `the file is the same as ${name}`,
     );
   }
 });
 
-Deno.test("an image that is replaced between its hash and its use is not taken", async () => {
+Deno.test("pullImage() rejects an image file that was replaced after it was hashed", async () => {
   const { stat } = Deno.FsFile.prototype;
-  // What is asked when all of it has been read.
-  using _system = replace(Deno.FsFile.prototype, {
+  // Called after the last byte was read.
+  using _system = replaceMethod(Deno.FsFile.prototype, {
     async stat(this: Deno.FsFile) {
       const seen = await stat.call(this);
       return { ...seen, ino: seen.ino! + 1 };
     },
   });
-  assertEquals(await refused(writeAll), "it was replaced while it was hashed");
+  assertEquals(
+    await refused(writeAll),
+    "the file was replaced while it was hashed",
+  );
 });
 
-Deno.test("a pull that fails says why, whatever it has left", async () => {
+Deno.test("pullImage() throws oras's error, whatever files the failed pull left", async () => {
   for (const leave of [async () => {}, writeAll]) {
     await assertRejects(
       () =>
@@ -151,8 +163,8 @@ Deno.test("a pull that fails says why, whatever it has left", async () => {
   }
 });
 
-Deno.test("an image that is to stay is synced while it comes, and a disk that fails then says so", async () => {
-  using _system = replace(Deno.FsFile.prototype, {
+Deno.test("pullImage() can sync the image to disk during the pull, and throws a disk error", async () => {
+  using _system = replaceMethod(Deno.FsFile.prototype, {
     syncData: () => Promise.reject(new Error("broken disk")),
   });
   const text = "x".repeat(5 * 1024 * 1024);
@@ -161,7 +173,7 @@ Deno.test("an image that is to stay is synced while it comes, and a disk that fa
   await pull(work, { text });
 });
 
-Deno.test("an image that cannot be read says so", async () => {
+Deno.test("pullImage() reports an image path that is a directory", async () => {
   const error = await pull(async (dir) => {
     await Deno.mkdir(join(dir, IMAGE), { recursive: true });
   }).catch((error) => error);
@@ -169,19 +181,19 @@ Deno.test("an image that cannot be read says so", async () => {
   assertStringIncludes(String(error), "directory");
 });
 
-Deno.test("a transfer is told with all that is known of it, ten times a second at most", () => {
+Deno.test("reportDownloadStart() emits start, end and at most ten progress events a second", () => {
   const events: object[] = [];
   const emit = (event: object) => events.push(event);
   let now = 1000;
-  using _clock = replace(performance, { now: () => now });
+  using _clock = replaceMethod(performance, { now: () => now });
   const known = { image: "vm", source: "oci://x", total: 50 };
-  const { at, end } = startTransfer(emit, known);
+  const { reportBytes, reportEnd } = reportDownloadStart(emit, known);
   for (const time of [1099, 1100, 1199, 1200]) {
     now = time;
-    at(time - 1000);
+    reportBytes(time - 1000);
   }
   now = 1234.6;
-  end(50);
+  reportEnd(50);
   const { total: bytes, ...rest } = known;
   const { image, total } = known;
   assertEquals(events, [
@@ -190,14 +202,14 @@ Deno.test("a transfer is told with all that is known of it, ten times a second a
     { type: "download_progress", image, bytes: 200, total },
     { type: "download_end", ...rest, bytes: 50, elapsedMs: 235 },
   ]);
-  startTransfer(emit, { ...known, resumed: 7, connections: 4 });
+  reportDownloadStart(emit, { ...known, resumed: 7, connections: 4 });
   const again = { ...rest, bytes, resumed: 7, connections: 4 };
   assertEquals(events.at(-1), { type: "download_start", ...again });
 });
 
-Deno.test("what a pull writes is the sum of the files that have a title", () => {
-  assertEquals(totalBytes(ARTIFACT), TEXT.length + 7);
+Deno.test("totalPullBytes() sums the sizes of all titled files", () => {
+  assertEquals(totalPullBytes(ARTIFACT), TEXT.length + 7);
   const bare = { ...ARTIFACT, config: titled(undefined, 2) };
-  assertEquals(totalBytes(bare), TEXT.length + 5);
-  assertEquals(totalBytes({ ...bare, layers: [] }), 0);
+  assertEquals(totalPullBytes(bare), TEXT.length + 5);
+  assertEquals(totalPullBytes({ ...bare, layers: [] }), 0);
 });

@@ -1,17 +1,17 @@
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
-import { TITLE } from "../../lib/oci/artifact.ts";
-import { oras } from "../../lib/oci/oras.ts";
-import { ARCHITECTURE } from "../../lib/oci/platform.ts";
+import { TITLE_ANNOTATION } from "../../lib/oci/artifact.ts";
+import { orasClient } from "../../lib/oci/oras_client.ts";
+import { ARCHITECTURE_ANNOTATION } from "../../lib/oci/platform.ts";
 import { parseReference } from "../../lib/oci/reference.ts";
 import { startProxy } from "../support/proxy.ts";
-import { assertCode, attempt } from "../support/publication.ts";
-import { replace } from "../support/replace.ts";
+import { assertErrorCode, attemptPublish } from "../support/publication.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 import { testWithImage as test, TYPE } from "../support/workspace.ts";
 
 const CREATED = "org.opencontainers.image.created";
 
-/** The annotations of the manifest that a registry serves. */
+/** Fetches the annotations of the published manifest. */
 async function annotations(host: string, path: string) {
   const response = await fetch(`http://${host}/v2/${path}`, {
     headers: { accept: "application/vnd.oci.image.manifest.v1+json" },
@@ -19,16 +19,16 @@ async function annotations(host: string, path: string) {
   return (await response.json()).annotations;
 }
 
-test("each step of a publication is told with the image's name, and what it is about", async (bench) => {
+test("publish() emits an event for each step with the image's name", async (bench) => {
   const { dir, image, sha256, host } = bench;
   const odd = join(dir, "disk.img");
   await Deno.rename(image, odd);
   const notes = join(dir, "notes.txt");
   await Deno.writeTextFile(notes, "12345");
   const { size } = await Deno.stat(odd);
-  // A clock that stands: nothing takes any time.
-  using _clock = replace(performance, { now: () => 5000 });
-  const { events, of, result } = await attempt(
+  // A stopped clock: all durations are 0.
+  using _clock = replaceMethod(performance, { now: () => 5000 });
+  const { events, of, result } = await attemptPublish(
     odd,
     `oci://${host}/Owner/VM:1`,
     {
@@ -43,8 +43,8 @@ test("each step of a publication is told with the image's name, and what it is a
     assertEquals((event as { image?: string }).image, "vm", event.type);
   }
   assertEquals(of("warning").map(({ message }) => message), [
-    `publishing to ${host}/owner/vm: repositories are lower case`,
-    `publishing ${odd} under the name ${file}: consumers look for a plain name that ends in .qcow2`,
+    `publishing to ${host}/owner/vm: repository names are lower case`,
+    `publishing ${odd} as ${file}: consumers need a name that is valid on every system and ends in .qcow2`,
   ]);
   assertEquals(of("image_inspected").map(({ path }) => path), [odd]);
   const sums = of("checksum_progress");
@@ -62,38 +62,41 @@ test("each step of a publication is told with the image's name, and what it is a
   assertEquals([result.file, result.bytes], [file, size]);
 });
 
-test("a manifest has title, time and processor where it is given, and what else was asked for", async (bench) => {
+test("publish() annotates the manifest with title, time, given architecture and given annotations", async (bench) => {
   const { image, host } = bench;
   const created = new Date("2020-01-02T03:04:05Z");
-  const plain = { [TITLE]: "image.qcow2", [CREATED]: "2020-01-02T03:04:05Z" };
-  await attempt(image, `${host}/owner/vm:1`, { created });
+  const plain = {
+    [TITLE_ANNOTATION]: "image.qcow2",
+    [CREATED]: "2020-01-02T03:04:05Z",
+  };
+  await attemptPublish(image, `${host}/owner/vm:1`, { created });
   assertEquals(await annotations(host, "owner/vm/manifests/1"), plain);
-  await attempt(image, `${host}/owner/vm:2`, {
+  await attemptPublish(image, `${host}/owner/vm:2`, {
     created,
     arch: "aarch64",
     annotations: { note: "x" },
   });
   assertEquals(await annotations(host, "owner/vm/manifests/2"), {
     ...plain,
-    [ARCHITECTURE]: "arm64",
+    [ARCHITECTURE_ANNOTATION]: "arm64",
     note: "x",
   });
   const reference = parseReference(`${host}/owner/vm:2`);
-  const { architecture, layers } = await oras().fetchManifest(reference);
+  const { architecture, layers } = await orasClient().fetchManifest(reference);
   assertEquals([architecture, layers.length], ["arm64", 1]);
   assertEquals(layers[0].mediaType, TYPE);
 });
 
-test("a push is tried as often as was asked, and each pause is told before it", async (bench) => {
-  // What oras itself does not try again: the image's own upload.
+test("publish() retries a push `retries` times and emits each retry before its pause", async (bench) => {
+  // oras itself does not retry the upload of the image.
   const match = new RegExp(`^PUT .*[?&]digest=sha256%3A${bench.sha256}`);
   await using down = startProxy(bench.host, [{ match, status: 503 }]);
-  const { error, of } = await attempt(
+  const { error, of } = await attemptPublish(
     bench.image,
     `${down.host}/owner/vm:1`,
     { retries: 1, retryDelayMs: 8 },
   );
-  const { code, message } = assertCode(error, "registry_unavailable");
+  const { code, message } = assertErrorCode(error, "registry_unavailable");
   const [{ delayMs, ...retry }, ...more] = of("retry");
   assertEquals(more, []);
   assert(delayMs >= 6 && delayMs <= 10, `${delayMs}`);
@@ -109,14 +112,18 @@ test("a push is tried as often as was asked, and each pause is told before it", 
   assertEquals(of("push_end"), []);
 });
 
-test("a publication that is cancelled while it is hashed pushes nothing", async (bench) => {
+test("publish() pushes nothing when cancelled while it hashes the image", async (bench) => {
   const cancel = new AbortController();
-  const { error, of } = await attempt(bench.image, `${bench.host}/owner/vm:1`, {
-    signal: cancel.signal,
-    onEvent(event) {
-      if (event.type === "image_inspected") cancel.abort(new Error("enough"));
+  const { error, of } = await attemptPublish(
+    bench.image,
+    `${bench.host}/owner/vm:1`,
+    {
+      signal: cancel.signal,
+      onEvent(event) {
+        if (event.type === "image_inspected") cancel.abort(new Error("enough"));
+      },
     },
-  });
+  );
   assertEquals((error as Error).message, "enough");
   assertEquals(of("publish_start"), []);
 });

@@ -1,16 +1,19 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import {
-  jobSummary,
-  publishFields,
-  reportToActions,
-  stepOutputs,
+  jobSummaryMarkdown,
+  publishOutputFields,
+  reportToGithubActions,
+  stepOutputsText,
 } from "../../lib/publish/github_actions.ts";
-import { consumerManifest, formatManifest } from "../../lib/manifest/format.ts";
+import {
+  createManifestJson,
+  formatManifestJson,
+} from "../../lib/manifest/manifest_json.ts";
 import type { PublishResult } from "../../lib/publish/publish.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { collect } from "../support/guest.ts";
-import { replace } from "../support/replace.ts";
+import { collectEvents } from "../support/guest.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 
 const SHA256 = "a".repeat(64);
 
@@ -23,14 +26,14 @@ const RESULT: PublishResult = {
   file: "my|`odd`\nimage.qcow2",
   verified: "manifest",
   attempts: 2,
-  manifest: consumerManifest({
+  manifest: createManifestJson({
     name: "vm",
     source: "oci://ghcr.io/owner/vm:1.0",
     sha256: SHA256,
   }),
 };
 
-/** Reads step outputs as GitHub's runner does. */
+/** Parses step outputs as GitHub's runner does. */
 function parseOutputs(text: string): Record<string, string> {
   const found: Record<string, string> = {};
   const lines = text.split("\n");
@@ -42,48 +45,51 @@ function parseOutputs(text: string): Record<string, string> {
   return found;
 }
 
-Deno.test("the job summary has a table and the manifest to paste", () => {
-  const summary = jobSummary(RESULT);
+Deno.test("GitHub Actions report: the job summary has a table and the manifest to paste", () => {
+  const summary = jobSummaryMarkdown(RESULT);
   for (const value of [RESULT.reference, RESULT.digest, SHA256, "1234 bytes"]) {
     assertStringIncludes(summary, value);
   }
   const snippet = /```json\n([^`]*)```/.exec(summary)![1];
-  assertEquals(snippet, formatManifest(RESULT.manifest));
+  assertEquals(snippet, formatManifestJson(RESULT.manifest));
 });
 
-Deno.test("an odd file name stays in its cell of the table", () => {
-  const row = jobSummary(RESULT).split("\n")
+Deno.test("GitHub Actions report: a file name with | and backticks stays in its table cell", () => {
+  const row = jobSummaryMarkdown(RESULT).split("\n")
     .find((line) => line.startsWith("| File"));
   assertEquals(row, "| File | `` my\\|`odd` image.qcow2 `` |");
 });
 
-Deno.test("the table says how it was verified, and quotes each value so that it stays whole", () => {
+Deno.test("GitHub Actions report: the table shows the verification and quotes each value", () => {
   const row = (name: string, result: Partial<PublishResult>) =>
-    jobSummary({ ...RESULT, ...result }).split("\n")
+    jobSummaryMarkdown({ ...RESULT, ...result }).split("\n")
       .find((line) => line.startsWith(`| ${name}`));
   assertEquals(
     row("Verified", { verified: "pull" }),
-    "| Verified | `pulled back and hashed` |",
+    "| Verified | `image pulled and hashed` |",
   );
   assertEquals(
     row("Verified", { verified: "manifest" }),
-    "| Verified | `served with the same digests` |",
+    "| Verified | `registry serves the same digests` |",
   );
   assertEquals(row("File", { file: "a.qcow2" }), "| File | `a.qcow2` |");
   assertEquals(row("File", { file: "a``b`c" }), "| File | ``` a``b`c ``` |");
-  assertStringIncludes(jobSummary(RESULT), "|---|---|\n| Reference | `ghcr.io");
-  assertStringIncludes(jobSummary(RESULT), "}\n```\n");
+  assertStringIncludes(
+    jobSummaryMarkdown(RESULT),
+    "|---|---|\n| Reference | `ghcr.io",
+  );
+  assertStringIncludes(jobSummaryMarkdown(RESULT), "}\n```\n");
 });
 
-Deno.test("no value can add a step output of its own", () => {
+Deno.test("GitHub Actions report: a multi-line value cannot add a step output", () => {
   const values = { file: "x\nreference=evil\nend-0\nb<<c\nc", bytes: 7 };
-  assertEquals(parseOutputs(stepOutputs(values)), {
+  assertEquals(parseOutputs(stepOutputsText(values)), {
     file: values.file,
     bytes: "7",
   });
 });
 
-Deno.test("summary and outputs are added to the files that GitHub names", async () => {
+Deno.test("reportToGithubActions() appends to the files in GITHUB_STEP_SUMMARY and GITHUB_OUTPUT", async () => {
   const dir = await Deno.makeTempDir();
   try {
     const summary = join(dir, "summary.md");
@@ -93,10 +99,10 @@ Deno.test("summary and outputs are added to the files that GitHub names", async 
       ["GITHUB_STEP_SUMMARY", summary],
       ["GITHUB_OUTPUT", outputs],
     ]);
-    await reportToActions(RESULT, { env });
+    await reportToGithubActions(RESULT, { env });
     const written = await Deno.readTextFile(summary);
     assert(written.startsWith("before\n## "));
-    const fields = publishFields(RESULT);
+    const fields = publishOutputFields(RESULT);
     assertEquals(
       parseOutputs(await Deno.readTextFile(outputs)),
       Object.fromEntries(
@@ -104,16 +110,16 @@ Deno.test("summary and outputs are added to the files that GitHub names", async 
       ),
     );
     assertEquals(fields.qcow2_sha256, SHA256);
-    // Elsewhere there is nobody to tell.
-    await reportToActions(RESULT, { env: new Map() });
+    // Without a listener there is no warning.
+    await reportToGithubActions(RESULT, { env: new Map() });
   } finally {
     await Deno.remove(dir, { recursive: true });
   }
 });
 
-Deno.test("reportToActions() settles when the report is written, the summary first", async () => {
+Deno.test("reportToGithubActions() writes the summary first and settles after the last write", async () => {
   const written: string[] = [];
-  using _system = replace(Deno, {
+  using _system = replaceMethod(Deno, {
     async writeTextFile(path: string, _: string, { append }: { append: true }) {
       await new Promise((done) => setTimeout(done));
       written.push(`${path} ${append}`);
@@ -123,7 +129,7 @@ Deno.test("reportToActions() settles when the report is written, the summary fir
     const env = new Map(
       [["GITHUB_STEP_SUMMARY", summary], ["GITHUB_OUTPUT", outputs]],
     );
-    return reportToActions(RESULT, { env });
+    return reportToGithubActions(RESULT, { env });
   };
   await report("a", "b");
   assertEquals(written, ["a true", "b true"]);
@@ -131,17 +137,17 @@ Deno.test("reportToActions() settles when the report is written, the summary fir
   assertEquals(written.slice(2), ["c true"]);
 });
 
-Deno.test("reportToActions() warns of a file that cannot be written, and writes the other", async () => {
+Deno.test("reportToGithubActions() warns of a file that is not writable and writes the other one", async () => {
   await using dir = await temporaryDir();
   const missing = join(dir.path, "none", "file");
   const good = join(dir.path, "good");
   const names = ["GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"];
   for (const [bad, other] of [names, names.toReversed()]) {
-    const { events, onEvent } = collect("warning");
+    const { events, onEvent } = collectEvents("warning");
     const env = new Map([[bad, missing], [other, good]]);
-    await reportToActions(RESULT, { env, onEvent });
+    await reportToGithubActions(RESULT, { env, onEvent });
     assertEquals(events.map(({ message }) => message), [
-      `Cannot write to ${missing}, which ${bad} names: no such file or directory; unset ${bad}, or name another file`,
+      `Cannot write to ${missing}, which ${bad} names: no such file or directory; unset ${bad}, or set it to a writable file`,
     ]);
     assertStringIncludes(await Deno.readTextFile(good), SHA256);
     await Deno.remove(good);

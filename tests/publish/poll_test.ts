@@ -5,25 +5,25 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import type { ErrorCode } from "../../lib/errors.ts";
-import { TITLE } from "../../lib/oci/artifact.ts";
+import { TITLE_ANNOTATION } from "../../lib/oci/artifact.ts";
 import { parseReference } from "../../lib/oci/reference.ts";
 import {
   pollDelayMs,
   type PollOptions,
   pollUntilServed,
 } from "../../lib/publish/verify.ts";
-import { asDigest, sha256OfText } from "../../lib/system/digest.ts";
-import { failure } from "../support/failure.ts";
+import { sha256OfText, sha256ToDigest } from "../../lib/system/digest.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { fakeOras, shell } from "../support/fake_oras.ts";
-import { replace } from "../support/replace.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 
 const IMAGE = "image.qcow2";
 const SHA256 = await sha256OfText("image");
 const layer = (title: string, hex: string) => ({
   mediaType: "a/b",
-  digest: asDigest(hex),
+  digest: sha256ToDigest(hex),
   size: 5,
-  annotations: { [TITLE]: title },
+  annotations: { [TITLE_ANNOTATION]: title },
 });
 const manifest = (...layers: object[]) =>
   JSON.stringify({ schemaVersion: 2, layers });
@@ -32,7 +32,7 @@ const RIGHT = manifest(layer("notes", "b".repeat(64)), layer(IMAGE, SHA256));
 const NOT_FOUND = "echo 'Error: x: not found' >&2; exit 1";
 const print = (text: string) => `printf '%s' '${text}'; exit 0`;
 
-/** Asks an oras that does this, one after the other; the last stays. */
+/** Polls with a fake oras that runs these scripts in turn; the last one repeats. */
 async function poll(
   answers: string[],
   given: PollOptions & {
@@ -52,15 +52,15 @@ async function poll(
   const events: Record<string, unknown>[] = [];
   const ended = await pollUntilServed({
     reference: parseReference(`${host ?? "localhost:5000"}/owner/vm:1`),
-    digest: asDigest(await sha256OfText(serves)),
-    path: "dist/image.qcow2",
+    digest: sha256ToDigest(await sha256OfText(serves)),
+    imagePath: "dist/image.qcow2",
     title: IMAGE,
     sha256: SHA256,
-    image: "vm",
+    imageName: "vm",
   }, {
     intervalMs: 1,
     ...options,
-    registry: { env: fake.env, signal },
+    ...{ env: fake.env, signal },
     emit(event) {
       events.push(event);
       onPoll?.();
@@ -72,7 +72,7 @@ async function poll(
 }
 
 Deno.test({
-  name: "each attempt is told, with what it found and the pause that follows",
+  name: "pollUntilServed() emits each poll with its outcome and the next pause",
   ...shell,
   async fn() {
     const { attempts, events } = await poll([
@@ -98,7 +98,7 @@ Deno.test({
 
 Deno.test({
   name:
-    "pollUntilServed() stops where a busy registry asks to wait beyond the deadline",
+    "pollUntilServed() stops when a busy registry asks for a wait beyond the deadline",
   ...shell,
   async fn() {
     const stop = new AbortController();
@@ -110,7 +110,7 @@ Deno.test({
     const busy = "echo 'Error: status code 429' >&2; exit 1";
     const host = `127.0.0.1:${server.addr.port}`;
     const { fails, events } = await poll([busy], { host });
-    const { message } = await failure("publish_timeout", fails);
+    const { message } = await expectFailure("publish_timeout", fails);
     stop.abort();
     await server.finished;
     assertStringIncludes(message, "did not serve it within 600 s: ");
@@ -121,11 +121,11 @@ Deno.test({
 
 Deno.test({
   name:
-    "a registry is asked as often as was allowed, and not after the last pause",
+    "pollUntilServed() polls `attempts` times and does not wait after the last poll",
   ...shell,
   async fn() {
     const one = await poll([NOT_FOUND], { attempts: 1 });
-    const { message, hint } = await failure("publish_timeout", one.fails);
+    const { message, hint } = await expectFailure("publish_timeout", one.fails);
     assertEquals(
       message,
       "Pushed localhost:5000/owner/vm:1, but the registry did not serve it " +
@@ -142,16 +142,16 @@ Deno.test({
 
 Deno.test({
   name:
-    "without a wish the registry is asked twenty times, with growing pauses, in ten minutes",
+    "pollUntilServed() defaults to 20 polls with growing pauses within ten minutes",
   ...shell,
   async fn() {
     const set = globalThis.setTimeout;
     const waits: number[] = [];
     const limits = new Set<number>();
-    using _timers = replace(globalThis, {
+    using _timers = replaceMethod(globalThis, {
       setTimeout(work: () => void, ms: number) {
         if (ms > 100_000) limits.add(ms);
-        // Pauses end at once.
+        // Skip the pauses.
         else if (ms >= 6000 && ms <= 30_000) waits.push(ms), ms = 0;
         return set(work, ms);
       },
@@ -169,7 +169,7 @@ Deno.test({
 
 Deno.test({
   name:
-    "time that runs out ends an attempt that hangs; who cancels gets the own reason",
+    "pollUntilServed() throws publish_timeout when a poll hangs until the deadline, and a cancelling signal's reason",
   ...shell,
   async fn() {
     const late = await poll(["exec sleep 60"], { deadlineMs: 200 });
@@ -178,7 +178,7 @@ Deno.test({
       "Pushed localhost:5000/owner/vm:1, but the registry did not serve it " +
         "within 0.2 s: no answer",
     );
-    await failure("publish_timeout", late.fails);
+    await expectFailure("publish_timeout", late.fails);
     const cancel = new AbortController();
     const ended = await poll([NOT_FOUND], {
       intervalMs: 600_000,
@@ -191,7 +191,8 @@ Deno.test({
 });
 
 Deno.test({
-  name: "what may pass is waited for, what will not ends the polling at once",
+  name:
+    "pollUntilServed() retries transient failures and stops at once for others",
   ...shell,
   async fn() {
     const says = (words: string) => `echo 'Error: ${words}' >&2; exit 1`;
@@ -208,51 +209,54 @@ Deno.test({
     ];
     for (const [words, code] of lasting) {
       const { events, fails } = await poll([says(words)]);
-      await failure(code, fails);
+      await expectFailure(code, fails);
       assertEquals(events, []);
     }
     const full = await poll([says("no space left on device")]);
-    const { hint } = await failure("disk_full", full.fails);
-    assertEquals(hint, "name a roomier temporary directory: TMPDIR=DIR");
+    const { hint } = await expectFailure("disk_full", full.fails);
+    assertEquals(hint, "set TMPDIR to a directory with more free space");
     const other = await poll([says("digest mismatch")]);
-    const mismatch = await failure("publish_mismatch", other.fails);
-    assertStringIncludes(mismatch.hint!, "someone else may have pushed");
+    const mismatch = await expectFailure("publish_mismatch", other.fails);
+    assertStringIncludes(mismatch.hint!, "another push or a caching proxy");
   },
 });
 
 Deno.test({
   name:
-    "another manifest, or an image that has changed meanwhile, is told with both digests",
+    "pollUntilServed() reports both digests when the manifest or the image changed",
   ...shell,
   async fn() {
     const wrong = await poll([print(manifest())]);
     const [asked, served] = await Promise.all(
-      [RIGHT, manifest()].map(async (it) => asDigest(await sha256OfText(it))),
+      [RIGHT, manifest()].map(async (it) =>
+        sha256ToDigest(await sha256OfText(it))
+      ),
     );
-    await failure("publish_mismatch", wrong.fails);
+    await expectFailure("publish_mismatch", wrong.fails);
     assertStringIncludes(
       (wrong.error as Error).message,
-      `to localhost:5000/owner/vm:1: pushed the manifest ${asked}, it serves ${served}`,
+      `to localhost:5000/owner/vm:1: pushed manifest ${asked}, but the registry serves ${served}`,
     );
     const changes: [string, string][] = [
-      [manifest(layer(IMAGE, "c".repeat(64))), asDigest("c".repeat(64))],
-      [manifest(layer("other", SHA256)), "nothing of that name"],
+      [manifest(layer(IMAGE, "c".repeat(64))), sha256ToDigest("c".repeat(64))],
+      [manifest(layer("other", SHA256)), "no layer titled image.qcow2"],
     ];
     for (const [serves, pushed] of changes) {
       const changed = await poll([print(serves)], { serves });
-      const error = await failure("publish_mismatch", changed.fails);
+      const error = await expectFailure("publish_mismatch", changed.fails);
       assertEquals(
         error.message,
-        "dist/image.qcow2 changed while it was being published: it was " +
-          `${asDigest(SHA256)}, pushed was ${pushed}`,
+        "dist/image.qcow2 changed while it was published: its digest was " +
+          `${sha256ToDigest(SHA256)}, the pushed artifact has ${pushed}`,
       );
-      assertStringIncludes(error.hint!, "names the changed file now");
+      assertStringIncludes(error.hint!, "now names the changed file");
     }
   },
 });
 
 Deno.test({
-  name: "what is pulled back is told as a transfer, and compared byte by byte",
+  name:
+    "pollUntilServed() emits download events for the verifying pull and compares the pulled bytes",
   ...shell,
   async fn() {
     const pull = (text: string) =>
@@ -261,25 +265,25 @@ Deno.test({
     const right = await poll([pull("image")], { verify: "pull" });
     assertEquals(right.attempts, 1);
     const source = `oci://localhost:5000/owner/vm@${
-      asDigest(await sha256OfText(RIGHT))
+      sha256ToDigest(await sha256OfText(RIGHT))
     }`;
     const [start] = right.events;
     assertEquals([start.type, start.image], ["download_start", "vm"]);
     assertEquals([start.source, start.bytes], [source, 10]);
     assertEquals(right.args!.at(-1), source.slice("oci://".length));
-    // The directory that it was pulled to is gone.
+    // The temporary directory of the pull is removed.
     const into = right.args![right.args!.indexOf("--output") + 1];
     await assertRejects(() => Deno.stat(into), Deno.errors.NotFound);
     const other = await poll([pull("imagE")], { verify: "pull" });
-    const error = await failure("publish_mismatch", other.fails);
-    const pulled = asDigest(await sha256OfText("imagE"));
+    const error = await expectFailure("publish_mismatch", other.fails);
+    const pulled = sha256ToDigest(await sha256OfText("imagE"));
     assertStringIncludes(
       error.message,
-      `pushed ${asDigest(SHA256)}, pulled ${pulled}`,
+      `pushed ${sha256ToDigest(SHA256)}, pulled ${pulled}`,
     );
     const none = await poll([print(RIGHT)], { verify: "pull" });
-    const missing = await failure("publish_mismatch", none.fails);
-    assertStringIncludes(missing.message, "it is not there");
+    const missing = await expectFailure("publish_mismatch", none.fails);
+    assertStringIncludes(missing.message, "the file is missing");
     const plain = await poll([print(RIGHT)], { verify: "manifest" });
     assertEquals(plain.args!.slice(0, 2), ["manifest", "fetch"]);
   },

@@ -1,23 +1,22 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { basename, join } from "@std/path";
-import { TITLE } from "../../lib/oci/artifact.ts";
+import { TITLE_ANNOTATION } from "../../lib/oci/artifact.ts";
 import type { ErrorCode } from "../../lib/errors.ts";
 import { hydrate } from "../../lib/hydrate/hydrate.ts";
-import { inspectImage } from "../../lib/image/inspect.ts";
 import { parseManifest } from "../../lib/manifest/manifest.ts";
-import { parseExtra } from "../../lib/publish/layers.ts";
-import { run } from "../../lib/system/process.ts";
-import { makeEncrypted } from "../support/encrypted.ts";
-import { needs } from "../support/parts.ts";
+import { parseExtraFile } from "../../lib/publish/artifact_files.ts";
+import { runProcess } from "../../lib/system/process.ts";
+import { makeEncryptedQcow2 } from "../support/encrypted.ts";
+import { requires } from "../support/parts.ts";
 import { startProxy } from "../support/proxy.ts";
-import { assertCode, attempt } from "../support/publication.ts";
+import { assertErrorCode, attemptPublish } from "../support/publication.ts";
 import {
   makeQcow2,
   testWithImage as test,
   TYPE,
 } from "../support/workspace.ts";
 
-/** The manifest that a registry serves, as it is. */
+/** Fetches the published manifest. */
 async function served(host: string, path: string) {
   const response = await fetch(`http://${host}/v2/${path}`, {
     headers: { accept: "application/vnd.oci.image.manifest.v1+json" },
@@ -26,17 +25,21 @@ async function served(host: string, path: string) {
   return await response.json();
 }
 
-/** Hydrates in a fresh directory from what a consumer was told to paste. */
+/** Hydrates in a new directory from the manifest for consumers. */
 async function consume(dir: string, manifest: unknown) {
   const path = join(dir, "fresh", ".toolsmith", "tools.json");
   return await hydrate(parseManifest(JSON.stringify(manifest), path));
 }
 
-test("an image is published as the guide says, and a consumer gets it", async (bench) => {
+test("publish() pushes an image as the docs describe, and hydrate accepts it", async (bench) => {
   const { dir, image, sha256, host } = bench;
-  const { result, events, of } = await attempt(image, `${host}/owner/vm:1.0`, {
-    annotations: { "com.example.note": "a=b c\nd" },
-  });
+  const { result, events, of } = await attemptPublish(
+    image,
+    `${host}/owner/vm:1.0`,
+    {
+      annotations: { "com.example.note": "a=b c\nd" },
+    },
+  );
   const { size } = await Deno.stat(image);
   assertEquals(result, {
     reference: `${host}/owner/vm:1.0`,
@@ -65,9 +68,9 @@ test("an image is published as the guide says, and a consumer gets it", async (b
     mediaType: TYPE,
     digest: `sha256:${sha256}`,
     size,
-    annotations: { [TITLE]: "image.qcow2" },
+    annotations: { [TITLE_ANNOTATION]: "image.qcow2" },
   }]);
-  assertEquals(manifest.annotations[TITLE], "image.qcow2");
+  assertEquals(manifest.annotations[TITLE_ANNOTATION], "image.qcow2");
   assertEquals(manifest.annotations["com.example.note"], "a=b c\nd");
   assertEquals(
     [...new Set(events.map(({ type }) => type))],
@@ -88,11 +91,11 @@ test("an image is published as the guide says, and a consumer gets it", async (b
   assertEquals(basename(consumed.path), "image.qcow2");
 });
 
-test("the same bytes published twice give the same manifest", async (bench) => {
+test("publish() pushes the same manifest digest for the same bytes and file time or SOURCE_DATE_EPOCH", async (bench) => {
   const { dir, image, host } = bench;
-  const first = (await attempt(image, `${host}/owner/vm:1`)).result;
-  const again = (await attempt(image, `${host}/owner/vm:1`)).result;
-  const elsewhere = (await attempt(image, `${host}/other/vm:2`)).result;
+  const first = (await attemptPublish(image, `${host}/owner/vm:1`)).result;
+  const again = (await attemptPublish(image, `${host}/owner/vm:1`)).result;
+  const elsewhere = (await attemptPublish(image, `${host}/other/vm:2`)).result;
   assertEquals(again.digest, first.digest);
   assertEquals(elsewhere.digest, first.digest);
 
@@ -100,31 +103,31 @@ test("the same bytes published twice give the same manifest", async (bench) => {
   await Deno.mkdir(join(dir, "copy"));
   await Deno.copyFile(image, copy);
   await Deno.utime(copy, new Date(0), new Date(1_000_000_000_000));
-  const older = (await attempt(copy, `${host}/owner/vm:3`)).result;
+  const older = (await attemptPublish(copy, `${host}/owner/vm:3`)).result;
   assert(older.digest !== first.digest);
 
   const epoch = (path: string, seconds: string) => {
     const found = { ...Deno.env.toObject(), SOURCE_DATE_EPOCH: seconds };
     const env = new Map<string, string>(Object.entries(found));
-    return attempt(path, `${host}/owner/vm:4`, { env });
+    return attemptPublish(path, `${host}/owner/vm:4`, { env });
   };
   const pinned = (await epoch(image, "1700000000")).result;
   assertEquals((await epoch(copy, "1700000000")).result.digest, pinned.digest);
   const created = new Date(1_700_000_000_000);
-  const given = await attempt(copy, `${host}/owner/vm:5`, { created });
+  const given = await attemptPublish(copy, `${host}/owner/vm:5`, { created });
   assertEquals(given.result.digest, pinned.digest);
   const { annotations } = await served(host, "owner/vm/manifests/4");
   const key = "org.opencontainers.image.created";
   assertEquals(annotations[key], "2023-11-14T22:13:20Z");
-  assertCode((await epoch(image, "today")).error, "usage");
+  assertErrorCode((await epoch(image, "today")).error, "usage");
 });
 
-test("spaces, colons, a leading dash and another directory do no harm", async (bench) => {
+test("publish() accepts paths with spaces, colons, a leading dash or another directory", async (bench) => {
   const { dir, image, sha256, host } = bench;
   const odd = join(dir, "a b: c", "-my image: v1, 100%.qcow2");
   await Deno.mkdir(join(dir, "a b: c"));
   await Deno.rename(image, odd);
-  const { result } = await attempt(odd, `${host}/owner/vm:1`);
+  const { result } = await attemptPublish(odd, `${host}/owner/vm:1`);
   const title = basename(odd).replace(":", "-");
   assertEquals(result.file, title);
   assertEquals(result.sha256, sha256);
@@ -133,7 +136,7 @@ test("spaces, colons, a leading dash and another directory do no harm", async (b
   assertEquals(basename(consumed.path), title);
 });
 
-test("a name that consumers would not find or take is changed, and that is said", async (bench) => {
+test("publish() replaces a file name that consumers would reject, and warns", async (bench) => {
   const { dir, image, sha256, host } = bench;
   for (
     const [name, title] of [["disk.img", "disk.img.qcow2"], [
@@ -143,39 +146,39 @@ test("a name that consumers would not find or take is changed, and that is said"
   ) {
     const path = join(dir, name);
     await Deno.copyFile(image, path);
-    const { result, of } = await attempt(path, `${host}/owner/vm:1`);
+    const { result, of } = await attemptPublish(path, `${host}/owner/vm:1`);
     assertEquals(result.file, title);
     assertStringIncludes(of("warning")[0].message, title);
     const manifest = await served(host, "owner/vm/manifests/1");
-    assertEquals(manifest.layers[0].annotations[TITLE], title);
+    assertEquals(manifest.layers[0].annotations[TITLE_ANNOTATION], title);
     assertEquals(manifest.layers[0].digest, `sha256:${sha256}`);
   }
 });
 
-test("extra files from other directories go along under their bare names", async (bench) => {
+test("publish() pushes extra files of other directories under their bare names", async (bench) => {
   const { dir, image, sha256, host } = bench;
   const notes = join(dir, "other", "no tes.json");
   await Deno.mkdir(join(dir, "other"));
   await Deno.writeTextFile(notes, "{}");
   const extras = [
-    parseExtra(`${notes}:application/json`),
-    parseExtra(`${dir}/other/../other/more:text/plain`),
+    parseExtraFile(`${notes}:application/json`),
+    parseExtraFile(`${dir}/other/../other/more:text/plain`),
   ];
-  const missing = await attempt(image, `${host}/owner/vm:1`, { extras });
+  const missing = await attemptPublish(image, `${host}/owner/vm:1`, { extras });
   assertStringIncludes(
-    assertCode(missing.error, "source_not_found").message,
+    assertErrorCode(missing.error, "source_not_found").message,
     "more",
   );
   assertEquals(missing.of("publish_start"), []);
   await Deno.writeTextFile(join(dir, "other", "more"), "x");
-  const { result } = await attempt(image, `${host}/owner/vm:1`, {
+  const { result } = await attemptPublish(image, `${host}/owner/vm:1`, {
     extras,
     verify: "pull",
   });
   const { layers } = await served(host, "owner/vm/manifests/1");
   assertEquals(
     layers.map((layer: Record<string, Record<string, string>>) => [
-      layer.annotations[TITLE],
+      layer.annotations[TITLE_ANNOTATION],
       layer.mediaType,
     ]),
     [
@@ -187,12 +190,14 @@ test("extra files from other directories go along under their bare names", async
   const consumed = await consume(dir, result.manifest);
   assertEquals(consumed.digest, `sha256:${sha256}`);
   const twice = [{ path: join(dir, "IMAGE.qcow2"), mediaType: "a/b" }];
-  const same = await attempt(image, `${host}/owner/vm:1`, { extras: twice });
-  assertCode(same.error, "usage");
+  const same = await attemptPublish(image, `${host}/owner/vm:1`, {
+    extras: twice,
+  });
+  assertErrorCode(same.error, "usage");
 });
 
-test("repositories are lowered with a note, tags keep their case", async (bench) => {
-  const { result, of } = await attempt(
+test("publish() lowercases the repository with a warning and keeps the tag's case", async (bench) => {
+  const { result, of } = await attemptPublish(
     bench.image,
     `oci://${bench.host}/Owner/VM:V1`,
   );
@@ -201,31 +206,34 @@ test("repositories are lowered with a note, tags keep their case", async (bench)
   assertStringIncludes(of("warning")[0].message, "lower case");
 });
 
-test("a push that the registry refuses is not tried again", async (bench) => {
+test("publish() does not retry a push that the registry denies", async (bench) => {
   const cases: [number, ErrorCode][] = [
     [401, "unauthorized"],
     [403, "forbidden"],
   ];
   for (const [status, code] of cases) {
     await using strict = startProxy(bench.host, [{ match: /^POST /, status }]);
-    const { error, of } = await attempt(
+    const { error, of } = await attemptPublish(
       bench.image,
       `${strict.host}/owner/vm:1`,
     );
-    const { hint } = assertCode(error, code);
+    const { hint } = assertErrorCode(error, code);
     assertStringIncludes(hint!, `oras login ${strict.host}`);
     assertEquals(of("retry"), []);
     assertEquals(of("push_end"), []);
   }
 });
 
-test("a push that fails in passing is tried again, and that is said", async (bench) => {
+test("publish() retries a push after a transient failure and emits a retry event", async (bench) => {
   const match = new RegExp(`^PUT .*[?&]digest=sha256%3A${bench.sha256}`);
   await using shaky = startProxy(bench.host, [
     { match, status: 503, times: 1 },
     { match, status: 502, times: 1 },
   ]);
-  const { result, of } = await attempt(bench.image, `${shaky.host}/owner/vm:1`);
+  const { result, of } = await attemptPublish(
+    bench.image,
+    `${shaky.host}/owner/vm:1`,
+  );
   assertEquals(result.sha256, bench.sha256);
   assertEquals(
     of("retry").map(({ code, attempt }) => [code, attempt]),
@@ -233,19 +241,19 @@ test("a push that fails in passing is tried again, and that is said", async (ben
   );
 });
 
-test("a push that does not move any more ends", async (bench) => {
+test("publish() aborts a stalled push", async (bench) => {
   await using hung = startProxy(bench.host, [{ match: /^PUT /, hang: true }]);
-  const { error, of } = await attempt(
+  const { error, of } = await attemptPublish(
     bench.image,
     `${hung.host}/owner/vm:1`,
     { stallTimeoutMs: 1500, retries: 0 },
   );
-  const { message } = assertCode(error, "transfer_stalled");
+  const { message } = assertErrorCode(error, "transfer_stalled");
   assertStringIncludes(message, `push ${hung.host}/owner/vm:1`);
   assertEquals(of("push_end"), []);
 });
 
-test("what cannot be published is refused before anything is pushed", async (bench) => {
+test("publish() rejects invalid input before it pushes anything", async (bench) => {
   const { dir, image, host } = bench;
   const reference = `${host}/owner/vm:1`;
   const raw = join(dir, "raw.qcow2");
@@ -256,9 +264,9 @@ test("what cannot be published is refused before anything is pushed", async (ben
   const dataFile = `data_file=${dir}/data`;
   await qemuImg("create", "-f", "qcow2", "-o", dataFile, split, "1M");
   const secret = join(dir, "secret.qcow2");
-  await makeEncrypted(secret);
-  const named = await attempt(image, reference, { name: "../vm" });
-  assertCode(named.error, "usage");
+  await makeEncryptedQcow2(secret);
+  const named = await attemptPublish(image, reference, { name: "../vm" });
+  assertErrorCode(named.error, "usage");
   assertEquals(named.events, []);
   const cases: [string, string, ErrorCode, string][] = [
     [join(dir, "no.qcow2"), reference, "source_not_found", "no such file"],
@@ -277,46 +285,23 @@ test("what cannot be published is refused before anything is pushed", async (ben
     [image, `${host}/owner/vm:a b`, "reference_invalid", "not a tag"],
   ];
   for (const [path, to, code, words] of cases) {
-    const { error, of } = await attempt(path, to);
-    assertStringIncludes(assertCode(error, code).message, words);
+    const { error, of } = await attemptPublish(path, to);
+    assertStringIncludes(assertErrorCode(error, code).message, words);
     assertEquals(of("publish_start"), []);
   }
-  const badName = await attempt(image, reference, { name: "../x" });
-  assertCode(badName.error, "usage");
-});
-
-test("an image that compression would shrink is told with the command", async (bench) => {
-  const { dir, image, host } = bench;
-  const text = join(dir, "text");
-  const line = "All work and no play makes a dull image.\n";
-  await Deno.writeTextFile(text, line.repeat(100_000));
-  const large = join(dir, "it's large.qcow2");
-  await qemuImg("convert", "-f", "raw", "-O", "qcow2", text, large);
-  const { of } = await attempt(large, `${host}/owner/vm:1`);
-  const [{ message }] = of("warning");
-  const command = /qemu-img convert -c .*/.exec(message)![0];
-  const { code, stderr } = await run("sh", { args: ["-c", command] });
-  assertEquals(code, 0, stderr);
-  const small = join(dir, "it's large.compressed.qcow2");
-  const promised = of("image_inspected")[0].savings;
-  const before = (await Deno.stat(large)).size;
-  const saved = 1 - (await Deno.stat(small)).size / before;
-  assert(Math.abs(promised - saved) < 0.1, `${promised}, in truth ${saved}`);
-
-  assertEquals((await inspectImage(small)).warnings, []);
-  assertEquals((await inspectImage(small)).compressed, true);
-  assertEquals((await inspectImage(image)).warnings, []);
-  assertEquals((await inspectImage(image)).compressed, false);
+  const badName = await attemptPublish(image, reference, { name: "../x" });
+  assertErrorCode(badName.error, "usage");
 });
 
 Deno.test({
-  name: "the token of a GitHub job serves for ghcr.io, by stdin alone",
-  ignore: Deno.build.os === "windows" || needs("qemuImg").ignore,
+  name:
+    "publish() passes a GitHub job's token to oras for ghcr.io on stdin only",
+  ignore: Deno.build.os === "windows" || requires("qemuImg").ignore,
   async fn() {
     const dir = await Deno.makeTempDir();
     try {
       const { path } = await makeQcow2(join(dir, "image.qcow2"));
-      // Stands in for oras, as ghcr.io must not be asked: tells what it got.
+      // A fake oras that records its input, as tests must not contact ghcr.io.
       const standIn = join(dir, "oras");
       const script =
         '#!/bin/sh\n{ echo "$@"; env; } > "$0.args"\ncat > "$0.stdin"\necho "Error: denied: $(cat "$0.stdin")" >&2\nexit 1\n';
@@ -327,8 +312,8 @@ Deno.test({
         ["GITHUB_ACTOR", "octo"],
         ["GITHUB_TOKEN", "s3cret-token"],
       ]);
-      const { error } = await attempt(path, "ghcr.io/o/r:1", { env });
-      const { message } = assertCode(error, "forbidden");
+      const { error } = await attemptPublish(path, "ghcr.io/o/r:1", { env });
+      const { message } = assertErrorCode(error, "forbidden");
       assert(!message.includes("s3cret"), message);
       assertEquals(await Deno.readTextFile(`${standIn}.stdin`), "s3cret-token");
       const seen = await Deno.readTextFile(`${standIn}.args`);
@@ -342,7 +327,7 @@ Deno.test({
 
 async function qemuImg(...args: string[]) {
   const [command, ...rest] = args;
-  const { code, stderr } = await run("qemu-img", {
+  const { code, stderr } = await runProcess("qemu-img", {
     args: [command, "-q", ...rest],
   });
   assertEquals(code, 0, stderr);

@@ -1,40 +1,42 @@
 /**
- * Which accelerators are used: QEMU is a script, as no host offers each kind of
- * KVM, but for the boot sector, which a real one runs.
+ * Accelerator detection. QEMU is a script, as no host has every kind of broken KVM;
+ * only the boot sector's test runs a real QEMU.
  */
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import {
-  accelerators,
-  type AcceleratorsOptions,
-  keepVerdict,
+  acceleratorFromEnv,
+  cacheAcceleratorVerdict,
+  type FindAcceleratorsOptions,
+  findUsableAccelerators,
   parseAccelerator,
-  wantedAccelerator,
 } from "../../lib/qemu/accelerator.ts";
 import { sleep } from "../../lib/system/time.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { needs, parts } from "../support/parts.ts";
-import { hurriedTimers } from "../support/timers.ts";
+import { foundTools, requires } from "../support/parts.ts";
+import { changeTimerDelays, holdTimers } from "../support/timers.ts";
 import { asRoot } from "../support/users.ts";
 
 const HANGS = "exec sleep 600";
-const SLOW = "KVM is offered but slower than emulation here";
+const SLOW = "KVM is available but slower than emulation on this host";
 
 interface Bench {
   dir: string;
   program: string;
-  /** How often QEMU was started with an accelerator. */
+  /** Number of QEMU starts with an accelerator. */
   starts(accelerator: "kvm" | "tcg"): number;
-  /** Asks for the accelerators of a Linux host with KVM. */
-  ask(more?: AcceleratorsOptions): Promise<{ names: string[]; why: string[] }>;
-  /** Replaces what QEMU does. */
+  /** Calls findUsableAccelerators() for a Linux host with KVM. */
+  ask(
+    more?: FindAcceleratorsOptions,
+  ): Promise<{ names: string[]; why: string[] }>;
+  /** Replaces the scripts that play QEMU. */
   qemu(kvm: string, tcg?: string): Promise<void>;
-  /** Paths of what is in the temporary directory. */
+  /** Paths in the temporary directory. */
   left(): string[];
 }
 
-/** Defines a test with a QEMU that is a script for each accelerator. */
+/** Defines a test with a fake QEMU: a script for each accelerator. */
 function test(
   name: string,
   [kvm, tcg]: [kvm: string, tcg?: string],
@@ -63,8 +65,8 @@ function test(
           .length,
       async ask(more = {}) {
         const why: string[] = [];
-        const names = await accelerators(program, {
-          ...{ os: "linux", arch: "x86_64", kvm: "/dev/null", env },
+        const names = await findUsableAccelerators(program, {
+          ...{ hostOs: "linux", hostArch: "x86_64", kvm: "/dev/null", env },
           onRejected: (reason) => why.push(reason),
           ...more,
         });
@@ -84,34 +86,40 @@ function tryRead(path: string): string {
   }
 }
 
-/** Lets the head start, and the longest race, pass at once. */
-const hurry = () => hurriedTimers((ms) => ms >= 1000 ? 50 : ms);
+/** Shortens the head start. */
+const hurry = () => changeTimerDelays((ms) => ms === 1000 ? 50 : ms);
 
-test("accelerators() names KVM and HVF where they may work, TCG everywhere", [
-  "exit 0",
-], async ({ ask, dir, left }) => {
-  const names = async (options: AcceleratorsOptions) =>
-    (await ask(options)).names;
-  assertEquals(await names({ kvm: join(dir, "none") }), ["tcg"]);
-  assertEquals(await names({}), ["kvm", "tcg"]);
-  assertEquals(await names({ os: "darwin" }), ["hvf", "tcg"]);
-  assertEquals(await names({ os: "windows" }), ["tcg"]);
-  assertEquals(await names({ arch: "aarch64" }), ["tcg"]);
-  assertEquals(await names({ guest: "aarch64" }), ["tcg"]);
-  assertEquals(left().length, 2);
-  const arm64 = { arch: "aarch64", guest: "aarch64" } as const;
-  assertEquals(await names(arm64), ["kvm", "tcg"]);
-  assertEquals(await names({ ...arm64, os: "darwin" }), ["hvf", "tcg"]);
-});
+test(
+  "findUsableAccelerators() returns the host's KVM or HVF, and always TCG last",
+  [
+    "exit 0",
+  ],
+  async ({ ask, dir, left }) => {
+    const names = async (options: FindAcceleratorsOptions) =>
+      (await ask(options)).names;
+    assertEquals(await names({ kvm: join(dir, "none") }), ["tcg"]);
+    assertEquals(await names({}), ["kvm", "tcg"]);
+    assertEquals(await names({ hostOs: "darwin" }), ["hvf", "tcg"]);
+    assertEquals(await names({ hostOs: "windows" }), ["tcg"]);
+    assertEquals(await names({ hostArch: "aarch64" }), ["tcg"]);
+    assertEquals(await names({ guest: "aarch64" }), ["tcg"]);
+    assertEquals(left().length, 2);
+    const arm64 = { hostArch: "aarch64", guest: "aarch64" } as const;
+    assertEquals(await names(arm64), ["kvm", "tcg"]);
+    assertEquals(await names({ ...arm64, hostOs: "darwin" }), ["hvf", "tcg"]);
+  },
+);
 
-test("accelerators() starts no QEMU for what it found out before", [
+test("findUsableAccelerators() starts no QEMU when a verdict is cached", [
   "exit 0",
 ], async ({ ask, starts, program, left }) => {
+  // The fake QEMU may be slow: no race against emulation starts.
+  using _head = holdTimers(1000);
   for (let time = 0; time < 2; time++) {
     assertEquals(await ask(), { names: ["kvm", "tcg"], why: [] });
   }
   assertEquals([starts("kvm"), starts("tcg")], [1, 0]);
-  await ask({ afresh: true });
+  await ask({ reprobe: true });
   assertEquals(starts("kvm"), 2);
   const [path] = left();
   const name = program.replaceAll(/\W+/g, "_").slice(-80);
@@ -120,7 +128,7 @@ test("accelerators() starts no QEMU for what it found out before", [
 });
 
 test(
-  "accelerators() rejects a KVM that emulation outruns, until the next boot",
+  "findUsableAccelerators() rejects a KVM that is slower than emulation, until the host reboots",
   [
     HANGS,
     "exit 0",
@@ -138,16 +146,16 @@ test(
   },
 );
 
-test("accelerators() lets another version of QEMU prove itself", [
+test("findUsableAccelerators() probes KVM again after a QEMU upgrade", [
   "echo KVM is broken >&2; exit 1",
 ], async ({ ask, qemu }) => {
-  const why = ["KVM does not work here: KVM is broken"];
+  const why = ["KVM does not work on this host: KVM is broken"];
   assertEquals(await ask(), { names: ["tcg"], why });
   await qemu("exit 0");
   assertEquals(await ask(), { names: ["kvm", "tcg"], why: [] });
 });
 
-test("accelerators() believes no verdict of an earlier design", [
+test("findUsableAccelerators() ignores a cached verdict with an older layout", [
   "exit 0",
 ], async ({ ask, program, left }) => {
   await ask();
@@ -161,87 +169,98 @@ test("accelerators() believes no verdict of an earlier design", [
 });
 
 test(
-  "accelerators() rejects no KVM on a host so busy that emulation is slower",
+  "findUsableAccelerators() accepts a slow KVM if emulation is even slower",
   [
     'until [ -e "$TMPDIR/raced" ]; do sleep 0.02; done; exit 0',
     `: >"$TMPDIR/raced"; ${HANGS}`,
   ],
   async ({ ask, starts }) => {
-    using _timers = hurriedTimers((ms) => ms === 1000 ? 50 : ms);
+    using _timers = hurry();
     assertEquals(await ask(), { names: ["kvm", "tcg"], why: [] });
     assertEquals([starts("kvm"), starts("tcg")], [1, 1]);
   },
 );
 
-test("accelerators() waits for a KVM where QEMU cannot emulate", [
+test("findUsableAccelerators() waits for KVM when QEMU cannot emulate", [
   'until [ -e "$TMPDIR/raced" ]; do sleep 0.02; done; exit 0',
   `: >"$TMPDIR/raced"; exit 1`,
 ], async ({ ask }) => {
-  using _timers = hurriedTimers((ms) => ms === 1000 ? 50 : ms);
-  assertEquals(await ask(), { names: ["kvm", "tcg"], why: [] });
-});
-
-test("accelerators() keeps no verdict where neither KVM nor emulation ends", [
-  HANGS,
-  HANGS,
-], async ({ ask, left }) => {
   using _timers = hurry();
   assertEquals(await ask(), { names: ["kvm", "tcg"], why: [] });
-  assertEquals(left(), []);
 });
 
-test("accelerators() reports QEMU's words about a KVM that stops its guest", [
-  `echo KVM internal error >&2; ${HANGS}`,
-  "exit 0",
+test(
+  "findUsableAccelerators() caches no verdict when KVM and emulation both hang",
+  [
+    HANGS,
+    HANGS,
+  ],
+  async ({ ask, left }) => {
+    using _timers = changeTimerDelays((ms) => ms >= 1000 ? 50 : ms);
+    assertEquals(await ask(), { names: ["kvm", "tcg"], why: [] });
+    assertEquals(left(), []);
+  },
+);
+
+test("findUsableAccelerators() reports QEMU's error when KVM stops the guest", [
+  `echo KVM internal error >&2; : >"$TMPDIR/said"; ${HANGS}`,
+  'until [ -e "$TMPDIR/said" ]; do sleep 0.02; done; exit 0',
 ], async ({ ask }) => {
   using _timers = hurry();
-  const why = ["KVM does not work here: KVM internal error"];
+  const why = ["KVM does not work on this host: KVM internal error"];
   assertEquals(await ask(), { names: ["tcg"], why });
 });
 
 test(
-  "accelerators() tries again after a missing permission, but not after a crash",
+  "findUsableAccelerators() probes again after a permission error, but not after a crash",
   [
     "echo Permission denied >&2; exit 1",
   ],
   async ({ ask, qemu, left }) => {
-    const denied = ["KVM does not work here: Permission denied"];
+    const denied = ["KVM does not work on this host: Permission denied"];
     assertEquals(await ask(), { names: ["tcg"], why: denied });
     assertEquals(left(), []);
     await qemu("kill -ABRT $$");
     const [why] = (await ask()).why;
-    assertEquals(why, "KVM does not work here: QEMU ended with status 134");
+    assertEquals(
+      why,
+      "KVM does not work on this host: QEMU exited with status 134",
+    );
     await qemu("echo failed to set MSR >&2; exit 3");
     assertEquals((await ask()).why, [
-      "KVM does not work here: failed to set MSR",
+      "KVM does not work on this host: failed to set MSR",
     ]);
     assertEquals(left().length, 1);
   },
 );
 
-test("accelerators() ends QEMU and removes its directory when it is aborted", [
-  HANGS,
-], async ({ ask, starts, left }) => {
-  const stop = new AbortController();
-  const asked = ask({ signal: stop.signal }).catch((error) => error);
-  while (starts("kvm") === 0) await sleep(10);
-  stop.abort(new Error("enough"));
-  assertEquals((await asked).message, "enough");
-  assertEquals(left(), []);
-});
+test(
+  "findUsableAccelerators() kills QEMU and removes its directory when aborted",
+  [
+    HANGS,
+  ],
+  async ({ ask, starts, left }) => {
+    const stop = new AbortController();
+    const asked = ask({ signal: stop.signal }).catch((error) => error);
+    while (starts("kvm") === 0) await sleep(10);
+    stop.abort(new Error("enough"));
+    assertEquals((await asked).message, "enough");
+    assertEquals(left(), []);
+  },
+);
 
 test(
-  "accelerators() reports a missing QEMU",
+  "findUsableAccelerators() throws qemu_not_found when QEMU is missing",
   ["exit 0"],
   async ({ ask, program }) => {
     await Deno.remove(program);
-    const error = await failure("qemu_not_found", () => ask());
+    const error = await expectFailure("qemu_not_found", () => ask());
     assertEquals(error.message, `QEMU not found: ${program}`);
   },
 );
 
 test(
-  "accelerators() believes no verdict that another user wrote",
+  "findUsableAccelerators() ignores a cached verdict that another user wrote",
   ["exit 0"],
   async ({ ask, left, starts }) => {
     await ask();
@@ -252,54 +271,63 @@ test(
   asRoot,
 );
 
-test("accelerators() writes no verdict through a link in its place", [
-  "exit 0",
-], async ({ ask, left, dir }) => {
-  await ask();
-  const [verdict] = left();
-  const victim = join(dir, "victim");
-  await Deno.writeTextFile(victim, "mine");
-  await Deno.remove(verdict);
-  await Deno.symlink(victim, verdict);
-  await ask();
-  assertEquals(await Deno.readTextFile(victim), "mine");
-  assert(Deno.lstatSync(verdict).isFile);
-});
-
-test("keepVerdict() replaces a verdict, unless a permission is missing", [
-  "exit 0",
-], async ({ ask, program, dir }) => {
-  const env = new Map([["TMPDIR", join(dir, "tmp")]]);
-  const keep = (why: string) => keepVerdict("kvm", program, { why, env });
-  await ask();
-  await keep("KVM does not work here: Permission denied");
-  assertEquals((await ask()).names, ["kvm", "tcg"]);
-  await keep("KVM does not work here: entry failed");
-  assertEquals(await ask(), { names: ["tcg"], why: [] });
-});
+test(
+  "findUsableAccelerators() replaces a symlink at the verdict's path instead of following it",
+  [
+    "exit 0",
+  ],
+  async ({ ask, left, dir }) => {
+    await ask();
+    const [verdict] = left();
+    const victim = join(dir, "victim");
+    await Deno.writeTextFile(victim, "mine");
+    await Deno.remove(verdict);
+    await Deno.symlink(victim, verdict);
+    await ask();
+    assertEquals(await Deno.readTextFile(victim), "mine");
+    assert(Deno.lstatSync(verdict).isFile);
+  },
+);
 
 test(
-  "the boot sector counts and resets in QEMU's emulation",
-  // Emulation plays KVM, and its rival leaves it all the time that it needs.
-  [`exec '${parts.qemu}' $(echo "$*" | sed 's/kvm/tcg/; s/-cpu host/-cpu max/')`],
+  "cacheAcceleratorVerdict() replaces a cached verdict, but caches no permission error",
+  [
+    "exit 0",
+  ],
+  async ({ ask, program, dir }) => {
+    const env = new Map([["TMPDIR", join(dir, "tmp")]]);
+    const keep = (why: string) =>
+      cacheAcceleratorVerdict("kvm", program, { why, env });
+    await ask();
+    await keep("KVM does not work on this host: Permission denied");
+    assertEquals((await ask()).names, ["kvm", "tcg"]);
+    await keep("KVM does not work on this host: entry failed");
+    assertEquals(await ask(), { names: ["tcg"], why: [] });
+  },
+);
+
+test(
+  "accelerator probe: the boot sector counts and resets its VM in a real QEMU",
+  // Emulation plays KVM; the fake emulation never finishes, so it cannot win the race.
+  [`exec '${foundTools.qemu}' $(echo "$*" | sed 's/kvm/tcg/; s/-cpu host/-cpu max/')`],
   async ({ ask, left }) => {
     assertEquals((await ask()).names, ["kvm", "tcg"]);
     assertEquals(left().length, 1);
   },
-  (name, fn) => Deno.test({ name, ...needs("qemu"), fn }),
+  (name, fn) => Deno.test({ name, ...requires("qemu"), fn }),
 );
 
-Deno.test("parseAccelerator() returns what QEMU knows and reports anything else", async () => {
+Deno.test("parseAccelerator() returns kvm, hvf or tcg and throws usage for any other name", async () => {
   const names = ["kvm", "hvf", "tcg"].map((it) => parseAccelerator(it, ""));
   assertEquals(names, ["kvm", "hvf", "tcg"]);
   assertEquals(parseAccelerator(undefined, ""), undefined);
   assertEquals(
-    wantedAccelerator(new Map([["TOOLSMITH_ACCEL", ""]])),
+    acceleratorFromEnv(new Map([["TOOLSMITH_ACCEL", ""]])),
     undefined,
   );
   const env = new Map([["TOOLSMITH_ACCEL", "xen"]]);
-  const error = await failure("usage", () => wantedAccelerator(env));
-  assertEquals(error.message, "Not an accelerator: TOOLSMITH_ACCEL=xen");
+  const error = await expectFailure("usage", () => acceleratorFromEnv(env));
+  assertEquals(error.message, "Unknown accelerator: TOOLSMITH_ACCEL=xen");
   assertEquals(
     error.hint,
     "use TOOLSMITH_ACCEL=kvm, TOOLSMITH_ACCEL=hvf or TOOLSMITH_ACCEL=tcg",

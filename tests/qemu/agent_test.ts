@@ -1,16 +1,17 @@
-/** How the guest agent is asked, line by line: a socket stands in for QEMU. */
+/** The guest agent's protocol, line by line, over a socket without QEMU. */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import { type Agent, openAgent } from "../../lib/qemu/agent.ts";
+import { type AgentConnection, connectToAgent } from "../../lib/qemu/agent.ts";
 import { VmDisconnectedError } from "../../lib/qemu/errors.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { readLine, say } from "../support/fake_machine.ts";
-import { hurriedTimers } from "../support/timers.ts";
+import { replaceMethod } from "../support/replace_method.ts";
+import { changeTimerDelays } from "../support/timers.ts";
 
 function test(
   name: string,
-  fn: (agent: Agent, guest: Deno.Conn) => Promise<void>,
+  fn: (agent: AgentConnection, guest: Deno.Conn) => Promise<void>,
 ) {
   Deno.test({
     name,
@@ -19,7 +20,7 @@ function test(
       await using dir = await temporaryDir();
       const path = join(dir.path, "agent");
       using listener = Deno.listen({ transport: "unix", path });
-      using agent = await openAgent(path);
+      using agent = await connectToAgent(path);
       const guest = await listener.accept();
       try {
         await fn(agent, guest);
@@ -29,14 +30,14 @@ function test(
         try {
           guest.close();
         } catch {
-          // The test has hung up.
+          // The test has closed it already.
         }
       }
     },
   });
 }
 
-/** The next command, and whether the agent was made to forget what came before. */
+/** The next command, and whether a flush byte preceded it. */
 async function next(guest: Deno.Conn) {
   const line = await readLine(guest);
   return {
@@ -49,7 +50,7 @@ const answer = (guest: Deno.Conn, message: unknown) =>
   say(guest, JSON.stringify(message) + "\n");
 
 test(
-  "an agent is asked whether it is there, until it answers the last question",
+  "agent waitUntilAnswering() repeats guest-sync until the last one is answered",
   async (agent, guest) => {
     const waits: number[] = [];
     let askAgain = () => {};
@@ -60,7 +61,15 @@ test(
       return setRepeating(ask, 60_000);
     }) as typeof setInterval;
     let settled = false;
-    const synced = agent.sync().then(() => settled = true);
+    const synced = agent.waitUntilAnswering().then(() => settled = true);
+    const heard = Promise.withResolvers<void>();
+    const clear = globalThis.clearInterval;
+    using _clear = replaceMethod(globalThis, {
+      clearInterval(id: number) {
+        heard.resolve();
+        clear(id);
+      },
+    });
     globalThis.setInterval = setRepeating;
     const first = await next(guest);
     assertEquals([first.execute, first.flushed], ["guest-sync", true]);
@@ -68,10 +77,13 @@ test(
     const second = await next(guest);
     assert(first.arguments.id !== second.arguments.id);
     assertEquals(waits, [2000]);
-    // What it said to others is no answer, and what it answers first is not all.
+    // Other answers are ignored; the answer to the first sync ends the repetition but is
+    // not the last one.
+    await answer(guest, { error: { desc: "JSON parse error" } });
     await answer(guest, { return: "other" });
     await answer(guest, { return: first.arguments.id });
-    await new Promise((done) => setTimeout(done, 30));
+    await heard.promise;
+    await new Promise((done) => setTimeout(done));
     assertEquals(settled, false);
     await answer(guest, { return: second.arguments.id });
     await synced;
@@ -79,51 +91,67 @@ test(
 );
 
 test(
-  "a command's answer is what has its number, or none at all",
+  "agent execute() matches an answer by its id, or takes one without an id",
   async (agent, guest) => {
-    const asked = agent.send(["guest-info", { a: 1 }]);
+    const asked = agent.execute(["guest-info", { a: 1 }]);
     const { flushed, execute, arguments: args, id } = await next(guest);
     assertEquals([flushed, execute, args], [false, "guest-info", { a: 1 }]);
     await answer(guest, { return: "another's", id: id + 1 });
     await answer(guest, { return: "mine", id });
     assertEquals(await asked, "mine");
-    const older = agent.send(["guest-ping"]);
+    const older = agent.execute(["guest-ping"]);
     await next(guest);
     await answer(guest, { return: {} });
     assertEquals(await older, {});
   },
 );
 
-test("a refusal is the agent's, in its words", async (agent, guest) => {
-  const asked = failure("guest_failed", () => agent.send(["guest-exec"]));
-  await next(guest);
-  await answer(guest, { error: { desc: "not allowed" } });
-  assertEquals(
-    (await asked).message,
-    "The guest agent refused guest-exec: not allowed",
-  );
-});
+test(
+  "agent execute() throws guest_failed with the agent's error message",
+  async (agent, guest) => {
+    const asked = expectFailure(
+      "guest_failed",
+      () => agent.execute(["guest-exec"]),
+    );
+    await next(guest);
+    await answer(guest, { error: { desc: "not allowed" } });
+    assertEquals(
+      (await asked).message,
+      "The guest agent refused guest-exec: not allowed",
+    );
+  },
+);
 
-test("an agent has half a minute to answer", async (agent) => {
-  using _timers = hurriedTimers((ms) => ms === 30_000 ? 5 : ms);
-  const error = await failure(
+test("agent execute() times out after 30 s", async (agent) => {
+  using _timers = changeTimerDelays((ms) => ms === 30_000 ? 5 : ms);
+  const error = await expectFailure(
     "guest_failed",
-    () => agent.send(["guest-info"]),
+    () => agent.execute(["guest-info"]),
   );
-  assertEquals(error.message, "The guest agent did not answer to guest-info");
+  assertEquals(
+    error.message,
+    "The guest agent did not answer guest-info within 30 s",
+  );
 });
 
 test(
-  "a machine that hangs up, and a cancel, end the wait",
+  "agent connection: a closed socket or an abort ends every wait",
   async (agent, guest) => {
     const signal = AbortSignal.abort(new Error("enough"));
-    await assertRejects(() => agent.sync(signal), Error, "enough");
-    const send = () => agent.send(["guest-info"], { signal });
+    await assertRejects(
+      () => agent.waitUntilAnswering(signal),
+      Error,
+      "enough",
+    );
+    const send = () => agent.execute(["guest-info"], signal);
     await assertRejects(send, Error, "enough");
-    const syncing = agent.sync();
+    const syncing = agent.waitUntilAnswering();
     guest.close();
     await assertRejects(() => syncing, VmDisconnectedError);
-    await assertRejects(() => agent.send(["guest-info"]), VmDisconnectedError);
+    await assertRejects(
+      () => agent.execute(["guest-info"]),
+      VmDisconnectedError,
+    );
     await agent.closed;
   },
 );

@@ -1,8 +1,8 @@
 import fc from "fast-check";
 import { assert, assertEquals } from "@std/assert";
-import { type MachineOptions, qemuArgs } from "../../lib/qemu/args.ts";
+import { qemuArgs, type QemuOptions } from "../../lib/qemu/args.ts";
 
-const machine: MachineOptions = {
+const machine: QemuOptions = {
   disk: "/cache/image.qcow2",
   ephemeral: true,
   dir: "/tmp/toolsmith-x",
@@ -11,7 +11,7 @@ const machine: MachineOptions = {
   cpus: 2,
   shares: [],
   extra: [],
-  os: "linux",
+  hostOs: "linux",
 };
 
 /** The values of a flag. */
@@ -19,7 +19,7 @@ function values(flag: string, args: string[]): string[] {
   return args.flatMap((arg, at) => arg === flag ? [args[at + 1]] : []);
 }
 
-Deno.test("the disk is never written, and its format is never guessed", () => {
+Deno.test("qemuArgs() opens the disk as QCOW2, with snapshot=on when ephemeral", () => {
   const [drive] = values("-drive", qemuArgs(machine));
   assert(drive.includes("snapshot=on"));
   assert(drive.includes("format=qcow2"));
@@ -27,22 +27,25 @@ Deno.test("the disk is never written, and its format is never guessed", () => {
   assert(kept.includes("snapshot=off"));
 });
 
-Deno.test("a machine has no network and no graphics", () => {
+Deno.test("qemuArgs() adds no network card and no display", () => {
   const args = qemuArgs(machine);
   assertEquals(values("-nic", args), ["none"]);
   assertEquals(values("-display", args), ["none"]);
   assertEquals(values("-netdev", args), []);
 });
 
-Deno.test("QEMU confines itself where it can", () => {
+Deno.test("qemuArgs() turns QEMU's sandbox on, on Linux only", () => {
   const [rules] = values("-sandbox", qemuArgs(machine));
   for (const rule of ["on", "spawn=deny", "elevateprivileges=deny"]) {
     assert(rules.split(",").includes(rule));
   }
-  assertEquals(values("-sandbox", qemuArgs({ ...machine, os: "darwin" })), []);
+  assertEquals(
+    values("-sandbox", qemuArgs({ ...machine, hostOs: "darwin" })),
+    [],
+  );
 });
 
-Deno.test("directories are read-only unless they are exports", () => {
+Deno.test("qemuArgs() shares the workspace read-only and exports writable", () => {
   const shares = [
     { path: "/home/me/work", tag: "work", writable: false },
     { path: "/home/me/out", tag: "out", writable: true },
@@ -52,7 +55,7 @@ Deno.test("directories are read-only unless they are exports", () => {
   assert(out.includes("path=/home/me/out,") && out.endsWith("readonly=off"));
 });
 
-Deno.test("the workspace's device is there from the start, an export's is plugged in", () => {
+Deno.test("qemuArgs() adds a 9p device for the workspace, but none for an export", () => {
   const shares = [
     { path: "/home/me/work", tag: "work", writable: false },
     { path: "/home/me/out", tag: "out", writable: true },
@@ -64,7 +67,7 @@ Deno.test("the workspace's device is there from the start, an export's is plugge
   ]);
 });
 
-Deno.test("a comma in a path does not become an option", () => {
+Deno.test("qemuArgs() doubles commas in paths", () => {
   const path = "/a,readonly=off,b";
   const args = qemuArgs({
     ...machine,
@@ -80,7 +83,7 @@ Deno.test("a comma in a path does not become an option", () => {
   }
 });
 
-Deno.test("the processor is the host's own where it runs the guest", () => {
+Deno.test("qemuArgs() passes -cpu host with KVM and HVF, -cpu max with TCG", () => {
   const cpu = (accelerator: "kvm" | "hvf" | "tcg") =>
     values("-cpu", qemuArgs({ ...machine, accelerator }));
   assertEquals(["tcg", "kvm", "hvf"].map((it) => cpu(it as "kvm")[0]), [
@@ -90,12 +93,12 @@ Deno.test("the processor is the host's own where it runs the guest", () => {
   ]);
 });
 
-Deno.test("arguments of the user come last, as they are", () => {
+Deno.test("qemuArgs() appends the user's extra arguments unchanged", () => {
   const extra = ["-device", "ich9-intel-hda,id=a b"];
   assertEquals(qemuArgs({ ...machine, extra }).slice(-2), extra);
 });
 
-Deno.test("no path becomes another option, whatever is in it", () => {
+Deno.test("qemuArgs() escapes any path so that no part becomes an option", () => {
   /** Reads a value as QEMU does: `,,` is a comma (qemu(1), "-drive"). */
   const options = (text: string) =>
     text.replaceAll(",,", "\0").split(",")
@@ -134,8 +137,8 @@ Deno.test("no path becomes another option, whatever is in it", () => {
   }));
 });
 
-Deno.test("a machine for arm64 has what its type knows, and no more", () => {
-  const arm: MachineOptions = { ...machine, arch: "aarch64" };
+Deno.test("qemuArgs() for arm64 uses the virt machine type without x86 devices", () => {
+  const arm: QemuOptions = { ...machine, arch: "aarch64" };
   const args = qemuArgs(arm);
   const [type] = values("-machine", args);
   assert(/^virt,.*gic-version=max/.test(type), type);
@@ -148,7 +151,7 @@ Deno.test("a machine for arm64 has what its type knows, and no more", () => {
   }
 });
 
-Deno.test("a firmware is only read, and what it writes is the machine's alone", () => {
+Deno.test("qemuArgs() opens firmware code read-only and its variables with snapshot=on", () => {
   const firmware = { code: "/f/CODE,1.fd", variables: "/f/VARS.fd" };
   const drives = values("-drive", qemuArgs({ ...machine, firmware }));
   const [code, variables] = drives.filter((it) => it.includes("if=pflash"));
@@ -162,8 +165,8 @@ Deno.test("a firmware is only read, and what it writes is the machine's alone", 
   assertEquals(values("-bios", arm), ["/f/both,1.fd"]);
 });
 
-Deno.test("a seed is read-only, comes after the disk, and is announced", () => {
-  const args = qemuArgs({ ...machine, seed: true });
+Deno.test("qemuArgs() adds a read-only seed disk after the boot disk and announces NoCloud", () => {
+  const args = qemuArgs({ ...machine, seed: new Uint8Array() });
   const drives = values("-drive", args);
   const seed = drives.find((it) => it.includes("id=seed"))!;
   assert(seed.includes("format=raw") && seed.endsWith("readonly=on"), seed);
@@ -178,8 +181,8 @@ Deno.test("a seed is read-only, comes after the disk, and is announced", () => {
   assertEquals(values("-smbios", qemuArgs(machine)), []);
 });
 
-Deno.test("a machine has three terminals, where it has an ISA bus", () => {
-  const terminals = (options: Partial<MachineOptions>) =>
+Deno.test("qemuArgs() adds three serial terminals on x86_64, none on arm64", () => {
+  const terminals = (options: Partial<QemuOptions>) =>
     values("-device", qemuArgs({ ...machine, ...options }))
       .filter((device) => device.startsWith("isa-serial,"));
   assertEquals(terminals({}).length, 3);

@@ -2,67 +2,67 @@ import fc from "fast-check";
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import {
-  consoleTail,
+  connectToConsole,
   findConsoleFailure,
-  keepTail,
-  openConsole,
+  printableConsoleTail,
+  textTailBuffer,
 } from "../../lib/qemu/_console.ts";
 import { temporaryDir } from "../support/directory.ts";
 
-Deno.test("a console is shown without what would control a terminal", () => {
+Deno.test("printableConsoleTail() removes escape sequences and control characters", () => {
   const text =
     "\x1bc\x1b[?7l\x1b[2J\x1b[1;31mred\x1b[0m\r\n\r\n\x07bell\x9b1m\x00\n";
-  assertEquals(consoleTail(text), "red\nbell1m");
+  assertEquals(printableConsoleTail(text), "red\nbell1m");
 });
 
-Deno.test("only the last lines of a console are shown", () => {
+Deno.test("printableConsoleTail() returns the last 16 lines", () => {
   const lines = Array.from({ length: 40 }, (_, n) => `line ${n}`);
-  const shown = consoleTail(lines.join("\r\n")).split("\n");
+  const shown = printableConsoleTail(lines.join("\r\n")).split("\n");
   assertEquals(shown.length, 16);
   assertEquals(shown.at(-1), "line 39");
-  assertEquals(consoleTail(""), "");
+  assertEquals(printableConsoleTail(""), "");
 });
 
-Deno.test("a console's lines are short, and keep their direction", () => {
+Deno.test("printableConsoleTail() cuts long lines and replaces bidirectional controls", () => {
   const line = `\u202e${"x".repeat(60_000)}`;
-  const shown = consoleTail(line);
+  const shown = printableConsoleTail(line);
   assertEquals(shown, `?${"x".repeat(299)}`);
   const failure = findConsoleFailure(`Kernel panic - not syncing ${line}`);
-  assert(failure!.words.length < 310 && !failure!.words.includes("\u202e"));
+  assert(failure!.message.length < 310 && !failure!.message.includes("\u202e"));
 });
 
-Deno.test("a panic is recognised, with its words", () => {
-  const words = "Kernel panic - not syncing: Attempted to kill init!";
-  const text = `[    2.4] ${words}\r\n[    2.5] CPU: 0 PID: 1\r\n`;
-  assertEquals(findConsoleFailure(text), { kind: "panicked", words });
+Deno.test("findConsoleFailure() detects a kernel panic and returns its message", () => {
+  const message = "Kernel panic - not syncing: Attempted to kill init!";
+  const text = `[    2.4] ${message}\r\n[    2.5] CPU: 0 PID: 1\r\n`;
+  assertEquals(findConsoleFailure(text), { kind: "panicked", message });
 });
 
-Deno.test("firmware that finds nothing to start is recognised", () => {
+Deno.test("findConsoleFailure() detects firmware that finds no bootable device", () => {
   const text =
     "Boot failed: not a bootable disk\r\n\r\nNo bootable device.\r\n";
-  const words = "No bootable device";
-  assertEquals(findConsoleFailure(text), { kind: "not_bootable", words });
+  const message = "No bootable device";
+  assertEquals(findConsoleFailure(text), { kind: "not_bootable", message });
 });
 
-Deno.test("firmware that falls back to its own shell is recognised", () => {
+Deno.test("findConsoleFailure() detects the prompt of the UEFI shell", () => {
   const starts =
     '\x1b[2JBdsDxe: starting Boot0002 "EFI Internal Shell" from Fv(7CB8BDC9)\r\n';
   assertEquals(findConsoleFailure(starts), undefined);
   const prompt = "\x1b[08;01H\x1b[33m\x1b[40mShell> \x1b[37m\x1b[40m";
-  const words = "UEFI has found nothing to start";
+  const message = "UEFI firmware found nothing to boot";
   assertEquals(
     findConsoleFailure(`${starts}Press ESC\r${prompt}`),
-    { kind: "not_bootable", words },
+    { kind: "not_bootable", message },
   );
 });
 
-Deno.test("a disk that failed while others are left to try decides nothing", () => {
+Deno.test("findConsoleFailure() ignores a failed disk while the firmware tries others", () => {
   const text = "Boot failed: not a bootable disk\r\nBooting from DVD/CD...\r\n";
   assertEquals(findConsoleFailure(text), undefined);
   assertEquals(findConsoleFailure(""), undefined);
 });
 
-Deno.test("nothing that a console shows can steer a terminal", () => {
+Deno.test("printableConsoleTail() returns no control characters, for any input", () => {
   const steering = fc.constantFrom(
     "\x1b[2J",
     "\x1b]0;t\x07",
@@ -72,23 +72,23 @@ Deno.test("nothing that a console shows can steer a terminal", () => {
   );
   const texts = fc.array(fc.oneof(fc.string({ unit: "binary" }), steering));
   fc.assert(fc.property(texts, (parts) => {
-    const tail = consoleTail(parts.join(""));
+    const tail = printableConsoleTail(parts.join(""));
     assert(tail.split("\n").length <= 16);
     // deno-lint-ignore no-control-regex
     assert(!/[\x00-\x09\x0b-\x1f\x7f-\x9f]/.test(tail), tail);
   }));
 });
 
-Deno.test("of a guest that writes without end, the end alone is kept", () => {
-  const kept = keepTail(10);
+Deno.test("textTailBuffer() keeps only the last characters of a long text", () => {
+  const kept = textTailBuffer(10);
   for (let turn = 0; turn < 100; turn++) {
     kept.add(new TextEncoder().encode(`${turn} line\n`));
   }
   assertEquals(kept.text(), "e\n99 line\n");
 });
 
-Deno.test("a character that comes in two pieces is kept whole", () => {
-  const kept = keepTail(10);
+Deno.test("textTailBuffer() decodes a UTF-8 character split between two chunks", () => {
+  const kept = textTailBuffer(10);
   const bytes = new TextEncoder().encode("aé");
   kept.add(bytes.subarray(0, 2));
   assertEquals(kept.text(), "a");
@@ -98,14 +98,17 @@ Deno.test("a character that comes in two pieces is kept whole", () => {
 
 Deno.test({
   name:
-    "a console is read always, its last 64 KiB are kept, and it is written to",
+    "connectToConsole() reads all output, keeps its last 64 KiB, and writes input",
   ignore: Deno.build.os === "windows",
   async fn() {
     await using dir = await temporaryDir();
     const path = join(dir.path, "console");
     using listener = Deno.listen({ transport: "unix", path });
     const seen: number[] = [];
-    const serial = await openConsole(path, ({ length }) => seen.push(length));
+    const serial = await connectToConsole(
+      path,
+      ({ length }) => seen.push(length),
+    );
     const guest = await listener.accept();
     await serial.write(new TextEncoder().encode("typed"));
     const typed = new Uint8Array(10);
@@ -119,19 +122,20 @@ Deno.test({
     assertEquals(seen.reduce((sum, count) => sum + count), bytes.length);
     assert(seen.length > 1 && Math.max(...seen) <= 16 * 1024, `${seen}`);
     assertEquals(serial.last(), `${"y".repeat(64 * 1024 - 1)}z`);
-    // It is closed by its end already.
+    // Closing again is harmless.
     serial.close();
   },
 });
 
 Deno.test({
-  name: "a console that is closed here ends, also while the guest is silent",
+  name:
+    "connectToConsole(): close() ends the connection while the guest is silent",
   ignore: Deno.build.os === "windows",
   async fn() {
     await using dir = await temporaryDir();
     const path = join(dir.path, "console");
     using listener = Deno.listen({ transport: "unix", path });
-    const serial = await openConsole(path);
+    const serial = await connectToConsole(path);
     using guest = await listener.accept();
     serial.close();
     serial.close();

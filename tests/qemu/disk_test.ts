@@ -1,27 +1,27 @@
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
-import { assertDiskChain, prepareDisk } from "../../lib/qemu/disk.ts";
-import { startMachine } from "../../lib/qemu/machine.ts";
-import { makeMachineDir } from "../../lib/qemu/machine_dir.ts";
-import { run } from "../../lib/system/process.ts";
-import { inspectQcow2 } from "../../lib/image/qcow2.ts";
-import { failure } from "../support/failure.ts";
+import { assertBackingChain, prepareDisk } from "../../lib/qemu/disk.ts";
+import { startQemu } from "../../lib/qemu/qemu_process.ts";
+import { runProcess } from "../../lib/system/process.ts";
+import { readQcow2Header } from "../../lib/image/qcow2_header.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { needs, parts } from "../support/parts.ts";
-import type { Qmp } from "../../lib/qemu/qmp.ts";
-import { drive } from "../support/fake_start.ts";
+import { foundTools, requires } from "../support/parts.ts";
+import type { QmpConnection } from "../../lib/qemu/qmp.ts";
+import { qemuDrive } from "../support/fake_vm.ts";
 
-const needsQemuImg = needs("qemuImg");
+const needsQemuImg = requires("qemuImg");
 
 async function create(...args: string[]) {
-  const { code, stderr } = await run("qemu-img", {
+  const { code, stderr } = await runProcess("qemu-img", {
     args: ["create", "-q", "-f", "qcow2", ...args],
   });
   assertEquals(code, 0, stderr);
 }
 
 Deno.test({
-  name: "an image alone is a disk whose changes are thrown away",
+  name:
+    "prepareDisk() without an overlay returns the image as an ephemeral disk",
   ...needsQemuImg,
   async fn() {
     await using dir = await temporaryDir();
@@ -33,7 +33,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "an overlay is made once, and used again",
+  name: "prepareDisk() creates a missing overlay and reuses an existing one",
   ...needsQemuImg,
   async fn() {
     await using dir = await temporaryDir();
@@ -42,7 +42,7 @@ Deno.test({
     await create(image, "1M");
     const disk = await prepareDisk(image, overlay);
     assertEquals(disk, { disk: overlay, ephemeral: false });
-    assertEquals((await inspectQcow2(overlay)).backingFile, image);
+    assertEquals((await readQcow2Header(overlay)).backingFile, image);
     const before = await Deno.readFile(overlay);
     await prepareDisk(image, overlay);
     assertEquals(await Deno.readFile(overlay), before);
@@ -52,7 +52,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a file that is no overlay of the image is left alone",
+  name: "prepareDisk() rejects a file that is not an overlay of the image",
   ...needsQemuImg,
   async fn() {
     await using dir = await temporaryDir();
@@ -63,7 +63,7 @@ Deno.test({
     await create("-b", other, "-F", "qcow2", overlay);
     await create(plain, "1M");
     for (const path of [overlay, plain]) {
-      const error = await failure(
+      const error = await expectFailure(
         "image_unsafe",
         () => prepareDisk(image, path),
       );
@@ -73,32 +73,33 @@ Deno.test({
 });
 
 Deno.test({
-  name: "an image that refers to other files never reaches QEMU",
+  name: "prepareDisk() rejects an image with a backing file",
   ...needsQemuImg,
   async fn() {
     await using dir = await temporaryDir();
     const image = join(dir.path, "a.qcow2");
     await create("-b", "/etc/passwd", "-F", "raw", image, "1M");
-    const error = await failure("image_unsafe", () => prepareDisk(image));
+    const error = await expectFailure("image_unsafe", () => prepareDisk(image));
     assert(error.message.includes("/etc/passwd"));
-    await failure(
+    await expectFailure(
       "image_unsafe",
       () => prepareDisk(image, join(dir.path, "over.qcow2")),
     );
   },
 });
 
-Deno.test("an image that is not there, or is none, is refused", async () => {
+Deno.test("prepareDisk() rejects a missing image and a file that is not QCOW2", async () => {
   await using dir = await temporaryDir();
   const image = join(dir.path, "a.qcow2");
-  await failure("source_not_found", () => prepareDisk(image));
+  await expectFailure("source_not_found", () => prepareDisk(image));
   await Deno.writeTextFile(image, "not a disk");
-  await failure("image_invalid", () => prepareDisk(image));
+  await expectFailure("image_invalid", () => prepareDisk(image));
 });
 
 Deno.test({
-  name: "a disk that was replaced between its check and its use is noticed",
-  ...needs("qemu", "qemuImg"),
+  name:
+    "assertBackingChain() rejects disk files that QEMU opened after they were replaced",
+  ...requires("qemu", "qemuImg"),
   async fn() {
     await using dir = await temporaryDir();
     const at = (name: string) => join(dir.path, name);
@@ -111,30 +112,30 @@ Deno.test({
     await create(...raw, at("external.qcow2"), "8M");
     const check = async (disk: string, files: string[], ephemeral = true) => {
       const env = new Map([["TMPDIR", dir.path]]);
-      await using machine = await startMachine({
-        ...{ program: parts.qemu!, disk: at(disk), ephemeral, env },
-        ...{ accelerator: "tcg", dir: await makeMachineDir(env), memory: 64 },
+      await using machine = await startQemu({
+        ...{ program: foundTools.qemu!, disk: at(disk), ephemeral, env },
+        ...{ accelerator: "tcg", memory: 64 },
         ...{ cpus: 1, shares: [], extra: [] },
       });
-      await assertDiskChain(machine.qmp, files, { ephemeral });
+      await assertBackingChain(machine.qmp, files, { ephemeral });
     };
     await check("image, of a disk.qcow2", [image]);
     for (const ephemeral of [true, false]) {
       await check("good.qcow2", [at("good.qcow2"), image], ephemeral);
       const files = [at("bad.qcow2"), image];
-      const error = await failure(
+      const error = await expectFailure(
         "image_unsafe",
         () => check("bad.qcow2", files, ephemeral),
       );
       assert(error.message.includes(at("secret.qcow2")), error.message);
     }
     const outside = [at("external.qcow2")];
-    await failure("image_unsafe", () => check("external.qcow2", outside));
+    await expectFailure("image_unsafe", () => check("external.qcow2", outside));
   },
 });
 
 Deno.test({
-  name: "of two first runs with one overlay, none loses the other's disk",
+  name: "prepareDisk() creates one overlay when eight calls race",
   ...needsQemuImg,
   async fn() {
     await using dir = await temporaryDir();
@@ -153,49 +154,51 @@ Deno.test({
   },
 });
 
-Deno.test("the files that QEMU has opened are those of the disk, each, in their order", async () => {
+Deno.test("assertBackingChain() compares QEMU's open files with the expected chain, in order", async () => {
   const check = (blocks: unknown[], files: string[], ephemeral = false) => {
-    const qmp = { send: () => Promise.resolve([blocks]) } as unknown as Qmp;
-    return assertDiskChain(qmp, files, { ephemeral });
+    const qmp = {
+      execute: () => Promise.resolve([blocks]),
+    } as unknown as QmpConnection;
+    return assertBackingChain(qmp, files, { ephemeral });
   };
   const seed = { device: "seed", inserted: { image: { filename: "/seed" } } };
-  await check([seed, drive("/a", "/b")], ["/a", "/b"]);
-  await check([drive("/x/../a")], ["/a"]);
-  await check([drive("/tmp/vl", "/a")], ["/a"], true);
+  await check([seed, qemuDrive("/a", "/b")], ["/a", "/b"]);
+  await check([qemuDrive("/x/../a")], ["/a"]);
+  await check([qemuDrive("/tmp/vl", "/a")], ["/a"], true);
   const external = {
     filename: "/a",
     "format-specific": { data: { "data-file": "/secret" } },
   };
   const wrong: [unknown[], boolean?][] = [
-    [[drive("/b", "/a")]],
-    [[drive("/a", "/b", "/c")]],
-    [[drive("/a")]],
-    [[drive("/tmp/vl", "/a", "/b")]],
-    [[drive("/a", "/b")], true],
+    [[qemuDrive("/b", "/a")]],
+    [[qemuDrive("/a", "/b", "/c")]],
+    [[qemuDrive("/a")]],
+    [[qemuDrive("/tmp/vl", "/a", "/b")]],
+    [[qemuDrive("/a", "/b")], true],
     [[{ device: "disk", inserted: { image: external } }]],
     [[{ device: "disk" }]],
     [[seed]],
   ];
   for (const [blocks, ephemeral] of wrong) {
-    const error = await failure(
+    const error = await expectFailure(
       "image_unsafe",
       () => check(blocks, ["/a", "/b"], ephemeral),
     );
-    assertEquals(error.hint, "only these belong to it: /a, /b");
+    assertEquals(error.hint, "restore the expected files: /a, /b");
   }
   const opened = [{ device: "disk", inserted: { image: external } }];
-  const { message } = await failure(
+  const { message } = await expectFailure(
     "image_unsafe",
     () => check(opened, ["/a"]),
   );
   assertEquals(
     message,
-    "The disk is not what it was: QEMU has opened /a, /secret",
+    "QEMU opened unexpected disk files: /a, /secret",
   );
 });
 
 Deno.test({
-  name: "what is wrong with a disk is said with what to do",
+  name: "prepareDisk() reports each disk problem with a hint",
   ...needsQemuImg,
   async fn() {
     await using dir = await temporaryDir();
@@ -204,45 +207,54 @@ Deno.test({
     await create(image, "1M");
     await create(plain, "1M");
     const based = (why: string) =>
-      `${plain} is not an overlay of ${image}: it is based on ${why}`;
-    const none = await failure("image_unsafe", () => prepareDisk(image, plain));
-    assertEquals(none.message, based("nothing"));
+      `${plain} is not an overlay of ${image}: its backing file is ${why}`;
+    const none = await expectFailure(
+      "image_unsafe",
+      () => prepareDisk(image, plain),
+    );
+    assertEquals(none.message, based("none"));
     assertEquals(
       none.hint,
-      "name another file for --overlay, or remove this one",
+      "pass another file with --overlay, or remove the existing file",
     );
     const unmade = join(dir.path, "none", "over");
-    const error = await failure(
+    const error = await expectFailure(
       "boot_failed",
       () => prepareDisk(image, unmade),
     );
-    assert(error.message.startsWith(`Cannot make the overlay ${unmade}: `));
-    const gone = await failure("source_not_found", () => prepareDisk(at("x")));
-    assertEquals(gone.message, `No such image: ${at("x")}`);
+    assert(error.message.startsWith(`Cannot create the overlay ${unmade}: `));
+    const gone = await expectFailure(
+      "source_not_found",
+      () => prepareDisk(at("x")),
+    );
+    assertEquals(gone.message, `Image not found: ${at("x")}`);
     const raw = ["-o", `data_file=${at("raw")}`, "-b", image, "-F", "qcow2"];
     await create(...raw, over, "1M");
-    await failure("image_unsafe", () => prepareDisk(image, over));
+    await expectFailure("image_unsafe", () => prepareDisk(image, over));
     const names = Array.from(Deno.readDirSync(dir.path), ({ name }) => name);
     assertEquals(names.filter((name) => name.startsWith(".")), []);
   },
 });
 
 Deno.test({
-  name: "an encrypted image is refused before QEMU asks for its key",
+  name: "prepareDisk() rejects an encrypted image",
   ...needsQemuImg,
   async fn() {
     await using dir = await temporaryDir();
     const image = join(dir.path, "a.qcow2");
     await create(image, "1M");
     const bytes = await Deno.readFile(image);
-    // Its header's crypt_method (QEMU, docs/interop/qcow2): AES.
+    // The header's crypt_method (QEMU, docs/interop/qcow2): AES.
     new DataView(bytes.buffer).setUint32(32, 1);
     await Deno.writeFile(image, bytes);
-    const error = await failure("image_invalid", () => prepareDisk(image));
-    assertEquals(error.message, `${image} is encrypted`);
+    const error = await expectFailure(
+      "image_invalid",
+      () => prepareDisk(image),
+    );
+    assertEquals(error.message, `The image is encrypted: ${image}`);
     assertEquals(
       error.hint,
-      "decrypt it with qemu-img convert before it is published",
+      "use an unencrypted copy, made with qemu-img convert",
     );
   },
 });

@@ -2,15 +2,15 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import fc from "fast-check";
 import {
-  findUefi,
-  firmwareFiles,
-  readDescriptor,
+  findUefiFirmware,
+  firmwarePaths,
+  parseFirmwareDescriptor,
 } from "../../lib/qemu/firmware.ts";
-import { planTarget } from "../../lib/qemu/target.ts";
+import { detectTarget } from "../../lib/qemu/target.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 
-/** A descriptor, as QEMU's specification has it. */
+/** A firmware descriptor in the format of QEMU's specification. */
 function descriptor(name: string, change: Record<string, unknown> = {}) {
   return {
     "interface-types": ["uefi"],
@@ -27,7 +27,7 @@ function descriptor(name: string, change: Record<string, unknown> = {}) {
 
 const ARM = [{ architecture: "aarch64", machines: ["virt-*"] }];
 
-/** A directory with firmware, and descriptors by their place. */
+/** A directory with firmware, and descriptors by their relative path. */
 async function host(descriptors: Record<string, unknown>) {
   const dir = await temporaryDir();
   for (const [place, value] of Object.entries(descriptors)) {
@@ -37,21 +37,21 @@ async function host(descriptors: Record<string, unknown>) {
     await Deno.writeTextFile(path, text.replaceAll("@", dir.path));
   }
   const find = (arch: "x86_64" | "aarch64" = "x86_64") =>
-    findUefi(arch, {
+    findUefiFirmware(arch, {
       program: "qemu",
-      dirs: [join(dir.path, "etc"), join(dir.path, "usr")],
+      descriptorDirs: [join(dir.path, "etc"), join(dir.path, "usr")],
     });
   return { dir, find, [Symbol.asyncDispose]: dir[Symbol.asyncDispose] };
 }
 
-/** The files of a firmware that is there. */
+/** Code and variables files of installed firmware. */
 function files(...names: string[]) {
   return Object.fromEntries(
     names.flatMap((name) => [[`${name}.code`, ""], [`${name}.vars`, ""]]),
   );
 }
 
-Deno.test("the firmware is the first that a plain machine can use", async () => {
+Deno.test("findUefiFirmware() returns the first firmware without SMM or enrolled keys", async () => {
   await using bench = await host({
     "usr/10-smm.json": descriptor("@/smm", { features: ["requires-smm"] }),
     "usr/20-keys.json": descriptor("@/keys", { features: ["enrolled-keys"] }),
@@ -72,7 +72,7 @@ Deno.test("the firmware is the first that a plain machine can use", async () => 
   assertEquals(await bench.find("aarch64"), of("arm"));
 });
 
-Deno.test("an administrator's descriptor hides one of the same name, also by being empty", async () => {
+Deno.test("findUefiFirmware() prefers a descriptor in /etc, even an empty one, to its namesake in /usr", async () => {
   await using bench = await host({
     "usr/10-first.json": descriptor("@/first"),
     "usr/20-second.json": descriptor("@/second"),
@@ -84,34 +84,40 @@ Deno.test("an administrator's descriptor hides one of the same name, also by bei
   assertEquals(code, join(bench.dir.path, "other.code"));
 });
 
-Deno.test("a firmware that is missing says what to install", async () => {
+Deno.test("findUefiFirmware() names the package to install when firmware is missing", async () => {
   await using bench = await host({ "usr/10-gone.json": descriptor("@/gone") });
-  const x86 = await failure("firmware_not_found", () => bench.find());
+  const x86 = await expectFailure("firmware_not_found", () => bench.find());
   assertStringIncludes(x86.hint!, "ovmf");
   assertEquals(x86.exitStatus, 77);
-  const arm = await failure("firmware_not_found", () => bench.find("aarch64"));
+  const arm = await expectFailure(
+    "firmware_not_found",
+    () => bench.find("aarch64"),
+  );
   assertStringIncludes(arm.hint!, "qemu-efi-aarch64");
   assertStringIncludes(arm.message, join(bench.dir.path, "usr"));
   const rom = join(bench.dir.path, "none.fd");
   const given = { arch: "x86_64", firmware: rom } as const;
-  const none = await failure("firmware_not_found", () => planTarget("", given));
+  const none = await expectFailure(
+    "firmware_not_found",
+    () => detectTarget("", given),
+  );
   assertStringIncludes(none.message, rom);
 });
 
-Deno.test("any descriptor is read or passed over", () => {
+Deno.test("parseFirmwareDescriptor() never throws, for any JSON", () => {
   fc.assert(fc.property(fc.jsonValue(), fc.jsonValue(), (value, field) => {
     for (const key of ["mapping", "targets", "features", "interface-types"]) {
-      readDescriptor(descriptor("x", { [key]: field }), "x86_64");
+      parseFirmwareDescriptor(descriptor("x", { [key]: field }), "x86_64");
     }
-    assertEquals(readDescriptor(value, "aarch64"), undefined);
+    assertEquals(parseFirmwareDescriptor(value, "aarch64"), undefined);
   }));
 });
 
-Deno.test("what a caller knows of an image is not looked up in it", async () => {
+Deno.test("detectTarget() does not read the image when the caller passes its boot loader", async () => {
   const env = new Map([["TOOLSMITH_QEMU", "/opt/bin/qemu-system-x86_64"]]);
   const rom = Deno.execPath();
-  const target = (options: Parameters<typeof planTarget>[1]) =>
-    planTarget("/no/such/image.qcow2", { env, ...options });
+  const target = (options: Parameters<typeof detectTarget>[1]) =>
+    detectTarget("/no/such/image.qcow2", { env, ...options });
   assertEquals(await target({ loader: {} }), {
     arch: "x86_64",
     program: "/opt/bin/qemu-system-x86_64",
@@ -133,7 +139,10 @@ Deno.test("what a caller knows of an image is not looked up in it", async () => 
   assertEquals(arch, "x86_64");
   const both = await target({ loader: { firmware: "uefi" }, firmware: rom });
   assertEquals(both.arch, Deno.build.arch);
-  await failure("usage", () => target({ arch: "aarch64", firmware: "bios" }));
+  await expectFailure(
+    "usage",
+    () => target({ arch: "aarch64", firmware: "bios" }),
+  );
   await assertThrowsNotFound(() => target({ arch: "x86_64" }));
 });
 
@@ -142,7 +151,7 @@ async function assertThrowsNotFound(work: () => Promise<unknown>) {
   assert(error instanceof Deno.errors.NotFound, String(error));
 }
 
-Deno.test("a descriptor is of use if all of it fits, and no more is asked", () => {
+Deno.test("parseFirmwareDescriptor() accepts a descriptor only if every required field matches", () => {
   const flash = {
     device: "flash",
     executable: { filename: "/code", format: "raw" },
@@ -179,15 +188,15 @@ Deno.test("a descriptor is of use if all of it fits, and no more is asked", () =
     const plain = descriptor("x", { mapping: flash, ...change });
     const expected = { code: "/code", variables: "/vars" };
     assertEquals(
-      readDescriptor(plain, "x86_64"),
+      parseFirmwareDescriptor(plain, "x86_64"),
       fits ? expected : undefined,
       JSON.stringify(change),
     );
   }
-  assertEquals(readDescriptor(descriptor("x"), "aarch64"), undefined);
+  assertEquals(parseFirmwareDescriptor(descriptor("x"), "aarch64"), undefined);
 });
 
-Deno.test("descriptors are looked for where QEMU's specification says, and beside QEMU", async () => {
+Deno.test("findUefiFirmware() searches the directories of QEMU's specification and beside QEMU", async () => {
   await using bench = await host({
     "config/qemu/firmware/50-mine.json": descriptor("@/mine"),
     "home/.config/qemu/firmware/50-mine.json": descriptor("@/home"),
@@ -200,17 +209,20 @@ Deno.test("descriptors are looked for where QEMU's specification says, and besid
   await Deno.mkdir(at("bin"));
   await Deno.symlink(at("opt/bin/qemu"), at("bin/qemu"));
   const find = async (env: Record<string, string>, program: string) =>
-    (await findUefi("x86_64", { program, env: new Map(Object.entries(env)) }))
+    (await findUefiFirmware("x86_64", {
+      program,
+      env: new Map(Object.entries(env)),
+    }))
       .code;
   const HOME = at("home");
   const config = { HOME, XDG_CONFIG_HOME: at("config") };
   const own = at("opt/share/qemu/firmware");
   const usual = ["/etc/qemu/firmware", "/usr/share/qemu/firmware"];
-  // By name, whatever the directory is: that beside QEMU comes first here.
+  // Sorted by file name across directories: the one beside QEMU is first.
   assertEquals(await find(config, at("opt/bin/qemu")), at("own.code"));
   assertEquals(await find(config, at("bin/qemu")), at("own.code"));
   const looked = async (env: Record<string, string>, program?: string) => {
-    const error = await findUefi("aarch64", {
+    const error = await findUefiFirmware("aarch64", {
       program: program ?? "/none/qemu",
       env: new Map(Object.entries(env)),
     }).catch((error) => error);
@@ -219,7 +231,7 @@ Deno.test("descriptors are looked for where QEMU's specification says, and besid
       : undefined;
   };
   const dirs = await looked(config, at("bin/qemu"));
-  // A host that has such a firmware finds it.
+  // Skipped on hosts that have arm64 firmware.
   if (dirs) {
     assertEquals(dirs, [at("config/qemu/firmware"), ...usual, own]);
     const fallback = await looked({ HOME, XDG_CONFIG_HOME: "" });
@@ -228,7 +240,7 @@ Deno.test("descriptors are looked for where QEMU's specification says, and besid
   }
 });
 
-Deno.test("a descriptor has 64 KiB at most, its files are files, and its name ends so", async () => {
+Deno.test("findUefiFirmware() skips descriptors above 64 KiB, missing files and other extensions", async () => {
   const sized = (name: string, size: number) => {
     const text = JSON.stringify(descriptor(name));
     return text + " ".repeat(size - text.length);
@@ -252,37 +264,37 @@ Deno.test("a descriptor has 64 KiB at most, its files are files, and its name en
   assertEquals((await bench.find()).code, at("d.code"));
 });
 
-Deno.test("the files of a firmware are what no guest may write", () => {
-  assertEquals(firmwareFiles(undefined), []);
-  assertEquals(firmwareFiles({ rom: "/rom" }), ["/rom"]);
+Deno.test("firmwarePaths() returns the paths of code, variables or ROM", () => {
+  assertEquals(firmwarePaths(undefined), []);
+  assertEquals(firmwarePaths({ rom: "/rom" }), ["/rom"]);
   const flash = { code: "/code", variables: "/vars" };
-  assertEquals(firmwareFiles(flash), ["/code", "/vars"]);
+  assertEquals(firmwarePaths(flash), ["/code", "/vars"]);
 });
 
-Deno.test("a firmware is the usual one of the processor, or what was asked for", async () => {
+Deno.test("detectTarget() chooses the default firmware of the processor, or the requested one", async () => {
   const env = new Map([["TOOLSMITH_QEMU", "/opt/bin/qemu-system-x86_64"]]);
-  const target = (options: Parameters<typeof planTarget>[1]) =>
-    planTarget("/no/such/image.qcow2", { env, ...options });
-  const bios = await failure(
+  const target = (options: Parameters<typeof detectTarget>[1]) =>
+    detectTarget("/no/such/image.qcow2", { env, ...options });
+  const bios = await expectFailure(
     "usage",
     () => target({ arch: "aarch64", firmware: "bios" }),
   );
   assertEquals(bios.message, "There is no BIOS for aarch64");
   assertEquals(
     bios.hint,
-    "leave the choice to Toolsmith, or use --firmware uefi",
+    "omit --firmware, or pass --firmware uefi",
   );
   assertEquals((await target({ loader: { firmware: "bios" } })).arch, "x86_64");
-  // A directory is no firmware.
+  // A directory is not a firmware file.
   const dir = join(Deno.execPath(), "..");
-  const none = await failure(
+  const none = await expectFailure(
     "firmware_not_found",
     () => target({ arch: "x86_64", firmware: dir }),
   );
-  assertEquals(none.message, `No such firmware: ${dir}`);
+  assertEquals(none.message, `Firmware file not found: ${dir}`);
   const known = { arch: "x86_64", firmware: "bios" } as const;
   assertEquals((await target(known)).firmware, undefined);
-  // Where UEFI is missing, that is said: nothing else starts on arm64.
+  // arm64 needs UEFI: either it is found, or its absence is reported.
   const arm = await target({ loader: { arch: "aarch64" } })
     .catch((error) => error.code);
   assert(arm === "firmware_not_found" || "code" in arm.firmware);

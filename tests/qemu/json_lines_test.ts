@@ -2,30 +2,44 @@ import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import fc from "fast-check";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { type Message, openLines } from "../../lib/qemu/_json_lines.ts";
+import {
+  connectJsonLines,
+  type JsonMessage,
+  type JsonPeer,
+} from "../../lib/qemu/_json_lines.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { cpuMs } from "../support/assert_linear.ts";
 import { say } from "../support/fake_machine.ts";
 
 const socketsHere = { ignore: Deno.build.os === "windows" };
+const PEER: JsonPeer = {
+  ...{
+    name: "A peer",
+    answerTimeoutMs: 60_000,
+    timeoutErrorCode: "guest_failed",
+  },
+  onUnsolicited: () => {},
+};
 const MAX_LINE_BYTES = 4 * 1024 * 1024;
 
-/** What is received of these chunks, and why the connection ended. */
+/** Sends chunks; returns the received messages and why the connection ended. */
 async function receive(chunks: Iterable<Uint8Array>) {
   await using dir = await temporaryDir();
   const path = join(dir.path, "socket");
   using listener = Deno.listen({ transport: "unix", path });
-  const messages: Message[] = [];
-  const opening = openLines(path, (message) => messages.push(message));
+  const messages: JsonMessage[] = [];
+  const onOther = (message: JsonMessage) => messages.push(message);
+  const opening = connectJsonLines(path, { ...PEER, onUnsolicited: onOther });
   using connection = await listener.accept();
   const lines = await opening;
   try {
     for (const chunk of chunks) await say(connection, chunk);
   } catch {
-    // It was closed because of what was sent.
+    // The receiver has closed the connection.
   }
   connection.closeWrite();
   await lines.closed;
-  return { messages, reason: lines.ended.reason as Error };
+  return { messages, reason: lines.disconnectSignal.reason as Error };
 }
 
 function* cut(bytes: Uint8Array, size: number) {
@@ -36,7 +50,7 @@ function* cut(bytes: Uint8Array, size: number) {
 
 const encode = (text: string) => new TextEncoder().encode(text);
 
-/** An object whose line has so many bytes. */
+/** A JSON line of the given size. */
 function lineOf(bytes: number): Uint8Array {
   const frame = '{"return":""}';
   const text = "x".repeat(bytes - frame.length);
@@ -45,14 +59,15 @@ function lineOf(bytes: number): Uint8Array {
 
 Deno.test({
   name:
-    "objects arrive whole, however their lines are cut, between other lines",
+    "JSON lines: objects arrive whole, however their bytes are split into chunks",
   ...socketsHere,
   async fn() {
-    const object = fc.dictionary(fc.string({ unit: "binary" }), fc.jsonValue());
+    const key = fc.string({ unit: "binary" });
+    const object = fc.dictionary(key, fc.jsonValue(), { maxKeys: 4 });
     const noise = fc.constantFrom("", "null", "7", "[]", "{", "}{", "\ud83d");
-    const line = fc.oneof(object, noise);
+    const lines = fc.array(fc.oneof(object, noise), { maxLength: 8 });
     await fc.assert(
-      fc.asyncProperty(fc.array(line), fc.nat(40), async (sent, size) => {
+      fc.asyncProperty(lines, fc.nat(40), async (sent, size) => {
         const text = sent.map((it) =>
           (typeof it === "string" ? it : JSON.stringify(it)) + "\n"
         ).join("");
@@ -69,7 +84,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "any bytes at all end as objects, or are dropped",
+  name: "JSON lines: malformed lines are dropped",
   ...socketsHere,
   async fn() {
     await fc.assert(
@@ -85,43 +100,52 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a line has at most 4 MiB, and takes time in proportion to its length",
+  name:
+    "JSON lines: a line above 4 MiB ends the connection, and parsing takes linear time",
   ...socketsHere,
   async fn() {
-    const longest = lineOf(MAX_LINE_BYTES);
-    const begun = performance.now();
-    const whole = await receive(cut(longest, 1024));
-    assert(performance.now() - begun < 2_000);
-    assertEquals(whole.messages.length, 1);
+    const reading = (bytes: number) =>
+      cpuMs(async () => {
+        const { messages } = await receive(cut(lineOf(bytes), 1024));
+        assertEquals(messages.length, 1);
+      });
+    const short = await reading(MAX_LINE_BYTES / 8);
+    const longest = await reading(MAX_LINE_BYTES);
+    // Quadratic parsing would take 64 times as long.
+    assert(longest < 24 * short + 200, `${short} ms, ${longest} ms`);
     const small = encode('{"return":1}\n'.repeat(2));
     const after = await receive([lineOf(MAX_LINE_BYTES + 1), small]);
     assertEquals(after.messages, []);
     assert(after.reason instanceof ToolsmithError);
-    assertMatch(after.reason.message, /a line of more than 4194304 bytes$/);
+    assertMatch(after.reason.message, /a line longer than 4194304 characters$/);
   },
 });
 
 Deno.test({
-  name: "an answer is not waited for beyond the caller's signal",
+  name:
+    "JSON lines: waitForAnswer() rejects on timeout, abort and disconnection",
   ...socketsHere,
   async fn() {
     await using dir = await temporaryDir();
     const path = join(dir.path, "socket");
     using listener = Deno.listen({ transport: "unix", path });
-    const lines = await openLines(path, () => {});
+    const lines = await connectJsonLines(path, PEER);
     using _connection = await listener.accept();
-    const late = () => new Error("late");
     const never = new Promise<void>(() => {});
     const signal = AbortSignal.abort(new Error("enough"));
-    await assertRejects(() => lines.within(never, { ms: 10, late }), "late");
-    await assertRejects(
-      () => lines.within(never, { ms: 60_000, late, signal }),
-      Error,
-      "enough",
-    );
-    const waiting = lines.within(never, { ms: 60_000, late });
-    lines.close();
-    await assertRejects(() => waiting, Error, "The machine broke off");
+    const hasty = await connectJsonLines(path, {
+      ...PEER,
+      answerTimeoutMs: 10,
+    });
+    using _other = await listener.accept();
+    const late = () => hasty.waitForAnswer(never, "a");
+    await assertRejects(late, ToolsmithError, "A peer did not answer a");
+    const cancelled = () => lines.waitForAnswer(never, "a", signal);
+    await assertRejects(cancelled, Error, "enough");
+    const waiting = lines.waitForAnswer(never, "a");
+    lines[Symbol.dispose]();
+    hasty[Symbol.dispose]();
+    await assertRejects(() => waiting, Error, "Lost the connection to the VM");
     await lines.closed;
   },
 });

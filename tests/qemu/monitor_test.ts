@@ -1,31 +1,31 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import type { Agent } from "../../lib/qemu/agent.ts";
+import type { AgentConnection } from "../../lib/qemu/agent.ts";
 import { VmDisconnectedError } from "../../lib/qemu/errors.ts";
-import { ownMonitor, sharedMonitor } from "../../lib/qemu/monitor.ts";
-import type { Command, Qmp } from "../../lib/qemu/qmp.ts";
-import { failure } from "../support/failure.ts";
+import { sharedMonitor, singleProcessMonitor } from "../../lib/qemu/monitor.ts";
+import type { QmpCommand, QmpConnection } from "../../lib/qemu/qmp.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { fakeMachine } from "../support/fake_machine.ts";
-import { hurriedTimers } from "../support/timers.ts";
+import { changeTimerDelays, holdTimers } from "../support/timers.ts";
 
 const socketsHere = { ignore: Deno.build.os === "windows" };
 
-/** Connections that note what goes over them; the agent's answers come later. */
+/** Fake connections that record commands; the test resolves the agent's answers. */
 function connections() {
   const done: string[] = [];
   const answers: PromiseWithResolvers<unknown>[] = [];
   const qmp = {
     closed: Promise.resolve(),
-    send(...commands: Command[]) {
+    execute(...commands: QmpCommand[]) {
       done.push(...commands.map(([name]) => name));
       return Promise.resolve(commands.map(() => ({})));
     },
     [Symbol.dispose]: () => void done.push("qmp closed"),
-  } as unknown as Qmp;
-  const agent: Agent = {
+  } as unknown as QmpConnection;
+  const agent: AgentConnection = {
     closed: Promise.resolve(),
-    sync: () => Promise.resolve(void done.push("sync")),
-    send([name], { signal } = {}) {
+    waitUntilAnswering: () => Promise.resolve(void done.push("sync")),
+    execute([name], signal) {
       done.push(name);
       const answer = Promise.withResolvers<unknown>();
       signal?.addEventListener("abort", () => answer.reject(signal.reason));
@@ -43,9 +43,9 @@ async function turns() {
   }
 }
 
-Deno.test("the agent is asked for one thing at a time, in order", async () => {
+Deno.test("singleProcessMonitor() sends agent commands one at a time, in order", async () => {
   const { qmp, agent, done, answers } = connections();
-  const monitor = ownMonitor("/machine", qmp, agent);
+  const monitor = singleProcessMonitor("/machine", qmp, agent);
   assertEquals(monitor.dir, "/machine");
   const asked = ["one", "two"].map((name) => monitor.agent([name]));
   await turns();
@@ -58,9 +58,9 @@ Deno.test("the agent is asked for one thing at a time, in order", async () => {
   assertEquals(done, ["one", "two", "a", "b"]);
 });
 
-Deno.test("an agent that was left in the middle of an answer is brought to order first", async () => {
+Deno.test("singleProcessMonitor() resynchronizes the agent after an aborted command", async () => {
   const { qmp, agent, done, answers } = connections();
-  const monitor = ownMonitor("/machine", qmp, agent);
+  const monitor = singleProcessMonitor("/machine", qmp, agent);
   const stop = new AbortController();
   const first = monitor.agent(["one"], stop.signal);
   await turns();
@@ -73,7 +73,7 @@ Deno.test("an agent that was left in the middle of an answer is brought to order
     await asked;
   }
   assertEquals(done, ["one", "sync", "two", "three"]);
-  // What is given up while it waits for its turn is never asked.
+  // A command that is aborted while queued is never sent.
   const waiting = monitor.agent(["four"]);
   const late = monitor.agent(["five"], AbortSignal.abort(new Error("late")));
   await assertRejects(() => late, Error, "late");
@@ -84,20 +84,26 @@ Deno.test("an agent that was left in the middle of an answer is brought to order
   assertEquals(done.slice(4), ["four"]);
 });
 
-Deno.test("an agent that does not come to order in ten seconds is said to be silent", async () => {
+Deno.test("singleProcessMonitor() reports an agent that does not resynchronize within 10 s", async () => {
   const { qmp, agent, answers } = connections();
   const never = (signal?: AbortSignal) =>
     new Promise<void>((_, fail) =>
       signal?.addEventListener("abort", () => fail(signal.reason))
     );
-  const monitor = ownMonitor("/machine", qmp, { ...agent, sync: never });
+  const monitor = singleProcessMonitor("/machine", qmp, {
+    ...agent,
+    waitUntilAnswering: never,
+  });
   const asked = monitor.agent(["one"]);
   await turns();
   answers[0].reject(new Error("malformed"));
   await assertRejects(() => asked, Error, "malformed");
   {
-    using _timers = hurriedTimers((ms) => ms === 10_000 ? 5 : ms);
-    const error = await failure("guest_failed", () => monitor.agent(["two"]));
+    using _timers = changeTimerDelays((ms) => ms === 10_000 ? 5 : ms);
+    const error = await expectFailure(
+      "guest_failed",
+      () => monitor.agent(["two"]),
+    );
     assertEquals(
       error.message,
       "The guest agent did not answer within 10 s",
@@ -108,33 +114,36 @@ Deno.test("an agent that does not come to order in ten seconds is said to be sil
   await turns();
   stop.abort(new Error("enough"));
   await assertRejects(() => last, Error, "enough");
-  const broken = ownMonitor("/machine", qmp, {
+  const broken = singleProcessMonitor("/machine", qmp, {
     ...agent,
-    sync: () => Promise.reject(new VmDisconnectedError()),
-    send: () => Promise.reject(new Error("malformed")),
+    waitUntilAnswering: () => Promise.reject(new VmDisconnectedError()),
+    execute: () => Promise.reject(new Error("malformed")),
   });
   await assertRejects(() => broken.agent(["one"]), Error, "malformed");
   await assertRejects(() => broken.agent(["two"]), VmDisconnectedError);
 });
 
-Deno.test("a guest without an agent says what its image needs", async () => {
+Deno.test("singleProcessMonitor() reports a guest without an agent, with a hint about the image", async () => {
   const { qmp, done } = connections();
-  const monitor = ownMonitor("/machine", qmp, undefined);
-  const error = await failure("guest_not_ready", () => monitor.agent(["one"]));
-  assertEquals(error.message, "The guest has no agent to run commands with");
+  const monitor = singleProcessMonitor("/machine", qmp, undefined);
+  const error = await expectFailure(
+    "guest_not_ready",
+    () => monitor.agent(["one"]),
+  );
+  assertEquals(error.message, "The guest has no agent, so commands cannot run");
   assertEquals(
     error.hint,
-    "the image needs qemu-guest-agent, started at boot",
+    "install qemu-guest-agent in the image",
   );
   await monitor[Symbol.asyncDispose]();
   assertEquals(done, ["qmp closed"]);
 });
 
-Deno.test("a monitor ends when its work in the background has, whatever becomes of that", async () => {
+Deno.test("monitor: disposing waits for background work, even if the work fails", async () => {
   const { qmp, agent, done } = connections();
-  const monitor = ownMonitor("/machine", qmp, agent);
+  const monitor = singleProcessMonitor("/machine", qmp, agent);
   const held = Promise.withResolvers<void>();
-  const mine = monitor.exclusive(() => held.promise);
+  const mine = monitor.runExclusively(() => held.promise);
   monitor.runInBackground(async () => {
     await turns();
     done.push("first");
@@ -155,9 +164,27 @@ Deno.test("a monitor ends when its work in the background has, whatever becomes 
   ]);
 });
 
+Deno.test("runInBackground() disposes its resource when the work never gets the lock", async () => {
+  using timers = holdTimers(120_000);
+  const { qmp, agent, done } = connections();
+  const monitor = singleProcessMonitor("/machine", qmp, agent);
+  const busy = Promise.withResolvers<void>();
+  const other = monitor.runExclusively(() => busy.promise);
+  const released = Promise.withResolvers<void>();
+  monitor.runInBackground(() => Promise.resolve(void done.push("ran")), {
+    [Symbol.dispose]: released.resolve,
+  });
+  timers.expire();
+  await released.promise;
+  busy.resolve();
+  await other;
+  await monitor[Symbol.asyncDispose]();
+  assertEquals(done, ["qmp closed", "agent closed"]);
+});
+
 Deno.test({
   name:
-    "processes that share a machine talk to it in turns, and leave no connection",
+    "sharedMonitor() connects per command and takes turns with other processes",
   ...socketsHere,
   async fn() {
     const asked: string[] = [];
@@ -173,25 +200,26 @@ Deno.test({
     assertEquals(both, [{ said: "a" }, { said: "b" }]);
     assertEquals(await one.qemu([["query-status"]]), [{}]);
     const order: string[] = [];
-    const held = Promise.withResolvers<void>();
-    const first = one.exclusive(async () => {
+    const [locked, held] = [0, 0].map(() => Promise.withResolvers<void>());
+    const first = one.runExclusively(async () => {
+      locked.resolve();
       await held.promise;
       order.push("one");
     });
-    await turns();
-    const second = two.exclusive(() => Promise.resolve(order.push("two")));
+    await locked.promise;
+    const second = two.runExclusively(() => Promise.resolve(order.push("two")));
     await turns();
     assertEquals(order, []);
     held.resolve();
     await Promise.all([first, second]);
     assertEquals(order, ["one", "two"]);
-    const own = one.exclusive(() => Promise.reject(new Error("its own")));
+    const own = one.runExclusively(() => Promise.reject(new Error("its own")));
     await assertRejects(() => own, Error, "its own");
   },
 });
 
 Deno.test({
-  name: "a shared machine that is gone has broken off, however that shows",
+  name: "sharedMonitor() throws VmDisconnectedError when the VM is gone",
   ...socketsHere,
   async fn() {
     await using machine = await fakeMachine();

@@ -1,19 +1,22 @@
 import { assert, assertEquals } from "@std/assert";
-import { qemuProgram, qemuVersion } from "../../lib/qemu/program.ts";
-import { failure } from "../support/failure.ts";
-import { needs, parts } from "../support/parts.ts";
+import { qemuProgram, queryQemuVersion } from "../../lib/qemu/program.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { foundTools, requires } from "../support/parts.ts";
 
 Deno.test({
-  name: "QEMU tells its version",
-  ...needs("qemu"),
+  name: "queryQemuVersion() returns the version of the installed QEMU",
+  ...requires("qemu"),
   async fn() {
-    assert(/^\d+\.\d+/.test(await qemuVersion(parts.qemu!)));
+    assert(/^\d+\.\d+/.test(await queryQemuVersion(foundTools.qemu!)));
   },
 });
 
-Deno.test("a QEMU that is missing, or is something else, says what to install", async () => {
+Deno.test("queryQemuVersion() reports a missing or wrong program with a hint to install QEMU", async () => {
   for (const program of ["/nowhere/qemu", Deno.execPath()]) {
-    const error = await failure("qemu_not_found", () => qemuVersion(program));
+    const error = await expectFailure(
+      "qemu_not_found",
+      () => queryQemuVersion(program),
+    );
     assert(error.message.includes(program));
     assert(error.hint?.includes("TOOLSMITH_QEMU"));
   }
@@ -22,14 +25,14 @@ Deno.test("a QEMU that is missing, or is something else, says what to install", 
     "/my/qemu",
   );
   assertEquals(qemuProgram(new Map()), "qemu-system-x86_64");
-  const arm = await failure(
+  const arm = await expectFailure(
     "qemu_not_found",
-    () => qemuVersion("/nowhere/qemu-system-aarch64"),
+    () => queryQemuVersion("/nowhere/qemu-system-aarch64"),
   );
   assert(arm.hint?.includes("qemu-system-arm"));
 });
 
-Deno.test("TOOLSMITH_QEMU implies the program for the other processor beside it", () => {
+Deno.test("qemuProgram() derives the program for the other processor from TOOLSMITH_QEMU", () => {
   const program = (given: string, arch: "x86_64" | "aarch64") =>
     qemuProgram(new Map([["TOOLSMITH_QEMU", given]]), arch);
   const beside = "/opt/qemu/bin/qemu-system-x86_64";

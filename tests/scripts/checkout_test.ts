@@ -1,10 +1,10 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import { checkoutMap } from "../../scripts/npm/checkout.ts";
+import { checkoutImportMap } from "../../scripts/npm/checkout.ts";
 import { VERSIONS } from "../../scripts/npm/signatures.ts";
 import { temporaryDir } from "../support/directory.ts";
 
-/** Writes what a checkout of denoland/std has in its `deno.json` files. */
+/** Writes the `deno.json` files of a checkout of denoland/std. */
 async function checkout(dir: string, versions: Record<string, string>) {
   const names = Object.keys(versions).map((name) => name.split("/")[1]);
   const write = (path: string, content: unknown) =>
@@ -20,10 +20,10 @@ async function checkout(dir: string, versions: Record<string, string>) {
   }
 }
 
-Deno.test("checkoutMap() leads every export of a checkout to its file, and npm's packages to npm", async () => {
+Deno.test("checkoutImportMap() maps every export to a file of the checkout, and npm packages to npm", async () => {
   await using dir = await temporaryDir();
   await checkout(dir.path, { ...VERSIONS, "@std/internal": "1.0.0" });
-  const map = await checkoutMap(dir.path, join(dir.path, "map.json"));
+  const map = await checkoutImportMap(dir.path, join(dir.path, "map.json"));
   const { imports } = JSON.parse(await Deno.readTextFile(map));
   const at = (path: string) => `file://${dir.path}/${path}`;
   assertEquals(imports["@std/crypto"], at("crypto/mod.ts"));
@@ -33,7 +33,7 @@ Deno.test("checkoutMap() leads every export of a checkout to its file, and npm's
   assertEquals(imports["fast-check"].slice(0, 4), "npm:");
 });
 
-Deno.test("checkoutMap() rejects a checkout that deno.json's versions do not allow", async () => {
+Deno.test("checkoutImportMap() rejects a checkout whose versions deno.json does not allow", async () => {
   const wrong: [string, string][] = [
     ["1.0.9", "@std/crypto 1.0.9; deno.json: ^1.1.0"],
     ["2.0.0", "@std/crypto 2.0.0; deno.json: ^1.1.0"],
@@ -42,11 +42,15 @@ Deno.test("checkoutMap() rejects a checkout that deno.json's versions do not all
     await using dir = await temporaryDir();
     await checkout(dir.path, { ...VERSIONS, "@std/crypto": version });
     const map = join(dir.path, "map.json");
-    await assertRejects(() => checkoutMap(dir.path, map), Error, message);
+    await assertRejects(() => checkoutImportMap(dir.path, map), Error, message);
   }
   await using dir = await temporaryDir();
   const { "@std/fs": _, ...rest } = VERSIONS;
   await checkout(dir.path, rest);
   const map = join(dir.path, "map.json");
-  await assertRejects(() => checkoutMap(dir.path, map), Error, "@std/fs none");
+  await assertRejects(
+    () => checkoutImportMap(dir.path, map),
+    Error,
+    "@std/fs none",
+  );
 });

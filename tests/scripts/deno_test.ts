@@ -1,9 +1,9 @@
 import { assertEquals } from "@std/assert";
-import { run } from "../../lib/system/process.ts";
-import { denoArgs, ROOT } from "../../scripts/deno.ts";
+import { runProcess } from "../../lib/system/process.ts";
+import { PROJECT_ROOT, withImportMap } from "../../scripts/deno.ts";
 import { temporaryDir } from "../support/directory.ts";
 
-/** Copies what starts Deno into a directory, and asks it there. */
+/** Copies scripts/deno.ts to a directory and runs code with it there. */
 async function ask(
   dir: string,
   code: string,
@@ -15,39 +15,39 @@ async function ask(
     const file of [
       "scripts/deno.ts",
       "lib/system/process.ts",
-      "lib/system/_pipes.ts",
+      "lib/system/_process_pipes.ts",
       "lib/errors.ts",
     ]
   ) {
-    await Deno.copyFile(`${ROOT}/${file}`, `${dir}/${file}`);
+    await Deno.copyFile(`${PROJECT_ROOT}/${file}`, `${dir}/${file}`);
   }
   const path = `${dir}/ask.ts`;
   await Deno.writeTextFile(
     path,
-    `import { denoArgs, ROOT } from "./scripts/deno.ts";\n${code}`,
+    `import { PROJECT_ROOT, withImportMap } from "./scripts/deno.ts";\n${code}`,
   );
   const args = ["run", "--quiet", "--no-config", "-A", path];
-  const { stdout, stderr } = await run(Deno.execPath(), {
+  const { stdout, stderr } = await runProcess(Deno.execPath(), {
     args,
     env: { NO_COLOR: "1", TOOLSMITH_DEV_IMPORTS: "", ...env },
   });
   return { stdout: stdout.trimEnd(), stderr: stderr.trimEnd() };
 }
 
-Deno.test("a project in a directory with blanks and accents is found", async () => {
+Deno.test("scripts/deno.ts finds a project directory with blanks and accents", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/my größter%20project`;
-  const { stdout } = await ask(path, "console.log(ROOT)");
+  const { stdout } = await ask(path, "console.log(PROJECT_ROOT)");
   assertEquals(stdout, path);
 });
 
 const SHOW = `console.log(JSON.stringify([
-  await denoArgs(["run", "-A", "x.ts"]),
-  await denoArgs(["test"]),
-  await denoArgs(["fmt"]),
+  await withImportMap(["run", "-A", "x.ts"]),
+  await withImportMap(["test"]),
+  await withImportMap(["fmt"]),
 ]))`;
 
-Deno.test("without JSR every Deno gets the import map, and that is said once", async () => {
+Deno.test("scripts/deno.ts adds the npm import map and says so once when JSR is unreachable", async () => {
   await using dir = await temporaryDir();
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const { port } = listener.addr;
@@ -62,11 +62,11 @@ Deno.test("without JSR every Deno gets the import map, and that is said once", a
   ]);
   assertEquals(
     stderr,
-    "jsr.io cannot be reached: taking @std from npm instead",
+    "jsr.io is unreachable: using @std from npm",
   );
 });
 
-Deno.test("with JSR nothing is added, and nothing said", async () => {
+Deno.test("scripts/deno.ts adds nothing and prints nothing when JSR is reachable", async () => {
   await using dir = await temporaryDir();
   await using jsr = Deno.serve(
     { hostname: "127.0.0.1", port: 0, onListen() {} },
@@ -78,17 +78,17 @@ Deno.test("with JSR nothing is added, and nothing said", async () => {
   assertEquals(stderr, "");
 });
 
-Deno.test("the choice is handed to child processes: they do not ask again", async () => {
+Deno.test("scripts/deno.ts passes its choice to child processes, which do not probe JSR again", async () => {
   await using dir = await temporaryDir();
   const { stdout, stderr } = await ask(
     dir.path,
-    `console.log((await denoArgs(["run"])).length)`,
+    `console.log((await withImportMap(["run"])).length)`,
     { TOOLSMITH_DEV_IMPORTS: "npm", JSR_URL: "http://127.0.0.1:1/" },
   );
   assertEquals([stdout, stderr], ["2", ""]);
 });
 
-Deno.test("TOOLSMITH_DEV_IMPORTS may name an import map, and nobody asks jsr.io", async () => {
+Deno.test("scripts/deno.ts uses the import map in TOOLSMITH_DEV_IMPORTS without probing JSR", async () => {
   await using dir = await temporaryDir();
   const map = `${dir.path}/map.json`;
   const { stdout, stderr } = await ask(dir.path, SHOW, {
@@ -103,8 +103,8 @@ Deno.test("TOOLSMITH_DEV_IMPORTS may name an import map, and nobody asks jsr.io"
   assertEquals(stderr, "");
 });
 
-Deno.test("what follows the subcommand stays as it is", async () => {
-  const args = await denoArgs(["run", "--quiet", "x.ts", "run"]);
+Deno.test("scripts/deno.ts passes arguments after the subcommand on unchanged", async () => {
+  const args = await withImportMap(["run", "--quiet", "x.ts", "run"]);
   assertEquals(args.filter((arg) => !arg.startsWith("--import-map")), [
     "run",
     "--quiet",

@@ -1,11 +1,11 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import { openStore } from "../../scripts/guest/_store.ts";
+import { openGuestStore } from "../../scripts/guest/_store.ts";
 import { temporaryDir } from "../support/directory.ts";
 
-/** Takes a guest of one file from a store, and counts what was built. */
+/** Gets a guest of one file from a store and logs each build. */
 async function take(root: string, built: string[]): Promise<string> {
-  using store = await openStore("kind", root);
+  using store = await openGuestStore("kind", root);
   return await store.directory("kind-1", async (staging) => {
     built.push(...Array.from(Deno.readDirSync(staging), ({ name }) => name));
     built.push("built");
@@ -17,7 +17,7 @@ async function take(root: string, built: string[]): Promise<string> {
 const names = (dir: string) =>
   Array.from(Deno.readDirSync(dir), ({ name }) => name).sort();
 
-Deno.test("a guest asked for five times at once is built once", async () => {
+Deno.test("openGuestStore() builds a guest once for five simultaneous requests", async () => {
   await using dir = await temporaryDir();
   const built: string[] = [];
   const taken = await Promise.all(
@@ -28,10 +28,10 @@ Deno.test("a guest asked for five times at once is built once", async () => {
   assertEquals(names(taken[0]), ["image"]);
 });
 
-Deno.test("a build that failed, or was cut off, leaves nothing", async () => {
+Deno.test("openGuestStore() removes the files of a failed or killed build", async () => {
   await using dir = await temporaryDir();
   {
-    using store = await openStore("kind", dir.path);
+    using store = await openGuestStore("kind", dir.path);
     await assertRejects(
       () => store.directory("kind-1", () => Promise.reject(Error("no")), []),
       Error,
@@ -39,7 +39,7 @@ Deno.test("a build that failed, or was cut off, leaves nothing", async () => {
     );
   }
   assertEquals(names(dir.path), [".kind.lock"]);
-  // What SIGKILL leaves.
+  // What a killed build leaves behind.
   await Deno.mkdir(join(dir.path, ".staging-kind-1/half"), { recursive: true });
   const built: string[] = [];
   await take(dir.path, built);

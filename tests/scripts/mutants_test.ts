@@ -1,11 +1,11 @@
 import { assert, assertEquals } from "@std/assert";
-import { mutants } from "../../scripts/mutants.ts";
-import { ROOT } from "../../scripts/deno.ts";
+import { findMutants } from "../../scripts/mutants.ts";
+import { PROJECT_ROOT } from "../../scripts/deno.ts";
 
 const changes = (source: string) =>
-  mutants(source).map(({ before, after }) => `${before} → ${after}`).sort();
+  findMutants(source).map(({ before, after }) => `${before} → ${after}`).sort();
 
-Deno.test("each kind of change is found, once", () => {
+Deno.test("findMutants() finds each kind of change once", () => {
   const source = `
 export async function f(a: number, b: string[]) {
   if (a < 3 && (b.length === 0)) return true;
@@ -30,7 +30,7 @@ export async function f(a: number, b: string[]) {
   );
 });
 
-Deno.test("what is no code is left alone", () => {
+Deno.test("findMutants() skips strings, comments and types", () => {
   const source = [
     'import { a } from "./1.ts";',
     "/** 1 === 2 */",
@@ -46,14 +46,16 @@ Deno.test("what is no code is left alone", () => {
   assertEquals(changes(source), ["+ → -"]);
 });
 
-Deno.test("code inside of a template is code", () => {
+Deno.test("findMutants() changes code inside a template literal", () => {
   assertEquals(changes("const a = `x ${b === c ? `1` : d} 2`;"), ["=== → !=="]);
 });
 
-Deno.test("a change changes one line of a file of the project, and no other", async () => {
-  const source = await Deno.readTextFile(`${ROOT}/lib/cli/flag_values.ts`);
+Deno.test("findMutants() changes one line of a real file per mutant", async () => {
+  const source = await Deno.readTextFile(
+    `${PROJECT_ROOT}/lib/cli/command_line.ts`,
+  );
   const lines = source.split("\n");
-  const found = mutants(source);
+  const found = findMutants(source);
   assert(found.length > 20, `${found.length}`);
   for (const { line, text, before } of found) {
     if (before.includes("\n")) continue;

@@ -1,14 +1,17 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { crypto as std } from "@std/crypto/crypto";
-import { behaviourOf, verdict } from "../../scripts/npm/behaviour.ts";
+import {
+  compareDigestSpeed,
+  probeDigestBehaviour,
+} from "../../scripts/npm/behaviour.ts";
 import { VERSIONS } from "../../scripts/npm/signatures.ts";
 import { crypto as standIn } from "../../scripts/npm/std/crypto.ts";
-import { ROOT } from "../../scripts/deno.ts";
+import { PROJECT_ROOT } from "../../scripts/deno.ts";
 
 const read = async (path: string) =>
-  JSON.parse(await Deno.readTextFile(`${ROOT}/${path}`)).imports;
+  JSON.parse(await Deno.readTextFile(`${PROJECT_ROOT}/${path}`)).imports;
 
-Deno.test("the signatures of the standard library are those of the versions in deno.json", async () => {
+Deno.test("scripts/npm/signatures.ts matches the standard library versions in deno.json", async () => {
   const imports: Record<string, string> = await read("deno.json");
   const std = Object.entries(imports)
     .filter(([name]) => name.startsWith("@std/"));
@@ -17,7 +20,7 @@ Deno.test("the signatures of the standard library are those of the versions in d
   assertEquals(std, wanted);
 });
 
-Deno.test("npm stands in for every import, and for nothing else", async () => {
+Deno.test("scripts/npm/import_map.json replaces every JSR import and nothing else", async () => {
   // `@std/cli/parse-args` is of `@std/cli`, and `deno-std/` of `deno-std`.
   const names = (imports: object) =>
     Object.keys(imports).map((name) =>
@@ -31,14 +34,14 @@ Deno.test("npm stands in for every import, and for nothing else", async () => {
 
 const RELIED_ON = { ahead: 1, isRight: true, passesErrors: true };
 
-Deno.test("@std/crypto and its stand-in take a stream as the program relies on", async () => {
+Deno.test("@std/crypto and its npm replacement read a stream in the same way", async () => {
   for (const { subtle } of [std, standIn]) {
-    assertEquals(await behaviourOf(subtle.digest), RELIED_ON);
+    assertEquals(await probeDigestBehaviour(subtle.digest), RELIED_ON);
   }
 });
 
-Deno.test("behaviourOf() notices a digest that reads ahead, and one that hides errors", async () => {
-  const found = await behaviourOf(async (algorithm, data) => {
+Deno.test("probeDigestBehaviour() detects a digest that reads ahead and one that hides errors", async () => {
+  const found = await probeDigestBehaviour(async (algorithm, data) => {
     const iterator = (data as AsyncIterable<Uint8Array<ArrayBuffer>>)
       [Symbol.asyncIterator]();
     const first = await Promise.allSettled([iterator.next(), iterator.next()]);
@@ -53,15 +56,18 @@ Deno.test("behaviourOf() notices a digest that reads ahead, and one that hides e
   assertEquals(found, { ahead: 2, isRight: false, passesErrors: false });
 });
 
-Deno.test("verdict() says so when a stand-in is too fast, or takes streams in another way", () => {
+Deno.test("compareDigestSpeed() reports a replacement that is too fast or reads streams differently", () => {
   const real = { behaviour: RELIED_ON, speed: 200 };
-  const same = verdict({ behaviour: RELIED_ON, speed: 180 }, real);
+  const same = compareDigestSpeed({ behaviour: RELIED_ON, speed: 180 }, real);
   assertMatch(
     same,
     /as the real one does, and is 0\.90 × as fast: the same class\.$/,
   );
-  const fast = verdict({ behaviour: RELIED_ON, speed: 900 }, real);
+  const fast = compareDigestSpeed({ behaviour: RELIED_ON, speed: 900 }, real);
   assertMatch(fast, /4\.50 × as fast: NOT the same class\.$/);
   const behaviour = { ...RELIED_ON, ahead: 2 };
-  assertMatch(verdict({ ...real, behaviour }, real), /as \{"ahead":2,/);
+  assertMatch(
+    compareDigestSpeed({ ...real, behaviour }, real),
+    /as \{"ahead":2,/,
+  );
 });

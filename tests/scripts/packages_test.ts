@@ -1,16 +1,16 @@
 /**
- * What comes in Debian's packages is had without root: downloaded, unpacked, and
- * run from there. apt-get is a stand-in, which needs no network; dpkg-deb is real.
+ * Tests unpacking Debian packages without root, with a fake apt-get, which needs no
+ * network, and the real dpkg-deb.
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { copy } from "@std/fs/copy";
 import { join } from "@std/path";
-import { type Output, run } from "../../lib/system/process.ts";
+import { type ProcessResult, runProcess } from "../../lib/system/process.ts";
 import { hasApt } from "../../scripts/setup/apt.ts";
-import { ROOT } from "../../scripts/deno.ts";
+import { PROJECT_ROOT } from "../../scripts/deno.ts";
 import { temporaryDir } from "../support/directory.ts";
 
-/** A user who owns nothing else; only root can become one. */
+/** A user without other files; needs root to run as. */
 const NOBODY = 54_323;
 const PROGRAMS = [
   "sh",
@@ -22,7 +22,7 @@ const PROGRAMS = [
   "dpkg-query",
 ];
 
-/** Offers the packages of a directory, once it has updated its lists. */
+/** A fake apt-get that offers the packages of a directory. */
 const APT = (dir: string, offers: "at once" | "after an update" | "nothing") =>
   `#!/bin/sh
 echo "$@" >>'${dir}/apt.log'
@@ -40,13 +40,16 @@ case "$*" in
 esac
 `;
 
-/** A host whose user is not root, and what was asked of its apt-get. */
+/** A host with a non-root user and a fake apt-get. */
 interface Host {
-  /** Runs the set-up for these parts. */
-  setup(env: Record<string, string>, ...parts: string[]): Promise<Output>;
-  /** Runs a program of the host's project, which its path begins with. */
-  run(path: string): Promise<Output>;
-  /** The one directory of a program in the project. */
+  /** Runs the setup for these parts. */
+  setup(
+    env: Record<string, string>,
+    ...parts: string[]
+  ): Promise<ProcessResult>;
+  /** Runs a program by its path in the host's project. */
+  run(path: string): Promise<ProcessResult>;
+  /** Returns the only directory of a part in `.cache/tools`. */
   home(): string;
   /** The calls of apt-get. */
   apt(): string[];
@@ -65,7 +68,7 @@ function testHost(
       const at = (path: string) => join(dir.path, path);
       await Deno.mkdir(at("bin"));
       for (const program of PROGRAMS) {
-        const found = await run("sh", {
+        const found = await runProcess("sh", {
           args: ["-c", `command -v ${program}`],
         });
         await Deno.symlink(found.stdout.trim(), at(`bin/${program}`));
@@ -75,14 +78,14 @@ function testHost(
       });
       await buildPackages(at("packages"));
       for (const part of ["lib", "scripts", "tools"]) {
-        await copy(`${ROOT}/${part}`, at(`project/${part}`));
+        await copy(`${PROJECT_ROOT}/${part}`, at(`project/${part}`));
       }
       const isRoot = Deno.uid() === 0;
       if (isRoot) {
-        await run("chown", { args: ["-R", `${NOBODY}`, dir.path] });
+        await runProcess("chown", { args: ["-R", `${NOBODY}`, dir.path] });
       }
       const asUser = (args: string[], env = {}) =>
-        run(isRoot ? "setpriv" : args[0], {
+        runProcess(isRoot ? "setpriv" : args[0], {
           args: isRoot
             ? [`--reuid=${NOBODY}`, "--clear-groups", "--", ...args]
             : args.slice(1),
@@ -110,7 +113,7 @@ function testHost(
   });
 }
 
-/** A program under two names, one by a link as Debian's kmod has, and a library. */
+/** Builds a package with a program, a link to it as kmod has, and a library. */
 async function buildPackages(dir: string): Promise<void> {
   const files = {
     "unzip/usr/bin/tool": '#!/bin/sh\necho "$0"\ncat "$LD_LIBRARY_PATH/text"\n',
@@ -130,7 +133,7 @@ async function buildPackages(dir: string): Promise<void> {
       join(tree, "DEBIAN/control"),
       `Package: ${name}\nVersion: 1.0\nArchitecture: all\nMaintainer: a\nDescription: b\n`,
     );
-    const { code, stderr } = await run("dpkg-deb", {
+    const { code, stderr } = await runProcess("dpkg-deb", {
       args: ["--build", tree, join(dir, `${name}_1.0_all.deb`)],
     });
     assertEquals(code, 0, stderr);
@@ -138,10 +141,10 @@ async function buildPackages(dir: string): Promise<void> {
 }
 
 testHost(
-  "setup unpacks a package and its libraries for a user who is not root",
+  "setUpTools() unpacks a package with its libraries for a user who is not root",
   "at once",
   async ({ setup, run, home, apt }) => {
-    // A build farm has no sudo either.
+    // CI may have no sudo either.
     const { code, stderr } = await setup({ CI: "true" }, "unzip");
     assertEquals([code, stderr], [
       0,
@@ -151,7 +154,7 @@ testHost(
     assertMatch(apt()[1], /download unzip libgreeting$/);
     const packages = await Deno.readTextFile(`${home()}/packages`);
     assertEquals(packages, "libgreeting_1.0_all.deb\nunzip_1.0_all.deb\n");
-    // Its link leads to the tree, and stays good where the tree is moved.
+    // The link points into the tree and survives moving the tree.
     const moved = `${home()} moved`;
     await Deno.rename(home(), moved);
     const { stdout } = await run(`${moved}/bin/unzip`);
@@ -166,7 +169,7 @@ testHost(
 );
 
 testHost(
-  "setup downloads package lists of its own where the system's know too little",
+  "setUpTools() downloads its own package lists when the system's lack a package",
   "after an update",
   async ({ setup, apt }) => {
     const { code, stderr } = await setup({}, "unzip");
@@ -178,7 +181,7 @@ testHost(
 );
 
 testHost(
-  "setup says why a package cannot be had, and which command would bring it",
+  "setUpTools() prints why a package is unavailable and the command to install it",
   "nothing",
   async ({ setup, apt }) => {
     const { code, stderr } = await setup({}, "unzip", "tmux");

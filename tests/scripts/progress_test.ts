@@ -1,10 +1,10 @@
 import { assertEquals } from "@std/assert";
 import { Progress } from "../../scripts/progress.ts";
 
-// Whatever the tests run on.
+// Independent of this terminal.
 Deno.env.set("TERM", "xterm");
 
-/** A progress with a clock of its own, and what it writes. */
+/** A Progress with a fake clock and recorded output. */
 function make(terminal: boolean) {
   const decoder = new TextDecoder();
   const here = { text: "", now: 0 };
@@ -13,7 +13,7 @@ function make(terminal: boolean) {
     now: () => here.now,
     output: {
       isTerminal: () => terminal,
-      // A pipe that takes a few bytes at a time.
+      // A pipe that accepts a few bytes at a time.
       writeSync(bytes) {
         const taken = bytes.subarray(0, 7);
         here.text += decoder.decode(taken, { stream: true });
@@ -24,16 +24,16 @@ function make(terminal: boolean) {
   const after = (seconds: number) => {
     here.now += seconds * 1000;
     here.text = "";
-    progress.tick();
+    progress.refresh();
     return here.text;
   };
   return { here, progress, after };
 }
 
-Deno.test("Progress: a log gets a line for a step, and one each half a minute", () => {
+Deno.test("Setup progress: a log gets a line per step and another every 30 seconds", () => {
   const { here, progress, after } = make(false);
   {
-    using _ = progress.step("building oras");
+    using _ = progress.beginLoggedStep("building oras");
     assertEquals(here.text, "setup: building oras\n");
     assertEquals(after(29), "");
     assertEquals(after(1), "setup: still building oras (30 s)\n");
@@ -44,16 +44,16 @@ Deno.test("Progress: a log gets a line for a step, and one each half a minute", 
   assertEquals(here.text, "");
 });
 
-Deno.test("Progress: a terminal shows all steps in one line, with their seconds", () => {
+Deno.test("Setup progress: a terminal shows all steps with their seconds in one line", () => {
   const { here, progress, after } = make(true);
   const erase = "\r\x1b[K";
   {
-    using _one = progress.step("building oras");
-    using _two = progress.watch("running apt");
+    using _one = progress.beginLoggedStep("building oras");
+    using _two = progress.beginStep("running apt");
     const status = "setup: building oras (2 s), running apt (2 s)";
     assertEquals(after(2), erase + status);
     here.text = "";
-    progress.line("a line");
+    progress.printLine("a line");
     const again = "setup: building oras (2 s), running apt (2 s)";
     assertEquals(here.text, `${erase}setup: a line\n${again}`);
     here.text = "";

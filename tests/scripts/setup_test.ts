@@ -1,18 +1,18 @@
 /**
- * The set-up brings each program once, whole, and checked; and it says what it
- * cannot bring.
+ * Tests that setup installs each program once, atomically and verified, and reports
+ * what it cannot install.
  */
 import { assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { copy } from "@std/fs/copy";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { type Output, run } from "../../lib/system/process.ts";
-import { canBuild } from "../../scripts/setup/go.ts";
+import { type ProcessResult, runProcess } from "../../lib/system/process.ts";
+import { canGoBuild } from "../../scripts/setup/go.ts";
 import { isOrasNewEnough } from "../../scripts/setup/parts.ts";
-import { fetchPinned } from "../../scripts/setup/release.ts";
-import { ROOT } from "../../scripts/deno.ts";
-import { needs, parts } from "../support/parts.ts";
+import { fetchVerified } from "../../scripts/setup/release.ts";
+import { PROJECT_ROOT } from "../../scripts/deno.ts";
+import { foundTools, requires } from "../support/parts.ts";
 
-/** A copy of what the set-up consists of, on a host with few programs. */
+/** Copies the setup scripts to a host with few programs. */
 async function withCopies(
   count: number,
   programs: string[],
@@ -29,14 +29,14 @@ async function withCopies(
       TOOLSMITH_ORAS: "",
       TOOLSMITH_TEST_ACTIONLINT: "",
       TOOLSMITH_TEST_REGISTRY: "",
-      // Without Go on PATH there is none to be had either, but by the test.
+      // Without Go on PATH, only the test's module proxy offers one.
       ...programs.includes("go") ? {} : { GOPROXY: "http://127.0.0.1:1" },
     };
     const copies: Copy[] = [];
     for (let index = 0; index < count; index++) {
       const root = `${dir}/copy ${index}`;
       for (const part of ["lib", "scripts", "tools"]) {
-        await copy(`${ROOT}/${part}`, `${root}/${part}`);
+        await copy(`${PROJECT_ROOT}/${part}`, `${root}/${part}`);
       }
       copies.push({
         root,
@@ -52,15 +52,15 @@ async function withCopies(
 
 interface Copy {
   root: string;
-  setup: (...parts: string[]) => Promise<Output>;
+  setup: (...parts: string[]) => Promise<ProcessResult>;
   setupWith: (
     env: Record<string, string>,
     ...parts: string[]
-  ) => Promise<Output>;
+  ) => Promise<ProcessResult>;
 }
 
 function setup(root: string, names: string[], env: Record<string, string>) {
-  return run(Deno.execPath(), {
+  return runProcess(Deno.execPath(), {
     args: ["run", "-A", "--no-config", `${root}/scripts/setup.ts`, ...names],
     env: { ...env, NO_COLOR: "1" },
     timeoutMs: 600_000,
@@ -75,7 +75,7 @@ async function which(program: string): Promise<string> {
   throw new Error(`${program} is not on PATH`);
 }
 
-/** What lies in the directory of programs, but for the lock. */
+/** The names in the directory of programs, without the lock. */
 function brought(root: string): string[] {
   return [...Deno.readDirSync(`${root}/.cache/tools`)]
     .map(({ name }) => name)
@@ -85,23 +85,27 @@ function brought(root: string): string[] {
 const onUnix = Deno.build.os === "windows" ? { ignore: true } : {};
 
 Deno.test({
-  name: "a set-up that finds everything is silent",
-  ...needs("oras", "registry", "actionlint"),
+  name: "setUpTools() prints nothing when every program is found",
+  ...requires("oras", "registry", "actionlint"),
   async fn() {
-    const env = { TOOLSMITH_ORAS: parts.oras! };
-    const again = await setup(ROOT, ["oras", "registry", "actionlint"], env);
+    const env = { TOOLSMITH_ORAS: foundTools.oras! };
+    const again = await setup(
+      PROJECT_ROOT,
+      ["oras", "registry", "actionlint"],
+      env,
+    );
     assertEquals([again.code, again.stdout, again.stderr], [0, "", ""]);
   },
 });
 
 Deno.test({
   name:
-    "set-ups at the same time, in one directory and in two, build once each",
+    "setUpTools() builds a tool once per checkout when several setups run at once",
   ignore: Deno.build.os === "windows" ||
-    !await canBuild("go", `${ROOT}/tools/actionlint`),
+    !await canGoBuild("go", `${PROJECT_ROOT}/tools/actionlint`),
   fn: () =>
     withCopies(2, ["go"], async ([one, two]) => {
-      // What a killed set-up left.
+      // Left by a killed setup.
       await Deno.mkdir(`${one.root}/.cache/tools/.new-x`, { recursive: true });
       const runs = await Promise.all(
         [one, one, one, two].map(({ setup }) => setup("actionlint")),
@@ -114,14 +118,18 @@ Deno.test({
         const [name, ...others] = brought(root);
         assertEquals(others, []);
         const program = `${root}/.cache/tools/${name}/actionlint`;
-        assertEquals((await run(program, { args: ["-version"] })).code, 0);
+        assertEquals(
+          (await runProcess(program, { args: ["-version"] })).code,
+          0,
+        );
         assertEquals((await setup("actionlint")).stderr, "");
       }
     }),
 });
 
 Deno.test({
-  name: "what cannot be brought is named in one line, with the remedy",
+  name:
+    "setUpTools() prints how to install a missing tool, and rejects an unknown one",
   ...onUnix,
   fn: () =>
     withCopies(1, [], async ([{ setup }]) => {
@@ -133,19 +141,19 @@ Deno.test({
       );
       const wrong = await setup("orsa");
       assertEquals(wrong.code, 2);
-      assertMatch(wrong.stderr, /no part "orsa": it is one of oras, /);
+      assertMatch(wrong.stderr, /no part "orsa": use one of oras, /);
     }),
 });
 
 Deno.test({
-  name: "without Go, oras comes from the release, if that is what was pinned",
-  ...needs("oras"),
+  name: "setUpTools() downloads the pinned oras release when Go is missing",
+  ...requires("oras"),
   ...onUnix,
   fn: () =>
     withCopies(1, ["tar", "gzip"], async ([{ root, setup }]) => {
       const archive = `${root}/release.tar.gz`;
-      await Deno.copyFile(parts.oras!, `${root}/oras`);
-      await run("tar", { args: ["-czf", archive, "oras"], cwd: root });
+      await Deno.copyFile(foundTools.oras!, `${root}/oras`);
+      await runProcess("tar", { args: ["-czf", archive, "oras"], cwd: root });
       const bytes = await Deno.readFile(archive);
       await using server = Deno.serve(
         { hostname: "127.0.0.1", port: 0, onListen: () => {} },
@@ -166,7 +174,10 @@ Deno.test({
       await pin("0".repeat(64));
       const refused = await setup("oras");
       assertEquals(refused.code, 1);
-      assertMatch(refused.stderr, /is not what was pinned: expected 0000/);
+      assertMatch(
+        refused.stderr,
+        /does not match its pinned SHA-256: expected 0000/,
+      );
       assertEquals(brought(root), []);
 
       await pin(await sha256(bytes));
@@ -174,14 +185,14 @@ Deno.test({
       assertMatch(taken.stderr, /^setup: downloading oras$/m);
       const [name] = brought(root);
       const program = `${root}/.cache/tools/${name}/oras`;
-      assertEquals((await run(program, { args: ["version"] })).code, 0);
+      assertEquals((await runProcess(program, { args: ["version"] })).code, 0);
     }),
 });
 
 Deno.test({
   name:
-    "without Go, its toolchain comes from the module proxy, if it is pinned",
-  ...needs("unzip"),
+    "setUpTools() downloads the pinned Go toolchain from the module proxy when Go is missing",
+  ...requires("unzip"),
   ...onUnix,
   fn: () =>
     withCopies(1, ["unzip", "sh"], async ([{ root, setupWith }]) => {
@@ -192,7 +203,7 @@ Deno.test({
       const system = `${Deno.build.os}-${arch}`;
       const module = `v0.0.1-go${pins.version}.${system}`;
       const inner = `golang.org/toolchain@${module}`;
-      // Stands in for 70 MB of Go: it has the version, and builds nothing.
+      // A fake Go, which prints its version and builds nothing.
       const archive = storedZip({
         [`${inner}/bin/go`]:
           '#!/bin/sh\n[ "$1" = env ] && echo go1.99.0 && exit\necho "it ran" >&2\nexit 1\n',
@@ -212,7 +223,7 @@ Deno.test({
       const refused = await setupWith(env, "actionlint");
       assertMatch(
         refused.stderr,
-        /downloading Go, .*: .* is not what was pinned/,
+        /downloading Go \(70 MB\): .* does not match its pinned SHA-256/,
       );
       assertEquals(brought(root), []);
 
@@ -240,7 +251,7 @@ Deno.test({
     }),
 });
 
-/** A ZIP archive whose files are stored as they are (APPNOTE 4.3). */
+/** Makes a ZIP archive of uncompressed files (APPNOTE 4.3). */
 function storedZip(files: Record<string, string>): Uint8Array<ArrayBuffer> {
   const utf8 = new TextEncoder();
   const parts: Uint8Array[] = [];
@@ -301,7 +312,7 @@ function crc32(bytes: Uint8Array): number {
   return ~crc >>> 0;
 }
 
-Deno.test("a download that is not what was pinned is refused", async () => {
+Deno.test("fetchVerified() rejects a download that does not match its pinned digest", async () => {
   const bytes = new TextEncoder().encode("an archive");
   await using server = Deno.serve(
     { hostname: "127.0.0.1", port: 0, onListen: () => {} },
@@ -312,15 +323,15 @@ Deno.test("a download that is not what was pinned is refused", async () => {
   );
   const url = `http://127.0.0.1:${server.addr.port}`;
   const right = await sha256(bytes);
-  assertEquals(await fetchPinned(`${url}/there`, right), bytes);
+  assertEquals(await fetchVerified(`${url}/there`, right), bytes);
   const mismatch = await assertRejects(
-    () => fetchPinned(`${url}/there`, "ab".repeat(32)),
+    () => fetchVerified(`${url}/there`, "ab".repeat(32)),
     ToolsmithError,
     `expected ${"ab".repeat(32)}, got ${right}`,
   );
   assertEquals(mismatch.code, "checksum_mismatch");
   await assertRejects(
-    () => fetchPinned(`${url}/elsewhere`, right),
+    () => fetchVerified(`${url}/elsewhere`, right),
     ToolsmithError,
     "answers 404",
   );
@@ -330,7 +341,7 @@ async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<string> {
   return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
 }
 
-Deno.test("oras 1.3.0 and newer is taken, older is not", () => {
+Deno.test("isOrasNewEnough() accepts 1.3.0 and newer", () => {
   const verdicts = {
     "1.3.0": true,
     "1.3.0+unreleased": true,

@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { type QueueOptions, runQueue } from "../../scripts/test/queue.ts";
 
-/** Runs files that end when they are told to; returns what was started when. */
+/** Runs fake files that end on command; returns the order of starts. */
 async function start(files: string[], options: Partial<QueueOptions> = {}) {
   const started: string[] = [];
   const running = new Map<string, (goOn: boolean) => void>();
@@ -18,14 +18,14 @@ async function start(files: string[], options: Partial<QueueOptions> = {}) {
   });
   const end = async (file: string, goOn = true) => {
     running.get(file)!(goOn);
-    // What follows is started within the same turn of the event loop.
+    // The next file starts within the same turn of the event loop.
     await new Promise((turn) => setTimeout(turn));
   };
   await Promise.resolve();
   return { started, end, done };
 }
 
-Deno.test("runQueue() starts unknown files first, guests before others, then the slowest", async () => {
+Deno.test("runQueue() starts unknown files first, then those with guests, then the slowest", async () => {
   const durations = { quick: 1, slow: 9 };
   const files = ["quick", "slow", "new", "guest"];
   const { started, end, done } = await start(files, { durations });
@@ -51,7 +51,7 @@ Deno.test("runQueue() boots no more guests at a time than allowed", async () => 
   await done;
 });
 
-Deno.test("runQueue() starts nothing after a file that ends it", async () => {
+Deno.test("runQueue() starts no further file after one whose result stops the queue", async () => {
   const { started, end, done } = await start(["a", "b", "c"]);
   await end("a", false);
   await end("b");

@@ -1,16 +1,16 @@
 import { assertEquals } from "@std/assert";
 import {
-  count,
   countLine,
+  countTests,
   type FileReport,
-  readJunit,
+  parseJunit,
   skipLines,
   slowestLines,
 } from "../../scripts/test/report.ts";
 
 const REPORT = { file: "a_test.ts", seconds: 1, ok: true, missing: [] };
 
-/** A report of tests that were skipped. */
+/** A report of skipped tests. */
 function skipping(
   file: string,
   missing: string[],
@@ -22,11 +22,11 @@ function skipping(
   return { ...REPORT, file, missing, tests };
 }
 
-Deno.test("readJunit() reads each test's outcome, and leaves its steps out", () => {
+Deno.test("parseJunit() reads each test's outcome and skips steps", () => {
   const at = (name: string, body = "") =>
     `<testcase name="${name}" classname="./a_test.ts" time="1.5" line="1" col="2">
       ${body}</testcase>`;
-  const tests = readJunit(
+  const tests = parseJunit(
     `<testsuites><testsuite name="./a_test.ts">` +
       at("a &lt;b&gt; &amp; &quot;c&quot;") +
       at("left out", "<skipped/>") +
@@ -40,11 +40,11 @@ Deno.test("readJunit() reads each test's outcome, and leaves its steps out", () 
     { name: "left out", seconds: 1.5, outcome: "skipped" },
     { name: "a > b is false", seconds: 1.5, outcome: "failed" },
   ]);
-  assertEquals(readJunit(""), []);
+  assertEquals(parseJunit(""), []);
 });
 
-Deno.test("count() counts a file that fails without a failed test as one", () => {
-  const counts = count([
+Deno.test("countTests() counts a file that fails without a failed test as one failure", () => {
+  const counts = countTests([
     skipping("a_test.ts", [], "one", "two"),
     { ...REPORT, ok: false, tests: [] },
     { ...REPORT, tests: [{ name: "x", seconds: 1, outcome: "passed" }] },
@@ -52,7 +52,7 @@ Deno.test("count() counts a file that fails without a failed test as one", () =>
   assertEquals(countLine(counts), "1 passed, 1 failed, 2 skipped");
 });
 
-Deno.test("skipLines() reports each reason once, and names what needs root", () => {
+Deno.test("skipLines() prints each reason once and names tests that need root", () => {
   const lines = skipLines([
     skipping("a_test.ts", ["qemu", "guest"], "boots", "saves"),
     skipping("b_test.ts", ["guest", "qemu", "root"], "restores"),

@@ -1,12 +1,12 @@
-/** `deno task test` as a contributor sees it, with files of tests of our own. */
+/** Tests `deno task test` with generated test files. */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
-import { run, spawn } from "../../lib/system/process.ts";
-import { denoArgs, ROOT } from "../../scripts/deno.ts";
+import { runProcess, spawnProcess } from "../../lib/system/process.ts";
+import { PROJECT_ROOT, withImportMap } from "../../scripts/deno.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { assertEnded } from "../support/processes.ts";
 
-/** Writes files of tests, and returns the arguments that run them. */
+/** Writes test files, and returns the arguments to run them. */
 async function runner(
   dir: string,
   files: Record<string, string>,
@@ -16,34 +16,43 @@ async function runner(
     await Deno.writeTextFile(join(dir, name), code);
   }
   const paths = Object.keys(files).map((name) => join(dir, name));
-  const script = `${ROOT}/scripts/test.ts`;
-  return await denoArgs(["run", "-A", script, "--jobs=2", ...flags, ...paths]);
+  const script = `${PROJECT_ROOT}/scripts/test.ts`;
+  return await withImportMap([
+    "run",
+    "-A",
+    script,
+    "--jobs=2",
+    ...flags,
+    ...paths,
+  ]);
 }
 
 const env = { NO_COLOR: "1", CI: "" };
 const unix = { ignore: Deno.build.os === "windows" };
 const lines = (text: string) => text.trimEnd().split("\n");
 
-const NEEDS = `import { needs } from "${ROOT}/tests/support/parts.ts";\n`;
+const IMPORT_REQUIRES =
+  `import { requires } from "${PROJECT_ROOT}/tests/support/parts.ts";\n`;
 
 Deno.test({
-  name: "deno task test ends in one line for all files, and fails if one does",
+  name:
+    "deno task test prints one total line for all files, and fails if one file fails",
   ...unix,
   async fn() {
     await using dir = await temporaryDir();
     const args = await runner(dir.path, {
-      "a_test.ts": `${NEEDS}
+      "a_test.ts": `${IMPORT_REQUIRES}
         Deno.test("passes", async (t) => { await t.step("a step", () => {}); });
-        Deno.test({ name: "boots", ...needs("qemu"), fn() {} });`,
+        Deno.test({ name: "boots", ...requires("qemu"), fn() {} });`,
       "b_test.ts": `Deno.test("breaks", () => {
         console.log("what it printed");
         throw new Error("why it broke");
       });`,
       "c_test.ts": `throw new Error("it cannot be loaded");`,
-      "d_test.ts": `${NEEDS}
-        Deno.test({ name: "boots twice", ...needs("qemu"), fn() {} });`,
+      "d_test.ts": `${IMPORT_REQUIRES}
+        Deno.test({ name: "boots twice", ...requires("qemu"), fn() {} });`,
     });
-    const { code, stdout } = await run(Deno.execPath(), {
+    const { code, stdout } = await runProcess(Deno.execPath(), {
       args,
       env: { ...env, TOOLSMITH_TEST_WITHOUT: "qemu" },
     });
@@ -63,14 +72,14 @@ Deno.test({
 });
 
 Deno.test({
-  name: "deno task test passes a seed to all files, and ends well",
+  name: "deno task test passes one shuffle seed to all files",
   ...unix,
   async fn() {
     await using dir = await temporaryDir();
     const passes = `Deno.test("one", () => {}); Deno.test("two", () => {});`;
     const files = { "a_test.ts": passes, "b_test.ts": passes };
     const args = await runner(dir.path, files, "--shuffle", "--slowest");
-    const { code, stdout } = await run(Deno.execPath(), { args, env });
+    const { code, stdout } = await runProcess(Deno.execPath(), { args, env });
     assertEquals(code, 0, stdout);
     assert(/^shuffled: --shuffle=\d+$/m.test(stdout), stdout);
     assertEquals(stdout.match(/^ +\d+\.\d s .*_test\.ts: one$/gm)?.length, 2);
@@ -78,15 +87,15 @@ Deno.test({
   },
 });
 
-Deno.test("deno task test refuses a path that does not exist", async () => {
+Deno.test("deno task test rejects a path that does not exist", async () => {
   const args = await runner("", {}, "--filter", "x", "tests/none_test.ts");
-  const { code, stderr } = await run(Deno.execPath(), { args, env });
+  const { code, stderr } = await runProcess(Deno.execPath(), { args, env });
   assertEquals(code, 2);
   assertStringIncludes(stderr, "no such file or directory: tests/none_test.ts");
 });
 
 Deno.test({
-  name: "deno task test does not wait for what a test leaves running",
+  name: "deno task test does not wait for a process that a test leaves running",
   ...unix,
   async fn() {
     await using dir = await temporaryDir();
@@ -101,7 +110,7 @@ Deno.test({
       "a_test.ts": leaves,
       "b_test.ts": "",
     });
-    const { code, stdout } = await run(Deno.execPath(), { args, env });
+    const { code, stdout } = await runProcess(Deno.execPath(), { args, env });
     Deno.kill(Number(await Deno.readTextFile(pid)), "SIGKILL");
     assertEquals(code, 0, stdout);
   },
@@ -109,7 +118,7 @@ Deno.test({
 
 for (const [signal, status] of [["SIGINT", 130], ["SIGTERM", 143]] as const) {
   Deno.test({
-    name: `deno task test ends all files at ${signal}, and says so`,
+    name: `deno task test stops all files at ${signal} and reports that`,
     ...unix,
     async fn() {
       await using dir = await temporaryDir();
@@ -125,7 +134,7 @@ for (const [signal, status] of [["SIGINT", 130], ["SIGTERM", 143]] as const) {
         });`;
       const files = { "a_test.ts": hangs("a"), "b_test.ts": hangs("b") };
       let printed = "";
-      await using child = spawn(Deno.execPath(), {
+      await using child = spawnProcess(Deno.execPath(), {
         args: await runner(dir.path, files),
         env,
         stdout: (chunk) => void (printed += new TextDecoder().decode(chunk)),
@@ -144,7 +153,7 @@ for (const [signal, status] of [["SIGINT", 130], ["SIGTERM", 143]] as const) {
   });
 }
 
-/** Waits for a file with the id of a process. */
+/** Waits for a file with a process id. */
 async function pidIn(dir: string, name: string): Promise<number> {
   const path = join(dir, name);
   for await (const _ of changes(dir)) {
@@ -154,7 +163,7 @@ async function pidIn(dir: string, name: string): Promise<number> {
   throw new Error(`There is no ${path}`);
 }
 
-/** A turn now, and one after each change in a directory. */
+/** Yields now, and after each change in a directory. */
 async function* changes(dir: string) {
   using watcher = Deno.watchFs(dir);
   yield;

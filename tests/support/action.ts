@@ -1,18 +1,22 @@
 /**
- * The action, as GitHub's runner runs it: each step by bash, with a release and
- * an oras on loopback. The program in the release starts this checkout's.
+ * Runs action.yml as GitHub's runner does: each step by bash, with a release and oras
+ * served on loopback. The released program starts this checkout's.
  *
  * @module
  */
 import { assertEquals } from "@std/assert";
 import { dirname, join } from "@std/path";
-import { fileChunks, sha256, sha256OfText } from "../../lib/system/digest.ts";
-import { run } from "../../lib/system/process.ts";
+import {
+  readFileChunks,
+  sha256OfChunks,
+  sha256OfText,
+} from "../../lib/system/digest.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import { VERSION } from "../../lib/version.ts";
-import { ROOT } from "../../scripts/deno.ts";
+import { PROJECT_ROOT } from "../../scripts/deno.ts";
 import { temporaryDir } from "./directory.ts";
-import { guest, needsGuest } from "./guest.ts";
-import { needs, parts } from "./parts.ts";
+import { buildTestGuest, needsGuest } from "./guest.ts";
+import { foundTools, requires } from "./parts.ts";
 import {
   type JobOptions,
   type JobResult,
@@ -20,24 +24,23 @@ import {
   runJob,
 } from "./workflow.ts";
 import { cleanEnvironment, commandLine } from "./workspace.ts";
-/** What action.yml holds. */
 export const ACTION = readAction();
 
-/** What a test of the action has at hand. */
-export interface Bench {
+/** The fixture of an action test. */
+export interface ActionBench {
   /** The checkout, whose manifest names the guest's image. */
   checkout: string;
   /** The image's digest. */
   digest: string;
-  /** What was asked of root. */
+  /** The commands run with sudo. */
   rootCalls(): Promise<string>;
-  /** What the release's server answers to a path. */
+  /** The files of the release's server by path. */
   files: Record<string, string | Uint8Array<ArrayBuffer>>;
-  /** A directory of programs that are found first. */
+  /** A directory at the front of PATH. */
   bin: string;
   /**
-   * Runs the action with these inputs, and other parts of its context, on a new
-   * runner: of an earlier job it has what actions/cache kept.
+   * Runs the action on a new runner with these inputs and context values; only
+   * actions/cache keeps files of earlier jobs.
    */
   use(
     context?: Record<string, string>,
@@ -48,11 +51,11 @@ export interface Bench {
 /** Runs a test with a new runner for each use of the action. */
 export function testAction(
   name: string,
-  body: (bench: Bench) => Promise<void>,
+  body: (bench: ActionBench) => Promise<void>,
 ) {
   Deno.test({
     name,
-    ignore: needsGuest.ignore || needs("oras").ignore ||
+    ignore: needsGuest.ignore || requires("oras").ignore ||
       Deno.build.os !== "linux",
     async fn() {
       await using dir = await temporaryDir();
@@ -64,7 +67,7 @@ export function testAction(
       ]
         .map((name) => join(dir.path, name));
       await Promise.all([bin, temp].map((path) => Deno.mkdir(path)));
-      const files: Bench["files"] = {};
+      const files: ActionBench["files"] = {};
       await using server = Deno.serve(
         { hostname: "127.0.0.1", port: 0, onListen() {} },
         ({ url }) => {
@@ -78,13 +81,13 @@ export function testAction(
       const digest = await writeCheckout(checkout);
       const calls = join(dir.path, "calls");
       await Deno.writeTextFile(calls, "");
-      // Root's part is noted; tee shows what would be written.
+      // sudo only records its command; tee shows what would be written.
       await Deno.writeTextFile(
         join(bin, "sudo"),
         `#!/bin/sh\necho "$*" >>"${calls}"\n[ "$1" != tee ] || /bin/cat\n`,
         { mode: 0o755 },
       );
-      const caching = actionsCache(dir.path);
+      const caching = fakeActionsCache(dir.path);
       await body({
         bin,
         checkout,
@@ -103,7 +106,7 @@ export function testAction(
               "github.repository": "owner/toolsmith",
               "github.server_url": base,
               "runner.temp": temp,
-              ...defaults(),
+              ...actionInputDefaults(),
               ...context,
             },
             only,
@@ -111,7 +114,9 @@ export function testAction(
               ...hostEnvironment(),
               TOOLSMITH_QEMU: "",
               HOME: dir.path,
-              PATH: [bin, dirname(parts.qemu!), "/usr/bin", "/bin"].join(":"),
+              PATH: [bin, dirname(foundTools.qemu!), "/usr/bin", "/bin"].join(
+                ":",
+              ),
               ...env,
             },
           });
@@ -123,13 +128,13 @@ export function testAction(
   });
 }
 
-/** Keeps and brings back files as actions/cache does: with their times. */
-function actionsCache(dir: string) {
+/** Saves and restores files with their times, as actions/cache does. */
+function fakeActionsCache(dir: string) {
   const kept = new Map<string, string>();
   const used = new Map<string, string>();
   const tar = async (words: string) => {
     const args = ["-c", `tar --posix -P ${words}`];
-    const { code, stderr } = await run("bash", { args });
+    const { code, stderr } = await runProcess("bash", { args });
     assertEquals(code, 0, stderr);
   };
   return {
@@ -150,7 +155,7 @@ function actionsCache(dir: string) {
   };
 }
 
-/** What the steps set themselves counts, and not what a host has. */
+/** Without the host's variables, so that only the steps' own count. */
 function hostEnvironment(): Record<string, string> {
   const own = new Set(
     ACTION.runs.steps.flatMap(({ env }) => Object.keys(env ?? {})),
@@ -160,7 +165,7 @@ function hostEnvironment(): Record<string, string> {
   );
 }
 
-function defaults(): Record<string, string> {
+function actionInputDefaults(): Record<string, string> {
   return Object.fromEntries(
     Object.entries(ACTION.inputs).map(([name, input]) => [
       `inputs.${name}`,
@@ -169,8 +174,8 @@ function defaults(): Record<string, string> {
   );
 }
 
-/** The release's program starts this checkout's. */
-async function writeRelease(files: Bench["files"]) {
+/** Writes a release whose program starts this checkout's. */
+async function writeRelease(files: ActionBench["files"]) {
   const program = `#!/bin/sh\nexec ${await commandLine([])} "$@"\n`;
   const path =
     `/owner/toolsmith/releases/download/v${VERSION}/toolsmith-${Deno.build.target}`;
@@ -178,24 +183,34 @@ async function writeRelease(files: Bench["files"]) {
   files[`${path}.sha256`] = await sha256OfText(program);
 }
 
-/** The action's own files, but oras comes from loopback. */
+/** Copies the action's files, with oras from loopback. */
 async function writeAction(
   action: string,
-  { base, files }: { base: string; files: Bench["files"] },
+  { base, files }: { base: string; files: ActionBench["files"] },
 ) {
   await Deno.mkdir(join(action, "tools", "oras"), { recursive: true });
-  await Deno.copyFile(join(ROOT, "install.sh"), join(action, "install.sh"));
+  await Deno.copyFile(
+    join(PROJECT_ROOT, "install.sh"),
+    join(action, "install.sh"),
+  );
   const archive = join(action, "oras.tar.gz");
-  const args = ["-I", "gzip -1", "-cf", archive, "-C", dirname(parts.oras!)];
+  const args = [
+    "-I",
+    "gzip -1",
+    "-cf",
+    archive,
+    "-C",
+    dirname(foundTools.oras!),
+  ];
   // Whatever its name here is, it is oras there.
-  const name = parts.oras!.slice(dirname(parts.oras!).length + 1);
-  const packed = await run("tar", {
+  const name = foundTools.oras!.slice(dirname(foundTools.oras!).length + 1);
+  const packed = await runProcess("tar", {
     args: [...args, `--transform=s/.*/oras/`, name],
   });
   assertEquals(packed.code, 0, packed.stderr);
   files["/oras.tar.gz"] = await Deno.readFile(archive);
   const system = `linux-${Deno.build.arch}`;
-  const digest = await sha256(fileChunks(archive));
+  const digest = await sha256OfChunks(readFileChunks(archive));
   const pinned = {
     base: `${base}/`,
     archives: { [system]: { name: "oras.tar.gz", sha256: digest } },
@@ -205,8 +220,8 @@ async function writeAction(
 }
 
 async function writeCheckout(checkout: string): Promise<string> {
-  const qcow2 = await guest();
-  const qcow2_sha256 = await sha256(fileChunks(qcow2));
+  const qcow2 = await buildTestGuest();
+  const qcow2_sha256 = await sha256OfChunks(readFileChunks(qcow2));
   await Deno.mkdir(join(checkout, ".toolsmith"), { recursive: true });
   const image = { name: "demo", tarball: "", sha256: "", qcow2, qcow2_sha256 };
   await Deno.writeTextFile(
@@ -216,8 +231,8 @@ async function writeCheckout(checkout: string): Promise<string> {
   return `sha256:${qcow2_sha256}`;
 }
 
-/** Puts a shell script where programs are found first. */
-export function program(bin: string, name: string, script: string) {
+/** Installs a shell script at the front of PATH. */
+export function installProgram(bin: string, name: string, script: string) {
   const text = `#!/bin/sh\n${script}\n`;
   return Deno.writeTextFile(join(bin, name), text, { mode: 0o755 });
 }

@@ -1,10 +1,9 @@
 /**
- * A server of one blob on loopback that answers ranges as it is told: where a
- * real registry is too well-behaved.
+ * Serves one blob on loopback and answers range requests as a test says, for faults
+ * that a real registry does not have.
  *
  * @module
  */
-import { sha256 } from "../../lib/system/digest.ts";
 
 /** A request for bytes of the blob. */
 export interface BlobRequest {
@@ -16,8 +15,8 @@ export interface BlobRequest {
   from: number;
   /** The byte after the last that is asked for. */
   to: number;
-  /** The right answer, to send or to spoil. */
-  right(): Response;
+  /** The correct response, to send or to modify. */
+  correctResponse(): Response;
 }
 
 /** A running server. */
@@ -28,19 +27,19 @@ export interface BlobServer extends AsyncDisposable {
   bytes: Uint8Array<ArrayBuffer>;
   /** `sha256:` and the digest in hex. */
   digest: string;
-  /** Bytes that are asked for, as `from-to`, in order. */
-  asked: string[];
-  /** Bytes that were sent as bodies. */
-  sent(): number;
-  /** How many bodies are being sent at most at the same time. */
-  peak(): number;
+  /** The requested ranges, as `from-to`, in order. */
+  requestedRanges: string[];
+  /** Bytes sent in bodies so far. */
+  sentBytes(): number;
+  /** The maximum number of bodies sent in parallel. */
+  peakParallelBodies(): number;
 }
 
 /** What {@linkcode startBlobServer} takes. */
 export interface BlobServerOptions {
-  /** Size of the blob, in bytes. */
-  size: number;
-  /** Answers a request; `undefined` for the right answer. */
+  /** The blob. */
+  bytes: Uint8Array<ArrayBuffer>;
+  /** Answers a request; `undefined` for the correct response. */
   answer?: (
     request: BlobRequest,
   ) => Response | undefined | Promise<Response | undefined>;
@@ -48,18 +47,16 @@ export interface BlobServerOptions {
   hostname?: string;
   /** The port. @default {0} any that is free */
   port?: number;
-  /** Another server's blob. @default {undefined} random bytes */
-  bytes?: Uint8Array<ArrayBuffer>;
 }
 
 /** Starts a server; its blob is at any path. */
 export async function startBlobServer(
   options: BlobServerOptions,
 ): Promise<BlobServer> {
-  const { size, answer, hostname = "127.0.0.1", port = 0 } = options;
-  const bytes = options.bytes ?? randomBytes(size);
-  const digest = `sha256:${await sha256(once(bytes))}`;
-  const asked: string[] = [];
+  const { bytes, answer, hostname = "127.0.0.1", port = 0 } = options;
+  const hash = await crypto.subtle.digest("SHA-256", bytes);
+  const digest = `sha256:${new Uint8Array(hash).toHex()}`;
+  const requestedRanges: string[] = [];
   const closing = new AbortController();
   let [sent, open, peak] = [0, 0, 0];
 
@@ -101,12 +98,13 @@ export async function startBlobServer(
         request.headers.get("range") ?? "",
       );
       const from = Number(range?.[1] ?? 0);
-      const to = Number(range?.[2] ?? size - 1) + 1;
-      asked.push(`${from}-${to}`);
-      const right = () => rangeResponse(bytes, from, to);
-      const number = asked.length;
-      const given = { number, request, from, to, right };
-      const response = await answer?.(given) ?? right();
+      const to = Number(range?.[2] ?? bytes.length - 1) + 1;
+      requestedRanges.push(`${from}-${to}`);
+      const correctResponse = () => rangeResponse(bytes, from, to);
+      const number = requestedRanges.length;
+      const given = { number, request, from, to, correctResponse };
+      const response = await answer?.(given) ??
+        correctResponse();
       const { status, headers, body } = response;
       return new Response(body && counted(body), { status, headers });
     },
@@ -115,9 +113,9 @@ export async function startBlobServer(
     origin: `http://${hostname}:${server.addr.port}`,
     bytes,
     digest,
-    asked,
-    sent: () => sent,
-    peak: () => peak,
+    requestedRanges,
+    sentBytes: () => sent,
+    peakParallelBodies: () => peak,
     async [Symbol.asyncDispose]() {
       closing.abort();
       await server.finished;
@@ -125,13 +123,13 @@ export async function startBlobServer(
   };
 }
 
-/** A right 206. */
+/** A correct 206 response. */
 export function rangeResponse(
   bytes: Uint8Array<ArrayBuffer>,
   from: number,
   to: number,
 ): Response {
-  return new Response(chunked(bytes.subarray(from, to)), {
+  return new Response(chunkedBody(bytes.subarray(from, to)), {
     status: 206,
     headers: {
       "content-range": `bytes ${from}-${to - 1}/${bytes.length}`,
@@ -140,41 +138,18 @@ export function rangeResponse(
   });
 }
 
-/** A body of chunks; `pauseMs` before each, and an error at the end of a cut one. */
-export function chunked(
+/** A body of chunks that ends in an error if it is cut. */
+export function chunkedBody(
   bytes: Uint8Array<ArrayBuffer>,
-  { pauseMs = 0, end = "close" }: {
-    pauseMs?: number;
-    end?: "close" | "cut" | "stall";
-  } = {},
+  { end = "close" }: { end?: "close" | "cut" } = {},
 ): ReadableStream<Uint8Array> {
   let at = 0;
-  let timer: ReturnType<typeof setTimeout>;
   return new ReadableStream({
-    async pull(controller) {
-      if (pauseMs) {
-        await new Promise((done) => timer = setTimeout(done, pauseMs));
-      }
+    pull(controller) {
       if (at < bytes.length) {
         controller.enqueue(bytes.slice(at, at += 65536));
       } else if (end === "close") controller.close();
-      else if (end === "cut") controller.error(new Error("cut"));
-      else await new Promise(() => {});
+      else controller.error(new Error("cut"));
     },
-    cancel: () => clearTimeout(timer),
   });
-}
-
-function randomBytes(size: number): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(size);
-  for (let at = 0; at < size; at += 65536) {
-    crypto.getRandomValues(bytes.subarray(at, at + 65536));
-  }
-  return bytes;
-}
-
-async function* once(
-  bytes: Uint8Array<ArrayBuffer>,
-): AsyncGenerator<Uint8Array<ArrayBuffer>> {
-  yield bytes;
 }

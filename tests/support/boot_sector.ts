@@ -1,12 +1,12 @@
 /**
- * A disk whose first sector is all there is to boot: it is up as soon as the
- * firmware has read it, and needs no guest to be built.
+ * A disk with only a boot sector: it boots as soon as the firmware has read it, and
+ * needs no guest.
  *
  * @module
  */
-import { run } from "../../lib/system/process.ts";
+import { runProcess } from "../../lib/system/process.ts";
 
-/** What it says on the console when it is up. */
+/** Printed on the console when the boot sector runs. */
 export const GREETING = "sector up";
 
 const SECTOR = 512;
@@ -23,7 +23,7 @@ const outWord = (port: number, value: number) => [
   0xef,
 ];
 
-/** When it powers off, once it is up. */
+/** What makes it power off. */
 const ENDS = {
   /** When something is typed on the console. */
   atKey: [
@@ -39,33 +39,38 @@ const ENDS = {
 };
 
 /**
- * Makes such a disk, for a machine of x86-64.
+ * Makes such a disk for x86-64.
  *
  * @param path The QCOW2 to write.
- * @param ends What ends its machine.
+ * @param ends What makes it power off.
  */
 export async function makeBootSector(
   path: string,
   ends: keyof typeof ENDS,
 ): Promise<void> {
   const greet = [...`${GREETING}\r\n`].flatMap((letter) => [
-    // mov al, letter; out dx, al
-    ...[0xb0, letter.charCodeAt(0), 0xee],
+    // Wait until the byte is sent: a busy host reads slowly.
+    // mov dx, status; again: in al, dx; test al, 0x20; jz again
+    ...[0xba, ...word(SERIAL_STATUS), 0xec, 0xa8, 0x20, 0x74, 0xfb],
+    // mov dx, port; mov al, letter; out dx, al
+    ...[0xba, ...word(SERIAL), 0xb0, letter.charCodeAt(0), 0xee],
   ]);
   const code = [
-    ...[0xba, ...word(SERIAL), ...greet],
+    // cli: the firmware's timer interrupt would consume input.
+    0xfa,
+    ...greet,
     ...ENDS[ends],
     ...outWord(PM_CONTROL, SOFT_OFF),
     // hlt, again and again
     ...[0xf4, 0xeb, 0xfd],
   ];
-  // The firmware reads no disk of less than a cylinder.
+  // The firmware needs at least one cylinder.
   const disk = new Uint8Array(1024 * 1024);
   disk.set(code);
   disk.set([0x55, 0xaa], SECTOR - 2);
   await Deno.writeFile(`${path}.raw`, disk);
   const args = ["convert", "-f", "raw", "-O", "qcow2", `${path}.raw`, path];
-  const { code: status, stderr } = await run("qemu-img", { args });
+  const { code: status, stderr } = await runProcess("qemu-img", { args });
   await Deno.remove(`${path}.raw`);
   if (status !== 0) throw new Error(stderr);
 }

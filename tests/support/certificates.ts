@@ -3,10 +3,10 @@
  *
  * @module
  */
-import { run } from "../../lib/system/process.ts";
-import { parts } from "./parts.ts";
+import { runProcess } from "../../lib/system/process.ts";
+import { foundTools } from "./parts.ts";
 
-/** A server's key and certificate, and who vouches for it. All are PEM files. */
+/** A server's key and certificate, and the authority's certificate, as PEM files. */
 export interface Certificate {
   /** The authority's own certificate, for `--ca-file`. */
   caFile: string;
@@ -17,17 +17,21 @@ export interface Certificate {
 }
 
 /**
- * Issues one certificate for all tests of a file: that takes a while.
+ * Issues one certificate for all tests of a file, as that is slow.
  *
  * @param ignore Whether the tests are skipped.
- * @returns What has it while they run.
+ * @param names Host names besides 127.0.0.1 and localhost.
+ * @returns A function that returns it while the tests run.
  */
-export function certificateOfFile(ignore: boolean): () => Certificate {
+export function certificateOfFile(
+  ignore: boolean,
+  names: string[] = [],
+): () => Certificate {
   let dir: string;
   let certificate: Certificate;
   Deno.test.beforeAll(async () => {
     dir = await Deno.makeTempDir({ prefix: "toolsmith-test-" });
-    if (!ignore) certificate = await issueCertificate(dir);
+    if (!ignore) certificate = await issueCertificate(dir, names);
   });
   Deno.test.afterAll(() => Deno.remove(dir, { recursive: true }));
   return () => certificate;
@@ -64,10 +68,15 @@ subjectAltName = IP:127.0.0.1,${alternatives.join(",")}
   );
   const openssl = async (command: string) => {
     const args = [...command.split(" "), "-days", "2"];
-    const { code, stderr } = await run(parts.openssl!, { args, cwd: dir });
+    const { code, stderr } = await runProcess(foundTools.openssl!, {
+      args,
+      cwd: dir,
+    });
     if (code !== 0) throw new Error(`openssl failed: ${stderr}`);
   };
-  const fresh = "-newkey rsa:2048 -nodes -config openssl.cnf";
+  // An elliptic-curve key: RSA takes seconds on a busy host.
+  const fresh =
+    "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -config openssl.cnf";
   await openssl(`req -x509 ${fresh} -keyout ca.key -out ca.pem`);
   await openssl(`req -new ${fresh} -subj /CN=server -keyout key.pem -out csr`);
   await openssl(
@@ -85,7 +94,7 @@ subjectAltName = IP:127.0.0.1,${alternatives.join(",")}
  * Reads the bytes out of a PEM file.
  *
  * @param path The file.
- * @returns What the first block of it holds.
+ * @returns The bytes of its first block.
  */
 export async function readPem(path: string): Promise<Uint8Array<ArrayBuffer>> {
   const pem = await Deno.readTextFile(path);

@@ -1,16 +1,16 @@
 /**
- * A workspace's detached VM, without QEMU.
+ * A fake detached VM, without QEMU.
  *
  * @module
  */
 import { join } from "@std/path";
-import { MACHINE_FILES } from "../../lib/qemu/machine_dir.ts";
-import { detachedVmPath } from "../../lib/run/workspace_vm.ts";
-import { formatRecord } from "../../lib/vm/detached_record.ts";
+import { VM_FILES } from "../../lib/qemu/vm_dir.ts";
+import { detachedVmRecordPath } from "../../lib/run/workspace_vm.ts";
+import { formatDetachedVmRecord } from "../../lib/vm/detached_record.ts";
 import { fakeMachine, type FakeMachineOptions } from "./fake_machine.ts";
 import type { DetachedVmRecord } from "../../lib/vm/detached_record.ts";
 
-/** The record of a machine that is none. */
+/** The record of a VM that does not exist. */
 export const record: DetachedVmRecord = {
   ...{ layout: 1, pid: 4242, dir: "/tmp/toolsmith-x", image: "/a.qcow2" },
   ...{ version: "7.2.22", accelerator: "tcg", memory: 512, cpus: 2 },
@@ -18,16 +18,16 @@ export const record: DetachedVmRecord = {
   since: "2026-01-22T12:00:00.000Z",
 };
 
-/** The process id in its record, which is no process's. */
+/** A process id that no process has. */
 export const FAKE_PID = 2 ** 30;
 
 /**
- * Starts a machine that runs until its power button is pressed, and
- * writes the workspace's record of it.
+ * Starts a fake VM that runs until its power button is pressed, and writes the
+ * workspace's record.
  *
  * @param workspace The workspace, with a directory `.toolsmith`.
  * @param digest The digest of its image.
- * @param options What the machine says.
+ * @param options The fake VM's answers.
  */
 export async function detachedVm(
   workspace: string,
@@ -40,24 +40,24 @@ export async function detachedVm(
     running = false;
   };
   const machine = await fakeMachine({ ...options, onPowerButton: end });
-  // Whoever can connect to it knows that the machine runs.
+  // A successful connection means that the VM runs.
   const console = Deno.listen({
     transport: "unix",
-    path: join(machine.dir, MACHINE_FILES.console),
+    path: join(machine.dir, VM_FILES.console),
   });
-  const text = formatRecord({
+  const text = formatDetachedVmRecord({
     layout: 1,
     ...{ pid: FAKE_PID, dir: machine.dir, image: "/a.qcow2", digest },
     ...{ version: "7.2.22", accelerator: "tcg", memory: 512, cpus: 2 },
     ...{ shares: [], network: false, graceMs: 5000 },
     since: "2026-01-22T12:00:00.000Z",
   });
-  const path = detachedVmPath(workspace);
+  const path = detachedVmRecordPath(workspace);
   await Deno.writeTextFile(path, text, { mode: 0o600 });
   return {
     async [Symbol.asyncDispose]() {
       end();
-      // Whoever has stopped it has removed its directory.
+      // The process that stopped it has removed its directory.
       await Deno.mkdir(machine.dir, { recursive: true });
       await machine[Symbol.asyncDispose]();
     },

@@ -1,20 +1,18 @@
 /**
- * Who has computed a digest, and of what.
+ * Counts bytes hashed by `@std/crypto`, and writes random files.
  *
  * @module
  */
 import { crypto } from "@std/crypto/crypto";
-import { replace } from "./replace.ts";
+import { replaceMethod } from "./replace_method.ts";
 
 /**
- * Counts what `@std/crypto` hashes as a stream, until it is disposed.
- *
- * @returns The count, in bytes.
+ * Counts the bytes that `@std/crypto` hashes as a stream, until disposed.
  */
-export function stdBytes(): { readonly bytes: number } & Disposable {
+export function countStdDigestBytes(): { readonly bytes: number } & Disposable {
   const { digest } = crypto.subtle;
   let bytes = 0;
-  const replaced = replace(crypto.subtle, {
+  const replaced = replaceMethod(crypto.subtle, {
     digest(...[name, data]: Parameters<typeof digest>) {
       if (!(Symbol.asyncIterator in data)) return digest(name, data);
       return digest(
@@ -48,7 +46,7 @@ export async function writeRandom(path: string, size: number): Promise<void> {
     create: true,
     truncate: true,
   });
-  // It gives no more at once.
+  // The maximum per call.
   const chunk = new Uint8Array(65536);
   for (let written = 0; written < size;) {
     const part = chunk.subarray(0, Math.min(chunk.length, size - written));

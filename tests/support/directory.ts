@@ -1,17 +1,16 @@
 /**
- * A directory for one test, and what is in it.
+ * A temporary directory for one test.
  *
  * @module
  */
 
-/** A directory that goes when the test ends. */
-export interface Dir extends AsyncDisposable {
+/** A temporary directory; disposing it removes it. */
+export interface TemporaryDir extends AsyncDisposable {
   /** Its absolute path, without symbolic links. */
   path: string;
 }
 
-/** Makes a directory in the system's place for such. */
-export async function temporaryDir(): Promise<Dir> {
+export async function temporaryDir(): Promise<TemporaryDir> {
   const made = await Deno.makeTempDir({ prefix: "toolsmith-test-" });
   const path = await Deno.realPath(made);
   return {
@@ -20,7 +19,7 @@ export async function temporaryDir(): Promise<Dir> {
   };
 }
 
-/** The names of all that is in a directory, in order. */
+/** Returns the sorted names in a directory. */
 export async function namesIn(dir: string): Promise<string[]> {
   const found = await Array.fromAsync(Deno.readDir(dir));
   return found.map(({ name }) => name).sort();

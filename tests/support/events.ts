@@ -1,11 +1,10 @@
 /**
- * Events as they come, for what is said of them.
+ * Sample events for tests of their text.
  *
  * @module
  */
 const MIB = 1024 * 1024;
 
-/** A download of 64 MiB begins. */
 export const START = {
   type: "download_start",
   image: "demo",
@@ -15,7 +14,6 @@ export const START = {
   connections: 1,
 } as const;
 
-/** An image is looked at before it is published. */
 export const INSPECTED = {
   type: "image_inspected",
   image: "demo",
@@ -24,5 +22,4 @@ export const INSPECTED = {
   virtualSize: 128 * MIB,
   compressed: false,
   sparseBytes: 0,
-  savings: 0,
 } as const;

@@ -1,29 +1,29 @@
 /**
- * A machine without QEMU: its monitor, its guest agent and its ports are this
- * process's, and say what a test wants.
+ * A fake VM without QEMU: this process plays its QMP monitor, guest agent and
+ * virtio-serial ports.
  *
  * @module
  */
 import { join } from "@std/path";
-import { WAITING_SCRIPT } from "../../lib/guest/_scripts.ts";
-import { ENDS, portId } from "../../lib/qemu/devices.ts";
+import { WARM_SHELL_SCRIPT } from "../../lib/guest/_command_scripts.ts";
+import { portDeviceId, STDIO_PORTS } from "../../lib/qemu/device_ids.ts";
 import {
-  FIRST_PORTS,
-  MACHINE_FILES,
-  portFile,
-} from "../../lib/qemu/machine_dir.ts";
+  FIRST_COMMAND_PORT_NAME,
+  portFileName,
+  VM_FILES,
+} from "../../lib/qemu/vm_dir.ts";
 import { temporaryDir } from "./directory.ts";
 
-/** A line that came to the monitor or the agent. */
-export interface Request {
+/** A request to the QMP monitor or the guest agent. */
+export interface FakeRequest {
   execute: string;
   arguments: Record<string, unknown>;
   id: number;
 }
 
-/** The guest's end of a command's ports, and what the host has said there. */
+/** The guest's end of a command's ports. */
 export interface FakeCommand {
-  /** What follows the name of the ports: input or a terminal, then the script. */
+  /** The words after the ports' name: input or terminal, then the script. */
   words: string[];
   marker: string;
   out: Deno.Conn;
@@ -32,44 +32,42 @@ export interface FakeCommand {
   in?: Deno.Conn;
 }
 
-/** What the machine says. */
 export interface FakeMachineOptions {
   /**
-   * The agent's answer to a command: text is sent as it is, a function may send
-   * what it likes, anything else is what the command returns, and `undefined`
-   * is silence.
+   * The agent's answer to a command: text is sent unchanged, a function may send
+   * anything, another value is the command's result, and `undefined` sends nothing.
    *
    * @default {honest}
    */
-  agent?: (request: Request) => unknown;
-  /** Sees what QEMU's monitor is asked. */
-  qemu?: (request: Request) => void;
-  /** Runs a command once the host has greeted. @default it ends with 0 */
+  agent?: (request: FakeRequest) => unknown;
+  /** Called for each request to the QMP monitor. */
+  qemu?: (request: FakeRequest) => void;
+  /** Runs a command after the host's greeting. @default it ends with 0 */
   command?: (command: FakeCommand) => Promise<void>;
   /** How many ports there are. @default {Infinity} */
   ports?: number;
-  /** Has it ports for a first command from its start? @default {false} */
+  /** Whether ports for the first command exist at boot. @default {false} */
   prepared?: boolean;
   /** Called when its power button is pressed. */
   onPowerButton?: () => void;
-  /** Does the agent take what is sent to it? @default {true} */
+  /** Whether the agent reads its connection. @default {true} */
   reads?: boolean;
 }
 
-/** The machine; disposing it ends it. */
+/** The fake VM; disposing it ends it. */
 export interface FakeMachine extends AsyncDisposable {
   /** Its directory. */
   dir: string;
   /** Ports that are plugged in. */
   plugged: Set<string>;
-  /** Ends of sockets, which QEMU lets go of somewhat later. */
+  /** Sockets that QEMU closes a little later. */
   chardevs: Set<string>;
-  /** The guest's end of a port that it has from its start. */
-  first(end: typeof ENDS[number]): Promise<Deno.Conn>;
+  /** The guest's end of a port that exists at boot. */
+  first(end: typeof STDIO_PORTS[number]): Promise<Deno.Conn>;
 }
 
-/** What an agent answers that does nothing wrong. */
-export function honest({ execute }: Request): unknown {
+/** The answers of a correct agent. */
+export function honest({ execute }: FakeRequest): unknown {
   if (execute === "guest-exec") return { pid: 7 };
   if (execute === "guest-exec-status") return { exited: false };
   return {};
@@ -107,13 +105,13 @@ export async function fakeMachine(
     listen(path, accepted.resolve);
   };
   if (options.prepared) {
-    for (const end of ENDS) {
-      const id = portFile(FIRST_PORTS, end);
+    for (const end of STDIO_PORTS) {
+      const id = portFileName(FIRST_COMMAND_PORT_NAME, end);
       plug(id, join(dir.path, id));
-      plugged.add(portId(id));
+      plugged.add(portDeviceId(id));
     }
   }
-  const qmp = (asked: Request) => {
+  const qmp = (asked: FakeRequest) => {
     const { execute, arguments: args, id: request } = asked;
     options.qemu?.(asked);
     const id = String(args?.id);
@@ -141,20 +139,20 @@ export async function fakeMachine(
     }
     return {};
   };
-  const start = async ({ arguments: args }: Request) => {
+  const start = async ({ arguments: args }: FakeRequest) => {
     const [name, ...words] = (args.arg as string[]).slice(3);
     const port = (end: string) => streams.get(`${name}.${end}`)!;
     const out = await port("out");
     const err = await port("err");
-    if (words[1] === WAITING_SCRIPT) return await say(err, "ready\n");
+    if (words[1] === WARM_SHELL_SCRIPT) return await say(err, "ready\n");
     const input = words[0] === "yes" ? await port("in") : undefined;
     const marker = await readLine(err);
     await command({ words, marker, out, err, in: input });
   };
-  listen(join(dir.path, MACHINE_FILES.qmp), (connection) => {
+  listen(join(dir.path, VM_FILES.qmp), (connection) => {
     answer(connection, qmp, GREETING);
   });
-  listen(join(dir.path, MACHINE_FILES.agent), (connection) => {
+  listen(join(dir.path, VM_FILES.agent), (connection) => {
     if (options.reads === false) return;
     answer(connection, (request) => {
       if (request.execute === "guest-sync") return request.arguments.id;
@@ -166,7 +164,7 @@ export async function fakeMachine(
     dir: dir.path,
     plugged,
     chardevs,
-    first: (end) => streams.get(portFile(FIRST_PORTS, end))!,
+    first: (end) => streams.get(portFileName(FIRST_COMMAND_PORT_NAME, end))!,
     async [Symbol.asyncDispose]() {
       for (const socket of sockets.values()) socket.close();
       for (const connection of connections) close(connection);
@@ -175,13 +173,12 @@ export async function fakeMachine(
   };
 }
 
-/** What QEMU or an agent sends to say no. */
+/** An error response of QEMU or the agent. */
 export function refusal(desc: unknown, id?: number): string {
   const error = { class: "GenericError", desc };
   return JSON.stringify({ error, id }) + "\n";
 }
 
-/** Writes text or bytes, all of them. */
 export async function say(connection: Deno.Conn, data: string | Uint8Array) {
   const bytes = typeof data === "string"
     ? new TextEncoder().encode(data)
@@ -199,7 +196,7 @@ async function succeed({ marker, out, err }: FakeCommand) {
 
 async function answer(
   connection: Deno.Conn,
-  answerTo: (request: Request) => unknown,
+  answerTo: (request: FakeRequest) => unknown,
   greeting = "",
 ) {
   try {
@@ -216,12 +213,12 @@ async function answer(
       }
     }
   } catch {
-    // The host has hung up, and may have done so in the middle of an answer.
+    // The host has closed the connection, perhaps in the middle of an answer.
     close(connection);
   }
 }
 
-/** Reads input that comes in frames, as the guest's shell does. */
+/** Reads framed input, as the guest's shell does. */
 export async function readFrames(input: Deno.Conn): Promise<Uint8Array> {
   const frames: BlobPart[] = [];
   while (true) {
@@ -235,7 +232,7 @@ export async function readFrames(input: Deno.Conn): Promise<Uint8Array> {
   }
 }
 
-/** Reads up to a line's end, or so many bytes, and nothing after it. */
+/** Reads a line, or so many bytes, and nothing beyond. */
 export async function readLine(
   connection: Deno.Conn,
   most = Infinity,

@@ -1,33 +1,32 @@
 /**
- * A program that stands in for `oras`: where the real one, or a registry, is too
- * well-behaved.
+ * A fake `oras`, for faults that the real one, or a registry, does not have.
  *
  * @module
  */
 import { join } from "@std/path";
 import { temporaryDir } from "./directory.ts";
 
-/** Where a stand-in can be run: it is a shell script. */
+/** Skips tests where a shell script cannot run. */
 export const shell = { ignore: Deno.build.os === "windows" };
 
-/** A stand-in; disposing removes it. */
+/** A fake oras; disposing removes it. */
 export interface FakeOras extends AsyncDisposable {
   /** Its path. */
   path: string;
-  /** A directory for whatever a test wants to keep with it. */
+  /** A directory for the test's files. */
   dir: string;
-  /** The environment that names it. */
+  /** The environment with TOOLSMITH_ORAS. */
   env: Map<string, string>;
   /** The arguments that it was last called with; `undefined` if it was not. */
   args(): Promise<string[] | undefined>;
-  /** What it then got on standard input. */
+  /** The standard input of that call. */
   input(): Promise<string>;
 }
 
 /**
- * Makes a stand-in.
+ * Makes a fake oras.
  *
- * @param script What it does, in shell; `$out` is what follows `--output`.
+ * @param script Its shell script; `$out` is the value of `--output`.
  */
 export async function fakeOras(script: string): Promise<FakeOras> {
   const made = await temporaryDir();

@@ -1,18 +1,18 @@
 /**
- * A disk in memory, of which little is written, and a FAT file system on it.
+ * A sparse disk in memory, and a FAT file system on it.
  *
  * Format: Microsoft, FAT32 File System Specification 1.03.
  *
  * @module
  */
 
-/** A disk that reads as zeros where nothing was put. */
+/** A disk that reads as zeros where nothing was written. */
 export class SparseDisk {
   readonly #sectors = new Map<number, Uint8Array>();
-  /** How often it was read. */
+  /** Number of reads. */
   reads = 0;
 
-  /** Puts bytes somewhere. */
+  /** Writes bytes at an offset. */
   put(offset: number, bytes: ArrayLike<number>) {
     for (let nth = 0; nth < bytes.length; nth++) {
       const at = offset + nth;
@@ -23,7 +23,7 @@ export class SparseDisk {
     }
   }
 
-  /** Puts a number of so many bytes somewhere, its lowest byte first. */
+  /** Writes a little-endian number of so many bytes. */
   putNumber(offset: number, value: number | bigint, length: number) {
     const shifts = Array.from({ length }, (_, nth) => BigInt(8 * nth));
     const bytes = shifts.map((by) => Number(BigInt(value) >> by & 0xffn));
@@ -45,7 +45,7 @@ export class SparseDisk {
   }
 }
 
-/** What a file system is like. */
+/** The parameters of a FAT file system. */
 export interface FatShape {
   /** Where it begins, in bytes. @default {0} */
   start?: number;
@@ -59,12 +59,12 @@ export interface FatShape {
   reserved?: number;
   /** How many tables there are. @default {2} */
   tables?: number;
-  /** Entries that the top directory has room for, of FAT12 and 16. @default {16} */
+  /** Capacity of the root directory of FAT12 and FAT16. @default {16} */
   rootEntries?: number;
 }
 
-/** Writes a file system: its first sector at once, and then what a test puts. */
-export class Fat {
+/** Builds a file system: the boot sector at once, the rest as a test adds it. */
+export class FatFileSystem {
   readonly #disk: SparseDisk;
   readonly #bits: number;
   readonly #start: number;
@@ -76,7 +76,7 @@ export class Fat {
   constructor(disk: SparseDisk, shape: FatShape = {}) {
     const { start = 0, clusters = 100, sectorSize = 512, reserved = 2 } = shape;
     const { sectorsPerCluster = 1, tables = 2 } = shape;
-    // The specification's limits, by which every system tells them apart.
+    // The specification's limits tell FAT12, FAT16 and FAT32 apart.
     this.#bits = clusters < 4085 ? 12 : clusters < 65525 ? 16 : 32;
     const rootEntries = this.#bits === 32 ? 0 : shape.rootEntries ?? 16;
     const tableBytes = Math.ceil((clusters + 2) * this.#bits / 8);
@@ -106,12 +106,12 @@ export class Fat {
     this.field(510, 0xaa55, 2);
   }
 
-  /** Sets a field of the first sector. */
+  /** Sets a field of the boot sector. */
   field(offset: number, value: number, length: number) {
     this.#disk.putNumber(this.#start + offset, value, length);
   }
 
-  /** Says which cluster follows one; of FAT12 its neighbour is overwritten. */
+  /** Sets the next cluster in the FAT; in FAT12 this overwrites the neighbour's entry. */
   follow(cluster: number, next: number) {
     const disk = this.#disk;
     if (this.#bits !== 12) {
@@ -126,11 +126,11 @@ export class Fat {
   }
 
   /**
-   * Puts an entry into a directory.
+   * Writes a directory entry.
    *
-   * @param directory Its cluster; 0 is the top of FAT12 and 16.
-   * @param nth Which of its entries, from 0.
-   * @param entry Its eleven characters, attributes, and first cluster.
+   * @param directory Its cluster; 0 is the root directory of FAT12 and FAT16.
+   * @param nth Index of the entry, from 0.
+   * @param entry Its eleven-character name, attributes, and first cluster.
    */
   entry(
     directory: number,
@@ -145,19 +145,19 @@ export class Fat {
     const disk = this.#disk;
     disk.put(at, [...name.padEnd(11)].map((char) => char.charCodeAt(0)));
     disk.putNumber(at + 11, attributes, 1);
-    // FAT12 and 16 keep something else there.
+    // FAT12 and FAT16 use these bytes differently.
     disk.putNumber(at + 20, this.#bits === 32 ? cluster >>> 16 : 0x1234, 2);
     disk.putNumber(at + 26, cluster & 0xffff, 2);
   }
 
-  /** Fills entries of a directory with those of a file that was removed. */
+  /** Fills a directory with entries of removed files. */
   removed(directory: number, count: number) {
     for (let nth = 0; nth < count; nth++) {
       this.entry(directory, nth, { name: "\xe5" });
     }
   }
 
-  /** Where a cluster lies, in bytes; 0 is the top of FAT12 and 16. */
+  /** Offset of a cluster, in bytes; 0 is the root directory of FAT12 and FAT16. */
   place(cluster: number): number {
     if (cluster === 0) return this.#root;
     return this.#data + (cluster - 2) * this.#clusterSize;
@@ -165,17 +165,25 @@ export class Fat {
 }
 
 /** The attribute of a directory. */
-export const DIRECTORY = 0x10;
+export const DIRECTORY_ATTRIBUTE = 0x10;
 
 /**
- * Puts EFI/BOOT and a boot loader into a file system, the top of which is free.
+ * Adds EFI/BOOT with boot loaders to a file system with an empty root directory.
  *
  * @param fat The file system.
  * @param loaders Such as `BOOTX64 EFI`: the fields of a short name.
- * @param top The cluster of the top directory; 0 for FAT12 and 16.
+ * @param top The root directory's cluster; 0 for FAT12 and FAT16.
  */
-export function putLoaders(fat: Fat, loaders: string[], top = 0) {
-  fat.entry(top, 0, { name: "EFI", attributes: DIRECTORY, cluster: 5 });
-  fat.entry(5, 0, { name: "BOOT", attributes: DIRECTORY, cluster: 6 });
+export function putBootLoaders(fat: FatFileSystem, loaders: string[], top = 0) {
+  fat.entry(top, 0, {
+    name: "EFI",
+    attributes: DIRECTORY_ATTRIBUTE,
+    cluster: 5,
+  });
+  fat.entry(5, 0, {
+    name: "BOOT",
+    attributes: DIRECTORY_ATTRIBUTE,
+    cluster: 6,
+  });
   loaders.forEach((name, nth) => fat.entry(6, nth, { name, cluster: 7 }));
 }

@@ -1,23 +1,23 @@
 /**
- * Counts what is read from files: a bound on work that no host is too slow for.
+ * Counts file reads, to bound work independently of the host's speed.
  *
  * @module
  */
-import { replace } from "./replace.ts";
+import { replaceMethod } from "./replace_method.ts";
 
-/** What has been read so far. Disposing ends the count. */
+/** The reads so far; disposing stops counting. */
 export interface FileReads extends Disposable {
-  /** Calls that read something. */
+  /** Number of read calls. */
   calls: number;
-  /** How many bytes they got. */
+  /** Bytes read. */
   bytes: number;
 }
 
-/** Counts what this process reads from files that it has opened. */
+/** Counts reads of files that this process opens. */
 export function countReads(): FileReads {
   const { read } = Deno.FsFile.prototype;
   const counted = { calls: 0, bytes: 0 };
-  const system = replace(Deno.FsFile.prototype, {
+  const system = replaceMethod(Deno.FsFile.prototype, {
     async read(this: Deno.FsFile, into: Uint8Array) {
       const bytes = await read.call(this, into);
       counted.calls++;

@@ -5,26 +5,27 @@
  */
 import { buildGuest } from "../../scripts/guest/build.ts";
 import { buildDebian } from "../../scripts/guest/debian.ts";
+import type { Part } from "../../scripts/setup.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
-import { needs, parts } from "./parts.ts";
+import { foundTools, requires } from "./parts.ts";
 
-/** Kernel arguments that make a guest fail in one way. */
-const VARIANTS = {
-  /** Comes up. */
+/** Kernel arguments by variant, most of which make the guest fail. */
+const FAILING_KERNEL_ARGS = {
+  /** Boots normally. */
   good: "",
-  /** Its first process ends at once. */
+  /** Init exits at once. */
   panics: "rdinit=/bin/false",
-  /** Cannot mount directories of the host. */
+  /** Cannot mount host directories. */
   noDirs: "module_blacklist=9p",
-  /** Has 9p, and says that it has not. */
+  /** Has 9p but reports that it does not. */
   hides9p:
     `rdinit=/bin/sh -- -c "sed -i '2i mkdir -p /run; echo No such device >/run/toolsmith.no-9p' /etc/agent && exec /init"`,
-  /** Comes up with nothing but a shell. */
+  /** Boots to a shell without an agent. */
   noAgent: "rdinit=/bin/sh",
-  /** Its agent opens the port and says nothing. */
+  /** The agent opens its port, as the console shows, and stays silent. */
   silent:
-    `rdinit=/bin/sh -- -c "sed -i 's,qemu-ga.*,sleep 9999 </dev/$port,' /etc/agent && exec /init"`,
-  /** Writes to its disk, and to /tmp/mark, what no other boot writes. */
+    `rdinit=/bin/sh -- -c "sed -i 's,exec qemu-ga.*,{ echo agent-is-silent >/dev/console; exec sleep 9999; } </dev/$port,' /etc/agent && exec /init"`,
+  /** Writes a unique value to its disk and to /tmp/mark at each boot. */
   writer:
     `rdinit=/bin/sh -- -c "sed -i '2i od -An -N16 -tx1 /dev/urandom >/tmp/mark; dd if=/tmp/mark of=/dev/vda seek=40 conv=fsync' /etc/agent && exec /init"`,
 };
@@ -33,12 +34,12 @@ const VARIANTS = {
 export type HostileAgent = "never_exits" | "says_maximum" | "silent";
 
 /**
- * Builds a guest whose agent is not honest.
+ * Builds a guest with a hostile agent.
  *
- * @param how What its agent does once it has answered to be there.
+ * @param how The agent's behaviour after its first answer.
  * @returns The image's path.
  */
-export function hostileGuest(how: HostileAgent): Promise<string> {
+export function buildHostileGuest(how: HostileAgent): Promise<string> {
   const agent = `/bin/sh /etc/hostile_agent ${how} /dev/$port`;
   return buildGuest({
     append:
@@ -50,41 +51,42 @@ export function hostileGuest(how: HostileAgent): Promise<string> {
   });
 }
 
-/** What a test that boots a guest spreads into its definition. */
-export const needsGuest = needs("qemu", "qemuImg", "guest");
+/** The parts that tests with a guest need. */
+export const GUEST_PARTS: Part[] = ["qemu", "qemuImg", "guest"];
 
-/** What a test that boots {@linkcode debian} spreads into its definition. */
-export const needsDebian = needs("qemu", "qemuImg", "debian");
+/** Spread into the definition of a test that boots a guest. */
+export const needsGuest = requires(...GUEST_PARTS);
 
-/** The QEMU that tests use. */
+/** What a test that boots {@linkcode buildDebianGuest}. Spread into the test's definition. */
+export const needsDebian = requires("qemu", "qemuImg", "debian");
+
+/** The environment with the tests' QEMU. */
 export const env = new Map(
-  parts.qemu ? [["TOOLSMITH_QEMU", parts.qemu]] : [],
+  foundTools.qemu ? [["TOOLSMITH_QEMU", foundTools.qemu]] : [],
 );
 
 /**
- * Builds a guest, or takes the one that was built before.
+ * Builds the test guest unless it exists.
  *
- * @param variant Which one.
  * @returns The image's path.
  */
-export function guest(
-  variant: keyof typeof VARIANTS = "good",
+export function buildTestGuest(
+  variant: keyof typeof FAILING_KERNEL_ARGS = "good",
 ): Promise<string> {
-  return buildGuest({ append: VARIANTS[variant] });
+  return buildGuest({ append: FAILING_KERNEL_ARGS[variant] });
 }
 
 /**
- * Builds a Debian 12 with systemd, guest agent, python3 and git, or takes the
- * one that was built before.
+ * Builds a Debian 12 guest with systemd, guest agent, python3 and git unless it exists.
  *
  * @returns The image's path.
  */
-export function debian(): Promise<string> {
+export function buildDebianGuest(): Promise<string> {
   return buildDebian("agent");
 }
 
 /** Collects events of one type. */
-export function collect<T extends ToolsmithEvent["type"]>(type: T) {
+export function collectEvents<T extends ToolsmithEvent["type"]>(type: T) {
   type Found = Extract<ToolsmithEvent, { type: T }>;
   const events: Found[] = [];
   const onEvent = (event: ToolsmithEvent) => {

@@ -14,7 +14,7 @@ export interface ServedManifest {
 
 /** A running registry. */
 export interface HostileRegistry extends AsyncDisposable {
-  /** Address and port: what a reference begins with. */
+  /** Address and port, for references. */
   readonly host: string;
   /** Every request so far, as `GET /v2/…`. */
   readonly requests: string[];
@@ -29,17 +29,17 @@ export interface HostileRegistry extends AsyncDisposable {
     bytes: Uint8Array<ArrayBuffer>,
     fields?: Record<string, unknown>,
   ): Promise<Record<string, unknown>>;
-  /** Answers no request for a blob any more, until it ends. */
+  /** Stops answering requests for blobs. */
   holdBlobs(): void;
   /** Redirects each request for a blob. */
   redirectBlobs(location: string): void;
 }
 
-/** The media type that an honest registry serves an image's manifest with. */
+/** The media type of an OCI image manifest. */
 export const IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json";
 
 /**
- * Starts a registry without anything in it.
+ * Starts an empty registry.
  *
  * @param tls Its certificate, to serve HTTPS.
  */

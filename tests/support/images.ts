@@ -1,18 +1,21 @@
 /**
- * Images in a cache, without a transfer.
+ * Puts images into a cache without a download.
  *
  * @module
  */
 import { join } from "@std/path";
-import { cacheEntry, type CacheKey } from "../../lib/cache/entry.ts";
-import { fingerprint } from "../../lib/system/files.ts";
+import { cacheEntryHandle, type CacheKey } from "../../lib/cache/entry.ts";
+import { readFileIdentity } from "../../lib/system/files.ts";
 import { temporaryDir } from "./directory.ts";
 
-/** The digest of an image, and that of another. */
+/** The digests of two images. */
 export const [A, B] = ["a", "b"].map((digit) => digit.repeat(64));
 
-/** Runs a test with a cache of its own, which is not there yet. */
-export function test(name: string, body: (key: CacheKey) => Promise<void>) {
+/** Runs a test with a cache that does not exist yet. */
+export function testWithCache(
+  name: string,
+  body: (key: CacheKey) => Promise<void>,
+) {
   Deno.test(name, async () => {
     await using dir = await temporaryDir();
     const cache = join(dir.path, "cache");
@@ -23,15 +26,20 @@ export function test(name: string, body: (key: CacheKey) => Promise<void>) {
 /**
  * Puts an image of 5 bytes into the cache.
  *
- * @param key Its place.
+ * @param key The cache key.
  * @param used When it was last used.
  */
-export async function putImage(key: CacheKey, used: Date): Promise<void> {
-  using held = await cacheEntry(key).lock();
-  await using staging = await held.stage();
+export async function putCachedImage(key: CacheKey, used: Date): Promise<void> {
+  using held = await cacheEntryHandle(key).lock();
+  await using staging = await held.createOrResumeStaging();
   const path = join(staging.dir, "i.qcow2");
   await Deno.writeTextFile(path, "image");
-  const hashed = (await fingerprint(path))!;
-  await staging.place({ path, name: "i.qcow2", source: "/x", hashed });
-  await Deno.utime(cacheEntry(key).dir, used, used);
+  const hashedFile = (await readFileIdentity(path))!;
+  await staging.commit({
+    path,
+    fileName: "i.qcow2",
+    source: "/x",
+    hashedFile,
+  });
+  await Deno.utime(cacheEntryHandle(key).dir, used, used);
 }

@@ -1,5 +1,5 @@
 /**
- * An image that is a file of this host, for a manifest beside it.
+ * A local image file, for `init --file`.
  *
  * @module
  */
@@ -7,8 +7,8 @@ import { join } from "@std/path";
 import { temporaryDir } from "./directory.ts";
 import { makeQcow2 } from "./workspace.ts";
 
-/** An image, and the flags that name a manifest and a cache beside it. */
-export async function localImage() {
+/** Makes a local image, and flags for a manifest and a cache next to it. */
+export async function makeLocalImage() {
   const dir = await temporaryDir();
   const image = join(dir.path, "image.qcow2");
   const { sha256 } = await makeQcow2(image, 65536);

@@ -4,10 +4,10 @@
  * @module
  */
 import { join } from "@std/path";
-import { spawn } from "../../lib/system/process.ts";
+import { spawnProcess } from "../../lib/system/process.ts";
 import { sleep } from "../../lib/system/time.ts";
-import { ROOT } from "../../scripts/deno.ts";
-import { parts } from "./parts.ts";
+import { PROJECT_ROOT } from "../../scripts/deno.ts";
+import { foundTools } from "./parts.ts";
 
 /** A running nginx. */
 export interface Nginx extends AsyncDisposable {
@@ -16,8 +16,8 @@ export interface Nginx extends AsyncDisposable {
 }
 
 /**
- * Starts nginx before a pull-through cache, and waits until it listens. Tests
- * that use it declare `needs("nginx")`.
+ * Starts nginx in front of a pull-through cache and waits until it listens. Tests
+ * that use it declare `requires("nginx")`.
  *
  * @param upstream The cache's address.
  * @returns The running program, to be disposed of.
@@ -27,7 +27,7 @@ export async function startNginx(upstream: string): Promise<Nginx> {
   const dir = await Deno.makeTempDir({ prefix: "toolsmith-nginx-" });
   undo.defer(() => Deno.remove(dir, { recursive: true }));
   const port = freePort();
-  let here = await Deno.readTextFile(`${ROOT}/docs/nginx-mirror.conf`);
+  let here = await Deno.readTextFile(`${PROJECT_ROOT}/docs/nginx-mirror.conf`);
   for (
     const [there, replaced] of [
       ["/var/cache/", `${dir}/`],
@@ -55,7 +55,7 @@ http {
 `,
   );
   let log = "";
-  const child = undo.use(spawn(parts.nginx!, {
+  const child = undo.use(spawnProcess(foundTools.nginx!, {
     args: ["-p", dir, "-e", "stderr", "-c", config],
     stderr: (chunk) => {
       log += new TextDecoder().decode(chunk);

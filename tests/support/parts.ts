@@ -1,56 +1,54 @@
 /**
- * The real programs that tests run. `deno task test` brings them; a test file
- * that runs alone takes what is there.
+ * The real programs that tests run. `deno task test` installs them; a test file that
+ * runs alone uses those that exist.
  *
  * @module
  */
 import { resolve } from "@std/path";
 import { findTools, type Part, type Tools } from "../../scripts/setup.ts";
-import { remedyOf } from "../../scripts/setup/parts.ts";
+import { installHint } from "../../scripts/setup/parts.ts";
 
-/** Where each program is; absent where it is missing, or not to be used. */
-export const parts: Tools = await findTools();
-const unwanted = Deno.env.get("TOOLSMITH_TEST_WITHOUT") ?? "";
-for (const part of unwanted.split(",")) delete parts[part as Part];
+/** The path of each part's program; absent if missing or excluded. */
+export const foundTools: Tools = await findTools();
+const excludedParts = Deno.env.get("TOOLSMITH_TEST_WITHOUT") ?? "";
+for (const part of excludedParts.split(",")) delete foundTools[part as Part];
 
-/** The guest's own shell, which this host can run. */
-export const BUSYBOX = parts.guest
-  ? resolve(parts.guest, "../../root/bin/busybox")
+/** The guest's shell, which runs on this host too. */
+export const BUSYBOX = foundTools.guest
+  ? resolve(foundTools.guest, "../../root/bin/busybox")
   : "/bin/busybox";
 
-const said = new Set<Part | "root">();
+const reportedParts = new Set<Part | "root">();
 
 /**
- * What a test that needs programs, or root, spreads into its definition: it is
- * skipped where one is missing, and that is reported. A build farm must have all
- * programs.
+ * Spread into the definition of a test that needs programs or root: the test is skipped,
+ * and that is reported, if one is missing. CI must have all programs.
  *
- * @param names The programs; `root` for root on Linux.
- * @returns The part of a test's definition.
- * @throws {Error} On a build farm, when a program is missing.
+ * @param names The parts; `root` for root on Linux.
+ * @throws {Error} In CI, when a program is missing.
  * @example
  * ```ts
- * Deno.test({ name: "pushes", ...needs("oras", "registry"), fn: () => {} });
+ * Deno.test({ name: "pushes", ...requires("oras", "registry"), fn: () => {} });
  * ```
  */
-export function needs(...names: (Part | "root")[]): { ignore: boolean } {
+export function requires(...names: (Part | "root")[]): { ignore: boolean } {
   const isRoot = Deno.build.os === "linux" && Deno.uid() === 0;
   const absent = names.filter((name) =>
-    name === "root" ? !isRoot : !parts[name]
+    name === "root" ? !isRoot : !foundTools[name]
   );
   for (const name of absent) {
     const line = name === "root"
       ? "root is needed"
-      : `${name} is missing: ${remedyOf(name)}`;
+      : `${name} is missing: ${installHint(name)}`;
     if (name !== "root" && Deno.env.get("CI") === "true") throw new Error(line);
-    if (!said.has(name)) report(name, line);
-    said.add(name);
+    if (!reportedParts.has(name)) reportMissing(name, line);
+    reportedParts.add(name);
   }
   return { ignore: absent.length > 0 };
 }
 
 /** `deno task test` reports each reason once, for all files. */
-function report(name: string, line: string): void {
+function reportMissing(name: string, line: string): void {
   const path = Deno.env.get("TOOLSMITH_TEST_MISSING");
   if (path) Deno.writeTextFileSync(path, `${name}\n`, { append: true });
   else console.error(`skipping tests: ${line}`);

@@ -3,50 +3,120 @@
  *
  * @module
  */
-import { run } from "../../lib/system/process.ts";
-import { sleep } from "../../lib/system/time.ts";
+import { runProcess } from "../../lib/system/process.ts";
+import { waitUntil } from "./wait_until.ts";
 
 /** A running process. */
-export interface Running {
+export interface RunningProcess {
   /** Its id. */
   pid: number;
-  /** Its command line, the words apart by blanks. */
+  /** Its command line, joined by blanks. */
   line: string;
 }
 
 /**
- * Finds the processes whose command line holds a text; this one is left out.
+ * Finds other processes whose command line contains a text.
  *
- * @param text For instance a directory of the test's own.
+ * @param text For instance the test's directory.
  */
-export async function processesOf(text: string): Promise<Running[]> {
-  const all = Deno.build.os === "linux" ? fromProc() : await fromPs();
+export async function findProcesses(text: string): Promise<RunningProcess[]> {
+  const all = Deno.build.os === "linux"
+    ? processesFromProc()
+    : await processesFromPs();
   return all.filter(({ pid, line }) => pid !== Deno.pid && line.includes(text));
 }
 
-/** Demands that a process ends soon; a zombie, which has no command line, has. */
+/** Waits for a process to end; a zombie, which has no command line, has ended. */
 export async function assertEnded(pid: number): Promise<void> {
   if (!(pid > 1)) throw new Error(`${pid} is no process of a test`);
-  for (let tries = 0; tries < 100; tries++) {
-    const found = await processesOf("");
-    if (!found.some((it) => it.pid === pid && it.line !== "")) return;
-    await sleep(20);
-  }
-  Deno.kill(pid, "SIGKILL");
-  throw new Error(`Process ${pid} was still there`);
+  await waitUntil(`the end of process ${pid}`, async () => {
+    const found = await findProcesses("");
+    return !found.some((it) => it.pid === pid && it.line !== "");
+  });
 }
 
-/** Kills a process, unless it has ended by itself meanwhile. */
-export function killUnlessEnded(pid: number): void {
+/**
+ * Waits until no process has a text in its command line. QEMU's supervisor outlives
+ * QEMU for a moment.
+ */
+export async function assertAllEnded(text: string): Promise<void> {
+  let found: RunningProcess[] = [];
+  await waitUntil(
+    () => `still running: ${JSON.stringify(found)}`,
+    async () => (found = await findProcesses(text)).length === 0,
+  );
+}
+
+/** Waits, on Linux, until a process has opened a file. */
+export async function untilOpened(pid: number, path: string): Promise<void> {
+  const links = () =>
+    namesIn(`/proc/${pid}/fd`).map((fd) => linkOf(`/proc/${pid}/fd/${fd}`));
+  await waitUntil(`${path} open in process ${pid}`, () => {
+    if (links().includes(path)) return true;
+    assertAlive(pid);
+    return false;
+  });
+}
+
+/** Waits, on Linux, until a process blocks on writing to standard output. */
+export async function untilOutputBlocks(pid: number): Promise<void> {
+  // A thread's current system call and its first argument (proc(5)).
+  const writes = /^\d+ 0x1 /;
+  const blocked = () =>
+    namesIn(`/proc/${pid}/task`).some((thread) =>
+      writes.test(textOf(`/proc/${pid}/task/${thread}/syscall`)) &&
+      /pipe_w/.test(textOf(`/proc/${pid}/task/${thread}/wchan`))
+    );
+  await waitUntil(`output of process ${pid} that blocks`, () => {
+    if (blocked()) return true;
+    assertAlive(pid);
+    return false;
+  });
+}
+
+function assertAlive(pid: number) {
+  const [, state] = /\) (\w)/.exec(textOf(`/proc/${pid}/stat`)) ?? [];
+  if (!state || state === "Z") throw new Error(`process ${pid} has ended`);
+}
+
+function namesIn(path: string): string[] {
   try {
-    Deno.kill(pid, "SIGKILL");
+    return Array.from(Deno.readDirSync(path), ({ name }) => name);
+  } catch {
+    return [];
+  }
+}
+
+function linkOf(path: string): string | undefined {
+  try {
+    return Deno.readLinkSync(path);
+  } catch {
+    return undefined;
+  }
+}
+
+function textOf(path: string): string {
+  try {
+    return Deno.readTextFileSync(path);
+  } catch {
+    return "";
+  }
+}
+
+/** Kills a process unless it has already ended. */
+export function killUnlessEnded(
+  pid: number,
+  name: Deno.Signal = "SIGKILL",
+): void {
+  try {
+    Deno.kill(pid, name);
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
 }
 
-/** A small host need not have `ps`. */
-function fromProc(): Running[] {
+/** Reads /proc, as a small host may not have `ps`. */
+function processesFromProc(): RunningProcess[] {
   return [...Deno.readDirSync("/proc")]
     .map(({ name }) => Number(name))
     .filter((pid) => pid > 0)
@@ -55,15 +125,15 @@ function fromProc(): Running[] {
         const words = Deno.readTextFileSync(`/proc/${pid}/cmdline`);
         return { pid, line: words.replaceAll("\0", " ") };
       } catch {
-        // It ended in between.
+        // It has ended meanwhile.
         return { pid, line: "" };
       }
     });
 }
 
-async function fromPs(): Promise<Running[]> {
+async function processesFromPs(): Promise<RunningProcess[]> {
   const args = ["-eo", "pid=,args=", "-ww"];
-  const { stdout } = await run("ps", { args });
+  const { stdout } = await runProcess("ps", { args });
   return stdout.trim().split("\n").map((row) => {
     const [, pid, line] = /^\s*(\d+)\s+(.*)$/.exec(row) ?? [];
     return { pid: Number(pid), line: line ?? "" };

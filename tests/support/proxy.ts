@@ -1,65 +1,64 @@
 /**
- * A reverse proxy on loopback that does to a registry's answers what networks
- * and overloaded registries do to them.
+ * A reverse proxy on loopback that injects faults of networks and overloaded
+ * registries into a registry's responses.
  *
  * @module
  */
 
-/** What goes wrong: one of these. */
-export type Mischief =
+/** What the proxy does to a response; one of these. */
+export type FaultAction =
   /** An error in the form of the OCI specification. */
   | { status: number; headers?: Record<string, string> }
-  /** The connection breaks after so many bytes of the body. */
+  /** Breaks the connection after so many bytes of the body. */
   | { cutAfter: number }
-  /** Nothing more comes after so many bytes of the body. */
+  /** Stalls after so many bytes of the body. */
   | { stallAfter: number }
-  /** No answer at all. */
+  /** Never answers. */
   | { hang: true }
-  /** Other bytes than the registry's. */
+  /** Replaces the body. */
   | { replace: (body: Uint8Array<ArrayBuffer>) => Uint8Array<ArrayBuffer> }
-  /** The registry's answer to another path than the one asked for. */
+  /** Answers with the registry's response for another path. */
   | { askFor: string }
-  /** Another challenge than the registry's, where it has one. */
+  /** Replaces the registry's authentication challenge. */
   | { challenge: (own: string) => string };
 
-/** A fault, and the requests that it befalls. */
-export type Fault = Mischief & {
-  /** Is tried on what {@linkcode Seen} has as the request. */
+/** A fault, and the requests that it applies to. */
+export type ProxyFault = FaultAction & {
+  /** Tested on {@linkcode SeenRequest}'s `request`. */
   match: RegExp;
-  /** How many of those are spared at first. @default {0} */
+  /** How many matching requests are skipped first. @default {0} */
   after?: number;
-  /** How many it befalls then. @default {Infinity} */
+  /** How many requests it applies to. @default {Infinity} */
   times?: number;
 };
 
-/** A request that the proxy has seen. */
-export interface Seen {
+export interface SeenRequest {
   /**
    * Method, path and query, as in `GET /v2/owner/image/manifests/v1`; in the
    * query `:` is `%3A`, as clients send it.
    */
   request: string;
-  /** Status of the answer; 0 while there is none. */
+  /** The response's status; 0 before it arrives. */
   status: number;
-  /** Bytes of the body that were handed on so far. */
+  /** Bytes of the body forwarded so far. */
   bytes: number;
 }
 
 /** A running proxy. */
 export interface FaultyProxy extends AsyncDisposable {
-  /** Address and port: what a reference begins with. */
+  /** Address and port, for references. */
   readonly host: string;
-  /** The faults; the first that befalls a request wins. May be changed. */
-  readonly faults: Fault[];
-  /** What was asked so far, in order. */
-  readonly seen: Seen[];
+  /** The faults; the first match wins. May be changed. */
+  readonly faults: ProxyFault[];
+  /** The requests so far, in order. */
+  readonly seen: SeenRequest[];
 }
 
 /**
  * Starts a proxy in front of a registry that speaks plain HTTP.
  *
  * @param upstream The registry's address and port.
- * @param faults What goes wrong; nothing when left out.
+ * @param faults The faults; none by default.
  * @returns The running proxy, to be disposed of.
  * @example A download that breaks once
  * ```ts ignore
@@ -70,13 +69,13 @@ export interface FaultyProxy extends AsyncDisposable {
  */
 export function startProxy(
   upstream: string,
-  faults: Fault[] = [],
+  faults: ProxyFault[] = [],
 ): FaultyProxy {
-  const seen: Seen[] = [];
-  const counts = new Map<Fault, number>();
+  const seen: SeenRequest[] = [];
+  const counts = new Map<ProxyFault, number>();
   const closing = new AbortController();
 
-  function befalling(request: string): Fault | undefined {
+  function befalling(request: string): ProxyFault | undefined {
     return faults.find((fault) => {
       if (!fault.match.test(request)) return false;
       const count = counts.get(fault) ?? 0;
@@ -86,7 +85,7 @@ export function startProxy(
     });
   }
 
-  /** Asks the registry, which is to name the proxy in addresses it hands out. */
+  /** Forwards a request; the registry must name the proxy in its URLs. */
   function forward(
     request: Request,
     url: URL,
@@ -107,19 +106,19 @@ export function startProxy(
   async function answer(request: Request, asked: string): Promise<Response> {
     const fault = befalling(asked);
     if (fault && "hang" in fault) {
-      await aborted(closing.signal);
+      await whenAborted(closing.signal);
     }
     if (fault && "status" in fault) {
       await request.body?.cancel();
-      return refusal(fault);
+      return refusalResponse(fault);
     }
     const replacing = fault && "replace" in fault;
-    // A HEAD must tell the length and digest that the GET would have.
+    // A HEAD response must have the length and digest of the GET.
     const method = replacing ? "GET" : request.method;
     const url = new URL(request.url);
     if (fault && "askFor" in fault) url.pathname = fault.askFor;
     const response = await forward(request, url, method);
-    if (replacing) return await replaced(request, response, fault.replace);
+    if (replacing) return await replacedBody(request, response, fault.replace);
     const { body, status } = response;
     const headers = new Headers(response.headers);
     const own = headers.get("www-authenticate");
@@ -131,8 +130,8 @@ export function startProxy(
       : fault && "stallAfter" in fault
       ? fault.stallAfter
       : Infinity;
-    const passed = body && limited(body, limit, async () => {
-      if (fault && "stallAfter" in fault) await aborted(closing.signal);
+    const passed = body && limitedBody(body, limit, async () => {
+      if (fault && "stallAfter" in fault) await whenAborted(closing.signal);
       throw new Error("The connection is cut");
     });
     return new Response(passed, { status, headers });
@@ -146,7 +145,7 @@ export function startProxy(
     onError: () => new Response(null, { status: 502 }),
   }, async (request) => {
     const { pathname, search } = new URL(request.url);
-    const entry: Seen = {
+    const entry: SeenRequest = {
       request: `${request.method} ${pathname}${search}`,
       status: 0,
       bytes: 0,
@@ -175,8 +174,8 @@ export function startProxy(
   };
 }
 
-/** Hands on so many bytes, then does what ends them. */
-function limited(
+/** Forwards so many bytes, then ends in the given way. */
+function limitedBody(
   body: ReadableStream<Uint8Array>,
   limit: number,
   end: () => Promise<never>,
@@ -198,8 +197,8 @@ function limited(
   });
 }
 
-/** Other bytes, with headers that fit them: only their digest tells. */
-async function replaced(
+/** Replaces the body and adapts the headers, so that only the digest differs. */
+async function replacedBody(
   request: Request,
   response: Response,
   change: (body: Uint8Array<ArrayBuffer>) => Uint8Array<ArrayBuffer>,
@@ -207,7 +206,7 @@ async function replaced(
   const body = change(await response.bytes());
   const headers = new Headers(response.headers);
   headers.set("content-length", String(body.length));
-  // Under a tag other content is a lie that only who pushed can see through.
+  // Under a tag, only who pushed can detect replaced content.
   if (/\/manifests\/[^:]+$/.test(request.url)) {
     const digest = await crypto.subtle.digest("SHA-256", body);
     headers.set(
@@ -218,7 +217,7 @@ async function replaced(
   return new Response(body, { status: response.status, headers });
 }
 
-function refusal(
+function refusalResponse(
   { status, headers }: { status: number; headers?: Record<string, string> },
 ): Response {
   const code = {
@@ -231,7 +230,7 @@ function refusal(
   return Response.json({ errors }, { status, headers });
 }
 
-function aborted(signal: AbortSignal): Promise<void> {
+function whenAborted(signal: AbortSignal): Promise<void> {
   if (signal.aborted) return Promise.resolve();
   return new Promise((resolve) => {
     signal.addEventListener("abort", () => resolve(), { once: true });

@@ -1,11 +1,10 @@
 /**
- * The proxies that other tests rely on do what they claim, to the real oras
- * and to plain requests.
+ * Tests the proxies that other tests rely on, with the real oras and plain requests.
  */
 import { assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { type Output, run } from "../../lib/system/process.ts";
-import { needs, parts } from "./parts.ts";
-import { type Fault, startProxy } from "./proxy.ts";
+import { type ProcessResult, runProcess } from "../../lib/system/process.ts";
+import { foundTools, requires } from "./parts.ts";
+import { type ProxyFault, startProxy } from "./proxy.ts";
 import {
   PASSWORD,
   type Registry,
@@ -17,7 +16,6 @@ import { startTunnel } from "./tunnel.ts";
 const BLOB = /^GET .*\/blobs\//;
 const SIZE = 300_000;
 
-/** Asks for the manifest as oras does. */
 function fetchManifest(host: string, method = "GET"): Promise<Response> {
   const accept = "application/vnd.oci.image.manifest.v1+json";
   const url = `http://${host}/v2/owner/image/manifests/v1`;
@@ -28,13 +26,13 @@ function fetchManifest(host: string, method = "GET"): Promise<Response> {
 async function withArtifact(
   test: (
     registry: Registry,
-    pull: (host: string) => Promise<Output>,
+    pull: (host: string) => Promise<ProcessResult>,
   ) => Promise<void>,
 ): Promise<void> {
   await using registry = await startRegistry();
   const dir = await Deno.makeTempDir();
   const oras = (...args: string[]) =>
-    run(parts.oras!, { args, cwd: dir, timeoutMs: 60_000 });
+    runProcess(foundTools.oras!, { args, cwd: dir, timeoutMs: 600_000 });
   try {
     await Deno.writeFile(`${dir}/file.bin`, new Uint8Array(SIZE));
     const reference = `${registry.host}/owner/image:v1`;
@@ -49,7 +47,7 @@ async function withArtifact(
   }
 }
 
-const pullsThatFail: [string, Fault, RegExp][] = [
+const pullsThatFail: [string, ProxyFault, RegExp][] = [
   ["cut mid-way", { match: BLOB, cutAfter: 200_000 }, /unexpected EOF/],
   [
     "of other bytes",
@@ -62,8 +60,8 @@ const pullsThatFail: [string, Fault, RegExp][] = [
 
 for (const [name, fault, says] of pullsThatFail) {
   Deno.test({
-    name: `a pull ${name} fails once, and then succeeds`,
-    ...needs("oras", "registry"),
+    name: `startProxy() makes a pull that is ${name} fail once, then succeed`,
+    ...requires("oras", "registry"),
     fn: () =>
       withArtifact(async (registry, pull) => {
         await using proxy = startProxy(registry.host, [{ ...fault, times: 1 }]);
@@ -77,8 +75,8 @@ for (const [name, fault, says] of pullsThatFail) {
 }
 
 Deno.test({
-  name: "a push goes through a proxy, and faults spare as many as told",
-  ...needs("oras", "registry"),
+  name: "startProxy() forwards a push and skips as many requests as configured",
+  ...requires("oras", "registry"),
   fn: () =>
     withArtifact(async (registry) => {
       await using proxy = startProxy(registry.host, [
@@ -91,7 +89,7 @@ Deno.test({
         await response.body?.cancel();
       }
       assertEquals(statuses, [200, 429, 429, 200]);
-      const pushed = await run(parts.oras!, {
+      const pushed = await runProcess(foundTools.oras!, {
         args: ["push", "--plain-http", `${proxy.host}/owner/image:v2`],
       });
       assertEquals(pushed.code, 0, pushed.stderr);
@@ -103,8 +101,8 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a manifest is replaced for HEAD as for GET",
-  ...needs("oras", "registry"),
+  name: "startProxy() replaces a manifest for HEAD and GET alike",
+  ...requires("oras", "registry"),
   fn: () =>
     withArtifact(async (registry) => {
       await using proxy = startProxy(registry.host, [{
@@ -128,8 +126,8 @@ Deno.test({
 for (const fault of [{ stallAfter: 100 }, { hang: true as const }]) {
   const name = Object.keys(fault)[0];
   Deno.test({
-    name: `${name}: the client waits until the proxy ends`,
-    ...needs("oras", "registry"),
+    name: `startProxy() with ${name}: the client waits until the proxy ends`,
+    ...requires("oras", "registry"),
     fn: () =>
       withArtifact(async (registry) => {
         const proxy = startProxy(registry.host, [{ match: /v1$/, ...fault }]);
@@ -151,8 +149,9 @@ for (const fault of [{ stallAfter: 100 }, { hang: true as const }]) {
 }
 
 Deno.test({
-  name: "oras reaches a registry as ghcr.io through a tunnel, and nothing else",
-  ...needs("oras", "registry", "openssl"),
+  name:
+    "startTunnel() connects oras to a registry as ghcr.io and to nothing else",
+  ...requires("oras", "registry", "openssl"),
   async fn() {
     await using registry = await startRegistry({
       auth: "token",
@@ -161,7 +160,7 @@ Deno.test({
     });
     await using tunnel = startTunnel({ "ghcr.io:443": registry.host });
     const push = (host: string) =>
-      run(parts.oras!, {
+      runProcess(foundTools.oras!, {
         args: [
           "push",
           ...registry.orasFlags,
@@ -170,7 +169,7 @@ Deno.test({
         ],
         env: tunnel.env,
         input: PASSWORD,
-        timeoutMs: 60_000,
+        timeoutMs: 600_000,
       });
     const pushed = await push("ghcr.io");
     assertEquals(pushed.code, 0, pushed.stderr);

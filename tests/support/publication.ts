@@ -1,5 +1,5 @@
 /**
- * A publication that a test looks at from all sides.
+ * Runs a publication and collects its events.
  *
  * @module
  */
@@ -7,12 +7,12 @@ import { assertEquals } from "@std/assert";
 import { type ErrorCode, ToolsmithError } from "../../lib/errors.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
 import { publish, type PublishOptions } from "../../lib/publish/publish.ts";
-import { parts } from "./parts.ts";
+import { foundTools } from "./parts.ts";
 
-if (parts.oras) Deno.env.set("TOOLSMITH_ORAS", parts.oras);
+if (foundTools.oras) Deno.env.set("TOOLSMITH_ORAS", foundTools.oras);
 
 /** Publishes with short pauses, and collects the events. */
-export async function attempt(
+export async function attemptPublish(
   path: string,
   reference: string,
   options: PublishOptions = {},
@@ -40,8 +40,11 @@ export async function attempt(
   };
 }
 
-/** Demands an error of that code. */
-export function assertCode(error: unknown, code: ErrorCode): ToolsmithError {
+/** Asserts an error with this code. */
+export function assertErrorCode(
+  error: unknown,
+  code: ErrorCode,
+): ToolsmithError {
   if (!(error instanceof ToolsmithError)) {
     throw new Error(`no ${code}`, { cause: error });
   }

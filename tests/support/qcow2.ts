@@ -1,42 +1,42 @@
 /**
- * A QCOW2 image, byte by byte: what `qemu-img` makes of a disk is never damaged,
- * and seldom at a limit.
+ * Builds QCOW2 images byte by byte, to get corrupt ones and limits, which `qemu-img`
+ * does not produce.
  *
  * Format: QEMU, docs/interop/qcow2.txt.
  *
  * @module
  */
 
-/** What an image is made of; all offsets are in bytes of the file. */
+/** The fields of an image; offsets are in bytes of the file. */
 export interface Qcow2Parts {
   /** Version of the format. @default {3} */
   version?: number;
-  /** A cluster has 2 to the power of so many bytes. @default {9} */
+  /** Cluster size as a power of two. @default {9} */
   clusterBits?: number;
-  /** Size of the disk, in bytes. @default {what the second tables reach} */
+  /** Virtual disk size, in bytes. @default {what the L2 tables cover} */
   size?: number;
   /** Incompatible features, in version 3. @default {0n} */
   features?: bigint;
-  /** Length of the header that it names, in version 3. @default {112} */
+  /** The header length field, in version 3. @default {112} */
   headerLength?: number;
-  /** Method of compression: 1 is Zstandard. @default {0} */
+  /** Compression type: 1 is Zstandard. @default {0} */
   compression?: number;
   /**
-   * Entries of the second tables, of which each has a cluster of its own; of
-   * 16 bytes, each has two here. @default {[[]]}
+   * Entries of the L2 tables, each in its own cluster; a 16-byte entry takes two
+   * elements. @default {[[]]}
    */
   tables?: bigint[][];
-  /** What stands behind the tables. @default {nothing} */
+  /** The bytes after the tables. @default {nothing} */
   data?: Uint8Array;
 }
 
-/** Where the data of an image begins, in bytes of the file. */
+/** Returns the offset of an image's data, in bytes of the file. */
 export function dataOffset({ clusterBits = 9, tables = [[]] }: Qcow2Parts) {
   return (2 + tables.length) * 2 ** clusterBits;
 }
 
-/** Makes an image: a cluster of header, one of the first table, the others, data. */
-export function qcow2(parts: Qcow2Parts): DataView {
+/** Builds an image: header cluster, L1 table cluster, L2 tables, data. */
+export function makeQcow2(parts: Qcow2Parts): DataView {
   const { version = 3, clusterBits = 9, features = 0n, tables = [[]] } = parts;
   const cluster = 2 ** clusterBits;
   const { data = new Uint8Array() } = parts;
@@ -64,7 +64,7 @@ export function qcow2(parts: Qcow2Parts): DataView {
   return view;
 }
 
-/** Puts an image, or the beginning of it, into a file. */
+/** Writes an image, or its beginning, to a file. */
 export async function writeImage(
   path: string,
   image: DataView,
@@ -75,7 +75,7 @@ export async function writeImage(
   return path;
 }
 
-/** Words as they stand in an image. */
-export function bytesOf(text: string): Uint8Array<ArrayBuffer> {
+/** Encodes text as UTF-8. */
+export function textBytes(text: string): Uint8Array<ArrayBuffer> {
   return new TextEncoder().encode(text);
 }

@@ -3,27 +3,27 @@
  *
  * @module
  */
-import { type Child, spawn } from "../../lib/system/process.ts";
+import { type RunningProcess, spawnProcess } from "../../lib/system/process.ts";
 import { issueCertificate } from "./certificates.ts";
-import { parts } from "./parts.ts";
+import { foundTools } from "./parts.ts";
 import { startTokenServer, type TokenRules } from "./token_server.ts";
 
-/** The one user that a registry with authentication knows. */
+/** The only user of a registry with authentication. */
 export const USERNAME = "tester";
-/** That user's password; it holds what a careless program would trip over. */
+/** That user's password, with characters that careless quoting breaks. */
 export const PASSWORD = "let me: in$";
-// The registry takes bcrypt only, which nothing here can compute.
+// A precomputed bcrypt hash, the only kind that the registry accepts.
 const HTPASSWD =
   `${USERNAME}:$2a$04$Z5apvX2erjjoBUxRtyVwie4eERiPkFxEkX4pCv/TTMzDH2dRmbd4i\n`;
 
-/** What kind of registry {@linkcode startRegistry} starts. */
+/** Options of {@linkcode startRegistry}. */
 export interface RegistryOptions
   extends Omit<TokenRules, "username" | "password"> {
-  /** How clients say who they are. @default {"none"} */
+  /** The authentication scheme. @default {"none"} */
   auth?: "none" | "basic" | "token";
   /** Serve HTTPS, with a certificate of a private authority. @default {false} */
   tls?: boolean;
-  /** Be a pull-through cache of the registry at this address. @default {undefined} */
+  /** Makes it a pull-through cache of the registry at this URL. @default {undefined} */
   upstream?: string;
   /** Host names in that certificate besides loopback's. @default {[]} */
   names?: string[];
@@ -31,26 +31,25 @@ export interface RegistryOptions
 
 /** A running registry. */
 export interface Registry extends AsyncDisposable {
-  /** Address and port: what a reference begins with. */
+  /** Address and port, for references. */
   readonly host: string;
-  /** The same with its scheme. */
+  /** The URL: scheme, address and port. */
   readonly url: string;
-  /** The directory that it keeps its data in. */
+  /** Its storage directory. */
   readonly storage: string;
-  /** The private authority's certificate, where it serves HTTPS. */
+  /** The private authority's certificate, for HTTPS. */
   readonly caFile: string | undefined;
-  /** What oras needs to reach it: `--plain-http`, or `--ca-file` and its path. */
+  /** oras flags to reach it: `--plain-http`, or `--ca-file` with the path. */
   readonly orasFlags: string[];
-  /** Ends it; its storage stays until it is disposed of. Safe to repeat. */
+  /** Stops it; its storage remains until it is disposed. Idempotent. */
   stop(): Promise<void>;
 }
 
 /**
  * Starts the registry program, and waits until it listens. Tests that use it
- * declare `needs("registry")`, and `openssl` too for tokens and HTTPS.
+ * declare `requires("registry")`, and `openssl` too for tokens and HTTPS.
  *
- * @param options Which kind.
- * @returns The running registry, to be disposed of.
+ * @returns The running registry, to be disposed.
  */
 export async function startRegistry(
   options: RegistryOptions = {},
@@ -97,7 +96,7 @@ export async function startRegistry(
       },
     }[auth],
   };
-  // JSON is YAML as well.
+  // JSON is valid YAML.
   await Deno.writeTextFile(`${dir}/config.yml`, JSON.stringify(config));
 
   const { host, child } = await listen(`${dir}/config.yml`);
@@ -117,35 +116,33 @@ export async function startRegistry(
   };
 }
 
-/** Starts the program; it chooses a free port itself, and its log names it. */
+/**
+ * Starts the program, which chooses a free port and logs it. The log is a file, so
+ * that no pipe outlives the test.
+ */
 async function listen(
   config: string,
-): Promise<{ host: string; child: Child }> {
-  let log = "";
-  const decoder = new TextDecoder();
-  const listening = Promise.withResolvers<string>();
-  const child = spawn(parts.registry!, {
-    args: ["serve", config],
+): Promise<{ host: string; child: RunningProcess }> {
+  const log = `${config}.log`;
+  await Deno.writeTextFile(log, "");
+  const child = spawnProcess("sh", {
+    args: [
+      "-c",
+      'exec "$0" serve "$1" 2>"$2"',
+      foundTools.registry!,
+      config,
+      log,
+    ],
     input: "held",
     env: { OTEL_TRACES_EXPORTER: "none" },
-    stderr: (chunk) => {
-      log = (log + decoder.decode(chunk, { stream: true })).slice(-4000);
-      const host = log.match(/listening on (127\.0\.0\.1:\d+)/);
-      if (host) listening.resolve(host[1]);
-    },
   });
-  child.ended.then(() =>
-    listening.reject(new Error(`The registry ended:\n${log}`))
-  );
-  const patience = setTimeout(() => {
-    listening.reject(new Error(`The registry does not listen:\n${log}`));
-  }, 60_000);
-  try {
-    return { host: await listening.promise, child };
-  } catch (error) {
-    await child.stop();
-    throw error;
-  } finally {
-    clearTimeout(patience);
+  let ended = false;
+  child.ended.then(() => ended = true);
+  for (;;) {
+    const text = await Deno.readTextFile(log);
+    const host = /listening on (127\.0\.0\.1:\d+)/.exec(text);
+    if (host) return { host: host[1], child };
+    if (ended) throw new Error(`The registry ended:\n${text}`);
+    await new Promise((done) => setTimeout(done, 5));
   }
 }

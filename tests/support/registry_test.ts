@@ -1,10 +1,9 @@
 /**
- * The test registry is what it claims to be: the real oras pushes to it and
- * pulls from it, in each of its kinds.
+ * Tests the test registry: the real oras pushes to and pulls from each kind.
  */
 import { assertEquals, assertMatch } from "@std/assert";
-import { run } from "../../lib/system/process.ts";
-import { needs, parts } from "./parts.ts";
+import { runProcess } from "../../lib/system/process.ts";
+import { foundTools, requires } from "./parts.ts";
 import {
   PASSWORD,
   type Registry,
@@ -15,7 +14,7 @@ import {
 
 const CONTENT = "some bytes\n";
 
-/** Runs oras on one small file in a directory of its own. */
+/** Runs oras with one small file in a temporary directory. */
 async function oras(
   registry: Registry,
   command: "push" | "pull",
@@ -31,7 +30,7 @@ async function oras(
       : ["-u", USERNAME, "--password-stdin"];
     // A developer's own logins must not reach the test.
     await Deno.writeTextFile(`${dir}/config.json`, "{}");
-    const output = await run(parts.oras!, {
+    const output = await runProcess(foundTools.oras!, {
       cwd: dir,
       args: [
         command,
@@ -44,7 +43,7 @@ async function oras(
         ...(command === "push" ? ["file.txt"] : []),
       ],
       input: password,
-      timeoutMs: 60_000,
+      timeoutMs: 600_000,
     });
     const content = await Deno.readTextFile(`${dir}/file.txt`)
       .catch(() => "");
@@ -64,8 +63,8 @@ const kinds: Record<string, RegistryOptions> = {
 
 for (const [kind, options] of Object.entries(kinds)) {
   Deno.test({
-    name: `oras pushes to and pulls from a registry ${kind}`,
-    ...needs("oras", "registry", "openssl"),
+    name: `startRegistry(): oras pushes to and pulls from a registry ${kind}`,
+    ...requires("oras", "registry", "openssl"),
     async fn() {
       await using registry = await startRegistry(options);
       const password = options.auth ? PASSWORD : undefined;
@@ -84,8 +83,8 @@ for (const [kind, options] of Object.entries(kinds)) {
 }
 
 Deno.test({
-  name: "a registry with tokens tells pull from push",
-  ...needs("oras", "registry", "openssl"),
+  name: "startRegistry() with tokens authorizes pull and push separately",
+  ...requires("oras", "registry", "openssl"),
   async fn() {
     for (const push of ["withheld", "denied"] as const) {
       await using registry = await startRegistry({ auth: "token", push });
@@ -101,8 +100,8 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a public package on a registry with tokens needs no login to pull",
-  ...needs("oras", "registry", "openssl"),
+  name: "startRegistry() with tokens serves a public package without login",
+  ...requires("oras", "registry", "openssl"),
   async fn() {
     await using registry = await startRegistry({
       auth: "token",
@@ -115,8 +114,9 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a stopped registry refuses connections and leaves nothing behind",
-  ...needs("oras", "registry"),
+  name:
+    "startRegistry(): a stopped registry refuses connections and leaves nothing behind",
+  ...requires("oras", "registry"),
   async fn() {
     const registry = await startRegistry();
     await oras(registry, "push");

@@ -1,28 +1,26 @@
 /**
- * Runs TypeScript of a test in a process of its own.
+ * Runs a test's TypeScript code in a separate process.
  *
  * @module
  */
-import { type Child, spawn } from "../../lib/system/process.ts";
-import { denoArgs, ROOT } from "../../scripts/deno.ts";
+import { type RunningProcess, spawnProcess } from "../../lib/system/process.ts";
+import { PROJECT_ROOT, withImportMap } from "../../scripts/deno.ts";
 
-/** A script that runs. */
-export interface Script {
+export interface RunningScript {
   /** Its process. */
-  child: Child;
-  /** Waits until it has printed a line like this. */
-  says(line: string): Promise<void>;
-  /** What it has printed so far, errors included. */
-  said(): string;
+  child: RunningProcess;
+  /** Waits until it has printed this line. */
+  prints(line: string): Promise<void>;
+  /** Its output so far, errors included. */
+  printedText(): string;
 }
 
-/** What a script is given. */
 export interface ScriptOptions {
   /** Its arguments. @default {[]} */
   args?: string[];
-  /** What it may do. @default {["-A"]} */
+  /** Deno's permission flags. @default {["-A"]} */
   permissions?: string[];
-  /** An import map in place of the usual one. */
+  /** An import map instead of the default one. */
   importMap?: string;
 }
 
@@ -41,9 +39,9 @@ export async function scriptCommand(
   options: ScriptOptions = {},
 ): Promise<string[]> {
   const { args = [], permissions = ["-A"], importMap } = options;
-  const lib = new URL(`file://${ROOT}/lib/`).href;
+  const lib = new URL(`file://${PROJECT_ROOT}/lib/`).href;
   await Deno.writeTextFile(path, code.replaceAll('"/lib/', `"${lib}`));
-  const config = `--config=${ROOT}/deno.json`;
+  const config = `--config=${PROJECT_ROOT}/deno.json`;
   const rest = [
     "--quiet",
     "--no-prompt",
@@ -54,7 +52,7 @@ export async function scriptCommand(
   ];
   return importMap
     ? ["run", `--import-map=${importMap}`, ...rest]
-    : await denoArgs(["run", ...rest]);
+    : await withImportMap(["run", ...rest]);
 }
 
 /**
@@ -64,7 +62,7 @@ export async function scriptCommand(
  */
 export async function startScript(
   ...script: Parameters<typeof scriptCommand>
-): Promise<Script> {
+): Promise<RunningScript> {
   const decoder = new TextDecoder();
   const waiting = new Map<string, () => void>();
   let text = "";
@@ -72,7 +70,7 @@ export async function startScript(
     text += decoder.decode(chunk, { stream: true });
     for (const line of text.split("\n").slice(0, -1)) waiting.get(line)?.();
   };
-  const child = spawn(Deno.execPath(), {
+  const child = spawnProcess(Deno.execPath(), {
     args: await scriptCommand(...script),
     env: { NO_COLOR: "1" },
     stdout: hear,
@@ -80,8 +78,8 @@ export async function startScript(
   });
   return {
     child,
-    said: () => text,
-    says(line) {
+    printedText: () => text,
+    prints(line) {
       const said = new Promise<void>((done) => waiting.set(line, done));
       hear(new Uint8Array());
       const ended = child.ended.then(() => {
@@ -98,6 +96,6 @@ export async function runScript(
 ): Promise<string> {
   const script = await startScript(...args);
   const { code } = await script.child.ended;
-  if (code === 0) return script.said();
-  throw new Error(`The script failed:\n${script.said()}`);
+  if (code === 0) return script.printedText();
+  throw new Error(`The script failed:\n${script.printedText()}`);
 }

@@ -1,17 +1,18 @@
 /**
- * A signal that knows who listens to it.
+ * An abort signal that counts its listeners.
  *
  * @module
  */
 
-/** A signal, and what tests ask of it. */
 export interface WatchedSignal {
   /** The signal. */
   signal: AbortSignal;
   /** Aborts it. */
   abort(reason?: unknown): void;
-  /** How many listen to it. */
+  /** Number of listeners. */
   listeners(): number;
+  /** Number of listeners ever added. */
+  added(): number;
 }
 
 /** Makes a signal that is not aborted yet. */
@@ -19,9 +20,11 @@ export function watchedSignal(): WatchedSignal {
   const controller = new AbortController();
   const { signal } = controller;
   const heard = new Set<unknown>();
+  let added = 0;
   const { addEventListener, removeEventListener } = signal;
   signal.addEventListener = (...args: Parameters<typeof addEventListener>) => {
     heard.add(args[1]);
+    added++;
     addEventListener.apply(signal, args);
   };
   signal.removeEventListener = (
@@ -34,5 +37,6 @@ export function watchedSignal(): WatchedSignal {
     signal,
     abort: (reason) => controller.abort(reason),
     listeners: () => heard.size,
+    added: () => added,
   };
 }

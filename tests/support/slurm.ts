@@ -1,20 +1,20 @@
 /**
- * A Slurm cluster of two nodes on this host, as an ordinary user would find it:
- * a controller, two node daemons and munge, all in a directory of their own.
+ * A Slurm cluster of two nodes on this host: a controller, two node daemons and munge,
+ * all in one directory.
  *
  * @module
  */
 import { join } from "@std/path";
-import { run, spawn } from "../../lib/system/process.ts";
-import { sleep } from "../../lib/system/time.ts";
-import { needs } from "./parts.ts";
+import { runProcess, spawnProcess } from "../../lib/system/process.ts";
+import { waitUntil } from "./wait_until.ts";
+import { requires } from "./parts.ts";
 
-/** What a test that starts a cluster spreads into its definition. */
-export const needsSlurm = needs("slurm");
+/** Spread into the definition of a test that starts a cluster. */
+export const needsSlurm = requires("slurm");
 
 /** How a job, or a task of an array, ended. */
 export interface JobEnd {
-  /** Slurm's word, such as `COMPLETED`, `FAILED`, `CANCELLED`, `TIMEOUT`. */
+  /** Slurm's job state, such as `COMPLETED`, `FAILED`, `CANCELLED`, `TIMEOUT`. */
   state: string;
   /** The exit status of its script. */
   code: number;
@@ -33,7 +33,8 @@ export interface Cluster extends AsyncDisposable {
 }
 
 const PORTS = [26817, 26818, 26819];
-const PATIENCE_MS = 120_000;
+/** Poll slowly, as each poll starts a program. */
+const LOOK_MS = 200;
 
 /**
  * Starts a cluster. Its nodes are `n1` and `n2`, with a processor each.
@@ -53,7 +54,7 @@ export async function startSlurm(dir: string): Promise<Cluster> {
   await Deno.writeTextFile(config, configuration(dir, socket));
   const env = { SLURM_CONF: config };
   const daemon = (program: string, args: string[]) =>
-    undo.use(spawn(program, { args, env }));
+    undo.use(spawnProcess(program, { args, env }));
   daemon("munged", [
     "--foreground",
     "--force",
@@ -63,7 +64,10 @@ export async function startSlurm(dir: string): Promise<Cluster> {
     `--seed-file=${join(dir, "munge", "seed")}`,
     `--log-file=${join(dir, "munge", "log")}`,
   ]);
-  await until(() => Deno.stat(socket).then(() => true, () => false), "munged");
+  await waitUntil(
+    "munged",
+    () => Deno.stat(socket).then(() => true, () => false),
+  );
   daemon("slurmctld", ["-D"]);
   for (const node of ["n1", "n2"]) {
     await Deno.mkdir(join(dir, `spool-${node}`));
@@ -74,29 +78,29 @@ export async function startSlurm(dir: string): Promise<Cluster> {
     args: string[],
     more: Record<string, string> = {},
   ) => {
-    const output = await run(program, {
+    const output = await runProcess(program, {
       args,
       env: { ...env, ...more },
-      timeoutMs: 60_000,
+      timeoutMs: 600_000,
     });
     if (output.code === 0) return output.stdout.trim();
     throw new Error(`${program} ${args.join(" ")}: ${output.stderr}`);
   };
-  await until(async () => {
+  await waitUntil("idle nodes", async () => {
     const states = await slurm("sinfo", ["-h", "-N", "-o", "%T"])
       .catch(() => "");
     return states === "idle\nidle";
-  }, "the nodes");
+  }, LOOK_MS);
   const all = undo.move();
   return {
     slurm,
     submit: (args, more) => slurm("sbatch", ["--parsable", ...args], more),
     async reaches(task, state) {
       let end: JobEnd | undefined;
-      await until(async () => {
+      await waitUntil(() => `${task} is ${end?.state}`, async () => {
         end = jobEnd(await slurm("scontrol", ["show", "job", task]));
         return state.test(end.state);
-      }, `${task} to become ${state}`);
+      }, LOOK_MS);
       return end!;
     },
     [Symbol.asyncDispose]: () => all.disposeAsync(),
@@ -144,14 +148,4 @@ function jobEnd(text: string): JobEnd {
     code: Number(field("ExitCode").split(":")[0]),
     node: field("NodeList"),
   };
-}
-
-async function until(ready: () => Promise<boolean>, what: string) {
-  const begun = performance.now();
-  while (!await ready()) {
-    if (performance.now() - begun > PATIENCE_MS) {
-      throw new Error(`waited ${PATIENCE_MS / 1000} s for ${what}`);
-    }
-    await sleep(200);
-  }
 }

@@ -1,27 +1,33 @@
 /**
- * Snapshots of machines, without the machines.
+ * Writes fake VM snapshots.
  *
  * @module
  */
 import { join } from "@std/path";
-import { type Snapshot, snapshotStore } from "../../lib/cache/snapshots.ts";
+import {
+  type Snapshot,
+  type SnapshotStaging,
+  snapshotStore,
+} from "../../lib/cache/snapshots.ts";
 import { temporaryDir } from "./directory.ts";
 
 /** The key of a snapshot. */
-export const KEY = "a".repeat(64);
-/** The key of another one. */
-export const OTHER = "b".repeat(64);
-/** What the state's file holds. */
-export const STATE = "memory and devices";
+export const SNAPSHOT_KEY = "a".repeat(64);
+/** The key of another snapshot. */
+export const OTHER_SNAPSHOT_KEY = "b".repeat(64);
+/** The content of the device state file. */
+export const DEVICE_STATE = "all devices";
+/** Size of all files of a snapshot. */
+export const SNAPSHOT_BYTES = `${DEVICE_STATE}memorydisk`.length;
 
-/** Runs a test with a directory of snapshots, which is not there yet. */
-export function test(
+/** Runs a test with a snapshot directory that does not exist yet. */
+export function testWithSnapshots(
   name: string,
   body: (dir: string) => Promise<void>,
 ) {
   Deno.test({
     name,
-    // Modes, and the length of a path, are others there.
+    // File modes and path lengths differ on Windows.
     ignore: Deno.build.os === "windows",
     async fn() {
       await using dir = await temporaryDir();
@@ -30,28 +36,41 @@ export function test(
   });
 }
 
-/** Saves a machine: its state, its disk, and its memory where that is mapped. */
-export async function save(
+/** Saves a fake snapshot: devices, memory, disk. */
+export async function saveSnapshot(
   dir: string,
-  key = KEY,
-  memory?: string,
+  key = SNAPSHOT_KEY,
 ): Promise<Snapshot> {
-  await using staging = await snapshotStore(dir).stage(key);
-  const mode = 0o600;
-  if (memory) await Deno.writeTextFile(staging!.memory, memory, { mode });
-  await Deno.writeTextFile(staging!.state, STATE, { mode });
-  await Deno.writeTextFile(staging!.disk, "disk", { mode });
-  return await staging!.place();
+  await using staging = await snapshotStore(dir).createStaging(key);
+  return await fillSnapshot(staging!);
 }
 
-/** A file of a snapshot, by its ending. */
-export function fileOf(dir: string, ending: string, key = KEY): string {
+/** Writes a snapshot's files and moves them into place. */
+export async function fillSnapshot(
+  staging: SnapshotStaging,
+  { state = DEVICE_STATE, memory = "memory", disk = "disk" } = {},
+): Promise<Snapshot> {
+  const mode = 0o600;
+  await Deno.writeTextFile(staging.state, state, { mode });
+  await Deno.writeTextFile(staging.memory, memory, { mode });
+  await Deno.writeTextFile(staging.disk, disk, { mode });
+  return await staging.commit();
+}
+
+/** Returns the path of a snapshot's file by its ending. */
+export function snapshotFile(
+  dir: string,
+  ending: string,
+  key = SNAPSHOT_KEY,
+): string {
   return join(dir, `${key}.${ending}`);
 }
 
-/** Names of all files but locks, which stay behind, with `a` and `b` for the keys. */
-export async function names(dir: string): Promise<string[]> {
+/** Returns the names of all files except locks, with the keys shortened to `a` and `b`. */
+export async function snapshotFileNames(dir: string): Promise<string[]> {
   const found = await Array.fromAsync(Deno.readDir(dir));
-  return found.map(({ name }) => name.replace(KEY, "a").replace(OTHER, "b"))
+  return found.map(({ name }) =>
+    name.replace(SNAPSHOT_KEY, "a").replace(OTHER_SNAPSHOT_KEY, "b")
+  )
     .filter((name) => !name.endsWith(".lock")).sort();
 }

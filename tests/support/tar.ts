@@ -1,22 +1,25 @@
 /**
- * Writes tar archives entry by entry, as no honest program does.
+ * Writes malformed and hostile tar archives entry by entry.
  *
  * Format: POSIX.1-1988 "ustar".
  *
  * @module
  */
+import type { TarLimits } from "../../lib/guest/_tar_reader.ts";
+import { type UnpackResult, unpackTar } from "../../lib/guest/_untar.ts";
+import { writeAll } from "../../lib/system/write_all.ts";
 
 /** An entry of an archive. */
 export interface TarEntry {
-  /** Its path, whatever that is. */
+  /** Its path, which may be invalid. */
   name: string;
-  /** What it links to; makes it a hard link. */
+  /** Target; makes it a hard link. */
   hardLinkTo?: string;
   /** The content of a file. */
   content?: string;
-  /** What it links to; makes it a symbolic link. */
+  /** Target; makes it a symbolic link. */
   linkTo?: string;
-  /** The type's character, whatever that is. @default {"0"} or that of a link */
+  /** The type flag, which may be invalid. @default {"0"} or that of a link */
   type?: string;
   /** The mode. @default {0o644} */
   mode?: number;
@@ -31,7 +34,7 @@ const BLOCK = 512;
  *
  * @param entries The entries, in order.
  */
-export function tar(entries: TarEntry[]): Uint8Array<ArrayBuffer> {
+export function makeTar(entries: TarEntry[]): Uint8Array<ArrayBuffer> {
   const blocks: Uint8Array<ArrayBuffer>[] = [];
   for (const entry of entries) {
     const { name, hardLinkTo, linkTo, content = "", mode = 0o644 } = entry;
@@ -79,10 +82,29 @@ export function tar(entries: TarEntry[]): Uint8Array<ArrayBuffer> {
  *
  * @param entries The entries, in order.
  */
-export async function tarGzip(
+export async function makeTarGzip(
   entries: TarEntry[],
 ): Promise<Uint8Array<ArrayBuffer>> {
-  const stream = new Blob([tar(entries)]).stream()
+  const stream = new Blob([makeTar(entries)]).stream()
     .pipeThrough(new CompressionStream("gzip"));
   return await new Response(stream).bytes();
+}
+
+/** Opens an archive as a temporary file without a name. */
+export async function openArchive(bytes: Uint8Array): Promise<Deno.FsFile> {
+  const path = await Deno.makeTempFile();
+  const file = await Deno.open(path, { read: true, write: true });
+  await Deno.remove(path);
+  await writeAll(file, bytes);
+  return file;
+}
+
+/** Unpacks an archive into a directory. */
+export async function unpackBytes(
+  bytes: Uint8Array,
+  dir: string,
+  limits: TarLimits,
+): Promise<UnpackResult> {
+  using archive = await openArchive(bytes);
+  return await unpackTar(archive, dir, limits);
 }

@@ -1,24 +1,24 @@
 /**
- * An HTTPS server that misbehaves as it is told: it writes bytes of its own
- * choice, and breaks off without a farewell.
+ * An HTTPS server that misbehaves as a test says: it writes any bytes and closes
+ * connections without a TLS close_notify.
  *
  * @module
  */
 import type { Certificate } from "./certificates.ts";
 
-/** A request, and the connection to answer on. */
-export interface Exchange {
+/** A request, with functions to answer. */
+export interface TlsExchange {
   /** Counts requests, from 1. */
   number: number;
   /** The path. */
   path: string;
   /** The headers, with names in lower case. */
   headers: Map<string, string>;
-  /** Writes a head with a status and headers. */
+  /** Writes the status line and headers. */
   head(status: number, headers: Record<string, string | number>): Promise<void>;
   /** Writes bytes of the body. */
   body(bytes: Uint8Array): Promise<void>;
-  /** Does nothing, until the client hangs up. */
+  /** Waits until the client closes the connection. */
   stall(): Promise<void>;
 }
 
@@ -27,25 +27,24 @@ export interface TlsServer extends AsyncDisposable {
   /** Its address, without a path. */
   url: string;
   /** Every request so far. */
-  requests: Exchange[];
+  requests: TlsExchange[];
 }
 
-/** The position that a request asks from; 0 for the whole. */
-export function fromOf({ headers }: Exchange): number {
-  const [, from] = /^bytes=(\d+)-$/.exec(headers.get("range") ?? "") ?? [];
+/** The first byte of the requested range; 0 without a range. */
+export function rangeStart({ headers }: TlsExchange): number {
+  const [, from] = /^bytes=(\d+)-\d*$/.exec(headers.get("range") ?? "") ?? [];
   return Number(from ?? 0);
 }
 
 /**
- * Starts a server. A connection serves one request; it is cut when the answer
- * is done.
+ * Starts a server that closes each connection after one request.
  *
  * @param certificate Its certificate.
  * @param answer Answers a request.
  */
 export async function startTlsServer(
   certificate: Certificate,
-  answer: (exchange: Exchange) => Promise<void>,
+  answer: (exchange: TlsExchange) => Promise<void>,
 ): Promise<TlsServer> {
   const listener = Deno.listenTls({
     hostname: "127.0.0.1",
@@ -54,7 +53,7 @@ export async function startTlsServer(
     key: await Deno.readTextFile(certificate.keyFile),
     alpnProtocols: ["http/1.1"],
   });
-  const requests: Exchange[] = [];
+  const requests: TlsExchange[] = [];
   const open = new Set<Deno.TlsConn>();
   const serve = async (connection: Deno.TlsConn) => {
     open.add(connection);
@@ -64,17 +63,17 @@ export async function startTlsServer(
       requests.push(exchange);
       exchange.number = requests.length;
       await answer(exchange);
-      // What was written may be on its way yet: the client hangs up first.
+      // Bytes may still be in transit, so let the client close first.
       await connection.closeWrite();
       await exchange.stall();
     } catch {
-      // The client has hung up.
+      // The client has closed the connection.
     } finally {
       open.delete(connection);
       try {
         connection.close();
       } catch {
-        // It is closed already.
+        // Already closed.
       }
     }
   };
@@ -83,7 +82,7 @@ export async function startTlsServer(
     while (true) {
       const connection = await listener.accept().catch((error) => {
         if (error instanceof Deno.errors.BadResource) return undefined;
-        // A handshake that failed.
+        // The TLS handshake failed.
         return null;
       });
       if (connection === undefined) return;
@@ -104,7 +103,7 @@ export async function startTlsServer(
 
 async function readRequest(
   connection: Deno.TlsConn,
-): Promise<Exchange | undefined> {
+): Promise<TlsExchange | undefined> {
   const decoder = new TextDecoder();
   const chunk = new Uint8Array(4096);
   let text = "";

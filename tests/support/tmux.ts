@@ -1,19 +1,15 @@
 /**
- * A terminal as a person has it: tmux types, resizes, and reads the screen.
+ * A real terminal in tmux: types, resizes, and reads the screen.
  *
  * @module
  */
-import { assertMatch } from "@std/assert";
 import { join } from "@std/path";
-import { run } from "../../lib/system/process.ts";
-import { sleep } from "../../lib/system/time.ts";
-
-const WAIT_MS = 60_000;
-const LOOK_MS = 100;
+import { runProcess } from "../../lib/system/process.ts";
+import { waitUntil } from "./wait_until.ts";
 
 /** What {@linkcode openTerminal} takes. */
 export interface TerminalOptions {
-  /** Where its shell starts; the socket of tmux lies there. */
+  /** The shell's working directory, which also holds tmux's socket. */
   cwd: string;
   /** The environment of its shell. */
   env: Record<string, string>;
@@ -27,22 +23,22 @@ export interface TestTerminal extends AsyncDisposable {
   type(line: string): Promise<void>;
   /** Types a text. */
   write(text: string): Promise<void>;
-  /** Pastes a text, between codes where they are asked for. */
+  /** Pastes a text, bracketed if the program asked for that. */
   paste(text: string): Promise<void>;
   /** Presses a key, such as `C-c`. */
   press(...keys: string[]): Promise<void>;
   /** Changes the size of the window. */
   resize(columns: number, rows: number): Promise<void>;
   /**
-   * Waits until the screen shows this.
+   * Waits until the screen matches.
    *
-   * @param pattern Looked for in all of the screen's lines.
-   * @param style With the codes of colours? They are left out if not.
+   * @param pattern Matched against all lines of the screen.
+   * @param style `coloured` includes colour codes in the text.
    */
   shows(pattern: RegExp, style?: "coloured"): Promise<void>;
-  /** All lines of the screen, with the codes of colours. */
+  /** Returns all lines of the screen with colour codes. */
   screen(): Promise<string>;
-  /** Asks tmux for what it knows, such as `#{alternate_on}`. */
+  /** Expands a tmux format, such as `#{alternate_on}`. */
   ask(format: string): Promise<string>;
 }
 
@@ -52,7 +48,7 @@ export async function openTerminal(
 ): Promise<TestTerminal> {
   const socket = join(cwd, "tmux");
   const tmux = async (...args: string[]) => {
-    const { code, stdout, stderr } = await run("tmux", {
+    const { code, stdout, stderr } = await runProcess("tmux", {
       args: ["-u", "-S", socket, "-f", "/dev/null", ...args],
       cwd,
       env,
@@ -81,13 +77,15 @@ export async function openTerminal(
       await tmux("resize-window", "-x", `${columns}`, "-y", `${rows}`);
     },
     async shows(pattern, style) {
-      const deadline = performance.now() + WAIT_MS;
-      while (true) {
-        const screen = await tmux("capture-pane", "-p", ...style ? ["-e"] : []);
-        if (pattern.test(screen)) return;
-        if (performance.now() > deadline) assertMatch(screen, pattern);
-        await sleep(LOOK_MS);
-      }
+      let screen = "";
+      await waitUntil(
+        () => `no ${pattern} on the screen:\n${screen}`,
+        async () => {
+          screen = await tmux("capture-pane", "-p", ...style ? ["-e"] : []);
+          return pattern.test(screen);
+        },
+        100,
+      );
     },
     screen: () => tmux("capture-pane", "-p", "-e"),
     ask: (format) => tmux("display-message", "-p", format),

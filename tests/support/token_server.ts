@@ -5,32 +5,32 @@
  */
 import { type Certificate, readPem } from "./certificates.ts";
 
-/** Who may do what. */
+/** Users and permissions. */
 export interface TokenRules {
   /** The one user. */
   username: string;
   /** That user's password. */
   password: string;
-  /** Whether anybody may pull, as from a public package. @default {false} */
+  /** Whether anonymous users may pull, as from a public package. @default {false} */
   anonymousPull?: boolean;
   /**
-   * What a known user who wants to push gets: the right to, a token without
-   * it, or the answer 403.
+   * The response to a known user's push request: a token with or without push
+   * permission, or 403.
    *
    * @default {"granted"}
    */
   push?: "granted" | "withheld" | "denied";
-  /** How long a token is said to be good for, in seconds. @default {300} */
+  /** The token's `expires_in`, in seconds. @default {300} */
   tokenSeconds?: number;
 }
 
 /** A running token endpoint. */
 export interface TokenServer extends AsyncDisposable {
-  /** The address that the registry sends its clients to. */
+  /** The endpoint's URL in the registry's challenges. */
   realm: string;
-  /** The name of the registry in tokens. */
+  /** The registry's name in tokens. */
   service: string;
-  /** Who signs them. */
+  /** The issuer in tokens. */
   issuer: string;
 }
 
@@ -40,30 +40,33 @@ const ISSUER = "test-issuer";
 /**
  * Starts a token endpoint on loopback.
  *
- * @param certificate What signs the tokens; the registry trusts its authority.
- * @param rules Who may do what.
+ * @param certificate Signs the tokens; the registry trusts its authority.
  * @returns The running endpoint.
  */
 export async function startTokenServer(
   certificate: Certificate,
   rules: TokenRules,
 ): Promise<TokenServer> {
-  const sign = await signer(certificate);
+  const sign = await createTokenSigner(certificate);
   const server = Deno.serve(
     { hostname: "127.0.0.1", port: 0, onListen: () => {} },
     async (request) => {
       const known = request.headers.get("authorization");
       const user = `${rules.username}:${rules.password}`;
       if (known !== null && known !== `Basic ${btoa(user)}`) {
-        return refusal(401, "UNAUTHORIZED", "authentication required");
+        return refusalResponse(401, "UNAUTHORIZED", "authentication required");
       }
       if (known === null && !rules.anonymousPull) {
-        return refusal(401, "UNAUTHORIZED", "authentication required");
+        return refusalResponse(401, "UNAUTHORIZED", "authentication required");
       }
-      const access = scopes(new URL(request.url));
+      const access = parseScopes(new URL(request.url));
       const pushes = access.some(({ actions }) => actions.includes("push"));
       if (known !== null && pushes && rules.push === "denied") {
-        return refusal(403, "DENIED", "permission_denied: write_package");
+        return refusalResponse(
+          403,
+          "DENIED",
+          "permission_denied: write_package",
+        );
       }
       const pullOnly = known === null || rules.push === "withheld";
       if (pullOnly) access.forEach((scope) => scope.actions = ["pull"]);
@@ -86,8 +89,8 @@ interface Scope {
   actions: string[];
 }
 
-/** Reads `repository:some/name:pull,push`; several, apart or in one. */
-function scopes(url: URL): Scope[] {
+/** Parses `repository:some/name:pull,push`, in one or several parameters. */
+function parseScopes(url: URL): Scope[] {
   const words = url.searchParams.getAll("scope").join(" ").split(" ");
   return words.filter((word) => word !== "").map((word) => {
     const [type, name, actions] = word.split(":");
@@ -95,9 +98,9 @@ function scopes(url: URL): Scope[] {
   });
 }
 
-/** Signs access into a JSON Web Token. */
-async function signer(certificate: Certificate) {
-  const algorithm = { name: "RSASSA-PKCS1-v1_5", hash: "SHA-256" };
+/** Creates a function that signs JSON Web Tokens. */
+async function createTokenSigner(certificate: Certificate) {
+  const algorithm = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
   const key = await crypto.subtle.importKey(
     "pkcs8",
     await readPem(certificate.keyFile),
@@ -107,7 +110,7 @@ async function signer(certificate: Certificate) {
   );
   const header = {
     typ: "JWT",
-    alg: "RS256",
+    alg: "ES256",
     x5c: [(await readPem(certificate.certFile)).toBase64()],
   };
   return async (access: Scope[]): Promise<string> => {
@@ -135,6 +138,10 @@ function base64url(bytes: Uint8Array): string {
   return bytes.toBase64({ alphabet: "base64url", omitPadding: true });
 }
 
-function refusal(status: number, code: string, message: string): Response {
+function refusalResponse(
+  status: number,
+  code: string,
+  message: string,
+): Response {
   return Response.json({ errors: [{ code, message }] }, { status });
 }

@@ -1,21 +1,21 @@
 /**
- * Lets the real oras reach a registry on loopback under another host's name.
+ * An HTTPS proxy, through which the real oras reaches a registry on loopback under
+ * another host name.
  *
  * @module
  */
 
 /** A running proxy for HTTPS. */
 export interface Tunnel extends AsyncDisposable {
-  /** What makes a program use it, as environment variables. */
+  /** Environment variables that make a program use it. */
   readonly env: Record<string, string>;
-  /** The hosts that were asked for so far, in order, as `name:port`. */
+  /** The requested hosts, in order, as `name:port`. */
   readonly asked: string[];
 }
 
 /**
- * Starts a proxy as `HTTPS_PROXY` names one. It connects the hosts it is given
- * to places on loopback, and refuses all others, so that nothing leaves the
- * machine.
+ * Starts a CONNECT proxy for `HTTPS_PROXY`. It maps the given hosts to loopback and
+ * rejects all others, so that nothing leaves this host.
  *
  * @param hosts For instance `{ "ghcr.io:443": "127.0.0.1:5000" }`.
  * @returns The running proxy, to be disposed of.
@@ -46,7 +46,7 @@ export function startTunnel(hosts: Record<string, string>): Tunnel {
     try {
       connection.close();
     } catch {
-      // The pipe has closed it.
+      // The pipe has already closed it.
     }
   }
 

@@ -1,54 +1,65 @@
 /**
- * Tests with other users of the host, whom only root can play.
+ * Tests that act as several users, which needs root.
  *
  * @module
  */
 import { join } from "@std/path";
-import { type Output, run } from "../../lib/system/process.ts";
-import { BUNDLE, bundle } from "../../scripts/bundle.ts";
-import { needs } from "./parts.ts";
+import { type ProcessResult, runProcess } from "../../lib/system/process.ts";
+import { BUNDLE_PATH, writeBundle } from "../../scripts/bundle.ts";
+import type { Part } from "../../scripts/setup.ts";
+import { requires } from "./parts.ts";
 import { cleanEnvironment, makeQcow2, workspace } from "./workspace.ts";
 
-/** Defines a test that changes owners; it is skipped for other users than root. */
-export function asRoot(name: string, fn: () => Promise<void>): void {
-  Deno.test({ name, ...needs("root"), fn });
+/**
+ * Defines a test that needs root and the given programs; it is skipped otherwise.
+ */
+export function asRoot(
+  name: string,
+  fn: () => Promise<void>,
+  programs: Part[] = [],
+): void {
+  Deno.test({ name, ...requires("root", ...programs), fn });
 }
 
-/** Two users who own nothing else. */
+/** The ids of two users without other files. */
 export const [BUILDER, ALICE] = [54_321, 54_322];
 
-/** What {@linkcode testWithUsers} gives a test. */
-export interface UsersBench {
-  /** A directory that all may enter. It holds a home for each user. */
+/** What {@linkcode testWithTwoUsers} gives a test. */
+export interface TwoUsersBench {
+  /** A directory with a home for each user, accessible to all. */
   dir: string;
-  /** An image, which all may read. */
+  /** An image that all users may read. */
   image: string;
   /** Its digest. */
   sha256: string;
-  /** Makes a directory of a user's. */
+  /** Makes a directory that a user owns. */
   dirOf(user: number, path: string, mode?: number): Promise<string>;
-  /** Runs Toolsmith as a user, in the user's home. */
-  toolsmith(user: number, args: string[], cache: string): Promise<Output>;
-  /** Runs a shell's words as a user. */
+  /** Runs Toolsmith as a user in the user's home. */
+  toolsmith(
+    user: number,
+    args: string[],
+    cache: string,
+  ): Promise<ProcessResult>;
+  /** Runs a shell command as a user. */
   sh(user: number, words: string): Promise<void>;
 }
 
-/** Runs one test with a workspace for each user, whose manifests name one image. */
-export function testWithUsers(
+/** Runs a test with a workspace for each of two users, for the same image. */
+export function testWithTwoUsers(
   name: string,
-  body: (bench: UsersBench) => Promise<void>,
+  body: (bench: TwoUsersBench) => Promise<void>,
 ): void {
   Deno.test({
     name,
-    ...needs("qemuImg", "root"),
+    ...requires("qemuImg", "root"),
     async fn() {
       await using work = await workspace();
       const { dir } = work;
       await Deno.chmod(dir, 0o755);
-      // In one file, which a user without Deno's cache can run.
-      if (!await bundle()) throw new Error("The program is not bundled");
+      // Use the bundle, which runs without Deno's cache.
+      if (!await writeBundle()) throw new Error("The program is not bundled");
       const program = join(dir, "toolsmith.js");
-      await Deno.copyFile(BUNDLE, program);
+      await Deno.copyFile(BUNDLE_PATH, program);
       const { path: image, sha256 } = await makeQcow2(join(dir, "i.qcow2"));
       const dirOf = async (user: number, path: string, mode = 0o755) => {
         const made = join(dir, path);
@@ -64,7 +75,7 @@ export function testWithUsers(
         await Deno.writeTextFile(join(home, "tools.json"), manifest);
       }
       const as = (user: number, command: string[], cache = "") =>
-        run("setpriv", {
+        runProcess("setpriv", {
           args: [`--reuid=${user}`, `--regid=${user}`, "--clear-groups"]
             .concat("--", command),
           cwd: join(dir, "home", `${user}`),
@@ -76,7 +87,7 @@ export function testWithUsers(
             TOOLSMITH_CACHE: cache,
             TOOLSMITH_MANIFEST: "tools.json",
           },
-          timeoutMs: 60_000,
+          timeoutMs: 600_000,
         });
       const flags = ["run", "-A", "--no-remote", "--no-npm"];
       await body({

@@ -1,14 +1,14 @@
 /**
- * The guest's end of a shell that waits in a fake machine for its first command.
+ * The guest's side of the warm shell in a fake VM.
  *
  * @module
  */
-import type { ENDS } from "../../lib/qemu/devices.ts";
+import type { STDIO_PORTS } from "../../lib/qemu/device_ids.ts";
 import { readLine, say } from "./fake_machine.ts";
 
-/** What the shell was told, and where it answers. */
+/** The command that the warm shell received, and its connections. */
 export interface WaitingCommand {
-  /** The lines of the words, the first of which says whether there is input. */
+  /** The received lines; the first says whether there is input. */
   words: string[];
   marker: string;
   out: Deno.Conn;
@@ -16,25 +16,25 @@ export interface WaitingCommand {
   in: Deno.Conn;
 }
 
-/** What the shell does; each is left out where it ends well. */
+/** Replaces steps of the shell; each succeeds by default. */
 export interface WaitingGuestOptions {
-  /** Answers to the words of the set-up. */
+  /** Answers the setup message. */
   setUp?: (marker: string, words: string[]) => string;
-  /** Says that it has been told. */
+  /** Confirms the command. */
   start?: (command: WaitingCommand) => Promise<void>;
-  /** Runs the command. @default it prints its words, and ends with 3 */
+  /** Runs the command. @default prints its words and exits with 3 */
   command?: (command: WaitingCommand) => Promise<void>;
 }
 
 /**
- * Waits as the shell does.
+ * Plays the warm shell.
  *
- * @param machine The machine; it has ports from its start.
- * @param options What becomes of it.
+ * @param machine A fake VM with ports at boot.
+ * @param options Replaced steps.
  * @returns Settles when the command has ended.
  */
-export async function waitInGuest(
-  machine: { first(end: typeof ENDS[number]): Promise<Deno.Conn> },
+export async function runWarmShellGuest(
+  machine: { first(end: typeof STDIO_PORTS[number]): Promise<Deno.Conn> },
   options: WaitingGuestOptions = {},
 ): Promise<void> {
   const {

@@ -1,16 +1,16 @@
 /**
- * Runs the shell steps of a GitHub workflow as GitHub's runner does, on this
- * host. What steps do that use an action, the test does.
+ * Runs the shell steps of a GitHub workflow on this host, as GitHub's runner does. The
+ * test replaces steps that use an action.
  *
  * @module
  */
 import { join } from "@std/path";
 import { parse } from "@std/yaml";
-import { type Output, run } from "../../lib/system/process.ts";
-import { ROOT } from "../../scripts/deno.ts";
+import { type ProcessResult, runProcess } from "../../lib/system/process.ts";
+import { PROJECT_ROOT } from "../../scripts/deno.ts";
 
 /** A step of a job. */
-export interface Step {
+export interface WorkflowStep {
   name?: string;
   id?: string;
   if?: string;
@@ -21,51 +21,53 @@ export interface Step {
 }
 
 /** A job of a workflow. */
-export interface Job {
+export interface WorkflowJob {
   env?: Record<string, string>;
   outputs?: Record<string, string>;
-  steps: Step[];
+  steps: WorkflowStep[];
 }
 
-/** A workflow, as far as the tests look at it. */
+/** The fields of a workflow that tests use. */
 export interface Workflow {
   on: Record<string, {
-    inputs?: Record<string, { type: string; default: string }>;
+    inputs?: Record<string, { type: string; default: string | boolean }>;
     outputs?: Record<string, { value: string }>;
   }>;
   permissions: Record<string, string>;
-  jobs: Record<string, Job>;
+  jobs: Record<string, WorkflowJob>;
 }
 
 /** Reads a workflow of this project. */
 export function readWorkflow(name: string): Workflow {
-  const path = join(ROOT, ".github", "workflows", name);
+  const path = join(PROJECT_ROOT, ".github", "workflows", name);
   return parse(Deno.readTextFileSync(path)) as Workflow;
 }
 
-/** A composite action, as far as the tests look at it. */
+/** The fields of a composite action that tests use. */
 export interface Action {
   inputs: Record<string, { description: string; default: string }>;
   outputs: Record<string, { description: string; value: string }>;
-  runs: { using: string; steps: Step[] };
+  runs: { using: string; steps: WorkflowStep[] };
 }
 
 /** Reads the action of this project. */
 export function readAction(): Action {
-  return parse(Deno.readTextFileSync(join(ROOT, "action.yml"))) as Action;
+  return parse(
+    Deno.readTextFileSync(join(PROJECT_ROOT, "action.yml")),
+  ) as Action;
 }
 
-/** What a job is run with. */
+/** Options of {@linkcode runJob}. */
 export interface JobOptions {
   /** The checkout. */
   cwd: string;
-  /** `inputs.x`, `github.x`, `runner.temp`, by their whole names. */
+  /** Context values by full name: `inputs.x`, `github.x`, `runner.temp`. */
   context: Record<string, string>;
-  /** Added to the environment of every step; a step's own is overridden. */
+  /** Added to every step's environment, overriding the step's own. */
   env?: Record<string, string>;
-  /** Only the steps of these names. @default {undefined} all */
+  /** Runs only the steps with these names. @default {undefined} all */
   only?: string[];
-  /** Does what an action does with these inputs. @default {undefined} nothing */
+  /** Replaces an action with these inputs. @default {undefined} nothing */
   uses?: (action: string, inputs: Record<string, string>) => Promise<void>;
 }
 
@@ -83,7 +85,7 @@ export interface JobResult {
 
 /** Runs the shell steps of a job; after a failure only those of `always()`. */
 export async function runJob(
-  job: Job,
+  job: WorkflowJob,
   options: JobOptions,
 ): Promise<JobResult> {
   const result: JobResult = { log: "", outputs: {}, summary: "" };
@@ -119,28 +121,31 @@ export async function runJob(
   }
 }
 
-/** Reads a condition of the form `inputs.x != ''`. */
-function isWanted(step: Step, context: Record<string, string>): boolean {
-  const [, input] = /^(inputs\.\w+) != ''$/.exec(step.if ?? "") ?? [];
-  return input === undefined || context[input] !== "";
+/** Evaluates a condition of the form `inputs.x != ''`, or `inputs.x`. */
+function isWanted(
+  step: WorkflowStep,
+  context: Record<string, string>,
+): boolean {
+  const [, input] = /^(inputs\.\w+)(?: != '')?$/.exec(step.if ?? "") ?? [];
+  return input === undefined || !["", "false"].includes(context[input]);
 }
 
 async function runStep(
-  step: Step,
+  step: WorkflowStep,
   files: string,
   options: JobOptions,
   result: JobResult,
-): Promise<Output> {
+): Promise<ProcessResult> {
   const script = join(files, "step.sh");
   const outputs = join(files, "outputs");
   await Deno.writeTextFile(script, step.run!);
   await Deno.writeTextFile(outputs, "");
   const env = expandAll(step.env, options.context, result.outputs);
-  // What a step adds to PATH is there for those that follow.
+  // Later steps see what a step adds to PATH.
   const added = (await Deno.readTextFile(join(files, "path"))).split("\n");
   const path = options.env?.PATH ?? Deno.env.get("PATH")!;
-  // How GitHub starts bash where `shell: bash` is set.
-  const output = await run("bash", {
+  // GitHub's command line for `shell: bash`.
+  const output = await runProcess("bash", {
     args: ["--noprofile", "--norc", "-eo", "pipefail", script],
     cwd: options.cwd,
     env: {
@@ -152,7 +157,7 @@ async function runStep(
       ...options.env,
       PATH: [...added.reverse(), path].filter(Boolean).join(":"),
     },
-    timeoutMs: 120_000,
+    timeoutMs: 1_200_000,
   });
   readOutputs(await Deno.readTextFile(outputs), (name, value) => {
     result.outputs[`${step.id}.${name}`] = value;
@@ -160,7 +165,7 @@ async function runStep(
   return output;
 }
 
-/** Reads outputs: `name=value`, or `name<<END` and lines up to `END`. */
+/** Parses outputs: `name=value`, or `name<<END` and lines up to `END`. */
 function readOutputs(text: string, set: (name: string, value: string) => void) {
   const lines = text.split("\n");
   for (let at = 0; at < lines.length; at++) {
@@ -185,11 +190,11 @@ function expandAll(
   return Object.fromEntries(
     Object.entries(texts).map((
       [key, text],
-    ) => [key, expand(text, context, outputs)]),
+    ) => [key, expand(String(text), context, outputs)]),
   );
 }
 
-/** Puts in the values of `${{ … }}`; what the test does not know is an error. */
+/** Expands `${{ … }}`; an unknown name is an error. */
 export function expand(
   text: string,
   context: Record<string, string>,

@@ -1,33 +1,36 @@
 /**
- * What the end-to-end tests share: a workspace in a directory of its own, QCOW2s
- * to publish, and the program run in it as a user does.
+ * Helpers of end-to-end tests: a temporary workspace, QCOW2 images, and running the
+ * program as a user does.
  *
  * @module
  */
-import { dirname, join } from "@std/path";
-import { fileChunks, sha256 } from "../../lib/system/digest.ts";
-import { type Output, run, type RunOptions } from "../../lib/system/process.ts";
-import { denoArgs, ROOT } from "../../scripts/deno.ts";
-import { needs, parts } from "./parts.ts";
+import { dirname, join, resolve } from "@std/path";
+import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
+import {
+  type ProcessResult,
+  runProcess,
+  type RunProcessOptions,
+} from "../../lib/system/process.ts";
+import { PROJECT_ROOT, withImportMap } from "../../scripts/deno.ts";
+import { foundTools, requires } from "./parts.ts";
 import { type Registry, startRegistry } from "./registry.ts";
 
-/** Media type of the guide. */
+/** The media type of QCOW2 layers. */
 export const TYPE = "application/vnd.fountain.toolsmith.qcow2";
 
 /** A directory with a manifest. */
 export interface Workspace extends AsyncDisposable {
   /** Its path. */
   dir: string;
-  /** Writes the manifest; fields given override the usual ones. */
+  /** Writes the manifest; given fields override the defaults. */
   manifest(image: Record<string, unknown>): Promise<void>;
   /** Runs the program here, with the permissions of the `hydrate` set. */
-  toolsmith(args: string[], options?: CliOptions): Promise<Output>;
-  /** Every file below the cache, but for locks. */
+  toolsmith(args: string[], options?: CliOptions): Promise<ProcessResult>;
+  /** Every file in the cache except locks. */
   cached(): Promise<string[]>;
 }
 
-/** How the program is run. */
-export interface CliOptions extends RunOptions {
+export interface CliOptions extends RunProcessOptions {
   /** Permissions. @default {["-P=hydrate"]} */
   permissions?: string[];
 }
@@ -54,46 +57,59 @@ export async function workspace(): Promise<Workspace> {
   };
 }
 
-/** Runs the program as a user does: a process of its own. */
+/** Runs the program in a separate process. */
 export async function toolsmith(
   args: string[],
   options: CliOptions = {},
-): Promise<Output> {
+): Promise<ProcessResult> {
   const { permissions = ["-P=hydrate"], env, ...rest } = options;
   const command = await cliCommand(args, permissions);
-  return await run(Deno.execPath(), {
+  return await runProcess(Deno.execPath(), {
     args: command,
-    timeoutMs: 120_000,
+    timeoutMs: 1_200_000,
     ...rest,
     env: { ...cleanEnvironment(), ...env },
   });
 }
 
-/** The arguments that make Deno run the program. */
-export function cliCommand(args: string[], permissions: string[]) {
-  const config = `--config=${ROOT}/deno.json`;
-  return denoArgs(
-    ["run", "--quiet", config, ...permissions, `${ROOT}/cli.ts`, ...args],
-  );
+/**
+ * Returns Deno's arguments to run the program, from the bundle if the test runner made
+ * one, which halves the start time.
+ */
+export async function cliCommand(args: string[], permissions: string[]) {
+  const config = `--config=${PROJECT_ROOT}/deno.json`;
+  const bundled = Deno.env.get("TOOLSMITH_TEST_PROGRAM");
+  return bundled
+    ? ["run", "--quiet", config, ...permissions, resolve(bundled), ...args]
+    : await withImportMap(
+      [
+        "run",
+        "--quiet",
+        config,
+        ...permissions,
+        `${PROJECT_ROOT}/cli.ts`,
+        ...args,
+      ],
+    );
 }
 
-/** The program with the permissions of the `run` set, as it is typed. */
+/** Returns a shell command line that runs the program with permission set `run`. */
 export async function commandLine(args: string[]): Promise<string> {
   return [Deno.execPath(), ...await cliCommand(args, ["-P=run"])].join(" ");
 }
 
 /**
- * The environment of a host: oras is on PATH, and nothing that the developer
- * has set for Toolsmith gets in the way.
+ * Returns a clean environment: oras is on PATH, and the developer's own variables for
+ * Toolsmith are unset.
  */
 export function cleanEnvironment(): Record<string, string> {
-  const { oras } = parts;
+  const { oras } = foundTools;
   const path = Deno.env.get("PATH") ?? "";
   return {
     PATH: oras ? `${dirname(oras)}:${path}` : path,
     NO_COLOR: "1",
     LC_ALL: "C.UTF-8",
-    // Else Deno itself asks the network, once a day.
+    // Otherwise Deno checks for updates over the network once a day.
     DENO_NO_UPDATE_CHECK: "1",
     TOOLSMITH_ORAS: "",
     TOOLSMITH_CACHE: "",
@@ -107,13 +123,13 @@ export function cleanEnvironment(): Record<string, string> {
   };
 }
 
-/** The last line of `--json`, and the events before it. */
+/** Parses the output of `--json`: the last line, and the events before it. */
 export function jsonLines(stdout: string) {
   const lines = stdout.trimEnd().split("\n").map((line) => JSON.parse(line));
   return { events: lines.slice(0, -1), last: lines[lines.length - 1] };
 }
 
-/** Makes a QCOW2 with data that no compression makes smaller. */
+/** Makes a QCOW2 with incompressible data. */
 export async function makeQcow2(path: string, bytes = 1024 * 1024) {
   await Deno.mkdir(dirname(path), { recursive: true });
   const raw = `${path}.raw`;
@@ -123,19 +139,19 @@ export async function makeQcow2(path: string, bytes = 1024 * 1024) {
     await file.write(crypto.getRandomValues(chunk));
   }
   const args = ["convert", "-f", "raw", "-O", "qcow2", raw, path];
-  const { code, stderr } = await run("qemu-img", { args });
+  const { code, stderr } = await runProcess("qemu-img", { args });
   if (code !== 0) throw new Error(stderr);
   await Deno.remove(raw);
-  return { path, sha256: await sha256(fileChunks(path)) };
+  return { path, sha256: await sha256OfChunks(readFileChunks(path)) };
 }
 
-/** Pushes files with oras itself, as the guide's step 3 does. */
+/** Pushes files with oras, as the docs describe. */
 export async function orasPush(
   reference: string,
   layers: string[],
   options: { cwd: string; args?: string[]; env?: Record<string, string> },
 ) {
-  const { code, stderr } = await run(parts.oras!, {
+  const { code, stderr } = await runProcess(foundTools.oras!, {
     args: ["push", ...options.args ?? ["--plain-http"]].concat(
       ["--artifact-type", TYPE, reference],
       layers,
@@ -156,11 +172,11 @@ export interface PublishImageOptions {
   name?: string;
   /** The host that the manifest names. @default {the registry's} */
   host?: string;
-  /** What oras finds in its environment. */
+  /** oras's environment. */
   env?: Record<string, string>;
 }
 
-/** Makes an image, pushes it as the guide says, and writes a manifest for it. */
+/** Makes an image, pushes it with oras, and writes a manifest for it. */
 export async function publishImage(
   registry: Registry,
   work: Workspace,
@@ -181,7 +197,7 @@ export async function publishImage(
 
 /** What {@linkcode testWithImage} gives a test. */
 export interface ImageBench {
-  /** A workspace, as yet without a manifest. */
+  /** A workspace without a manifest. */
   work: Workspace;
   /** Its directory. */
   dir: string;
@@ -195,14 +211,14 @@ export interface ImageBench {
   host: string;
 }
 
-/** Runs one test with an image and a registry of its own. */
+/** Runs a test with its own image and registry. */
 export function testWithImage(
   name: string,
   body: (bench: ImageBench) => Promise<void>,
 ): void {
   Deno.test({
     name,
-    ...needs("oras", "registry", "qemuImg"),
+    ...requires("oras", "registry", "qemuImg"),
     async fn() {
       await using work = await workspace();
       await using registry = await startRegistry();

@@ -1,88 +1,93 @@
 /**
- * Which implementation computes a digest.
+ * Selection of the SHA-256 implementation, and its fallback.
  */
 import { assertEquals } from "@std/assert";
-import { fileChunks, sha256, transferEngine } from "../../lib/system/digest.ts";
-import { denoArgs, ROOT } from "../../scripts/deno.ts";
+import {
+  readFileChunks,
+  selectDigestEngine,
+  sha256OfChunks,
+} from "../../lib/system/digest.ts";
+import { PROJECT_ROOT, withImportMap } from "../../scripts/deno.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { runScript } from "../support/script.ts";
-import { stdBytes, writeRandom } from "../support/digests.ts";
+import { countStdDigestBytes, writeRandom } from "../support/digests.ts";
 
 const MIB = 1024 * 1024;
 
-Deno.test("both engines compute the same digest of one large file", async () => {
+Deno.test("sha256OfChunks() computes the same digest of a large file with both engines", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/file`;
   const size = 200 * MIB + 7;
   await writeRandom(path, size);
-  using std = stdBytes();
-  const runtime = await sha256(fileChunks(path), "runtime");
+  using std = countStdDigestBytes();
+  const runtime = await sha256OfChunks(readFileChunks(path), "runtime");
   assertEquals(std.bytes, 0);
-  assertEquals(await sha256(fileChunks(path), "std"), runtime);
+  assertEquals(await sha256OfChunks(readFileChunks(path), "std"), runtime);
   assertEquals(std.bytes, size);
 });
 
-Deno.test("transferEngine chooses the runtime from 64 MiB on, and std wherever TOOLSMITH_DIGEST says so", () => {
+Deno.test("selectDigestEngine() selects the runtime engine from 64 MiB on, and std if TOOLSMITH_DIGEST=std", () => {
   const chosen = (value?: string) => {
     const env = new Map(
       value === undefined ? [] : [["TOOLSMITH_DIGEST", value]],
     );
     return [0, 64 * MIB - 1, 64 * MIB, Infinity]
-      .map((bytes) => transferEngine(bytes, env));
+      .map((bytes) => selectDigestEngine(bytes, env));
   };
   assertEquals(chosen(), ["std", "std", "runtime", "runtime"]);
   assertEquals(chosen(""), ["std", "std", "runtime", "runtime"]);
   assertEquals(chosen("std"), ["std", "std", "std", "std"]);
 });
 
-Deno.test("transferEngine rejects another value of TOOLSMITH_DIGEST, for an image of any size", async () => {
+Deno.test("selectDigestEngine() rejects an unknown value of TOOLSMITH_DIGEST for any image size", async () => {
   for (const value of ["Std", "runtime", "node", "0", "x".repeat(80)]) {
     for (const bytes of [1, 64 * MIB]) {
       const env = new Map([["TOOLSMITH_DIGEST", value]]);
-      const { message, hint } = await failure(
+      const { message, hint } = await expectFailure(
         "usage",
-        () => Promise.resolve().then(() => transferEngine(bytes, env)),
+        () => Promise.resolve().then(() => selectDigestEngine(bytes, env)),
       );
       const shown = value.length > 40 ? `${"x".repeat(40)}…` : value;
       assertEquals(message, `Cannot use TOOLSMITH_DIGEST=${shown}`);
-      assertEquals(hint, "set TOOLSMITH_DIGEST to std, or unset it");
+      assertEquals(hint, "set TOOLSMITH_DIGEST=std, or unset TOOLSMITH_DIGEST");
     }
   }
 });
 
 const HASH = `
-import { sha256 } from "/lib/system/digest.ts";
-import { arrivingSha256 } from "/lib/system/arriving_digest.ts";
+import { sha256OfChunks } from "/lib/system/digest.ts";
+import { sha256OfGrowingFile } from "/lib/system/growing_file_digest.ts";
 const [path] = Deno.args;
 const bytes = await Deno.readFile(path);
 const size = bytes.length;
-console.log(await sha256(ReadableStream.from([bytes]), "runtime"));
-const arrivals = async function* () { yield size; };
-console.log(await arrivingSha256(path, { size, arrivals, engine: "runtime" }));
+console.log(await sha256OfChunks(ReadableStream.from([bytes]), "runtime"));
+const watchByteCount = async function* () { yield size; };
+const options = { size, watchByteCount, engine: "runtime" as const };
+console.log(await sha256OfGrowingFile(path, options));
 `;
 
-Deno.test("sha256 uses @std/crypto where the runtime has no implementation of its own", async () => {
+Deno.test("sha256OfChunks() falls back to @std/crypto when node:crypto cannot be imported", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/file`;
   await writeRandom(path, 3 * MIB + 1);
-  const digest = await sha256(fileChunks(path));
+  const digest = await sha256OfChunks(readFileChunks(path));
   const map = await withoutNodeCrypto(dir.path);
   const printed = await runScript(`${dir.path}/hash.ts`, HASH, {
     args: [path],
     importMap: map,
   });
-  // Deno prints what is wrong in the thread.
+  // Deno also prints the error in the worker.
   assertEquals(printed.match(/^[0-9a-f]{64}$/gm), [digest, digest]);
 });
 
-/** The import map that is in use, but for `node:crypto`, which fails. */
+/** Copies the import map with a `node:crypto` that cannot be imported. */
 async function withoutNodeCrypto(dir: string): Promise<string> {
   const flag = "--import-map=";
-  const [, arg] = await denoArgs(["run"]);
+  const [, arg] = await withImportMap(["run"]);
   const map = arg?.startsWith(flag)
     ? arg.slice(flag.length)
-    : `${ROOT}/deno.json`;
+    : `${PROJECT_ROOT}/deno.json`;
   const { imports } = JSON.parse(await Deno.readTextFile(map));
   for (const [name, target] of Object.entries<string>(imports)) {
     if (target.startsWith(".")) {

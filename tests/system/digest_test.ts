@@ -1,6 +1,13 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { fileChunks, parseSha256, sha256 } from "../../lib/system/digest.ts";
+import {
+  growthUntil,
+  parseSha256,
+  readFileChunks,
+  sha256OfChunks,
+} from "../../lib/system/digest.ts";
+import { sleep } from "../../lib/system/time.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 
 // NIST's examples for SHA-256 (FIPS 180-2, appendix B), and the empty message.
 const KNOWN: [string, string][] = [
@@ -21,21 +28,21 @@ async function* pieces(...texts: string[]) {
 }
 
 for (const engine of ["std", "runtime"] as const) {
-  Deno.test(`sha256 with the engine ${engine} computes NIST's examples, in one chunk, in many, and of a file`, async () => {
+  Deno.test(`sha256OfChunks() with the ${engine} engine computes NIST's example digests from one chunk, several chunks and a file`, async () => {
     await using dir = await temporaryDir();
     const path = `${dir.path}/file`;
     for (const [text, digest] of KNOWN) {
-      assertEquals(await sha256(pieces(text), engine), digest);
+      assertEquals(await sha256OfChunks(pieces(text), engine), digest);
       const half = text.length >> 1;
       const split = pieces(text.slice(0, half), "", text.slice(half));
-      assertEquals(await sha256(split, engine), digest);
+      assertEquals(await sha256OfChunks(split, engine), digest);
       await Deno.writeTextFile(path, text);
-      assertEquals(await sha256(fileChunks(path), engine), digest);
+      assertEquals(await sha256OfChunks(readFileChunks(path), engine), digest);
     }
   });
 }
 
-Deno.test("a digest is read in either case, prefixed or not, within blanks", () => {
+Deno.test("parseSha256() accepts upper and lower case, an optional sha256: prefix and surrounding spaces", () => {
   const hex = "ab".repeat(32);
   for (
     const text of [
@@ -60,7 +67,7 @@ Deno.test("a digest is read in either case, prefixed or not, within blanks", () 
   ) assertEquals(parseSha256(text), undefined, text);
 });
 
-Deno.test("one buffer serves a file of any size", async () => {
+Deno.test("readFileChunks() uses one buffer for a file of any size", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/big`;
   const size = 64 * 1024 * 1024 + 7;
@@ -70,7 +77,9 @@ Deno.test("one buffer serves a file of any size", async () => {
   const progress: number[] = [];
   let bytes = 0;
   for await (
-    const chunk of fileChunks(path, { onBytes: (n) => progress.push(n) })
+    const chunk of readFileChunks(path, {
+      onBytesRead: (n) => progress.push(n),
+    })
   ) {
     buffers.add(chunk.buffer);
     bytes += chunk.length;
@@ -81,20 +90,28 @@ Deno.test("one buffer serves a file of any size", async () => {
   assert([...buffers][0].byteLength <= 1024 * 1024);
 });
 
-Deno.test("a file that is being written is followed to its end", async () => {
+Deno.test("readFileChunks() follows a growing file until its writer ends", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/growing`;
   const writer = Promise.withResolvers<void>();
+  const sought = Promise.withResolvers<void>();
+  const { open } = Deno;
+  using _system = replaceMethod(Deno, {
+    open(...args: Parameters<typeof open>) {
+      sought.resolve();
+      return open(...args);
+    },
+  });
   let reached = (_bytes: number) => {};
   const until = (bytes: number) =>
     new Promise<void>((done) => reached = (now) => now === bytes && done());
-  const digest = sha256(fileChunks(path, {
-    growingUntil: writer.promise,
-    onBytes: (bytes) => reached(bytes),
+  const digest = sha256OfChunks(readFileChunks(path, {
+    byteCounts: growthUntil(writer.promise),
+    onBytesRead: (bytes) => reached(bytes),
   }));
 
-  // It is not there yet; then it is empty; then it grows in two steps.
-  await new Promise((done) => setTimeout(done, 60));
+  // The file is missing, then empty, then grows in two steps.
+  await sought.promise;
   using file = await Deno.open(path, { write: true, createNew: true });
   const text = new TextEncoder().encode("a".repeat(1_000_000));
   const first = until(300_000);
@@ -105,44 +122,61 @@ Deno.test("a file that is being written is followed to its end", async () => {
   assertEquals(await digest, KNOWN[3][1]);
 });
 
-Deno.test("who has read a file is told what it was, once", async () => {
+Deno.test("readFileChunks() calls onEndOfFile once, with the file's stat", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/file`;
   await Deno.writeTextFile(path, "abc");
   const ends: Deno.FileInfo[] = [];
   const onEnd = (stat: Deno.FileInfo) => ends.push(stat);
-  assertEquals(await sha256(fileChunks(path, { onEnd })), KNOWN[1][1]);
+  assertEquals(
+    await sha256OfChunks(readFileChunks(path, { onEndOfFile: onEnd })),
+    KNOWN[1][1],
+  );
   const { size, ino } = await Deno.stat(path);
   assertEquals(ends.map((stat) => [stat.size, stat.ino]), [[size, ino]]);
 });
 
-Deno.test("a writer that fails still ends the reading", async () => {
+Deno.test("readFileChunks() reads to the end of the file, and does not throw, when its writer fails", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/partial`;
   await Deno.writeTextFile(path, "abc");
-  const growingUntil = Promise.reject(new Error("cut"));
-  assertEquals(await sha256(fileChunks(path, { growingUntil })), KNOWN[1][1]);
+  const byteCounts = growthUntil(Promise.reject(new Error("cut")));
+  // An unhandled rejection would fail this test.
+  await sleep(0);
+  assertEquals(
+    await sha256OfChunks(readFileChunks(path, { byteCounts })),
+    KNOWN[1][1],
+  );
 });
 
-Deno.test("a file that is never there is NotFound", async () => {
+Deno.test("readFileChunks() throws NotFound when the file never appears", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/none`;
-  await assertRejects(() => sha256(fileChunks(path)), Deno.errors.NotFound);
   await assertRejects(
-    () => sha256(fileChunks(path, { growingUntil: Promise.resolve() })),
+    () => sha256OfChunks(readFileChunks(path)),
+    Deno.errors.NotFound,
+  );
+  await assertRejects(
+    () => {
+      const byteCounts = growthUntil(Promise.resolve());
+      return sha256OfChunks(readFileChunks(path, { byteCounts }));
+    },
     Deno.errors.NotFound,
   );
 });
 
-Deno.test("an abort ends the reading, also while waiting for more", async () => {
+Deno.test("readFileChunks() stops on abort, also while waiting for more bytes", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/waiting`;
   const never = new Promise(() => {});
   for (const text of [undefined, "abc"]) {
     if (text !== undefined) await Deno.writeTextFile(path, text);
     const abort = new AbortController();
-    const reading = sha256(
-      fileChunks(path, { growingUntil: never, signal: abort.signal }),
+    const reading = sha256OfChunks(
+      readFileChunks(path, {
+        byteCounts: growthUntil(never),
+        signal: abort.signal,
+      }),
     );
     const rejected = assertRejects(() => reading, Error, "enough");
     abort.abort(new Error("enough"));

@@ -2,9 +2,9 @@ import { assertEquals } from "@std/assert";
 import fc from "fast-check";
 import {
   addExtent,
+  countExtentBytes,
   type Extent,
-  extentBytes,
-  gapsOf,
+  findGaps,
   parseExtents,
 } from "../../lib/system/extents.ts";
 
@@ -14,7 +14,7 @@ const extents = fc.array(
     .map(([a, b]): Extent => [Math.min(a, b), Math.max(a, b)]),
 );
 
-Deno.test("a set of bytes has what was added, in order, and gaps are the rest", () => {
+Deno.test("addExtent() merges byte ranges in order, and findGaps() returns the rest", () => {
   fc.assert(fc.property(extents, (added) => {
     const bytes = new Array(SIZE).fill(false);
     let set: Extent[] = [];
@@ -25,8 +25,8 @@ Deno.test("a set of bytes has what was added, in order, and gaps are the rest", 
     const there = new Array(SIZE).fill(false);
     set.forEach((extent) => there.fill(true, ...extent));
     assertEquals(there, bytes);
-    assertEquals(extentBytes(set), bytes.filter(Boolean).length);
-    gapsOf(set, [0, SIZE]).forEach((gap) => {
+    assertEquals(countExtentBytes(set), bytes.filter(Boolean).length);
+    findGaps(set, [0, SIZE]).forEach((gap) => {
       assertEquals(there.slice(...gap).some(Boolean), false);
       there.fill(true, ...gap);
     });
@@ -35,17 +35,17 @@ Deno.test("a set of bytes has what was added, in order, and gaps are the rest", 
   }));
 });
 
-Deno.test("gaps are those within the bytes that are asked about", () => {
-  assertEquals(gapsOf([[0, 4], [8, 12]], [2, 10]), [[4, 8]]);
-  assertEquals(gapsOf([[4, 8]], [0, 6]), [[0, 4]]);
-  assertEquals(gapsOf([[0, 4]], [0, 6]), [[4, 6]]);
-  assertEquals(gapsOf([[0, 9]], [2, 3]), []);
-  assertEquals(gapsOf([[0, 9]], [2, 9]), []);
-  assertEquals(gapsOf([[0, 4], [20, 30]], [2, 10]), [[4, 10]]);
-  assertEquals(gapsOf([[0, 4], [10, 30]], [2, 10]), [[4, 10]]);
+Deno.test("findGaps() returns only gaps within the given range", () => {
+  assertEquals(findGaps([[0, 4], [8, 12]], [2, 10]), [[4, 8]]);
+  assertEquals(findGaps([[4, 8]], [0, 6]), [[0, 4]]);
+  assertEquals(findGaps([[0, 4]], [0, 6]), [[4, 6]]);
+  assertEquals(findGaps([[0, 9]], [2, 3]), []);
+  assertEquals(findGaps([[0, 9]], [2, 9]), []);
+  assertEquals(findGaps([[0, 4], [20, 30]], [2, 10]), [[4, 10]]);
+  assertEquals(findGaps([[0, 4], [10, 30]], [2, 10]), [[4, 10]]);
 });
 
-Deno.test("a record that is no set of a file's bytes is not read", () => {
+Deno.test("parseExtents() rejects JSON that is not an ordered set of ranges within the file", () => {
   const values = [
     null,
     {},

@@ -1,79 +1,91 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
 import { join } from "@std/path";
 import {
-  absentAs,
-  bytesOnDisk,
-  fingerprint,
-  isFingerprint,
-  isSame,
+  allocatedBytes,
+  isFileIdentity,
+  isSameFileIdentity,
+  makeTemporaryDir,
+  orIfDenied,
+  orIfNotFound,
+  readFileIdentity,
   removeTree,
-  replaceFile,
+  replaceFileAtomically,
   syncToDisk,
 } from "../../lib/system/files.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 
-Deno.test("a file that was written, replaced or cut is not the same", async () => {
+Deno.test("isSameFileIdentity() returns false after a file is modified or replaced", async () => {
   await using dir = await temporaryDir();
   const path = join(dir.path, "file");
   await Deno.writeTextFile(path, "one");
-  const before = await fingerprint(path);
+  const before = await readFileIdentity(path);
   assert(before);
-  assert(isSame(await fingerprint(path), before));
+  assert(isSameFileIdentity(await readFileIdentity(path), before));
 
   await Deno.utime(path, new Date(), new Date(1000));
-  assert(!isSame(await fingerprint(path), before));
+  assert(!isSameFileIdentity(await readFileIdentity(path), before));
 
   // The same bytes, size and time in another inode.
   const { mtime } = before!;
   await Deno.writeTextFile(`${path}.new`, "one");
   await Deno.rename(`${path}.new`, path);
   await Deno.utime(path, new Date(), new Date(mtime!));
-  assert(!isSame(await fingerprint(path), before));
+  assert(!isSameFileIdentity(await readFileIdentity(path), before));
 });
 
-Deno.test("what is no plain file has no fingerprint", async () => {
+Deno.test("readFileIdentity() returns undefined for directories, symbolic links and missing files", async () => {
   await using dir = await temporaryDir();
   const target = join(dir.path, "target");
   await Deno.writeTextFile(target, "x");
   await Deno.symlink(target, join(dir.path, "link"));
   for (const name of ["", "link", "absent"]) {
-    assertEquals(await fingerprint(join(dir.path, name)), undefined);
+    assertEquals(await readFileIdentity(join(dir.path, name)), undefined);
   }
-  assert(isSame(undefined, undefined));
-  assert(!isSame(await fingerprint(target), undefined));
+  assert(isSameFileIdentity(undefined, undefined));
+  assert(!isSameFileIdentity(await readFileIdentity(target), undefined));
 });
 
-Deno.test("a change of any part of a fingerprint shows, and what is no fingerprint is told", async () => {
+Deno.test("isSameFileIdentity() compares every field, and isFileIdentity() rejects malformed values", async () => {
   await using dir = await temporaryDir();
   const path = join(dir.path, "file");
   await Deno.writeTextFile(path, "x");
-  const before = await fingerprint(path);
-  assert(before && isFingerprint(before));
+  const before = await readFileIdentity(path);
+  assert(before && isFileIdentity(before));
   for (const field of ["size", "mtime", "ctime", "inode"] as const) {
-    assert(!isSame({ ...before, [field]: before[field]! + 1 }, before), field);
-    assert(!isFingerprint({ ...before, [field]: "1" }), field);
+    assert(
+      !isSameFileIdentity({ ...before, [field]: before[field]! + 1 }, before),
+      field,
+    );
+    assert(!isFileIdentity({ ...before, [field]: "1" }), field);
     const { [field]: _, ...rest } = before;
-    assert(!isFingerprint(rest), field);
+    assert(!isFileIdentity(rest), field);
   }
   // Windows has no inodes.
-  assert(isFingerprint({ size: 1, mtime: null, ctime: null, inode: null }));
+  assert(isFileIdentity({ size: 1, mtime: null, ctime: null, inode: null }));
   for (const value of [null, undefined, "x", 1, [], {}]) {
-    assert(!isFingerprint(value), JSON.stringify(value));
+    assert(!isFileIdentity(value), JSON.stringify(value));
   }
 });
 
-Deno.test("a file takes its blocks of 512 bytes on the disk, and never more than its size", async () => {
+Deno.test("allocatedBytes() counts blocks of 512 bytes, up to the file size", async () => {
   await using dir = await temporaryDir();
   const stat = await Deno.stat(dir.path);
   const taken = (size: number, blocks: number | null) =>
-    bytesOnDisk({ ...stat, size, blocks });
+    allocatedBytes({ ...stat, size, blocks });
   assertEquals(taken(1_000_000, 8), 4096);
   assertEquals(taken(100, 8), 100);
   assertEquals(taken(1_000_000, 0), 0);
   assertEquals(taken(1_000_000, null), 1_000_000);
 });
 
-Deno.test("files and directories can be synced, and removed with all they hold", async () => {
+Deno.test("syncToDisk() and removeTree() accept a file or a directory", async () => {
   await using dir = await temporaryDir();
   const inner = join(dir.path, "a/b");
   await Deno.mkdir(inner, { recursive: true });
@@ -86,50 +98,73 @@ Deno.test("files and directories can be synced, and removed with all they hold",
 });
 
 Deno.test({
-  name: "what cannot be synced is an error, and not passed over",
+  name: "syncToDisk() throws when the file cannot be synced",
   ignore: Deno.build.os !== "linux",
   async fn() {
-    // Neither has a disk below it (fsync(2), EINVAL).
+    // Special files cannot be synced (fsync(2), EINVAL).
     for (const path of ["/dev/null", "/proc"]) {
       await assertRejects(() => syncToDisk(path), Error, "os error 22");
     }
   },
 });
 
-Deno.test("only what is missing is taken for a value", async () => {
-  const missing = Promise.reject(new Deno.errors.NotFound("no"));
-  assertEquals(await absentAs("none", missing), "none");
-  assertEquals(await absentAs("none", Promise.resolve("some")), "some");
-  const refused = Promise.reject(new Deno.errors.PermissionDenied("no"));
-  await assertRejects(
-    () => absentAs("none", refused),
-    Deno.errors.PermissionDenied,
-  );
+Deno.test("orIfNotFound() returns undefined only for NotFound, orIfDenied() only for PermissionDenied", async () => {
+  const { NotFound, PermissionDenied } = Deno.errors;
+  for (
+    const [take, taken, other] of [
+      [orIfNotFound, NotFound, PermissionDenied],
+      [orIfDenied, PermissionDenied, NotFound],
+    ] as const
+  ) {
+    assertEquals(await take(Promise.reject(new taken("no"))), undefined);
+    assertEquals(await take(Promise.resolve("some")), "some");
+    await assertRejects(() => take(Promise.reject(new other("no"))), other);
+  }
 });
 
-Deno.test("a file is replaced whole: what is there follows no link and keeps its other names", async () => {
+Deno.test("makeTemporaryDir() names TMPDIR (on Windows TEMP) in the hint of each error", async () => {
+  const cases: [Error, "usage" | "disk_full", string][] = [
+    [new Deno.errors.NotFound("No such file (os error 2)"), "usage", "exists"],
+    [new Error("No space left (os error 28)"), "disk_full", "more free space"],
+  ];
+  for (const [cause, code, words] of cases) {
+    Object.assign(cause, { code: code === "usage" ? "ENOENT" : "ENOSPC" });
+    using _system = replaceMethod(Deno, {
+      makeTempDir: () => Promise.reject(cause),
+    });
+    const error = await expectFailure(
+      code,
+      () => makeTemporaryDir("toolsmith-"),
+    );
+    const variable = Deno.build.os === "windows" ? "TEMP" : "TMPDIR";
+    assertStringIncludes(error.hint ?? "", `set ${variable} to a directory`);
+    assertStringIncludes(error.hint ?? "", words);
+  }
+});
+
+Deno.test("replaceFileAtomically() replaces a symbolic link, and leaves the link's target unchanged", async () => {
   await using dir = await temporaryDir();
   const path = join(dir.path, "record");
   const victim = join(dir.path, "victim");
   await Deno.writeTextFile(victim, "mine");
   for (const link of [Deno.symlink, Deno.link]) {
     await link(victim, path);
-    await replaceFile(path, "new");
+    await replaceFileAtomically(path, "new");
     assertEquals(await Deno.readTextFile(path), "new");
     assertEquals((await Deno.lstat(path)).isSymlink, false);
     assertEquals(await Deno.readTextFile(victim), "mine");
     await Deno.remove(path);
   }
-  // Nothing is left of a failure, either.
+  // A failure leaves no temporary file.
   await Deno.mkdir(join(path, "in the way"), { recursive: true });
-  await assertRejects(() => replaceFile(path, "new"));
+  await assertRejects(() => replaceFileAtomically(path, "new"));
   const names = [...Deno.readDirSync(dir.path)].map(({ name }) => name);
   assertEquals(names.sort(), ["record", "victim"]);
 });
 
 Deno.test({
   name:
-    "a replaced file has the permissions that were asked for, less the umask or exactly",
+    "replaceFileAtomically() applies the requested mode, with or without the umask",
   ignore: Deno.build.os === "windows",
   async fn() {
     await using dir = await temporaryDir();
@@ -140,10 +175,10 @@ Deno.test({
         const [options, expected] of [
           [{}, 0o640],
           [{ mode: 0o600 }, 0o600],
-          [{ mode: 0o666, exact: true }, 0o666],
+          [{ mode: 0o666, ignoreUmask: true }, 0o666],
         ] as const
       ) {
-        await replaceFile(path, "x", options);
+        await replaceFileAtomically(path, "x", options);
         assertEquals((await Deno.stat(path)).mode! & 0o777, expected);
       }
     } finally {

@@ -1,17 +1,20 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { httpClient } from "../../lib/system/http_client.ts";
+import { createHttpClient } from "../../lib/system/http_client.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { runScript } from "../support/script.ts";
 
-Deno.test("a client without an authority of one's own needs no file", async () => {
-  (await httpClient(undefined))[Symbol.dispose]();
+Deno.test("createHttpClient() reads no file without a private CA", async () => {
+  (await createHttpClient(undefined))[Symbol.dispose]();
 });
 
-Deno.test("an authority that is not there, or none at all, is told by its path and its flag", async () => {
+Deno.test("createHttpClient() reports a missing or invalid CA file with its path and --ca-file", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/ca.pem`;
-  const missing = await failure("file_unreadable", () => httpClient(path));
+  const missing = await expectFailure(
+    "file_unreadable",
+    () => createHttpClient(path),
+  );
   assertStringIncludes(
     missing.message,
     `Cannot read the certificate authority ${path}: no such file`,
@@ -21,19 +24,19 @@ Deno.test("an authority that is not there, or none at all, is told by its path a
     path,
     "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n",
   );
-  const odd = await failure("tls_failed", () => httpClient(path));
+  const odd = await expectFailure("tls_failed", () => createHttpClient(path));
   assertStringIncludes(
     odd.message,
     `Cannot use the certificate authority ${path}: `,
   );
-  assertEquals(odd.hint, "--ca-file takes a PEM file");
+  assertEquals(odd.hint, "pass a PEM file to --ca-file");
 });
 
-Deno.test("a permission that is missing stays one", async () => {
+Deno.test("createHttpClient() throws NotCapable unchanged when a Deno permission is missing", async () => {
   await using dir = await temporaryDir();
   const script = `
-    import { httpClient } from "/lib/system/http_client.ts";
-    await httpClient("/none/ca.pem").catch(({ name }) => console.log(name));
+    import { createHttpClient } from "/lib/system/http_client.ts";
+    await createHttpClient("/none/ca.pem").catch(({ name }) => console.log(name));
   `;
   const said = await runScript(`${dir.path}/client.ts`, script, {
     permissions: ["--deny-read=/none"],
@@ -41,14 +44,14 @@ Deno.test("a permission that is missing stays one", async () => {
   assertEquals(said, "NotCapable\n");
 });
 
-/** Asks for https://far.test/ with these variables; prints what went wrong. */
-async function askWith(env: Record<string, string>): Promise<string[]> {
+/** Requests https://far.test/ with these variables; returns error and variables. */
+async function requestWithEnv(env: Record<string, string>): Promise<string[]> {
   await using dir = await temporaryDir();
   const script = `
-    import { httpClient } from "/lib/system/http_client.ts";
+    import { createHttpClient } from "/lib/system/http_client.ts";
     const env = ${JSON.stringify(env)};
     for (const [name, text] of Object.entries(env)) Deno.env.set(name, text);
-    using client = await httpClient(undefined);
+    using client = await createHttpClient(undefined);
     const { signal } = new AbortController();
     await client.fetch(new URL("https://far.test/"), { signal })
       .catch(({ code, message }) => console.log(code + " " + message));
@@ -59,7 +62,7 @@ async function askWith(env: Record<string, string>): Promise<string[]> {
   return said.trimEnd().split("\n");
 }
 
-Deno.test("httpClient() logs in to a proxy, and leaves the environment as it was", async () => {
+Deno.test("createHttpClient() authenticates with the proxy, and restores the environment variables", async () => {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const host = `127.0.0.1:${listener.addr.port}`;
   const heard = (async () => {
@@ -73,7 +76,7 @@ Deno.test("httpClient() logs in to a proxy, and leaves the environment as it was
     ALL_PROXY: "http://127.0.0.1:9",
     NO_PROXY: "near.test",
   };
-  const [error, after] = await askWith(env);
+  const [error, after] = await requestWithEnv(env);
   const head = await heard;
   listener.close();
   assertStringIncludes(head, "CONNECT far.test:443 HTTP/1.1\r\n");
@@ -83,7 +86,9 @@ Deno.test("httpClient() logs in to a proxy, and leaves the environment as it was
   assertEquals(JSON.parse(after), env);
 });
 
-Deno.test("httpClient() names a proxy of an unknown kind, without its password", async () => {
-  const [error] = await askWith({ HTTPS_PROXY: "ftp://user:secret@x.test:1" });
+Deno.test("createHttpClient() rejects a proxy with an unknown scheme, without showing its password", async () => {
+  const [error] = await requestWithEnv({
+    HTTPS_PROXY: "ftp://user:secret@x.test:1",
+  });
   assertEquals(error, "usage Cannot use the proxy ftp://x.test:1");
 });

@@ -1,8 +1,11 @@
 import { assert, assertEquals } from "@std/assert";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { statusError, transportError } from "../../lib/system/http_errors.ts";
+import {
+  httpStatusError,
+  toTransportError,
+} from "../../lib/system/http_errors.ts";
 
-/** What a status is told as. */
+/** HTTP statuses and their error code. */
 const CODES: [number[], string][] = [
   [[401], "unauthorized"],
   [[403], "forbidden"],
@@ -13,9 +16,9 @@ const CODES: [number[], string][] = [
 ];
 
 for (const [statuses, code] of CODES) {
-  Deno.test(`a server's answer ${statuses.join(", ")} is ${code}`, () => {
+  Deno.test(`httpStatusError() maps ${statuses.join(", ")} to ${code}`, () => {
     for (const status of statuses) {
-      const error = statusError(
+      const error = httpStatusError(
         new Response(null, { status }),
         "https://example.org/a",
       );
@@ -27,7 +30,7 @@ for (const [statuses, code] of CODES) {
 
 const ADDRESS = "https://tls.example/certificate-refused";
 
-/** What `fetch` says, and what that is told as. */
+/** Messages of `fetch`, and their error code. */
 const FAILURES: [string, string][] = [
   ["Connect): dns error: failed to lookup address information", "dns_failed"],
   ["Connect): invalid peer certificate: UnknownIssuer", "tls_failed"],
@@ -44,7 +47,7 @@ const FAILURES: [string, string][] = [
   ],
 ];
 
-Deno.test("what keeps an answer from coming is told by its words, and not by the address's", () => {
+Deno.test("toTransportError() classifies a failed request by Deno's message, not by words in the URL", () => {
   for (const [said, code] of FAILURES) {
     const cause = new Error(`client error (${said}`);
     const url = `error sending request for url (${ADDRESS})`;
@@ -53,29 +56,29 @@ Deno.test("what keeps an answer from coming is told by its words, and not by the
       new TypeError(`${url}: client error (${said}`),
     ];
     for (const thrown of errors) {
-      const error = transportError(thrown, "the image", false);
+      const error = toTransportError(thrown, "the image", false);
       assert(error instanceof ToolsmithError);
       assertEquals([error.code, error.cause], [code, thrown], said);
       assert(error.message.startsWith("Cannot download the image: "));
       assert(error.hint);
     }
   }
-  // Here the address stands behind, and no reason is known.
+  // The URL comes last, and the reason is unknown.
   const thrown = new TypeError(`it ended at ${ADDRESS}`);
-  const error = transportError(thrown, "the image", false) as ToolsmithError;
+  const error = toTransportError(thrown, "the image", false) as ToolsmithError;
   assertEquals(error.code, "transfer_interrupted");
   assertEquals(
     error.message,
-    "Cannot download the image: it was cut (it ended at )",
+    "Cannot download the image: the transfer was interrupted (it ended at )",
   );
 });
 
-Deno.test("what goes wrong once an answer has begun is a cut, but a missing permission stays one", () => {
+Deno.test("toTransportError() reports a failed response body as interrupted, and returns NotCapable unchanged", () => {
   const refused = new TypeError("client error (Connect): Connection refused");
-  const error = transportError(refused, "the image", true) as ToolsmithError;
+  const error = toTransportError(refused, "the image", true) as ToolsmithError;
   assertEquals(error.code, "transfer_interrupted");
   const denied = new Deno.errors.NotCapable("Requires net access");
   for (const begun of [true, false]) {
-    assertEquals(transportError(denied, "the image", begun), denied);
+    assertEquals(toTransportError(denied, "the image", begun), denied);
   }
 });

@@ -1,72 +1,74 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { lock, tryLock } from "../../lib/system/lock.ts";
-import { run } from "../../lib/system/process.ts";
+import { acquireFileLock, tryFileLock } from "../../lib/system/lock.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { runScript, startScript } from "../support/script.ts";
+import { changeTimerDelays } from "../support/timers.ts";
 
 const HOLD = `
-  import { lock } from "/lib/system/lock.ts";
-  using _held = await lock(Deno.args[0]);
+  import { acquireFileLock } from "/lib/system/lock.ts";
+  using _held = await acquireFileLock(Deno.args[0]);
   console.log("held");
   await new Promise((done) => setTimeout(done, 600_000));
 `;
 
-Deno.test("a lock is had once at a time, and again when it is released", async () => {
+Deno.test("acquireFileLock() excludes a second holder until the lock is released", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/lock`;
   {
-    using _held = await lock(path);
-    assertEquals(await tryLock(path), undefined);
+    using _held = await acquireFileLock(path);
+    assertEquals(await tryFileLock(path), undefined);
   }
-  using again = await tryLock(path);
+  using again = await tryFileLock(path);
   assert(again);
 });
 
-Deno.test("locks of two files do not touch", async () => {
+Deno.test("acquireFileLock() locks two files independently", async () => {
   await using dir = await temporaryDir();
-  using _one = await lock(`${dir.path}/one`);
-  using other = await tryLock(`${dir.path}/other`);
+  using _one = await acquireFileLock(`${dir.path}/one`);
+  using other = await tryFileLock(`${dir.path}/other`);
   assert(other);
 });
 
-Deno.test("who waits is notified once, and gets the lock when it is released", async () => {
+Deno.test("acquireFileLock() calls onWait once, and acquires the lock after its release", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/lock`;
   let notified = 0;
-  const first = await lock(path);
+  let pauses = 0;
+  using _timers = changeTimerDelays(() => Number(!++pauses));
+  const first = await acquireFileLock(path);
   const waiting = Promise.withResolvers<void>();
-  const second = lock(path, {
+  const second = acquireFileLock(path, {
     onWait() {
       notified++;
       waiting.resolve();
     },
   });
   await waiting.promise;
-  // It asks a few times more.
-  await new Promise((done) => setTimeout(done, 350));
+  while (pauses < 4) await Deno.stat(path);
   first[Symbol.dispose]();
   (await second)[Symbol.dispose]();
   assertEquals(notified, 1);
 });
 
-Deno.test("a free lock is had without a word", async () => {
+Deno.test("acquireFileLock() does not call onWait when the lock is free", async () => {
   await using dir = await temporaryDir();
-  using _held = await lock(`${dir.path}/lock`, {
+  using _held = await acquireFileLock(`${dir.path}/lock`, {
     onWait() {
       throw new Error("nobody has it");
     },
   });
 });
 
-Deno.test("an abort ends the wait, and leaves nothing open", async () => {
+Deno.test("acquireFileLock() stops waiting on abort, and closes its file", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/lock`;
-  using _held = await lock(path);
+  using _held = await acquireFileLock(path);
   const abort = new AbortController();
   await assertRejects(
     () =>
-      lock(path, {
+      acquireFileLock(path, {
         signal: abort.signal,
         onWait: () => abort.abort(new Error("enough")),
       }),
@@ -75,17 +77,21 @@ Deno.test("an abort ends the wait, and leaves nothing open", async () => {
   );
 });
 
-Deno.test("an abort that came before takes no lock, also where it is free", async () => {
+Deno.test("acquireFileLock() takes no lock when its signal is already aborted", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/lock`;
   const signal = AbortSignal.abort(new Error("too late"));
-  await assertRejects(() => lock(path, { signal }), Error, "too late");
+  await assertRejects(
+    () => acquireFileLock(path, { signal }),
+    Error,
+    "too late",
+  );
   await assertRejects(() => Deno.lstat(path), Deno.errors.NotFound);
 });
 
 Deno.test({
   name:
-    "a link, a directory or a pipe in a lock's place is refused, and followed by none",
+    "acquireFileLock() rejects a symbolic link, directory or pipe in place of the lock file",
   ignore: Deno.build.os === "windows",
   async fn() {
     await using dir = await temporaryDir();
@@ -93,22 +99,22 @@ Deno.test({
     for (const target of ["victim", "nothing"]) {
       await Deno.writeTextFile(victim, "mine");
       await Deno.symlink(target, path);
-      await failure("file_unreadable", () => lock(path));
-      await failure("file_unreadable", () => tryLock(path));
+      await expectFailure("file_unreadable", () => acquireFileLock(path));
+      await expectFailure("file_unreadable", () => tryFileLock(path));
       await Deno.remove(path);
     }
     assertEquals(await Deno.readTextFile(victim), "mine");
     await assertRejects(() => Deno.lstat(`${dir.path}/nothing`));
     await Deno.mkdir(path);
-    await failure("file_unreadable", () => lock(path));
+    await expectFailure("file_unreadable", () => acquireFileLock(path));
     await Deno.remove(path);
-    await run("mkfifo", { args: [path] });
-    await failure("file_unreadable", () => lock(path));
+    await runProcess("mkfifo", { args: [path] });
+    await expectFailure("file_unreadable", () => acquireFileLock(path));
   },
 });
 
-/** Does something to a path after it was looked at and before it is opened. */
-async function between<T>(
+/** Changes a path between lstat() and open(). */
+async function changeAfterLstat<T>(
   change: (path: string) => Promise<unknown>,
   work: () => Promise<T>,
 ): Promise<T> {
@@ -129,94 +135,98 @@ async function between<T>(
 }
 
 Deno.test({
-  name: "what takes a lock's place while it is opened is not locked",
+  name:
+    "acquireFileLock() and tryFileLock() reject a file that is swapped for a link while being opened",
   ignore: Deno.build.os === "windows",
   async fn() {
     await using dir = await temporaryDir();
     const [path, victim] = [`${dir.path}/lock`, `${dir.path}/victim`];
-    for (const take of [lock, tryLock]) {
+    for (const take of [acquireFileLock, tryFileLock]) {
       await Deno.writeTextFile(path, "");
       await Deno.writeTextFile(victim, "mine");
       const swap = async () => {
         await Deno.remove(path);
         await Deno.symlink(victim, path);
       };
-      const error = await failure(
+      const error = await expectFailure(
         "file_unreadable",
-        () => between(swap, () => take(path)),
+        () => changeAfterLstat(swap, () => take(path)),
       );
       assertEquals(
         error.message,
-        `Cannot lock ${path}: it is not a plain file`,
+        `Cannot lock ${path}: not a regular file`,
       );
-      // Nobody holds what was opened by mistake.
-      using free = await tryLock(victim);
+      // The file that was opened by mistake is not locked.
+      using free = await tryFileLock(victim);
       assert(free);
       await Deno.remove(path);
     }
   },
 });
 
-Deno.test("a lock's file that another process makes or removes meanwhile is no failure", async () => {
+Deno.test("tryFileLock() retries when another process creates or removes the lock file concurrently", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/lock`;
   const make = () => Deno.writeTextFile(path, "");
   for (const change of [make, Deno.remove]) {
-    using held = await between(change, () => tryLock(path));
+    using held = await changeAfterLstat(change, () => tryFileLock(path));
     assert(held, "nobody else has it");
-    assertEquals(await tryLock(path), undefined);
+    assertEquals(await tryFileLock(path), undefined);
   }
 });
 
 Deno.test({
-  name: "a lock's file is private: another user cannot hold it",
+  name: "acquireFileLock() creates a lock file that only this user can open",
   ignore: Deno.build.os === "windows",
   async fn() {
     await using dir = await temporaryDir();
     const path = `${dir.path}/lock`;
-    using _held = await lock(path);
+    using _held = await acquireFileLock(path);
     assertEquals((await Deno.stat(path)).mode! & 0o777, 0o600);
   },
 });
 
-Deno.test("a directory that is not there is an error, not a wait", async () => {
+Deno.test("acquireFileLock() and tryFileLock() throw NotFound when the directory is missing", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/none/lock`;
-  await assertRejects(() => lock(path), Deno.errors.NotFound);
-  await assertRejects(() => tryLock(path), Deno.errors.NotFound);
+  await assertRejects(() => acquireFileLock(path), Deno.errors.NotFound);
+  await assertRejects(() => tryFileLock(path), Deno.errors.NotFound);
 });
 
-Deno.test("the lock of a process that is killed is free", async () => {
+Deno.test("acquireFileLock() acquires a lock whose holder was killed", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/lock`;
   const options = { args: [path] };
   const holder = await startScript(`${dir.path}/hold.ts`, HOLD, options);
   await using child = holder.child;
-  await holder.says("held");
-  assertEquals(await tryLock(path), undefined);
+  await holder.prints("held");
+  assertEquals(await tryFileLock(path), undefined);
   const waiting = Promise.withResolvers<void>();
-  const mine = lock(path, { onWait: waiting.resolve });
+  const mine = acquireFileLock(path, { onWait: waiting.resolve });
   await waiting.promise;
   Deno.kill(child.pid, "SIGKILL");
   using _held = await mine;
   assertEquals((await child.ended).signal, "SIGKILL");
 });
 
-Deno.test("a Deno that can only wait for a lock takes it, and knows that another has it", async () => {
+Deno.test("acquireFileLock() and tryFileLock() work in a Deno version without FsFile.tryLock", async () => {
   await using dir = await temporaryDir();
   const script = `
-    import { lock, tryLock } from "/lib/system/lock.ts";
+    import { acquireFileLock, tryFileLock } from "/lib/system/lock.ts";
     delete Deno.FsFile.prototype.tryLock;
     const [path] = Deno.args;
-    const held = await lock(path);
-    console.log(await tryLock(path) === undefined);
+    const held = await acquireFileLock(path);
+    console.log(await tryFileLock(path) === undefined);
     let waits = 0;
-    const next = lock(path, { onWait: () => waits++ });
-    setTimeout(() => held[Symbol.dispose](), 200);
-    await next;
+    await acquireFileLock(path, {
+      onWait() {
+        waits++;
+        held[Symbol.dispose]();
+      },
+    });
     console.log(waits);
-    const other = await lock(path + "2");
-    console.log(await tryLock(path + "2") === undefined);
+    const other = await acquireFileLock(path + "2");
+    console.log(await tryFileLock(path + "2") === undefined);
     Deno.exit();
   `;
   const args = [`${dir.path}/lock`];
@@ -224,14 +234,14 @@ Deno.test("a Deno that can only wait for a lock takes it, and knows that another
   assertEquals(said, "true\n1\ntrue\n");
 });
 
-Deno.test("processes that count under a lock count right", async () => {
+Deno.test("acquireFileLock() prevents lost updates of a counter that several processes increment", async () => {
   await using dir = await temporaryDir();
   const [lockFile, counter] = [`${dir.path}/lock`, `${dir.path}/count`];
   await Deno.writeTextFile(counter, "0");
   const script = `
-    import { lock } from "/lib/system/lock.ts";
+    import { acquireFileLock } from "/lib/system/lock.ts";
     for (let i = 0; i < 5; i++) {
-      using _held = await lock(Deno.args[0]);
+      using _held = await acquireFileLock(Deno.args[0]);
       const count = Number(await Deno.readTextFile(Deno.args[1]));
       await new Promise((done) => setTimeout(done, 5));
       await Deno.writeTextFile(Deno.args[1], String(count + 1));

@@ -1,6 +1,9 @@
 import { assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
-import { whyUnsafe, whyUntrusted } from "../../lib/system/ownership.ts";
-import { run } from "../../lib/system/process.ts";
+import {
+  unsafeDirReason,
+  untrustedReason,
+} from "../../lib/system/ownership.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { runScript } from "../support/script.ts";
 import { asRoot } from "../support/users.ts";
@@ -10,119 +13,129 @@ const OTHER = 4321;
 const test = (name: string, fn: () => Promise<void>) =>
   Deno.test({ name, ignore: Deno.build.os === "windows", fn });
 
-test("a file of this user below a private directory is trusted", async () => {
+test("untrustedReason() trusts a file of this user below a private directory", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/record.json`;
   await Deno.writeTextFile(path, "{}", { mode: 0o644 });
-  assertEquals(await whyUntrusted(path), undefined);
-  assertEquals(await whyUntrusted(`${dir.path}/not/there`), undefined);
+  assertEquals(await untrustedReason(path), undefined);
+  assertEquals(await untrustedReason(`${dir.path}/not/there`), undefined);
 });
 
-test("a file that others can write is not trusted, nor one they can read where it is secret", async () => {
+test("untrustedReason() rejects a file that others can write, and with requirePrivate one that others can read", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/record.json`;
   await Deno.writeTextFile(path, "{}");
   await Deno.chmod(path, 0o666);
-  const why = await whyUntrusted(path);
+  const why = await untrustedReason(path);
   assertEquals(why, `${path} can be written by other users (mode 666)`);
   await Deno.chmod(path, 0o644);
-  assertEquals(await whyUntrusted(path), undefined);
-  const secret = await whyUntrusted(path, { secret: true });
+  assertEquals(await untrustedReason(path), undefined);
+  const secret = await untrustedReason(path, { requirePrivate: true });
   assertEquals(secret, `${path} can be read by other users (mode 644)`);
   await Deno.chmod(path, 0o600);
-  assertEquals(await whyUntrusted(path, { secret: true }), undefined);
+  assertEquals(
+    await untrustedReason(path, { requirePrivate: true }),
+    undefined,
+  );
 });
 
-test("a directory above that others can write spoils what is below, unless it is sticky", async () => {
+test("untrustedReason() rejects a path below a directory that others can write, unless the directory is sticky", async () => {
   await using dir = await temporaryDir();
   const above = `${dir.path}/above`;
   const path = `${above}/below/record.json`;
   await Deno.mkdir(`${above}/below`, { recursive: true });
   await Deno.writeTextFile(path, "{}");
   await Deno.chmod(above, 0o777);
-  const why = await whyUntrusted(path);
+  const why = await untrustedReason(path);
   assertEquals(why, `${above} can be written by other users (mode 777)`);
   await Deno.chmod(above, 0o1777);
-  assertEquals(await whyUntrusted(path), undefined);
-  // What is asked for itself is not saved by being sticky.
-  assertStringIncludes(await whyUntrusted(above) ?? "", "mode 1777");
+  assertEquals(await untrustedReason(path), undefined);
+  // The checked path itself is untrusted, even if sticky.
+  assertStringIncludes(await untrustedReason(above) ?? "", "mode 1777");
 });
 
-test("what a symbolic link names is looked at in its place", async () => {
+test("untrustedReason() checks the target of a symbolic link", async () => {
   await using dir = await temporaryDir();
   const open = `${dir.path}/open`;
   await Deno.mkdir(open);
   await Deno.writeTextFile(`${open}/record.json`, "{}");
   await Deno.symlink("open", `${dir.path}/link`);
   const path = `${dir.path}/link/record.json`;
-  assertEquals(await whyUntrusted(path), undefined);
+  assertEquals(await untrustedReason(path), undefined);
   await Deno.chmod(open, 0o777);
   assertStringIncludes(
-    await whyUntrusted(path) ?? "",
+    await untrustedReason(path) ?? "",
     `${open} can be written`,
   );
-  // So many links as Linux follows, and one more.
+  // As many links as Linux follows, and one more.
   await Deno.symlink(dir.path, `${dir.path}/1`);
   for (let at = 2; at <= 41; at++) {
     await Deno.symlink(`${at - 1}`, `${dir.path}/${at}`);
   }
-  assertEquals(await whyUntrusted(`${dir.path}/40`), undefined);
-  const many = await whyUntrusted(`${dir.path}/41`);
-  assertStringIncludes(many ?? "", "leads in a circle");
+  assertEquals(await untrustedReason(`${dir.path}/40`), undefined);
+  const many = await untrustedReason(`${dir.path}/41`);
+  assertStringIncludes(many ?? "", "has too many levels of symbolic links");
   await Deno.symlink("circle", `${dir.path}/circle`);
-  const circle = await whyUntrusted(`${dir.path}/circle`);
-  assertEquals(circle, `${dir.path}/circle leads in a circle`);
+  const circle = await untrustedReason(`${dir.path}/circle`);
+  assertEquals(
+    circle,
+    `${dir.path}/circle has too many levels of symbolic links`,
+  );
 });
 
-test("what the system cannot say of a path is an error, and no trust", async () => {
+test("untrustedReason() and unsafeDirReason() throw when the path cannot be checked", async () => {
   const path = `/tmp/${"x".repeat(300)}`;
-  await assertRejects(() => whyUntrusted(path), Error, "name too long");
-  await assertRejects(() => whyUnsafe(path), Error, "name too long");
+  await assertRejects(() => untrustedReason(path), Error, "name too long");
+  await assertRejects(() => unsafeDirReason(path), Error, "name too long");
 });
 
 asRoot(
-  "a file, a directory above and a link of another user are not trusted",
+  "untrustedReason() rejects a file, a parent directory and a link of another user",
   async () => {
     await using dir = await temporaryDir();
     const path = `${dir.path}/theirs/record.json`;
     await Deno.mkdir(`${dir.path}/theirs`);
     await Deno.writeTextFile(path, "{}");
     await Deno.chown(path, OTHER, OTHER);
-    assertEquals(await whyUntrusted(path), `${path} belongs to user ${OTHER}`);
+    assertEquals(
+      await untrustedReason(path),
+      `${path} belongs to user ${OTHER}`,
+    );
     await Deno.chown(path, 0, 0);
     await Deno.chown(`${dir.path}/theirs`, OTHER, OTHER);
-    const above = await whyUntrusted(path);
+    const above = await untrustedReason(path);
     assertEquals(above, `${dir.path}/theirs belongs to user ${OTHER}`);
     await Deno.chown(`${dir.path}/theirs`, 0, 0);
     const link = `${dir.path}/link`;
     await Deno.symlink(path, link);
-    await run("chown", { args: ["-h", `${OTHER}`, link] });
-    assertEquals(await whyUntrusted(link), `${link} belongs to user ${OTHER}`);
+    await runProcess("chown", { args: ["-h", `${OTHER}`, link] });
+    assertEquals(
+      await untrustedReason(link),
+      `${link} belongs to user ${OTHER}`,
+    );
   },
 );
 
 asRoot(
-  "a group that is the owner's alone may write, another may not",
+  "untrustedReason() accepts group write access only for the owner's private group",
   async () => {
     await using dir = await temporaryDir();
     const path = `${dir.path}/record.json`;
     await Deno.writeTextFile(path, "{}");
-    await Deno.chown(path, OTHER, OTHER);
+    await Deno.chown(path, 0, 0);
     await Deno.chmod(path, 0o664);
-    // The temporary directory is private to root.
-    await Deno.chmod(dir.path, 0o755);
-    assertEquals(await whyUntrusted(path, { uid: OTHER }), undefined);
-    await Deno.chown(path, OTHER, OTHER + 1);
-    const why = await whyUntrusted(path, { uid: OTHER });
+    assertEquals(await untrustedReason(path), undefined);
+    await Deno.chown(path, 0, OTHER);
+    const why = await untrustedReason(path);
     assertEquals(why, `${path} can be written by other users (mode 664)`);
   },
 );
 
-test("without the permission to learn who the user is, nothing is trusted", async () => {
+test("untrustedReason() rejects every path without --allow-sys=uid", async () => {
   await using dir = await temporaryDir();
   const script = `
-    import { whyUnsafe, whyUntrusted } from "/lib/system/ownership.ts";
-    console.log(await whyUntrusted(Deno.args[0]));
+    import { untrustedReason } from "/lib/system/ownership.ts";
+    console.log(await untrustedReason(Deno.args[0]));
   `;
   const said = await runScript(`${dir.path}/ask.ts`, script, {
     args: [dir.path],
@@ -132,24 +145,24 @@ test("without the permission to learn who the user is, nothing is trusted", asyn
 });
 
 asRoot(
-  "a directory is written only if nobody else owns it or can replace what is in it",
+  "unsafeDirReason() rejects a directory that another user owns or can change",
   async () => {
     await using dir = await temporaryDir();
     const own = `${dir.path}/own`;
     await Deno.mkdir(own);
     await Deno.symlink("own", `${dir.path}/link`);
-    // What lies above does not count.
+    // Parent directories are not checked.
     await Deno.chmod(dir.path, 0o777);
-    assertEquals(await whyUnsafe(own), undefined);
-    assertEquals(await whyUnsafe(`${dir.path}/link`), undefined);
+    assertEquals(await unsafeDirReason(own), undefined);
+    assertEquals(await unsafeDirReason(`${dir.path}/link`), undefined);
     await Deno.chmod(own, 0o777);
     assertEquals(
-      await whyUnsafe(`${dir.path}/link`),
+      await unsafeDirReason(`${dir.path}/link`),
       `${dir.path}/link can be written by other users (mode 777)`,
     );
     await Deno.chmod(own, 0o1777);
-    assertEquals(await whyUnsafe(own), undefined);
+    assertEquals(await unsafeDirReason(own), undefined);
     await Deno.chown(own, OTHER, OTHER);
-    assertEquals(await whyUnsafe(own), `${own} belongs to user ${OTHER}`);
+    assertEquals(await unsafeDirReason(own), `${own} belongs to user ${OTHER}`);
   },
 );

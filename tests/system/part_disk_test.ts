@@ -1,39 +1,40 @@
 /**
- * What a part file leaves on the disk, and when.
+ * What PartFile writes to the disk, and when.
  */
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { join } from "@std/path";
-import { openPart } from "../../lib/system/part_file.ts";
+import { openPartFile } from "../../lib/system/part_file.ts";
 import {
-  PART,
-  PART_JOURNAL,
-  PART_RECORD,
+  DURABLE_EXTENTS_FILE,
+  PART_FILE_NAME,
   readPartRecord,
+  WRITTEN_EXTENTS_FILE,
 } from "../../lib/system/part_record.ts";
 import { sleep } from "../../lib/system/time.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 
 const MIB = 1024 * 1024;
 const identity = { size: 10 * MIB, digest: "sha256:aa" };
 
-/** What lies in a directory. */
+/** Sorted names in a directory. */
 const names = (dir: string) =>
   [...Deno.readDirSync(dir)].map(({ name }) => name).sort();
 
-/** Waits until a record has these extents. */
-async function noted(path: string, extents: number[][]) {
-  for (let tries = 0; tries < 250; tries++) {
+/** Waits until a record file has these extents. */
+async function waitForExtents(path: string, extents: number[][]) {
+  const sought = `"extents":${JSON.stringify(extents)}`;
+  let line = "";
+  while (!line.includes(sought)) {
+    await sleep(5);
     const text = await Deno.readTextFile(path).catch(() => "");
-    const [line] = text.split("\n");
-    if (line.includes(`"extents":${JSON.stringify(extents)}`)) return;
-    await sleep(20);
+    line = text.split("\n")[0];
   }
-  throw new Error(`${await Deno.readTextFile(path)} after 5 s`);
 }
 
-Deno.test("pieces of one writer lie where they belong, in whatever order they come", async () => {
+Deno.test("PartWriter.write() writes each piece at its offset, in any order", async () => {
   await using dir = await temporaryDir();
-  await using part = await openPart(dir.path, { ...identity, size: 20 });
+  await using part = await openPartFile(dir.path, { ...identity, size: 20 });
   {
     using writer = await part.openWriter();
     const pieces: [number, number][] = [[1, 1], [11, 3], [8, 3], [14, 2]];
@@ -43,68 +44,76 @@ Deno.test("pieces of one writer lie where they belong, in whatever order they co
   }
   const bytes = await Deno.readFile(part.path);
   assertEquals([...bytes].join(""), "0100000033322244".padEnd(20, "0"));
-  assertEquals(part.gaps(), [[0, 1], [2, 8], [16, 20]]);
+  assertEquals(part.missingExtents(), [[0, 1], [2, 8], [16, 20]]);
 });
 
-Deno.test("a part file leaves its record where something is there, and nothing beside it where it is whole or empty", async () => {
+Deno.test("PartFile keeps a durable-extents file for partial content, and none when complete or empty", async () => {
   const left = {
-    keep: [PART, PART_RECORD],
-    nothing: [PART],
-    clear: [PART],
-    finish: [PART],
+    keep: [PART_FILE_NAME, DURABLE_EXTENTS_FILE],
+    nothing: [PART_FILE_NAME],
+    clear: [PART_FILE_NAME],
+    finish: [PART_FILE_NAME],
   };
   for (const [end, expected] of Object.entries(left)) {
     await using dir = await temporaryDir();
     {
-      await using part = await openPart(dir.path, identity);
+      await using part = await openPartFile(dir.path, identity);
       using writer = await part.openWriter();
       if (end !== "nothing") writer.write(3, new Uint8Array(9));
       if (end === "clear") {
         await part.clear();
-        assertEquals(names(dir.path), [PART]);
+        assertEquals(names(dir.path), [PART_FILE_NAME]);
       }
       if (end === "finish") {
-        const { size, inode } = await part.finish();
+        const { size, inode } = await part.markComplete();
         const { ino } = await Deno.stat(part.path);
         assertEquals([size, inode], [identity.size, ino]);
-        assertEquals(names(dir.path), [PART]);
+        assertEquals(names(dir.path), [PART_FILE_NAME]);
       }
     }
     assertEquals(names(dir.path), expected, end);
   }
 });
 
-Deno.test("what is written is noted as it is, also where the note becomes shorter", async () => {
+Deno.test("PartFile stays readable after a shorter journal entry overwrites a longer one", async () => {
   await using dir = await temporaryDir();
-  await using part = await openPart(dir.path, identity);
+  await using part = await openPartFile(dir.path, identity);
   using writer = await part.openWriter();
-  const journal = join(dir.path, PART_JOURNAL);
+  const journal = join(dir.path, WRITTEN_EXTENTS_FILE);
   writer.write(1000, new Uint8Array(10));
   writer.write(2000, new Uint8Array(10));
-  await noted(journal, [[1000, 1010], [2000, 2010]]);
+  await waitForExtents(journal, [[1000, 1010], [2000, 2010]]);
   writer.write(0, new Uint8Array(3000));
-  await noted(journal, [[0, 3000]]);
+  await waitForExtents(journal, [[0, 3000]]);
   assertEquals((await readPartRecord(dir.path))?.extents, [[0, 3000]]);
 });
 
-Deno.test("what comes is synced at every 4 MiB, and not before", async () => {
+Deno.test("PartFile starts a sync after every 4 MiB written, and not earlier", async () => {
   await using dir = await temporaryDir();
-  const record = join(dir.path, PART_RECORD);
-  await using part = await openPart(dir.path, identity);
+  const record = join(dir.path, DURABLE_EXTENTS_FILE);
+  const { syncData } = Deno.FsFile.prototype;
+  let syncs = 0;
+  using _system = replaceMethod(Deno.FsFile.prototype, {
+    syncData(this: Deno.FsFile) {
+      syncs++;
+      return syncData.call(this);
+    },
+  });
+  await using part = await openPartFile(dir.path, identity);
   using writer = await part.openWriter();
   writer.write(0, new Uint8Array(4 * MIB - 1));
-  await sleep(100);
-  assertEquals(names(dir.path).includes(PART_RECORD), false);
+  assertEquals(syncs, 0);
   writer.write(4 * MIB - 1, new Uint8Array(1));
-  await noted(record, [[0, 4 * MIB]]);
+  assertEquals(syncs, 1);
+  await waitForExtents(record, [[0, 4 * MIB]]);
   writer.write(4 * MIB, new Uint8Array(MIB));
-  await sleep(100);
-  await noted(record, [[0, 4 * MIB]]);
+  assertEquals(syncs, 1);
   writer.write(5 * MIB, new Uint8Array(3 * MIB));
-  await noted(record, [[0, 8 * MIB]]);
+  await waitForExtents(record, [[0, 8 * MIB]]);
+  assertEquals(syncs, 2);
 });
 
-Deno.test("what comes while a slow disk syncs is synced next, and nothing twice at once", async () => {
+Deno.test("PartFile runs one sync at a time, and then syncs the bytes written during a slow sync", async () => {
   await using dir = await temporaryDir();
   const { syncData } = Deno.FsFile.prototype;
   const slow = Promise.withResolvers<void>();
@@ -116,52 +125,55 @@ Deno.test("what comes while a slow disk syncs is synced next, and nothing twice 
     busy--;
   };
   try {
-    await using part = await openPart(dir.path, identity);
+    await using part = await openPartFile(dir.path, identity);
     using writer = await part.openWriter();
     for (let at = 0; at < 10; at++) {
       writer.write(at * MIB, new Uint8Array(MIB));
     }
-    assertEquals(names(dir.path).includes(PART_RECORD), false);
+    assertEquals(names(dir.path).includes(DURABLE_EXTENTS_FILE), false);
     slow.resolve();
-    await noted(join(dir.path, PART_RECORD), [[0, 10 * MIB]]);
+    await waitForExtents(join(dir.path, DURABLE_EXTENTS_FILE), [[0, 10 * MIB]]);
     assertEquals(most, 1);
   } finally {
     Deno.FsFile.prototype.syncData = syncData;
   }
 });
 
-Deno.test("what is adopted is durable at once, up to the size of the whole", async () => {
+Deno.test("copyFromExternalFile() makes the copied bytes durable, up to the expected size", async () => {
   await using dir = await temporaryDir();
   const [other, record] = [
     join(dir.path, "other"),
-    join(dir.path, PART_RECORD),
+    join(dir.path, DURABLE_EXTENTS_FILE),
   ];
-  await using part = await openPart(dir.path, identity);
+  await using part = await openPartFile(dir.path, identity);
   await Deno.mkdir(other);
-  await part.adopt(other);
-  await part.adopt(join(dir.path, "none"));
-  assertEquals([part.bytes, names(dir.path)], [0, [PART, "other"]]);
+  await part.copyFromExternalFile(other);
+  await part.copyFromExternalFile(join(dir.path, "none"));
+  assertEquals([part.presentBytes, names(dir.path)], [0, [
+    PART_FILE_NAME,
+    "other",
+  ]]);
   await Deno.remove(other);
   await Deno.writeFile(other, new Uint8Array(identity.size).fill(9));
-  await part.adopt(other);
+  await part.copyFromExternalFile(other);
   const { extents } = JSON.parse(await Deno.readTextFile(record));
-  assertEquals([extents, part.gaps()], [[[0, identity.size]], []]);
+  assertEquals([extents, part.missingExtents()], [[[0, identity.size]], []]);
   assertEquals((await Deno.readFile(part.path)).at(-1), 9);
 });
 
-Deno.test("a disk that takes no record fails the next write, and the end", async () => {
+Deno.test("PartFile throws in the next write and in markComplete() when the durable-extents file cannot be written", async () => {
   const dir = await temporaryDir();
-  await using part = await openPart(dir.path, identity);
+  await using part = await openPartFile(dir.path, identity);
   using writer = await part.openWriter();
   writer.write(0, new Uint8Array(1));
   await dir[Symbol.asyncDispose]();
   writer.write(0, new Uint8Array(5 * MIB));
-  await assertRejects(() => part.finish(), Deno.errors.NotFound);
+  await assertRejects(() => part.markComplete(), Deno.errors.NotFound);
   const write = () => writer.write(0, new Uint8Array(1));
   assertThrows(write, Deno.errors.NotFound);
 });
 
-Deno.test("where the time of the boot is not to be known, nothing is noted of it", async () => {
+Deno.test("PartFile writes no journal when the boot time is unknown", async () => {
   await using dir = await temporaryDir();
   const { permissions } = Deno;
   const { querySync } = permissions;
@@ -171,13 +183,12 @@ Deno.test("where the time of the boot is not to be known, nothing is noted of it
       state: "denied",
     }) as Deno.PermissionStatus;
   try {
-    await using part = await openPart(dir.path, identity);
+    await using part = await openPartFile(dir.path, identity);
     using writer = await part.openWriter();
     writer.write(0, new Uint8Array(9));
-    await sleep(50);
-    assertEquals(names(dir.path), [PART]);
+    assertEquals(names(dir.path), [PART_FILE_NAME]);
   } finally {
     permissions.querySync = querySync;
   }
-  assertEquals(names(dir.path), [PART, PART_RECORD]);
+  assertEquals(names(dir.path), [PART_FILE_NAME, DURABLE_EXTENTS_FILE]);
 });

@@ -1,12 +1,12 @@
 import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import {
-  bootTime,
-  PART,
-  PART_JOURNAL,
-  PART_RECORD,
+  DURABLE_EXTENTS_FILE,
+  hostBootTimeMs,
+  PART_FILE_NAME,
   type PartRecord,
   readPartRecord,
+  WRITTEN_EXTENTS_FILE,
 } from "../../lib/system/part_record.ts";
 import { temporaryDir } from "../support/directory.ts";
 
@@ -14,13 +14,13 @@ const SIZE = 1000;
 const DIGEST = "sha256:aa";
 const NOTE = { size: SIZE, digest: DIGEST, extents: [[10, 20]] };
 
-/** Looks at a directory with such files; no part file is one of another size. */
+/** Reads the record of a directory with these files and a part file of `size`. */
 async function look(
   files: Record<string, unknown>,
   size: number | undefined = SIZE,
 ): Promise<PartRecord | undefined> {
   await using dir = await temporaryDir();
-  await Deno.writeFile(join(dir.path, PART), new Uint8Array(size));
+  await Deno.writeFile(join(dir.path, PART_FILE_NAME), new Uint8Array(size));
   for (const [name, content] of Object.entries(files)) {
     const text = typeof content === "string"
       ? content
@@ -30,14 +30,14 @@ async function look(
   return await readPartRecord(dir.path);
 }
 
-/** The same, of which only what is there counts. */
+/** Returns only the extents of that record. */
 const extents = async (...args: Parameters<typeof look>) =>
   (await look(...args))?.extents;
 
-Deno.test("a record says what is durable, how much that is, and when it came", async () => {
+Deno.test("readPartRecord() returns the durable extents, their byte count and the record's modification time", async () => {
   const before = Date.now();
-  const { used, ...record } = (await look({
-    [PART_RECORD]: { ...NOTE, extents: [[0, 1], [10, 20]] },
+  const { modifiedAt, ...record } = (await look({
+    [DURABLE_EXTENTS_FILE]: { ...NOTE, extents: [[0, 1], [10, 20]] },
   }))!;
   assertEquals(record, {
     size: SIZE,
@@ -45,17 +45,20 @@ Deno.test("a record says what is durable, how much that is, and when it came", a
     extents: [[0, 1], [10, 20]],
     bytes: 11,
   });
-  // Times of files are coarser than those of clocks.
-  assertEquals(used.getTime() > before - 10_000, true);
+  // File times are coarser than the clock.
+  assertEquals(modifiedAt.getTime() > before - 10_000, true);
   assertEquals(await extents({}), undefined);
   const one = { ...NOTE, extents: [[7, 8]] };
-  assertEquals(await extents({ [PART_RECORD]: one }), [[7, 8]]);
+  assertEquals(await extents({ [DURABLE_EXTENTS_FILE]: one }), [[7, 8]]);
   const none = { ...NOTE, extents: [] };
-  assertEquals(await extents({ [PART_RECORD]: none }), undefined);
+  assertEquals(await extents({ [DURABLE_EXTENTS_FILE]: none }), undefined);
 });
 
-Deno.test("a record is not read that is of another size than its file, or no record at all", async () => {
-  assertEquals(await extents({ [PART_RECORD]: NOTE }, SIZE - 1), undefined);
+Deno.test("readPartRecord() rejects a malformed record, and one whose size differs from the part file's", async () => {
+  assertEquals(
+    await extents({ [DURABLE_EXTENTS_FILE]: NOTE }, SIZE - 1),
+    undefined,
+  );
   const wrong = [
     { ...NOTE, size: SIZE + 1 },
     { ...NOTE, digest: 7 },
@@ -63,38 +66,44 @@ Deno.test("a record is not read that is of another size than its file, or no rec
     ...["", "null", "[]", "7", "{"],
   ];
   for (const content of wrong) {
-    assertEquals(await extents({ [PART_RECORD]: content }), undefined);
+    assertEquals(await extents({ [DURABLE_EXTENTS_FILE]: content }), undefined);
   }
   await using dir = await temporaryDir();
-  await Deno.mkdir(join(dir.path, PART));
-  await Deno.writeTextFile(join(dir.path, PART_RECORD), JSON.stringify(NOTE));
+  await Deno.mkdir(join(dir.path, PART_FILE_NAME));
+  await Deno.writeTextFile(
+    join(dir.path, DURABLE_EXTENTS_FILE),
+    JSON.stringify(NOTE),
+  );
   assertEquals(await readPartRecord(dir.path), undefined);
 });
 
-Deno.test("a record of more than 1 MiB is not read, whatever is in it", async () => {
-  // What stands behind the first line is the rest of an older one.
+Deno.test("readPartRecord() rejects a record larger than 1 MiB", async () => {
+  // Text after the first line is the rest of an older entry.
   const line = `${JSON.stringify(NOTE)}\n`;
   const whole = line.padEnd(1024 * 1024, "x");
-  assertEquals(await extents({ [PART_RECORD]: whole }), [[10, 20]]);
-  assertEquals(await extents({ [PART_RECORD]: `${whole}x` }), undefined);
+  assertEquals(await extents({ [DURABLE_EXTENTS_FILE]: whole }), [[10, 20]]);
+  assertEquals(
+    await extents({ [DURABLE_EXTENTS_FILE]: `${whole}x` }),
+    undefined,
+  );
 });
 
-Deno.test("what is written counts on top of what is durable, if it is of this boot and of the same image", async () => {
+Deno.test("readPartRecord() prefers the written extents over the durable ones, if written since this boot and for the same digest", async () => {
   const { osUptime } = Deno;
   const { now } = Date;
   Date.now = () => 1_000_000_000;
   Deno.osUptime = () => 5000;
   try {
     const booted = 995_000_000;
-    assertEquals(bootTime(), booted);
+    assertEquals(hostBootTimeMs(), booted);
     const durable = { ...NOTE, extents: [[0, 5]] };
     const both = (change: object) =>
       extents({
-        [PART_RECORD]: durable,
-        [PART_JOURNAL]: { ...NOTE, booted, ...change },
+        [DURABLE_EXTENTS_FILE]: durable,
+        [WRITTEN_EXTENTS_FILE]: { ...NOTE, booted, ...change },
       });
     assertEquals(await both({}), [[10, 20]]);
-    // A clock that is set meanwhile moves the boot by a little.
+    // A clock adjustment moves the boot time slightly.
     for (const ms of [-4999, 4999]) {
       assertEquals(await both({ booted: booted + ms }), [[10, 20]], `${ms}`);
     }
@@ -105,7 +114,7 @@ Deno.test("what is written counts on top of what is durable, if it is of this bo
       assertEquals(await both(change), [[0, 5]]);
     }
     assertEquals(await both({ digest: "sha256:bb" }), [[0, 5]]);
-    const alone = { [PART_JOURNAL]: { ...NOTE, booted } };
+    const alone = { [WRITTEN_EXTENTS_FILE]: { ...NOTE, booted } };
     assertEquals(await extents(alone), [[10, 20]]);
   } finally {
     Date.now = now;
@@ -113,13 +122,13 @@ Deno.test("what is written counts on top of what is durable, if it is of this bo
   }
 });
 
-Deno.test("a file that a program fills counts from its start, up to the size of the whole", async () => {
+Deno.test("readPartRecord() counts an external file from its start, up to the expected size", async () => {
   const record = { ...NOTE, filled: "other" };
   const filled = (bytes: number, journal: object = {}) =>
     look({
       other: "x".repeat(bytes),
-      [PART_RECORD]: record,
-      [PART_JOURNAL]: journal,
+      [DURABLE_EXTENTS_FILE]: record,
+      [WRITTEN_EXTENTS_FILE]: journal,
     });
   for (const bytes of [1, SIZE]) {
     const found = await filled(bytes);
@@ -127,13 +136,16 @@ Deno.test("a file that a program fills counts from its start, up to the size of 
     assertEquals([found?.filled, found?.digest], ["other", DIGEST]);
   }
   assertEquals(await filled(SIZE + 1), undefined);
-  // What was written before it is in another file.
-  const journal = { ...NOTE, booted: bootTime() };
+  // The journal belongs to the part file, not to the external file.
+  const journal = { ...NOTE, booted: hostBootTimeMs() };
   assertEquals((await filled(3, journal))?.bytes, 3);
-  assertEquals(await look({ [PART_RECORD]: record }), undefined);
+  assertEquals(await look({ [DURABLE_EXTENTS_FILE]: record }), undefined);
   await using dir = await temporaryDir();
-  await Deno.writeFile(join(dir.path, PART), new Uint8Array(SIZE));
+  await Deno.writeFile(join(dir.path, PART_FILE_NAME), new Uint8Array(SIZE));
   await Deno.mkdir(join(dir.path, "other"));
-  await Deno.writeTextFile(join(dir.path, PART_RECORD), JSON.stringify(record));
+  await Deno.writeTextFile(
+    join(dir.path, DURABLE_EXTENTS_FILE),
+    JSON.stringify(record),
+  );
   assertEquals(await readPartRecord(dir.path), undefined);
 });

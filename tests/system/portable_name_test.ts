@@ -1,11 +1,14 @@
 import { assertEquals } from "@std/assert";
 import fc from "fast-check";
-import { foldName, isPortableName } from "../../lib/system/portable_name.ts";
+import {
+  foldNameCase,
+  isPortableFileName,
+} from "../../lib/system/portable_name.ts";
 
-Deno.test("a name is portable if every system can have it, under that name alone", () => {
+Deno.test("isPortableFileName() accepts only names that are valid and unambiguous on every system", () => {
   const good = [".a", "a", "a b", "a.b", "-a", "ä", "日本", "con1", "nulx.txt"];
   for (const name of [...good, "x".repeat(255)]) {
-    assertEquals(isPortableName(name), true, name);
+    assertEquals(isPortableFileName(name), true, name);
   }
   const bad = [
     "",
@@ -25,14 +28,16 @@ Deno.test("a name is portable if every system can have it, under that name alone
   for (
     const name of [...bad, ...devices, ...steering, long, "a?", "a*", "<a"]
   ) {
-    assertEquals(isPortableName(name), false, JSON.stringify(name));
+    assertEquals(isPortableFileName(name), false, JSON.stringify(name));
   }
 });
 
-Deno.test("names that differ in case or accents alone are folded to one", () => {
+Deno.test("foldNameCase() returns equal text for names that differ only in case or Unicode normalization", () => {
   const same = [["A", "a"], ["ſ", "S"], ["\u212a", "k"], ["ä", "a\u0308"]];
-  for (const [one, other] of same) assertEquals(foldName(one), foldName(other));
+  for (const [one, other] of same) {
+    assertEquals(foldNameCase(one), foldNameCase(other));
+  }
   fc.assert(fc.property(fc.string({ unit: "binary" }), (name) => {
-    assertEquals(foldName(foldName(name)), foldName(name));
+    assertEquals(foldNameCase(foldNameCase(name)), foldNameCase(name));
   }));
 });

@@ -4,23 +4,34 @@ import {
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
-import { type ProcessExit, run, spawn } from "../../lib/system/process.ts";
+import {
+  type ProcessExit,
+  runProcess,
+  spawnProcess,
+} from "../../lib/system/process.ts";
+import { orIfNotFound } from "../../lib/system/files.ts";
 import { sleep } from "../../lib/system/time.ts";
 import { assertEnded } from "../support/processes.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { listener } from "../support/listener.ts";
+import { waitingTextSink } from "../support/text_sink.ts";
 import { runScript } from "../support/script.ts";
 import { watchedSignal } from "../support/signals.ts";
+import { waitUntil } from "../support/wait_until.ts";
+import { holdTimers } from "../support/timers.ts";
 
-/** Longer than any test may take: who waits for it has failed. */
+/** Longer than any test may take, in seconds. */
 const FOREVER = "600";
+/** A timeout that the test expires itself. */
+const LIMIT_MS = 123_457;
+/** Time between TERM and KILL, in milliseconds. */
+const KILL_AFTER_MS = 3000;
 
 const sh = (script: string, ...args: string[]) => ["-c", script, "sh", ...args];
 
-Deno.test("a program's output, errors and exit code are returned", async () => {
+Deno.test("runProcess() returns the program's output, errors and exit code", async () => {
   const args = sh("echo out; echo err >&2; exit 3");
-  const output = await run("sh", { args });
+  const output = await runProcess("sh", { args });
   assertEquals(output, {
     code: 3,
     signal: null,
@@ -30,16 +41,16 @@ Deno.test("a program's output, errors and exit code are returned", async () => {
   });
 });
 
-Deno.test("arguments arrive byte for byte, whatever is in them", async () => {
+Deno.test("runProcess() passes arguments byte for byte", async () => {
   const odd = ["", " ", "a b", "$(id)", "'", '"', "\n", "*", "-n", "ä\\", ";"];
   const args = sh('printf "%s\\0" "$@"', ...odd);
-  const { stdout } = await run("sh", { args });
+  const { stdout } = await runProcess("sh", { args });
   assertEquals(stdout.split("\0").slice(0, -1), odd);
 });
 
-Deno.test("directory and environment of a program can be set; the rest is inherited", async () => {
+Deno.test("runProcess() sets the working directory and adds environment variables", async () => {
   await using dir = await temporaryDir();
-  const { stdout } = await run("sh", {
+  const { stdout } = await runProcess("sh", {
     args: sh('pwd -P; echo "$GREETING"; [ -n "$PATH" ] && echo path'),
     cwd: dir.path,
     env: { GREETING: "hello" },
@@ -47,97 +58,100 @@ Deno.test("directory and environment of a program can be set; the rest is inheri
   assertEquals(stdout, `${dir.path}\nhello\npath\n`);
 });
 
-Deno.test("a program that does not exist is NotFound", async () => {
-  await assertRejects(() => run("no-such-program-7"), Deno.errors.NotFound);
-  assertThrows(() => spawn("/no/such/program"), Deno.errors.NotFound);
+Deno.test("runProcess() and spawnProcess() throw NotFound for a missing program", async () => {
+  await assertRejects(
+    () => runProcess("no-such-program-7"),
+    Deno.errors.NotFound,
+  );
+  assertThrows(() => spawnProcess("/no/such/program"), Deno.errors.NotFound);
 });
 
-Deno.test("a program that ends by a signal says which", async () => {
-  const { code, signal } = await run("sh", { args: sh("kill -9 $$") });
+Deno.test("runProcess() returns the signal that ended the program", async () => {
+  const { code, signal } = await runProcess("sh", { args: sh("kill -9 $$") });
   assertEquals({ code, signal }, { code: 137, signal: "SIGKILL" });
 });
 
-Deno.test("a cleared environment holds nothing but what is given", async () => {
-  const { stdout } = await run("/usr/bin/env", {
+Deno.test("runProcess() with clearEnv passes only the given variables", async () => {
+  const { stdout } = await runProcess("/usr/bin/env", {
     env: { ONLY: "this" },
     clearEnv: true,
   });
   assertEquals(stdout, "ONLY=this\n");
 });
 
-Deno.test("a program that ignores TERM is killed after the grace time", async () => {
-  const heard = listener();
-  const child = spawn("sh", {
+Deno.test("RunningProcess.stop() sends KILL after 3 seconds to a program that ignores TERM", async () => {
+  const heard = waitingTextSink();
+  const child = spawnProcess("sh", {
     args: sh('trap "" TERM; echo ready; while :; do sleep 0.05; done'),
     stdout: heard.sink,
-    killAfterMs: 100,
   });
   await heard.until("ready");
-  const stopped: ProcessExit[] = await Promise.all([
-    child.stop(),
-    child.stop(),
-  ]);
+  using kills = holdTimers(KILL_AFTER_MS);
+  const stopping = [child.stop(), child.stop()];
+  assertEquals(kills.count(), 1);
+  kills.expire();
+  const stopped: ProcessExit[] = await Promise.all(stopping);
   for (const { signal } of stopped) assertEquals(signal, "SIGKILL");
   assertEquals(await child.stop(), stopped[0]);
 });
 
-Deno.test("a program that cleans up on TERM has the time to", async () => {
-  const heard = listener();
-  const child = spawn("sh", {
+Deno.test("RunningProcess.stop() lets a program clean up after TERM", async () => {
+  const heard = waitingTextSink();
+  const child = spawnProcess("sh", {
     args: sh(
       'trap "echo bye; exit 7" TERM; echo ready; while :; do sleep 0.05; done',
     ),
     stdout: heard.sink,
-    killAfterMs: 60_000,
   });
   await heard.until("ready");
+  using _kills = holdTimers(KILL_AFTER_MS);
   assertEquals((await child.stop()).code, 7);
   assertStringIncludes(heard.said(), "bye");
 });
 
-Deno.test("leaving the scope stops the program", async () => {
+Deno.test("spawnProcess() stops the program at the end of an await using scope", async () => {
   let ended: Promise<ProcessExit>;
   {
-    await using child = spawn("sleep", { args: [FOREVER] });
+    await using child = spawnProcess("sleep", { args: [FOREVER] });
     ended = child.ended;
   }
   assertEquals((await ended).signal, "SIGTERM");
 });
 
-Deno.test("an abort stops the program, and its reason is thrown", async () => {
+Deno.test("runProcess() stops the program on abort, and throws the signal's reason", async () => {
   const abort = new AbortController();
-  const running = run("sh", {
-    args: sh(`echo ready >&2; exec sleep ${FOREVER}`),
+  const running = runProcess("sh", {
+    args: sh(`exec sleep ${FOREVER}`),
     signal: abort.signal,
-    onStderr: () => abort.abort(new DOMException("enough", "AbortError")),
+    onStart: () => abort.abort(new DOMException("enough", "AbortError")),
   });
   const error = await assertRejects(() => running, DOMException, "enough");
   assertEquals(error.name, "AbortError");
 });
 
-Deno.test("an abort that came before starts nothing", async () => {
+Deno.test("runProcess() starts nothing when its signal is already aborted", async () => {
   await using dir = await temporaryDir();
   const path = `${dir.path}/made`;
   await assertRejects(
-    () => run("touch", { args: [path], signal: AbortSignal.abort() }),
+    () => runProcess("touch", { args: [path], signal: AbortSignal.abort() }),
     DOMException,
   );
   await assertRejects(() => Deno.stat(path), Deno.errors.NotFound);
 });
 
-Deno.test("a time limit stops the program and names it", async () => {
-  const error = await failure(
+Deno.test("runProcess() stops the program after its timeout, and names the program in the error", async () => {
+  const error = await expectFailure(
     "timeout",
-    () => run("sleep", { args: [FOREVER], timeoutMs: 50 }),
+    () => runProcess("sleep", { args: [FOREVER], timeoutMs: 50 }),
   );
   assertEquals(error.message, "sleep did not end within 0.05 s");
 });
 
-Deno.test("what a stopped program leaves running does not keep it from ending", async () => {
-  // The helper holds both pipes, as a hung credential helper of oras would.
+Deno.test("RunningProcess.stop() returns while a descendant process still holds the pipes", async () => {
+  // The child process holds both pipes, like a hung credential helper of oras.
   const script = `sleep ${FOREVER} & echo $! >&2; wait`;
-  const heard = listener();
-  const child = spawn("sh", {
+  const heard = waitingTextSink();
+  const child = spawnProcess("sh", {
     args: sh(script),
     stdout: () => {},
     stderr: heard.sink,
@@ -151,25 +165,31 @@ Deno.test("what a stopped program leaves running does not keep it from ending", 
   }
 });
 
-Deno.test("a time limit ends what the program has started, too", async () => {
-  // One script waits for its helper, the other has left it behind.
+Deno.test("runProcess() also stops descendant processes after its timeout", async () => {
+  // One script waits for its child process, the other exits first.
   for (const last of ["wait", "exit 0"]) {
-    const heard = listener();
+    await using dir = await temporaryDir();
+    const path = `${dir.path}/pid`;
     const args = sh(
-      `(trap "" TERM; sleep ${FOREVER}) & echo $! >&2; ${last}`,
+      `(trap "" TERM; sleep ${FOREVER}) & echo $! > ${path}; ${last}`,
     );
-    const options = { args, timeoutMs: 500, onStderr: heard.sink };
-    await failure("timeout", () => run("sh", options));
-    const helper = Number(heard.said());
-    await assertEnded(helper);
+    using limits = holdTimers(LIMIT_MS);
+    const options = { args, timeoutMs: LIMIT_MS };
+    const late = expectFailure("timeout", () => runProcess("sh", options));
+    const helper = async () =>
+      Number(await orIfNotFound(Deno.readTextFile(path)) ?? 0);
+    await waitUntil("the child process runs", async () => await helper() > 0);
+    limits.expire();
+    await late;
+    await assertEnded(await helper());
   }
 });
 
-Deno.test("a time limit holds where Deno may run one program alone", async () => {
+Deno.test("runProcess() enforces its timeout when --allow-run allows only one program", async () => {
   await using dir = await temporaryDir();
   const script = `
-    import { run } from "/lib/system/process.ts";
-    const late = run("sleep", { args: ["${FOREVER}"], timeoutMs: 50 });
+    import { runProcess } from "/lib/system/process.ts";
+    const late = runProcess("sleep", { args: ["${FOREVER}"], timeoutMs: 50 });
     console.log(await late.catch((error) => error.code));
   `;
   const said = await runScript(`${dir.path}/late.ts`, script, {
@@ -178,59 +198,66 @@ Deno.test("a time limit holds where Deno may run one program alone", async () =>
   assertEquals(said, "timeout\n");
 });
 
-Deno.test("a group that is stopped ends, whether or not its leader listens to TERM", async () => {
+Deno.test("RunningProcess.stop() kills the whole process group, even if its leader ignores TERM", async () => {
   for (const trap of ["", 'trap "" TERM;']) {
-    const heard = listener();
-    const child = spawn("sh", {
+    const heard = waitingTextSink();
+    const child = spawnProcess("sh", {
       args: sh(`${trap} sleep ${FOREVER} & echo $!; wait; sleep ${FOREVER}`),
       stdout: heard.sink,
-      group: true,
-      killAfterMs: 100,
+      ownProcessGroup: true,
     });
     await heard.until("\n");
-    await child.stop();
+    using kills = holdTimers(KILL_AFTER_MS);
+    const stopped = child.stop();
+    if (trap) kills.expire();
+    await stopped;
     await assertEnded(Number(heard.said()));
   }
 });
 
-Deno.test("a program that has ended in time leaves nothing to wait for, and may be stopped again", async () => {
-  // Timers that are left would fail this test.
-  const { code } = await run("sh", { args: sh("exit 3"), timeoutMs: 600_000 });
+Deno.test("runProcess() leaves no timer after the program ends, and stop() can be repeated", async () => {
+  // A leaked timer would fail this test.
+  const { code } = await runProcess("sh", {
+    args: sh("exit 3"),
+    timeoutMs: 600_000,
+  });
   assertEquals(code, 3);
-  const child = spawn("sh", { args: sh("exit 4"), group: true });
+  const child = spawnProcess("sh", {
+    args: sh("exit 4"),
+    ownProcessGroup: true,
+  });
   const ended = await child.ended;
   assertEquals([await child.stop(), ended.code], [ended, 4]);
 });
 
-Deno.test("who waits for a program listens to its signal no longer than that", async () => {
+Deno.test("runProcess() removes its abort listener when the program ends", async () => {
   const { signal, listeners } = watchedSignal();
-  await run("true", { signal });
+  await runProcess("true", { signal });
   assertEquals(listeners(), 0);
 });
 
-Deno.test("a program that is released is told by an empty line, and outlives the process that started it", async () => {
+Deno.test("RunningProcess.detach() writes an empty line to the program, which outlives this process", async () => {
   await using dir = await temporaryDir();
   const script = `
-    import { spawn } from "/lib/system/process.ts";
+    import { spawnProcess } from "/lib/system/process.ts";
     const [told] = Deno.args;
     const code = "read -r line; echo \\"<$line>\\" >" + told + "; exec sleep ${FOREVER}";
-    const child = spawn("sh", {
+    const child = spawnProcess("sh", {
       args: ["-c", code],
       input: "held",
       stdout: () => {},
       stderr: () => {},
     });
-    await child.release();
+    await child.detach();
     console.log(child.pid);
   `;
   const told = `${dir.path}/told`;
-  // It ends, though the program does not.
+  // The script ends, but the program keeps running.
   const pid = await runScript(`${dir.path}/release.ts`, script, {
     args: [told],
   });
   try {
-    for (let tries = 0; tries < 250; tries++) {
-      if (await Deno.readTextFile(told).catch(() => "") !== "") break;
+    while (await Deno.readTextFile(told).catch(() => "") === "") {
       await sleep(20);
     }
     assertEquals(await Deno.readTextFile(told), "<>\n");

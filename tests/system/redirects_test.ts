@@ -1,27 +1,28 @@
 import { assertEquals, assertRejects } from "@std/assert";
-import { fetchFollowing, whyRefused } from "../../lib/system/redirects.ts";
-import { failure } from "../support/failure.ts";
-import { replace } from "../support/replace.ts";
+import {
+  fetchFollowingRedirects,
+  redirectRefusalReason,
+} from "../../lib/system/redirects.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 
-/** Requests that were made, and whether the body of each answer was read on. */
-interface Asked {
+/** A recorded request, and whether its response body was cancelled. */
+interface RecordedRequest {
   url: string;
   dropped: boolean;
 }
 
 /**
- * Asks for an address of an internet that answers as it is told: a test has none.
+ * Follows redirects from a URL, with a fake `fetch`.
  *
- * @param from The address.
- * @param answer The status and location of an answer; `undefined` for the file.
- * @param signal Ends it.
+ * @param answer Returns status and location of a response; `undefined` for the file.
  */
 async function follow(
   from: string,
   answer: (url: string) => [number, string?] | undefined,
   signal: AbortSignal = new AbortController().signal,
 ) {
-  const asked: Asked[] = [];
+  const asked: RecordedRequest[] = [];
   const real = globalThis.fetch;
   globalThis.fetch = (input, init) => {
     assertEquals(init?.redirect, "manual");
@@ -40,7 +41,11 @@ async function follow(
   try {
     const init = { redirect: "manual", signal } as const;
     const ask = (at: URL) => fetch(at, init);
-    const [response, at] = await fetchFollowing(new URL(from), ask, signal);
+    const [response, at] = await fetchFollowingRedirects(
+      new URL(from),
+      ask,
+      signal,
+    );
     assertEquals(at.href, asked.at(-1)!.url);
     const { status } = response;
     await response.body?.cancel();
@@ -53,7 +58,7 @@ async function follow(
 const A = "https://images.example/a.qcow2";
 const B = "https://images.example/b";
 
-Deno.test("the statuses that lead elsewhere are followed, others are the answer", async () => {
+Deno.test("fetchFollowingRedirects() follows redirect statuses only", async () => {
   for (const status of [301, 302, 303, 307, 308]) {
     const found = await follow(
       A,
@@ -61,7 +66,7 @@ Deno.test("the statuses that lead elsewhere are followed, others are the answer"
     );
     assertEquals(found.asked.map(({ url }) => url), [A, B]);
     assertEquals(found.status, 200);
-    // What a redirect says besides is not waited for.
+    // A redirect's body is not read.
     assertEquals(found.asked[0].dropped, true);
   }
   for (const status of [200, 300, 304, 305, 306, 309, 404]) {
@@ -71,7 +76,7 @@ Deno.test("the statuses that lead elsewhere are followed, others are the answer"
   assertEquals((await follow(A, () => [302])).status, 302);
 });
 
-Deno.test("ten redirects are followed, the eleventh is refused", async () => {
+Deno.test("fetchFollowingRedirects() follows ten redirects and rejects the eleventh", async () => {
   const count =
     (most: number) => (url: string): [number, string] | undefined => {
       const hops = Number(new URL(url).searchParams.get("n"));
@@ -79,21 +84,21 @@ Deno.test("ten redirects are followed, the eleventh is refused", async () => {
     };
   const { status, asked } = await follow(`${A}?n=0`, count(10));
   assertEquals([status, asked.length], [200, 11]);
-  const { message, hint } = await failure(
+  const { message, hint } = await expectFailure(
     "redirect_refused",
     () => follow(`${A}?n=0&sig=secret`, count(11)),
   );
   assertEquals(
     message,
-    `Cannot download ${A}: it was redirected more than 10 times`,
+    `Cannot download ${A}: redirected more than 10 times`,
   );
   assertEquals(
     hint,
-    "if you trust that address, download the image yourself and name its file in image.qcow2",
+    "if you trust the redirect target, download the image manually and set image.qcow2 to the file",
   );
 });
 
-Deno.test("a redirect out of HTTPS is refused, and what it leads to is named", async () => {
+Deno.test("fetchFollowingRedirects() rejects a redirect from HTTPS to another scheme, and names the target", async () => {
   const cases: [string, string][] = [
     [
       "http://images.example/x?sig=secret",
@@ -102,27 +107,27 @@ Deno.test("a redirect out of HTTPS is refused, and what it leads to is named", a
     ["file:///etc/passwd", "file://, which is not HTTPS"],
   ];
   for (const [location, words] of cases) {
-    const { message } = await failure(
+    const { message } = await expectFailure(
       "redirect_refused",
       () => follow(A, () => [302, location]),
     );
-    assertEquals(message, `Cannot download ${A}: it is redirected to ${words}`);
+    assertEquals(message, `Cannot download ${A}: redirected to ${words}`);
   }
-  const { message } = await failure(
+  const { message } = await expectFailure(
     "redirect_refused",
     () => follow(A, () => [302, "https://"]),
   );
   assertEquals(
     message,
-    `Cannot download ${A}: it is redirected to what is not an address`,
+    `Cannot download ${A}: redirected to an invalid URL`,
   );
 });
 
 const PRIVATE = "a private network";
-const HOST = "this host or its link";
+const HOST = "this host or its link-local network";
 
-/** Where redirects begin, where they lead, and what the last is refused as. */
-const JOURNEYS: [string[], string?][] = [
+/** URLs of a redirect chain, and the scope for which the last one is refused. */
+const REDIRECT_CHAINS: [string[], string?][] = [
   [["https://1.1.1.1/", "https://10.0.0.1/"], PRIVATE],
   [["https://1.1.1.1/", "https://10.0.0.1:8443/"], PRIVATE],
   [["https://1.1.1.1/", "https://[fd00::1]/"], PRIVATE],
@@ -133,58 +138,58 @@ const JOURNEYS: [string[], string?][] = [
   [["https://[2606:4700::1]/", "https://127.0.0.1/"], HOST],
   [["https://1.1.1.1/", "https://8.8.8.8/"]],
   [["https://1.1.1.1/", "https://8.8.8.8/", "https://10.0.0.1/"], PRIVATE],
-  // What is asked for by its name is this user's own choice.
+  // The user chose to request a private host.
   [["https://10.0.0.1/", "https://192.168.0.1/"]],
   [["https://10.0.0.1/", "https://10.0.0.1:8443/x"]],
   [["https://localhost/", "https://127.0.0.1/"]],
   [["https://127.0.0.1/", "https://10.0.0.1/"]],
   [["https://10.0.0.1/", "https://1.1.1.1/", "https://10.0.0.2/"]],
-  // A private network may not lead nearer, such as to a cloud's metadata.
+  // A private host must not redirect closer, such as to cloud metadata.
   [["https://10.0.0.1/", "https://169.254.169.254/"], HOST],
   [["https://10.0.0.1/", "https://127.0.0.1/"], HOST],
   [["https://10.0.0.1/", "https://1.1.1.1/", "https://127.0.0.1/"], HOST],
-  // Where a proxy alone resolves names, nothing is seen of them here.
+  // Names may only be resolvable by the proxy.
   [["https://1.1.1.1/", "https://nowhere.invalid/"]],
-  // What is reached by plain HTTP may lead on by it, and no nearer either.
+  // Plain HTTP may redirect to plain HTTP, but not closer either.
   [["http://1.1.1.1/", "http://8.8.8.8/", "https://9.9.9.9/"]],
   [["http://1.1.1.1/", "http://169.254.169.254/"], HOST],
   [["http://127.0.0.1:5000/", "http://127.0.0.1:9000/"]],
 ];
 
-Deno.test("fetchFollowing follows no redirect that leads nearer to this host than the first address", async () => {
-  for (const [places, refused] of JOURNEYS) {
-    const last = places[places.length - 1];
-    const next = new Map(places.map((url, nth) => [url, places[nth + 1]]));
+Deno.test("fetchFollowingRedirects() rejects a redirect to a network closer to this host than the requested URL", async () => {
+  for (const [urls, refused] of REDIRECT_CHAINS) {
+    const last = urls[urls.length - 1];
+    const next = new Map(urls.map((url, nth) => [url, urls[nth + 1]]));
     const answer = (url: string): [number, string] | undefined => {
       const to = next.get(url);
       return to === undefined ? undefined : [307, to];
     };
     if (!refused) {
-      const { asked } = await follow(places[0], answer);
-      assertEquals(asked.map(({ url }) => url), places);
+      const { asked } = await follow(urls[0], answer);
+      assertEquals(asked.map(({ url }) => url), urls);
       continue;
     }
-    const { message } = await failure(
+    const { message } = await expectFailure(
       "redirect_refused",
-      () => follow(places[0], answer),
+      () => follow(urls[0], answer),
     );
     assertEquals(
       message,
-      `Cannot download ${places[0]}: it is redirected to ${
+      `Cannot download ${urls[0]}: redirected to ${
         new URL(last).origin
       }, which is an address of ${refused}`,
     );
   }
 });
 
-Deno.test("fetchFollowing judges a name by its nearest address, and the first address by its farthest", async () => {
+Deno.test("redirectRefusalReason() compares the target's nearest address with the requested URL's farthest one", async () => {
   const { default: dns } = await import("node:dns/promises");
   const names: Record<string, string[]> = {
     "both.example": ["1.1.1.1", "10.0.0.1"],
     "private.example": ["10.0.0.1"],
     "public.example": ["1.1.1.1"],
   };
-  using _names = replace(dns, {
+  using _names = replaceMethod(dns, {
     lookup: (name: string) =>
       Promise.resolve(names[name].map((address) => ({ address }))),
   });
@@ -196,14 +201,17 @@ Deno.test("fetchFollowing judges a name by its nearest address, and the first ad
     ["private.example", "public.example", false],
   ];
   for (const [from, to, isRefused] of refused) {
-    const origin = new URL(`https://${from}/`);
+    const requestedUrl = new URL(`https://${from}/`);
     const { signal } = new AbortController();
-    const why = await whyRefused(new URL(`https://${to}/`), { origin, signal });
+    const why = await redirectRefusalReason(new URL(`https://${to}/`), {
+      requestedUrl,
+      signal,
+    });
     assertEquals(why !== undefined, isRefused, `${from} to ${to}: ${why}`);
   }
 });
 
-Deno.test("who has been told to stop follows no further", async () => {
+Deno.test("fetchFollowingRedirects() follows no redirect after an abort", async () => {
   const stop = new AbortController();
   const answer = (): [number, string] => {
     queueMicrotask(() => stop.abort(new Error("enough")));

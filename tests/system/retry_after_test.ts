@@ -1,9 +1,12 @@
 import { assert, assertEquals } from "@std/assert";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { statusError } from "../../lib/system/http_errors.ts";
-import { BusyError, retryAfterMs } from "../../lib/system/retry_after.ts";
+import { httpStatusError } from "../../lib/system/http_errors.ts";
+import {
+  parseRetryAfterMs,
+  RetryAfterError,
+} from "../../lib/system/retry_after.ts";
 
-Deno.test("retryAfterMs() reads seconds, dates and Unix times", () => {
+Deno.test("parseRetryAfterMs() parses seconds, dates and Unix times", () => {
   const now = Date.parse("Wed, 21 Oct 2026 07:28:00 GMT");
   const pauses: [string | null, number][] = [
     [null, 0],
@@ -20,17 +23,17 @@ Deno.test("retryAfterMs() reads seconds, dates and Unix times", () => {
     ["soon", 0],
   ];
   for (const [text, ms] of pauses) {
-    assertEquals(retryAfterMs(text, now), ms, `${text}`);
+    assertEquals(parseRetryAfterMs(text, now), ms, `${text}`);
   }
 });
 
-Deno.test("retryAfterMs() counts a date from now", () => {
+Deno.test("parseRetryAfterMs() measures a date from the current time", () => {
   const date = new Date(Date.now() + 600_000).toUTCString();
-  const ms = retryAfterMs(date);
+  const ms = parseRetryAfterMs(date);
   assert(ms > 500_000 && ms <= 600_000, `${ms}`);
 });
 
-Deno.test("BusyError names the pause that the server asks for", () => {
+Deno.test("RetryAfterError shows the server's Retry-After time in its message and hint", () => {
   const busy = new ToolsmithError("rate_limited", "Cannot: it answered 429");
   const pauses: [number, string][] = [
     [1, "1 s"],
@@ -41,18 +44,18 @@ Deno.test("BusyError names the pause that the server asks for", () => {
     [86_400_000, "24 h"],
   ];
   for (const [ms, pause] of pauses) {
-    const { code, message, hint } = new BusyError(busy, ms);
+    const { code, message, hint } = new RetryAfterError(busy, ms);
     assertEquals(code, "rate_limited");
     assertEquals(message, `Cannot: it answered 429 and asks to wait ${pause}`);
     assertEquals(hint, `try again in ${pause}`);
   }
 });
 
-Deno.test("statusError() has the pause of an answer that may pass, and of no other", () => {
+Deno.test("httpStatusError() reads Retry-After for transient statuses only", () => {
   const headers = { "retry-after": "60" };
   const pause = (status: number) => {
-    const error = statusError(new Response(null, { status, headers }), "x");
-    return error instanceof BusyError ? error.pauseMs : 0;
+    const error = httpStatusError(new Response(null, { status, headers }), "x");
+    return error instanceof RetryAfterError ? error.retryAfterMs : 0;
   };
   const statuses = [408, 429, 500, 503, 400, 401, 403, 404];
   assertEquals(statuses.map(pause), [...Array(4).fill(60_000), 0, 0, 0, 0]);

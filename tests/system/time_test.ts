@@ -4,12 +4,12 @@ import {
   abortable,
   settlesWithin,
   sleep,
-  timeLimit,
+  startDeadline,
 } from "../../lib/system/time.ts";
 import { watchedSignal } from "../support/signals.ts";
 
-Deno.test("timeLimit() ends a wait with a timeout that names what was late", async () => {
-  using limit = timeLimit(20, "The command");
+Deno.test("startDeadline() aborts a wait with a timeout error that names its subject", async () => {
+  using limit = startDeadline(20, "The command");
   const error = await assertRejects(
     () => sleep(5_000, limit.signal),
     ToolsmithError,
@@ -18,28 +18,28 @@ Deno.test("timeLimit() ends a wait with a timeout that names what was late", asy
   assertEquals(error.code, "timeout");
 });
 
-Deno.test("timeLimit() hands on the reason of the caller's signal", async () => {
+Deno.test("startDeadline() passes on the reason of the caller's signal", async () => {
   const caller = new AbortController();
-  using limit = timeLimit(5_000, "The command", caller.signal);
+  using limit = startDeadline(5_000, "The command", caller.signal);
   const wait = assertRejects(() => sleep(5_000, limit.signal), Error, "mine");
   caller.abort(new Error("mine"));
   await wait;
 });
 
-Deno.test("timeLimit() without an end sets no timer, and a lifted one does not abort", async () => {
-  using forever = timeLimit(Infinity, "The command");
-  using month = timeLimit(30 * 24 * 3_600_000, "The command");
-  const lifted = timeLimit(5, "The command");
+Deno.test("startDeadline() sets no timer for an infinite deadline, and a disposed one never aborts", async () => {
+  using forever = startDeadline(Infinity, "The command");
+  using month = startDeadline(30 * 24 * 3_600_000, "The command");
+  const lifted = startDeadline(5, "The command");
   lifted[Symbol.dispose]();
-  // A timer cannot wait for longer than a millisecond less.
-  using longest = timeLimit(2 ** 31, "The command");
+  // One millisecond more than the longest timer.
+  using longest = startDeadline(2 ** 31, "The command");
   await sleep(30);
   assert(!longest.signal.aborted);
   assert(!forever.signal.aborted && !lifted.signal.aborted);
   assert(!month.signal.aborted);
 });
 
-Deno.test("a wait that is over listens to its signal no more", async () => {
+Deno.test("sleep() and abortable() remove their abort listeners when done", async () => {
   const { signal, listeners } = watchedSignal();
   await sleep(1, signal);
   await abortable(Promise.resolve(), signal);
@@ -47,13 +47,13 @@ Deno.test("a wait that is over listens to its signal no more", async () => {
   assertEquals(listeners(), 0);
 });
 
-Deno.test("settlesWithin() says whether something happened in time", async () => {
+Deno.test("settlesWithin() returns whether the promise settled in time", async () => {
   assertEquals(await settlesWithin(Promise.resolve(1), 1_000), true);
   assertEquals(await settlesWithin(Promise.reject(new Error()), 1_000), true);
   assertEquals(await settlesWithin(new Promise(() => {}), 5), false);
 });
 
-Deno.test("abortable() ends a wait with the signal's reason, or as the promise does", async () => {
+Deno.test("abortable() rejects with the signal's reason, or settles like the promise", async () => {
   const never = new Promise<void>(() => {});
   assertEquals(await abortable(Promise.resolve(1)), 1);
   const { signal } = new AbortController();
@@ -68,7 +68,7 @@ Deno.test("abortable() ends a wait with the signal's reason, or as the promise d
   );
   stop.abort(new Error("mine"));
   await wait;
-  // Already aborted: what the promise does later is nobody's concern.
+  // Already aborted: a later rejection is ignored.
   const late = Promise.reject(new Error("late"));
   await assertRejects(() => abortable(late, stop.signal), Error, "mine");
   const waiting = settlesWithin(never, 60_000, { signal: stop.signal });

@@ -1,14 +1,17 @@
 import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
-import { whyOutside, workspaceRoot } from "../../lib/system/workspace.ts";
+import {
+  workspaceOf,
+  workspaceSymlinkReason,
+} from "../../lib/system/workspace.ts";
 import { temporaryDir } from "../support/directory.ts";
 
-Deno.test("workspaceRoot() is the directory with .toolsmith/, or the file's own", () => {
-  assertEquals(workspaceRoot("/srv/p/.toolsmith/tools.json"), "/srv/p");
-  assertEquals(workspaceRoot("/srv/p/tools.json"), "/srv/p");
+Deno.test("workspaceOf() returns the parent of .toolsmith/ for a file in .toolsmith/, else the file's directory", () => {
+  assertEquals(workspaceOf("/srv/p/.toolsmith/tools.json"), "/srv/p");
+  assertEquals(workspaceOf("/srv/p/tools.json"), "/srv/p");
 });
 
-Deno.test("whyOutside() names a link at .toolsmith/ or in it, and leaves other files to the user", async () => {
+Deno.test("workspaceSymlinkReason() reports a symbolic link at or in .toolsmith/, and ignores other files", async () => {
   await using dir = await temporaryDir();
   const at = (path: string) => join(dir.path, path);
   await Deno.mkdir(at("real/.toolsmith"), { recursive: true });
@@ -21,13 +24,13 @@ Deno.test("whyOutside() names a link at .toolsmith/ or in it, and leaves other f
     "none/.toolsmith/tools.json": undefined,
     "real/.toolsmith/cache": "real/.toolsmith/cache",
     "linked/.toolsmith/tools.json": "linked/.toolsmith",
-    // The user named these ways.
+    // The user named these paths.
     "named/.toolsmith/tools.json": undefined,
     "named/tools.json": undefined,
     "named": undefined,
   };
   for (const [path, link] of Object.entries(cases)) {
     const why = link && `${at(link)} is a symbolic link`;
-    assertEquals(await whyOutside(at(path)), why, path);
+    assertEquals(await workspaceSymlinkReason(at(path)), why, path);
   }
 });

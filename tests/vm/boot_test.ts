@@ -1,32 +1,32 @@
 /**
- * What is done before a machine runs, and left when it does not: its QEMU is a
- * script that ends. tests/boots/ boots real ones.
+ * What boot() does before QEMU runs, and what a failure leaves: QEMU is a script that
+ * exits. tests/boots/ boots real VMs.
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
-import { run } from "../../lib/system/process.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import { boot } from "../../lib/vm/boot.ts";
-import type { BootOptions } from "../../lib/vm/options.ts";
+import type { BootOptions } from "../../lib/vm/boot_options.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
-import { needs } from "../support/parts.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { requires } from "../support/parts.ts";
 
 interface Bench {
   dir: string;
   options: BootOptions;
-  /** What the script has noted. */
+  /** Lines that the script has printed. */
   notes(): string[];
 }
 
 function test(name: string, script: string, fn: (on: Bench) => Promise<void>) {
   Deno.test({
     name,
-    ...needs("qemuImg"),
+    ...requires("qemuImg"),
     async fn() {
       await using dir = await temporaryDir();
       const at = (name: string) => join(dir.path, name);
       const args = ["create", "-q", "-f", "qcow2", at("a.qcow2"), "1M"];
-      assertEquals((await run("qemu-img", { args })).code, 0);
+      assertEquals((await runProcess("qemu-img", { args })).code, 0);
       const noting = `{ ${script}; } >>'${at("notes")}'`;
       const text = `#!/bin/sh\n${noting}\nexit 1\n`;
       await Deno.writeTextFile(at("qemu"), text, { mode: 0o755 });
@@ -48,7 +48,7 @@ function test(name: string, script: string, fn: (on: Bench) => Promise<void>) {
 }
 
 test(
-  "a machine has a directory with a seed, its size and what was asked for, and leaves none",
+  "boot() passes image, workspace, memory and overlay to QEMU and removes the VM's directory",
   "stat -c '%a %n' . seed; echo \"$*\"",
   async ({ options, notes, dir }) => {
     await Deno.mkdir(join(dir, "work"));
@@ -78,24 +78,27 @@ test(
 );
 
 test(
-  "an accelerator that was asked for and does not work is no reason for another",
+  "boot() tries no other accelerator when the requested one fails",
   "echo kvm is broken >&2; echo and more >&2; echo run",
   async ({ options, notes }) => {
-    const error = await failure(
+    const error = await expectFailure(
       "boot_failed",
       () => boot({ ...options, accelerator: "kvm" }),
     );
-    assertEquals(error.message, "KVM does not work here: kvm is broken");
+    assertEquals(
+      error.message,
+      "KVM does not work on this host: kvm is broken",
+    );
     assertEquals(
       error.hint,
-      "leave the choice of the accelerator to Toolsmith",
+      "omit --accel and TOOLSMITH_ACCEL to let Toolsmith choose",
     );
     assertEquals(notes().filter((line) => line === "run").length, 1);
   },
 );
 
 test(
-  "boot() takes TOOLSMITH_ACCEL for the accelerator, unless an option names one",
+  "boot() uses TOOLSMITH_ACCEL unless options.accelerator is set",
   'echo "$*"',
   async ({ options, notes }) => {
     const started = async (accel: string, more: Partial<BootOptions> = {}) => {
@@ -111,14 +114,14 @@ test(
     const wrong = await started("xen");
     assertEquals([wrong.error.code, wrong.error.message], [
       "usage",
-      "Not an accelerator: TOOLSMITH_ACCEL=xen",
+      "Unknown accelerator: TOOLSMITH_ACCEL=xen",
     ]);
     assertEquals(notes().length, 2);
   },
 );
 
 test(
-  "what is wrong with a machine is said before anything is made for it",
+  "boot() rejects invalid options before it starts QEMU",
   "echo run",
   async ({ options, dir }) => {
     const export_ = (path: string) => ({ exports: [{ path, tag: "out" }] });
@@ -133,7 +136,7 @@ test(
       [{ memory: 0 }, "usage"],
       [{ workspace: join(dir, "none") }, "file_unreadable"],
       [export_(dir), "usage"],
-      // A firmware is the host's own, too.
+      // Firmware is protected, too.
       [{ ...export_(join(dir, "roms")), firmware: rom }, "usage"],
       [{ ...export_(join(dir, "roms")), hostOnly: [rom] }, "usage"],
       [

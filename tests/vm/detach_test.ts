@@ -1,30 +1,31 @@
 /**
- * Detached machines without a guest: their records, and how they are found, used
- * and stopped; tests/boots/detached_test.ts does the same with a real one.
+ * Detached VMs without a guest: their records, and how they are found, used and stopped.
+ * tests/boots/detached_test.ts uses a real VM.
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
-import { spawn } from "../../lib/system/process.ts";
+import { spawnProcess } from "../../lib/system/process.ts";
+import { sleep } from "../../lib/system/time.ts";
 import {
   assertNoDetachedVm,
   attachDetachedVm,
-  detach,
+  detachVm,
   findDetachedVm,
   stopDetachedVm,
 } from "../../lib/vm/detached.ts";
 import {
   type DetachedVmRecord,
-  formatRecord,
-  parseRecord,
+  formatDetachedVmRecord,
+  parseDetachedVmRecord,
 } from "../../lib/vm/detached_record.ts";
 import type { BootedVm, VmFacts } from "../../lib/vm/vm.ts";
 import { namesIn, temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
 import { fakeMachine } from "../support/fake_machine.ts";
-import { collect } from "../support/guest.ts";
-import { hurriedTimers } from "../support/timers.ts";
+import { collectEvents } from "../support/guest.ts";
+import { changeTimerDelays } from "../support/timers.ts";
 
-/** A fake machine that listens as QEMU does, and a place for its record. */
+/** A fake VM that listens like QEMU, and a path for its record. */
 async function machine() {
   const fake = await fakeMachine({
     qemu({ execute }) {
@@ -36,8 +37,12 @@ async function machine() {
     transport: "unix",
     path: join(fake.dir, "console"),
   });
+  let looks = 0;
   (async () => {
-    for await (const connection of listener) connection.close();
+    for await (const connection of listener) {
+      connection.close();
+      looks++;
+    }
   })().catch(() => {});
   const facts: VmFacts = {
     ...{ image: "/a.qcow2", pid: 4242, dir: fake.dir, version: "7.2.22" },
@@ -51,10 +56,15 @@ async function machine() {
   };
   return {
     ...{ dir: fake.dir, facts, end },
+    /** Waits for checks whether the VM runs. */
+    async looks(count: number) {
+      const before = looks;
+      while (looks < before + count) await sleep(5);
+    },
     path: join(place.path, ".toolsmith", "machine.json"),
     async [Symbol.asyncDispose]() {
       end();
-      // A stop has removed it.
+      // stop() may have removed the directory.
       await Deno.mkdir(fake.dir, { recursive: true });
       await fake[Symbol.asyncDispose]();
       await place[Symbol.asyncDispose]();
@@ -76,23 +86,23 @@ function test(
   });
 }
 
-/** A machine that notes, when it is released, whether its record is there. */
+/** A VM that notes, on leaveRunning(), whether its record exists. */
 function booted(facts: VmFacts, path: string) {
   const released: boolean[] = [];
   const vm = {
     facts,
-    async release() {
+    async leaveRunning() {
       released.push(await Deno.stat(path).then(() => true, () => false));
     },
   } as BootedVm;
   return { vm, released };
 }
 
-test("a machine is written down before it is let go, for this user alone", async ({ facts, path }) => {
+test("detachVm() writes a private record before it lets the VM run on", async ({ facts, path }) => {
   const { vm, released } = booted(facts, path);
-  const record = await detach(vm, path, { digest: "abc", graceMs: 5 });
+  const record = await detachVm(vm, path, { digest: "abc", graceMs: 5 });
   const text = await Deno.readTextFile(path);
-  assertEquals([released, parseRecord(text)], [[true], record]);
+  assertEquals([released, parseDetachedVmRecord(text)], [[true], record]);
   const { since, token, ...rest } = record;
   assertMatch(token!, /^[0-9a-f]{64}$/);
   assert((await namesIn(facts.dir)).includes("token"));
@@ -104,26 +114,26 @@ test("a machine is written down before it is let go, for this user alone", async
   });
   assertEquals(new Date(since).toISOString(), since);
   assertEquals((await Deno.stat(path)).mode! & 0o777, 0o600);
-  // People read it, too.
-  assertEquals(text, formatRecord(record));
+  // Formatted for people.
+  assertEquals(text, formatDetachedVmRecord(record));
   assertMatch(text, /^{\n {2}"layout": 1,\n[^]*\n}\n$/);
   assertEquals(JSON.parse(text).folder, facts.dir);
 });
 
-test("a second machine cannot take the place of one that runs", async ({ facts, path, end }) => {
+test("detachVm() refuses to replace the record of a running VM", async ({ facts, path, end }) => {
   const first = booted(facts, path);
-  const { graceMs } = await detach(first.vm, path);
+  const { graceMs } = await detachVm(first.vm, path);
   assertEquals(graceMs, 10_000);
   const second = booted({ ...facts, pid: 4343 }, path);
   for (
     const work of [
-      () => detach(second.vm, path),
+      () => detachVm(second.vm, path),
       () => assertNoDetachedVm(path),
     ]
   ) {
-    const error = await failure("usage", work);
-    assertEquals(error.message, `A machine is running: ${path}`);
-    assertEquals(error.hint, "stop it first: toolsmith stop");
+    const error = await expectFailure("usage", work);
+    assertEquals(error.message, `A detached VM is already running: ${path}`);
+    assertEquals(error.hint, "stop the running VM first: toolsmith stop");
   }
   assertEquals(second.released, []);
   end();
@@ -131,19 +141,22 @@ test("a second machine cannot take the place of one that runs", async ({ facts, 
   await Deno.mkdir(facts.dir, { recursive: true });
 });
 
-test("a record that others could write is neither written nor used", async ({ facts, path }) => {
+test("detachVm() and findDetachedVm() reject a record that other users can write", async ({ facts, path }) => {
   const { vm, released } = booted(facts, path);
-  await detach(vm, path);
+  await detachVm(vm, path);
   const dir = join(path, "..");
   await Deno.chmod(dir, 0o777);
-  const error = await failure("file_unreadable", () => detach(vm, path));
+  const error = await expectFailure(
+    "file_unreadable",
+    () => detachVm(vm, path),
+  );
   assertMatch(
     error.message,
-    /^Cannot write down the machine in .*machine.json: /,
+    /^Cannot detach the VM: its record .*machine.json is unsafe: /,
   );
   assertMatch(error.hint!, /chmod go-w/);
   assertEquals(released, [true]);
-  const { events, onEvent } = collect("warning");
+  const { events, onEvent } = collectEvents("warning");
   assertEquals(await findDetachedVm(path, { onEvent }), undefined);
   assertMatch(events[0].message, /^The detached VM is not used: /);
   await Deno.chmod(dir, 0o755);
@@ -151,9 +164,9 @@ test("a record that others could write is neither written nor used", async ({ fa
   assertEquals(events.length, 1);
 });
 
-test("the record of a machine that has ended goes, with what it left", async ({ facts, path, dir, end }) => {
+test("findDetachedVm() removes the record and directory of a VM that has ended", async ({ facts, path, dir, end }) => {
   assertEquals(await findDetachedVm(path), undefined);
-  await detach(booted(facts, path).vm, path);
+  await detachVm(booted(facts, path).vm, path);
   assertEquals((await findDetachedVm(path))?.dir, dir);
   end();
   assertEquals(await findDetachedVm(path), undefined);
@@ -167,36 +180,42 @@ test("findDetachedVm() clears set-ID bits in the exports of a VM that has ended,
   await Deno.writeTextFile(tool, "");
   await Deno.chmod(tool, 0o4755);
   const shares = [{ path: dir.path, tag: "out", writable: true }];
-  const record = await detach(booted({ ...facts, shares }, path).vm, path);
+  const record = await detachVm(booted({ ...facts, shares }, path).vm, path);
   end();
   const setId = () => Deno.statSync(tool).mode! & 0o6000;
-  await Deno.writeTextFile(path, formatRecord({ ...record, token: "0" }));
+  await Deno.writeTextFile(
+    path,
+    formatDetachedVmRecord({ ...record, token: "0" }),
+  );
   await findDetachedVm(path);
   assertEquals(setId(), 0o4000);
-  await Deno.writeTextFile(path, formatRecord(record));
+  await Deno.writeTextFile(path, formatDetachedVmRecord(record));
   await findDetachedVm(path);
   assertEquals(setId(), 0);
 });
 
-test("a record with another token or none removes nothing of the directory that it names", async ({ facts, path, dir, end }) => {
-  const { token: _, ...record } = await detach(booted(facts, path).vm, path);
+test("findDetachedVm() keeps the directory named by a record with a wrong or missing token", async ({ facts, path, dir, end }) => {
+  const { token: _, ...record } = await detachVm(booted(facts, path).vm, path);
   end();
-  // Its listener removes this one.
+  // The listener removes this socket.
   const left = async () =>
     (await namesIn(dir)).filter((name) => name !== "console");
   const before = await left();
   for (const token of ["0".repeat(64), undefined]) {
-    await Deno.writeTextFile(path, formatRecord({ ...record, token }));
+    await Deno.writeTextFile(
+      path,
+      formatDetachedVmRecord({ ...record, token }),
+    );
     assertEquals(await findDetachedVm(path), undefined);
     assertEquals(await Deno.stat(path).catch(() => "gone"), "gone");
     assertEquals(await left(), before);
   }
 });
 
-test("a record in a linked .toolsmith/, or that is a link, is neither read nor written", async ({ facts, path, dir }) => {
+test("detachVm() and findDetachedVm() reject a record behind a symlink", async ({ facts, path, dir }) => {
   const root = join(path, "..", "..");
   const at = (name: string) => join(root, name, ".toolsmith", "machine.json");
-  await detach(booted(facts, path).vm, path);
+  await detachVm(booted(facts, path).vm, path);
   await Deno.mkdir(join(root, "linked"));
   await Deno.symlink(join(path, ".."), join(root, "linked", ".toolsmith"));
   await Deno.mkdir(join(root, "file", ".toolsmith"), { recursive: true });
@@ -204,29 +223,35 @@ test("a record in a linked .toolsmith/, or that is a link, is neither read nor w
   const before = [await namesIn(join(path, "..")), await namesIn(dir)];
   const text = await Deno.readTextFile(path);
   for (const name of ["linked", "file"]) {
-    const { events, onEvent } = collect("warning");
+    const { events, onEvent } = collectEvents("warning");
     assertEquals(await findDetachedVm(at(name), { onEvent }), undefined);
     assertMatch(events[0].message, /not used: .* is a symbolic link$/);
     const { vm, released } = booted(facts, path);
-    const error = await failure("file_unreadable", () => detach(vm, at(name)));
-    assertMatch(error.message, /^Cannot write down .* is a symbolic link$/);
-    assertEquals([released, error.hint], [[], "remove the link"]);
+    const error = await expectFailure(
+      "file_unreadable",
+      () => detachVm(vm, at(name)),
+    );
+    assertMatch(
+      error.message,
+      /^Cannot detach the VM: its record .* is a symbolic link$/,
+    );
+    assertEquals([released, error.hint], [[], "remove the symbolic link"]);
   }
   assertEquals([await namesIn(join(path, "..")), await namesIn(dir)], before);
   assertEquals(await Deno.readTextFile(path), text);
   assert(await findDetachedVm(path));
 });
 
-test("a link to a socket in the place of a machine's is not connected to", async ({ facts, path, dir }) => {
-  await detach(booted(facts, path).vm, path);
+test("findDetachedVm() does not connect to a symlinked socket", async ({ facts, path, dir }) => {
+  await detachVm(booted(facts, path).vm, path);
   await Deno.rename(join(dir, "console"), join(dir, "other"));
   await Deno.symlink("other", join(dir, "console"));
   assertEquals(await findDetachedVm(path), undefined);
 });
 
-test("a machine that is used goes on for others, and its end is noticed", async ({ facts, path, dir, end }) => {
-  const record = await detach(booted(facts, path).vm, path);
-  const { events, onEvent } = collect("command_end");
+test("attachDetachedVm(): disposing leaves the VM running, and `ended` settles when the VM ends", async ({ facts, path, dir, end, looks }) => {
+  const record = await detachVm(booted(facts, path).vm, path);
+  const { events, onEvent } = collectEvents("command_end");
   {
     await using vm = attachDetachedVm(path, record, { onEvent });
     assertEquals(vm.facts.dir, facts.dir);
@@ -237,40 +262,42 @@ test("a machine that is used goes on for others, and its end is noticed", async 
   await using vm = attachDetachedVm(path, record);
   let ended = false;
   vm.ended.then(() => ended = true);
-  await new Promise((done) => setTimeout(done, 250));
+  await looks(2);
   assertEquals(ended, false);
   end();
   await vm.ended;
   await Deno.remove(join(dir, "qmp"));
-  const error = await failure("guest_failed", () => vm.exec("true"));
-  assertEquals(error.message, "The machine has ended");
+  const error = await expectFailure("guest_failed", () => vm.exec("true"));
+  assertEquals(error.message, "The VM has ended");
 });
 
-test("a machine is stopped with the time that was written down, and nothing is left", async ({ facts, path, dir }) => {
-  await detach(booted(facts, path).vm, path, { graceMs: 60_000 });
-  const { events, onEvent } = collect("shutdown");
+test("stopDetachedVm() uses the recorded graceMs and removes record and directory", async ({ facts, path, dir }) => {
+  await detachVm(booted(facts, path).vm, path, { graceMs: 60_000 });
+  const { events, onEvent } = collectEvents("shutdown");
   const stopped = await stopDetachedVm(path, { onEvent });
   assertEquals(stopped.pid, facts.pid);
   assertEquals(events.map(({ how }) => how), ["powered_down"]);
   const gone = (it: string) => Deno.stat(it).then(() => false, () => true);
   assertEquals([await gone(path), await gone(join(dir, "qmp"))], [true, true]);
-  const none = await failure("machine_not_found", () => stopDetachedVm(path));
-  assertEquals(none.message, "No machine is running");
-  assertEquals(none.hint, "toolsmith boot --detach starts one");
+  const none = await expectFailure(
+    "machine_not_found",
+    () => stopDetachedVm(path),
+  );
+  assertEquals(none.message, "No detached VM is running");
+  assertEquals(none.hint, "start a VM: toolsmith boot --detach");
 });
 
-test("a QEMU that does not end by itself is killed, if it is the machine's", async ({ facts, path, dir }) => {
-  if (Deno.build.os !== "linux") return;
+test("attachDetachedVm(): stop() kills only a process that is the VM's QEMU", async ({ facts, path, dir }) => {
   const named = async (argument: string) => {
     const script = ["-c", "sleep 60; :", "qemu", argument];
-    await using child = spawn("sh", { args: script });
+    await using child = spawnProcess("sh", { args: script });
     const record: DetachedVmRecord = {
       ...{ layout: 1, ...facts, pid: child.pid, graceMs: 0 },
       since: new Date().toISOString(),
     };
     await using vm = attachDetachedVm(path, record);
-    // QEMU has five seconds to quit.
-    using _timers = hurriedTimers((ms) => ms === 5000 ? 20 : ms);
+    // Shortens the time that QEMU has to quit.
+    using _timers = changeTimerDelays((ms) => ms === 5000 ? 20 : ms);
     try {
       await vm.stop();
       return (await child.ended).signal;
@@ -278,20 +305,20 @@ test("a QEMU that does not end by itself is killed, if it is the machine's", asy
       return (error as Error).message;
     }
   };
-  assertMatch(`${await named("/elsewhere/qmp")}`, /^Cannot end the machine: /);
-  // QEMU's own arguments have each comma twice.
+  assertMatch(`${await named("/elsewhere/qmp")}`, /^Cannot kill the VM: /);
+  // QEMU's arguments double each comma.
   assertEquals(await named(`path=${dir}/qmp,,server`), "SIGKILL");
 });
 
-Deno.test("a record is one of this layout, with counts that can be", () => {
+Deno.test("parseDetachedVmRecord() rejects other layouts and invalid field values", () => {
   const record: DetachedVmRecord = {
     ...{ layout: 1, pid: 2, dir: "/d", image: "/a", version: "7" },
     ...{ accelerator: "kvm", memory: 0, cpus: 0, graceMs: 0 },
     ...{ network: true, since: "s", digest: "d" },
     shares: [{ path: "/", tag: "t", writable: true }],
   };
-  const good = JSON.parse(formatRecord(record));
-  assertEquals(parseRecord(JSON.stringify(good)), record);
+  const good = JSON.parse(formatDetachedVmRecord(record));
+  assertEquals(parseDetachedVmRecord(JSON.stringify(good)), record);
   const share = { path: "/", tag: "t", writable: true };
   const wrong: Record<string, unknown>[] = [
     ...[{ pid: 0 }, { memory: -1 }, { cpus: 1.5 }, { graceMs: "0" }],
@@ -304,9 +331,13 @@ Deno.test("a record is one of this layout, with counts that can be", () => {
   ];
   for (const fields of wrong) {
     const text = JSON.stringify({ ...good, ...fields });
-    assertEquals(parseRecord(text), undefined, JSON.stringify(fields));
+    assertEquals(
+      parseDetachedVmRecord(text),
+      undefined,
+      JSON.stringify(fields),
+    );
   }
   for (const text of ["null", "[]", "1", "{"]) {
-    assertEquals(parseRecord(text), undefined);
+    assertEquals(parseDetachedVmRecord(text), undefined);
   }
 });

@@ -1,9 +1,12 @@
 import { assertEquals } from "@std/assert";
 import fc from "fast-check";
-import { formatRecord, parseRecord } from "../../lib/vm/detached_record.ts";
+import {
+  formatDetachedVmRecord,
+  parseDetachedVmRecord,
+} from "../../lib/vm/detached_record.ts";
 import { record } from "../support/detached_vm.ts";
 
-Deno.test("a record that is no machine's is none, whatever is wrong with it", () => {
+Deno.test("parseDetachedVmRecord() rejects a record with any invalid field", () => {
   const wrong: Record<string, unknown>[] = [
     { layout: 2 },
     { pid: 1 },
@@ -19,15 +22,19 @@ Deno.test("a record that is no machine's is none, whatever is wrong with it", ()
     { shares: [{ path: "/", tag: "a" }] },
     { shares: {} },
   ];
-  const good = JSON.parse(formatRecord(record));
-  assertEquals(parseRecord(JSON.stringify(good)), record);
+  const good = JSON.parse(formatDetachedVmRecord(record));
+  assertEquals(parseDetachedVmRecord(JSON.stringify(good)), record);
   for (const fields of wrong) {
     const text = JSON.stringify({ ...good, ...fields });
-    assertEquals(parseRecord(text), undefined, JSON.stringify(fields));
+    assertEquals(
+      parseDetachedVmRecord(text),
+      undefined,
+      JSON.stringify(fields),
+    );
   }
 });
 
-Deno.test("a record is read as it was written, and any text without an error", () => {
+Deno.test("parseDetachedVmRecord() reads what formatDetachedVmRecord() wrote and never throws", () => {
   const share = fc.record({
     path: fc.string(),
     tag: fc.string(),
@@ -61,10 +68,10 @@ Deno.test("a record is read as it was written, and any text without an error", (
     noNullPrototype: true,
   });
   fc.assert(fc.property(records, (it) => {
-    assertEquals(parseRecord(formatRecord(it)), it);
+    assertEquals(parseDetachedVmRecord(formatDetachedVmRecord(it)), it);
   }));
   const texts = fc.oneof(fc.string(), fc.json());
   fc.assert(fc.property(texts, (text) => {
-    assertEquals(parseRecord(text), undefined);
+    assertEquals(parseDetachedVmRecord(text), undefined);
   }));
 });

@@ -1,12 +1,13 @@
 import { assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 import { dirname, join } from "@std/path";
-import { run } from "../../lib/system/process.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import { findHardLink } from "../../lib/vm/_hard_links.ts";
-import { assertSafeExports, planShares } from "../../lib/vm/shares.ts";
+import { assertSafeExports, resolveShares } from "../../lib/vm/shares.ts";
 import { temporaryDir } from "../support/directory.ts";
-import { failure } from "../support/failure.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { changeTimerDelays } from "../support/timers.ts";
 
-/** A directory, and what makes files in it. */
+/** A temporary directory with export directories and a file writer. */
 async function bench() {
   const { path, ...dir } = await temporaryDir();
   const at = (name: string) => join(path, name);
@@ -20,7 +21,7 @@ async function bench() {
   return { ...dir, path, at, write };
 }
 
-/** Runs one test in a directory of its own. */
+/** Defines a test with its own temporary directory. */
 function test(
   name: string,
   body: (on: Awaited<ReturnType<typeof bench>>) => Promise<void>,
@@ -35,7 +36,7 @@ function test(
   });
 }
 
-test("assertSafeExports refuses a hard link to any file of the host", async ({ at, write }) => {
+test("assertSafeExports() rejects an export with a hard link to a protected host file", async ({ at, write }) => {
   const files = [
     "manifest/tools.json",
     "cache/demo/0123/image.qcow2",
@@ -48,7 +49,7 @@ test("assertSafeExports refuses a hard link to any file of the host", async ({ a
   ];
   for (const name of files) await write(name);
   const [shares, env] = [
-    await planShares(undefined, [{ path: at("more") }, { path: at("out") }]),
+    await resolveShares(undefined, [{ path: at("more") }, { path: at("out") }]),
     new Map([
       ["TOOLSMITH_QEMU", at("bin/qemu")],
       ["TOOLSMITH_ORAS", at("bin/oras")],
@@ -66,7 +67,7 @@ test("assertSafeExports refuses a hard link to any file of the host", async ({ a
   for (const name of files) {
     const link = at("out/deep/er/link");
     await Deno.link(at(name), link);
-    const { message, hint } = await failure("usage", check);
+    const { message, hint } = await expectFailure("usage", check);
     const file = at(name);
     assertEquals(
       message,
@@ -78,7 +79,7 @@ test("assertSafeExports refuses a hard link to any file of the host", async ({ a
   await check();
 });
 
-test("findHardLink ignores other names of a file, and other files with several", async ({ at, write }) => {
+test("findHardLink() ignores links outside the exports and unrelated multiply linked files", async ({ at, write }) => {
   const file = await write("host/file");
   await Deno.link(file, at("elsewhere"));
   await write("out/a");
@@ -88,39 +89,39 @@ test("findHardLink ignores other names of a file, and other files with several",
   assertEquals(await findHardLink(dirs, [at("host"), at("none")]), undefined);
   assertEquals(await findHardLink(dirs, []), undefined);
   await Deno.link(file, at("out/c"));
-  const found = { dir: at("out"), file };
+  const found = { exportDir: at("out"), file };
   assertEquals(await findHardLink(dirs, [at("none"), at("host")]), found);
   assertEquals(await findHardLink(dirs, [file]), found);
 });
 
-test("findHardLink sees names that are not UTF-8, and paths of any length", async ({ at, write }) => {
+test("findHardLink() finds links with names that are not UTF-8 and paths beyond PATH_MAX", async ({ at, write }) => {
   const file = await write("host/file");
   const dirs = [at("more"), at("out")];
   const script = `
     cd "$1" && ln ../host/file "$(printf 'a\\377')"
   `;
-  const odd = await run("sh", { args: ["-c", script, "sh", at("out")] });
+  const odd = await runProcess("sh", { args: ["-c", script, "sh", at("out")] });
   assertEquals(odd.code, 0, odd.stderr);
-  const found = { dir: at("out"), file };
+  const found = { exportDir: at("out"), file };
   assertEquals(await findHardLink(dirs, [at("host")]), found);
   await Deno.remove(at("out"), { recursive: true });
   await Deno.mkdir(at("out"));
-  // Longer than a path may be, one step at a time.
+  // Longer than PATH_MAX, built level by level.
   const deep = `
     ln "$1/host/file" "$1/out/link" && cd "$1/out" && name=$(printf %200s | tr ' ' x)
     for _ in $(seq 30); do
       mkdir $name && mv link $name/ && cd -P $name || exit
     done
   `;
-  const { code, stderr } = await run("bash", {
+  const { code, stderr } = await runProcess("bash", {
     args: ["-c", deep, "sh", at("")],
   });
   assertEquals(code, 0, stderr);
   assertEquals(await findHardLink(dirs, [at("host")]), found);
-  await run("rm", { args: ["-rf", at("out")] });
+  await runProcess("rm", { args: ["-rf", at("out")] });
 });
 
-test("findHardLink compares with any number of files", async ({ at, write }) => {
+test("findHardLink() compares exports with more than 100 files", async ({ at, write }) => {
   const names = Array.from({ length: 250 }, (_, nth) => `host/${nth}`);
   for (const name of names) await Deno.link(await write(name), `${at(name)}l`);
   const dirs = [at("out")];
@@ -128,12 +129,12 @@ test("findHardLink compares with any number of files", async ({ at, write }) => 
   for (const name of [names[0], names[99], names[249]]) {
     await Deno.link(at(name), at("out/link"));
     const found = await findHardLink(dirs, names.map(at));
-    assertEquals(found, { dir: at("out"), file: at(name) });
+    assertEquals(found, { exportDir: at("out"), file: at(name) });
     await Deno.remove(at("out/link"));
   }
 });
 
-test("findHardLink ends with its signal, and with an error after its time", async ({ at, write }) => {
+test("findHardLink() ends when aborted and throws usage after its timeout", async ({ at, write }) => {
   const signal = AbortSignal.abort(new Error("enough"));
   await assertRejects(
     () => findHardLink([at("out")], [at("out")], { signal }),
@@ -145,10 +146,11 @@ test("findHardLink ends with its signal, and with an error after its time", asyn
   await Deno.chmod(at("bin/find"), 0o755);
   const before = Deno.env.get("PATH")!;
   Deno.env.set("PATH", `${at("bin")}:${before}`);
+  using _timers = changeTimerDelays((ms) => ms === 30_000 ? 100 : ms);
   try {
-    const { message, hint } = await failure(
+    const { message, hint } = await expectFailure(
       "usage",
-      () => findHardLink([at("out")], [at("out")], { timeoutMs: 100 }),
+      () => findHardLink([at("out")], [at("out")]),
     );
     assertStringIncludes(message, `Cannot export ${at("out")}: `);
     assertEquals(hint, "export a directory with fewer files");

@@ -1,53 +1,55 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import { emitter } from "../../lib/events.ts";
+import { ToolsmithError } from "../../lib/errors.ts";
+import { createEmitter } from "../../lib/events.ts";
+import type { GuestNetwork } from "../../lib/net/network.ts";
 import type { GuestShare } from "../../lib/qemu/args.ts";
 import { VmDisconnectedError } from "../../lib/qemu/errors.ts";
 import type { Monitor } from "../../lib/qemu/monitor.ts";
 import { sharedMonitor } from "../../lib/qemu/monitor.ts";
-import type { Command } from "../../lib/qemu/qmp.ts";
+import type { QmpCommand } from "../../lib/qemu/qmp.ts";
 import {
-  attach,
+  attachDevices,
+  type AttachDevicesOptions,
   attachNetwork,
-  type AttachOptions,
 } from "../../lib/vm/_hotplug.ts";
-import { leftOut } from "../../lib/vm/_left_out.ts";
+import { openGuestNetwork } from "../../lib/vm/_guest_network.ts";
 import { temporaryDir } from "../support/directory.ts";
 import {
   fakeMachine,
   type FakeMachineOptions,
+  type FakeRequest,
   honest,
   refusal,
-  type Request,
   say,
 } from "../support/fake_machine.ts";
-import { collect } from "../support/guest.ts";
-import { hurriedTimers } from "../support/timers.ts";
+import { collectEvents } from "../support/guest.ts";
+import { changeTimerDelays } from "../support/timers.ts";
 
 const socketsHere = { ignore: Deno.build.os === "windows" };
 
 const ENDED = { exited: true, exitcode: 0 };
 
-/** An agent whose mounts end so, and which notes the words of its scripts. */
+/** A fake agent with a given mount status, which records the arguments of scripts. */
 function mounting(status: Record<string, unknown>, scripts: string[][] = []) {
-  return (request: Request) => {
+  return (request: FakeRequest) => {
     const { execute, arguments: args } = request;
     if (execute === "guest-exec") scripts.push(args.arg as string[]);
     return execute === "guest-exec-status" ? status : honest(request);
   };
 }
 
-/** Attaches directories to a machine; returns what came of it and was said. */
+/** Attaches directories; returns the result, QMP commands and warnings. */
 async function attached(
   machine: FakeMachineOptions,
   shares: GuestShare[],
-  options: Partial<AttachOptions> = {},
+  options: Partial<AttachDevicesOptions> = {},
 ) {
   await using fake = await fakeMachine(machine);
   await using monitor = sharedMonitor(fake.dir);
-  const { events, onEvent } = collect("warning");
-  const emit = emitter(onEvent);
-  const asked: Command[] = [];
+  const { events, onEvent } = collectEvents("warning");
+  const emit = createEmitter(onEvent);
+  const asked: QmpCommand[] = [];
   const noting: Monitor = {
     ...monitor,
     qemu(commands, signal) {
@@ -55,7 +57,7 @@ async function attached(
       return monitor.qemu(commands, signal);
     },
   };
-  const result = await attach(noting, shares, { emit, ...options })
+  const result = await attachDevices(noting, shares, { emit, ...options })
     .catch((error) => error);
   return { result, asked, said: events.map(({ message }) => message) };
 }
@@ -71,7 +73,7 @@ function test(name: string, fn: (dir: string) => Promise<void>) {
   });
 }
 
-/** The workspace and an export, which hold something. */
+/** A workspace with files, and an export. */
 async function directories(dir: string): Promise<GuestShare[]> {
   const work = join(dir, "work");
   await Deno.mkdir(join(work, ".toolsmith", "cache"), { recursive: true });
@@ -85,7 +87,7 @@ async function directories(dir: string): Promise<GuestShare[]> {
   ];
 }
 
-test("attach() plugs exports in once the guest has mounted its workspace", async (dir) => {
+test("attachDevices() plugs exports in after the guest has mounted its workspace", async (dir) => {
   const shares = await directories(dir);
   const scripts: string[][] = [];
   const agent = mounting(ENDED, scripts);
@@ -106,7 +108,7 @@ test("attach() plugs exports in once the guest has mounted its workspace", async
   assertEquals(alone.asked, []);
 });
 
-test("attach() asks a guest without a workspace whether it has 9p before it plugs exports in", async (dir) => {
+test("attachDevices() probes for 9p before plugging exports into a guest without a workspace", async (dir) => {
   const [, out] = await directories(dir);
   const scripts: string[][] = [];
   const agent = mounting(ENDED, scripts);
@@ -118,7 +120,7 @@ test("attach() asks a guest without a workspace whether it has 9p before it plug
   ]);
 });
 
-test("attach() plugs no export into a guest that gets copies", async (dir) => {
+test("attachDevices() plugs no export into a guest that gets copies", async (dir) => {
   const shares = await directories(dir);
   for (const some of [shares, shares.slice(1)]) {
     const { result, asked } = await attached(copying(), some);
@@ -130,12 +132,12 @@ test("attach() plugs no export into a guest that gets copies", async (dir) => {
   }
 });
 
-test("attach() copies nothing for a guest that does not mount an export that was plugged in", async (dir) => {
+test("attachDevices() copies nothing when a plugged export fails to mount", async (dir) => {
   const shares = await directories(dir);
   for (const some of [shares, shares.slice(1)]) {
     let plugged = false;
     let commands = 0;
-    const agent = ({ execute, ...request }: Request) =>
+    const agent = ({ execute, ...request }: FakeRequest) =>
       execute === "guest-exec-status"
         ? {
           exited: true,
@@ -152,16 +154,16 @@ test("attach() copies nothing for a guest that does not mount an export that was
   }
 });
 
-test("a guest is asked for nothing where there is nothing to mount, but for its clock", async () => {
+test("attachDevices() runs no script without directories, unless the clock must be set", async () => {
   const scripts: string[][] = [];
   const agent = mounting(ENDED, scripts);
   const none = await attached({ agent }, []);
   assertEquals([none.result, scripts], [[], []]);
-  await attached({ agent }, [], { clock: true });
+  await attached({ agent }, [], { setClock: true });
   assertEquals(scripts.length, 1);
 });
 
-/** Mounts fail; a copy is taken, whatever it is. */
+/** A guest that cannot mount; copies end with the given status. */
 const copying = (copied = 0): FakeMachineOptions => {
   const status = { exited: true, exitcode: 1, "out-data": btoa("no 9p\n") };
   return {
@@ -175,12 +177,12 @@ const copying = (copied = 0): FakeMachineOptions => {
   };
 };
 
-const WHY = "The guest cannot mount a directory of the host: no 9p";
+const WHY = "Cannot mount a host directory in the guest: no 9p";
 
-test("what a guest cannot mount comes as a copy, without the cache, and that is said", async (dir) => {
+test("attachDevices() copies directories, except .toolsmith/cache, and warns when mounting fails", async (dir) => {
   const shares = await directories(dir);
   await Deno.symlink("a", join(shares[1].path, "link"));
-  // With the headers of three entries, and the archive's end, 1.5 MiB.
+  // 1.5 MiB with the headers of three entries and the end of the archive.
   const large = new Uint8Array(1.5 * 2 ** 20 - 6 * 512);
   await Deno.writeFile(join(shares[0].path, "large"), large);
   using _socket = Deno.listen({
@@ -190,38 +192,40 @@ test("what a guest cannot mount comes as a copy, without the cache, and that is 
   const { result, said } = await attached(copying(), shares);
   assertEquals(result, shares.map((share) => ({ ...share, copied: true })));
   assertEquals(said, [
-    // The files and `.toolsmith`, which is empty.
-    `The workspace is a copy in the guest's memory (3 entries, 1.5 MiB): ${WHY}`,
-    `The export out is a copy in the guest's memory (1 entries, 0.0 MiB): ${WHY}; left out: 1, such as socket`,
+    // The files, and `.toolsmith` without the cache.
+    `The workspace was copied into the guest's memory instead of mounted (3 entries, 1.5 MiB): ${WHY}`,
+    `The export out was copied into the guest's memory instead of mounted (1 entries, 0.0 MiB): ${WHY}; skipped 1, such as socket`,
   ]);
 });
 
-test("a workspace that no guest can take is a warning, an export is an error", async (dir) => {
+test("attachDevices() warns about a workspace it cannot copy and throws for an export", async (dir) => {
   const shares = await directories(dir);
   const [work, out] = shares;
-  const why = `The guest cannot take a copy of ${work.path}: no room`;
+  const why = `Cannot copy ${work.path} into the guest: no room`;
   const alone = await attached(copying(1), [work]);
-  assertEquals([alone.result, alone.said], [[], [`No workspace: ${why}`]]);
+  assertEquals([alone.result, alone.said], [[], [
+    `The workspace is not available in the guest: ${why}`,
+  ]]);
   const both = await attached(copying(1), shares);
   assertEquals([both.result.message, both.said], [why, []]);
   const exported = await attached(copying(1), [out]);
   assertEquals(exported.result.code, "guest_failed");
-  // Of what the user can allow, the hint says how.
+  // The hint names the option that raises the limit.
   await Deno.writeFile(join(work.path, "large"), new Uint8Array(2 ** 20));
   const large = await attached(copying(), [work], { copyLimit: 1 });
   assertEquals(large.result, []);
   assert(
     large.said[0].endsWith(
-      "without 9p; allow more: --copy-limit SIZE, and --memory for the room",
+      "copy limit of 1 MiB; raise the limits: --copy-limit SIZE and --memory SIZE",
     ),
     large.said[0],
   );
 });
 
-test("a machine that breaks off, or a cancel, is no missing workspace", async (dir) => {
+test("attachDevices() rejects on disconnection or abort instead of warning", async (dir) => {
   const [work] = await directories(dir);
   const hangUp = (connection: Deno.Conn) => connection.close();
-  const agent = (request: Request) =>
+  const agent = (request: FakeRequest) =>
     request.execute === "guest-exec" ? hangUp : honest(request);
   const broken = await attached({ agent }, [work]);
   assert(broken.result instanceof VmDisconnectedError);
@@ -230,7 +234,7 @@ test("a machine that breaks off, or a cancel, is no missing workspace", async (d
   assertEquals([stopped.result.message, stopped.said], ["enough", []]);
 });
 
-test("a network card is waited for until it has an address", async () => {
+test("attachNetwork() waits until the network card has an IPv4 address", async () => {
   let looks = 0;
   const ipv4 = { "ip-addresses": [{ "ip-address-type": "ipv4" }] };
   const ipv6 = { "ip-addresses": [{ "ip-address-type": "ipv6" }, null] };
@@ -240,14 +244,14 @@ test("a network card is waited for until it has an address", async () => {
     [{ name: "lo", ...ipv4 }, { name: "eth0", ...ipv6 }],
     [{ name: "lo", ...ipv4 }, { name: "eth0", ...ipv4 }],
   ];
-  const agent = (request: Request) => {
+  const agent = (request: FakeRequest) => {
     if (request.execute !== "guest-network-get-interfaces") return {};
     return looks === 0
       ? (looks++, refusal("not now", request.id))
       : answers[looks++ - 1];
   };
   const { result, asked, said } = await attached({ agent }, [], {
-    network: true,
+    network: "host-loopback",
   });
   assertEquals([result, said, looks], [[], [], 5]);
   assertEquals(asked, [
@@ -261,17 +265,21 @@ test("a network card is waited for until it has an address", async () => {
   ]);
 });
 
-test("a network card without an address is a warning, one that QEMU refuses an error", async () => {
-  const agent = (request: Request) =>
+test("attachDevices() warns when the guest gets no IPv4 address, and throws when QEMU refuses the network card", async () => {
+  const agent = (request: FakeRequest) =>
     request.execute === "guest-network-get-interfaces" ? [] : {};
   {
-    using _timers = hurriedTimers((ms) => ms === 10_000 ? 50 : ms);
-    const { said } = await attached({ agent }, [], { network: true });
+    using _timers = changeTimerDelays((ms) => ms === 10_000 ? 50 : ms);
+    const { said } = await attached({ agent }, [], {
+      network: "host-loopback",
+    });
     assertEquals(said, [
-      "The guest has a network card and no address on it yet",
+      "No network yet: the guest agent reports no IPv4 address",
     ]);
   }
-  const refused = await attached({ agent, ports: 0 }, [], { network: true });
+  const refused = await attached({ agent, ports: 0 }, [], {
+    network: "host-loopback",
+  });
   assertEquals(refused.result.code, "guest_failed");
   await using fake = await fakeMachine({ agent });
   await using monitor = sharedMonitor(fake.dir);
@@ -281,12 +289,48 @@ test("a network card without an address is a warning, one that QEMU refuses an e
   await assertRejects(() => waiting, Error, "enough");
 });
 
-Deno.test("what is left out is counted, and one of it named in a short line", () => {
-  assertEquals(leftOut({ count: 0, names: [] }), "");
-  assertEquals(
-    leftOut({ count: 2, names: ["a\nb", "c"] }),
-    "; left out: 2, such as a b",
-  );
-  const { length } = leftOut({ count: 1, names: ["x".repeat(500)] });
-  assert(length < 120, `${length}`);
+test("attachDevices() plugs the card of a network in before the script that configures it", async () => {
+  const scripts: string[][] = [];
+  const card = {
+    ...{ mac: "52:55:c6:12:00:02", mtu: 65535, address: "a", bits: 15 },
+    ...{ mask: "m", gateway: "g" },
+  };
+  const network = { card } as GuestNetwork;
+  const said = { "out-data": btoa("network: no card\n") };
+  const machine = { agent: mounting({ ...ENDED, ...said }, scripts) };
+  const { result, asked, said: warnings } = await attached(machine, [], {
+    network,
+  });
+  assertEquals([result, warnings], [[], [
+    "No network in the guest: no card",
+  ]]);
+  const [netdev, device, ...more] = asked;
+  assertEquals(more, []);
+  const { addr, ...backend } = netdev[1] as Record<string, { path: string }>;
+  assertEquals<unknown>(backend, {
+    ...{ type: "stream", server: false, id: "network" },
+  });
+  assertMatch(addr.path, /\/network$/);
+  assertEquals<unknown>(device[1], {
+    ...{ driver: "virtio-net-pci", id: "card", bus: "slot7" },
+    ...{ netdev: "network", mac: card.mac, host_mtu: 65535, romfile: "" },
+  });
+  assertEquals(scripts.map((it) => it.slice(-3)), [
+    ["network", "52:55:c6:12:00:02 a 15 m g", "card"],
+  ]);
+});
+
+test("openGuestNetwork() refuses a QEMU without stream networking", async (dir) => {
+  for (const version of ["7.1.0", "6.2.0", "5.0"]) {
+    const opening = () => openGuestNetwork({ dir, version }, "all", () => {});
+    const error = await assertRejects(opening, ToolsmithError, version);
+    assertEquals(error.code, "boot_failed");
+  }
+  for (const version of ["7.2.22", "10.0.1"]) {
+    await using _network = await openGuestNetwork(
+      { dir, version },
+      [],
+      () => {},
+    );
+  }
 });

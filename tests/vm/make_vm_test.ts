@@ -1,14 +1,14 @@
 /**
- * The steps in which a machine ends: real ones seldom need more than the first.
+ * The escalation of stop(): power down, quit, kill. Real VMs rarely need the last.
  */
 import { assert, assertEquals } from "@std/assert";
-import { RefusedError } from "../../lib/qemu/errors.ts";
+import { CommandRefusedError } from "../../lib/qemu/errors.ts";
 import type { Monitor } from "../../lib/qemu/monitor.ts";
 import { makeVm } from "../../lib/vm/_make_vm.ts";
-import type { VmParts } from "../../lib/vm/vm.ts";
-import { hurriedTimers } from "../support/timers.ts";
+import type { VmParts } from "../../lib/vm/_make_vm.ts";
+import { changeTimerDelays } from "../support/timers.ts";
 
-/** A machine that ends at one of the steps, or before the first. */
+/** A fake VM that ends at one of the steps, or before the first. */
 function machine(endsAt: string, more: Partial<VmParts> = {}) {
   const done: string[] = [];
   const ended = Promise.withResolvers<void>();
@@ -27,14 +27,14 @@ function machine(endsAt: string, more: Partial<VmParts> = {}) {
       // deno-lint-ignore require-await -- a refusal rejects.
       async qemu([[name]]: [string][]) {
         step(name);
-        throw new RefusedError("it ends, and says nothing more");
+        throw new CommandRefusedError("it ends, and says nothing more");
       },
       [Symbol.asyncDispose]: () => Promise.resolve(step("monitor closed")),
     } as unknown as Monitor,
     ended: ended.promise,
     graceMs: 60_000,
-    failure: () => Promise.resolve(undefined),
-    kill: () => Promise.resolve(step("killed")),
+    endReason: () => Promise.resolve(undefined),
+    killQemu: () => Promise.resolve(step("killed")),
     cleanUp: () => Promise.resolve(step("cleaned up")),
     emit(event) {
       assert(event.type === "shutdown" && event.elapsedMs >= 0);
@@ -47,30 +47,30 @@ function machine(endsAt: string, more: Partial<VmParts> = {}) {
 
 const REST = ["monitor closed", "cleaned up"];
 
-/** Lets the seconds pass at once in which QEMU may end. */
+/** Shortens the waits for QEMU's end, and records them. */
 async function quickly<T>(work: () => Promise<T>) {
   const waits: number[] = [];
-  using _timers = hurriedTimers((ms) => {
+  using _timers = changeTimerDelays((ms) => {
     if (ms > 0) waits.push(ms);
     return Math.min(ms, 20);
   });
   return { result: await work(), waits };
 }
 
-Deno.test("a machine that has ended is asked for nothing", async () => {
+Deno.test("stop() sends no command to a VM that has ended", async () => {
   const { vm, done, parts } = machine("before");
   await vm.stop();
   assertEquals(done, [...REST, "powered_down"]);
   assertEquals([vm.facts, vm.ended], [parts.facts, parts.ended]);
 });
 
-Deno.test("a guest powers down by itself where it is given time", async () => {
+Deno.test("stop() lets the guest power down when graceMs is above 0", async () => {
   const { vm, done } = machine("system_powerdown");
   await vm.stop();
   assertEquals(done, ["system_powerdown", ...REST, "powered_down"]);
 });
 
-Deno.test("a guest that is given no time is not asked, and QEMU ends it", async () => {
+Deno.test("stop() quits QEMU at once when graceMs is 0", async () => {
   for (const [usual, asked] of [[{ graceMs: 0 }, {}], [{}, { graceMs: 0 }]]) {
     const { vm, done } = machine("quit", usual);
     await vm.stop(asked);
@@ -78,11 +78,11 @@ Deno.test("a guest that is given no time is not asked, and QEMU ends it", async 
   }
 });
 
-Deno.test("a guest that does not power down is ended by QEMU, and QEMU by force", async () => {
+Deno.test("stop() quits QEMU after the grace period and kills a QEMU that does not quit", async () => {
   const stopped = machine("quit");
   const { waits } = await quickly(() => stopped.vm.stop({ graceMs: 7000 }));
   assertEquals(stopped.done, ["system_powerdown", "quit", ...REST, "stopped"]);
-  // The grace is what was asked for; each question has three seconds.
+  // The requested grace period; each QMP command has three seconds.
   assertEquals(waits, [3000, 7000, 3000, 5000]);
   const killed = machine("killed", { graceMs: 1 });
   await quickly(() => killed.vm.stop());
@@ -91,14 +91,14 @@ Deno.test("a guest that does not power down is ended by QEMU, and QEMU by force"
   ]);
 });
 
-Deno.test("a stop is made once, though it is asked for often", async () => {
+Deno.test("stop() stops the VM once when called repeatedly", async () => {
   const { vm, done } = machine("quit", { graceMs: 0 });
   await Promise.all([vm.stop(), vm.stop()]);
   await vm.stop();
   assertEquals(done, ["quit", ...REST, "stopped"]);
 });
 
-Deno.test("a stop that was given up may be tried again", async () => {
+Deno.test("stop() can be repeated after an abort", async () => {
   const { vm, done } = machine("quit");
   const signal = AbortSignal.abort(new Error("enough"));
   const error = await vm.stop({ signal }).catch((error) => error);

@@ -1,45 +1,50 @@
 /**
- * How a machine that has ended is told: a real QEMU ends in few of these ways
- * when asked to, so what is known of one that has ended stands in.
+ * Errors for guests that are not ready, with a fake QEMU, as a real one rarely ends in
+ * these ways.
  */
 import { assertEquals, assertMatch } from "@std/assert";
 import { ToolsmithError } from "../../lib/errors.ts";
+import type { Accelerator } from "../../lib/qemu/args.ts";
 import { AcceleratorError } from "../../lib/qemu/errors.ts";
-import type { Machine } from "../../lib/qemu/machine.ts";
-import { NoProgress } from "../../lib/vm/_progress.ts";
-import { bootFailure, notReady, whenReady } from "../../lib/vm/_readiness.ts";
-import { failure } from "../support/failure.ts";
-import { fakeStart, type FakeStartOptions } from "../support/fake_start.ts";
+import type { QemuProcess } from "../../lib/qemu/qemu_process.ts";
+import { BootTimeoutError } from "../../lib/vm/_boot_progress.ts";
+import {
+  bootFailureError,
+  guestNotReadyError,
+  waitForAgent,
+} from "../../lib/vm/_readiness.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { fakeVm, type FakeVmOptions } from "../support/fake_vm.ts";
 
-/** What is said of a QEMU that has ended so. */
+/** The error for a QEMU that has ended like this. */
 function failureOf(
   { code = 1, stderr = "", accelerator = "tcg", console = "" },
 ) {
-  return bootFailure({
+  return bootFailureError({
     ended: Promise.resolve({ code, signal: null }),
-    accelerator,
+    plan: { accelerator },
     stderrTail: () => stderr,
-    tail: () => console,
+    consoleTail: () => console,
     consoleFailure: () => undefined,
-  } as unknown as Machine);
+  } as unknown as QemuProcess);
 }
 
-Deno.test("a QEMU that has ended is told by its status, its words, and the console's end", async () => {
+Deno.test("bootFailureError() reports QEMU's exit status, stderr and console tail", async () => {
   const words = await failureOf({ stderr: "qemu: no such bus" });
-  assertMatch(words.message, /^QEMU ended with status 1: qemu: no such bus; /);
+  assertMatch(words.message, /^QEMU exited with status 1: qemu: no such bus; /);
   const silent = await failureOf({ code: 3, console: "one\ntwo" });
   assertEquals(
     silent.message,
-    "QEMU ended with status 3: without a word; its console ends with:\n  | one\n  | two",
+    "QEMU exited with status 3: no error output; its console ends with:\n  | one\n  | two",
   );
   const { message } = await failureOf({ code: 0, stderr: "a warning" });
   assertEquals(
     message,
-    "The guest ended or restarted by itself; its console shows nothing",
+    "The guest powered off or rebooted; its console is empty",
   );
 });
 
-Deno.test("an accelerator that has ended QEMU is to blame, emulation never is", async () => {
+Deno.test("bootFailureError() returns AcceleratorError after a crash, except with TCG", async () => {
   const crashed = { code: 134, stderr: "kvm: assertion failed" };
   const fast = await failureOf({ ...crashed, accelerator: "kvm" });
   assertEquals([fast instanceof AcceleratorError, fast.message], [
@@ -52,76 +57,82 @@ Deno.test("an accelerator that has ended QEMU is to blame, emulation never is", 
   }
 });
 
-Deno.test("a guest that has cost QEMU its memory is told as that", async () => {
+Deno.test("bootFailureError() reports a QEMU that ran out of memory", async () => {
   const stderr = "qemu: failed to allocate 1048576 bytes";
   for (const accelerator of ["tcg", "kvm"]) {
     const error = await failureOf({ code: 133, stderr, accelerator });
     assertEquals((error as ToolsmithError).code, "guest_failed");
-    assertMatch(error.message, /more memory than it may have/);
+    assertMatch(error.message, /exceed its memory limit/);
   }
 });
 
-Deno.test("what a console says of a guest that has failed comes first, with what to do", async () => {
+Deno.test("bootFailureError() reports a console failure before QEMU's exit, with a hint", async () => {
   const failed = (kind: "panicked" | "not_bootable") =>
-    bootFailure({
-      consoleFailure: () => ({ kind, words: "words" }),
-      // It may still run: its end is not waited for.
+    bootFailureError({
+      consoleFailure: () => ({ kind, message: "words" }),
+      // Still running: the error must not wait for its end.
       ended: new Promise(() => {}),
-      tail: () => "one",
-    } as unknown as Machine) as Promise<ToolsmithError>;
+      consoleTail: () => "one",
+      stderrTail: () => "a device failed",
+    } as unknown as QemuProcess) as Promise<ToolsmithError>;
   const panicked = await failed("panicked");
   assertEquals([panicked.code, panicked.message], [
     "guest_panicked",
     "The guest's kernel panicked: words; its console ends with:\n  | one",
   ]);
+  const { message } = panicked.cause as Error;
+  assertEquals(message, "QEMU: a device failed");
   const empty = await failed("not_bootable");
   assertEquals(empty.code, "boot_failed");
   assertMatch(empty.message, /^The image does not boot: words; /);
   assertMatch(empty.hint!, /--firmware .* --arch /);
 });
 
-Deno.test("the status that ends QEMU by a signal is the accelerator's, any other its own", async () => {
+Deno.test("bootFailureError() blames the accelerator only for exit statuses from 128", async () => {
   for (const [code, blamed] of [[127, false], [128, true]] as const) {
     const error = await failureOf({ code, accelerator: "kvm", stderr: "x" });
     assertEquals(error instanceof AcceleratorError, blamed, `${code}`);
   }
 });
 
-/** Waits for a guest whose agent says nothing. */
+/** Waits for a guest with a silent agent. */
 async function waiting(
-  machine: Partial<Machine>,
-  more: { signal?: AbortSignal } & FakeStartOptions = {},
+  machine: Partial<QemuProcess>,
+  more: { signal?: AbortSignal } & FakeVmOptions = {},
 ) {
   const silent = { agent: () => undefined, reads: false };
-  await using fake = await fakeStart({ ...silent, ...more, machine });
-  const { dir } = fake.start.qemu;
-  const error = await whenReady(fake.start.machine, { dir, ...more })
+  await using fake = await fakeVm({ ...silent, ...more, machine });
+  const error = await waitForAgent(fake.vm.qemu, more.signal)
     .catch((error) => error);
   return error as ToolsmithError;
 }
 
 const socketsHere = { ignore: Deno.build.os === "windows" };
 
-Deno.test("notReady() says what was waited for, what the guest did, and shows its console", () => {
-  const late = new NoProgress(0.15, "the guest read 1.5 MiB of its disk");
+Deno.test("guestNotReadyError() reports the missing step, the guest's activity and its console tail", () => {
+  const late = new BootTimeoutError(0.15, "the guest read 1.5 MiB of its disk");
   const machine = (seen: boolean) =>
-    ({ agentSeen: () => seen, tail: () => "login:" }) as Machine;
-  const absent = notReady(machine(false), late);
+    ({
+      agentHasConnected: () => seen,
+      consoleTail: () => "login:",
+      stderrTail: () => "",
+    }) as QemuProcess;
+  const absent = guestNotReadyError(machine(false), late);
   assertEquals([absent.code, absent.message], [
     "guest_not_ready",
-    "The guest agent did not start within 0.15 s, nor did the image take the one " +
-    "that Toolsmith offers; the guest read 1.5 MiB of its disk; " +
+    "The guest agent did not start within 0.15 s, and neither did Toolsmith's " +
+    "own agent; the guest read 1.5 MiB of its disk; " +
     "its console ends with:\n  | login:",
   ]);
-  const there = notReady(machine(true), late);
+  const there = guestNotReadyError(machine(true), late);
   assertMatch(
     there.message,
-    /^The guest agent is there and did not answer within 0.15 s; the guest read/,
+    /^The guest agent started but did not answer within 0.15 s; the guest read/,
   );
-  const busy = notReady(machine(true), late, "cloud-init");
+  const busy = guestNotReadyError(machine(true), late, "cloud-init");
   assertMatch(
     busy.message,
-    /^The guest's cloud-init did not end within 0.15 s; /,
+    /^The guest's cloud-init did not finish within 0.15 s; /,
   );
   for (const { hint } of [absent, there, busy]) {
     assertMatch(hint!, /--boot-timeout/);
@@ -130,72 +141,76 @@ Deno.test("notReady() says what was waited for, what the guest did, and shows it
 
 Deno.test({
   name:
-    "a guest that has failed, or a cancel, is noticed before the time is over",
+    "waitForAgent() rejects early when the guest has failed or the caller aborts",
   ...socketsHere,
   async fn() {
-    const panic = { kind: "panicked", words: "no init" } as const;
+    const panic = { kind: "panicked", message: "no init" } as const;
     const panicked = await waiting({ consoleFailure: () => panic });
     assertEquals(panicked.code, "guest_panicked");
     const code = { code: 1, signal: null };
     const over = await waiting({ ended: Promise.resolve(code) });
-    assertMatch(over.message, /^QEMU ended with status 1/);
+    assertMatch(over.message, /^QEMU exited with status 1/);
     const signal = AbortSignal.abort(new Error("enough"));
     assertEquals((await waiting({}, { signal })).message, "enough");
   },
 });
 
 Deno.test({
-  name: "a guest that QEMU has stopped is told by what has stopped it",
+  name: "waitForAgent() reports why QEMU stopped the guest",
   ...socketsHere,
   async fn() {
     const stoppedBy = (
-      status: unknown,
+      status: () => unknown,
       { accelerator = "tcg", signal }: {
-        accelerator?: string;
+        accelerator?: Accelerator;
         signal?: AbortSignal;
       } = {},
     ) =>
       waiting({
-        stopped: () => true,
-        accelerator: accelerator as Machine["accelerator"],
+        isGuestStopped: () => true,
         stderrTail: () => "KVM: entry failed; rax=0",
-        halted: failure("disk_full", () => {
+        haltingDiskError: expectFailure("disk_full", () => {
           throw new ToolsmithError("disk_full", "no space left");
         }),
       }, {
         signal,
-        qemu: ([name]) => name === "query-status" ? status : undefined,
+        plan: { accelerator },
+        qemu: ([name]) => name === "query-status" ? status() : undefined,
       });
-    const full = await stoppedBy({ status: "io-error" });
+    const full = await stoppedBy(() => ({ status: "io-error" }));
     assertEquals(full.code, "disk_full");
-    const emulated = await stoppedBy({ status: "internal-error" });
+    const crash = () => ({ status: "internal-error" });
+    const emulated = await stoppedBy(crash);
     assertMatch(
       emulated.message,
       /^QEMU stopped the guest: KVM: entry failed; its console/,
     );
-    const fast = { accelerator: "kvm" };
-    const error = await stoppedBy({ status: "internal-error" }, fast);
+    const fast = { accelerator: "kvm" } as const;
+    const error = await stoppedBy(crash, fast);
     assertEquals([error instanceof AcceleratorError, error.message], [
       true,
       "KVM: entry failed",
     ]);
-    // Who has paused it, or does not answer, may let it go on.
+    // A paused guest may be resumed, and QEMU may answer later.
     for (const status of [{ status: "paused" }, new Error("gone")]) {
-      const signal = AbortSignal.timeout(150);
-      const late = await stoppedBy(status, { signal });
-      assertEquals(late.name, "TimeoutError");
+      const stop = new AbortController();
+      let looks = 0;
+      const late = await stoppedBy(() => {
+        if (++looks === 2) stop.abort(new Error("enough"));
+        return status;
+      }, { signal: stop.signal });
+      assertEquals(late.message, "enough");
     }
   },
 });
 
 Deno.test({
-  name: "an agent that answers is met, and its connection is the caller's",
+  name: "waitForAgent() returns an open connection to an agent that answers",
   ...socketsHere,
   async fn() {
-    await using fake = await fakeStart();
-    const { dir } = fake.start.qemu;
-    using agent = await whenReady(fake.start.machine, { dir });
-    assertEquals(await agent.send(["guest-info"]), { version: "7.2.22" });
+    await using fake = await fakeVm();
+    using agent = await waitForAgent(fake.vm.qemu);
+    assertEquals(await agent.execute(["guest-info"]), { version: "7.2.22" });
     agent[Symbol.dispose]();
     await agent.closed;
   },

@@ -2,93 +2,99 @@ import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { dirname, join, resolve } from "@std/path";
 import {
   assertSafeExports,
-  type HostFiles,
-  makeExports,
+  makeExportDirs,
   parseExport,
-  planShares,
+  type ProtectedPathsOptions,
+  resolveShares,
 } from "../../lib/vm/shares.ts";
 import { processEnvironment } from "../../lib/environment.ts";
-import { ROOT } from "../../scripts/deno.ts";
-import { failure } from "../support/failure.ts";
-import { run } from "../../lib/system/process.ts";
+import { PROJECT_ROOT } from "../../scripts/deno.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { asRoot } from "../support/users.ts";
-import { replace } from "../support/replace.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 
-Deno.test("an export is a directory, and a tag where one is given", () => {
+Deno.test("parseExport() splits DIR:tag and accepts DIR alone", () => {
   assertEquals(parseExport("out"), { path: "out" });
   assertEquals(parseExport("out:here"), { path: "out", tag: "here" });
   assertEquals(parseExport("a:b/c"), { path: "a:b/c" });
   assertEquals(parseExport("a:b/c:d"), { path: "a:b/c", tag: "d" });
 });
 
-Deno.test("exports that cannot be mounted are refused before a boot", async () => {
+Deno.test("resolveShares() rejects files, invalid or duplicate tags and too many exports", async () => {
   await using dir = await temporaryDir();
   const { path } = dir;
   const file = join(path, "file");
   await Deno.writeTextFile(file, "");
   await Deno.mkdir(join(path, "with space"));
   const plan = (...exports: { path: string; tag?: string }[]) =>
-    planShares(path, exports);
-  await failure("file_unreadable", () => plan({ path: file }));
-  await failure("file_unreadable", () => plan({ path: join(file, "none") }));
-  await failure("usage", () => plan({ path, tag: "work" }));
-  await failure("usage", () => plan({ path, tag: "a" }, { path, tag: "a" }));
-  await failure("usage", () => plan({ path, tag: "../up" }));
-  const error = await failure(
+    resolveShares(path, exports);
+  await expectFailure("file_unreadable", () => plan({ path: file }));
+  await expectFailure(
+    "file_unreadable",
+    () => plan({ path: join(file, "none") }),
+  );
+  await expectFailure("usage", () => plan({ path, tag: "work" }));
+  await expectFailure(
+    "usage",
+    () => plan({ path, tag: "a" }, { path, tag: "a" }),
+  );
+  await expectFailure("usage", () => plan({ path, tag: "../up" }));
+  const error = await expectFailure(
     "usage",
     () => plan({ path: join(path, "with space") }),
   );
   assert(error.hint?.includes(":TAG"));
   const many = Array.from({ length: 9 }, (_, n) => ({ path, tag: `t${n}` }));
-  await failure("usage", () => plan(...many));
+  await expectFailure("usage", () => plan(...many));
   assertEquals(await plan({ path, tag: "out" }), [
     { path, tag: "work", writable: false },
     { path, tag: "out", writable: true },
   ]);
 });
 
-Deno.test("a workspace that does not exist is refused", async () => {
+Deno.test("resolveShares() rejects a workspace that does not exist", async () => {
   await using dir = await temporaryDir();
   const none = join(dir.path, "none");
-  const { message, hint } = await failure(
+  const { message, hint } = await expectFailure(
     "file_unreadable",
-    () => planShares(none, []),
+    () => resolveShares(none, []),
   );
   assertEquals(message, `Not a directory: ${none}`);
   assert(hint);
 });
 
-Deno.test("an export that does not exist is made once it is found to be safe, with its parents", async () => {
+Deno.test("makeExportDirs() creates a missing export directory with its parents", async () => {
   await using on = await host();
   const { at } = on;
   await Deno.symlink(at("out"), at("link"));
   for (const [name, real] of [["out/a/b", "out/a/b"], ["link/c", "out/c"]]) {
-    const shares = await planShares(at("work"), [{ path: at(name) }]);
+    const shares = await resolveShares(at("work"), [{ path: at(name) }]);
     assertEquals(shares[1].path, at(real));
     await assertSafeExports(shares, { image: at("work/x"), env: new Map() });
-    assertEquals(await makeExports(shares), [at(real)]);
+    assertEquals(await makeExportDirs(shares), [at(real)]);
     assertEquals((await Deno.stat(at(real))).isDirectory, true);
-    assertEquals(await makeExports(shares), []);
+    assertEquals(await makeExportDirs(shares), []);
   }
 });
 
-Deno.test("an export that does not exist is neither made nor allowed where the host's own files lie, or behind a link that leads nowhere", async () => {
+Deno.test("assertSafeExports() rejects a missing export among protected files or behind a dangling symlink", async () => {
   await using on = await host();
   const { at } = on;
   await on.refuses("work/.toolsmith/new", "work/.toolsmith");
   await on.refuses("snapshots/new", "snapshots", {
     snapshots: { dir: at("snapshots") },
   });
-  // Nor one that would make the workspace's own directory.
+  // The workspace's own `.toolsmith/` must not be created by an export.
   await Deno.mkdir(at("bare"));
   const workspace = at("bare");
   await on.refuses("bare/.toolsmith", "bare/.toolsmith", { workspace });
   await Deno.symlink(at("nowhere"), at("dangling"));
   for (const name of ["dangling", "dangling/new"]) {
-    await failure(
+    await expectFailure(
       "file_unreadable",
-      () => planShares(undefined, [{ path: at(name), tag: "out" }]),
+      () => resolveShares(undefined, [{ path: at(name), tag: "out" }]),
     );
   }
   const made = ["bare/.toolsmith", "work/.toolsmith/new", "nowhere"];
@@ -97,7 +103,7 @@ Deno.test("an export that does not exist is neither made nor allowed where the h
   }
 });
 
-/** A host's files in one directory, and what becomes of an export there. */
+/** A host with protected files in one directory, and checks of exports there. */
 async function host() {
   const dir = await temporaryDir();
   const at = (name: string) => resolve(dir.path, name);
@@ -113,11 +119,14 @@ async function host() {
     ["TOOLSMITH_ORAS", at("bin/oras")],
   ]);
   const image = at("work/.toolsmith/cache/a/image.qcow2");
-  const usual: HostFiles = { image, workspace: at("work"), env };
-  const refused = async (name: string, files: Partial<HostFiles> = {}) => {
+  const usual: ProtectedPathsOptions = { image, workspace: at("work"), env };
+  const refused = async (
+    name: string,
+    files: Partial<ProtectedPathsOptions> = {},
+  ) => {
     const exports = [{ path: at(name), tag: "out" }];
-    const shares = await planShares(undefined, exports);
-    const { message } = await failure(
+    const shares = await resolveShares(undefined, exports);
+    const { message } = await expectFailure(
       "usage",
       () => assertSafeExports(shares, { ...usual, ...files }),
     );
@@ -126,22 +135,26 @@ async function host() {
   return {
     at,
     refused,
-    async refuses(name: string, held: string, files?: Partial<HostFiles>) {
+    async refuses(
+      name: string,
+      held: string,
+      files?: Partial<ProtectedPathsOptions>,
+    ) {
       assertEquals(
         await refused(name, files),
         `Cannot export ${at(name)}: the guest could write to ${at(held)}`,
       );
     },
-    async allows(name: string, files: Partial<HostFiles> = {}) {
+    async allows(name: string, files: Partial<ProtectedPathsOptions> = {}) {
       const exports = [{ path: at(name), tag: "out" }];
-      const shares = await planShares(undefined, exports);
+      const shares = await resolveShares(undefined, exports);
       await assertSafeExports(shares, { ...usual, ...files });
     },
     [Symbol.asyncDispose]: () => dir[Symbol.asyncDispose](),
   };
 }
 
-Deno.test("an export for results alone is fine, in a temporary directory too", async () => {
+Deno.test("assertSafeExports() accepts a directory that holds only results", async () => {
   await using at = await host();
   await Deno.mkdir(at.at("tmp/results"));
   await Deno.mkdir(at.at("work/.toolsmithy"));
@@ -150,7 +163,7 @@ Deno.test("an export for results alone is fine, in a temporary directory too", a
   }
 });
 
-Deno.test("an export that holds a file of the host, or lies in its directory, is refused", async () => {
+Deno.test("assertSafeExports() rejects an export that contains a protected file or lies in a protected directory", async () => {
   await using on = await host();
   const { at } = on;
   const image = "work/.toolsmith/cache/a/image.qcow2";
@@ -168,17 +181,17 @@ Deno.test("an export that holds a file of the host, or lies in its directory, is
   await on.refuses("snapshots", "snapshots", snapshots);
   await Deno.mkdir(at("snapshots/deep"));
   await on.refuses("snapshots/deep", "snapshots", snapshots);
-  // Other machines have their sockets there.
+  // TMPDIR holds the sockets of other VMs.
   await on.refuses("tmp", "tmp");
 });
 
-Deno.test("a link that leads to a file of the host is not for a guest either", async () => {
+Deno.test("assertSafeExports() rejects an export with a symlink to a protected file", async () => {
   await using on = await host();
   const { at } = on;
   await Deno.mkdir(at("linked"));
   await Deno.symlink("../work/.toolsmith", at("linked/.toolsmith"));
   const linked = { image: at("mf/image.qcow2"), workspace: at("linked") };
-  // Both the link, which the guest could replace, and what it leads to.
+  // The link itself, which the guest could replace, and its target.
   await on.refuses("linked", "linked/.toolsmith", linked);
   await on.refuses("work", "work/.toolsmith", linked);
   await Deno.symlink(at("mf"), at("out/link"));
@@ -187,28 +200,28 @@ Deno.test("a link that leads to a file of the host is not for a guest either", a
   await on.refuses("mf", "mf/tools.json", manifest);
 });
 
-Deno.test("assertSafeExports refuses what holds a directory of PATH, wherever the program is", async () => {
+Deno.test("assertSafeExports() rejects an export that contains a directory of PATH", async () => {
   await using on = await host();
   const { at } = on;
   const variables = { TMPDIR: at("tmp"), TOOLSMITH_QEMU: at("bin/qemu") };
-  const path = (...dirs: string[]): Partial<HostFiles> => ({
+  const path = (...dirs: string[]): Partial<ProtectedPathsOptions> => ({
     env: new Map(Object.entries({ ...variables, PATH: dirs.join(":") })),
   });
   await Deno.writeTextFile(at("mf/oras"), "", { mode: 0o755 });
-  // The guest would make what is found first, in a directory of its own too.
+  // The guest could create a program that is found first.
   await on.refuses("out", "out", path(at("out"), at("mf")));
   await on.refuses("out", "out/none/bin", path(at("out/none/bin"), at("mf")));
   await on.refuses("mf", "mf/oras", path(at("none"), at("mf")));
-  // Behind the directory of one program, others are looked up.
+  // Other programs are looked up in later directories.
   await on.refuses("out", "out", path(at("mf"), at("out")));
   await on.allows("out/deep", path(at("out"), at("mf")));
-  // A link on the way could be replaced.
+  // The guest could replace a symlink on the way.
   await Deno.mkdir(at("links"));
   await Deno.symlink(at("mf"), at("links/bin"));
   await on.refuses("links", "links/bin", path(at("links/bin")));
 });
 
-Deno.test("assertSafeExports refuses the target of a program's link", async () => {
+Deno.test("assertSafeExports() rejects an export with the target of a program's symlink", async () => {
   await using on = await host();
   const { at } = on;
   for (const name of ["oras", "deno", "toolsmith", "sh", "find"]) {
@@ -221,10 +234,10 @@ Deno.test("assertSafeExports refuses the target of a program's link", async () =
   }
 });
 
-Deno.test("assertSafeExports refuses what QEMU loads: ROMs, modules, firmware", async () => {
+Deno.test("assertSafeExports() rejects an export with QEMU's ROMs, modules or firmware", async () => {
   await using on = await host();
   const { at } = on;
-  // What is beside QEMU counts from where its links lead.
+  // Relative to the real path of QEMU.
   await Deno.mkdir(at("qemu/bin"), { recursive: true });
   await Deno.writeTextFile(at("qemu/bin/qemu"), "", { mode: 0o755 });
   await Deno.symlink(at("qemu/bin/qemu"), at("mf/qemu"));
@@ -245,19 +258,19 @@ Deno.test("assertSafeExports refuses what QEMU loads: ROMs, modules, firmware", 
   await on.allows("home/.config", { env });
 });
 
-Deno.test("assertSafeExports refuses Toolsmith itself, Deno, and Deno's cache", async () => {
+Deno.test("assertSafeExports() rejects an export with Toolsmith, Deno or Deno's cache", async () => {
   await using on = await host();
   const { at } = on;
-  const lib = join(ROOT, "lib");
+  const lib = join(PROJECT_ROOT, "lib");
   await on.refuses(lib, lib);
   await on.refuses(join(lib, "vm"), lib);
   const deno = await Deno.realPath(Deno.execPath());
   await on.refuses(dirname(deno), deno);
-  using _here = replace(Deno, { cwd: () => at("mf") });
-  const message = await on.refused(ROOT);
+  using _here = replaceMethod(Deno, { cwd: () => at("mf") });
+  const message = await on.refused(PROJECT_ROOT);
   assertMatch(message, /could write to .*\/(?:tests|mod\.ts|\$deno)/);
   const variables = new Map([["HOME", at("home")]]);
-  using _environment = replace(processEnvironment, {
+  using _environment = replaceMethod(processEnvironment, {
     get: (name: string) => variables.get(name),
   });
   const cache = Deno.build.os === "darwin" ? "Library/Caches" : ".cache";
@@ -269,15 +282,15 @@ Deno.test("assertSafeExports refuses Toolsmith itself, Deno, and Deno's cache", 
   await on.allows(`home/${cache}/deno/npm`);
 });
 
-Deno.test("assertSafeExports refuses where the next start looks for a manifest, and where snapshots lie", async () => {
+Deno.test("assertSafeExports() rejects an export with the manifest's search path or snapshots", async () => {
   await using on = await host();
   const { at } = on;
   await Deno.mkdir(at("out/deep/er"));
-  using _here = replace(Deno, { cwd: () => at("out/deep") });
+  using _here = replaceMethod(Deno, { cwd: () => at("out/deep") });
   await on.refuses("out", "out/deep/.toolsmith");
   await on.refuses("out/deep", "out/deep/.toolsmith");
   await on.allows("out/deep/er");
-  // A guest could make one that a workspace has not.
+  // A guest could create a missing `.toolsmith/`.
   await on.refuses("mf", "mf/.toolsmith", {
     ...{ image: at("bin/image"), workspace: at("mf") },
   });
@@ -287,40 +300,51 @@ Deno.test("assertSafeExports refuses where the next start looks for a manifest, 
   await on.refuses("home/.cache/toolsmith", machines, { env });
 });
 
-Deno.test("a machine has room for seven directories, and says what is wrong with one", async () => {
+Deno.test("resolveShares() accepts seven directories and reports an invalid one with a hint", async () => {
   await using dir = await temporaryDir();
   const { path } = dir;
   const exports = (count: number) =>
     Array.from({ length: count }, (_, n) => ({ path, tag: `t${n}` }));
-  assertEquals((await planShares(undefined, exports(7))).length, 7);
-  assertEquals((await planShares(path, exports(6))).length, 7);
-  const many = await failure("usage", () => planShares(path, exports(7)));
-  assertEquals(many.message, "Too many exports: 7");
+  assertEquals((await resolveShares(undefined, exports(7))).length, 7);
+  assertEquals((await resolveShares(path, exports(6))).length, 7);
+  const many = await expectFailure(
+    "usage",
+    () => resolveShares(path, exports(7)),
+  );
+  assertEquals(many.message, "Too many exports: 7, at most 6");
   const said = async (tags: string[], code: "usage" = "usage") => {
     const asked = tags.map((tag) => ({ path, tag }));
-    const { message, hint } = await failure(
+    const { message, hint } = await expectFailure(
       code,
-      () => planShares(undefined, asked),
+      () => resolveShares(undefined, asked),
     );
     return [message, hint];
   };
   const hint = `--export ${path}:TAG`;
   assertEquals(await said(["a b"]), [
     ...[
-      "Not a usable tag: a b",
-      `give one of letters, digits, - and _: ${hint}`,
+      "Invalid mount tag: a b",
+      `use up to 31 letters, digits, - or _: ${hint}`,
     ],
   ]);
   assertEquals(await said(["a", "a"]), [
-    ...["Two directories have the tag a", `give each its own: ${hint}`],
+    ...[
+      "Two directories have the same tag: a",
+      `give each directory its own tag: ${hint}`,
+    ],
   ]);
   const none = join(path, "none");
-  const gone = await failure("file_unreadable", () => planShares(none, []));
+  const gone = await expectFailure(
+    "file_unreadable",
+    () => resolveShares(none, []),
+  );
   assertEquals(gone.message, `Not a directory: ${none}`);
-  // A name of its own has what is given without one, by its real path.
+  // The default tag is the name of the real path.
   await Deno.mkdir(join(path, "results"));
   await Deno.symlink("results", join(path, "link"));
-  const [named] = await planShares(undefined, [{ path: join(path, "link") }]);
+  const [named] = await resolveShares(undefined, [{
+    path: join(path, "link"),
+  }]);
   assertEquals(named, {
     ...{ path: join(path, "results"), tag: "results", writable: true },
   });
@@ -328,37 +352,40 @@ Deno.test("a machine has room for seven directories, and says what is wrong with
   assertEquals(parseExport("a:"), { path: "a:" });
 });
 
-Deno.test("links in a circle hold nothing up, and a workspace is nobody's to write", async () => {
+Deno.test("assertSafeExports() terminates on circular symlinks and does not check a read-only workspace", async () => {
   await using on = await host();
   const { at } = on;
   await Deno.symlink(at("out/b"), at("out/a"));
   await Deno.symlink(at("out/a"), at("out/b"));
   await on.refuses("out", "out/a", { hostOnly: [at("out/a/file")] });
   await on.allows("bin/../out/deep", { hostOnly: [at("mf")] });
-  const shares = await planShares(at("work"), []);
+  const shares = await resolveShares(at("work"), []);
   await assertSafeExports(shares, { image: at("work/a"), env: new Map() });
-  // One that is there for all of them, whatever else is exported.
-  const both = await planShares(undefined, [
+  // The error is the same with several exports.
+  const both = await resolveShares(undefined, [
     { path: at("out"), tag: "a" },
     { path: at("mf"), tag: "b" },
   ]);
   const files = { image: at("mf/image"), env: new Map([["PATH", "/none"]]) };
-  const error = await failure("usage", () => assertSafeExports(both, files));
-  assertEquals(error.hint, "export a directory that holds nothing but results");
+  const error = await expectFailure(
+    "usage",
+    () => assertSafeExports(both, files),
+  );
+  assertEquals(error.hint, "export a directory that contains only results");
 });
 
 asRoot(
-  "assertSafeExports refuses a directory of PATH that is mounted under another name",
+  "assertSafeExports() rejects a bind mount of a directory of PATH",
   async () => {
     await using dir = await temporaryDir();
     const [bin, other] = ["bin", "other"].map((it) => join(dir.path, it));
     for (const path of [bin, other]) await Deno.mkdir(path);
     const mount = ["--bind", bin, other];
-    assertEquals((await run("mount", { args: mount })).code, 0);
+    assertEquals((await runProcess("mount", { args: mount })).code, 0);
     try {
       const shares = [{ path: other, tag: "out", writable: true }];
       const env = new Map([["PATH", bin]]);
-      const { message } = await failure(
+      const { message } = await expectFailure(
         "usage",
         () => assertSafeExports(shares, { image: join(dir.path, "i"), env }),
       );
@@ -367,7 +394,7 @@ asRoot(
         `Cannot export ${other}: the guest could write to ${bin}`,
       );
     } finally {
-      await run("umount", { args: [other] });
+      await runProcess("umount", { args: [other] });
     }
   },
 );

@@ -6,82 +6,66 @@
  */
 import { loadManifest } from "../../manifest/manifest.ts";
 import {
-  detachedVmPath,
-  detachWorkspaceVm,
-  planWorkspaceVm,
-  type WorkspaceVmOptions,
+  bootDetachedWorkspaceVm,
+  detachedVmRecordPath,
+  hydrateAndPlanVm,
 } from "../../run/workspace_vm.ts";
 import { boot as bootImage } from "../../vm/boot.ts";
-import type { BootOptions } from "../../vm/options.ts";
-import type { Command } from "../command.ts";
+import type { BootOptions } from "../../vm/boot_options.ts";
+import { defineSubcommand } from "../subcommand.ts";
+import { switchFlag } from "../flag.ts";
 import {
-  HYDRATE,
-  MACHINE,
-  type OutputFlags,
-  readMachine,
-  readOutput,
-} from "../flags.ts";
-import type { Io } from "../io.ts";
+  OUTPUT_FLAGS,
+  VM_FLAGS,
+  withFlagGroup,
+  workspaceVmOptions,
+} from "../shared_flags.ts";
+import type { CliIo } from "../io.ts";
 
-interface BootRequest {
-  manifest?: string;
-  vm: WorkspaceVmOptions;
-  detach: boolean;
-  output: OutputFlags;
-}
-
-/** Boots the image, with its console on this terminal, or detached. */
-export const boot: Command<BootRequest> = {
+export const bootCommand = defineSubcommand({
   name: "boot",
   usage: "[flags] [-- QEMU arguments]",
-  summary: "hydrate, and boot the image with its console on this terminal",
+  summary: "hydrate the image and boot it with its console on this terminal",
   details:
-    "The workspace is mounted read-only at /mnt/work. Ctrl-C powers the guest down.\nNothing that it writes is kept, unless --overlay says where.",
+    "The workspace is mounted read-only at /mnt/work. Ctrl-C powers the guest down.\nThe guest's disk writes are discarded unless --overlay names a file.",
   example: "boot --detach --memory 2G",
-  takes: ["FILE"],
-  flags: [
-    {
-      name: "detach",
-      group: "machine",
-      help: "return when the guest is ready; run uses it, stop ends it",
-    },
-    ...MACHINE,
-    ...HYDRATE,
-  ],
-  positionals: [0, 0],
-  rest: "dashes",
-  parse: (given) => ({
-    manifest: given.text("manifest"),
-    vm: { ...readMachine(given), qemuArgs: given.rest },
-    detach: given.has("detach"),
-    output: readOutput(given),
-  }),
-  async run({ manifest: path, vm, detach, output }, io) {
-    const { onEvent, close } = io.view(output);
-    const { signal, env } = io;
-    try {
-      const manifest = await loadManifest(path);
-      const options = { ...vm, signal, env, onEvent };
-      if (detach) {
-        const { pid } = await detachWorkspaceVm(manifest, options);
-        const record = detachedVmPath(manifest.root);
-        io.result(output.json, { pid, machine: record }, record);
-        return 0;
-      }
-      const plan = await planWorkspaceVm(manifest, options);
-      close();
-      await onConsole(plan, output.json, io);
-      io.result(output.json, { outcome: "stopped" }, "");
-      return 0;
-    } finally {
-      close();
-    }
+  argumentPlaceholders: ["FILE"],
+  flags: {
+    ...withFlagGroup("vm", {
+      detach: switchFlag(
+        "detach",
+        "return when the guest is ready; run uses this VM, stop ends it",
+      ),
+    }),
+    ...VM_FLAGS,
+    ...OUTPUT_FLAGS,
   },
-};
+  passThrough: "dashes",
+  async run(given, io, { rest: qemuArgs }) {
+    const { env, signal } = io;
+    using view = io.openEventView(given);
+    const manifest = await loadManifest(given.manifest, { env });
+    const options = {
+      ...workspaceVmOptions(given),
+      ...{ qemuArgs, env, signal, onEvent: view.onEvent },
+    };
+    if (given.detach) {
+      const { pid } = await bootDetachedWorkspaceVm(manifest, options);
+      const record = detachedVmRecordPath(manifest.workspace);
+      io.printResult(given.json, { pid, machine: record }, record);
+      return 0;
+    }
+    const plan = await hydrateAndPlanVm(manifest, options);
+    view.close();
+    await bootWithConsole(plan, given.json, io);
+    io.printResult(given.json, { outcome: "stopped" }, "");
+    return 0;
+  },
+});
 
-/** Gives the terminal to the guest until it ends, or Ctrl-C powers it down. */
-async function onConsole(plan: BootOptions, json: boolean, io: Io) {
-  using terminal = io.terminal(json);
+/** Attaches the terminal to the console until the guest ends; Ctrl-C powers it down. */
+async function bootWithConsole(plan: BootOptions, json: boolean, io: CliIo) {
+  using terminal = io.attachToGuestConsole(json);
   await using vm = await bootImage({
     ...plan,
     agentOptional: true,

@@ -1,9 +1,9 @@
 /**
- * `toolsmith cache`: lists, locates or clears what is cached.
+ * `toolsmith cache`: lists, locates, prunes or adopts cached images and snapshots.
  *
  * @module
  */
-import { findCache } from "../../cache/entry.ts";
+import { resolveCacheDir } from "../../cache/entry.ts";
 import {
   adoptSnapshots,
   type CacheEntry,
@@ -11,98 +11,90 @@ import {
   listPartialImages,
   type PartialImage,
   pruneCache,
-  type PruneOptions,
-} from "../../cache/prune.ts";
+} from "../../cache/maintenance.ts";
+import type { Environment } from "../../environment.ts";
 import { toToolsmithError } from "../../errors.ts";
 import { loadManifest, type Manifest } from "../../manifest/manifest.ts";
-import type { Command } from "../command.ts";
-import { CACHE, JSON_OUTPUT, MANIFEST } from "../flags.ts";
-import { bytesText, shortDigest, timeText } from "../format.ts";
-import type { Io } from "../io.ts";
+import { defineSubcommand } from "../subcommand.ts";
+import {
+  type FlagValues,
+  parseAgeToMs,
+  parseChoice,
+  parseCount,
+  switchFlag,
+  valueFlag,
+} from "../flag.ts";
+import { CACHE_FLAGS, JSON_FLAGS, MANIFEST_FLAGS } from "../shared_flags.ts";
+import { formatBytes, formatTime, shortDigest } from "../format.ts";
+import type { CliIo } from "../io.ts";
 
-const ACTIONS = ["ls", "path", "prune", "adopt"] as const;
-
-interface CacheRequest {
-  action: typeof ACTIONS[number];
-  manifest?: string;
-  cache?: string;
-  options: PruneOptions;
-  json: boolean;
-}
-
-/** Lists, locates or clears the cache. */
-export const cache: Command<CacheRequest> = {
-  name: "cache",
-  usage: "ls | path | prune | adopt [flags]",
-  summary: "list, locate or clear what is cached",
-  details:
-    `prune never removes what the manifest names, nor what another process is getting. adopt
-accepts snapshots that were copied here with their times, as rsync -a and actions/cache do.`,
-  takes: ["ls|path|prune|adopt"],
-  flags: [
-    ...MANIFEST,
-    ...CACHE,
-    {
-      name: "keep",
-      value: "N",
-      help: "prune: keep the N newest entries of each image (default 1)",
-    },
-    {
-      name: "older-than",
-      value: "AGE",
-      help: "prune: only entries unused for that long, such as 12h or 30d",
-    },
-    { name: "dry-run", help: "prune: list what would go, remove nothing" },
-    ...JSON_OUTPUT,
-  ],
-  positionals: [1, 1],
-  parse: (given) => ({
-    action: given.oneOf(ACTIONS, given.positionals[0]),
-    manifest: given.text("manifest"),
-    cache: given.text("cache"),
-    options: {
-      keep: given.count("keep") ?? 1,
-      olderThanMs: given.age("older-than") ?? 0,
-      dryRun: given.has("dry-run"),
-    },
-    json: given.has("json"),
-  }),
-  async run(request, io) {
-    const manifest = await manifestIfAny(request.manifest);
-    const root = manifest?.root ?? Deno.cwd();
-    const dir = await findCache(root, { cache: request.cache, env: io.env });
-    switch (request.action) {
-      case "path":
-        io.result(request.json, { path: dir }, dir);
-        return 0;
-      case "ls":
-        return await list(dir, request.json, io);
-      case "prune":
-        return await prune(dir, { request, manifest, io });
-      case "adopt":
-        return await adopt(dir, request.json, io);
-    }
-  },
+const PRUNE_FLAGS = {
+  keep: valueFlag(
+    "keep N",
+    "prune: keep the N newest entries of each image (default 1)",
+    parseCount,
+  ),
+  olderThanMs: valueFlag(
+    "older-than AGE",
+    "prune: only entries unused for that long, such as 12h or 30d",
+    parseAgeToMs,
+  ),
+  dryRun: switchFlag(
+    "dry-run",
+    "prune: list what would be removed, remove nothing",
+  ),
 };
 
-async function list(dir: string, json: boolean, io: Io): Promise<number> {
+export const cacheCommand = defineSubcommand({
+  name: "cache",
+  usage: "ls | path | prune | adopt [flags]",
+  summary: "list, locate, prune or adopt cached images and snapshots",
+  details:
+    `prune removes all snapshots; it keeps the manifest's image and images in use. adopt trusts
+snapshots that rsync -a or actions/cache copied here with their modification times.`,
+  argumentPlaceholders: ["ls|path|prune|adopt"],
+  flags: { ...MANIFEST_FLAGS, ...CACHE_FLAGS, ...PRUNE_FLAGS, ...JSON_FLAGS },
+  positionalCount: [1, 1],
+  async run(given, io, { positionals: [word] }) {
+    const { env } = io;
+    const action = parseChoice(["ls", "path", "prune", "adopt"], word, "cache");
+    const manifest = await loadManifestIfFound(given.manifest, env);
+    const root = manifest?.workspace ?? Deno.cwd();
+    const dir = await resolveCacheDir(root, { cache: given.cache, env });
+    switch (action) {
+      case "path":
+        io.printResult(given.json, { path: dir }, dir);
+        break;
+      case "ls":
+        await printCacheList(dir, given.json, io);
+        break;
+      case "prune":
+        await pruneAndPrint(dir, given, { manifest, io });
+        break;
+      case "adopt":
+        await adoptAndPrint(dir, given.json, io);
+    }
+    return 0;
+  },
+});
+
+async function printCacheList(dir: string, json: boolean, io: CliIo) {
   const entries = await listCache(dir, { env: io.env });
   const partials = await listPartialImages(dir, { env: io.env });
-  const lines = [...entries.flatMap(entryLines), ...partials.map(partialLine)];
-  io.result(json, { cache: dir, entries, partials }, lines.join("\n"));
-  return 0;
+  const lines = [
+    ...entries.flatMap(cacheEntryLines),
+    ...partials.map(partialImageLine),
+  ];
+  io.printResult(json, { cache: dir, entries, partials }, lines.join("\n"));
 }
 
-async function prune(
+async function pruneAndPrint(
   dir: string,
-  { request, manifest, io }: {
-    request: CacheRequest;
-    manifest?: Manifest;
-    io: Io;
-  },
-): Promise<number> {
-  const { options, json } = request;
-  const { dryRun } = options;
+  { keep = 1, olderThanMs = 0, dryRun, json }: FlagValues<
+    typeof PRUNE_FLAGS & typeof JSON_FLAGS
+  >,
+  { manifest, io }: { manifest?: Manifest; io: CliIo },
+) {
   const protect = manifest
     ? [{
       cache: dir,
@@ -110,34 +102,42 @@ async function prune(
       sha256: manifest.image.sha256,
     }]
     : [];
-  const pruned = await pruneCache(dir, { ...options, protect, env: io.env });
+  const options = { keep, olderThanMs, dryRun, protect, env: io.env };
+  const pruned = await pruneCache(dir, options);
   const { removed, states, partials, busy, denied, bytes } = pruned;
   const lines = [
-    ...states.map(stateLine),
-    ...removed.map(entryLine),
-    ...partials.map(partialLine),
+    ...states.map(snapshotLine),
+    ...removed.map(cacheEntryLine),
+    ...partials.map(partialImageLine),
   ];
-  io.result(json, { cache: dir, dryRun, ...pruned }, lines.join("\n"));
+  io.printResult(json, { cache: dir, dryRun, ...pruned }, lines.join("\n"));
   if (!json) {
-    for (const { path } of busy) io.say(`in use, kept: ${path}\n`);
-    for (const { path } of denied) io.say(`not yours, kept: ${path}\n`);
+    for (const { path } of busy) io.printToStderr(`in use, kept: ${path}\n`);
+    for (const { path } of denied) {
+      io.printToStderr(`owned by another user, kept: ${path}\n`);
+    }
     const verb = dryRun ? "would free" : "freed";
-    io.say(`${verb} ${bytesText(bytes)} of ${dir}\n`);
+    io.printToStderr(`${verb} ${formatBytes(bytes)} in ${dir}\n`);
   }
-  return 0;
 }
 
-async function adopt(dir: string, json: boolean, io: Io): Promise<number> {
+async function adoptAndPrint(dir: string, json: boolean, io: CliIo) {
   const states = await adoptSnapshots(dir, { env: io.env });
-  io.result(json, { cache: dir, states }, states.map(stateLine).join("\n"));
-  if (!json) io.say(`snapshots accepted: ${states.length}\n`);
-  return 0;
+  io.printResult(
+    json,
+    { cache: dir, states },
+    states.map(snapshotLine).join("\n"),
+  );
+  if (!json) io.printToStderr(`snapshots adopted: ${states.length}\n`);
 }
 
-/** The manifest, unless none is named and none is there. */
-async function manifestIfAny(path?: string): Promise<Manifest | undefined> {
+/** Returns `undefined` if no manifest is named and none is found. */
+async function loadManifestIfFound(
+  path: string | undefined,
+  env: Environment,
+): Promise<Manifest | undefined> {
   try {
-    return await loadManifest(path);
+    return await loadManifest(path, { env });
   } catch (error) {
     const { code } = toToolsmithError(error);
     if (code === "manifest_not_found" && !path) return undefined;
@@ -145,36 +145,47 @@ async function manifestIfAny(path?: string): Promise<Manifest | undefined> {
   }
 }
 
-function entryLines(entry: CacheEntry): string[] {
+function cacheEntryLines(entry: CacheEntry): string[] {
   return [
-    entryLine(entry),
-    ...entry.states.map((state) => `  ${stateLine(state)}`),
+    cacheEntryLine(entry),
+    ...entry.states.map((state) => `  ${snapshotLine(state)}`),
   ];
 }
 
-function stateLine({ key, bytes, used }: CacheEntry["states"][number]): string {
-  return ["snapshot", key.slice(0, 12), bytesText(bytes), timeText(used)]
-    .join("  ");
+function snapshotLine(
+  { key, bytes, used }: CacheEntry["states"][number],
+): string {
+  return joinCells(
+    "snapshot",
+    key.slice(0, 12),
+    formatBytes(bytes),
+    formatTime(used),
+  );
 }
 
-function entryLine(entry: CacheEntry): string {
-  const { image, digest, bytes, used, trusted } = entry;
-  return [
-    image,
-    shortDigest(digest),
-    bytesText(bytes),
-    timeText(used),
-    trusted ? "verified" : "unverified",
-  ].join("  ");
+function cacheEntryLine(entry: CacheEntry): string {
+  const { image, digest, bytes, used, trusted, update } = entry;
+  const state = trusted ? "verified" : "unverified";
+  const shown = shortDigest(digest);
+  const size = formatBytes(bytes);
+  const origin = update
+    ? [`${formatBytes(update.bytes)} downloaded, the rest from ${update.from}`]
+    : [];
+  return joinCells(image, shown, size, formatTime(used), state, ...origin);
 }
 
-function partialLine(partial: PartialImage): string {
+function partialImageLine(partial: PartialImage): string {
   const { image, digest, bytes, total, used } = partial;
-  return [
+  const size = `${formatBytes(bytes)} of ${formatBytes(total)}`;
+  return joinCells(
     image,
     shortDigest(digest),
-    `${bytesText(bytes)} of ${bytesText(total)}`,
-    timeText(used),
+    size,
+    formatTime(used),
     "partial",
-  ].join("  ");
+  );
+}
+
+function joinCells(...cells: string[]): string {
+  return cells.join("  ");
 }

@@ -5,76 +5,68 @@
  */
 import { loadManifest } from "../../manifest/manifest.ts";
 import { formatReference } from "../../oci/reference.ts";
-import { candidates } from "../candidates.ts";
-import type { Command } from "../command.ts";
+import type { Environment } from "../../environment.ts";
+import { completionCandidates } from "../completion_candidates.ts";
+import { defineSubcommand, type Subcommand } from "../subcommand.ts";
 import { COMPLETION_SCRIPTS } from "../completion_scripts.ts";
-import { usage } from "../flag_values.ts";
-import { flat } from "../render.ts";
-import type { CommandSpec } from "../spec.ts";
+import { parseChoice, usageError } from "../flag.ts";
+import { toSingleLine } from "../render.ts";
 
-/** What a shell takes as it is: a manifest's names go onto a command line. */
-const PLAIN = /^[\w@%+=:,./-]+$/;
-
-interface CompletionsRequest {
-  action: keyof typeof COMPLETION_SCRIPTS | "candidates";
-  words: string[];
-}
+/** Needs no quoting: names from a manifest end up on a command line. */
+const SHELL_SAFE_WORD_PATTERN = /^[\w@%+=:,./-]+$/;
 
 /**
- * Prints a shell's script, or what the script asks for.
+ * Prints a completion script, or the candidates that the script asks for.
  *
- * @param commands The table of commands.
- * @returns The command.
+ * @param commands Returns the command table, which holds this command too.
  */
-export function completions(
-  commands: () => CommandSpec[],
-): Command<CompletionsRequest> {
-  return {
+export function createCompletionsCommand(
+  commands: () => Subcommand[],
+): Subcommand {
+  return defineSubcommand({
     name: "completions",
     usage: "bash | zsh | fish | candidates -- WORD…",
     summary: "print a script that completes command lines in your shell",
     details: `bash: source <(toolsmith completions bash), in ~/.bashrc
-zsh:  source <(toolsmith completions zsh), in ~/.zshrc behind compinit
+zsh:  source <(toolsmith completions zsh), in ~/.zshrc after compinit
 fish: toolsmith completions fish >~/.config/fish/completions/toolsmith.fish
-The scripts ask with candidates what may stand in place of the last WORD.`,
-    flags: [],
-    takes: ["bash|zsh|fish"],
-    positionals: [1, 1],
-    rest: "dashes",
-    parse(given) {
-      const action = given.oneOf(
-        ["bash", "zsh", "fish", "candidates"],
-        given.positionals[0],
-      );
-      if (action !== "candidates" && given.rest.length > 0) {
-        throw usage(
+The scripts call toolsmith completions candidates to complete the last WORD.`,
+    flags: {},
+    argumentPlaceholders: ["bash|zsh|fish"],
+    positionalCount: [1, 1],
+    passThrough: "dashes",
+    async run(_, io, { positionals: [word], rest }) {
+      const actions = ["bash", "zsh", "fish", "candidates"] as const;
+      const action = parseChoice(actions, word, "completions");
+      if (action !== "candidates") {
+        if (rest.length === 0) {
+          io.printLine(COMPLETION_SCRIPTS[action].trimEnd());
+          return 0;
+        }
+        throw usageError(
           `completions ${action} takes nothing after --`,
-          `toolsmith completions ${action}`,
+          `usage: toolsmith completions ${action}`,
         );
       }
-      return { action, words: given.rest };
-    },
-    async run({ action, words }, io) {
-      if (action !== "candidates") {
-        io.print(COMPLETION_SCRIPTS[action].trimEnd());
-        return 0;
-      }
-      const known = { commands: commands(), ...await manifestWords() };
-      const found = candidates(words, known);
-      io.print(found.kind);
+      const known = {
+        commands: commands(),
+        ...await loadToolsAndReferences(io.env),
+      };
+      const found = completionCandidates(rest, known);
+      io.printLine(found.kind);
       for (const [word, help] of found.words) {
-        if (!PLAIN.test(word)) continue;
-        io.print(help ? `${word}\t${flat(help)}` : word);
+        if (!SHELL_SAFE_WORD_PATTERN.test(word)) continue;
+        io.printLine(help ? `${word}\t${toSingleLine(help)}` : word);
       }
       return 0;
     },
-  };
+  });
 }
 
-/** What the nearest manifest names; nothing where there is none that can be read. */
-async function manifestWords() {
+/** Returns nothing if there is no valid manifest. */
+async function loadToolsAndReferences(env: Environment) {
   try {
-    const { tools, image: { source } } = await loadManifest();
+    const { tools, image: { source } } = await loadManifest(undefined, { env });
     const references = source.kind === "oci" ? [formatReference(source)] : [];
     return { tools, references };
   } catch {

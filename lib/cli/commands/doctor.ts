@@ -1,76 +1,69 @@
 /**
- * `toolsmith doctor`: says whether this host can do what it is asked to do.
+ * `toolsmith doctor`: checks whether this host can hydrate and run images.
  *
  * @module
  */
+import { doctor as examine, type Finding } from "../../doctor/doctor.ts";
+import { defineSubcommand } from "../subcommand.ts";
 import {
-  doctor as examine,
-  type DoctorOptions,
-  type Finding,
-} from "../../doctor/doctor.ts";
-import type { Command } from "../command.ts";
-import {
-  CACHE,
-  JSON_OUTPUT,
-  MANIFEST,
-  readRegistry,
-  REGISTRY,
-} from "../flags.ts";
-import { flat } from "../render.ts";
+  CACHE_FLAGS,
+  JSON_FLAGS,
+  MANIFEST_FLAGS,
+  pickFlagValues,
+  REGISTRY_FLAGS,
+  TRUST_FLAGS,
+} from "../shared_flags.ts";
+import { toSingleLine } from "../render.ts";
 
-interface DoctorRequest {
-  options: DoctorOptions;
-  json: boolean;
-}
+const DOCTOR_FLAGS = {
+  ...MANIFEST_FLAGS,
+  ...CACHE_FLAGS,
+  ...TRUST_FLAGS,
+  ...REGISTRY_FLAGS,
+};
 
-/** Prints what a check of this host finds. */
-export const doctor: Command<DoctorRequest> = {
+export const doctorCommand = defineSubcommand({
   name: "doctor",
   usage: "[flags]",
-  summary: "check whether this host can do all that",
-  flags: [...MANIFEST, ...CACHE, ...REGISTRY, ...JSON_OUTPUT],
-  positionals: [0, 0],
-  parse: (given) => ({
-    options: {
-      manifest: given.text("manifest"),
-      cache: given.text("cache"),
-      ...readRegistry(given),
-    },
-    json: given.has("json"),
-  }),
-  async run({ options, json }, { signal, result }) {
-    const findings = await examine({ ...options, signal });
+  summary: "check whether this host can hydrate and run images",
+  flags: { ...DOCTOR_FLAGS, ...JSON_FLAGS },
+  async run(given, { env, signal, printResult }) {
+    const findings = await examine({
+      ...pickFlagValues(DOCTOR_FLAGS, given),
+      env,
+      signal,
+    });
     const ok = findings.every(({ level }) => level !== "fail");
     const width = Math.max(...findings.map(({ check }) => check.length));
     const lines = findings.flatMap((finding) => findingLines(finding, width));
-    lines.push(nextLine(findings));
-    result(json, { ok, findings }, lines.join("\n"));
+    lines.push(nextStepLine(findings));
+    printResult(given.json, { ok, findings }, lines.join("\n"));
     return ok ? 0 : 1;
   },
-};
+});
 
 function findingLines(
   { check, level, found, hint }: Finding,
   width: number,
 ): string[] {
   const head = `${level.padEnd(4)}  ${check.padEnd(width)}  `;
-  const lines = [head + flat(found)];
-  if (hint) lines.push(" ".repeat(head.length) + flat(hint));
+  const lines = [head + toSingleLine(found)];
+  if (hint) lines.push(" ".repeat(head.length) + toSingleLine(hint));
   return lines;
 }
 
-/** What to do now: to put right what comes first, or to go on. */
-function nextLine(findings: Finding[]): string {
+/** The next step: fix the first failure, or go on. */
+function nextStepLine(findings: Finding[]): string {
   const failed = findings.find(({ level }) => level === "fail");
   if (failed) {
-    return `next: put ${failed.check} right, then run toolsmith doctor again`;
+    return `next: fix ${failed.check}, then run toolsmith doctor again`;
   }
   const stateOf = (name: string) =>
     findings.find(({ check }) => check === name)?.level;
   if (stateOf("manifest") !== "ok") {
-    return "next: toolsmith init --ref REF writes a manifest for an image";
+    return "next: write a manifest for an image: toolsmith init --ref REF";
   }
   return stateOf("qemu") === "ok"
     ? "next: toolsmith run COMMAND"
-    : "next: toolsmith hydrate gets the image; to run it, install QEMU";
+    : "next: toolsmith hydrate, or install QEMU to run the image";
 }

@@ -3,91 +3,83 @@
  *
  * @module
  */
-import { init as initManifest, type InitOptions } from "../../hydrate/init.ts";
-import type { Command } from "../command.ts";
+import { init as initManifest } from "../../hydrate/init.ts";
+import { defineSubcommand } from "../subcommand.ts";
+import { switchFlag, valueFlag } from "../flag.ts";
 import {
-  CACHE,
-  IMAGE_ARCH,
-  MANIFEST,
-  OUTPUT,
-  type OutputFlags,
-  readArch,
-  readOutput,
-  readRegistry,
-  readTransfer,
-  REGISTRY,
-  TRANSFER,
-} from "../flags.ts";
+  CACHE_FLAGS,
+  IMAGE_ARCH_FLAGS,
+  MANIFEST_FLAGS,
+  OUTPUT_FLAGS,
+  pickFlagValues,
+  REGISTRY_FLAGS,
+  TRANSFER_FLAGS,
+  TRUST_FLAGS,
+} from "../shared_flags.ts";
 
-interface InitRequest {
-  options: InitOptions;
-  output: OutputFlags;
-}
+const INIT_FLAGS = {
+  ref: valueFlag(
+    "ref REF",
+    "OCI artifact, or https:// URL of an image to download",
+  ),
+  file: valueFlag("file PATH", "local image file"),
+  sha256: valueFlag("sha256 DIGEST", "fail unless the image has this SHA-256"),
+  sha256sums: valueFlag(
+    "sha256sums URL",
+    "read the expected SHA-256 from this list, for https:// images",
+  ),
+  signedBy: valueFlag(
+    "signed-by IDENTITY",
+    "fail unless this workflow or e-mail address signed, now and later",
+  ),
+  issuer: valueFlag(
+    "issuer URL",
+    "who vouches for IDENTITY (default: GitHub, for its workflows)",
+  ),
+  sourceRepository: valueFlag(
+    "source-repository URL",
+    "which repository ran the workflow (default: the workflow's own)",
+  ),
+  signingKey: valueFlag(
+    "signing-key FILE",
+    "fail unless the key to this public key signed, now and later",
+  ),
+  name: valueFlag("name NAME", "the image's name in the manifest"),
+  ...MANIFEST_FLAGS,
+  update: switchFlag(
+    "update",
+    "replace the image in an existing manifest, keeping all else",
+  ),
+  ...CACHE_FLAGS,
+  ...IMAGE_ARCH_FLAGS,
+  ...TRUST_FLAGS,
+  ...TRANSFER_FLAGS,
+  ...REGISTRY_FLAGS,
+};
 
-/** Writes a manifest, and prints its path. */
-export const init: Command<InitRequest> = {
+export const initCommand = defineSubcommand({
   name: "init",
   usage: "--ref REF | --ref https://… | --file IMAGE.qcow2 [flags]",
-  summary: "write .toolsmith/tools.json for an image",
-  flags: [
-    {
-      name: "ref",
-      value: "REF",
-      help: "an artifact, or an image at https://, which is downloaded",
-    },
-    { name: "file", value: "PATH", help: "an image of this host" },
-    {
-      name: "sha256",
-      value: "DIGEST",
-      help: "refuse an image of another SHA-256",
-    },
-    {
-      name: "sha256sums",
-      value: "URL",
-      help: "the same, for https://: take it from this list (SHA256SUMS)",
-    },
-    { name: "name", value: "NAME", help: "the image's name" },
-    ...MANIFEST,
-    {
-      name: "update",
-      help: "change the image of a manifest that exists, keeping all else",
-    },
-    ...CACHE,
-    ...IMAGE_ARCH,
-    ...TRANSFER,
-    ...REGISTRY,
-    ...OUTPUT,
-  ],
-  positionals: [0, 0],
-  parse: (given) => ({
-    options: {
-      ref: given.text("ref"),
-      file: given.text("file"),
-      sha256: given.text("sha256"),
-      sha256sums: given.text("sha256sums"),
-      name: given.text("name"),
-      manifest: given.text("manifest"),
-      update: given.has("update"),
-      cache: given.text("cache"),
-      arch: readArch(given),
-      ...readTransfer(given),
-      ...readRegistry(given),
-    },
-    output: readOutput(given),
-  }),
-  async run({ options, output: { json, quiet, ...output } }, io) {
-    const { onEvent, close } = io.view({ json, quiet, ...output });
-    const { signal } = io;
-    try {
-      const done = await initManifest({ ...options, signal, onEvent });
-      const { path, outcome, manifest: { image: { name, sha256 } } } = done;
-      close();
-      if (!json && !quiet) io.say(`${outcome}: ${name}, sha256 ${sha256}\n`);
-      const digest = `sha256:${sha256}`;
-      io.result(json, { outcome, path, name, digest }, path);
-      return 0;
-    } finally {
-      close();
+  summary: "write the manifest .toolsmith/tools.json for an image",
+  flags: { ...INIT_FLAGS, ...OUTPUT_FLAGS },
+  async run(given, io) {
+    const { env, signal } = io;
+    const { json, quiet } = given;
+    using view = io.openEventView(given);
+    const done = await initManifest({
+      ...pickFlagValues(INIT_FLAGS, given),
+      ...{ env, signal, onEvent: view.onEvent },
+    });
+    const { path, outcome, manifest: { image: { name, sha256 } } } = done;
+    view.close();
+    if (!json && !quiet) {
+      io.printToStderr(`${outcome}: ${name}, sha256 ${sha256}\n`);
     }
+    io.printResult(
+      json,
+      { outcome, path, name, digest: `sha256:${sha256}` },
+      path,
+    );
+    return 0;
   },
-};
+});

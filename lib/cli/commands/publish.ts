@@ -1,177 +1,165 @@
 /**
- * `toolsmith publish`: pushes an image to a registry, and waits until it is
- * served back.
+ * `toolsmith publish`: pushes an image to a registry and waits until the registry
+ * serves it.
  *
  * @module
  */
-import { formatManifest } from "../../manifest/format.ts";
-import { assertUpdatable, writeManifest } from "../../manifest/write.ts";
+import { formatManifestJson } from "../../manifest/manifest_json.ts";
 import {
-  publishFields,
-  reportToActions,
+  assertManifestUpdatable,
+  writeManifest,
+} from "../../manifest/write_manifest.ts";
+import {
+  publishOutputFields,
+  reportToGithubActions,
 } from "../../publish/github_actions.ts";
-import { parseExtra } from "../../publish/layers.ts";
+import { parseExtraFile } from "../../publish/artifact_files.ts";
 import {
   publish as publishImage,
-  type PublishOptions,
   type PublishResult,
 } from "../../publish/publish.ts";
-import type { Command } from "../command.ts";
-import type { ParsedFlags } from "../flag_values.ts";
+import { parseArch } from "../../vm/boot_options.ts";
+import { defineSubcommand } from "../subcommand.ts";
 import {
-  OUTPUT,
-  type OutputFlags,
-  readArch,
-  readOutput,
-  readRegistry,
-  readTransfer,
-  REGISTRY,
-  TRANSFER,
-} from "../flags.ts";
-import { bytesText } from "../format.ts";
+  choiceFlag,
+  keyValueFlag,
+  negatedSwitchFlag,
+  parseCount,
+  parseSecondsToMs,
+  parseTimeToDate,
+  repeatableFlag,
+  switchFlag,
+  valueFlag,
+} from "../flag.ts";
+import {
+  OUTPUT_FLAGS,
+  pickFlagValues,
+  REGISTRY_FLAGS,
+  TRANSFER_FLAGS,
+} from "../shared_flags.ts";
+import { formatBytes } from "../format.ts";
 
-interface PublishRequest {
-  path: string;
-  reference: string;
-  options: PublishOptions;
-  /** The manifest to name the image in. */
-  manifest?: string;
-  output: OutputFlags;
-}
-
-/** Publishes an image, and prints what consumers need. */
-export const publish: Command<PublishRequest> = {
-  name: "publish",
-  usage: "IMAGE.qcow2 REGISTRY/OWNER/REPO:VERSION [flags]",
-  summary: "push an image to a registry, and wait until it is served back",
-  details:
-    "ghcr.io needs GHCR_TOKEN with the scope write:packages, and GHCR_USERNAME or\nGITHUB_ACTOR; in GitHub Actions GITHUB_TOKEN serves too.",
-  takes: ["FILE", "REF"],
-  flags: [
-    {
-      name: "extra",
-      value: "PATH:TYPE",
-      many: true,
-      help: "publish this file too, with this media type",
-    },
-    {
-      name: "annotation",
-      value: "KEY=VALUE",
-      many: true,
-      help: "annotate the artifact's manifest",
-    },
-    {
-      name: "arch",
-      value: "amd64|arm64",
-      help: "record the processor that the image is for",
-    },
-    {
-      name: "created",
-      value: "TIME",
-      help: "time of creation; else SOURCE_DATE_EPOCH, else the file's time",
-    },
-    {
-      name: "verify",
-      value: "manifest|pull",
-      help: "compare digests (the default), or the bytes too",
-    },
-    {
-      name: "attempts",
-      value: "N",
-      help: "how often to ask the registry for it (default 20)",
-    },
-    {
-      name: "interval",
-      value: "SECONDS",
-      help: "pause between attempts; it grows up to fivefold (default 6)",
-    },
-    {
-      name: "deadline",
-      value: "SECONDS",
-      help: "stop asking after SECONDS (default 600)",
-    },
-    {
-      name: "write-manifest",
-      value: "PATH",
-      help: "name the image in this tools.json, keeping all else in it",
-    },
-    {
-      name: "name",
-      value: "NAME",
-      help: "the image's name for consumers; else the repository's last part",
-    },
-    ...TRANSFER,
-    ...REGISTRY,
-    ...OUTPUT,
-  ],
-  positionals: [2, 2],
-  parse: (given) => ({
-    path: given.positionals[0],
-    reference: given.positionals[1],
-    options: readOptions(given),
-    manifest: given.text("write-manifest"),
-    output: readOutput(given),
-  }),
-  async run({ path, reference, options, manifest, output }, io) {
-    const { onEvent, close } = io.view(output);
-    const { signal } = io;
-    try {
-      const rename = options.name !== undefined;
-      if (manifest !== undefined) await assertUpdatable(manifest, { rename });
-      const result = await publishImage(path, reference, {
-        ...options,
-        signal,
-        onEvent,
-      });
-      close();
-      await reportToActions(result, { env: io.env, onEvent });
-      const fields = { ...publishFields(result), manifest: result.manifest };
-      const print = () => io.result(output.json, fields, publishText(result));
-      // What was published is not lost if the rest fails.
-      if (!output.json) print();
-      if (manifest !== undefined) {
-        const { name, qcow2: source } = result.manifest.image;
-        const { sha256 } = result;
-        const outcome = await writeManifest(
-          manifest,
-          { name, source, sha256 },
-          { rename },
-        );
-        if (!output.json && !output.quiet) io.say(`${outcome} ${manifest}\n`);
-      }
-      // JSON Lines end in one result or error.
-      if (output.json) print();
-      return 0;
-    } finally {
-      close();
-    }
-  },
+const WRITE_MANIFEST_FLAGS = {
+  manifest: valueFlag(
+    "write-manifest PATH",
+    "set the image in this existing tools.json, keeping all else",
+  ),
 };
 
-function readOptions(given: ParsedFlags): PublishOptions {
-  const verify = given.text("verify") ?? "manifest";
-  return {
-    extras: given.texts("extra").map(parseExtra),
-    annotations: given.pairs("annotation"),
-    arch: readArch(given),
-    created: given.time("created"),
-    verify: given.oneOf(["manifest", "pull"], verify),
-    attempts: given.count("attempts"),
-    intervalMs: given.duration("interval"),
-    deadlineMs: given.duration("deadline"),
-    name: given.text("name"),
-    ...readTransfer(given),
-    ...readRegistry(given),
-  };
-}
+const PUBLISH_FLAGS = {
+  extras: repeatableFlag(
+    "extra PATH:TYPE",
+    "also publish the file at PATH, with media type TYPE",
+    parseExtraFile,
+  ),
+  annotations: keyValueFlag(
+    "annotation KEY=VALUE",
+    "annotate the artifact's manifest",
+  ),
+  arch: valueFlag(
+    "arch amd64|arm64",
+    "processor architecture to record (default: none; consumers detect it)",
+    parseArch,
+  ),
+  created: valueFlag(
+    "created TIME",
+    "creation time (default: SOURCE_DATE_EPOCH, then the file's time)",
+    parseTimeToDate,
+  ),
+  verify: choiceFlag(
+    "verify manifest|pull",
+    "compare digests (default), or also pull and hash the image",
+  ),
+  attempts: valueFlag(
+    "attempts N",
+    "maximum number of polls (default 20)",
+    parseCount,
+  ),
+  intervalMs: valueFlag(
+    "interval SECONDS",
+    "pause after the first poll, later up to 5 times as long (default 6)",
+    parseSecondsToMs,
+  ),
+  deadlineMs: valueFlag(
+    "deadline SECONDS",
+    "stop polling after SECONDS (default 600)",
+    parseSecondsToMs,
+  ),
+  compress: switchFlag(
+    "compress",
+    "publish a compressed copy of the image, made with qemu-img",
+  ),
+  index: negatedSwitchFlag(
+    "no-index",
+    "attach no chunk index, which lets hosts download only what changed",
+  ),
+  previous: valueFlag(
+    "previous FILE|REF",
+    "predict what hosts with this earlier version will download",
+  ),
+  name: valueFlag(
+    "name NAME",
+    "image name for consumers (default: the repository's last part)",
+  ),
+  ...TRANSFER_FLAGS,
+  ...REGISTRY_FLAGS,
+};
 
-function publishText(result: PublishResult): string {
+export const publishCommand = defineSubcommand({
+  name: "publish",
+  usage: "IMAGE.qcow2 REGISTRY/OWNER/REPO:VERSION [flags]",
+  summary: "push an image to a registry and wait until the registry serves it",
+  details:
+    "ghcr.io needs GHCR_TOKEN with the scope write:packages, and GHCR_USERNAME or\nGITHUB_ACTOR; in GitHub Actions GITHUB_TOKEN works too.",
+  argumentPlaceholders: ["FILE", "REF"],
+  flags: { ...PUBLISH_FLAGS, ...WRITE_MANIFEST_FLAGS, ...OUTPUT_FLAGS },
+  positionalCount: [2, 2],
+  async run(given, io, { positionals: [path, reference] }) {
+    const { env, signal } = io;
+    const { manifest, json } = given;
+    using view = io.openEventView(given);
+    const { onEvent } = view;
+    const setName = given.name !== undefined;
+    if (manifest !== undefined) {
+      await assertManifestUpdatable(manifest, { setName });
+    }
+    const result = await publishImage(path, reference, {
+      ...pickFlagValues(PUBLISH_FLAGS, given),
+      ...{ env, signal, onEvent },
+    });
+    view.close();
+    await reportToGithubActions(result, { env, onEvent });
+    const fields = {
+      ...publishOutputFields(result),
+      manifest: result.manifest,
+    };
+    const print = () => io.printResult(json, fields, publishResultText(result));
+    // Print first: the rest may fail, and the image is already published.
+    if (!json) print();
+    if (manifest !== undefined) {
+      const { name, qcow2: source } = result.manifest.image;
+      const { sha256 } = result;
+      const image = { name, source, sha256 };
+      const outcome = await writeManifest(manifest, image, { setName });
+      if (!json && !given.quiet) io.printToStderr(`${outcome} ${manifest}\n`);
+    }
+    // JSON Lines end in exactly one result or error.
+    if (json) print();
+    return 0;
+  },
+});
+
+function publishResultText(result: PublishResult): string {
   return `Reference  ${result.reference}
 Manifest   ${result.digest}
-QCOW2      ${result.file}, ${bytesText(result.bytes)}
+QCOW2      ${result.file}, ${formatBytes(result.bytes)}
 SHA-256    ${result.sha256}
+
+For consumers, once it is signed (cosign sign ${result.reference}@${result.digest}):
+
+  toolsmith init --ref ${result.reference} --signed-by IDENTITY
 
 For .toolsmith/tools.json:
 
-${formatManifest(result.manifest).trimEnd()}`;
+${formatManifestJson(result.manifest).trimEnd()}`;
 }

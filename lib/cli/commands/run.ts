@@ -1,5 +1,5 @@
 /**
- * `toolsmith run`: runs a command in the image, and ends with its exit status.
+ * `toolsmith run`: runs a command in the image and exits with its status.
  *
  * @module
  */
@@ -7,145 +7,143 @@ import type { Environment } from "../../environment.ts";
 import type { OnEvent } from "../../events.ts";
 import { loadManifest } from "../../manifest/manifest.ts";
 import { assertToolAllowed } from "../../manifest/tools.ts";
-import { runOnHost } from "../../run/host.ts";
+import { runOnHost } from "../../run/run_on_host.ts";
 import { runInVm } from "../../run/workspace_vm.ts";
-import type { Command } from "../command.ts";
-import { type ParsedFlags, usage } from "../flag_values.ts";
+import { defineSubcommand } from "../subcommand.ts";
 import {
-  EXEC,
-  HYDRATE,
-  MACHINE,
-  readExec,
-  readMachine,
-  readOutput,
-} from "../flags.ts";
-import type { Io } from "../io.ts";
+  choiceFlag,
+  type FlagValues,
+  switchFlag,
+  usageError,
+} from "../flag.ts";
 import {
-  hasTerminal,
-  runOnThisTerminal,
-  type TerminalRequest,
-} from "../on_terminal.ts";
+  COMMAND_FLAGS,
+  OUTPUT_FLAGS,
+  pickFlagValues,
+  VM_FLAGS,
+  withFlagGroup,
+  workspaceVmOptions,
+} from "../shared_flags.ts";
+import type { CliIo } from "../io.ts";
+import {
+  hasInteractiveTerminal,
+  runInVmOnThisTerminal,
+} from "../run_on_terminal.ts";
 
-interface RunRequest extends TerminalRequest {
-  execution?: "vm" | "host";
-  tty: boolean;
-}
+const RUN_ONLY_FLAGS = withFlagGroup("command", {
+  execution: choiceFlag(
+    "execution vm|host",
+    "where to run (default: TOOLSMITH_EXECUTION, then vm)",
+  ),
+  tty: switchFlag("tty", "run the command on this terminal, as shell does"),
+});
 
-/** Runs a command in the image, and ends with its exit status. */
-export const run: Command<RunRequest> = {
+export const runCommand = defineSubcommand({
   name: "run",
   usage: "[flags] COMMAND [ARG…]",
-  summary: "run a command in the image; its exit status is the command's",
+  summary: "run a command in the image and exit with its status",
   details:
-    "It runs in the workspace, read-only at /mnt/work: in the VM that boot --detach\nstarted, else in one of its own. Flags after COMMAND are the command's.",
+    "Runs COMMAND in the VM that boot --detach started, else in a new one. The workspace is\nmounted read-only at /mnt/work. Flags after COMMAND belong to the command.",
   example: "run --export build/out:out -- make DESTDIR=/mnt/out",
-  takes: ["TOOL", "FILE"],
-  flags: [
-    {
-      name: "execution",
-      value: "vm|host",
-      group: "command",
-      help: "where; else TOOLSMITH_EXECUTION, else in the VM",
-    },
-    {
-      name: "tty",
-      group: "command",
-      help: "run the command on this terminal, as shell does",
-    },
-    ...EXEC,
-    ...MACHINE,
-    ...HYDRATE,
-  ],
-  positionals: [0, 0],
-  rest: "words",
-  parse: readRequest,
-  async run(request, io) {
-    if (request.tty && !hasTerminal()) {
-      throw usage("run --tty needs a terminal", "toolsmith run needs none");
+  argumentPlaceholders: ["TOOL", "FILE"],
+  flags: { ...RUN_ONLY_FLAGS, ...COMMAND_FLAGS, ...VM_FLAGS, ...OUTPUT_FLAGS },
+  passThrough: "words",
+  async run(given, io, { rest }) {
+    if (rest.length === 0) {
+      throw usageError(
+        "run needs a command",
+        "usage: toolsmith run COMMAND [ARG…]",
+      );
     }
-    const place = request.execution ?? placeOf(io.env);
-    if (request.tty && place === "vm") {
-      return await runOnThisTerminal(request, io);
+    if (given.tty && given.json) {
+      throw usageError(
+        "Cannot use --tty and --json together",
+        "omit one of --tty and --json",
+      );
     }
-    const { onEvent, close } = io.view(request.output);
-    try {
-      return place === "host"
-        ? await onHost(request, io, onEvent)
-        : await inVm(request, io, onEvent);
-    } finally {
-      close();
+    if (given.tty && !hasInteractiveTerminal()) {
+      throw usageError(
+        "run --tty needs a terminal on standard input and output",
+        "omit --tty: without it, toolsmith run needs no terminal",
+      );
     }
+    const execution = given.execution ?? vmOrHostFromEnv(io.env);
+    if (given.tty && execution === "vm") {
+      return await runInVmOnThisTerminal(rest, given, io);
+    }
+    using view = io.openEventView(given);
+    const request = {
+      commandWords: rest,
+      flagValues: given,
+      io,
+      onEvent: view.onEvent,
+    };
+    return execution === "host"
+      ? await runCommandOnHost(request)
+      : await runCommandInVm(request);
   },
-};
+});
 
-function readRequest(given: ParsedFlags): RunRequest {
-  const [command, ...args] = given.rest;
-  if (command === undefined) {
-    throw usage("run needs a command", "toolsmith run COMMAND [ARG…]");
-  }
-  const [execution, tty] = [given.text("execution"), given.has("tty")];
-  if (tty && given.has("json")) {
-    throw usage("run --tty prints no JSON", "leave --tty or --json away");
-  }
-  return {
-    manifest: given.text("manifest"),
-    command,
-    args,
-    vm: readMachine(given),
-    execution: execution === undefined
-      ? undefined
-      : given.oneOf(["vm", "host"], execution),
-    tty,
-    ...readExec(given),
-    output: readOutput(given),
-  };
+interface RunRequest {
+  commandWords: string[];
+  flagValues: FlagValues<
+    typeof COMMAND_FLAGS & typeof VM_FLAGS & typeof OUTPUT_FLAGS
+  >;
+  io: CliIo;
+  onEvent: OnEvent;
 }
 
-async function inVm(request: RunRequest, io: Io, onEvent: OnEvent) {
-  const { command, args, env, cwd, timeoutMs, output: { json } } = request;
-  const manifest = await loadManifest(request.manifest);
-  const { code, signal, stdoutBytes, stderrBytes } = await runInVm(
+async function runCommandInVm(
+  { commandWords, flagValues, io, onEvent }: RunRequest,
+) {
+  const [command, ...args] = commandWords;
+  const { env, signal } = io;
+  const manifest = await loadManifest(flagValues.manifest, { env });
+  const { code, signal: endedBy, stdoutBytes, stderrBytes } = await runInVm(
     manifest,
     command,
     {
       args,
-      env,
-      cwd,
+      ...pickFlagValues(COMMAND_FLAGS, flagValues),
       hostCwd: Deno.cwd(),
-      timeoutMs,
-      signal: io.signal,
-      ...io.streams(json),
-      vm: { ...request.vm, env: io.env, onEvent },
+      signal,
+      ...io.guestCommandStreams(flagValues.json),
+      vm: { ...workspaceVmOptions(flagValues), env, onEvent },
     },
   );
-  io.result(json, { code, signal, stdoutBytes, stderrBytes }, "");
+  const result = { code, signal: endedBy, stdoutBytes, stderrBytes };
+  io.printResult(flagValues.json, result, "");
   return code;
 }
 
-async function onHost(request: RunRequest, io: Io, onEvent: OnEvent) {
-  const { command, args, env, cwd, timeoutMs, output: { json } } = request;
-  // Paths of tools are those of the guest: here the name alone counts.
-  assertToolAllowed(await loadManifest(request.manifest), command);
+async function runCommandOnHost(
+  { commandWords, flagValues, io, onEvent }: RunRequest,
+) {
+  const [command, ...args] = commandWords;
+  // The manifest's tool paths are in the guest; on the host the name is run.
+  const manifest = await loadManifest(flagValues.manifest, { env: io.env });
+  assertToolAllowed(manifest, command);
   const unwritten = new AbortController();
-  const streams = io.hostStreams(json, (error) => unwritten.abort(error));
+  const streams = io.hostCommandStreams(
+    flagValues.json,
+    (error) => unwritten.abort(error),
+  );
   const ended = await runOnHost(command, {
     args,
-    env,
-    cwd,
-    timeoutMs,
+    ...pickFlagValues(COMMAND_FLAGS, flagValues),
     signal: AbortSignal.any([io.signal, unwritten.signal]),
     ...streams,
     onEvent,
   });
-  io.result(json, ended, "");
+  io.printResult(flagValues.json, ended, "");
   return ended.code;
 }
 
-function placeOf(env: Environment): "vm" | "host" {
-  const place = env.get("TOOLSMITH_EXECUTION") || "vm";
-  if (place === "vm" || place === "host") return place;
-  throw usage(
-    `TOOLSMITH_EXECUTION is "${place}"`,
-    "it is vm, or host to do without the machine",
+function vmOrHostFromEnv(env: Environment): "vm" | "host" {
+  const execution = env.get("TOOLSMITH_EXECUTION") || "vm";
+  if (execution === "vm" || execution === "host") return execution;
+  throw usageError(
+    `TOOLSMITH_EXECUTION is "${execution}", expected vm or host`,
+    "set TOOLSMITH_EXECUTION=vm, or =host to run without a VM",
   );
 }

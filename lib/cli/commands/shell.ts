@@ -1,61 +1,44 @@
 /**
- * `toolsmith shell`: a terminal in the image.
+ * `toolsmith shell`: runs a shell on a terminal in the guest.
  *
  * @module
  */
-import type { Command } from "../command.ts";
-import { usage } from "../flag_values.ts";
+import { defineSubcommand } from "../subcommand.ts";
+import { usageError } from "../flag.ts";
+import { COMMAND_FLAGS, PROGRESS_FLAGS, VM_FLAGS } from "../shared_flags.ts";
 import {
-  EXEC,
-  HYDRATE,
-  JSON_OUTPUT,
-  MACHINE,
-  readExec,
-  readMachine,
-  readOutput,
-} from "../flags.ts";
-import {
-  hasTerminal,
-  runOnThisTerminal,
-  type TerminalRequest,
-} from "../on_terminal.ts";
+  hasInteractiveTerminal,
+  runInVmOnThisTerminal,
+} from "../run_on_terminal.ts";
 
-/** The guest's bash, where it has one. */
-const SHELL = [
+/** bash if the guest has one, else sh. */
+const DEFAULT_SHELL_COMMAND = [
   "sh",
   "-c",
   "command -v bash >/dev/null && exec bash; exec sh",
 ];
 
-/** Runs a shell, or another command, on a terminal in the image. */
-export const shell: Command<TerminalRequest> = {
+export const shellCommand = defineSubcommand({
   name: "shell",
   usage: "[flags] [-- COMMAND [ARG…]]",
-  summary: "open a shell in the image; its exit status is the shell's",
+  summary: "open a shell in the image and exit with its status",
   details:
-    "The guest's terminal follows the window; Ctrl-C and Ctrl-Z are the guest's. It\nruns in the workspace, as toolsmith run does.",
+    "The guest's terminal follows the window size; Ctrl-C and Ctrl-Z go to the guest.\nThe shell starts in the workspace, as commands of toolsmith run do.",
   example: "shell --memory 2G",
-  takes: ["TOOL", "FILE"],
-  flags: [
-    ...EXEC,
-    ...MACHINE,
-    ...HYDRATE.filter((flag) => !JSON_OUTPUT.includes(flag)),
-  ],
-  positionals: [0, 0],
-  rest: "dashes",
-  parse(given) {
-    const [command, ...args] = given.rest.length > 0 ? given.rest : SHELL;
-    return {
-      manifest: given.text("manifest"),
-      command,
-      args,
-      vm: readMachine(given),
-      ...readExec(given),
-      output: readOutput(given),
-    };
+  argumentPlaceholders: ["TOOL", "FILE"],
+  flags: { ...COMMAND_FLAGS, ...VM_FLAGS, ...PROGRESS_FLAGS },
+  passThrough: "dashes",
+  run(given, io, { rest }) {
+    if (hasInteractiveTerminal()) {
+      return runInVmOnThisTerminal(
+        rest.length > 0 ? rest : DEFAULT_SHELL_COMMAND,
+        given,
+        io,
+      );
+    }
+    throw usageError(
+      "shell needs a terminal on standard input and output",
+      "use toolsmith run COMMAND, which needs no terminal",
+    );
   },
-  run(request, io) {
-    if (hasTerminal()) return runOnThisTerminal(request, io);
-    throw usage("shell needs a terminal", "toolsmith run COMMAND needs none");
-  },
-};
+});

@@ -4,32 +4,22 @@
  * @module
  */
 import { locateManifest } from "../../manifest/manifest.ts";
-import { detachedVmPath } from "../../run/workspace_vm.ts";
-import { workspaceRoot } from "../../system/workspace.ts";
+import { detachedVmRecordPath } from "../../run/workspace_vm.ts";
+import { workspaceOf } from "../../system/workspace.ts";
 import { stopDetachedVm } from "../../vm/detached.ts";
-import type { Command } from "../command.ts";
-import { JSON_OUTPUT, MANIFEST } from "../flags.ts";
+import { defineSubcommand } from "../subcommand.ts";
+import { JSON_FLAGS, MANIFEST_FLAGS } from "../shared_flags.ts";
 
-interface StopRequest {
-  manifest?: string;
-  json: boolean;
-}
-
-/** Powers down the detached VM. */
-export const stop: Command<StopRequest> = {
+export const stopCommand = defineSubcommand({
   name: "stop",
   usage: "[flags]",
   summary: "power down the VM that boot --detach started",
-  flags: [...MANIFEST, ...JSON_OUTPUT],
-  positionals: [0, 0],
-  parse: (given) => ({
-    manifest: given.text("manifest"),
-    json: given.has("json"),
-  }),
-  async run({ manifest, json }, { signal, result }) {
-    const path = detachedVmPath(workspaceRoot(await locateManifest(manifest)));
+  flags: { ...MANIFEST_FLAGS, ...JSON_FLAGS },
+  async run({ manifest, json }, { env, signal, printResult }) {
+    const file = await locateManifest(manifest, { env });
+    const path = detachedVmRecordPath(workspaceOf(file));
     const { pid } = await stopDetachedVm(path, { signal });
-    result(json, { outcome: "stopped", pid }, "");
+    printResult(json, { outcome: "stopped", pid }, "");
     return 0;
   },
-};
+});

@@ -1,0 +1,193 @@
+/**
+ * Parses argv into a command, its flag values and its arguments.
+ *
+ * @module
+ */
+import { parseArgs } from "@std/cli/parse-args";
+import {
+  COMMON_FLAGS,
+  type Subcommand,
+  type SubcommandArguments,
+} from "./subcommand.ts";
+import { COMMANDS } from "./commands.ts";
+import { type Flag, type Flags, type FlagValues, usageError } from "./flag.ts";
+import { closestMatch } from "./closest_match.ts";
+
+/** A parsed command line. */
+export type Invocation =
+  | { kind: "help"; command?: Subcommand }
+  | { kind: "version"; json: boolean }
+  | {
+    kind: "command";
+    command: Subcommand;
+    given: FlagValues<Flags>;
+    words: SubcommandArguments;
+    json: boolean;
+    /** Whether to print the causes of an error. */
+    verbose: boolean;
+  };
+
+/**
+ * Parses a command line.
+ *
+ * @throws {ToolsmithError} `usage`, with a suggestion.
+ */
+export function parseCommandLine(args: string[]): Invocation {
+  const [name, ...rest] = args;
+  if (name === undefined || name === "--help" || name === "-h") {
+    return { kind: "help" };
+  }
+  if (name === "--version" || name === "-V") {
+    return { kind: "version", json: rest.includes("--json") };
+  }
+  if (name === "help") {
+    return rest[0]
+      ? { kind: "help", command: findCommand(rest[0]) }
+      : { kind: "help" };
+  }
+  const command = findCommand(name);
+  const read = parseCommandArgs(command, rest);
+  if (!read) return { kind: "help", command };
+  const json = read.given.json === true;
+  return { kind: "command", command, ...read, json };
+}
+
+/**
+ * Parses the words after a command's name.
+ *
+ * @returns `undefined` if they ask for help.
+ * @throws {ToolsmithError} `usage`, with a suggestion.
+ */
+export function parseCommandArgs<F extends Flags>(
+  command: Omit<Subcommand<F>, "run">,
+  args: string[],
+):
+  | { given: FlagValues<F>; words: SubcommandArguments; verbose: boolean }
+  | undefined {
+  const { name } = command;
+  const { valuesOf, ...words } = splitFlagsFromWords(command, args);
+  if (valuesOf(COMMON_FLAGS.help).length > 0) return undefined;
+  const [min, max] = command.positionalCount ?? [0, 0];
+  if (words.positionals.length < min || words.positionals.length > max) {
+    const extra = words.positionals[max];
+    throw usageError(
+      extra === undefined
+        ? `${name} needs ${min === 1 ? "an argument" : `${min} arguments`}`
+        : `${name} does not accept "${extra}"`,
+      `usage: toolsmith ${name} ${command.usage}`,
+    );
+  }
+  const given = Object.fromEntries(
+    Object.entries(command.flags)
+      .map(([key, flag]) => [key, flag.parse(valuesOf(flag))]),
+  ) as FlagValues<F>;
+  return { given, words, verbose: valuesOf(COMMON_FLAGS.verbose).length > 0 };
+}
+
+function findCommand(name: string): Subcommand {
+  const command = COMMANDS.find((command) => command.name === name);
+  if (command) return command;
+  const close = closestMatch(name, COMMANDS.map(({ name }) => name));
+  throw usageError(
+    name.startsWith("-") ? `no such flag: ${name}` : `no such command: ${name}`,
+    close
+      ? `did you mean toolsmith ${close}?`
+      : "see toolsmith --help for the list",
+  );
+}
+
+/** Cannot occur in a process's argument. */
+const NOT_A_VALUE_MARK = "\0";
+
+function splitFlagsFromWords(command: Omit<Subcommand, "run">, args: string[]) {
+  const flags: Flag[] = Object.values({ ...command.flags, ...COMMON_FLAGS });
+  const namesOf = (flags: Flag[]) => flags.map(({ name }) => name);
+  // parseArgs() would take what follows = as a switch's value.
+  const keyOf = (name: string) => name.replace("=", NOT_A_VALUE_MARK);
+  const switches = namesOf(flags.filter(({ placeholder }) => !placeholder))
+    .map(keyOf);
+  const valued = namesOf(flags.filter(({ placeholder }) => placeholder));
+  // parseArgs() takes `true` and `false` after a switch as the switch's value.
+  const named = ["-h", ...switches.map((name) => `--${name}`)];
+  const marked = args.map((arg, at) =>
+    /^(true|false)$/.test(arg) && named.includes(keyOf(args[at - 1] ?? ""))
+      ? arg + NOT_A_VALUE_MARK
+      : named.includes(keyOf(arg))
+      ? keyOf(arg)
+      : arg
+  );
+  const parsed = parseArgs(marked, {
+    string: [...valued, "_"],
+    boolean: switches,
+    collect: valued,
+    alias: { help: "h" },
+    "--": true,
+    stopEarly: command.passThrough === "words",
+    unknown: (arg: string, key?: string) => {
+      if (key === undefined) return true;
+      throw unknownFlagError(arg, command, flags);
+    },
+  });
+  const values = new Map(
+    flags.map((it) => [it.name, checkedFlagValues(it, parsed[keyOf(it.name)])]),
+  );
+  const words = parsed._.map((word) =>
+    String(word).replace(NOT_A_VALUE_MARK, "")
+  );
+  const dashesAt = args.includes("--") ? args.indexOf("--") : args.length;
+  // A `--` after the first word belongs to the command that is run.
+  const runsCommand = command.passThrough === "words" && words.length > 0;
+  const rest = args.slice(runsCommand ? dashesAt - words.length : dashesAt + 1);
+  if (rest.length > 0 && !command.passThrough) {
+    throw usageError(
+      `${command.name} takes nothing after --`,
+      `see toolsmith ${command.name} --help`,
+    );
+  }
+  return {
+    positionals: runsCommand ? [] : words,
+    rest,
+    valuesOf: ({ name }: Flag) => values.get(name)!,
+  };
+}
+
+/** Returns the values of a flag; a given switch has one, its name. */
+function checkedFlagValues(
+  { name, placeholder, repeatable }: Flag,
+  found: unknown,
+): string[] {
+  if (!placeholder) return found === true ? [name] : [];
+  const values = Array.isArray(found) ? found.map(String) : [];
+  if (values.includes("")) {
+    throw usageError(
+      `--${name} needs a value`,
+      `write --${name} ${placeholder}`,
+    );
+  }
+  if (values.length > 1 && !repeatable) {
+    throw usageError(
+      `--${name} is given ${values.length} times`,
+      `give --${name} once`,
+    );
+  }
+  return values;
+}
+
+function unknownFlagError(
+  arg: string,
+  command: { name: string },
+  flags: Flag[],
+) {
+  const name = arg.replace(/=.*/s, "");
+  const help = `see toolsmith ${command.name} --help`;
+  // Such as `--manifest=`, without a value.
+  if (flags.some((flag) => `--${flag.name}` === name)) {
+    return usageError(`${name} needs a value after =`, help);
+  }
+  const names = flags.map(({ name }) => name);
+  const close = closestMatch(name.replace(/^-+/, ""), names);
+  return usageError(
+    `${command.name} has no flag ${name}`,
+    close ? `did you mean --${close}?` : help,
+  );
+}

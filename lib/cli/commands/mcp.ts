@@ -1,0 +1,65 @@
+/**
+ * `toolsmith mcp`: serves the VM to an AI agent.
+ *
+ * @module
+ */
+import type { OnEvent } from "../../events.ts";
+import { loadManifest } from "../../manifest/manifest.ts";
+import { terminalSafeJson } from "../../system/sanitize_text.ts";
+import { eventLine } from "../event_lines.ts";
+import { switchFlag, valueFlag } from "../flag.ts";
+import { formatBytes } from "../format.ts";
+import { createQueuedOutput } from "../queued_output.ts";
+import {
+  COMMAND_FLAGS,
+  pickFlagValues,
+  PROGRESS_FLAGS,
+  VM_FLAGS,
+  withFlagGroup,
+  workspaceVmOptions,
+} from "../shared_flags.ts";
+import { defineSubcommand } from "../subcommand.ts";
+
+export const mcpCommand = defineSubcommand({
+  name: "mcp",
+  usage: "[flags]",
+  summary: "serve the image's tools to an AI agent (Model Context Protocol)",
+  details:
+    "The agent's client starts it and speaks with it on standard input and output.\nThe agent may do what these flags grant, in one VM that lasts until the client ends.",
+  example: "mcp --manifest ~/project/.toolsmith/tools.json --export out",
+  flags: {
+    ...withFlagGroup("command", {
+      freshEach: switchFlag("fresh-each", "run each call in a VM of its own"),
+      log: valueFlag("log FILE", "append events to FILE, as JSON Lines"),
+    }),
+    ...COMMAND_FLAGS,
+    ...VM_FLAGS,
+    ...PROGRESS_FLAGS,
+  },
+  async run(given, io) {
+    const { env, signal } = io;
+    const { freshEach, log } = given;
+    const manifest = await loadManifest(given.manifest, { env });
+    using view = io.openEventView(given);
+    const toAppend = { append: true, create: true };
+    using file = log ? await Deno.open(log, toAppend) : undefined;
+    const output = file && createQueuedOutput(file, `--log ${log}`);
+    const onEvent: OnEvent = (event) =>
+      output
+        ? void output.write(`${terminalSafeJson(event)}\n`)
+        : view.onEvent(event);
+    const { serveMcp } = await import("../../mcp/server.ts");
+    await serveMcp(manifest, io.guestCommandStreams(false), {
+      ...pickFlagValues(COMMAND_FLAGS, given),
+      ...{ freshEach, signal, hostCwd: Deno.cwd() },
+      vm: { ...workspaceVmOptions(given), env, onEvent },
+      progressText: (event) =>
+        event.type === "download_progress"
+          ? `downloaded ${formatBytes(event.bytes)}`
+          : eventLine(event),
+    });
+    await output?.flush();
+    signal.throwIfAborted();
+    return 0;
+  },
+});

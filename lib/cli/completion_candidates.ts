@@ -1,0 +1,157 @@
+/**
+ * Completion candidates for a command line, computed from the command table:
+ * the shells' completion scripts ask for them when the user presses Tab.
+ *
+ * @module
+ */
+import { COMMON_FLAGS, type Subcommand } from "./subcommand.ts";
+import type { Flag } from "./flag.ts";
+
+/** What the shell offers for the last word. */
+export interface CompletionCandidates {
+  /** `file` and `directory` are completed by the shell itself, `words` from the list. */
+  kind: "words" | "file" | "directory";
+  /** Words that start with the last, unfinished word. */
+  words: CompletionWord[];
+}
+
+/** A word and its help text. */
+export type CompletionWord = [word: string, help?: string];
+
+/** What {@linkcode completionCandidates} takes words from. */
+export interface CompletionSources {
+  commands: Subcommand[];
+  /** The manifest's tools: name to path in the guest. */
+  tools: Record<string, string>;
+  /** Image references in the manifest. */
+  references: string[];
+}
+
+/** Suggested values by the placeholder in the help. */
+const EXAMPLE_VALUES: Record<string, string[]> = {
+  SIZE: ["512M", "1G", "2G", "4G"],
+  AGE: ["12h", "7d", "30d"],
+};
+const FILE_PLACEHOLDER_PATTERN = /^(FILE|PATH|PATH:TYPE)$/;
+const DIRECTORY_PLACEHOLDER_PATTERN = /^DIR\b/;
+const GLOBAL_FLAG_WORDS: CompletionWord[] = [["--help"], ["--version"]];
+const HELP_COMMAND_WORD: CompletionWord = ["help", "explain a command"];
+
+/**
+ * Completes a command line.
+ *
+ * @param args The words after the program's name; the last one is unfinished, or
+ * empty.
+ */
+export function completionCandidates(
+  args: string[],
+  known: CompletionSources,
+): CompletionCandidates {
+  const current = args.at(-1) ?? "";
+  const [name, ...given] = args.slice(0, -1);
+  const { kind, words } = name === undefined || name === "help"
+    ? wordCandidates(commandNameWords(known.commands, name))
+    : commandCandidates(known.commands.find((it) => it.name === name), {
+      given,
+      current,
+      known,
+    });
+  return { kind, words: words.filter(([word]) => word.startsWith(current)) };
+}
+
+function commandNameWords(
+  commands: Subcommand[],
+  name?: string,
+): CompletionWord[] {
+  const names = commands.map((it): CompletionWord => [it.name, it.summary]);
+  return name === "help"
+    ? names
+    : [...names, HELP_COMMAND_WORD, ...GLOBAL_FLAG_WORDS];
+}
+
+function wordCandidates(words: CompletionWord[]): CompletionCandidates {
+  return { kind: "words", words };
+}
+
+function commandCandidates(
+  command: Subcommand | undefined,
+  { given, current, known }: {
+    given: string[];
+    current: string;
+    known: CompletionSources;
+  },
+): CompletionCandidates {
+  if (!command) return wordCandidates([]);
+  const flags: Flag[] = Object.values({ ...command.flags, ...COMMON_FLAGS });
+  const { awaitingValue, isPassedOn, count, givenNames } = parseWordsBeforeLast(
+    given,
+    command,
+    flags,
+  );
+  if (awaitingValue) return valueCandidates(awaitingValue.placeholder!, known);
+  const [, named] = /^--([^=]+)=/.exec(current) ?? [];
+  const flag = flags.find((it) => it.placeholder && it.name === named);
+  if (!isPassedOn && flag) {
+    const found = valueCandidates(flag.placeholder!, known);
+    const words = found.words
+      .map(([word, help]): CompletionWord => [`--${named}=${word}`, help]);
+    return { kind: found.kind, words };
+  }
+  // The parser does not count words that are passed on after `--` or the command.
+  const allGiven = count >= (command.positionalCount?.[1] ?? 0) &&
+    command.passThrough !== "words";
+  const expected = isPassedOn || !allGiven
+    ? command.argumentPlaceholders
+    : undefined;
+  if (!isPassedOn && (current.startsWith("-") || !expected)) {
+    return wordCandidates(
+      flags.filter((flag) => flag.repeatable || !givenNames.includes(flag.name))
+        .map(({ name, help }): CompletionWord => [`--${name}`, help]),
+    );
+  }
+  if (!expected) return wordCandidates([]);
+  return valueCandidates(expected[Math.min(count, expected.length - 1)], known);
+}
+
+/** Finds the flag that awaits its value, the flags given and the word count. */
+function parseWordsBeforeLast(
+  given: string[],
+  command: Subcommand,
+  flags: Flag[],
+) {
+  let awaitingValue: Flag | undefined;
+  let isPassedOn = false;
+  let count = 0;
+  const givenNames: string[] = [];
+  for (const word of given) {
+    if (awaitingValue) awaitingValue = undefined;
+    else if (isPassedOn) count++;
+    else if (word === "--") isPassedOn = true;
+    else if (word.startsWith("-")) {
+      const [name, ...value] = word.replace(/^--/, "").split("=");
+      givenNames.push(name);
+      const flag = flags.find((flag) => flag.name === name);
+      if (flag?.placeholder && value.length === 0) awaitingValue = flag;
+    } else {
+      count++;
+      isPassedOn = command.passThrough === "words";
+    }
+  }
+  return { awaitingValue, isPassedOn, count, givenNames };
+}
+
+function valueCandidates(
+  value: string,
+  { tools, references }: CompletionSources,
+): CompletionCandidates {
+  if (FILE_PLACEHOLDER_PATTERN.test(value)) return { kind: "file", words: [] };
+  if (DIRECTORY_PLACEHOLDER_PATTERN.test(value)) {
+    return { kind: "directory", words: [] };
+  }
+  if (value === "REF") return wordCandidates(references.map((word) => [word]));
+  if (value === "TOOL") return wordCandidates(Object.entries(tools));
+  const words = value.includes("|")
+    ? value.split("|")
+    : EXAMPLE_VALUES[value] ?? [];
+  return wordCandidates(words.map((word) => [word]));
+}

@@ -1,0 +1,68 @@
+/**
+ * Attaches this terminal to a guest's console.
+ *
+ * @module
+ */
+import { formatBytes } from "./format.ts";
+import type { QueuedOutput } from "./queued_output.ts";
+
+/** A terminal attached to a guest's console; disposing it restores its mode. */
+export interface ConsoleTerminal extends Disposable {
+  input: ReadableStream<Uint8Array>;
+  output: (chunk: Uint8Array) => void;
+}
+
+/** More unread console output is dropped. */
+const MAX_PENDING_CONSOLE_BYTES = 4 * 1024 * 1024;
+
+/** Returns functions that attach this process's terminal, and restore its mode. */
+export function createConsoleTerminal(): {
+  take(output: QueuedOutput): ConsoleTerminal;
+  restore(): void;
+} {
+  let raw = false;
+  const restore = () => {
+    if (raw) Deno.stdin.setRaw(false);
+    raw = false;
+  };
+  return {
+    restore,
+    take(output) {
+      raw = Deno.stdin.isTerminal();
+      // The guest receives each key at once; Ctrl-C stays a signal.
+      if (raw) Deno.stdin.setRaw(true, { cbreak: true });
+      return {
+        input: Deno.stdin.readable,
+        output: createLossyConsoleWriter(output),
+        [Symbol.dispose]: restore,
+      };
+    },
+  };
+}
+
+/**
+ * Writes console output without backpressure: a slow reader must neither block
+ * the guest nor fill this process's memory. Excess output is dropped, and a line
+ * reports how much.
+ */
+export function createLossyConsoleWriter(
+  output: QueuedOutput,
+): (chunk: Uint8Array) => void {
+  let dropped = 0;
+  const write = (data: Uint8Array | string) => void output.write(data);
+  return (chunk) => {
+    if (output.pendingBytes() > MAX_PENDING_CONSOLE_BYTES) {
+      dropped += chunk.length;
+      return;
+    }
+    if (dropped > 0) {
+      write(
+        `\r\n[dropped ${
+          formatBytes(dropped)
+        } of console output: slow reader]\r\n`,
+      );
+    }
+    dropped = 0;
+    write(chunk);
+  };
+}

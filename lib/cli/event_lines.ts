@@ -1,0 +1,115 @@
+/**
+ * Formats each event as one line of text.
+ *
+ * @module
+ */
+import type { ToolsmithEvent } from "../events.ts";
+import { formatBytes, formatDuration, shortDigest } from "./format.ts";
+
+type EventOfType<T> = Extract<ToolsmithEvent, { type: T }>;
+
+type EventFormatters = {
+  [T in ToolsmithEvent["type"]]: (event: EventOfType<T>) => string | undefined;
+};
+
+/**
+ * Formats an event as one line.
+ *
+ * @returns `undefined` for events that are not shown as text.
+ */
+export function eventLine(event: ToolsmithEvent): string | undefined {
+  const line = EVENT_FORMATTERS[event.type] as (event: ToolsmithEvent) =>
+    | string
+    | undefined;
+  return line(event);
+}
+
+const noLine = () => undefined;
+const percent = (share: number) => `${(share * 100).toFixed(1)} %`;
+
+const EVENT_FORMATTERS: EventFormatters = {
+  lock_wait: ({ image }) =>
+    `waiting: another process is working on ${image} in the cache`,
+  cache_hit: ({ image, digest }) =>
+    `already cached: ${image} ${shortDigest(digest)}`,
+  cache_corrupt: ({ path, reason }) =>
+    `warning: ${path} is damaged (${reason}); not using it`,
+  manifest_resolved: ({ file, bytes, source }) =>
+    `found ${file} (${formatBytes(bytes)}) in ${source}`,
+  signature_verified: ({ image, signer }) => `${image} is signed by ${signer}`,
+  download_start: ({ image, bytes, source, resumed, connections }) =>
+    [
+      `downloading ${image}`,
+      bytes !== null ? ` (${formatBytes(bytes)})` : "",
+      ` from ${source}`,
+      connections > 1 ? ` over ${connections} connections` : "",
+      bytes && resumed > 0
+        ? `, resuming at ${Math.floor(resumed / bytes * 100)} %`
+        : "",
+    ].join(""),
+  ranges_unavailable: ({ image, reason }) =>
+    `falling back to oras pull for ${image}: ${reason}`,
+  mirror_failed: ({ mirror, reason }) =>
+    `warning: mirror ${mirror} failed: ${reason}`,
+  update_start: ({ image, from, bytes, total }) =>
+    `updating ${image}: ${formatBytes(bytes)} of ${formatBytes(total)} ` +
+    `to download (${percent(bytes / total)}), the rest from ${from}`,
+  update_declined: ({ image, reason }) =>
+    `downloading all of ${image}: ${reason}`,
+  download_progress: noLine,
+  download_end: ({ bytes, elapsedMs }) => {
+    const rate = bytes / Math.max(elapsedMs, 1) * 1000;
+    return `downloaded ${formatBytes(bytes)} in ${formatDuration(elapsedMs)} (${
+      formatBytes(rate)
+    }/s)`;
+  },
+  retry: ({ message, attempt, attempts, delayMs }) =>
+    `warning: ${message}; retrying in ${
+      formatDuration(delayMs)
+    } (attempt ${attempt} of ${attempts})`,
+  checksum_verified: ({ digest }) => `verified ${digest}`,
+  cache_placed: noLine,
+  image_inspected: ({ path, bytes, virtualSize, compressed }) =>
+    `publishing ${path}: ${formatBytes(bytes)}, virtual size ${
+      formatBytes(virtualSize)
+    }${compressed ? ", compressed" : ""}`,
+  checksum_progress: noLine,
+  compress_start: ({ path }) => `compressing ${path}`,
+  update_predicted: ({ from, bytes, total }) =>
+    `a host with ${from} will download ${formatBytes(bytes)} of ` +
+    `${formatBytes(total)} (${percent(bytes / total)})`,
+  publish_start: ({ file, digest }) => `pushing ${file}, ${digest}`,
+  push_end: ({ bytes, elapsedMs, reference, digest }) =>
+    `pushed ${formatBytes(bytes)} in ${
+      formatDuration(elapsedMs)
+    }: ${reference}@${digest}`,
+  publish_poll: ({ outcome, attempt, attempts, message }) =>
+    outcome === "served"
+      ? undefined
+      : `the registry does not serve the artifact yet (attempt ${attempt} of ${attempts}): ${message}`,
+  publish_verified: ({ verify }) =>
+    verify === "pull"
+      ? "verified: pulled the image and compared its digest"
+      : "verified: the registry serves the same digests",
+  vm_boot: ({ how, version, accelerator, memory, cpus }) =>
+    how === "restore"
+      ? undefined
+      : `booting with QEMU ${version}, ${accelerator}, ${memory} MiB, ${
+        cpus === 1 ? "1 processor" : `${cpus} processors`
+      }`,
+  boot_ready: ({ how, elapsedMs, agent }) => {
+    const time = `${how} in ${formatDuration(elapsedMs)}`;
+    if (agent === undefined) return time;
+    const whose = agent === "toolsmith" ? "Toolsmith's own" : agent;
+    return `${time}, guest agent: ${whose}`;
+  },
+  state_saved: ({ bytes }) =>
+    `saved a snapshot for the next start: ${formatBytes(bytes)}`,
+  command_dispatch: noLine,
+  command_end: noLine,
+  // EgressReport prints some.
+  egress: noLine,
+  export_created: ({ path }) => `created ${path}`,
+  shutdown: noLine,
+  warning: ({ message }) => `warning: ${message}`,
+};

@@ -1,0 +1,213 @@
+/**
+ * Flags as data: the parser, `--help`, shell completion and the types of flag
+ * values all derive from them.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+import { closestMatch } from "./closest_match.ts";
+
+/** The help's heading that a flag is listed below. */
+export type FlagGroup = "command" | "vm" | "image" | "transfer" | "output";
+
+export interface Flag<Value = unknown> {
+  /** Without dashes. */
+  name: string;
+  /**
+   * The value's name in the help, which also selects its completion; absent for a
+   * switch. `a|b` lists the only possible values.
+   */
+  placeholder?: string;
+  /** @default {undefined} specific to the command */
+  group?: FlagGroup;
+  repeatable?: boolean;
+  /** One line for `--help`. */
+  help: string;
+  /**
+   * Parses the given values; a switch that is given has one.
+   *
+   * @throws {ToolsmithError} `usage`.
+   */
+  parse(values: string[]): Value;
+}
+
+/** Flags by the name of the option that the command receives. */
+export type Flags = Record<string, Flag>;
+
+/** The parsed values of flags. */
+export type FlagValues<F extends Flags> = {
+  [Key in keyof F]: ReturnType<F[Key]["parse"]>;
+};
+
+type ValueParser<T> = (text: string, flag: string) => T;
+
+/** A switch: `true` if it is given. */
+export function switchFlag(name: string, help: string): Flag<boolean> {
+  return { name, help, parse: (values) => values.length > 0 };
+}
+
+/** A `--no-…` switch: `false` if it is given. */
+export function negatedSwitchFlag(name: string, help: string): Flag<boolean> {
+  return { name, help, parse: (values) => values.length === 0 };
+}
+
+/** A switch that is `undefined`, not `false`, if it is not given. */
+export function trueOrUndefinedFlag(
+  name: string,
+  help: string,
+): Flag<true | undefined> {
+  return { name, help, parse: (values) => values.length > 0 || undefined };
+}
+
+/** A flag with a value; its shape is such as `retries N`. */
+export function valueFlag(
+  shape: string,
+  help: string,
+): Flag<string | undefined>;
+export function valueFlag<T>(
+  shape: string,
+  help: string,
+  read: ValueParser<T>,
+): Flag<T | undefined>;
+export function valueFlag(
+  shape: string,
+  help: string,
+  read: ValueParser<unknown> = (text) => text,
+): Flag {
+  const all = repeatableFlag(shape, help, read);
+  return { ...all, repeatable: false, parse: (values) => all.parse(values)[0] };
+}
+
+/** A flag that can be given several times. */
+export function repeatableFlag<T>(
+  shape: string,
+  help: string,
+  read: ValueParser<T>,
+): Flag<T[]> {
+  const [name, value] = shape.split(" ");
+  const readAll = (values: string[]) => values.map((text) => read(text, name));
+  return { name, placeholder: value, help, repeatable: true, parse: readAll };
+}
+
+/** A flag whose shape lists all possible values. */
+export function choiceFlag<const Shape extends string>(
+  shape: Shape,
+  help: string,
+): Flag<ChoicesInShape<Shape> | undefined> {
+  const words = shape.split(" ")[1].split("|") as ChoicesInShape<Shape>[];
+  return valueFlag(
+    shape,
+    help,
+    (text, name) => parseChoice(words, text, `--${name}`),
+  );
+}
+
+type ChoicesInShape<Shape> = Shape extends `${string} ${infer Words}`
+  ? SplitAtBars<Words>
+  : never;
+type SplitAtBars<Text> = Text extends `${infer Word}|${infer Rest}`
+  ? Word | SplitAtBars<Rest>
+  : Text;
+
+/** A repeatable flag with `KEY=VALUE` pairs. */
+export function keyValueFlag(
+  shape: string,
+  help: string,
+): Flag<Record<string, string>> {
+  const all = repeatableFlag(shape, help, (text, name) => {
+    const [, key, value] = /^([^=\s]+)=(.*)$/s.exec(text) ?? [];
+    if (key !== undefined) return [key, value];
+    throw usageError(
+      `--${name} ${text} is not KEY=VALUE`,
+      `write --${name} a=b, for example`,
+    );
+  });
+  return { ...all, parse: (values) => Object.fromEntries(all.parse(values)) };
+}
+
+/** Parses a whole number of up to six digits. */
+export const parseCount = createValueParser(
+  "a whole number",
+  "5",
+  (text) => /^\d{1,6}$/.test(text) ? Number(text) : undefined,
+);
+
+/** Parses seconds; returns milliseconds. */
+export const parseSecondsToMs = createValueParser(
+  "a number of seconds above zero",
+  "5",
+  (text) =>
+    /^(?=.*[1-9])\d{1,7}(\.\d+)?$/.test(text) ? Number(text) * 1000 : undefined,
+);
+
+const AGE_UNIT_MS: Record<string, number> = {
+  s: 1000,
+  m: 60_000,
+  h: 3_600_000,
+  d: 86_400_000,
+};
+
+/** Parses an age such as `30d`; returns milliseconds. */
+export const parseAgeToMs = createValueParser("an age", "30d", (text) => {
+  const [, count, unit] = /^(\d{1,6})([smhd])$/.exec(text) ?? [];
+  return count ? Number(count) * AGE_UNIT_MS[unit] : undefined;
+});
+
+/** Parses a size such as `512M` or `2G`; returns MiB. */
+export const parseSizeToMib = createValueParser("a size", "512M", (text) => {
+  const [, digits, unit] = /^([1-9]\d{0,6})([MG]?)$/i.exec(text) ?? [];
+  return digits ? Number(digits) * (/g/i.test(unit) ? 1024 : 1) : undefined;
+});
+
+/** Parses a time: ISO 8601, or seconds since 1970. */
+export const parseTimeToDate = createValueParser(
+  "a time",
+  "2026-01-31T12:00:00Z",
+  (text) => {
+    const seconds = /^\d{1,11}$/.test(text);
+    const time = new Date(seconds ? Number(text) * 1000 : text);
+    return isNaN(time.getTime()) ? undefined : time;
+  },
+);
+
+/**
+ * Creates a parser that throws `usage` for invalid values.
+ *
+ * @param what Describes a valid value.
+ * @param example A valid value, for the hint.
+ * @param read Returns `undefined` for an invalid value.
+ */
+export function createValueParser<T>(
+  what: string,
+  example: string,
+  read: (text: string) => T | undefined,
+): ValueParser<T> {
+  return (text, name) => {
+    const value = read(text);
+    if (value !== undefined) return value;
+    throw usageError(
+      `--${name} ${text} is not ${what}`,
+      `write --${name} ${example}, for example`,
+    );
+  };
+}
+
+/** Returns the word if it is in the list; `who` is the subject of the error. */
+export function parseChoice<const T extends string>(
+  words: readonly T[],
+  word: string,
+  who: string,
+): T {
+  const found = words.find((candidate) => candidate === word);
+  if (found !== undefined) return found;
+  const close = closestMatch(word, words);
+  throw usageError(
+    `${who} does not accept "${word}"`,
+    close ? `did you mean ${close}?` : `use one of: ${words.join(", ")}`,
+  );
+}
+
+/** Creates the error for a wrong command line. */
+export function usageError(message: string, hint: string): ToolsmithError {
+  return new ToolsmithError("usage", message, { hint });
+}

@@ -1,0 +1,70 @@
+/**
+ * Queues output, so that a blocked pipe does not keep the program from handling
+ * signals.
+ *
+ * @module
+ */
+import { systemError, ToolsmithError, toToolsmithError } from "../errors.ts";
+import { writeAll } from "../system/write_all.ts";
+
+/** The reader closed the pipe (EPIPE), as `| head -1` does. */
+export class OutputClosedError extends Error {}
+
+export interface QueuedOutput {
+  /**
+   * Queues a write and settles when it is done.
+   *
+   * @throws {OutputClosedError}
+   * @throws {ToolsmithError} `disk_full`, `file_unreadable`.
+   */
+  write(data: string | Uint8Array): Promise<void>;
+  pendingBytes(): number;
+  /** Settles when the queue is empty; rejects if a write failed. */
+  flush(): Promise<void>;
+}
+
+/**
+ * Queues the writes to a stream.
+ *
+ * @param name For messages: "standard output".
+ */
+export function createQueuedOutput(
+  stream: { write(bytes: Uint8Array): Promise<number> },
+  name: string,
+): QueuedOutput {
+  let last = Promise.resolve();
+  let waiting = 0;
+  const encoder = new TextEncoder();
+  return {
+    write(data) {
+      const bytes = typeof data === "string" ? encoder.encode(data) : data;
+      waiting += bytes.length;
+      // After a failed write all later ones fail too: they would leave a gap.
+      last = last.then(() => writeAll(stream, bytes))
+        .catch((error) => {
+          throw toOutputError(error, name);
+        })
+        .finally(() => waiting -= bytes.length);
+      last.catch(() => {});
+      return last;
+    },
+    pendingBytes: () => waiting,
+    flush: () => last,
+  };
+}
+
+function toOutputError(error: unknown, name: string): Error {
+  if (error instanceof OutputClosedError || error instanceof ToolsmithError) {
+    return error;
+  }
+  const { BrokenPipe, ConnectionReset } = Deno.errors;
+  if (error instanceof BrokenPipe || error instanceof ConnectionReset) {
+    return new OutputClosedError(`${name} is closed`);
+  }
+  const messagePrefix = `Cannot write to ${name}`;
+  const { code, message } = toToolsmithError(
+    systemError(error, { messagePrefix }),
+  );
+  const hint = `redirect ${name} to a file that can be written`;
+  return new ToolsmithError(code, message, { hint, cause: error });
+}

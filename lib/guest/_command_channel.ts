@@ -1,0 +1,180 @@
+/**
+ * Opens the channel of a command: virtio-serial ports of the VM, and the guest
+ * shell that connects them to the command's standard streams.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+import { VmDisconnectedError } from "../qemu/errors.ts";
+import type { Monitor } from "../qemu/monitor.ts";
+import { abortable, settlesWithin, sleep } from "../system/time.ts";
+import { sendLine } from "./_command_stdin.ts";
+import {
+  acquireCommandPorts,
+  type CommandPorts,
+  unplugOrphanedPorts,
+} from "./_command_ports.ts";
+import {
+  type AgentProcessStatus,
+  queryProcessStatus,
+  startShellViaAgent,
+} from "./_agent_process.ts";
+import {
+  RUN_ON_PORTS_SCRIPT,
+  RUN_ON_TERMINAL_SCRIPT,
+  SESSION_LEADER_SCRIPT,
+  START_COMMAND_SCRIPT,
+} from "./_command_scripts.ts";
+
+/** What {@linkcode openCommandChannel} takes. */
+export interface CommandChannelOptions {
+  /** Arguments of {@linkcode START_COMMAND_SCRIPT}: directory, environment, command. */
+  startArgs: string[];
+  /** Terminal that the command runs on. @default {undefined} none */
+  terminal?: TerminalSize & { device: string };
+  /** Whether the command gets standard input. */
+  hasStdin: boolean;
+  /** Called once when the VM has had no free port for 2 s. */
+  onWait?: () => void;
+  /** Cancels the start when aborted. */
+  signal?: AbortSignal;
+  /** Time for the guest to open the ports, in milliseconds. @default {30_000} */
+  readyTimeoutMs?: number;
+}
+
+/** The size of a terminal. */
+export interface TerminalSize {
+  /** Height in lines. */
+  rows: number;
+  /** Width in characters. */
+  columns: number;
+}
+
+/** Sent by the guest shell when it has opened the ports. */
+const READY_LINE = "ready\n";
+const READY_LINE_TIMEOUT_MS = 30_000;
+const SHELL_STATUS_POLL_MS = 500;
+const READY_LINE_AFTER_EXIT_MS = 3_000;
+const FREE_PORT_POLL_MS = 100;
+const ATTEMPTS_BEFORE_WAIT_IS_REPORTED = 20;
+/** An owner may be killed while others wait for its ports. */
+const ATTEMPTS_PER_ORPHAN_CHECK = 20;
+
+/**
+ * Hot-plugs ports and starts the command on them. A VM has ports for at least ten
+ * commands at once; the next one waits until a command has ended.
+ *
+ * @throws {ToolsmithError} `guest_failed` when the guest cannot start it.
+ */
+export async function openCommandChannel(
+  monitor: Monitor,
+  options: CommandChannelOptions,
+): Promise<CommandPorts> {
+  const { signal, onWait } = options;
+  const start = async (ports: CommandPorts) => {
+    await abortable(sendLine(ports.stderr, ports.endMarker), signal);
+    return commandShellArgs(ports.baseName, options);
+  };
+  for (let attempt = 0;; attempt++) {
+    // One at a time: QEMU drops port events when a slow guest gets many at once.
+    const ports = await monitor.runExclusively(async () => {
+      if (attempt % ATTEMPTS_PER_ORPHAN_CHECK === 0) {
+        await unplugOrphanedPorts(monitor, signal);
+      }
+      return await startShellOnPorts(monitor, start, options);
+    }, signal);
+    if (ports) return ports;
+    if (attempt === ATTEMPTS_BEFORE_WAIT_IS_REPORTED) onWait?.();
+    await sleep(FREE_PORT_POLL_MS, signal);
+  }
+}
+
+/**
+ * Plugs ports and starts a guest shell on them. The caller holds
+ * {@linkcode Monitor.runExclusively}.
+ *
+ * @param start Returns the shell's arguments.
+ * @returns The ports, or `undefined` if the VM has no free port.
+ */
+export async function startShellOnPorts(
+  monitor: Monitor,
+  start: (ports: CommandPorts) => Promise<string[]>,
+  options: Pick<
+    CommandChannelOptions,
+    "hasStdin" | "signal" | "readyTimeoutMs"
+  >,
+): Promise<CommandPorts | undefined> {
+  const { signal } = options;
+  using undo = new DisposableStack();
+  const ports = undo.use(await acquireCommandPorts(monitor, options));
+  if (!ports) return undefined;
+  const args = await start(ports);
+  ports.shellPid = await startShellViaAgent(monitor, args, { signal });
+  await waitForReadyLine(monitor, ports, options);
+  undo.move();
+  return ports;
+}
+
+function commandShellArgs(
+  name: string,
+  { startArgs, hasStdin, terminal }: CommandChannelOptions,
+): string[] {
+  const start = [START_COMMAND_SCRIPT, ...startArgs];
+  if (!terminal) {
+    return [RUN_ON_PORTS_SCRIPT, "sh", name, hasStdin ? "yes" : "no", ...start];
+  }
+  const { device, rows, columns } = terminal;
+  const args = [name, device, `${rows}`, `${columns}`, SESSION_LEADER_SCRIPT];
+  return [RUN_ON_TERMINAL_SCRIPT, "sh", ...args, ...start];
+}
+
+/**
+ * Waits for the guest shell's ready line while the shell is alive.
+ *
+ * @throws {ToolsmithError} `guest_failed` when the line does not arrive.
+ */
+export async function waitForReadyLine(
+  monitor: Monitor,
+  { stderr, shellPid }: CommandPorts,
+  { signal, readyTimeoutMs = READY_LINE_TIMEOUT_MS }: Pick<
+    CommandChannelOptions,
+    "signal" | "readyTimeoutMs"
+  >,
+): Promise<void> {
+  const deadline = performance.now() + readyTimeoutMs;
+  const readyLine = readReadyLine(stderr);
+  const arrives = (ms: number) => settlesWithin(readyLine, ms, { signal });
+  // A quick command may exit before its ready line is read here.
+  let status: AgentProcessStatus | undefined;
+  let wait = SHELL_STATUS_POLL_MS;
+  while (!await arrives(wait)) {
+    if (status?.exited) throw portsNotOpenedError(status);
+    if (performance.now() > deadline) throw portsNotOpenedError();
+    status = await queryProcessStatus(monitor, shellPid!, signal);
+    if (status.exited) wait = READY_LINE_AFTER_EXIT_MS;
+  }
+  if (await readyLine !== READY_LINE) throw portsNotOpenedError();
+}
+
+/** Reads no byte beyond the ready line: the command's output follows. */
+async function readReadyLine(port: Deno.UnixConn): Promise<string> {
+  let text = "";
+  while (text.length < READY_LINE.length) {
+    const rest = new Uint8Array(READY_LINE.length - text.length);
+    const count = await port.read(rest).catch(() => null);
+    if (count === null) throw new VmDisconnectedError();
+    text += new TextDecoder("latin1").decode(rest.subarray(0, count));
+  }
+  return text;
+}
+
+function portsNotOpenedError(status?: AgentProcessStatus): ToolsmithError {
+  const reason = status?.exitCode === undefined
+    ? ""
+    : `: its shell exited with status ${status.exitCode}`;
+  return new ToolsmithError(
+    "guest_failed",
+    `Cannot open the command's virtio-serial ports in the guest${reason}`,
+    { hint: "use an image with the virtio_console driver, /dev and /sys" },
+  );
+}

@@ -1,0 +1,170 @@
+/**
+ * Copies a host directory into the memory of a guest that cannot mount it, and syncs
+ * the guest's changes back.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+import { join } from "../path.ts";
+import type { GuestShare } from "../qemu/args.ts";
+import type { Monitor } from "../qemu/monitor.ts";
+import { limitExceededError } from "./_tar_reader.ts";
+import { planTar, type TarPlan } from "./_tar_writer.ts";
+import { type RefusedEntries, type UnpackResult, unpackTar } from "./_untar.ts";
+import { assertFreeSpace } from "../system/free_space.ts";
+import { sanitizeLine } from "../system/sanitize_text.ts";
+import { startDeadline } from "../system/time.ts";
+import { writeAll } from "../system/write_all.ts";
+import { execInGuest } from "./exec.ts";
+
+export type { RefusedEntries };
+
+/** Result of {@linkcode copyFromGuest}. */
+export interface ExportSyncResult extends UnpackResult {
+  /** `tar`'s message about files that changed meanwhile; empty if none did. */
+  changeMessage: string;
+}
+
+/** What {@linkcode copyIntoGuest} takes. */
+export interface CopyIntoGuestOptions {
+  /** Limit for the copy's size, in MiB. @default {128} */
+  copyLimit?: number;
+  /** Absolute host paths that are left out. @default {[]} */
+  exclude?: string[];
+  /** Cancels the copy when aborted. */
+  signal?: AbortSignal;
+}
+
+const DEFAULT_COPY_LIMIT_MIB = 128;
+const MEBIBYTE = 2 ** 20;
+
+/** Timeout of a copy without bytes, in milliseconds. */
+const BASE_COPY_TIMEOUT_MS = 120_000;
+/** Lowest expected throughput of a guest without KVM. */
+const MIN_COPY_BYTES_PER_MS = 1000;
+
+/** Limits for syncing back after one command. */
+const SYNC_LIMITS = { maxBytes: 2 ** 30, maxEntries: 100_000 };
+/** With 4 KiB for the headers and the padding of each entry. */
+const MAX_ARCHIVE_BYTES = SYNC_LIMITS.maxBytes + SYNC_LIMITS.maxEntries * 4096;
+
+/** GNU tar's exit status when a file changed while it was read. */
+const TAR_FILE_CHANGED_STATUS = 1;
+
+/**
+ * Arguments: the mount point, and `ro` or `rw`. Standard input is the tar archive.
+ */
+const UNPACK_COPY_SCRIPT = `
+[ -d "$1" ] || mkdir -p "$1" || exit 1
+mount -t tmpfs -o mode=755 toolsmith "$1" || exit 1
+said=$(tar -xpf - -C "$1" 2>&1) || {
+  echo "$said" | tail -n 1 >&2
+  exit 1
+}
+mount -o "remount,$2" "$1"
+`;
+
+/**
+ * Copies a directory to `/mnt/<tag>` of a guest.
+ *
+ * @throws {ToolsmithError} `usage` above the copy limit, `guest_failed` when the
+ * guest lacks memory or `tar`, `timeout` when copying takes minutes.
+ */
+export async function copyIntoGuest(
+  monitor: Monitor,
+  { path, tag, writable }: GuestShare,
+  options: CopyIntoGuestOptions = {},
+): Promise<TarPlan> {
+  const { copyLimit = DEFAULT_COPY_LIMIT_MIB, exclude, signal } = options;
+  const limit = copyLimit * MEBIBYTE;
+  const plan = await planTar(path, { exclude, maxBytes: limit, signal });
+  if (plan.archiveBytes > limit) {
+    throw new ToolsmithError(
+      "usage",
+      `Cannot copy ${path} into the guest: larger than the copy limit of ${copyLimit} MiB`,
+      { hint: "raise the limits: --copy-limit SIZE and --memory SIZE" },
+    );
+  }
+  const copyMs = BASE_COPY_TIMEOUT_MS +
+    Math.ceil(plan.archiveBytes / MIN_COPY_BYTES_PER_MS);
+  using time = startDeadline(copyMs, `Copying ${path} into the guest`, signal);
+  const { code, stderr } = await execInGuest(monitor, "/bin/sh", {
+    args: [
+      "-c",
+      UNPACK_COPY_SCRIPT,
+      "sh",
+      `/mnt/${tag}`,
+      writable ? "rw" : "ro",
+    ],
+    stdin: ReadableStream.from(plan.archiveChunks()),
+    cwd: "/",
+    signal: time.signal,
+  });
+  if (code === 0) return plan;
+  const reason = sanitizeLine(stderr) || `status ${code}`;
+  throw new ToolsmithError(
+    "guest_failed",
+    `Cannot copy ${path} into the guest: ${reason}`,
+    { hint: "use an image with tar, or add guest memory: --memory SIZE" },
+  );
+}
+
+/** What {@linkcode copyFromGuest} takes. */
+export interface CopyFromGuestOptions {
+  /** A private directory of this user, for the archive. */
+  stagingDir: string;
+  /** Cancels the sync when aborted. */
+  signal?: AbortSignal;
+}
+
+/**
+ * Syncs the guest's copy of a directory back to the host: downloads all of it, then
+ * writes the files. Files deleted in the guest stay on the host.
+ *
+ * @returns Which entries were synced and refused: links out of the directory and
+ * devices are refused, set-ID bits are dropped.
+ * @throws {ToolsmithError} `guest_failed` for a malformed archive, or one with more
+ * than 1 GiB or 100,000 entries; `disk_full` when the directory's file system has no
+ * space for it. The directory is unchanged then.
+ */
+export async function copyFromGuest(
+  monitor: Monitor,
+  { path, tag }: GuestShare,
+  { stagingDir, signal }: CopyFromGuestOptions,
+): Promise<ExportSyncResult> {
+  const archivePath = join(stagingDir, `${crypto.randomUUID()}.tar`);
+  const how = { read: true, write: true, createNew: true, mode: 0o600 };
+  using archive = await Deno.open(archivePath, how);
+  // An open file needs no name, and no clean-up.
+  await Deno.remove(archivePath);
+  let bytes = 0;
+  const { code, stderr } = await execInGuest(monitor, "tar", {
+    args: ["-cf", "-", "-C", `/mnt/${tag}`, "."],
+    stdout: async (chunk) => {
+      bytes += chunk.length;
+      if (bytes > MAX_ARCHIVE_BYTES) {
+        throw limitExceededError(`${MAX_ARCHIVE_BYTES} bytes`);
+      }
+      await writeAll(archive, chunk);
+    },
+    cwd: "/",
+    signal,
+  });
+  const message = sanitizeLine(stderr);
+  const failure = code === 0 ? undefined : new ToolsmithError(
+    "guest_failed",
+    `Cannot sync ${path} from the guest: ${message || `status ${code}`}`,
+    { hint: "use an image whose kernel has 9p: its exports need no sync" },
+  );
+  if (failure && code !== TAR_FILE_CHANGED_STATUS) throw failure;
+  // A full disk must not end the sync between two files.
+  await assertFreeSpace(path, bytes, "free disk space for the export");
+  try {
+    const limits = { ...SYNC_LIMITS, signal };
+    const done = await unpackTar(archive, path, limits);
+    return { ...done, changeMessage: failure ? message : "" };
+  } catch (error) {
+    signal?.throwIfAborted();
+    throw failure ?? error;
+  }
+}

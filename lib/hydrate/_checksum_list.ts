@@ -1,0 +1,95 @@
+/**
+ * Checksum lists such as `SHA256SUMS`, which distributions publish beside their
+ * images.
+ *
+ * Formats: GNU coreutils, "cksum output modes": `DIGEST  NAME`, `DIGEST *NAME`,
+ * and the tagged `SHA256 (NAME) = DIGEST`.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+import type { Sha256 } from "../system/digest.ts";
+import { readLimitedBody } from "../system/http_body.ts";
+import { createHttpClient } from "../system/http_client.ts";
+import { type RetryOptions, retryTransient } from "../system/retry.ts";
+import { startStallTimer } from "../system/stall_timer.ts";
+import type { FetchOptions } from "./_fetch_request.ts";
+import { fileTooLargeError, httpsByteSource } from "./_https_byte_source.ts";
+
+/** Network options for the list's server. */
+export type ChecksumListOptions =
+  & RetryOptions
+  & Pick<FetchOptions, "caFile" | "stallTimeoutMs">;
+
+/** Far above the size of any distribution's list. */
+const MAX_CHECKSUM_LIST_BYTES = 1024 * 1024;
+const UNTAGGED_LINE_PATTERN = /^\\?([0-9a-f]{64}) [ *](?:\.\/)?(.+)$/i;
+const TAGGED_LINE_PATTERN = /^SHA256 \((?:\.\/)?(.+)\) = ([0-9a-f]{64})$/i;
+
+/**
+ * Downloads a checksum list and returns the digest of one file.
+ *
+ * Needs `--allow-net` for the list's host.
+ *
+ * @param file The file's URL; the last path segment is its name in the list.
+ * @throws {ToolsmithError} `checksum_mismatch` when the list does not contain
+ * exactly one digest of the file; network errors as in {@linkcode httpsByteSource}.
+ */
+export async function fetchDigestFromList(
+  list: URL,
+  file: URL,
+  options: ChecksumListOptions = {},
+): Promise<Sha256> {
+  const name = lastPathSegment(file);
+  const digests = findDigestsInList(name, await downloadList(list, options));
+  if (digests.length === 1) return digests[0];
+  throw new ToolsmithError(
+    "checksum_mismatch",
+    `Cannot use the checksum list ${list.origin}${list.pathname}: expected one SHA-256 of ${name}, found ${digests.length}`,
+    {
+      hint:
+        "use the checksum list published beside the image, or pass the digest: --sha256 DIGEST",
+    },
+  );
+}
+
+/** Returns the distinct digests of a file; lines in other formats are skipped. */
+export function findDigestsInList(name: string, text: string): Sha256[] {
+  const found = new Set<Sha256>();
+  for (const line of text.split(/\r?\n/)) {
+    const [, digest, untaggedName] = UNTAGGED_LINE_PATTERN.exec(line) ?? [];
+    const [, taggedName, taggedDigest] = TAGGED_LINE_PATTERN.exec(line) ?? [];
+    if (untaggedName === name) found.add(digest.toLowerCase());
+    if (taggedName === name) found.add(taggedDigest.toLowerCase());
+  }
+  return [...found];
+}
+
+function lastPathSegment({ pathname }: URL): string {
+  const segment = pathname.split("/").at(-1) ?? "";
+  try {
+    return decodeURIComponent(segment);
+  } catch {
+    return segment;
+  }
+}
+
+async function downloadList(
+  url: URL,
+  options: ChecksumListOptions,
+): Promise<string> {
+  using client = await createHttpClient(options.caFile);
+  const limit = MAX_CHECKSUM_LIST_BYTES;
+  const source = httpsByteSource(url, client, limit);
+  const { displayName } = source;
+  return await retryTransient(async () => {
+    using timer = startStallTimer(`download ${displayName}`, options);
+    const { body } = await source.requestRange(0, limit, timer.signal);
+    const bytes = await readLimitedBody(body, timer, {
+      shown: displayName,
+      limit,
+    });
+    if (!bytes) throw fileTooLargeError(displayName, limit);
+    return new TextDecoder().decode(bytes);
+  }, options);
+}

@@ -1,0 +1,98 @@
+/**
+ * Requests, options and results that all image sources share.
+ *
+ * @module
+ */
+import type { Emit, UpdateSize } from "../events.ts";
+import type { ImageArch } from "../image/boot_loader.ts";
+import type { ManifestImage } from "../manifest/manifest.ts";
+import { formatImageSource } from "../manifest/image_source.ts";
+import {
+  type DownloadReporter,
+  type DownloadStart,
+  reportDownloadStart,
+} from "../oci/pull.ts";
+import type { VerifiedSignature } from "../manifest/signature_rule.ts";
+import type { TrustOptions } from "../signature/verify_signature.ts";
+import type { Sha256 } from "../system/digest.ts";
+import type { FileIdentity } from "../system/files.ts";
+import { isPortableFileName } from "../system/portable_name.ts";
+import type { RetryOptions } from "../system/retry.ts";
+
+/** Network and retry options for fetching an image. */
+export interface FetchOptions extends TrustOptions {
+  /** Retries after a transient failure. @default {3} */
+  retries?: number;
+  /** Pause before the second attempt, in milliseconds; it doubles. @default {1000} */
+  retryDelayMs?: number;
+  /**
+   * Number of connections for an image of 64 MiB or more. With 1, `oras pull`
+   * transfers the image, and range requests only resume a partial download.
+   *
+   * @default {undefined} `TOOLSMITH_CONNECTIONS`, or 4
+   */
+  connections?: number;
+  /** The architecture to select from an image index. @default {Deno.build.arch} */
+  arch?: ImageArch;
+}
+
+/** A fetched image, with the digest of its bytes; the caller compares that. */
+export interface FetchedImage {
+  path: string;
+  /** File name for the cache, with the extension `.qcow2`. */
+  fileName: string;
+  /** Size, in bytes. */
+  bytes: number;
+  sha256: Sha256;
+  /** The image's architecture, if the source states one. */
+  arch?: ImageArch;
+  /** Who signed the image, if the manifest has a rule. */
+  signature?: VerifiedSignature;
+  /** Identity of the file whose bytes were hashed. */
+  hashedFile: FileIdentity;
+  /** Set if a part was copied from an older image. */
+  update?: UpdateSize;
+}
+
+/** An older image to copy unchanged bytes from. */
+export interface BaseImage {
+  path: string;
+  /** Its version, for messages. */
+  name: string;
+  /** Whether the user has chosen it, so that the copy need not be faster. */
+  isGiven: boolean;
+}
+
+/** An image to fetch into a directory. */
+export interface FetchRequest {
+  image: ManifestImage;
+  dir: string;
+  /** Whether the image's digest is known in advance. */
+  pinned: boolean;
+  base?: BaseImage;
+}
+
+/** {@linkcode FetchOptions} with all defaults filled in. */
+export interface ResolvedFetchOptions extends TrustOptions, RetryOptions {
+  arch: ImageArch;
+  /** Maximum number of connections. */
+  connections: number;
+  emit: Emit;
+}
+
+/** Emits `download_start`; returns the reporter of progress and end. */
+export function reportTransferStart(
+  { image: { name: image, source } }: FetchRequest,
+  { emit }: ResolvedFetchOptions,
+  start: Omit<DownloadStart, "image" | "source">,
+): DownloadReporter {
+  const origin = { image, source: formatImageSource(source) };
+  return reportDownloadStart(emit, { ...origin, ...start });
+}
+
+/** Replaces `.img` by `.qcow2`, and any unusable name by `image.qcow2`. */
+export function toQcow2FileName(name: string): string {
+  const cached = name.replace(/\.img$/i, ".qcow2");
+  const plain = isPortableFileName(cached) && /^.{1,200}\.qcow2$/i.test(cached);
+  return plain ? cached : "image.qcow2";
+}

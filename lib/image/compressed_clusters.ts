@@ -1,0 +1,42 @@
+/**
+ * Finds the compressed clusters of a QCOW2 image.
+ *
+ * Format: QEMU, docs/interop/qcow2.txt, "Compressed Clusters Descriptor".
+ *
+ * @module
+ */
+import { readFileAt } from "../system/files.ts";
+import { CLUSTER_OFFSET_MASK, readQcow2HeaderFrom } from "./qcow2_header.ts";
+
+const MAX_CLUSTERS = 4_000_000;
+
+/**
+ * Returns the offsets of the compressed clusters in the file, in order: none if it is
+ * not QCOW2, is damaged, or has more than 4 million of them.
+ */
+export async function compressedClusterOffsets(file: Deno.FsFile) {
+  const header = await readQcow2HeaderFrom(file, "").catch(() => undefined);
+  if (!header) return Float64Array.of();
+  const { clusterSize, fileSize, l1Offset, l1EntryCount, extendedL2 } = header;
+  const l1 = await readFileAt(file, l1Offset, l1EntryCount * 8);
+  const tables = new Set<number>();
+  for (let at = 0; at + 8 <= l1.byteLength; at += 8) {
+    const table = Number(l1.getBigUint64(at) & CLUSTER_OFFSET_MASK);
+    // Overlapping tables would make the work more than linear.
+    if (table > 0 && table % clusterSize === 0) tables.add(table);
+  }
+  // An offset has up to 61 bits, more than bitwise operators take.
+  const upperMask = 2 ** (38 - Math.log2(clusterSize)) - 1;
+  const found: number[] = [];
+  for (const table of tables) {
+    const l2 = await readFileAt(file, table, clusterSize);
+    for (let at = 0; at + 8 <= l2.byteLength; at += extendedL2 ? 16 : 8) {
+      const upper = l2.getUint32(at);
+      const isCompressed = (upper >> 30 & 1) !== 0;
+      const offset = (upper & upperMask) * 2 ** 32 + l2.getUint32(at + 4);
+      if (isCompressed && offset < fileSize) found.push(offset);
+    }
+    if (found.length > MAX_CLUSTERS) return Float64Array.of();
+  }
+  return Float64Array.from(found).sort();
+}

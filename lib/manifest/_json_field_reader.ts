@@ -1,0 +1,122 @@
+/**
+ * Reads a JSON file field by field. Each error names the file and the field.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+import {
+  isJsonObject,
+  jsonNestingDepth,
+  type JsonObject,
+  parseJsonText,
+  walkJsonMembers,
+} from "../system/json.ts";
+import { sanitizeLine } from "../system/sanitize_text.ts";
+
+/** A manifest has three levels. */
+const MAX_NESTING_DEPTH = 64;
+
+/** Typed field readers for one JSON file. Each throws `manifest_invalid`. */
+export interface JsonFieldReader {
+  /** Parses the file's text; a syntax error names line and column. */
+  parse(text: string): unknown;
+  requireObject(value: unknown, field: string): JsonObject;
+  /** Reads a required field that is not blank; the hint describes its value. */
+  requiredText(object: JsonObject, field: string, hint: string): string;
+  /** Reads an optional field and trims it; blank text counts as missing. */
+  optionalText(object: JsonObject, field: string): string | undefined;
+  /** Rejects fields that are neither known nor named `x-…`. */
+  rejectUnknownFields(
+    object: JsonObject,
+    known: string[],
+    prefix?: string,
+  ): void;
+  fieldError(field: string, why: string, hint: string): ToolsmithError;
+}
+
+/**
+ * Creates the field readers of a file.
+ *
+ * @param help Hint that points to the format's documentation.
+ */
+export function createJsonFieldReader(
+  file: string,
+  help: string,
+): JsonFieldReader {
+  const fieldError = (field: string, why: string, hint: string) => {
+    const where = field ? `${file}: ${sanitizeLine(field, 120)}` : file;
+    return new ToolsmithError("manifest_invalid", `${where}: ${why}`, { hint });
+  };
+  const requireString = (value: unknown, field: string) => {
+    if (typeof value === "string") return value;
+    const hint = "write the value as a string in double quotes";
+    throw fieldError(field, `${toShortJson(value)} is not a string`, hint);
+  };
+  return {
+    fieldError,
+    parse(text) {
+      const value = parseManifestJson(text, file);
+      if (jsonNestingDepth(text) > MAX_NESTING_DEPTH) {
+        throw fieldError("", "JSON is nested too deeply", help);
+      }
+      for (const { key, parentKeys, isDuplicateKey } of walkJsonMembers(text)) {
+        if (!isDuplicateKey || parentKeys.some(isExtensionField)) continue;
+        const field = [...parentKeys.filter((name) => name), key].join(".");
+        const hint = "remove one of the duplicate keys";
+        throw fieldError(field, "duplicate key", hint);
+      }
+      return value;
+    },
+    requireObject(value, field) {
+      if (isJsonObject(value)) return value;
+      throw fieldError(field, `${toShortJson(value)} is not an object`, help);
+    },
+    requiredText(object, field, hint) {
+      const value = object[leafFieldName(field)];
+      if (value === undefined) throw fieldError(field, "missing", hint);
+      const text = requireString(value, field);
+      if (text.trim() === "") throw fieldError(field, "empty", hint);
+      return text;
+    },
+    optionalText(object, field) {
+      const value = object[leafFieldName(field)];
+      if (value === undefined) return undefined;
+      return requireString(value, field).trim() || undefined;
+    },
+    rejectUnknownFields(object, known, prefix = "") {
+      for (const key of Object.keys(object)) {
+        if (known.includes(key) || isExtensionField(key)) continue;
+        const names = known.map((name) => prefix + name).join(", ");
+        const hint = `use one of these fields: ${names}`;
+        throw fieldError(prefix + key, "unknown field", hint);
+      }
+    },
+  };
+}
+
+/** Whether a field belongs to another program (`x-…`) and is not validated. */
+export function isExtensionField(key: string): boolean {
+  return key.startsWith("x-");
+}
+
+/** Formats a value for a message: its JSON, truncated to 60 characters. */
+export function toShortJson(value: unknown): string {
+  const text = String(JSON.stringify(value));
+  return text.length > 60 ? `${text.slice(0, 57)}…` : text;
+}
+
+/** Returns `name` for the path `image.name`. */
+function leafFieldName(field: string): string {
+  return field.slice(field.lastIndexOf(".") + 1);
+}
+
+function parseManifestJson(text: string, file: string): unknown {
+  try {
+    return parseJsonText(text, file);
+  } catch (cause) {
+    throw new ToolsmithError("manifest_invalid", (cause as Error).message, {
+      hint: "fix the JSON syntax at this position; comments are not allowed",
+      cause,
+    });
+  }
+}

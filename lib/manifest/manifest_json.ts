@@ -1,0 +1,96 @@
+/**
+ * The JSON form of a manifest, `.toolsmith/tools.json`, and how a new one is
+ * created for an image.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+import { isValidImageName } from "./manifest.ts";
+import type { SignatureRule } from "./signature_rule.ts";
+import type { Sha256 } from "../system/digest.ts";
+
+/** A manifest as stored in `tools.json`. */
+export interface ManifestJson {
+  /** The image that the tools run in. */
+  image: {
+    /** Image name, also the name of its cache directory. */
+    name: string;
+    /** Root filesystem archive for other programs; empty in a new manifest. */
+    tarball: string;
+    /** SHA-256 of the archive. */
+    sha256: string;
+    /** Source of the QCOW2 file. */
+    qcow2: string;
+    /** SHA-256 of the QCOW2 file. */
+    qcow2_sha256: string;
+    /** Who must have signed the image's artifact. */
+    signature?: SignatureRule;
+  };
+  /** Maps tool names to paths in the guest. */
+  tools: Record<string, string>;
+  /** Names of the allowed tools; empty allows all. */
+  operations: string[];
+}
+
+/** An image to pin in a manifest. */
+export interface PinnedImage {
+  name: string;
+  /** Image source, such as `oci://ghcr.io/owner/repo:1.0`. */
+  source: string;
+  /** SHA-256 of the QCOW2 file. */
+  sha256: Sha256;
+  /** Who must have signed the image's artifact. @default {undefined} unchanged */
+  signature?: SignatureRule;
+}
+
+/**
+ * Creates the manifest of an image, with its fields in the documented order.
+ *
+ * @throws {ToolsmithError} `usage` when the name is not a valid directory name.
+ */
+export function createManifestJson(image: PinnedImage): ManifestJson {
+  assertValidImageName(image.name);
+  return {
+    image: {
+      name: image.name,
+      tarball: "",
+      sha256: "",
+      qcow2: image.source,
+      qcow2_sha256: image.sha256,
+      ...image.signature && { signature: image.signature },
+    },
+    tools: {},
+    operations: [],
+  };
+}
+
+/**
+ * Rejects a name that is not a valid cache directory on every system.
+ *
+ * @throws {ToolsmithError} `usage`.
+ */
+export function assertValidImageName(name: string): void {
+  if (isValidImageName(name)) return;
+  throw new ToolsmithError(
+    "usage",
+    `Cannot name the image "${name}": not a valid directory name`,
+    { hint: "use at most 128 letters, digits and dashes; dots only inside" },
+  );
+}
+
+/** Formats a manifest as JSON, indented by two, with a final newline. */
+export function formatManifestJson(manifest: ManifestJson): string {
+  return JSON.stringify(manifest, null, 2) + "\n";
+}
+
+/**
+ * Derives a default image name.
+ *
+ * @param path Repository or file path.
+ * @returns The last part, without `.qcow2` or `.img`, as a valid directory name.
+ */
+export function imageNameFromPath(path: string): string {
+  const last = path.split(/[/\\]/).at(-1) ?? "";
+  return last.replace(/\.(?:qcow2|img)$/i, "").replace(/[^\w.-]+/g, "-")
+    .replace(/^[.-]+|[.-]+$/g, "").slice(0, 128) || "image";
+}

@@ -1,0 +1,177 @@
+/**
+ * Pins an image in a new or existing manifest. An existing file keeps its other
+ * fields and all formatting.
+ *
+ * @module
+ */
+import { dirname, resolve } from "../path.ts";
+import {
+  createManifestJson,
+  formatManifestJson,
+  type ManifestJson,
+  type PinnedImage,
+} from "./manifest_json.ts";
+import { systemError } from "../errors.ts";
+import { orIfNotFound, replaceFileAtomically } from "../system/files.ts";
+import { walkJsonMembers } from "../system/json.ts";
+import { createJsonFieldReader } from "./_json_field_reader.ts";
+import {
+  type ManifestImage,
+  parseManifest,
+  rejectSymlinkedManifest,
+} from "./manifest.ts";
+
+/** Options of {@linkcode writeManifest}. */
+export interface WriteManifestOptions {
+  /** Also change the image name in an existing manifest. @default {false} */
+  setName?: boolean;
+}
+
+/** Result of {@linkcode writeManifest}. */
+export type ManifestWriteResult = "created" | "updated" | "unchanged";
+
+/**
+ * Pins an image in a manifest. An existing file keeps its other fields, their
+ * order, indentation and line ends, and is replaced atomically.
+ *
+ * Needs `--allow-read` and `--allow-write` for the file and its directory.
+ *
+ * @param path The manifest file; a missing directory is created.
+ * @throws {ToolsmithError} `manifest_invalid` when the updated file would not be
+ * a valid manifest; `file_unreadable`; `usage` for an invalid image name.
+ */
+export async function writeManifest(
+  path: string,
+  image: PinnedImage,
+  options: WriteManifestOptions = {},
+): Promise<ManifestWriteResult> {
+  const fresh = formatManifestJson(createManifestJson(image));
+  return await withManifestWriteErrors(path, async () => {
+    const { file, text } = await readManifestFile(path);
+    if (text === undefined) {
+      await Deno.mkdir(dirname(file), { recursive: true });
+      await replaceFileAtomically(file, fresh, { mode: 0o666 });
+      return "created";
+    }
+    const after = replaceImageFields(text, file, image, options);
+    if (after === text) return "unchanged";
+    const { mode } = await Deno.stat(file);
+    const kept = (mode ?? 0o644) & 0o777;
+    await replaceFileAtomically(file, after, { mode: kept, ignoreUmask: true });
+    return "updated";
+  });
+}
+
+/**
+ * Rejects a manifest that cannot be updated, before a long transfer rather than
+ * after one.
+ *
+ * Needs `--allow-read` for the file.
+ *
+ * @param path The manifest file, which need not exist.
+ * @returns The image, with placeholders for what an update replaces; `undefined` for
+ * a missing manifest.
+ * @throws {ToolsmithError} `manifest_invalid`, `file_unreadable`.
+ */
+export async function assertManifestUpdatable(
+  path: string,
+  options: WriteManifestOptions = {},
+): Promise<ManifestImage | undefined> {
+  return await withManifestWriteErrors(path, async () => {
+    const { file, text } = await readManifestFile(path);
+    if (text === undefined) return undefined;
+    // The current source and digest may be placeholders: validate the rest.
+    const after = replaceImageFields(text, file, PLACEHOLDER_IMAGE, options);
+    return parseManifest(after, file).image;
+  });
+}
+
+/**
+ * Whether a file exists that a new manifest would replace.
+ *
+ * Needs `--allow-read` for the file.
+ *
+ * @throws {ToolsmithError} `file_unreadable`.
+ */
+export async function manifestExists(path: string): Promise<boolean> {
+  return await withManifestWriteErrors(path, async () => {
+    await rejectSymlinkedManifest(resolve(path), "write");
+    return await orIfNotFound(Deno.lstat(path)) !== undefined;
+  });
+}
+
+const PLACEHOLDER_IMAGE: PinnedImage = {
+  name: "any",
+  source: "oci://localhost/any:any",
+  sha256: "0".repeat(64),
+};
+
+/** A string, or an object of strings. */
+const REPLACEABLE_PATTERN =
+  /"(?:[^"\\]|\\.)*"|\{(?:[^"{}]|"(?:[^"\\]|\\.)*")*\}/y;
+
+async function readManifestFile(path: string) {
+  await rejectSymlinkedManifest(resolve(path), "write");
+  const file = await Deno.realPath(path).catch(() => path);
+  return { file, text: await orIfNotFound(Deno.readTextFile(file)) };
+}
+
+async function withManifestWriteErrors<T>(
+  path: string,
+  work: () => Promise<T>,
+): Promise<T> {
+  try {
+    return await work();
+  } catch (cause) {
+    const messagePrefix = `Cannot write manifest ${path}`;
+    throw systemError(cause, { messagePrefix });
+  }
+}
+
+/**
+ * Replaces source and digest, and on request the name and the signature rule, in a
+ * manifest's text.
+ *
+ * @param text The manifest; the replaced values may be placeholders.
+ * @param path The file's path, for errors.
+ * @returns The text with only these values changed.
+ * @throws {ToolsmithError} `manifest_invalid`.
+ */
+export function replaceImageFields(
+  text: string,
+  path: string,
+  image: PinnedImage,
+  options: WriteManifestOptions = {},
+): string {
+  const values: Record<string, string> = {
+    qcow2: JSON.stringify(image.source),
+    qcow2_sha256: JSON.stringify(image.sha256),
+  };
+  if (options.setName) values.name = JSON.stringify(image.name);
+  const read = createJsonFieldReader(path, "see docs/consuming.md").parse(text);
+  if (image.signature) {
+    const before = text.slice(0, text.indexOf('"qcow2_sha256"'));
+    const indentation = before.slice(before.trimEnd().length);
+    values.signature = JSON.stringify(image.signature, null, 2)
+      .replaceAll("\n", indentation);
+    const hasRule = (read as Partial<ManifestJson> | null)?.image?.signature;
+    if (!hasRule) {
+      values.qcow2_sha256 += `,${indentation}"signature": ${values.signature}`;
+    }
+  }
+  let result = "";
+  let end = 0;
+  // Validation comes last, because this may replace an invalid placeholder.
+  for (const { key, parentKeys, valueOffset } of walkJsonMembers(text)) {
+    const isInImage = parentKeys.length === 2 && parentKeys[1] === "image";
+    if (!isInImage || !Object.hasOwn(values, key)) continue;
+    REPLACEABLE_PATTERN.lastIndex = valueOffset;
+    const [replaced] = REPLACEABLE_PATTERN.exec(text) ?? [];
+    if (replaced === undefined) continue;
+    result += text.slice(end, valueOffset) + values[key];
+    end = valueOffset + replaced.length;
+  }
+  result += text.slice(end);
+  parseManifest(result, path);
+  return result;
+}

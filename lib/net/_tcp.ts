@@ -1,0 +1,301 @@
+/**
+ * One TCP connection of the guest (RFC 9293, with the window scaling of RFC 7323). Between
+ * guest and host nothing changes its order, so only what comes in order is accepted. What
+ * is dropped for lack of memory, the guest sends again.
+ *
+ * @module
+ */
+import {
+  ACK,
+  FIN,
+  MTU,
+  RST,
+  SEGMENT_DATA_AT,
+  type SegmentHeader,
+  SYN,
+  type TcpSegment,
+  writeTcp,
+} from "./_packet.ts";
+
+/** What the connections of a guest share. */
+export interface TcpLink {
+  /** Queues a frame to the guest. */
+  send(frame: Uint8Array): void;
+  /** Calls {@linkcode TcpConnection.acknowledge} once for many segments. */
+  acknowledgeSoon(connection: TcpConnection): void;
+  /** Forgets a connection. */
+  closed(connection: TcpConnection): void;
+  /** Bytes that all connections hold. */
+  heldBytes: number;
+}
+
+/** The connection has ended early. */
+export class ConnectionResetError extends Error {}
+
+/** A connection holds up to 1 MiB each way. */
+const MAX_HELD_BYTES = 1 << 20;
+/** Above this, a connection holds one segment each way. */
+const MAX_ALL_HELD_BYTES = 16 << 20;
+/** What a segment costs besides its data. */
+const SEGMENT_COST = 256;
+const WINDOW_SHIFT = 5;
+const MAX_SEGMENT_BYTES = MTU - 40;
+const MIN_READ_BYTES = 4096;
+/** Doubled with each retransmission. */
+const FIRST_RETRANSMISSION_TICKS = 4;
+const MAX_RETRANSMISSIONS = 7;
+
+export class TcpConnection {
+  /** `opening` until the host is connected to the destination. */
+  state: "opening" | "open" | "closed" = "opening";
+  readonly peer: Pick<SegmentHeader, "guestPort" | "address" | "port">;
+  /** Called when the connection ends early: the host may be waiting for its peer. */
+  onReset?: () => void;
+  readonly #link: TcpLink;
+  #changed = Promise.withResolvers<void>();
+  /** What this connection's segments cost, in bytes. */
+  readonly #held = { received: 0, sent: 0 };
+
+  /** The guest's next sequence number. */
+  #expected: number;
+  #received: Uint8Array[] = [];
+  #guestEnded = false;
+  /** The window that the guest knows. */
+  #offered = 0;
+
+  #sequence = crypto.getRandomValues(new Uint32Array(1))[0];
+  #acknowledged = this.#sequence;
+  #unacknowledged: { frame: Uint8Array; end: number }[] = [];
+  #hostEnded = false;
+  #window: number;
+  #guestShift: number | undefined;
+  #maxSegment = 536;
+  #readBytes = MIN_READ_BYTES;
+  #ticks = 0;
+  #retransmissions = 0;
+
+  constructor(syn: TcpSegment, link: TcpLink) {
+    const { guestPort, address, port, options } = syn;
+    this.peer = { guestPort, address, port };
+    this.#link = link;
+    this.#expected = syn.sequence + 1 >>> 0;
+    this.#window = syn.window;
+    for (let at = 0; at < options.length && options[at] !== 0;) {
+      const [kind, length, first, second] = options.subarray(at);
+      if (kind !== 1 && !(length >= 2)) break;
+      if (kind === 2 && length === 4) this.#maxSegment = first << 8 | second;
+      if (kind === 3 && length === 3) this.#guestShift = Math.min(first, 14);
+      at += kind === 1 ? 1 : length;
+    }
+    this.#maxSegment = Math.max(this.#maxSegment, 64);
+    this.#maxSegment = Math.min(this.#maxSegment, MAX_SEGMENT_BYTES);
+  }
+
+  accept(): void {
+    if (this.state !== "opening") return;
+    this.state = "open";
+    const scale = this.#guestShift === undefined ? [] : [1, 3, 3, WINDOW_SHIFT];
+    const [high, low] = [MAX_SEGMENT_BYTES >> 8, MAX_SEGMENT_BYTES & 255];
+    const options = [2, 4, high, low, ...scale];
+    const frame = new Uint8Array(SEGMENT_DATA_AT + options.length);
+    frame.set(options, SEGMENT_DATA_AT);
+    this.#transmit(frame, SYN | ACK);
+  }
+
+  /** Ends the connection at once, or refuses it. */
+  reset(): void {
+    if (this.state !== "closed") this.#sendEmpty(RST | ACK);
+    this.#close();
+  }
+
+  /** Tells the guest what has arrived and how much it may send. */
+  acknowledge(): void {
+    if (this.state === "open") this.#sendEmpty(ACK);
+  }
+
+  receive(segment: TcpSegment): void {
+    const { flags } = segment;
+    if (flags & RST) return this.#close();
+    // Repeated, or for a new connection where the guest has forgotten this one.
+    if (flags & SYN) return this.acknowledge();
+    if (this.state !== "open") return;
+    if (flags & ACK) this.#receiveAcknowledgment(segment);
+    if (segment.data.length > 0 || flags & FIN) this.#receiveData(segment);
+    const isDone = this.#hostEnded && this.#guestEnded;
+    if (isDone && this.#unacknowledged.length === 0) {
+      this.acknowledge();
+      this.state = "closed";
+      this.#link.closed(this);
+    }
+  }
+
+  /**
+   * The next bytes of the guest; `undefined` at their end.
+   *
+   * @throws {ConnectionResetError}
+   */
+  async read(): Promise<Uint8Array | undefined> {
+    while (this.#received.length === 0) {
+      if (this.#guestEnded) return undefined;
+      await this.#change();
+    }
+    const data = this.#received.shift()!;
+    this.#hold("received", -data.length - SEGMENT_COST);
+    // The guest waits if the window that it knows is full.
+    const isWindowSmall = this.#offered < MAX_HELD_BYTES / 4;
+    if (isWindowSmall && this.#freeBytes() > MAX_HELD_BYTES / 2) {
+      this.acknowledge();
+    }
+    return data;
+  }
+
+  /**
+   * Sends the guest what one read returns, once the guest has room.
+   *
+   * @param read Returns the number of bytes, or `null` at the end.
+   * @returns Whether there may be more.
+   * @throws {ConnectionResetError}
+   */
+  async sendFrom(
+    read: (into: Uint8Array) => Promise<number | null>,
+  ): Promise<boolean> {
+    const room = await this.#roomForSegment();
+    const size = Math.min(room, this.#maxSegment, this.#readBytes);
+    const frame = new Uint8Array(SEGMENT_DATA_AT + size);
+    const count = await read(frame.subarray(SEGMENT_DATA_AT));
+    if (this.state === "closed") throw new ConnectionResetError();
+    if (count === null) this.#hostEnded = true;
+    const used = frame.subarray(0, SEGMENT_DATA_AT + (count ?? 0));
+    // Small segments must not keep large buffers.
+    const whole = used.length < frame.length / 2 ? used.slice() : used;
+    this.#transmit(whole, count === null ? ACK | FIN : ACK);
+    this.#readBytes = Math.max(MIN_READ_BYTES, Math.min(2 * (count ?? 0), MTU));
+    return count !== null;
+  }
+
+  /** Called at regular intervals: retransmits, and probes a closed window. */
+  tick(): void {
+    const wait = FIRST_RETRANSMISSION_TICKS << this.#retransmissions;
+    if (this.state !== "open" || ++this.#ticks < wait) return;
+    this.#ticks = 0;
+    if (this.#unacknowledged.length > 0) {
+      if (this.#retransmissions++ === MAX_RETRANSMISSIONS) return this.reset();
+      this.#link.send(this.#unacknowledged[0].frame);
+    } else if (this.#window === 0) {
+      // The guest answers a sequence number that it has seen with its window.
+      this.#sendEmpty(ACK, this.#sequence - 1 >>> 0);
+    }
+  }
+
+  #receiveAcknowledgment({ acknowledged, window }: TcpSegment) {
+    const gained = acknowledged - this.#acknowledged | 0;
+    if (gained < 0 || (acknowledged - this.#sequence | 0) > 0) return;
+    this.#window = window << (this.#guestShift ?? 0);
+    this.#acknowledged = acknowledged;
+    let [oldest] = this.#unacknowledged;
+    while (oldest && (oldest.end - acknowledged | 0) <= 0) {
+      this.#unacknowledged.shift();
+      this.#hold("sent", -oldest.frame.buffer.byteLength - SEGMENT_COST);
+      [oldest] = this.#unacknowledged;
+    }
+    if (gained > 0) {
+      // What followed a lost segment may be lost, too.
+      if (this.#retransmissions > 0 && oldest) this.#link.send(oldest.frame);
+      this.#ticks = this.#retransmissions = 0;
+    }
+    this.#notify();
+  }
+
+  #receiveData({ sequence, data, flags }: TcpSegment) {
+    this.#link.acknowledgeSoon(this);
+    const known = this.#expected - sequence | 0;
+    if (this.#guestEnded || known < 0 || known > data.length) return;
+    // Copied, as the guest's next frame takes its place.
+    const fresh = data.slice(known);
+    // The guest does not count what its segments cost.
+    const isTooMuch = this.#held.received > 1.5 * MAX_HELD_BYTES ||
+      this.#link.heldBytes > MAX_ALL_HELD_BYTES && this.#held.received > 0;
+    if (isTooMuch && fresh.length > 0) return;
+    if (fresh.length > 0) {
+      this.#received.push(fresh);
+      this.#hold("received", fresh.length + SEGMENT_COST);
+    }
+    this.#guestEnded = (flags & FIN) !== 0;
+    this.#expected = this.#expected + fresh.length + (flags & FIN) >>> 0;
+    this.#notify();
+  }
+
+  async #roomForSegment(): Promise<number> {
+    while (true) {
+      const onTheWay = this.#sequence - this.#acknowledged >>> 0;
+      const room = Math.min(this.#window, MAX_HELD_BYTES) - onTheWay;
+      if (this.#unacknowledged.length === 0) {
+        if (room > 0) return room;
+      } else {
+        // Filling the last bytes of a window with small segments is slow.
+        const isSmall = room < Math.min(this.#maxSegment, 16384);
+        const isHeld = this.#held.sent > MAX_HELD_BYTES ||
+          this.#link.heldBytes > MAX_ALL_HELD_BYTES;
+        if (!isSmall && !isHeld) return room;
+      }
+      await this.#change();
+    }
+  }
+
+  /** Sends a segment that the guest has to acknowledge. */
+  #transmit(frame: Uint8Array, flags: number) {
+    this.#write(frame, flags);
+    const length = flags & (SYN | FIN) ? 1 : frame.length - SEGMENT_DATA_AT;
+    this.#sequence = this.#sequence + length >>> 0;
+    if (this.#unacknowledged.length === 0) this.#ticks = 0;
+    this.#unacknowledged.push({ frame, end: this.#sequence });
+    this.#hold("sent", frame.buffer.byteLength + SEGMENT_COST);
+    this.#link.send(frame);
+  }
+
+  #sendEmpty(flags: number, sequence?: number) {
+    const frame = new Uint8Array(SEGMENT_DATA_AT);
+    this.#link.send(this.#write(frame, flags, sequence));
+  }
+
+  #write(frame: Uint8Array, flags: number, sequence = this.#sequence) {
+    this.#offered = this.#freeBytes();
+    const isScaled = this.#guestShift !== undefined && !(flags & SYN);
+    const window = this.#offered >> (isScaled ? WINDOW_SHIFT : 0);
+    return writeTcp(frame, {
+      ...this.peer,
+      ...{ sequence, flags, acknowledged: this.#expected },
+      window: Math.min(window, 0xffff),
+    });
+  }
+
+  #freeBytes() {
+    return Math.max(0, MAX_HELD_BYTES - this.#held.received);
+  }
+
+  #hold(what: "received" | "sent", bytes: number) {
+    this.#held[what] += bytes;
+    this.#link.heldBytes += bytes;
+  }
+
+  #close() {
+    this.state = "closed";
+    this.#hold("received", -this.#held.received);
+    this.#hold("sent", -this.#held.sent);
+    this.#received = [];
+    this.#unacknowledged = [];
+    this.#link.closed(this);
+    this.onReset?.();
+    this.#notify();
+  }
+
+  async #change() {
+    if (this.state === "closed") throw new ConnectionResetError();
+    await this.#changed.promise;
+  }
+
+  #notify() {
+    this.#changed.resolve();
+    this.#changed = Promise.withResolvers();
+  }
+}

@@ -1,0 +1,121 @@
+/**
+ * Runs the `oras` program against a registry, and throws typed errors.
+ *
+ * @module
+ */
+import { processEnvironment } from "../environment.ts";
+import { ToolsmithError } from "../errors.ts";
+import { resolve, SEPARATOR } from "../path.ts";
+import { isLoopbackHost } from "../system/ip_address.ts";
+import { isPermissionGranted } from "../system/permissions.ts";
+import {
+  type ProcessResult,
+  runProcess,
+  type RunProcessOptions,
+} from "../system/process.ts";
+import { anySignal } from "../system/time.ts";
+import { parseCredentialError } from "./_credential_errors.ts";
+import { dockerConfigDir, readDockerConfigFile } from "./_docker_config.ts";
+import {
+  CLEARED_SECRET_VARIABLES,
+  ghcrCredentialsFromEnv,
+  redactSecrets,
+} from "./ghcr_credentials.ts";
+import { parseOrasError } from "./_oras_errors.ts";
+import type { OciReference } from "./reference.ts";
+import { type RegistryOptions, usesPlainHttp } from "./registry_options.ts";
+
+/** A subcommand of oras that contacts a registry. */
+export interface OrasRegistryCommand
+  extends Pick<RunProcessOptions, "cwd" | "signal" | "onStart"> {
+  subcommand: string[];
+  /** Arguments after the flags for connection and credentials. */
+  args: string[];
+}
+
+/** oras treats a missing file as a configuration without credentials. */
+const NONEXISTENT_CONFIG_PATH = "/nonexistent/toolsmith.json";
+
+/** Returns the name or path of the oras program. */
+export function orasPath(
+  { env = processEnvironment }: RegistryOptions,
+): string {
+  const path = env.get("TOOLSMITH_ORAS") || "oras";
+  // oras may run in another working directory.
+  return path.includes(SEPARATOR) ? resolve(path) : path;
+}
+
+/** Runs a subcommand against a registry; throws typed errors. */
+export async function runOrasForRegistry(
+  reference: OciReference,
+  options: RegistryOptions,
+  { subcommand, args, ...rest }: OrasRegistryCommand,
+): Promise<ProcessResult> {
+  const { env = processEnvironment } = options;
+  const credentials = ghcrCredentialsFromEnv(reference.registry, env);
+  const plain = usesPlainHttp(reference.registry, options);
+  if (plain && credentials) {
+    const message =
+      `Cannot send GHCR_TOKEN to ${reference.registry} over plain HTTP`;
+    const hint = "remove --plain-http, or unset GHCR_TOKEN";
+    throw new ToolsmithError("usage", message, { hint });
+  }
+  // Over plain HTTP, Docker's credentials could be read on the network.
+  const withheld = plain && !isLoopbackHost(reference.registry);
+  // oras reads no configuration if it gets credentials.
+  const config = credentials || withheld
+    ? undefined
+    // oras itself reports an unreadable configuration.
+    : await readDockerConfigFile(env).catch(() => undefined);
+  // Always explicit, because oras defaults to plain HTTP on localhost.
+  const connection = [`--plain-http=${plain}`];
+  if (options.caFile) connection.push("--ca-file", resolve(options.caFile));
+  // docker accepts an empty file; oras 1.3.0 fails on it.
+  if (withheld || config?.text.trim() === "") {
+    connection.push("--registry-config", NONEXISTENT_CONFIG_PATH);
+  }
+  if (credentials) connection.push("-u", credentials.user, "--password-stdin");
+  const all = [...subcommand, ...connection, ...args];
+  const input = credentials?.token;
+  const output = await runOras(options, { args: all, input, ...rest });
+  if (output.code === 0) return output;
+  const stderr = redactSecrets(output.stderr, credentials);
+  const error =
+    (config && parseCredentialError(stderr, reference.registry, config)) ??
+      parseOrasError(stderr, reference, credentials !== undefined);
+  if (!withheld || error.code !== "unauthorized") throw error;
+  const hint =
+    "serve the registry over HTTPS; pass --ca-file FILE for a private CA";
+  const message =
+    `Cannot log in to http://${reference.registry}: credentials are not sent over plain HTTP`;
+  throw new ToolsmithError("unauthorized", message, { hint, cause: error });
+}
+
+/** Runs oras; the signal of the options or of the call ends it. */
+export async function runOras(
+  options: RegistryOptions,
+  call: RunProcessOptions,
+): Promise<ProcessResult> {
+  const program = orasPath(options);
+  const signal = anySignal(options.signal, call.signal);
+  try {
+    // oras inherits the variable; set it only if Deno may read it.
+    const variable = "DOCKER_CONFIG";
+    const dir = isPermissionGranted({ name: "env", variable })
+      ? await dockerConfigDir(processEnvironment)
+      : undefined;
+    const env = { ...CLEARED_SECRET_VARIABLES, ...dir && { [variable]: dir } };
+    return await runProcess(program, { ...call, signal, env });
+  } catch (cause) {
+    const { NotADirectory, NotFound, PermissionDenied } = Deno.errors;
+    const isMissing = [NotFound, NotADirectory, PermissionDenied]
+      .some((kind) => cause instanceof kind);
+    if (!isMissing) throw cause;
+    const message = program === "oras"
+      ? "oras not found on PATH"
+      : `oras not found: ${program} is missing or not executable`;
+    const hint =
+      "install ORAS (https://oras.land/) or set TOOLSMITH_ORAS to its path";
+    throw new ToolsmithError("oras_not_found", message, { hint, cause });
+  }
+}

@@ -1,0 +1,193 @@
+/**
+ * Authorizes requests to a registry, with Basic or with tokens from its token
+ * service.
+ *
+ * Formats: the distribution project's "Token Authentication" and "OAuth2 Token
+ * Authentication".
+ *
+ * @module
+ */
+import { readLimitedBody } from "../system/http_body.ts";
+import type { HttpRequestInit } from "../system/http_client.ts";
+import { httpStatusError } from "../system/http_errors.ts";
+import { redirectRefusalReason } from "../system/redirects.ts";
+import { isTransientError } from "../system/retry.ts";
+import {
+  type StallTimerOptions,
+  startStallTimer,
+} from "../system/stall_timer.ts";
+import type { Deadline } from "../system/time.ts";
+import { RangesUnavailableError } from "../transfer/byte_source.ts";
+import { mayReceiveSecrets } from "./ghcr_credentials.ts";
+import {
+  chooseAuthChallenge,
+  parseAuthChallenges,
+  type SupportedChallenge,
+} from "./_auth_challenges.ts";
+import type { RegistryCredentials } from "./_docker_config.ts";
+
+/** Options of {@linkcode registryAuthorizer}. */
+export interface RegistryAuthorizerOptions extends StallTimerOptions {
+  repository: string;
+  registryUrl: URL;
+  /** Reads the credentials; called at most once, when they are needed. */
+  readCredentials: () => Promise<RegistryCredentials>;
+  /** Sends requests to the token service, without following redirects. */
+  sendRequest: (url: URL, request: HttpRequestInit) => Promise<Response>;
+}
+
+const MAX_TOKEN_RESPONSE_BYTES = 128 * 1024;
+/** The specification's default. */
+const DEFAULT_TOKEN_LIFETIME_S = 60;
+
+/**
+ * Provides the `Authorization` header for one registry. Sends no credentials before the
+ * registry's challenge, and only to the registry and its token service.
+ *
+ * @param options The repository, its credentials, and the HTTP client.
+ * @returns The authorizer; throws {@linkcode RangesUnavailableError} if it cannot
+ * answer the challenge.
+ */
+export function registryAuthorizer(options: RegistryAuthorizerOptions) {
+  let credentials: Promise<RegistryCredentials> | undefined;
+  let challenge: SupportedChallenge | undefined;
+  let value: string | undefined;
+  let expiresAt = Infinity;
+  let renewal: Promise<void> | undefined;
+
+  async function authorize(known: SupportedChallenge) {
+    const { registryUrl } = options;
+    const may = mayReceiveSecrets(registryUrl);
+    credentials ??= may ? options.readCredentials() : Promise.resolve({});
+    const found = await credentials;
+    if (known.scheme === "basic") {
+      if (!may) throw credentialsNotSentError(registryUrl);
+      if (!found.login) {
+        const why = `no user name and password for ${registryUrl.host}`;
+        throw new RangesUnavailableError(why);
+      }
+      value = basicAuthorization(found.login);
+      return;
+    }
+    const { token, lifeMs } = await fetchBearerToken(known, found, options);
+    value = `Bearer ${token}`;
+    // Early, so that the token is still valid when a request arrives.
+    expiresAt = performance.now() + lifeMs * 0.9;
+  }
+
+  /** Concurrent requests share one renewal. */
+  const authorizeOnce = (known: SupportedChallenge) =>
+    renewal ??= authorize(known).finally(() => renewal = undefined);
+
+  return {
+    /** Returns the current value; first renews a token that is about to expire. */
+    async authorizationHeader(): Promise<string | undefined> {
+      if (challenge && performance.now() > expiresAt) {
+        await authorizeOnce(challenge);
+      }
+      return value;
+    },
+    /**
+     * Gets a new value after a 401.
+     *
+     * @param text The `WWW-Authenticate` header of the response.
+     * @param sent The rejected value; another request may have renewed it already.
+     */
+    async renewAfter401(text: string | null, sent?: string): Promise<void> {
+      if (renewal) return await renewal;
+      if (sent !== value) return;
+      challenge = chooseAuthChallenge(parseAuthChallenges(text ?? ""));
+      await authorizeOnce(challenge);
+    },
+  };
+}
+
+async function fetchBearerToken(
+  { params }: SupportedChallenge,
+  credentials: RegistryCredentials,
+  options: RegistryAuthorizerOptions,
+): Promise<{ token: string; lifeMs: number }> {
+  const { registryUrl, sendRequest } = options;
+  const { registryToken, identityToken, login } = credentials;
+  if (registryToken) return { token: registryToken, lifeMs: Infinity };
+  const realm = URL.parse(params.get("realm") ?? "");
+  if (!realm) {
+    throw new RangesUnavailableError("the registry names no token service URL");
+  }
+  using timer = startStallTimer(`download ${realm.host}`, options);
+  const { signal } = timer;
+  // A token service is like a redirect, so the same policy applies.
+  const requestedUrl = registryUrl;
+  const why = await redirectRefusalReason(realm, { requestedUrl, signal });
+  if (why) {
+    const origin = `${realm.protocol}//${realm.host}`;
+    throw new RangesUnavailableError(`refused token service ${origin}, ${why}`);
+  }
+  if ((identityToken || login) && !mayReceiveSecrets(realm)) {
+    throw credentialsNotSentError(realm);
+  }
+  const service = params.get("service");
+  const scope = params.get("scope") || `repository:${options.repository}:pull`;
+  let request: RequestInit = {};
+  if (identityToken) {
+    const body = new URLSearchParams({
+      grant_type: "refresh_token",
+      refresh_token: identityToken,
+      client_id: "toolsmith",
+      scope,
+    });
+    if (service) body.set("service", service);
+    request = { method: "POST", body };
+  } else {
+    if (service) realm.searchParams.set("service", service);
+    for (const one of scope.split(" ")) realm.searchParams.append("scope", one);
+    if (login) request.headers = { authorization: basicAuthorization(login) };
+  }
+  const response = await sendRequest(realm, { ...request, signal });
+  if (response.status === 401 && !mayReceiveSecrets(registryUrl)) {
+    await response.body?.cancel();
+    throw credentialsNotSentError(registryUrl);
+  }
+  return await readTokenResponse(response, realm.host, timer);
+}
+
+function credentialsNotSentError({ origin }: URL): RangesUnavailableError {
+  const why = `credentials are not sent over plain HTTP to ${origin}`;
+  return new RangesUnavailableError(why);
+}
+
+async function readTokenResponse(
+  response: Response,
+  host: string,
+  timer: Deadline,
+) {
+  const { status, body } = response;
+  if (status !== 200) {
+    await body?.cancel();
+    const error = httpStatusError(response, host);
+    if (isTransientError(error)) throw error;
+    const why = `the token service ${host} answered ${status}`;
+    throw new RangesUnavailableError(why);
+  }
+  const limits = { shown: host, limit: MAX_TOKEN_RESPONSE_BYTES };
+  const bytes = await readLimitedBody(body, timer, limits);
+  try {
+    const answer = JSON.parse(new TextDecoder().decode(bytes));
+    const token = answer?.access_token || answer?.token;
+    // No line breaks: the token becomes part of a header.
+    if (typeof token === "string" && /^[\x21-\x7e]+$/.test(token)) {
+      const seconds = Number(answer.expires_in) || DEFAULT_TOKEN_LIFETIME_S;
+      return { token, lifeMs: Math.max(seconds, 1) * 1000 };
+    }
+  } catch (error) {
+    if (!(error instanceof SyntaxError)) throw error;
+  }
+  throw new RangesUnavailableError(`token service ${host} sent no valid token`);
+}
+
+function basicAuthorization(
+  { user, password }: { user: string; password: string },
+) {
+  const bytes = new TextEncoder().encode(`${user}:${password}`);
+  return `Basic ${bytes.toBase64()}`;
+}

@@ -1,0 +1,138 @@
+/**
+ * Downloads a blob with range requests from a registry or its mirrors; the caller
+ * falls back to `oras pull` if that is not possible.
+ *
+ * @module
+ */
+import type { Sha256 } from "../system/digest.ts";
+import { httpStatusError } from "../system/http_errors.ts";
+import type { PartFile } from "../system/part_file.ts";
+import { isTransientError } from "../system/retry.ts";
+import { RetryAfterError } from "../system/retry_after.ts";
+import {
+  startStallTimer,
+  withOptionalRequestTimeout,
+} from "../system/stall_timer.ts";
+import { RangesUnavailableError } from "../transfer/byte_source.ts";
+import { hashPartFileWhileFilling } from "../transfer/file_digest.ts";
+import { Transfer, type TransferOptions } from "../transfer/ranged_transfer.ts";
+import { blobSource } from "./_blob_source.ts";
+import { hasNetPermission } from "./_permission_queries.ts";
+import type { ImageLayer } from "./artifact.ts";
+import {
+  type Endpoint,
+  type Endpoints,
+  repositoryClient,
+} from "./endpoints.ts";
+
+/** Options of {@linkcode downloadBlob}. */
+export interface DownloadBlobOptions extends TransferOptions {
+  /** The part file; only its missing bytes are requested. */
+  partFile: PartFile;
+  /** Called whenever bytes have been written. */
+  onBytesWritten: () => void;
+  /** Called when a mirror is skipped, with its host and the reason. */
+  onMirrorFailed: (mirror: string, reason: string) => void;
+}
+
+/**
+ * Downloads a blob into a part file with range requests, and hashes the file from
+ * the disk in the same pass. When a mirror fails, the download continues from the
+ * next mirror or the registry, and keeps the received bytes.
+ *
+ * Needs `--allow-net` for the endpoints, `--allow-write` for the file; for a private
+ * repository also what {@linkcode readRegistryCredentials} needs.
+ *
+ * @param options The part file, connections, retries and callbacks.
+ * @returns The actual SHA-256, which the caller must compare.
+ * @throws {RangesUnavailableError} When range requests are not possible; if there is
+ * no connection to the registry, with the failure as the cause.
+ * @throws {ToolsmithError} Network errors, when the retry budget is used up;
+ * `redirect_refused`.
+ */
+export async function downloadBlob(
+  { mirrors, registry }: Endpoints,
+  layer: ImageLayer,
+  options: DownloadBlobOptions,
+): Promise<Sha256> {
+  const { partFile, signal } = options;
+  const read = async (endpoint: Endpoint) => {
+    using repository = await repositoryClient(endpoint, options.connections);
+    const { host } = new URL(endpoint.baseUrl);
+    using transfer = new Transfer(blobSource(repository, host, layer), options);
+    await transfer.fill(partFile, options.onBytesWritten);
+  };
+  return await hashPartFileWhileFilling(partFile, signal, async () => {
+    for (const mirror of mirrors) {
+      try {
+        return await read(mirror);
+      } catch (error) {
+        if (!isEndpointError(error)) throw error;
+        options.onMirrorFailed(mirror.host, error.message);
+      }
+    }
+    await read(registry);
+  });
+}
+
+/**
+ * Sends a HEAD request for a blob before `oras pull`, which would follow any redirect
+ * and retry a busy registry six times. A malicious registry may answer oras
+ * differently, so this only detects misconfiguration.
+ *
+ * Needs `--allow-net` for the registry. Ignores all errors but the ones below.
+ *
+ * @param registry The registry; oras does not use mirrors.
+ * @param again Whether oras has failed before; then a transient error without
+ * Retry-After is thrown, too.
+ * @throws {ToolsmithError} `redirect_refused`, `rate_limited`,
+ * `registry_unavailable`.
+ */
+export async function probeBlob(
+  registry: Endpoint,
+  digest: string,
+  again = false,
+): Promise<void> {
+  const { host } = registry;
+  const limits = withOptionalRequestTimeout(registry.options);
+  using timer = startStallTimer(`download ${host}`, limits);
+  const { signal } = timer;
+  let answer: Response;
+  try {
+    const options = { ...limits, signal };
+    using repository = await repositoryClient({ ...registry, options });
+    const request = { method: "HEAD", headers: {}, signal } as const;
+    [answer] = await repository.get(`blobs/${digest}`, request);
+    await answer.body?.cancel();
+  } catch (error) {
+    limits.signal?.throwIfAborted();
+    const refused = (error as { code?: string }).code === "redirect_refused";
+    if (refused || error instanceof RetryAfterError) throw error;
+    return;
+  }
+  const error = httpStatusError(answer, host);
+  if (error instanceof RetryAfterError || again && isTransientError(error)) {
+    throw error;
+  }
+}
+
+/**
+ * Returns true if Deno may connect to any endpoint; otherwise a part file is of no
+ * use, because it could not be resumed. Sends no request.
+ */
+export function hasPermittedEndpoint(
+  { mirrors, registry }: Endpoints,
+): boolean {
+  return [...mirrors, registry]
+    .some(({ baseUrl }) => hasNetPermission(new URL(baseUrl)));
+}
+
+/**
+ * Returns true if another endpoint may succeed, as opposed to a full disk.
+ */
+export function isEndpointError(error: unknown): error is Error {
+  const { code } = error as { code?: string };
+  return error instanceof RangesUnavailableError || isTransientError(error) ||
+    code === "dns_failed" || code === "tls_failed" ||
+    code === "redirect_refused" || code === "file_unreadable";
+}

@@ -1,0 +1,160 @@
+/**
+ * The endpoints of a repository, its registry and mirrors, and a client for requests
+ * to them. Each endpoint gets its own credentials, a redirect target gets none.
+ *
+ * @module
+ */
+import {
+  createHttpClient,
+  type HttpRequestInit,
+} from "../system/http_client.ts";
+import { findProxy } from "../system/find_proxy.ts";
+import { fetchFollowingRedirects } from "../system/redirects.ts";
+import { RangesUnavailableError } from "../transfer/byte_source.ts";
+import { readRegistryCredentials } from "./_docker_config.ts";
+import { hasNetPermission } from "./_permission_queries.ts";
+import { registryAuthorizer } from "./_registry_authorizer.ts";
+import { findMirrors, type Mirror } from "./mirrors.ts";
+import type { OciReference } from "./reference.ts";
+import { type RegistryOptions, usesPlainHttp } from "./registry_options.ts";
+
+/** A repository at a registry or a mirror, with its connection options. */
+export interface Endpoint extends Mirror {
+  /** Query of each request, such as `ns=ghcr.io` for a mirror. */
+  query?: string;
+  /** Host and optional port, the key of its credentials. */
+  host: string;
+  repository: string;
+  /** Time limits, cancellation, environment. */
+  options: RegistryOptions;
+}
+
+/** The endpoints of one repository. */
+export interface Endpoints {
+  /** Tried before the registry, in this order. */
+  mirrors: Endpoint[];
+  registry: Endpoint;
+}
+
+/** A request to a repository. */
+export interface RepositoryRequest {
+  /** HTTP method. @default {"GET"} */
+  method?: "HEAD";
+  headers: HeadersInit;
+  signal: AbortSignal;
+}
+
+/** Sends requests to one repository. Disposing closes the connections. */
+export interface RepositoryClient extends Disposable {
+  /**
+   * Requests a path of the repository, such as `blobs/sha256:…`, with credentials if
+   * the registry asks for them; follows redirects.
+   *
+   * @returns The final response and its URL.
+   */
+  get(path: string, options: RepositoryRequest): Promise<[Response, URL]>;
+  /** Requests a URL, such as a redirect target, without credentials. */
+  getAnonymously(url: URL, options: RepositoryRequest): Promise<Response>;
+  /** Returns true for a URL with the registry's origin. */
+  isRegistryUrl(url: URL): boolean;
+}
+
+const MAX_AUTH_RENEWALS = 2;
+
+/**
+ * Finds the registry and the mirrors of a repository.
+ *
+ * Needs `--allow-read` for the configuration of mirrors.
+ *
+ * @param onWarning Called with a warning for each unsupported mirror.
+ * @returns The endpoints; a mirror has its own CA and credentials, or none.
+ * @throws {ToolsmithError} `usage`, `file_unreadable` for the configuration.
+ */
+export async function findEndpoints(
+  reference: OciReference,
+  options: RegistryOptions,
+  onWarning?: (message: string) => void,
+): Promise<Endpoints> {
+  const { registry: name, repository } = reference;
+  const mirrors = await findMirrors(name, { env: options.env, onWarning });
+  const query = `ns=${encodeURIComponent(name)}`;
+  return {
+    mirrors: mirrors.map((mirror) => {
+      const { host } = new URL(mirror.baseUrl);
+      return { ...mirror, query, host, repository, options };
+    }),
+    registry: registryEndpoint(reference, options),
+  };
+}
+
+/** Returns the endpoint of the registry, without mirrors. */
+export function registryEndpoint(
+  { registry: host, repository }: OciReference,
+  options: RegistryOptions,
+): Endpoint {
+  const scheme = usesPlainHttp(host, options) ? "http" : "https";
+  const actual = host === "docker.io" ? "registry-1.docker.io" : host;
+  const baseUrl = `${scheme}://${actual}/v2`;
+  const { caFile } = options;
+  return { baseUrl, host, repository, caFile, resolvesTags: true, options };
+}
+
+/**
+ * Creates a client for an endpoint; sends no request yet.
+ *
+ * Needs `--allow-net` for the hosts of the endpoint, its token service and its
+ * redirect targets. Never prompts: a host without permission is refused.
+ *
+ * @returns The client. Its methods throw {@linkcode RangesUnavailableError}, and
+ * `ToolsmithError`s: `redirect_refused`, and transient ones.
+ */
+export async function repositoryClient(
+  endpoint: Endpoint,
+  connections = 1,
+): Promise<RepositoryClient> {
+  const { baseUrl, host, repository, caFile, query = "", options } = endpoint;
+  const { signal, stallTimeoutMs } = options;
+  // With HTTP/2, all ranges would share one connection.
+  const pool = { http2: false, poolMaxIdlePerHost: connections };
+  const client = await createHttpClient(caFile, pool);
+  async function sendRequest(url: URL, request: HttpRequestInit) {
+    const proxy = findProxy(url);
+    for (const hop of proxy ? [url, proxy] : [url]) {
+      if (hasNetPermission(hop)) continue;
+      const why = `--allow-net=${hop.host} is not granted`;
+      throw new RangesUnavailableError(why);
+    }
+    return await client.fetch(url, request);
+  }
+  const registryUrl = new URL(baseUrl);
+  const { authorizationHeader, renewAfter401 } = registryAuthorizer({
+    ...{ repository, registryUrl, sendRequest, signal, stallTimeoutMs },
+    readCredentials: () => readRegistryCredentials(host, options),
+  });
+  const isRegistryUrl = (url: URL) => url.origin === registryUrl.origin;
+  return {
+    isRegistryUrl,
+    getAnonymously: sendRequest,
+    async get(path, { method, headers, signal }) {
+      const url = new URL(`${baseUrl}/${repository}/${path}`);
+      // A path may have a query of its own.
+      if (query) url.search = query;
+      for (let renewed = 0;; renewed++) {
+        let sent: string | undefined;
+        const send = async (at: URL) => {
+          const all = new Headers(headers);
+          sent = isRegistryUrl(at) ? await authorizationHeader() : undefined;
+          if (sent) all.set("authorization", sent);
+          return await sendRequest(at, { method, headers: all, signal });
+        };
+        const result = await fetchFollowingRedirects(url, send, signal);
+        const [response, at] = result;
+        const isUnauthorized = response.status === 401 && isRegistryUrl(at);
+        if (!isUnauthorized || renewed === MAX_AUTH_RENEWALS) return result;
+        await response.body?.cancel();
+        await renewAfter401(response.headers.get("www-authenticate"), sent);
+      }
+    },
+    [Symbol.dispose]: () => client[Symbol.dispose](),
+  };
+}

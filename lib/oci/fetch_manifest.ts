@@ -1,0 +1,147 @@
+/**
+ * Fetches an artifact's manifest over HTTP, without `oras`, which does not support
+ * mirrors.
+ *
+ * @module
+ */
+import {
+  type Digest,
+  sha256OfChunks,
+  sha256ToDigest,
+} from "../system/digest.ts";
+import { readLimitedBody } from "../system/http_body.ts";
+import { httpStatusError } from "../system/http_errors.ts";
+import { startStallTimer } from "../system/stall_timer.ts";
+import { RangesUnavailableError } from "../transfer/byte_source.ts";
+import {
+  MAX_MANIFEST_BYTES,
+  parseArtifactManifest,
+} from "./_artifact_manifest.ts";
+import {
+  type Artifact,
+  IMAGE_MANIFEST_MEDIA_TYPES,
+  INDEX_MEDIA_TYPES,
+} from "./artifact.ts";
+import { type Endpoint, repositoryClient } from "./endpoints.ts";
+import { formatReference, type OciReference } from "./reference.ts";
+
+/** Options of {@linkcode fetchManifestFromMirrors}. */
+export interface FetchFromMirrorsOptions {
+  /** Throws for an unusable artifact, such as that of an outdated mirror. */
+  checkArtifact: (artifact: Artifact) => void;
+  /** Called when a mirror is skipped, with its host and the reason. */
+  onMirrorFailed: (mirror: string, reason: string) => void;
+}
+
+const MANIFEST_ACCEPT_HEADER = [
+  ...IMAGE_MANIFEST_MEDIA_TYPES,
+  ...INDEX_MEDIA_TYPES,
+].join(", ");
+
+/**
+ * Requests a manifest from the mirrors, one after the other. Mirrors need no trust,
+ * because the caller verifies the image's digest.
+ *
+ * Needs `--allow-net` for the mirrors.
+ *
+ * @param options The check of the artifact, and the callback for failed mirrors.
+ * @returns The artifact; `undefined` if no mirror has a usable one.
+ * @throws The signal's reason when it is aborted.
+ */
+export async function fetchManifestFromMirrors(
+  mirrors: Endpoint[],
+  reference: OciReference,
+  { checkArtifact, onMirrorFailed }: FetchFromMirrorsOptions,
+): Promise<Artifact | undefined> {
+  for (const mirror of mirrors) {
+    if (reference.digest === undefined && !mirror.resolvesTags) continue;
+    try {
+      const artifact = await fetchManifestFromEndpoint(mirror, reference);
+      checkArtifact(artifact);
+      return artifact;
+    } catch (error) {
+      mirror.options.signal?.throwIfAborted();
+      onMirrorFailed(mirror.host, (error as Error).message);
+    }
+  }
+  return undefined;
+}
+
+/**
+ * Fetches a manifest from one endpoint.
+ *
+ * Needs `--allow-net` for it. Throws the errors of {@linkcode fetchBytes}.
+ */
+export async function fetchManifestFromEndpoint(
+  endpoint: Endpoint,
+  reference: OciReference,
+): Promise<Artifact> {
+  const path = manifestApiPath(reference);
+  const shown = formatReference(reference);
+  const bytes = await fetchBytes(endpoint, path, MAX_MANIFEST_BYTES, shown);
+  return parseArtifactManifest(bytes, reference, await digestOf(bytes));
+}
+
+/**
+ * Fetches a small file of a repository.
+ *
+ * Needs `--allow-net` for the endpoint.
+ *
+ * @param path Path below the repository. If it ends in a digest, the bytes have it.
+ * @param limit Maximum size, in bytes.
+ * @param shown The file's name in errors.
+ * @throws {RangesUnavailableError} When the endpoint does not serve the file; the cause
+ * is the error for its status.
+ * @throws {ToolsmithError} Network errors.
+ */
+export async function fetchBytes(
+  endpoint: Endpoint,
+  path: string,
+  limit: number,
+  shown = `${endpoint.host}/${endpoint.repository}/${path}`,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const { host, options } = endpoint;
+  using timer = startStallTimer(`download ${host}`, options);
+  using repository = await repositoryClient(endpoint);
+  const headers = {
+    accept: MANIFEST_ACCEPT_HEADER,
+    "accept-encoding": "identity",
+  };
+  const request = { headers, signal: timer.signal };
+  const [response] = await repository.get(path, request);
+  const { status, body } = response;
+  if (status !== 200) {
+    await body?.cancel();
+    const cause = httpStatusError(response, shown);
+    throw new RangesUnavailableError(`the server answered ${status}`, {
+      cause,
+    });
+  }
+  const bytes = await readLimitedBody(body, timer, { shown: host, limit });
+  if (!bytes) {
+    throw new RangesUnavailableError(
+      `the file exceeds ${limit / 1024 / 1024} MiB`,
+    );
+  }
+  const [, expected] = /\/(sha256:[^?]*)$/.exec(path) ?? [];
+  const digest = await digestOf(bytes);
+  if (expected !== undefined && expected !== digest) {
+    throw new RangesUnavailableError(
+      `the server sent a file with the digest ${digest}, expected ${expected}`,
+    );
+  }
+  return bytes;
+}
+
+async function digestOf(bytes: Uint8Array<ArrayBuffer>): Promise<Digest> {
+  return sha256ToDigest(await sha256OfChunks(ReadableStream.from([bytes])));
+}
+
+/**
+ * Returns a manifest's API path below its repository.
+ *
+ * @param reference The reference; the digest has precedence over the tag.
+ */
+export function manifestApiPath({ digest, tag }: OciReference): string {
+  return `manifests/${digest ?? tag}`;
+}

@@ -1,0 +1,134 @@
+/**
+ * Credentials for ghcr.io from the environment, and redaction of secrets in output.
+ *
+ * @module
+ */
+import type { Environment } from "../environment.ts";
+import { isLoopbackHost } from "../system/ip_address.ts";
+
+/** More than oras prints for any failure. */
+const MAX_REDACTED_OUTPUT_CHARS = 16 * 1024;
+
+/** A user and a token for ghcr.io. */
+export interface GhcrCredentials {
+  user: string;
+  /** The token; must never be printed or passed as an argument. */
+  token: string;
+}
+
+/**
+ * Clears token variables that neither oras nor a credential helper needs. A list of
+ * variables to pass on instead would need permission to read the whole environment,
+ * and cannot know what helpers need.
+ */
+export const CLEARED_SECRET_VARIABLES = Object.fromEntries(
+  [
+    "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
+    "ACTIONS_RUNTIME_TOKEN",
+    "DENO_AUTH_TOKENS",
+    "GH_TOKEN",
+    "GHCR_TOKEN",
+    "GITHUB_TOKEN",
+    "JSR_TOKEN",
+    "NODE_AUTH_TOKEN",
+    "NPM_TOKEN",
+  ].map((name) => [name, ""]),
+);
+
+/**
+ * Returns true for GitHub's registry, the only one that gets `GHCR_TOKEN`.
+ *
+ * @param registry Host and optional port, in any letter case.
+ */
+export function isGhcr(registry: string): boolean {
+  return registry.toLowerCase() === "ghcr.io";
+}
+
+/**
+ * Returns true if tokens and passwords may be sent to a URL: over HTTPS, or to
+ * loopback.
+ *
+ * @param url The URL of a registry, a mirror or a token service.
+ */
+export function mayReceiveSecrets({ protocol, host }: URL): boolean {
+  return protocol === "https:" || isLoopbackHost(host);
+}
+
+/**
+ * Reads the credentials for ghcr.io from environment variables.
+ *
+ * @param registry Host of the registry; only `ghcr.io` gets credentials.
+ * @param env Read for `GHCR_TOKEN`, `GHCR_USERNAME`, `GITHUB_ACTOR`.
+ * @returns User and token; `undefined` if one of them is missing.
+ */
+export function ghcrCredentialsFromEnv(
+  registry: string,
+  env: Environment,
+): GhcrCredentials | undefined {
+  if (!isGhcr(registry)) return undefined;
+  const user = env.get("GHCR_USERNAME") || env.get("GITHUB_ACTOR");
+  // As oras does; with a trailing newline, redactSecrets() would not find it.
+  const token = env.get("GHCR_TOKEN")?.trim();
+  return user && token ? { user, token } : undefined;
+}
+
+/**
+ * Returns a warning if `GHCR_TOKEN` is unused because there is no user name.
+ */
+export function unusedGhcrTokenWarning(
+  registry: string,
+  env: Environment,
+): string | undefined {
+  return isGhcr(registry) && env.get("GHCR_TOKEN") &&
+      !ghcrCredentialsFromEnv(registry, env)
+    ? "GHCR_TOKEN is not used: also set GHCR_USERNAME or GITHUB_ACTOR"
+    : undefined;
+}
+
+/**
+ * Returns the environment for publishing: in GitHub Actions, `GITHUB_TOKEN` replaces
+ * a missing `GHCR_TOKEN`, because it can publish the repository's packages.
+ */
+export function withGithubTokenAsGhcrToken(env: Environment): Environment {
+  return {
+    get(name) {
+      const value = env.get(name);
+      return name === "GHCR_TOKEN" && !value &&
+          env.get("GITHUB_ACTIONS") === "true"
+        ? env.get("GITHUB_TOKEN")
+        : value;
+    },
+  };
+}
+
+/**
+ * Redacts secrets in a program's output: the token in every encoding, authorization
+ * headers, helpers' secrets, and the query strings of signed URLs.
+ *
+ * @param credentials The credentials that the program got, if any.
+ * @returns The start of the output, redacted.
+ */
+export function redactSecrets(
+  text: string,
+  credentials?: GhcrCredentials,
+): string {
+  let clean = text;
+  if (credentials) {
+    const { user, token } = credentials;
+    const forms = [token, encodeURIComponent(token), toBase64(token)];
+    forms.push(toBase64(`${user}:${token}`));
+    for (const form of forms) clean = clean.replaceAll(form, "***");
+  }
+  // Truncated first, because the patterns below take more than linear time.
+  return clean.slice(0, MAX_REDACTED_OUTPUT_CHARS)
+    .replace(/(https?:\/\/[^\s"'?]+)\?[^\s"']*/g, "$1?…")
+    .replace(/(authorization:\s*\S+\s+)\S+/gi, "$1***")
+    // The output of a credential helper, and oras's quote of a malformed entry.
+    .replace(/("secret"\s*:\s*")(?:[^"\\]|\\.)*/gi, "$1***")
+    .replace(/auth '.*' does not conform/s, "auth '***' does not conform")
+    .trim();
+}
+
+function toBase64(text: string): string {
+  return new TextEncoder().encode(text).toBase64();
+}

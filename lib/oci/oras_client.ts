@@ -1,0 +1,280 @@
+/**
+ * Pulls, pushes and fetches manifests with the `oras` program.
+ *
+ * Written for oras 1.3; docs/architecture.md explains why Toolsmith has no registry
+ * client of its own for this.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+import {
+  type Digest,
+  isSha256Digest,
+  sha256OfChunks,
+  sha256ToDigest,
+} from "../system/digest.ts";
+import type { ProcessResult } from "../system/process.ts";
+import {
+  startStallTimer,
+  withOptionalRequestTimeout,
+} from "../system/stall_timer.ts";
+import type { Artifact } from "./artifact.ts";
+import { redactSecrets } from "./ghcr_credentials.ts";
+import {
+  bytesReadByProcess,
+  directorySize,
+  watchOrasTransfer,
+} from "./_oras_transfer_watch.ts";
+import { parseArtifactManifest } from "./_artifact_manifest.ts";
+import {
+  orasPath,
+  type OrasRegistryCommand,
+  runOras,
+  runOrasForRegistry,
+} from "./_oras_program.ts";
+import {
+  busyRegistryGuard,
+  diagnoseUnauthorized,
+  fetchManifestWithoutOras,
+} from "./_http_fallback.ts";
+import { formatReference, type OciReference } from "./reference.ts";
+import type { RegistryOptions } from "./registry_options.ts";
+
+/** A file to push as a layer. */
+export interface PushFile {
+  /** Path, relative to {@linkcode PushOptions.cwd}. */
+  path: string;
+  mediaType: string;
+}
+
+/** Options of {@linkcode OrasClient.push}. */
+export interface PushOptions {
+  files: PushFile[];
+  /** Working directory of oras: the paths of the files are relative to it. */
+  cwd: string;
+  artifactType: string;
+  annotations: Record<string, string>;
+  /** Total size of the files, in bytes. */
+  totalBytes: number;
+  /** Attach the files to the artifact that the reference names. @default {false} */
+  attach?: boolean;
+}
+
+/** Options of {@linkcode OrasClient.pull}. */
+export interface PullOptions {
+  dir: string;
+  /** Highest number of bytes that oras may write. */
+  maxBytes: number;
+  /** Called with the size of the directory whenever it has changed. */
+  onBytes?: (bytes: number) => void;
+}
+
+/** Operations of the `oras` program with the options of one registry. */
+export interface OrasClient {
+  /** Returns the version of oras, such as `1.3.0`. */
+  version(): Promise<string>;
+  /**
+   * Fetches a manifest; without oras if the registry is busy or offers an
+   * authentication scheme first that oras does not support.
+   */
+  fetchManifest(reference: OciReference): Promise<Artifact>;
+  /**
+   * Fetches the architecture from an image's config, in OCI's terms. Returns
+   * `undefined` if there is no config, if it cannot be fetched, or if `check` rejects
+   * its digest.
+   */
+  fetchArchitecture(
+    artifact: Artifact,
+    check?: (digest: Digest) => Promise<void>,
+  ): Promise<string | undefined>;
+  /** Pulls every titled layer into a directory. */
+  pull(reference: OciReference, options: PullOptions): Promise<void>;
+  /** Pushes or attaches files as an artifact, and returns its manifest's digest. */
+  push(reference: OciReference, options: PushOptions): Promise<Digest>;
+}
+
+const OCI_IMAGE_CONFIG_MEDIA_TYPE = "application/vnd.oci.image.config.v1+json";
+const MAX_IMAGE_CONFIG_BYTES = 64 * 1024;
+/** A slower push counts as stalled if oras's read count is unknown. */
+const MIN_PUSH_BYTES_PER_MS = 16;
+/** Smaller reads are those of the program itself, such as shared libraries. */
+const PUSH_PROGRESS_STEP_BYTES = 64 * 1024;
+
+/**
+ * Creates a client that runs `oras`. Credentials for ghcr.io are passed on standard
+ * input with every call, so that no file holds them; for other registries, oras reads
+ * its Docker configuration.
+ *
+ * Needs `--allow-run=oras`, or for the path in `TOOLSMITH_ORAS`.
+ *
+ * @returns The client. Its methods throw {@linkcode ToolsmithError}s:
+ * `oras_not_found`, and those of the registry (docs/troubleshooting.md).
+ */
+export function orasClient(options: RegistryOptions = {}): OrasClient {
+  const guard = busyRegistryGuard(options);
+  const explained = <T>(reference: OciReference, work: Promise<T>) =>
+    work.catch(async (error) => {
+      throw await diagnoseUnauthorized(error, reference, options);
+    });
+  return {
+    version: () => readOrasVersion(options),
+    fetchManifest(reference) {
+      const work = () => fetchManifestWithOras(reference, options);
+      return guard(reference, work, (it) => it)
+        .catch((error) => fetchManifestWithoutOras(error, reference, options));
+    },
+    async fetchArchitecture(artifact, check) {
+      const reference = imageConfigReference(artifact);
+      if (!reference) return undefined;
+      try {
+        await check?.(reference.digest!);
+        // After a download from a mirror, the registry may be offline.
+        const limited = withOptionalRequestTimeout(options);
+        const args = ["--output", "-", formatReference(reference)];
+        const call = { subcommand: ["blob", "fetch"], args };
+        const { stdout } = await runOrasBriefly(reference, limited, call);
+        const { architecture } = JSON.parse(stdout);
+        return typeof architecture === "string" ? architecture : undefined;
+      } catch {
+        return undefined;
+      }
+    },
+    pull: (reference, pull) =>
+      explained(reference, pullWithOras(reference, options, pull)),
+    push(reference, push) {
+      const work = () => pushWithOras(reference, options, push);
+      return explained(reference, guard(reference, work));
+    },
+  };
+}
+
+async function readOrasVersion(options: RegistryOptions): Promise<string> {
+  const call = { args: ["version"], timeoutMs: 10_000 };
+  const { code, stdout, stderr } = await runOras(options, call);
+  const version = /^Version:\s*(\S+)/m.exec(stdout)?.[1];
+  if (code === 0 && version) return version.replace(/\+.*/, "");
+  const printed = redactSecrets(stdout + stderr).slice(0, 200);
+  throw new ToolsmithError(
+    "oras_failed",
+    `Cannot read the version of ${orasPath(options)}: unexpected output ${
+      JSON.stringify(printed)
+    }`,
+    { hint: "set TOOLSMITH_ORAS to the path of oras (https://oras.land/)" },
+  );
+}
+
+/** Runs a subcommand that takes no longer than a stall may. */
+async function runOrasBriefly(
+  reference: OciReference,
+  options: RegistryOptions,
+  call: OrasRegistryCommand,
+): Promise<ProcessResult> {
+  using timer = startStallTimer(`read ${formatReference(reference)}`, options);
+  const { signal } = timer;
+  return await runOrasForRegistry(reference, options, { ...call, signal });
+}
+
+/** Hashes the very bytes that it parses. */
+async function fetchManifestWithOras(
+  reference: OciReference,
+  options: RegistryOptions,
+): Promise<Artifact> {
+  const name = formatReference(reference);
+  const call = { subcommand: ["manifest", "fetch"], args: [name] };
+  const { stdoutBytes } = await runOrasBriefly(reference, options, call);
+  const chunks = ReadableStream.from([stdoutBytes]);
+  const digest = sha256ToDigest(await sha256OfChunks(chunks));
+  if (reference.digest === undefined || reference.digest === digest) {
+    return parseArtifactManifest(stdoutBytes, reference, digest);
+  }
+  const message =
+    `Cannot read ${name}: oras printed a manifest with the digest ${digest}`;
+  const hint = "try again, and check that TOOLSMITH_ORAS is the path of oras";
+  throw new ToolsmithError("checksum_mismatch", message, { hint });
+}
+
+/** OCI Image Specification 1.1, "Image Configuration". */
+function imageConfigReference(
+  { reference, config }: Artifact,
+): OciReference | undefined {
+  const { registry, repository } = reference;
+  if (
+    config?.mediaType !== OCI_IMAGE_CONFIG_MEDIA_TYPE ||
+    config.size > MAX_IMAGE_CONFIG_BYTES
+  ) return;
+  const { digest } = config;
+  if (!isSha256Digest(digest)) return;
+  return { kind: "oci", registry, repository, digest };
+}
+
+async function pullWithOras(
+  reference: OciReference,
+  options: RegistryOptions,
+  { dir, maxBytes, onBytes }: PullOptions,
+): Promise<void> {
+  const name = formatReference(reference);
+  const measure = () => directorySize(dir);
+  const limits = { stallTimeoutMs: options.stallTimeoutMs, maxBytes, onBytes };
+  await using watch = watchOrasTransfer(`pull ${name}`, measure, limits);
+  await runOrasForRegistry(reference, options, {
+    subcommand: ["pull"],
+    args: ["--no-tty", "--output", dir, name],
+    signal: watch.signal,
+  });
+  await watch.measureNow();
+  watch.signal.throwIfAborted();
+}
+
+async function pushWithOras(
+  reference: OciReference,
+  options: RegistryOptions,
+  { files, cwd, artifactType, annotations, totalBytes, attach }: PushOptions,
+): Promise<Digest> {
+  const { stallTimeoutMs } = options;
+  const name = formatReference(reference);
+  const subcommand = attach ? "attach" : "push";
+  const args = ["--no-tty", "--format", "json"];
+  args.push("--artifact-type", artifactType);
+  for (const [key, value] of Object.entries(annotations)) {
+    args.push("--annotation", `${key}=${value}`);
+  }
+  // A file name may begin with a dash.
+  args.push("--", name);
+  args.push(...files.map((file) => `${file.path}:${file.mediaType}`));
+  const startedAt = performance.now();
+  let pid = 0;
+  const measure = async () => {
+    const read = await bytesReadByProcess(pid);
+    if (read !== undefined) return Math.floor(read / PUSH_PROGRESS_STEP_BYTES);
+    // Assume progress for a time that fits the size.
+    const passedMs = performance.now() - startedAt;
+    return Math.floor(Math.min(passedMs, totalBytes / MIN_PUSH_BYTES_PER_MS));
+  };
+  const limits = { stallTimeoutMs };
+  const title = `${subcommand} ${name}`;
+  await using watch = watchOrasTransfer(title, measure, limits);
+  const { stdout } = await runOrasForRegistry(reference, options, {
+    subcommand: [subcommand],
+    args,
+    cwd,
+    onStart: (started) => pid = started,
+    signal: watch.signal,
+  });
+  return parsePushedDigest(stdout);
+}
+
+/** Parses the output of `oras push --format json`. */
+function parsePushedDigest(text: string): Digest {
+  let output: { digest?: unknown } | null;
+  try {
+    output = JSON.parse(text);
+  } catch (cause) {
+    const printed = JSON.stringify(redactSecrets(text).slice(0, 200));
+    const message = `oras push printed no JSON: ${printed}`;
+    const hint = "install oras 1.3.0 or newer, then check: toolsmith doctor";
+    throw new ToolsmithError("oras_failed", message, { hint, cause });
+  }
+  const digest = output?.digest;
+  if (typeof digest === "string" && isSha256Digest(digest)) return digest;
+  throw new ToolsmithError("oras_failed", "oras push printed no digest");
+}

@@ -1,0 +1,119 @@
+/**
+ * Fetches small files that are attached to an artifact, such as signatures.
+ *
+ * Format: OCI Distribution Specification 1.1, "Listing Referrers", and "Referrers Tag
+ * Schema" for registries without that API.
+ *
+ * @module
+ */
+import { type Digest, isSha256Digest } from "../system/digest.ts";
+import { withOptionalRequestTimeout } from "../system/stall_timer.ts";
+import { RangesUnavailableError } from "../transfer/byte_source.ts";
+import type { Endpoint, Endpoints } from "./endpoints.ts";
+import { fetchBytes } from "./fetch_manifest.ts";
+
+/** What all files of an artifact and a type may have: 32 files of 1 MiB, or 2 of 16. */
+const MAX_TOTAL_BYTES = 32 * 1024 * 1024;
+/** The specification's limit of an index. */
+const MAX_INDEX_BYTES = 4 * 1024 * 1024;
+
+/** Which files to fetch. */
+export interface AttachedFileKind {
+  /** The artifact type, and the media type of the file. */
+  type: string;
+  /** Size of the largest file, in bytes. */
+  maxBytes: number;
+}
+
+/**
+ * Fetches files that are attached to an artifact: the first ones, 32 MiB at most.
+ *
+ * Needs `--allow-net` for the endpoint.
+ *
+ * @param digest The digest of the artifact's manifest.
+ * @returns For each file its bytes, or why it was not fetched.
+ * @throws Errors of {@linkcode fetchBytes}, except for a missing file.
+ */
+export async function* fetchAttachedFiles(
+  endpoint: Endpoint,
+  digest: Digest,
+  { type, maxBytes }: AttachedFileKind,
+): AsyncGenerator<Uint8Array | string> {
+  const list = async (path: string, field: string) => {
+    const fetched = fetchBytes(endpoint, path, MAX_INDEX_BYTES);
+    const bytes = await fetched.catch((error) => {
+      // Registries without the API answer 400, 404 or 405.
+      if (!/^(?:not_found|failed)$/.test(error.cause?.code)) throw error;
+    });
+    return parseDescriptors(bytes, field)
+      .filter((it) => it.artifactType === type || it.mediaType === type);
+  };
+  const fetchFile = async ({ digest }: ListedDescriptor) => {
+    const [file] = await list(`manifests/${digest}`, "layers");
+    if (!file) return `${digest} has no file of the type ${type}`;
+    if (file.size <= maxBytes) {
+      return await fetchBytes(endpoint, `blobs/${file.digest}`, maxBytes);
+    }
+    return `${file.size} bytes exceed ${maxBytes / 1024 / 1024} MiB`;
+  };
+  // A "+" would stand for a space.
+  const query = `artifactType=${encodeURIComponent(type)}`;
+  let listed = await list(`referrers/${digest}?${query}`, "manifests");
+  if (listed.length === 0) {
+    const fallback = `manifests/${digest.replace(":", "-")}`;
+    listed = await list(fallback, "manifests");
+  }
+  for (const descriptor of listed.slice(0, MAX_TOTAL_BYTES / maxBytes)) {
+    yield await fetchFile(descriptor).catch((error) => {
+      if (error instanceof RangesUnavailableError) return error.message;
+      throw error;
+    });
+  }
+}
+
+/**
+ * Fetches attached files from the mirrors and the registry, without those that cannot
+ * be fetched in a short time. They are untrusted.
+ *
+ * Needs `--allow-net` for the endpoints.
+ *
+ * @throws The signal's reason.
+ */
+export async function* findAttachedFiles(
+  { mirrors, registry }: Endpoints,
+  digest: Digest,
+  kind: AttachedFileKind,
+): AsyncGenerator<Uint8Array> {
+  for (const endpoint of [...mirrors, registry]) {
+    const options = withOptionalRequestTimeout(endpoint.options);
+    const impatient = { ...endpoint, options };
+    try {
+      for await (const file of fetchAttachedFiles(impatient, digest, kind)) {
+        if (typeof file !== "string") yield file;
+      }
+    } catch {
+      options.signal?.throwIfAborted();
+    }
+  }
+}
+
+interface ListedDescriptor {
+  digest: Digest;
+  size: number;
+  mediaType?: unknown;
+  artifactType?: unknown;
+}
+
+function parseDescriptors(
+  bytes: Uint8Array | void,
+  field: string,
+): ListedDescriptor[] {
+  try {
+    const json = JSON.parse(new TextDecoder().decode(bytes ?? undefined));
+    return [json[field]].flat().filter((it) =>
+      isSha256Digest(String(it?.digest)) && Number.isSafeInteger(it.size)
+    );
+  } catch {
+    return [];
+  }
+}

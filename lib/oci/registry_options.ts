@@ -1,0 +1,56 @@
+/**
+ * Options for the connection to a registry.
+ *
+ * @module
+ */
+import type { Environment } from "../environment.ts";
+import { isLoopbackHost } from "../system/ip_address.ts";
+
+/** Options for the connection to a registry. */
+export interface RegistryOptions {
+  /** Use plain HTTP. @default {undefined} for loopback registries only */
+  plainHttp?: boolean;
+  /** A PEM file with the certificate authority to trust. @default {undefined} */
+  caFile?: string;
+  /**
+   * Read for `TOOLSMITH_ORAS`, `TOOLSMITH_DIGEST`, `GHCR_TOKEN`, `GHCR_USERNAME`,
+   * `GITHUB_ACTOR`.
+   *
+   * @default {processEnvironment}
+   */
+  env?: Environment;
+  /** Cancels running operations when aborted. @default {undefined} */
+  signal?: AbortSignal;
+  /**
+   * Time after which a transfer without progress, or a request without a response,
+   * is aborted, in milliseconds.
+   *
+   * @default {60_000}
+   */
+  stallTimeoutMs?: number;
+}
+
+/**
+ * Returns true if requests to a registry use plain HTTP: as the options say, else for
+ * loopback registries only.
+ *
+ * @param registry Host and optional port.
+ */
+export function usesPlainHttp(
+  registry: string,
+  { plainHttp, caFile }: RegistryOptions,
+): boolean {
+  return plainHttp ?? (!caFile && isLoopbackHost(registry));
+}
+
+/** The permitted numbers of connections, for messages. */
+export const CONNECTIONS_RANGE_TEXT = "a number from 1 to 99";
+
+/**
+ * Parses the highest number of connections of a download.
+ *
+ * @returns The number; `undefined` if it is not {@linkcode CONNECTIONS_RANGE_TEXT}.
+ */
+export function parseConnectionCount(text: string): number | undefined {
+  return /^[1-9]\d?$/.test(text) ? Number(text) : undefined;
+}

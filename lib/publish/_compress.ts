@@ -1,0 +1,50 @@
+/**
+ * Compresses an image to publish.
+ *
+ * @module
+ */
+import { processEnvironment } from "../environment.ts";
+import { systemError, ToolsmithError } from "../errors.ts";
+import { inspectImage } from "../image/inspect_image.ts";
+import { readQcow2Header } from "../image/qcow2_header.ts";
+import type { RegistryOptions } from "../oci/registry_options.ts";
+import { basename, dirname, join, resolve } from "../path.ts";
+import { runProcess } from "../system/process.ts";
+
+/**
+ * Makes a copy with Zstandard clusters, in order and without unused ones, and
+ * compares it with the image.
+ *
+ * @param options `TOOLSMITH_QEMU` of `env`: `qemu-img` is in the same directory.
+ * @returns The path of the copy in `dir`, which has the image's name and time.
+ * @throws {ToolsmithError} `image_invalid`, `image_unsafe`, `qemu_not_found`.
+ */
+export async function compressImage(
+  image: string,
+  dir: string,
+  { env = processEnvironment, signal }: RegistryOptions,
+): Promise<string> {
+  const { modified } = await inspectImage(image);
+  const { clusterSize } = await readQcow2Header(image);
+  const path = join(dir, basename(image));
+  const qemu = env.get("TOOLSMITH_QEMU");
+  const program = qemu ? join(dirname(qemu), "qemu-img") : "qemu-img";
+  const run = async (...args: string[]) => {
+    const command = { args: [...args, resolve(image), path], signal };
+    const running = runProcess(program, command);
+    const { code, stderr, stdout } = await running.catch((cause) => {
+      const hint = "install qemu-img (Debian, Ubuntu: apt install qemu-utils)";
+      throw systemError(cause, { code: "qemu_not_found", hint });
+    });
+    signal?.throwIfAborted();
+    if (code === 0) return;
+    const message = `Cannot compress ${image}: ${(stderr || stdout).trim()}`;
+    const hint = `check the image: qemu-img check ${image}`;
+    throw new ToolsmithError("image_invalid", message, { hint });
+  };
+  const format = `compression_type=zstd,cluster_size=${clusterSize}`;
+  await run("convert", "-c", "-f", "qcow2", "-O", "qcow2", "-o", format);
+  await run("compare", "-f", "qcow2", "-F", "qcow2");
+  if (modified) await Deno.utime(path, modified, modified);
+  return path;
+}

@@ -1,0 +1,75 @@
+/**
+ * Locked temporary directories for a publish. The next publish removes those that
+ * a killed process left behind.
+ *
+ *     <TMPDIR>/toolsmith-<purpose>-<id>/files/
+ *     <TMPDIR>/toolsmith-<purpose>-<id>/lock       flock
+ *
+ * @module
+ */
+import { dirname, join } from "../path.ts";
+import {
+  makeTemporaryDir,
+  orIfNotFound,
+  readFileIdentity,
+  removeTree,
+} from "../system/files.ts";
+import {
+  createLockedStagingDir,
+  removeUnlockedStagingDir,
+  type StagingDir,
+} from "../system/staging_dir.ts";
+
+const TEMPORARY_DIR_NAME_PATTERN = /^toolsmith-(?:publish|verify)-/;
+const FILES_DIR_NAME = "files";
+const LOCK_FILE_NAME = "lock";
+
+/**
+ * Makes a directory locked by this process, and removes abandoned ones.
+ *
+ * Needs `--allow-read` and `--allow-write` for the temporary directory.
+ */
+export async function makeLockedTemporaryDir(
+  purpose: "publish" | "verify",
+): Promise<StagingDir> {
+  while (true) {
+    const dir = await makeTemporaryDir(`toolsmith-${purpose}-`);
+    // Until it is locked, another process may remove it.
+    const files = await orIfNotFound(
+      createLockedStagingDir(
+        join(dir, FILES_DIR_NAME),
+        join(dir, LOCK_FILE_NAME),
+      ),
+    );
+    if (!files) continue;
+    // Failing to clean up must not keep an image from being published.
+    await removeAbandonedDirs(dirname(dir)).catch(() => {});
+    return {
+      path: files.path,
+      async [Symbol.asyncDispose]() {
+        await files[Symbol.asyncDispose]();
+        await removeTree(dir);
+      },
+    };
+  }
+}
+
+async function removeAbandonedDirs(tmp: string) {
+  for await (const { name, isDirectory } of Deno.readDir(tmp)) {
+    if (!isDirectory || !TEMPORARY_DIR_NAME_PATTERN.test(name)) continue;
+    const dir = join(tmp, name);
+    const lock = join(dir, LOCK_FILE_NAME);
+    try {
+      // Without a lock file it is empty: killed before locking, or after cleaning up.
+      if (await readFileIdentity(lock) === undefined) await Deno.remove(dir);
+      // Remove the lock last: without it the rest would not count as abandoned.
+      else if (
+        await removeUnlockedStagingDir(join(dir, FILES_DIR_NAME), lock)
+      ) {
+        await removeTree(dir);
+      }
+    } catch {
+      // Another process removed it, or it belongs to another user.
+    }
+  }
+}

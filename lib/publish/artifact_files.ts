@@ -1,0 +1,151 @@
+/**
+ * The files of an artifact, their titles, and the directory to push them from.
+ *
+ * @module
+ */
+import { basename, dirname, join, resolve } from "../path.ts";
+import { isPortableTitle } from "../oci/artifact.ts";
+import { ToolsmithError } from "../errors.ts";
+import { sanitizeText } from "../system/sanitize_text.ts";
+import { foldNameCase, isPortableFileName } from "../system/portable_name.ts";
+import { makeLockedTemporaryDir } from "./_temporary_dir.ts";
+
+/** A file to publish along with the image. */
+export interface ExtraFile {
+  /** The file's path. */
+  path: string;
+  /** The file's media type, such as `application/json`. */
+  mediaType: string;
+}
+
+/** A file of an artifact. */
+export interface ArtifactFile extends ExtraFile {
+  /** The file's name in the artifact. */
+  title: string;
+}
+
+/** The directory that `oras push` runs in; disposing it removes a temporary one. */
+export interface PushDir extends AsyncDisposable {
+  cwd: string;
+  /** The files, with paths relative to the directory. */
+  files: ExtraFile[];
+}
+
+const MEDIA_TYPE_PATTERN = /^[a-z0-9][\w!#$&^.+-]*\/[a-z0-9][\w!#$&^.+-]*$/i;
+
+/**
+ * Parses `path:mediaType`, the form that `oras push` takes.
+ *
+ * @param text The pair; the path may contain colons.
+ * @returns Path and media type.
+ * @throws {ToolsmithError} `usage`.
+ *
+ * @example
+ * ```ts
+ * import { parseExtraFile } from "./artifact_files.ts";
+ *
+ * const { path, mediaType } = parseExtraFile("a:b.json:application/json");
+ * if (path !== "a:b.json" || mediaType !== "application/json") throw "";
+ * ```
+ */
+export function parseExtraFile(text: string): ExtraFile {
+  const colon = text.lastIndexOf(":");
+  const path = text.slice(0, Math.max(0, colon));
+  const mediaType = text.slice(colon + 1);
+  if (path !== "" && MEDIA_TYPE_PATTERN.test(mediaType)) {
+    return { path, mediaType };
+  }
+  throw new ToolsmithError(
+    "usage",
+    `Cannot publish extra file "${text}": expected PATH:TYPE`,
+    { hint: `write ${path || text || "PATH"}:application/json, for example` },
+  );
+}
+
+/**
+ * Returns the image's title: its file name, made portable and with the ending
+ * `.qcow2`, as consumers require.
+ */
+export function imageLayerTitle(path: string): string {
+  const name = basename(path).toWellFormed();
+  const title = /\.qcow2$/i.test(name) ? name : `${name}.qcow2`;
+  const plain = sanitizeText(title).replace(/[\\:*?"<>|\p{Cc}]/gu, "-");
+  if (isPortableFileName(plain)) return plain;
+  // A reserved device name, or too long.
+  const other = `image-${plain}`;
+  return isPortableFileName(other) ? other : "image.qcow2";
+}
+
+/**
+ * Adds titles to the extra files, and rejects two files with the same title.
+ *
+ * @returns All files, the image first.
+ * @throws {ToolsmithError} `usage`.
+ */
+export function addExtraFiles(
+  image: ArtifactFile,
+  extras: ExtraFile[],
+): ArtifactFile[] {
+  const files = [image];
+  for (const extra of extras) {
+    const title = basename(extra.path);
+    if (!isPortableTitle(title)) {
+      throw new ToolsmithError(
+        "usage",
+        `Cannot publish extra file ${extra.path}: its name is not valid on every system`,
+        { hint: "rename the file: use ASCII letters, digits, dots and dashes" },
+      );
+    }
+    // Compare folded names, as some file systems ignore case.
+    const same = files.find((file) =>
+      foldNameCase(file.title) === foldNameCase(title)
+    );
+    if (same) {
+      throw new ToolsmithError(
+        "usage",
+        `Cannot publish both ${same.path} and ${extra.path}: ` +
+          "their names collide in the consumer's directory",
+        { hint: "rename one of the two files" },
+      );
+    }
+    files.push({ ...extra, title });
+  }
+  return files;
+}
+
+/**
+ * Prepares the directory to push from, as `oras` records the paths it is given: the
+ * files' own directory if all are in it under their titles, else a temporary one
+ * with links.
+ *
+ * Needs `--allow-read` and `--allow-write`, without limits, for a temporary one.
+ */
+export async function preparePushDir(files: ArtifactFile[]): Promise<PushDir> {
+  const paths = files.map(({ path }) => resolve(path));
+  const home = dirname(paths[0]);
+  const named = files.map(({ title, mediaType }) => ({
+    path: `./${title}`,
+    mediaType,
+  }));
+  if (files.every(({ title }, at) => join(home, title) === paths[at])) {
+    return { cwd: home, files: named, [Symbol.asyncDispose]: async () => {} };
+  }
+  await using undo = new AsyncDisposableStack();
+  const dir = undo.use(await makeLockedTemporaryDir("publish"));
+  for (const [at, { title }] of files.entries()) {
+    await symlinkOrCopy(paths[at], join(dir.path, title));
+  }
+  const all = undo.move();
+  const dispose = () => all.disposeAsync();
+  return { cwd: dir.path, files: named, [Symbol.asyncDispose]: dispose };
+}
+
+/** Copies the file on Windows if this user may not make symbolic links. */
+async function symlinkOrCopy(from: string, to: string) {
+  try {
+    await Deno.symlink(from, to);
+  } catch (error) {
+    if (Deno.build.os !== "windows") throw error;
+    await Deno.copyFile(from, to);
+  }
+}

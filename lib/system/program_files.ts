@@ -1,0 +1,53 @@
+/**
+ * Lists Toolsmith's own program files. A guest that could write one of them could
+ * run code on the host at the next start.
+ *
+ * @module
+ */
+import { processEnvironment } from "../environment.ts";
+import { fromFileUrl, join } from "../path.ts";
+
+/** Path of this module in the source tree; a bundle has another path. */
+const THIS_MODULE_PATH = "lib/system/program_files.ts";
+/** What Deno reads or runs at start, in the directory of the source tree. */
+const SOURCE_FILES = ["mod.ts", "cli.ts", "deno.json", "deno.lock", "lib"];
+
+export interface ModuleUrls {
+  /** The main module. @default {Deno.mainModule} */
+  main?: string;
+  /** This module. @default {import.meta.url} */
+  self?: string;
+}
+
+/**
+ * Lists Deno or the compiled program, the main module, and Toolsmith's modules
+ * (with the directory `lib/`) or their bundle.
+ *
+ * Needs `--allow-read` for these files.
+ */
+export function listProgramFiles(
+  { main = Deno.mainModule, self = import.meta.url }: ModuleUrls = {},
+): string[] {
+  const found = [Deno.execPath()];
+  for (const url of [main, self]) {
+    // Modules loaded over HTTPS are in Deno's cache.
+    if (!url.startsWith("file:")) continue;
+    const path = fromFileUrl(url);
+    if (!url.endsWith(`/${THIS_MODULE_PATH}`)) found.push(path);
+    else {
+      const root = path.slice(0, -THIS_MODULE_PATH.length);
+      found.push(...SOURCE_FILES.map((name) => join(root, name)));
+    }
+  }
+  return found;
+}
+
+/** Deno's cache directory; `undefined` without a home directory. */
+export function denoCacheDir(): string | undefined {
+  const env = processEnvironment;
+  const home = env.get("HOME");
+  const caches = Deno.build.os === "darwin"
+    ? home && join(home, "Library", "Caches")
+    : env.get("XDG_CACHE_HOME") || home && join(home, ".cache");
+  return env.get("DENO_DIR") || caches && join(caches, "deno");
+}

@@ -1,0 +1,42 @@
+/**
+ * Staging directories that are locked while in use. If the lock is free, the owner
+ * was killed and another process may remove the directory.
+ *
+ * @module
+ */
+import { orIfDenied, removeTree } from "./files.ts";
+import { tryFileLock } from "./lock.ts";
+
+/** A staging directory of this process; disposing removes and unlocks it. */
+export interface StagingDir extends AsyncDisposable {
+  path: string;
+}
+
+/** Creates a private directory; `undefined` if another process holds the lock. */
+export async function createLockedStagingDir(
+  path: string,
+  lockFile: string,
+): Promise<StagingDir | undefined> {
+  await using undo = new AsyncDisposableStack();
+  const held = await tryFileLock(lockFile);
+  if (!held) return undefined;
+  undo.use(held);
+  await Deno.mkdir(path, { mode: 0o700 });
+  undo.defer(() => removeTree(path));
+  const all = undo.move();
+  return { path, [Symbol.asyncDispose]: () => all.disposeAsync() };
+}
+
+/**
+ * Removes a staging directory unless it is locked. Files of another user stay.
+ *
+ * @returns `false` if a process or another user holds the lock file.
+ */
+export async function removeUnlockedStagingDir(
+  path: string,
+  lockFile: string,
+): Promise<boolean> {
+  using free = await orIfDenied(tryFileLock(lockFile));
+  if (free) await orIfDenied(removeTree(path));
+  return free !== undefined;
+}

@@ -1,0 +1,156 @@
+/**
+ * Schedules the range requests of a download over several connections.
+ *
+ * Pieces are handed out in file order, so that the digest can be computed while
+ * later bytes arrive. When none is left, an idle connection takes over the end of
+ * the piece that would finish last.
+ *
+ * @module
+ */
+import { countExtentBytes, type Extent } from "../system/extents.ts";
+
+/** A byte range that one connection downloads. */
+export interface RangePiece {
+  /** Offset of the first byte that has not arrived. */
+  at: number;
+  /** End offset; lowered when another connection takes over the end. */
+  to: number;
+  /** Aborted when another connection has taken over all remaining bytes. */
+  readonly takeover: AbortController;
+}
+
+/** Hands out the missing bytes of one download to its connections. */
+export type RangePlan = ReturnType<typeof planRanges>;
+
+const MIB = 1024 * 1024;
+/** Large enough to amortize a round trip, small enough for an even finish. */
+const MIN_PIECE_BYTES = 4 * MIB;
+const MAX_PIECE_BYTES = 32 * MIB;
+const TARGET_PIECE_MS = 1000;
+/** A takeover discards bytes in flight, so less time left is not worth it. */
+const MIN_TAKEOVER_TIME_LEFT_MS = 500;
+/** Below this age, the measured rate of a piece says nothing. */
+const MIN_RATE_SAMPLE_MS = 500;
+const MIN_TAKEOVER_SPEED_RATIO = 2;
+/** After this time without a byte, all remaining bytes are taken over. */
+const SILENT_CONNECTION_MS = 2000;
+/**
+ * Tells a takeover from other aborts. A string, because an Error created while
+ * modules load makes Deno compile the whole program again.
+ */
+const TAKEOVER_ABORT_REASON = "another connection took the piece over";
+
+/** State of a piece that is being downloaded. */
+interface PieceProgress {
+  startedAt: number;
+  lastByteTime: number;
+  receivedBytes: number;
+  /** Taken over from a silent connection, so not again before a byte arrives. */
+  takenFromSilent: boolean;
+}
+
+/**
+ * Plans the download of the missing bytes.
+ *
+ * @param gaps The missing byte ranges, in order.
+ * @param now A clock, in milliseconds.
+ */
+export function planRanges(
+  gaps: readonly Extent[],
+  connections: number,
+  now: () => number = performance.now.bind(performance),
+) {
+  /** The last first, so that taking one does not move the others. */
+  let waiting = gaps.toReversed();
+  let waitingBytes = countExtentBytes(gaps);
+  const active = new Map<RangePiece, PieceProgress>();
+
+  function begin(at: number, to: number, takenFromSilent = false): RangePiece {
+    const piece = { at, to, takeover: new AbortController() };
+    const times = { startedAt: now(), lastByteTime: now() };
+    active.set(piece, { ...times, receivedBytes: 0, takenFromSilent });
+    return piece;
+  }
+
+  function takeOver(rate: number): RangePiece | undefined {
+    const found = findPieceToTakeOver(active, rate, now());
+    if (!found) return undefined;
+    const { piece, left } = found;
+    const from = piece.at + left;
+    const rest = begin(from, piece.to, left === 0);
+    piece.to = from;
+    if (left === 0) piece.takeover.abort(TAKEOVER_ABORT_REASON);
+    return rest;
+  }
+
+  return {
+    /** Whether no piece is being downloaded and no byte is missing. */
+    get isDone(): boolean {
+      return waiting.length === 0 && active.size === 0;
+    },
+    /**
+     * Returns the next piece; `undefined` if there is none to take over either.
+     *
+     * @param rate The connection's speed, in bytes per millisecond, if known.
+     */
+    takePiece(rate = 0): RangePiece | undefined {
+      const first = waiting.pop();
+      if (!first) return takeOver(rate);
+      const [from, end] = first;
+      const share = waitingBytes / (2 * connections);
+      const fair = connections === 1
+        ? waitingBytes
+        : Math.min(rate * TARGET_PIECE_MS, share, MAX_PIECE_BYTES);
+      const bytes = Math.ceil(Math.max(fair, MIN_PIECE_BYTES));
+      const to = Math.min(from + bytes, end);
+      if (to < end) waiting.push([to, end]);
+      // Both may be infinite.
+      waitingBytes = waiting.length > 0 ? waitingBytes - to + from : 0;
+      return begin(from, to);
+    },
+    recordReceivedBytes(piece: RangePiece, bytes: number): void {
+      const progress = active.get(piece);
+      piece.at += bytes;
+      if (!progress) return;
+      progress.lastByteTime = now();
+      progress.receivedBytes += bytes;
+    },
+    /** Ends a piece; its unwritten bytes are handed out again. */
+    endPiece(piece: RangePiece, unwritten: Extent[]): void {
+      active.delete(piece);
+      if (unwritten.length === 0) return;
+      waitingBytes += countExtentBytes(unwritten);
+      waiting = [...waiting, ...unwritten].sort((a, b) => b[0] - a[0]);
+    },
+  };
+}
+
+/** Finds the piece that would finish last, and how many bytes its connection keeps. */
+function findPieceToTakeOver(
+  active: Map<RangePiece, PieceProgress>,
+  rate: number,
+  time: number,
+): { piece: RangePiece; left: number } | undefined {
+  let found: { piece: RangePiece; left: number; ms: number } | undefined;
+  for (const [piece, progress] of active) {
+    const { startedAt, receivedBytes, takenFromSilent } = progress;
+    // Without `takenFromSilent`, a slow server would get the same request endlessly.
+    const isSilent = time - progress.lastByteTime > SILENT_CONNECTION_MS &&
+      (receivedBytes > 0 || !takenFromSilent);
+    const age = time - startedAt;
+    const pieceRate = isSilent ? 0 : receivedBytes / age;
+    const rest = piece.to - piece.at;
+    const ms = rest / pieceRate;
+    const isSlow = isSilent ||
+      receivedBytes > 0 && age >= MIN_RATE_SAMPLE_MS &&
+        rate > pieceRate * MIN_TAKEOVER_SPEED_RATIO &&
+        ms > MIN_TAKEOVER_TIME_LEFT_MS;
+    if (!isSlow) continue;
+    // Both connections should finish at the same time.
+    const left = isSilent
+      ? 0
+      : Math.ceil(rest * pieceRate / (pieceRate + rate));
+    if (left < rest && ms > (found?.ms ?? 0)) found = { piece, left, ms };
+  }
+  return found;
+}

@@ -1,0 +1,298 @@
+/**
+ * Downloads a file from a byte source: over several connections if the source
+ * serves ranges, with retries that resume at the first missing byte.
+ *
+ * @module
+ */
+import { ToolsmithError } from "../errors.ts";
+import type { Extent } from "../system/extents.ts";
+import { readBodyChunks } from "../system/http_body.ts";
+import {
+  createRetryBudget,
+  type RetryBudget,
+  type RetryOptions,
+} from "../system/retry.ts";
+import { startStallTimer } from "../system/stall_timer.ts";
+import { anySignal, sleep } from "../system/time.ts";
+import { planRanges, type RangePiece, type RangePlan } from "./_range_plan.ts";
+import type { ByteSource, RangeResponse } from "./byte_source.ts";
+
+/** Options of a {@linkcode Transfer}. */
+export interface TransferOptions extends RetryOptions {
+  /** Highest number of connections. @default {1} */
+  connections?: number;
+  /** Time without a byte after which a connection has stalled, in milliseconds. @default {60_000} */
+  stallTimeoutMs?: number;
+}
+
+/** Receives the bytes of a download: a part file, or a file of unknown size. */
+export interface TransferTarget {
+  /** Size of the whole file, in bytes; `Infinity` if unknown. */
+  readonly size: number;
+  /** Returns the missing byte ranges, in order. */
+  missingExtents(within?: Extent): Extent[];
+  /** Opens the target for the writes of one connection. */
+  openWriter(): Promise<
+    {
+      write(position: number, bytes: Uint8Array): void | Promise<void>;
+    } & Disposable
+  >;
+  /** Marks the target as complete, after a body of unknown length. */
+  markEnded?(): void;
+}
+
+/** A piece and the response that its bytes are read from. */
+interface OpenResponse {
+  piece: RangePiece;
+  response: RangeResponse;
+  chunks: AsyncGenerator<Uint8Array<ArrayBuffer>>;
+}
+
+/** How often an idle connection looks for a piece to take over. */
+const IDLE_CONNECTION_POLL_MS = 20;
+
+/** One download. Disposing aborts its requests. */
+export class Transfer implements Disposable {
+  readonly #stopController = new AbortController();
+  readonly #signal: AbortSignal;
+  readonly #retryBudget: RetryBudget;
+  /** Shows the retry budget whether there was progress. */
+  #bytesWritten = 0;
+  #openResponse: OpenResponse | undefined;
+  #onBytesWritten = () => {};
+
+  /**
+   * Prepares a download; sends no request yet.
+   *
+   * @param source Serves the bytes.
+   */
+  constructor(
+    private readonly source: ByteSource,
+    private readonly options: TransferOptions,
+  ) {
+    this.#signal = anySignal(options.signal, this.#stopController.signal);
+    const limits = { ...options, signal: this.#signal };
+    this.#retryBudget = createRetryBudget(limits, () => this.#bytesWritten);
+  }
+
+  /**
+   * Requests all bytes from an offset, to learn the size and the first bytes;
+   * {@linkcode fill} then reads on from the same response.
+   *
+   * @param headBytes How many bytes to read in advance.
+   * @returns The response, and its first bytes: at least `headBytes`, or all.
+   * @throws The source's error, when the retry budget is used up.
+   */
+  async openAndPeek(from: number, headBytes: number) {
+    this.#cancelOpenResponse();
+    while (true) {
+      const piece = { at: from, to: Infinity, takeover: new AbortController() };
+      this.#openResponse = await this.#requestWithRetries(piece);
+      try {
+        const head = await peekBytes(this.#openResponse, headBytes);
+        return { ...this.#openResponse.response, head };
+      } catch (error) {
+        this.#cancelOpenResponse();
+        this.#retryBudget.recordFailure(error);
+      }
+    }
+  }
+
+  /**
+   * Downloads the missing bytes of a target. The first response decides: after the
+   * requested range, all connections start; a whole file, which an empty
+   * pull-through cache sends, is read as a stream. Bytes stay in the target after a
+   * failure, and are untrusted until the caller has compared the digest.
+   *
+   * @param onBytes Called whenever bytes have been written.
+   * @throws The source's error, when the retry budget is used up.
+   */
+  async fill(target: TransferTarget, onBytes = () => {}): Promise<void> {
+    this.#onBytesWritten = onBytes;
+    const { connections = 1 } = this.options;
+    let workers: Promise<void>[] = [];
+    try {
+      for (let gaps; (gaps = target.missingExtents()).length > 0;) {
+        const plan = planRanges(gaps, connections);
+        const piece = plan.takePiece()!;
+        const first = this.#openResponse ??
+          await this.#requestWithRetries(piece);
+        this.#openResponse = undefined;
+        if (isUnrequestedRange(first, piece)) {
+          const { start: at } = first.response;
+          const whole = { ...piece, at, to: target.size };
+          await this.#copyToTarget(target, plan, { ...first, piece: whole })
+            .catch(this.#retryBudget.recordFailure);
+          continue;
+        }
+        const open = { ...first, piece };
+        workers = Array.from(
+          { length: connections },
+          (_, nth) =>
+            this.#runConnection(target, plan, nth === 0 ? open : undefined),
+        );
+        await Promise.all(workers);
+      }
+    } finally {
+      this.#stopController.abort();
+      // The caller may close the target: wait for the pending writes.
+      await Promise.allSettled(workers);
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#stopController.abort();
+    this.#cancelOpenResponse();
+  }
+
+  /** An unread body ignores the abort signal, so cancels it too. */
+  #cancelOpenResponse(): void {
+    this.#openResponse?.piece.takeover.abort();
+    this.#openResponse?.response.body.cancel().catch(() => {});
+    this.#openResponse = undefined;
+  }
+
+  /** The piece must not be one that another connection can take over. */
+  async #requestWithRetries(piece: RangePiece): Promise<OpenResponse> {
+    while (true) {
+      await this.#retryBudget.waitForBackoff();
+      try {
+        return (await this.#requestPiece(piece))!;
+      } catch (error) {
+        this.#retryBudget.recordFailure(error);
+      }
+    }
+  }
+
+  /** Downloads pieces over one connection until none is left. */
+  async #runConnection(
+    target: TransferTarget,
+    plan: RangePlan,
+    open?: OpenResponse,
+  ) {
+    let rate: number | undefined;
+    while (open || !plan.isDone) {
+      await this.#retryBudget.waitForBackoff();
+      const piece = open?.piece ?? plan.takePiece(rate);
+      if (!piece) {
+        await sleep(IDLE_CONNECTION_POLL_MS, this.#signal);
+        continue;
+      }
+      const { at: from } = piece;
+      try {
+        open ??= await this.#requestPiece(piece);
+        if (open && isUnrequestedRange(open, piece)) {
+          this.#openResponse = open;
+          if ((this.options.connections ?? 1) === 1) return;
+          this.#cancelOpenResponse();
+          // The other connections read ranges; a retry may get one again.
+          const { displayName } = this.source;
+          throw transferInterruptedError(
+            `${displayName} sent the whole file instead of the bytes from ${from} on`,
+          );
+        }
+        if (open) rate = await this.#copyToTarget(target, plan, open);
+      } catch (error) {
+        this.#retryBudget.recordFailure(error);
+      } finally {
+        plan.endPiece(piece, target.missingExtents([from, piece.to]));
+      }
+      open = undefined;
+    }
+  }
+
+  /** Returns `undefined` if another connection has taken the piece over. */
+  async #requestPiece(piece: RangePiece): Promise<OpenResponse | undefined> {
+    this.#signal.throwIfAborted();
+    const { stallTimeoutMs } = this.options;
+    const { signal: takeover } = piece.takeover;
+    const signal = anySignal(this.#signal, takeover);
+    const { displayName } = this.source;
+    const timerOptions = { stallTimeoutMs, signal };
+    const timer = startStallTimer(`download ${displayName}`, timerOptions);
+    try {
+      const { at, to } = piece;
+      const response = await this.source.requestRange(at, to, timer.signal);
+      const chunks = readBodyChunks(response.body, timer, displayName);
+      return { piece, response, chunks };
+    } catch (error) {
+      if (error !== takeover.reason) throw error;
+    } finally {
+      timer.pause();
+    }
+  }
+
+  /**
+   * Writes a response to the target, up to where another connection took over.
+   *
+   * @returns The speed, in bytes per millisecond.
+   */
+  async #copyToTarget(
+    target: TransferTarget,
+    plan: RangePlan,
+    { piece, chunks }: OpenResponse,
+  ): Promise<number> {
+    const { displayName, maxBytes } = this.source;
+    const [from, requestedEnd] = [piece.at, piece.to];
+    const startedAt = performance.now();
+    try {
+      using writer = await target.openWriter();
+      for await (const chunk of chunks) {
+        const start = piece.at;
+        const limit = Math.min(requestedEnd, maxBytes);
+        if (start + chunk.length > limit) {
+          throw this.source.tooManyBytesError(limit);
+        }
+        // Before the write: received bytes must not be taken over meanwhile.
+        const end = Math.min(start + chunk.length, piece.to);
+        plan.recordReceivedBytes(piece, end - start);
+        for (const [at, to] of target.missingExtents([start, end])) {
+          await writer.write(at, chunk.subarray(at - start, to - start));
+          this.#bytesWritten += to - at;
+        }
+        this.#onBytesWritten();
+        if (piece.at >= piece.to && piece.to < requestedEnd) break;
+      }
+      if (piece.to === Infinity) target.markEnded?.();
+      else if (piece.at < piece.to) {
+        const progress = `${piece.at} of ${target.size} bytes`;
+        throw transferInterruptedError(
+          `The transfer from ${displayName} was interrupted at ${progress}`,
+        );
+      }
+    } catch (error) {
+      if (error !== piece.takeover.signal.reason) throw error;
+    }
+    return (piece.at - from) / Math.max(performance.now() - startedAt, 1);
+  }
+}
+
+/** Returns true for a whole file, or a range that the piece did not request. */
+function isUnrequestedRange(
+  { response }: OpenResponse,
+  { at, to }: RangePiece,
+): boolean {
+  return response.start !== at || response.end > to;
+}
+
+function transferInterruptedError(message: string): ToolsmithError {
+  return new ToolsmithError("transfer_interrupted", message, {
+    hint: "try again",
+  });
+}
+
+/** Reads the first bytes; a later read of the response returns them again. */
+async function peekBytes(open: OpenResponse, length: number) {
+  const { chunks } = open;
+  let head = new Uint8Array();
+  while (head.length < length) {
+    const { done, value } = await chunks.next();
+    if (done) break;
+    head = await new Blob([head, value]).bytes();
+  }
+  open.chunks = (async function* () {
+    if (head.length > 0) yield head;
+    yield* chunks;
+  })();
+  return head;
+}

@@ -1,0 +1,83 @@
+/**
+ * One boot attempt: its plan, and the QEMU process that it has started.
+ *
+ * @module
+ */
+import type { SnapshotStaging } from "../cache/snapshots.ts";
+import type { BootReadyEvent, Emit } from "../events.ts";
+import type { WarmShell } from "../guest/warm_shell.ts";
+import type { GuestNetwork } from "../net/network.ts";
+import { resolve } from "../path.ts";
+import type { QemuPlan, QemuProcess } from "../qemu/qemu_process.ts";
+import { clearSetIdBits } from "../qemu/set_id_bits.ts";
+import type { BootOptions } from "./boot_options.ts";
+import type { SnapshotSlot } from "./_snapshot_slot.ts";
+import { ConsoleInput } from "./_console_input.ts";
+import type { VmFacts } from "./vm.ts";
+
+export interface BootAttempt {
+  plan: QemuPlan;
+  options: BootOptions;
+  emit: Emit;
+  timer: BootTimer;
+  /** `undefined` for a VM that cannot have a snapshot. */
+  slot: SnapshotSlot | undefined;
+}
+
+/** A VM that boots or is restored. */
+export class StartingVm {
+  readonly consoleInput: ConsoleInput;
+  warmShell: WarmShell | undefined;
+  /** Writable directories on the host that the guest has had access to. */
+  exportDirs: string[] = [];
+  network: GuestNetwork | undefined;
+
+  constructor(
+    readonly attempt: BootAttempt,
+    readonly qemu: QemuProcess,
+    /** Where the VM can be saved. */
+    readonly staging?: SnapshotStaging,
+  ) {
+    const input = attempt.options.console?.input;
+    this.consoleInput = new ConsoleInput(input, qemu);
+  }
+
+  facts(): Omit<VmFacts, "shares"> {
+    const { options: { image, network = false } } = this.attempt;
+    const { pid, dir, qmp: { version }, plan } = this.qemu;
+    const { accelerator, memory, cpus } = plan;
+    const size = { version, accelerator, memory, cpus };
+    const facts = { image: resolve(image), pid, dir, ...size };
+    return { ...facts, network: network !== false };
+  }
+
+  async endQemu(): Promise<void> {
+    this.warmShell?.disconnect();
+    await this.qemu[Symbol.asyncDispose]();
+    await this.network?.[Symbol.asyncDispose]();
+    await this.consoleInput.pause();
+  }
+
+  /** Ends QEMU, clears set-ID bits in exports and waits for the snapshot's commit. */
+  async endAndClearSetIdBits(signal?: AbortSignal): Promise<void> {
+    await this.endQemu();
+    // Unlike QEMU's supervisor, nobody would do this if this process were killed now.
+    await clearSetIdBits(this.exportDirs, { signal });
+    await this.attempt.slot?.waitForCommit();
+  }
+}
+
+/** Measures the phases of a boot, in whole milliseconds. */
+export class BootTimer {
+  readonly phases: BootReadyEvent["phases"] = {
+    ...{ start: 0, guest: 0, save: 0, attach: 0 },
+  };
+  #phaseStart = performance.now();
+
+  /** Adds the time since the previous phase to a phase. */
+  endPhase(phase: keyof BootReadyEvent["phases"]): void {
+    const now = performance.now();
+    this.phases[phase] += Math.round(now - this.#phaseStart);
+    this.#phaseStart = now;
+  }
+}

@@ -1,0 +1,155 @@
+/**
+ * The place of a VM's snapshot in the store: finds it by its key, removes it if it does
+ * not restore, and saves a new one.
+ *
+ * @module
+ */
+import {
+  type Snapshot,
+  type SnapshotStaging,
+  type SnapshotStore,
+  snapshotStore,
+} from "../cache/snapshots.ts";
+import type { Emit } from "../events.ts";
+import { dirname, resolve } from "../path.ts";
+import type { QemuPlan } from "../qemu/qemu_process.ts";
+import { readFreeDiskBytes } from "../system/free_space.ts";
+import type { BootOptions, SnapshotOptions } from "./boot_options.ts";
+import { vmSnapshotKey } from "./_snapshot_key.ts";
+
+/**
+ * Computes a VM's snapshot key and looks the snapshot up.
+ *
+ * Needs `--allow-read` for the QEMU program, `--allow-sys=cpus,osRelease`, and
+ * `--allow-read` and `--allow-write` for the directory of snapshots.
+ *
+ * @returns The slot; `undefined` for a VM that cannot have a snapshot.
+ */
+export async function findSnapshotSlot(
+  plan: QemuPlan,
+  { snapshots, env }: Pick<BootOptions, "snapshots" | "env">,
+  emit: Emit,
+): Promise<SnapshotSlot | undefined> {
+  const key = snapshots && await vmSnapshotKey(plan, snapshots.digest, env);
+  if (!key) return undefined;
+  const options = { ...snapshots, memoryMib: plan.memory, emit };
+  const slot = new SnapshotSlot(key, options);
+  await slot.findSnapshot();
+  return slot;
+}
+
+export interface SnapshotSlotOptions extends SnapshotOptions {
+  /** Memory of the guest, in MiB. */
+  memoryMib: number;
+  emit: Emit;
+}
+
+const MIB_BYTES = 2 ** 20;
+
+/** The snapshot of one VM, found or yet to be saved. */
+export class SnapshotSlot {
+  /** The snapshot to restore, if any matches. */
+  foundSnapshot: Snapshot | undefined;
+  readonly #store: SnapshotStore;
+  #pendingCommit: { committed: Promise<Snapshot>; stoodMs: number } | undefined;
+
+  constructor(
+    readonly key: string,
+    private readonly options: SnapshotSlotOptions,
+  ) {
+    // Absolute, as QEMU has another working directory.
+    this.#store = snapshotStore(resolve(options.dir));
+  }
+
+  async findSnapshot(): Promise<void> {
+    if (this.options.restore === false) return;
+    const found = await this.#findInStore();
+    const reason = "its file has changed";
+    if (found === "damaged") return await this.removeAndWarn(reason);
+    this.foundSnapshot = found;
+    if (found) await this.#store.markUsed(this.key);
+  }
+
+  /** Is the found snapshot still the one in the store? */
+  async isUnchanged(): Promise<boolean> {
+    const now = await this.#findInStore();
+    return typeof now === "object" && now.saved === this.foundSnapshot?.saved;
+  }
+
+  /** Removes a snapshot that did not restore, and warns. */
+  async removeAndWarn(reason: string): Promise<void> {
+    const snapshot = { key: this.key, saved: this.foundSnapshot?.saved };
+    this.foundSnapshot = undefined;
+    const removed = await this.#store.remove(snapshot).catch(() => false);
+    const outcome = removed ? "was removed" : "is not used";
+    this.#warn(`The snapshot ${outcome}: ${reason}; booting instead`);
+  }
+
+  /**
+   * Creates a staging directory for a new snapshot.
+   *
+   * @returns `undefined` if saving is off or impossible, or another process is saving.
+   */
+  async tryCreateStaging(): Promise<SnapshotStaging | undefined> {
+    const { save, dir, memoryMib } = this.options;
+    if (save === false) return undefined;
+    try {
+      const reason =
+        `not enough disk space in ${dir} for ${memoryMib} MiB of guest memory`;
+      if (!await this.#hasDiskSpace()) throw new Error(reason);
+      return await this.#store.createStaging(this.key);
+    } catch (error) {
+      if (error instanceof Deno.errors.NotCapable) throw error;
+      this.warnNotSaved(error);
+    }
+  }
+
+  /** Moves the saved snapshot into the store, in the background. */
+  commitInBackground(staging: SnapshotStaging, stoodMs: number): void {
+    const committed = staging.commit()
+      .finally(() => staging[Symbol.asyncDispose]());
+    committed.catch(() => {});
+    this.#pendingCommit = { committed, stoodMs: Math.round(stoodMs) };
+  }
+
+  warnNotSaved(error: unknown): void {
+    this.#warn(`The VM was not saved: ${(error as Error).message}`);
+  }
+
+  /** Waits for the commit and emits `state_saved`, or warns. */
+  async waitForCommit(): Promise<void> {
+    if (!this.#pendingCommit) return;
+    const { committed, stoodMs } = this.#pendingCommit;
+    this.#pendingCommit = undefined;
+    try {
+      const { path, bytes } = await committed;
+      this.options.emit({ type: "state_saved", path, bytes, stoodMs });
+    } catch (error) {
+      this.warnNotSaved(error);
+    }
+  }
+
+  /** Is there disk space for all of the guest's memory? */
+  async #hasDiskSpace(): Promise<boolean> {
+    // The directory may not exist yet, but its parent holds the image.
+    for (const dir of [this.options.dir, dirname(this.options.dir)]) {
+      const free = await readFreeDiskBytes(dir);
+      if (free !== undefined) return free > this.options.memoryMib * MIB_BYTES;
+    }
+    return true;
+  }
+
+  /** Treats an unreadable directory as empty. */
+  async #findInStore() {
+    try {
+      return await this.#store.find(this.key);
+    } catch (error) {
+      if (error instanceof Deno.errors.NotCapable) throw error;
+      return undefined;
+    }
+  }
+
+  #warn(message: string): void {
+    this.options.emit({ type: "warning", message });
+  }
+}

@@ -1,0 +1,188 @@
+/**
+ * Measures the guest's network, compared with QEMU's user networking and with the guest's
+ * standard streams.
+ *
+ * @module
+ */
+import { boot } from "../../lib/vm/boot.ts";
+import type { BootOptions } from "../../lib/vm/boot_options.ts";
+import type { BootedVm } from "../../lib/vm/vm.ts";
+import { temporaryDir } from "../../tests/support/directory.ts";
+import { addReportSection, type Contender, measureInTurns } from "./measure.ts";
+
+const MIB = 2 ** 20;
+const UPLOAD_SHARE = 4;
+const PARALLEL_GUESTS = 8;
+const CONNECTIONS = 50;
+
+type Network = BootOptions["network"];
+
+/**
+ * Measures downloads, uploads, restored starts and memory.
+ *
+ * @param name The guest's name in the report.
+ * @param image Its QCOW2; it has busybox.
+ * @param mib Size of the download, in MiB.
+ */
+export async function measureEgress(name: string, image: string, mib: number) {
+  await using dir = await temporaryDir();
+  await Deno.chmod(dir.path, 0o700);
+  await using server = startServer(mib * MIB);
+  using uploads = startUploadServer();
+  const { port } = server.addr;
+  const ruled: Network = {
+    allow: [
+      `bench.test:80=127.0.0.1:${port}`,
+      `bench.test:9=127.0.0.1:${uploads.port}`,
+    ],
+  };
+  const snapshots = { dir: dir.path, digest: `sha256:${"b".repeat(64)}` };
+  const start = (network?: Network) => boot({ image, network, snapshots });
+  {
+    // Saves the snapshot that all others restore.
+    await using _vm = await start();
+  }
+  await measureRates(name, mib, {
+    ...{ ruled, port, start, uploadPort: uploads.port },
+  });
+  await measureInTurns(`a restored ${name}, until a command has ended`, [
+    { name: "with --allow-net", runOnce: () => runTrue(start, ruled) },
+    { name: "without a network", runOnce: () => runTrue(start, undefined) },
+  ]);
+  await measureInTurns(
+    `${mib} MiB downloaded by ${PARALLEL_GUESTS} of ${name} at once, in parts`,
+    [{
+      name: "with --allow-net",
+      async runOnce() {
+        const guests = Array.from({ length: PARALLEL_GUESTS }, async () => {
+          await using vm = await start(ruled);
+          await sh(vm, `wget -qO /dev/null http://bench.test/part`);
+        });
+        await Promise.all(guests);
+      },
+    }],
+  );
+  await measureMemory(name, () => start(ruled));
+}
+
+async function runTrue(
+  start: (network?: Network) => Promise<BootedVm>,
+  network: Network,
+) {
+  await using vm = await start(network);
+  await sh(vm, "true");
+}
+
+interface RateBench {
+  ruled: Network;
+  port: number;
+  uploadPort: number;
+  start: (network?: Network) => Promise<BootedVm>;
+}
+
+async function measureRates(name: string, mib: number, site: RateBench) {
+  const { ruled, port, uploadPort, start } = site;
+  await using own = await start(ruled);
+  await using user = await start("host-loopback");
+  const rate = (
+    contender: string,
+    size: number,
+    run: () => Promise<unknown>,
+  ): Contender => ({
+    name: contender,
+    async runOnce() {
+      const startedAt = performance.now();
+      await run();
+      return size / (performance.now() - startedAt) * 1000;
+    },
+  });
+  const download = (vm: BootedVm, host: string) =>
+    sh(vm, `wget -qO /dev/null http://${host}/`);
+  await measureInTurns(`${mib} MiB from a server into ${name}`, [
+    rate("--allow-net", mib, () => download(own, "bench.test")),
+    rate(
+      "QEMU's user networking",
+      mib,
+      () => download(user, `10.0.2.2:${port}`),
+    ),
+    rate(
+      "the guest's standard output",
+      mib,
+      () =>
+        own.exec("head", {
+          args: ["-c", `${mib * MIB}`, "/dev/zero"],
+          stdout() {},
+        }),
+    ),
+  ], "MiB/s");
+  const size = Math.ceil(mib / UPLOAD_SHARE);
+  const upload = (vm: BootedVm, host: string, hostPort: number) =>
+    sh(vm, `head -c ${size * MIB} /dev/zero | nc ${host} ${hostPort}`);
+  await measureInTurns(`${size} MiB from ${name} to a server`, [
+    rate("--allow-net", size, () => upload(own, "bench.test", 9)),
+    rate(
+      "QEMU's user networking",
+      size,
+      () => upload(user, "10.0.2.2", uploadPort),
+    ),
+  ], "MiB/s");
+}
+
+/** What connections without traffic add to this process. */
+async function measureMemory(name: string, start: () => Promise<BootedVm>) {
+  await using vm = await start();
+  const { rss: before } = Deno.memoryUsage();
+  let rss = before;
+  const connect = "sleep 20 | nc bench.test 80 >/dev/null &";
+  const all = `for i in $(seq ${CONNECTIONS}); do ${connect} done`;
+  await vm.exec("sh", {
+    // The connections end with the script.
+    args: ["-c", `${all}; sleep 5; echo connected; sleep 1`],
+    stdout: () => void (rss = Deno.memoryUsage().rss),
+  });
+  addReportSection(
+    `memory of Toolsmith for ${CONNECTIONS} connections of ${name}`,
+    [{ name: "--allow-net", values: [(rss - before) / MIB] }],
+    "MiB",
+  );
+}
+
+async function sh(vm: BootedVm, script: string) {
+  const { code, stderr } = await vm.exec("sh", { args: ["-c", script] });
+  if (code !== 0) throw new Error(`${script}: ${stderr}`);
+}
+
+function startServer(bytes: number) {
+  const chunk = new Uint8Array(65536);
+  return Deno.serve(
+    { hostname: "127.0.0.1", port: 0, onListen() {} },
+    (request) => {
+      const isPart = new URL(request.url).pathname === "/part";
+      const size = isPart ? Math.ceil(bytes / PARALLEL_GUESTS) : bytes;
+      let left = size;
+      const body = new ReadableStream<Uint8Array>({
+        pull(controller) {
+          controller.enqueue(chunk.subarray(0, left));
+          left -= Math.min(left, chunk.length);
+          if (left === 0) controller.close();
+        },
+      });
+      return new Response(body, { headers: { "content-length": `${size}` } });
+    },
+  );
+}
+
+/** Reads to the end, which it answers by its own. */
+function startUploadServer() {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = listener.addr as Deno.NetAddr;
+  const serve = async (conn: Deno.Conn) => {
+    using peer = conn;
+    const buffer = new Uint8Array(MIB);
+    while (await peer.read(buffer) !== null);
+  };
+  (async () => {
+    for await (const conn of listener) serve(conn).catch(() => {});
+  })();
+  return { port, [Symbol.dispose]: () => listener.close() };
+}

@@ -1,0 +1,88 @@
+/**
+ * Tests the events printed around a command on a terminal. The VM does not start, as
+ * there is no QEMU.
+ */
+import { assert, assertEquals } from "@std/assert";
+import type { CommandTerminal } from "../../lib/cli/command_terminal.ts";
+import {
+  hasInteractiveTerminal,
+  runInVmOnThisTerminal,
+} from "../../lib/cli/run_on_terminal.ts";
+import type { shellCommand } from "../../lib/cli/commands/shell.ts";
+import type { FlagValues } from "../../lib/cli/flag.ts";
+import { parseCommandLine } from "../../lib/cli/command_line.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { performCommand, recordedIo } from "../support/recorded_io.ts";
+import { makeLocalImage } from "../support/local_image.ts";
+import { requires } from "../support/parts.ts";
+
+/** A command screen that the guest takes over at once, or never. */
+function terminal(
+  taken: boolean,
+  onChange: (taken: boolean) => void,
+): CommandTerminal {
+  if (taken) onChange(true);
+  return {
+    keystrokes: () => Promise.resolve(new ReadableStream<Uint8Array>()),
+    output: () => Promise.resolve(),
+    size: () => ({ columns: 80, rows: 24 }),
+    onResize() {},
+    [Symbol.asyncDispose]: () => Promise.resolve(onChange(false)),
+  };
+}
+
+for (const taken of [false, true]) {
+  Deno.test({
+    name: taken
+      ? "runOnThisTerminal() prints events after the guest has released the terminal"
+      : "runOnThisTerminal() prints events at once until the guest takes the terminal",
+    ...requires("qemuImg"),
+    async fn() {
+      await using work = await makeLocalImage();
+      const { manifest, named, cache } = work;
+      const init = ["init", "--file", work.image, ...named];
+      assertEquals(await performCommand(init, recordedIo()), 0);
+      await Deno.remove(cache, { recursive: true }).catch(() => {});
+      let back = false;
+      let before = 0;
+      const recorded = recordedIo({
+        env: new Map([["TOOLSMITH_QEMU", "/none"]]),
+        screen: (onChange) =>
+          terminal(taken, (now) => {
+            if (!now) [back, before] = [true, recorded.events.length];
+            onChange(now);
+          }),
+      });
+      const output = { json: false, quiet: true, progress: false };
+      const flags = ["--manifest", manifest, "--cache", cache];
+      const read = parseCommandLine(["shell", ...flags]);
+      if (read.kind !== "command") throw new Error(read.kind);
+      const flagged = read.given as FlagValues<typeof shellCommand.flags>;
+      const given = { ...flagged, ...output };
+      const run = () => runInVmOnThisTerminal(["sh"], given, recorded.io);
+      await expectFailure("qemu_not_found", run);
+      assert(recorded.events.some(({ type }) => type === "cache_placed"));
+      assertEquals([back, before > 0], [true, !taken]);
+      // A closed view must not draw over the guest's screen.
+      assertEquals(recorded.eventsAfterClose(), 0);
+      const views = recorded.views.map(({ flags, open }) => [flags, open]);
+      assertEquals(views, Array(2).fill([output, false]));
+    },
+  });
+}
+
+Deno.test("hasInteractiveTerminal() needs a terminal on both stdin and stdout", () => {
+  const { stdin, stdout } = Deno;
+  const are = [stdin.isTerminal, stdout.isTerminal];
+  try {
+    for (const types of [false, true]) {
+      for (const reads of [false, true]) {
+        stdin.isTerminal = () => types;
+        stdout.isTerminal = () => reads;
+        assertEquals(hasInteractiveTerminal(), types && reads);
+      }
+    }
+  } finally {
+    [stdin.isTerminal, stdout.isTerminal] = are;
+  }
+});

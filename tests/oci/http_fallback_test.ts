@@ -1,0 +1,111 @@
+import { assertEquals, assertStringIncludes } from "@std/assert";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { join } from "@std/path";
+import { orasClient } from "../../lib/oci/oras_client.ts";
+import { parseReference } from "../../lib/oci/reference.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { expectFailure } from "../support/expect_failure.ts";
+import { foundTools, requires } from "../support/parts.ts";
+
+const TYPE = "application/vnd.oci.image.manifest.v1+json";
+const LOGIN = `Basic ${btoa("me:s3cret")}`;
+
+/** Starts a registry that requires a login and offers these schemes. */
+async function site(challenges: string[], found = 200) {
+  await using undo = new AsyncDisposableStack();
+  const dir = undo.use(await temporaryDir());
+  const asked: (string | undefined)[] = [];
+  // Not Deno.serve(), which joins the headers into one.
+  const server = createServer(({ headers: { authorization } }, response) => {
+    asked.push(authorization);
+    if (authorization === LOGIN) {
+      response.writeHead(found, { "content-type": TYPE });
+      return response.end(
+        found === 200
+          ? JSON.stringify({ schemaVersion: 2, mediaType: TYPE, layers: [] })
+          : undefined,
+      );
+    }
+    response.setHeader("www-authenticate", challenges);
+    response.writeHead(401).end();
+  });
+  await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
+  undo.defer(() => new Promise((done) => server.close(() => done())));
+  const host = `127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const auths = { [host]: { auth: btoa("me:s3cret") } };
+  await Deno.writeTextFile(
+    join(dir.path, "config.json"),
+    JSON.stringify({ auths }),
+  );
+  const env = new Map([
+    ["TOOLSMITH_ORAS", foundTools.oras!],
+    ["DOCKER_CONFIG", dir.path],
+  ]);
+  const all = undo.move();
+  return {
+    asked,
+    fetch: (signal?: AbortSignal) =>
+      orasClient({ env, signal }).fetchManifest(
+        parseReference(`${host}/o/vm:1`),
+      ),
+    [Symbol.asyncDispose]: () => all.disposeAsync(),
+  };
+}
+
+const real = requires("oras");
+
+Deno.test({
+  name:
+    "OrasClient.fetchManifest() logs in with Basic when the registry offers Negotiate first",
+  ...real,
+  async fn() {
+    for (
+      const challenges of [
+        ['Negotiate, Basic realm="x"'],
+        ["Negotiate", 'Basic realm="x"'],
+        ["Negotiate YII=, NTLM", 'Basic realm="x"'],
+      ]
+    ) {
+      await using all = await site(challenges);
+      const { fetchedWithoutOras, layers } = await all.fetch();
+      assertEquals([fetchedWithoutOras, layers], [true, []]);
+      // Sent once only, after the challenge.
+      assertEquals(all.asked.filter(Boolean), [LOGIN]);
+    }
+  },
+});
+
+Deno.test({
+  name:
+    "OrasClient.fetchManifest() names the offered schemes when none is supported",
+  ...real,
+  async fn() {
+    await using all = await site(["Negotiate", 'Digest realm="x"']);
+    const { message } = await expectFailure("unauthorized", () => all.fetch());
+    assertStringIncludes(
+      message,
+      "the registry offers Negotiate, Digest, and only Basic and Bearer authentication is supported",
+    );
+    assertEquals(all.asked.filter(Boolean), []);
+  },
+});
+
+Deno.test({
+  name:
+    "OrasClient.fetchManifest() without oras maps each registry error to its code",
+  ...real,
+  async fn() {
+    for (
+      const [code, status] of [
+        ["forbidden", 403],
+        ["not_found", 404],
+        ["rate_limited", 429],
+        ["registry_unavailable", 503],
+      ] as const
+    ) {
+      await using all = await site(["Negotiate, Basic realm=x"], status);
+      await expectFailure(code, () => all.fetch());
+    }
+  },
+});

@@ -1,0 +1,34 @@
+import { assert, assertEquals } from "@std/assert";
+import { runProcess } from "../../lib/system/process.ts";
+import { PROJECT_ROOT } from "../../scripts/deno.ts";
+
+interface GraphModule {
+  specifier: string;
+  dependencies?: { code?: { specifier: string }; isDynamic?: boolean }[];
+}
+
+Deno.test("cli.ts loads the packages that verify signatures only when they are needed", async () => {
+  const { stdout } = await runProcess(Deno.execPath(), {
+    args: [
+      ...["info", "--json"],
+      `--import-map=${PROJECT_ROOT}/scripts/npm/import_map.json`,
+      `${PROJECT_ROOT}/cli.ts`,
+    ],
+  });
+  const { roots, modules } = JSON.parse(stdout);
+  const reached = (followDynamic: boolean) => {
+    const seen = new Set<string>(roots);
+    // A set is iterated in the order of additions, later ones included.
+    for (const specifier of seen) {
+      const module = modules.find((it: GraphModule) =>
+        it.specifier === specifier
+      );
+      for (const { code, isDynamic } of module?.dependencies ?? []) {
+        if (code && (followDynamic || !isDynamic)) seen.add(code.specifier);
+      }
+    }
+    return [...seen].filter((it) => /@sigstore|\/signature\//.test(it));
+  };
+  assertEquals(reached(false), []);
+  assert(reached(true).some((it) => it.includes("@sigstore/verify")));
+});
