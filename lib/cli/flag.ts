@@ -127,7 +127,7 @@ export function keyValueFlag(
 
 /** Parses a whole number of up to six digits. */
 export const parseCount = createValueParser(
-  "a whole number",
+  "a whole number up to 999999",
   "5",
   (text) => /^\d{1,6}$/.test(text) ? Number(text) : undefined,
 );
