@@ -17,7 +17,6 @@ import {
 import {
   createLockedStagingDir,
   removeUnlockedStagingDir,
-  type StagingDir,
 } from "../system/staging_dir.ts";
 
 const TEMPORARY_DIR_NAME_PATTERN = /^toolsmith-(?:publish|verify)-/;
@@ -31,7 +30,7 @@ const LOCK_FILE_NAME = "lock";
  */
 export async function makeLockedTemporaryDir(
   purpose: "publish" | "verify",
-): Promise<StagingDir> {
+) {
   while (true) {
     const dir = await makeTemporaryDir(`toolsmith-${purpose}-`);
     // Until it is locked, another process may remove it.

@@ -33,16 +33,7 @@ export function isSha256Digest(text: string): text is Digest {
   return /^sha256:[0-9a-f]{64}$/.test(text);
 }
 
-/**
- * Parses 64 hex digits in either case, with or without `sha256:`.
- *
- * @example
- * ```ts
- * import { parseSha256 } from "./digest.ts";
- *
- * if (parseSha256("sha256:" + "AB".repeat(32)) !== "ab".repeat(32)) throw "";
- * ```
- */
+/** Parses 64 hex digits in either case, with or without `sha256:`. */
 export function parseSha256(text: string): Sha256 | undefined {
   const hex = text.trim().replace(/^sha256:/i, "").toLowerCase();
   return /^[0-9a-f]{64}$/.test(hex) ? hex : undefined;
@@ -55,10 +46,8 @@ export function parseSha256(text: string): Sha256 | undefined {
 export type DigestEngineName = "std" | "runtime";
 
 /**
- * Selects the engine for an image that is transferred or read again: the runtime
- * from 64 MiB on, unless `TOOLSMITH_DIGEST` is `std`.
- *
- * @throws {ToolsmithError} `usage` for another value of the variable.
+ * Selects the engine for an image that is transferred or read again: the runtime from
+ * 64 MiB on, unless `TOOLSMITH_DIGEST` is `std`; any other value is an error.
  */
 export function selectDigestEngine(
   bytes: number,
@@ -110,7 +99,6 @@ export async function sha256OfText(text: string): Promise<Sha256> {
 export interface ReadFileChunksOptions {
   /** Called after each chunk with the number of bytes read so far. */
   onBytesRead?: (totalBytes: number) => void;
-  /** Stops reading when aborted. */
   signal?: AbortSignal;
   /**
    * Up to which offsets to read, in order, while the file grows; `Infinity` is the
@@ -124,15 +112,10 @@ export interface ReadFileChunksOptions {
 }
 
 /**
- * Reads a file in chunks of 1 MiB that share one buffer. Can follow a file that
- * another program is writing, so that the digest is ready when the writer is.
- *
- * Needs `--allow-read` for the file.
- *
- * @returns The chunks; each overwrites the previous one.
- * @throws {Deno.errors.NotFound} When the file never appears.
- * @throws {ToolsmithError} `file_unreadable`, also for a truncated file.
- * @throws The signal's reason.
+ * Reads a file in chunks of 1 MiB that share one buffer: each overwrites the previous
+ * one. Can follow a file that another program is writing, so that the digest is ready
+ * when the writer is. Throws `Deno.errors.NotFound` if the file never appears, and
+ * `file_unreadable` if it is truncated meanwhile.
  */
 export async function* readFileChunks(
   path: string,

@@ -8,17 +8,7 @@
 /** A byte range; `to` is exclusive. */
 export type Extent = readonly [from: number, to: number];
 
-/**
- * Returns a copy of the set with a byte range added.
- *
- * @example
- * ```ts
- * import { addExtent } from "./extents.ts";
- *
- * const all = addExtent([[0, 2], [4, 6]], [2, 4]);
- * if (JSON.stringify(all) !== "[[0,6]]") throw new Error("not joined");
- * ```
- */
+/** Returns a copy of the set with a byte range added. */
 export function addExtent(set: readonly Extent[], added: Extent): Extent[] {
   let [from, to] = added;
   if (from >= to) return [...set];

@@ -85,7 +85,7 @@ export interface ReplaceFileOptions {
   /** File mode before the umask. @default {0o644} */
   mode?: number;
   ignoreUmask?: boolean;
-  /** Directory of the temporary file, on the same filesystem. @default {dirname(path)} */
+  /** Where the temporary file is, on the same filesystem. @default {dirname(path)} */
   tempDir?: string;
 }
 
@@ -166,11 +166,7 @@ export async function readTextWithFileIdentity(
   return text && file && `${text} ${file.inode} ${file.ctime}`;
 }
 
-/**
- * Reads bytes at an offset.
- *
- * @returns Fewer than `length` bytes at the end of the file.
- */
+/** Reads bytes at an offset: fewer than `length` at the end of the file. */
 export async function readFileAt(
   file: Deno.FsFile,
   offset: number,
@@ -192,10 +188,8 @@ export async function readFileAt(
 }
 
 /**
- * Creates a temporary directory with a random name.
- *
- * @param parent Parent directory. @default {undefined} the system's
- * @throws {ToolsmithError} `usage`, with the variable to set; `disk_full`.
+ * Creates a temporary directory with a random name, by default in the system's
+ * directory. An error names the variable to set.
  */
 export async function makeTemporaryDir(
   prefix: string,

@@ -7,10 +7,8 @@ import { join, SEPARATOR } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 
 /**
- * Returns the directories of `PATH`, in order.
- *
- * @param env Read for `PATH`.
- * @returns The directories, which need not exist; `""` is the current directory.
+ * Returns the directories of `PATH`, which need not exist, in order; `""` is the
+ * current directory.
  */
 export function programSearchDirs(
   env: Environment = processEnvironment,
@@ -18,14 +16,7 @@ export function programSearchDirs(
   return (env.get("PATH") ?? processEnvironment.get("PATH") ?? "").split(":");
 }
 
-/**
- * Finds a program by name or path.
- *
- * Needs `--allow-read` for the directories of `PATH`.
- *
- * @param env Read for `PATH`.
- * @returns The program's path; `undefined` if it does not exist.
- */
+/** Finds a program by name or path. */
 export async function findProgram(
   program: string,
   env: Environment = processEnvironment,

@@ -18,12 +18,9 @@ interface RequestTarget {
 }
 
 /**
- * Returns the proxy for a URL.
- *
- * @param url An HTTP or HTTPS URL.
- * @param env Read for `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, also in lower
- * case, and for `REQUEST_METHOD`: in CGI, a client can set `HTTP_PROXY`.
- * @returns The proxy's URL; `undefined` for a direct connection.
+ * Returns the proxy for an HTTP or HTTPS URL; `undefined` for a direct connection.
+ * Reads `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, also in lower case, and
+ * `REQUEST_METHOD`: in CGI, a client can set `HTTP_PROXY`.
  */
 export function findProxy(
   url: URL,

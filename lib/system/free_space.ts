@@ -12,12 +12,8 @@ const CACHE_HINT =
   "free disk space (toolsmith cache prune), or set another cache directory: TOOLSMITH_CACHE=DIR";
 
 /**
- * Throws if a filesystem has too little free space.
- *
- * Needs `--allow-read` for the directory and `--allow-sys=statfs`; without statfs
- * the check passes.
- *
- * @throws {ToolsmithError} `disk_full`, with the needed and the free bytes.
+ * Throws if a filesystem has too little free space; passes if statfs does not work or
+ * is not permitted.
  */
 export async function assertFreeSpace(
   dir: string,

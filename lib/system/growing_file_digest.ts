@@ -17,24 +17,18 @@ export interface GrowingFileDigestOptions {
   /** Size of the complete file, in bytes. */
   size: number;
   /**
-   * Starts a new sequence of growing counts: the length of the contiguous prefix
-   * on the disk. The last count is the size.
+   * Starts a new sequence of growing counts: the length of the contiguous prefix on the
+   * disk. The last count is the size.
    */
   watchByteCount: () => AsyncIterable<number>;
   engine?: DigestEngineName;
-  /** Stops the computation when aborted. @default {undefined} */
   signal?: AbortSignal;
 }
 
 const CHUNK_BYTES = 1024 * 1024;
 
 /**
- * Computes the SHA-256 of a file while it is written, reading from the disk in
- * order.
- *
- * Needs `--allow-read` for the file.
- *
- * @throws Errors of `watchByteCount` and of reading the file; the signal's reason.
+ * Computes the SHA-256 of a file while it is written, reading from the disk in order.
  */
 export async function sha256OfGrowingFile(
   path: string,

@@ -9,13 +9,10 @@ import type { Deadline } from "./time.ts";
 const CHUNK_BYTES = 1024 * 1024;
 
 /**
- * Reads a body until its end or until the timer's signal aborts. The signal of
- * `fetch` does not stop a body: Deno (2.9) drops it when the request is garbage
- * collected. The timer pauses while the consumer works on a chunk.
- *
- * @param shown Source of the body, for error messages.
- * @returns The chunks; each overwrites the previous one.
- * @throws The reason of the timer's signal; `transfer_interrupted`.
+ * Reads a body until its end or until the timer's signal aborts. The signal of `fetch`
+ * does not stop a body: Deno (2.9) drops it when the request is garbage collected. The
+ * timer pauses while the consumer works on a chunk. Each chunk overwrites the previous
+ * one. `shown` names the source in errors.
  */
 export async function* readBodyChunks(
   body: ReadableStream<Uint8Array<ArrayBuffer>>,
@@ -51,11 +48,9 @@ export async function* readBodyChunks(
 }
 
 /**
- * Reads a short body into memory. The stall timeout limits the whole read, because
- * a server that sends single bytes would otherwise hold the connection forever.
- *
- * @param options Source of the body for error messages, and the limit in bytes.
- * @returns The bytes; `undefined` if the body exceeds the limit.
+ * Reads a short body into memory; `undefined` if it exceeds `limit` bytes. The stall
+ * timeout limits the whole read, because a server that sends single bytes would
+ * otherwise hold the connection forever.
  */
 export async function readLimitedBody(
   body: ReadableStream<Uint8Array<ArrayBuffer>> | null,

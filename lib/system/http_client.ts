@@ -11,20 +11,7 @@ import { findProxy } from "./find_proxy.ts";
 /** Options of a request; its signal is required. */
 export type HttpRequestInit = RequestInit & { signal: AbortSignal };
 
-/** An HTTP client that closes its connections when disposed. */
-export interface HttpClient extends Disposable {
-  /**
-   * Sends one request and does not follow redirects.
-   *
-   * Needs `--allow-net` for the URL's host, or for its proxy.
-   *
-   * @param shown The URL for error messages, without secrets. @default {url.host}
-   * @throws {ToolsmithError} `dns_failed`, `tls_failed`, `connection_failed`,
-   * `transfer_interrupted`; `usage` for an unsupported proxy.
-   * @throws The signal's reason.
-   */
-  fetch(url: URL, request: HttpRequestInit, shown?: string): Promise<Response>;
-}
+export type HttpClient = Awaited<ReturnType<typeof createHttpClient>>;
 
 /** Variables that make Deno use a proxy by its own rules. */
 const PROXY_ENV_NAMES = [
@@ -33,18 +20,14 @@ const PROXY_ENV_NAMES = [
 ];
 
 /**
- * Creates a client that also trusts a private certificate authority.
- *
- * Needs `--allow-read` for the file, and `--allow-env` for the proxy variables:
- * Deno would use the variables that Toolsmith may not read.
- *
- * @param caFile A PEM file with the authority's certificate.
- * @throws {ToolsmithError} `file_unreadable`, `tls_failed`.
+ * Creates a client that also trusts the certificate authority of a PEM file; disposing
+ * closes its connections. The proxy variables need `--allow-env`: Deno would use the
+ * variables that Toolsmith may not read.
  */
 export async function createHttpClient(
   caFile: string | undefined,
   options: Omit<Deno.CreateHttpClientOptions, "proxy" | "caCerts"> = {},
-): Promise<HttpClient> {
+) {
   const caCerts = caFile === undefined ? [] : [await readCertificate(caFile)];
   /** Clients by proxy URL; `undefined` is the direct connection. */
   const clients = new Map<string | undefined, Deno.HttpClient>();
@@ -69,7 +52,11 @@ export async function createHttpClient(
   }
   return {
     [Symbol.dispose]: close,
-    async fetch(url, request, shown = url.host) {
+    /**
+     * Sends one request and does not follow redirects. `shown` is the URL for error
+     * messages, without secrets.
+     */
+    async fetch(url: URL, request: HttpRequestInit, shown = url.host) {
       const proxy = findProxy(url);
       const client = clientFor(proxy);
       try {

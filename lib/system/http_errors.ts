@@ -9,10 +9,8 @@ import { parseRetryAfterMs, RetryAfterError } from "./retry_after.ts";
 import { sanitizeLine } from "./sanitize_text.ts";
 
 /**
- * Converts an unsuccessful response to a typed error.
- *
- * @param shown The URL for the message, without secrets.
- * @returns The error; a {@linkcode RetryAfterError} where the server asks to wait.
+ * Converts an unsuccessful response to a typed error: a {@linkcode RetryAfterError}
+ * where the server asks to wait. `shown` is the URL without secrets.
  */
 export function httpStatusError(
   { status, headers }: Pick<Response, "status" | "headers">,
@@ -44,10 +42,9 @@ function errorForStatus(status: number, shown: string): ToolsmithError {
 }
 
 /**
- * Returns the Content-Encoding of a response that should have none. Bytes, length
- * and ranges of an encoded response are not those of the file.
- *
- * @returns The sanitized encoding; `undefined` for none or `identity`.
+ * Returns the sanitized Content-Encoding of a response that should have none;
+ * `undefined` for none or `identity`. Bytes, length and ranges of an encoded response
+ * are not those of the file.
  */
 export function unexpectedContentEncoding(
   headers: Headers,
@@ -57,12 +54,9 @@ export function unexpectedContentEncoding(
 }
 
 /**
- * Converts what `fetch` threw to a typed error, by its message: Deno has no error
- * codes for network failures.
- *
- * @param shown The URL for the message, without secrets.
- * @param begun Whether the response body had begun.
- * @returns The typed error; `NotCapable` unchanged.
+ * Converts what `fetch` threw to a typed error, by its message: Deno has no error codes
+ * for network failures. `NotCapable` is returned unchanged. `shown` is the URL without
+ * secrets; `begun` tells whether the response body had begun.
  */
 export function toTransportError(
   error: unknown,

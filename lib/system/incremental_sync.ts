@@ -10,10 +10,8 @@ export type IncrementalSync = ReturnType<typeof createIncrementalSync>;
 const BYTES_BETWEEN_SYNCS = 4 * 1024 * 1024;
 
 /**
- * Creates the incremental syncs of a file.
- *
- * @param sync Syncs the file once.
- * @param from Number of bytes already written and synced.
+ * Creates the incremental syncs of a file, of which `from` bytes are already written
+ * and synced. `sync` syncs the file once.
  */
 export function createIncrementalSync(sync: () => Promise<void>, from = 0) {
   let there = from;

@@ -35,10 +35,8 @@ const SCOPES_BY_IP_RANGE: [string, NetworkScope][] = [
 ];
 
 /**
- * Classifies an IP address.
- *
- * @param address IPv4 in four decimal parts, or IPv6, with or without brackets.
- * @returns The scope; `"host"` for text that is not an address.
+ * Classifies an IP address: IPv4 in four decimal parts, or IPv6, with or without
+ * brackets. Any other text has the scope `"host"`.
  */
 export function ipNetworkScope(address: string): NetworkScope {
   const bits = parseIpBits(address.replace(/^\[|\]$|%.*$/g, ""));
@@ -50,9 +48,7 @@ export function ipNetworkScope(address: string): NetworkScope {
 }
 
 /**
- * Unwraps the IPv4 address inside a 6to4 or NAT64 address.
- *
- * @param bits The address, from {@linkcode parseIpBits}; others are returned unchanged.
+ * Unwraps the IPv4 address inside a 6to4 or NAT64 address; returns others unchanged.
  */
 export function unwrapTunneledIpv4(bits: bigint): bigint {
   if (isInIpRange(bits, "2002::/16")) return ipv4MappedBits(bits >> 80n);
@@ -66,11 +62,8 @@ function ipv4MappedBits(bits: bigint): bigint {
 }
 
 /**
- * Parses an IP address.
- *
- * @param address IPv4 in four decimal parts, or IPv6, without brackets.
- * @returns The 128 bits, with IPv4 mapped into `::ffff:0:0/96`; `undefined` for
- * any other text.
+ * Parses IPv4 in four decimal parts, or IPv6 without brackets, to 128 bits, with IPv4
+ * mapped into `::ffff:0:0/96`; `undefined` for any other text.
  */
 export function parseIpBits(address: string): bigint | undefined {
   if (!/[.:]/.test(address)) return undefined;
@@ -85,10 +78,8 @@ export function parseIpBits(address: string): bigint | undefined {
 }
 
 /**
- * Whether an address is in a CIDR range. IPv4 never matches an IPv6 range.
- *
- * @param bits The address, from {@linkcode parseIpBits}.
- * @param range Such as `10.0.0.0/8`; a malformed range contains no address.
+ * Whether an address is in a CIDR range such as `10.0.0.0/8`. IPv4 never matches an
+ * IPv6 range; a malformed range contains no address.
  */
 export function isInIpRange(bits: bigint, range: string): boolean {
   const [first, length] = range.split("/");

@@ -17,11 +17,9 @@ export function jsonObjectOrEmpty(value: unknown): JsonObject {
 }
 
 /**
- * Parses the text of a JSON file, and ignores a byte order mark.
- *
- * @param file The file's path, for errors.
- * @throws {SyntaxError} Names file, line and column. It quotes only the unexpected
- * character, because a configuration may hold secrets.
+ * Parses the text of a JSON file, and ignores a byte order mark. The `SyntaxError`
+ * names file, line and column. It quotes only the unexpected character, because a
+ * configuration may hold secrets.
  */
 export function parseJsonText(text: string, file: string): unknown {
   const body = text.replace(/^\uFEFF/, "");
@@ -68,7 +66,6 @@ export interface JsonMember {
   parentKeys: readonly string[];
   /** First token of the value; a string value is one token. */
   valueToken: string;
-  /** Offset of the token in the text. */
   valueOffset: number;
   /** Whether the key occurred earlier in the same object. */
   isDuplicateKey: boolean;
@@ -77,10 +74,8 @@ export interface JsonMember {
 const TOKEN_PATTERN = /"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\],:]|[^\s{}[\],:"]+/gs;
 
 /**
- * Measures the nesting depth, which bounds the recursion of a reader.
- *
- * @param text Valid JSON.
- * @returns The depth; 0 for a scalar.
+ * Measures the nesting depth of valid JSON, which bounds the recursion of a reader; 0
+ * for a scalar.
  */
 export function jsonNestingDepth(text: string): number {
   let depth = 0;
@@ -92,11 +87,7 @@ export function jsonNestingDepth(text: string): number {
   return deepest;
 }
 
-/**
- * Walks all object members in text order, in linear time.
- *
- * @param text Valid JSON.
- */
+/** Walks all object members of valid JSON in text order, in linear time. */
 export function* walkJsonMembers(text: string): Generator<JsonMember> {
   const parentKeys: string[] = [];
   const seen: Set<string>[] = [];

@@ -9,9 +9,8 @@ import { orIfNotFound } from "./files.ts";
 import { settlesWithin, sleep } from "./time.ts";
 
 export interface FileLockOptions {
-  /** Called once if another process holds the lock. @default {undefined} */
+  /** Called once if another process holds the lock. */
   onWait?: () => void;
-  /** Stops waiting when aborted. @default {undefined} */
   signal?: AbortSignal;
 }
 
@@ -20,15 +19,9 @@ const LOCK_POLL_MS = 40;
 
 /**
  * Locks a file (flock on Linux and macOS, LockFileEx on Windows), and waits while
- * another process holds the lock. The empty lock file is never removed, because two
- * processes could then hold locks on the same name. The file is private to this
- * user; a symbolic link in its place is rejected.
- *
- * Needs `--allow-read` and `--allow-write` for the file.
- *
- * @returns The lock; disposing releases it.
- * @throws {ToolsmithError} `file_unreadable` unless the path is a regular file.
- * @throws The signal's reason.
+ * another process holds the lock; disposing releases it. The empty lock file is never
+ * removed, because two processes could then hold locks on the same name. The file is
+ * private to this user; a symbolic link in its place is rejected.
  */
 export async function acquireFileLock(
   path: string,
@@ -45,7 +38,7 @@ export async function acquireFileLock(
   return undo.move();
 }
 
-/** Takes the lock of a file, as {@linkcode acquireFileLock} does, if no other process has it. */
+/** Locks a file as {@linkcode acquireFileLock} does, but does not wait. */
 export async function tryFileLock(
   path: string,
 ): Promise<Disposable | undefined> {

@@ -26,15 +26,11 @@ const OTHERS_WRITE_BIT = 0o002;
 const STICKY_BIT = 0o1000;
 
 /**
- * Returns why a file or directory is untrusted: another user (except root) owns it
- * or can write it, one of its parent directories, or a symbolic link on the path. A
- * sticky parent such as `/tmp` is fine: nobody can replace another user's files
- * there. On Windows every path is trusted.
- *
- * Needs `--allow-read` for the path and its parents, and `--allow-sys=uid`.
- *
- * @param path The file or directory; of a missing one, the parents are checked.
- * @returns The reason, starting with the offending path; `undefined` if trusted.
+ * Returns why a file or directory is untrusted: another user (except root) owns it or
+ * can write it, one of its parent directories, or a symbolic link on the path. A sticky
+ * parent such as `/tmp` is fine: nobody can replace another user's files there. Of a
+ * missing path, the parents are checked. On Windows every path is trusted; without
+ * `--allow-sys=uid` none is. The reason starts with the offending path.
  */
 export async function untrustedReason(
   path: string,
@@ -74,11 +70,9 @@ export async function untrustedReason(
 }
 
 /**
- * Returns why a directory is unsafe to write into: another user owns it or can
- * replace its files. Parent directories are not checked.
- *
- * Needs `--allow-read` for the directory, and `--allow-sys=uid`; without the latter
- * and on Windows the check passes.
+ * Returns why a directory is unsafe to write into: another user owns it or can replace
+ * its files. Parent directories are not checked. On Windows and without
+ * `--allow-sys=uid` the check passes.
  */
 export async function unsafeDirReason(
   dir: string,
@@ -93,10 +87,8 @@ export async function unsafeDirReason(
 }
 
 /**
- * Returns why a path may escape from a directory: a symbolic link below `root`, or
- * a path outside of `root`. Links above `root` are not checked.
- *
- * Needs `--allow-read` for the path's parts below `root`.
+ * Returns why a path may escape from a directory: a symbolic link below `root`, or a
+ * path outside of `root`. Links above `root` are not checked.
  */
 export async function symlinkEscapeReason(
   path: string,

@@ -32,15 +32,6 @@ import { createIncrementalSync } from "./incremental_sync.ts";
 import { writeAllSync } from "./write_all.ts";
 import { abortable } from "./time.ts";
 
-/** A writer of one connection to a part file. */
-export interface PartFileWriter extends Disposable {
-  /**
-   * Writes bytes at an offset, synchronously: a handover to another thread would
-   * cost more than the copy.
-   */
-  write(position: number, bytes: Uint8Array): void;
-}
-
 const PRIVATE_FILE_MODE = 0o600;
 /** Bytes to write for each further extent before the journal is rewritten. */
 const JOURNAL_BYTES_PER_EXTENT = 1024;
@@ -48,16 +39,10 @@ const JOURNAL_BYTES_PER_EXTENT = 1024;
 const FEW_EXTENTS = 32;
 
 /**
- * Creates a part file or resumes an existing one. Written bytes are synced in the
- * background, so that little is lost in a crash and little is left to sync at the
- * end. Disposing keeps the bytes for the next run.
- *
- * Needs `--allow-read` and `--allow-write` for the directory.
- *
- * @param dir The directory; the caller holds its lock.
- * @param expected Size and digest of the complete file; a part file of other
- * content is discarded.
- * @param options Digest engine. @default {"std"}
+ * Creates a part file or resumes an existing one in a directory whose lock the caller
+ * holds; discards a part file of other content. Written bytes are synced in the
+ * background, so that little is lost in a crash and little is left to sync at the end.
+ * Disposing keeps the bytes for the next run.
  */
 export async function openPartFile(
   dir: string,
@@ -90,7 +75,6 @@ export async function openPartFile(
 
 export class PartFile implements AsyncDisposable {
   readonly path: string;
-  /** Size of the complete file, in bytes. */
   readonly size: number;
   /** Bytes present when the file was opened. */
   resumedBytes = 0;
@@ -127,12 +111,15 @@ export class PartFile implements AsyncDisposable {
     this.#incrementalSync = this.#createIncrementalSync();
   }
 
-  /** Opens a writer with a file handle of its own. */
-  async openWriter(): Promise<PartFileWriter> {
+  /**
+   * Opens a writer with a file handle of its own. It writes synchronously: a handover
+   * to another thread would cost more than the copy.
+   */
+  async openWriter() {
     const file = await Deno.open(this.path, { write: true });
     let at = 0;
     return {
-      write: (position, bytes) => {
+      write: (position: number, bytes: Uint8Array) => {
         if (position !== at) file.seekSync(position, Deno.SeekMode.Start);
         writeAllSync(file, bytes);
         at = position + bytes.length;
@@ -142,10 +129,7 @@ export class PartFile implements AsyncDisposable {
     };
   }
 
-  /**
-   * Computes the digest of the complete file while bytes arrive, until the signal is
-   * aborted.
-   */
+  /** Computes the digest of the complete file while bytes arrive. */
   sha256WhenComplete(signal: AbortSignal): Promise<Sha256> {
     const { size, engine } = this;
     const watchByteCount = () => this.#watchPrefixLength(signal);

@@ -27,9 +27,9 @@ const BOOT_TIME_SLACK_MS = 5000;
 
 /** Expected size and digest of the complete file. */
 export interface ExpectedContent {
-  /** Size of the complete file, in bytes. */
+  /** Size in bytes. */
   size: number;
-  /** Digest of the complete file: `sha256:` and hex digits. */
+  /** `sha256:` and hex digits. */
   digest: string;
 }
 
@@ -44,10 +44,8 @@ export interface PartRecord extends ExpectedContent {
 }
 
 /**
- * Reads the records of a part file; `undefined` if there is nothing to resume.
- *
- * Needs `--allow-read` for the directory, and `--allow-sys=osUptime` to use the
- * journal.
+ * Reads the records of a part file; `undefined` if there is nothing to resume. The
+ * journal is used only with `--allow-sys=osUptime`.
  */
 export async function readPartRecord(
   dir: string,

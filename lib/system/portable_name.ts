@@ -15,11 +15,8 @@ const DEVICE_NAME_PATTERN =
   /^(?:con|prn|aux|nul|(?:com|lpt)[\d¹²³]|conin\$|conout\$) *(?:\.|$)/i;
 
 /**
- * Whether a file name is valid and unambiguous on every system.
- *
- * @param name A name without directories.
- * @returns `false` for `..`, `a/b`, `a:b`, `a.`, `nul.txt`, an empty name, control
- * characters, and so on.
+ * Whether a name without directories is valid and unambiguous on every system: not
+ * `..`, `a/b`, `a:b`, `a.`, `nul.txt`, an empty name, control characters, and so on.
  */
 export function isPortableFileName(name: string): boolean {
   return PORTABLE_NAME_PATTERN.test(name) && !DEVICE_NAME_PATTERN.test(name) &&

@@ -98,16 +98,9 @@ const KILL_AFTER_MS = 3000;
 const DRAIN_TIMEOUT_MS = 500;
 
 /**
- * Runs a program to its end and returns its output. A nonzero exit code is a
- * result, not an error.
- *
- * Needs `--allow-run` for the program.
- *
- * @param program Name on PATH, or path.
- * @throws {ToolsmithError} `timeout`; `failed` when the program prints more than
- * 32 MiB.
- * @throws {Deno.errors.NotFound} When the program does not exist.
- * @throws The signal's reason.
+ * Runs a program, named by path or found on PATH, to its end and returns its output. A
+ * nonzero exit code is a result, not an error; more than 32 MiB of output is an error,
+ * and so is a program that does not exist (`Deno.errors.NotFound`).
  */
 export async function runProcess(
   program: string,
@@ -143,14 +136,8 @@ export async function runProcess(
 }
 
 /**
- * Starts a program, and reads its output continuously, so that a full pipe never
- * blocks the program.
- *
- * Needs `--allow-run` for the program.
- *
- * @param program Name on PATH, or path.
- * @throws {Deno.errors.NotFound} When the program does not exist.
- * @throws The signal's reason when already aborted.
+ * Starts a program, and reads its output continuously, so that a full pipe never blocks
+ * the program. Throws `Deno.errors.NotFound` if the program does not exist.
  */
 export function spawnProcess(
   program: string,

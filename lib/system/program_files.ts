@@ -20,10 +20,8 @@ export interface ModuleUrls {
 }
 
 /**
- * Lists Deno or the compiled program, the main module, and Toolsmith's modules
- * (with the directory `lib/`) or their bundle.
- *
- * Needs `--allow-read` for these files.
+ * Lists Deno or the compiled program, the main module, and Toolsmith's modules (with
+ * the directory `lib/`) or their bundle.
  */
 export function listProgramFiles(
   { main = Deno.mainModule, self = import.meta.url }: ModuleUrls = {},

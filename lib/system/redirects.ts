@@ -26,13 +26,8 @@ export function isRedirectStatus(status: number): boolean {
 }
 
 /**
- * Requests a URL and follows its redirects.
- *
- * Needs `--allow-net` for all hosts.
- *
- * @returns The first response that is not a redirect, and its URL.
- * @throws {ToolsmithError} `redirect_refused`.
- * @throws What `sendRequest` throws.
+ * Requests a URL and follows its redirects. Returns the first response that is not a
+ * redirect, and its URL.
  */
 export async function fetchFollowingRedirects(
   url: URL,
@@ -71,14 +66,12 @@ export interface RedirectCheckOptions {
   requestedUrl: URL;
   /** The URL whose response redirects. @default {requestedUrl} */
   redirectingUrl?: URL;
-  /** Stops name resolution when aborted. */
   signal: AbortSignal;
 }
 
 /**
- * Returns why a redirect to a URL is refused. May resolve host names.
- *
- * @returns The reason as a relative clause; `undefined` if allowed.
+ * Returns why a redirect to a URL is refused, as a relative clause; `undefined` if
+ * allowed. May resolve host names.
  */
 export async function redirectRefusalReason(
   next: URL,

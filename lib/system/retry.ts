@@ -12,19 +12,15 @@ export interface RetryOptions {
   retries?: number;
   /** First backoff in milliseconds; doubles with each retry. @default {1000} */
   retryDelayMs?: number;
-  /** Stops the backoff when aborted. @default {undefined} */
   signal?: AbortSignal;
-  /** Called before each backoff. @default {undefined} */
   onRetry?: (retry: ScheduledRetry) => void;
 }
 
 /** A retry that is about to happen after a backoff. */
 export interface ScheduledRetry {
-  /** Transient failure. */
   error: ToolsmithError;
   /** Number of the next attempt; the first was 1. */
   attempt: number;
-  /** Total number of attempts. */
   attempts: number;
   /** Backoff before the attempt, in milliseconds. */
   delayMs: number;
@@ -50,9 +46,6 @@ const TRANSIENT_CODES = new Set<ErrorCode>([
 /**
  * Retries an operation after transient failures: rate limits, server errors,
  * interrupted or stalled transfers.
- *
- * @returns The result of `work`.
- * @throws The last failure, or the signal's reason.
  */
 export async function retryTransient<T>(
   work: () => Promise<T>,
@@ -70,9 +63,8 @@ export async function retryTransient<T>(
 }
 
 /**
- * Creates a retry budget.
- *
- * @param progress Returns the bytes transferred so far; progress restores retries.
+ * Creates a retry budget. `progress` returns the bytes transferred so far; progress
+ * restores retries.
  */
 export function createRetryBudget(
   options: RetryOptions,
@@ -90,11 +82,9 @@ export function createRetryBudget(
       }
     },
     /**
-     * Starts a backoff after a failure. Failures during a backoff use no further
-     * retry, because all connections pause together.
-     *
-     * @throws The failure, if it is permanent, no retry is left, or Retry-After is too
-     * long; the signal's reason.
+     * Starts a backoff after a failure, or throws the failure if it is permanent, no
+     * retry is left, or Retry-After is too long. Failures during a backoff use no
+     * further retry, because all connections pause together.
      */
     recordFailure(error: unknown): void {
       signal?.throwIfAborted();

@@ -10,11 +10,7 @@ import { ToolsmithError } from "../errors.ts";
 
 /** A transient failure with the server's Retry-After. */
 export class RetryAfterError extends ToolsmithError {
-  /**
-   * Wraps an error, and adds the wait to its message and hint.
-   *
-   * @param retryAfterMs Requested wait, in milliseconds.
-   */
+  /** Wraps an error, and adds the wait to its message and hint. */
   constructor(error: ToolsmithError, readonly retryAfterMs: number) {
     const pause = formatWait(retryAfterMs);
     super(error.code, `${error.message} and asks to wait ${pause}`, {
@@ -27,13 +23,7 @@ export class RetryAfterError extends ToolsmithError {
 /** Numbers from here on are Unix times, not seconds to wait: 2001, or 31 years. */
 const MIN_UNIX_TIME = 1e9;
 
-/**
- * Parses `Retry-After`.
- *
- * @param text Seconds, a date, or a Unix time.
- * @param now Current time, in milliseconds since the epoch.
- * @returns The wait in milliseconds; 0 for missing or malformed text.
- */
+/** Parses seconds, a date, or a Unix time; 0 for missing or malformed text. */
 export function parseRetryAfterMs(
   text: string | null,
   now: number = Date.now(),

@@ -13,9 +13,8 @@ const UNSAFE_CHARACTER_PATTERN =
   /[\p{Cc}\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/gu;
 
 /**
- * Converts untrusted text to one line without control characters.
- *
- * @param max Maximum length; longer text is truncated and ends in `…`.
+ * Converts untrusted text to one line without control characters. Text longer than
+ * `max` is truncated and ends in `…`.
  */
 export function sanitizeLine(text: string, max = 300): string {
   // Truncated first, to bound the time of the replacements.

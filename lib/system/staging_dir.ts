@@ -7,16 +7,14 @@
 import { orIfDenied, removeTree } from "./files.ts";
 import { tryFileLock } from "./lock.ts";
 
-/** A staging directory of this process; disposing removes and unlocks it. */
-export interface StagingDir extends AsyncDisposable {
-  path: string;
-}
-
-/** Creates a private directory; `undefined` if another process holds the lock. */
+/**
+ * Creates a private directory, which disposing removes and unlocks; `undefined` if
+ * another process holds the lock.
+ */
 export async function createLockedStagingDir(
   path: string,
   lockFile: string,
-): Promise<StagingDir | undefined> {
+) {
   await using undo = new AsyncDisposableStack();
   const held = await tryFileLock(lockFile);
   if (!held) return undefined;
@@ -28,9 +26,8 @@ export async function createLockedStagingDir(
 }
 
 /**
- * Removes a staging directory unless it is locked. Files of another user stay.
- *
- * @returns `false` if a process or another user holds the lock file.
+ * Removes a staging directory; `false` if a process or another user holds the lock
+ * file. Files of another user stay.
  */
 export async function removeUnlockedStagingDir(
   path: string,

@@ -9,7 +9,6 @@ import { type Deadline, startDeadline } from "./time.ts";
 const STALL_TIMEOUT_MS = 60_000;
 const OPTIONAL_REQUEST_TIMEOUT_MS = 10_000;
 
-/** What {@linkcode startStallTimer} takes. */
 export interface StallTimerOptions {
   /** Time without progress before the abort, in milliseconds. @default {60_000} */
   stallTimeoutMs?: number;
@@ -18,10 +17,9 @@ export interface StallTimerOptions {
 }
 
 /**
- * Starts the stall timer of a transfer. Its signal aborts with `transfer_stalled` on
- * a stall, or with the reason of the caller's signal; `restart()` reports progress.
- *
- * @param action Action for the message "Cannot …", such as "download ghcr.io".
+ * Starts the stall timer of a transfer. Its signal aborts with `transfer_stalled` on a
+ * stall, or with the reason of the caller's signal; `restart()` reports progress.
+ * `action` completes the message "Cannot …", such as "download ghcr.io".
  */
 export function startStallTimer(
   action: string,

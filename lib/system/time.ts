@@ -26,13 +26,11 @@ export interface Deadline extends Disposable {
 }
 
 /**
- * Starts a deadline. Its signal can limit any number of waits. The clock is
- * monotonic.
+ * Starts a deadline, whose signal can limit any number of waits: after `ms`, or never
+ * for `Infinity` and more than 24 days. The clock is monotonic.
  *
- * @param ms Time limit in milliseconds; unlimited for `Infinity` or more than 24
- * days.
- * @param subject Subject of the timeout message, such as "The command", or a factory
- * of the abort reason.
+ * @param subject Subject of the timeout message, such as "The command", or a factory of
+ * the abort reason.
  * @param signal Also aborts the deadline's signal, with its own reason.
  */
 export function startDeadline(
@@ -62,13 +60,6 @@ function timeoutError(subject: string, ms: number): ToolsmithError {
   return new ToolsmithError("timeout", message, { hint });
 }
 
-/**
- * Waits for a time.
- *
- * @param ms Time in milliseconds.
- * @param signal Stops the wait when aborted.
- * @throws The signal's reason.
- */
 export async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>();
   const timer = setTimeout(resolve, ms);
@@ -76,12 +67,8 @@ export async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
 }
 
 /**
- * Waits for a promise or an abort, whichever comes first.
- *
- * @param promise Continues after an abort; a later rejection is ignored.
- * @param signal Stops the wait when aborted.
- * @returns The promise's value.
- * @throws The signal's reason, or the promise's rejection.
+ * Waits for a promise or an abort, whichever comes first. The promise continues after
+ * an abort; a later rejection is ignored.
  */
 export async function abortable<T>(
   promise: Promise<T>,
@@ -100,14 +87,7 @@ export async function abortable<T>(
   }
 }
 
-/**
- * Waits for a promise for a limited time.
- *
- * @param ms Time limit in milliseconds.
- * @param options A signal that stops the wait when aborted.
- * @returns Whether the promise resolved or rejected in time.
- * @throws The signal's reason.
- */
+/** Waits up to `ms`; returns whether the promise resolved or rejected in time. */
 export async function settlesWithin(
   promise: Promise<unknown>,
   ms: number,

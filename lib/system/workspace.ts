@@ -17,12 +17,8 @@ export function workspaceOf(file: string): string {
 
 /**
  * Returns why a path in `.toolsmith/` is refused: the path or `.toolsmith/` is a
- * symbolic link, which may lead out of the workspace.
- *
- * Needs `--allow-read` for both.
- *
- * @param path An absolute path. Outside of `.toolsmith/` links are allowed, because
- * the user named the path.
+ * symbolic link, which may lead out of the workspace. Links outside of `.toolsmith/`
+ * are allowed, because the user named the path, which must be absolute.
  */
 export async function workspaceSymlinkReason(
   path: string,
