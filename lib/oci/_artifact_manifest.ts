@@ -67,11 +67,8 @@ const ANNOTATIONS_BY_FOLDED_NAME = mapByFoldedName([
 const DIGEST_PATTERN = /^[a-z0-9]+(?:[+._-][a-z0-9]+)*:[\w=-]{1,512}$/i;
 
 /**
- * Parses a manifest strictly.
- *
- * @param digest The digest of the bytes.
- * @returns The artifact, with a reference by digest. An index has no layers.
- * @throws {ToolsmithError} `artifact_unsafe` if malformed or ambiguous.
+ * Parses a manifest strictly; `digest` is that of the bytes. The artifact has a
+ * reference by digest; an index has no layers.
  */
 export function parseArtifactManifest(
   bytes: Uint8Array,

@@ -33,10 +33,8 @@ const AUTH_SCHEME_PATTERN = new RegExp(
 );
 
 /**
- * Parses the challenges of a response.
- *
- * @param text `WWW-Authenticate`; several headers are joined with commas.
- * @returns The challenges in the server's order, up to the first malformed one.
+ * Parses `WWW-Authenticate`, where several headers are joined with commas. Returns the
+ * challenges in the server's order, up to the first malformed one.
  */
 export function parseAuthChallenges(text: string): AuthChallenge[] {
   const challenges: AuthChallenge[] = [];
@@ -64,9 +62,8 @@ export function parseAuthChallenges(text: string): AuthChallenge[] {
 
 /**
  * Chooses the challenge to answer: Bearer before Basic, because Bearer also works
- * without credentials.
- *
- * @throws {RangesUnavailableError} When no scheme is supported; names the schemes.
+ * without credentials. Throws {@linkcode RangesUnavailableError} if no scheme is
+ * supported.
  */
 export function chooseAuthChallenge(
   challenges: AuthChallenge[],
@@ -85,9 +82,7 @@ export function hasSupportedScheme({ scheme }: AuthChallenge): boolean {
   return /^(?:basic|bearer)$/i.test(scheme);
 }
 
-/**
- * Lists the schemes of challenges for a message, such as `Negotiate, Digest`.
- */
+/** Lists the schemes of challenges for a message, such as `Negotiate, Digest`. */
 export function formatAuthSchemes(challenges: AuthChallenge[]): string {
   return challenges.slice(0, 5).map(({ scheme }) => scheme.slice(0, 40))
     .join(", ") || "no authentication";

@@ -21,9 +21,8 @@ import {
 } from "../transfer/byte_source.ts";
 import type { RepositoryClient } from "./endpoints.ts";
 
-/** Digest and size of a blob. */
 export interface BlobDescriptor {
-  /** Digest, with its algorithm. */
+  /** Starts with its algorithm. */
   digest: string;
   /** Size, in bytes. */
   size: number;
@@ -33,12 +32,9 @@ export interface BlobDescriptor {
 const EXPIRED_URL_STATUSES = new Set([400, 401, 403, 404, 410]);
 
 /**
- * Creates a byte source for a blob of a repository; sends no request yet.
- *
- * @param host The repository's host, for messages.
- * @returns The source. It throws the repository's errors, and
- * {@linkcode RangesUnavailableError} for a response that does not match, or when
- * the first connection fails, with the failure as the cause.
+ * Creates a byte source for a blob of a repository; sends no request yet. It throws
+ * {@linkcode RangesUnavailableError} for a response that does not match, and, with the
+ * failure as the cause, when the first connection fails.
  */
 export function blobSource(
   repository: RepositoryClient,

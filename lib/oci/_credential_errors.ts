@@ -27,10 +27,9 @@ const REGISTRY_RESPONSE_ERROR_PATTERN =
   /^(?:Get "[^"]*\?|Post "|GET "|POST "|(?:invalid |mismatch |unknown )?response |mismatch Content-Length|request body is|failed to (?:decode response|read response|get request body|parse bearer realm)|bearer realm )/;
 
 /**
- * Recognizes a failure of Docker's configuration or of a credential helper.
- *
- * @param orasOutput The standard error of oras, without secrets.
- * @returns An error that is not transient; `undefined` for other failures.
+ * Recognizes a failure of Docker's configuration or of a credential helper in the
+ * standard error of oras, without secrets. The error is not transient; `undefined` for
+ * other failures.
  */
 export function parseCredentialError(
   orasOutput: string,

@@ -53,16 +53,10 @@ const IDENTITY_TOKEN_USER = "<token>";
 const HELPER_NO_CREDENTIALS_OUTPUT = "credentials not found in native keychain";
 
 /**
- * Reads the credentials for a registry: `GHCR_*` for ghcr.io, else from the
- * registry's credential helper, the credential store, or `config.json`.
- *
- * Needs `--allow-read` for Docker's `config.json`, and `--allow-run` for the
- * credential helper. Never prompts: an unreadable file counts as missing.
- *
- * @param registry Host and optional port, as in a reference.
- * @param options The signal kills a running credential helper.
- * @returns The credentials; empty if there are none.
- * @throws {RangesUnavailableError} When the configuration or the helper fails.
+ * Reads the credentials for a registry: `GHCR_*` for ghcr.io, else from the registry's
+ * credential helper, the credential store, or `config.json`. Empty if there are none.
+ * Never prompts: an unreadable file counts as missing. Throws
+ * {@linkcode RangesUnavailableError} if the configuration or the helper fails.
  */
 export async function readRegistryCredentials(
   registry: string,
@@ -79,14 +73,10 @@ export async function readRegistryCredentials(
 }
 
 /**
- * Returns Docker's configuration directory. Without `HOME`, as in systemd services,
- * reads the home directory from passwd(5), which oras does not.
- *
- * That needs `--allow-env=HOME,DOCKER_CONFIG`, `--allow-read=/etc/passwd` and
- * `--allow-sys=uid`; never prompts.
- *
- * @param env Read for `DOCKER_CONFIG`, `HOME`, on Windows `USERPROFILE`.
- * @returns The directory, which may not exist; `undefined` without a home.
+ * Returns Docker's configuration directory, which may not exist: `DOCKER_CONFIG`, else
+ * in the home directory. Without `HOME`, as in systemd services, reads the home
+ * directory from passwd(5), which oras does not; never prompts. `undefined` without a
+ * home.
  */
 export async function dockerConfigDir(
   env: Environment,
@@ -113,13 +103,8 @@ async function homeFromPasswd(): Promise<string | undefined> {
 }
 
 /**
- * Reads Docker's `config.json`.
- *
- * Needs `--allow-read` for it; never prompts.
- *
- * @param env As for {@linkcode dockerConfigDir}.
- * @returns The file; `undefined` if it is missing or not permitted.
- * @throws {RangesUnavailableError} When the file exists but cannot be read.
+ * Reads Docker's `config.json`; `undefined` if it is missing or not permitted. Throws
+ * {@linkcode RangesUnavailableError} if it cannot be read. Never prompts.
  */
 export async function readDockerConfigFile(
   env: Environment,
@@ -136,11 +121,8 @@ export async function readDockerConfigFile(
 }
 
 /**
- * Returns the credential helper that is configured for a registry.
- *
- * @param registry Host and optional port, as in a reference.
- * @returns `NAME` of `docker-credential-NAME`; `undefined` if none is configured.
- * @throws {RangesUnavailableError} When the file is malformed.
+ * Returns `NAME` of the `docker-credential-NAME` that is configured for a registry, if
+ * any. Throws {@linkcode RangesUnavailableError} if the file is malformed.
  */
 export function credentialHelperFor(
   file: DockerConfigFile,
@@ -150,10 +132,8 @@ export function credentialHelperFor(
 }
 
 /**
- * Lists the credential helpers of Docker's configuration.
- *
- * @param env As for {@linkcode dockerConfigDir}.
- * @returns Program names; empty if the configuration cannot be read.
+ * Lists the program names of the credential helpers in Docker's configuration; empty if
+ * it cannot be read.
  */
 export async function listCredentialHelpers(
   env: Environment,

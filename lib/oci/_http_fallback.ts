@@ -50,12 +50,10 @@ const NO_SUPPORTED_AUTH_SCHEME_EXPLANATION = {
  * Creates a guard that runs `oras` only while the registry is not busy, so that the
  * retries of oras and of its caller do not multiply.
  *
- * Needs `--allow-net` for the registry, and what reading credentials needs.
- *
- * @returns The guard. It calls `work`. After a busy response, and at each later
- * call until the registry has recovered, it requests the manifest once, and
- * `instead` converts that to the result. If this fails too, it throws oras's error,
- * or the one with the registry's Retry-After.
+ * The guard calls `work`. After a busy response, and at each later call until the
+ * registry has recovered, it requests the manifest once, and `instead` converts that to
+ * the result. If this fails too, it throws oras's error, or the one with the registry's
+ * Retry-After.
  */
 export function busyRegistryGuard(options: RegistryOptions): BusyRegistryGuard {
   /** The error of oras, while the registry is busy. */
@@ -100,15 +98,9 @@ function isBusyRegistryError(error: unknown): boolean {
 }
 
 /**
- * Fetches a manifest without `oras`, if oras does not support the first scheme that
- * the registry offers.
- *
- * Needs `--allow-net` for the registry, and what reading credentials needs.
- *
- * @param orasError The error that oras failed with.
- * @returns The artifact, marked as fetched without oras.
- * @throws `orasError`, if another scheme would not help; else `unauthorized` with
- * the offered schemes, or another error of the registry.
+ * Fetches a manifest without `oras`, if oras does not support the first scheme that the
+ * registry offers. Throws `orasError` if another scheme would not help; else
+ * `unauthorized` with the offered schemes, or another error of the registry.
  */
 export async function fetchManifestWithoutOras(
   orasError: unknown,
@@ -139,9 +131,8 @@ export async function fetchManifestWithoutOras(
 }
 
 /**
- * Requests the registry's authentication schemes to explain why `oras` failed.
- *
- * @returns The error to throw: `orasError` itself if the schemes are not the cause.
+ * Requests the registry's authentication schemes to explain why `oras` failed. Returns
+ * the error to throw: `orasError` itself if the schemes are not the cause.
  */
 export async function diagnoseUnauthorized(
   orasError: unknown,

@@ -104,9 +104,7 @@ const ORAS_ERROR_RULES: [RegExp, ErrorCode, string, string?][] = [
   ],
 ];
 
-/**
- * Converts the output of oras to a typed error, which quotes oras's error line.
- */
+/** Converts the output of oras to a typed error, which quotes oras's error line. */
 export function parseOrasError(
   text: string,
   reference: OciReference,

@@ -9,7 +9,6 @@ import { startStallTimer } from "../system/stall_timer.ts";
 
 const MEASURE_INTERVAL_MS = 200;
 
-/** Options of {@linkcode watchOrasTransfer}. */
 export interface OrasTransferWatchOptions {
   /** Time without progress that counts as a stall, in milliseconds. @default {60_000} */
   stallTimeoutMs?: number;
@@ -20,12 +19,8 @@ export interface OrasTransferWatchOptions {
 }
 
 /**
- * Polls a byte count while oras transfers files.
- *
- * @param what The operation for messages, such as `pull ghcr.io/owner/repo:1.0`.
- * @param measure Returns the byte count, such as {@linkcode directorySize}.
- * @returns The watch. Its signal aborts with `transfer_stalled`, or with
- * `artifact_unsafe` above `maxBytes`.
+ * Polls a byte count while oras transfers files. `what` is the operation for messages,
+ * such as `pull ghcr.io/owner/repo:1.0`.
  */
 export function watchOrasTransfer(
   what: string,
@@ -56,7 +51,7 @@ export function watchOrasTransfer(
     watching = watching.then(measureNow);
   }, MEASURE_INTERVAL_MS);
   return {
-    /** Aborts on a stall or too many bytes, with a typed error as the reason. */
+    /** Aborts with `transfer_stalled`, or with `artifact_unsafe` above `maxBytes`. */
     signal: stallTimer.signal,
     /** Measures at once, without waiting for the interval. */
     measureNow,
@@ -69,11 +64,8 @@ export function watchOrasTransfer(
 }
 
 /**
- * Returns the total size of all files below a directory, in bytes.
- *
- * Needs `--allow-read` for it.
- *
- * @param dir The directory; counts as empty if it does not exist yet.
+ * Returns the total size of all files below a directory, in bytes; 0 if it does not
+ * exist yet.
  */
 export async function directorySize(dir: string): Promise<number> {
   // A static import would load Deno's Node emulation at every start.
@@ -90,11 +82,8 @@ export async function directorySize(dir: string): Promise<number> {
 }
 
 /**
- * Returns how many bytes a process has read, from Linux's `/proc/PID/io`.
- *
- * Needs `--allow-all`, as all of `/proc` does.
- *
- * @returns The number of bytes; `undefined` if the system does not report it.
+ * Returns how many bytes a process has read, from Linux's `/proc/PID/io`; `undefined`
+ * if the system does not report it. Needs `--allow-all`, as all of `/proc` does.
  */
 export async function bytesReadByProcess(
   pid: number,

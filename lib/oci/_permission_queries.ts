@@ -18,9 +18,7 @@ export function hasNetPermission(url: URL): boolean {
   return isPermissionGranted({ name: "net", host: `${url.hostname}:${port}` });
 }
 
-/**
- * Reads a text file; returns `undefined` if it is missing or not permitted.
- */
+/** Reads a text file; returns `undefined` if it is missing or not permitted. */
 export async function readTextIfPermitted(
   path: string,
 ): Promise<string | undefined> {

@@ -26,7 +26,6 @@ import {
 } from "./_auth_challenges.ts";
 import type { RegistryCredentials } from "./_docker_config.ts";
 
-/** Options of {@linkcode registryAuthorizer}. */
 export interface RegistryAuthorizerOptions extends StallTimerOptions {
   repository: string;
   registryUrl: URL;
@@ -42,11 +41,8 @@ const DEFAULT_TOKEN_LIFETIME_S = 60;
 
 /**
  * Provides the `Authorization` header for one registry. Sends no credentials before the
- * registry's challenge, and only to the registry and its token service.
- *
- * @param options The repository, its credentials, and the HTTP client.
- * @returns The authorizer; throws {@linkcode RangesUnavailableError} if it cannot
- * answer the challenge.
+ * registry's challenge, and only to the registry and its token service. Throws
+ * {@linkcode RangesUnavailableError} if it cannot answer the challenge.
  */
 export function registryAuthorizer(options: RegistryAuthorizerOptions) {
   let credentials: Promise<RegistryCredentials> | undefined;
@@ -88,10 +84,8 @@ export function registryAuthorizer(options: RegistryAuthorizerOptions) {
       return value;
     },
     /**
-     * Gets a new value after a 401.
-     *
-     * @param text The `WWW-Authenticate` header of the response.
-     * @param sent The rejected value; another request may have renewed it already.
+     * Gets a new value after a 401 with the `WWW-Authenticate` header `text`, unless
+     * another request has already renewed the rejected value `sent`.
      */
     async renewAfter401(text: string | null, sent?: string): Promise<void> {
       if (renewal) return await renewal;

@@ -47,7 +47,7 @@ export interface Descriptor {
   digest: string;
   /** Size, in bytes. */
   size: number;
-  /** Annotations; the title is the file's path. */
+  /** The title is the file's path. */
   annotations?: Record<string, string> | null;
 }
 
@@ -68,7 +68,7 @@ export interface Artifact {
   reference: OciReference;
   digest: Digest;
   mediaType: string;
-  /** The layers; empty for an index. */
+  /** Empty for an index. */
   layers: Descriptor[];
   /** The platform manifests of an index. */
   manifests?: PlatformManifest[];
@@ -95,13 +95,9 @@ export interface ImageLayer {
 }
 
 /**
- * Selects the image layer, and rejects an artifact that is unsafe to pull, before
- * any download.
- *
- * @param expected SHA-256 of the image; if missing, there must be only one image.
- * @returns The layer. If its digest is not a SHA-256, the caller must hash the file.
- * @throws {ToolsmithError} `artifact_unsafe`, `payload_missing`,
- * `payload_ambiguous`, `checksum_mismatch`; `usage` if no SHA-256 is known.
+ * Selects the image layer with the SHA-256 `expected`, or the only one, and rejects an
+ * artifact that is unsafe to pull, before any download. If the layer's digest is not a
+ * SHA-256, the caller must hash the file.
  */
 export function selectImageLayer(
   artifact: Artifact,
@@ -160,10 +156,8 @@ function soleNonSha256Image(images: ImageLayer[], sha256: Sha256) {
 }
 
 /**
- * Returns true if a layer's title is the same relative path on every system.
- *
- * @param title The title; a leading `./` is permitted.
- * @returns `false` for `../x`, `/x`, `c:x`, `a\\b`, `a.`, `nul`, an empty title,
+ * Returns true if a layer's title is the same relative path on every system; a leading
+ * `./` is permitted. Rejects `../x`, `/x`, `c:x`, `a\\b`, `a.`, `nul`, an empty title,
  * more than 512 characters or 16 segments, and the like.
  */
 export function isPortableTitle(title: string): boolean {

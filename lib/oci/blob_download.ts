@@ -25,9 +25,8 @@ import {
   repositoryClient,
 } from "./endpoints.ts";
 
-/** Options of {@linkcode downloadBlob}. */
 export interface DownloadBlobOptions extends TransferOptions {
-  /** The part file; only its missing bytes are requested. */
+  /** Only its missing bytes are requested. */
   partFile: PartFile;
   /** Called whenever bytes have been written. */
   onBytesWritten: () => void;
@@ -36,19 +35,13 @@ export interface DownloadBlobOptions extends TransferOptions {
 }
 
 /**
- * Downloads a blob into a part file with range requests, and hashes the file from
- * the disk in the same pass. When a mirror fails, the download continues from the
- * next mirror or the registry, and keeps the received bytes.
+ * Downloads a blob into a part file with range requests, and hashes the file from the
+ * disk in the same pass. When a mirror fails, the download continues from the next
+ * mirror or the registry, and keeps the received bytes. The SHA-256 is the actual one,
+ * which the caller must compare.
  *
- * Needs `--allow-net` for the endpoints, `--allow-write` for the file; for a private
- * repository also what {@linkcode readRegistryCredentials} needs.
- *
- * @param options The part file, connections, retries and callbacks.
- * @returns The actual SHA-256, which the caller must compare.
- * @throws {RangesUnavailableError} When range requests are not possible; if there is
- * no connection to the registry, with the failure as the cause.
- * @throws {ToolsmithError} Network errors, when the retry budget is used up;
- * `redirect_refused`.
+ * @throws {RangesUnavailableError} When range requests are not possible; if there is no
+ * connection to the registry, with the failure as the cause.
  */
 export async function downloadBlob(
   { mirrors, registry }: Endpoints,
@@ -80,13 +73,11 @@ export async function downloadBlob(
  * and retry a busy registry six times. A malicious registry may answer oras
  * differently, so this only detects misconfiguration.
  *
- * Needs `--allow-net` for the registry. Ignores all errors but the ones below.
- *
  * @param registry The registry; oras does not use mirrors.
- * @param again Whether oras has failed before; then a transient error without
- * Retry-After is thrown, too.
- * @throws {ToolsmithError} `redirect_refused`, `rate_limited`,
- * `registry_unavailable`.
+ * @param again Whether oras has failed before; then any transient error is thrown, else
+ * only one with Retry-After.
+ * @throws {ToolsmithError} `redirect_refused`, `rate_limited`, `registry_unavailable`;
+ * all other errors are ignored.
  */
 export async function probeBlob(
   registry: Endpoint,
@@ -117,8 +108,8 @@ export async function probeBlob(
 }
 
 /**
- * Returns true if Deno may connect to any endpoint; otherwise a part file is of no
- * use, because it could not be resumed. Sends no request.
+ * Returns true if Deno may connect to any endpoint; otherwise a part file is of no use,
+ * because it could not be resumed.
  */
 export function hasPermittedEndpoint(
   { mirrors, registry }: Endpoints,
@@ -127,9 +118,7 @@ export function hasPermittedEndpoint(
     .some(({ baseUrl }) => hasNetPermission(new URL(baseUrl)));
 }
 
-/**
- * Returns true if another endpoint may succeed, as opposed to a full disk.
- */
+/** Returns true if another endpoint may succeed, as opposed to a full disk. */
 export function isEndpointError(error: unknown): error is Error {
   const { code } = error as { code?: string };
   return error instanceof RangesUnavailableError || isTransientError(error) ||

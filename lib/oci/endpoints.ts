@@ -38,37 +38,19 @@ export interface Endpoints {
 
 /** A request to a repository. */
 export interface RepositoryRequest {
-  /** HTTP method. @default {"GET"} */
+  /** @default {"GET"} */
   method?: "HEAD";
   headers: HeadersInit;
   signal: AbortSignal;
 }
 
-/** Sends requests to one repository. Disposing closes the connections. */
-export interface RepositoryClient extends Disposable {
-  /**
-   * Requests a path of the repository, such as `blobs/sha256:…`, with credentials if
-   * the registry asks for them; follows redirects.
-   *
-   * @returns The final response and its URL.
-   */
-  get(path: string, options: RepositoryRequest): Promise<[Response, URL]>;
-  /** Requests a URL, such as a redirect target, without credentials. */
-  getAnonymously(url: URL, options: RepositoryRequest): Promise<Response>;
-  /** Returns true for a URL with the registry's origin. */
-  isRegistryUrl(url: URL): boolean;
-}
+export type RepositoryClient = Awaited<ReturnType<typeof repositoryClient>>;
 
 const MAX_AUTH_RENEWALS = 2;
 
 /**
- * Finds the registry and the mirrors of a repository.
- *
- * Needs `--allow-read` for the configuration of mirrors.
- *
- * @param onWarning Called with a warning for each unsupported mirror.
- * @returns The endpoints; a mirror has its own CA and credentials, or none.
- * @throws {ToolsmithError} `usage`, `file_unreadable` for the configuration.
+ * Finds the registry and the mirrors of a repository. A mirror has its own CA and
+ * credentials, or none; `onWarning` is called for each unsupported one.
  */
 export async function findEndpoints(
   reference: OciReference,
@@ -100,24 +82,23 @@ export function registryEndpoint(
 }
 
 /**
- * Creates a client for an endpoint; sends no request yet.
- *
- * Needs `--allow-net` for the hosts of the endpoint, its token service and its
- * redirect targets. Never prompts: a host without permission is refused.
- *
- * @returns The client. Its methods throw {@linkcode RangesUnavailableError}, and
- * `ToolsmithError`s: `redirect_refused`, and transient ones.
+ * Creates a client for requests to an endpoint, which disposing closes; sends no
+ * request yet. Never prompts: a host without `--allow-net` is refused with a
+ * {@linkcode RangesUnavailableError}.
  */
 export async function repositoryClient(
   endpoint: Endpoint,
   connections = 1,
-): Promise<RepositoryClient> {
+) {
   const { baseUrl, host, repository, caFile, query = "", options } = endpoint;
   const { signal, stallTimeoutMs } = options;
   // With HTTP/2, all ranges would share one connection.
   const pool = { http2: false, poolMaxIdlePerHost: connections };
   const client = await createHttpClient(caFile, pool);
-  async function sendRequest(url: URL, request: HttpRequestInit) {
+  async function sendRequest(
+    url: URL,
+    request: HttpRequestInit,
+  ): Promise<Response> {
     const proxy = findProxy(url);
     for (const hop of proxy ? [url, proxy] : [url]) {
       if (hasNetPermission(hop)) continue;
@@ -133,9 +114,18 @@ export async function repositoryClient(
   });
   const isRegistryUrl = (url: URL) => url.origin === registryUrl.origin;
   return {
+    /** Returns true for a URL with the registry's origin. */
     isRegistryUrl,
+    /** Requests a URL, such as a redirect target, without credentials. */
     getAnonymously: sendRequest,
-    async get(path, { method, headers, signal }) {
+    /**
+     * Requests a path of the repository, such as `blobs/sha256:…`, with credentials if
+     * the registry asks for them; follows redirects, and returns the final URL.
+     */
+    async get(
+      path: string,
+      { method, headers, signal }: RepositoryRequest,
+    ): Promise<[Response, URL]> {
       const url = new URL(`${baseUrl}/${repository}/${path}`);
       // A path may have a query of its own.
       if (query) url.search = query;

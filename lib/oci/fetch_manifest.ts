@@ -25,7 +25,6 @@ import {
 import { type Endpoint, repositoryClient } from "./endpoints.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 
-/** Options of {@linkcode fetchManifestFromMirrors}. */
 export interface FetchFromMirrorsOptions {
   /** Throws for an unusable artifact, such as that of an outdated mirror. */
   checkArtifact: (artifact: Artifact) => void;
@@ -39,14 +38,9 @@ const MANIFEST_ACCEPT_HEADER = [
 ].join(", ");
 
 /**
- * Requests a manifest from the mirrors, one after the other. Mirrors need no trust,
- * because the caller verifies the image's digest.
- *
- * Needs `--allow-net` for the mirrors.
- *
- * @param options The check of the artifact, and the callback for failed mirrors.
- * @returns The artifact; `undefined` if no mirror has a usable one.
- * @throws The signal's reason when it is aborted.
+ * Requests a manifest from the mirrors, one after the other; `undefined` if no mirror
+ * has a usable one. Mirrors need no trust, because the caller verifies the image's
+ * digest.
  */
 export async function fetchManifestFromMirrors(
   mirrors: Endpoint[],
@@ -68,9 +62,7 @@ export async function fetchManifestFromMirrors(
 }
 
 /**
- * Fetches a manifest from one endpoint.
- *
- * Needs `--allow-net` for it. Throws the errors of {@linkcode fetchBytes}.
+ * Fetches a manifest from one endpoint. Throws the errors of {@linkcode fetchBytes}.
  */
 export async function fetchManifestFromEndpoint(
   endpoint: Endpoint,
@@ -85,14 +77,10 @@ export async function fetchManifestFromEndpoint(
 /**
  * Fetches a small file of a repository.
  *
- * Needs `--allow-net` for the endpoint.
- *
  * @param path Path below the repository. If it ends in a digest, the bytes have it.
  * @param limit Maximum size, in bytes.
- * @param shown The file's name in errors.
  * @throws {RangesUnavailableError} When the endpoint does not serve the file; the cause
  * is the error for its status.
- * @throws {ToolsmithError} Network errors.
  */
 export async function fetchBytes(
   endpoint: Endpoint,
@@ -138,9 +126,8 @@ async function digestOf(bytes: Uint8Array<ArrayBuffer>): Promise<Digest> {
 }
 
 /**
- * Returns a manifest's API path below its repository.
- *
- * @param reference The reference; the digest has precedence over the tag.
+ * Returns a manifest's API path below its repository; the digest has precedence over
+ * the tag.
  */
 export function manifestApiPath({ digest, tag }: OciReference): string {
   return `manifests/${digest ?? tag}`;

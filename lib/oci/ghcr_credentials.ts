@@ -9,10 +9,9 @@ import { isLoopbackHost } from "../system/ip_address.ts";
 /** More than oras prints for any failure. */
 const MAX_REDACTED_OUTPUT_CHARS = 16 * 1024;
 
-/** A user and a token for ghcr.io. */
 export interface GhcrCredentials {
   user: string;
-  /** The token; must never be printed or passed as an argument. */
+  /** Must never be printed or passed as an argument. */
   token: string;
 }
 
@@ -36,9 +35,8 @@ export const CLEARED_SECRET_VARIABLES = Object.fromEntries(
 );
 
 /**
- * Returns true for GitHub's registry, the only one that gets `GHCR_TOKEN`.
- *
- * @param registry Host and optional port, in any letter case.
+ * Returns true for GitHub's registry, in any letter case: the only one that gets
+ * `GHCR_TOKEN`.
  */
 export function isGhcr(registry: string): boolean {
   return registry.toLowerCase() === "ghcr.io";
@@ -47,19 +45,14 @@ export function isGhcr(registry: string): boolean {
 /**
  * Returns true if tokens and passwords may be sent to a URL: over HTTPS, or to
  * loopback.
- *
- * @param url The URL of a registry, a mirror or a token service.
  */
 export function mayReceiveSecrets({ protocol, host }: URL): boolean {
   return protocol === "https:" || isLoopbackHost(host);
 }
 
 /**
- * Reads the credentials for ghcr.io from environment variables.
- *
- * @param registry Host of the registry; only `ghcr.io` gets credentials.
- * @param env Read for `GHCR_TOKEN`, `GHCR_USERNAME`, `GITHUB_ACTOR`.
- * @returns User and token; `undefined` if one of them is missing.
+ * Reads `GHCR_TOKEN`, and `GHCR_USERNAME` or `GITHUB_ACTOR`; `undefined` if one of them
+ * is missing, and for any registry but ghcr.io.
  */
 export function ghcrCredentialsFromEnv(
   registry: string,
@@ -72,9 +65,7 @@ export function ghcrCredentialsFromEnv(
   return user && token ? { user, token } : undefined;
 }
 
-/**
- * Returns a warning if `GHCR_TOKEN` is unused because there is no user name.
- */
+/** Returns a warning if `GHCR_TOKEN` is unused because there is no user name. */
 export function unusedGhcrTokenWarning(
   registry: string,
   env: Environment,
@@ -102,11 +93,8 @@ export function withGithubTokenAsGhcrToken(env: Environment): Environment {
 }
 
 /**
- * Redacts secrets in a program's output: the token in every encoding, authorization
- * headers, helpers' secrets, and the query strings of signed URLs.
- *
- * @param credentials The credentials that the program got, if any.
- * @returns The start of the output, redacted.
+ * Redacts secrets in the start of a program's output: the token in every encoding,
+ * authorization headers, helpers' secrets, and the query strings of signed URLs.
  */
 export function redactSecrets(
   text: string,

@@ -29,15 +29,10 @@ export interface Mirror {
   caFile?: string;
 }
 
-/** Options of {@linkcode findMirrors}. */
 export interface FindMirrorsOptions {
-  /**
-   * Read for `TOOLSMITH_MIRRORS` and `TOOLSMITH_REGISTRY_CONFIG`.
-   *
-   * @default {processEnvironment}
-   */
+  /** Read for `TOOLSMITH_MIRRORS` and `TOOLSMITH_REGISTRY_CONFIG`. */
   env?: Environment;
-  /** Called with a warning for each unsupported mirror. @default {undefined} */
+  /** Called with a warning for each unsupported mirror. */
   onWarning?: (message: string) => void;
 }
 
@@ -46,15 +41,8 @@ const DEFAULT_MIRROR_CONFIG_DIRS =
   "/etc/containerd/certs.d:/etc/docker/certs.d";
 
 /**
- * Finds the mirrors of a registry, in the order of their use.
- *
- * Needs `--allow-read` for the directories; a file that is not permitted counts as
- * missing.
- *
- * @param registry Host and optional port, as in a reference.
- * @returns The mirrors, without the registry itself.
- * @throws {ToolsmithError} `usage` for a malformed `TOOLSMITH_MIRRORS`,
- * `file_unreadable` for a malformed `hosts.toml`.
+ * Finds the mirrors of a registry, without the registry itself, in the order of their
+ * use. A file that is not permitted counts as missing; a malformed one is an error.
  */
 export async function findMirrors(
   registry: string,
@@ -77,10 +65,7 @@ export async function findMirrors(
 
 /**
  * Returns the directories that may have a subdirectory with `hosts.toml` for each
- * registry.
- *
- * @param env Read for `TOOLSMITH_REGISTRY_CONFIG`.
- * @returns The directories, which may not exist.
+ * registry. They may not exist.
  */
 export function mirrorConfigDirs(env: Environment): string[] {
   const dirs = env.get("TOOLSMITH_REGISTRY_CONFIG") ||

@@ -42,12 +42,11 @@ import type { RegistryOptions } from "./registry_options.ts";
 
 /** A file to push as a layer. */
 export interface PushFile {
-  /** Path, relative to {@linkcode PushOptions.cwd}. */
+  /** Path, relative to the working directory. */
   path: string;
   mediaType: string;
 }
 
-/** Options of {@linkcode OrasClient.push}. */
 export interface PushOptions {
   files: PushFile[];
   /** Working directory of oras: the paths of the files are relative to it. */
@@ -60,7 +59,6 @@ export interface PushOptions {
   attach?: boolean;
 }
 
-/** Options of {@linkcode OrasClient.pull}. */
 export interface PullOptions {
   dir: string;
   /** Highest number of bytes that oras may write. */
@@ -69,29 +67,7 @@ export interface PullOptions {
   onBytes?: (bytes: number) => void;
 }
 
-/** Operations of the `oras` program with the options of one registry. */
-export interface OrasClient {
-  /** Returns the version of oras, such as `1.3.0`. */
-  version(): Promise<string>;
-  /**
-   * Fetches a manifest; without oras if the registry is busy or offers an
-   * authentication scheme first that oras does not support.
-   */
-  fetchManifest(reference: OciReference): Promise<Artifact>;
-  /**
-   * Fetches the architecture from an image's config, in OCI's terms. Returns
-   * `undefined` if there is no config, if it cannot be fetched, or if `check` rejects
-   * its digest.
-   */
-  fetchArchitecture(
-    artifact: Artifact,
-    check?: (digest: Digest) => Promise<void>,
-  ): Promise<string | undefined>;
-  /** Pulls every titled layer into a directory. */
-  pull(reference: OciReference, options: PullOptions): Promise<void>;
-  /** Pushes or attaches files as an artifact, and returns its manifest's digest. */
-  push(reference: OciReference, options: PushOptions): Promise<Digest>;
-}
+export type OrasClient = ReturnType<typeof orasClient>;
 
 const OCI_IMAGE_CONFIG_MEDIA_TYPE = "application/vnd.oci.image.config.v1+json";
 const MAX_IMAGE_CONFIG_BYTES = 64 * 1024;
@@ -104,13 +80,8 @@ const PUSH_PROGRESS_STEP_BYTES = 64 * 1024;
  * Creates a client that runs `oras`. Credentials for ghcr.io are passed on standard
  * input with every call, so that no file holds them; for other registries, oras reads
  * its Docker configuration.
- *
- * Needs `--allow-run=oras`, or for the path in `TOOLSMITH_ORAS`.
- *
- * @returns The client. Its methods throw {@linkcode ToolsmithError}s:
- * `oras_not_found`, and those of the registry (docs/troubleshooting.md).
  */
-export function orasClient(options: RegistryOptions = {}): OrasClient {
+export function orasClient(options: RegistryOptions = {}) {
   const guard = busyRegistryGuard(options);
   const explained = <T>(reference: OciReference, work: Promise<T>) =>
     work.catch(async (error) => {
@@ -118,12 +89,24 @@ export function orasClient(options: RegistryOptions = {}): OrasClient {
     });
   return {
     version: () => readOrasVersion(options),
-    fetchManifest(reference) {
+    /**
+     * Fetches a manifest; without oras if the registry is busy or offers an
+     * authentication scheme first that oras does not support.
+     */
+    fetchManifest(reference: OciReference): Promise<Artifact> {
       const work = () => fetchManifestWithOras(reference, options);
       return guard(reference, work, (it) => it)
         .catch((error) => fetchManifestWithoutOras(error, reference, options));
     },
-    async fetchArchitecture(artifact, check) {
+    /**
+     * Fetches the architecture from an image's config, in OCI's terms. Returns
+     * `undefined` if there is no config, if it cannot be fetched, or if `check` rejects
+     * its digest.
+     */
+    async fetchArchitecture(
+      artifact: Artifact,
+      check?: (digest: Digest) => Promise<void>,
+    ): Promise<string | undefined> {
       const reference = imageConfigReference(artifact);
       if (!reference) return undefined;
       try {
@@ -139,15 +122,18 @@ export function orasClient(options: RegistryOptions = {}): OrasClient {
         return undefined;
       }
     },
-    pull: (reference, pull) =>
+    /** Pulls every titled layer into a directory. */
+    pull: (reference: OciReference, pull: PullOptions) =>
       explained(reference, pullWithOras(reference, options, pull)),
-    push(reference, push) {
+    /** Pushes or attaches files as an artifact, and returns its manifest's digest. */
+    push(reference: OciReference, push: PushOptions): Promise<Digest> {
       const work = () => pushWithOras(reference, options, push);
       return explained(reference, guard(reference, work));
     },
   };
 }
 
+/** Returns the version of oras, such as `1.3.0`. */
 async function readOrasVersion(options: RegistryOptions): Promise<string> {
   const call = { args: ["version"], timeoutMs: 10_000 };
   const { code, stdout, stderr } = await runOras(options, call);

@@ -12,11 +12,10 @@ export const MIN_ORAS_VERSION = "1.3.0";
 export const MIN_SAFE_ORAS_VERSION = "1.3.3";
 
 /**
- * Compares two versions by precedence (Semantic Versioning 2.0.0, section 11): a
- * pre-release is older than its release, and build metadata is ignored. Does not
- * order the pre-releases of one version.
- *
- * @returns Whether `version` is older than `than`, or is not a version.
+ * Returns whether `version` is older than `than`, or is not a version. Compares by
+ * precedence (Semantic Versioning 2.0.0, section 11): a pre-release is older than its
+ * release, and build metadata is ignored. Does not order the pre-releases of one
+ * version.
  */
 export function isOlderVersion(version: string, than: string): boolean {
   const [found, wanted] = [version, than].map((text) =>

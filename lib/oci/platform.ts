@@ -22,9 +22,7 @@ const OCI_ARCH_NAMES: Record<ImageArch, string> = {
   aarch64: "arm64",
 };
 
-/**
- * Returns OCI's name of an architecture, such as `amd64`.
- */
+/** Returns OCI's name of an architecture, such as `amd64`. */
 export function toOciArch(arch: ImageArch): string {
   return OCI_ARCH_NAMES[arch];
 }
@@ -43,10 +41,6 @@ export function artifactArch(
 /**
  * Fetches an artifact; if it is an index, fetches its manifest for an architecture.
  * Prefers a manifest for Linux, or without an OS, to one for another OS.
- *
- * @returns The artifact, which is not an index.
- * @throws {ToolsmithError} `payload_missing` if an index has no manifest for the
- * architecture, or a nested index; `payload_ambiguous` if it has several manifests.
  */
 export async function fetchArtifactForArch(
   reference: OciReference,

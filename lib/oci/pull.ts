@@ -24,24 +24,21 @@ import {
 } from "./artifact.ts";
 import type { OrasClient } from "./oras_client.ts";
 
-/** Options of {@linkcode pullImage}. */
 export interface PullImageOptions {
-  /** The image's layer, from `selectImageLayer()`. */
+  /** From `selectImageLayer()`. */
   layer: ImageLayer;
-  /** The target directory; must be empty. */
+  /** Must be empty. */
   dir: string;
-  /** Receives the progress. */
   progress: DownloadReporter;
-  /** Implementation of SHA-256. @default {"std"} */
+  /** @default {"std"} */
   engine?: DigestEngineName;
   /** Sync the image to disk during the pull, because it will be kept. @default {false} */
   syncToDisk?: boolean;
 }
 
-/** Result of {@linkcode pullImage}. */
 export interface PulledImage {
   path: string;
-  /** Size of the image, in bytes. */
+  /** Size in bytes. */
   bytes: number;
   sha256: Sha256;
   /** Identity of the file that was hashed. */
@@ -60,27 +57,13 @@ export interface DownloadStart {
   connections?: number;
 }
 
-/** Emits the events of one download. */
-export interface DownloadReporter {
-  /** Emits the number of received bytes, at most ten times a second. */
-  reportBytes(bytes: number): void;
-  /** Emits the end of the download. */
-  reportEnd(bytes: number): void;
-}
+export type DownloadReporter = ReturnType<typeof reportDownloadStart>;
 
 /**
- * Pulls every titled layer of an artifact into a directory, and hashes the image
- * while `oras` writes it.
- *
- * Needs `--allow-run=oras`, and `--allow-read` and `--allow-write` for the
- * directory.
- *
- * @param artifact The artifact; pulled by its digest.
- * @param options The image's layer, the directory, and the progress.
- * @returns The image and its actual SHA-256, which the caller must compare.
- * @throws {ToolsmithError} Errors of the registry (docs/troubleshooting.md), and
- * `checksum_mismatch` if the file is not the one that was hashed, or does not have
- * the layer's size.
+ * Pulls every titled layer of an artifact by its digest into a directory, and hashes
+ * the image while `oras` writes it. The SHA-256 in the result is the actual one, which
+ * the caller must compare. A file that is not the one that was hashed, or does not have
+ * the layer's size, is a `checksum_mismatch`.
  */
 export async function pullImage(
   registry: OrasClient,
@@ -126,36 +109,30 @@ export async function pullImage(
   return { path, bytes: size, sha256, hashedFile: found };
 }
 
-/**
- * Returns the total size of the files that a pull writes, in bytes.
- */
+/** Returns the total size of the files that a pull writes, in bytes. */
 export function totalPullBytes(artifact: Artifact): number {
   return titledDescriptors(artifact).reduce((sum, { size }) => sum + size, 0);
 }
 
-/**
- * Emits `download_start`.
- *
- * @param emit Receives the events.
- * @returns Emits the progress and the end.
- */
+/** Emits `download_start`; returns what emits the progress and the end. */
 export function reportDownloadStart(
   emit: Emit,
   transfer: DownloadStart,
-): DownloadReporter {
+) {
   const { image, source, total, resumed = 0, connections = 1 } = transfer;
   const startedAt = performance.now();
   let reportedAt = startedAt;
   const start = { image, source, bytes: total, resumed, connections };
   emit({ type: "download_start", ...start });
   return {
-    reportBytes(bytes) {
+    /** Emits the number of received bytes, at most ten times a second. */
+    reportBytes(bytes: number): void {
       const now = performance.now();
       if (now - reportedAt < 100) return;
       reportedAt = now;
       emit({ type: "download_progress", image, bytes, total });
     },
-    reportEnd(bytes) {
+    reportEnd(bytes: number): void {
       const elapsedMs = Math.round(performance.now() - startedAt);
       emit({ type: "download_end", image, source, bytes, elapsedMs });
     },

@@ -93,10 +93,6 @@ export function formatReference(reference: OciReference): string {
 /**
  * Creates the error for a malformed reference or image source, with its secrets
  * redacted.
- *
- * @param value The reference or source.
- * @param why The reason.
- * @param hint What to write instead.
  */
 export function invalidReferenceError(
   value: string,

@@ -11,13 +11,7 @@ import { mirrorConfigDirs } from "./mirrors.ts";
 /**
  * Returns the paths that decide where images come from and who gets credentials:
  * Docker's configuration directory, its credential helpers, and the directories of
- * mirror settings.
- *
- * Needs `--allow-read` for all of them.
- *
- * @param env Read for `DOCKER_CONFIG`, `HOME`, `PATH` and
- * `TOOLSMITH_REGISTRY_CONFIG`.
- * @returns Files and directories, which may not exist.
+ * mirror settings. They may not exist.
  */
 export async function registryConfigPaths(
   env: Environment = processEnvironment,

@@ -33,8 +33,6 @@ export interface RegistryOptions {
 /**
  * Returns true if requests to a registry use plain HTTP: as the options say, else for
  * loopback registries only.
- *
- * @param registry Host and optional port.
  */
 export function usesPlainHttp(
   registry: string,
@@ -47,9 +45,8 @@ export function usesPlainHttp(
 export const CONNECTIONS_RANGE_TEXT = "a number from 1 to 99";
 
 /**
- * Parses the highest number of connections of a download.
- *
- * @returns The number; `undefined` if it is not {@linkcode CONNECTIONS_RANGE_TEXT}.
+ * Parses the highest number of connections of a download; `undefined` if it is not
+ * {@linkcode CONNECTIONS_RANGE_TEXT}.
  */
 export function parseConnectionCount(text: string): number | undefined {
   return /^[1-9]\d?$/.test(text) ? Number(text) : undefined;
