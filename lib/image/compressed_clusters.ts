@@ -1,12 +1,17 @@
 /**
  * Finds the compressed clusters of a QCOW2 image.
  *
- * Format: QEMU, docs/interop/qcow2.txt, "Compressed Clusters Descriptor".
+ * Format: QEMU, docs/interop/qcow2.txt, "Cluster mapping" and "Compressed Clusters
+ * Descriptor".
  *
  * @module
  */
 import { readFileAt } from "../system/files.ts";
-import { CLUSTER_OFFSET_MASK, readQcow2HeaderFrom } from "./qcow2_header.ts";
+import {
+  CLUSTER_OFFSET_MASK,
+  type Qcow2Header,
+  readQcow2HeaderFrom,
+} from "./qcow2_header.ts";
 
 const MAX_CLUSTERS = 4_000_000;
 
@@ -17,19 +22,11 @@ const MAX_CLUSTERS = 4_000_000;
 export async function compressedClusterOffsets(file: Deno.FsFile) {
   const header = await readQcow2HeaderFrom(file, "").catch(() => undefined);
   if (!header) return Float64Array.of();
-  const { clusterSize, fileSize, l1Offset, l1EntryCount, extendedL2 } = header;
-  const l1 = await readFileAt(file, l1Offset, l1EntryCount * 8);
-  const tables = new Set<number>();
-  for (let at = 0; at + 8 <= l1.byteLength; at += 8) {
-    const table = Number(l1.getBigUint64(at) & CLUSTER_OFFSET_MASK);
-    // Overlapping tables would make the work more than linear.
-    if (table > 0 && table % clusterSize === 0) tables.add(table);
-  }
+  const { clusterSize, fileSize, extendedL2 } = header;
   // An offset has up to 61 bits, more than bitwise operators take.
   const upperMask = 2 ** (38 - Math.log2(clusterSize)) - 1;
   const found: number[] = [];
-  for (const table of tables) {
-    const l2 = await readFileAt(file, table, clusterSize);
+  for await (const l2 of readL2Tables(file, header)) {
     for (let at = 0; at + 8 <= l2.byteLength; at += extendedL2 ? 16 : 8) {
       const upper = l2.getUint32(at);
       const isCompressed = (upper >> 30 & 1) !== 0;
@@ -39,4 +36,25 @@ export async function compressedClusterOffsets(file: Deno.FsFile) {
     if (found.length > MAX_CLUSTERS) return Float64Array.of();
   }
   return Float64Array.from(found).sort();
+}
+
+/**
+ * Yields the L2 tables that the L1 table names, in its order. Of a table larger than
+ * `maxTableBytes`, only the start is read.
+ */
+export async function* readL2Tables(
+  file: Deno.FsFile,
+  { l1Offset, l1EntryCount, clusterSize }: Qcow2Header,
+  maxTableBytes = Infinity,
+): AsyncGenerator<DataView> {
+  const l1Bytes = Math.min(l1EntryCount * 8, maxTableBytes);
+  const l1 = await readFileAt(file, l1Offset, l1Bytes);
+  const tables = new Set<number>();
+  for (let at = 0; at + 8 <= l1.byteLength; at += 8) {
+    const table = Number(l1.getBigUint64(at) & CLUSTER_OFFSET_MASK);
+    // Overlapping tables would make the work more than linear.
+    if (table > 0 && table % clusterSize === 0) tables.add(table);
+  }
+  const l2Bytes = Math.min(clusterSize, maxTableBytes);
+  for (const table of tables) yield await readFileAt(file, table, l2Bytes);
 }

@@ -5,16 +5,15 @@
  * @module
  */
 import { systemError, ToolsmithError } from "../errors.ts";
-import { readFileAt } from "../system/files.ts";
+import { readL2Tables } from "./compressed_clusters.ts";
 import {
-  assertSelfContained,
+  assertBootableImage,
   CLUSTER_OFFSET_MASK,
   COMPRESSED_CLUSTER_BIT,
   type Qcow2Header,
   readQcow2HeaderFrom,
 } from "./qcow2_header.ts";
 
-/** Result of {@linkcode inspectImage}. */
 export interface ImageInspection {
   /** Size of the file, in bytes. */
   bytes: number;
@@ -37,28 +36,14 @@ const MAX_SAMPLED_L2_TABLES = 8;
 const GHCR_LAYER_LIMIT_BYTES = 10 * 1000 ** 3;
 
 /**
- * Inspects a QCOW2 image before it is published.
- *
- * Needs `--allow-read` for the file.
- *
- * @returns Sizes, compression and warnings.
- * @throws {ToolsmithError} `source_not_found`, `file_unreadable`,
- * `image_invalid` when the file is not QCOW2 or is encrypted, `image_unsafe` when
- * the image refers to another file.
+ * Inspects a QCOW2 image before it is published, and rejects one that
+ * {@linkcode assertBootableImage} rejects.
  */
 export async function inspectImage(path: string): Promise<ImageInspection> {
   const stat = await statReadableFile(path, "image");
   using file = await Deno.open(path);
   const header = await readQcow2HeaderFrom(file, path);
-  assertSelfContained(header, path);
-  const { encryption, virtualSize } = header;
-  if (encryption) {
-    throw new ToolsmithError(
-      "image_invalid",
-      `${path} is encrypted (${encryption}): Toolsmith boots only unencrypted images`,
-      { hint: "use a decrypted copy of the image" },
-    );
-  }
+  assertBootableImage(header, path);
   const compressed = await isMostlyCompressed(file, header);
   const warnings: string[] = [];
   if (stat.size > GHCR_LAYER_LIMIT_BYTES) {
@@ -69,7 +54,7 @@ export async function inspectImage(path: string): Promise<ImageInspection> {
   }
   return {
     bytes: stat.size,
-    virtualSize,
+    virtualSize: header.virtualSize,
     compressed,
     sparseBytes: stat.blocks === null
       ? null
@@ -81,13 +66,7 @@ export async function inspectImage(path: string): Promise<ImageInspection> {
 
 /**
  * Stats a file given by the user, following symbolic links, and checks that the file
- * can be opened.
- *
- * Needs `--allow-read` for the file.
- *
- * @param role The file's role in error messages, such as "image".
- * @throws {ToolsmithError} `source_not_found`, or `file_unreadable` for a directory
- * or a file without read permission.
+ * can be opened. `role` is the file's role in error messages, such as "image".
  */
 export async function statReadableFile(
   path: string,
@@ -114,25 +93,17 @@ export async function statReadableFile(
 /** Counts the clusters in the first few L2 tables. */
 async function isMostlyCompressed(
   file: Deno.FsFile,
-  { l1Offset, l1EntryCount, extendedL2, clusterSize }: Qcow2Header,
+  header: Qcow2Header,
 ): Promise<boolean> {
-  const l1Bytes = Math.min(l1EntryCount * 8, SAMPLE_BYTES);
-  const l1 = await readFileAt(file, l1Offset, l1Bytes);
-  const tables: number[] = [];
-  for (let at = 0; at + 8 <= l1.byteLength; at += 8) {
-    if (tables.length === MAX_SAMPLED_L2_TABLES) break;
-    const table = Number(l1.getBigUint64(at) & CLUSTER_OFFSET_MASK);
-    if (table > 0) tables.push(table);
-  }
-  let [compressed, plain] = [0, 0];
-  const l2Bytes = Math.min(clusterSize, SAMPLE_BYTES);
-  for (const table of tables) {
-    const l2 = await readFileAt(file, table, l2Bytes);
-    for (let at = 0; at + 8 <= l2.byteLength; at += extendedL2 ? 16 : 8) {
+  const entryBytes = header.extendedL2 ? 16 : 8;
+  let [compressed, plain, tables] = [0, 0, 0];
+  for await (const l2 of readL2Tables(file, header, SAMPLE_BYTES)) {
+    for (let at = 0; at + 8 <= l2.byteLength; at += entryBytes) {
       const entry = l2.getBigUint64(at);
       if ((entry & COMPRESSED_CLUSTER_BIT) !== 0n) compressed++;
       else if ((entry & CLUSTER_OFFSET_MASK) !== 0n) plain++;
     }
+    if (++tables === MAX_SAMPLED_L2_TABLES) break;
   }
   return compressed > plain;
 }

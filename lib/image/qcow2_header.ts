@@ -73,12 +73,11 @@ export async function readQcow2Header(path: string): Promise<Qcow2Header> {
 }
 
 /**
- * Rejects an image that refers to other files.
- *
- * @throws {ToolsmithError} `image_unsafe` for a backing or external data file.
+ * Rejects an image that refers to other files (`image_unsafe`) or is encrypted
+ * (`image_invalid`).
  */
-export function assertSelfContained(
-  { backingFile, dataFile }: Qcow2Header,
+export function assertBootableImage(
+  { backingFile, dataFile, encryption }: Qcow2Header,
   path: string,
 ): void {
   const [kind, name] = backingFile !== undefined
@@ -86,11 +85,20 @@ export function assertSelfContained(
     : dataFile !== undefined
     ? ["an external data file", dataFile]
     : [undefined, ""];
-  if (kind === undefined) return;
+  if (kind !== undefined) {
+    throw new ToolsmithError(
+      "image_unsafe",
+      `${path} refers to ${kind}: ${name || "(unnamed)"}`,
+      {
+        hint: "merge both files: qemu-img convert -O qcow2 IMAGE MERGED.qcow2",
+      },
+    );
+  }
+  if (encryption === undefined) return;
   throw new ToolsmithError(
-    "image_unsafe",
-    `${path} refers to ${kind}: ${name || "(unnamed)"}`,
-    { hint: "merge both files: qemu-img convert -O qcow2 IMAGE MERGED.qcow2" },
+    "image_invalid",
+    `${path} is encrypted (${encryption}): Toolsmith boots only unencrypted images`,
+    { hint: "use an unencrypted copy, made with qemu-img convert" },
   );
 }
 

@@ -8,7 +8,7 @@ import { systemError, ToolsmithError } from "../errors.ts";
 import { DISK_ID } from "./device_ids.ts";
 import type { QmpConnection } from "./qmp.ts";
 import { writeOverlay } from "../image/overlay.ts";
-import { assertSelfContained, readQcow2Header } from "../image/qcow2_header.ts";
+import { assertBootableImage, readQcow2Header } from "../image/qcow2_header.ts";
 
 export { writeOverlay };
 
@@ -32,13 +32,7 @@ export async function prepareDisk(
   overlay?: string,
 ): Promise<BootDisk> {
   const path = resolve(image);
-  const info = await readImageHeader(path);
-  assertSelfContained(info, path);
-  if (info.encryption) {
-    const message = `The image is encrypted: ${path}`;
-    const hint = "use an unencrypted copy, made with qemu-img convert";
-    throw new ToolsmithError("image_invalid", message, { hint });
-  }
+  assertBootableImage(await readImageHeader(path), path);
   if (overlay === undefined) return { disk: path, ephemeral: true };
   const disk = resolve(overlay);
   if (!await Deno.lstat(disk).then(() => true, () => false)) {

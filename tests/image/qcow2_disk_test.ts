@@ -158,7 +158,7 @@ test("Qcow2Disk.read() reports an image truncated in a cluster or table", async 
     assertEquals(message, `${path} is truncated`);
     assertEquals(
       hint,
-      "check the image, which must be unencrypted: qemu-img check IMAGE",
+      "check the image: qemu-img check IMAGE",
     );
   }
   // The file ends after the first entry of the L2 table.
@@ -291,7 +291,10 @@ test("openQcow2Disk() closes the file of an encrypted or dependent image", async
     "image_invalid",
     () => openQcow2Disk(path),
   );
-  assertEquals(message, `${path} is encrypted`);
+  assertEquals(
+    message,
+    `${path} is encrypted (luks): Toolsmith boots only unencrypted images`,
+  );
   await writeImage(path, makeQcow2({ features: 4n }));
   await expectFailure("image_unsafe", () => openQcow2Disk(path));
 });

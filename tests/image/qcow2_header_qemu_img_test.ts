@@ -8,7 +8,7 @@ import { temporaryDir } from "../support/directory.ts";
 import { makeEncryptedQcow2 } from "../support/encrypted.ts";
 import { requires } from "../support/parts.ts";
 import {
-  assertSelfContained,
+  assertBootableImage,
   readQcow2Header,
 } from "../../lib/image/qcow2_header.ts";
 
@@ -82,7 +82,7 @@ test("readQcow2Header() reads an image from qemu-img", async (dir) => {
   assertEquals(info.clusterSize, 65536);
   assertEquals(info.fileSize, (await Deno.stat(path)).size);
   assertEquals(info.encryption, undefined);
-  assertSelfContained(info, path);
+  assertBootableImage(info, path);
 });
 
 test("readQcow2Header() reads version 2 with small clusters", async (dir) => {
@@ -91,10 +91,10 @@ test("readQcow2Header() reads version 2 with small clusters", async (dir) => {
   await qemuImg("create", "-q", "-f", "qcow2", "-o", options, path, "10M");
   const info = await readQcow2Header(path);
   assertEquals([info.version, info.clusterSize], [2, 4096]);
-  assertSelfContained(info, path);
+  assertBootableImage(info, path);
 });
 
-test("assertSelfContained() rejects a backing file with its name, in versions 2 and 3", async (dir) => {
+test("assertBootableImage() rejects a backing file with its name, in versions 2 and 3", async (dir) => {
   await qemuImg("create", "-q", "-f", "qcow2", join(dir, "base.qcow2"), "1M");
   for (const compat of ["0.10", "1.1"]) {
     const path = join(dir, `top${compat}.qcow2`);
@@ -103,7 +103,7 @@ test("assertSelfContained() rejects a backing file with its name, in versions 2 
     const info = await readQcow2Header(path);
     assertEquals(info.backingFile, "base.qcow2");
     const error = assertThrows(
-      () => assertSelfContained(info, path),
+      () => assertBootableImage(info, path),
       ToolsmithError,
     );
     assertEquals(error.code, "image_unsafe");
@@ -111,7 +111,7 @@ test("assertSelfContained() rejects a backing file with its name, in versions 2 
   }
 });
 
-test("assertSelfContained() rejects an external data file", async (dir) => {
+test("assertBootableImage() rejects an external data file", async (dir) => {
   const path = join(dir, "a.qcow2");
   const data = join(dir, "data.raw");
   const options = `data_file=${data},data_file_raw=on`;
@@ -119,12 +119,12 @@ test("assertSelfContained() rejects an external data file", async (dir) => {
   const info = await readQcow2Header(path);
   assertEquals(info.dataFile, data);
   const error = assertThrows(
-    () => assertSelfContained(info, path),
+    () => assertBootableImage(info, path),
     ToolsmithError,
   );
   assertEquals(error.code, "image_unsafe");
   // The feature bit without a name is rejected too.
-  assertThrows(() => assertSelfContained({ ...info, dataFile: "" }, path));
+  assertThrows(() => assertBootableImage({ ...info, dataFile: "" }, path));
 });
 
 test("inspectImage() distinguishes compressed from uncompressed images", async (dir) => {

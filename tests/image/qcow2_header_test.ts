@@ -2,7 +2,7 @@ import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import { ToolsmithError } from "../../lib/errors.ts";
 import {
-  assertSelfContained,
+  assertBootableImage,
   type Qcow2Header,
   readQcow2Header,
 } from "../../lib/image/qcow2_header.ts";
@@ -217,18 +217,18 @@ test("readQcow2Header() reads backing file names up to 1023 bytes within the fir
   assertEquals(await name(65_536, 1000), "");
 });
 
-test("assertSelfContained() rejects an image with a backing file, data file or both", async (path) => {
+test("assertBootableImage() rejects an image with a backing file, data file or both", async (path) => {
   const info = await described(path, makeQcow2({}));
   assert(typeof info === "object");
   const both = { ...info, backingFile: "", dataFile: "data" };
   const why = async (given: typeof info) =>
     (await expectFailure(
       "image_unsafe",
-      () => assertSelfContained(given, path),
+      () => assertBootableImage(given, path),
     ))
       .message.slice(path.length + 1);
   assertEquals(await why(both), "refers to a backing file: (unnamed)");
   const data = { ...info, dataFile: "data" };
   assertEquals(await why(data), "refers to an external data file: data");
-  assertSelfContained(info, path);
+  assertBootableImage(info, path);
 });
