@@ -55,22 +55,8 @@ export interface StagedImage {
   hashedFile: FileIdentity;
 }
 
-/**
- * A staging directory for an image. Disposing removes it, unless it holds a partial
- * download that can be resumed.
- */
-export interface ImageStaging extends AsyncDisposable {
-  dir: string;
-  /**
-   * Moves a verified image into the cache: read-only, synced, and with its
-   * verification record in one rename. Replaces an existing entry.
-   *
-   * @returns The image's path in the cache.
-   * @throws {ToolsmithError} `checksum_mismatch` when the file was replaced after it
-   * was hashed.
-   */
-  commit(file: StagedImage): Promise<string>;
-}
+/** A staging directory for an image. */
+export type ImageStaging = Awaited<ReturnType<typeof createOrResumeStaging>>;
 
 /** How long a partial download is kept after its last byte. */
 const PARTIAL_IMAGE_RETENTION_MS = 7 * 24 * 3_600_000;
@@ -86,12 +72,13 @@ export function entryLockPath({ cache, image, sha256 }: CacheKey): string {
 
 /**
  * Opens the staging directory with this user's partial download of the image, or
- * creates one. The caller holds the entry's lock.
+ * creates one. The caller holds the entry's lock. Disposing removes the directory,
+ * unless it holds a partial download that can be resumed.
  */
 export async function createOrResumeStaging(
   key: CacheKey,
   env: Environment,
-): Promise<ImageStaging> {
+) {
   const { cache, image, sha256 } = key;
   const partials = await listPartialsOfImage(cache, image, env);
   const digest = sha256ToDigest(sha256);
@@ -109,7 +96,7 @@ export async function createOrResumeStaging(
   const staged = undo.move();
   return {
     dir,
-    commit: (file) => commitToCache(key, dir, file),
+    commit: (file: StagedImage) => commitToCache(key, dir, file),
     [Symbol.asyncDispose]: () => staged.disposeAsync(),
   };
 }
@@ -125,9 +112,8 @@ async function assertChmodWorks(dir: string): Promise<void> {
 }
 
 /**
- * Removes an entry in one rename. The caller holds its lock.
- *
- * @returns `false` if the entry does not exist.
+ * Removes an entry in one rename; `false` if it does not exist. The caller holds its
+ * lock.
  */
 export async function removeEntryAtomically(key: CacheKey): Promise<boolean> {
   // An unsigned id: the directory is never resumed as a partial download.
@@ -140,9 +126,7 @@ export async function removeEntryAtomically(key: CacheKey): Promise<boolean> {
 
 /**
  * Removes an image's staging directories that no process uses. This user's partial
- * downloads are kept for seven days.
- *
- * @param options `held`: the entry whose lock the caller holds.
+ * downloads are kept for seven days. The caller holds the lock of the entry `held`.
  */
 export async function removeStaleStagingOfImage(
   cache: string,
@@ -229,6 +213,11 @@ function stagingDir({ cache, image, sha256 }: CacheKey, id: string): string {
   return join(cache, image, formatStagingName({ sha256, id }));
 }
 
+/**
+ * Moves a verified image into the cache: read-only, synced, and with its verification
+ * record in one rename. Replaces an existing entry, and returns the image's path. A file
+ * that was replaced after it was hashed is a `checksum_mismatch`.
+ */
 async function commitToCache(
   key: CacheKey,
   staging: string,

@@ -54,11 +54,9 @@ export function formatStagingName({ sha256, id }: StagingName): string {
 }
 
 /**
- * Creates and checks the ids of this user's staging directories for an image,
- * whose directory must exist.
- *
- * Needs `--allow-read` and `--allow-write` for the cache and the user's own cache,
- * and `--allow-sys=uid`; otherwise no id is recognized as this user's.
+ * Creates and checks the ids of this user's staging directories for an image, whose
+ * directory must exist. Without access to the cache and the user's own cache, or
+ * without `--allow-sys=uid`, no id is recognized as this user's.
  */
 export async function stagingIdSigner(
   cache: string,

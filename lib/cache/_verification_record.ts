@@ -22,7 +22,6 @@ export interface VerificationRecord extends FileIdentity {
   file: string;
   /** `sha256:` and the digest in hex. */
   digest: Digest;
-  /** The image's source. */
   source: string;
   /** When it was verified, as an ISO 8601 time. */
   verified: string;
@@ -53,9 +52,8 @@ export async function readVerificationRecord(
 }
 
 /**
- * Writes the record of an entry that was just verified.
- *
- * @param tempDir Where the file is written before it is renamed into the entry.
+ * Writes the record of an entry that was just verified: into `tempDir`, then renamed
+ * into the entry.
  */
 export async function writeVerificationRecord(
   dir: string,

@@ -68,11 +68,10 @@ const PRIVATE_CACHE_HINT =
 const SYMLINKED_CACHE_HINT =
   "remove the symbolic link, or use another cache: --cache DIR or TOOLSMITH_CACHE=DIR";
 
-/** Options of {@linkcode resolveCacheDir}. */
 export interface ResolveCacheDirOptions {
-  /** The directory given by the user. @default {undefined} */
+  /** The directory given by the user. */
   cache?: string;
-  /** Read for `TOOLSMITH_CACHE`. @default {processEnvironment} */
+  /** Read for `TOOLSMITH_CACHE`. */
   env?: Environment;
 }
 
@@ -80,10 +79,6 @@ export interface ResolveCacheDirOptions {
  * Returns the cache's absolute path, which need not exist: the `cache` option, else
  * `TOOLSMITH_CACHE`, else the workspace's `.toolsmith/cache`. Only that last one must
  * not be a link out of the workspace.
- *
- * Needs `--allow-read` for the workspace.
- *
- * @throws {ToolsmithError} `cache_unwritable` for a link in the workspace.
  */
 export async function resolveCacheDir(
   root: string,
@@ -110,11 +105,9 @@ export function cacheEntryHandle(
   const [dir, lockPath] = [entryDir(key), entryLockPath(key)];
 
   /**
-   * Looks the image up without rehashing it: the verification record shows whether
-   * the file has changed, which `trusted` reports. A record that another user could
-   * write is ignored.
-   *
-   * Needs `--allow-read` for the cache, and `--allow-sys=uid` to trust the record.
+   * Looks the image up without rehashing it: the verification record shows whether the
+   * file has changed, which `trusted` reports. A record that another user could write
+   * is ignored, as is every record without `--allow-sys=uid`.
    */
   async function lookUpImage(): Promise<CachedImage | undefined> {
     if (await symlinkEscapeReason(dir, cache)) return undefined;
@@ -135,13 +128,9 @@ export function cacheEntryHandle(
   }
 
   /**
-   * Waits for the entry's lock, then removes stale staging directories of all
-   * entries of the image.
-   *
-   * Needs `--allow-read` and `--allow-write` for the cache.
-   *
-   * @throws {ToolsmithError} `cache_unwritable`, also if another user could replace
-   * files in the cache, or the image's directory is a link.
+   * Waits for the entry's lock, then removes stale staging directories of all entries
+   * of the image. Refuses a cache in which another user could replace files, or an
+   * image directory that is a link.
    */
   async function lock(options?: FileLockOptions) {
     const unwritable = (reason: string, hint: string) =>
@@ -182,7 +171,6 @@ export type LockedCacheEntry = ReturnType<typeof lockedCacheEntry>;
 
 function lockedCacheEntry(key: CacheKey, env: Environment, lock: Disposable) {
   return {
-    /** @throws {ToolsmithError} `cache_unwritable`. */
     createOrResumeStaging: () =>
       createOrResumeStaging(key, env).catch((cause) => {
         throw toCacheWriteError(cause, key.cache);

@@ -9,6 +9,7 @@ import { type Environment, processEnvironment } from "../environment.ts";
 import {
   type Digest,
   digestToSha256,
+  isSha256Digest,
   sha256ToDigest,
 } from "../system/digest.ts";
 import { orIfDenied, orIfNotFound } from "../system/files.ts";
@@ -88,8 +89,6 @@ export interface PruneResult {
   bytes: number;
 }
 
-const SHA256_HEX_PATTERN = /^[0-9a-f]{64}$/;
-
 /**
  * Lists the images of a cache by name, most recently used first.
  *
@@ -107,7 +106,7 @@ export async function listCache(
   for (const image of await listSubdirectories(cache)) {
     const found: CacheEntry[] = [];
     for (const sha256 of await listSubdirectories(join(cache, image))) {
-      if (!SHA256_HEX_PATTERN.test(sha256)) continue;
+      if (!isSha256Digest(sha256ToDigest(sha256))) continue;
       const entry = await readCacheEntry({ cache, image, sha256 }, options.env);
       if (entry) found.push(entry);
     }

@@ -87,12 +87,8 @@ const KEY_IN_FILE_NAME_PATTERN = /^(?:\.staging-)?([0-9a-f]{64})[-.]/;
 /**
  * Returns the directory of this user's snapshots of a cached image, which need not
  * exist: beside the image if this user owns the entry and the directory is no link,
- * else in `$XDG_CACHE_HOME/toolsmith` (by default `~/.cache/toolsmith`). So users who
- * share an image do not share snapshots.
- *
- * Needs `--allow-read` for the image, and `--allow-sys=uid`.
- *
- * @returns `undefined` if this user owns neither.
+ * else in `$XDG_CACHE_HOME/toolsmith` (by default `~/.cache/toolsmith`), if there is a
+ * home directory. So users who share an image do not share snapshots.
  */
 export async function snapshotDirOf(
   image: string,
@@ -174,10 +170,8 @@ export class SnapshotStore {
   }
 
   /**
-   * Removes a snapshot, unless a newer one has replaced it. VMs that were restored
-   * from it keep running.
-   *
-   * @returns Whether it was removed; `false` while another process saves the key.
+   * Removes a snapshot, unless a newer one has replaced it or another process saves the
+   * key; returns whether it was removed. VMs that were restored from it keep running.
    */
   async remove({ key, saved }: Pick<Snapshot, "key"> & { saved?: string }) {
     using lock = await this.#tryLockKey(key);
@@ -196,12 +190,9 @@ export class SnapshotStore {
   }
 
   /**
-   * Creates a staging directory for a snapshot, and holds the key's lock until that
-   * is disposed.
-   *
-   * @returns `undefined` while another process saves the key.
-   * @throws {Deno.errors.PermissionDenied} If the directory is not private to this
-   * user.
+   * Creates a staging directory for a snapshot, and holds the key's lock until that is
+   * disposed; `undefined` while another process saves the key. Throws
+   * `Deno.errors.PermissionDenied` if the directory is not private to this user.
    */
   async createStaging(key: string): Promise<SnapshotStaging | undefined> {
     await Deno.mkdir(this.dir, { recursive: true, mode: 0o700 });
@@ -225,11 +216,9 @@ export class SnapshotStore {
   }
 
   /**
-   * Makes snapshots restorable that were copied here with their modification times.
-   * Sizes and these times are compared, bytes are not: whoever copied the files is
-   * trusted.
-   *
-   * @returns The snapshots that became restorable.
+   * Makes snapshots restorable that were copied here with their modification times, and
+   * returns them. Sizes and these times are compared, bytes are not: whoever copied the
+   * files is trusted.
    */
   async adoptCopiedSnapshots(): Promise<Snapshot[]> {
     const adopted: Snapshot[] = [];
