@@ -50,10 +50,7 @@ interface PieceProgress {
 }
 
 /**
- * Plans the download of the missing bytes.
- *
- * @param gaps The missing byte ranges, in order.
- * @param now A clock, in milliseconds.
+ * Plans the download of the missing bytes, in order. `now` is a clock, in milliseconds.
  */
 export function planRanges(
   gaps: readonly Extent[],
@@ -89,9 +86,8 @@ export function planRanges(
       return waiting.length === 0 && active.size === 0;
     },
     /**
-     * Returns the next piece; `undefined` if there is none to take over either.
-     *
-     * @param rate The connection's speed, in bytes per millisecond, if known.
+     * Returns the next piece; `undefined` if there is none to take over either. `rate`
+     * is the connection's speed in bytes per millisecond, if known.
      */
     takePiece(rate = 0): RangePiece | undefined {
       const first = waiting.pop();

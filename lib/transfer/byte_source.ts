@@ -10,10 +10,8 @@ export interface ByteSource {
   /** Host or URL for messages, without secrets. */
   readonly displayName: string;
   /**
-   * Requests a range of bytes.
-   *
-   * @param to End of the range, exclusive; a source may send more.
-   * @returns A response that starts at `from`, or holds the whole file.
+   * Requests a range of bytes; `to` is exclusive. The response starts at `from` and may
+   * be longer, or holds the whole file.
    */
   requestRange(
     from: number,
@@ -23,9 +21,8 @@ export interface ByteSource {
   /** Highest number of bytes to read. */
   readonly maxBytes: number;
   /**
-   * Creates the error for a source that sends bytes beyond a limit.
-   *
-   * @param limit End of the announced bytes, or {@linkcode ByteSource.maxBytes}.
+   * Creates the error for a source that sends bytes beyond the end of the announced
+   * bytes, or beyond {@linkcode ByteSource.maxBytes}.
    */
   tooManyBytesError(limit: number): Error;
 }

@@ -15,11 +15,7 @@ import { type FileIdentity, toFileIdentity } from "../system/files.ts";
 import type { PartFile } from "../system/part_file.ts";
 import { anySignal } from "../system/time.ts";
 
-/**
- * Runs a download into a part file and hashes the file from the disk meanwhile.
- *
- * @throws The error of `fill`.
- */
+/** Runs a download into a part file and hashes the file from the disk meanwhile. */
 export async function hashPartFileWhileFilling(
   part: PartFile,
   signal: AbortSignal | undefined,
@@ -36,12 +32,7 @@ export async function hashPartFileWhileFilling(
   }
 }
 
-/**
- * Hashes a file, which may still be growing.
- *
- * @param options When the file is complete, progress, cancellation, digest engine.
- * @returns The digest and the identity of the hashed file.
- */
+/** Hashes a file, which may still be growing. */
 export async function hashFile(
   path: string,
   { engine, ...options }: Omit<ReadFileChunksOptions, "onEndOfFile"> & {
@@ -56,9 +47,8 @@ export async function hashFile(
 }
 
 /**
- * Hashes a file while another program writes it, until `done` resolves.
- *
- * @throws The error that `done` rejects with.
+ * Hashes a file while another program writes it, until `done` resolves. Throws what
+ * `done` rejects with.
  */
 export async function hashGrowingFile(
   path: string,

@@ -17,7 +17,6 @@ import { anySignal, sleep } from "../system/time.ts";
 import { planRanges, type RangePiece, type RangePlan } from "./_range_plan.ts";
 import type { ByteSource, RangeResponse } from "./byte_source.ts";
 
-/** Options of a {@linkcode Transfer}. */
 export interface TransferOptions extends RetryOptions {
   /** Highest number of connections. @default {1} */
   connections?: number;
@@ -61,11 +60,7 @@ export class Transfer implements Disposable {
   #openResponse: OpenResponse | undefined;
   #onBytesWritten = () => {};
 
-  /**
-   * Prepares a download; sends no request yet.
-   *
-   * @param source Serves the bytes.
-   */
+  /** Prepares a download; sends no request yet. */
   constructor(
     private readonly source: ByteSource,
     private readonly options: TransferOptions,
@@ -76,12 +71,8 @@ export class Transfer implements Disposable {
   }
 
   /**
-   * Requests all bytes from an offset, to learn the size and the first bytes;
-   * {@linkcode fill} then reads on from the same response.
-   *
-   * @param headBytes How many bytes to read in advance.
-   * @returns The response, and its first bytes: at least `headBytes`, or all.
-   * @throws The source's error, when the retry budget is used up.
+   * Requests all bytes from an offset, to learn the size and the first bytes, at least
+   * `headBytes` or all; {@linkcode fill} then reads on from the same response.
    */
   async openAndPeek(from: number, headBytes: number) {
     this.#cancelOpenResponse();
@@ -99,13 +90,11 @@ export class Transfer implements Disposable {
   }
 
   /**
-   * Downloads the missing bytes of a target. The first response decides: after the
-   * requested range, all connections start; a whole file, which an empty
-   * pull-through cache sends, is read as a stream. Bytes stay in the target after a
-   * failure, and are untrusted until the caller has compared the digest.
-   *
-   * @param onBytes Called whenever bytes have been written.
-   * @throws The source's error, when the retry budget is used up.
+   * Downloads the missing bytes of a target, and calls `onBytes` whenever bytes have
+   * been written. The first response decides: after the requested range, all
+   * connections start; a whole file, which an empty pull-through cache sends, is read
+   * as a stream. Bytes stay in the target after a failure, and are untrusted until the
+   * caller has compared the digest.
    */
   async fill(target: TransferTarget, onBytes = () => {}): Promise<void> {
     this.#onBytesWritten = onBytes;
@@ -223,9 +212,8 @@ export class Transfer implements Disposable {
   }
 
   /**
-   * Writes a response to the target, up to where another connection took over.
-   *
-   * @returns The speed, in bytes per millisecond.
+   * Writes a response to the target, up to where another connection took over. Returns
+   * the speed, in bytes per millisecond.
    */
   async #copyToTarget(
     target: TransferTarget,
