@@ -6,7 +6,7 @@
  */
 import {
   type Digest,
-  sha256OfChunks,
+  sha256OfBytes,
   sha256ToDigest,
 } from "../system/digest.ts";
 import { readLimitedBody } from "../system/http_body.ts";
@@ -122,7 +122,7 @@ export async function fetchBytes(
 }
 
 async function digestOf(bytes: Uint8Array<ArrayBuffer>): Promise<Digest> {
-  return sha256ToDigest(await sha256OfChunks(ReadableStream.from([bytes])));
+  return sha256ToDigest(await sha256OfBytes(bytes));
 }
 
 /**

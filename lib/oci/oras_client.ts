@@ -10,7 +10,7 @@ import { ToolsmithError } from "../errors.ts";
 import {
   type Digest,
   isSha256Digest,
-  sha256OfChunks,
+  sha256OfBytes,
   sha256ToDigest,
 } from "../system/digest.ts";
 import type { ProcessResult } from "../system/process.ts";
@@ -168,8 +168,7 @@ async function fetchManifestWithOras(
   const name = formatReference(reference);
   const call = { subcommand: ["manifest", "fetch"], args: [name] };
   const { stdoutBytes } = await runOrasBriefly(reference, options, call);
-  const chunks = ReadableStream.from([stdoutBytes]);
-  const digest = sha256ToDigest(await sha256OfChunks(chunks));
+  const digest = sha256ToDigest(await sha256OfBytes(stdoutBytes));
   if (reference.digest === undefined || reference.digest === digest) {
     return parseArtifactManifest(stdoutBytes, reference, digest);
   }

@@ -90,8 +90,13 @@ async function createRuntimeHash() {
   }
 }
 
-export async function sha256OfText(text: string): Promise<Sha256> {
-  const bytes = new TextEncoder().encode(text);
+export function sha256OfText(text: string): Promise<Sha256> {
+  return sha256OfBytes(new TextEncoder().encode(text));
+}
+
+export async function sha256OfBytes(
+  bytes: Uint8Array<ArrayBuffer>,
+): Promise<Sha256> {
   const digest = await crypto.subtle.digest("SHA-256", bytes);
   return new Uint8Array(digest).toHex();
 }
