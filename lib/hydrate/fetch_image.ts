@@ -13,6 +13,7 @@ import {
   CONNECTIONS_RANGE_TEXT,
   parseConnectionCount,
 } from "../oci/registry_options.ts";
+import { retryReporter } from "../system/retry.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import type {
   BaseImage,
@@ -30,15 +31,9 @@ export type { BaseImage, FetchedImage, FetchOptions };
 const DEFAULT_CONNECTION_COUNT = 4;
 
 /**
- * Fetches an image into a directory.
- *
- * Needs the permissions of {@linkcode hydrate}.
- *
- * @param dir A directory that is empty or holds a partial download.
- * @param options Network options, whether the image's digest is `pinned`, and
- * an older image to copy from.
- * @returns The file and its computed digest, which the caller compares.
- * @throws {ToolsmithError} With one of the codes in docs/troubleshooting.md.
+ * Fetches an image into a directory that is empty or holds a partial download. The
+ * digest in the result is the computed one, which the caller compares. `pinned` tells
+ * whether the image's digest is known; `base` is an older image to copy from.
  */
 export function fetchImage(
   image: ManifestImage,
@@ -60,11 +55,8 @@ export function fetchImage(
 }
 
 /**
- * Verifies who signed an image, without fetching it.
- *
- * Throws the errors of {@linkcode verifySignature}.
- *
- * @returns `undefined` for an image that is not in a registry.
+ * Verifies who signed an image, without fetching it; `undefined` for an image that is
+ * not in a registry.
  */
 export async function verifyImageSignature(
   image: ManifestImage,
@@ -76,7 +68,7 @@ export async function verifyImageSignature(
 }
 
 function resolveFetchOptions(
-  { name: image }: ManifestImage,
+  { name }: ManifestImage,
   options: FetchOptions & { emit: Emit },
 ): ResolvedFetchOptions {
   const { emit, arch = Deno.build.arch } = options;
@@ -84,10 +76,7 @@ function resolveFetchOptions(
     ...options,
     arch,
     connections: resolveConnectionCount(options),
-    onRetry({ error: { code, message }, attempt, attempts, delayMs }) {
-      const retry = { attempt, attempts, delayMs };
-      emit({ type: "retry", image, code, message, ...retry });
-    },
+    onRetry: retryReporter(emit, name),
   };
 }
 

@@ -10,12 +10,9 @@ import { ToolsmithError } from "../errors.ts";
 export const CREATED_ANNOTATION = "org.opencontainers.image.created";
 
 /**
- * Returns the given time, else `SOURCE_DATE_EPOCH`, else the file's modification time.
- *
- * @param env Read for `SOURCE_DATE_EPOCH`, in seconds
- * (https://reproducible-builds.org/specs/source-date-epoch/).
- * @returns An RFC 3339 time.
- * @throws {ToolsmithError} `usage` when `SOURCE_DATE_EPOCH` is malformed.
+ * Returns the given time, else `SOURCE_DATE_EPOCH` in seconds
+ * (https://reproducible-builds.org/specs/source-date-epoch/), else the file's
+ * modification time, as RFC 3339.
  */
 export function creationTime(
   env: Environment,

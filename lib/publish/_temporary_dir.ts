@@ -24,9 +24,8 @@ const FILES_DIR_NAME = "files";
 const LOCK_FILE_NAME = "lock";
 
 /**
- * Makes a directory locked by this process, and removes abandoned ones.
- *
- * Needs `--allow-read` and `--allow-write` for the temporary directory.
+ * Makes a directory locked by this process, and removes abandoned ones. Disposing
+ * removes it.
  */
 export async function makeLockedTemporaryDir(
   purpose: "publish" | "verify",

@@ -18,17 +18,9 @@ export interface ExtraFile {
   mediaType: string;
 }
 
-/** A file of an artifact. */
 export interface ArtifactFile extends ExtraFile {
   /** The file's name in the artifact. */
   title: string;
-}
-
-/** The directory that `oras push` runs in; disposing it removes a temporary one. */
-export interface PushDir extends AsyncDisposable {
-  cwd: string;
-  /** The files, with paths relative to the directory. */
-  files: ExtraFile[];
 }
 
 const MEDIA_TYPE_PATTERN = /^[a-z0-9][\w!#$&^.+-]*\/[a-z0-9][\w!#$&^.+-]*$/i;
@@ -77,10 +69,8 @@ export function imageLayerTitle(path: string): string {
 }
 
 /**
- * Adds titles to the extra files, and rejects two files with the same title.
- *
- * @returns All files, the image first.
- * @throws {ToolsmithError} `usage`.
+ * Adds titles to the extra files, and rejects two files with the same title. The image
+ * is the first file.
  */
 export function addExtraFiles(
   image: ArtifactFile,
@@ -114,13 +104,11 @@ export function addExtraFiles(
 }
 
 /**
- * Prepares the directory to push from, as `oras` records the paths it is given: the
- * files' own directory if all are in it under their titles, else a temporary one
- * with links.
- *
- * Needs `--allow-read` and `--allow-write`, without limits, for a temporary one.
+ * Prepares the directory to push from, as `oras` records the paths it is given, which
+ * are relative to it: the files' own directory if all are in it under their titles,
+ * else a temporary one with links, which disposing removes.
  */
-export async function preparePushDir(files: ArtifactFile[]): Promise<PushDir> {
+export async function preparePushDir(files: ArtifactFile[]) {
   const paths = files.map(({ path }) => resolve(path));
   const home = dirname(paths[0]);
   const named = files.map(({ title, mediaType }) => ({

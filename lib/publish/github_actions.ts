@@ -10,11 +10,8 @@ import { createEmitter, type OnEvent } from "../events.ts";
 import type { PublishResult } from "./publish.ts";
 
 /**
- * Returns the result's fields under the stable names of the step outputs and of
- * the last line of `--json`.
- *
- * @param result The result of `publish()`.
- * @returns The fields.
+ * Returns the result's fields under the stable names of the step outputs and of the
+ * last line of `--json`.
  */
 export function publishOutputFields(
   result: PublishResult,
@@ -29,12 +26,7 @@ export function publishOutputFields(
   };
 }
 
-/**
- * Formats the job summary: a table, and the manifest to paste.
- *
- * @param result The result of `publish()`.
- * @returns Markdown.
- */
+/** Formats the job summary: a table, and the manifest to paste. */
 export function jobSummaryMarkdown(result: PublishResult): string {
   const rows = [
     ["Reference", result.reference],
@@ -65,11 +57,8 @@ export function jobSummaryMarkdown(result: PublishResult): string {
 }
 
 /**
- * Formats step outputs with random delimiters, so that no value can add another
- * output.
- *
- * @param outputs Names and values.
- * @returns The text to append to the file in `GITHUB_OUTPUT`.
+ * Formats step outputs, to append to the file in `GITHUB_OUTPUT`, with random
+ * delimiters, so that no value can add another output.
  */
 export function stepOutputsText(
   outputs: Record<string, string | number>,

@@ -34,7 +34,7 @@ import {
   sha256OfChunks,
   sha256ToDigest,
 } from "../system/digest.ts";
-import { retryTransient } from "../system/retry.ts";
+import { retryReporter, retryTransient } from "../system/retry.ts";
 import { attachIndex, predictDownload, readRecords } from "./_chunk_index.ts";
 import { compressImage } from "./_compress.ts";
 import { makeLockedTemporaryDir } from "./_temporary_dir.ts";
@@ -212,7 +212,6 @@ interface PreparedPublication {
   reference: OciReference;
   /** The image's name for consumers. */
   imageName: string;
-  /** The image file. */
   imagePath: string;
   /** The file's title in the artifact. */
   title: string;
@@ -252,16 +251,14 @@ async function preparePublication(
     ...annotations,
   };
   return {
-    ...{
-      reference,
-      imageName: image,
-      imagePath: path,
-      title,
-      files,
-      imageBytes: bytes,
-      totalBytes: total,
-    },
+    reference,
+    imageName: image,
+    imagePath: path,
+    title,
+    files,
     annotations: all,
+    imageBytes: bytes,
+    totalBytes: total,
   };
 }
 
@@ -334,10 +331,7 @@ async function pushWithRetries(
   };
   const digest = await retryTransient(() => client.push(target, artifact), {
     ...{ retries, retryDelayMs, signal },
-    onRetry({ error: { code, message }, attempt, attempts, delayMs }) {
-      const retry = { attempt, attempts, delayMs };
-      emit({ type: "retry", image: imageName, code, message, ...retry });
-    },
+    onRetry: retryReporter(emit, imageName),
   });
   const elapsedMs = Math.round(performance.now() - started);
   emit({ type: "push_end", ...about, digest, elapsedMs });

@@ -61,14 +61,8 @@ export interface PushedArtifact {
 const MAX_POLL_DELAY_FACTOR = 5;
 
 /**
- * Polls until the registry serves what was pushed.
- *
- * Needs `--allow-run` for oras; to pull, also to write the temporary directory.
- *
- * @param options Registry, polling and event emitter.
- * @returns How many polls it took.
- * @throws {ToolsmithError} `publish_mismatch` at once when the registry serves
- * something else, `publish_timeout`, and errors that are not transient.
+ * Polls until the registry serves what was pushed; returns how many polls it took.
+ * Throws `publish_mismatch` at once when the registry serves something else.
  */
 export async function pollUntilServed(
   published: PushedArtifact,

@@ -4,6 +4,7 @@
  * @module
  */
 import { type ErrorCode, ToolsmithError } from "../errors.ts";
+import type { Emit } from "../events.ts";
 import { RetryAfterError } from "./retry_after.ts";
 import { sleep } from "./time.ts";
 
@@ -60,6 +61,12 @@ export async function retryTransient<T>(
       await budget.waitForBackoff();
     }
   }
+}
+
+/** Returns an `onRetry` that emits the retries of an operation on an image. */
+export function retryReporter(emit: Emit, image: string) {
+  return ({ error: { code, message }, ...retry }: ScheduledRetry) =>
+    emit({ type: "retry", image, code, message, ...retry });
 }
 
 /**
