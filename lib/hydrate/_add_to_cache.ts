@@ -1,41 +1,50 @@
 /**
- * Moves a fetched image with the expected digest into the cache.
+ * Locks a cache entry, and moves a fetched image with the expected digest into it.
  *
  * @module
  */
-import type { ImageStaging } from "../cache/entry.ts";
+import type {
+  CacheEntryHandle,
+  ImageStaging,
+  LockedCacheEntry,
+} from "../cache/entry.ts";
 import type { Emit } from "../events.ts";
-import { type BootLoader, findBootLoader } from "../image/boot_loader.ts";
+import { findBootLoader } from "../image/boot_loader.ts";
 import type { ManifestImage } from "../manifest/manifest.ts";
 import { formatImageSource } from "../manifest/image_source.ts";
 import { sha256ToDigest } from "../system/digest.ts";
 import type { FetchedImage } from "./fetch_image.ts";
 
-export interface AddToCacheOptions {
-  staging: ImageStaging;
-  fetched: FetchedImage;
+export interface LockEntryOptions {
   emit: Emit;
-  /** Cancels the boot loader detection. @default {undefined} */
   signal?: AbortSignal;
 }
 
-/** An image that was added to the cache. */
-export interface AddedImage {
-  path: string;
-  boot: BootLoader | undefined;
+export interface AddToCacheOptions extends LockEntryOptions {
+  staging: ImageStaging;
+  fetched: FetchedImage;
+}
+
+/** Waits for the lock of an image's entry, and emits `lock_wait` if it must wait. */
+export function lockEntry(
+  entry: CacheEntryHandle,
+  image: string,
+  { emit, signal }: LockEntryOptions,
+): Promise<LockedCacheEntry> {
+  const path = entry.lockPath;
+  const onWait = () => emit({ type: "lock_wait", image, path });
+  return entry.lock({ signal, onWait });
 }
 
 /**
- * Detects the image's boot loader and commits the image to the cache, together
- * with a verification record that holds the boot loader for later runs.
- *
- * @throws {ToolsmithError} `image_invalid`, `image_unsafe`, `cache_unwritable`,
- * `checksum_mismatch` when the file was replaced after it was hashed.
+ * Detects the image's boot loader and commits the image to the cache, together with a
+ * verification record that holds the boot loader for later runs. A file that was
+ * replaced after it was hashed is a `checksum_mismatch`.
  */
 export async function addToCache(
   { name: image, source }: Pick<ManifestImage, "name" | "source">,
   { staging, fetched, emit, signal }: AddToCacheOptions,
-): Promise<AddedImage> {
+) {
   const { path: from, fileName, bytes, sha256, hashedFile } = fetched;
   const { signature, update } = fetched;
   const more = { ...signature && { signature }, ...update && { update } };

@@ -27,13 +27,9 @@ const UNTAGGED_LINE_PATTERN = /^\\?([0-9a-f]{64}) [ *](?:\.\/)?(.+)$/i;
 const TAGGED_LINE_PATTERN = /^SHA256 \((?:\.\/)?(.+)\) = ([0-9a-f]{64})$/i;
 
 /**
- * Downloads a checksum list and returns the digest of one file.
- *
- * Needs `--allow-net` for the list's host.
- *
- * @param file The file's URL; the last path segment is its name in the list.
- * @throws {ToolsmithError} `checksum_mismatch` when the list does not contain
- * exactly one digest of the file; network errors as in {@linkcode httpsByteSource}.
+ * Downloads a checksum list and returns the digest of the file whose name is the last
+ * path segment of `file`. A list that does not contain exactly one digest of it is a
+ * `checksum_mismatch`.
  */
 export async function fetchDigestFromList(
   list: URL,

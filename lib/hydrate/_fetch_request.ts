@@ -75,7 +75,6 @@ export interface FetchRequest {
 /** {@linkcode FetchOptions} with all defaults filled in. */
 export interface ResolvedFetchOptions extends TrustOptions, RetryOptions {
   arch: ImageArch;
-  /** Maximum number of connections. */
   connections: number;
   emit: Emit;
 }

@@ -18,15 +18,8 @@ import type { ByteSource } from "../transfer/byte_source.ts";
 const MAX_HTTPS_IMAGE_BYTES = 256 * 1024 ** 3;
 
 /**
- * Returns a byte source for a URL; sends nothing yet.
- *
- * Needs `--allow-net` for the URL's host and the hosts that it redirects to.
- *
- * @param maxBytes Maximum size of the file, in bytes.
- * @returns The source. Its methods throw `unauthorized`, `forbidden`, `not_found`,
- * `rate_limited`, `registry_unavailable`, `tls_failed`, `dns_failed`,
- * `connection_failed`, `redirect_refused`, `transfer_interrupted`;
- * `image_invalid` for an encoded body, `artifact_unsafe` above `maxBytes`.
+ * Returns a byte source for a URL; sends nothing yet. An encoded body is
+ * `image_invalid`, a file above `maxBytes` is `artifact_unsafe`.
  */
 export function httpsByteSource(
   url: URL,
@@ -77,12 +70,11 @@ export function httpsByteSource(
       }
       if (isFirst || start === 0) etag = response.headers.get("etag");
       isFirst = false;
-      return { start: start, end: end, body };
+      return { start, end, body };
     },
   };
 }
 
-/** @param shown The URL without secrets. */
 export function fileTooLargeError(
   shown: string,
   maxBytes: number,

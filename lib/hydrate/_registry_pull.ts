@@ -154,12 +154,10 @@ export async function pullFromRegistry(
 }
 
 /**
- * Pulls the image's layer: first with range requests, for a large image or a
- * partial download, then with `oras pull`. Range requests resume what an
- * interrupted `oras pull` wrote.
- *
- * @param part Keeps bytes between attempts and runs; `undefined` if only oras may
- * connect to the endpoints.
+ * Pulls the image's layer: first with range requests, for a large image or a partial
+ * download, then with `oras pull`. Range requests resume what an interrupted `oras
+ * pull` wrote. `part` keeps bytes between attempts and runs; it is `undefined` if only
+ * oras may connect to the endpoints.
  */
 async function pullLayer(
   pull: RegistryPull,

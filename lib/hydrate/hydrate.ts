@@ -34,7 +34,7 @@ import {
   type FetchOptions,
   verifyImageSignature,
 } from "./fetch_image.ts";
-import { addToCache } from "./_add_to_cache.ts";
+import { addToCache, lockEntry } from "./_add_to_cache.ts";
 
 /** What {@linkcode hydrate} takes. */
 export interface HydrateOptions extends FetchOptions {
@@ -127,7 +127,8 @@ export async function hydrate(
     }
     if (!cached) throwIfOffline(call);
     try {
-      using locked = await lockEntry(call);
+      const { signal } = options;
+      using locked = await lockEntry(entry, name, { emit, signal });
       return await hydrateUnderLock(call, locked);
     } catch (error) {
       if (!isCacheUnwritableError(error) || options.force) throw error;
@@ -147,18 +148,9 @@ interface HydrateCall {
   image: ManifestImage;
   digest: Digest;
   entry: CacheEntryHandle;
-  /** The cache's directory. */
   cache: string;
   options: HydrateOptions;
   emit: Emit;
-}
-
-function lockEntry(
-  { image, entry, options: { signal }, emit }: HydrateCall,
-): Promise<LockedCacheEntry> {
-  const { lockPath: path } = entry;
-  const onWait = () => emit({ type: "lock_wait", image: image.name, path });
-  return entry.lock({ signal, onWait });
 }
 
 function isCacheUnwritableError(error: unknown): boolean {

@@ -26,26 +26,20 @@ export interface SpawnOptions {
   /** Passes only the variables in `env`. @default {false} */
   clearEnv?: boolean;
   /**
-   * Text, bytes or a stream to write. `"held"` keeps the pipe open until the program
-   * exits or is detached, then writes an empty line. EOF without this line tells
-   * descendants that this process died.
-   *
-   * @default {"null"}
+   * Text, bytes or a stream to write; nothing by default. `"held"` keeps the pipe open
+   * until the program exits or is detached, then writes an empty line. EOF without this
+   * line tells descendants that this process died.
    */
   input?: ProcessInput;
   /**
-   * Starts a new session, so that Ctrl-C and signals to this process group do not
-   * reach the program.
-   *
-   * @default {false}
+   * Starts a new session, so that Ctrl-C and signals to this process group do not reach
+   * the program.
    */
   newSession?: boolean;
   /**
    * Starts a new process group (and session), so that `stop()` also stops the
-   * descendants. Without effect on Windows, and without `--allow-run` for all
-   * programs, which Deno requires for killing a group.
-   *
-   * @default {false}
+   * descendants. Without effect on Windows, and without `--allow-run` for all programs,
+   * which Deno requires for killing a group.
    */
   ownProcessGroup?: boolean;
   /** Destination of standard output. @default {"null"} */
@@ -77,10 +71,8 @@ export interface RunningProcess extends AsyncDisposable {
 export interface RunProcessOptions
   extends Omit<SpawnOptions, "stdout" | "stderr"> {
   /**
-   * Timeout in milliseconds. Also stops the program's descendants, unless
-   * `ownProcessGroup` is `false`.
-   *
-   * @default {Infinity}
+   * Timeout in milliseconds, by default none. Also stops the program's descendants,
+   * unless `ownProcessGroup` is `false`.
    */
   timeoutMs?: number;
   onStart?: (pid: number) => void;

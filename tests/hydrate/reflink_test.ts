@@ -1,5 +1,5 @@
 import { assertEquals, assertRejects } from "@std/assert";
-import { tryReflinkFile } from "../../lib/system/reflink.ts";
+import { tryReflinkFile } from "../../lib/hydrate/_copy_local_image.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 // The tests of hydrate() mount filesystems with reflinks.

@@ -1,7 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import fc from "fast-check";
-import { writeSparse } from "../../lib/system/sparse_file.ts";
+import { writeSparse } from "../../lib/hydrate/_copy_local_image.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 const BLOCK = 64 * 1024;
