@@ -192,7 +192,11 @@ const WRONG: [string, string, string][] = [
   ["hydrate --manifest=", "--manifest needs a value", ""],
   ["hydrate --manifest --json", "--manifest needs a value", "PATH"],
   ["hydrate --cache a --cache b", "--cache is given 2 times", "once"],
-  ["hydrate --retries 1e3", "1e3 is not a whole number up to 999999", "--retries 5"],
+  [
+    "hydrate --retries 1e3",
+    "1e3 is not a whole number up to 999999",
+    "--retries 5",
+  ],
   ["hydrate --retries 1.5", "1.5 is not a whole number", ""],
   ["hydrate --retries 9999999", "is not a whole number", ""],
   ["hydrate --connections 0", "0 is not a number from 1 to 99", "s 4"],
