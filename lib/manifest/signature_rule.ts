@@ -47,27 +47,22 @@ export function createSignatureRule(
   const own = /^https:\/\/github\.com\/[^/]+\/[^/]+(?=\/)/.exec(identity)?.[0];
   const { issuer = own && GITHUB_ISSUER } = fields;
   const { repository = issuer === GITHUB_ISSUER ? own : undefined } = fields;
-  const isIdentity = key === undefined && IDENTITY_PATTERN.test(identity);
-  if (!isIdentity) {
-    throw new ToolsmithError(
-      "usage",
-      `Cannot require a signature by ${
-        identity || "nobody"
-      }: expected either the URL of a workflow, an e-mail address, or a public key in PEM form`,
-      {
-        hint:
-          "use https://github.com/OWNER/REPO/.github/workflows/FILE@refs/heads/BRANCH, with one * in the part after @ for any text",
-      },
+  const refusal = (reason: string, hint: string) => {
+    const who = identity || "nobody";
+    const message = `Cannot require a signature by ${who}: ${reason}`;
+    return new ToolsmithError("usage", message, { hint });
+  };
+  if (key !== undefined || !IDENTITY_PATTERN.test(identity)) {
+    throw refusal(
+      "expected either the URL of a workflow, an e-mail address, or a public key in PEM form",
+      "use https://github.com/OWNER/REPO/.github/workflows/FILE@refs/heads/BRANCH, with one * in the part after @ for any text",
     );
   }
   for (const url of [issuer ?? "", repository ?? "https://any"]) {
     if (HTTPS_PATTERN.test(url)) continue;
-    throw new ToolsmithError(
-      "usage",
-      `Cannot require a signature by ${identity}: ${
-        url ? `${url} is not an https:// URL` : "its issuer is missing"
-      }`,
-      { hint: "pass --issuer URL, such as https://accounts.google.com" },
+    throw refusal(
+      url ? `${url} is not an https:// URL` : "its issuer is missing",
+      "pass --issuer URL, such as https://accounts.google.com",
     );
   }
   return { identity, issuer: issuer!, ...repository && { repository } };

@@ -17,6 +17,8 @@ const MAX_TOTAL_BYTES = 32 * 1024 * 1024;
 /** The specification's limit of an index. */
 const MAX_INDEX_BYTES = 4 * 1024 * 1024;
 
+type Descriptor = { digest: Digest; size: number };
+
 /** Which files to fetch. */
 export interface AttachedFileKind {
   /** The artifact type, and the media type of the file. */
@@ -39,35 +41,41 @@ export async function* fetchAttachedFiles(
   digest: Digest,
   { type, maxBytes }: AttachedFileKind,
 ): AsyncGenerator<Uint8Array | string> {
-  const list = async (path: string, field: string) => {
-    const fetched = fetchBytes(endpoint, path, MAX_INDEX_BYTES);
-    const bytes = await fetched.catch((error) => {
-      // Registries without the API answer 400, 404 or 405.
-      if (!/^(?:not_found|failed)$/.test(error.cause?.code)) throw error;
-    });
-    return parseDescriptors(bytes, field)
-      .filter((it) => it.artifactType === type || it.mediaType === type);
-  };
-  const fetchFile = async ({ digest }: ListedDescriptor) => {
-    const [file] = await list(`manifests/${digest}`, "layers");
-    if (!file) return `${digest} has no file of the type ${type}`;
-    if (file.size <= maxBytes) {
-      return await fetchBytes(endpoint, `blobs/${file.digest}`, maxBytes);
+  const list = async (path: string, field: string): Promise<Descriptor[]> => {
+    try {
+      const bytes = await fetchBytes(endpoint, path, MAX_INDEX_BYTES);
+      const json = JSON.parse(new TextDecoder().decode(bytes));
+      return [json?.[field]].flat().filter((it) =>
+        typeof it?.digest === "string" && isSha256Digest(it.digest) &&
+        Number.isSafeInteger(it.size) &&
+        [it.artifactType, it.mediaType].includes(type)
+      );
+    } catch (error) {
+      const { cause } = error as { cause?: { code?: string } };
+      // Registries without the API answer 400, 404 or 405, or with HTML.
+      const isMissing = /^(?:not_found|failed)$/.test(cause?.code ?? "");
+      if (isMissing || error instanceof SyntaxError) return [];
+      throw error;
     }
-    return `${file.size} bytes exceed ${maxBytes / 1024 / 1024} MiB`;
   };
   // A "+" would stand for a space.
   const query = `artifactType=${encodeURIComponent(type)}`;
-  let listed = await list(`referrers/${digest}?${query}`, "manifests");
+  const listed = await list(`referrers/${digest}?${query}`, "manifests");
   if (listed.length === 0) {
     const fallback = `manifests/${digest.replace(":", "-")}`;
-    listed = await list(fallback, "manifests");
+    listed.push(...await list(fallback, "manifests"));
   }
-  for (const descriptor of listed.slice(0, MAX_TOTAL_BYTES / maxBytes)) {
-    yield await fetchFile(descriptor).catch((error) => {
-      if (error instanceof RangesUnavailableError) return error.message;
-      throw error;
-    });
+  for (const { digest } of listed.slice(0, MAX_TOTAL_BYTES / maxBytes)) {
+    try {
+      const [file] = await list(`manifests/${digest}`, "layers");
+      if (!file) yield `${digest} has no file of the type ${type}`;
+      else if (file.size > maxBytes) {
+        yield `${file.size} bytes exceed ${maxBytes / 1024 / 1024} MiB`;
+      } else yield await fetchBytes(endpoint, `blobs/${file.digest}`, maxBytes);
+    } catch (error) {
+      if (!(error instanceof RangesUnavailableError)) throw error;
+      yield error.message;
+    }
   }
 }
 
@@ -94,26 +102,5 @@ export async function* findAttachedFiles(
     } catch {
       options.signal?.throwIfAborted();
     }
-  }
-}
-
-interface ListedDescriptor {
-  digest: Digest;
-  size: number;
-  mediaType?: unknown;
-  artifactType?: unknown;
-}
-
-function parseDescriptors(
-  bytes: Uint8Array | void,
-  field: string,
-): ListedDescriptor[] {
-  try {
-    const json = JSON.parse(new TextDecoder().decode(bytes ?? undefined));
-    return [json[field]].flat().filter((it) =>
-      isSha256Digest(String(it?.digest)) && Number.isSafeInteger(it.size)
-    );
-  } catch {
-    return [];
   }
 }

@@ -10,10 +10,8 @@ import type { RegistryOptions } from "../oci/registry_options.ts";
 import { join } from "../path.ts";
 import { acquireFileLock } from "../system/lock.ts";
 import { untrustedReason } from "../system/ownership.ts";
-import { GITHUB_TUF_ROOT } from "./_github_root.ts";
 
 const sigstore = await import("./_sigstore.ts");
-let tuf: ReturnType<typeof importTuf> | undefined;
 
 /** Where the trusted roots come from. */
 export interface TrustOptions extends RegistryOptions {
@@ -56,9 +54,9 @@ export async function loadTrustedRoots(
     const reason = await untrustedReason(cachePath);
     if (reason) throw new Error(reason);
     using _lock = await acquireFileLock(join(cachePath, "lock"), { signal });
+    const { getTrustedRoot, GITHUB_TUF_ROOT } = await import("./_tuf.ts");
     const rootPath = isOfGithub ? join(cachePath, "github.json") : undefined;
     if (rootPath) await Deno.writeTextFile(rootPath, GITHUB_TUF_ROOT);
-    const { getTrustedRoot } = await (tuf ??= importTuf());
     const mirrorURL = `https://${host}`;
     const given = { mirrorURL, rootPath, cachePath, retry: 1 };
     const fromCache = () => getTrustedRoot({ ...given, forceCache: true });
@@ -72,20 +70,5 @@ export async function loadTrustedRoots(
       `Cannot load the trusted root from ${file ?? host}: ${message}`,
       { hint: "pass a trusted root for this host: --trusted-root FILE", cause },
     );
-  }
-}
-
-/**
- * Imports packages that then list the whole environment, for which Deno may have no
- * permission. Called once: a second call at once would keep the replacement.
- */
-async function importTuf() {
-  const { env } = process;
-  const get = (_: unknown, name: string) => processEnvironment.get(name);
-  process.env = new Proxy<typeof env>({}, { get });
-  try {
-    return await import("./_tuf.ts");
-  } finally {
-    process.env = env;
   }
 }

@@ -6,7 +6,7 @@
  *
  * @module
  */
-import type { SignedEntity, Signer } from "@sigstore/verify";
+import type { SignedEntity } from "@sigstore/verify";
 import { ToolsmithError } from "../errors.ts";
 import {
   GITHUB_ISSUER,
@@ -18,7 +18,7 @@ import type { Artifact } from "../oci/artifact.ts";
 import type { Endpoints } from "../oci/endpoints.ts";
 import { fetchAttachedFiles } from "../oci/referrers.ts";
 import { formatReference } from "../oci/reference.ts";
-import { digestToSha256 } from "../system/digest.ts";
+import { type Digest, digestToSha256 } from "../system/digest.ts";
 import { type RetryOptions, retryTransient } from "../system/retry.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import { RangesUnavailableError } from "../transfer/byte_source.ts";
@@ -46,15 +46,15 @@ const { bundleFromJSON, toSignedEntity, toTrustMaterial, Verifier } =
 const crypto = process.getBuiltinModule("node:crypto");
 // Sigstore's packages rely on Node's default digest, which Deno (2.9) lacks.
 const verify = crypto.verify as (...args: unknown[]) => boolean;
-const verifyBySha256 = (algorithm: unknown, ...rest: unknown[]) => {
-  try {
-    return verify(algorithm, ...rest);
-  } catch (error) {
-    if (algorithm) throw error;
-    return verify("sha256", ...rest);
-  }
-};
-Object.assign(crypto, { verify: verifyBySha256 });
+Object.assign(crypto, {
+  verify(algorithm: unknown, ...rest: unknown[]) {
+    try {
+      return verify(algorithm, ...rest);
+    } catch {
+      return verify(algorithm ?? "sha256", ...rest);
+    }
+  },
+});
 
 /**
  * Verifies that an artifact has a signature that satisfies a rule. Asks the registry,
@@ -96,10 +96,7 @@ export async function verifySignature(
     for (const file of files) {
       try {
         if (typeof file === "string") throw new Error(file);
-        const [signer, signed] = await verifyBundle(file, rule, options);
-        if (!signed.includes(digestToSha256(digest))) {
-          throw new Error(`${signer} signed another artifact`);
-        }
+        const signer = await verifyBundle(file, digest, rule, options);
         return { ...rule, signer };
       } catch (error) {
         if (error instanceof ToolsmithError) throw error;
@@ -124,45 +121,43 @@ export async function verifySignature(
   );
 }
 
-/** Returns the signer, and the SHA-256 digests of what was signed. */
+/** Returns the signer of an artifact's provenance. */
 async function verifyBundle(
   bytes: Uint8Array,
+  digest: Digest,
   rule: SignatureRule,
   options: TrustOptions,
-): Promise<[signer: string, signed: unknown[]]> {
-  const bundle = bundleFromJSON(JSON.parse(decode(bytes)));
-  const { tlogEntries, timestampVerificationData: data } =
-    bundle.verificationMaterial;
+): Promise<string> {
+  const bundle = bundleFromJSON(JSON.parse(new TextDecoder().decode(bytes)));
+  const { content, verificationMaterial } = bundle;
+  const { tlogEntries, timestampVerificationData: data } = verificationMaterial;
   const proofs = tlogEntries.length + (data?.rfc3161Timestamps.length ?? 0);
   if (proofs > MAX_PROOFS) throw new Error(`more than ${MAX_PROOFS} proofs`);
   const entity = toSignedEntity(bundle);
   const signer = "key" in rule
     ? verifyKey(entity, rule.key)
     : await verifyIdentity(entity, rule, options);
-  const envelope = bundle.content.$case === "dsseEnvelope" &&
-    bundle.content.dsseEnvelope;
-  const statement = envelope && envelope.payloadType === STATEMENT_TYPE
-    ? JSON.parse(decode(envelope.payload))
+  const envelope = content.$case === "dsseEnvelope"
+    ? content.dsseEnvelope
+    : undefined;
+  const statement = envelope?.payloadType === STATEMENT_TYPE
+    ? JSON.parse(envelope.payload.toString())
     : {};
   if (!PREDICATE_PATTERN.test(statement.predicateType)) {
     throw new Error(`${signer} signed no provenance of an artifact`);
   }
   type Subject = { digest?: { sha256?: unknown } };
   const signed = statement.subject.map((it: Subject) => it.digest?.sha256);
-  return [signer, signed];
+  if (signed.includes(digestToSha256(digest))) return signer;
+  throw new Error(`${signer} signed another artifact`);
 }
 
-function verifyKey(entity: SignedEntity, pem: string): string {
-  if (entity.key.$case !== "public-key") throw new Error("signed by no key");
-  const publicKey = parseKey(pem);
-  const key = { publicKey, validFor: () => true };
-  const trust = { certificateAuthorities: [], timestampAuthorities: [] };
-  const logs = { tlogs: [], ctlogs: [] };
-  const thresholds = { tlogThreshold: 0, timestampThreshold: 0 };
-  // Where only a key is trusted, logs and times prove nothing.
-  new Verifier({ ...trust, ...logs, publicKey: () => key }, thresholds)
-    .verify({ ...entity, tlogEntries: [], timestamps: [] });
-  return keyDigest(pem);
+/** Where only a key is trusted, logs and times prove nothing. */
+function verifyKey({ key, signature }: SignedEntity, pem: string): string {
+  if (key.$case !== "public-key") throw new Error("signed by no key");
+  const { publicKey, digest } = parseKey(pem);
+  if (signature.verifySignature(publicKey)) return digest;
+  throw new Error("signature verification failed");
 }
 
 async function verifyIdentity(
@@ -171,30 +166,25 @@ async function verifyIdentity(
   options: TrustOptions,
 ): Promise<string> {
   if (entity.key.$case !== "certificate") throw new Error("signed by a key");
+  const { certificate } = entity.key;
   // GitHub's own instance vouches for GitHub's workflows alone.
   const isOfGithub = rule.issuer === GITHUB_ISSUER &&
-    entity.key.certificate.issuer.includes("GitHub, Inc.");
-  let identity: Signer["identity"];
-  let failure: unknown;
-  for (const root of await loadTrustedRoots(isOfGithub, options)) {
+    certificate.issuer.includes("GitHub, Inc.");
+  const roots = await loadTrustedRoots(isOfGithub, options);
+  const verifications = roots.map(async (root) => {
     // An instance without logs, such as GitHub's own, has timestamps.
     const tlogThreshold = Math.min(root.tlogs.length, 1);
     const ctlogThreshold = Math.min(root.ctlogs.length, 1);
     const thresholds = { tlogThreshold, ctlogThreshold };
-    try {
-      const verifier = new Verifier(toTrustMaterial(root), thresholds);
-      identity ??= verifier.verify(entity).identity;
-    } catch (error) {
-      failure = error;
-    }
-  }
-  if (!identity) throw failure;
-  const { subjectAlternativeName: signer = "", oids = [] } = identity;
-  const oid = oids.find((it) => it.oid?.id.join(".") === REPOSITORY_OID);
-  // A UTF8String: tag, length, text.
-  const repository = oid &&
-    decode(oid.value.subarray(oid.value[1] > 127 ? 3 : 2));
-  const { issuer = "" } = identity.extensions ?? {};
+    const verifier = new Verifier(toTrustMaterial(root), thresholds);
+    return await verifier.verify(entity);
+  });
+  const { identity } = await Promise.any(verifications)
+    .catch(({ errors }) => Promise.reject(errors.at(-1)));
+  const signer = identity?.subjectAlternativeName ?? "";
+  const issuer = identity?.extensions?.issuer ?? "";
+  const extension = certificate.extension(REPOSITORY_OID)?.valueObj;
+  const repository = extension?.subs[0]?.value.toString();
   const anyText = rule.identity.split("*").map(RegExp.escape).join(".*");
   const isExpected = new RegExp(`^${anyText}$`).test(signer) &&
     issuer === rule.issuer &&
@@ -205,7 +195,7 @@ async function verifyIdentity(
 }
 
 function formatRule(rule: SignatureRule): string {
-  if ("key" in rule) return `the key ${keyDigest(rule.key)}`;
+  if ("key" in rule) return `the key ${parseKey(rule.key).digest}`;
   const { identity, issuer, repository } = rule;
   const suffix = repository ? ` for ${repository}` : "";
   return `${identity}${suffix}, vouched for by ${issuer}`;
@@ -213,20 +203,13 @@ function formatRule(rule: SignatureRule): string {
 
 function parseKey(pem: string) {
   try {
-    return crypto.createPublicKey(pem);
+    const publicKey = crypto.createPublicKey(pem);
+    const der = publicKey.export({ type: "spki", format: "der" });
+    return { publicKey, digest: `sha256:${crypto.hash("sha256", der)}` };
   } catch (cause) {
     const message = "Cannot use the key in image.signature: not a public key";
     const hint =
       "use the file that cosign generate-key-pair writes: cosign.pub";
     throw new ToolsmithError("manifest_invalid", message, { hint, cause });
   }
-}
-
-function keyDigest(pem: string): string {
-  const der = parseKey(pem).export({ type: "spki", format: "der" });
-  return `sha256:${crypto.createHash("sha256").update(der).digest("hex")}`;
-}
-
-function decode(bytes: Uint8Array): string {
-  return new TextDecoder().decode(bytes);
 }
