@@ -105,11 +105,8 @@ export async function resolveArtifact(
     const { verifySignature } = await import(
       "../signature/verify_signature.ts"
     );
-    signature = await verifySignature(
-      artifact,
-      { rule, ...endpoints },
-      options,
-    );
+    const wanted = { rule, ...endpoints };
+    signature = await verifySignature(artifact, wanted, options);
     const { digest } = artifact;
     const { signer } = signature;
     emit({ type: "signature_verified", image, digest, signer });

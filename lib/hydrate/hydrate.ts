@@ -184,8 +184,7 @@ async function hydrateUnderLock(
   const added = await addToCache(image, { staging, fetched, emit, signal });
   const outcome = OUTCOME_BY_SOURCE_KIND[image.source.kind];
   const { bytes, signature } = fetched;
-  const signed = signature && { signature };
-  return { outcome, ...added, digest, bytes, ...signed };
+  return { outcome, ...added, digest, bytes, ...signature && { signature } };
 }
 
 /** Returns the image to update from: the given file, or one of the cache. */

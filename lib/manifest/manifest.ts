@@ -274,11 +274,9 @@ function parseSignatureField(
   const signature = json.requireObject(value, name);
   const known = ["identity", "issuer", "repository", "key"];
   json.rejectUnknownFields(signature, known, `${name}.`);
-  const fields = Object.fromEntries(
-    known.map((
-      field,
-    ) => [field, json.optionalText(signature, `${name}.${field}`)]),
-  );
+  const read = (field: string) =>
+    json.optionalText(signature, `${name}.${field}`);
+  const fields = Object.fromEntries(known.map((it) => [it, read(it)]));
   if (kind !== "oci") {
     const hint = "use an oci:// image, or remove image.signature";
     throw json.fieldError(name, "only oci:// images have signatures", hint);
