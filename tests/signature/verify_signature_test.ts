@@ -12,6 +12,7 @@ import { loadTrustedRoots } from "../../lib/signature/_trusted_roots.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { startReferrersServer } from "../support/referrers_server.ts";
 import {
+  BUNDLE_TYPE,
   createSigningKey,
   createSigstore,
   GITHUB_ISSUER,
@@ -248,6 +249,15 @@ Deno.test("verifySignature() rejects a bundle without its log entry", async () =
   });
 });
 
+Deno.test("verifySignature() rejects a certificate that its authority did not log", async () => {
+  const instance = await createSigstore("timestamps");
+  const bundle = await instance.sign({ digest: DIGEST });
+  const { ctlogs } = SIGSTORE.trustedRoot;
+  const trustedRoot = { ...instance.trustedRoot, ctlogs };
+  const sigstores = [{ ...instance, trustedRoot }];
+  await assertInvalid([bundle], /expected 1 SCTs, got 0/, { sigstores });
+});
+
 Deno.test("verifySignature() accepts timestamps where the trusted root has no logs", async () => {
   const instance = await createSigstore("timestamps");
   const bundle = await instance.sign({ digest: DIGEST });
@@ -362,6 +372,11 @@ Deno.test("verifySignature() looks at 32 bundles at most, and at few log entries
   const { tlogEntries } = bundle.verificationMaterial;
   while (tlogEntries.length < 17) tlogEntries.push(tlogEntries[0]);
   await assertInvalid([bundle], /more than 16 proofs/);
+  const instance = await createSigstore("timestamps");
+  const stamped = await instance.sign({ digest: DIGEST });
+  const { timestampVerificationData: data } = stamped.verificationMaterial;
+  data.rfc3161Timestamps = Array(17).fill(data.rfc3161Timestamps[0]);
+  await assertInvalid([stamped], /more than 16 proofs/);
 });
 
 Deno.test("verifySignature() reports an unusable key of a rule as such", async () => {
@@ -407,6 +422,32 @@ Deno.test("verifySignature() finds bundles under the fallback tag", async () => 
     `referrers/${DIGEST}`,
     `manifests/${DIGEST.replace(":", "-")}`,
   ]);
+});
+
+Deno.test("verifySignature() skips whatever is no bundle in a registry's list", async () => {
+  const digest = DIGEST;
+  const right = { digest: OTHER, size: 1, artifactType: BUNDLE_TYPE };
+  const others = [
+    ...[null, 1, "x", [], {}],
+    { ...right, digest: undefined },
+    { ...right, digest: "sha256:../../x" },
+    { ...right, digest: { toString: 1 } },
+    { ...right, size: "1" },
+    { ...right, size: -0.5 },
+    { ...right, artifactType: "application/json" },
+  ];
+  const lists = ["<html>", "null", "[]", '"x"', '{"manifests":{}}'];
+  lists.push(JSON.stringify({ manifests: others }));
+  const files = [await SIGSTORE.sign({ digest })];
+  for (const list of lists) {
+    await using server = await startReferrersServer({
+      ...{ digest, files, listedBy: "tag" },
+      answer: (path) =>
+        path.startsWith("referrers/") ? new Response(list) : undefined,
+    });
+    assertEquals((await verifyAt(server.endpoint)).signer, WORKFLOW, list);
+    assertEquals(server.requested.length, 4, `${server.requested}`);
+  }
 });
 
 Deno.test("verifySignature() asks the registry before a mirror that withholds the bundle", async () => {
