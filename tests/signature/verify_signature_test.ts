@@ -1,5 +1,12 @@
-import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
 import { join } from "@std/path";
+import type { Environment } from "../../lib/environment.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
 import {
   createSignatureRule,
@@ -32,6 +39,8 @@ interface VerifyOptions {
   rule?: SignatureRule;
   sigstores?: Sigstore[];
   mirrors?: Endpoint[];
+  /** Load the trusted root as this environment says, instead of `sigstores`. */
+  env?: Environment;
 }
 
 /** Verifies with the trusted roots of Sigstore instances. */
@@ -53,11 +62,11 @@ async function verifyAt(registry: Endpoint, options: VerifyOptions = {}) {
     mediaType: "",
     layers: [],
   };
-  return await verifySignature(artifact, { rule, registry, mirrors }, {
-    trustedRoot,
-    retries: 0,
-    env: { get: () => undefined },
-  });
+  const trust = options.env
+    ? { env: options.env }
+    : { env: { get: () => undefined }, trustedRoot };
+  const wanted = { rule, registry, mirrors };
+  return await verifySignature(artifact, wanted, { retries: 0, ...trust });
 }
 
 async function verify(files: unknown[], options: VerifyOptions = {}) {
@@ -407,6 +416,44 @@ Deno.test({
     assertEquals([isDone, process.env.PATH], [false, env.PATH]);
     await Promise.all([first, load()]);
     assert(process.env === env);
+  },
+});
+
+Deno.test({
+  name:
+    "verifySignature() needs GitHub's trusted root only for its own instance and its workflows, and reads none that other users can write",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    await using dir = await temporaryDir();
+    const cache = join(dir.path, "toolsmith", "tuf");
+    await Deno.mkdir(cache, { recursive: true });
+    await Deno.chmod(cache, 0o777);
+    const env = {
+      get: (name: string) => name === "XDG_CACHE_HOME" ? dir.path : undefined,
+    };
+    const bundle = await SIGSTORE.sign({ digest: DIGEST });
+    const ofGithub = structuredClone(bundle);
+    const { certificate } = ofGithub.verificationMaterial;
+    const der = atob(certificate.rawBytes);
+    assertStringIncludes(der, "sigstore.mock");
+    certificate.rawBytes = btoa(der.replace("sigstore.mock", "GitHub, Inc.!"));
+    const email = "me@example.com";
+    const issuer = "https://accounts.example.com";
+    const byEmail = createSignatureRule({ identity: email, issuer });
+    const cases: [Json, SignatureRule, string][] = [
+      [bundle, RULE, "tuf-repo-cdn.sigstore.dev"],
+      [ofGithub, RULE, "tuf-repo.github.com"],
+      [ofGithub, byEmail, "tuf-repo-cdn.sigstore.dev"],
+    ];
+    for (const [file, rule, host] of cases) {
+      const error = await assertRejects(
+        () => verify([file], { rule, env }),
+        ToolsmithError,
+      );
+      assertEquals(error.code, "trust_root_unavailable");
+      const { message } = error;
+      assertStringIncludes(message, `root from ${host}: ${cache} can be writ`);
+    }
   },
 });
 
