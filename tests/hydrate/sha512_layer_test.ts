@@ -6,6 +6,7 @@ import { hydrate } from "../../lib/hydrate/hydrate.ts";
 import { init } from "../../lib/hydrate/init.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { foundTools } from "../support/parts.ts";
+import { createSigningKey } from "../support/sigstore.ts";
 import { type ImageBench, testWithImage, TYPE } from "../support/workspace.ts";
 
 /** Uploads an image under its sha512 digest, and a manifest for it. */
@@ -80,5 +81,27 @@ testWithImage(
     const env = new Map([["TOOLSMITH_ORAS", foundTools.oras!]]);
     const ref = await pushSha512(bench);
     await expectFailure("usage", () => init({ ref, cwd: bench.dir, env }));
+  },
+);
+
+testWithImage(
+  "init and hydrate refuse a sha512 layer under a rule, as a signature would not cover its SHA-256",
+  async (bench) => {
+    const { dir: cwd, sha256 } = bench;
+    const env = new Map([["TOOLSMITH_ORAS", foundTools.oras!]]);
+    const ref = await pushSha512(bench);
+    const { publicKey: key } = createSigningKey();
+    await Deno.writeTextFile(`${cwd}/key.pub`, key);
+    const signed = { ref, cwd, sha256, env, signingKey: "key.pub" };
+    const { manifest } = await init({ ref, cwd, sha256, env });
+    const image = { ...manifest.image, signature: { key } };
+    const calls = [
+      () => init({ ...signed, update: true }),
+      () => hydrate({ ...manifest, image }, { env }),
+    ];
+    for (const call of calls) {
+      const { message } = await expectFailure("signature_invalid", call);
+      assertStringIncludes(message, "would cover sha512:");
+    }
   },
 );
