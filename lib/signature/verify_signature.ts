@@ -137,11 +137,9 @@ async function verifyBundle(
   const signer = "key" in rule
     ? verifyKey(entity, rule.key)
     : await verifyIdentity(entity, rule, options);
-  const envelope = content.$case === "dsseEnvelope"
-    ? content.dsseEnvelope
-    : undefined;
-  const statement = envelope?.payloadType === STATEMENT_TYPE
-    ? JSON.parse(envelope.payload.toString())
+  const statement = content.$case === "dsseEnvelope" &&
+      content.dsseEnvelope.payloadType === STATEMENT_TYPE
+    ? JSON.parse(content.dsseEnvelope.payload.toString())
     : {};
   if (!PREDICATE_PATTERN.test(statement.predicateType)) {
     throw new Error(`${signer} signed no provenance of an artifact`);

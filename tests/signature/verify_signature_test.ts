@@ -145,6 +145,14 @@ Deno.test("verifySignature() rejects another identity, issuer and repository, an
   await assertInvalid([called], /for https:\/\/github\.com\/evil\/repo/);
   const rule = createSignatureRule({ identity: WORKFLOW, repository: evil });
   assertEquals((await verify([called], { rule })).signer, WORKFLOW);
+  // The certificate says how long a name is in one, two or three bytes.
+  for (const length of [150, 300]) {
+    const repository = REPOSITORY.padEnd(length, "x");
+    const bundle = await SIGSTORE.sign({ digest: DIGEST, repository });
+    await assertInvalid([bundle], /for https:\/\/github\.com\/owner\/repoxx/);
+    const rule = createSignatureRule({ identity: WORKFLOW, repository });
+    assertEquals((await verify([bundle], { rule })).signer, WORKFLOW);
+  }
 });
 
 Deno.test("verifySignature() rejects a certificate of another authority", async () => {
