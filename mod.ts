@@ -92,7 +92,13 @@ export {
   ToolsmithError,
   type ToolsmithErrorOptions,
 } from "./lib/errors.ts";
-export type { OnEvent, ToolsmithEvent } from "./lib/events.ts";
+export type {
+  EventFields,
+  ImageFields,
+  OnEvent,
+  ToolsmithEvent,
+  UpdateSize,
+} from "./lib/events.ts";
 export type { Environment } from "./lib/environment.ts";
 export { VERSION } from "./lib/version.ts";
 

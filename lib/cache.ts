@@ -31,12 +31,4 @@ export {
 } from "./cache/maintenance.ts";
 export type { CacheKey } from "./cache/entry.ts";
 export type { Snapshot, SnapshotFiles } from "./cache/snapshots.ts";
-
-// Events.
-export type {
-  CacheCorruptEvent,
-  CacheHitEvent,
-  CachePlacedEvent,
-  LockWaitEvent,
-  UpdateSize,
-} from "./events.ts";
+export type { UpdateSize } from "./events.ts";

@@ -1,6 +1,6 @@
 /**
- * References, registries and manifests, and the types of options, results and events
- * of publishing and downloading images.
+ * References, registries and manifests, and the types of options and results of
+ * publishing and downloading images.
  *
  * @example Parse and format a reference
  * ```ts no-run
@@ -59,28 +59,3 @@ export {
   reportToGithubActions,
 } from "./publish/github_actions.ts";
 export type { Digest, Sha256 } from "./system/digest.ts";
-
-// Events.
-export type {
-  ChecksumProgressEvent,
-  ChecksumVerifiedEvent,
-  CompressStartEvent,
-  DownloadEndEvent,
-  DownloadProgressEvent,
-  DownloadStartEvent,
-  ImageEvent,
-  ImageInspectedEvent,
-  ManifestResolvedEvent,
-  MirrorFailedEvent,
-  PublishPollEvent,
-  PublishStartEvent,
-  PublishVerifiedEvent,
-  PushEndEvent,
-  RangesUnavailableEvent,
-  RetryEvent,
-  SignatureVerifiedEvent,
-  UpdateDeclinedEvent,
-  UpdatePredictedEvent,
-  UpdateSize,
-  UpdateStartEvent,
-} from "./events.ts";

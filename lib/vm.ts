@@ -1,6 +1,6 @@
 /**
- * Detached VMs, commands on a terminal or on this host, and the types of VM options,
- * results and events.
+ * Detached VMs, commands on a terminal or on this host, and the types of VM options
+ * and results.
  *
  * @example Detach a VM, find it again, and stop it
  * ```ts no-run
@@ -113,17 +113,3 @@ export type {
   ProcessInput,
   ProcessOutputTarget,
 } from "./system/process.ts";
-
-// Events.
-export type {
-  BootReadyEvent,
-  CommandDispatchEvent,
-  CommandEndEvent,
-  EgressEvent,
-  EventBase,
-  ExportCreatedEvent,
-  ShutdownEvent,
-  StateSavedEvent,
-  VmBootEvent,
-  WarningEvent,
-} from "./events.ts";

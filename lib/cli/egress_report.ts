@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { EgressEvent } from "../events.ts";
+import type { ToolsmithEvent } from "../events.ts";
 
 /** The guest chooses the names: it must not fill the terminal or the memory. */
 const MAX_HOSTS = 1000;
@@ -16,7 +16,9 @@ export class EgressReport {
   readonly #refusedHosts = new Set<string>();
 
   /** Returns a line for the first refusal of a host. */
-  add({ allowed, host, port, reason }: EgressEvent): string | undefined {
+  add(
+    { allowed, host, port, reason }: ToolsmithEvent<"egress">,
+  ): string | undefined {
     const name = port === null ? host : `${host}:${port}`;
     const counts = allowed ? this.#allowed : this.#refused;
     const isKept = counts.has(name) || counts.size < MAX_HOSTS;

@@ -6,10 +6,10 @@
 import type { ToolsmithEvent } from "../events.ts";
 import { formatBytes, formatDuration, shortDigest } from "./format.ts";
 
-type EventOfType<T> = Extract<ToolsmithEvent, { type: T }>;
-
 type EventFormatters = {
-  [T in ToolsmithEvent["type"]]: (event: EventOfType<T>) => string | undefined;
+  [T in ToolsmithEvent["type"]]: (
+    event: ToolsmithEvent<T>,
+  ) => string | undefined;
 };
 
 /**

@@ -4,7 +4,7 @@
  * @module
  */
 import type { SnapshotStaging } from "../cache/snapshots.ts";
-import type { BootReadyEvent, Emit } from "../events.ts";
+import type { Emit, EventFields } from "../events.ts";
 import type { WarmShell } from "../guest/warm_shell.ts";
 import type { GuestNetwork } from "../net/network.ts";
 import { resolve } from "../path.ts";
@@ -67,15 +67,15 @@ export class StartingVm {
   }
 }
 
+type Phases = EventFields["boot_ready"]["phases"];
+
 /** Measures the phases of a boot, in whole milliseconds. */
 export class BootTimer {
-  readonly phases: BootReadyEvent["phases"] = {
-    ...{ start: 0, guest: 0, save: 0, attach: 0 },
-  };
+  readonly phases: Phases = { start: 0, guest: 0, save: 0, attach: 0 };
   #phaseStart = performance.now();
 
   /** Adds the time since the previous phase to a phase. */
-  endPhase(phase: keyof BootReadyEvent["phases"]): void {
+  endPhase(phase: keyof Phases): void {
     const now = performance.now();
     this.phases[phase] += Math.round(now - this.#phaseStart);
     this.#phaseStart = now;

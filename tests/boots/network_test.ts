@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import type { EgressEvent, ToolsmithEvent } from "../../lib/events.ts";
+import type { ToolsmithEvent } from "../../lib/events.ts";
 import { boot } from "../../lib/vm/boot.ts";
 import { detachVm } from "../../lib/vm/detached.ts";
 import type { Vm } from "../../lib/vm/vm.ts";
@@ -62,7 +62,7 @@ Deno.test({
     for (const how of ["booted", "restored"]) {
       const events: ToolsmithEvent[] = [];
       const denials = () =>
-        events.filter((it): it is EgressEvent =>
+        events.filter((it): it is ToolsmithEvent<"egress"> =>
           it.type === "egress" && !it.allowed
         )
           .map(({ host, port }) => `${host}:${port}`);

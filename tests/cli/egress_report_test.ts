@@ -1,12 +1,12 @@
 import { assertEquals } from "@std/assert";
-import type { EgressEvent } from "../../lib/events.ts";
+import type { ToolsmithEvent } from "../../lib/events.ts";
 import { EgressReport } from "../../lib/cli/egress_report.ts";
 
 const decision = (host: string, port: number | null, allowed = false) =>
   ({
     ...{ type: "egress", timestamp: "", allowed, host, port },
     reason: "no rule",
-  }) as EgressEvent;
+  }) as ToolsmithEvent<"egress">;
 
 Deno.test("EgressReport prints the first refusal of each host, and sums all up", () => {
   const report = new EgressReport();

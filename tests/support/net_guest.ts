@@ -5,7 +5,10 @@
  * @module
  */
 import { join } from "@std/path";
-import type { EgressEvent } from "../../lib/events.ts";
+import type {
+  EventWithoutTimestamp,
+  ToolsmithEvent,
+} from "../../lib/events.ts";
 import { GuestNetwork, type NetworkOptions } from "../../lib/net/network.ts";
 import { parseEgressRule } from "../../lib/net/rules.ts";
 
@@ -57,7 +60,7 @@ export interface NetGuestOptions
 export interface NetGuest extends AsyncDisposable {
   network: GuestNetwork;
   path: string;
-  events: Omit<EgressEvent, "timestamp">[];
+  events: EventWithoutTimestamp<ToolsmithEvent<"egress">>[];
   /** Sends bytes as they are to the network. */
   sendRaw(bytes: Bytes): Promise<void>;
   sendFrame(frame: Bytes): Promise<void>;
@@ -130,7 +133,7 @@ export async function startNetGuest(
   const { rules = [], ...rest } = options;
   const network = new GuestNetwork({
     path,
-    emit: (event) => void events.push(event as EgressEvent),
+    emit: (event) => void events.push(event as ToolsmithEvent<"egress">),
     ...rest,
     rules: rules === "all" ? rules : rules.map(parseEgressRule),
   });
