@@ -16,8 +16,6 @@ export interface Environment {
 /**
  * The environment of this process. A variable that is empty, or that Deno may not
  * read, counts as unset; there is no permission prompt.
- *
- * Needs `--allow-env` for the variables to be read.
  */
 export const processEnvironment: Environment = {
   get(name) {
@@ -28,11 +26,8 @@ export const processEnvironment: Environment = {
 };
 
 /**
- * Returns this user's cache directory.
- *
- * @param env Read for `XDG_CACHE_HOME`, and `HOME` or `USERPROFILE`.
- * @returns `$XDG_CACHE_HOME/toolsmith`, by default `~/.cache/toolsmith`;
- * `undefined` if no home directory is known.
+ * Returns `$XDG_CACHE_HOME/toolsmith`, by default `~/.cache/toolsmith`; `undefined` if no
+ * home directory is known.
  */
 export function userCacheDir(env: Environment): string | undefined {
   // The XDG Base Directory Specification 0.8 says to ignore a relative path.

@@ -116,12 +116,7 @@ export class ToolsmithError extends Error {
   }
 }
 
-/**
- * Converts any caught value to a {@linkcode ToolsmithError}.
- *
- * @param thrown The caught value.
- * @returns The same object if it already is one.
- */
+/** Converts any caught value to a {@linkcode ToolsmithError}; returns one unchanged. */
 export function toToolsmithError(thrown: unknown): ToolsmithError {
   if (thrown instanceof ToolsmithError) return thrown;
   const message = thrown instanceof Error ? thrown.message : String(thrown);
@@ -184,11 +179,7 @@ const SYSTEM_MESSAGE_PATTERN =
 
 /**
  * Converts an operating system error about a file or a program, as Deno's own has
- * no hint and not always a path.
- *
- * @param thrown The caught value.
- * @param options Message, code and hint.
- * @returns A {@linkcode ToolsmithError}; any other caught value unchanged.
+ * no hint and not always a path. Returns any other caught value unchanged.
  *
  * @example Name the variable that a path comes from
  * ```ts
