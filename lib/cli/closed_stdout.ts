@@ -25,17 +25,14 @@ export const FAILING_STDOUT = {
 };
 
 /**
- * Tells whether standard output was closed when this process started. Deno has
- * then opened /dev/null for reading and writing in its place, so that no other
- * file gets descriptor 1 (Rust, `std::sys::pal::unix::init`).
+ * Tells whether standard output was closed when this process started; `false` where
+ * that cannot be determined. Deno has then opened /dev/null for reading and writing in
+ * its place, so that no other file gets descriptor 1 (Rust,
+ * `std::sys::pal::unix::init`).
  *
  * Python and Node.js discard output with such a /dev/null too. A shell opens
- * `>/dev/null` for writing only, so stdout counts as closed if a shell started
- * this process and has another output itself.
- *
- * Needs `--allow-all`, on Linux.
- *
- * @returns `false` also where it cannot be determined.
+ * `>/dev/null` for writing only, so stdout counts as closed if a shell started this
+ * process and has another output itself.
  */
 export function isStdoutClosed(): boolean {
   if (Deno.build.os !== "linux") return false;

@@ -27,11 +27,6 @@ export type Invocation =
     verbose: boolean;
   };
 
-/**
- * Parses a command line.
- *
- * @throws {ToolsmithError} `usage`, with a suggestion.
- */
 export function parseCommandLine(args: string[]): Invocation {
   const [name, ...rest] = args;
   if (name === undefined || name === "--help" || name === "-h") {
@@ -53,10 +48,7 @@ export function parseCommandLine(args: string[]): Invocation {
 }
 
 /**
- * Parses the words after a command's name.
- *
- * @returns `undefined` if they ask for help.
- * @throws {ToolsmithError} `usage`, with a suggestion.
+ * Parses the words after a command's name; returns `undefined` if they ask for help.
  */
 export function parseCommandArgs<F extends Flags>(
   command: Omit<Subcommand<F>, "run">,

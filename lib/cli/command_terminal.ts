@@ -46,12 +46,9 @@ read -r word
 `;
 
 /**
- * Attaches this process's terminal. The guest owns it from the call of `input()`
- * until its command has ended; before and after, Ctrl-C is a signal.
- *
- * Needs `--allow-run=sh`.
- *
- * @param onChange Called with whether the guest owns the terminal from now on.
+ * Attaches this process's terminal. The guest owns it from the call of `keystrokes()`
+ * until its command has ended; before and after, Ctrl-C is a signal. `onChange` is
+ * called with whether the guest owns the terminal from now on.
  */
 export function createCommandTerminal(
   output: QueuedOutput,

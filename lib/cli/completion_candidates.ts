@@ -38,9 +38,7 @@ const GLOBAL_FLAG_WORDS: CompletionWord[] = [["--help"], ["--version"]];
 const HELP_COMMAND_WORD: CompletionWord = ["help", "explain a command"];
 
 /**
- * Completes a command line.
- *
- * @param args The words after the program's name; the last one is unfinished, or
+ * Completes the last of the words after the program's name, which is unfinished or
  * empty.
  */
 export function completionCandidates(

@@ -12,11 +12,7 @@ type EventFormatters = {
   ) => string | undefined;
 };
 
-/**
- * Formats an event as one line.
- *
- * @returns `undefined` for events that are not shown as text.
- */
+/** Formats an event as one line; `undefined` for events that are not shown as text. */
 export function eventLine(event: ToolsmithEvent): string | undefined {
   const line = EVENT_FORMATTERS[event.type] as (event: ToolsmithEvent) =>
     | string

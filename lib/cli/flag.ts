@@ -171,11 +171,8 @@ export const parseTimeToDate = createValueParser(
 );
 
 /**
- * Creates a parser that throws `usage` for invalid values.
- *
- * @param what Describes a valid value.
- * @param example A valid value, for the hint.
- * @param read Returns `undefined` for an invalid value.
+ * Creates a parser that throws `usage` where `read` returns `undefined`; the error
+ * describes a valid value (`what`) and gives an example.
  */
 export function createValueParser<T>(
   what: string,

@@ -48,12 +48,8 @@ export function shortDigest(digest: string): string {
 }
 
 /**
- * Formats a progress bar with percentage, size, rate and time left.
- *
- * @param progress Bytes so far and the total, or `null`; resumed bytes do not
- * count for the rate.
- * @param elapsedMs Time since the start, in milliseconds.
- * @param columns Maximum width of the line, in characters.
+ * Formats a progress bar of at most `columns` characters with percentage, size, rate
+ * and time left. The rate leaves out resumed bytes.
  */
 export function progressBar(
   progress: { bytes: number; total: number | null; resumed?: number },

@@ -65,9 +65,8 @@ export interface CliIo {
   /** Streams for a command in the guest; with `--json` its output becomes JSON lines. */
   guestCommandStreams(json: boolean): GuestCommandStreams;
   /**
-   * Streams for a command on the host, inherited where possible.
-   *
-   * @param onFailure Called when its output cannot be written.
+   * Streams for a command on the host, inherited where possible; `onFailure` is called
+   * when output cannot be written.
    */
   hostCommandStreams(
     json: boolean,
@@ -76,10 +75,9 @@ export interface CliIo {
   /** Attaches this terminal to a guest's console until it is disposed. */
   attachToGuestConsole(json: boolean): ConsoleTerminal;
   /**
-   * Attaches this terminal to a command in the guest until it is disposed.
-   *
-   * @param onChange Called with `true` when the guest takes the terminal over, and
-   * with `false` when it is restored.
+   * Attaches this terminal to a command in the guest until it is disposed; `onChange`
+   * is called with `true` when the guest takes the terminal over, and with `false` when
+   * it is restored.
    */
   attachToGuestCommand(onChange: (taken: boolean) => void): CommandTerminal;
   /** Prints events in the form that the flags choose. */
@@ -87,10 +85,8 @@ export interface CliIo {
   /** Restores the terminal's mode if a guest's console uses it. */
   restoreTerminal(): void;
   /**
-   * Waits until all output is written, after Ctrl-C only for a moment.
-   *
-   * @throws {ToolsmithError} `disk_full`, `file_unreadable`.
-   * @throws The signal's reason if a blocked reader leaves output unwritten.
+   * Waits until all output is written, after Ctrl-C only for a moment. Throws the
+   * signal's reason if a blocked reader leaves output unwritten.
    */
   flush(): Promise<void>;
   /** Aborted by Ctrl-C and TERM. */

@@ -12,10 +12,8 @@ export class OutputClosedError extends Error {}
 
 export interface QueuedOutput {
   /**
-   * Queues a write and settles when it is done.
-   *
-   * @throws {OutputClosedError}
-   * @throws {ToolsmithError} `disk_full`, `file_unreadable`.
+   * Queues a write and settles when it is done. Rejects with
+   * {@linkcode OutputClosedError} if the reader is gone.
    */
   write(data: string | Uint8Array): Promise<void>;
   pendingBytes(): number;
@@ -24,9 +22,7 @@ export interface QueuedOutput {
 }
 
 /**
- * Queues the writes to a stream.
- *
- * @param name For messages: "standard output".
+ * Queues the writes to a stream; messages call it `name`, such as "standard output".
  */
 export function createQueuedOutput(
   stream: { write(bytes: Uint8Array): Promise<number> },

@@ -23,9 +23,8 @@ export function hasInteractiveTerminal(): boolean {
 }
 
 /**
- * Runs a command in the guest on this terminal, then restores the terminal.
- *
- * @returns The command's exit status.
+ * Runs a command in the guest on this terminal and restores the terminal; returns the
+ * exit status.
  */
 export async function runInVmOnThisTerminal(
   [command, ...args]: string[],

@@ -27,13 +27,10 @@ export interface SignalWatch extends Disposable {
 }
 
 /**
- * Listens for signals. The first cancels the work, so that it can clean up; the
- * second kills the process at once. A signal that the parent process set to be
- * ignored, as `nohup` does, stays ignored.
- *
- * Needs `--allow-all` on Linux, or `--allow-run=sh`, to find ignored signals.
- *
- * @param beforeEnd Called before a second signal kills the process.
+ * Listens for signals. The first cancels the work, so that it can clean up; the second
+ * calls `beforeEnd` and kills the process at once. A signal that the parent process set
+ * to be ignored, as `nohup` does, stays ignored; to find these, Linux needs
+ * `--allow-all` or `--allow-run=sh`.
  */
 export async function watchSignals(
   beforeEnd: () => void,

@@ -21,25 +21,17 @@ export interface Subcommand<F extends Flags = Flags> {
   flags: F;
   /**
    * Placeholders that select the completion of each argument, as a flag's does; the
-   * last one applies to all further arguments.
-   *
-   * @default {undefined} no completion
+   * last one applies to all further arguments. Without any, nothing is completed.
    */
   argumentPlaceholders?: string[];
   /** Minimum and maximum count of positional arguments. @default {[0, 0]} */
   positionalCount?: [number, number];
   /**
    * Which arguments are passed on unparsed: those after `--`, or also all from the
-   * first word that is not a flag.
-   *
-   * @default {undefined} none
+   * first word that is not a flag. By default none.
    */
   passThrough?: "dashes" | "words";
-  /**
-   * Runs the command and returns the exit status.
-   *
-   * @throws {ToolsmithError} `usage` for errors that the parser cannot find.
-   */
+  /** Runs the command and returns the exit status. */
   run(
     given: FlagValues<F>,
     io: CliIo,

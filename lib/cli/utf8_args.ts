@@ -9,12 +9,8 @@ const REPLACEMENT_CHARACTER = "\ufffd";
 
 /**
  * Rejects arguments that Deno altered: it replaces bytes that are not UTF-8 with
- * U+FFFD, so the argument would name another file.
- *
- * Needs `--allow-all` on Linux to accept a literal U+FFFD; without, that is
- * rejected too.
- *
- * @throws {ToolsmithError} `usage`.
+ * U+FFFD, so the argument would name another file. Without `--allow-all` on Linux, a
+ * literal U+FFFD is rejected too.
  */
 export function assertUtf8Args(args: readonly string[]): void {
   const doubtful = args.filter((arg) => arg.includes(REPLACEMENT_CHARACTER));

@@ -16,9 +16,8 @@ import { toSingleLine } from "../render.ts";
 const SHELL_SAFE_WORD_PATTERN = /^[\w@%+=:,./-]+$/;
 
 /**
- * Prints a completion script, or the candidates that the script asks for.
- *
- * @param commands Returns the command table, which holds this command too.
+ * Prints a completion script, or the candidates that the script asks for. `commands` is
+ * a function, as the table holds this command too.
  */
 export function createCompletionsCommand(
   commands: () => Subcommand[],
