@@ -35,9 +35,8 @@ export interface JsonFieldReader {
 }
 
 /**
- * Creates the field readers of a file.
- *
- * @param help Hint that points to the format's documentation.
+ * Creates the field readers of a file; the hint `help` points to the format's
+ * documentation.
  */
 export function createJsonFieldReader(
   file: string,

@@ -31,21 +31,8 @@ export interface FileSource {
 export type ImageSource = OciReference | HttpsSource | FileSource;
 
 /**
- * Parses an image source.
- *
- * @param text `oci://registry/repository:tag`, the same with `@sha256:…`,
- * `https://…`, `file:…`, or a path.
- * @param dir Base directory of relative paths.
- * @returns The parsed source.
- * @throws {ToolsmithError} `reference_invalid`.
- *
- * @example
- * ```ts
- * import { parseImageSource } from "./image_source.ts";
- *
- * const source = parseImageSource("oci://ghcr.io/owner/repo:1.0", "/srv");
- * if (source.kind !== "oci" || source.tag !== "1.0") throw new Error();
- * ```
+ * Parses an image source: `oci://registry/repository:tag`, the same with `@sha256:…`,
+ * `https://…`, `file:…`, or a path. Relative paths start from `dir`.
  */
 export function parseImageSource(text: string, dir: string): ImageSource {
   const scheme = /^([a-zA-Z][a-zA-Z0-9+.-]+):/.exec(text)?.[1].toLowerCase();

@@ -101,14 +101,8 @@ export async function loadManifest(
 }
 
 /**
- * Rejects a manifest that a symbolic link in the workspace leads to: the link
- * may come with a cloned repository.
- *
- * Needs `--allow-read` for the file and its directory.
- *
- * @param file Absolute path of the manifest, which need not exist.
- * @param action Failed action, for the error message.
- * @throws {ToolsmithError} `file_unreadable`.
+ * Rejects a manifest that a symbolic link in the workspace leads to: the link may come
+ * with a cloned repository. The path is absolute and need not exist.
  */
 export async function rejectSymlinkedManifest(
   file: string,
@@ -127,13 +121,9 @@ export async function rejectSymlinkedManifest(
 }
 
 /**
- * Finds the manifest file, without reading it.
- *
- * @param path Explicit manifest file, which need not exist.
- * @param options Start directory and environment.
- * @returns The absolute path.
- * @throws {ToolsmithError} `manifest_not_found` when no file is named and neither
- * `cwd` nor a parent directory has one; `file_unreadable` without access.
+ * Returns the absolute path of the manifest file, without reading it. A file that is
+ * named need not exist; else `cwd` or a parent directory must have one
+ * (`manifest_not_found`).
  */
 export async function locateManifest(
   path?: string,

@@ -43,11 +43,7 @@ export interface PinnedImage {
   signature?: SignatureRule;
 }
 
-/**
- * Creates the manifest of an image, with its fields in the documented order.
- *
- * @throws {ToolsmithError} `usage` when the name is not a valid directory name.
- */
+/** Creates the manifest of an image, with its fields in the documented order. */
 export function createManifestJson(image: PinnedImage): ManifestJson {
   assertValidImageName(image.name);
   return {
@@ -64,11 +60,7 @@ export function createManifestJson(image: PinnedImage): ManifestJson {
   };
 }
 
-/**
- * Rejects a name that is not a valid cache directory on every system.
- *
- * @throws {ToolsmithError} `usage`.
- */
+/** Rejects a name that is not a valid cache directory on every system. */
 export function assertValidImageName(name: string): void {
   if (isValidImageName(name)) return;
   throw new ToolsmithError(
@@ -84,10 +76,8 @@ export function formatManifestJson(manifest: ManifestJson): string {
 }
 
 /**
- * Derives a default image name.
- *
- * @param path Repository or file path.
- * @returns The last part, without `.qcow2` or `.img`, as a valid directory name.
+ * Derives a default image name: the last part of a repository or file path, without
+ * `.qcow2` or `.img`, as a valid directory name.
  */
 export function imageNameFromPath(path: string): string {
   const last = path.split(/[/\\]/).at(-1) ?? "";

@@ -31,14 +31,9 @@ export interface WriteManifestOptions {
 export type ManifestWriteResult = "created" | "updated" | "unchanged";
 
 /**
- * Pins an image in a manifest. An existing file keeps its other fields, their
- * order, indentation and line ends, and is replaced atomically.
- *
- * Needs `--allow-read` and `--allow-write` for the file and its directory.
- *
- * @param path The manifest file; a missing directory is created.
- * @throws {ToolsmithError} `manifest_invalid` when the updated file would not be
- * a valid manifest; `file_unreadable`; `usage` for an invalid image name.
+ * Pins an image in a manifest. An existing file keeps its other fields, their order,
+ * indentation and line ends, and is replaced atomically. A missing directory is
+ * created.
  */
 export async function writeManifest(
   path: string,
@@ -63,15 +58,9 @@ export async function writeManifest(
 }
 
 /**
- * Rejects a manifest that cannot be updated, before a long transfer rather than
- * after one.
- *
- * Needs `--allow-read` for the file.
- *
- * @param path The manifest file, which need not exist.
- * @returns The image, with placeholders for what an update replaces; `undefined` for
- * a missing manifest.
- * @throws {ToolsmithError} `manifest_invalid`, `file_unreadable`.
+ * Rejects a manifest that cannot be updated, before a long transfer rather than after
+ * one. Returns the image, with placeholders for what an update replaces; `undefined`
+ * for a missing manifest.
  */
 export async function assertManifestUpdatable(
   path: string,
@@ -86,13 +75,7 @@ export async function assertManifestUpdatable(
   });
 }
 
-/**
- * Whether a file exists that a new manifest would replace.
- *
- * Needs `--allow-read` for the file.
- *
- * @throws {ToolsmithError} `file_unreadable`.
- */
+/** Whether a file exists that a new manifest would replace. */
 export async function manifestExists(path: string): Promise<boolean> {
   return await withManifestWriteErrors(path, async () => {
     await rejectSymlinkedManifest(resolve(path), "write");
@@ -129,13 +112,8 @@ async function withManifestWriteErrors<T>(
 }
 
 /**
- * Replaces source and digest, and on request the name and the signature rule, in a
- * manifest's text.
- *
- * @param text The manifest; the replaced values may be placeholders.
- * @param path The file's path, for errors.
- * @returns The text with only these values changed.
- * @throws {ToolsmithError} `manifest_invalid`.
+ * Returns the manifest's text with only source and digest, and on request the name and
+ * the signature rule, replaced; the replaced values may be placeholders.
  */
 export function replaceImageFields(
   text: string,
