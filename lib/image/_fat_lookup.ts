@@ -38,11 +38,9 @@ interface DirectoryEntry {
 }
 
 /**
- * Returns whether a file exists; `false` also without a valid FAT file system.
- *
- * @param start Offset of the file system on the disk, in bytes.
- * @param path Upper-case short names from the root directory: at most 8 characters
- * and an extension of 3.
+ * Returns whether a file exists; `false` also without a valid FAT file system. The file
+ * system starts at the byte `start` of the disk. The path consists of upper-case short
+ * names from the root directory: at most 8 characters and an extension of 3.
  */
 export async function fatHasFile(
   disk: DiskReader,

@@ -20,13 +20,9 @@ import {
 /** Random read access to a disk. */
 export interface DiskReader {
   /**
-   * Reads bytes of the disk.
-   *
-   * @param offset In bytes.
-   * @param length Number of bytes, at most 1 MiB.
-   * @returns `length` bytes; zeros for unallocated clusters and beyond the end.
-   * @throws {ToolsmithError} `image_invalid` if the image is damaged, or has too
-   * many compressed clusters.
+   * Reads `length` bytes, at most 1 MiB, at a byte offset of the disk: zeros for
+   * unallocated clusters and beyond the end. Throws `image_invalid` if the image is
+   * damaged, or has too many compressed clusters.
    */
   read(offset: number, length: number): Promise<DataView>;
 }
@@ -48,14 +44,10 @@ const ZSTD_MAGIC = 0xfd2fb528;
 const RLE_BLOCK_TYPE = 1;
 
 /**
- * Opens an image to read a few parts of its disk: at most 64 MiB of compressed
- * clusters are decompressed, each once, and cached until the disk is closed.
- *
- * Needs `--allow-read` for the file.
- *
- * @param shown The image's name in error messages: a path or URL.
- * @throws {ToolsmithError} `image_invalid` when the file is not QCOW2 or is
- * encrypted, `image_unsafe` when the image refers to another file.
+ * Opens an image to read a few parts of its disk: at most 64 MiB of compressed clusters
+ * are decompressed, each once, and cached until the disk is closed. Rejects an image
+ * that is encrypted or refers to another file. `shown` is the image's name in error
+ * messages: a path or URL.
  */
 export async function openQcow2Disk(
   path: string,

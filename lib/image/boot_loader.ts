@@ -58,23 +58,8 @@ export interface FindBootLoaderOptions {
 }
 
 /**
- * Detects the boot loader of an image; reads at most 2 MiB of the disk.
- *
- * Needs `--allow-read` for the file.
- *
- * @param path Path of the image.
- * @param options Name in error messages, cancellation.
- * @returns The boot loader: BIOS if both are possible, which boots faster.
- * @throws {ToolsmithError} `image_invalid`, `image_unsafe`.
- * @throws The signal's reason.
- *
- * @example
- * ```ts no-run
- * import { findBootLoader } from "./boot_loader.ts";
- *
- * const { arch, firmware } = await findBootLoader("image.qcow2");
- * console.log(arch, firmware);
- * ```
+ * Detects the boot loader of an image; reads at most 2 MiB of the disk. If BIOS and
+ * UEFI are both possible, it is BIOS, which boots faster.
  */
 export async function findBootLoader(
   path: string,
@@ -84,11 +69,7 @@ export async function findBootLoader(
   return await findBootLoaderOnDisk(disk, { signal });
 }
 
-/**
- * Detects the boot loader on an open disk.
- *
- * @throws What reading the disk throws, and the signal's reason.
- */
+/** Detects the boot loader on an open disk, which stays open. */
 export async function findBootLoaderOnDisk(
   unlimitedDisk: DiskReader,
   options: { signal?: AbortSignal } = {},

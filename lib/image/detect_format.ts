@@ -54,10 +54,8 @@ const TEXT_SIGNATURES: [RegExp, string][] = [
 ];
 
 /**
- * Recognizes a file that is not a QCOW2 image.
- *
- * @param head The first {@linkcode FORMAT_PROBE_BYTES} of the file, or all.
- * @returns The format; `undefined` if unknown, or QCOW2.
+ * Recognizes a file that is not a QCOW2 image by its first
+ * {@linkcode FORMAT_PROBE_BYTES}; `undefined` if unknown, or QCOW2.
  */
 export function detectNonQcow2Format(
   head: Uint8Array,
@@ -73,10 +71,8 @@ export function detectNonQcow2Format(
 }
 
 /**
- * Makes the error for a file that is not a QCOW2 image.
- *
- * @param head The first bytes of the file.
- * @param shown The file's path or URL, without secrets.
+ * Makes the error for a file that is not a QCOW2 image, from its first bytes and its
+ * path or URL, which must be without secrets.
  */
 export function notQcow2Error(head: Uint8Array, shown: string): ToolsmithError {
   const detected = detectNonQcow2Format(head);

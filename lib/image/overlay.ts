@@ -19,15 +19,9 @@ const REFCOUNT_ORDER = 4;
 const MAX_BACKING_NAME_BYTES = 1023;
 
 /**
- * Writes an overlay of an image, readable and writable by this user only.
- *
- * Needs `--allow-read` for the image, and `--allow-write` for the overlay.
- *
- * @param path Path of the overlay, which must not exist.
- * @param image Absolute path of the QCOW2 image, which the overlay refers to.
- * @throws {ToolsmithError} `image_invalid` if the image is not QCOW2; `usage` if its
- * path is too long for the format.
- * @throws {Deno.errors.AlreadyExists} If the overlay exists.
+ * Writes an overlay of an image, readable and writable by this user only. The overlay
+ * must not exist; it refers to the image by its absolute path, which can be too long
+ * for the format.
  */
 export async function writeOverlay(path: string, image: string): Promise<void> {
   const { virtualSize } = await readQcow2Header(image);

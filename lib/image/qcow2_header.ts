@@ -50,22 +50,8 @@ export const COMPRESSED_CLUSTER_BIT = 1n << 62n;
 export const CLUSTER_OFFSET_MASK = 0x00fffffffffffe00n;
 
 /**
- * Reads the header of a QCOW2 image.
- *
- * Needs `--allow-read` for the file.
- *
- * @param path Path of the image.
- * @returns The header, checked against the size of the file.
- * @throws {ToolsmithError} `image_invalid` when the file is not QCOW2, is truncated,
- * or has unknown features.
- * @throws {Deno.errors.NotFound} When the file does not exist.
- *
- * @example Print the size of the guest-visible disk
- * ```ts no-run
- * import { readQcow2Header } from "./qcow2_header.ts";
- *
- * console.log((await readQcow2Header("image.qcow2")).virtualSize);
- * ```
+ * Reads the header of a QCOW2 image and checks it against the size of the file. Rejects
+ * a file that is not QCOW2, is truncated, or has unknown features.
  */
 export async function readQcow2Header(path: string): Promise<Qcow2Header> {
   using file = await Deno.open(path);
