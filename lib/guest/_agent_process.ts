@@ -23,10 +23,9 @@ const MIN_STATUS_POLL_MS = 5;
 const MAX_STATUS_POLL_MS = 100;
 
 /**
- * Runs a short script to its end through the guest agent, without ports.
- *
- * @param args The script, `$0`, and arguments.
- * @param options `signal` stops waiting for an agent that never reports the end.
+ * Runs a short script to its end through the guest agent, without ports. `args` are the
+ * script, `$0`, and arguments; `signal` stops waiting for an agent that never reports
+ * the end.
  */
 export async function runScriptViaAgent(
   monitor: Monitor,

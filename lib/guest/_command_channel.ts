@@ -63,8 +63,6 @@ const ATTEMPTS_PER_ORPHAN_CHECK = 20;
 /**
  * Hot-plugs ports and starts the command on them. A VM has ports for at least ten
  * commands at once; the next one waits until a command has ended.
- *
- * @throws {ToolsmithError} `guest_failed` when the guest cannot start it.
  */
 export async function openCommandChannel(
   monitor: Monitor,
@@ -90,11 +88,9 @@ export async function openCommandChannel(
 }
 
 /**
- * Plugs ports and starts a guest shell on them. The caller holds
+ * Plugs ports and starts a guest shell on them, with the arguments that `start`
+ * returns; `undefined` if the VM has no free port. The caller holds
  * {@linkcode Monitor.runExclusively}.
- *
- * @param start Returns the shell's arguments.
- * @returns The ports, or `undefined` if the VM has no free port.
  */
 export async function startShellOnPorts(
   monitor: Monitor,
@@ -128,11 +124,7 @@ function commandShellArgs(
   return [RUN_ON_TERMINAL_SCRIPT, "sh", ...args, ...start];
 }
 
-/**
- * Waits for the guest shell's ready line while the shell is alive.
- *
- * @throws {ToolsmithError} `guest_failed` when the line does not arrive.
- */
+/** Waits for the guest shell's ready line while the shell is alive. */
 export async function waitForReadyLine(
   monitor: Monitor,
   { stderr, shellPid }: CommandPorts,

@@ -28,11 +28,10 @@ const MAX_COLLECTED_BYTES = 32 * 1024 * 1024;
 const MAX_TRAILER_CHARS = 16;
 
 /**
- * Reads a port up to the end marker and its trailer, which ends at a newline. Passes
- * on each byte before the marker as soon as it cannot be part of the marker.
- *
- * @param sink Receives the output; without a sink the output is collected.
- * @throws {VmDisconnectedError} When the port closes before.
+ * Reads a port up to the end marker and its trailer, which ends at a newline. Passes on
+ * each byte before the marker as soon as it cannot be part of the marker; without a
+ * sink the output is collected. Throws {@linkcode VmDisconnectedError} when the port
+ * closes before.
  */
 export async function readUntilMarker(
   port: Deno.UnixConn,

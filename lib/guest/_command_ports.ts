@@ -107,11 +107,8 @@ export class CommandPorts implements Disposable {
 }
 
 /**
- * Hot-plugs the ports of one command, or takes the unused boot ports. The caller
- * holds {@linkcode Monitor.runExclusively}.
- *
- * @returns The ports, or `undefined` if the VM has no free port.
- * @throws {ToolsmithError} `guest_failed` when QEMU refuses for another reason.
+ * Hot-plugs the ports of one command, or takes the unused boot ports; `undefined` if
+ * the VM has no free port. The caller holds {@linkcode Monitor.runExclusively}.
  */
 export async function acquireCommandPorts(
   monitor: Monitor,

@@ -16,12 +16,9 @@ const DD_BLOCK_BYTES = 64 * 1024;
 const MAX_DD_BLOCK_BYTES = 1024 * 1024;
 
 /**
- * Sends the input in frames: a line with block size and block count, then the
- * bytes. Each frame costs the guest a process, so a frame takes all bytes that
- * arrived while the previous one was written.
- *
- * @param signal Stops sending when aborted, and cancels a stream.
- * @throws {ToolsmithError} `file_unreadable` when the input stream fails.
+ * Sends the input in frames: a line with block size and block count, then the bytes.
+ * Each frame costs the guest a process, so a frame takes all bytes that arrived while
+ * the previous one was written. The signal stops sending and cancels a stream.
  */
 export async function sendStdin(
   port: Deno.UnixConn,

@@ -32,12 +32,9 @@ export interface WatchCommandOptions extends ExecStopOptions {
 
 /**
  * Sends TERM, then KILL, when the signal is aborted, and polls the shell around the
- * command.
- *
- * @param pid The agent's process id of the shell.
- * @returns `failed` rejects with the signal's reason when the command has not ended
- * after KILL, and when the shell has exited without sending its end marker. Disposing
- * stops the watch.
+ * command, whose process id in the agent is `pid`. `failed` rejects with the signal's
+ * reason when the command has not ended after KILL, and when the shell has exited
+ * without sending its end marker. Disposing stops the watch.
  */
 export function watchCommand(
   monitor: Monitor,

@@ -21,11 +21,8 @@ const END_OF_CHAIN = 0xfff;
 const LONG_NAME_CHAR_OFFSETS = [1, 3, 5, 7, 9, 14, 16, 18, 20, 22, 24, 28, 30];
 
 /**
- * Makes a file system image.
- *
- * @param label Volume label: at most eleven capitals and digits.
- * @param files File names and contents, none of them empty.
- * @returns The image's bytes; the same for the same files.
+ * Makes a file system image; the same files give the same bytes. The volume label has
+ * at most eleven capitals and digits; no file is empty.
  */
 export function fatImage(
   label: string,

@@ -54,12 +54,7 @@ const MAX_NAME_CHARS = 64 * 1024 * 1024;
 /** ustar type flags of regular files. */
 export const REGULAR_FILE_TYPE_FLAGS = ["0", "\0", "7"];
 
-/**
- * Reads all entries of an archive, which is complete and within the limits then.
- *
- * @throws {ToolsmithError} `guest_failed` for a malformed archive or an exceeded
- * limit.
- */
+/** Reads all entries of an archive, which is complete and within the limits then. */
 export async function readTarEntries(
   read: ReturnType<typeof archiveReader>,
   { maxBytes, maxEntries, signal }: TarLimits,

@@ -39,14 +39,10 @@ const MAX_PATH_BYTES = 4095;
 const MAX_FILE_NAME_BYTES = 255;
 
 /**
- * Unpacks an archive, if it is complete and within the limits.
- *
- * @param archive A file that nobody else writes to meanwhile.
- * @param dir Files and links replace existing ones of the same name, at once, and
- * without following a link. Directories are merged: a directory never replaces a
- * file, nor a file a directory.
- * @throws {ToolsmithError} `guest_failed` for a malformed archive or an exceeded
- * limit; the directory is unchanged then.
+ * Unpacks an archive that nobody else writes to meanwhile; a malformed one, or one
+ * above the limits, leaves the directory unchanged. Files and links replace existing
+ * ones of the same name, at once, and without following a link. Directories are merged:
+ * a directory never replaces a file, nor a file a directory.
  */
 export async function unpackTar(
   archive: Deno.FsFile,

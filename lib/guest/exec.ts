@@ -89,14 +89,7 @@ const UNREPORTED_SIGNALS: (Deno.Signal | null)[] = ["SIGINT", "SIGPIPE"];
 const EXIT_TRAILER_PATTERN = /^(\d{1,3})(s?)$/;
 
 /**
- * Runs a command in the guest to its end. A failing command is a result, not an
- * error.
- *
- * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the VM's
- * directory.
- *
- * @throws {ToolsmithError} `command_not_found`, `guest_failed`, `usage` for
- * arguments that cannot be passed exactly.
+ * Runs a command in the guest to its end. A failing command is a result, not an error.
  */
 export async function execInGuest(
   monitor: Monitor,

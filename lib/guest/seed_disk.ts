@@ -41,11 +41,7 @@ const SEED_FILES = {
   "user-data": `#cloud-config\n${JSON.stringify(CLOUD_CONFIG)}\n`,
 };
 
-/**
- * Makes the seed disk.
- *
- * @returns A FAT file system image; always the same bytes.
- */
+/** Makes the seed disk, a FAT file system image of always the same bytes. */
 export function seedDiskImage(): Uint8Array<ArrayBuffer> {
   return fatImage("CIDATA", SEED_FILES);
 }

@@ -69,11 +69,9 @@ const CARD_KEYS = ["mac", "address", "bits", "mask", "gateway"] as const;
 const NO_NETWORK_PATTERN = /^network: (.*)\n/m;
 
 /**
- * Identifies the guest agent after a boot. The image's own agent may answer before
+ * Identifies the guest agent after a boot, such as `qemu-ga 7.2.22` or `toolsmith`;
+ * `undefined` if it does not report a version. The image's own agent may answer before
  * cloud-init has created users and files, so this waits for cloud-init.
- *
- * @returns Such as `qemu-ga 7.2.22`, or `toolsmith`; `undefined` if the agent does not
- * report a version.
  */
 export async function identifyAgent(
   monitor: Monitor,
@@ -103,11 +101,9 @@ async function orIfRefused(answer: Promise<unknown>): Promise<unknown> {
 
 /**
  * Mounts hot-plugged directories in the guest, each at `/mnt/<tag>`, sets the guest's
- * clock and configures its network card. One agent command does all, as each costs time.
- *
- * @returns Why the card could not be configured.
- * @throws {GuestCannotMountError} With the error of `mount`.
- * @throws {ToolsmithError} `guest_failed` on timeout.
+ * clock and configures its network card; returns why the card could not be configured.
+ * One agent command does all, as each costs time. Throws
+ * {@linkcode GuestCannotMountError} with the error of `mount`.
  */
 export async function setUpGuest(
   monitor: Monitor,
@@ -163,10 +159,8 @@ export async function setUpGuest(
 
 /**
  * Waits until a guest has started its services, before it is saved: each restored VM
- * would start the rest again.
- *
- * @param shares Directories whose devices are plugged in.
- * @param options `bootMs`, the duration of the boot, limits the wait.
+ * would start the rest again. The devices of the shares are plugged in; the duration of
+ * the boot limits the wait.
  */
 export async function prepareGuestForSnapshot(
   monitor: Monitor,

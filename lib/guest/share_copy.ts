@@ -65,10 +65,8 @@ mount -o "remount,$2" "$1"
 `;
 
 /**
- * Copies a directory to `/mnt/<tag>` of a guest.
- *
- * @throws {ToolsmithError} `usage` above the copy limit, `guest_failed` when the
- * guest lacks memory or `tar`, `timeout` when copying takes minutes.
+ * Copies a directory to `/mnt/<tag>` of a guest. Throws `usage` above the copy limit,
+ * and `timeout` when copying takes minutes.
  */
 export async function copyIntoGuest(
   monitor: Monitor,
@@ -119,13 +117,10 @@ export interface CopyFromGuestOptions {
 
 /**
  * Syncs the guest's copy of a directory back to the host: downloads all of it, then
- * writes the files. Files deleted in the guest stay on the host.
- *
- * @returns Which entries were synced and refused: links out of the directory and
- * devices are refused, set-ID bits are dropped.
- * @throws {ToolsmithError} `guest_failed` for a malformed archive, or one with more
- * than 1 GiB or 100,000 entries; `disk_full` when the directory's file system has no
- * space for it. The directory is unchanged then.
+ * writes the files. Files deleted in the guest stay on the host. Links out of the
+ * directory and devices are refused, set-ID bits are dropped. A malformed archive, one
+ * with more than 1 GiB or 100,000 entries, or a full disk leaves the directory
+ * unchanged.
  */
 export async function copyFromGuest(
   monitor: Monitor,

@@ -28,9 +28,8 @@ export { connectFirstCommandPorts };
 /** A guest shell that can set up the guest and then runs one command. */
 export interface WarmShell extends Disposable {
   /**
-   * Runs the setup script, before the shell becomes a command.
-   *
-   * @throws {VmDisconnectedError} When the answer is missing or malformed.
+   * Runs the setup script, before the shell becomes a command. Throws
+   * {@linkcode VmDisconnectedError} when the answer is missing or malformed.
    */
   setUpGuest(
     args: string[],
@@ -62,11 +61,7 @@ const SHELL_ANSWER_TIMEOUT_MS = 30_000;
 /** Exit status, and the guest agent's process id for the shell. */
 const SETUP_TRAILER_PATTERN = /^(\d{1,3}) (\d{1,10})$/;
 
-/**
- * Starts a warm shell in a booted guest, before it is saved.
- *
- * @throws {ToolsmithError} `guest_failed` when the guest cannot start it.
- */
+/** Starts a warm shell in a booted guest, before it is saved. */
 export async function startWarmShell(
   monitor: Monitor,
   signal?: AbortSignal,
