@@ -39,14 +39,9 @@ const PROBE_BOOT_SECTOR = [
 
 /**
  * Lets an x86_64 guest count to fifty million with an accelerator. After a second,
- * emulation starts counting too, under the same host load: comparing the two needs
- * no timeout that a busy host could exceed.
- *
- * Needs `--allow-run=sh`, and `--allow-write` for the temporary directory.
- *
- * @returns Why the accelerator is unusable, `""` if usable, `undefined` if both hang.
- * @throws {ToolsmithError} `qemu_not_found`.
- * @throws The signal's reason when it is aborted.
+ * emulation starts counting too, under the same host load: comparing the two needs no
+ * timeout that a busy host could exceed. Returns why the accelerator is unusable, `""`
+ * if usable, `undefined` if both hang.
  */
 export async function probeAccelerator(
   accelerator: Accelerator,

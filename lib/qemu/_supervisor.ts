@@ -74,12 +74,8 @@ export const INCOMING_STATE_URI = "fd:9";
 const QEMU_OVERHEAD_MIB = 2560;
 
 /**
- * Spawns QEMU with a supervisor.
- *
- * Needs `--allow-run=sh`.
- *
- * @param onStderr Called until the process is detached; QEMU ignores the SIGPIPE of
- * later output.
+ * Spawns QEMU with a supervisor. `onStderr` is called until the process is detached;
+ * QEMU ignores the SIGPIPE of later output.
  */
 export function spawnSupervisedQemu(
   options: SuperviseOptions,

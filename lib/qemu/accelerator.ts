@@ -48,13 +48,8 @@ const TEN_MINUTES_MS = 600_000;
 /**
  * Returns the accelerators to try, in order. TCG (emulation) works everywhere and is
  * last; it is the only one for a processor other than the host's. KVM and HVF are
- * probed for x86_64 guests, once per boot of the host and version of QEMU.
- *
- * Needs `--allow-run=sh`, `--allow-read` and `--allow-write` for the temporary
- * directory, and all permissions to detect that `/dev/kvm` is missing.
- *
- * @throws {ToolsmithError} `qemu_not_found`.
- * @throws The signal's reason when it is aborted.
+ * probed for x86_64 guests, once per boot of the host and version of QEMU. To detect
+ * that `/dev/kvm` is missing, this needs all permissions.
  */
 export async function findUsableAccelerators(
   program: string,

@@ -27,11 +27,8 @@ const FLUSH_BYTE = new Uint8Array([0xff]);
 
 /**
  * Connects to the guest agent's socket. Succeeds before the agent has started: wait
- * with {@linkcode AgentConnection.waitUntilAnswering}.
- *
- * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the socket.
- *
- * @throws {Deno.errors.ConnectionRefused} When QEMU has ended.
+ * with {@linkcode AgentConnection.waitUntilAnswering}. Throws
+ * `Deno.errors.ConnectionRefused` when QEMU has ended.
  */
 export async function connectToAgent(path: string): Promise<AgentConnection> {
   let onUnsolicited: (message: JsonMessage) => void = () => {};

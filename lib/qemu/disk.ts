@@ -19,14 +19,7 @@ export interface BootDisk {
   ephemeral: boolean;
 }
 
-/**
- * Validates the image before QEMU opens it, and creates the overlay if needed.
- *
- * Needs `--allow-read` for both, and `--allow-write` for an overlay.
- *
- * @throws {ToolsmithError} `image_invalid`, `image_unsafe`, `source_not_found`,
- * `usage`.
- */
+/** Validates the image before QEMU opens it, and creates the overlay if needed. */
 export async function prepareDisk(
   image: string,
   overlay?: string,
@@ -43,11 +36,9 @@ export async function prepareDisk(
 }
 
 /**
- * Compares the disk files that QEMU has opened with the expected ones. Each file names
- * its backing file, so a file replaced after its validation could expose others.
- *
- * @param files Absolute paths, the image last.
- * @throws {ToolsmithError} `image_unsafe` when QEMU has opened other files.
+ * Compares the disk files that QEMU has opened with the expected ones: absolute paths,
+ * the image last. Each file names its backing file, so a file replaced after its
+ * validation could expose others.
  */
 export async function assertBackingChain(
   qmp: QmpConnection,
@@ -104,10 +95,6 @@ async function readImageHeader(path: string) {
 /**
  * Rejects a disk that is not an overlay of the image: QEMU opens whatever backing file
  * it names, and the guest's disk would be corrupt.
- *
- * Needs `--allow-read` for the disk.
- *
- * @throws {ToolsmithError} `image_unsafe`, `image_invalid`.
  */
 export async function assertOverlayOfImage(
   disk: string,

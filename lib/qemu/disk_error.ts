@@ -15,9 +15,8 @@ export const DISK_ERROR_QUERIES: QmpCommand[] = [["query-status"], [
 ]];
 
 /**
- * Reads a QMP event (QEMU's QMP reference, `BLOCK_IO_ERROR`).
- *
- * @returns Why QEMU stopped the guest; `undefined` for other events.
+ * Returns why QEMU stopped the guest, from a QMP event (QEMU's QMP reference,
+ * `BLOCK_IO_ERROR`); `undefined` for other events.
  */
 export function diskErrorFromEvent(
   { event, data = {} }: QmpEvent,
@@ -27,9 +26,8 @@ export function diskErrorFromEvent(
 }
 
 /**
- * Reads the answers to the queries (QEMU's QMP reference, `RunState`, `BlockInfo`).
- *
- * @returns Why QEMU stopped the guest; `undefined` if not after a disk error.
+ * Returns why QEMU stopped the guest, from the answers to the queries (QEMU's QMP
+ * reference, `RunState`, `BlockInfo`); `undefined` if not after a disk error.
  */
 export function diskErrorFromStatus(
   [status, blocks]: unknown[],

@@ -23,12 +23,8 @@ export function isDisconnection(error: unknown): boolean {
 }
 
 /**
- * Connects to a socket in a VM's directory.
- *
- * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the socket.
- *
- * @throws {VmDisconnectedError} When nobody listens there.
- * @throws {Deno.errors.NotFound} When there is no such socket.
+ * Connects to a socket in a VM's directory. Throws {@linkcode VmDisconnectedError} when
+ * nobody listens there, and `Deno.errors.NotFound` when there is no such socket.
  */
 export async function connectToVmSocket(path: string): Promise<Deno.UnixConn> {
   return await Deno.connect({ transport: "unix", path }).catch((error) => {

@@ -53,12 +53,8 @@ const UNSUPPORTED_FEATURES = ["requires-smm", "enrolled-keys", "secure-boot"];
 const MAX_DESCRIPTOR_BYTES = 64 * 1024;
 
 /**
- * Finds a UEFI firmware for a processor.
- *
- * Needs `--allow-read` for the descriptors and the firmware.
- *
- * @returns The first usable firmware in the order of the host's descriptors.
- * @throws {ToolsmithError} `firmware_not_found`.
+ * Finds the first usable UEFI firmware for a processor, in the order of the host's
+ * descriptors.
  */
 export async function findUefiFirmware(
   arch: ImageArch,
@@ -82,8 +78,6 @@ export async function findUefiFirmware(
 /**
  * Returns the directories of descriptors: the user's, the administrator's, then those
  * installed with QEMU.
- *
- * Needs `--allow-read` for the QEMU program.
  */
 export async function firmwareDescriptorDirs(
   { program, env = processEnvironment }: FindUefiFirmwareOptions,
@@ -126,9 +120,7 @@ async function readDescriptorJson(path: string): Promise<unknown> {
   }
 }
 
-/**
- * @returns The descriptor's firmware; `undefined` if unusable for the processor.
- */
+/** Returns the descriptor's firmware; `undefined` if unusable for the processor. */
 export function parseFirmwareDescriptor(
   json: unknown,
   arch: ImageArch,

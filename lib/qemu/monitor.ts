@@ -34,9 +34,7 @@ export interface Monitor extends AsyncDisposable {
   /**
    * Runs clean-up under the exclusive lock in the background; disposing the monitor
    * waits for it. The work is skipped if the lock stays held, and its signal limits its
-   * time.
-   *
-   * @param held Disposed afterwards in any case.
+   * time. `held` is disposed afterwards in any case.
    */
   runInBackground(
     work: (signal: AbortSignal) => Promise<void>,
@@ -55,8 +53,7 @@ type MaybePromise<T> = T | Promise<T>;
 
 /**
  * A monitor for a VM that only this process uses, on connections that stay open.
- *
- * @param connecting Connection to the guest agent; `undefined` if the guest has none.
+ * `connecting` gives `undefined` for a guest without an agent.
  */
 export function singleProcessMonitor(
   dir: string,
@@ -99,11 +96,7 @@ export function singleProcessMonitor(
   };
 }
 
-/**
- * A monitor for a VM that several processes may use, with a connection per command.
- *
- * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the directory.
- */
+/** A monitor for a VM that several processes may use, with a connection per command. */
 export function sharedMonitor(dir: string): Monitor {
   const locking = (name: string): RunExclusively => {
     const turn = serialQueue();

@@ -11,10 +11,8 @@ import { runProcess } from "../system/process.ts";
 const QEMU_NAME_PATTERN = /(qemu-system-)(?:x86_64|aarch64)(?=(?:\.exe)?$)/;
 
 /**
- * Returns the name or path of the QEMU program for a processor.
- *
- * @param env Source of `TOOLSMITH_QEMU`; if that ends in a standard name, the program
- * for the other processor is expected beside it.
+ * Returns the name or path of the QEMU program for a processor. If `TOOLSMITH_QEMU`
+ * ends in a standard name, the program for the other processor is expected beside it.
  */
 export function qemuProgram(
   env: Environment = processEnvironment,
@@ -30,13 +28,7 @@ export function qemuProgram(
   return arch === "x86_64" ? given : usual;
 }
 
-/**
- * Runs `qemu --version` and returns the version.
- *
- * Needs `--allow-run` for the program.
- *
- * @throws {ToolsmithError} `qemu_not_found` when the program is missing or not QEMU.
- */
+/** Runs `qemu --version` and returns the version. */
 export async function queryQemuVersion(program: string): Promise<string> {
   const output = await runProcess(program, {
     args: ["--version"],

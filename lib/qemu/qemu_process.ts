@@ -77,14 +77,8 @@ const SNAPSHOT_LOAD_POLL_MS = 3;
 const QEMU_STDERR_TAIL_CHARS = 16 * 1024;
 
 /**
- * Starts QEMU in a new VM directory. The guest is paused until QMP's `cont`.
- *
- * Needs `--allow-run=sh`, and `--allow-read`, `--allow-write` and
- * `--allow-net=unix:…` for the temporary directory.
- *
- * @throws {ToolsmithError} `qemu_not_found`, `boot_failed`.
- * @throws {AcceleratorError} When the accelerator does not work.
- * @throws The signal's reason when it is aborted.
+ * Starts QEMU in a new VM directory. The guest is paused until QMP's `cont`. Throws
+ * {@linkcode AcceleratorError} when the accelerator does not work.
  */
 export async function startQemu(plan: QemuPlan): Promise<QemuProcess> {
   const { seed, signal } = plan;

@@ -26,9 +26,8 @@ export interface QmpConnection extends Disposable {
   /** Settles when the connection has ended. Never rejects. */
   readonly closed: Promise<void>;
   /**
-   * Sends commands at once and returns their answers in the same order.
-   *
-   * @throws {CommandRefusedError} For the first command that QEMU refused.
+   * Sends commands at once and returns their answers in the same order. Throws
+   * {@linkcode CommandRefusedError} for the first command that QEMU refused.
    */
   execute(...commands: QmpCommand[]): Promise<unknown[]>;
 }
@@ -43,14 +42,9 @@ export interface ConnectToQmpOptions {
 const QMP_ANSWER_TIMEOUT_MS = 15_000;
 
 /**
- * Connects to a QMP socket, which serves one connection at a time.
- *
- * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the socket.
- *
- * @throws {ToolsmithError} `boot_failed` when QEMU does not answer.
- * @throws {Deno.errors.NotFound} When there is no such socket.
- * @throws {Deno.errors.ConnectionRefused} When nobody listens on it.
- * @throws The signal's reason when it is aborted.
+ * Connects to a QMP socket, which serves one connection at a time. Throws
+ * `Deno.errors.NotFound` when there is no such socket, and
+ * `Deno.errors.ConnectionRefused` when nobody listens on it.
  */
 export async function connectToQmp(
   path: string,

@@ -52,13 +52,8 @@ export interface ClearSetIdOptions {
 }
 
 /**
- * Clears the set-user-ID and set-group-ID bits of all files in directories. Symbolic
- * links are not followed. Does nothing on Windows.
- *
- * Needs `--allow-run=sh`.
- *
- * @param dirs Exports of a VM that has ended.
- * @throws {ToolsmithError} `guest_failed` when a file cannot be searched or changed.
+ * Clears the set-user-ID and set-group-ID bits of all files in directories, the exports
+ * of a VM that has ended. Symbolic links are not followed. Does nothing on Windows.
  */
 export async function clearSetIdBits(
   dirs: string[],

@@ -39,11 +39,6 @@ export interface QemuTarget {
 
 /**
  * Detects the target of an image, reading its boot loader unless the options say all.
- *
- * Needs `--allow-read` for the image and the firmware.
- *
- * @throws {ToolsmithError} `firmware_not_found`, `image_invalid`, `image_unsafe`,
- * `usage` for a BIOS on a processor other than x86_64.
  */
 export async function detectTarget(
   image: string,

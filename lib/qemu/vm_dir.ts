@@ -77,13 +77,7 @@ export function vmDirParents(env: Environment): [string, string] {
   return [resolve(env.get("TMPDIR") || "/tmp"), "/tmp"];
 }
 
-/**
- * Makes a private VM directory, with a path short enough for sockets in it.
- *
- * Needs `--allow-write` for the temporary directory.
- *
- * @throws {ToolsmithError} `usage` when it cannot be made, `disk_full`.
- */
+/** Makes a private VM directory, with a path short enough for sockets in it. */
 export async function makeVmDir(
   env: Environment = processEnvironment,
 ): Promise<string> {
@@ -96,12 +90,8 @@ export async function makeVmDir(
 }
 
 /**
- * Writes a random token into a VM's directory.
- *
- * Needs `--allow-read` and `--allow-write` for the directory.
- *
- * @returns The token's digest, for the detached VM's record. Nobody who cannot read the
- * directory can guess it.
+ * Writes a random token into a VM's directory and returns its digest, for the detached
+ * VM's record. Nobody who cannot read the directory can guess it.
  */
 export async function writeVmDirToken(dir: string): Promise<string> {
   const path = join(dir, VM_FILES.token);
@@ -118,8 +108,6 @@ async function vmDirTokenDigest(dir: string): Promise<Sha256 | undefined> {
 /**
  * Checks that a directory has the token of a record. Without it, a forged record could
  * name any directory.
- *
- * Needs `--allow-read` for the directory.
  */
 export async function hasVmDirToken(
   dir: string,
@@ -129,11 +117,7 @@ export async function hasVmDirToken(
   return found !== undefined && found === token;
 }
 
-/**
- * Removes the directory of a VM that has ended.
- *
- * Needs `--allow-read` and `--allow-write` for the directory.
- */
+/** Removes the directory of a VM that has ended. */
 export async function removeVmDir(dir: string): Promise<void> {
   const token = join(dir, VM_FILES.token);
   // Removed last: after a kill, the rest can still be identified and removed.
