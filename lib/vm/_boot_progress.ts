@@ -50,9 +50,8 @@ export function restoreTimeouts(
 }
 
 /**
- * Polls a guest's console, agent and disk for activity until disposed.
- *
- * @returns A signal that aborts with `BootTimeoutError` or the caller's reason.
+ * Polls a guest's console, agent and disk for activity until disposed. The signal
+ * aborts with `BootTimeoutError` or the caller's reason.
  */
 export function watchBootProgress(
   qemu: QemuProcess,

@@ -99,9 +99,8 @@ export async function restoreGuest(vm: StartingVm): Promise<BootedVm> {
 }
 
 /**
- * Saves a booted guest and leaves it stopped, as it would overwrite the saved memory.
- *
- * @returns The saved VM; `undefined` if it was not saved and the guest runs on.
+ * Saves a booted guest and leaves it stopped, as it would overwrite the saved memory;
+ * `undefined` if it was not saved and the guest runs on.
  */
 export async function saveGuest(
   vm: StartingVm,
@@ -155,9 +154,8 @@ async function trySaveGuest(
 
 /**
  * Resumes the saved VM in its successor, which proves that the snapshot restores, and
- * commits the snapshot.
- *
- * @throws {CannotSaveVmError} When the saved VM does not run.
+ * commits the snapshot. Throws {@linkcode CannotSaveVmError} when the saved VM does not
+ * run.
  */
 export async function resumeSavedGuest(
   vm: StartingVm,

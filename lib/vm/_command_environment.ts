@@ -8,11 +8,7 @@ import type { GuestShare } from "../qemu/args.ts";
 import { join, relative } from "../path.ts";
 import { containsPath, WORKSPACE_TAG } from "./shares.ts";
 
-/**
- * Maps the caller's directory and environment to the guest's.
- *
- * Needs `--allow-read` for `hostCwd`.
- */
+/** Maps the caller's directory and environment to the guest's. */
 export async function guestCwdAndEnv(
   shares: GuestShare[],
   { cwd = "", hostCwd, env = {} }: Pick<

@@ -19,11 +19,7 @@ import { acquireFileLock } from "../system/lock.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import { WORKSPACE_TAG } from "./shares.ts";
 
-/**
- * Copies directories into a guest and warns why.
- *
- * @throws {ToolsmithError} What `copyIntoGuest` throws.
- */
+/** Copies directories into a guest and warns why. */
 export async function copySharesIntoGuest(
   monitor: Monitor,
   shares: GuestShare[],
@@ -46,11 +42,7 @@ export async function copySharesIntoGuest(
   return shares.map((share) => ({ ...share, copied: true }));
 }
 
-/**
- * Syncs copied exports: downloads what the guest has written to its copies.
- *
- * @throws {ToolsmithError} What `copyFromGuest` throws.
- */
+/** Syncs copied exports: downloads what the guest has written to its copies. */
 export async function syncCopiedExports(
   monitor: Monitor,
   shares: GuestShare[],

@@ -16,12 +16,7 @@ import {
 } from "../qemu/program.ts";
 import { VM_FILES } from "../qemu/vm_dir.ts";
 
-/**
- * Opens the network of a VM.
- *
- * @param vm Its directory, and QEMU's version.
- * @throws {ToolsmithError} `boot_failed` if QEMU is too old.
- */
+/** Opens the network of a VM in the VM's directory, unless QEMU is too old. */
 export async function openGuestNetwork(
   vm: { dir: string; version: string },
   rules: EgressRule[] | "all",
@@ -38,11 +33,7 @@ export async function openGuestNetwork(
   return new GuestNetwork({ path, rules, emit });
 }
 
-/**
- * Plugs in the card of a network, or of QEMU's user networking.
- *
- * @throws {ToolsmithError} When QEMU refuses the card.
- */
+/** Plugs in the card of a network, or of QEMU's user networking. */
 export async function plugInNetworkCard(
   monitor: Monitor,
   network: GuestNetwork | "host-loopback",

@@ -21,16 +21,10 @@ const MAX_FILES_PER_FIND = 100;
 const SEVERAL_LINKS_ARGS = ["-type", "f", "-links", "+1"];
 
 /**
- * Finds a file that an export has a hard link to. Exports are only searched if any of
- * the files has several links.
- *
- * Needs `--allow-run=sh`: the shell runs `find`, which handles names that are not UTF-8
- * and paths of any length.
- *
- * @param dirs The exports; unreadable directories in them are skipped.
- * @param paths Files and directories to protect. They need not exist.
- * @throws {ToolsmithError} `usage` when a search times out.
- * @throws The signal's reason when it is aborted.
+ * Finds a file or directory of `paths`, which need not exist, that an export has a hard
+ * link to. Exports are only searched if any of the files has several links; unreadable
+ * directories in them are skipped. The search runs `find` in a shell, which handles
+ * names that are not UTF-8 and paths of any length.
  */
 export async function findHardLink(
   dirs: string[],

@@ -38,12 +38,9 @@ export interface AttachDevicesOptions
 }
 
 /**
- * Mounts or copies directories and plugs in a network card.
- *
- * @returns The available directories. If only a workspace was requested and it cannot be
- * mounted, that is a warning: the guest is useful without it.
- * @throws {ToolsmithError} `guest_failed` when the guest cannot mount them.
- * @throws The signal's reason when it is aborted.
+ * Mounts or copies directories, plugs in a network card, and returns the available
+ * directories. If only a workspace was requested and it cannot be mounted, that is a
+ * warning: the guest is useful without it.
  */
 export async function attachDevices(
   monitor: Monitor,
@@ -119,11 +116,8 @@ function deviceAddCommand(shares: GuestShare[], share: GuestShare): QmpCommand {
 }
 
 /**
- * Plugs a network card in and waits up to ten seconds for an IPv4 address.
- *
- * @returns Has the guest an address?
- * @throws {ToolsmithError} When QEMU refuses the card.
- * @throws The signal's reason when it is aborted.
+ * Plugs a network card in, waits up to ten seconds for an IPv4 address, and returns
+ * whether the guest has one.
  */
 export async function attachNetwork(
   monitor: Monitor,

@@ -60,8 +60,6 @@ const QEMU_LOAD_DIRS = [
 /**
  * Returns all paths that a guest must not write to. They need not exist: a guest could
  * create them.
- *
- * Needs `--allow-read` for the paths.
  */
 export async function protectedPaths(
   files: ProtectedPathsOptions,

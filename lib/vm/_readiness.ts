@@ -15,13 +15,9 @@ import type { BootTimeoutError } from "./_boot_progress.ts";
 const AGENT_POLL_MS = 100;
 
 /**
- * Waits until the guest agent answers. Detects a failed guest before the timeout.
- *
- * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the directory.
- *
- * @throws {ToolsmithError} `guest_panicked`, `boot_failed`, with the console's tail.
- * @throws {AcceleratorError} When the accelerator does not work.
- * @throws The signal's reason when it is aborted.
+ * Waits until the guest agent answers. Detects a failed guest before the timeout, and
+ * reports it with the console's tail. Throws {@linkcode AcceleratorError} when the
+ * accelerator does not work.
  */
 export async function waitForAgent(
   qemu: QemuProcess,

@@ -21,13 +21,8 @@ const MAX_BYTES_PER_SECOND = 2 ** 40;
 const MIGRATION_TIMEOUT_MS = 120_000;
 
 /**
- * Stops the guest and writes the VM's state to a file. On failure the guest runs on, and
- * its memory and disk files cannot be used for a snapshot any more.
- *
- * Needs `--allow-read`, `--allow-write` and `--allow-net=unix:…` for the VM's
- * directory, and `--allow-write` for the staging directory.
- *
- * @throws {ToolsmithError} `guest_failed` when QEMU cannot save the VM.
+ * Stops the guest and writes the VM's state to a file. On failure the guest runs on,
+ * and its memory and disk files cannot be used for a snapshot any more.
  */
 export async function pauseAndSaveVm(
   { qmp, dir }: Pick<QemuProcess, "qmp" | "dir">,

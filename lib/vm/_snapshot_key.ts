@@ -20,12 +20,7 @@ const SELF_CONTAINED_QEMU_OPTIONS = new Set(
   "M accel boot cpu device global m machine msg numa rtc smp vga".split(" "),
 );
 
-/**
- * Needs `--allow-read` for the QEMU program, `--allow-sys=cpus,osRelease`, and
- * `--allow-env=PATH`.
- *
- * @returns The key; `undefined` for a VM with a kept disk or unknown dependencies.
- */
+/** Returns the key; `undefined` for a VM with a kept disk or unknown dependencies. */
 export async function vmSnapshotKey(
   plan: QemuPlan,
   digest: string,

@@ -16,9 +16,8 @@ import {
 export class CannotSaveVmError extends Error {}
 
 /**
- * Starts a QEMU whose memory and disk are files of a new snapshot.
- *
- * @throws {CannotSaveVmError} When the files cannot be created or mapped.
+ * Starts a QEMU whose memory and disk are files of a new snapshot. Throws
+ * {@linkcode CannotSaveVmError} when the files cannot be created or mapped.
  */
 export async function startSavableQemu(
   plan: QemuPlan,
@@ -51,12 +50,9 @@ export async function startSavableQemu(
 }
 
 /**
- * Starts a QEMU that waits to load a snapshot.
- *
- * @param unfinished Staging directory of an uncommitted snapshot, removed if this process
- * dies.
- * @throws {ToolsmithError} `image_unsafe` when the snapshot's disk is not an overlay of
- * the image: the snapshot may come from another host.
+ * Starts a QEMU that waits to load a snapshot. Rejects one whose disk is not an overlay
+ * of the image: it may come from another host. If this process dies, `unfinished` is
+ * removed, the staging directory of an uncommitted snapshot.
  */
 export async function startRestoringQemu(
   plan: QemuPlan,

@@ -18,12 +18,8 @@ import type { BootOptions, SnapshotOptions } from "./boot_options.ts";
 import { vmSnapshotKey } from "./_snapshot_key.ts";
 
 /**
- * Computes a VM's snapshot key and looks the snapshot up.
- *
- * Needs `--allow-read` for the QEMU program, `--allow-sys=cpus,osRelease`, and
- * `--allow-read` and `--allow-write` for the directory of snapshots.
- *
- * @returns The slot; `undefined` for a VM that cannot have a snapshot.
+ * Computes a VM's snapshot key and looks the snapshot up; `undefined` for a VM that
+ * cannot have one.
  */
 export async function findSnapshotSlot(
   plan: QemuPlan,
@@ -86,9 +82,8 @@ export class SnapshotSlot {
   }
 
   /**
-   * Creates a staging directory for a new snapshot.
-   *
-   * @returns `undefined` if saving is off or impossible, or another process is saving.
+   * Creates a staging directory for a new snapshot; `undefined` if saving is off or
+   * impossible, or another process is saving.
    */
   async tryCreateStaging(): Promise<SnapshotStaging | undefined> {
     const { save, dir, memoryMib } = this.options;

@@ -31,8 +31,8 @@ import { findSnapshotSlot } from "./_snapshot_slot.ts";
 import type { BootedVm } from "./vm.ts";
 
 /**
- * @throws {ToolsmithError} What `boot` throws.
- * @throws {AcceleratorError} When the accelerator does not work.
+ * Restores a VM, or boots and saves it, or boots it. Throws
+ * {@linkcode AcceleratorError} when the accelerator does not work.
  */
 export async function startVm(
   plan: QemuPlan,

@@ -118,13 +118,7 @@ const ARCH_ALIASES: Record<string, ImageArch> = {
   arm64: "aarch64",
 };
 
-/**
- * Parses the name of a processor.
- *
- * @param text Such as `amd64` or `aarch64`.
- * @returns Deno's name of the processor.
- * @throws {ToolsmithError} `usage`.
- */
+/** Parses the name of a processor, such as `amd64` or `aarch64`, into Deno's name. */
 export function parseArch(text: string): ImageArch {
   if (Object.hasOwn(ARCH_ALIASES, text)) return ARCH_ALIASES[text];
   throw new ToolsmithError("usage", `Unsupported guest processor: ${text}`, {
@@ -133,10 +127,8 @@ export function parseArch(text: string): ImageArch {
 }
 
 /**
- * Parses the rules of a network that Toolsmith itself serves.
- *
- * @returns `"all"` for everything but this host; `undefined` without such a network.
- * @throws {ToolsmithError} `usage` for an invalid rule.
+ * Parses the rules of a network that Toolsmith itself serves: `"all"` for everything
+ * but this host; `undefined` without such a network.
  */
 export async function parseNetworkRules(
   network: BootOptions["network"],
@@ -150,12 +142,7 @@ export async function parseNetworkRules(
 const DEFAULT_MEMORY_MIB = 512;
 const DEFAULT_CPUS = 2;
 
-/**
- * Applies the defaults for memory and processors, and validates them.
- *
- * @returns Memory in MiB, and the number of processors.
- * @throws {ToolsmithError} `usage`.
- */
+/** Applies the defaults for memory (in MiB) and processors, and validates them. */
 export function memoryAndCpus(
   options: BootOptions,
 ): { memory: number; cpus: number } {

@@ -192,13 +192,8 @@ export async function stopDetachedVm(
 }
 
 /**
- * Throws if the VM of a record is running.
- *
- * Needs what {@linkcode findDetachedVm} needs.
- *
- * @param path Path of the record's file.
- * @param options Signal for the wait for the lock.
- * @throws {ToolsmithError} `usage` when the VM is running.
+ * Throws if the VM of a record is running; the signal limits the wait for the record's
+ * lock.
  */
 export async function assertNoDetachedVm(
   path: string,

@@ -26,18 +26,15 @@ export interface DetachedVmRecord extends VmFacts {
 
 const ACCELERATORS = new Set<unknown>(["kvm", "hvf", "tcg"]);
 
-/**
- * Formats a record as JSON; the VM's directory is called `folder` there.
- */
+/** Formats a record as JSON; the VM's directory is called `folder` there. */
 export function formatDetachedVmRecord(record: DetachedVmRecord): string {
   const { dir, ...rest } = record;
   return JSON.stringify({ ...rest, folder: dir }, null, 2) + "\n";
 }
 
 /**
- * Parses what {@linkcode formatDetachedVmRecord} returned.
- *
- * @returns `undefined` for any other text.
+ * Parses what {@linkcode formatDetachedVmRecord} returned; `undefined` for any other
+ * text.
  */
 export function parseDetachedVmRecord(
   text: string,

@@ -39,9 +39,7 @@ export const WORKSPACE_TAG = "work";
 const MAX_SYMLINKS = 40;
 const MOUNT_TAG_PATTERN = /^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$/;
 
-/**
- * Parses `DIR` or `DIR:tag`.
- */
+/** Parses `DIR` or `DIR:tag`. */
 export function parseExport(text: string): GuestExport {
   const at = text.lastIndexOf(":");
   const tag = text.slice(at + 1);
@@ -51,13 +49,7 @@ export function parseExport(text: string): GuestExport {
 }
 
 /**
- * Validates directories, and resolves their paths and tags.
- *
- * Needs `--allow-read` for the directories.
- *
- * @param exports They need not exist yet.
- * @throws {ToolsmithError} `usage` for invalid or duplicate tags, or too many directories;
- * `file_unreadable` for a path that is not a directory.
+ * Validates directories, and resolves their paths and tags. Exports need not exist yet.
  */
 export async function resolveShares(
   workspace: string | undefined,
@@ -94,14 +86,9 @@ export async function resolveShares(
 }
 
 /**
- * Rejects exports through which a guest could control this host: by writing the manifest,
- * the image, a program or its configuration, by replacing a symlink to them, or by
- * creating a file that is looked up first.
- *
- * Needs `--allow-read` for exports and protected paths, and `--allow-run=sh`.
- *
- * @throws {ToolsmithError} `usage`.
- * @throws The signal's reason when it is aborted.
+ * Rejects exports through which a guest could control this host: by writing the
+ * manifest, the image, a program or its configuration, by replacing a symlink to them,
+ * or by creating a file that is looked up first.
  */
 export async function assertSafeExports(
   shares: GuestShare[],
@@ -212,14 +199,7 @@ function isNotFound(error: unknown): boolean {
   return error instanceof Deno.errors.NotFound;
 }
 
-/**
- * Creates the missing directories of exports.
- *
- * Needs `--allow-read` and `--allow-write` for them.
- *
- * @returns The created paths.
- * @throws {ToolsmithError} `file_unreadable`.
- */
+/** Creates the missing directories of exports and returns their paths. */
 export async function makeExportDirs(shares: GuestShare[]): Promise<string[]> {
   const created: string[] = [];
   for (const { path, writable } of shares) {
