@@ -18,9 +18,8 @@ const OPTIONS_NEEDING_OWN_VM = [
 ] as const;
 
 /**
- * Compares the requested options with a detached VM.
- *
- * @returns Why the VM does not match; `undefined` if it does.
+ * Returns why a detached VM does not match the requested options; `undefined` if it
+ * does.
  */
 export function detachedVmMismatch(
   asked: Partial<BootOptions>,
