@@ -16,14 +16,8 @@ import {
   OutputClosedError,
   type QueuedOutput,
 } from "./queued_output.ts";
-import {
-  type CommandTerminal,
-  createCommandTerminal,
-} from "./command_terminal.ts";
-import {
-  type ConsoleTerminal,
-  createConsoleTerminal,
-} from "./console_terminal.ts";
+import { createCommandTerminal } from "./command_terminal.ts";
+import { createConsoleTerminal } from "./console_terminal.ts";
 import {
   createTextEventView,
   type ErrorStyle,
@@ -53,54 +47,12 @@ export type OutputFlagValues =
   & { verbose?: boolean };
 
 /** A command's access to terminal, output, environment and signals. */
-export interface CliIo {
-  /** Prints a line to standard output. */
-  printLine(line: string): void;
-  /** Prints text to standard error. */
-  printToStderr(text: string): void;
-  /** Prints an error to standard error, in colours on a terminal. */
-  printError(error: ToolsmithError, style?: ErrorStyle): void;
-  /** Prints the result: the last line of `--json`, or text. */
-  printResult(json: boolean, fields: object, text: string): void;
-  /** Streams for a command in the guest; with `--json` its output becomes JSON lines. */
-  guestCommandStreams(json: boolean): GuestCommandStreams;
-  /**
-   * Streams for a command on the host, inherited where possible; `onFailure` is called
-   * when output cannot be written.
-   */
-  hostCommandStreams(
-    json: boolean,
-    onFailure: (error: Error) => void,
-  ): HostCommandStreams;
-  /** Attaches this terminal to a guest's console until it is disposed. */
-  attachToGuestConsole(json: boolean): ConsoleTerminal;
-  /**
-   * Attaches this terminal to a command in the guest until it is disposed; `onChange`
-   * is called with `true` when the guest takes the terminal over, and with `false` when
-   * it is restored.
-   */
-  attachToGuestCommand(onChange: (taken: boolean) => void): CommandTerminal;
-  /** Prints events in the form that the flags choose. */
-  openEventView(flags: OutputFlagValues): EventView;
-  /** Restores the terminal's mode if a guest's console uses it. */
-  restoreTerminal(): void;
-  /**
-   * Waits until all output is written, after Ctrl-C only for a moment. Throws the
-   * signal's reason if a blocked reader leaves output unwritten.
-   */
-  flush(): Promise<void>;
-  /** Aborted by Ctrl-C and TERM. */
-  signal: AbortSignal;
-  env: Environment;
-}
+export type CliIo = ReturnType<typeof createProcessIo>;
 
 const MAX_FLUSH_AFTER_ABORT_MS = 200;
 
 /** Uses this process's own streams. */
-export function createProcessIo(
-  signal: AbortSignal,
-  env: Environment,
-): CliIo {
+export function createProcessIo(signal: AbortSignal, env: Environment) {
   const isClosed = isStdoutClosed();
   const stdout = createQueuedOutput(
     isClosed ? FAILING_STDOUT : Deno.stdout,
@@ -112,20 +64,27 @@ export function createProcessIo(
     if (signal.aborted) done();
     signal.addEventListener("abort", () => done(), { once: true });
   });
-  const printLine = (line: string) => void stdout.write(`${line}\n`);
-  const printNotice = (text: string) => void stderr.write(text);
+  const printLine = (line: string): void => void stdout.write(`${line}\n`);
+  const printToStderr = (text: string): void => void stderr.write(text);
   const terminal = createConsoleTerminal();
   const hasAnsiTerminal = Deno.stderr.isTerminal() &&
     env.get("TERM") !== "dumb";
   const coloured = hasAnsiTerminal && !env.get("NO_COLOR");
   return {
     printLine,
-    printToStderr: printNotice,
-    printError: (error, style) =>
-      printNotice(formatError(error, { coloured, ...style })),
+    printToStderr,
+    /** Prints an error to standard error, in colours on a terminal. */
+    printError: (error: ToolsmithError, style?: ErrorStyle) =>
+      printToStderr(formatError(error, { coloured, ...style })),
+    /** Aborted by Ctrl-C and TERM. */
     signal,
     env,
+    /** Restores the terminal's mode if a guest's console uses it. */
     restoreTerminal: terminal.restore,
+    /**
+     * Waits until all output is written, after Ctrl-C only for a moment. Throws the
+     * signal's reason if a blocked reader leaves output unwritten.
+     */
     async flush() {
       const written = stdout.flush().catch(rethrowUnlessOutputClosed);
       const all = Promise.allSettled([written, stderr.flush()]);
@@ -136,12 +95,21 @@ export function createProcessIo(
       if (stdout.pendingBytes() > 0) throw signal.reason;
       await written;
     },
-    printResult(json, fields, text) {
+    /** Prints the result: the last line of `--json`, or text. */
+    printResult(json: boolean, fields: object, text: string) {
       if (json) printLine(jsonResultLine(fields, Date.now()));
       else if (text) printLine(text);
     },
-    guestCommandStreams: (json) => guestCommandStreams(json, outputs),
-    hostCommandStreams(json, onFailure) {
+    /** Streams for a command in the guest; with `--json` its output becomes JSON lines. */
+    guestCommandStreams: (json: boolean) => guestCommandStreams(json, outputs),
+    /**
+     * Streams for a command on the host, inherited where possible; `onFailure` is called
+     * when output cannot be written.
+     */
+    hostCommandStreams(
+      json: boolean,
+      onFailure: (error: Error) => void,
+    ): HostCommandStreams {
       const { stdout, stderr } = guestCommandStreams(json, outputs);
       const sink = (
         write: GuestCommandStreams["stdout"],
@@ -151,9 +119,20 @@ export function createProcessIo(
           : "inherit";
       return { stdin: "inherit", stdout: sink(stdout), stderr: sink(stderr) };
     },
-    attachToGuestCommand: (onChange) => createCommandTerminal(stdout, onChange),
-    attachToGuestConsole: (json) => terminal.take(json ? stderr : stdout),
-    openEventView({ json, quiet, progress, verbose }) {
+    /**
+     * Attaches this terminal to a command in the guest until it is disposed; `onChange`
+     * is called with `true` when the guest takes the terminal over, and with `false` when
+     * it is restored.
+     */
+    attachToGuestCommand: (onChange: (taken: boolean) => void) =>
+      createCommandTerminal(stdout, onChange),
+    /** Attaches this terminal to a guest's console until it is disposed. */
+    attachToGuestConsole: (json: boolean) =>
+      terminal.take(json ? stderr : stdout),
+    /** Prints events in the form that the flags choose. */
+    openEventView(
+      { json, quiet, progress, verbose }: OutputFlagValues,
+    ): EventView {
       const nothing = { close() {}, [Symbol.dispose]() {} };
       if (json) {
         return {
@@ -164,7 +143,7 @@ export function createProcessIo(
       if (quiet) return { ...nothing, onEvent() {} };
       const redrawsLines = progress && hasAnsiTerminal;
       return createTextEventView({
-        write: printNotice,
+        write: printToStderr,
         canRedrawLine: redrawsLines,
         columns: redrawsLines ? terminalColumns() : 80,
         coloured,

@@ -10,16 +10,7 @@ import { writeAll } from "../system/write_all.ts";
 /** The reader closed the pipe (EPIPE), as `| head -1` does. */
 export class OutputClosedError extends Error {}
 
-export interface QueuedOutput {
-  /**
-   * Queues a write and settles when it is done. Rejects with
-   * {@linkcode OutputClosedError} if the reader is gone.
-   */
-  write(data: string | Uint8Array): Promise<void>;
-  pendingBytes(): number;
-  /** Settles when the queue is empty; rejects if a write failed. */
-  flush(): Promise<void>;
-}
+export type QueuedOutput = ReturnType<typeof createQueuedOutput>;
 
 /**
  * Queues the writes to a stream; messages call it `name`, such as "standard output".
@@ -27,12 +18,16 @@ export interface QueuedOutput {
 export function createQueuedOutput(
   stream: { write(bytes: Uint8Array): Promise<number> },
   name: string,
-): QueuedOutput {
+) {
   let last = Promise.resolve();
   let waiting = 0;
   const encoder = new TextEncoder();
   return {
-    write(data) {
+    /**
+     * Queues a write and settles when it is done. Rejects with
+     * {@linkcode OutputClosedError} if the reader is gone.
+     */
+    write(data: string | Uint8Array): Promise<void> {
       const bytes = typeof data === "string" ? encoder.encode(data) : data;
       waiting += bytes.length;
       // After a failed write all later ones fail too: they would leave a gap.
@@ -45,6 +40,7 @@ export function createQueuedOutput(
       return last;
     },
     pendingBytes: () => waiting,
+    /** Settles when the queue is empty; rejects if a write failed. */
     flush: () => last,
   };
 }

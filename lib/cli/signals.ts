@@ -18,23 +18,13 @@ const TERMINATION_SIGNALS: {
 
 const PROC_STATUS_PATH = "/proc/self/status";
 
-/** The signals received so far; disposing it removes the listeners. */
-export interface SignalWatch extends Disposable {
-  /** Aborted by the first signal. */
-  readonly abortSignal: AbortSignal;
-  /** 128 plus the number of the first signal, or `undefined`. */
-  exitStatus(): number | undefined;
-}
-
 /**
  * Listens for signals. The first cancels the work, so that it can clean up; the second
  * calls `beforeEnd` and kills the process at once. A signal that the parent process set
  * to be ignored, as `nohup` does, stays ignored; to find these, Linux needs
  * `--allow-all` or `--allow-run=sh`.
  */
-export async function watchSignals(
-  beforeEnd: () => void,
-): Promise<SignalWatch> {
+export async function watchSignals(beforeEnd: () => void) {
   const cancel = new AbortController();
   let status: number | undefined;
   const ignored = await readIgnoredSignalMask();
@@ -57,7 +47,9 @@ export async function watchSignals(
     return () => Deno.removeSignalListener(name, listener);
   });
   return {
+    /** Aborted by the first signal. */
     abortSignal: cancel.signal,
+    /** 128 plus the number of the first signal, or `undefined`. */
     exitStatus: () => status,
     [Symbol.dispose]: () => listeners.forEach((remove) => remove()),
   };
