@@ -16,32 +16,13 @@ import { sanitizeLine } from "../system/sanitize_text.ts";
 /** A manifest has three levels. */
 const MAX_NESTING_DEPTH = 64;
 
-/** Typed field readers for one JSON file. Each throws `manifest_invalid`. */
-export interface JsonFieldReader {
-  /** Parses the file's text; a syntax error names line and column. */
-  parse(text: string): unknown;
-  requireObject(value: unknown, field: string): JsonObject;
-  /** Reads a required field that is not blank; the hint describes its value. */
-  requiredText(object: JsonObject, field: string, hint: string): string;
-  /** Reads an optional field and trims it; blank text counts as missing. */
-  optionalText(object: JsonObject, field: string): string | undefined;
-  /** Rejects fields that are neither known nor named `x-…`. */
-  rejectUnknownFields(
-    object: JsonObject,
-    known: string[],
-    prefix?: string,
-  ): void;
-  fieldError(field: string, why: string, hint: string): ToolsmithError;
-}
+export type JsonFieldReader = ReturnType<typeof createJsonFieldReader>;
 
 /**
- * Creates the field readers of a file; the hint `help` points to the format's
- * documentation.
+ * Creates the field readers of a JSON file. Each throws `manifest_invalid`; the hint
+ * `help` points to the format's documentation.
  */
-export function createJsonFieldReader(
-  file: string,
-  help: string,
-): JsonFieldReader {
+export function createJsonFieldReader(file: string, help: string) {
   const fieldError = (field: string, why: string, hint: string) => {
     const where = field ? `${file}: ${sanitizeLine(field, 120)}` : file;
     return new ToolsmithError("manifest_invalid", `${where}: ${why}`, { hint });
@@ -53,7 +34,8 @@ export function createJsonFieldReader(
   };
   return {
     fieldError,
-    parse(text) {
+    /** Parses the file's text; a syntax error names line and column. */
+    parse(text: string): unknown {
       const value = parseManifestJson(text, file);
       if (jsonNestingDepth(text) > MAX_NESTING_DEPTH) {
         throw fieldError("", "JSON is nested too deeply", help);
@@ -66,23 +48,26 @@ export function createJsonFieldReader(
       }
       return value;
     },
-    requireObject(value, field) {
+    requireObject(value: unknown, field: string): JsonObject {
       if (isJsonObject(value)) return value;
       throw fieldError(field, `${toShortJson(value)} is not an object`, help);
     },
-    requiredText(object, field, hint) {
+    /** Reads a required field that is not blank; the hint describes its value. */
+    requiredText(object: JsonObject, field: string, hint: string): string {
       const value = object[leafFieldName(field)];
       if (value === undefined) throw fieldError(field, "missing", hint);
       const text = requireString(value, field);
       if (text.trim() === "") throw fieldError(field, "empty", hint);
       return text;
     },
-    optionalText(object, field) {
+    /** Reads an optional field and trims it; blank text counts as missing. */
+    optionalText(object: JsonObject, field: string): string | undefined {
       const value = object[leafFieldName(field)];
       if (value === undefined) return undefined;
       return requireString(value, field).trim() || undefined;
     },
-    rejectUnknownFields(object, known, prefix = "") {
+    /** Rejects fields that are neither known nor named `x-…`. */
+    rejectUnknownFields(object: JsonObject, known: string[], prefix = "") {
       for (const key of Object.keys(object)) {
         if (known.includes(key) || isExtensionField(key)) continue;
         const names = known.map((name) => prefix + name).join(", ");
