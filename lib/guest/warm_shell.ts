@@ -26,22 +26,7 @@ import { RUN_ON_PORTS_SCRIPT, WARM_SHELL_SCRIPT } from "./_command_scripts.ts";
 export { connectFirstCommandPorts };
 
 /** A guest shell that can set up the guest and then runs one command. */
-export interface WarmShell extends Disposable {
-  /**
-   * Runs the setup script, before the shell becomes a command. Throws
-   * {@linkcode VmDisconnectedError} when the answer is missing or malformed.
-   */
-  setUpGuest(
-    args: string[],
-    limits: GuestSetupLimits,
-  ): Promise<AgentProcessStatus>;
-  /** Runs a command; `undefined` if the shell is used or the command is too long. */
-  startCommand(
-    command: Pick<CommandChannelOptions, "startArgs" | "hasStdin" | "signal">,
-  ): Promise<CommandPorts | undefined>;
-  /** Closes the shell's ports: the VM is ending. */
-  disconnect(): void;
-}
+export type WarmShell = ReturnType<typeof warmShellOnPorts>;
 
 /** Limits for one setup request. */
 export type GuestSetupLimits = { timeoutMs: number; signal?: AbortSignal };
@@ -80,10 +65,7 @@ export async function startWarmShell(
 }
 
 /** A warm shell that already waits at the boot ports. */
-export function warmShellOnPorts(
-  monitor: Monitor,
-  bootPorts: CommandPorts,
-): WarmShell {
+export function warmShellOnPorts(monitor: Monitor, bootPorts: CommandPorts) {
   bootPorts.monitor = monitor;
   /** `undefined` once the shell runs a command. */
   let freePorts: CommandPorts | undefined = bootPorts;
@@ -111,7 +93,11 @@ export function warmShellOnPorts(
   }
 
   return {
-    async setUpGuest(args, limits) {
+    /**
+     * Runs the setup script, before the shell becomes a command. Throws
+     * {@linkcode VmDisconnectedError} when the answer is missing or malformed.
+     */
+    async setUpGuest(args: string[], limits: GuestSetupLimits) {
       try {
         if (!freePorts) throw new VmDisconnectedError();
         return await setUp(freePorts, args, limits);
@@ -120,7 +106,13 @@ export function warmShellOnPorts(
         throw error;
       }
     },
-    async startCommand({ startArgs, hasStdin, signal }) {
+    /** Runs a command; `undefined` if the shell is used or the command is too long. */
+    async startCommand(
+      { startArgs, hasStdin, signal }: Pick<
+        CommandChannelOptions,
+        "startArgs" | "hasStdin" | "signal"
+      >,
+    ): Promise<CommandPorts | undefined> {
       const all = [hasStdin ? "yes" : "no", ...startArgs];
       if (!freePorts || !fitsWarmShell(all)) return undefined;
       using undo = new DisposableStack();
@@ -143,6 +135,7 @@ export function warmShellOnPorts(
       undo.move();
       return ports;
     },
+    /** Closes the shell's ports: the VM is ending. */
     disconnect() {
       freePorts?.disconnect();
       freePorts = undefined;
