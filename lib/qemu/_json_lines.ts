@@ -32,29 +32,10 @@ export interface JsonPeer {
   onUnsolicited(message: JsonMessage): void;
 }
 
-export interface JsonConnection extends Disposable {
-  /** Settles when the connection has ended. Never rejects. */
-  readonly closed: Promise<void>;
-  /** Aborts when the connection ends, with the reason. */
-  readonly disconnectSignal: AbortSignal;
-  writeMessage(message: JsonMessage, prefix?: Uint8Array): Promise<void>;
-  /** Sends a command and returns its answer, unvalidated. */
-  execute(command: QmpCommand, signal?: AbortSignal): Promise<unknown>;
-  /** Waits for an answer; rejects when the connection ends first. */
-  waitForAnswer<T>(
-    answer: Promise<T>,
-    what: string,
-    signal?: AbortSignal,
-  ): Promise<T>;
-}
-
 /** Far more than any answer of QEMU or the agent. */
 const MAX_LINE_CHARS = 4 * 1024 * 1024;
 
-export async function connectJsonLines(
-  path: string,
-  peer: JsonPeer,
-): Promise<JsonConnection> {
+export async function connectJsonLines(path: string, peer: JsonPeer) {
   const connection = await Deno.connect({ transport: "unix", path });
   const end = new AbortController();
   const close = (reason: Error = new VmDisconnectedError()) => {
@@ -73,28 +54,52 @@ export async function connectJsonLines(
     (error) => close(error instanceof ToolsmithError ? error : undefined),
   );
   let writing: Promise<void> = Promise.resolve();
-  const lines: JsonConnection = {
+  function writeMessage(
+    message: JsonMessage,
+    prefix: Uint8Array = new Uint8Array(),
+  ): Promise<void> {
+    const line = new TextEncoder().encode(JSON.stringify(message) + "\n");
+    const bytes = new Uint8Array([...prefix, ...line]);
+    const written = writing.then(() => writeAll(connection, bytes));
+    writing = written.catch(() => {});
+    return written.catch((cause) => {
+      end.signal.throwIfAborted();
+      // EPIPE may be reported here before the reader sees the end.
+      throw isDisconnection(cause) ? new VmDisconnectedError() : cause;
+    });
+  }
+  async function waitForAnswer<T>(
+    answer: Promise<T>,
+    what: string,
+    signal?: AbortSignal,
+  ): Promise<T> {
+    const ms = peer.answerTimeoutMs;
+    const why = `${peer.name} did not answer ${what} within ${ms / 1000} s`;
+    const late = () => new ToolsmithError(peer.timeoutErrorCode, why);
+    using limit = startDeadline(ms, late, signal);
+    const either = AbortSignal.any([end.signal, limit.signal]);
+    return await abortable(answer, either);
+  }
+  return {
+    /** Settles when the connection has ended. Never rejects. */
     closed,
+    /** Aborts when the connection ends, with the reason. */
     disconnectSignal: end.signal,
-    writeMessage(message, prefix) {
-      const line = new TextEncoder().encode(JSON.stringify(message) + "\n");
-      const bytes = new Uint8Array([...prefix ?? [], ...line]);
-      const written = writing.then(() => writeAll(connection, bytes));
-      writing = written.catch(() => {});
-      return written.catch((cause) => {
-        end.signal.throwIfAborted();
-        // EPIPE may be reported here before the reader sees the end.
-        throw isDisconnection(cause) ? new VmDisconnectedError() : cause;
-      });
-    },
-    async execute([execute, args], signal) {
+    writeMessage,
+    /** Waits for an answer; rejects when the connection ends first. */
+    waitForAnswer,
+    /** Sends a command and returns its answer, unvalidated. */
+    async execute(
+      [execute, args]: QmpCommand,
+      signal?: AbortSignal,
+    ): Promise<unknown> {
       const id = randomId();
       const answer = Promise.withResolvers<JsonMessage>();
       asked.set(id, answer.resolve);
       // The timeout covers the write too: a peer that does not read blocks it.
-      const answered = lines.writeMessage({ execute, arguments: args, id })
+      const answered = writeMessage({ execute, arguments: args, id })
         .then(() => answer.promise);
-      const message = await lines.waitForAnswer(answered, execute, signal)
+      const message = await waitForAnswer(answered, execute, signal)
         .finally(() => asked.delete(id));
       if (!("error" in message)) return message.return;
       const { error } = message;
@@ -103,17 +108,8 @@ export async function connectJsonLines(
         : "no reason given";
       throw new CommandRefusedError(`${peer.name} refused ${execute}: ${why}`);
     },
-    async waitForAnswer(answer, what, signal) {
-      const ms = peer.answerTimeoutMs;
-      const why = `${peer.name} did not answer ${what} within ${ms / 1000} s`;
-      const late = () => new ToolsmithError(peer.timeoutErrorCode, why);
-      using limit = startDeadline(ms, late, signal);
-      const either = AbortSignal.any([end.signal, limit.signal]);
-      return await abortable(answer, either);
-    },
     [Symbol.dispose]: () => close(),
   };
-  return lines;
 }
 
 /** Passes on each line that is a JSON object, in linear time. */

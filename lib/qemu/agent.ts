@@ -11,14 +11,7 @@ import {
   randomId,
 } from "./_json_lines.ts";
 
-export interface AgentConnection extends Disposable {
-  /** Settles when the connection has ended. Never rejects. */
-  readonly closed: Promise<void>;
-  /** Repeats `guest-sync` until the agent answers, and drops stale answers. */
-  waitUntilAnswering(signal?: AbortSignal): Promise<void>;
-  /** Sends a command and returns its answer, unvalidated. */
-  execute(command: QmpCommand, signal?: AbortSignal): Promise<unknown>;
-}
+export type AgentConnection = Awaited<ReturnType<typeof connectToAgent>>;
 
 const AGENT_ANSWER_TIMEOUT_MS = 30_000;
 const AGENT_SYNC_RETRY_MS = 2_000;
@@ -30,7 +23,7 @@ const FLUSH_BYTE = new Uint8Array([0xff]);
  * with {@linkcode AgentConnection.waitUntilAnswering}. Throws
  * `Deno.errors.ConnectionRefused` when QEMU has ended.
  */
-export async function connectToAgent(path: string): Promise<AgentConnection> {
+export async function connectToAgent(path: string) {
   let onUnsolicited: (message: JsonMessage) => void = () => {};
   const lines = await connectJsonLines(path, {
     ...{ name: "The guest agent", answerTimeoutMs: AGENT_ANSWER_TIMEOUT_MS },
@@ -38,9 +31,11 @@ export async function connectToAgent(path: string): Promise<AgentConnection> {
     onUnsolicited: (message) => onUnsolicited(message),
   });
   return {
+    /** Settles when the connection has ended. Never rejects. */
     closed: lines.closed,
     execute: lines.execute,
-    async waitUntilAnswering(signal) {
+    /** Repeats `guest-sync` until the agent answers, and drops stale answers. */
+    async waitUntilAnswering(signal?: AbortSignal): Promise<void> {
       const ids: unknown[] = [];
       const answered = Promise.withResolvers<void>();
       onUnsolicited = (message) => {

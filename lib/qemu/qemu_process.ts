@@ -34,34 +34,7 @@ import {
 } from "./qmp.ts";
 
 /** A running QEMU process. Disposing it kills QEMU and removes its directory. */
-export interface QemuProcess extends AsyncDisposable {
-  readonly plan: QemuPlan;
-  /** The VM's directory, with its sockets. */
-  readonly dir: string;
-  readonly pid: number;
-  readonly qmp: QmpConnection;
-  /** Settles when QEMU has exited. Never rejects. */
-  readonly ended: Promise<ProcessExit>;
-  /** Loads the snapshot that QEMU was started with. */
-  loadSnapshot(): Promise<void>;
-  /** Has the guest agent ever opened its port? */
-  agentHasConnected(): boolean;
-  /** Number of bytes that the guest has written to its serial console. */
-  consoleByteCount(): number;
-  /** Is the guest stopped (QMP event `STOP`)? */
-  isGuestStopped(): boolean;
-  /** Resolves with the error when QEMU stops the guest after a disk error. */
-  readonly haltingDiskError: Promise<ToolsmithError>;
-  /** The failure that the serial console shows, if any. */
-  consoleFailure(): ConsoleFailure | undefined;
-  /** The last lines of the serial console, safe to print. */
-  consoleTail(): string;
-  /** The last lines of QEMU's standard error, joined. */
-  stderrTail(): string;
-  writeToConsole(bytes: Uint8Array): Promise<void>;
-  /** Disconnects and lets QEMU outlive this process. */
-  leaveRunning(): Promise<void>;
-}
+export type QemuProcess = ReturnType<typeof makeQemuProcess>;
 
 /** How {@linkcode startQemu} runs QEMU. */
 export interface QemuPlan extends Omit<QemuOptions & SuperviseOptions, "dir"> {
@@ -188,11 +161,9 @@ interface QemuProcessParts {
   stderr: ReturnType<typeof textTailBuffer>;
 }
 
-function makeQemuProcess(
-  child: RunningProcess,
-  parts: QemuProcessParts,
-): QemuProcess {
+function makeQemuProcess(child: RunningProcess, parts: QemuProcessParts) {
   const { options, qmp, serial, events, stderr } = parts;
+  const plan: QemuPlan = options;
   const disconnect = async () => {
     qmp[Symbol.dispose]();
     serial.close();
@@ -205,21 +176,31 @@ function makeQemuProcess(
   };
   let ending: Promise<void> | undefined;
   return {
-    plan: options,
+    plan,
+    /** The VM's directory, with its sockets. */
     dir: options.dir,
     pid: child.pid,
     qmp,
-    // Report the exit only after the last console output has been read.
+    /** Settles when QEMU has exited and its last console output is read. Never rejects. */
     ended: serial.closed.then(() => child.ended),
+    /** Loads the snapshot that QEMU was started with. */
     loadSnapshot: () => loadSnapshot(qmp),
+    /** Has the guest agent ever opened its port? */
     agentHasConnected: events.hasAgentConnected,
+    /** Number of bytes that the guest has written to its serial console. */
     consoleByteCount: serial.bytes,
+    /** Is the guest stopped (QMP event `STOP`)? */
     isGuestStopped: events.isStopped,
+    /** Resolves with the error when QEMU stops the guest after a disk error. */
     haltingDiskError: events.diskError,
+    /** The failure that the serial console shows, if any. */
     consoleFailure: () => findConsoleFailure(serial.last()),
+    /** The last lines of the serial console, safe to print. */
     consoleTail: () => printableConsoleTail(serial.last()),
+    /** The last lines of QEMU's standard error, joined. */
     stderrTail: () => joinLastLines(stderr.text()),
-    writeToConsole: (bytes) => serial.write(bytes),
+    writeToConsole: serial.write,
+    /** Disconnects and lets QEMU outlive this process. */
     async leaveRunning() {
       await Promise.all([disconnect(), child.detach()]);
     },

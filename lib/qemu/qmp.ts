@@ -20,17 +20,7 @@ export interface QmpEvent {
   data?: Record<string, unknown>;
 }
 
-export interface QmpConnection extends Disposable {
-  /** QEMU's version, such as `7.2.22`. */
-  readonly version: string;
-  /** Settles when the connection has ended. Never rejects. */
-  readonly closed: Promise<void>;
-  /**
-   * Sends commands at once and returns their answers in the same order. Throws
-   * {@linkcode CommandRefusedError} for the first command that QEMU refused.
-   */
-  execute(...commands: QmpCommand[]): Promise<unknown[]>;
-}
+export type QmpConnection = Awaited<ReturnType<typeof connectToQmp>>;
 
 /** What {@linkcode connectToQmp} takes. */
 export interface ConnectToQmpOptions {
@@ -49,7 +39,7 @@ const QMP_ANSWER_TIMEOUT_MS = 15_000;
 export async function connectToQmp(
   path: string,
   options: ConnectToQmpOptions = {},
-): Promise<QmpConnection> {
+) {
   const greeted = Promise.withResolvers<JsonMessage>();
   const lines = await connectJsonLines(path, {
     ...{ name: "QEMU", timeoutErrorCode: "boot_failed" },
@@ -67,9 +57,15 @@ export async function connectToQmp(
     const version = parseQemuVersion(greeting);
     await lines.execute(["qmp_capabilities"], signal);
     return {
+      /** QEMU's version, such as `7.2.22`. */
       version,
+      /** Settles when the connection has ended. Never rejects. */
       closed: lines.closed,
-      async execute(...commands) {
+      /**
+       * Sends commands at once and returns their answers in the same order. Throws
+       * {@linkcode CommandRefusedError} for the first command that QEMU refused.
+       */
+      async execute(...commands: QmpCommand[]): Promise<unknown[]> {
         const answers = commands.map((command) => lines.execute(command));
         // Wait for all: a refusal must not cut off the other commands.
         await Promise.allSettled(answers);
