@@ -23,7 +23,6 @@ const TERM_TO_KILL_MS = 2_000;
 /** The guest may not deliver even KILL. */
 const WAIT_AFTER_KILL_MS = 2_000;
 
-/** What {@linkcode watchCommand} takes. */
 export interface WatchCommandOptions extends ExecStopOptions {
   signal: AbortSignal;
   /** Sends a signal to the command's process group. */

@@ -30,7 +30,6 @@ export interface TarPlan {
   archiveChunks(): AsyncGenerator<Uint8Array<ArrayBuffer>>;
 }
 
-/** What {@linkcode planTar} takes. */
 export interface PlanTarOptions {
   /** Absolute paths that are left out and not reported. @default {[]} */
   exclude?: string[];

@@ -46,7 +46,6 @@ export interface ExecOptions extends ExecStopOptions {
   hostCwd?: string;
 }
 
-/** What {@linkcode execInGuest} takes. */
 export interface ExecInGuestOptions
   extends Omit<ExecOptions, "hostCwd" | "timeoutMs"> {
   /** Used if `cwd` does not exist. @default {undefined} a missing `cwd` fails */

@@ -20,7 +20,6 @@ import {
 } from "./_setup_scripts.ts";
 import type { WarmShell } from "./warm_shell.ts";
 
-/** What {@linkcode setUpGuest} takes. */
 export interface SetUpGuestOptions {
   /** Set the guest's clock to the host's, after a restore. @default {false} */
   setClock?: boolean;

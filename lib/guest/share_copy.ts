@@ -25,7 +25,6 @@ export interface ExportSyncResult extends UnpackResult {
   changeMessage: string;
 }
 
-/** What {@linkcode copyIntoGuest} takes. */
 export interface CopyIntoGuestOptions {
   /** Limit for the copy's size, in MiB. @default {128} */
   copyLimit?: number;
@@ -107,7 +106,6 @@ export async function copyIntoGuest(
   );
 }
 
-/** What {@linkcode copyFromGuest} takes. */
 export interface CopyFromGuestOptions {
   /** A private directory of this user, for the archive. */
   stagingDir: string;

@@ -49,7 +49,6 @@ const BIOS_BOOT_GUID = "4861682149646f6e744e656564454649";
 /** Attribute bit 2 of a GPT entry: "Legacy BIOS Bootable". */
 const LEGACY_BOOTABLE_BIT = 4n;
 
-/** Options of {@linkcode findBootLoader}. */
 export interface FindBootLoaderOptions {
   /** The image's name in error messages: a path or URL. @default {path} */
   displayName?: string;

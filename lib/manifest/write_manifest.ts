@@ -21,7 +21,6 @@ import {
   rejectSymlinkedManifest,
 } from "./manifest.ts";
 
-/** Options of {@linkcode writeManifest}. */
 export interface WriteManifestOptions {
   /** Also change the image name in an existing manifest. @default {false} */
   setName?: boolean;

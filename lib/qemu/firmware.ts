@@ -26,7 +26,6 @@ export interface RomFirmware {
 /** Firmware other than QEMU's own BIOS. */
 export type Firmware = FlashFirmware | RomFirmware;
 
-/** Options of {@linkcode findUefiFirmware}. */
 export interface FindUefiFirmwareOptions {
   /** The QEMU program, which may be installed with descriptors. */
   program: string;

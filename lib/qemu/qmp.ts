@@ -22,7 +22,6 @@ export interface QmpEvent {
 
 export type QmpConnection = Awaited<ReturnType<typeof connectToQmp>>;
 
-/** What {@linkcode connectToQmp} takes. */
 export interface ConnectToQmpOptions {
   onEvent?: (event: QmpEvent) => void;
   /** Ends the handshake when aborted. */

@@ -16,7 +16,6 @@ import { qemuProgram } from "./program.ts";
 
 export type { BootLoader, ImageArch };
 
-/** Options of {@linkcode detectTarget}. */
 export interface DetectTargetOptions {
   /** Processor of the guest. @default {undefined} detected from the image */
   arch?: ImageArch;

@@ -29,7 +29,6 @@ import { plugInNetworkCard } from "./_guest_network.ts";
 const NETWORK_TIMEOUT_MS = 10_000;
 const NETWORK_POLL_MS = 100;
 
-/** Options of {@linkcode attachDevices}. */
 export interface AttachDevicesOptions
   extends SetUpGuestOptions, CopyIntoGuestOptions {
   /** Give the guest this network. @default {undefined} none */
