@@ -1,5 +1,5 @@
 /**
- * One boot attempt: its plan, and the QEMU process that it has started.
+ * One boot attempt: its plan, the QEMU process that it has started, and its console input.
  *
  * @module
  */
@@ -12,7 +12,6 @@ import type { QemuPlan, QemuProcess } from "../qemu/qemu_process.ts";
 import { clearSetIdBits } from "../qemu/set_id_bits.ts";
 import type { BootOptions } from "./boot_options.ts";
 import type { SnapshotSlot } from "./_snapshot_slot.ts";
-import { ConsoleInput } from "./_console_input.ts";
 import type { VmFacts } from "./vm.ts";
 
 export interface BootAttempt {
@@ -79,5 +78,53 @@ export class BootTimer {
     const now = performance.now();
     this.phases[phase] += Math.round(now - this.#phaseStart);
     this.#phaseStart = now;
+  }
+}
+
+/** Forwards a stream to the guest's serial console until QEMU ends. */
+export class ConsoleInput {
+  #reader: ReadableStreamDefaultReader<Uint8Array> | undefined;
+  #forwarding: Promise<void> | undefined;
+  #hasForwarded = false;
+
+  constructor(
+    private readonly input: ReadableStream<Uint8Array> | undefined,
+    private readonly qemu: QemuProcess,
+  ) {
+    this.resume();
+  }
+
+  /** Was any input forwarded? */
+  hasForwardedInput(): boolean {
+    return this.#hasForwarded;
+  }
+
+  /** Stops forwarding and leaves further input to another reader. */
+  async pause(): Promise<void> {
+    this.#reader?.releaseLock();
+    this.#reader = undefined;
+    await this.#forwarding;
+  }
+
+  /** Forwards input again after a pause. */
+  resume(): void {
+    if (this.#reader || !this.input) return;
+    this.#reader = this.input.getReader();
+    this.#forwarding = this.#forward(this.#reader).catch(() => {});
+  }
+
+  /** Stops forwarding and cancels the stream. */
+  async cancel(): Promise<void> {
+    await this.#reader?.cancel().catch(() => {});
+    await this.pause();
+  }
+
+  async #forward(reader: ReadableStreamDefaultReader<Uint8Array>) {
+    while (true) {
+      const { value } = await reader.read();
+      if (value === undefined) return;
+      this.#hasForwarded = true;
+      await this.qemu.writeToConsole(value);
+    }
   }
 }

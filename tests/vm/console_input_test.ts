@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import type { QemuProcess } from "../../lib/qemu/qemu_process.ts";
-import { ConsoleInput } from "../../lib/vm/_console_input.ts";
+import { ConsoleInput } from "../../lib/vm/_boot_attempt.ts";
 
 /** A fake console that records input asynchronously. */
 function console() {
