@@ -15,7 +15,6 @@ export interface CompletionCandidates {
   words: CompletionWord[];
 }
 
-/** A word and its help text. */
 export type CompletionWord = [word: string, help?: string];
 
 /** What {@linkcode completionCandidates} takes words from. */

@@ -34,7 +34,6 @@ export interface Flag<Value = unknown> {
 /** Flags by the name of the option that the command receives. */
 export type Flags = Record<string, Flag>;
 
-/** The parsed values of flags. */
 export type FlagValues<F extends Flags> = {
   [Key in keyof F]: ReturnType<F[Key]["parse"]>;
 };
@@ -109,7 +108,6 @@ type SplitAtBars<Text> = Text extends `${infer Word}|${infer Rest}`
   ? Word | SplitAtBars<Rest>
   : Text;
 
-/** A repeatable flag with `KEY=VALUE` pairs. */
 export function keyValueFlag(
   shape: string,
   help: string,

@@ -27,7 +27,6 @@ import {
   jsonResultLine,
 } from "./render.ts";
 
-/** The streams of a command in the guest. */
 export interface GuestCommandStreams {
   stdin: ReadableStream<Uint8Array>;
   stdout: (chunk: Uint8Array) => Promise<void>;

@@ -66,7 +66,6 @@ export function createTextEventView(display: Display): EventView {
     isBarDrawn = false;
   };
   let stopCounting = () => {};
-  /** Counts the seconds of long work. */
   const countSeconds = (work: string) => {
     const start = display.nowMs();
     let lastPrinted = start;

@@ -68,7 +68,6 @@ type Check = (
   host: DoctorCheckInput,
 ) => Promise<CheckResult | undefined> | CheckResult | undefined;
 
-/** The level of a check that throws. */
 type FailureLevelOf = (
   host: DoctorCheckInput,
   error: ToolsmithError,

@@ -9,7 +9,6 @@ import type { Monitor } from "../qemu/monitor.ts";
 import { jsonObjectOrEmpty } from "../system/json.ts";
 import { sleep } from "../system/time.ts";
 
-/** Status of a process that the guest agent started. */
 export interface AgentProcessStatus {
   exited: boolean;
   /** Exit status; `undefined` if a signal ended the process. */

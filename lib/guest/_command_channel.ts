@@ -26,7 +26,6 @@ import {
   START_COMMAND_SCRIPT,
 } from "./_command_scripts.ts";
 
-/** What {@linkcode openCommandChannel} takes. */
 export interface CommandChannelOptions {
   /** Arguments of {@linkcode START_COMMAND_SCRIPT}: directory, environment, command. */
   startArgs: string[];

@@ -13,7 +13,6 @@ import { readFileAt } from "../system/files.ts";
 export interface TarHeader {
   /** Path; invalid UTF-8 becomes U+FFFD. */
   name: string;
-  /** Target of a link. */
   linkTarget: string;
   /** ustar type flag. */
   typeFlag: string;
@@ -25,7 +24,6 @@ export interface TarHeader {
   size: number;
 }
 
-/** An archive entry. */
 export interface TarEntry extends TarHeader {
   /** Offset of the content in the archive, in bytes. */
   offset: number;
@@ -35,7 +33,6 @@ export interface TarEntry extends TarHeader {
 export interface TarLimits {
   /** Limit for the content of all files, in bytes. */
   maxBytes: number;
-  /** Limit for the number of entries. */
   maxEntries: number;
   /** Ends the work when aborted. */
   signal?: AbortSignal;
@@ -51,7 +48,6 @@ const BUFFER_BYTES = 64 * 1024;
 const MAX_OVERRIDE_HEADER_BYTES = 8 * 1024;
 /** Limit for the names and link targets of all entries, which are in memory. */
 const MAX_NAME_CHARS = 64 * 1024 * 1024;
-/** ustar type flags of regular files. */
 export const REGULAR_FILE_TYPE_FLAGS = ["0", "\0", "7"];
 
 /** Reads all entries of an archive, which is complete and within the limits then. */

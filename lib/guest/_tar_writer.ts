@@ -17,9 +17,7 @@ import {
 
 /** The planned archive of a directory. */
 export interface TarPlan {
-  /** Archive size in bytes. */
   archiveBytes: number;
-  /** Number of entries. */
   entryCount: number;
   /**
    * Skipped paths: pipes, sockets, devices, names that are not UTF-8, and files that

@@ -17,7 +17,6 @@ import {
 
 /** Result of {@linkcode unpackTar}. */
 export interface UnpackResult {
-  /** Number of entries written. */
   entryCount: number;
   /** Entries that were not unpacked. */
   refused: RefusedEntries;

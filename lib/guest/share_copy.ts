@@ -19,7 +19,6 @@ import { execInGuest } from "./exec.ts";
 
 export type { RefusedEntries };
 
-/** Result of {@linkcode copyFromGuest}. */
 export interface ExportSyncResult extends UnpackResult {
   /** `tar`'s message about files that changed meanwhile; empty if none did. */
   changeMessage: string;

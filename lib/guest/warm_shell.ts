@@ -28,7 +28,6 @@ export { connectFirstCommandPorts };
 /** A guest shell that can set up the guest and then runs one command. */
 export type WarmShell = ReturnType<typeof warmShellOnPorts>;
 
-/** Limits for one setup request. */
 export type GuestSetupLimits = { timeoutMs: number; signal?: AbortSignal };
 
 /** Scripts that run in a saved guest; a part of the snapshot's key. */

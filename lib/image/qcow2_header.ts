@@ -29,7 +29,6 @@ export interface Qcow2Header {
   dataFile?: string;
   /** Offset of the L1 table, in bytes. */
   l1Offset: number;
-  /** Number of entries in the L1 table. */
   l1EntryCount: number;
   /** Whether L2 entries have 16 bytes, with subclusters, instead of 8. */
   extendedL2: boolean;

@@ -26,7 +26,6 @@ export interface JsonPeer {
   name: string;
   /** Timeout of an answer, in milliseconds. */
   answerTimeoutMs: number;
-  /** Error code of a timeout. */
   timeoutErrorCode: "boot_failed" | "guest_failed";
   /** Receives messages that answer no command, such as events. */
   onUnsolicited(message: JsonMessage): void;

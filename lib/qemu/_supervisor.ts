@@ -14,7 +14,6 @@ import {
 import type { QemuOptions } from "./args.ts";
 import { CLEAR_SET_ID_SHELL_FUNCTION } from "./set_id_bits.ts";
 
-/** Options of {@linkcode spawnSupervisedQemu}. */
 export interface SuperviseOptions
   extends Pick<QemuOptions, "dir" | "memory" | "extra" | "shares"> {
   /** The QEMU program. */

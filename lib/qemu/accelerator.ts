@@ -19,7 +19,6 @@ import { findProgram } from "../system/find_program.ts";
 
 export { type Accelerator, describeAcceleratorFailure };
 
-/** Options of {@linkcode findUsableAccelerators}. */
 export interface FindAcceleratorsOptions {
   /** Operating system of the host. @default {Deno.build.os} */
   hostOs?: typeof Deno.build.os;

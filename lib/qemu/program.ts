@@ -28,7 +28,6 @@ export function qemuProgram(
   return arch === "x86_64" ? given : usual;
 }
 
-/** Runs `qemu --version` and returns the version. */
 export async function queryQemuVersion(program: string): Promise<string> {
   const output = await runProcess(program, {
     args: ["--version"],

@@ -13,7 +13,6 @@ import {
 
 export type { QmpCommand };
 
-/** An asynchronous QMP event. */
 export interface QmpEvent {
   /** Such as `SHUTDOWN`. */
   event: string;

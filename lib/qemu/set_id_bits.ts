@@ -42,7 +42,6 @@ const FIND_STDERR_TAIL_CHARS = 4096;
 /** Long enough for exports of usual size. */
 const DETACH_AFTER_ABORT_MS = 1000;
 
-/** Options of {@linkcode clearSetIdBits}. */
 export interface ClearSetIdOptions {
   /**
    * Ends the wait within a second when aborted; the work continues in the background,

@@ -18,7 +18,6 @@ import {
 
 /** Names of the files in a VM's directory. */
 export const VM_FILES = {
-  /** QMP socket. */
   qmp: "qmp",
   /** Socket of the guest agent. */
   agent: "agent",
@@ -64,7 +63,6 @@ export function portNameOfFile(file: string): string | undefined {
   return PORT_FILE_PATTERN.exec(file)?.[1];
 }
 
-/** Name of the lock file of a terminal. */
 export function terminalLockName(index: number): string {
   return `${terminalSerialPortId(index)}.lock`;
 }

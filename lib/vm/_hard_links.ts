@@ -8,7 +8,6 @@ import { runProcess } from "../system/process.ts";
 
 /** A host file and the export with a hard link to it. */
 export interface HardLink {
-  /** The export. */
   exportDir: string;
   /** The file's path outside the export. */
   file: string;
