@@ -16,17 +16,7 @@ import {
 } from "./_tar_reader.ts";
 
 /** The planned archive of a directory. */
-export interface TarPlan {
-  archiveBytes: number;
-  entryCount: number;
-  /**
-   * Skipped paths: pipes, sockets, devices, names that are not UTF-8, and files that
-   * this user cannot read.
-   */
-  skippedPaths: string[];
-  /** Reads the files and yields the archive; each file keeps its planned size. */
-  archiveChunks(): AsyncGenerator<Uint8Array<ArrayBuffer>>;
-}
+export type TarPlan = Awaited<ReturnType<typeof planTar>>;
 
 export interface PlanTarOptions {
   /** Absolute paths that are left out and not reported. @default {[]} */
@@ -51,10 +41,7 @@ const MAX_OCTAL_FIELD_VALUE = 8 ** 11 - 1;
 const [FILE, DIRECTORY, LINK, PAX] = ["0", "5", "2", "x"];
 
 /** Scans a directory and plans its tar archive. */
-export async function planTar(
-  dir: string,
-  options: PlanTarOptions = {},
-): Promise<TarPlan> {
+export async function planTar(dir: string, options: PlanTarOptions = {}) {
   const { exclude = [], maxBytes = Infinity, signal } = options;
   const skipped: string[] = [];
   const entries: PlannedEntry[] = [];
@@ -83,7 +70,12 @@ export async function planTar(
   return {
     archiveBytes: bytes,
     entryCount: entries.length,
+    /**
+     * Pipes, sockets, devices, names that are not UTF-8, and files that this user
+     * cannot read.
+     */
     skippedPaths: skipped,
+    /** Reads the files and yields the archive; each file keeps its planned size. */
     archiveChunks: () => readArchiveChunks(entries, signal),
   };
 }

@@ -4,12 +4,7 @@
  * @module
  */
 import { abortable } from "../system/time.ts";
-import {
-  connectJsonLines,
-  type JsonMessage,
-  type QmpCommand,
-  randomId,
-} from "./_json_lines.ts";
+import { connectJsonLines, type JsonMessage, randomId } from "./_json_lines.ts";
 
 export type AgentConnection = Awaited<ReturnType<typeof connectToAgent>>;
 

@@ -5,12 +5,11 @@
  */
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
-import type { ProcessExit, RunningProcess } from "../system/process.ts";
+import type { RunningProcess } from "../system/process.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import { settlesWithin, sleep } from "../system/time.ts";
 import {
   connectToConsole,
-  type ConsoleFailure,
   findConsoleFailure,
   printableConsoleTail,
   textTailBuffer,
