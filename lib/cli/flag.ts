@@ -23,11 +23,7 @@ export interface Flag<Value = unknown> {
   repeatable?: boolean;
   /** One line for `--help`. */
   help: string;
-  /**
-   * Parses the given values; a switch that is given has one.
-   *
-   * @throws {ToolsmithError} `usage`.
-   */
+  /** Parses the given values, or throws `usage`; a switch that is given has one. */
   parse(values: string[]): Value;
 }
 
