@@ -3,19 +3,16 @@
  *
  * @module
  */
-import type {
-  CallToolResult,
-  ServerContext,
-} from "@modelcontextprotocol/server";
+import type { ServerContext } from "@modelcontextprotocol/server";
 import { toToolsmithError } from "../errors.ts";
-import type { OnEvent, ToolsmithEvent } from "../events.ts";
+import type { ToolsmithEvent } from "../events.ts";
 import type { Manifest } from "../manifest/manifest.ts";
 import { resolveToolPath } from "../manifest/tools.ts";
 import { openWorkspaceVm, type RunInVmOptions } from "../run/workspace_vm.ts";
 import { abortable, startDeadline } from "../system/time.ts";
 import type { Vm } from "../vm/vm.ts";
 import { keepStream, type KeptStream } from "./_kept_stream.ts";
-import type { CommandCall, OutputPosition } from "./_schemas.ts";
+import type { CommandCall, OutputPosition } from "./_sdk.ts";
 
 /** What the person grants: no call changes the VM or exceeds the timeout. */
 export interface Grants extends RunInVmOptions {
@@ -36,50 +33,53 @@ export function createCommands(
   { freshEach, progressText, vm: vmOptions, timeoutMs, ...defaults }: Grants,
 ) {
   const disposed = new AbortController();
-  const calls = new Set<Promise<CallToolResult>>();
+  const calls = new Map<ServerContext, Promise<unknown>>();
   const outputs = new Map<string, Record<"stdout" | "stderr", KeptStream>>();
-  const listeners = new Set<OnEvent>();
   let shared: Promise<Vm> | undefined;
-  let stopped = Promise.resolve();
+  let ended: Promise<void> | undefined;
   let notice: string | undefined;
-  let lastId = 0;
+  let [callCount, progress] = [0, 0];
 
-  const open = async (signal: AbortSignal, listeners: Iterable<OnEvent>) => {
-    await stopped;
-    const onEvent: OnEvent = (event) => {
-      vmOptions?.onEvent?.(event);
-      for (const listener of listeners) listener(event);
-    };
+  const onEvent = (event: ToolsmithEvent) => {
+    vmOptions?.onEvent?.(event);
+    const message = progressText(event);
+    for (const { mcpReq } of message ? calls.keys() : []) {
+      const progressToken = mcpReq._meta?.progressToken;
+      if (progressToken === undefined) continue;
+      const params = { progressToken, progress: ++progress, message };
+      mcpReq.notify({ method: "notifications/progress", params })
+        .catch(() => {});
+    }
+  };
+  const open = async (signal: AbortSignal) => {
+    await ended;
     const own = { reuseDetached: false, signal, onEvent };
     return await openWorkspaceVm(manifest, { ...vmOptions, ...own });
   };
-  const share = () => {
-    const opened = shared = open(disposed.signal, listeners);
-    const forget = (why = notice) => {
-      if (shared === opened) [shared, notice] = [undefined, why];
-    };
-    opened.then(async (vm) => {
+  const openShared = () => {
+    shared = open(disposed.signal);
+    ended = shared.then(async (vm) => {
       await vm.ended;
+      [shared, notice] = [undefined, REPLACED];
       // Releases the files of a VM that has ended by itself.
-      stopped = vm.stop().catch(() => {});
-      forget(REPLACED);
-    }).catch(() => forget());
-    return opened;
+      await vm.stop().catch(() => {});
+    }, () => shared = undefined);
+    return shared;
   };
   const stop = async () => {
-    if (shared) stopped = shared.then((vm) => vm.stop()).catch(() => {});
-    [shared, notice] = [undefined, undefined];
-    await stopped;
+    await shared?.then((vm) => vm.stop()).catch(() => {});
+    await ended;
+    notice = undefined;
   };
   const run = async (
     { command, timeout = Infinity, ...input }: CommandCall,
     { mcpReq }: ServerContext,
-  ): Promise<CallToolResult> => {
+  ) => {
     const startedAt = performance.now();
     const limitMs = Math.min(timeout * 1000, timeoutMs ?? Infinity);
     using deadline = startDeadline(limitMs, "The command", mcpReq.signal);
     const { signal } = deadline;
-    const id = `${++lastId}`;
+    const id = `${++callCount}`;
     const stdout = keepStream({ id, stream: "stdout" });
     const stderr = keepStream({ id, stream: "stderr" });
     const shown = () => {
@@ -90,23 +90,13 @@ export function createCommands(
       if (outputs.size > MAX_KEPT_OUTPUTS) outputs.delete(oldest);
       return { stdout: out.text, stderr: err.text, truncated };
     };
-    let progress = 0;
-    const listener: OnEvent = (event) => {
-      const message = progressText(event);
-      const progressToken = mcpReq._meta?.progressToken;
-      if (progressToken === undefined || message === undefined) return;
-      const params = { progressToken, progress: ++progress, message };
-      mcpReq.notify({ method: "notifications/progress", params })
-        .catch(() => {});
-    };
     await using own = new AsyncDisposableStack();
     try {
       const program = resolveToolPath(manifest, command);
-      listeners.add(listener);
       // Only the wait for a shared VM is aborted: other calls may need it.
       const vm = freshEach
-        ? own.use(await open(signal, [listener]))
-        : await abortable(shared ?? share(), signal);
+        ? own.use(await open(signal))
+        : await abortable(shared ?? openShared(), signal);
       const sinks = { stdout: stdout.push, stderr: stderr.push };
       const env = { ...defaults.env, ...input.env };
       const how = { ...defaults, ...input, ...sinks, env, signal };
@@ -117,8 +107,6 @@ export function createCommands(
       return toolResult(fields);
     } catch (error) {
       return errorResult(error, shown());
-    } finally {
-      listeners.delete(listener);
     }
   };
   return {
@@ -126,37 +114,35 @@ export function createCommands(
       if (calls.size >= MAX_CALLS) {
         return errorResult(`More than ${MAX_CALLS} calls at once`);
       }
-      const running = run(call, context);
-      calls.add(running);
-      return running.finally(() => calls.delete(running));
+      const running = run(call, context).finally(() => calls.delete(context));
+      calls.set(context, running);
+      return running;
     },
-    readOutput({ id, stream, offset = 0 }: OutputPosition) {
+    readOutput({ id, stream, offset }: OutputPosition) {
       const output = outputs.get(id);
       return output
         ? toolResult(output[stream].read(offset))
         : errorResult(`Output ${id} is not kept: run the command again`);
     },
-    async reset() {
-      await stop();
-      return toolResult({});
-    },
+    reset: () => stop().then(() => toolResult({})),
     async [Symbol.asyncDispose]() {
       disposed.abort();
       await stop();
-      await Promise.allSettled(calls);
+      await Promise.allSettled(calls.values());
     },
   };
 }
 
 /** The text is for clients that ignore structured results. */
-function toolResult(fields: Record<string, unknown>): CallToolResult {
+function toolResult(fields: Record<string, unknown>) {
   const text = JSON.stringify(fields);
-  return { structuredContent: fields, content: [{ type: "text", text }] };
+  const content = [{ type: "text" as const, text }];
+  return { structuredContent: fields, content };
 }
 
 /** What Toolsmith could not do: the failure of a command is a result. */
-function errorResult(thrown: unknown, output?: object): CallToolResult {
+function errorResult(thrown: unknown, output?: object) {
   const { code, message, hint } = toToolsmithError(thrown);
-  const text = JSON.stringify({ error: code, message, hint, ...output });
-  return { isError: true, content: [{ type: "text", text }] };
+  const { content } = toolResult({ error: code, message, hint, ...output });
+  return { isError: true, content };
 }

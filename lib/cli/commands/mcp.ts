@@ -36,18 +36,16 @@ export const mcpCommand = defineSubcommand({
     ...VM_FLAGS,
     ...PROGRESS_FLAGS,
   },
-  async run(given, io) {
+  async run({ freshEach, log, ...given }, io) {
     const { env, signal } = io;
-    const { freshEach, log } = given;
     const manifest = await loadManifest(given.manifest, { env });
     using view = io.openEventView(given);
     const toAppend = { append: true, create: true };
     using file = log ? await Deno.open(log, toAppend) : undefined;
     const output = file && createQueuedOutput(file, `--log ${log}`);
-    const onEvent: OnEvent = (event) =>
-      output
-        ? void output.write(`${terminalSafeJson(event)}\n`)
-        : view.onEvent(event);
+    const onEvent: OnEvent = output
+      ? (event) => void output.write(`${terminalSafeJson(event)}\n`)
+      : view.onEvent;
     const { serveMcp } = await import("../../mcp/server.ts");
     await serveMcp(manifest, io.guestCommandStreams(false), {
       ...pickFlagValues(COMMAND_FLAGS, given),
@@ -59,7 +57,6 @@ export const mcpCommand = defineSubcommand({
           : eventLine(event),
     });
     await output?.flush();
-    signal.throwIfAborted();
     return 0;
   },
 });
