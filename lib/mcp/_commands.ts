@@ -57,19 +57,21 @@ export function createCommands(
     return await openWorkspaceVm(manifest, { ...vmOptions, ...own });
   };
   const openShared = () => {
-    shared = open(disposed.signal);
-    ended = shared.then(async (vm) => {
+    const opened = shared = open(disposed.signal);
+    ended = opened.then(async (vm) => {
       await vm.ended;
-      [shared, notice] = [undefined, REPLACED];
+      if (shared === opened) [shared, notice] = [undefined, REPLACED];
       // Releases the files of a VM that has ended by itself.
-      await vm.stop().catch(() => {});
-    }, () => shared = undefined);
-    return shared;
+      await vm.stop();
+    }).catch(() => {
+      if (shared === opened) shared = undefined;
+    });
+    return opened;
   };
   const stop = async () => {
-    await shared?.then((vm) => vm.stop()).catch(() => {});
+    shared?.then((vm) => vm.stop()).catch(() => {});
+    shared = notice = undefined;
     await ended;
-    notice = undefined;
   };
   const run = async (
     { command, timeout = Infinity, ...input }: CommandCall,

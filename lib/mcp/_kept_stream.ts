@@ -58,12 +58,11 @@ export function keepStream(name: object) {
       const isText = first.encoding === "utf-8" && last.encoding === "utf-8";
       const offset = isText && first.nextOffset || 0;
       const how = `read_output ${JSON.stringify({ ...name, offset })}`;
+      const left = last.offset - offset;
       const text = !isText
         ? `[${total} bytes, not UTF-8: ${how}]`
         : cut
-        ? `${first.data}\n[${
-          last.offset - offset
-        } bytes left out: ${how}]\n${last.data}`
+        ? `${first.data}\n[${left} bytes left out: ${how}]\n${last.data}`
         : first.data;
       return { text, truncated: cut || !isText };
     },

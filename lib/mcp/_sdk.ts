@@ -10,10 +10,7 @@ import * as z from "zod";
 export { once } from "node:events";
 export { Readable, Writable } from "node:stream";
 export { McpServer } from "@modelcontextprotocol/server";
-export {
-  serveStdio,
-  StdioServerTransport,
-} from "@modelcontextprotocol/server/stdio";
+export * from "@modelcontextprotocol/server/stdio";
 
 const count = z.int().min(0);
 

@@ -23,12 +23,6 @@ const NEWLINE = 10;
 /** Clients add a prefix; some accept 64 characters in all. */
 const MAX_NAME_CHARS = 40;
 
-/** Where the protocol is read and written; `stdout` settles when it is written. */
-export interface ProtocolStreams {
-  stdin: ReadableStream<Uint8Array>;
-  stdout: (chunk: Uint8Array) => Promise<void>;
-}
-
 /**
  * Serves until the client disconnects, then ends commands and VMs.
  *
@@ -39,12 +33,12 @@ export interface ProtocolStreams {
  */
 export async function serveMcp(
   manifest: Manifest,
-  { stdin, stdout }: ProtocolStreams,
+  { readable, writable }: ReadableWritablePair<Uint8Array, Uint8Array>,
   grants: Grants,
 ): Promise<void> {
-  const output = sdk.Writable.fromWeb(new WritableStream({ write: stdout }));
+  const output = sdk.Writable.fromWeb(writable);
   const { signal } = grants;
-  const limited = stdin.pipeThrough(limitInput(output), { signal });
+  const limited = readable.pipeThrough(limitInput(output), { signal });
   const input = sdk.Readable.fromWeb(limited);
   const transport = new sdk.StdioServerTransport(input, output);
   await using commands = createCommands(manifest, grants);
@@ -88,15 +82,11 @@ function createToolServer(
     `Commands run in a VM, in /mnt/work: the workspace, read-only. What they write is lost, except in: ${lasting}.`;
   const info = { name: "toolsmith", version: VERSION };
   const server = new sdk.McpServer(info, { instructions });
-  const changes = mounts.length > 0 || overlay !== undefined || !!network;
-  const command = {
-    annotations: {
-      readOnlyHint: !changes,
-      destructiveHint: changes,
-      openWorldHint: !!network,
-    },
-    outputSchema: sdk.COMMAND_RESULT,
-  };
+  const openWorldHint = !!network;
+  const destructiveHint = mounts.length > 0 || !!overlay || openWorldHint;
+  const readOnlyHint = !destructiveHint;
+  const annotations = { readOnlyHint, destructiveHint, openWorldHint };
+  const command = { annotations, outputSchema: sdk.COMMAND_RESULT };
   const isRestricted = operations.length > 0;
   if (!isRestricted) {
     server.registerTool("run", {

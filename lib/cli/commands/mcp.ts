@@ -3,7 +3,6 @@
  *
  * @module
  */
-import type { OnEvent } from "../../events.ts";
 import { loadManifest } from "../../manifest/manifest.ts";
 import { terminalSafeJson } from "../../system/sanitize_text.ts";
 import { eventLine } from "../event_lines.ts";
@@ -43,11 +42,13 @@ export const mcpCommand = defineSubcommand({
     const toAppend = { append: true, create: true };
     using file = log ? await Deno.open(log, toAppend) : undefined;
     const output = file && createQueuedOutput(file, `--log ${log}`);
-    const onEvent: OnEvent = output
-      ? (event) => void output.write(`${terminalSafeJson(event)}\n`)
+    const onEvent = output
+      ? (event: object) => void output.write(`${terminalSafeJson(event)}\n`)
       : view.onEvent;
     const { serveMcp } = await import("../../mcp/server.ts");
-    await serveMcp(manifest, io.guestCommandStreams(false), {
+    const { stdin: readable, stdout: write } = io.guestCommandStreams(false);
+    const streams = { readable, writable: new WritableStream({ write }) };
+    await serveMcp(manifest, streams, {
       ...pickFlagValues(COMMAND_FLAGS, given),
       ...{ freshEach, signal, hostCwd: Deno.cwd() },
       vm: { ...workspaceVmOptions(given), env, onEvent },
