@@ -88,7 +88,7 @@ testWithClient("toolsmith mcp runs commands in one VM", async (t) => {
   await using server = await connect(
     work,
     ...["--export", "out", "--timeout", "3000"],
-    ...["--env", "GREETING=hello"],
+    ...["--env", "GREETING=hello", "--log", "events.jsonl"],
   );
   const call = server.call;
 
@@ -200,6 +200,20 @@ testWithClient("toolsmith mcp runs commands in one VM", async (t) => {
       new Uint8Array([0xff, 0, 0x80]),
     ]);
   });
+  await t.step("read_output has the last eight shortened outputs", async () => {
+    const positions: Record<string, unknown>[] = [];
+    for (let count = 0; count < 9; count++) {
+      const { stdout } = fieldsOf(await call("run", sh("printf '\\377'")));
+      positions.push(JSON.parse(/read_output (.*)\]$/.exec(stdout)![1]));
+      // Not shortened: replaces none.
+      await call("run", { command: "true" });
+    }
+    const [oldest, ...kept] = await Promise.all(
+      positions.map((position) => call("read_output", position)),
+    );
+    assertStringIncludes(errorOf(oldest).message, "is not kept");
+    assert(kept.every(({ isError }) => !isError));
+  });
   await t.step(
     "an unknown command is an error with code and hint",
     async () => {
@@ -279,6 +293,10 @@ testWithClient("toolsmith mcp runs commands in one VM", async (t) => {
     await server.client.close();
     await assertEnded(server.pid);
     assertEquals(await vmPids(work), []);
+    // The server has stopped it: QEMU would also end without the server.
+    const log = await Deno.readTextFile(join(work.dir, "events.jsonl"));
+    const last = log.trimEnd().split("\n").at(-1)!;
+    assertEquals(JSON.parse(last).type, "shutdown");
   });
 }, needsGuest);
 
@@ -289,7 +307,7 @@ testWithClient(
     await using server = await connect(work, "--timeout", "0.001");
     for (const timeout of [undefined, 3000]) {
       const { error } = errorOf(
-        await server.call("run", sh("sleep 4242", { timeout })),
+        await server.call("run", sh("sleep 1", { timeout })),
       );
       assertEquals(error, "timeout");
     }

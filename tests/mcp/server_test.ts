@@ -6,6 +6,7 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { join } from "@std/path";
+import { cacheEntryHandle } from "../../lib/cache/entry.ts";
 import { spawnProcess } from "../../lib/system/process.ts";
 import { connectMcp, errorOf, testWithClient } from "../support/mcp.ts";
 import {
@@ -27,6 +28,14 @@ async function mcpWorkspace(rules: Record<string, unknown> = {}) {
   await Deno.writeTextFile(path, JSON.stringify({ image, ...rules }));
   return work;
 }
+
+/** Keeps every VM of a workspace from starting until it is disposed. */
+const holdStart = ({ dir }: Workspace) =>
+  cacheEntryHandle({
+    cache: join(dir, ".toolsmith/cache"),
+    image: "demo",
+    sha256: "0".repeat(64),
+  }).lock();
 
 const INITIALIZE = {
   jsonrpc: "2.0",
@@ -215,6 +224,48 @@ testWithClient(
       const { isError, content } = await server.call("run", args);
       assertEquals(isError, true);
       assertMatch(JSON.stringify(content), pattern);
+    }
+  },
+);
+
+testWithClient(
+  "toolsmith mcp: a cancelled call does not end the start that others wait for",
+  async () => {
+    await using work = await mcpWorkspace();
+    const held = await holdStart(work);
+    await using server = await connectMcp(work.dir);
+    const cancel = new AbortController();
+    const waits = Promise.withResolvers<string | undefined>();
+    const first = server.call("run", { command: "true" }, {
+      signal: cancel.signal,
+      onprogress: ({ message }) => waits.resolve(message),
+    });
+    const second = server.call("run", { command: "true" });
+    assertMatch(`${await waits.promise}`, /^waiting: another process/);
+    cancel.abort("test");
+    await assertRejects(() => first);
+    // Answered when the cancellation has been read.
+    await server.client.listTools();
+    held[Symbol.dispose]();
+    assertEquals(errorOf(await second).error, "source_not_found");
+  },
+);
+
+testWithClient(
+  "toolsmith mcp refuses a call while 32 others run",
+  async () => {
+    await using work = await mcpWorkspace();
+    const held = await holdStart(work);
+    await using server = await connectMcp(work.dir);
+    const call = async () =>
+      errorOf(await server.call("run", { command: "true" }));
+    const running = Array.from({ length: 32 }, call);
+    const refused = call();
+    await server.client.listTools();
+    held[Symbol.dispose]();
+    assertStringIncludes((await refused).message, "More than 32 calls at once");
+    for (const { error } of [...await Promise.all(running), await call()]) {
+      assertEquals(error, "source_not_found");
     }
   },
 );
