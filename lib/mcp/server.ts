@@ -44,7 +44,11 @@ export async function serveMcp(
   await using commands = createCommands(manifest, grants);
   const createServer = () => createToolServer(manifest, grants, commands);
   sdk.serveStdio(createServer, { transport });
-  output.once("error", () => input.destroy());
+  const { onclose } = transport;
+  transport.onclose = () => {
+    onclose?.();
+    input.destroy();
+  };
   await sdk.once(input, "close");
 }
 

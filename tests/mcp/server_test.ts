@@ -80,7 +80,8 @@ async function rawServer({ dir }: Workspace, flags: string[] = []) {
       while (true) {
         const found = answers.find((it) => it.id === id);
         if (found) return found;
-        await arrived.promise;
+        const exit = await Promise.race([arrived.promise, child.ended]);
+        if (exit) throw new Error(`ended without answer ${id}: ${stderr}`);
       }
     },
     [Symbol.asyncDispose]: () => child[Symbol.asyncDispose](),
