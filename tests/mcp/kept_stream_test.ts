@@ -106,6 +106,15 @@ Deno.test("kept stream: drops what is between the start and the last 4 MiB", () 
   assertEquals(expected, size);
 });
 
+Deno.test("kept stream: reads whole characters before and after what it drops", () => {
+  const text = "x" + "🎈".repeat(1.5 * KIB * KIB);
+  const [start, ...rest] = readAll(kept(encode(text)));
+  assertEquals(start.data, "x" + "🎈".repeat(8 * KIB));
+  assert(rest.every(({ encoding }) => encoding === "utf-8"));
+  const end = rest.map(({ data }) => data).join("");
+  assert(text.endsWith(end) && end.length > 2 * (KIB * KIB - 2));
+});
+
 Deno.test("kept stream: reading beyond the end returns nothing", () => {
   for (const offset of [5, 40_000]) {
     const { data, nextOffset } = kept(encode("abc")).read(offset);
