@@ -136,10 +136,9 @@ export function createCommands(
 }
 
 /** The text is for clients that ignore structured results. */
-function toolResult(fields: Record<string, unknown>) {
-  const text = JSON.stringify(fields);
-  const content = [{ type: "text" as const, text }];
-  return { structuredContent: fields, content };
+function toolResult(structuredContent: Record<string, unknown>) {
+  const text = JSON.stringify(structuredContent);
+  return { structuredContent, content: [{ type: "text" as const, text }] };
 }
 
 /** What Toolsmith could not do: the failure of a command is a result. */
