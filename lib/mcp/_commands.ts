@@ -40,10 +40,10 @@ export function createCommands(
   let notice: string | undefined;
   let [callCount, progress] = [0, 0];
 
-  const onEvent = (event: ToolsmithEvent) => {
+  const report = (event: ToolsmithEvent, waiting: Iterable<ServerContext>) => {
     vmOptions?.onEvent?.(event);
     const message = progressText(event);
-    for (const { mcpReq } of message ? calls.keys() : []) {
+    for (const { mcpReq } of message ? waiting : []) {
       const progressToken = mcpReq._meta?.progressToken;
       if (progressToken === undefined) continue;
       const params = { progressToken, progress: ++progress, message };
@@ -51,8 +51,10 @@ export function createCommands(
         .catch(() => {});
     }
   };
-  const open = async (signal: AbortSignal) => {
+  const open = async (signal: AbortSignal, only?: ServerContext) => {
     await ended;
+    const onEvent = (event: ToolsmithEvent) =>
+      report(event, only ? [only] : calls.keys());
     const own = { reuseDetached: false, signal, onEvent };
     return await openWorkspaceVm(manifest, { ...vmOptions, ...own });
   };
@@ -75,11 +77,12 @@ export function createCommands(
   };
   const run = async (
     { command, timeout = Infinity, ...input }: CommandCall,
-    { mcpReq }: ServerContext,
+    context: ServerContext,
   ) => {
+    const { signal: cancelled } = context.mcpReq;
     const startedAt = performance.now();
     const limitMs = Math.min(timeout * 1000, timeoutMs ?? Infinity);
-    using deadline = startDeadline(limitMs, "The command", mcpReq.signal);
+    using deadline = startDeadline(limitMs, "The command", cancelled);
     const { signal } = deadline;
     const id = `${++callCount}`;
     const stdout = keepStream({ id, stream: "stdout" });
@@ -97,7 +100,7 @@ export function createCommands(
       const program = resolveToolPath(manifest, command);
       // Only the wait for a shared VM is aborted: other calls may need it.
       const vm = freshEach
-        ? own.use(await open(signal))
+        ? own.use(await open(signal, context))
         : await abortable(shared ?? openShared(), signal);
       const sinks = { stdout: stdout.push, stderr: stderr.push };
       const env = { ...defaults.env, ...input.env };
