@@ -50,6 +50,7 @@ const AGENT_RECIPE: DebianGuestRecipe = {
   packages: [
     ...BASE_PACKAGES,
     ...["linux-image-amd64", "qemu-guest-agent", "python3", "git"],
+    ...["curl", "npm", "python3-pip", "python3-websockets"],
   ],
   loaders: ["grub-pc-bin"],
   files: COMMON_SOURCE_FILES,
@@ -109,7 +110,7 @@ const ARM64_RECIPE: DebianGuestRecipe = {
 };
 
 const RECIPE_BY_KIND = {
-  /** systemd, the usual kernel, guest agent, python3 and git; BIOS. */
+  /** systemd, the usual kernel, guest agent, and programs that use a network; BIOS. */
   agent: AGENT_RECIPE,
   /** The cloud kernel and cloud-init, no guest agent; BIOS. */
   cloud: CLOUD_RECIPE,

@@ -145,6 +145,26 @@ async function behaves(
     assertStringIncludes(ran.stderr, "end of input\n");
     assertEquals(ran.stdout, bytes.toBase64());
   });
+  await t.step(
+    "run --allow-net lets the guest reach the allowed host and no other",
+    async () => {
+      await using server = Deno.serve(
+        { hostname: "127.0.0.1", port: 0, onListen() {} },
+        () => new Response("hello\n"),
+      );
+      const rule = `site.test:80=127.0.0.1:${server.addr.port}`;
+      // A guest with cloud-init has Python, another one BusyBox.
+      const read =
+        "import sys, urllib.request as web; print(web.urlopen(sys.argv[1]).read())";
+      const script =
+        `get() { python3 -c '${read}' "$1" || wget -qO- "$1"; }; get http://site.test/; ! get http://other.test/`;
+      const args = ["--allow-net", rule, "--", "sh", "-c", script];
+      const { code, stdout, stderr } = await toolsmith(args);
+      assertEquals(code, 0, stderr);
+      assertMatch(stdout, /^(hello\n|b'hello\\n'\n)$/);
+      assertStringIncludes(stderr, "network: refused other.test: no rule");
+    },
+  );
   await t.step("run waits for cloud-init if the image has it", async () => {
     const script =
       "! [ -d /run/cloud-init ] || cat /run/cloud-init/result.json";

@@ -38,7 +38,7 @@ Deno.test({
   ...needsDebian,
   async fn() {
     const info = await readQcow2Header(await buildDebianGuest());
-    assert(info.fileSize < 200 * 2 ** 20, `${info.fileSize} bytes`);
+    assert(info.fileSize < 250 * 2 ** 20, `${info.fileSize} bytes`);
     assertEquals(info.virtualSize, 2 ** 31);
     assertEquals(info.backingFile, undefined);
   },

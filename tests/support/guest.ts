@@ -77,7 +77,7 @@ export function buildTestGuest(
 }
 
 /**
- * Builds a Debian 12 guest with systemd, guest agent, python3 and git unless it exists.
+ * Builds a Debian 12 guest with systemd, a guest agent and programs that use a network unless it exists.
  *
  * @returns The image's path.
  */
