@@ -38,7 +38,8 @@ card() {
       case $(grep ^ADMIN_STATE= "$links/$(cat "$dir/ifindex")") in
       *=configured) return ;;
       *=unmanaged | *=failed) ;;
-      *) return 1 ;;
+      # It goes on to wait for a router of IPv6.
+      *) ip route show dev "$name" | grep ^default; return ;;
       esac
     if command -v ip >/dev/null; then
       # A DHCP client that waits for eth0 would begin by removing its address. If the card

@@ -62,7 +62,9 @@ async function inGuest(
   { shell, dir, stubs = STUBS }: { shell: string; dir: string; stubs?: string },
   [script, ...words]: string[],
 ) {
-  const here = script.replaceAll(NO_9P_GUEST_PATH, join(dir, "note"));
+  const here = script.replaceAll(NO_9P_GUEST_PATH, join(dir, "note"))
+    .replaceAll("/sys/class/net", join(dir, "net"))
+    .replaceAll("/run/systemd/netif/links", join(dir, "links"));
   const path = join(dir, "sh");
   if (!await isThere(path)) await Deno.symlink(shell, path);
   const { code, stdout } = await runProcess(path, {
@@ -138,6 +140,35 @@ for (const shell of SHELLS) {
       // The recorded result is kept in the snapshot.
       assertEquals(await inGuest(site, set), refused);
       assertEquals(await tried(), "x\nx\n");
+    },
+  });
+
+  Deno.test({
+    name: `guest scripts in ${
+      basename(shell)
+    }: waits for systemd-networkd's route, not for IPv6`,
+    ignore: Deno.build.os !== "linux" || !await isThere(shell),
+    async fn() {
+      await using dir = await temporaryDir();
+      const at = (name: string) => join(dir.path, name);
+      await Deno.mkdir(at("net/eth0"), { recursive: true });
+      await Deno.mkdir(at("links"));
+      await Deno.writeTextFile(at("net/eth0/address"), "52:55:00:00:00:01\n");
+      await Deno.writeTextFile(at("net/eth0/ifindex"), "2\n");
+      await Deno.writeTextFile(at("links/1"), "ADMIN_STATE=unmanaged\n");
+      await Deno.writeTextFile(at("links/2"), "ADMIN_STATE=configuring\n");
+      await Deno.writeTextFile(at("waits"), "");
+      const stubs = `${STUBS}
+sleep() { echo x >>waits; }
+ip() {
+  [ "$1" != route ] || [ "$(grep -c x waits)" -lt 3 ] || echo "default via $5"
+}
+resolvectl() { :; }
+`;
+      const card = "52:55:00:00:00:01 10.0.0.2 24 255.255.255.0 10.0.0.1";
+      const set = [SET_UP_GUEST_SCRIPT, "", "", "network", card, "card"];
+      assertEquals(await inGuest({ shell, dir: dir.path, stubs }, set), [0]);
+      assertEquals(await Deno.readTextFile(at("waits")), "x\nx\nx\n");
     },
   });
 
