@@ -18,13 +18,16 @@ export function createChunkTable(records: Uint8Array) {
   /** The number of a chunk, plus one. */
   const slots = new Uint32Array(2 ** bits);
   // Random and odd: nobody can make an index whose chunks share one place.
-  const [first, second] = crypto.getRandomValues(new Uint32Array(2))
+  const factors = crypto.getRandomValues(new Uint32Array(3))
     .map((factor) => factor | 1);
+  const mix = (state: number, nth: number) => {
+    const product = Math.imul(state, factors[nth]);
+    return product ^ product >>> 15;
+  };
   const findSlot = (view: DataView, at: number) => {
     const [upper, lower] = [view.getUint32(at + 2), view.getUint32(at + 6)];
     const length = view.getUint16(at);
-    const sum = Math.imul(first, upper) + Math.imul(second, lower) | 0;
-    let slot = Math.imul(first, sum ^ sum >>> 15) >>> 32 - bits;
+    let slot = mix(mix(mix(upper, 0) ^ length, 1) ^ lower, 2) >>> 32 - bits;
     for (; slots[slot] > 0; slot = (slot + 1) % slots.length) {
       const other = (slots[slot] - 1) * RECORD_BYTES;
       const isEqual = own.getUint16(other) === length &&

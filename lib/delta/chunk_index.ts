@@ -7,6 +7,7 @@
 import { ToolsmithError } from "../errors.ts";
 import { compressedClusterOffsets } from "../image/compressed_clusters.ts";
 import type { ExpectedContent } from "../system/part_record.ts";
+import { abortable } from "../system/time.ts";
 import { createChunker, MAX_PUSH_BYTES, RECORD_BYTES } from "./chunker.ts";
 
 /** Ending of the index beside an image. */
@@ -52,14 +53,15 @@ export async function findChunkIndex(
 }
 
 function parseRecords(bytes: Uint8Array, image: ExpectedContent) {
-  const end = bytes.subarray(0, MAX_HEADER_BYTES).indexOf(10);
+  const start = bytes.subarray(0, MAX_HEADER_BYTES);
+  const end = start.indexOf(10);
   const records = bytes.subarray(end + 1);
   let size = 0;
   for (let at = 0; at + RECORD_BYTES <= records.length; at += RECORD_BYTES) {
     size += (records[at] << 8 | records[at + 1]) + 1;
   }
   try {
-    const header = JSON.parse(new TextDecoder().decode(bytes.subarray(0, end)));
+    const header = JSON.parse(new TextDecoder().decode(start.subarray(0, end)));
     return header.version === 1 && header.size === image.size &&
         header.digest === image.digest &&
         size === image.size && records.length % RECORD_BYTES === 0
@@ -75,7 +77,8 @@ export async function* readFileRecords(
   file: Deno.FsFile,
   { signal }: { signal?: AbortSignal },
 ): AsyncGenerator<Uint8Array> {
-  const push = createChunker(await compressedClusterOffsets(file));
+  const clusters = await abortable(compressedClusterOffsets(file), signal);
+  const push = createChunker(clusters);
   const buffer = new Uint8Array(MAX_PUSH_BYTES);
   await file.seek(0, Deno.SeekMode.Start);
   for (let count; (count = await file.read(buffer)) !== null;) {

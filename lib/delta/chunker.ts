@@ -24,6 +24,8 @@ const GEAR = Int32Array.from({ length: 256 }, (_, byte) => {
 
 /** Size of a record: the length less one (16 bits), 8 bytes of the SHA-256. */
 export const RECORD_BYTES = 10;
+/** More at once take time that grows with the square of their number. */
+const MAX_PARALLEL_DIGESTS = 512;
 /** Highest number of bytes to push at once. */
 export const MAX_PUSH_BYTES = 1024 * 1024;
 
@@ -59,16 +61,18 @@ export function createChunker(clusters: Float64Array) {
     }
     const records = new Uint8Array(chunks.length * RECORD_BYTES);
     const view = new DataView(records.buffer);
-    const hashed = chunks.map(async (chunk, index) => {
-      view.setUint16(index * RECORD_BYTES, chunk.length - 1);
+    const addRecord = async (chunk: Uint8Array<ArrayBuffer>, nth: number) => {
+      view.setUint16(nth * RECORD_BYTES, chunk.length - 1);
       const digest = await crypto.subtle.digest("SHA-256", chunk);
       const hash = new Uint8Array(digest, 0, RECORD_BYTES - 2);
-      records.set(hash, index * RECORD_BYTES + 2);
-    });
-    // digest() has copied its input.
+      records.set(hash, nth * RECORD_BYTES + 2);
+    };
+    for (let from = 0; from < chunks.length; from += MAX_PARALLEL_DIGESTS) {
+      const some = chunks.slice(from, from + MAX_PARALLEL_DIGESTS);
+      await Promise.all(some.map((chunk, nth) => addRecord(chunk, from + nth)));
+    }
     buffer.copyWithin(0, at, filled);
     [base, filled] = [base + at, filled - at];
-    await Promise.all(hashed);
     return records;
   };
 }

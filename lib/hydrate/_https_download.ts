@@ -14,10 +14,15 @@ import {
 import { formatImageSource } from "../manifest/image_source.ts";
 import { selectDigestEngine, sha256ToDigest } from "../system/digest.ts";
 import { assertFreeSpace } from "../system/free_space.ts";
+import { readLimitedBody } from "../system/http_body.ts";
 import { createHttpClient, type HttpClient } from "../system/http_client.ts";
 import { openPartFile, type PartFile } from "../system/part_file.ts";
 import { readPartRecord } from "../system/part_record.ts";
 import { openIncrementalFileSync } from "../system/incremental_sync.ts";
+import {
+  startStallTimer,
+  withOptionalRequestTimeout,
+} from "../system/stall_timer.ts";
 import { writeAllSync } from "../system/write_all.ts";
 import {
   hashGrowingFile,
@@ -78,17 +83,18 @@ export async function downloadHttpsImage(
       newHttpsTransfer(url, client, { ...options, retries: 0, signal })
         .fill(part, onBytesWritten),
   });
+  // Bytes from earlier, or of the base, may be wrong.
+  const isAllNew = part.presentBytes === 0;
   // The open response has the whole file.
   using gaps = newHttpsTransfer(url, client, options);
   const used = update ? gaps : transfer;
   let sha256 = await downloadMissingRanges(request, options, used, part);
-  if (sha256 !== image.sha256 && (part.resumedBytes > 0 || update)) {
+  if (sha256 !== image.sha256 && !isAllNew) {
     const reason = `the bytes have the digest ${sha256ToDigest(sha256)}`;
     if (update) {
       options.emit({ type: "update_declined", image: image.name, reason });
     }
     update = undefined;
-    // The kept bytes may be wrong: download once more without them.
     await part.clear();
     using fresh = newHttpsTransfer(url, client, options);
     const { end } = await fresh.openAndPeek(0, 0);
@@ -108,9 +114,14 @@ async function* readIndexBeside(
 ): AsyncGenerator<Uint8Array> {
   const url = new URL(image);
   url.pathname += CHUNK_INDEX_SUFFIX;
-  using transfer = newHttpsTransfer(url, client, { ...options, retries: 0 });
-  const { head } = await transfer.openAndPeek(0, CHUNK_INDEX.maxBytes + 1);
-  if (head.length <= CHUNK_INDEX.maxBytes) yield head;
+  const { maxBytes: limit } = CHUNK_INDEX;
+  const source = httpsByteSource(url, client, limit);
+  const { displayName: shown } = source;
+  const limits = withOptionalRequestTimeout(options);
+  using timer = startStallTimer(`download ${shown}`, limits);
+  const { body } = await source.requestRange(0, Infinity, timer.signal);
+  const bytes = await readLimitedBody(body, timer, { shown, limit });
+  if (bytes) yield bytes;
 }
 
 function newHttpsTransfer(

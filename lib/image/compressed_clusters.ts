@@ -14,6 +14,8 @@ import {
 } from "./qcow2_header.ts";
 
 const MAX_CLUSTERS = 4_000_000;
+/** Reading them takes seconds; enough for 128 GiB in clusters of 4 KiB. */
+const MAX_TABLES = 65_536;
 
 /**
  * Returns the offsets of the compressed clusters in the file, in order: none if it is
@@ -39,12 +41,12 @@ export async function compressedClusterOffsets(file: Deno.FsFile) {
 }
 
 /**
- * Yields the L2 tables that the L1 table names, in its order. Of a table larger than
- * `maxTableBytes`, only the start is read.
+ * Yields the L2 tables that the L1 table names, in its order: the first 65,536. Of
+ * a table larger than `maxTableBytes`, only the start is read.
  */
 export async function* readL2Tables(
   file: Deno.FsFile,
-  { l1Offset, l1EntryCount, clusterSize }: Qcow2Header,
+  { l1Offset, l1EntryCount, clusterSize, fileSize }: Qcow2Header,
   maxTableBytes = Infinity,
 ): AsyncGenerator<DataView> {
   const l1Bytes = Math.min(l1EntryCount * 8, maxTableBytes);
@@ -53,7 +55,8 @@ export async function* readL2Tables(
   for (let at = 0; at + 8 <= l1.byteLength; at += 8) {
     const table = Number(l1.getBigUint64(at) & CLUSTER_OFFSET_MASK);
     // Overlapping tables would make the work more than linear.
-    if (table > 0 && table % clusterSize === 0) tables.add(table);
+    const isValid = table > 0 && table < fileSize && table % clusterSize === 0;
+    if (isValid && tables.size < MAX_TABLES) tables.add(table);
   }
   const l2Bytes = Math.min(clusterSize, maxTableBytes);
   for (const table of tables) yield await readFileAt(file, table, l2Bytes);

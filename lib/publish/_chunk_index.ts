@@ -43,14 +43,14 @@ export async function attachIndex(
   options: RegistryOptions & { emit: Emit },
 ): Promise<void> {
   const { type, maxBytes } = CHUNK_INDEX;
-  const bytes = await formatChunkIndex(index);
-  await using dir = await makeLockedTemporaryDir("publish");
   const path = `./${title}${CHUNK_INDEX_SUFFIX}`;
-  await Deno.writeFile(join(dir.path, path), bytes);
   try {
+    const bytes = await formatChunkIndex(index);
     if (bytes.length > maxBytes) {
       throw new Error("the image has too many chunks");
     }
+    await using dir = await makeLockedTemporaryDir("publish");
+    await Deno.writeFile(join(dir.path, path), bytes);
     await orasClient(options).push(reference, {
       ...{ attach: true, artifactType: type, annotations },
       ...{ files: [{ path, mediaType: type }], cwd: dir.path },

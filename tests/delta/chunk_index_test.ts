@@ -8,6 +8,7 @@ import {
 import type { ExpectedContent } from "../../lib/system/part_record.ts";
 import { createChunker, RECORD_BYTES } from "../../lib/delta/chunker.ts";
 import { assertLinear } from "../support/assert_linear.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 
 const digest = `sha256:${"ab".repeat(32)}`;
 
@@ -111,6 +112,21 @@ Deno.test("findChunkIndex() skips files that are not the image's index", async (
     await formatChunkIndex(index),
   ]);
   assertEquals(await findChunkIndex(files, { size: 100_000, digest }), index);
+});
+
+Deno.test("findChunkIndex() parses at most 512 bytes as JSON", async () => {
+  const parsed: number[] = [];
+  const { parse: parseJson } = JSON;
+  using _json = replaceMethod(JSON, {
+    parse(text: string) {
+      parsed.push(text.length);
+      return parseJson(text);
+    },
+  });
+  const text = `[${"{},".repeat(100_000)}0] `;
+  const bytes = new TextEncoder().encode(text);
+  assertEquals(await parse(bytes, { size: 1, digest }), undefined);
+  assert(parsed.every((length) => length <= 512), `${parsed}`);
 });
 
 Deno.test("findChunkIndex() takes linear time", async () => {

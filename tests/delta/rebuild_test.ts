@@ -16,6 +16,7 @@ import {
   createChunkMatcher,
 } from "../../lib/delta/update_plan.ts";
 import { assertLinear } from "../support/assert_linear.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 
 const KIB = 1024;
 const DIGEST = `sha256:${"0".repeat(64)}`;
@@ -233,12 +234,64 @@ Deno.test("readFileRecords() yields the records of a file that is not QCOW2", as
   }
 });
 
-Deno.test("a chunk plan takes linear time if all chunks are equal", async () => {
-  const input = (length: number) => new Uint8Array(length * RECORD_BYTES);
-  await assertLinear("equal chunks", input, (records) => {
-    const size = records.length / RECORD_BYTES;
-    const matcher = createChunkMatcher({ size, digest: DIGEST, records });
-    matcher.add(records);
-    matcher.plan();
-  }, 256_000);
+/** Indexes whose chunks have much in common. */
+const similarChunks: [string, (view: DataView, nth: number) => void][] = [
+  ["are equal", () => {}],
+  [
+    "have one hash and each length",
+    (view, nth) => view.setUint16(nth * RECORD_BYTES, nth),
+  ],
+];
+for (const [what, fill] of similarChunks) {
+  Deno.test(`a chunk plan takes linear time if all chunks ${what}`, async () => {
+    const input = (length: number) => {
+      const records = new Uint8Array(length * RECORD_BYTES);
+      const view = new DataView(records.buffer);
+      for (let nth = 0; nth < length; nth++) fill(view, nth);
+      return records;
+    };
+    await assertLinear(what, input, (records) => {
+      const size = records.length / RECORD_BYTES;
+      const matcher = createChunkMatcher({ size, digest: DIGEST, records });
+      matcher.add(records);
+      matcher.plan();
+    }, 32_000);
+  });
+}
+
+Deno.test("a chunker hashes few chunks at once, however small they are", async () => {
+  const { subtle } = crypto;
+  const digest = subtle.digest.bind(subtle);
+  let [running, most] = [0, 0];
+  using _digest = replaceMethod(subtle, {
+    async digest(name: string, bytes: BufferSource) {
+      most = Math.max(most, ++running);
+      const hash = await digest(name, bytes);
+      running--;
+      return hash;
+    },
+  });
+  const clusters = Float64Array.from({ length: 5000 }, (_, at) => at);
+  const bytes = bytesOf([{ seed: 1, length: 5000 }]);
+  const records = await recordsOf(bytes, { clusters });
+  assertEquals(records.length, 5000 * RECORD_BYTES);
+  assert(most < 1000, `${most}`);
+  const last = new Uint8Array(await digest("SHA-256", bytes.subarray(-1)));
+  assertEquals(records.slice(-8), last.slice(0, 8));
+});
+
+Deno.test("readFileRecords() stops while it reads the tables of a QCOW2", async () => {
+  const path = await Deno.makeTempFile();
+  try {
+    using file = await Deno.open(path);
+    file.stat = () => new Promise(() => {});
+    const stop = new AbortController();
+    const records = readFileRecords(file, { signal: stop.signal }).next();
+    const reason = new Error("stop");
+    stop.abort(reason);
+    const failure = records.then(() => undefined, (error) => error);
+    assertEquals(await failure, reason);
+  } finally {
+    await Deno.remove(path);
+  }
 });

@@ -13,6 +13,7 @@ import {
   sha256OfChunks,
   sha256ToDigest,
 } from "../../lib/system/digest.ts";
+import { sleep } from "../../lib/system/time.ts";
 import { certificateOfFile } from "../support/certificates.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { requires } from "../support/parts.ts";
@@ -69,22 +70,26 @@ interface Site {
   image?: (exchange: TlsExchange) => Promise<void>;
   /** What is beside the image. @default {undefined} 404 */
   index?: Uint8Array<ArrayBuffer>;
+  /** Sends the index. @default {sendRange} */
+  sendIndex?: typeof sendRange;
+  stallTimeoutMs?: number;
 }
 
 /** Hydrates from a server with the older image as the base, and compares. */
-async function update({ image, index }: Site) {
+async function update({ image, index, sendIndex, stallTimeoutMs }: Site) {
   await using server = await startTlsServer(certificate(), async (exchange) => {
     if (!exchange.path.startsWith("/a.qcow2.chunks?")) {
       return await (image ?? ((it) => sendRange(it, newer)))(exchange);
     }
-    if (index) return await sendRange(exchange, index);
+    if (index) return await (sendIndex ?? sendRange)(exchange, index);
     await exchange.head(404, { "content-length": 0 });
   });
   await using work = await workspace();
   const qcow2 = `${server.url}/a.qcow2?sig=1`;
   await work.manifest({ qcow2, qcow2_sha256: sha256 });
   const { caFile } = certificate();
-  const run = await hydrateWorkspace(work.dir, { base: older, caFile });
+  const options = { base: older, caFile, stallTimeoutMs };
+  const run = await hydrateWorkspace(work.dir, options);
   assertEquals(run.error, undefined);
   const chunks = readFileChunks(run.result!.path);
   assertEquals(await sha256OfChunks(chunks), sha256);
@@ -130,6 +135,28 @@ for (
     },
   });
 }
+
+Deno.test({
+  name:
+    "hydrate downloads a whole https image if the chunk index arrives byte by byte",
+  ignore,
+  async fn() {
+    const { of } = await update({
+      index: await goodIndex(),
+      stallTimeoutMs: 2000,
+      async sendIndex(exchange, file) {
+        await exchange.head(200, { "content-length": file.length });
+        for (let at = 0; at < 80; at++) {
+          await exchange.body(file.subarray(at, at + 1));
+          await sleep(100);
+        }
+        await exchange.body(file.subarray(80));
+      },
+    });
+    const [{ reason }] = of("update_declined");
+    assertStringIncludes(reason, "no progress for 2 s");
+  },
+});
 
 Deno.test({
   name:

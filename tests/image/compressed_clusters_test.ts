@@ -101,6 +101,36 @@ Deno.test("compressedClusterOffsets() reads a table once that all entries of the
   assertEquals(reads.filter((offset) => offset === 1024).length, 1);
 });
 
+Deno.test("compressedClusterOffsets() reads at most 65,536 tables, and none beyond the end of the file", async () => {
+  const count = 70_000;
+  const image = makeQcow2({ tables: Array(count).fill([]) });
+  const { byteLength } = image;
+  const setTables = (from: number) => {
+    for (let nth = 0; nth < count; nth++) {
+      image.setBigUint64(512 + 8 * nth, BigInt(from + 512 * nth));
+    }
+  };
+  const offsetsAndReads = async () => {
+    let reads = 0;
+    const found = await withFile(image, async (file) => {
+      const stat = await file.stat();
+      // Called before each read; many tables take seconds to read.
+      file.stat = () =>
+        Promise.resolve(++reads > 10 ? { ...stat, size: 0 } : stat);
+      return await compressedClusterOffsets(file);
+    });
+    return { found: [...found], reads };
+  };
+  setTables(byteLength - 512);
+  image.setBigUint64(byteLength - 512, COMPRESSED | 4096n);
+  const { found, reads } = await offsetsAndReads();
+  assertEquals(found, [4096]);
+  assert(reads < 10, `${reads}`);
+  setTables(512);
+  const many = await offsetsAndReads();
+  assert(many.reads > 65_536 && many.reads < 65_546, `${many.reads}`);
+});
+
 Deno.test("compressedClusterOffsets() takes linear time in the number of L2 tables", async () => {
   const entries = Array(64).fill(COMPRESSED | 512n);
   await assertLinear(

@@ -93,6 +93,25 @@ Deno.test({
 });
 
 Deno.test({
+  name: "publish() warns if the chunk index cannot be written",
+  ...REAL,
+  async fn() {
+    const { newer, dir, registry: { host } } = image;
+    const before = Deno.env.get("TMPDIR");
+    Deno.env.set("TMPDIR", join(dir, "missing"));
+    try {
+      const target = `${host}/owner/unwritten:1`;
+      const { result, of } = await attemptPublish(newer.path, target);
+      assertEquals(result?.digest, newer.digest);
+      assertStringIncludes(of("warning")[0].message, "attach a chunk index");
+    } finally {
+      if (before === undefined) Deno.env.delete("TMPDIR");
+      else Deno.env.set("TMPDIR", before);
+    }
+  },
+});
+
+Deno.test({
   name:
     "publish() predicts from a file or a reference what hosts with the previous version download",
   ...REAL,
