@@ -13,6 +13,7 @@ import {
 } from "../delta/chunk_index.ts";
 import { countCopyBytes, createChunkMatcher } from "../delta/update_plan.ts";
 import type { Emit } from "../events.ts";
+import { statReadableFile } from "../image/inspect_image.ts";
 import { selectImageLayer } from "../oci/artifact.ts";
 import { findEndpoints } from "../oci/endpoints.ts";
 import { orasClient } from "../oci/oras_client.ts";
@@ -23,6 +24,8 @@ import { basename, join } from "../path.ts";
 import { makeLockedTemporaryDir } from "./_temporary_dir.ts";
 
 const MAX_SMALL_UPDATE_SHARE = 0.5;
+/** A missing file must not be looked for in a registry. */
+const PATH_PATTERN = /^[./]|\.qcow2$/i;
 
 /** Chunks an image. WebCrypto hashes in other threads. */
 export async function readRecords(path: string, options: RegistryOptions) {
@@ -75,9 +78,10 @@ export async function predictDownload(
   const { emit } = options;
   const { size: total } = index;
   const matcher = createChunkMatcher(index);
-  const stat = await Deno.stat(previous).catch(() => undefined);
+  const isPath = await Deno.stat(previous).then(() => true, () => false);
   let from = basename(previous);
-  if (stat?.isFile) {
+  if (isPath || PATH_PATTERN.test(previous)) {
+    await statReadableFile(previous, "previous image");
     matcher.add(await readRecords(previous, options));
   } else {
     const reference = parseReference(previous);

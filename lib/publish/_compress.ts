@@ -17,7 +17,8 @@ import { runProcess } from "../system/process.ts";
  *
  * @param options `TOOLSMITH_QEMU` of `env`: `qemu-img` is in the same directory.
  * @returns The path of the copy in `dir`, which has the image's name and time.
- * @throws {ToolsmithError} `image_invalid`, `image_unsafe`, `qemu_not_found`.
+ * @throws {ToolsmithError} `image_invalid`, `image_unsafe`, `qemu_not_found`,
+ * `disk_full`.
  */
 export async function compressImage(
   image: string,
@@ -39,6 +40,10 @@ export async function compressImage(
     signal?.throwIfAborted();
     if (code === 0) return;
     const message = `Cannot compress ${image}: ${(stderr || stdout).trim()}`;
+    if (/No space left|quota exceeded/i.test(message)) {
+      const hint = "set TMPDIR to a directory with more free space";
+      throw new ToolsmithError("disk_full", message, { hint });
+    }
     const hint = `check the image: qemu-img check ${image}`;
     throw new ToolsmithError("image_invalid", message, { hint });
   };

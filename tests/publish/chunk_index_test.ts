@@ -10,6 +10,7 @@ import { inspectImage } from "../../lib/image/inspect_image.ts";
 import { readQcow2Header } from "../../lib/image/qcow2_header.ts";
 import { runProcess } from "../../lib/system/process.ts";
 import { foundTools, requires } from "../support/parts.ts";
+import { mountTmpfs } from "../support/tmpfs.ts";
 import { startProxy } from "../support/proxy.ts";
 import { assertErrorCode, attemptPublish } from "../support/publication.ts";
 import {
@@ -27,6 +28,18 @@ Deno.test.beforeAll(async () => {
 Deno.test.afterAll(async () => {
   await image?.[Symbol.asyncDispose]();
 });
+
+/** Sets the temporary directory until it is disposed. */
+function temporaryDirIs(path: string): Disposable {
+  const before = Deno.env.get("TMPDIR");
+  Deno.env.set("TMPDIR", path);
+  return {
+    [Symbol.dispose]() {
+      if (before === undefined) Deno.env.delete("TMPDIR");
+      else Deno.env.set("TMPDIR", before);
+    },
+  };
+}
 
 /** Lists what is attached to a manifest, as oras finds it. */
 async function attached(repository: string, digest: string) {
@@ -97,17 +110,11 @@ Deno.test({
   ...REAL,
   async fn() {
     const { newer, dir, registry: { host } } = image;
-    const before = Deno.env.get("TMPDIR");
-    Deno.env.set("TMPDIR", join(dir, "missing"));
-    try {
-      const target = `${host}/owner/unwritten:1`;
-      const { result, of } = await attemptPublish(newer.path, target);
-      assertEquals(result?.digest, newer.digest);
-      assertStringIncludes(of("warning")[0].message, "attach a chunk index");
-    } finally {
-      if (before === undefined) Deno.env.delete("TMPDIR");
-      else Deno.env.set("TMPDIR", before);
-    }
+    using _tmp = temporaryDirIs(join(dir, "missing"));
+    const target = `${host}/owner/unwritten:1`;
+    const { result, of } = await attemptPublish(newer.path, target);
+    assertEquals(result?.digest, newer.digest);
+    assertStringIncludes(of("warning")[0].message, "attach a chunk index");
   },
 });
 
@@ -176,6 +183,23 @@ Deno.test({
   },
 });
 
+test("publish() reports a previous image that is no file, and asks no registry for it", async ({ dir, image, host }) => {
+  for (
+    const [previous, code] of [
+      [join(dir, "missing"), "source_not_found"],
+      ["dist/missing.qcow2", "source_not_found"],
+      ["./missing", "source_not_found"],
+      [dir, "file_unreadable"],
+    ] as const
+  ) {
+    const target = `${host}/owner/vm:1`;
+    const { error, of } = await attemptPublish(image, target, { previous });
+    const { message } = assertErrorCode(error, code);
+    assertStringIncludes(message, `Cannot read previous image ${previous}: `);
+    assertEquals(of("publish_start"), []);
+  }
+});
+
 test("publish() with compress pushes the same compressed copy each time, and removes it", async (bench) => {
   const { dir, host } = bench;
   const raw = join(dir, "raw");
@@ -232,6 +256,24 @@ test("publish() with compress rejects a missing qemu-img, a damaged image, and o
   const { message } = assertErrorCode(damaged.error, "image_invalid");
   assertStringIncludes(message, `Cannot compress ${packed}: `);
   assertEquals(damaged.of("publish_start"), []);
+});
+
+Deno.test({
+  name: "publish() with compress reports a full temporary directory",
+  ...requires("root", "oras", "registry", "qemuImg"),
+  async fn() {
+    const { newer, dir, registry: { host } } = image;
+    const small = join(dir, "small");
+    await Deno.mkdir(small);
+    await using _mounted = await mountTmpfs(small, "8m");
+    using _tmp = temporaryDirIs(small);
+    const target = `${host}/owner/full:1`;
+    const { error } = await attemptPublish(newer.path, target, {
+      compress: true,
+    });
+    const { hint } = assertErrorCode(error, "disk_full");
+    assertStringIncludes(hint!, "set TMPDIR");
+  },
 });
 
 async function qemuImg(command: string, ...args: string[]) {
