@@ -153,6 +153,25 @@ function planForChunks(count: number, isChanged: (nth: number) => boolean) {
   return { runs: runs.length, extra: size - countCopyBytes(runs) - changed };
 }
 
+Deno.test("a chunk plan leaves stretches of less than 64 KiB to the download", () => {
+  const lengths = [32, 63, 32, 32, 32, 32].map((kib) => kib * KIB);
+  const records = new Uint8Array(lengths.length * RECORD_BYTES);
+  const view = new DataView(records.buffer);
+  lengths.forEach((length, nth) => {
+    view.setUint16(nth * RECORD_BYTES, length - 1);
+    view.setUint32(nth * RECORD_BYTES + 2, nth);
+  });
+  const size = lengths.reduce((sum, length) => sum + length, 0);
+  const matcher = createChunkMatcher({ size, digest: DIGEST, records });
+  const chunk = (nth: number) =>
+    records.subarray(nth * RECORD_BYTES, (nth + 1) * RECORD_BYTES);
+  for (const nth of [4, 1, 3]) matcher.add(chunk(nth));
+  assertEquals(matcher.plan(), [
+    { at: 127 * KIB, from: 95 * KIB, length: 32 * KIB },
+    { at: 159 * KIB, from: 0, length: 32 * KIB },
+  ]);
+});
+
 Deno.test("a chunk plan joins gaps beyond 32 for at most half a percent more bytes, and beyond 16,000 in any case", () => {
   const few = planForChunks(960, (nth) => nth % 32 === 0);
   assertEquals(few, { runs: 30, extra: 0 });

@@ -17,6 +17,7 @@ import { sleep } from "../../lib/system/time.ts";
 import { certificateOfFile } from "../support/certificates.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { requires } from "../support/parts.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 import { hydrateWorkspace } from "../support/registry_hydrate.ts";
 import { startTlsServer, type TlsExchange } from "../support/tls_server.ts";
 import { makeQcow2, workspace } from "../support/workspace.ts";
@@ -101,6 +102,15 @@ const goodIndex = () =>
     ...{ size: newer.length, digest: sha256ToDigest(sha256), records },
   });
 
+/** Has the first two chunks in the wrong order. */
+const lyingIndex = () => {
+  const lie = records.slice();
+  lie.copyWithin(0, RECORD_BYTES, 2 * RECORD_BYTES);
+  lie.set(records.subarray(0, RECORD_BYTES), RECORD_BYTES);
+  const index = { size: newer.length, digest: sha256ToDigest(sha256) };
+  return formatChunkIndex({ ...index, records: lie });
+};
+
 Deno.test({
   name: "hydrate updates an https image with the chunk index beside it",
   ignore,
@@ -163,13 +173,7 @@ Deno.test({
     "hydrate downloads a whole https image after an update from a lying chunk index",
   ignore,
   async fn() {
-    const lie = records.slice();
-    lie.copyWithin(0, RECORD_BYTES, 2 * RECORD_BYTES);
-    lie.set(records.subarray(0, RECORD_BYTES), RECORD_BYTES);
-    const index = { size: newer.length, digest: sha256ToDigest(sha256) };
-    const { of } = await update({
-      index: await formatChunkIndex({ ...index, records: lie }),
-    });
+    const { of } = await update({ index: await lyingIndex() });
     assertEquals(of("update_start").length, 1);
     const [{ reason }] = of("update_declined");
     assertStringIncludes(reason, "the bytes have the digest sha256:");
@@ -177,6 +181,32 @@ Deno.test({
       true,
       false,
     ]);
+  },
+});
+
+Deno.test({
+  name:
+    "hydrate downloads a whole https image after wrong bytes were copied and the base could not be read further",
+  ignore,
+  async fn() {
+    const [first, second] = [0, RECORD_BYTES].map((at) =>
+      records[at] * 256 + records[at + 1] + 1
+    );
+    const { prototype } = Deno.FsFile;
+    const { seek } = prototype;
+    let failures = 0;
+    using _file = replaceMethod(prototype, {
+      seek(this: Deno.FsFile, offset: number, whence: Deno.SeekMode) {
+        if (offset !== first + second) return seek.call(this, offset, whence);
+        failures++;
+        return Promise.reject(new Error("Input/output error"));
+      },
+    });
+    const { of } = await update({ index: await lyingIndex() });
+    assertEquals(failures, 1);
+    const reasons = of("update_declined").map(({ reason }) => reason);
+    assertEquals(reasons, ["Input/output error"]);
+    assertEquals(of("download_start").length, 2);
   },
 });
 

@@ -258,6 +258,28 @@ test("publish() with compress rejects a missing qemu-img, a damaged image, and o
   assertEquals(damaged.of("publish_start"), []);
 });
 
+test("publish() with compress rejects a copy that differs from the image", async (bench) => {
+  const { dir, image, host } = bench;
+  const script = [
+    "#!/bin/sh",
+    '[ "$1" = convert ] || exec qemu-img "$@"',
+    "for copy; do :; done",
+    'exec qemu-img create -q -f qcow2 "$copy" 1M',
+  ];
+  await Deno.writeTextFile(join(dir, "qemu-img"), script.join("\n"));
+  await Deno.chmod(join(dir, "qemu-img"), 0o755);
+  const env = new Map([
+    ["TOOLSMITH_QEMU", join(dir, "qemu-system-x86_64")],
+    ["TOOLSMITH_ORAS", foundTools.oras!],
+  ]);
+  const target = `${host}/owner/vm:1`;
+  const options = { compress: true, env };
+  const { error, of } = await attemptPublish(image, target, options);
+  const { message } = assertErrorCode(error, "image_invalid");
+  assertStringIncludes(message, `Cannot compress ${image}: `);
+  assertEquals(of("publish_start"), []);
+});
+
 Deno.test({
   name: "publish() with compress reports a full temporary directory",
   ...requires("root", "oras", "registry", "qemuImg"),
