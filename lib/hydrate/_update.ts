@@ -16,6 +16,7 @@ import {
 import type { UpdateSize } from "../events.ts";
 import { sha256ToDigest } from "../system/digest.ts";
 import type { PartFile } from "../system/part_file.ts";
+import { anySignal } from "../system/time.ts";
 import type { FetchRequest, ResolvedFetchOptions } from "./_fetch_request.ts";
 
 /** Reading this much of the base shows how long reading all of it takes. */
@@ -101,10 +102,10 @@ export async function copyFromBase(
 async function measureRate(
   part: PartFile,
   download: UpdateSource["download"],
-  given: AbortSignal = new AbortController().signal,
+  given?: AbortSignal,
 ): Promise<number> {
   const stop = new AbortController();
-  const signal = AbortSignal.any([given, stop.signal]);
+  const signal = anySignal(given, stop.signal);
   let first: { at: number; bytes: number } | undefined;
   const onBytesWritten = () => {
     if (!first) setTimeout(() => stop.abort(stop), PROBE_MS);

@@ -146,12 +146,14 @@ export async function publish(
     emit: createEmitter(options.onEvent),
   };
   const { emit, signal, verify = "manifest", previous } = how;
+  // Compressing may take minutes.
+  const target = parsePublishTarget(reference, emit);
   if (how.compress) emit({ type: "compress_start", path });
   await using dir = how.compress
     ? await makeLockedTemporaryDir("publish")
     : undefined;
   const source = dir ? await compressImage(path, dir.path, how) : path;
-  const publication = await preparePublication(source, reference, how);
+  const publication = await preparePublication(source, target, how);
   const { imageName, title, imageBytes } = publication;
 
   const onBytes = (read: number) =>
@@ -227,11 +229,10 @@ interface PreparedPublication {
 /** Rejects invalid input before the image is hashed or pushed. */
 async function preparePublication(
   path: string,
-  text: string,
+  reference: OciReference,
   { name, arch, created, extras = [], annotations, env, emit }:
     ResolvedPublishOptions,
 ): Promise<PreparedPublication> {
-  const reference = parsePublishTarget(text, emit);
   const image = name ?? imageNameFromPath(reference.repository);
   assertValidImageName(image);
   const { modified, warnings, ...inspected } = await inspectImage(path);

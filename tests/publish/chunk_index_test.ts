@@ -258,6 +258,13 @@ test("publish() with compress rejects a missing qemu-img, a damaged image, and o
   assertEquals(damaged.of("publish_start"), []);
 });
 
+test("publish() with compress rejects a malformed target before it compresses", async (bench) => {
+  const options = { compress: true };
+  const { error, of } = await attemptPublish(bench.image, "nowhere", options);
+  assertErrorCode(error, "reference_invalid");
+  assertEquals(of("compress_start"), []);
+});
+
 test("publish() with compress rejects a copy that differs from the image", async (bench) => {
   const { dir, image, host } = bench;
   const script = [
