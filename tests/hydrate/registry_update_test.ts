@@ -107,6 +107,21 @@ function attachedIndex(): Promise<ChunkIndex> {
   });
 }
 
+/** Attaches an index, and returns a fault so that clients find no other. */
+async function attachLyingIndex(): Promise<ProxyFault> {
+  const index = await attachedIndex();
+  const records = index.records.slice();
+  // Swaps the first two chunks, so that the lengths still add up.
+  const first = records.slice(0, RECORD_BYTES);
+  records.copyWithin(0, RECORD_BYTES, 2 * RECORD_BYTES);
+  records.set(first, RECORD_BYTES);
+  const digest = await attach(await formatChunkIndex({ ...index, records }));
+  const list = new TextEncoder().encode(JSON.stringify({
+    manifests: [{ artifactType: CHUNK_INDEX.type, digest, size: 1 }],
+  }));
+  return { match: FALLBACK_TAG, replace: () => list };
+}
+
 Deno.test({
   name: "hydrate downloads only what changed since the given base",
   ...REAL,
@@ -211,20 +226,7 @@ Deno.test({
     "hydrate downloads the whole image after an update from a lying chunk index",
   ...REAL,
   async fn() {
-    const index = await attachedIndex();
-    const records = index.records.slice();
-    // Swaps the first two chunks, so that the lengths still add up.
-    const first = records.slice(0, RECORD_BYTES);
-    records.copyWithin(0, RECORD_BYTES, 2 * RECORD_BYTES);
-    records.set(first, RECORD_BYTES);
-    const lie = await formatChunkIndex({ ...index, records });
-    const digest = await attach(lie);
-    const list = new TextEncoder().encode(JSON.stringify({
-      manifests: [{ artifactType: CHUNK_INDEX.type, digest, size: 1 }],
-    }));
-    await using site = await updateSite([
-      { match: FALLBACK_TAG, replace: () => list },
-    ]);
+    await using site = await updateSite([await attachLyingIndex()]);
     const { of } = await site.update();
     assertEquals(of("update_start").length, 1);
     const [{ reason }] = of("update_declined");
@@ -237,6 +239,28 @@ Deno.test({
       true,
       false,
     ]);
+  },
+});
+
+Deno.test({
+  name:
+    "hydrate downloads the whole image after an interrupted update copied wrong bytes and the index is gone",
+  ...REAL,
+  async fn() {
+    await using site = await updateSite([
+      await attachLyingIndex(),
+      { match: blob(), cutAfter: 50_000, after: 1 },
+    ]);
+    const base = image.older.path;
+    const first = await hydrateWorkspace(site.work.dir, { base, retries: 0 });
+    assertEquals(first.error?.code, "transfer_interrupted");
+    assertEquals(first.of("update_start").length, 1);
+    site.proxy.faults.length = 0;
+    site.proxy.faults.push({ match: FALLBACK_TAG, status: 404 });
+    const { of } = await site.update();
+    assertEquals(of("update_start"), []);
+    assert(of("download_start")[0].resumed > 0);
+    assertStringIncludes(of("ranges_unavailable")[0].reason, "digest sha256:");
   },
 });
 
