@@ -79,9 +79,8 @@ export async function downloadHttpsImage(
   await using part = await openPartFile(dir, { size, digest }, { engine });
   let update = await copyFromBase(request, options, part, {
     readIndexes: () => readIndexBeside(url, client, options),
-    download: ({ signal, onBytesWritten }) =>
-      newHttpsTransfer(url, client, { ...options, retries: 0, signal })
-        .fill(part, onBytesWritten),
+    download: ({ onBytesWritten, ...probe }) =>
+      newHttpsTransfer(url, client, probe).fill(part, onBytesWritten),
   });
   // Bytes from earlier, or of the base, may be wrong.
   const isAllNew = part.presentBytes === 0;

@@ -182,7 +182,7 @@ async function pullLayer(
       findAttachedFiles(endpoints, artifact.digest, CHUNK_INDEX),
     download: (probe) =>
       downloadBlob(endpoints, layer, {
-        ...{ ...options, retries: 0, ...probe },
+        ...probe,
         ...{ connections: 1, partFile: part, onMirrorFailed },
       }),
   });

@@ -16,6 +16,7 @@ import {
 import type { UpdateSize } from "../events.ts";
 import { sha256ToDigest } from "../system/digest.ts";
 import type { PartFile } from "../system/part_file.ts";
+import { withOptionalRequestTimeout } from "../system/stall_timer.ts";
 import { anySignal } from "../system/time.ts";
 import type { FetchRequest, ResolvedFetchOptions } from "./_fetch_request.ts";
 
@@ -32,7 +33,7 @@ export interface UpdateSource {
   readIndexes: () => AsyncIterable<Uint8Array>;
   /** Downloads what the part file lacks, until the signal is aborted. */
   download: (
-    options: { signal: AbortSignal; onBytesWritten: () => void },
+    options: ResolvedFetchOptions & { onBytesWritten: () => void },
   ) => Promise<unknown>;
 }
 
@@ -45,11 +46,12 @@ export interface UpdateSource {
  */
 export async function copyFromBase(
   request: FetchRequest,
-  { emit, signal }: ResolvedFetchOptions,
+  options: ResolvedFetchOptions,
   part: PartFile,
   { readIndexes, download }: UpdateSource,
 ): Promise<UpdateSize | undefined> {
   const { image: { name: image, sha256 }, base } = request;
+  const { emit, signal } = options;
   const { size: total } = part;
   const isComplete = part.presentBytes === total;
   if (!base || isComplete || total < MIN_INDEXED_IMAGE_BYTES) return undefined;
@@ -68,7 +70,7 @@ export async function copyFromBase(
       if (isWorthwhile || read < SAMPLE_BYTES) continue;
       const readMs = (performance.now() - startedAt) * baseBytes / read;
       const missing = total - part.presentBytes;
-      const downloadMs = missing / await measureRate(part, download, signal);
+      const downloadMs = missing / await measureRate(part, download, options);
       // Half of the image may have changed.
       if (readMs > downloadMs / 2) throw new Error("the download is as fast");
       isWorthwhile = true;
@@ -102,17 +104,18 @@ export async function copyFromBase(
 async function measureRate(
   part: PartFile,
   download: UpdateSource["download"],
-  given?: AbortSignal,
+  options: ResolvedFetchOptions,
 ): Promise<number> {
   const stop = new AbortController();
-  const signal = anySignal(given, stop.signal);
+  const signal = anySignal(options.signal, stop.signal);
   let first: { at: number; bytes: number } | undefined;
   const onBytesWritten = () => {
     if (!first) setTimeout(() => stop.abort(stop), PROBE_MS);
     first ??= { at: performance.now(), bytes: part.presentBytes };
     if (part.presentBytes - first.bytes >= PROBE_BYTES) stop.abort(stop);
   };
-  await download({ signal, onBytesWritten }).catch((error) => {
+  const limits = withOptionalRequestTimeout({ ...options, retries: 0, signal });
+  await download({ ...limits, onBytesWritten }).catch((error) => {
     if (error !== stop) throw error;
   });
   const { at, bytes } = first!;

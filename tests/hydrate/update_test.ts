@@ -239,11 +239,11 @@ Deno.test("copyFromBase() declines a cached base if the download is as fast as r
         const now = performance.now();
         using _clock = replaceMethod(performance, { now: () => now });
         using writer = await part.openWriter();
-        for (let at = 0; !signal.aborted; at += MIB) {
+        for (let at = 0; !signal!.aborted; at += MIB) {
           writer.write(at, target.subarray(at, at + MIB));
           onBytesWritten();
         }
-        throw signal.reason;
+        throw signal!.reason;
       },
     },
   });
@@ -258,12 +258,14 @@ Deno.test("copyFromBase() stops the probe of a slow download, and copies", async
   const { update, isRight } = await copyAndFill({
     isGiven: false,
     source: {
-      download({ signal, onBytesWritten }) {
+      download({ signal, onBytesWritten, retries, stallTimeoutMs }) {
+        // A server that hangs costs little time.
+        assertEquals([retries, stallTimeoutMs], [0, 10_000]);
         onBytesWritten();
         const { promise, reject } = Promise.withResolvers<never>();
-        signal.addEventListener("abort", () => {
+        signal!.addEventListener("abort", () => {
           aborted++;
-          reject(signal.reason);
+          reject(signal!.reason);
         });
         return promise;
       },
