@@ -236,7 +236,7 @@ async function readCacheEntry(
   env?: Environment,
 ): Promise<CacheEntry | undefined> {
   const cached = await orIfDenied(cacheEntryHandle(key).lookUpImage());
-  const dirStat = await orIfNotFound(Deno.stat(entryDir(key)));
+  const dirStat = await orIfDenied(orIfNotFound(Deno.stat(entryDir(key))));
   if (!cached || !dirStat) return undefined;
   const { update } = cached.verificationRecord ?? {};
   const snapshotDir = await snapshotDirOf(cached.path, env);

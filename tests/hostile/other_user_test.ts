@@ -30,6 +30,18 @@ testWithTwoUsers(
 );
 
 testWithTwoUsers(
+  "hydrate ignores another image whose directory it may list but not search",
+  async ({ dirOf, toolsmith }) => {
+    const cache = await dirOf(ALICE, "cache");
+    const other = await dirOf(0, "cache/other");
+    await Deno.mkdir(join(other, "0".repeat(64)));
+    await Deno.chmod(other, 0o744);
+    const { last } = outcomeOf(await toolsmith(ALICE, HYDRATE, cache));
+    assertEquals(last.outcome, "copied", JSON.stringify(last));
+  },
+);
+
+testWithTwoUsers(
   "hydrate verifies the image of another user's cache on every run",
   async ({ dirOf, toolsmith }) => {
     const cache = await dirOf(BUILDER, "cache");
