@@ -212,6 +212,23 @@ for (const [what, faults] of missing) {
 }
 
 Deno.test({
+  name: "findAttachedFiles() throws the signal's reason",
+  ...REAL,
+  async fn() {
+    const reason = new Error("stop");
+    const signal = AbortSignal.abort(reason);
+    const { host } = image.registry;
+    const reference = parseReference(`${host}/owner/image:2.0`);
+    const registry = registryEndpoint(reference, { signal });
+    const digest = image.newer.digest as Digest;
+    const endpoints = { mirrors: [], registry };
+    const files = findAttachedFiles(endpoints, digest, CHUNK_INDEX);
+    const error = await files.next().then(() => undefined, (error) => error);
+    assertEquals(error, reason);
+  },
+});
+
+Deno.test({
   name: "hydrate skips a malformed chunk index that is attached, too",
   ...REAL,
   async fn() {

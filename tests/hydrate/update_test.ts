@@ -218,6 +218,28 @@ Deno.test("copyFromBase() declines a base that differs too much", async () => {
   assertEquals(reason, "84 % differs from 1.0");
 });
 
+Deno.test("copyFromBase() looks for no index of an image below 64 MiB", async () => {
+  await using dir = await temporaryDir();
+  const small = { ...expected, size: SIZE - 1 };
+  await using part = await openPartFile(dir.path, small);
+  const sha256 = digestToSha256(expected.digest as `sha256:${string}`);
+  const image = { name: "demo", sha256 };
+  const base = { path: part.path, name: "1.0", isGiven: true };
+  const events: { type: string }[] = [];
+  const update = await copyFromBase(
+    { image, base } as FetchRequest,
+    { arch: "x86_64", connections: 1, emit: (event) => events.push(event) },
+    part,
+    {
+      readIndexes: () => {
+        throw new Error("not expected");
+      },
+      download: () => Promise.reject(new Error("not expected")),
+    },
+  );
+  assertEquals([update, events], [undefined, []]);
+});
+
 Deno.test("copyFromBase() declines a base that cannot be read", async () => {
   const { reason, isRight } = await copyAndFill({
     prepare: (part) => Deno.remove(join(part.path, "..", "..", "base.qcow2")),
