@@ -32,9 +32,12 @@ export async function watchSignals(beforeEnd: () => void) {
     windows || Deno.build.os !== "windows"
   );
   const listeners = watched.map(({ name, number }) => {
+    if (ignored >> BigInt(number - 1) & 1n) {
+      // Never removed: without a listener Deno would exit although the signal is ignored.
+      Deno.addSignalListener(name, () => {});
+      return () => {};
+    }
     const listener = () => {
-      // Keep the listener: without one Deno would exit although the signal is ignored.
-      if (ignored >> BigInt(number - 1) & 1n) return;
       if (status !== undefined) {
         beforeEnd();
         Deno.removeSignalListener(name, listener);

@@ -77,7 +77,7 @@ Deno.test({
     await using work = await workspaceWithoutImage();
     for (const name of ["HUP", "INT", "TERM"] as const) {
       for (const permissions of ["-A", "-P=run"]) {
-        const { child, says } = await startByScript(
+        const { child, says, stderr } = await startByScript(
           work,
           `trap '' ${name}; exec "$@"`,
           RUN_UNTIL_FILE_EXISTS,
@@ -90,7 +90,7 @@ Deno.test({
         await sleep(500);
         await Deno.writeTextFile(join(work.dir, "go"), "");
         const { code } = await child.ended;
-        assertEquals(code, 0, `${name} ${permissions}`);
+        assertEquals(code, 0, `${name} ${permissions} ${stderr()}`);
         await Deno.remove(join(work.dir, "go"));
       }
     }
