@@ -127,7 +127,8 @@ for (
         bytes: size,
         host: proxy.host,
       });
-      proxy.faults.push({ match: /^GET \S+\/blobs\//, stallAfter: MIB });
+      // Progress is reported at most ten times a second: it must go on.
+      proxy.faults.push({ match: /^GET \S+\/blobs\//, dripAfter: MIB });
       await expireWhileDownloading(
         work.dir,
         { qcow2: `oci://${reference}`, qcow2_sha256: sha256 },

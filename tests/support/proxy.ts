@@ -13,6 +13,8 @@ export type FaultAction =
   | { cutAfter: number }
   /** Stalls after so many bytes of the body. */
   | { stallAfter: number }
+  /** Sends one byte at a time after so many bytes of the body. */
+  | { dripAfter: number }
   /** Never answers. */
   | { hang: true }
   /** Replaces the body. */
@@ -125,6 +127,10 @@ export function startProxy(
     if (fault && "challenge" in fault && own !== null) {
       headers.set("www-authenticate", fault.challenge(own));
     }
+    if (body && fault && "dripAfter" in fault) {
+      const slow = drip(body, fault.dripAfter, closing.signal);
+      return new Response(ReadableStream.from(slow), { status, headers });
+    }
     const limit = fault && "cutAfter" in fault
       ? fault.cutAfter
       : fault && "stallAfter" in fault
@@ -195,6 +201,24 @@ function limitedBody(
     },
     cancel: (reason) => reader.cancel(reason),
   });
+}
+
+/** Yields so many bytes as they come, then each alone. */
+async function* drip(
+  body: ReadableStream<Uint8Array>,
+  limit: number,
+  signal: AbortSignal,
+) {
+  for await (const chunk of body) {
+    const whole = Math.min(limit, chunk.length);
+    if (whole > 0) yield chunk.subarray(0, whole);
+    limit -= whole;
+    for (let at = whole; at < chunk.length; at++) {
+      signal.throwIfAborted();
+      yield chunk.subarray(at, at + 1);
+      await new Promise((done) => setTimeout(done, 20));
+    }
+  }
 }
 
 /** Replaces the body and adapts the headers, so that only the digest differs. */
