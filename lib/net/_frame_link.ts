@@ -6,7 +6,6 @@
  */
 import { writeAll } from "../system/write_all.ts";
 import { numbersOf } from "./_packet.ts";
-import { closeQuietly } from "./_relay.ts";
 
 /** Larger frames than QEMU's are an error. */
 const MAX_FRAME_BYTES = 69_632;
@@ -15,88 +14,58 @@ const MAX_QUEUED_BYTES = 32 << 20;
 /** What a queued frame costs besides its bytes. */
 const FRAME_COST = 256;
 
-/** Who receives the frames. */
-export interface FrameReceiver {
-  /** Takes a frame, whose memory is used again. */
-  receive(frame: Uint8Array): void;
-  /** Called when all frames that have arrived were taken. */
-  received(): void;
-}
-
 /** Listens for one QEMU. */
 export class FrameLink {
   readonly #listener: Deno.UnixListener;
-  #link: Deno.Conn | undefined;
+  readonly #accepting: Promise<Deno.Conn>;
+  readonly #buffer = new Uint8Array(BUFFER_BYTES);
   #queue: Uint8Array[] = [];
   #queuedBytes = 0;
-  #queueFilled = Promise.withResolvers<void>();
-  #isClosed = false;
+  #writing: Promise<void> | undefined;
 
   /** @param path Path of the socket that QEMU connects to. */
   constructor(path: string) {
     this.#listener = Deno.listen({ transport: "unix", path });
+    this.#accepting = this.#listener.accept();
   }
 
-  /** Reads and writes frames until QEMU or this link ends. */
-  async serve(receiver: FrameReceiver): Promise<void> {
+  /**
+   * Reads frames until QEMU or this link ends.
+   *
+   * @param receive Takes a frame, whose memory is used again.
+   */
+  async serve(receive: (frame: Uint8Array) => void): Promise<void> {
+    const buffer = new Uint8Array(BUFFER_BYTES);
+    const numbers = numbersOf(buffer);
     try {
-      this.#link = await this.#listener.accept();
+      using link = await this.#accepting;
       // Nobody else may be the guest.
       this.#listener.close();
-      const reading = this.#readFrames(receiver).finally(() => this.close());
-      await Promise.all([reading, this.#writeFrames()]);
+      let held = 0;
+      for (let count; (count = await link.read(buffer.subarray(held)));) {
+        held += count;
+        let at = 0;
+        while (held - at >= 4) {
+          const length = numbers.getUint32(at);
+          if (length > MAX_FRAME_BYTES) return;
+          const end = at + 4 + length;
+          if (end > held) break;
+          receive(buffer.subarray(at + 4, end));
+          at = end;
+        }
+        buffer.copyWithin(0, at, held);
+        held -= at;
+      }
     } catch {
       // QEMU has ended, or this link.
+    } finally {
+      await this.#writing;
     }
-    this.close();
   }
 
   close() {
-    this.#isClosed = true;
-    closeQuietly(this.#listener);
-    closeQuietly(this.#link);
-    this.#queueFilled.resolve();
-  }
-
-  async #readFrames(receiver: FrameReceiver) {
-    const buffer = new Uint8Array(BUFFER_BYTES);
-    const numbers = numbersOf(buffer);
-    let held = 0;
-    while (true) {
-      const count = await this.#link!.read(buffer.subarray(held));
-      if (count === null) return;
-      held += count;
-      let at = 0;
-      while (held - at >= 4) {
-        const length = numbers.getUint32(at);
-        if (length > MAX_FRAME_BYTES) return;
-        const end = at + 4 + length;
-        if (end > held) break;
-        receiver.receive(buffer.subarray(at + 4, end));
-        at = end;
-      }
-      buffer.copyWithin(0, at, held);
-      held -= at;
-      receiver.received();
-    }
-  }
-
-  async #writeFrames() {
-    const buffer = new Uint8Array(BUFFER_BYTES);
-    while (!this.#isClosed) {
-      let [length, count] = [0, 0];
-      for (const frame of this.#queue) {
-        if (length + frame.length > buffer.length) break;
-        buffer.set(frame, length);
-        length += frame.length;
-        count++;
-      }
-      // At once, as each removal takes time in proportion to what is left.
-      this.#queue.splice(0, count);
-      this.#queuedBytes -= length + count * FRAME_COST;
-      if (length > 0) await writeAll(this.#link!, buffer.subarray(0, length));
-      else await this.#queueFilled.promise;
-    }
+    this.#listener[Symbol.dispose]();
+    this.#accepting.then((link) => link[Symbol.dispose](), () => {});
   }
 
   send(frame: Uint8Array) {
@@ -104,7 +73,24 @@ export class FrameLink {
     if (this.#queuedBytes > MAX_QUEUED_BYTES) return;
     this.#queue.push(frame);
     this.#queuedBytes += frame.length + FRAME_COST;
-    this.#queueFilled.resolve();
-    this.#queueFilled = Promise.withResolvers();
+    this.#writing ??= this.#writeQueue().catch(() => this.close());
+  }
+
+  async #writeQueue() {
+    const link = await this.#accepting;
+    while (this.#queue.length > 0) {
+      let [length, count] = [0, 0];
+      for (const frame of this.#queue) {
+        if (length + frame.length > BUFFER_BYTES) break;
+        this.#buffer.set(frame, length);
+        length += frame.length;
+        count++;
+      }
+      // At once, as each removal takes time in proportion to what is left.
+      this.#queue.splice(0, count);
+      this.#queuedBytes -= length + count * FRAME_COST;
+      await writeAll(link, this.#buffer.subarray(0, length));
+    }
+    this.#writing = undefined;
   }
 }

@@ -10,36 +10,35 @@ export const GATEWAY = 0xc6120001, GUEST = 0xc6120002;
 export const NETMASK = 0xfffe0000;
 /** The largest that IPv4 has: an emulated guest pays by the packet. */
 export const MTU = 65535;
-/** The guest's MAC address; the gateway's ends in 1. */
 export const GUEST_MAC_TEXT = "52:55:c6:12:00:02";
-export const GUEST_MAC = GUEST_MAC_TEXT.split(":").map((it) =>
-  parseInt(it, 16)
-);
-const GATEWAY_MAC = [...GUEST_MAC.slice(0, 5), 1];
+export const GUEST_MAC = Uint8Array.fromHex(GUEST_MAC_TEXT.replaceAll(":", ""));
+const GATEWAY_MAC = GUEST_MAC.with(5, 1);
 
-export const TCP = 6, UDP = 17;
+export const ICMP = 1, TCP = 6, UDP = 17;
 export const FIN = 1, SYN = 2, RST = 4, ACK = 16;
 
 /** Offsets in a frame to the guest. */
 const IP_AT = 18, PAYLOAD_AT = 38;
 export const SEGMENT_DATA_AT = 58;
 
-/** An IPv4 packet of the guest. */
-export interface Ipv4Packet {
+/** Address and port of the guest's peer, and the guest's own port. */
+export interface Ends {
+  address: number;
+  port: number;
+  guestPort: number;
+}
+
+/** An IPv4 packet of the guest. Ports are 0 if it is too short to have them. */
+export interface Ipv4Packet extends Ends {
   protocol: number;
   source: number;
-  destination: number;
   /** Header and payload. */
   bytes: Uint8Array;
   payload: Uint8Array;
 }
 
 /** Header of a TCP segment, in either direction. */
-export interface SegmentHeader {
-  guestPort: number;
-  /** Address and port of the guest's peer. */
-  address: number;
-  port: number;
+export interface SegmentHeader extends Ends {
   sequence: number;
   acknowledged: number;
   flags: number;
@@ -68,7 +67,8 @@ export function arpReply(frame: Uint8Array): Uint8Array | undefined {
   const request = numbersOf(frame);
   const [sender, target] = [request.getUint32(28), request.getUint32(38)];
   // A guest without an address is asking whether its future one is free.
-  const isQuestion = request.getUint16(20) === 1 && sender === GUEST;
+  const isQuestion = request.getUint16(12) === 0x0806 &&
+    request.getUint16(20) === 1 && sender === GUEST;
   if (!isQuestion || target === GUEST) return undefined;
   const reply = new Uint8Array(IP_AT + 28);
   writeEthernet(reply, 0x0806);
@@ -89,10 +89,13 @@ export function parseIpv4(frame: Uint8Array): Ipv4Packet | undefined {
     frame[14] >> 4 !== 4 || payloadAt < 34 || end < payloadAt ||
     end > frame.length || isFragment
   ) return undefined;
+  const hasPorts = end - payloadAt >= 8;
   return {
     protocol: frame[23],
     source: header.getUint32(26),
-    destination: header.getUint32(30),
+    address: header.getUint32(30),
+    guestPort: hasPorts ? header.getUint16(payloadAt) : 0,
+    port: hasPorts ? header.getUint16(payloadAt + 2) : 0,
     bytes: frame.subarray(14, end),
     payload: frame.subarray(payloadAt, end),
   };
@@ -100,19 +103,18 @@ export function parseIpv4(frame: Uint8Array): Ipv4Packet | undefined {
 
 /** `undefined` if the packet's TCP header is malformed. */
 export function parseTcp(packet: Ipv4Packet): TcpSegment | undefined {
-  const { payload, destination } = packet;
+  const { payload, address, port, guestPort } = packet;
   const dataAt = (payload[12] >> 4) * 4;
   if (!(dataAt >= 20 && dataAt <= payload.length)) return undefined;
   const header = numbersOf(payload);
   return {
-    guestPort: header.getUint16(0),
-    address: destination,
-    port: header.getUint16(2),
+    ...{ address, port, guestPort },
     sequence: header.getUint32(4),
     acknowledged: header.getUint32(8),
     flags: payload[13],
     window: header.getUint16(14),
-    options: payload.subarray(20, dataAt),
+    // Copied, as a SYN is kept while the host connects.
+    options: payload.slice(20, dataAt),
     data: payload.subarray(dataAt),
   };
 }
@@ -140,15 +142,21 @@ export function writeTcp(
   return frame;
 }
 
-/** A UDP packet to the guest. Over IPv4 it needs no checksum. */
-export function udpFrame(
-  from: { address: number; port: number },
-  guestPort: number,
-  data: Uint8Array,
-): Uint8Array {
+/** Refuses a segment that has no connection. */
+export function resetFrame(segment: TcpSegment): Uint8Array {
+  return writeTcp(new Uint8Array(SEGMENT_DATA_AT), {
+    ...segment,
+    sequence: segment.acknowledged,
+    acknowledged: segment.sequence + 1,
+    flags: RST | ACK,
+  });
+}
+
+/** Answers a UDP packet. Over IPv4 the answer needs no checksum. */
+export function udpReply(ends: Ends, data: Uint8Array): Uint8Array {
   const frame = new Uint8Array(PAYLOAD_AT + 8 + data.length);
-  const payload = writeIpv4(frame, UDP, from.address);
-  numbersOf(payload).setUint32(0, from.port << 16 | guestPort);
+  const payload = writeIpv4(frame, UDP, ends.address);
+  numbersOf(payload).setUint32(0, ends.port << 16 | ends.guestPort);
   numbersOf(payload).setUint16(4, payload.length);
   payload.set(data, 8);
   return frame;
@@ -158,7 +166,7 @@ export function udpFrame(
 export function prohibitedFrame(refused: Ipv4Packet): Uint8Array {
   const quoted = refused.bytes.subarray(0, 68);
   const frame = new Uint8Array(PAYLOAD_AT + 8 + quoted.length);
-  const payload = writeIpv4(frame, 1, refused.destination);
+  const payload = writeIpv4(frame, ICMP, refused.address);
   payload.set([3, 13]);
   payload.set(quoted, 8);
   numbersOf(payload).setUint16(2, checksum(payload));

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { abortable } from "../system/time.ts";
 import { writeAll } from "../system/write_all.ts";
 import type { TcpConnection } from "./_tcp.ts";
 import { forwardJudged } from "./_traffic.ts";
@@ -10,27 +11,29 @@ import { forwardJudged } from "./_traffic.ts";
 /** Enough to see whether a server changes the protocol. */
 const ANSWER_BYTES = "HTTP/1.1 101".length;
 
-/**
- * Forwards both ways until both have ended.
- *
- * @param judged The host that the guest may speak to. @default {undefined} any
- */
+/** How a connection is relayed. */
+export interface RelayOptions {
+  /** The host that the guest may speak to. @default {undefined} any */
+  judged: { host: string; port: number } | undefined;
+  signal: AbortSignal;
+}
+
+/** Forwards both ways until both have ended. */
 export async function relay(
   connection: TcpConnection,
   peer: Deno.TcpConn,
-  judged: { host: string; port: number } | undefined,
+  { judged, signal }: RelayOptions,
 ) {
-  connection.onReset = () => closeQuietly(peer);
+  connection.onReset = () => peer[Symbol.dispose]();
   const answer = Promise.withResolvers<string>();
   let start = "";
   const readPeer = async (into: Uint8Array) => {
     const count = await peer.read(into);
     if (start.length < ANSWER_BYTES) {
-      const bytes = into.subarray(0, Math.min(count ?? 0, ANSWER_BYTES));
-      start += String.fromCharCode(...bytes);
-    }
-    if (count === null || start.length >= ANSWER_BYTES) {
-      answer.resolve(start.slice(0, ANSWER_BYTES));
+      const more = into.subarray(0, Math.min(count ?? 0, ANSWER_BYTES));
+      start = (start + String.fromCharCode(...more)).slice(0, ANSWER_BYTES);
+      const isWhole = count === null || start.length === ANSWER_BYTES;
+      if (isWhole) answer.resolve(start);
     }
     return count;
   };
@@ -43,8 +46,7 @@ export async function relay(
   const write = (bytes: Uint8Array) => writeAll(peer, bytes).catch(() => down);
   const toHost = async () => {
     if (judged) {
-      const stream = { ...judged, read, write, answer: answer.promise };
-      await forwardJudged(stream);
+      await forwardJudged({ ...judged, read, write, answer: answer.promise });
     } else {
       for (let bytes; (bytes = await read());) await write(bytes);
     }
@@ -52,20 +54,11 @@ export async function relay(
   };
   const up = toHost();
   try {
-    await Promise.all([up, down]);
+    await abortable(Promise.all([up, down]), signal);
   } catch (error) {
     connection.reset();
     answer.resolve("");
     await Promise.allSettled([up, down]);
     throw error;
-  }
-}
-
-/** Closes what may be closed already. */
-export function closeQuietly(it: { close(): void } | undefined) {
-  try {
-    it?.close();
-  } catch {
-    // It is closed.
   }
 }

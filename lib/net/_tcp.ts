@@ -5,26 +5,13 @@
  *
  * @module
  */
-import {
-  ACK,
-  FIN,
-  MTU,
-  RST,
-  SEGMENT_DATA_AT,
-  type SegmentHeader,
-  SYN,
-  type TcpSegment,
-  writeTcp,
-} from "./_packet.ts";
+import * as packet from "./_packet.ts";
+import { ACK, FIN, RST, SEGMENT_DATA_AT, SYN } from "./_packet.ts";
 
 /** What the connections of a guest share. */
 export interface TcpLink {
   /** Queues a frame to the guest. */
   send(frame: Uint8Array): void;
-  /** Calls {@linkcode TcpConnection.acknowledge} once for many segments. */
-  acknowledgeSoon(connection: TcpConnection): void;
-  /** Forgets a connection. */
-  closed(connection: TcpConnection): void;
   /** Bytes that all connections hold. */
   heldBytes: number;
 }
@@ -39,18 +26,17 @@ const MAX_ALL_HELD_BYTES = 16 << 20;
 /** What a segment costs besides its data. */
 const SEGMENT_COST = 256;
 const WINDOW_SHIFT = 5;
-const MAX_SEGMENT_BYTES = MTU - 40;
+const MAX_SEGMENT_BYTES = packet.MTU - 40;
 const MIN_READ_BYTES = 4096;
 /** Doubled with each retransmission. */
 const FIRST_RETRANSMISSION_TICKS = 4;
 const MAX_RETRANSMISSIONS = 7;
 
 export class TcpConnection {
-  /** `opening` until the host is connected to the destination. */
-  state: "opening" | "open" | "closed" = "opening";
-  readonly peer: Pick<SegmentHeader, "guestPort" | "address" | "port">;
+  isClosed = false;
   /** Called when the connection ends early: the host may be waiting for its peer. */
   onReset?: () => void;
+  readonly #ends: packet.Ends;
   readonly #link: TcpLink;
   #changed = Promise.withResolvers<void>();
   /** What this connection's segments cost, in bytes. */
@@ -62,6 +48,7 @@ export class TcpConnection {
   #guestEnded = false;
   /** The window that the guest knows. */
   #offered = 0;
+  #owesAcknowledgment = false;
 
   #sequence = crypto.getRandomValues(new Uint32Array(1))[0];
   #acknowledged = this.#sequence;
@@ -74,9 +61,10 @@ export class TcpConnection {
   #ticks = 0;
   #retransmissions = 0;
 
-  constructor(syn: TcpSegment, link: TcpLink) {
-    const { guestPort, address, port, options } = syn;
-    this.peer = { guestPort, address, port };
+  /** Accepts the connection that the guest has asked for. */
+  constructor(syn: packet.TcpSegment, link: TcpLink) {
+    const { address, port, guestPort, options } = syn;
+    this.#ends = { address, port, guestPort };
     this.#link = link;
     this.#expected = syn.sequence + 1 >>> 0;
     this.#window = syn.window;
@@ -89,43 +77,31 @@ export class TcpConnection {
     }
     this.#maxSegment = Math.max(this.#maxSegment, 64);
     this.#maxSegment = Math.min(this.#maxSegment, MAX_SEGMENT_BYTES);
-  }
-
-  accept(): void {
-    if (this.state !== "opening") return;
-    this.state = "open";
     const scale = this.#guestShift === undefined ? [] : [1, 3, 3, WINDOW_SHIFT];
     const [high, low] = [MAX_SEGMENT_BYTES >> 8, MAX_SEGMENT_BYTES & 255];
-    const options = [2, 4, high, low, ...scale];
-    const frame = new Uint8Array(SEGMENT_DATA_AT + options.length);
-    frame.set(options, SEGMENT_DATA_AT);
+    const ownOptions = [2, 4, high, low, ...scale];
+    const frame = new Uint8Array(SEGMENT_DATA_AT + ownOptions.length);
+    frame.set(ownOptions, SEGMENT_DATA_AT);
     this.#transmit(frame, SYN | ACK);
   }
 
-  /** Ends the connection at once, or refuses it. */
+  /** Ends the connection at once. */
   reset(): void {
-    if (this.state !== "closed") this.#sendEmpty(RST | ACK);
+    if (!this.isClosed) this.#sendEmpty(RST | ACK);
     this.#close();
   }
 
-  /** Tells the guest what has arrived and how much it may send. */
-  acknowledge(): void {
-    if (this.state === "open") this.#sendEmpty(ACK);
-  }
-
-  receive(segment: TcpSegment): void {
+  receive(segment: packet.TcpSegment): void {
     const { flags } = segment;
     if (flags & RST) return this.#close();
     // Repeated, or for a new connection where the guest has forgotten this one.
-    if (flags & SYN) return this.acknowledge();
-    if (this.state !== "open") return;
+    if (flags & SYN) return this.#sendEmpty(ACK);
     if (flags & ACK) this.#receiveAcknowledgment(segment);
     if (segment.data.length > 0 || flags & FIN) this.#receiveData(segment);
-    const isDone = this.#hostEnded && this.#guestEnded;
-    if (isDone && this.#unacknowledged.length === 0) {
-      this.acknowledge();
-      this.state = "closed";
-      this.#link.closed(this);
+    const haveEnded = this.#hostEnded && this.#guestEnded;
+    if (haveEnded && this.#unacknowledged.length === 0) {
+      this.#sendEmpty(ACK);
+      this.isClosed = true;
     }
   }
 
@@ -144,7 +120,7 @@ export class TcpConnection {
     // The guest waits if the window that it knows is full.
     const isWindowSmall = this.#offered < MAX_HELD_BYTES / 4;
     if (isWindowSmall && this.#freeBytes() > MAX_HELD_BYTES / 2) {
-      this.acknowledge();
+      this.#acknowledgeSoon();
     }
     return data;
   }
@@ -163,20 +139,23 @@ export class TcpConnection {
     const size = Math.min(room, this.#maxSegment, this.#readBytes);
     const frame = new Uint8Array(SEGMENT_DATA_AT + size);
     const count = await read(frame.subarray(SEGMENT_DATA_AT));
-    if (this.state === "closed") throw new ConnectionResetError();
+    if (this.isClosed) throw new ConnectionResetError();
     if (count === null) this.#hostEnded = true;
     const used = frame.subarray(0, SEGMENT_DATA_AT + (count ?? 0));
     // Small segments must not keep large buffers.
     const whole = used.length < frame.length / 2 ? used.slice() : used;
     this.#transmit(whole, count === null ? ACK | FIN : ACK);
-    this.#readBytes = Math.max(MIN_READ_BYTES, Math.min(2 * (count ?? 0), MTU));
+    this.#readBytes = Math.max(
+      MIN_READ_BYTES,
+      Math.min(2 * (count ?? 0), packet.MTU),
+    );
     return count !== null;
   }
 
   /** Called at regular intervals: retransmits, and probes a closed window. */
   tick(): void {
     const wait = FIRST_RETRANSMISSION_TICKS << this.#retransmissions;
-    if (this.state !== "open" || ++this.#ticks < wait) return;
+    if (++this.#ticks < wait) return;
     this.#ticks = 0;
     if (this.#unacknowledged.length > 0) {
       if (this.#retransmissions++ === MAX_RETRANSMISSIONS) return this.reset();
@@ -187,7 +166,7 @@ export class TcpConnection {
     }
   }
 
-  #receiveAcknowledgment({ acknowledged, window }: TcpSegment) {
+  #receiveAcknowledgment({ acknowledged, window }: packet.TcpSegment) {
     const gained = acknowledged - this.#acknowledged | 0;
     if (gained < 0 || (acknowledged - this.#sequence | 0) > 0) return;
     this.#window = window << (this.#guestShift ?? 0);
@@ -206,8 +185,8 @@ export class TcpConnection {
     this.#notify();
   }
 
-  #receiveData({ sequence, data, flags }: TcpSegment) {
-    this.#link.acknowledgeSoon(this);
+  #receiveData({ sequence, data, flags }: packet.TcpSegment) {
+    this.#acknowledgeSoon();
     const known = this.#expected - sequence | 0;
     if (this.#guestEnded || known < 0 || known > data.length) return;
     // Copied, as the guest's next frame takes its place.
@@ -223,6 +202,16 @@ export class TcpConnection {
     this.#guestEnded = (flags & FIN) !== 0;
     this.#expected = this.#expected + fresh.length + (flags & FIN) >>> 0;
     this.#notify();
+  }
+
+  /** Tells the guest what has arrived and how much it may send, once for many segments. */
+  #acknowledgeSoon() {
+    if (this.#owesAcknowledgment) return;
+    this.#owesAcknowledgment = true;
+    queueMicrotask(() => {
+      this.#owesAcknowledgment = false;
+      if (!this.isClosed) this.#sendEmpty(ACK);
+    });
   }
 
   async #roomForSegment(): Promise<number> {
@@ -262,8 +251,8 @@ export class TcpConnection {
     this.#offered = this.#freeBytes();
     const isScaled = this.#guestShift !== undefined && !(flags & SYN);
     const window = this.#offered >> (isScaled ? WINDOW_SHIFT : 0);
-    return writeTcp(frame, {
-      ...this.peer,
+    return packet.writeTcp(frame, {
+      ...this.#ends,
       ...{ sequence, flags, acknowledged: this.#expected },
       window: Math.min(window, 0xffff),
     });
@@ -279,18 +268,17 @@ export class TcpConnection {
   }
 
   #close() {
-    this.state = "closed";
+    this.isClosed = true;
     this.#hold("received", -this.#held.received);
     this.#hold("sent", -this.#held.sent);
     this.#received = [];
     this.#unacknowledged = [];
-    this.#link.closed(this);
     this.onReset?.();
     this.#notify();
   }
 
   async #change() {
-    if (this.state === "closed") throw new ConnectionResetError();
+    if (this.isClosed) throw new ConnectionResetError();
     await this.#changed.promise;
   }
 

@@ -10,8 +10,8 @@
  *     network.ts       spoofed source, fragment, IPv6: dropped
  *       │
  *       ├─ ARP ──────  _packet.ts  the gateway has every address but the guest's
- *       ├─ UDP 67 ───  _dhcp.ts    always the same lease
- *       ├─ UDP 53 ───  _dns.ts     "pypi.org?"
+ *       ├─ UDP 67 ───  _gateway.ts always the same lease
+ *       ├─ UDP 53 ───  _gateway.ts "pypi.org?"
  *       │                rules.ts  no rule: the name does not exist
  *       │                lookup    the name does not exist, or the host cannot tell
  *       │                else      198.19.0.0 stands for pypi.org from now on
@@ -19,7 +19,7 @@
  *       └─ TCP ──────  198.19.0.0:443 is pypi.org:443
  *            rules.ts    no rule for name and port: RST
  *            lookup      again: addresses; those that are private are left out
- *                        (_addresses.ts)
+ *                        (_dial.ts)
  *            dial        exactly these addresses; none answers: RST
  *            _tcp.ts     only now SYN-ACK; _relay.ts forwards both ways
  *            │
@@ -46,15 +46,14 @@
 import type { Emit } from "../events.ts";
 import { parseIpBits } from "../system/ip_address.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
-import { abortable, startDeadline } from "../system/time.ts";
-import { dhcpReply } from "./_dhcp.ts";
-import { lookUpAddresses, reachableAddresses } from "./_addresses.ts";
-import * as dns from "./_dns.ts";
+import { abortable } from "../system/time.ts";
+import { dial, lookUpAddresses } from "./_dial.ts";
 import { FrameLink } from "./_frame_link.ts";
+import * as gateway from "./_gateway.ts";
 import * as packet from "./_packet.ts";
-import { closeQuietly, relay } from "./_relay.ts";
+import { relay } from "./_relay.ts";
 import { ConnectionResetError, TcpConnection, type TcpLink } from "./_tcp.ts";
-import { type EgressRule, findRule, RefusedError } from "./rules.ts";
+import { ANY_HOST, type EgressRule, findRule, RefusedError } from "./rules.ts";
 
 /** What a guest's network needs. */
 export interface NetworkOptions {
@@ -71,8 +70,10 @@ export interface NetworkOptions {
 const MAX_CONNECTIONS = 512;
 const MAX_DIALS = 64;
 const MAX_LOOKUPS = 64;
-const MAX_ADDRESSES_TRIED = 4;
-const DIAL_TIMEOUT_MS = 10_000;
+/** A rule with a wildcard lets a guest invent names. */
+const MAX_NAMES = 4096;
+/** 198.19.0.0: the first address that stands for a name. */
+const FIRST_NAME_ADDRESS = 0xc6130000;
 const TICK_MS = 250;
 const MAX_EVENTS_PER_TICK = 200;
 
@@ -96,15 +97,13 @@ export class GuestNetwork implements TcpLink, AsyncDisposable {
   readonly #options: NetworkOptions;
   readonly #link: FrameLink;
   readonly #closing = new AbortController();
-  readonly #names = new dns.GuestNames();
+  /** Their order gives each name its address. */
+  readonly #names: string[] = [];
   readonly #connections = new Map<string, TcpConnection>();
-  /** What the host is connected to; the guest may have forgotten some. */
-  readonly #peers = new Set<Deno.TcpConn>();
-  /** What runs besides the frames: dials, lookups and connections. */
-  readonly #work = new Set<Promise<void>>();
-  readonly #unacknowledged = new Set<TcpConnection>();
+  readonly #dialing = new Set<string>();
+  /** What the host is connected to, or will be; the guest may have forgotten some. */
+  readonly #relays = new Set<Promise<void>>();
   readonly #serving: Promise<void>;
-  #dials = 0;
   #lookups = 0;
   /** In this tick; apart, so that a flood of refused ones does not hide others. */
   readonly #events = { allowed: 0, refused: 0 };
@@ -116,218 +115,144 @@ export class GuestNetwork implements TcpLink, AsyncDisposable {
   }
 
   async [Symbol.asyncDispose]() {
-    this.#end();
+    this.#link.close();
     await this.#serving;
   }
 
   async #serve() {
     const timer = setInterval(() => this.#tick(), TICK_MS);
-    await this.#link.serve({
-      receive: (frame) => this.#receive(frame),
-      received: () => {
-        this.#unacknowledged.forEach((it) => it.acknowledge());
-        this.#unacknowledged.clear();
-      },
-    });
-    this.#end();
-    await Promise.all(this.#work);
+    await this.#link.serve((frame) => this.#receive(frame));
     clearInterval(timer);
-  }
-
-  #end() {
     this.#closing.abort(new ConnectionResetError());
-    this.#link.close();
-    this.#connections.forEach((it) => it.reset());
-    this.#peers.forEach(closeQuietly);
+    await Promise.all(this.#relays);
   }
 
   send(frame: Uint8Array) {
     this.#link.send(frame);
   }
 
-  acknowledgeSoon(connection: TcpConnection) {
-    this.#unacknowledged.add(connection);
-  }
-
-  closed(connection: TcpConnection) {
-    const key = keyOf(connection.peer);
-    if (this.#connections.get(key) === connection) {
-      this.#connections.delete(key);
-    }
-  }
-
   #receive(frame: Uint8Array) {
-    const isFromGuest = packet.GUEST_MAC.every((it, at) =>
-      frame[6 + at] === it
-    );
-    if (!isFromGuest) return;
-    const isArp = frame[12] === 8 && frame[13] === 6;
-    const reply = isArp && packet.arpReply(frame);
+    if (!packet.GUEST_MAC.every((it, at) => frame[6 + at] === it)) return;
+    const reply = packet.arpReply(frame);
     if (reply) return this.send(reply);
     const ipPacket = packet.parseIpv4(frame);
     if (!ipPacket) return;
-    const { protocol, source, destination, payload } = ipPacket;
-    const ports = payload.length < 8 ? [] : [0, 2];
-    const [guestPort, port] = ports.map((at) =>
-      packet.numbersOf(payload).getUint16(at)
-    );
-    if (protocol === packet.UDP && port === 67) {
-      const lease = dhcpReply(payload.subarray(8));
-      const server = { address: packet.GATEWAY, port };
-      return lease && this.send(packet.udpFrame(server, guestPort, lease));
+    const { protocol, address, port, payload } = ipPacket;
+    const isUdp = protocol === packet.UDP;
+    if (isUdp && port === 67) {
+      const lease = gateway.dhcpReply(payload.subarray(8));
+      const ends = { ...ipPacket, address: packet.GATEWAY };
+      return lease && this.send(packet.udpReply(ends, lease));
     }
-    if (source !== packet.GUEST) return;
-    if (protocol === packet.UDP && port === 53) {
-      return this.#track(this.#answer(ipPacket));
+    if (ipPacket.source !== packet.GUEST) return;
+    if (isUdp && port === 53) {
+      return void this.#answer(ipPacket).catch(() => {});
     }
     if (protocol === packet.TCP) {
       const segment = packet.parseTcp(ipPacket);
       return segment && this.#receiveSegment(segment);
     }
     // No error answers a multicast, a broadcast, or another error.
-    const isPing = protocol === 1 && payload[0] === 8;
-    if (destination >>> 28 >= 14 || protocol === 1 && !isPing) return;
-    const isUdp = protocol === packet.UDP;
+    const isPing = protocol === packet.ICMP && payload[0] === 8;
+    if (address >>> 28 >= 14 || protocol === packet.ICMP && !isPing) return;
     const what = isPing ? "ping" : isUdp ? "UDP" : "IP protocol";
-    const host = this.#hostOf(destination);
-    this.#report({ host, port: isUdp ? port ?? null : null }, what);
+    const to = { host: this.#hostOf(address), port: isUdp && port || null };
+    this.#report(to, what);
     this.send(packet.prohibitedFrame(ipPacket));
   }
 
-  async #answer(ipPacket: packet.Ipv4Packet) {
-    const guestPort = packet.numbersOf(ipPacket.payload).getUint16(0);
-    const question = dns.parseDnsQuery(ipPacket.payload.subarray(8));
+  async #answer(query: packet.Ipv4Packet) {
+    const question = gateway.parseDnsQuery(query.payload.subarray(8));
     if (!question) return;
-    const { name, type } = question;
-    const server = { address: ipPacket.destination, port: 53 };
-    let code = await this.#lookUp(name);
-    const address = code === dns.NO_ERROR && type === dns.TYPE_A
-      ? this.#names.addressOf(name)
-      : undefined;
-    if (code === dns.NO_ERROR && type === dns.TYPE_A && !address) {
-      code = dns.SERVER_FAILURE;
-    }
-    this.send(
-      packet.udpFrame(
-        server,
-        guestPort,
-        dns.dnsAnswer(question, code, address),
-      ),
-    );
+    const found = await this.#lookUp(question.name);
+    this.send(packet.udpReply(query, gateway.dnsAnswer(question, found)));
   }
 
-  /** Whether the guest may know a name, as the code of a DNS answer. */
-  async #lookUp(name: string): Promise<number> {
-    const { rules } = this.#options;
-    const rule = rules === "all" ? undefined : findRule(rules, name);
-    if (rules !== "all" && !rule) {
+  /** Whether the guest may know a name, and the address that stands for it. */
+  async #lookUp(name: string): Promise<{ code: number; address?: number }> {
+    const rule = findRule(this.#options.rules, name);
+    if (!rule) {
       this.#report({ host: name, port: null }, "no rule allows this name");
-      return dns.NAME_ERROR;
+      return { code: gateway.NAME_ERROR };
     }
-    if (!/^[\w.-]+$/.test(name)) return dns.NAME_ERROR;
-    if (rule?.target) return dns.NO_ERROR;
-    if (this.#lookups === MAX_LOOKUPS) return dns.SERVER_FAILURE;
-    this.#lookups++;
-    try {
-      await this.#resolve(name);
-      return dns.NO_ERROR;
-    } catch (error) {
-      const isUnknown = (error as { code?: string }).code === "ENOTFOUND";
-      return isUnknown ? dns.NAME_ERROR : dns.SERVER_FAILURE;
-    } finally {
-      this.#lookups--;
+    if (!/^[\w.-]+$/.test(name)) return { code: gateway.NAME_ERROR };
+    if (!rule.target) {
+      if (this.#lookups === MAX_LOOKUPS) {
+        return { code: gateway.SERVER_FAILURE };
+      }
+      this.#lookups++;
+      try {
+        await this.#resolve(name);
+      } catch (error) {
+        const isUnknown = (error as { code?: string }).code === "ENOTFOUND";
+        return {
+          code: isUnknown ? gateway.NAME_ERROR : gateway.SERVER_FAILURE,
+        };
+      } finally {
+        this.#lookups--;
+      }
     }
+    let index = this.#names.indexOf(name);
+    if (index < 0) {
+      if (this.#names.length === MAX_NAMES) {
+        return { code: gateway.SERVER_FAILURE };
+      }
+      index = this.#names.push(name) - 1;
+    }
+    return { code: gateway.NO_ERROR, address: FIRST_NAME_ADDRESS + index };
   }
 
   #receiveSegment(segment: packet.TcpSegment) {
-    const known = this.#connections.get(keyOf(segment));
-    if (known) return known.receive(segment);
-    const { address, port, flags, acknowledged, sequence } = segment;
-    if (flags & packet.RST) return;
+    const { address, port, flags } = segment;
+    const key = keyOf(segment);
+    const known = this.#connections.get(key);
+    if (known && !known.isClosed) return known.receive(segment);
+    if (flags & packet.RST || this.#dialing.has(key)) return;
     if ((flags & (packet.SYN | packet.ACK)) !== packet.SYN) {
-      const reset = { sequence: acknowledged, acknowledged: sequence };
-      const frame = new Uint8Array(packet.SEGMENT_DATA_AT);
-      return this.send(
-        packet.writeTcp(frame, { ...segment, ...reset, flags: packet.RST }),
-      );
+      return this.send(packet.resetFrame(segment));
     }
     // The guest asks again.
-    if (this.#dials === MAX_DIALS) return;
-    const connection = new TcpConnection(segment, this);
+    if (this.#dialing.size === MAX_DIALS) return;
     const to = { host: this.#hostOf(address), port };
-    const { rules } = this.#options;
-    const rule = rules === "all" ? undefined : findRule(rules, to.host, port);
-    const reason = rules !== "all" && !rule
-      ? "no rule allows this host and port"
-      : this.#peers.size + this.#dials >= MAX_CONNECTIONS
-      ? "too many connections"
-      : undefined;
-    if (reason) {
-      this.#report(to, reason);
-      return connection.reset();
+    const rule = findRule(this.#options.rules, to.host, port);
+    if (!rule || this.#relays.size >= MAX_CONNECTIONS) {
+      const reason = "no rule allows this host and port";
+      this.#report(to, rule ? "too many connections" : reason);
+      return this.send(packet.resetFrame(segment));
     }
-    this.#connections.set(keyOf(segment), connection);
-    this.#track(this.#connect(connection, to, rule));
+    const relayed = this.#connect(segment, to, rule).catch(() => {})
+      .finally(() => this.#relays.delete(relayed));
+    this.#relays.add(relayed);
   }
 
   async #connect(
-    connection: TcpConnection,
+    syn: packet.TcpSegment,
     to: { host: string; port: number },
-    rule: EgressRule | undefined,
+    rule: EgressRule,
   ) {
-    this.#dials++;
-    const dialing = this.#dial(to, rule).finally(() => this.#dials--);
+    const { signal } = this.#closing;
+    const resolve = (name: string) => this.#resolve(name);
+    const key = keyOf(syn);
+    let connection: TcpConnection | undefined;
+    this.#dialing.add(key);
     try {
-      using peer = await dialing.catch((error) => {
-        if (error instanceof RefusedError || this.#closing.signal.aborted) {
-          throw error;
-        }
-        this.#report(to, `cannot connect: ${error.message}`, true);
-        throw new ConnectionResetError();
-      });
-      this.#report(to, rule ? `rule ${rule.text}` : "--network", true);
-      connection.accept();
+      using peer = await dial(to, { rule, resolve, signal })
+        .finally(() => this.#dialing.delete(key));
+      const isFree = rule === ANY_HOST;
+      this.#report(to, isFree ? rule.text : `rule ${rule.text}`, true);
+      connection = new TcpConnection(syn, this);
+      this.#connections.set(key, connection);
       const isName = parseIpBits(to.host) === undefined;
-      this.#peers.add(peer);
-      await relay(connection, peer, rule && isName ? to : undefined)
-        .finally(() => this.#peers.delete(peer));
+      const judged = isName && !isFree ? to : undefined;
+      await relay(connection, peer, { judged, signal });
     } catch (error) {
-      connection.reset();
       if (error instanceof RefusedError) this.#report(to, error.message);
-    }
-  }
-
-  async #dial(
-    { host, port }: { host: string; port: number },
-    rule: EgressRule | undefined,
-  ): Promise<Deno.TcpConn> {
-    const addresses = rule?.target ? [] : await this.#addressesOf(host, rule);
-    const endpoints = rule?.target
-      ? [rule.target]
-      : addresses.map((hostname) => ({ hostname, port }));
-    const { signal: closing } = this.#closing;
-    let failure: unknown;
-    for (const endpoint of endpoints.slice(0, MAX_ADDRESSES_TRIED)) {
-      using limit = startDeadline(DIAL_TIMEOUT_MS, "The connection", closing);
-      try {
-        const peer = await Deno.connect({ ...endpoint, signal: limit.signal });
-        peer.setNoDelay();
-        return peer;
-      } catch (error) {
-        closing.throwIfAborted();
-        failure = error;
+      if (connection) return;
+      if (!(error instanceof RefusedError) && !signal.aborted) {
+        this.#report(to, `cannot connect: ${(error as Error).message}`, true);
       }
+      this.send(packet.resetFrame(syn));
     }
-    throw failure;
-  }
-
-  /** The addresses that the guest may reach. */
-  async #addressesOf(host: string, rule: EgressRule | undefined) {
-    const isAddress = parseIpBits(host) !== undefined;
-    // The rule names this address.
-    if (isAddress && rule) return [host];
-    const all = isAddress ? [host] : await this.#resolve(host);
-    return await reachableAddresses(all, { private: !rule });
   }
 
   async #resolve(name: string): Promise<string[]> {
@@ -337,7 +262,7 @@ export class GuestNetwork implements TcpLink, AsyncDisposable {
   }
 
   #hostOf(address: number): string {
-    return this.#names.nameOf(address) ??
+    return this.#names[address - FIRST_NAME_ADDRESS] ??
       packet.addressBytes(address).join(".");
   }
 
@@ -353,7 +278,10 @@ export class GuestNetwork implements TcpLink, AsyncDisposable {
   }
 
   #tick() {
-    this.#connections.forEach((it) => it.tick());
+    for (const [key, connection] of this.#connections) {
+      if (connection.isClosed) this.#connections.delete(key);
+      else connection.tick();
+    }
     for (const kind of ["allowed", "refused"] as const) {
       const more = this.#events[kind] - MAX_EVENTS_PER_TICK;
       this.#events[kind] = 0;
@@ -362,13 +290,8 @@ export class GuestNetwork implements TcpLink, AsyncDisposable {
       this.#report(all, `${more} more`, kind === "allowed");
     }
   }
-
-  #track(work: Promise<void>) {
-    const done = work.catch(() => {}).finally(() => this.#work.delete(done));
-    this.#work.add(done);
-  }
 }
 
-function keyOf({ guestPort, address, port }: TcpConnection["peer"]): string {
+function keyOf({ guestPort, address, port }: packet.Ends): string {
   return `${guestPort} ${address} ${port}`;
 }

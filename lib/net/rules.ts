@@ -20,6 +20,11 @@ export interface EgressRule {
   target?: { hostname: string; port: number };
 }
 
+/** The rule of `--network`, whatever the host. */
+export const ANY_HOST: EgressRule = {
+  ...{ text: "--network", host: "", isWildcard: true },
+};
+
 /** Why a connection is refused. */
 export class RefusedError extends Error {}
 
@@ -42,7 +47,7 @@ export function parseEgressRule(text: string): EgressRule {
   const isValid = host !== "" && host.length < 254 &&
     // A URL's host may be an address in octal, or with fewer parts.
     (!isAddress || host === written && !wildcard) &&
-    [port, targetPort].every((it) => it === undefined || isPort(Number(it))) &&
+    [port, targetPort].every((it = "1") => 0 < +it && +it < 65536) &&
     (!address || !wildcard && parseIpBits(hostname) !== undefined);
   if (!isValid) {
     throw new ToolsmithError("usage", `Invalid network rule: "${text}"`, {
@@ -63,10 +68,11 @@ export function parseEgressRule(text: string): EgressRule {
  * @param port The port. @default {undefined} any that a rule allows
  */
 export function findRule(
-  rules: EgressRule[],
+  rules: EgressRule[] | "all",
   host: string,
   port?: number,
 ): EgressRule | undefined {
+  if (rules === "all") return ANY_HOST;
   const allowing = rules.filter((rule) =>
     (rule.isWildcard ? host.endsWith(`.${rule.host}`) : host === rule.host) &&
     (port === undefined || port === (rule.port ?? port))
@@ -77,8 +83,4 @@ export function findRule(
 /** Names differ neither by case nor by a final dot. */
 export function normalizeName(name: string): string {
   return name.toLowerCase().replace(/\.$/, "");
-}
-
-function isPort(port: number): boolean {
-  return port > 0 && port < 65536;
 }

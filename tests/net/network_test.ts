@@ -791,8 +791,8 @@ Deno.test("GuestNetwork hangs up on a server that reads nothing when the guest r
   using _connect = replaceMethod(Deno, {
     async connect(options: Deno.ConnectOptions) {
       const peer = await connect(options);
-      const { close } = peer;
-      peer.close = () => (close.call(peer), closed.resolve());
+      const close = peer[Symbol.dispose];
+      peer[Symbol.dispose] = () => (close.call(peer), closed.resolve());
       return peer;
     },
   });
