@@ -19,8 +19,10 @@ const DISCOVER = 1, OFFER = 2, REQUEST = 3, ACKNOWLEDGMENT = 5;
 /** Longer than guests live. */
 const LEASE_S = 30 * 86_400;
 
-/** Codes of a DNS answer. */
-export const NO_ERROR = 0, SERVER_FAILURE = 2, NAME_ERROR = 3;
+/** A code of DNS, and the address if there is one. */
+export type DnsResult = { code: number; address?: number };
+export const SERVER_FAILURE: DnsResult = { code: 2 };
+export const NAME_ERROR: DnsResult = { code: 3 };
 const TYPE_A = 1;
 const ANSWER_TTL_S = 60;
 
@@ -52,45 +54,34 @@ export function dhcpReply(message: Uint8Array): Uint8Array | undefined {
   return reply;
 }
 
-/** One DNS question, as the only content of a message. */
-export interface DnsQuestion {
-  name: string;
-  type: number;
-  /** The message up to the end of the question. */
-  message: Uint8Array;
-}
-
-/** `undefined` if the message is not a query with one question. */
-export function parseDnsQuery(message: Uint8Array): DnsQuestion | undefined {
+/** Answers a query with one question; `undefined` for any other message. */
+export async function dnsAnswer(
+  message: Uint8Array,
+  lookUp: (name: string) => Promise<DnsResult>,
+): Promise<Uint8Array | undefined> {
   const [, , flags, , , questions] = message;
   if (message.length < 12 || flags >> 3 !== 0 || questions !== 1) return;
   const labels: string[] = [];
   let at = 12;
   while (message[at] > 0) {
-    const label = message.subarray(at + 1, at + 1 + message[at]);
     // Also refuses a reference to another name, as there is none.
     if (message[at] > 63) return undefined;
+    const label = message.subarray(at + 1, at + 1 + message[at]);
     labels.push(String.fromCharCode(...label));
     at += 1 + message[at];
   }
   if (at + 5 > message.length || at > 12 + 255) return undefined;
   const type = numbersOf(message).getUint16(at + 1);
-  const name = normalizeName(labels.join("."));
-  return { name, type, message: message.slice(0, at + 5) };
-}
-
-/** An answer with an IPv4 address, if there is one and the guest asked for it. */
-export function dnsAnswer(
-  { message, type }: DnsQuestion,
-  { code, address }: { code: number; address?: number },
-): Uint8Array {
+  // Copied, as the guest's next frame takes its place.
+  const question = message.slice(0, at + 5);
+  const { code, address } = await lookUp(normalizeName(labels.join(".")));
   const record = address === undefined || type !== TYPE_A ? [] : [
     ...[0xc0, 12, 0, TYPE_A, 0, 1, 0, 0, 0, ANSWER_TTL_S, 0, 4],
     ...addressBytes(address),
   ];
-  const answer = Uint8Array.from([...message, ...record]);
+  const answer = Uint8Array.from([...question, ...record]);
   // Authoritative, and as the question was: recursion desired.
-  answer.set([0x84 | message[2] & 1, 0x80 | code], 2);
+  answer.set([0x84 | question[2] & 1, 0x80 | code], 2);
   answer.set([0, 1, 0, record.length > 0 ? 1 : 0, 0, 0, 0, 0], 4);
   return answer;
 }

@@ -11,19 +11,17 @@ import { forwardJudged } from "./_traffic.ts";
 /** Enough to see whether a server changes the protocol. */
 const ANSWER_BYTES = "HTTP/1.1 101".length;
 
-/** How a connection is relayed. */
-export interface RelayOptions {
-  /** The host that the guest may speak to. @default {undefined} any */
-  judged: { host: string; port: number } | undefined;
-  signal: AbortSignal;
-}
-
-/** Forwards both ways until both have ended. */
+/**
+ * Forwards both ways until both have ended.
+ *
+ * @param options `judged`: the only host that the guest may speak to.
+ */
 export async function relay(
   connection: TcpConnection,
   peer: Deno.TcpConn,
-  { judged, signal }: RelayOptions,
+  options: { judged?: { host: string; port: number }; signal: AbortSignal },
 ) {
+  const { judged, signal } = options;
   connection.onReset = () => peer[Symbol.dispose]();
   const answer = Promise.withResolvers<string>();
   let start = "";

@@ -119,9 +119,8 @@ export class TcpConnection {
     this.#hold("received", -data.length - SEGMENT_COST);
     // The guest waits if the window that it knows is full.
     const isWindowSmall = this.#offered < MAX_HELD_BYTES / 4;
-    if (isWindowSmall && this.#freeBytes() > MAX_HELD_BYTES / 2) {
-      this.#acknowledgeSoon();
-    }
+    const hasRoom = this.#held.received < MAX_HELD_BYTES / 2;
+    if (isWindowSmall && hasRoom) this.#acknowledgeSoon();
     return data;
   }
 
@@ -194,8 +193,8 @@ export class TcpConnection {
     // The guest does not count what its segments cost.
     const isTooMuch = this.#held.received > 1.5 * MAX_HELD_BYTES ||
       this.#link.heldBytes > MAX_ALL_HELD_BYTES && this.#held.received > 0;
-    if (isTooMuch && fresh.length > 0) return;
     if (fresh.length > 0) {
+      if (isTooMuch) return;
       this.#received.push(fresh);
       this.#hold("received", fresh.length + SEGMENT_COST);
     }
@@ -218,15 +217,12 @@ export class TcpConnection {
     while (true) {
       const onTheWay = this.#sequence - this.#acknowledged >>> 0;
       const room = Math.min(this.#window, MAX_HELD_BYTES) - onTheWay;
-      if (this.#unacknowledged.length === 0) {
-        if (room > 0) return room;
-      } else {
-        // Filling the last bytes of a window with small segments is slow.
-        const isSmall = room < Math.min(this.#maxSegment, 16384);
-        const isHeld = this.#held.sent > MAX_HELD_BYTES ||
-          this.#link.heldBytes > MAX_ALL_HELD_BYTES;
-        if (!isSmall && !isHeld) return room;
-      }
+      // Filling the last bytes of a window with small segments is slow.
+      const isSmall = room < Math.min(this.#maxSegment, 16384);
+      const isHeld = this.#held.sent > MAX_HELD_BYTES ||
+        this.#link.heldBytes > MAX_ALL_HELD_BYTES;
+      const isIdle = this.#unacknowledged.length === 0;
+      if (isIdle ? room > 0 : !isSmall && !isHeld) return room;
       await this.#change();
     }
   }
@@ -248,7 +244,7 @@ export class TcpConnection {
   }
 
   #write(frame: Uint8Array, flags: number, sequence = this.#sequence) {
-    this.#offered = this.#freeBytes();
+    this.#offered = Math.max(0, MAX_HELD_BYTES - this.#held.received);
     const isScaled = this.#guestShift !== undefined && !(flags & SYN);
     const window = this.#offered >> (isScaled ? WINDOW_SHIFT : 0);
     return packet.writeTcp(frame, {
@@ -256,10 +252,6 @@ export class TcpConnection {
       ...{ sequence, flags, acknowledged: this.#expected },
       window: Math.min(window, 0xffff),
     });
-  }
-
-  #freeBytes() {
-    return Math.max(0, MAX_HELD_BYTES - this.#held.received);
   }
 
   #hold(what: "received" | "sent", bytes: number) {

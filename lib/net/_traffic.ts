@@ -25,7 +25,10 @@ const TLS_HANDSHAKE = 22;
 const MAX_HEAD_BYTES = 65536;
 const REQUEST_PATTERN =
   /^([!#$%&'*+.^_`|~\w-]+) ([!-~\x80-\xff]+) HTTP\/1\.([01])$/;
-const FIELD_PATTERN = /^([!#$%&'*+.^_`|~\w-]+):([\t -~\x80-\xff]*)$/;
+/** Name, and value without the white space around it, in linear time. */
+const FIELD_PATTERN =
+  /^([!#$%&'*+.^_`|~\w-]+):[\t ]*(?![\t ])([!-~\x80-\xff]*(?:[\t ]+[!-~\x80-\xff]+)*)[\t ]*$/;
+const FRAMING_PATTERN = /^(host|content-length|transfer-encoding|upgrade)$/;
 
 /**
  * Forwards what the guest sends, to its end.
@@ -216,20 +219,14 @@ function judgeHead([first, ...rest]: string[], stream: GuestStream) {
   for (const line of rest) {
     const [, name, value] = FIELD_PATTERN.exec(line) ?? [];
     if (name === undefined) throw new RefusedError("HTTP header line");
-    const key = name.toLowerCase();
-    const isSingle = /^(host|content-length|transfer-encoding|upgrade)$/;
     // Some servers read "_" as "-".
-    if (key.includes("_") && isSingle.test(key.replaceAll("_", "-"))) {
-      throw new RefusedError("HTTP header line");
-    }
-    if (isSingle.test(key) && fields.has(key)) {
+    const key = name.toLowerCase().replaceAll("_", "-");
+    if (!FRAMING_PATTERN.test(key)) continue;
+    if (name.includes("_")) throw new RefusedError("HTTP header line");
+    if (fields.has(key)) {
       throw new RefusedError(`HTTP with two ${name} headers`);
     }
-    let [start, end] = [0, value.length];
-    // Patterns for that take quadratic time.
-    while (" \t".includes(value[start] ?? "-")) start++;
-    while (end > start && " \t".includes(value[end - 1])) end--;
-    fields.set(key, value.slice(start, end));
+    fields.set(key, value);
   }
   const { host, port } = stream;
   const assertOwn = (authority: string, what: string) => {

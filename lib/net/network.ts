@@ -162,44 +162,38 @@ export class GuestNetwork implements TcpLink, AsyncDisposable {
   }
 
   async #answer(query: packet.Ipv4Packet) {
-    const question = gateway.parseDnsQuery(query.payload.subarray(8));
-    if (!question) return;
-    const found = await this.#lookUp(question.name);
-    this.send(packet.udpReply(query, gateway.dnsAnswer(question, found)));
+    const answer = await gateway.dnsAnswer(
+      query.payload.subarray(8),
+      (name) => this.#lookUp(name),
+    );
+    if (answer) this.send(packet.udpReply(query, answer));
   }
 
   /** Whether the guest may know a name, and the address that stands for it. */
-  async #lookUp(name: string): Promise<{ code: number; address?: number }> {
+  async #lookUp(name: string): Promise<gateway.DnsResult> {
     const rule = findRule(this.#options.rules, name);
     if (!rule) {
       this.#report({ host: name, port: null }, "no rule allows this name");
-      return { code: gateway.NAME_ERROR };
+      return gateway.NAME_ERROR;
     }
-    if (!/^[\w.-]+$/.test(name)) return { code: gateway.NAME_ERROR };
+    if (!/^[\w.-]+$/.test(name)) return gateway.NAME_ERROR;
     if (!rule.target) {
-      if (this.#lookups === MAX_LOOKUPS) {
-        return { code: gateway.SERVER_FAILURE };
-      }
+      if (this.#lookups === MAX_LOOKUPS) return gateway.SERVER_FAILURE;
       this.#lookups++;
       try {
         await this.#resolve(name);
       } catch (error) {
         const isUnknown = (error as { code?: string }).code === "ENOTFOUND";
-        return {
-          code: isUnknown ? gateway.NAME_ERROR : gateway.SERVER_FAILURE,
-        };
+        return isUnknown ? gateway.NAME_ERROR : gateway.SERVER_FAILURE;
       } finally {
         this.#lookups--;
       }
     }
-    let index = this.#names.indexOf(name);
-    if (index < 0) {
-      if (this.#names.length === MAX_NAMES) {
-        return { code: gateway.SERVER_FAILURE };
-      }
-      index = this.#names.push(name) - 1;
-    }
-    return { code: gateway.NO_ERROR, address: FIRST_NAME_ADDRESS + index };
+    const { length } = this.#names;
+    const known = this.#names.indexOf(name);
+    if (known < 0 && length === MAX_NAMES) return gateway.SERVER_FAILURE;
+    const index = known < 0 ? this.#names.push(name) - 1 : known;
+    return { code: 0, address: FIRST_NAME_ADDRESS + index };
   }
 
   #receiveSegment(segment: packet.TcpSegment) {
