@@ -15,24 +15,21 @@ import { ANY_HOST, type EgressRule, RefusedError } from "./rules.ts";
 const MAX_ADDRESSES_TRIED = 4;
 const DIAL_TIMEOUT_MS = 10_000;
 
-/** What a connection needs. */
-export interface DialOptions {
-  /** The rule that allows it. */
-  rule: EgressRule;
-  /** Looks up the addresses of a name. */
-  resolve: (name: string) => Promise<string[]>;
-  signal: AbortSignal;
-}
-
 /**
  * Connects to one of the addresses that the guest may reach.
  *
+ * @param options `rule` allows the connection; `resolve` looks up a name.
  * @throws {RefusedError} When none of the addresses is allowed.
  */
 export async function dial(
   to: { host: string; port: number },
-  { rule, resolve, signal }: DialOptions,
+  options: {
+    rule: EgressRule;
+    resolve: (name: string) => Promise<string[]>;
+    signal: AbortSignal;
+  },
 ): Promise<Deno.TcpConn> {
+  const { rule, resolve, signal } = options;
   const addresses = async () => {
     const isName = parseIpBits(to.host) === undefined;
     const all = isName ? await resolve(to.host) : [to.host];

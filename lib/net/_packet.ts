@@ -37,16 +37,12 @@ export interface Ipv4Packet extends Ends {
   payload: Uint8Array;
 }
 
-/** Header of a TCP segment, in either direction. */
-export interface SegmentHeader extends Ends {
+/** A TCP segment of the guest. */
+export interface TcpSegment extends Ends {
   sequence: number;
   acknowledged: number;
   flags: number;
   window: number;
-}
-
-/** A TCP segment of the guest. */
-export interface TcpSegment extends SegmentHeader {
   options: Uint8Array;
   data: Uint8Array;
 }
@@ -125,7 +121,7 @@ export function parseTcp(packet: Ipv4Packet): TcpSegment | undefined {
  */
 export function writeTcp(
   frame: Uint8Array,
-  segment: SegmentHeader,
+  segment: Omit<TcpSegment, "options" | "data">,
 ): Uint8Array {
   const payload = writeIpv4(frame, TCP, segment.address);
   const header = numbersOf(payload);

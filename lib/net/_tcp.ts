@@ -16,9 +16,6 @@ export interface TcpLink {
   heldBytes: number;
 }
 
-/** The connection has ended early. */
-export class ConnectionResetError extends Error {}
-
 /** A connection holds up to 1 MiB each way. */
 const MAX_HELD_BYTES = 1 << 20;
 /** Above this, a connection holds one segment each way. */
@@ -26,6 +23,7 @@ const MAX_ALL_HELD_BYTES = 16 << 20;
 /** What a segment costs besides its data. */
 const SEGMENT_COST = 256;
 const WINDOW_SHIFT = 5;
+const MIN_SEGMENT_BYTES = 64;
 const MAX_SEGMENT_BYTES = packet.MTU - 40;
 const MIN_READ_BYTES = 4096;
 /** Doubled with each retransmission. */
@@ -75,8 +73,8 @@ export class TcpConnection {
       if (kind === 3 && length === 3) this.#guestShift = Math.min(first, 14);
       at += kind === 1 ? 1 : length;
     }
-    this.#maxSegment = Math.max(this.#maxSegment, 64);
-    this.#maxSegment = Math.min(this.#maxSegment, MAX_SEGMENT_BYTES);
+    const maxSegment = Math.max(this.#maxSegment, MIN_SEGMENT_BYTES);
+    this.#maxSegment = Math.min(maxSegment, MAX_SEGMENT_BYTES);
     const scale = this.#guestShift === undefined ? [] : [1, 3, 3, WINDOW_SHIFT];
     const [high, low] = [MAX_SEGMENT_BYTES >> 8, MAX_SEGMENT_BYTES & 255];
     const ownOptions = [2, 4, high, low, ...scale];
@@ -108,7 +106,7 @@ export class TcpConnection {
   /**
    * The next bytes of the guest; `undefined` at their end.
    *
-   * @throws {ConnectionResetError}
+   * @throws {Deno.errors.ConnectionReset}
    */
   async read(): Promise<Uint8Array | undefined> {
     while (this.#received.length === 0) {
@@ -129,7 +127,7 @@ export class TcpConnection {
    *
    * @param read Returns the number of bytes, or `null` at the end.
    * @returns Whether there may be more.
-   * @throws {ConnectionResetError}
+   * @throws {Deno.errors.ConnectionReset}
    */
   async sendFrom(
     read: (into: Uint8Array) => Promise<number | null>,
@@ -138,7 +136,7 @@ export class TcpConnection {
     const size = Math.min(room, this.#maxSegment, this.#readBytes);
     const frame = new Uint8Array(SEGMENT_DATA_AT + size);
     const count = await read(frame.subarray(SEGMENT_DATA_AT));
-    if (this.isClosed) throw new ConnectionResetError();
+    if (this.isClosed) throw new Deno.errors.ConnectionReset();
     if (count === null) this.#hostEnded = true;
     const used = frame.subarray(0, SEGMENT_DATA_AT + (count ?? 0));
     // Small segments must not keep large buffers.
@@ -270,7 +268,7 @@ export class TcpConnection {
   }
 
   async #change() {
-    if (this.isClosed) throw new ConnectionResetError();
+    if (this.isClosed) throw new Deno.errors.ConnectionReset();
     await this.#changed.promise;
   }
 

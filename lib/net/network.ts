@@ -52,7 +52,7 @@ import { FrameLink } from "./_frame_link.ts";
 import * as gateway from "./_gateway.ts";
 import * as packet from "./_packet.ts";
 import { relay } from "./_relay.ts";
-import { ConnectionResetError, TcpConnection, type TcpLink } from "./_tcp.ts";
+import { TcpConnection, type TcpLink } from "./_tcp.ts";
 import { ANY_HOST, type EgressRule, findRule, RefusedError } from "./rules.ts";
 
 /** What a guest's network needs. */
@@ -123,7 +123,7 @@ export class GuestNetwork implements TcpLink, AsyncDisposable {
     const timer = setInterval(() => this.#tick(), TICK_MS);
     await this.#link.serve((frame) => this.#receive(frame));
     clearInterval(timer);
-    this.#closing.abort(new ConnectionResetError());
+    this.#closing.abort(new Deno.errors.ConnectionReset());
     await Promise.all(this.#relays);
   }
 
