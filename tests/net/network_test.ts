@@ -802,6 +802,39 @@ Deno.test("GuestNetwork hangs up on a server that reads nothing when the guest r
   await closed.promise;
 });
 
+Deno.test("GuestNetwork dials once while the guest repeats or resets its SYN, and hangs up on a later RST", async () => {
+  const closed = Promise.withResolvers<void>();
+  await using server = startServer((conn) =>
+    readAll(conn).then(() => {}, () => {}).finally(closed.resolve)
+  );
+  await using guest = await startNetGuest({ rules: [`a.test:9=${server.at}`] });
+  const { address } = await guest.ask("a.test");
+  const gate = Promise.withResolvers<void>();
+  const { connect } = Deno;
+  let dials = 0;
+  using _connect = replaceMethod(Deno, {
+    async connect(options: Deno.ConnectOptions) {
+      dials++;
+      await gate.promise;
+      return await connect(options);
+    },
+  });
+  const opening = guest.connect(address!, 9);
+  for (const flags of [SYN, RST, SYN]) {
+    const ports = [...u16(40000), ...u16(9)];
+    const segment = [...ports, ...Array(8).fill(0), 0x50, flags];
+    await guest.sendIp(6, address!, [...segment, 1, 0, 0, 0, 0, 0]);
+  }
+  await guest.ask("b.test");
+  assertEquals(dials, 1);
+  gate.resolve();
+  const connection = await opening;
+  assertEquals(connection.guestPort, 40000);
+  assertEquals(connection.segments[0].flags, SYN | ACK);
+  await connection.send(RST);
+  await closed.promise;
+});
+
 Deno.test("GuestNetwork ends although servers read nothing", async () => {
   const held = Promise.withResolvers<void>();
   await using server = startServer(async (conn) => {
