@@ -57,7 +57,7 @@ export function dhcpReply(message: Uint8Array): Uint8Array | undefined {
 /** Answers a query with one question; `undefined` for any other message. */
 export async function dnsAnswer(
   message: Uint8Array,
-  lookUp: (name: string) => Promise<DnsResult>,
+  lookUp: (name: string, isForAddress: boolean) => Promise<DnsResult>,
 ): Promise<Uint8Array | undefined> {
   const [, , flags, , , questions] = message;
   if (message.length < 12 || flags >> 3 !== 0 || questions !== 1) return;
@@ -74,8 +74,9 @@ export async function dnsAnswer(
   const type = numbersOf(message).getUint16(at + 1);
   // Copied, as the guest's next frame takes its place.
   const question = message.slice(0, at + 5);
-  const { code, address } = await lookUp(normalizeName(labels.join(".")));
-  const record = address === undefined || type !== TYPE_A ? [] : [
+  const name = normalizeName(labels.join("."));
+  const { code, address } = await lookUp(name, type === TYPE_A);
+  const record = address === undefined ? [] : [
     ...[0xc0, 12, 0, TYPE_A, 0, 1, 0, 0, 0, ANSWER_TTL_S, 0, 4],
     ...addressBytes(address),
   ];

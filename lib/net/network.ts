@@ -100,7 +100,7 @@ export class GuestNetwork implements TcpLink, AsyncDisposable {
   /** Their order gives each name its address. */
   readonly #names: string[] = [];
   readonly #connections = new Map<string, TcpConnection>();
-  readonly #dialing = new Set<string>();
+  readonly #dialing = new Map<string, AbortController>();
   /** What the host is connected to, or will be; the guest may have forgotten some. */
   readonly #relays = new Set<Promise<void>>();
   readonly #serving: Promise<void>;
@@ -164,13 +164,16 @@ export class GuestNetwork implements TcpLink, AsyncDisposable {
   async #answer(query: packet.Ipv4Packet) {
     const answer = await gateway.dnsAnswer(
       query.payload.subarray(8),
-      (name) => this.#lookUp(name),
+      (name, isForAddress) => this.#lookUp(name, isForAddress),
     );
     if (answer) this.send(packet.udpReply(query, answer));
   }
 
   /** Whether the guest may know a name, and the address that stands for it. */
-  async #lookUp(name: string): Promise<gateway.DnsResult> {
+  async #lookUp(
+    name: string,
+    isForAddress: boolean,
+  ): Promise<gateway.DnsResult> {
     const rule = findRule(this.#options.rules, name);
     if (!rule) {
       this.#report({ host: name, port: null }, "no rule allows this name");
@@ -189,6 +192,7 @@ export class GuestNetwork implements TcpLink, AsyncDisposable {
         this.#lookups--;
       }
     }
+    if (!isForAddress) return { code: 0 };
     const { length } = this.#names;
     const known = this.#names.indexOf(name);
     if (known < 0 && length === MAX_NAMES) return gateway.SERVER_FAILURE;
@@ -201,7 +205,11 @@ export class GuestNetwork implements TcpLink, AsyncDisposable {
     const key = keyOf(segment);
     const known = this.#connections.get(key);
     if (known && !known.isClosed) return known.receive(segment);
-    if (flags & packet.RST || this.#dialing.has(key)) return;
+    const dialing = this.#dialing.get(key);
+    if (flags & packet.RST) {
+      return dialing?.abort(new Deno.errors.ConnectionReset());
+    }
+    if (dialing) return;
     if ((flags & (packet.SYN | packet.ACK)) !== packet.SYN) {
       return this.send(packet.resetFrame(segment));
     }
@@ -224,28 +232,36 @@ export class GuestNetwork implements TcpLink, AsyncDisposable {
     to: { host: string; port: number },
     rule: EgressRule,
   ) {
-    const { signal } = this.#closing;
-    const resolve = (name: string) => this.#resolve(name);
     const key = keyOf(syn);
+    const reset = new AbortController();
+    const { signal: closing } = this.#closing;
+    const signal = AbortSignal.any([reset.signal, closing]);
+    const resolve = (name: string) => this.#resolve(name);
     let connection: TcpConnection | undefined;
-    this.#dialing.add(key);
+    this.#dialing.set(key, reset);
     try {
-      using peer = await dial(to, { rule, resolve, signal })
-        .finally(() => this.#dialing.delete(key));
-      const isFree = rule === ANY_HOST;
-      this.#report(to, isFree ? rule.text : `rule ${rule.text}`, true);
+      using peer = await dial(to, { rule, resolve, signal });
+      signal.throwIfAborted();
+      // At once, as a repeated segment must find the one or the other.
+      this.#dialing.delete(key);
       connection = new TcpConnection(syn, this);
       this.#connections.set(key, connection);
+      const isFree = rule === ANY_HOST;
+      this.#report(to, isFree ? rule.text : `rule ${rule.text}`, true);
       const isName = parseIpBits(to.host) === undefined;
       const judged = isName && !isFree ? to : undefined;
-      await relay(connection, peer, { judged, signal });
+      await relay(connection, peer, { judged, signal: closing });
     } catch (error) {
-      if (error instanceof RefusedError) this.#report(to, error.message);
-      if (connection) return;
-      if (!(error instanceof RefusedError) && !signal.aborted) {
+      const isRefused = error instanceof RefusedError;
+      if (!connection) {
+        this.#dialing.delete(key);
+        if (signal.aborted) return;
+        this.send(packet.resetFrame(syn));
+      }
+      if (isRefused) this.#report(to, error.message);
+      else if (!connection) {
         this.#report(to, `cannot connect: ${(error as Error).message}`, true);
       }
-      this.send(packet.resetFrame(syn));
     }
   }
 

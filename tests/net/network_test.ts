@@ -802,7 +802,7 @@ Deno.test("GuestNetwork hangs up on a server that reads nothing when the guest r
   await closed.promise;
 });
 
-Deno.test("GuestNetwork dials once while the guest repeats or resets its SYN, and hangs up on a later RST", async () => {
+Deno.test("GuestNetwork dials once while the guest repeats its SYN, and hangs up on RST", async () => {
   const closed = Promise.withResolvers<void>();
   await using server = startServer((conn) =>
     readAll(conn).then(() => {}, () => {}).finally(closed.resolve)
@@ -811,22 +811,24 @@ Deno.test("GuestNetwork dials once while the guest repeats or resets its SYN, an
   const { address } = await guest.ask("a.test");
   const gate = Promise.withResolvers<void>();
   const { connect } = Deno;
-  let dials = 0;
+  const signals: AbortSignal[] = [];
   using _connect = replaceMethod(Deno, {
-    async connect(options: Deno.ConnectOptions) {
-      dials++;
+    async connect(options: Deno.ConnectOptions & { signal: AbortSignal }) {
+      signals.push(options.signal);
       await gate.promise;
       return await connect(options);
     },
   });
-  const opening = guest.connect(address!, 9);
-  for (const flags of [SYN, RST, SYN]) {
-    const ports = [...u16(40000), ...u16(9)];
+  const sendSegment = async (guestPort: number, flags: number) => {
+    const ports = [...u16(guestPort), ...u16(9)];
     const segment = [...ports, ...Array(8).fill(0), 0x50, flags];
     await guest.sendIp(6, address!, [...segment, 1, 0, 0, 0, 0, 0]);
-  }
+  };
+  for (const flags of [SYN, SYN, RST, RST]) await sendSegment(50000, flags);
+  const opening = guest.connect(address!, 9);
+  await sendSegment(40000, SYN);
   await guest.ask("b.test");
-  assertEquals(dials, 1);
+  assertEquals(signals.map(({ aborted }) => aborted), [true, false]);
   gate.resolve();
   const connection = await opening;
   assertEquals(connection.guestPort, 40000);
