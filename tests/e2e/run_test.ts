@@ -92,7 +92,7 @@ Deno.test({
           "-c",
           script,
         ]);
-        assertEquals([ran.code, ran.signal], [3, null]);
+        assertEquals([ran.code, ran.signal], [3, null], ran.stderr);
         assertEquals([ran.stdout, ran.stderr], ["out\n", "err\n"]);
       },
     );
