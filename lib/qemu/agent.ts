@@ -35,9 +35,11 @@ export async function connectToAgent(path: string) {
       const answered = Promise.withResolvers<void>();
       onUnsolicited = (message) => {
         if (!ids.includes(message.return)) return;
-        clearInterval(timer);
         // Answers arrive in order: after the last one nothing is pending.
         if (message.return === ids.at(-1)) answered.resolve();
+        // An agent that starts may lose what it has not read.
+        clearInterval(timer);
+        timer = setInterval(sync, AGENT_SYNC_RETRY_MS);
       };
       const sync = () => {
         const id = randomId();
@@ -47,7 +49,7 @@ export async function connectToAgent(path: string) {
         lines.writeMessage(message, FLUSH_BYTE).catch(() => {});
       };
       // QEMU buffers what is written before the agent opens its port.
-      const timer = setInterval(sync, AGENT_SYNC_RETRY_MS);
+      let timer = setInterval(sync, AGENT_SYNC_RETRY_MS);
       try {
         sync();
         const signals = [lines.disconnectSignal, ...signal ? [signal] : []];
