@@ -1,4 +1,5 @@
 import { assertEquals } from "@std/assert";
+import { copy } from "@std/fs/copy";
 import { runProcess } from "../../lib/system/process.ts";
 import { PROJECT_ROOT, withImportMap } from "../../scripts/deno.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -10,16 +11,10 @@ async function ask(
   env: Record<string, string> = {},
 ) {
   await Deno.mkdir(`${dir}/scripts`, { recursive: true });
-  await Deno.mkdir(`${dir}/lib/system`, { recursive: true });
-  for (
-    const file of [
-      "scripts/deno.ts",
-      "lib/system/process.ts",
-      "lib/system/_process_pipes.ts",
-      "lib/errors.ts",
-    ]
-  ) {
-    await Deno.copyFile(`${PROJECT_ROOT}/${file}`, `${dir}/${file}`);
+  await Deno.mkdir(`${dir}/lib`);
+  // With all that it may import.
+  for (const part of ["scripts/deno.ts", "lib/system", "lib/errors.ts"]) {
+    await copy(`${PROJECT_ROOT}/${part}`, `${dir}/${part}`);
   }
   const path = `${dir}/ask.ts`;
   await Deno.writeTextFile(
