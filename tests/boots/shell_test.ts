@@ -102,13 +102,12 @@ Deno.test({
       await press("Space");
       await shows(/^4\d\n/);
       await press("q");
+      // At its prompt the shell asks the terminal for the cursor's position: after a line
+      // typed too early, vi would read the answer.
+      await shows(/^\/mnt\/work #$/m);
     });
     await t.step("shell runs vi on the full screen", async () => {
       await type("vi /etc/inittab");
-      await shows(/\n~\n/);
-      // It may take the terminal's answer to a question, if that is late, for keys.
-      await press("Escape");
-      await press("C-g");
       await shows(/1\/\d+ \d+%/);
       await type(":q!");
     });
