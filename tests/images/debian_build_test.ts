@@ -23,10 +23,12 @@ Deno.test({
     ]);
     assertEquals(new Set(builds).size, 1, builds.join());
     const before = await Deno.stat(builds[0]);
+    // It may say that it waits: other tests open this store at the same time.
     const again = await buildDebian(["agent"]);
     assertEquals(
-      [again.code, again.stdout, again.stderr],
-      [0, `${builds[0]}\n`, ""],
+      [again.code, again.stdout],
+      [0, `${builds[0]}\n`],
+      again.stderr,
     );
     const after = await Deno.stat(builds[0]);
     assertEquals([after.ino, after.mtime], [before.ino, before.mtime]);
