@@ -1,8 +1,6 @@
 /**
  * Environment variables behind an interface: callers and tests may pass a `Map`,
  * the default is the process's own environment.
- *
- * @module
  */
 
 import { join } from "./path.ts";

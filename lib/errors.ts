@@ -1,8 +1,4 @@
-/**
- * Toolsmith's error type, and the table of its codes.
- *
- * @module
- */
+/** Toolsmith's error type, and the table of its codes. */
 
 /**
  * Every code of a {@linkcode ToolsmithError}, with the exit status of the command

@@ -1,8 +1,6 @@
 /**
  * The events that Toolsmith emits while it works. The command line prints them as
  * text or as JSON Lines.
- *
- * @module
  */
 
 /** Fields of every event about an image. */

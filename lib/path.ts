@@ -1,8 +1,6 @@
 /**
  * Path functions for this system. `@std/path` detects the system by `process`, which
  * makes Deno load its Node emulation and doubles the start time.
- *
- * @module
  */
 import * as posix from "@std/path/posix";
 import * as windows from "@std/path/windows";

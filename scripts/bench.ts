@@ -13,8 +13,6 @@
  *
  * A report needs JSR's packages, as users have them: if jsr.io is unreachable, pass
  * a checkout of denoland/std with `--std`.
- *
- * @module
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { measureDigests } from "./bench/digests.ts";

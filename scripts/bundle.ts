@@ -3,8 +3,6 @@
  * without network, import map or cache.
  *
  *     deno task bundle
- *
- * @module
  */
 import { PROJECT_ROOT, runDeno } from "./deno.ts";
 

@@ -4,8 +4,6 @@
  *
  *     deno task check
  *     deno task ci:quick   # format, lint, types, and tests without processes
- *
- * @module
  */
 import config from "../deno.json" with { type: "json" };
 import { findImportSource, PROJECT_ROOT, runDeno } from "./deno.ts";

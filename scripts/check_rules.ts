@@ -4,8 +4,6 @@
  * processes, and only the entry point prints and sets the exit status.
  *
  *     deno run --allow-read scripts/check_rules.ts
- *
- * @module
  */
 const PROJECT_ROOT = `${import.meta.dirname}/..`;
 const IMPORT_PATTERN = /\b(?:from|import|import\()\s*"(\.[^"]+)"/g;

@@ -3,8 +3,6 @@
  *
  *     deno task compile          # for this host
  *     deno task compile --all    # dist/toolsmith-<target> for every target
- *
- * @module
  */
 import { BUNDLE_PATH, writeBundle } from "./bundle.ts";
 import { readFileChunks, sha256OfChunks } from "../lib/system/digest.ts";

@@ -5,8 +5,6 @@
  *
  * It works in a temporary directory, which is removed at the end. It needs oras and
  * a registry; without QEMU it skips the guest.
- *
- * @module
  */
 import { runProcess, spawnProcess } from "../lib/system/process.ts";
 import { PROJECT_ROOT, withImportMap } from "./deno.ts";

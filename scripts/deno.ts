@@ -3,8 +3,6 @@
  * jsr.io, or npm if jsr.io is unreachable.
  *
  *     deno run -A scripts/deno.ts run -A cli.ts --help
- *
- * @module
  */
 import { type ProcessExit, spawnProcess } from "../lib/system/process.ts";
 

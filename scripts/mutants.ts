@@ -1,8 +1,6 @@
 /**
  * Creates mutants: small changes to TypeScript that tests should detect. It works on
  * text: strings, comments and types are blanked first, and each rule is a pattern.
- *
- * @module
  */
 
 /** One change. */

@@ -13,8 +13,6 @@
  * with them, by its line:
  *
  *     deno task mutate lib/run/run_on_host.ts:65
- *
- * @module
  */
 import { basename, dirname, join } from "@std/path";
 import { parseCount, parseSecondsToMs, valueFlag } from "../lib/cli/flag.ts";

@@ -4,8 +4,6 @@
  *
  *     deno task pictures            # both
  *     deno task pictures overview   # one
- *
- * @module
  */
 import { PROJECT_ROOT } from "./deno.ts";
 import { setUpTools } from "./setup.ts";

@@ -1,8 +1,6 @@
 /**
  * Shows the running steps and their seconds: on a terminal in one line that is
  * rewritten each second, in a log with a line every 30 seconds.
- *
- * @module
  */
 
 /** Options of {@linkcode Progress}. */

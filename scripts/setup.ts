@@ -8,8 +8,6 @@
  *     deno run -A scripts/setup.ts oras qemu  # some of it
  *
  * It runs before the project's imports can be resolved, so it imports none.
- *
- * @module
  */
 import { toToolsmithError } from "../lib/errors.ts";
 import { Progress } from "./progress.ts";

@@ -9,8 +9,6 @@
  *
  * Flags other than `--slowest`, `--quick` and `--jobs=N` are `deno test`'s. The
  * last line is `N passed, N failed, N skipped`.
- *
- * @module
  */
 import { dirname, relative, resolve } from "@std/path";
 import { BUNDLE_PATH, writeBundle } from "./bundle.ts";

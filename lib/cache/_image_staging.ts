@@ -3,8 +3,6 @@
  * one rename moves it into the cache.
  *
  *     <cache>/<image>/.staging-<sha256>-<id>/
- *
- * @module
  */
 import { dirname, join } from "../path.ts";
 import type { Environment } from "../environment.ts";

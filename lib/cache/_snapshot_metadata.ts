@@ -1,8 +1,4 @@
-/**
- * A snapshot's files, and the metadata that records their identities.
- *
- * @module
- */
+/** A snapshot's files, and the metadata that records their identities. */
 import { join } from "../path.ts";
 import {
   allocatedBytes,

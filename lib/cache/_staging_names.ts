@@ -10,8 +10,6 @@
  * (`$XDG_CACHE_HOME/toolsmith`), or `.staging.key` in a cache outside workspaces,
  * such as a container volume that outlives the home directory. Without a secret
  * no download is resumed.
- *
- * @module
  */
 import { dirname, join, relative, SEPARATOR } from "../path.ts";
 import { type Environment, userCacheDir } from "../environment.ts";

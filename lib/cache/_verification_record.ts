@@ -1,8 +1,6 @@
 /**
  * The verification record `verified.json`: it spares the next run from rehashing
  * an unchanged image.
- *
- * @module
  */
 import { join } from "../path.ts";
 import type { UpdateSize } from "../events.ts";

@@ -8,8 +8,6 @@
  *     <cache>/.staging.key                        in a cache outside workspaces
  *
  * No symbolic link below the cache's directory is followed.
- *
- * @module
  */
 import { basename, join, resolve } from "../path.ts";
 import { sha256ToDigest } from "../system/digest.ts";

@@ -1,8 +1,4 @@
-/**
- * Cache maintenance: lists, prunes, and adopts copied snapshots.
- *
- * @module
- */
+/** Cache maintenance: lists, prunes, and adopts copied snapshots. */
 import { join, resolve } from "../path.ts";
 import type { UpdateSize } from "../events.ts";
 import { type Environment, processEnvironment } from "../environment.ts";

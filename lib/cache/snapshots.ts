@@ -10,8 +10,6 @@
  *
  * Restoring a snapshot runs what is in it, so a snapshot is only found if this user
  * or root owns its files, in a private directory of this user.
- *
- * @module
  */
 import { basename, dirname, join } from "../path.ts";
 import {

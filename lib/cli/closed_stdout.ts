@@ -1,8 +1,4 @@
-/**
- * Detects a standard output that the parent process closed, as `>&-` does.
- *
- * @module
- */
+/** Detects a standard output that the parent process closed, as `>&-` does. */
 import { ToolsmithError } from "../errors.ts";
 import { basename } from "../path.ts";
 

@@ -1,8 +1,4 @@
-/**
- * Finds the known word that a misspelled one was meant to be.
- *
- * @module
- */
+/** Finds the known word that a misspelled one was meant to be. */
 
 /**
  * Returns the candidate that starts with the word, or has the smallest edit

@@ -1,8 +1,4 @@
-/**
- * Parses argv into a command, its flag values and its arguments.
- *
- * @module
- */
+/** Parses argv into a command, its flag values and its arguments. */
 import { parseArgs } from "@std/cli/parse-args";
 import {
   COMMON_FLAGS,

@@ -1,8 +1,6 @@
 /**
  * Attaches this terminal to a command in the guest. A helper shell sets raw mode
  * and restores the terminal, even if this process is killed.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import type { HostTerminal } from "../guest/terminal.ts";

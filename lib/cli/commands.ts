@@ -1,8 +1,6 @@
 /**
  * The command table, in the order of the help. A new command is a file in
  * commands/ and a line here.
- *
- * @module
  */
 import type { Subcommand } from "./subcommand.ts";
 import { bootCommand } from "./commands/boot.ts";

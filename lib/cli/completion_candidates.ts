@@ -1,8 +1,6 @@
 /**
  * Completion candidates for a command line, computed from the command table:
  * the shells' completion scripts ask for them when the user presses Tab.
- *
- * @module
  */
 import { COMMON_FLAGS, type Subcommand } from "./subcommand.ts";
 import type { Flag } from "./flag.ts";

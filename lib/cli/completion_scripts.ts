@@ -2,8 +2,6 @@
  * Shell completion scripts. Each runs `toolsmith completions candidates`, which
  * prints the kind on the first line, then one word per line with a tab and its
  * help.
- *
- * @module
  */
 
 /** For bash 3.2 and newer, which splits words at `=` and `:`. */

@@ -1,8 +1,4 @@
-/**
- * Attaches this terminal to a guest's console.
- *
- * @module
- */
+/** Attaches this terminal to a guest's console. */
 import { formatBytes } from "./format.ts";
 import type { QueuedOutput } from "./queued_output.ts";
 

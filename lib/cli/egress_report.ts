@@ -1,7 +1,5 @@
 /**
  * Reports what a guest's network has refused, each host once, and sums all decisions up.
- *
- * @module
  */
 import type { ToolsmithEvent } from "../events.ts";
 

@@ -1,8 +1,4 @@
-/**
- * Formats each event as one line of text.
- *
- * @module
- */
+/** Formats each event as one line of text. */
 import type { ToolsmithEvent } from "../events.ts";
 import { formatBytes, formatDuration, shortDigest } from "./format.ts";
 

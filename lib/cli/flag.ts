@@ -1,8 +1,6 @@
 /**
  * Flags as data: the parser, `--help`, shell completion and the types of flag
  * values all derive from them.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { closestMatch } from "./closest_match.ts";

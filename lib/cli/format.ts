@@ -1,7 +1,5 @@
 /**
  * Formats sizes, durations, times and progress bars for one line, by the locale.
- *
- * @module
  */
 
 const SIZE_UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];

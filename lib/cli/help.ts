@@ -1,8 +1,4 @@
-/**
- * Generates the help from the command table.
- *
- * @module
- */
+/** Generates the help from the command table. */
 import { COMMON_FLAGS, type Subcommand } from "./subcommand.ts";
 import { COMMANDS } from "./commands.ts";
 import type { Flag, FlagGroup } from "./flag.ts";

@@ -1,7 +1,5 @@
 /**
  * The streams of the program, and how results, events and errors are printed.
- *
- * @module
  */
 import type { Environment } from "../environment.ts";
 import type { ToolsmithError } from "../errors.ts";

@@ -1,8 +1,6 @@
 /**
  * Queues output, so that a blocked pipe does not keep the program from handling
  * signals.
- *
- * @module
  */
 import { systemError, ToolsmithError, toToolsmithError } from "../errors.ts";
 import { writeAll } from "../system/write_all.ts";

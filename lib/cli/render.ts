@@ -1,8 +1,4 @@
-/**
- * Renders events and errors: as text with a progress bar, or as JSON Lines.
- *
- * @module
- */
+/** Renders events and errors: as text with a progress bar, or as JSON Lines. */
 import type { ToolsmithError } from "../errors.ts";
 import type { OnEvent, ToolsmithEvent } from "../events.ts";
 import { sanitizeText, terminalSafeJson } from "../system/sanitize_text.ts";

@@ -1,8 +1,6 @@
 /**
  * Runs a command in the guest on this terminal, for `toolsmith shell` and
  * `toolsmith run --tty`.
- *
- * @module
  */
 import type { ToolsmithEvent } from "../events.ts";
 import { loadManifest } from "../manifest/manifest.ts";

@@ -1,8 +1,4 @@
-/**
- * Flags that several commands share, keyed by the library's option names.
- *
- * @module
- */
+/** Flags that several commands share, keyed by the library's option names. */
 import {
   CONNECTIONS_RANGE_TEXT,
   parseConnectionCount,

@@ -1,8 +1,4 @@
-/**
- * Handles SIGINT (Ctrl-C), SIGTERM and SIGHUP.
- *
- * @module
- */
+/** Handles SIGINT (Ctrl-C), SIGTERM and SIGHUP. */
 import { runProcess } from "../system/process.ts";
 
 /** The signals that stop the program; it exits with 128 plus the number. */

@@ -1,7 +1,5 @@
 /**
  * The type of a command: the data for help, parser and completion, and its code.
- *
- * @module
  */
 import { type Flags, type FlagValues, switchFlag } from "./flag.ts";
 import type { CliIo } from "./io.ts";

@@ -1,8 +1,4 @@
-/**
- * Rejects arguments that are not UTF-8.
- *
- * @module
- */
+/** Rejects arguments that are not UTF-8. */
 import { usageError } from "./flag.ts";
 
 const REPLACEMENT_CHARACTER = "\ufffd";

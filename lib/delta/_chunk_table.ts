@@ -1,8 +1,6 @@
 /**
  * Finds chunks by length and hash. A table of numbers, as a `Map` of strings would take
  * ten times the memory: an image of 20 GB has more than a million chunks.
- *
- * @module
  */
 import { RECORD_BYTES } from "./chunker.ts";
 

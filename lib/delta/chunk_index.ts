@@ -1,8 +1,6 @@
 /**
  * The chunk index of an image. Format: a line of JSON with `version`, `size` in bytes
  * and `digest` of the image; then the record of each chunk, in order.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { compressedClusterOffsets } from "../image/compressed_clusters.ts";

@@ -4,8 +4,6 @@
  *
  * Algorithm: FastCDC (USENIX ATC 2016) with a 32-bit gear hash. All constants are
  * part of the index format.
- *
- * @module
  */
 
 const MIN_CHUNK_BYTES = 4 * 1024;

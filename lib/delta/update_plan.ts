@@ -1,8 +1,4 @@
-/**
- * Plans which bytes of an image are copied from an older one.
- *
- * @module
- */
+/** Plans which bytes of an image are copied from an older one. */
 import type { ChunkIndex } from "./chunk_index.ts";
 import { createChunkTable, viewOf } from "./_chunk_table.ts";
 import { RECORD_BYTES } from "./chunker.ts";

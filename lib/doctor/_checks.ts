@@ -1,8 +1,4 @@
-/**
- * The checks of `doctor()`, each independent of the others.
- *
- * @module
- */
+/** The checks of `doctor()`, each independent of the others. */
 import { dirname, join } from "../path.ts";
 import { resolveCacheDir } from "../cache/entry.ts";
 import type { Environment } from "../environment.ts";

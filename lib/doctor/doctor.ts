@@ -1,8 +1,4 @@
-/**
- * Checks whether this host can hydrate and run images.
- *
- * @module
- */
+/** Checks whether this host can hydrate and run images. */
 import { processEnvironment } from "../environment.ts";
 import { toToolsmithError } from "../errors.ts";
 import { loadManifest } from "../manifest/manifest.ts";

@@ -1,8 +1,6 @@
 /**
  * Starts processes through the guest agent (docs/interop/qemu-ga-ref). Its answers
  * are untrusted: each field is checked before use.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";

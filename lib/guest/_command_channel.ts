@@ -1,8 +1,6 @@
 /**
  * Opens the channel of a command: virtio-serial ports of the VM, and the guest
  * shell that connects them to the command's standard streams.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";

@@ -2,8 +2,6 @@
  * Reads a command's output from a virtio-serial port. Such a port reports no end of
  * file: an unguessable end marker and a trailer (such as the exit status) end the
  * stream.
- *
- * @module
  */
 import { VmDisconnectedError } from "../qemu/errors.ts";
 

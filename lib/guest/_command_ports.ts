@@ -2,8 +2,6 @@
  * The virtio-serial ports of a command. The first command uses the ports present
  * at boot; each other command hot-plugs its own. Ports are unplugged after the
  * command, or by another process if their owner was killed.
- *
- * @module
  */
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";

@@ -3,8 +3,6 @@
  * passed as arguments, so that no shell evaluates them as code. They need a POSIX
  * shell, `cat`, `dd`, `sleep` and, to end whole process groups, `setsid`; a
  * terminal needs `setsid -c` and `stty`.
- *
- * @module
  */
 
 import { SET_UP_GUEST_SCRIPT } from "./_setup_scripts.ts";

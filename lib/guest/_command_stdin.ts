@@ -1,8 +1,4 @@
-/**
- * Sends a command's standard input through a virtio-serial port, in frames.
- *
- * @module
- */
+/** Sends a command's standard input through a virtio-serial port, in frames. */
 import { ToolsmithError } from "../errors.ts";
 import { writeAll } from "../system/write_all.ts";
 

@@ -1,8 +1,4 @@
-/**
- * Ends a command on abort, and detects a guest shell that has died.
- *
- * @module
- */
+/** Ends a command on abort, and detects a guest shell that has died. */
 import type { Monitor } from "../qemu/monitor.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import { abortable, sleep } from "../system/time.ts";

@@ -3,8 +3,6 @@
  *
  * Format: Microsoft, FAT32 File System Specification 1.03, with the long names of
  * its "Long Directory Entries".
- *
- * @module
  */
 
 const SECTOR_BYTES = 512;

@@ -2,8 +2,6 @@
  * Toolsmith's own guest agent, for images without one: a program for Python 3.6 or
  * later, which cloud-init needs anyway. It implements the part of the QEMU guest
  * agent protocol that Toolsmith uses (docs/interop/qemu-ga-ref), on the same port.
- *
- * @module
  */
 
 /** The version that the seed agent reports in `guest-info`. */

@@ -1,8 +1,6 @@
 /**
  * The shell scripts that prepare a guest for commands. They are constant, as those
  * that run commands.
- *
- * @module
  */
 
 /** Waits until cloud-init has finished, if systemd has enabled it. */

@@ -3,8 +3,6 @@
  *
  * Formats: POSIX.1-2017, `pax`, "ustar Interchange Format" and "pax Interchange
  * Format"; GNU tar's manual, "Basic Tar Format", for its long names.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { readFileAt } from "../system/files.ts";

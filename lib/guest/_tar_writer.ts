@@ -4,8 +4,6 @@
  *
  * Format: POSIX.1-2017, `pax`, "ustar Interchange Format" and "pax Interchange
  * Format" (extended headers for names that do not fit).
- *
- * @module
  */
 import { join } from "../path.ts";
 import { orIfDenied, orIfNotFound } from "../system/files.ts";

@@ -2,8 +2,6 @@
  * Unpacks a tar archive that may be hostile: nothing is written outside the target
  * directory or through a link. Only regular files, directories and links that stay
  * inside are created.
- *
- * @module
  */
 import { dirname, join } from "../path.ts";
 import { orIfNotFound } from "../system/files.ts";

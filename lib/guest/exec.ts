@@ -2,8 +2,6 @@
  * Runs commands in a guest. The guest agent or a warm shell starts each command; its
  * streams use their own virtio-serial ports, so that output of several commands
  * arrives at once, byte for byte.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";

@@ -4,8 +4,6 @@
  *
  * Formats: cloud-init's documentation, "NoCloud" (a file system labelled CIDATA
  * with `meta-data`, `user-data` and `network-config`) and "Cloud config".
- *
- * @module
  */
 import { fatImage } from "./_fat_image.ts";
 import { SEED_AGENT_SOURCE } from "./_seed_agent.ts";

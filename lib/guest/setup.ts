@@ -1,8 +1,4 @@
-/**
- * Prepares a guest for commands: agent, clock, and host directories.
- *
- * @module
- */
+/** Prepares a guest for commands: agent, clock, and host directories. */
 import { ToolsmithError } from "../errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import { CommandRefusedError } from "../qemu/errors.ts";

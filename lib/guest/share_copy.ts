@@ -1,8 +1,6 @@
 /**
  * Copies a host directory into the memory of a guest that cannot mount it, and syncs
  * the guest's changes back.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { join } from "../path.ts";

@@ -2,8 +2,6 @@
  * Runs a command on a terminal of the guest, for interactive use. The terminal is a
  * serial port of the VM: all guests have its driver, and unread output stays in the
  * guest, while a virtio console would drop it.
- *
- * @module
  */
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";

@@ -1,8 +1,6 @@
 /**
  * A warm shell waits in a guest for its first command. It starts before the guest is
  * saved, so that no restored VM spends time on starting a shell and its pipes.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";

@@ -1,7 +1,5 @@
 /**
  * Locks a cache entry, and moves a fetched image with the expected digest into it.
- *
- * @module
  */
 import type {
   CacheEntryHandle,

@@ -4,8 +4,6 @@
  *
  * Formats: GNU coreutils, "cksum output modes": `DIGEST  NAME`, `DIGEST *NAME`,
  * and the tagged `SHA256 (NAME) = DIGEST`.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import type { Sha256 } from "../system/digest.ts";

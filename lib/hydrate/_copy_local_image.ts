@@ -1,8 +1,6 @@
 /**
  * Copies an image from a local path: as a reflink, which shares its disk blocks with
  * the original, or as a sparse file, whose zeros are holes without disk blocks.
- *
- * @module
  */
 import { basename, dirname, join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";

@@ -1,8 +1,4 @@
-/**
- * Requests, options and results that all image sources share.
- *
- * @module
- */
+/** Requests, options and results that all image sources share. */
 import type { Emit, UpdateSize } from "../events.ts";
 import type { ImageArch } from "../image/boot_loader.ts";
 import type { ManifestImage } from "../manifest/manifest.ts";

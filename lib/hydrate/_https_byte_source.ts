@@ -2,8 +2,6 @@
  * Requests a file, or the rest of a file, from any HTTPS server.
  *
  * Range requests follow RFC 9110, section 14.
- *
- * @module
  */
 import { quoteShellWord } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";

@@ -1,8 +1,4 @@
-/**
- * Downloads an image from an `https://` URL, and resumes partial downloads.
- *
- * @module
- */
+/** Downloads an image from an `https://` URL, and resumes partial downloads. */
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import { CHUNK_INDEX, CHUNK_INDEX_SUFFIX } from "../delta/chunk_index.ts";

@@ -1,8 +1,6 @@
 /**
  * Fetches an image from a registry: with range requests, which can resume a
  * partial download, or with `oras pull`.
- *
- * @module
  */
 import { basename, join } from "../path.ts";
 import { processEnvironment } from "../environment.ts";

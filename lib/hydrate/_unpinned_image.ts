@@ -1,8 +1,4 @@
-/**
- * Downloads an image without a known digest, so that `init` can pin it.
- *
- * @module
- */
+/** Downloads an image without a known digest, so that `init` can pin it. */
 import {
   type CacheEntryHandle,
   cacheEntryHandle,

@@ -1,7 +1,5 @@
 /**
  * Copies what an older image holds, too, so that only the rest is downloaded.
- *
- * @module
  */
 import {
   findChunkIndex,

@@ -1,8 +1,6 @@
 /**
  * Fetches an image from a registry, an HTTPS server or a local path, and computes
  * its SHA-256 in the same pass.
- *
- * @module
  */
 import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";

@@ -1,8 +1,4 @@
-/**
- * Brings a manifest's image into the cache, verified.
- *
- * @module
- */
+/** Brings a manifest's image into the cache, verified. */
 import {
   type CachedImage,
   type CacheEntryHandle,

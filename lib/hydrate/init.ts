@@ -1,8 +1,6 @@
 /**
  * Writes a manifest that pins an existing image: in a registry, behind an
  * `https://` URL, or at a local path.
- *
- * @module
  */
 import { dirname, join, relative, resolve, SEPARATOR } from "../path.ts";
 import { processEnvironment } from "../environment.ts";

@@ -3,8 +3,6 @@
  *
  * Format: Microsoft, FAT32 File System Specification 1.03; required for an EFI
  * system partition by the UEFI Specification 2.10, section 13.3.
- *
- * @module
  */
 import type { DiskReader } from "./_qcow2_disk.ts";
 

@@ -4,8 +4,6 @@
  *
  * Formats: QEMU, docs/interop/qcow2.txt, "Cluster mapping" and "Compressed
  * clusters"; RFC 8878, section 3.1.1, for Zstandard frames.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { readFileAt } from "../system/files.ts";

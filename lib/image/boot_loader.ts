@@ -5,8 +5,6 @@
  * Formats: UEFI Specification 2.10, sections 5.2 (partition tables), 13.3 (EFI
  * system partition) and 3.5.1.1 (names of boot loaders); the BIOS Boot
  * Specification 1.01 for the first sector.
- *
- * @module
  */
 import { type DiskReader, openQcow2Disk } from "./_qcow2_disk.ts";
 import { fatHasFile } from "./_fat_lookup.ts";

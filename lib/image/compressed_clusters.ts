@@ -3,8 +3,6 @@
  *
  * Format: QEMU, docs/interop/qcow2.txt, "Cluster mapping" and "Compressed Clusters
  * Descriptor".
- *
- * @module
  */
 import { readFileAt } from "../system/files.ts";
 import {

@@ -1,8 +1,6 @@
 /**
  * Detects the format of a file that is not a QCOW2 image, for an error message with
  * a hint.
- *
- * @module
  */
 import { quoteShellWord } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";

@@ -1,8 +1,6 @@
 /**
  * Inspects an image before it is published: its format, and whether it depends on
  * other files.
- *
- * @module
  */
 import { systemError, ToolsmithError } from "../errors.ts";
 import { readL2Tables } from "./compressed_clusters.ts";

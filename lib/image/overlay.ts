@@ -2,8 +2,6 @@
  * Writes empty QCOW2 overlays, whose disk shows the image below them.
  *
  * Format: QEMU, docs/interop/qcow2.txt ("Header", "Header extensions").
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { readQcow2Header } from "./qcow2_header.ts";

@@ -3,8 +3,6 @@
  * does not work elsewhere, and QEMU opens whatever host file the image names.
  *
  * Format: QEMU, docs/interop/qcow2.txt.
- *
- * @module
  */
 import { systemError, ToolsmithError } from "../errors.ts";
 import { readFileAt } from "../system/files.ts";

@@ -1,7 +1,5 @@
 /**
  * Reads a JSON file field by field. Each error names the file and the field.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import {

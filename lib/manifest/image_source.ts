@@ -1,8 +1,4 @@
-/**
- * Parses and formats image sources: the `image.qcow2` field of a manifest.
- *
- * @module
- */
+/** Parses and formats image sources: the `image.qcow2` field of a manifest. */
 import { fromFileUrl, resolve } from "../path.ts";
 import {
   formatReference,

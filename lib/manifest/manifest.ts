@@ -3,8 +3,6 @@
  *
  * docs/consuming.md describes the format; docs/tools.schema.json is the same as
  * a JSON Schema for editors.
- *
- * @module
  */
 import { dirname, join, resolve } from "../path.ts";
 import { parseSha256, type Sha256 } from "../system/digest.ts";

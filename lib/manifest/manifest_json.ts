@@ -1,8 +1,6 @@
 /**
  * The JSON form of a manifest, `.toolsmith/tools.json`, and how a new one is
  * created for an image.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { isValidImageName } from "./manifest.ts";

@@ -1,7 +1,5 @@
 /**
  * The rule `image.signature` of a manifest: who must have signed an image's artifact.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 

@@ -1,7 +1,5 @@
 /**
  * Resolves tool names of the manifest to guest paths, and enforces `operations`.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 

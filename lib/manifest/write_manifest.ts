@@ -1,8 +1,6 @@
 /**
  * Pins an image in a new or existing manifest. An existing file keeps its other
  * fields and all formatting.
- *
- * @module
  */
 import { dirname, resolve } from "../path.ts";
 import {

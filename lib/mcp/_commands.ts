@@ -1,8 +1,4 @@
-/**
- * Runs the commands of calls, in one VM or each in a VM of its own.
- *
- * @module
- */
+/** Runs the commands of calls, in one VM or each in a VM of its own. */
 import type { ServerContext } from "@modelcontextprotocol/server";
 import { toToolsmithError } from "../errors.ts";
 import type { ToolsmithEvent } from "../events.ts";

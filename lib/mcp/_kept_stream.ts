@@ -1,7 +1,5 @@
 /**
  * Shortens what a command prints, and keeps it within bounds for `read_output`.
- *
- * @module
  */
 
 /** Shown of the start and of the end of a longer stream. */

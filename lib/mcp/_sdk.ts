@@ -2,8 +2,6 @@
  * What the server needs of the packages of the Model Context Protocol, and what its
  * tools accept and return. The packages are large, so this module is imported
  * dynamically; the bundle keeps it compressed until then.
- *
- * @module
  */
 import * as z from "zod";
 

@@ -1,7 +1,5 @@
 /**
  * Serves a workspace's VM to an AI agent over the Model Context Protocol (MCP).
- *
- * @module
  */
 import type { Writable } from "node:stream";
 import { ToolsmithError } from "../errors.ts";

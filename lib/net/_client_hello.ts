@@ -1,8 +1,6 @@
 /**
  * Reads the server name of a TLS ClientHello (RFC 8446, section 4.1.2; RFC 6066, section
  * 3).
- *
- * @module
  */
 import { RefusedError } from "./rules.ts";
 

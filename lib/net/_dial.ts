@@ -1,8 +1,4 @@
-/**
- * Connects the host to a name or an address, on behalf of the guest.
- *
- * @module
- */
+/** Connects the host to a name or an address, on behalf of the guest. */
 import { lookup } from "node:dns/promises";
 import {
   ipNetworkScope,

@@ -1,8 +1,6 @@
 /**
  * The frames between QEMU and this process. Format: QEMU's `-netdev stream`, each frame
  * after its length, 4 bytes in big-endian order.
- *
- * @module
  */
 import { writeAll } from "../system/write_all.ts";
 import { numbersOf } from "./_packet.ts";

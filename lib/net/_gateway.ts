@@ -1,8 +1,6 @@
 /**
  * What the guest's gateway answers by itself: DHCP (RFC 2131, RFC 2132), for a guest that
  * configures its cards by itself, and DNS (RFC 1035, section 4).
- *
- * @module
  */
 import {
   addressBytes,

@@ -1,8 +1,6 @@
 /**
  * ARP, IPv4, ICMP, UDP and TCP in Ethernet frames (RFC 826, 791, 792, 768, 9293). Frames
  * to the guest begin with their length, as QEMU's stream expects; those from it do not.
- *
- * @module
  */
 
 /** The guest's network: 198.18.0.0/15, which RFC 2544 reserves for tests. */

@@ -1,8 +1,4 @@
-/**
- * Forwards the bytes of a connection between the guest and its peer.
- *
- * @module
- */
+/** Forwards the bytes of a connection between the guest and its peer. */
 import { abortable } from "../system/time.ts";
 import { writeAll } from "../system/write_all.ts";
 import type { TcpConnection } from "./_tcp.ts";

@@ -2,8 +2,6 @@
  * One TCP connection of the guest (RFC 9293, with the window scaling of RFC 7323). Between
  * guest and host nothing changes its order, so only what comes in order is accepted. What
  * is dropped for lack of memory, the guest sends again.
- *
- * @module
  */
 import * as packet from "./_packet.ts";
 import { ACK, FIN, RST, SEGMENT_DATA_AT, SYN } from "./_packet.ts";

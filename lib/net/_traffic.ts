@@ -2,8 +2,6 @@
  * Judges what a guest sends over a connection to an allowed name: TLS and plain HTTP say
  * for which host they are (RFC 6066, section 3; RFC 9112). Nothing is forwarded before it
  * is judged.
- *
- * @module
  */
 import { serverNameOf } from "./_client_hello.ts";
 import { normalizeName, RefusedError } from "./rules.ts";

@@ -40,8 +40,6 @@
  *
  * **Trust.** Whatever the guest sends is hostile; what it is shown, it may keep. What is
  * checked is what is used: an address that passed is dialed as a literal.
- *
- * @module
  */
 import type { Emit } from "../events.ts";
 import { parseIpBits } from "../system/ip_address.ts";

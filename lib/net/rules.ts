@@ -1,8 +1,4 @@
-/**
- * The rules of `--allow-net`: which hosts a guest may reach.
- *
- * @module
- */
+/** The rules of `--allow-net`: which hosts a guest may reach. */
 import { ToolsmithError } from "../errors.ts";
 import { parseIpBits } from "../system/ip_address.ts";
 

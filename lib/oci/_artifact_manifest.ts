@@ -8,8 +8,6 @@
  *
  * Format: OCI Image Specification 1.1, "Image Manifest" and "Content
  * Descriptors".
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { type Digest, isSha256Digest } from "../system/digest.ts";

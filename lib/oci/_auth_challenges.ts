@@ -3,8 +3,6 @@
  *
  * Format: RFC 9110, section 11.6.1 (`WWW-Authenticate`): one or several
  * challenges in each header.
- *
- * @module
  */
 import { RangesUnavailableError } from "../transfer/byte_source.ts";
 

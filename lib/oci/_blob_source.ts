@@ -4,8 +4,6 @@
  *
  * Formats: RFC 9110, section 14 (ranges); OCI Distribution Specification 1.1,
  * "Pulling blobs".
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import {

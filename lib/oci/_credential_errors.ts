@@ -2,8 +2,6 @@
  * Recognizes failures of Docker's configuration and of credential helpers in the
  * output of `oras`. oras quotes a helper without its name, and a helper's message
  * could be mistaken for a network error.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";

@@ -5,8 +5,6 @@
  * Format: Docker's `config.json` (docker/cli, "docker login", "Credential
  * stores" and "Credential helpers"). Like oras 1.3, reads only `DOCKER_CONFIG` or
  * `~/.docker`, not podman's `auth.json`.
- *
- * @module
  */
 import { join, resolve } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";

@@ -3,8 +3,6 @@
  * the Retry-After of a busy registry, which oras ignores and retries six times; and
  * the authentication schemes, of which oras tries only the first. Corporate proxies
  * and servers often offer Negotiate before Basic or Bearer.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { RetryAfterError } from "../system/retry_after.ts";

@@ -1,8 +1,6 @@
 /**
  * Converts the error output of `oras` 1.3 to typed errors, because its exit status
  * is always 1.
- *
- * @module
  */
 import { type ErrorCode, ToolsmithError } from "../errors.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";

@@ -1,8 +1,4 @@
-/**
- * Runs the `oras` program against a registry, and throws typed errors.
- *
- * @module
- */
+/** Runs the `oras` program against a registry, and throws typed errors. */
 import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import { resolve, SEPARATOR } from "../path.ts";

@@ -1,8 +1,6 @@
 /**
  * Watches the progress of `oras pull` and `oras push`, to detect stalls and pulls
  * that write too much.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { startStallTimer } from "../system/stall_timer.ts";

@@ -1,7 +1,5 @@
 /**
  * Permissions for the network and for configuration files, without a prompt.
- *
- * @module
  */
 import { orIfNotFound } from "../system/files.ts";
 import { isPermissionGranted } from "../system/permissions.ts";

@@ -4,8 +4,6 @@
  *
  * Formats: the distribution project's "Token Authentication" and "OAuth2 Token
  * Authentication".
- *
- * @module
  */
 import { readLimitedBody } from "../system/http_body.ts";
 import type { HttpRequestInit } from "../system/http_client.ts";

@@ -4,8 +4,6 @@
  *
  * Formats: OCI Image Specification 1.1, "Image Manifest" and "Content
  * Descriptors"; the titles are `org.opencontainers.image.title` annotations.
- *
- * @module
  */
 import { type Digest, parseSha256, type Sha256 } from "../system/digest.ts";
 import { ToolsmithError } from "../errors.ts";

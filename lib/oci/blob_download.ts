@@ -1,8 +1,6 @@
 /**
  * Downloads a blob with range requests from a registry or its mirrors; the caller
  * falls back to `oras pull` if that is not possible.
- *
- * @module
  */
 import type { Sha256 } from "../system/digest.ts";
 import { httpStatusError } from "../system/http_errors.ts";

@@ -1,8 +1,6 @@
 /**
  * The endpoints of a repository, its registry and mirrors, and a client for requests
  * to them. Each endpoint gets its own credentials, a redirect target gets none.
- *
- * @module
  */
 import {
   createHttpClient,

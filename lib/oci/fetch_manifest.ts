@@ -1,8 +1,6 @@
 /**
  * Fetches an artifact's manifest over HTTP, without `oras`, which does not support
  * mirrors.
- *
- * @module
  */
 import {
   type Digest,

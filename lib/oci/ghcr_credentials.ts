@@ -1,7 +1,5 @@
 /**
  * Credentials for ghcr.io from the environment, and redaction of secrets in output.
- *
- * @module
  */
 import type { Environment } from "../environment.ts";
 import { isLoopbackHost } from "../system/ip_address.ts";

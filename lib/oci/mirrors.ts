@@ -9,8 +9,6 @@
  *     [host."https://cache.lan"]
  *       capabilities = ["pull", "resolve"]
  *       ca = "cache.pem"
- *
- * @module
  */
 import { join, resolve } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";

@@ -3,8 +3,6 @@
  *
  * Written for oras 1.3; docs/architecture.md explains why Toolsmith has no registry
  * client of its own for this.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import {

@@ -1,8 +1,6 @@
 /**
  * The versions of oras that Toolsmith supports. The setup scripts use this module
  * before imports can be resolved, so it must not import anything.
- *
- * @module
  */
 
 /** The oldest supported version. */

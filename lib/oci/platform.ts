@@ -4,8 +4,6 @@
  *
  * Format: OCI Image Specification 1.1, "Image Index": `platform.architecture` is a
  * GOARCH, `platform.os` a GOOS.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import type { ImageArch } from "../image/boot_loader.ts";

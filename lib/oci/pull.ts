@@ -1,8 +1,6 @@
 /**
  * Pulls an artifact with `oras`, hashes the image in the same pass, and reports
  * downloads as events.
- *
- * @module
  */
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";

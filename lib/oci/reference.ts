@@ -3,8 +3,6 @@
  *
  * Format: OCI Distribution Specification 1.1, "Pulling manifests", and the
  * `reference` grammar of the distribution project.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { type Digest, isSha256Digest } from "../system/digest.ts";

@@ -3,8 +3,6 @@
  *
  * Format: OCI Distribution Specification 1.1, "Listing Referrers", and "Referrers Tag
  * Schema" for registries without that API.
- *
- * @module
  */
 import { type Digest, isSha256Digest } from "../system/digest.ts";
 import { withOptionalRequestTimeout } from "../system/stall_timer.ts";

@@ -1,8 +1,4 @@
-/**
- * Lists the files of this host that configure the access to registries.
- *
- * @module
- */
+/** Lists the files of this host that configure the access to registries. */
 import { type Environment, processEnvironment } from "../environment.ts";
 import { findProgram } from "../system/find_program.ts";
 import { dockerConfigDir, listCredentialHelpers } from "./_docker_config.ts";

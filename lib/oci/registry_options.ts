@@ -1,8 +1,4 @@
-/**
- * Options for the connection to a registry.
- *
- * @module
- */
+/** Options for the connection to a registry. */
 import type { Environment } from "../environment.ts";
 import { isLoopbackHost } from "../system/ip_address.ts";
 

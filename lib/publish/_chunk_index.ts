@@ -1,8 +1,4 @@
-/**
- * The chunk index of an image to publish, and what it predicts.
- *
- * @module
- */
+/** The chunk index of an image to publish, and what it predicts. */
 import {
   CHUNK_INDEX,
   CHUNK_INDEX_SUFFIX,

@@ -1,8 +1,4 @@
-/**
- * Compresses an image to publish.
- *
- * @module
- */
+/** Compresses an image to publish. */
 import { processEnvironment } from "../environment.ts";
 import { systemError, ToolsmithError } from "../errors.ts";
 import { inspectImage } from "../image/inspect_image.ts";

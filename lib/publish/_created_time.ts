@@ -1,8 +1,6 @@
 /**
  * Chooses the creation time in a manifest, so that the same bytes give the same
  * manifest.
- *
- * @module
  */
 import type { Environment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";

@@ -4,8 +4,6 @@
  *
  *     <TMPDIR>/toolsmith-<purpose>-<id>/files/
  *     <TMPDIR>/toolsmith-<purpose>-<id>/lock       flock
- *
- * @module
  */
 import { dirname, join } from "../path.ts";
 import {

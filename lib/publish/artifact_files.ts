@@ -1,7 +1,5 @@
 /**
  * The files of an artifact, their titles, and the directory to push them from.
- *
- * @module
  */
 import { basename, dirname, join, resolve } from "../path.ts";
 import { isPortableTitle } from "../oci/artifact.ts";

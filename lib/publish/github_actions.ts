@@ -1,8 +1,4 @@
-/**
- * Reports a publication to GitHub Actions: a job summary and step outputs.
- *
- * @module
- */
+/** Reports a publication to GitHub Actions: a job summary and step outputs. */
 import { formatManifestJson } from "../manifest/manifest_json.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { systemError, toToolsmithError } from "../errors.ts";

@@ -1,7 +1,5 @@
 /**
  * Publishes an image to a registry and verifies that the registry serves it.
- *
- * @module
  */
 import { basename } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";

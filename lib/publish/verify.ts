@@ -1,8 +1,4 @@
-/**
- * Polls a registry until it serves what was pushed.
- *
- * @module
- */
+/** Polls a registry until it serves what was pushed. */
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
 import {

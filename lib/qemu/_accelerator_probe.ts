@@ -1,8 +1,6 @@
 /**
  * Probes an accelerator by racing it against emulation. Nested KVM may fail at its
  * first instructions, or be emulated itself and take minutes for a boot loader.
- *
- * @module
  */
 import { join } from "../path.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";

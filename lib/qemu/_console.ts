@@ -1,8 +1,6 @@
 /**
  * The guest's serial console: its connection, its last lines, and the failures
  * that can be detected in them.
- *
- * @module
  */
 import { writeAll } from "../system/write_all.ts";
 import { sanitizeLine, sanitizeText } from "../system/sanitize_text.ts";

@@ -1,7 +1,5 @@
 /**
  * JSON lines over a Unix socket: the wire format of QMP and of the guest agent.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { isJsonObject } from "../system/json.ts";

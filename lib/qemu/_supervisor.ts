@@ -1,8 +1,6 @@
 /**
  * Spawns QEMU under a supervisor: a shell in the background reads a pipe that this
  * process holds open, and kills QEMU when the pipe closes, however this process ends.
- *
- * @module
  */
 import { resolve, SEPARATOR } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";

@@ -1,7 +1,5 @@
 /**
  * Finds the accelerators (KVM, HVF, TCG) that work on this host, the fastest first.
- *
- * @module
  */
 import { join } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";

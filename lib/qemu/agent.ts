@@ -1,8 +1,4 @@
-/**
- * Connection to the QEMU guest agent (QEMU, docs/interop/qemu-ga-ref).
- *
- * @module
- */
+/** Connection to the QEMU guest agent (QEMU, docs/interop/qemu-ga-ref). */
 import { abortable } from "../system/time.ts";
 import { connectJsonLines, type JsonMessage, randomId } from "./_json_lines.ts";
 

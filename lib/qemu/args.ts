@@ -1,8 +1,4 @@
-/**
- * QEMU's command line. Nothing here starts QEMU.
- *
- * @module
- */
+/** QEMU's command line. Nothing here starts QEMU. */
 import { join } from "../path.ts";
 import {
   AGENT_PORT_ID,

@@ -1,8 +1,6 @@
 /**
  * Ids and limits of a VM's devices, shared by QEMU's command line and QMP commands.
  * Snapshots and guests depend on these values.
- *
- * @module
  */
 
 /** Drive id of the boot disk. */

@@ -1,8 +1,4 @@
-/**
- * Prepares a VM's disk: the image itself is never written.
- *
- * @module
- */
+/** Prepares a VM's disk: the image itself is never written. */
 import { dirname, join, resolve } from "../path.ts";
 import { systemError, ToolsmithError } from "../errors.ts";
 import { DISK_ID } from "./device_ids.ts";

@@ -1,8 +1,6 @@
 /**
  * Why QEMU has stopped a guest after a disk error: from QEMU's event, or from its
  * answers to later queries.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";

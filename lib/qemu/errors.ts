@@ -1,8 +1,4 @@
-/**
- * Errors of the connection to a VM that callers handle separately.
- *
- * @module
- */
+/** Errors of the connection to a VM that callers handle separately. */
 import { ToolsmithError } from "../errors.ts";
 
 /** The connection to QEMU or the guest agent was lost. */

@@ -1,7 +1,5 @@
 /**
  * Finds the host's UEFI firmware by its descriptors (QEMU, docs/interop/firmware.json).
- *
- * @module
  */
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";

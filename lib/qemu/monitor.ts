@@ -1,8 +1,6 @@
 /**
  * Serializes commands to QEMU and to the guest agent, as both serve one connection at a
  * time: by a queue within this process, and by file locks between processes.
- *
- * @module
  */
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";

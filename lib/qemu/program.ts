@@ -1,7 +1,5 @@
 /**
  * The QEMU program: its name, its version, and the error when it is missing.
- *
- * @module
  */
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";

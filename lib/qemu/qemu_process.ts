@@ -1,8 +1,4 @@
-/**
- * A QEMU process: its start, its connections, its console and its end.
- *
- * @module
- */
+/** A QEMU process: its start, its connections, its console and its end. */
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { RunningProcess } from "../system/process.ts";

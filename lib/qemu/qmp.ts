@@ -1,7 +1,5 @@
 /**
  * Connection to QEMU in the QEMU Machine Protocol (QEMU, docs/interop/qmp-spec).
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { isJsonObject } from "../system/json.ts";

@@ -4,8 +4,6 @@
  *
  * `find -execdir` does the work, as names need not be UTF-8 and paths may exceed
  * PATH_MAX.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { spawnProcess } from "../system/process.ts";

@@ -1,8 +1,4 @@
-/**
- * Detects the processor, QEMU program and firmware that an image needs.
- *
- * @module
- */
+/** Detects the processor, QEMU program and firmware that an image needs. */
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import {

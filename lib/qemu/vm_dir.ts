@@ -2,8 +2,6 @@
  * The directory of a running VM: its file names, creation and removal.
  *
  *     <TMPDIR>/toolsmith-<id>/     0700
- *
- * @module
  */
 import { join, resolve } from "../path.ts";
 import { terminalSerialPortId } from "./device_ids.ts";

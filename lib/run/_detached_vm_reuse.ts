@@ -1,8 +1,4 @@
-/**
- * Decides whether a command can run in a workspace's detached VM.
- *
- * @module
- */
+/** Decides whether a command can run in a workspace's detached VM. */
 import type { DetachedVmRecord } from "../vm/detached_record.ts";
 import type { BootOptions } from "../vm/boot_options.ts";
 import { WORKSPACE_TAG } from "../vm/shares.ts";

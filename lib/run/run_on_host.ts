@@ -1,8 +1,6 @@
 /**
  * Runs a command on this host, without a VM. Nothing falls back to this: the caller
  * has to request it.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { createEmitter, nextCommandId, type OnEvent } from "../events.ts";

@@ -1,8 +1,6 @@
 /**
  * What `toolsmith run` and `toolsmith boot` do, for programs: finds, restores or
  * boots the VM of a workspace from its manifest.
- *
- * @module
  */
 import { dirname, join } from "../path.ts";
 import { snapshotDirOf } from "../cache/snapshots.ts";

@@ -1,8 +1,6 @@
 /**
  * What verifying a signature needs of Sigstore's packages. They are large, so this
  * module is imported dynamically; the bundle keeps it compressed until then.
- *
- * @module
  */
 export { bundleFromJSON } from "@sigstore/bundle";
 export { TrustedRoot } from "@sigstore/protobuf-specs";

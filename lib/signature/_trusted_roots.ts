@@ -1,7 +1,5 @@
 /**
  * Loads the certificate authorities and logs that signatures are checked against.
- *
- * @module
  */
 import type { TrustedRoot } from "@sigstore/protobuf-specs";
 import { processEnvironment, userCacheDir } from "../environment.ts";

@@ -1,8 +1,6 @@
 /**
  * What loading a trusted root over the network needs. Its packages list the whole
  * environment when they are imported, for which Deno may have no permission.
- *
- * @module
  */
 import { processEnvironment } from "../environment.ts";
 

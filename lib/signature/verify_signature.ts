@@ -3,8 +3,6 @@
  * `attest-build-provenance` attach to it.
  *
  * Formats: Sigstore bundle 0.3, DSSE 1.0, in-toto Statement 1.
- *
- * @module
  */
 import type { SignedEntity } from "@sigstore/verify";
 import { ToolsmithError } from "../errors.ts";

@@ -1,8 +1,4 @@
-/**
- * Pipes of a child process: writes its input and reads its output.
- *
- * @module
- */
+/** Pipes of a child process: writes its input and reads its output. */
 
 /**
  * Destination of a program's output stream. A callback must not throw; while its

@@ -1,7 +1,5 @@
 /**
  * Parses SHA-256 digests, and computes them over streams in constant memory.
- *
- * @module
  */
 import { type Environment, processEnvironment } from "../environment.ts";
 import { systemError, ToolsmithError } from "../errors.ts";

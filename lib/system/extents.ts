@@ -1,8 +1,6 @@
 /**
  * Sets of byte ranges (extents), ordered and not adjacent: which bytes of a
  * partial download are present.
- *
- * @module
  */
 
 /** A byte range; `to` is exclusive. */

@@ -1,8 +1,6 @@
 /**
  * File helpers that Deno lacks: file identity, atomic replacement, fsync, bounded
  * reads.
- *
- * @module
  */
 import { systemError, ToolsmithError } from "../errors.ts";
 import { dirname, join } from "../path.ts";

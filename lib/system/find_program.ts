@@ -1,8 +1,4 @@
-/**
- * Finds programs on `PATH`.
- *
- * @module
- */
+/** Finds programs on `PATH`. */
 import { join, SEPARATOR } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 

@@ -3,8 +3,6 @@
  * `golang.org/x/net/http/httpproxy`, because `oras` is a Go program and both must
  * reach the same hosts. Unlike Deno, Go ignores `ALL_PROXY`, never uses a proxy for
  * loopback hosts, and supports `HOST:PORT` in `NO_PROXY`.
- *
- * @module
  */
 import { type Environment, processEnvironment } from "../environment.ts";
 import { isInIpRange, isLoopbackHost, parseIpBits } from "./ip_address.ts";

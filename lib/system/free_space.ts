@@ -1,8 +1,4 @@
-/**
- * Checks free disk space before a write begins.
- *
- * @module
- */
+/** Checks free disk space before a write begins. */
 import { ToolsmithError } from "../errors.ts";
 
 /** Reserved for records and for concurrent writers. */

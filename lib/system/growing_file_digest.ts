@@ -1,8 +1,6 @@
 /**
  * Hashes a file while it is downloaded. The runtime engine gets a worker thread,
  * because receiving and writing keep the main thread busy.
- *
- * @module
  */
 import type { Hash } from "node:crypto";
 import {

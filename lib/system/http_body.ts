@@ -1,8 +1,4 @@
-/**
- * Reads HTTP response bodies with a stall timeout and a size limit.
- *
- * @module
- */
+/** Reads HTTP response bodies with a stall timeout and a size limit. */
 import { toTransportError } from "./http_errors.ts";
 import type { Deadline } from "./time.ts";
 

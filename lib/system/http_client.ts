@@ -1,8 +1,4 @@
-/**
- * HTTP client with a private CA and Go's proxy rules.
- *
- * @module
- */
+/** HTTP client with a private CA and Go's proxy rules. */
 import { processEnvironment } from "../environment.ts";
 import { systemError, ToolsmithError } from "../errors.ts";
 import { toTransportError } from "./http_errors.ts";

@@ -1,8 +1,4 @@
-/**
- * Converts HTTP status codes and `fetch` failures to typed errors.
- *
- * @module
- */
+/** Converts HTTP status codes and `fetch` failures to typed errors. */
 import { type ErrorCode, ToolsmithError } from "../errors.ts";
 import { isTransientError } from "./retry.ts";
 import { parseRetryAfterMs, RetryAfterError } from "./retry_after.ts";

@@ -1,7 +1,5 @@
 /**
  * Syncs a growing file every 4 MiB, so that little is left to sync at the end.
- *
- * @module
  */
 
 /** Incremental syncs of one file, one at a time. */

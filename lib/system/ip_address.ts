@@ -3,8 +3,6 @@
  *
  * Source of the ranges: IANA IPv4 and IPv6 Special-Purpose Address Registries
  * (RFC 6890), those that are not globally reachable, and multicast.
- *
- * @module
  */
 
 /** From farthest to nearest; `host` is loopback, link-local and anything else. */

@@ -1,8 +1,6 @@
 /**
  * Parses untrusted JSON, with error positions, duplicate keys and nesting depth,
  * which `JSON.parse()` does not report.
- *
- * @module
  */
 
 export type JsonObject = Record<string, unknown>;

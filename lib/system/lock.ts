@@ -1,8 +1,6 @@
 /**
  * Exclusive file locks between processes, which the system releases when the
  * holder exits.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { orIfNotFound } from "./files.ts";

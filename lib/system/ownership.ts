@@ -1,8 +1,6 @@
 /**
  * Trust checks by file owner and mode: on a host with several users, a file that
  * another user may have written is untrusted.
- *
- * @module
  */
 import {
   dirname,

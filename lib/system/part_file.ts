@@ -1,8 +1,6 @@
 /**
  * A partial download that can be written in any order and resumed by another
  * process. Records beside the part file list the present bytes.
- *
- * @module
  */
 import { join, relative } from "../path.ts";
 import { sha256OfGrowingFile } from "./growing_file_digest.ts";

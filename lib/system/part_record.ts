@@ -7,8 +7,6 @@
  *
  * Bytes that a killed process wrote are present even if not synced; after a power
  * loss only synced bytes are.
- *
- * @module
  */
 import { join } from "../path.ts";
 import { countExtentBytes, type Extent, parseExtents } from "./extents.ts";

@@ -1,8 +1,4 @@
-/**
- * Queries Deno's permissions without a prompt.
- *
- * @module
- */
+/** Queries Deno's permissions without a prompt. */
 
 export function isPermissionGranted(descriptor: Deno.PermissionDescriptor) {
   return Deno.permissions.querySync(descriptor).state === "granted";

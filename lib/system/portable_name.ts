@@ -2,8 +2,6 @@
  * File names that are valid and unambiguous on every system.
  *
  * Source of the rules: Microsoft, "Naming Files, Paths, and Namespaces".
- *
- * @module
  */
 
 import { sanitizeText } from "./sanitize_text.ts";

@@ -1,7 +1,5 @@
 /**
  * Starts and stops child processes. The only module that uses `Deno.Command`.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import {

@@ -1,8 +1,6 @@
 /**
  * Lists Toolsmith's own program files. A guest that could write one of them could
  * run code on the host at the next start.
- *
- * @module
  */
 import { processEnvironment } from "../environment.ts";
 import { fromFileUrl, join } from "../path.ts";

@@ -2,8 +2,6 @@
  * The redirect policy for images, blobs and mirrors: no redirect out of HTTPS, and
  * none to a network closer to this host than the requested URL. A server must not
  * make this host send requests into its own network (SSRF).
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import {

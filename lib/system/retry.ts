@@ -1,8 +1,4 @@
-/**
- * Retries transient failures with backoff, within a retry budget.
- *
- * @module
- */
+/** Retries transient failures with backoff, within a retry budget. */
 import { type ErrorCode, ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
 import { RetryAfterError } from "./retry_after.ts";

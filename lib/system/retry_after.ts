@@ -3,8 +3,6 @@
  *
  * Format: RFC 9110, section 10.2.3 (`Retry-After`), and the Unix times that some
  * registries send instead.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 

@@ -1,8 +1,6 @@
 /**
  * Sanitizes text from registries, guests and other users for display: it must not
  * control the terminal or imitate a message of Toolsmith.
- *
- * @module
  */
 
 /**

@@ -1,8 +1,6 @@
 /**
  * Staging directories that are locked while in use. If the lock is free, the owner
  * was killed and another process may remove the directory.
- *
- * @module
  */
 import { orIfDenied, removeTree } from "./files.ts";
 import { tryFileLock } from "./lock.ts";

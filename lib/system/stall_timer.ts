@@ -1,8 +1,4 @@
-/**
- * Aborts a transfer that makes no progress.
- *
- * @module
- */
+/** Aborts a transfer that makes no progress. */
 import { ToolsmithError } from "../errors.ts";
 import { type Deadline, startDeadline } from "./time.ts";
 

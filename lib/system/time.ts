@@ -1,8 +1,4 @@
-/**
- * Deadlines, sleep, and waits that a signal can abort.
- *
- * @module
- */
+/** Deadlines, sleep, and waits that a signal can abort. */
 import { ToolsmithError } from "../errors.ts";
 
 /** 24 days: a longer timer would fire at once. */

@@ -1,8 +1,6 @@
 /**
  * Workspaces: directories with a `.toolsmith/`, which may come from an untrusted
  * repository.
- *
- * @module
  */
 import { basename, dirname } from "../path.ts";
 import { symlinkEscapeReason } from "./ownership.ts";

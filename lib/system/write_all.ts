@@ -1,8 +1,4 @@
-/**
- * Repeats partial writes until all bytes are written.
- *
- * @module
- */
+/** Repeats partial writes until all bytes are written. */
 
 export async function writeAll(
   writer: { write(bytes: Uint8Array): Promise<number> },

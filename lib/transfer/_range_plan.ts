@@ -4,8 +4,6 @@
  * Pieces are handed out in file order, so that the digest can be computed while
  * later bytes arrive. When none is left, an idle connection takes over the end of
  * the piece that would finish last.
- *
- * @module
  */
 import { countExtentBytes, type Extent } from "../system/extents.ts";
 

@@ -1,8 +1,6 @@
 /**
  * The interface of what a download reads from: a registry, a mirror or an HTTPS
  * server.
- *
- * @module
  */
 
 /** Serves the bytes of one file. */

@@ -1,8 +1,4 @@
-/**
- * Computes the SHA-256 of files while they are being written.
- *
- * @module
- */
+/** Computes the SHA-256 of files while they are being written. */
 import {
   type DigestEngineName,
   growthUntil,

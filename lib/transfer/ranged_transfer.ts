@@ -1,8 +1,6 @@
 /**
  * Downloads a file from a byte source: over several connections if the source
  * serves ranges, with retries that resume at the first missing byte.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import type { Extent } from "../system/extents.ts";

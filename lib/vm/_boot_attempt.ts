@@ -1,7 +1,5 @@
 /**
  * One boot attempt: its plan, the QEMU process that it has started, and its console input.
- *
- * @module
  */
 import type { SnapshotStaging } from "../cache/snapshots.ts";
 import type { Emit, EventFields } from "../events.ts";

@@ -1,8 +1,6 @@
 /**
  * Boot timeout that depends on the guest's activity: a slow guest is waited for, a guest
  * that prints nothing and reads nothing is not.
- *
- * @module
  */
 import type { QemuProcess } from "../qemu/qemu_process.ts";
 import { sleep } from "../system/time.ts";

@@ -1,8 +1,6 @@
 /**
  * The steps of a boot attempt: boot, save and resume, or restore; then mount
  * directories and plug in the network card.
- *
- * @module
  */
 import type { SnapshotStaging } from "../cache/snapshots.ts";
 import { ToolsmithError } from "../errors.ts";

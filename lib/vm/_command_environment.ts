@@ -1,8 +1,4 @@
-/**
- * Working directory and environment of a command in the guest.
- *
- * @module
- */
+/** Working directory and environment of a command in the guest. */
 import type { ExecInGuestOptions, ExecOptions } from "../guest/exec.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import { join, relative } from "../path.ts";

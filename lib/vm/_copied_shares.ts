@@ -1,8 +1,6 @@
 /**
  * Copies of host directories in a guest that cannot mount them, and the sync of copied
  * exports after each command.
- *
- * @module
  */
 import type { Emit } from "../events.ts";
 import {

@@ -1,8 +1,4 @@
-/**
- * The network card of a guest: it leads to a network of this process.
- *
- * @module
- */
+/** The network card of a guest: it leads to a network of this process. */
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
 import type { GuestNetwork } from "../net/network.ts";

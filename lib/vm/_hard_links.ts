@@ -1,7 +1,5 @@
 /**
  * Finds host files with a hard link in an export: the guest could write to them.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import { runProcess } from "../system/process.ts";

@@ -1,7 +1,5 @@
 /**
  * Hot-plugs the devices that differ between runs: exports and a network card.
- *
- * @module
  */
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";

@@ -1,7 +1,5 @@
 /**
  * Makes a {@linkcode Vm} from its parts: runs commands, emits their events, stops.
- *
- * @module
  */
 import { type Emit, nextCommandId } from "../events.ts";
 import { execInGuest, type ExecOptions } from "../guest/exec.ts";

@@ -1,7 +1,5 @@
 /**
  * Host paths that no guest may write to, as the host runs, parses or trusts them.
- *
- * @module
  */
 import { userSnapshotsDir } from "../cache/snapshots.ts";
 import { type Environment, processEnvironment } from "../environment.ts";

@@ -1,8 +1,4 @@
-/**
- * Waits for the guest agent, and explains why a guest is not ready.
- *
- * @module
- */
+/** Waits for the guest agent, and explains why a guest is not ready. */
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import { AcceleratorError } from "../qemu/errors.ts";

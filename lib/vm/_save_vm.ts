@@ -3,8 +3,6 @@
  * not in a file already, arrive over a socket. QEMU flushes the disk before.
  *
  * QMP commands (QEMU's QMP reference): `stop`, `migrate`, `cont`.
- *
- * @module
  */
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";

@@ -1,8 +1,4 @@
-/**
- * The key of a snapshot: a digest of everything that must match on restore.
- *
- * @module
- */
+/** The key of a snapshot: a digest of everything that must match on restore. */
 import type { Environment } from "../environment.ts";
 import { hashSnapshotKeyParts } from "../cache/snapshots.ts";
 import { isPresentAtBoot, qemuArgs } from "../qemu/args.ts";

@@ -1,7 +1,5 @@
 /**
  * Starts QEMU on the files of a snapshot, to save a VM there or to restore it.
- *
- * @module
  */
 import type { SnapshotFiles, SnapshotStaging } from "../cache/snapshots.ts";
 import { ToolsmithError } from "../errors.ts";

@@ -1,8 +1,6 @@
 /**
  * The place of a VM's snapshot in the store: finds it by its key, removes it if it does
  * not restore, and saves a new one.
- *
- * @module
  */
 import {
   type Snapshot,

@@ -4,8 +4,6 @@
  *     a snapshot matches:          restore
  *     none, or restoring fails:    boot → save → resume
  *     the VM cannot be saved:      boot
- *
- * @module
  */
 import type { SnapshotStaging } from "../cache/snapshots.ts";
 import type { Emit } from "../events.ts";

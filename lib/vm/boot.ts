@@ -1,8 +1,4 @@
-/**
- * Boots an image in a VM.
- *
- * @module
- */
+/** Boots an image in a VM. */
 import {
   acceleratorFromEnv,
   cacheAcceleratorVerdict,

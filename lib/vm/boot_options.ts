@@ -1,8 +1,4 @@
-/**
- * Options of `boot`, their defaults and parsers.
- *
- * @module
- */
+/** Options of `boot`, their defaults and parsers. */
 import type { Accelerator } from "../qemu/accelerator.ts";
 import type { EgressRule } from "../net/rules.ts";
 import type { BootLoader, ImageArch } from "../qemu/target.ts";

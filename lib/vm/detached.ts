@@ -1,8 +1,6 @@
 /**
  * Detached VMs, which outlive the process that booted them. A record says where they
  * are, so that other processes can use and stop them.
- *
- * @module
  */
 import { dirname, join, resolve } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";

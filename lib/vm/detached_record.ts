@@ -1,7 +1,5 @@
 /**
  * The record of a detached VM, `machine.json`: its fields, parser and formatter.
- *
- * @module
  */
 import type { GuestShare } from "../qemu/args.ts";
 import { isJsonObject, type JsonObject } from "../system/json.ts";

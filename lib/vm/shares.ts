@@ -1,7 +1,5 @@
 /**
  * Host directories that are shared with the guest: the workspace and exports.
- *
- * @module
  */
 import {
   basename,

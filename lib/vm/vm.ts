@@ -1,8 +1,4 @@
-/**
- * A running VM, booted by this process or detached and shared by several.
- *
- * @module
- */
+/** A running VM, booted by this process or detached and shared by several. */
 import type { ExecOptions, ExecResult } from "../guest/exec.ts";
 import type { TerminalOptions, TerminalResult } from "../guest/terminal.ts";
 import type { Accelerator } from "../qemu/accelerator.ts";

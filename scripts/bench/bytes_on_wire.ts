@@ -1,8 +1,4 @@
-/**
- * Measures bytes on the wire: of interrupted transfers, and of a fleet.
- *
- * @module
- */
+/** Measures bytes on the wire: of interrupted transfers, and of a fleet. */
 import { spawnProcess } from "../../lib/system/process.ts";
 import { startNginx } from "../../tests/support/nginx.ts";
 import { foundTools } from "../../tests/support/parts.ts";

@@ -1,8 +1,6 @@
 /**
  * Measures updates: bytes, requests and time, and the cost of the chunk index, with
  * zsync, casync, xdelta3 and `zstd --patch-from` as bounds where they are installed.
- *
- * @module
  */
 import { join } from "@std/path";
 import { findProgram } from "../../lib/system/find_program.ts";

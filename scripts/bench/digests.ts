@@ -1,8 +1,6 @@
 /**
  * Measures the digest engines: the runtime's, `@std/crypto`, and its npm
  * replacement.
- *
- * @module
  */
 import { crypto as std } from "@std/crypto/crypto";
 import { sha256OfChunks } from "../../lib/system/digest.ts";

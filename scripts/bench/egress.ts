@@ -1,8 +1,6 @@
 /**
  * Measures the guest's network, compared with QEMU's user networking and with the guest's
  * standard streams.
- *
- * @module
  */
 import { boot } from "../../lib/vm/boot.ts";
 import type { BootOptions } from "../../lib/vm/boot_options.ts";

@@ -1,8 +1,4 @@
-/**
- * Measures starting guests and their I/O, compared with plain QEMU.
- *
- * @module
- */
+/** Measures starting guests and their I/O, compared with plain QEMU. */
 import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
 import { runProcess, spawnProcess } from "../../lib/system/process.ts";
 import {

@@ -1,7 +1,5 @@
 /**
  * Draws the chart of the README: a few comparisons out of all that was measured.
- *
- * @module
  */
 import { type MeasuredUnit, median, type ReportSection } from "./measure.ts";
 

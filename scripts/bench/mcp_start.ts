@@ -1,8 +1,4 @@
-/**
- * Measures how soon `toolsmith mcp` answers a client's first request.
- *
- * @module
- */
+/** Measures how soon `toolsmith mcp` answers a client's first request. */
 import { runProcess, spawnProcess } from "../../lib/system/process.ts";
 import {
   cleanEnvironment,

@@ -1,8 +1,4 @@
-/**
- * Runs contenders in turns and collects the results.
- *
- * @module
- */
+/** Runs contenders in turns and collects the results. */
 
 /** One way to do the measured work. */
 export interface Contender {

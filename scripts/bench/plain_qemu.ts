@@ -1,8 +1,4 @@
-/**
- * Restores a snapshot with plain QEMU, as a hand-written script would.
- *
- * @module
- */
+/** Restores a snapshot with plain QEMU, as a hand-written script would. */
 import { listCache } from "../../lib/cache/maintenance.ts";
 import { execInGuest } from "../../lib/guest/exec.ts";
 import { seedDiskImage } from "../../lib/guest/seed_disk.ts";

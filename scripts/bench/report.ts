@@ -1,8 +1,4 @@
-/**
- * Writes the results and a chart to `docs/`.
- *
- * @module
- */
+/** Writes the results and a chart to `docs/`. */
 import { basename } from "@std/path";
 import { runProcess } from "../../lib/system/process.ts";
 import { foundTools } from "../../tests/support/parts.ts";

@@ -1,8 +1,6 @@
 /**
  * Simulates a network on loopback: limits bandwidth per connection, adds latency, and
  * counts bytes.
- *
- * @module
  */
 
 /** Bandwidth of a throttled connection, in bytes per second. */

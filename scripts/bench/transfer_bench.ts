@@ -1,7 +1,5 @@
 /**
  * The setup for measuring transfers: an image in a registry, and a workspace.
- *
- * @module
  */
 import {
   runProcess,

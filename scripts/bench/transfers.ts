@@ -1,8 +1,4 @@
-/**
- * Measures hydrate against oras, curl and skopeo.
- *
- * @module
- */
+/** Measures hydrate against oras, curl and skopeo. */
 import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
 import { spawnProcess } from "../../lib/system/process.ts";
 import { foundTools } from "../../tests/support/parts.ts";

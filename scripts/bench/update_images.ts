@@ -1,8 +1,6 @@
 /**
  * Makes raw disks of a Debian system and of its updates, for the benchmark of
  * updates. Needs root on Debian, `mmdebstrap`, `mke2fs` and `debugfs`.
- *
- * @module
  */
 import { join, relative } from "@std/path";
 import { walk } from "@std/fs/walk";

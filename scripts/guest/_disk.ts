@@ -1,8 +1,6 @@
 /**
  * Partitions, file systems and images in plain files, without loop devices or
  * mounts.
- *
- * @module
  */
 import { writeAll } from "../../lib/system/write_all.ts";
 import { runOrThrow } from "./_programs.ts";

@@ -1,8 +1,4 @@
-/**
- * Disks that GRUB boots, by BIOS or by UEFI.
- *
- * @module
- */
+/** Disks that GRUB boots, by BIOS or by UEFI. */
 import { join } from "@std/path";
 import {
   compressToQcow2,

@@ -1,8 +1,4 @@
-/**
- * Runs the programs that guests are built with.
- *
- * @module
- */
+/** Runs the programs that guests are built with. */
 import { ToolsmithError } from "../../lib/errors.ts";
 import {
   type ProcessResult,

@@ -1,8 +1,6 @@
 /**
  * A store of built guests in `.cache/guest/`; a hash of all inputs names each
  * directory.
- *
- * @module
  */
 import { join, resolve } from "@std/path";
 import { acquireFileLock } from "../../lib/system/lock.ts";

@@ -1,8 +1,6 @@
 /**
  * Builds directory trees of Debian packages with mmdebstrap, whose apt ignores this
  * host's packages.
- *
- * @module
  */
 import { runOrThrow } from "./_programs.ts";
 

@@ -9,8 +9,6 @@
  * It runs on Debian on x86_64, needs no root, and prints the image's path. What
  * it builds is kept in `.cache/guest/`, and the packages it takes in
  * `.cache/tools/`.
- *
- * @module
  */
 import { dirname, join, resolve } from "@std/path";
 import { repeatableFlag, valueFlag } from "../../lib/cli/flag.ts";

@@ -7,8 +7,6 @@
  *
  * It needs root on Debian or Ubuntu on x86_64, and prints the image's path. What
  * it builds is kept in `.cache/guest/`. It needs no loop devices or mounts.
- *
- * @module
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { dirname, join, resolve } from "@std/path";

@@ -1,8 +1,6 @@
 /**
  * Builds the guest's initramfs: busybox, the guest agent, kernel modules, and the
  * files of `scripts/guest/files/`.
- *
- * @module
  */
 import { basename, dirname, join } from "@std/path";
 import { runProcess } from "../../lib/system/process.ts";

@@ -1,8 +1,6 @@
 /**
  * Probes what the program relies on in `@std/crypto` besides its types: how it reads
  * streams, and its speed. A faster replacement would hide slowness in tests.
- *
- * @module
  */
 import type { StdCrypto } from "./signatures.ts";
 

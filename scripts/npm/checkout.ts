@@ -4,8 +4,6 @@
  *
  *     export TOOLSMITH_DEV_IMPORTS=$(deno run -A scripts/deno.ts run -A scripts/npm/checkout.ts DIR)
  *     deno task check
- *
- * @module
  */
 import { dirname } from "@std/path";
 import { isOlderVersion } from "../../lib/oci/oras_version.ts";

@@ -1,8 +1,6 @@
 /**
  * Type-checked only, never run: compares the types of the imported packages, JSR's if
  * reachable, with `signatures.ts`.
- *
- * @module
  */
 import * as assert from "@std/assert";
 import { parseArgs } from "@std/cli/parse-args";

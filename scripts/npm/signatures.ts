@@ -5,8 +5,6 @@
  *
  * Functions are properties and not methods, whose parameters TypeScript would
  * compare less strictly.
- *
- * @module
  */
 
 /** The versions that the signatures were copied from. */

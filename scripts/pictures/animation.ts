@@ -1,8 +1,4 @@
-/**
- * Draws a recording of a terminal as an SVG that plays by CSS alone.
- *
- * @module
- */
+/** Draws a recording of a terminal as an SVG that plays by CSS alone. */
 
 /** The screen of a terminal at one time. */
 export interface ScreenSample {

@@ -1,8 +1,4 @@
-/**
- * Draws the overview: from image to registry, cache and VM.
- *
- * @module
- */
+/** Draws the overview: from image to registry, cache and VM. */
 
 interface Box {
   x: number;

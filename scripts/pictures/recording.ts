@@ -3,8 +3,6 @@
  * run, and run again from the snapshot. It samples the screen many times a second.
  * Keys appear at one speed and slow commands are sped up, so that a busy host does
  * not lengthen the recording; the durations that Toolsmith prints are unchanged.
- *
- * @module
  */
 import { join } from "@std/path";
 import { runProcess } from "../../lib/system/process.ts";

@@ -1,8 +1,4 @@
-/**
- * Debian packages: root installs them, other users download them.
- *
- * @module
- */
+/** Debian packages: root installs them, other users download them. */
 import { ToolsmithError } from "../../lib/errors.ts";
 import { type ProcessResult, runProcess } from "../../lib/system/process.ts";
 

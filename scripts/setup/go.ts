@@ -2,8 +2,6 @@
  * Builds a Go program from a module in `tools/`. Its `go.sum` is complete, so every
  * source is checked by hashes in this repository, even if Go's checksum database is
  * unreachable.
- *
- * @module
  */
 import { ToolsmithError } from "../../lib/errors.ts";
 import { runProcess } from "../../lib/system/process.ts";

@@ -1,8 +1,6 @@
 /**
  * Downloads Go itself from the module proxy, as Go's own toolchain switching does, and
  * checks the SHA-256 in `tools/go.json`.
- *
- * @module
  */
 import pinned from "../../tools/go.json" with { type: "json" };
 import { ToolsmithError } from "../../lib/errors.ts";

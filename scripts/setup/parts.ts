@@ -1,8 +1,6 @@
 /**
  * The parts: programs that Toolsmith and its tests run, how each is found and how it is
  * installed.
- *
- * @module
  */
 import {
   isOlderVersion,

@@ -1,8 +1,6 @@
 /**
  * Downloads oras from its official release and checks the SHA-256 in
  * `tools/oras/release.json`.
- *
- * @module
  */
 import release from "../../tools/oras/release.json" with { type: "json" };
 import { ToolsmithError } from "../../lib/errors.ts";

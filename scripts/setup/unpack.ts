@@ -1,8 +1,6 @@
 /**
  * Unpacks Debian packages into a directory, so that their programs run without root
  * and without installation.
- *
- * @module
  */
 import { ToolsmithError } from "../../lib/errors.ts";
 import { runProcess } from "../../lib/system/process.ts";

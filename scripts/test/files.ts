@@ -1,8 +1,4 @@
-/**
- * Lists test files and classifies them by their imports.
- *
- * @module
- */
+/** Lists test files and classifies them by their imports. */
 import { dirname, join } from "@std/path";
 import { PROJECT_ROOT } from "../deno.ts";
 

@@ -1,8 +1,4 @@
-/**
- * Runs test files in parallel, the slowest first.
- *
- * @module
- */
+/** Runs test files in parallel, the slowest first. */
 
 /** Options of {@linkcode runQueue}. */
 export interface QueueOptions {

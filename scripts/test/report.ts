@@ -1,8 +1,4 @@
-/**
- * Reads Deno's JUnit reports and summarizes them.
- *
- * @module
- */
+/** Reads Deno's JUnit reports and summarizes them. */
 
 export interface TestResult {
   name: string;

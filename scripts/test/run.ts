@@ -1,8 +1,4 @@
-/**
- * Runs each test file in its own process and reports the results.
- *
- * @module
- */
+/** Runs each test file in its own process and reports the results. */
 import { spawnProcess } from "../../lib/system/process.ts";
 import { PROJECT_ROOT, withImportMap } from "../deno.ts";
 import type { Progress } from "../progress.ts";

@@ -1,8 +1,4 @@
-/**
- * Tests SIGINT, SIGTERM, SIGHUP, and blocked output pipes.
- *
- * @module
- */
+/** Tests SIGINT, SIGTERM, SIGHUP, and blocked output pipes. */
 import { assertEquals, assertMatch } from "@std/assert";
 import { dirname, join } from "@std/path";
 import { entryLockPath } from "../../lib/cache/_image_staging.ts";

@@ -1,8 +1,6 @@
 /**
  * Runs action.yml as GitHub's runner does: each step by bash, with a release and oras
  * served on loopback. The released program starts this checkout's.
- *
- * @module
  */
 import { assertEquals } from "@std/assert";
 import { dirname, join } from "@std/path";

@@ -1,8 +1,4 @@
-/**
- * Asserts that work takes linear time.
- *
- * @module
- */
+/** Asserts that work takes linear time. */
 import { assert } from "@std/assert";
 import { cpuUsage } from "node:process";
 

@@ -1,8 +1,6 @@
 /**
  * Serves one blob on loopback and answers range requests as a test says, for faults
  * that a real registry does not have.
- *
- * @module
  */
 
 /** A request for bytes of the blob. */

@@ -1,8 +1,6 @@
 /**
  * A disk with only a boot sector: it boots as soon as the firmware has read it, and
  * needs no guest.
- *
- * @module
  */
 import { runProcess } from "../../lib/system/process.ts";
 

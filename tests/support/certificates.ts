@@ -1,8 +1,4 @@
-/**
- * A private certificate authority for one test.
- *
- * @module
- */
+/** A private certificate authority for one test. */
 import { runProcess } from "../../lib/system/process.ts";
 import { foundTools } from "./parts.ts";
 

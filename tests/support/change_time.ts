@@ -1,8 +1,4 @@
-/**
- * Waits for a new ctime, which programs cannot set.
- *
- * @module
- */
+/** Waits for a new ctime, which programs cannot set. */
 import { readFileIdentity } from "../../lib/system/files.ts";
 
 /**

@@ -1,8 +1,4 @@
-/**
- * Builds TLS ClientHello messages.
- *
- * @module
- */
+/** Builds TLS ClientHello messages. */
 import { u16 } from "./net_guest.ts";
 
 /** Extensions by type, in order. */

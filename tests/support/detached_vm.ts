@@ -1,8 +1,4 @@
-/**
- * A fake detached VM, without QEMU.
- *
- * @module
- */
+/** A fake detached VM, without QEMU. */
 import { join } from "@std/path";
 import { VM_FILES } from "../../lib/qemu/vm_dir.ts";
 import { detachedVmRecordPath } from "../../lib/run/workspace_vm.ts";

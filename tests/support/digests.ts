@@ -1,8 +1,4 @@
-/**
- * Counts bytes hashed by `@std/crypto`, and writes random files.
- *
- * @module
- */
+/** Counts bytes hashed by `@std/crypto`, and writes random files. */
 import { crypto } from "@std/crypto/crypto";
 import { replaceMethod } from "./replace_method.ts";
 

@@ -1,8 +1,4 @@
-/**
- * A temporary directory for one test.
- *
- * @module
- */
+/** A temporary directory for one test. */
 
 /** A temporary directory; disposing it removes it. */
 export interface TemporaryDir extends AsyncDisposable {

@@ -1,8 +1,4 @@
-/**
- * An encrypted QCOW2.
- *
- * @module
- */
+/** An encrypted QCOW2. */
 import { runProcess } from "../../lib/system/process.ts";
 
 /**

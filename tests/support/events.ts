@@ -1,8 +1,4 @@
-/**
- * Sample events for tests of their text.
- *
- * @module
- */
+/** Sample events for tests of their text. */
 const MIB = 1024 * 1024;
 
 export const START = {

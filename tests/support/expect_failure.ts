@@ -1,8 +1,4 @@
-/**
- * Asserts that something fails with a given error code.
- *
- * @module
- */
+/** Asserts that something fails with a given error code. */
 import { assertEquals } from "@std/assert";
 import { type ErrorCode, ToolsmithError } from "../../lib/errors.ts";
 

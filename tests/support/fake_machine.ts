@@ -1,8 +1,6 @@
 /**
  * A fake VM without QEMU: this process plays its QMP monitor, guest agent and
  * virtio-serial ports.
- *
- * @module
  */
 import { join } from "@std/path";
 import { WARM_SHELL_SCRIPT } from "../../lib/guest/_command_scripts.ts";

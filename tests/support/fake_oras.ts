@@ -1,7 +1,5 @@
 /**
  * A fake `oras`, for faults that the real one, or a registry, does not have.
- *
- * @module
  */
 import { join } from "@std/path";
 import { temporaryDir } from "./directory.ts";

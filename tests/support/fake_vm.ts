@@ -1,8 +1,6 @@
 /**
  * A fake VM that starts, without QEMU: the test chooses the monitor's answers, the agent
  * is a fake machine's, and actions are recorded.
- *
- * @module
  */
 import { assertEquals } from "@std/assert";
 import { join } from "@std/path";

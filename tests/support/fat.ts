@@ -2,8 +2,6 @@
  * A sparse disk in memory, and a FAT file system on it.
  *
  * Format: Microsoft, FAT32 File System Specification 1.03.
- *
- * @module
  */
 
 /** A disk that reads as zeros where nothing was written. */

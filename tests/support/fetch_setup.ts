@@ -1,8 +1,4 @@
-/**
- * Sets up a fetch of an image without a manifest or a cache.
- *
- * @module
- */
+/** Sets up a fetch of an image without a manifest or a cache. */
 import { createEmitter, type ToolsmithEvent } from "../../lib/events.ts";
 import type {
   FetchRequest,

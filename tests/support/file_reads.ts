@@ -1,8 +1,4 @@
-/**
- * Counts file reads, to bound work independently of the host's speed.
- *
- * @module
- */
+/** Counts file reads, to bound work independently of the host's speed. */
 import { replaceMethod } from "./replace_method.ts";
 
 /** The reads so far; disposing stops counting. */

@@ -1,8 +1,4 @@
-/**
- * The guest that tests boot, and variants of it that fail.
- *
- * @module
- */
+/** The guest that tests boot, and variants of it that fail. */
 import { buildGuest } from "../../scripts/guest/build.ts";
 import { buildDebian } from "../../scripts/guest/debian.ts";
 import type { Part } from "../../scripts/setup.ts";

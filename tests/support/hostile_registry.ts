@@ -1,8 +1,4 @@
-/**
- * A registry on loopback that serves whatever bytes a test gives it.
- *
- * @module
- */
+/** A registry on loopback that serves whatever bytes a test gives it. */
 
 /** What is served under a tag or digest. */
 export interface ServedManifest {

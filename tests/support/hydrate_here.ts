@@ -1,7 +1,5 @@
 /**
  * Hydrates in this process as the program would, with exit status and error code.
- *
- * @module
  */
 import { toToolsmithError } from "../../lib/errors.ts";
 import { hydrate, type HydrateOptions } from "../../lib/hydrate/hydrate.ts";

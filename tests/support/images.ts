@@ -1,8 +1,4 @@
-/**
- * Puts images into a cache without a download.
- *
- * @module
- */
+/** Puts images into a cache without a download. */
 import { join } from "@std/path";
 import { cacheEntryHandle, type CacheKey } from "../../lib/cache/entry.ts";
 import { readFileIdentity } from "../../lib/system/files.ts";

@@ -1,8 +1,4 @@
-/**
- * A local image file, for `init --file`.
- *
- * @module
- */
+/** A local image file, for `init --file`. */
 import { join } from "@std/path";
 import { temporaryDir } from "./directory.ts";
 import { makeQcow2 } from "./workspace.ts";

@@ -1,7 +1,5 @@
 /**
  * A client of `toolsmith mcp`: the SDK's own, over the pipes of a real process.
- *
- * @module
  */
 import { type CallToolResult, Client } from "@modelcontextprotocol/client";
 import { StdioClientTransport } from "@modelcontextprotocol/client/stdio";

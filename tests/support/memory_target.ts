@@ -1,8 +1,4 @@
-/**
- * A transfer target in memory.
- *
- * @module
- */
+/** A transfer target in memory. */
 import type { TransferTarget } from "../../lib/transfer/ranged_transfer.ts";
 
 /** Collects the bytes of a transfer, which must arrive in order. */

@@ -1,8 +1,6 @@
 /**
  * The other end of a guest's network: sends crafted frames, as QEMU would, and speaks
  * just enough TCP. Its packets are built here, independently of `lib/net/`.
- *
- * @module
  */
 import { join } from "@std/path";
 import type {

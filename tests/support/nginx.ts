@@ -1,8 +1,4 @@
-/**
- * nginx with the configuration of docs/fleets.md, on loopback.
- *
- * @module
- */
+/** nginx with the configuration of docs/fleets.md, on loopback. */
 import { join } from "@std/path";
 import { spawnProcess } from "../../lib/system/process.ts";
 import { sleep } from "../../lib/system/time.ts";

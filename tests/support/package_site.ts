@@ -1,8 +1,6 @@
 /**
  * Servers of what users' programs fetch over a network: a Git repository, packages of
  * Python, npm and Debian, a WebSocket; and one that receives mail.
- *
- * @module
  */
 import { assertEquals } from "@std/assert";
 import { dirname, join } from "@std/path";

@@ -1,8 +1,6 @@
 /**
  * The real programs that tests run. `deno task test` installs them; a test file that
  * runs alone uses those that exist.
- *
- * @module
  */
 import { resolve } from "@std/path";
 import { findTools, type Part, type Tools } from "../../scripts/setup.ts";

@@ -1,8 +1,4 @@
-/**
- * The processes of this host.
- *
- * @module
- */
+/** The processes of this host. */
 import { runProcess } from "../../lib/system/process.ts";
 import { waitUntil } from "./wait_until.ts";
 

@@ -1,8 +1,6 @@
 /**
  * A reverse proxy on loopback that injects faults of networks and overloaded
  * registries into a registry's responses.
- *
- * @module
  */
 
 /** What the proxy does to a response; one of these. */

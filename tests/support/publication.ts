@@ -1,8 +1,4 @@
-/**
- * Runs a publication and collects its events.
- *
- * @module
- */
+/** Runs a publication and collects its events. */
 import { assertEquals } from "@std/assert";
 import { type ErrorCode, ToolsmithError } from "../../lib/errors.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";

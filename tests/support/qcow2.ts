@@ -3,8 +3,6 @@
  * does not produce.
  *
  * Format: QEMU, docs/interop/qcow2.txt.
- *
- * @module
  */
 
 /** The fields of an image; offsets are in bytes of the file. */

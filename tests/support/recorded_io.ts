@@ -1,8 +1,4 @@
-/**
- * Runs a command in this process and records its output.
- *
- * @module
- */
+/** Runs a command in this process and records its output. */
 import { assertEquals } from "@std/assert";
 import type { CliIo, OutputFlagValues } from "../../lib/cli/io.ts";
 import { parseCommandLine } from "../../lib/cli/command_line.ts";

@@ -1,8 +1,6 @@
 /**
  * Serves the files that are attached to one artifact on loopback, as a registry with or
  * without the referrers API does, and counts requests.
- *
- * @module
  */
 import type { Endpoint } from "../../lib/oci/endpoints.ts";
 import { BUNDLE_TYPE } from "./sigstore.ts";

@@ -1,8 +1,4 @@
-/**
- * A real registry on loopback for one test.
- *
- * @module
- */
+/** A real registry on loopback for one test. */
 import { type RunningProcess, spawnProcess } from "../../lib/system/process.ts";
 import { issueCertificate } from "./certificates.ts";
 import { foundTools } from "./parts.ts";

@@ -1,8 +1,4 @@
-/**
- * Hydrates from a real registry in this process.
- *
- * @module
- */
+/** Hydrates from a real registry in this process. */
 import { join } from "@std/path";
 import type { ToolsmithError } from "../../lib/errors.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";

@@ -1,7 +1,5 @@
 /**
  * Replaces methods of global objects, such as clocks, timers and system calls.
- *
- * @module
  */
 
 /**

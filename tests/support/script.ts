@@ -1,8 +1,4 @@
-/**
- * Runs a test's TypeScript code in a separate process.
- *
- * @module
- */
+/** Runs a test's TypeScript code in a separate process. */
 import { type RunningProcess, spawnProcess } from "../../lib/system/process.ts";
 import { PROJECT_ROOT, withImportMap } from "../../scripts/deno.ts";
 

@@ -1,8 +1,4 @@
-/**
- * Reproducible random numbers: `TOOLSMITH_SEED` repeats a run.
- *
- * @module
- */
+/** Reproducible random numbers: `TOOLSMITH_SEED` repeats a run. */
 
 /** Returns a generator of numbers from 0 to below 1, and prints its seed. */
 export function seededRandom(): () => number {

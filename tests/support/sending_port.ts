@@ -1,8 +1,4 @@
-/**
- * A fake virtio-serial port.
- *
- * @module
- */
+/** A fake virtio-serial port. */
 
 /** A port that delivers chunks, then its end or an error. */
 export function portSending(

@@ -1,8 +1,4 @@
-/**
- * An abort signal that counts its listeners.
- *
- * @module
- */
+/** An abort signal that counts its listeners. */
 
 export interface WatchedSignal {
   /** The signal. */

@@ -1,8 +1,6 @@
 /**
  * A Sigstore instance in memory: a certificate authority and its log, a transparency
  * log and a timestamp authority; and the bundles that it signs.
- *
- * @module
  */
 import { Buffer } from "node:buffer";
 import {

@@ -1,8 +1,6 @@
 /**
  * A Slurm cluster of two nodes on this host: a controller, two node daemons and munge,
  * all in one directory.
- *
- * @module
  */
 import { join } from "@std/path";
 import { runProcess, spawnProcess } from "../../lib/system/process.ts";

@@ -1,8 +1,4 @@
-/**
- * Writes fake VM snapshots.
- *
- * @module
- */
+/** Writes fake VM snapshots. */
 import { join } from "@std/path";
 import {
   type Snapshot,

@@ -2,8 +2,6 @@
  * Writes malformed and hostile tar archives entry by entry.
  *
  * Format: POSIX.1-1988 "ustar".
- *
- * @module
  */
 import type { TarLimits } from "../../lib/guest/_tar_reader.ts";
 import { type UnpackResult, unpackTar } from "../../lib/guest/_untar.ts";

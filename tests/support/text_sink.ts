@@ -1,8 +1,4 @@
-/**
- * Collects a program's output and waits for text in it.
- *
- * @module
- */
+/** Collects a program's output and waits for text in it. */
 
 export function waitingTextSink() {
   let text = "";

@@ -1,8 +1,4 @@
-/**
- * Fake clocks and timers, so that tests do not wait.
- *
- * @module
- */
+/** Fake clocks and timers, so that tests do not wait. */
 import { replaceMethod } from "./replace_method.ts";
 
 /** Timers that fire only when told, until disposed. */

@@ -1,8 +1,6 @@
 /**
  * An HTTPS server that misbehaves as a test says: it writes any bytes and closes
  * connections without a TLS close_notify.
- *
- * @module
  */
 import type { Certificate } from "./certificates.ts";
 

@@ -1,8 +1,4 @@
-/**
- * A small file system for tests that fill one.
- *
- * @module
- */
+/** A small file system for tests that fill one. */
 import { runProcess } from "../../lib/system/process.ts";
 
 /**

@@ -1,8 +1,4 @@
-/**
- * A real terminal in tmux: types, resizes, and reads the screen.
- *
- * @module
- */
+/** A real terminal in tmux: types, resizes, and reads the screen. */
 import { join } from "@std/path";
 import { runProcess } from "../../lib/system/process.ts";
 import { waitUntil } from "./wait_until.ts";

@@ -1,8 +1,4 @@
-/**
- * The token endpoint of a registry with bearer tokens, as ghcr.io has one.
- *
- * @module
- */
+/** The token endpoint of a registry with bearer tokens, as ghcr.io has one. */
 import { type Certificate, readPem } from "./certificates.ts";
 
 /** Users and permissions. */

@@ -1,8 +1,6 @@
 /**
  * An HTTPS proxy, through which the real oras reaches a registry on loopback under
  * another host name.
- *
- * @module
  */
 
 /** A running proxy for HTTPS. */

@@ -1,8 +1,4 @@
-/**
- * Two versions of an image in a real registry, with chunk indexes.
- *
- * @module
- */
+/** Two versions of an image in a real registry, with chunk indexes. */
 import { join } from "@std/path";
 import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
 import { attemptPublish } from "./publication.ts";

@@ -1,8 +1,4 @@
-/**
- * Tests that act as several users, which needs root.
- *
- * @module
- */
+/** Tests that act as several users, which needs root. */
 import { join } from "@std/path";
 import { type ProcessResult, runProcess } from "../../lib/system/process.ts";
 import { BUNDLE_PATH, writeBundle } from "../../scripts/bundle.ts";

@@ -1,8 +1,4 @@
-/**
- * Polls until a condition is true.
- *
- * @module
- */
+/** Polls until a condition is true. */
 import { sleep } from "../../lib/system/time.ts";
 
 /** Fails after this time, even on a slow host. */

@@ -1,8 +1,4 @@
-/**
- * The guest's side of the warm shell in a fake VM.
- *
- * @module
- */
+/** The guest's side of the warm shell in a fake VM. */
 import type { STDIO_PORTS } from "../../lib/qemu/device_ids.ts";
 import { readLine, say } from "./fake_machine.ts";
 

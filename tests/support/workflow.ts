@@ -1,8 +1,6 @@
 /**
  * Runs the shell steps of a GitHub workflow on this host, as GitHub's runner does. The
  * test replaces steps that use an action.
- *
- * @module
  */
 import { join } from "@std/path";
 import { parse } from "@std/yaml";

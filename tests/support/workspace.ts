@@ -1,8 +1,6 @@
 /**
  * Helpers of end-to-end tests: a temporary workspace, QCOW2 images, and running the
  * program as a user does.
- *
- * @module
  */
 import { dirname, join, resolve } from "@std/path";
 import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";

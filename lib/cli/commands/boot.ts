@@ -1,8 +1,6 @@
 /**
  * `toolsmith boot`: boots the image, with its console on this terminal, or
  * detached.
- *
- * @module
  */
 import { loadManifest } from "../../manifest/manifest.ts";
 import {

@@ -1,7 +1,5 @@
 /**
  * `toolsmith cache`: lists, locates, prunes or adopts cached images and snapshots.
- *
- * @module
  */
 import { resolveCacheDir } from "../../cache/entry.ts";
 import {

@@ -1,8 +1,4 @@
-/**
- * `toolsmith completions`: lets a shell complete command lines.
- *
- * @module
- */
+/** `toolsmith completions`: lets a shell complete command lines. */
 import { loadManifest } from "../../manifest/manifest.ts";
 import { formatReference } from "../../oci/reference.ts";
 import type { Environment } from "../../environment.ts";

@@ -1,8 +1,4 @@
-/**
- * `toolsmith doctor`: checks whether this host can hydrate and run images.
- *
- * @module
- */
+/** `toolsmith doctor`: checks whether this host can hydrate and run images. */
 import { doctor as examine, type Finding } from "../../doctor/doctor.ts";
 import { defineSubcommand } from "../subcommand.ts";
 import {

@@ -1,8 +1,4 @@
-/**
- * `toolsmith hydrate`: downloads the manifest's image into the cache.
- *
- * @module
- */
+/** `toolsmith hydrate`: downloads the manifest's image into the cache. */
 import { hydrate as hydrateImage } from "../../hydrate/hydrate.ts";
 import { loadManifest } from "../../manifest/manifest.ts";
 import { defineSubcommand } from "../subcommand.ts";

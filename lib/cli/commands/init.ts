@@ -1,8 +1,4 @@
-/**
- * `toolsmith init`: writes a manifest for an image.
- *
- * @module
- */
+/** `toolsmith init`: writes a manifest for an image. */
 import { init as initManifest } from "../../hydrate/init.ts";
 import { defineSubcommand } from "../subcommand.ts";
 import { switchFlag, valueFlag } from "../flag.ts";

@@ -1,8 +1,4 @@
-/**
- * `toolsmith mcp`: serves the VM to an AI agent.
- *
- * @module
- */
+/** `toolsmith mcp`: serves the VM to an AI agent. */
 import { loadManifest } from "../../manifest/manifest.ts";
 import { terminalSafeJson } from "../../system/sanitize_text.ts";
 import { eventLine } from "../event_lines.ts";

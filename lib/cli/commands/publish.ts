@@ -1,8 +1,6 @@
 /**
  * `toolsmith publish`: pushes an image to a registry and waits until the registry
  * serves it.
- *
- * @module
  */
 import { formatManifestJson } from "../../manifest/manifest_json.ts";
 import {

@@ -1,8 +1,4 @@
-/**
- * `toolsmith run`: runs a command in the image and exits with its status.
- *
- * @module
- */
+/** `toolsmith run`: runs a command in the image and exits with its status. */
 import type { Environment } from "../../environment.ts";
 import type { OnEvent } from "../../events.ts";
 import { loadManifest } from "../../manifest/manifest.ts";

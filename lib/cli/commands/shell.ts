@@ -1,8 +1,4 @@
-/**
- * `toolsmith shell`: runs a shell on a terminal in the guest.
- *
- * @module
- */
+/** `toolsmith shell`: runs a shell on a terminal in the guest. */
 import { defineSubcommand } from "../subcommand.ts";
 import { usageError } from "../flag.ts";
 import { COMMAND_FLAGS, PROGRESS_FLAGS, VM_FLAGS } from "../shared_flags.ts";

@@ -1,8 +1,4 @@
-/**
- * `toolsmith stop`: powers down the detached VM of the workspace.
- *
- * @module
- */
+/** `toolsmith stop`: powers down the detached VM of the workspace. */
 import { locateManifest } from "../../manifest/manifest.ts";
 import { detachedVmRecordPath } from "../../run/workspace_vm.ts";
 import { workspaceOf } from "../../system/workspace.ts";

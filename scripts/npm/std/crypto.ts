@@ -3,8 +3,6 @@
  * the standard library lacks the Wasm that this module needs. hash-wasm is as
  * fast as that Wasm, and as independent of the runtime's own implementation.
  * `deno task bench` compares them.
- *
- * @module
  */
 import { createSHA256 } from "hash-wasm";
 import type { StdCrypto } from "../signatures.ts";
