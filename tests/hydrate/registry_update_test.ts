@@ -317,11 +317,15 @@ Deno.test({
   ...REAL,
   async fn() {
     await using site = await updateSite([
-      { match: blob(), cutAfter: 50_000, after: 1 },
+      { match: blob(), cutAfter: 50_000, after: 2 },
     ]);
     const base = image.older.path;
     const { dir } = site.work;
-    const first = await hydrateWorkspace(dir, { base, retries: 0 });
+    const first = await hydrateWorkspace(dir, {
+      ...{ base, retries: 0 },
+      // The request that is cut follows one that has written its bytes.
+      connections: 2,
+    });
     assertEquals(first.error?.code, "transfer_interrupted");
     const sent = site.sent();
     site.proxy.faults.length = 0;
