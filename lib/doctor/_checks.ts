@@ -21,7 +21,10 @@ import {
 } from "../oci/oras_version.ts";
 import { registryEndpoint } from "../oci/endpoints.ts";
 import { fetchArtifactForArch } from "../oci/platform.ts";
-import type { TrustOptions } from "../signature/verify_signature.ts";
+import {
+  type TrustOptions,
+  verifySignature,
+} from "../signature/verify_signature.ts";
 import {
   acceleratorFromEnv,
   findUsableAccelerators,
@@ -190,7 +193,6 @@ async function checkSignature(
   const { arch } = Deno.build;
   const artifact = await fetchArtifactForArch(source, arch, fetchManifest);
   const registry = registryEndpoint(source, host);
-  const { verifySignature } = await import("../signature/verify_signature.ts");
   const wanted = { rule, registry, mirrors: [] };
   const { signer } = await verifySignature(artifact, wanted, host);
   return { found: `${artifact.digest} is signed by ${signer}` };

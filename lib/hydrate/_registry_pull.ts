@@ -28,6 +28,7 @@ import { artifactArch, fetchArtifactForArch } from "../oci/platform.ts";
 import { pullImage, totalPullBytes } from "../oci/pull.ts";
 import type { OciReference } from "../oci/reference.ts";
 import { findAttachedFiles } from "../oci/referrers.ts";
+import { verifySignature } from "../signature/verify_signature.ts";
 import { selectDigestEngine, sha256ToDigest } from "../system/digest.ts";
 import { removeTree } from "../system/files.ts";
 import { assertFreeSpace } from "../system/free_space.ts";
@@ -100,9 +101,6 @@ export async function resolveArtifact(
   let signature: VerifiedSignature | undefined;
   if (rule) {
     if (!isAddressedBySha256(layer)) throw unsignedDigestError(layer);
-    const { verifySignature } = await import(
-      "../signature/verify_signature.ts"
-    );
     const wanted = { rule, ...endpoints };
     signature = await verifySignature(artifact, wanted, options);
     const { digest } = artifact;

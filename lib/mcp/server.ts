@@ -9,8 +9,6 @@ import { basename } from "../path.ts";
 import { VERSION } from "../version.ts";
 import { createCommands, type Grants } from "./_commands.ts";
 
-const sdk = await import("./_sdk.ts");
-
 /** Less than the SDK's limit, at which it closes the connection. */
 const MAX_LINE_BYTES = 4 * 1024 * 1024;
 const TOO_LONG =
@@ -34,13 +32,14 @@ export async function serveMcp(
   { readable, writable }: ReadableWritablePair<Uint8Array, Uint8Array>,
   grants: Grants,
 ): Promise<void> {
+  const sdk = await import("./_sdk.ts");
   const output = sdk.Writable.fromWeb(writable);
   const { signal } = grants;
   const limited = readable.pipeThrough(limitInput(output), { signal });
   const input = sdk.Readable.fromWeb(limited);
   const transport = new sdk.StdioServerTransport(input, output);
   await using commands = createCommands(manifest, grants);
-  const createServer = () => createToolServer(manifest, grants, commands);
+  const createServer = () => createToolServer(sdk, manifest, grants, commands);
   sdk.serveStdio(createServer, { transport });
   const { onclose } = transport;
   transport.onclose = () => {
@@ -73,6 +72,7 @@ function limitInput(output: Writable) {
 }
 
 function createToolServer(
+  sdk: typeof import("./_sdk.ts"),
   manifest: Manifest,
   { vm: { exports = [], overlay, network } = {}, freshEach }: Grants,
   { run, readOutput, reset }: ReturnType<typeof createCommands>,

@@ -192,7 +192,7 @@ export async function hydrateAndPlanVm(
   const { env } = vmOptions;
   // Report a wrong value before the image is downloaded.
   const accelerator = vmOptions.accelerator ?? acceleratorFromEnv(env);
-  await parseNetworkRules(vmOptions.network);
+  parseNetworkRules(vmOptions.network);
   const image = await hydrateForVm(manifest, options);
   const entry = dirname(image.path);
   const dir = await snapshotDirOf(image.path, env);
@@ -242,7 +242,7 @@ export async function bootDetachedWorkspaceVm(
   const { signal } = options;
   const path = detachedVmRecordPath(manifest.workspace);
   const { network } = options;
-  if (await parseNetworkRules(network)) throw networkNeedsProcessError();
+  if (parseNetworkRules(network)) throw networkNeedsProcessError();
   // Checked again under the lock, after the boot.
   await assertNoDetachedVm(path, { signal });
   const vm = await boot(await hydrateAndPlanVm(manifest, options));

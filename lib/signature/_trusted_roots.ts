@@ -9,8 +9,6 @@ import { join } from "../path.ts";
 import { acquireFileLock } from "../system/lock.ts";
 import { untrustedReason } from "../system/ownership.ts";
 
-const sigstore = await import("./_sigstore.ts");
-
 /** Where the trusted roots come from. */
 export interface TrustOptions extends RegistryOptions {
   /**
@@ -37,11 +35,10 @@ export async function loadTrustedRoots(
   const host = `tuf-repo${isOfGithub ? ".github.com" : "-cdn.sigstore.dev"}`;
   try {
     if (file !== undefined) {
+      const { TrustedRoot } = await import("./_sigstore.ts");
       // GitHub's command line writes one root a line.
       const texts = (await Deno.readTextFile(file)).trim().split(/\n(?=\{)/);
-      const roots = texts.map((it) =>
-        sigstore.TrustedRoot.fromJSON(JSON.parse(it))
-      );
+      const roots = texts.map((it) => TrustedRoot.fromJSON(JSON.parse(it)));
       if (roots.every((it) => it.certificateAuthorities[0])) return roots;
       throw new Error("no certificate authority in it");
     }

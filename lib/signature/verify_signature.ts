@@ -37,23 +37,6 @@ const REPOSITORY_OID = "1.3.6.1.4.1.57264.1.12";
 
 export type { TrustOptions };
 
-const { bundleFromJSON, toSignedEntity, toTrustMaterial, Verifier } =
-  await import("./_sigstore.ts");
-
-// An import would be hoisted in the bundle, and cost every start 40 ms.
-const crypto = process.getBuiltinModule("node:crypto");
-// Sigstore's packages rely on Node's default digest, which Deno (2.9) lacks.
-const verify = crypto.verify as (...args: unknown[]) => boolean;
-Object.assign(crypto, {
-  verify(algorithm: unknown, ...rest: unknown[]) {
-    try {
-      return verify(algorithm, ...rest);
-    } catch {
-      return verify(algorithm ?? "sha256", ...rest);
-    }
-  },
-});
-
 /**
  * Verifies that an artifact has a signature that satisfies a rule. Asks the registry,
  * then the mirrors.
@@ -68,6 +51,8 @@ export async function verifySignature(
   { rule, registry, mirrors }: Endpoints & { rule: SignatureRule },
   options: TrustOptions & RetryOptions,
 ): Promise<VerifiedSignature> {
+  // A package that is missing must not look like a wrong signature.
+  await import("./_sigstore.ts");
   const rejected = new Set<string>();
   const asked: string[] = [];
   for (const endpoint of [registry, ...mirrors]) {
@@ -126,6 +111,7 @@ async function verifyBundle(
   rule: SignatureRule,
   options: TrustOptions,
 ): Promise<string> {
+  const { bundleFromJSON, toSignedEntity } = await import("./_sigstore.ts");
   const bundle = bundleFromJSON(JSON.parse(new TextDecoder().decode(bytes)));
   const { content, verificationMaterial } = bundle;
   const { tlogEntries, timestampVerificationData: data } = verificationMaterial;
@@ -167,6 +153,7 @@ async function verifyIdentity(
   const isOfGithub = rule.issuer === GITHUB_ISSUER &&
     certificate.issuer.includes("GitHub, Inc.");
   const roots = await loadTrustedRoots(isOfGithub, options);
+  const { toTrustMaterial, Verifier } = await import("./_sigstore.ts");
   const verifications = roots.map(async (root) => {
     // An instance without logs, such as GitHub's own, has timestamps.
     const tlogThreshold = Math.min(root.tlogs.length, 1);
@@ -198,6 +185,8 @@ function formatRule(rule: SignatureRule): string {
 }
 
 function parseKey(pem: string) {
+  // An import would be hoisted in the bundle, and cost every start 20 ms.
+  const crypto = process.getBuiltinModule("node:crypto");
   try {
     const publicKey = crypto.createPublicKey(pem);
     const der = publicKey.export({ type: "spki", format: "der" });

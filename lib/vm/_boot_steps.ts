@@ -187,8 +187,8 @@ export async function finishBoot(
   vm.exportDirs = plan.shares.filter(({ writable }) => writable)
     .map(({ path }) => path);
   const setClock = isClockBehind;
-  const rules = await parseNetworkRules(options.network);
-  vm.network = rules && await openGuestNetwork(vm.facts(), rules, emit);
+  const rules = parseNetworkRules(options.network);
+  vm.network = rules && openGuestNetwork(vm.facts(), rules, emit);
   const network = options.network === "host-loopback"
     ? options.network
     : vm.network;

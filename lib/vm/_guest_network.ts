@@ -1,7 +1,7 @@
 /** The network card of a guest: it leads to a network of this process. */
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
-import type { GuestNetwork } from "../net/network.ts";
+import { GuestNetwork } from "../net/network.ts";
 import type { EgressRule } from "../net/rules.ts";
 import { join } from "../path.ts";
 import { hotplugSlotId, NETWORK_SLOT } from "../qemu/device_ids.ts";
@@ -13,18 +13,17 @@ import {
 import { VM_FILES } from "../qemu/vm_dir.ts";
 
 /** Opens the network of a VM in the VM's directory, unless QEMU is too old. */
-export async function openGuestNetwork(
+export function openGuestNetwork(
   vm: { dir: string; version: string },
   rules: EgressRule[] | "all",
   emit: Emit,
-): Promise<GuestNetwork> {
+): GuestNetwork {
   if (!hasStreamNetworking(vm.version)) {
     const message =
       `QEMU ${vm.version} is too old for --network and --allow-net`;
     const hint = STREAM_NETWORKING_HINT;
     throw new ToolsmithError("boot_failed", message, { hint });
   }
-  const { GuestNetwork } = await import("../net/network.ts");
   const path = join(vm.dir, VM_FILES.network);
   return new GuestNetwork({ path, rules, emit });
 }

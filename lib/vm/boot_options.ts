@@ -1,6 +1,6 @@
 /** Options of `boot`, their defaults and parsers. */
 import type { Accelerator } from "../qemu/accelerator.ts";
-import type { EgressRule } from "../net/rules.ts";
+import { type EgressRule, parseEgressRule } from "../net/rules.ts";
 import type { BootLoader, ImageArch } from "../qemu/target.ts";
 import type { GuestExport } from "./shares.ts";
 import type { Environment } from "../environment.ts";
@@ -126,12 +126,11 @@ export function parseArch(text: string): ImageArch {
  * Parses the rules of a network that Toolsmith itself serves: `"all"` for everything
  * but this host; `undefined` without such a network.
  */
-export async function parseNetworkRules(
+export function parseNetworkRules(
   network: BootOptions["network"],
-): Promise<EgressRule[] | "all" | undefined> {
+): EgressRule[] | "all" | undefined {
   if (network === true) return "all";
   if (!network || network === "host-loopback") return undefined;
-  const { parseEgressRule } = await import("../net/rules.ts");
   return network.allow.map((text) => parseEgressRule(text));
 }
 

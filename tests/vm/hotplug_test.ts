@@ -1,4 +1,10 @@
-import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertThrows,
+} from "@std/assert";
 import { join } from "@std/path";
 import { ToolsmithError } from "../../lib/errors.ts";
 import { createEmitter } from "../../lib/events.ts";
@@ -323,11 +329,11 @@ test("attachDevices() plugs the card of a network in before the script that conf
 test("openGuestNetwork() refuses a QEMU without stream networking", async (dir) => {
   for (const version of ["7.1.0", "6.2.0", "5.0"]) {
     const opening = () => openGuestNetwork({ dir, version }, "all", () => {});
-    const error = await assertRejects(opening, ToolsmithError, version);
+    const error = assertThrows(opening, ToolsmithError, version);
     assertEquals(error.code, "boot_failed");
   }
   for (const version of ["7.2.22", "10.0.1"]) {
-    await using _network = await openGuestNetwork(
+    await using _network = openGuestNetwork(
       { dir, version },
       [],
       () => {},

@@ -1,5 +1,6 @@
 /** `toolsmith mcp`: serves the VM to an AI agent. */
 import { loadManifest } from "../../manifest/manifest.ts";
+import { serveMcp } from "../../mcp/server.ts";
 import { terminalSafeJson } from "../../system/sanitize_text.ts";
 import { eventLine } from "../event_lines.ts";
 import { switchFlag, valueFlag } from "../flag.ts";
@@ -41,7 +42,6 @@ export const mcpCommand = defineSubcommand({
     const onEvent = output
       ? (event: object) => void output.write(`${terminalSafeJson(event)}\n`)
       : view.onEvent;
-    const { serveMcp } = await import("../../mcp/server.ts");
     const { stdin: readable, stdout: write } = io.guestCommandStreams(false);
     const streams = { readable, writable: new WritableStream({ write }) };
     await serveMcp(manifest, streams, {
