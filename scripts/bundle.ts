@@ -9,8 +9,9 @@ import { PROJECT_ROOT, runDeno } from "./deno.ts";
 export const BUNDLE_PATH = `${PROJECT_ROOT}/dist/toolsmith.js`;
 
 /**
- * Modules that few commands need, and that are larger than all others together. Deno
- * reads a program whole at every start; a compressed module costs it little.
+ * Modules that few commands need, and that are larger than all others together. Each
+ * is compressed, in a function of its own: V8 does not compile a function that nobody
+ * calls, nor loads it from its code cache.
  */
 const PACKED_MODULES = {
   "_sdk.ts": "lib/mcp",
@@ -21,7 +22,7 @@ const PACKED_MODULES = {
 /** Imports a packed module once: base64 of gzip. */
 const IMPORT_PACKED = `
 const imported = {};
-const importPacked = (name) => imported[name] ??= unpack(packed[name]);
+const importPacked = (name) => imported[name] ??= unpack(packed[name]());
 async function unpack(text) {
   const bytes = new Blob([Uint8Array.fromBase64(text)]).stream();
   const code = bytes.pipeThrough(new DecompressionStream("gzip"));
@@ -46,25 +47,26 @@ export async function writeBundle(): Promise<boolean> {
     .map((name) => `--external=*/${name}`);
   if (!await bundle("cli.ts", staging, ...outside)) return false;
   let program = await Deno.readTextFile(staging);
-  const packed: Record<string, string> = {};
+  const packed: string[] = [];
   for (const [name, dir] of Object.entries(PACKED_MODULES)) {
-    if (!await bundle(`${dir}/${name}`, staging, "--minify")) return false;
-    packed[name] = await pack(REQUIRE + await Deno.readTextFile(staging));
+    if (!await bundle(`${dir}/${name}`, staging)) return false;
+    const code = await pack(REQUIRE + await Deno.readTextFile(staging));
+    packed.push(`"${name}": () => "${code}"`);
     program = program.replaceAll(
       `import("./${name}")`,
       `importPacked("${name}")`,
     );
   }
-  program = `const packed = ${
-    JSON.stringify(packed)
-  };${IMPORT_PACKED}${program}`;
+  program = `const packed = {\n${
+    packed.join(",\n")
+  }\n};${IMPORT_PACKED}${program}`;
   await Deno.writeTextFile(staging, program);
   await Deno.rename(staging, BUNDLE_PATH);
   return true;
 }
 
 async function bundle(entry: string, output: string, ...flags: string[]) {
-  const args = ["--quiet", ...flags, "--output", output];
+  const args = ["--quiet", "--minify", ...flags, "--output", output];
   const path = `${PROJECT_ROOT}/${entry}`;
   return (await runDeno("bundle", ...args, path)).code === 0;
 }
