@@ -1,14 +1,22 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
-import { runProcess } from "../../lib/system/process.ts";
+import {
+  type ProcessResult,
+  runProcess,
+  type RunProcessOptions,
+} from "../../lib/system/process.ts";
 import { VERSION } from "../../lib/version.ts";
 import { PROJECT_ROOT, withImportMap } from "../../scripts/deno.ts";
 import { foundTools, requires } from "../support/parts.ts";
 import { startRegistry } from "../support/registry.ts";
+import { BUNDLE_TYPE, createSigstore, WORKFLOW } from "../support/sigstore.ts";
 import {
   cleanEnvironment,
+  jsonLines,
   makeQcow2,
   publishImage,
+  testWithImage,
+  type Workspace,
   workspace,
 } from "../support/workspace.ts";
 
@@ -26,31 +34,105 @@ async function makeBundle(): Promise<string> {
   return `${PROJECT_ROOT}/dist/toolsmith.js`;
 }
 
+/** Runs a copy of the bundle in a workspace, without network or Deno cache. */
+async function runBundle(
+  { dir }: Workspace,
+  args: string[],
+  options: RunProcessOptions = {},
+): Promise<ProcessResult> {
+  const file = `${dir}/toolsmith.js`;
+  await Deno.copyFile(await (bundle ??= makeBundle()), file);
+  return await runProcess(Deno.execPath(), {
+    ...options,
+    args: ["run", "-A", "--no-remote", "--no-npm", file, ...args],
+    cwd: dir,
+    env: {
+      ...cleanEnvironment(),
+      DENO_DIR: `${dir}/deno`,
+      ...options.env,
+    },
+  });
+}
+
 Deno.test({
   name:
     "dist/toolsmith.js hydrates from any directory without network or Deno cache",
   ...REAL,
   async fn() {
-    const made = await (bundle ??= makeBundle());
     await using registry = await startRegistry();
     await using work = await workspace();
-    const file = `${work.dir}/toolsmith.js`;
-    await Deno.copyFile(made, file);
     // Large enough that a worker thread computes the digest.
     await publishImage(registry, work, { bytes: 65 * 1024 * 1024 });
-    const env = {
-      ...cleanEnvironment(),
-      DENO_DIR: `${work.dir}/deno`,
-      TOOLSMITH_ORAS: foundTools.oras!,
-    };
-    const { code, stdout, stderr } = await runProcess(Deno.execPath(), {
-      args: ["run", "-A", "--no-remote", "--no-npm", file, "hydrate"],
-      cwd: work.dir,
-      env,
-    });
+    const { code, stdout, stderr } = await runBundle(work, ["hydrate"]);
     assertEquals(code, 0, stderr);
     assertMatch(stdout, /^.+image\.qcow2\n$/);
   },
+});
+
+testWithImage(
+  "dist/toolsmith.js verifies a signature without network or Deno cache",
+  async ({ work, dir, image, sha256, host }) => {
+    const { trustedRoot, sign } = await createSigstore();
+    await Deno.writeTextFile(`${dir}/root.json`, JSON.stringify(trustedRoot));
+    const reference = `${host}/owner/image:1.0`;
+    const pushed = await runBundle(work, [
+      "publish",
+      image,
+      reference,
+      "--json",
+    ]);
+    assertEquals(pushed.code, 0, pushed.stderr);
+    const { digest } = jsonLines(pushed.stdout).last;
+    await work.manifest({
+      ...{ qcow2: `oci://${reference}`, qcow2_sha256: sha256 },
+      signature: { identity: WORKFLOW },
+    });
+    const env = { TOOLSMITH_TRUSTED_ROOT: `${dir}/root.json` };
+    const unsigned = await runBundle(work, ["hydrate"], { env });
+    assertStringIncludes(unsigned.stderr, "no signature found");
+    const signature = JSON.stringify(await sign({ digest }));
+    await Deno.writeTextFile(`${dir}/signature.json`, signature);
+    const attached = await runProcess(foundTools.oras!, {
+      args: [
+        ...["attach", "--plain-http", "--artifact-type", BUNDLE_TYPE],
+        ...[`${host}/owner/image@${digest}`, `signature.json:${BUNDLE_TYPE}`],
+      ],
+      cwd: dir,
+    });
+    assertEquals(attached.code, 0, attached.stderr);
+    const signed = await runBundle(work, ["hydrate", "--json"], { env });
+    assertEquals(signed.code, 0, signed.stderr);
+    assertEquals(jsonLines(signed.stdout).last.signature.signer, WORKFLOW);
+  },
+);
+
+Deno.test("dist/toolsmith.js serves MCP without network or Deno cache", async () => {
+  await using work = await workspace();
+  await work.manifest({ qcow2: "none.qcow2", qcow2_sha256: "0".repeat(64) });
+  const clientInfo = { name: "test", version: "1.0.0" };
+  const params = {
+    protocolVersion: "2025-06-18",
+    capabilities: {},
+    clientInfo,
+  };
+  const request = { jsonrpc: "2.0", id: 0, method: "initialize", params };
+  const input = `${JSON.stringify(request)}\n`;
+  const { code, stdout, stderr } = await runBundle(work, ["mcp"], { input });
+  assertEquals(code, 0, stderr);
+  const { result } = JSON.parse(stdout);
+  assertEquals(result.serverInfo, { name: "toolsmith", version: VERSION });
+});
+
+Deno.test("dist/toolsmith.js imports no module at its start", async () => {
+  const made = await (bundle ??= makeBundle());
+  const { stdout } = await runProcess(Deno.execPath(), {
+    args: ["info", "--json", "--no-config", made],
+  });
+  const [{ dependencies }] = JSON.parse(stdout).modules;
+  const atStart = dependencies.filter((
+    { isDynamic }: { isDynamic?: boolean },
+  ) => !isDynamic);
+  assertEquals(atStart, []);
 });
 
 Deno.test({
