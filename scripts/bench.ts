@@ -7,7 +7,7 @@
  *
  * Parts are `digests`; `transfers`, or single ones of `cold`, `slow`, `cut`,
  * `start-over`, `crowd`, `eight`, `warm` and `fleet`; `memory`; `deltas`;
- * `guest`; `egress`; `debian`; `mcp`. New results replace earlier ones of the same
+ * `guest`; `egress`; `debian`; `start`; `mcp`. New results replace earlier ones of the same
  * part; `--dry-run` writes no report. Transfers write some 25 GiB at the default size
  * of 1 GiB, and `eight` that again; memory needs an image of 4 GiB.
  *
@@ -92,6 +92,10 @@ if (isRequested("egress") && tools.qemu && tools.guest) {
 if (isRequested("debian") && tools.qemu && tools.debian) {
   const { buildDebian } = await import("./guest/debian.ts");
   await guestRows("Debian", await buildDebian("agent"), tools.qemu);
+}
+if (isRequested("start")) {
+  const { measureStart } = await import("./bench/start.ts");
+  await measureStart();
 }
 if (isRequested("mcp")) {
   const { measureMcpStart } = await import("./bench/mcp_start.ts");
