@@ -49,7 +49,8 @@ export async function writeBundle(): Promise<boolean> {
   let program = await Deno.readTextFile(staging);
   const packed: string[] = [];
   for (const [name, dir] of Object.entries(PACKED_MODULES)) {
-    if (!await bundle(`${dir}/${name}`, staging)) return false;
+    // Not for the program itself: Deno's minifier drops `using`, and so releases no lock.
+    if (!await bundle(`${dir}/${name}`, staging, "--minify")) return false;
     const code = await pack(REQUIRE + await Deno.readTextFile(staging));
     packed.push(`"${name}": () => "${code}"`);
     program = program.replaceAll(
@@ -60,13 +61,18 @@ export async function writeBundle(): Promise<boolean> {
   program = `const packed = {\n${
     packed.join(",\n")
   }\n};${IMPORT_PACKED}${program}`;
-  await Deno.writeTextFile(staging, program);
+  await Deno.writeTextFile(staging, program.replace(/[^\0-\x7f]/g, toEscape));
   await Deno.rename(staging, BUNDLE_PATH);
   return true;
 }
 
+/** Other characters than ASCII would make V8 convert the program at every start. */
+function toEscape(character: string): string {
+  return `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
+}
+
 async function bundle(entry: string, output: string, ...flags: string[]) {
-  const args = ["--quiet", "--minify", ...flags, "--output", output];
+  const args = ["--quiet", ...flags, "--output", output];
   const path = `${PROJECT_ROOT}/${entry}`;
   return (await runDeno("bundle", ...args, path)).code === 0;
 }
