@@ -1,7 +1,4 @@
-/**
- * What verifying a signature needs of Sigstore's packages. They are large, so this
- * module is imported dynamically; the bundle keeps it compressed until then.
- */
+/** Sigstore's packages: large, so imported dynamically and compressed in the bundle. */
 export { bundleFromJSON } from "@sigstore/bundle";
 export { TrustedRoot } from "@sigstore/protobuf-specs";
 export { toSignedEntity, toTrustMaterial, Verifier } from "@sigstore/verify";

@@ -1,7 +1,4 @@
-/**
- * Loads the certificate authorities and logs that signatures are checked against.
- */
-import type { TrustedRoot } from "@sigstore/protobuf-specs";
+/** Loads the certificate authorities and logs that signatures are checked against. */
 import { processEnvironment, userCacheDir } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { RegistryOptions } from "../oci/registry_options.ts";
@@ -9,7 +6,7 @@ import { join } from "../path.ts";
 import { acquireFileLock } from "../system/lock.ts";
 import { untrustedReason } from "../system/ownership.ts";
 
-const sigstore = await import("./_sigstore.ts");
+const { TrustedRoot } = await import("./_sigstore.ts");
 
 /** Where the trusted roots come from. */
 export interface TrustOptions extends RegistryOptions {
@@ -32,16 +29,14 @@ export interface TrustOptions extends RegistryOptions {
 export async function loadTrustedRoots(
   isOfGithub: boolean,
   { trustedRoot, env = processEnvironment, signal }: TrustOptions,
-): Promise<TrustedRoot[]> {
+) {
   const file = trustedRoot ?? env.get("TOOLSMITH_TRUSTED_ROOT");
   const host = `tuf-repo${isOfGithub ? ".github.com" : "-cdn.sigstore.dev"}`;
   try {
     if (file !== undefined) {
       // GitHub's command line writes one root a line.
       const texts = (await Deno.readTextFile(file)).trim().split(/\n(?=\{)/);
-      const roots = texts.map((it) =>
-        sigstore.TrustedRoot.fromJSON(JSON.parse(it))
-      );
+      const roots = texts.map((it) => TrustedRoot.fromJSON(JSON.parse(it)));
       if (roots.every((it) => it.certificateAuthorities[0])) return roots;
       throw new Error("no certificate authority in it");
     }
@@ -55,18 +50,16 @@ export async function loadTrustedRoots(
     const { getTrustedRoot, GITHUB_TUF_ROOT } = await import("./_tuf.ts");
     const rootPath = isOfGithub ? join(cachePath, "github.json") : undefined;
     if (rootPath) await Deno.writeTextFile(rootPath, GITHUB_TUF_ROOT);
-    const mirrorURL = `https://${host}`;
-    const given = { mirrorURL, rootPath, cachePath, retry: 1 };
-    const fromCache = () => getTrustedRoot({ ...given, forceCache: true });
-    return [await getTrustedRoot(given).catch(fromCache)];
+    const tuf = { mirrorURL: `https://${host}`, rootPath, cachePath, retry: 1 };
+    const fromCache = () => getTrustedRoot({ ...tuf, forceCache: true });
+    return [await getTrustedRoot(tuf).catch(fromCache)];
   } catch (cause) {
     signal?.throwIfAborted();
     let { message, cause: inner } = cause as Error;
     while (inner instanceof Error) ({ message, cause: inner } = inner);
-    throw new ToolsmithError(
-      "trust_root_unavailable",
-      `Cannot load the trusted root from ${file ?? host}: ${message}`,
-      { hint: "pass a trusted root for this host: --trusted-root FILE", cause },
-    );
+    const subject = `Cannot load the trusted root from ${file ?? host}`;
+    const hint = "pass a trusted root for this host: --trusted-root FILE";
+    const text = `${subject}: ${message}`;
+    throw new ToolsmithError("trust_root_unavailable", text, { hint, cause });
   }
 }
