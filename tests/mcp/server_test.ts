@@ -74,7 +74,9 @@ async function rawServer({ dir }: Workspace, flags: string[] = []) {
     child,
     answers,
     stderrText: () => stderr,
-    write: (text: string) => writer.write(new TextEncoder().encode(text)),
+    /** Writes, unless the server has ended. */
+    write: (text: string) =>
+      Promise.race([writer.write(new TextEncoder().encode(text)), child.ended]),
     end: () => writer.close(),
     /** Waits for an answer. */
     async answer(id: unknown) {
