@@ -34,11 +34,15 @@ export async function serveMcp(
   const output = sdk.Writable.fromWeb(writable);
   const limited = readable.pipeThrough(limitInput(output), { signal });
   const input = sdk.Readable.fromWeb(limited);
-  output.once("close", () => input.destroy());
   await using commands = createCommands(manifest, grants);
   const createServer = () => createToolServer(manifest, grants, commands);
   const transport = new sdk.StdioServerTransport(input, output);
   sdk.serveStdio(createServer, { transport });
+  const { onclose } = transport;
+  transport.onclose = () => {
+    onclose?.();
+    input.destroy();
+  };
   await sdk.once(input, "close");
 }
 
