@@ -87,33 +87,36 @@ function findCommand(name: string): Subcommand {
 /** Cannot occur in a process's argument. */
 const NOT_A_VALUE_MARK = "\0";
 
+/** parseArgs() would take any text after = as a switch's value. */
+const keyOf = (name: string) => name.replaceAll("=", NOT_A_VALUE_MARK);
+
 function splitFlagsFromWords(command: Omit<Subcommand, "run">, args: string[]) {
   const flags: Flag[] = Object.values({ ...command.flags, ...COMMON_FLAGS });
   const namesOf = (flags: Flag[]) => flags.map(({ name }) => name);
-  // parseArgs() would take what follows = as a switch's value.
-  const keyOf = (name: string) => name.replace("=", NOT_A_VALUE_MARK);
-  const switches = namesOf(flags.filter(({ placeholder }) => !placeholder))
-    .map(keyOf);
+  const switches = namesOf(flags.filter(({ placeholder }) => !placeholder));
   const valued = namesOf(flags.filter(({ placeholder }) => placeholder));
+  const isSwitch = (arg = "") =>
+    switches.some((name) => `--${name}` === arg.replace(/=.*/s, ""));
+  const long = args.map((arg) => arg.replace(/^-h(?==|$)/, "--help"));
   // parseArgs() takes `true` and `false` after a switch as the switch's value.
-  const named = ["-h", ...switches.map((name) => `--${name}`)];
-  const marked = args.map((arg, at) =>
-    /^(true|false)$/.test(arg) && named.includes(keyOf(args[at - 1] ?? ""))
+  const marked = long.map((arg, at) =>
+    /^(true|false)$/.test(arg) && isSwitch(long[at - 1])
       ? arg + NOT_A_VALUE_MARK
-      : named.includes(keyOf(arg))
+      : isSwitch(arg)
       ? keyOf(arg)
       : arg
   );
   const parsed = parseArgs(marked, {
     string: [...valued, "_"],
-    boolean: switches,
+    boolean: switches.map(keyOf),
     collect: valued,
     alias: { help: "h" },
     "--": true,
     stopEarly: command.passThrough === "words",
     unknown: (arg: string, key?: string) => {
       if (key === undefined) return true;
-      throw unknownFlagError(arg, command, flags);
+      const given = arg.replaceAll(NOT_A_VALUE_MARK, "=");
+      throw unknownFlagError(given, command, flags);
     },
   });
   const values = new Map(
@@ -166,11 +169,16 @@ function unknownFlagError(
   command: { name: string },
   flags: Flag[],
 ) {
-  const name = arg.replace(/=.*/s, "");
+  const [name, value] = arg.split(/=(.*)/s);
   const help = `see toolsmith ${command.name} --help`;
+  const known = flags.filter((it) => `--${it.name.split("=")[0]}` === name);
   // Such as `--manifest=`, without a value.
-  if (flags.some((flag) => `--${flag.name}` === name)) {
+  if (known[0]?.placeholder) {
     return usageError(`${name} needs a value after =`, help);
+  }
+  if (known[0]) {
+    const words = known.map((it) => `--${it.name}`).join(" or ");
+    return usageError(`${name} does not accept "${value}"`, `write ${words}`);
   }
   const names = flags.map(({ name }) => name);
   const close = closestMatch(name.replace(/^-+/, ""), names);

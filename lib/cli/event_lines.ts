@@ -48,7 +48,8 @@ const EVENT_FORMATTERS: EventFormatters = {
     `to download (${percent(bytes / total)}), the rest from ${from}`,
   update_declined: ({ image, reason }) =>
     `downloading all of ${image}: ${reason}`,
-  download_progress: noLine,
+  // Event views draw a bar instead.
+  download_progress: ({ bytes }) => `downloaded ${formatBytes(bytes)}`,
   download_end: ({ bytes, elapsedMs }) => {
     const rate = bytes / Math.max(elapsedMs, 1) * 1000;
     return `downloaded ${formatBytes(bytes)} in ${formatDuration(elapsedMs)} (${

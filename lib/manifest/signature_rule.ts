@@ -1,6 +1,4 @@
-/**
- * The rule `image.signature` of a manifest: who must have signed an image's artifact.
- */
+/** The rule `image.signature` of a manifest: who must have signed an artifact. */
 import { ToolsmithError } from "../errors.ts";
 
 /** An identity that must have signed, or a public key in PEM form. */
@@ -37,11 +35,10 @@ const PUBLIC_KEY_PATTERN =
 export function createSignatureRule(
   fields: Partial<IdentityRule & { key: string }>,
 ): SignatureRule {
-  const { identity = "", key } = fields;
+  const { identity = "" } = fields;
+  const key = fields.key?.trim();
   const given = Object.values(fields).filter((it) => it !== undefined);
-  if (given.length === 1 && PUBLIC_KEY_PATTERN.test(key?.trim() ?? "")) {
-    return { key: key!.trim() };
-  }
+  if (key && given.length === 1 && PUBLIC_KEY_PATTERN.test(key)) return { key };
   const own = /^https:\/\/github\.com\/[^/]+\/[^/]+(?=\/)/.exec(identity)?.[0];
   const { issuer = own && GITHUB_ISSUER } = fields;
   const { repository = issuer === GITHUB_ISSUER ? own : undefined } = fields;

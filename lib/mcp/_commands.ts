@@ -12,7 +12,6 @@ import type { CommandCall, OutputPosition } from "./_sdk.ts";
 
 /** What the person grants: no call changes the VM or exceeds the timeout. */
 export interface Grants extends RunInVmOptions {
-  /** Whether each call has a VM of its own. */
   freshEach: boolean;
   /** The text of an event for a progress notification, if any. */
   progressText: (event: ToolsmithEvent) => string | undefined;
@@ -26,7 +25,8 @@ const REPLACED =
 /** Disposing the result ends commands and VMs. */
 export function createCommands(
   manifest: Manifest,
-  { freshEach, progressText, vm: vmOptions, timeoutMs, ...defaults }: Grants,
+  { freshEach, progressText, vm: vmOptions, timeoutMs = Infinity, ...defaults }:
+    Grants,
 ) {
   const disposed = new AbortController();
   const calls = new Map<ServerContext, Promise<unknown>>();
@@ -36,21 +36,19 @@ export function createCommands(
   let notice: string | undefined;
   let [callCount, progress] = [0, 0];
 
-  const report = (event: ToolsmithEvent, waiting: Iterable<ServerContext>) => {
-    vmOptions?.onEvent?.(event);
-    const message = progressText(event);
-    for (const { mcpReq } of message ? waiting : []) {
-      const progressToken = mcpReq._meta?.progressToken;
-      if (progressToken === undefined) continue;
-      const params = { progressToken, progress: ++progress, message };
-      mcpReq.notify({ method: "notifications/progress", params })
-        .catch(() => {});
-    }
-  };
   const open = async (signal: AbortSignal, only?: ServerContext) => {
     await ended;
-    const onEvent = (event: ToolsmithEvent) =>
-      report(event, only ? [only] : calls.keys());
+    const onEvent = (event: ToolsmithEvent) => {
+      vmOptions?.onEvent?.(event);
+      const message = progressText(event);
+      for (const { mcpReq } of only ? [only] : calls.keys()) {
+        const progressToken = mcpReq._meta?.progressToken;
+        if (!message || progressToken === undefined) continue;
+        const params = { progressToken, progress: ++progress, message };
+        mcpReq.notify({ method: "notifications/progress", params })
+          .catch(() => {});
+      }
+    };
     const own = { reuseDetached: false, signal, onEvent };
     return await openWorkspaceVm(manifest, { ...vmOptions, ...own });
   };
@@ -75,9 +73,9 @@ export function createCommands(
     { command, timeout = Infinity, ...input }: CommandCall,
     context: ServerContext,
   ) => {
-    const { signal: cancelled } = context.mcpReq;
     const startedAt = performance.now();
-    const limitMs = Math.min(timeout * 1000, timeoutMs ?? Infinity);
+    const limitMs = Math.min(timeout * 1000, timeoutMs);
+    const { signal: cancelled } = context.mcpReq;
     using deadline = startDeadline(limitMs, "The command", cancelled);
     const { signal } = deadline;
     const id = `${++callCount}`;
@@ -91,13 +89,11 @@ export function createCommands(
       if (outputs.size > MAX_KEPT_OUTPUTS) outputs.delete(oldest);
       return { stdout: out.text, stderr: err.text, truncated };
     };
-    await using own = new AsyncDisposableStack();
     try {
       const program = resolveToolPath(manifest, command);
+      await using own = freshEach ? await open(signal, context) : undefined;
       // Only the wait for a shared VM is aborted: other calls may need it.
-      const vm = freshEach
-        ? own.use(await open(signal, context))
-        : await abortable(shared ?? openShared(), signal);
+      const vm = own ?? await abortable(shared ?? openShared(), signal);
       const sinks = { stdout: stdout.push, stderr: stderr.push };
       const env = { ...defaults.env, ...input.env };
       const how = { ...defaults, ...input, ...sinks, env, signal };

@@ -1,7 +1,6 @@
 /**
- * What the server needs of the packages of the Model Context Protocol, and what its
- * tools accept and return. The packages are large, so this module is imported
- * dynamically; the bundle keeps it compressed until then.
+ * The protocol's packages, and what the tools accept and return. It is large: imported
+ * dynamically, and compressed in the bundle.
  */
 import * as z from "zod";
 

@@ -1,6 +1,4 @@
-/**
- * Serves a workspace's VM to an AI agent over the Model Context Protocol (MCP).
- */
+/** Serves a workspace's VM to an AI agent over the Model Context Protocol (MCP). */
 import type { Writable } from "node:stream";
 import { ToolsmithError } from "../errors.ts";
 import type { Manifest } from "../manifest/manifest.ts";
@@ -22,8 +20,6 @@ const MAX_NAME_CHARS = 40;
 /**
  * Serves until the client disconnects, then ends commands and VMs.
  *
- * Needs what `openWorkspaceVm` needs.
- *
  * @throws {ToolsmithError} `failed` for a client that does not read.
  * @throws The signal's reason when it is aborted.
  */
@@ -33,13 +29,13 @@ export async function serveMcp(
   grants: Grants,
 ): Promise<void> {
   const sdk = await import("./_sdk.ts");
-  const output = sdk.Writable.fromWeb(writable);
   const { signal } = grants;
+  const output = sdk.Writable.fromWeb(writable);
   const limited = readable.pipeThrough(limitInput(output), { signal });
   const input = sdk.Readable.fromWeb(limited);
-  const transport = new sdk.StdioServerTransport(input, output);
   await using commands = createCommands(manifest, grants);
   const createServer = () => createToolServer(sdk, manifest, grants, commands);
+  const transport = new sdk.StdioServerTransport(input, output);
   sdk.serveStdio(createServer, { transport });
   const { onclose } = transport;
   transport.onclose = () => {
@@ -55,18 +51,17 @@ export async function serveMcp(
  */
 function limitInput(output: Writable) {
   let length = 0;
-  const isKept = (byte: number) => {
-    length = byte === NEWLINE ? 0 : length + 1;
-    if (length === MAX_LINE_BYTES) output.write(TOO_LONG);
-    return length < MAX_LINE_BYTES;
-  };
   return new TransformStream<Uint8Array, Uint8Array>({
     transform(chunk, controller) {
       if (output.writableLength > MAX_UNREAD_BYTES) {
         const message = "The client does not read what it is answered";
         throw new ToolsmithError("failed", message);
       }
-      controller.enqueue(chunk.filter(isKept));
+      controller.enqueue(chunk.filter((byte) => {
+        length = byte === NEWLINE ? 0 : length + 1;
+        if (length === MAX_LINE_BYTES) output.write(TOO_LONG);
+        return length < MAX_LINE_BYTES;
+      }));
     },
   });
 }
@@ -91,11 +86,9 @@ function createToolServer(
   const command = { annotations, outputSchema: sdk.COMMAND_RESULT };
   const isRestricted = operations.length > 0;
   if (!isRestricted) {
-    server.registerTool("run", {
-      description: "Runs a command in the VM; no shell reads args",
-      inputSchema: sdk.ANY_COMMAND,
-      ...command,
-    }, run);
+    const description = "Runs a command in the VM; no shell reads args";
+    const inputSchema = sdk.ANY_COMMAND;
+    server.registerTool("run", { description, inputSchema, ...command }, run);
   }
   server.registerTool("read_output", {
     description: "Returns 64 KiB of an output that was shortened",

@@ -1,7 +1,4 @@
-/**
- * What verifying a signature needs of Sigstore's packages. They are large, so this
- * module is imported dynamically; the bundle keeps it compressed until then.
- */
+/** Sigstore's packages: large, so imported dynamically and compressed in the bundle. */
 import crypto from "node:crypto";
 
 export { bundleFromJSON } from "@sigstore/bundle";

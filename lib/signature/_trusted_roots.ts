@@ -1,7 +1,4 @@
-/**
- * Loads the certificate authorities and logs that signatures are checked against.
- */
-import type { TrustedRoot } from "@sigstore/protobuf-specs";
+/** Loads the certificate authorities and logs that signatures are checked against. */
 import { processEnvironment, userCacheDir } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { RegistryOptions } from "../oci/registry_options.ts";
@@ -30,7 +27,7 @@ export interface TrustOptions extends RegistryOptions {
 export async function loadTrustedRoots(
   isOfGithub: boolean,
   { trustedRoot, env = processEnvironment, signal }: TrustOptions,
-): Promise<TrustedRoot[]> {
+) {
   const file = trustedRoot ?? env.get("TOOLSMITH_TRUSTED_ROOT");
   const host = `tuf-repo${isOfGithub ? ".github.com" : "-cdn.sigstore.dev"}`;
   try {
@@ -52,18 +49,16 @@ export async function loadTrustedRoots(
     const { getTrustedRoot, GITHUB_TUF_ROOT } = await import("./_tuf.ts");
     const rootPath = isOfGithub ? join(cachePath, "github.json") : undefined;
     if (rootPath) await Deno.writeTextFile(rootPath, GITHUB_TUF_ROOT);
-    const mirrorURL = `https://${host}`;
-    const given = { mirrorURL, rootPath, cachePath, retry: 1 };
-    const fromCache = () => getTrustedRoot({ ...given, forceCache: true });
-    return [await getTrustedRoot(given).catch(fromCache)];
+    const tuf = { mirrorURL: `https://${host}`, rootPath, cachePath, retry: 1 };
+    const fromCache = () => getTrustedRoot({ ...tuf, forceCache: true });
+    return [await getTrustedRoot(tuf).catch(fromCache)];
   } catch (cause) {
     signal?.throwIfAborted();
     let { message, cause: inner } = cause as Error;
     while (inner instanceof Error) ({ message, cause: inner } = inner);
-    throw new ToolsmithError(
-      "trust_root_unavailable",
-      `Cannot load the trusted root from ${file ?? host}: ${message}`,
-      { hint: "pass a trusted root for this host: --trusted-root FILE", cause },
-    );
+    const subject = `Cannot load the trusted root from ${file ?? host}`;
+    const hint = "pass a trusted root for this host: --trusted-root FILE";
+    const text = `${subject}: ${message}`;
+    throw new ToolsmithError("trust_root_unavailable", text, { hint, cause });
   }
 }

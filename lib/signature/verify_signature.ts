@@ -1,8 +1,7 @@
 /**
  * Verifies who signed an artifact, from the bundles that `cosign sign` 3 and GitHub's
- * `attest-build-provenance` attach to it.
- *
- * Formats: Sigstore bundle 0.3, DSSE 1.0, in-toto Statement 1.
+ * `attest-build-provenance` attach to it: Sigstore bundle 0.3, DSSE 1.0, in-toto
+ * Statement 1.
  */
 import type { SignedEntity } from "@sigstore/verify";
 import { ToolsmithError } from "../errors.ts";
@@ -21,6 +20,7 @@ import { type RetryOptions, retryTransient } from "../system/retry.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import { RangesUnavailableError } from "../transfer/byte_source.ts";
 import { loadTrustedRoots, type TrustOptions } from "./_trusted_roots.ts";
+export type { TrustOptions };
 
 const BUNDLE = {
   type: "application/vnd.dev.sigstore.bundle.v0.3+json",
@@ -35,13 +35,8 @@ const MAX_PROOFS = 16;
 /** Fulcio's certificate extension "Source Repository URI". */
 const REPOSITORY_OID = "1.3.6.1.4.1.57264.1.12";
 
-export type { TrustOptions };
-
 /**
- * Verifies that an artifact has a signature that satisfies a rule. Asks the registry,
- * then the mirrors.
- *
- * Needs `--allow-net` for them, and for an identity the permissions of the trusted root.
+ * Finds a signature that satisfies a rule, at the registry, then at the mirrors.
  *
  * @throws {ToolsmithError} `signature_missing`, `signature_invalid`,
  * `trust_root_unavailable`, and errors of a registry without mirrors.
@@ -57,16 +52,16 @@ export async function verifySignature(
   const asked: string[] = [];
   for (const endpoint of [registry, ...mirrors]) {
     const { host } = endpoint;
-    const fetch = () =>
-      Array.fromAsync(fetchAttachedFiles(endpoint, digest, BUNDLE)).catch(
-        (error) => {
-          if (!(error instanceof RangesUnavailableError)) throw error;
-          const { cause, message: why } = error;
-          const message = `Cannot read the signatures at ${host}: ${why}`;
-          const hint = "run deno with --allow-net, and oras login";
-          throw cause ?? new ToolsmithError("unauthorized", message, { hint });
-        },
-      );
+    const fetch = () => {
+      const attached = fetchAttachedFiles(endpoint, digest, BUNDLE);
+      return Array.fromAsync(attached).catch((error) => {
+        if (!(error instanceof RangesUnavailableError)) throw error;
+        const { cause, message: why } = error;
+        const message = `Cannot read the signatures at ${host}: ${why}`;
+        const hint = "run deno with --allow-net, and oras login";
+        throw cause ?? new ToolsmithError("unauthorized", message, { hint });
+      });
+    };
     let files: (Uint8Array | string)[] = [];
     try {
       files = await (mirrors[0] ? fetch() : retryTransient(fetch, options));
@@ -87,24 +82,20 @@ export async function verifySignature(
       }
     }
   }
-  const name = formatReference(reference);
+  const subject = `Cannot use ${formatReference(reference)}`;
   if (rejected.size === 0) {
-    throw new ToolsmithError(
-      "signature_missing",
-      `Cannot use ${name}: no signature found at ${asked.join(", ")}`,
-      { hint: `sign the image: cosign sign ${name}` },
-    );
+    const message = `${subject}: no signature found at ${asked.join(", ")}`;
+    const hint = `sign the image: cosign sign ${formatReference(reference)}`;
+    throw new ToolsmithError("signature_missing", message, { hint });
   }
-  const expected = formatRule(rule);
   const found = [...rejected].slice(0, 5).join("; ");
-  throw new ToolsmithError(
-    "signature_invalid",
-    `Cannot use ${name}: expected a signature by ${expected}; found: ${found}`,
-    { hint: "find out who signed the image before you change image.signature" },
-  );
+  const expected = `expected a signature by ${formatRule(rule)}`;
+  const message = `${subject}: ${expected}; found: ${found}`;
+  const hint =
+    "find out who signed the image before you change image.signature";
+  throw new ToolsmithError("signature_invalid", message, { hint });
 }
 
-/** Returns the signer of an artifact's provenance. */
 async function verifyBundle(
   bytes: Uint8Array,
   digest: Digest,
@@ -158,9 +149,8 @@ async function verifyIdentity(
     // An instance without logs, such as GitHub's own, has timestamps.
     const tlogThreshold = Math.min(root.tlogs.length, 1);
     const ctlogThreshold = Math.min(root.ctlogs.length, 1);
-    const thresholds = { tlogThreshold, ctlogThreshold };
-    const verifier = new Verifier(toTrustMaterial(root), thresholds);
-    return await verifier.verify(entity);
+    const limits = { tlogThreshold, ctlogThreshold };
+    return await new Verifier(toTrustMaterial(root), limits).verify(entity);
   });
   const { identity } = await Promise.any(verifications)
     .catch(({ errors }) => Promise.reject(errors.at(-1)));

@@ -324,11 +324,20 @@ testWithClient(
       sh(
         `echo >/tmp/${own}; echo >/mnt/out/${own}; until [ -e /mnt/out/${other} ]; do sleep 0.1; done; ls /tmp`,
       );
+    const told: string[][] = [[], []];
+    const callAt = (at: number, args: Record<string, unknown>) =>
+      server.call("run", args, {
+        onprogress: ({ message }) => told[at].push(message!),
+      });
     const both = await Promise.all([
-      server.call("run", meet("a", "b")),
-      server.call("run", meet("b", "a")),
+      callAt(0, meet("a", "b")),
+      callAt(1, meet("b", "a")),
     ]);
     assertEquals(both.map((it) => fieldsOf(it).stdout), ["a\n", "b\n"]);
+    for (const messages of told) {
+      const starts = messages.filter((it) => /^(booted|restored) in/.test(it));
+      assertEquals(starts.length, 1, messages.join("\n"));
+    }
     assertEquals(fieldsOf(await server.call("run", sh("ls /tmp"))).stdout, "");
     assertEquals(await vmPids(work), []);
   },

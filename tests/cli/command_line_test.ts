@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import type { Subcommand } from "../../lib/cli/subcommand.ts";
+import { COMMON_FLAGS, type Subcommand } from "../../lib/cli/subcommand.ts";
 import { COMMANDS } from "../../lib/cli/commands.ts";
 import { bootCommand } from "../../lib/cli/commands/boot.ts";
 import { cacheCommand } from "../../lib/cli/commands/cache.ts";
@@ -9,7 +9,7 @@ import { publishCommand } from "../../lib/cli/commands/publish.ts";
 import { runCommand } from "../../lib/cli/commands/run.ts";
 import { workspaceVmOptions } from "../../lib/cli/shared_flags.ts";
 import { parseCommandLine } from "../../lib/cli/command_line.ts";
-import type { Flags, FlagValues } from "../../lib/cli/flag.ts";
+import type { Flag, Flags, FlagValues } from "../../lib/cli/flag.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { performCommand, recordedIo } from "../support/recorded_io.ts";
 
@@ -126,6 +126,8 @@ Deno.test("run takes the first non-flag word as the command and passes the rest 
     ["--quiet true --fresh", "true", ["--fresh"]],
     ["--fresh false", "false", []],
     ["--fresh -- true --json", "true", ["--json"]],
+    ["--network=host-loopback true --quiet=3", "true", ["--quiet=3"]],
+    ["-- ls --quiet=3 -h=3", "ls", ["--quiet=3", "-h=3"]],
   ];
   for (const [line, command, args] of cases) {
     const { given, words } = read(runCommand, line);
@@ -173,6 +175,23 @@ Deno.test("parseCommandLine() accepts --help, -h, help, --version and -V", () =>
   }
 });
 
+Deno.test("parseCommandLine() rejects a value for every switch of every command", async () => {
+  for (const command of COMMANDS) {
+    const flags = Object.values<Flag>({ ...command.flags, ...COMMON_FLAGS });
+    const switches = flags.filter(({ placeholder }) => !placeholder);
+    for (const { name } of switches) {
+      for (const value of ["3", "true", "false", "", "a=b", "--json"]) {
+        const [flag, ...more] = `--${name}=${value}`.split("=");
+        const line = `${command.name} --${name}=${value}`;
+        const error = await expectFailure("usage", () => parse(line));
+        const words = `${flag} does not accept "${more.join("=")}"`;
+        assertEquals(error.message, words);
+        assertStringIncludes(error.hint!, `write ${flag}`);
+      }
+    }
+  }
+});
+
 /** A wrong command line, and parts of the message and of the hint. */
 const WRONG: [string, string, string][] = [
   ["hydrat", "no such command: hydrat", "did you mean toolsmith hydrate?"],
@@ -188,6 +207,13 @@ const WRONG: [string, string, string][] = [
   ["hydrate --xyzzy=secret", "hydrate has no flag --xyzzy", ""],
   ["hydrate --offline false", 'hydrate does not accept "false"', ""],
   ["hydrate x", 'hydrate does not accept "x"', "toolsmith hydrate [flags]"],
+  ["hydrate -h=3", '--help does not accept "3"', "write --help"],
+  ["run --quiet=3 ls", '--quiet does not accept "3"', "write --quiet"],
+  [
+    "run --network=lan ls",
+    '--network does not accept "lan"',
+    "write --network or --network=host-loopback",
+  ],
   ["hydrate --manifest", "--manifest needs a value", "--manifest PATH"],
   ["hydrate --manifest=", "--manifest needs a value", ""],
   ["hydrate --manifest --json", "--manifest needs a value", "PATH"],

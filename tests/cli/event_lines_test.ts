@@ -143,7 +143,7 @@ Deno.test("eventLine() describes each event in one plain line, or returns undefi
     [{ ...BOOT, how: "restore" }, undefined],
     [
       { type: "download_progress", image: "demo", bytes: 1, total: 2 },
-      undefined,
+      "downloaded 1 B",
     ],
     [
       { ...START, resumed: MIB, bytes: null, connections: 1 },

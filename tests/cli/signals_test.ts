@@ -3,14 +3,16 @@ import { assertEquals, assertMatch } from "@std/assert";
 import { dirname, join } from "@std/path";
 import { entryLockPath } from "../../lib/cache/_image_staging.ts";
 import { acquireFileLock } from "../../lib/system/lock.ts";
-import { spawnProcess } from "../../lib/system/process.ts";
+import { runProcess, spawnProcess } from "../../lib/system/process.ts";
 import { sleep } from "../../lib/system/time.ts";
+import { temporaryDir } from "../support/directory.ts";
 import { requires } from "../support/parts.ts";
 import {
   killUnlessEnded,
   untilOpened,
   untilOutputBlocks,
 } from "../support/processes.ts";
+import { scriptCommand } from "../support/script.ts";
 import {
   cleanEnvironment,
   cliCommand,
@@ -89,6 +91,36 @@ Deno.test({
         assertEquals(code, 0, `${name} ${permissions} ${stderr()}`);
         await Deno.remove(join(work.dir, "go"));
       }
+    }
+  },
+});
+
+/** Sends itself an ignored signal after it has stopped watching, and then SIGWINCH. */
+const SIGNALLED_AFTER_WATCHING = `
+import { watchSignals } from "/lib/cli/signals.ts";
+(await watchSignals(() => {}))[Symbol.dispose]();
+// Deno handles signals one after the other.
+const handled = new Promise((done) => Deno.addSignalListener("SIGWINCH", done));
+Deno.kill(Deno.pid, Deno.args[0]);
+Deno.kill(Deno.pid, "SIGWINCH");
+await handled;
+Deno.exit(7);
+`;
+
+Deno.test({
+  name:
+    "watchSignals() keeps ignoring what the parent process ignores when it is disposed",
+  ...linux,
+  async fn() {
+    await using dir = await temporaryDir();
+    const path = join(dir.path, "script.ts");
+    for (const name of ["HUP", "INT", "TERM"]) {
+      const signal = { args: [`SIG${name}`] };
+      const run = await scriptCommand(path, SIGNALLED_AFTER_WATCHING, signal);
+      const line = `trap '' ${name}; exec "$@"`;
+      const args = ["-c", line, "sh", Deno.execPath(), ...run];
+      const { code, stderr } = await runProcess("sh", { args });
+      assertEquals(code, 7, `${name} ${stderr}`);
     }
   },
 });

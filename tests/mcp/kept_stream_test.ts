@@ -88,6 +88,22 @@ Deno.test("kept stream: a text that ends within a character is not UTF-8", () =>
   assertEquals([encoding, Uint8Array.fromBase64(data).length], ["base64", 2]);
 });
 
+Deno.test("kept stream: a long text whose end is not UTF-8 is read from its start", () => {
+  const bytes = encode("a".repeat(100_000) + "ü");
+  const stream = kept(bytes.subarray(0, -1));
+  assertEquals(
+    stream.shown().text,
+    '[100001 bytes, not UTF-8: read_output {"id":"7","stream":"stdout","offset":0}]',
+  );
+});
+
+Deno.test("kept stream: keeps all of 4 MiB and 32 KiB", () => {
+  const size = 4 * KIB * KIB + 32 * KIB;
+  const bytes = Uint8Array.from({ length: size }, (_, at) => 97 + at % 17);
+  const text = readAll(kept(bytes)).map(({ data }) => data).join("");
+  assert(text === new TextDecoder().decode(bytes));
+});
+
 Deno.test("kept stream: drops what is between the start and the last 4 MiB", () => {
   const size = 6 * KIB * KIB;
   const bytes = Uint8Array.from({ length: size }, (_, at) => 97 + at % 17);
@@ -107,9 +123,10 @@ Deno.test("kept stream: drops what is between the start and the last 4 MiB", () 
 });
 
 Deno.test("kept stream: reads whole characters before and after what it drops", () => {
-  const text = "x" + "🎈".repeat(1.5 * KIB * KIB);
+  // The length of the pattern does not divide that of what is kept.
+  const text = "x" + "🎈🎉🎊".repeat(512 * KIB);
   const [start, ...rest] = readAll(kept(encode(text)));
-  assertEquals(start.data, "x" + "🎈".repeat(8 * KIB));
+  assertEquals(start.data, text.slice(0, 1 + 2 * 8 * KIB));
   assert(rest.every(({ encoding }) => encoding === "utf-8"));
   const end = rest.map(({ data }) => data).join("");
   assert(text.endsWith(end) && end.length > 2 * (KIB * KIB - 2));

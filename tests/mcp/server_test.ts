@@ -9,6 +9,7 @@ import { join } from "@std/path";
 import { cacheEntryHandle } from "../../lib/cache/entry.ts";
 import { spawnProcess } from "../../lib/system/process.ts";
 import { connectMcp, errorOf, testWithClient } from "../support/mcp.ts";
+import { waitUntil } from "../support/wait_until.ts";
 import {
   cleanEnvironment,
   cliCommand,
@@ -73,7 +74,9 @@ async function rawServer({ dir }: Workspace, flags: string[] = []) {
     child,
     answers,
     stderrText: () => stderr,
-    write: (text: string) => writer.write(new TextEncoder().encode(text)),
+    /** Writes, unless the server has ended. */
+    write: (text: string) =>
+      Promise.race([writer.write(new TextEncoder().encode(text)), child.ended]),
     end: () => writer.close(),
     /** Waits for an answer. */
     async answer(id: unknown) {
@@ -249,6 +252,61 @@ testWithClient(
     await server.client.listTools();
     held[Symbol.dispose]();
     assertEquals(errorOf(await second).error, "source_not_found");
+  },
+);
+
+testWithClient(
+  "toolsmith mcp --fresh-each reports a VM's start to its own call alone",
+  async () => {
+    await using work = await mcpWorkspace();
+    const held = await holdStart(work);
+    await using server = await connectMcp(work.dir, {
+      flags: ["--fresh-each"],
+    });
+    const start = () => {
+      const messages: string[] = [];
+      const waits = Promise.withResolvers<void>();
+      const onprogress = ({ message }: { message?: string }) => {
+        messages.push(message!);
+        waits.resolve();
+      };
+      const call = server.call("run", { command: "true" }, { onprogress });
+      return { messages, waits: waits.promise, call };
+    };
+    const [first, second] = [start(), start()];
+    await Promise.all([first.waits, second.waits]);
+    held[Symbol.dispose]();
+    for (const result of await Promise.all([first.call, second.call])) {
+      assertEquals(errorOf(result).error, "source_not_found");
+    }
+    for (const { messages } of [first, second]) {
+      assertEquals(messages.length, 1, messages.join("\n"));
+      assertMatch(messages[0], /^waiting: another process/);
+    }
+  },
+);
+
+testWithClient(
+  "toolsmith mcp ends when its client stops reading",
+  async () => {
+    await using work = await mcpWorkspace();
+    const child = new Deno.Command(Deno.execPath(), {
+      args: await cliCommand(["mcp"], ["-A"]),
+      cwd: work.dir,
+      env: cleanEnvironment(),
+      stdin: "piped",
+      stdout: "piped",
+    }).spawn();
+    await child.stdout.cancel();
+    // Its input stays open.
+    const writer = child.stdin.getWriter();
+    const request = new TextEncoder().encode(`${JSON.stringify(INITIALIZE)}\n`);
+    await writer.write(request);
+    let code: number | undefined;
+    child.status.then((status) => code = status.code);
+    await waitUntil("the server has ended", () => code !== undefined);
+    assertEquals(code, 0);
+    await writer.abort();
   },
 );
 

@@ -4,7 +4,6 @@ import { serveMcp } from "../../mcp/server.ts";
 import { terminalSafeJson } from "../../system/sanitize_text.ts";
 import { eventLine } from "../event_lines.ts";
 import { switchFlag, valueFlag } from "../flag.ts";
-import { formatBytes } from "../format.ts";
 import { createQueuedOutput } from "../queued_output.ts";
 import {
   COMMAND_FLAGS,
@@ -48,10 +47,7 @@ export const mcpCommand = defineSubcommand({
       ...pickFlagValues(COMMAND_FLAGS, given),
       ...{ freshEach, signal, hostCwd: Deno.cwd() },
       vm: { ...workspaceVmOptions(given), env, onEvent },
-      progressText: (event) =>
-        event.type === "download_progress"
-          ? `downloaded ${formatBytes(event.bytes)}`
-          : eventLine(event),
+      progressText: eventLine,
     });
     await output?.flush();
     return 0;
