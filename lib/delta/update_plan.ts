@@ -12,9 +12,9 @@ export interface CopyRun {
 }
 
 /** Downloading fewer bytes costs less than a further request. */
-const MIN_COPY_BYTES = 64 * 1024;
+const MIN_COPY_BYTES = 16 * 1024;
 /** Up to this number of gaps, requests hardly cost time. */
-const FEW_GAPS = 32;
+const FEW_GAPS = 24;
 /** What may be downloaded in addition, to have fewer gaps. */
 const MAX_EXTRA_SHARE = 0.005;
 /** The record of a partial download must not exceed 1 MiB. */
