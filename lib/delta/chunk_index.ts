@@ -6,7 +6,7 @@ import { ToolsmithError } from "../errors.ts";
 import { compressedClusterOffsets } from "../image/compressed_clusters.ts";
 import type { ExpectedContent } from "../system/part_record.ts";
 import { abortable } from "../system/time.ts";
-import { createChunker, MAX_PUSH_BYTES, RECORD_BYTES } from "./chunker.ts";
+import { createChunker, MAX_PUSH_BYTES, readChunks } from "./chunker.ts";
 
 /** Ending of the index beside an image. */
 export const CHUNK_INDEX_SUFFIX = ".chunks";
@@ -54,17 +54,13 @@ function parseRecords(bytes: Uint8Array, image: ExpectedContent) {
   const start = bytes.subarray(0, MAX_HEADER_BYTES);
   const end = start.indexOf(10);
   const records = bytes.subarray(end + 1);
-  let size = 0;
-  for (let at = 0; at + RECORD_BYTES <= records.length; at += RECORD_BYTES) {
-    size += (records[at] << 8 | records[at + 1]) + 1;
-  }
   try {
     const header = JSON.parse(new TextDecoder().decode(start.subarray(0, end)));
-    return header.version === 1 && header.size === image.size &&
-        header.digest === image.digest &&
-        size === image.size && records.length % RECORD_BYTES === 0
-      ? records
-      : undefined;
+    let size = 0;
+    for (const { length } of readChunks(records)) size += length;
+    const isOfImage = header.version === 1 && header.size === image.size &&
+      header.digest === image.digest && size === image.size;
+    return isOfImage ? records : undefined;
   } catch {
     return undefined;
   }

@@ -75,6 +75,19 @@ export function createChunker(clusters: Float64Array) {
   };
 }
 
+/** Yields the chunks of records; the first one starts at `at`. */
+export function* readChunks(
+  { buffer, byteOffset, byteLength }: Uint8Array,
+  at = 0,
+) {
+  const view = new DataView(buffer, byteOffset, byteLength);
+  for (let record = 0; record < byteLength; record += RECORD_BYTES) {
+    const length = view.getUint16(record) + 1;
+    yield { at, length, hash: view.getBigUint64(record + 2) };
+    at += length;
+  }
+}
+
 /** Returns the end of the chunk that starts at `from`. */
 function findCut(bytes: Uint8Array, from: number, limit: number): number {
   const end = Math.min(from + MAX_CHUNK_BYTES, limit);

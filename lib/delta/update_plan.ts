@@ -1,7 +1,6 @@
 /** Plans which bytes of an image are copied from an older one. */
 import type { ChunkIndex } from "./chunk_index.ts";
-import { createChunkTable, viewOf } from "./_chunk_table.ts";
-import { RECORD_BYTES } from "./chunker.ts";
+import { readChunks, RECORD_BYTES } from "./chunker.ts";
 
 /** Bytes that both images have. */
 export interface CopyRun {
@@ -13,51 +12,49 @@ export interface CopyRun {
 }
 
 /** Downloading fewer bytes costs less than a further request. */
-const MIN_COPY_BYTES = 64 * 1024;
+const MIN_COPY_BYTES = 16 * 1024;
 /** Up to this number of gaps, requests hardly cost time. */
-const FEW_GAPS = 32;
+const FEW_GAPS = 24;
 /** What may be downloaded in addition, to have fewer gaps. */
 const MAX_EXTRA_SHARE = 0.005;
 /** The record of a partial download must not exceed 1 MiB. */
 const MAX_GAPS = 16_000;
 
 /** Looks for the chunks of an index in an older image. */
-export function createChunkMatcher({ records }: ChunkIndex) {
-  const view = viewOf(records);
-  const find = createChunkTable(records);
-  /** Offset of each first chunk in the older image; -1 if not found. */
-  const sources = new Float64Array(records.length / RECORD_BYTES).fill(-1);
-  let offset = 0;
+export function createChunkMatcher({ size, records }: ChunkIndex) {
+  // Sorted: a `Map` of the million chunks of 20 GB would take ten times the memory.
+  const hashes = new BigUint64Array(records.length / RECORD_BYTES);
+  let count = 0;
+  for (const { hash } of readChunks(records)) hashes[count++] = hash;
+  hashes.sort();
+  /** Offset in the older image of the first chunk with each hash; -1 if not found. */
+  const sources = new Float64Array(count).fill(-1);
+  let baseBytes = 0;
   return {
     /** Adds the next records of the older image; returns its size so far. */
     add(older: Uint8Array): number {
-      const olderView = viewOf(older);
-      for (let record = 0; record < older.length; record += RECORD_BYTES) {
-        const chunk = find(olderView, record);
-        if (sources[chunk] === -1) sources[chunk] = offset;
-        offset += olderView.getUint16(record) + 1;
+      for (const { hash, at, length } of readChunks(older, baseBytes)) {
+        const nth = indexOfHash(hashes, hash);
+        if (sources[nth] === -1) sources[nth] = at;
+        baseBytes = at + length;
       }
-      return offset;
+      return baseBytes;
     },
     /** Returns what to copy, in the order of the new image. */
     plan(): CopyRun[] {
       const stretches: CopyRun[][] = [];
-      let at = 0;
-      for (let record = 0; record < records.length; record += RECORD_BYTES) {
-        const from = sources[find(view, record)];
-        const length = view.getUint16(record) + 1;
+      for (const { hash, at, length } of readChunks(records)) {
+        const from = sources[indexOfHash(hashes, hash)] ?? -1;
+        if (from === -1) continue;
         const run = stretches.at(-1)?.at(-1);
-        const follows = run && run.at + run.length === at;
-        if (from >= 0) {
-          if (!follows) stretches.push([{ at, from, length }]);
-          else if (run.from + run.length === from) run.length += length;
-          else stretches.at(-1)!.push({ at, from, length });
-        }
-        at += length;
+        if (!run || run.at + run.length !== at) {
+          stretches.push([{ at, from, length }]);
+        } else if (run.from + run.length === from) run.length += length;
+        else stretches.at(-1)!.push({ at, from, length });
       }
       const lengths = stretches.map(countCopyBytes)
         .filter((length) => length >= MIN_COPY_BYTES).sort((a, b) => a - b);
-      let [least, spare] = [MIN_COPY_BYTES, at * MAX_EXTRA_SHARE];
+      let [least, spare] = [MIN_COPY_BYTES, size * MAX_EXTRA_SHARE];
       for (const [dropped, length] of lengths.entries()) {
         const kept = lengths.length - dropped;
         spare -= length;
@@ -71,6 +68,16 @@ export function createChunkMatcher({ records }: ChunkIndex) {
 
 export function countCopyBytes(runs: CopyRun[]): number {
   return runs.reduce((sum, { length }) => sum + length, 0);
+}
+
+function indexOfHash(sorted: BigUint64Array, hash: bigint): number {
+  let [low, high] = [0, sorted.length];
+  while (low < high) {
+    const middle = low + high >>> 1;
+    if (sorted[middle] < hash) low = middle + 1;
+    else high = middle;
+  }
+  return sorted[low] === hash ? low : -1;
 }
 
 /** Copies runs; leaves out what the older image lacks by now. */

@@ -5,12 +5,17 @@
  */
 import { quoteShellWord } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
+import { readLimitedBody } from "../system/http_body.ts";
 import type { HttpClient } from "../system/http_client.ts";
 import {
   httpStatusError,
   unexpectedContentEncoding,
 } from "../system/http_errors.ts";
 import { fetchFollowingRedirects } from "../system/redirects.ts";
+import {
+  type StallTimerOptions,
+  startStallTimer,
+} from "../system/stall_timer.ts";
 import type { ByteSource } from "../transfer/byte_source.ts";
 
 const MAX_HTTPS_IMAGE_BYTES = 256 * 1024 ** 3;
@@ -73,7 +78,22 @@ export function httpsByteSource(
   };
 }
 
-export function fileTooLargeError(
+/** Downloads a small file; one above `limit` bytes is `artifact_unsafe`. */
+export async function fetchSmallFile(
+  url: URL,
+  client: HttpClient,
+  { limit, ...options }: StallTimerOptions & { limit: number },
+): Promise<Uint8Array<ArrayBuffer>> {
+  const source = httpsByteSource(url, client, limit);
+  const { displayName: shown } = source;
+  using timer = startStallTimer(`download ${shown}`, options);
+  const { body } = await source.requestRange(0, limit, timer.signal);
+  const bytes = await readLimitedBody(body, timer, { shown, limit });
+  if (!bytes) throw fileTooLargeError(shown, limit);
+  return bytes;
+}
+
+function fileTooLargeError(
   shown: string,
   maxBytes: number,
 ): ToolsmithError {

@@ -17,6 +17,7 @@ import {
 } from "../oci/artifact.ts";
 import {
   downloadBlob,
+  fillPartFile,
   hasPermittedEndpoint,
   probeBlob,
 } from "../oci/blob_download.ts";
@@ -177,7 +178,7 @@ async function pullLayer(
     readIndexes: () =>
       findAttachedFiles(endpoints, artifact.digest, CHUNK_INDEX),
     download: (probe) =>
-      downloadBlob(endpoints, layer, {
+      fillPartFile(endpoints, layer, {
         ...probe,
         ...{ connections: 1, partFile: part, onMirrorFailed },
       }),

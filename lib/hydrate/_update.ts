@@ -18,12 +18,14 @@ import { withOptionalRequestTimeout } from "../system/stall_timer.ts";
 import { anySignal } from "../system/time.ts";
 import type { FetchRequest, ResolvedFetchOptions } from "./_fetch_request.ts";
 
-/** Reading this much of the base shows how long reading all of it takes. */
+/** Reading or downloading this much shows how long all of it takes. */
 const SAMPLE_BYTES = 4 * 1024 * 1024;
 const MAX_DOWNLOAD_SHARE = 0.7;
+/** Such a download is over before reading the base would have paid off. */
+const FAST_DOWNLOAD_MS = 1000;
+const AS_FAST = "the download is as fast";
 /** On a slow link, so little arrives in this time that it hardly counts. */
 const PROBE_MS = 30;
-const PROBE_BYTES = 4 * 1024 * 1024;
 
 /** Where the image comes from. */
 export interface UpdateSource {
@@ -62,15 +64,17 @@ export async function copyFromBase(
     using older = await Deno.open(base.path);
     const { size: baseBytes } = await older.stat();
     let isWorthwhile = base.isGiven;
+    const downloadMs = isWorthwhile
+      ? Infinity
+      : await estimateDownloadMs(part, download, options);
+    if (downloadMs < FAST_DOWNLOAD_MS) throw new Error(AS_FAST);
     const startedAt = performance.now();
     for await (const records of readFileRecords(older, { signal })) {
       const read = matcher.add(records);
       if (isWorthwhile || read < SAMPLE_BYTES) continue;
       const readMs = (performance.now() - startedAt) * baseBytes / read;
-      const missing = total - part.presentBytes;
-      const downloadMs = missing / await measureRate(part, download, options);
       // Half of the image may have changed.
-      if (readMs > downloadMs / 2) throw new Error("the download is as fast");
+      if (readMs > downloadMs / 2) throw new Error(AS_FAST);
       isWorthwhile = true;
     }
     const runs = matcher.plan();
@@ -98,8 +102,8 @@ export async function copyFromBase(
   }
 }
 
-/** Downloads up to 4 MiB, or for 30 ms; returns bytes per millisecond. */
-async function measureRate(
+/** Downloads up to 4 MiB, or for 30 ms, and estimates how long the rest takes. */
+async function estimateDownloadMs(
   part: PartFile,
   download: UpdateSource["download"],
   options: ResolvedFetchOptions,
@@ -110,12 +114,14 @@ async function measureRate(
   const onBytesWritten = () => {
     if (!first) setTimeout(() => stop.abort(stop), PROBE_MS);
     first ??= { at: performance.now(), bytes: part.presentBytes };
-    if (part.presentBytes - first.bytes >= PROBE_BYTES) stop.abort(stop);
+    if (part.presentBytes - first.bytes >= SAMPLE_BYTES) stop.abort(stop);
   };
   const limits = withOptionalRequestTimeout({ ...options, retries: 0, signal });
   await download({ ...limits, onBytesWritten }).catch((error) => {
     if (error !== stop) throw error;
   });
   const { at, bytes } = first!;
-  return (part.presentBytes - bytes) / (performance.now() - at);
+  const { size, presentBytes } = part;
+  const rate = (presentBytes - bytes) / (performance.now() - at);
+  return (size - presentBytes) / rate;
 }

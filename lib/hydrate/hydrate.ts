@@ -109,6 +109,8 @@ export async function hydrate(
     if (image.signature && image.source.kind !== "oci") {
       throw unsignedSourceError(image);
     }
+    const { base } = options;
+    if (base !== undefined) await statReadableFile(base, "base image");
     const cache = await resolveCacheDir(manifest.workspace, options);
     const entry = cacheEntryHandle({ cache, image: name, sha256 }, options);
     const digest = sha256ToDigest(sha256);
@@ -188,7 +190,6 @@ async function findBaseImage(
   { image, digest, cache, options: { base, env } }: HydrateCall,
 ): Promise<BaseImage | undefined> {
   if (base !== undefined) {
-    await statReadableFile(base, "base image");
     return { path: base, name: basename(base), isGiven: true };
   }
   const entries = await listCache(cache, { env });

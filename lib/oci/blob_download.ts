@@ -42,28 +42,36 @@ export interface DownloadBlobOptions extends TransferOptions {
  * connection to the registry, with the failure as the cause.
  */
 export async function downloadBlob(
-  { mirrors, registry }: Endpoints,
+  endpoints: Endpoints,
   layer: ImageLayer,
   options: DownloadBlobOptions,
 ): Promise<Sha256> {
   const { partFile, signal } = options;
+  const fill = () => fillPartFile(endpoints, layer, options);
+  return await hashPartFileWhileFilling(partFile, signal, fill);
+}
+
+/** Does the same without hashing. */
+export async function fillPartFile(
+  { mirrors, registry }: Endpoints,
+  layer: ImageLayer,
+  options: DownloadBlobOptions,
+): Promise<void> {
   const read = async (endpoint: Endpoint) => {
     using repository = await repositoryClient(endpoint, options.connections);
     const { host } = new URL(endpoint.baseUrl);
     using transfer = new Transfer(blobSource(repository, host, layer), options);
-    await transfer.fill(partFile, options.onBytesWritten);
+    await transfer.fill(options.partFile, options.onBytesWritten);
   };
-  return await hashPartFileWhileFilling(partFile, signal, async () => {
-    for (const mirror of mirrors) {
-      try {
-        return await read(mirror);
-      } catch (error) {
-        if (!isEndpointError(error)) throw error;
-        options.onMirrorFailed(mirror.host, error.message);
-      }
+  for (const mirror of mirrors) {
+    try {
+      return await read(mirror);
+    } catch (error) {
+      if (!isEndpointError(error)) throw error;
+      options.onMirrorFailed(mirror.host, error.message);
     }
-    await read(registry);
-  });
+  }
+  await read(registry);
 }
 
 /**

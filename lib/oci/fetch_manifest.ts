@@ -20,7 +20,11 @@ import {
   IMAGE_MANIFEST_MEDIA_TYPES,
   INDEX_MEDIA_TYPES,
 } from "./artifact.ts";
-import { type Endpoint, repositoryClient } from "./endpoints.ts";
+import {
+  type Endpoint,
+  type RepositoryClient,
+  repositoryClient,
+} from "./endpoints.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 
 export interface FetchFromMirrorsOptions {
@@ -68,7 +72,9 @@ export async function fetchManifestFromEndpoint(
 ): Promise<Artifact> {
   const path = manifestApiPath(reference);
   const shown = formatReference(reference);
-  const bytes = await fetchBytes(endpoint, path, MAX_MANIFEST_BYTES, shown);
+  using client = await repositoryClient(endpoint);
+  const limit = MAX_MANIFEST_BYTES;
+  const bytes = await fetchBytes(endpoint, client, path, limit, shown);
   return parseArtifactManifest(bytes, reference, await digestOf(bytes));
 }
 
@@ -82,19 +88,19 @@ export async function fetchManifestFromEndpoint(
  */
 export async function fetchBytes(
   endpoint: Endpoint,
+  client: RepositoryClient,
   path: string,
   limit: number,
   shown = `${endpoint.host}/${endpoint.repository}/${path}`,
 ): Promise<Uint8Array<ArrayBuffer>> {
   const { host, options } = endpoint;
   using timer = startStallTimer(`download ${host}`, options);
-  using repository = await repositoryClient(endpoint);
   const headers = {
     accept: MANIFEST_ACCEPT_HEADER,
     "accept-encoding": "identity",
   };
   const request = { headers, signal: timer.signal };
-  const [response] = await repository.get(path, request);
+  const [response] = await client.get(path, request);
   const { status, body } = response;
   if (status !== 200) {
     await body?.cancel();

@@ -7,7 +7,11 @@
 import { type Digest, isSha256Digest } from "../system/digest.ts";
 import { withOptionalRequestTimeout } from "../system/stall_timer.ts";
 import { RangesUnavailableError } from "../transfer/byte_source.ts";
-import type { Endpoint, Endpoints } from "./endpoints.ts";
+import {
+  type Endpoint,
+  type Endpoints,
+  repositoryClient,
+} from "./endpoints.ts";
 import { fetchBytes } from "./fetch_manifest.ts";
 
 /** What all files of an artifact and a type may have: 32 files of 1 MiB, or 2 of 16. */
@@ -39,9 +43,12 @@ export async function* fetchAttachedFiles(
   digest: Digest,
   { type, maxBytes }: AttachedFileKind,
 ): AsyncGenerator<Uint8Array | string> {
+  using client = await repositoryClient(endpoint);
+  const fetch = (path: string, limit: number) =>
+    fetchBytes(endpoint, client, path, limit);
   const list = async (path: string, field: string): Promise<Descriptor[]> => {
     try {
-      const bytes = await fetchBytes(endpoint, path, MAX_INDEX_BYTES);
+      const bytes = await fetch(path, MAX_INDEX_BYTES);
       const json = JSON.parse(new TextDecoder().decode(bytes));
       return [json?.[field]].flat().filter((it) =>
         typeof it?.digest === "string" && isSha256Digest(it.digest) &&
@@ -69,7 +76,7 @@ export async function* fetchAttachedFiles(
       if (!file) yield `${digest} has no file of the type ${type}`;
       else if (file.size > maxBytes) {
         yield `${file.size} bytes exceed ${maxBytes / 1024 / 1024} MiB`;
-      } else yield await fetchBytes(endpoint, `blobs/${file.digest}`, maxBytes);
+      } else yield await fetch(`blobs/${file.digest}`, maxBytes);
     } catch (error) {
       if (!(error instanceof RangesUnavailableError)) throw error;
       yield error.message;

@@ -2,15 +2,19 @@
  * Measures updates: bytes, requests and time, and the cost of the chunk index, with
  * zsync, casync, xdelta3 and `zstd --patch-from` as bounds where they are installed.
  */
-import { join } from "@std/path";
+import { walk } from "@std/fs/walk";
+import { join, relative } from "@std/path";
+import { orIfNotFound } from "../../lib/system/files.ts";
 import { findProgram } from "../../lib/system/find_program.ts";
 import { publish } from "../../lib/publish/publish.ts";
-import { runProcess } from "../../lib/system/process.ts";
+import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
+import { startNginx } from "../../tests/support/nginx.ts";
 import { foundTools } from "../../tests/support/parts.ts";
 import { startProxy } from "../../tests/support/proxy.ts";
 import { type Registry, startRegistry } from "../../tests/support/registry.ts";
 import {
   cleanEnvironment,
+  makeQcow2,
   type Workspace,
   workspace,
 } from "../../tests/support/workspace.ts";
@@ -23,26 +27,35 @@ import {
 } from "./measure.ts";
 import { startThrottledNetwork } from "./throttled_network.ts";
 import { removeIfExists } from "./transfer_bench.ts";
+import { peakMemoryMib } from "./transfers.ts";
 import { makeUpdateDisks } from "./update_images.ts";
 
 const MIB = 1024 * 1024;
-const LINK = { rate: 12 * MIB, roundTripMs: 40 };
+const LINK = { rate: 12 * MIB, isShared: true, roundTripMs: 40 };
 const FORMATS: Record<string, string[]> = {
   plain: [],
   zlib: ["-c", "-o", "compression_type=zlib"],
   zstd: ["-c", "-o", "compression_type=zstd"],
   "zstd, 4k clusters": ["-c", "-o", "compression_type=zstd,cluster_size=4k"],
 };
-/** The update that times are measured with. */
-const TIMED = ["zstd", "a package in place"] as const;
+/** The update that is measured with other programs, too. */
+const COMPARED_UPDATE = "a package in place";
+/** The format that times are measured with. */
+const TIMED_FORMAT = "zstd";
+const MEMORY_MIB = [256, 4096];
 
-/** Two versions of an image, both published. */
+/** Two versions of an image; the newer one is published. */
 interface Pair {
-  older: string;
-  newer: string;
-  bytes: number;
+  older: ImageFile;
+  newer: ImageFile;
   work: Workspace;
   registry: Registry;
+}
+
+interface ImageFile {
+  path: string;
+  sha256: string;
+  bytes: number;
 }
 
 /** Measures updates of images made from Debian's packages. */
@@ -66,16 +79,19 @@ export async function measureDeltas(): Promise<void> {
         await using site = await publishPair(older, newer);
         const [bytes, requests] = await measureBytes(site.pair);
         rows.push({ name: `${what}, ${requests} requests`, values: [bytes] });
-        if (format === TIMED[0] && what === TIMED[1]) {
+        if (what === COMPARED_UPDATE) {
           rows.push(...await measureRivals(dir, site.pair));
-          await measureTimes(site.pair);
-          await measureIndexCost(site.pair);
+          if (format === TIMED_FORMAT) {
+            await measureTimes(site.pair);
+            await measureIndexCost(site.pair);
+          }
         }
         await Deno.remove(newer);
       }
       addReportSection(`bytes of an update, ${format}`, rows, "× the image");
       await Deno.remove(older);
     }
+    await measureMemory(dir);
   } finally {
     await removeIfExists(dir);
   }
@@ -86,23 +102,32 @@ async function publishPair(older: string, newer: string) {
   const registry = undo.use(await startRegistry());
   const work = undo.use(await workspace());
   await publish(newer, `${registry.host}/o/i:2`, { intervalMs: 10 });
-  const { size: bytes } = await Deno.stat(newer);
+  const pair: Pair = {
+    older: await readImageFile(older),
+    newer: await readImageFile(newer),
+    work,
+    registry,
+  };
   const all = undo.move();
-  const pair: Pair = { older, newer, bytes, work, registry };
   return { pair, [Symbol.asyncDispose]: () => all.disposeAsync() };
 }
 
-/** Hydrates the newer version from an address. */
-async function hydrate(
-  { work, newer }: Pair,
-  host: string,
-  args: string[] = [],
-): Promise<void> {
-  const { stdout } = await runOrThrow("sha256sum", { args: [newer] });
-  const sha256 = stdout.replace(/^\\/, "").slice(0, 64);
-  await work.manifest({ qcow2: `oci://${host}/o/i:2`, qcow2_sha256: sha256 });
+async function readImageFile(path: string): Promise<ImageFile> {
+  const sha256 = await sha256OfChunks(readFileChunks(path), "runtime");
+  return { path, sha256, bytes: (await Deno.stat(path)).size };
+}
+
+/** Names the newer version, at an address, in the workspace's manifest. */
+function select({ work, newer }: Pair, host: string) {
+  const qcow2 = `oci://${host}/o/i:2`;
+  return work.manifest({ qcow2, qcow2_sha256: newer.sha256 });
+}
+
+const HYDRATE = ["run", "-A", BUNDLE_PATH, "hydrate", "--quiet"];
+
+async function hydrate({ work }: Pair, args: string[] = []): Promise<void> {
   await runOrThrow(Deno.execPath(), {
-    args: ["run", "-A", BUNDLE_PATH, "hydrate", "--quiet", ...args],
+    args: [...HYDRATE, ...args],
     cwd: work.dir,
     env: cleanEnvironment(),
   });
@@ -115,70 +140,65 @@ const forget = ({ work }: Pair) =>
 async function measureBytes(pair: Pair): Promise<[number, number]> {
   await using proxy = startProxy(pair.registry.host);
   await using wire = startThrottledNetwork(proxy.host);
-  await hydrate(pair, wire.host, ["--base", pair.older]);
+  await select(pair, wire.host);
+  await hydrate(pair, ["--base", pair.older.path]);
   await forget(pair);
-  const requests = proxy.seen.filter(({ status }) => status === 206).length;
-  return [wire.received() / pair.bytes, requests];
+  return [wire.received() / pair.newer.bytes, proxy.seen.length];
 }
 
-/** Measures the same update with other programs, without headers and indexes. */
+/** Measures the same update with other programs, without their indexes' headers. */
 async function measureRivals(
   dir: string,
-  { older, newer, bytes }: Pair,
+  { older, newer, registry }: Pair,
 ): Promise<MeasuredValues[]> {
   const out = join(dir, "delta");
-  const rivals: Record<string, string[][]> = {
-    "zstd --patch-from": [
-      [
-        "zstd",
-        "-q",
-        "-f",
-        "--long=31",
-        `--patch-from=${older}`,
-        newer,
-        "-o",
-        out,
-      ],
-    ],
-    xdelta3: [[
-      "xdelta3",
-      "-f",
-      "-e",
-      "-B",
-      `${MIB * 512}`,
-      "-s",
-      older,
-      newer,
-      out,
-    ]],
-    casync: [
-      ["casync", "make", `--store=${out}.old`, `${out}.old.caibx`, older],
-      ["casync", "make", `--store=${out}.new`, `${out}.new.caibx`, newer],
-    ],
-    zsync: [[
-      "zsyncmake",
-      "-u",
-      "http://127.0.0.1/i",
-      "-o",
-      `${out}.zsync`,
-      newer,
-    ]],
+  const run = (command: string, ...paths: string[]) => {
+    const [program, ...flags] = command.split(" ");
+    return runOrThrow(program, { args: [...flags, ...paths], cwd: dir });
+  };
+  const sizeOf = async (path: string) => (await Deno.stat(path)).size;
+  const rivals: Record<string, () => Promise<number>> = {
+    async "zstd --patch-from"() {
+      const patch = `--patch-from=${older.path}`;
+      await run("zstd -q -f --long=31", patch, newer.path, "-o", out);
+      return await sizeOf(out);
+    },
+    async xdelta3() {
+      const window = `${512 * MIB}`;
+      const paths = ["-s", older.path, newer.path, out];
+      await run("xdelta3 -f -e -B", window, ...paths);
+      return await sizeOf(out);
+    },
+    async casync() {
+      for (const { path } of [older, newer]) {
+        await run("casync make", `--store=${path}.d`, `${path}.caibx`, path);
+      }
+      const stores = [`${older.path}.d`, `${newer.path}.d`] as const;
+      return await bytesOfNewChunks(...stores) +
+        await sizeOf(`${newer.path}.caibx`);
+    },
+    async zsync() {
+      // The registry does not serve several ranges at once, as nginx does.
+      await using nginx = await startNginx(registry.url);
+      await using wire = startThrottledNetwork(new URL(nginx.url).host);
+      const path = `/v2/o/i/blobs/sha256:${newer.sha256}`;
+      const { body } = await fetch(`${nginx.url}${path}`);
+      await body!.pipeTo(new WritableStream());
+      const url = `http://${wire.host}${path}`;
+      await run("zsyncmake -u", url, "-o", `${out}.zsync`, newer.path);
+      await run("zsync -q -i", older.path, "-o", out, `${out}.zsync`);
+      return wire.received() + await sizeOf(`${out}.zsync`);
+    },
   };
   const rows: MeasuredValues[] = [];
-  for (const [name, commands] of Object.entries(rivals)) {
-    if (!await findProgram(commands[0][0])) {
-      console.error(`skipping ${name}: apt-get install ${name.split(" ")[0]}`);
-      continue;
+  for (const [name, measure] of Object.entries(rivals)) {
+    const [program] = name.split(" ");
+    if (await findProgram(program)) {
+      rows.push({ name, values: [await measure() / newer.bytes] });
+    } else console.error(`skipping ${name}: apt-get install ${program}`);
+    for (const suffix of ["", ".zsync"]) {
+      await removeIfExists(`${out}${suffix}`);
     }
-    for (const [program, ...args] of commands) {
-      await runOrThrow(program, { args, cwd: dir });
-    }
-    const received = name === "casync"
-      ? await bytesOfNewChunks(`${out}.old`, `${out}.new`)
-      : name === "zsync"
-      ? await bytesOfZsync(`${out}.zsync`, { older, newer })
-      : (await Deno.stat(out)).size;
-    rows.push({ name, values: [received / bytes] });
   }
   return rows;
 }
@@ -186,85 +206,40 @@ async function measureRivals(
 /** Sums the chunks of a casync store that another one lacks. */
 async function bytesOfNewChunks(older: string, newer: string) {
   let sum = 0;
-  for await (const { name, isDirectory } of Deno.readDir(newer)) {
-    if (!isDirectory) continue;
-    for await (const chunk of Deno.readDir(join(newer, name))) {
-      const path = join(name, chunk.name);
-      const known = await Deno.stat(join(older, path)).catch(() => undefined);
-      if (!known) sum += (await Deno.stat(join(newer, path))).size;
-    }
+  for await (const { path } of walk(newer, { includeDirs: false })) {
+    const known = Deno.stat(join(older, relative(newer, path)));
+    if (!await orIfNotFound(known)) sum += (await Deno.stat(path)).size;
   }
   return sum;
 }
 
-/** Runs zsync against a server with ranges, and counts what that sends. */
-async function bytesOfZsync(
-  control: string,
-  { older, newer }: { older: string; newer: string },
-): Promise<number> {
-  let sent = 0;
-  using file = await Deno.open(newer);
-  const { size } = await file.stat();
-  await using server = Deno.serve(
-    { hostname: "127.0.0.1", port: 0, onListen() {} },
-    async (request) => {
-      const range = request.headers.get("range") ?? `bytes=0-${size - 1}`;
-      const [, from, last] = /(\d+)-(\d+)/.exec(range)!.map(Number);
-      const bytes = new Uint8Array(last - from + 1);
-      await file.seek(from, Deno.SeekMode.Start);
-      for (let at = 0; at < bytes.length;) {
-        at += await file.read(bytes.subarray(at)) ?? Infinity;
-      }
-      sent += bytes.length;
-      const headers = { "content-range": `bytes ${from}-${last}/${size}` };
-      return new Response(bytes, { status: 206, headers });
-    },
-  );
-  const text = await Deno.readFile(control);
-  const url = `http://127.0.0.1:${server.addr.port}/i`;
-  // The address is in the header, which is Latin-1 text before binary sums.
-  const latin1 = new TextDecoder("latin1").decode(text)
-    .replace("http://127.0.0.1/i", url);
-  const bytes = Uint8Array.from(latin1, (char) => char.charCodeAt(0));
-  await Deno.writeFile(control, bytes);
-  const args = ["-q", "-i", older, "-o", `${control}.out`, control];
-  await runProcess("zsync", { args });
-  return sent + (await Deno.stat(control)).size;
-}
-
 async function measureTimes(pair: Pair): Promise<void> {
-  const { registry: { host }, older } = pair;
-  await using link = startThrottledNetwork(host, LINK);
+  const { registry, older } = pair;
   const prepare = () => forget(pair);
-  const contenders = (host: string) => [
-    { name: "whole image", prepare, runOnce: () => hydrate(pair, host) },
-    {
-      name: "update",
-      prepare,
-      runOnce: () => hydrate(pair, host, ["--base", older]),
-    },
-  ];
-  await measureInTurns("update over 12 MiB/s and 40 ms", contenders(link.host));
+  const whole = { name: "whole image", prepare, runOnce: () => hydrate(pair) };
+  await using link = startThrottledNetwork(registry.host, LINK);
+  await select(pair, link.host);
+  await measureInTurns("update over 12 MiB/s and 40 ms", [whole, {
+    name: "update",
+    prepare,
+    runOnce: () => hydrate(pair, ["--base", older.path]),
+  }]);
   // Here the older image is in the cache, so that Toolsmith decides.
-  const [whole] = contenders(host);
+  await select(pair, registry.host);
   await measureInTurns("update from this host", [whole, {
     name: "older image in the cache",
     prepare: () => cacheOlder(pair),
-    runOnce: () => hydrate(pair, host),
+    runOnce: () => hydrate(pair),
   }]);
 }
 
 /** Empties the cache, and adds the older image to it. */
 async function cacheOlder(pair: Pair): Promise<void> {
+  const { work, older, registry } = pair;
   await forget(pair);
-  const { work, older } = pair;
-  const { stdout } = await runOrThrow("sha256sum", { args: [older] });
-  await work.manifest({ qcow2: older, qcow2_sha256: stdout.slice(0, 64) });
-  await runOrThrow(Deno.execPath(), {
-    args: ["run", "-A", BUNDLE_PATH, "hydrate", "--quiet"],
-    cwd: work.dir,
-    env: cleanEnvironment(),
-  });
+  await work.manifest({ qcow2: older.path, qcow2_sha256: older.sha256 });
+  await hydrate(pair);
+  await select(pair, registry.host);
 }
 
 async function measureIndexCost({ newer, registry }: Pair): Promise<void> {
@@ -273,7 +248,7 @@ async function measureIndexCost({ newer, registry }: Pair): Promise<void> {
   const run = (args: string[]) => async () => {
     await runOrThrow(Deno.execPath(), {
       args: ["run", "-A", BUNDLE_PATH, "publish", "--quiet", ...args]
-        .concat(newer, target),
+        .concat(newer.path, target),
       env: { ...cleanEnvironment(), TOOLSMITH_ORAS: foundTools.oras! },
     });
   };
@@ -281,4 +256,24 @@ async function measureIndexCost({ newer, registry }: Pair): Promise<void> {
     { name: "--no-index", prepare: empty, runOnce: run(["--no-index"]) },
     { name: "with a chunk index", prepare: empty, runOnce: run([]) },
   ]);
+}
+
+/** Measures peak memory for images of random data; a MiB of them changed. */
+async function measureMemory(dir: string): Promise<void> {
+  const rows: MeasuredValues[] = [];
+  for (const mib of MEMORY_MIB) {
+    const [older, newer] = [join(dir, "older"), join(dir, "newer")];
+    await makeQcow2(older, mib * MIB);
+    await Deno.copyFile(older, newer);
+    using file = await Deno.open(newer, { write: true });
+    await file.seek(mib * MIB / 2, Deno.SeekMode.Start);
+    await file.write(new Uint8Array(MIB).fill(1));
+    await using site = await publishPair(older, newer);
+    const { pair, pair: { work, registry } } = site;
+    await select(pair, registry.host);
+    const args = [...HYDRATE, "--base", older];
+    const values = [await peakMemoryMib(work, args)];
+    rows.push({ name: `update of ${mib} MiB`, values });
+  }
+  addReportSection("peak memory of an update", rows, "MiB");
 }

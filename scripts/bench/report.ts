@@ -73,10 +73,12 @@ function reportPage(measured: DatedSection[]): string {
   }\n${REPORT_LIMITS}`;
 }
 
-/** Reports this process's nice value if it is not 0 (proc_pid_stat(5)). */
+/** Reports a real-time priority, or a nice value that is not 0 (proc_pid_stat(5)). */
 export async function priorityNotes(): Promise<string[]> {
   const stat = await Deno.readTextFile("/proc/self/stat").catch(() => "");
-  const nice = stat.split(") ").at(-1)?.split(" ")[16] ?? "0";
+  const fields = stat.split(") ").at(-1)?.split(" ") ?? [];
+  const [priority, nice = "0"] = fields.slice(15);
+  if (priority?.startsWith("-")) return ["real-time priority"];
   return nice === "0" ? [] : [`nice ${nice}`];
 }
 

@@ -7,8 +7,10 @@
 export const THROTTLED_BYTES_PER_S = 60 * 1024 * 1024;
 
 export interface NetworkOptions {
-  /** Bandwidth per connection, in bytes per second. @default {Infinity} */
+  /** Bandwidth of a connection, in bytes per second. @default {Infinity} */
   rate?: number;
+  /** Whether the connections share that bandwidth. @default {false} */
+  isShared?: boolean;
   /** Minimum round-trip time, in milliseconds. @default {0} */
   roundTripMs?: number;
 }
@@ -36,7 +38,8 @@ export function startThrottledNetwork(
   server: string,
   options: NetworkOptions = {},
 ): ThrottledNetwork {
-  const { rate = Infinity, roundTripMs = 0 } = options;
+  const { rate = Infinity, isShared = false, roundTripMs = 0 } = options;
+  const sharedLink = { freeAt: 0 };
   const [hostname, port] = server.split(":");
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const open = new Set<Deno.TcpConn>();
@@ -63,11 +66,13 @@ export function startThrottledNetwork(
     await Promise.all([
       relayBytes(client, upstream, {
         rate: Infinity,
+        link: { freeAt: 0 },
         delayMs,
         onBytes: () => {},
       }),
       relayBytes(upstream, client, {
         rate,
+        link: isShared ? sharedLink : { freeAt: 0 },
         delayMs,
         onBytes(count) {
           received += count;
@@ -114,6 +119,8 @@ export function startThrottledNetwork(
 
 interface RelayOptions {
   rate: number;
+  /** When the bytes so far have passed. */
+  link: { freeAt: number };
   delayMs: number;
   /** Reading continues when the promise settles. */
   onBytes: (count: number) => Promise<void> | void;
@@ -123,10 +130,9 @@ interface RelayOptions {
 async function relayBytes(
   from: Deno.TcpConn,
   to: Deno.TcpConn,
-  { rate, delayMs, onBytes }: RelayOptions,
+  { rate, link, delayMs, onBytes }: RelayOptions,
 ) {
   const buffer = new Uint8Array(128 * 1024);
-  let free = performance.now();
   let sending = Promise.resolve();
   const waits = (until: number) => {
     const ms = until - performance.now();
@@ -139,7 +145,8 @@ async function relayBytes(
     const bytes = delayMs > 0
       ? buffer.slice(0, count)
       : buffer.subarray(0, count);
-    free = Math.max(free, performance.now() - 20) + count / rate * 1000;
+    link.freeAt = Math.max(link.freeAt, performance.now() - 20) +
+      count / rate * 1000;
     const due = performance.now() + delayMs;
     const send = async () => {
       if (delayMs > 0) await waits(due);
@@ -150,7 +157,7 @@ async function relayBytes(
       sending = sending.then(send);
       sending.catch(() => {});
     } else await send();
-    await waits(free);
+    await waits(link.freeAt);
   }
   await sending;
   await to.closeWrite();

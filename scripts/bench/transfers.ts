@@ -239,14 +239,14 @@ async function measureWarmCache(site: TransferBench) {
   ]);
 }
 
-/** Returns a process's peak memory (VmHWM). */
-async function peakMemoryMib(
-  site: TransferBench,
+/** Runs Deno in a directory, and returns the process's peak memory (VmHWM). */
+export async function peakMemoryMib(
+  { dir: cwd }: { dir: string },
   args: string[],
 ): Promise<number> {
   const child = spawnProcess(Deno.execPath(), {
     args,
-    cwd: site.dir,
+    cwd,
     env: cleanEnvironment(),
   });
   let kib = 0;

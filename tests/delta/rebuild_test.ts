@@ -153,8 +153,8 @@ function planForChunks(count: number, isChanged: (nth: number) => boolean) {
   return { runs: runs.length, extra: size - countCopyBytes(runs) - changed };
 }
 
-Deno.test("a chunk plan leaves stretches of less than 64 KiB to the download", () => {
-  const lengths = [32, 63, 32, 32, 32, 32].map((kib) => kib * KIB);
+Deno.test("a chunk plan leaves stretches of less than 16 KiB to the download", () => {
+  const lengths = [32, 15, 32, 8, 8, 32].map((kib) => kib * KIB);
   const records = new Uint8Array(lengths.length * RECORD_BYTES);
   const view = new DataView(records.buffer);
   lengths.forEach((length, nth) => {
@@ -167,14 +167,14 @@ Deno.test("a chunk plan leaves stretches of less than 64 KiB to the download", (
     records.subarray(nth * RECORD_BYTES, (nth + 1) * RECORD_BYTES);
   for (const nth of [4, 1, 3]) matcher.add(chunk(nth));
   assertEquals(matcher.plan(), [
-    { at: 127 * KIB, from: 95 * KIB, length: 32 * KIB },
-    { at: 159 * KIB, from: 0, length: 32 * KIB },
+    { at: 79 * KIB, from: 23 * KIB, length: 8 * KIB },
+    { at: 87 * KIB, from: 0, length: 8 * KIB },
   ]);
 });
 
-Deno.test("a chunk plan joins gaps beyond 32 for at most half a percent more bytes, and beyond 16,000 in any case", () => {
-  const few = planForChunks(960, (nth) => nth % 32 === 0);
-  assertEquals(few, { runs: 30, extra: 0 });
+Deno.test("a chunk plan joins gaps beyond 24 for at most half a percent more bytes, and beyond 16,000 in any case", () => {
+  const few = planForChunks(640, (nth) => nth % 32 === 0);
+  assertEquals(few, { runs: 20, extra: 0 });
   // Stretches of one chunk are cheap to download, too.
   const paired = (nth: number) => nth % 500 === 0 || nth % 500 === 2;
   assertEquals(planForChunks(40 * 500, paired), {

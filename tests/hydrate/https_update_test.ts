@@ -58,7 +58,7 @@ async function sendRange(
   const [, from, last] =
     /^bytes=(\d+)-(\d*)$/.exec(exchange.headers.get("range") ?? "") ?? [];
   const start = Number(from ?? 0);
-  const end = last ? Number(last) + 1 : length;
+  const end = last ? Math.min(Number(last) + 1, length) : length;
   await exchange.head(from ? 206 : 200, {
     "content-length": end - start,
     ...from && { "content-range": `bytes ${from}-${end - 1}/${length}` },

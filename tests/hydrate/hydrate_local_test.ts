@@ -1,4 +1,4 @@
-import { assertEquals, assertRejects } from "@std/assert";
+import { assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import { cacheEntryHandle } from "../../lib/cache/entry.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
@@ -238,6 +238,20 @@ test("hydrate offline uses the cache or a local image, and makes no request", as
   await damage(path);
   await miss(address);
   assertEquals(told(), ["cache_corrupt"]);
+});
+
+test("hydrate rejects a missing base image and a directory, before and after the image is cached", async ({ root, run }) => {
+  const bases = [
+    [join(root, "missing.qcow2"), "source_not_found"],
+    [join(root, ".."), "file_unreadable"],
+  ] as const;
+  for (const outcome of ["copied", "cached"]) {
+    for (const [base, code] of bases) {
+      const { message } = await expectFailure(code, () => run({ base }));
+      assertStringIncludes(message, `Cannot read base image ${base}: `);
+    }
+    assertEquals((await run()).result.outcome, outcome);
+  }
 });
 
 test("hydrate emits lock_wait with the lock's path, then uses the other process's image", async (bench) => {
