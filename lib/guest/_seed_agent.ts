@@ -12,8 +12,7 @@ export const SEED_AGENT_NAME = "toolsmith";
  * image already has the port open.
  */
 export const SEED_AGENT_SOURCE = String.raw`
-import base64, fcntl, glob, json, os, select, socket, struct, subprocess, sys
-import tempfile, time
+import base64, glob, json, os, select, subprocess, sys, tempfile, time
 
 PORT = "org.qemu.guest_agent.0"
 DONE = "/run/cloud-init/result.json"
@@ -83,29 +82,12 @@ def set_time(time=0):
     return {}
 
 
-def address(name):
-    request = struct.pack("256s", name.encode()[:15])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        try:
-            answer = fcntl.ioctl(any_socket.fileno(), 0x8915, request)
-        except OSError:
-            return []
-    found = socket.inet_ntoa(answer[20:24])
-    return [{"ip-address": found, "ip-address-type": "ipv4"}]
-
-
-def interfaces():
-    names = os.listdir("/sys/class/net")
-    return [{"name": name, "ip-addresses": address(name)} for name in names]
-
-
 COMMANDS = {
     "guest-sync": lambda id: id,
     "guest-info": lambda: {"version": "${SEED_AGENT_NAME}"},
     "guest-exec": execute,
     "guest-exec-status": status,
     "guest-set-time": set_time,
-    "guest-network-get-interfaces": interfaces,
 }
 
 

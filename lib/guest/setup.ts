@@ -38,8 +38,9 @@ export interface CardSettings {
   /** Length of the network's prefix, and its mask. */
   bits: number;
   mask: string;
-  /** Also answers DNS. */
   gateway: string;
+  /** The only server of DNS. @default {undefined} the gateway, for any server's address */
+  dns?: string;
 }
 
 /** The guest cannot mount a host directory, usually because it lacks 9p. */
@@ -59,7 +60,7 @@ const SETUP_TIMEOUT_MS = 120_000;
 const MIN_SERVICES_TIMEOUT_MS = 30_000;
 /** Printed by the script when the guest's `date` cannot set the clock. */
 const CLOCK_NOT_SET_PATTERN = /^clock\n/m;
-const CARD_KEYS = ["mac", "address", "bits", "mask", "gateway"] as const;
+const CARD_KEYS = ["mac", "address", "bits", "mask", "gateway", "dns"] as const;
 /** Printed when the guest cannot configure its card. */
 const NO_NETWORK_PATTERN = /^network: (.*)\n/m;
 
@@ -110,7 +111,11 @@ export async function setUpGuest(
   const args = [
     ...options.setClock ? [now.toFixed(3), `${Math.round(now)}`] : ["", ""],
     ...card
-      ? ["network", CARD_KEYS.map((key) => card[key]).join(" "), "card"]
+      ? [
+        "network",
+        CARD_KEYS.flatMap((key) => card[key] ?? []).join(" "),
+        "card",
+      ]
       : [],
     ...options.probe9p ? [PROBE_9P_TAG, "/mnt", "ro"] : [],
     ...shares.flatMap(({ tag, writable }) => [

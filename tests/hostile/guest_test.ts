@@ -9,7 +9,6 @@ import { FIRST_COMMAND_PORT_NAME, VM_FILES } from "../../lib/qemu/vm_dir.ts";
 import { sharedMonitor } from "../../lib/qemu/monitor.ts";
 import { acquireFileLock } from "../../lib/system/lock.ts";
 import { makeVm } from "../../lib/vm/_make_vm.ts";
-import { attachNetwork } from "../../lib/vm/_hotplug.ts";
 import { startDeadline } from "../../lib/system/time.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import {
@@ -192,24 +191,6 @@ Deno.test({
             assertMatch(error.message, /a line longer than 4194304 characters/);
           },
         ),
-    );
-    await t.step(
-      "ends waiting for guest-network-get-interfaces without a response",
-      () => {
-        const agent = answering("guest-network-get-interfaces", undefined);
-        return withMachine({ agent }, async (monitor) => {
-          const signal = AbortSignal.timeout(200);
-          const attaching = () => attachNetwork(monitor, { signal });
-          await assertRejects(attaching, DOMException);
-          {
-            // Shortens the timeout of ten seconds.
-            using _timers = changeTimerDelays((ms) => ms === 10_000 ? 500 : ms);
-            assertEquals(await attachNetwork(monitor), false);
-          }
-          // The next command does not wait for the missing response.
-          assertEquals((await execInGuest(monitor, "true")).code, 0);
-        });
-      },
     );
     await t.step(
       "ends a guest set-up that never finishes",
