@@ -3,8 +3,11 @@
  */
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
+import {
+  type CopyIntoGuestOptions,
+  copySharesIntoGuest,
+} from "../guest/share_copy.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
-import type { CopyIntoGuestOptions } from "../guest/share_copy.ts";
 import {
   GuestCannotMountError,
   setUpGuest,
@@ -19,7 +22,6 @@ import {
 } from "../qemu/device_ids.ts";
 import type { QmpCommand } from "../qemu/qmp.ts";
 import type { GuestNetwork } from "../net/network.ts";
-import { copySharesIntoGuest } from "./_copied_shares.ts";
 import { plugInNetworkCard } from "./_guest_network.ts";
 
 export interface AttachDevicesOptions

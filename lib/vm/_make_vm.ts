@@ -3,13 +3,13 @@
  */
 import { type Emit, nextCommandId } from "../events.ts";
 import { execInGuest, type ExecOptions } from "../guest/exec.ts";
+import { syncCopiedExports } from "../guest/share_copy.ts";
 import { execOnTerminal, type TerminalResult } from "../guest/terminal.ts";
 import type { WarmShell } from "../guest/warm_shell.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import { DISK_ERROR_QUERIES, diskErrorFromStatus } from "../qemu/disk_error.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { abortable, settlesWithin, startDeadline } from "../system/time.ts";
-import { syncCopiedExports } from "./_copied_shares.ts";
 import { guestCwdAndEnv } from "./_command_environment.ts";
 import type { StopOptions, Vm, VmFacts } from "./vm.ts";
 
