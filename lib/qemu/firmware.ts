@@ -60,9 +60,8 @@ export async function findUefiFirmware(
   const dirs = options.descriptorDirs ?? await firmwareDescriptorDirs(options);
   for (const path of await listDescriptors(dirs)) {
     const found = parseFirmwareDescriptor(await readDescriptorJson(path), arch);
-    if (!found) continue;
-    const files = [found.code, found.variables];
-    if ((await Promise.all(files.map(isFile))).every(Boolean)) return found;
+    const files = await Promise.all(firmwarePaths(found).map(isFile));
+    if (found && files.every(Boolean)) return found;
   }
   const packages = FIRMWARE_PACKAGES[arch];
   throw new ToolsmithError(
@@ -155,8 +154,5 @@ function isFile(path: string): Promise<boolean> {
 }
 
 export function firmwarePaths(firmware: Firmware | undefined): string[] {
-  if (!firmware) return [];
-  return "rom" in firmware
-    ? [firmware.rom]
-    : [firmware.code, firmware.variables];
+  return Object.values(firmware ?? {});
 }
