@@ -22,7 +22,6 @@ import { parseNetworkRules } from "./boot_options.ts";
 import { openGuestNetwork } from "./_guest_network.ts";
 import { attachDevices } from "./_hotplug.ts";
 import { makeVm } from "./_make_vm.ts";
-import { pauseAndSaveVm } from "./_save_vm.ts";
 import {
   BootTimeoutError,
   bootTimeouts,
@@ -32,6 +31,7 @@ import {
 import {
   CannotSaveVmError,
   errorSummary,
+  pauseAndSaveVm,
   startRestoringQemu,
 } from "./_snapshot_qemu.ts";
 import {
