@@ -35,8 +35,6 @@ export interface CommandChannelOptions {
   onWait?: () => void;
   /** Cancels the start when aborted. */
   signal?: AbortSignal;
-  /** Time for the guest to open the ports, in milliseconds. @default {30_000} */
-  readyTimeoutMs?: number;
 }
 
 /** The size of a terminal. */
@@ -92,10 +90,7 @@ export async function openCommandChannel(
 export async function startShellOnPorts(
   monitor: Monitor,
   start: (ports: CommandPorts) => Promise<string[]>,
-  options: Pick<
-    CommandChannelOptions,
-    "hasStdin" | "signal" | "readyTimeoutMs"
-  >,
+  options: Pick<CommandChannelOptions, "hasStdin" | "signal">,
 ): Promise<CommandPorts | undefined> {
   const { signal } = options;
   using undo = new DisposableStack();
@@ -125,12 +120,9 @@ function commandShellArgs(
 export async function waitForReadyLine(
   monitor: Monitor,
   { stderr, shellPid }: CommandPorts,
-  { signal, readyTimeoutMs = READY_LINE_TIMEOUT_MS }: Pick<
-    CommandChannelOptions,
-    "signal" | "readyTimeoutMs"
-  >,
+  { signal }: Pick<CommandChannelOptions, "signal">,
 ): Promise<void> {
-  const deadline = performance.now() + readyTimeoutMs;
+  const deadline = performance.now() + READY_LINE_TIMEOUT_MS;
   const readyLine = readReadyLine(stderr);
   const arrives = (ms: number) => settlesWithin(readyLine, ms, { signal });
   // A quick command may exit before its ready line is read here.

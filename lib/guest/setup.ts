@@ -25,8 +25,6 @@ export interface SetUpGuestOptions {
   card?: CardSettings;
   /** Runs the setup script. @default {undefined} the guest agent does */
   warmShell?: WarmShell;
-  /** Timeout in milliseconds. @default {120_000} */
-  timeoutMs?: number;
   /** Cancels the setup when aborted. */
   signal?: AbortSignal;
 }
@@ -106,7 +104,7 @@ export async function setUpGuest(
   shares: GuestShare[],
   options: SetUpGuestOptions = {},
 ): Promise<string | undefined> {
-  const { signal, warmShell, card, timeoutMs = SETUP_TIMEOUT_MS } = options;
+  const { signal, warmShell, card } = options;
   const now = Date.now() / 1000;
   const args = [
     ...options.setClock ? [now.toFixed(3), `${Math.round(now)}`] : ["", ""],
@@ -127,11 +125,13 @@ export async function setUpGuest(
   const timeoutError = () =>
     new ToolsmithError(
       "guest_failed",
-      `Cannot mount host directories in the guest within ${timeoutMs / 1000} s`,
+      `Cannot mount host directories in the guest within ${
+        SETUP_TIMEOUT_MS / 1000
+      } s`,
       { hint: NEEDS_9P_HINT },
     );
   const byAgent = async () => {
-    using limit = startDeadline(timeoutMs, timeoutError, signal);
+    using limit = startDeadline(SETUP_TIMEOUT_MS, timeoutError, signal);
     return await runScriptViaAgent(
       monitor,
       [SET_UP_GUEST_SCRIPT, "sh", ...args],
@@ -140,7 +140,7 @@ export async function setUpGuest(
   };
   const { exitCode, stdout } =
     await (warmShell
-      ? warmShell.setUpGuest(args, { signal, timeoutMs })
+      ? warmShell.setUpGuest(args, { timeoutMs: SETUP_TIMEOUT_MS, signal })
       : byAgent());
   if (CLOCK_NOT_SET_PATTERN.test(stdout)) {
     // Slower, as this also sets the hardware clock; some guests support only this.

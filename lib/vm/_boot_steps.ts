@@ -84,14 +84,10 @@ export async function bootGuest(vm: StartingVm): Promise<RunningGuest> {
 
 /** Restores the guest. Its warm shell is used before its agent answers. */
 export async function restoreGuest(vm: StartingVm): Promise<BootedVm> {
-  const { qemu, attempt: { options, slot, timer } } = vm;
+  const { qemu, attempt: { options, timer } } = vm;
   emitVmBoot(vm, "restore");
   await using progress = watchBootProgress(qemu, restoreTimeouts(options));
-  const guest = await loadAndRunGuest(vm, progress.signal, async () => {
-    if (await slot!.isUnchanged()) return;
-    const reason = "another process replaced the snapshot";
-    throw new ToolsmithError("boot_failed", reason);
-  });
+  const guest = await loadAndRunGuest(vm, progress.signal);
   timer.endPhase("start");
   return await finishBoot(vm, { how: "restored", ...guest });
 }
@@ -186,13 +182,18 @@ export async function finishBoot(
   if (!agent) return makeBootedVm(vm, monitor, []);
   vm.exportDirs = plan.shares.filter(({ writable }) => writable)
     .map(({ path }) => path);
-  const setClock = isClockBehind;
   const rules = await parseNetworkRules(options.network);
   vm.network = rules && await openGuestNetwork(vm.facts(), rules, emit);
   const network = options.network === "host-loopback"
     ? options.network
     : vm.network;
-  const wanted = { ...options, network, setClock, warmShell, emit };
+  const wanted = {
+    ...options,
+    network,
+    setClock: isClockBehind,
+    warmShell,
+    emit,
+  };
   const attaching = attachDevices(monitor, plan.shares, wanted);
   const [shares] = await Promise.all([attaching, agent]);
   timer.endPhase("attach");
@@ -205,17 +206,16 @@ export async function finishBoot(
 }
 
 /** Loads a snapshot and lets its guest run; the agent is awaited in the background. */
-async function loadAndRunGuest(
-  vm: StartingVm,
-  signal: AbortSignal,
-  check?: () => Promise<void>,
-) {
-  const { qemu } = vm;
+async function loadAndRunGuest(vm: StartingVm, signal: AbortSignal) {
+  const { qemu, attempt: { slot } } = vm;
   const ports = await connectFirstCommandPorts(qemu.dir);
   try {
     await qemu.loadSnapshot();
     await assertOpenedDiskFiles(vm);
-    await check?.();
+    if (slot?.foundSnapshot && !await slot.isUnchanged()) {
+      const reason = "another process replaced the snapshot";
+      throw new ToolsmithError("boot_failed", reason);
+    }
     await qemu.qmp.execute(["cont"]);
   } catch (error) {
     ports.disconnect();

@@ -22,7 +22,7 @@ import {
   say,
 } from "../support/fake_machine.ts";
 import { replaceMethod } from "../support/replace_method.ts";
-import { changeTimerDelays } from "../support/timers.ts";
+import { changeTimerDelays, installMovingClock } from "../support/timers.ts";
 
 const socketsHere = { ignore: Deno.build.os === "windows" };
 const MIB = 1024 * 1024;
@@ -201,9 +201,10 @@ Deno.test({
             () => setUpGuest(monitor, SHARES, { signal }),
             DOMException,
           );
+          using _timers = changeTimerDelays((ms) => ms === 120_000 ? 200 : ms);
           await expectFailure(
             "guest_failed",
-            () => setUpGuest(monitor, SHARES, { timeoutMs: 200 }),
+            () => setUpGuest(monitor, SHARES),
           );
         }),
     );
@@ -232,9 +233,13 @@ Deno.test({
   async fn() {
     const open = { startArgs: [], hasStdin: false };
     const silent: FakeMachineOptions = { command: async () => {} };
-    await withMachine(silent, async (monitor) => {
-      const channel = () =>
-        openCommandChannel(monitor, { ...open, readyTimeoutMs: 600 });
+    using clock = installMovingClock();
+    const late = (request: FakeRequest) => {
+      if (request.execute === "guest-exec-status") clock.pass(30_000);
+      return honest(request);
+    };
+    await withMachine({ ...silent, agent: late }, async (monitor) => {
+      const channel = () => openCommandChannel(monitor, open);
       const error = await expectFailure("guest_failed", channel);
       assertMatch(error.message, /command's virtio-serial ports in the guest$/);
     });
