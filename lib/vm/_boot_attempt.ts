@@ -81,7 +81,7 @@ export class BootTimer {
 
 /** Forwards a stream to the guest's serial console until QEMU ends. */
 export class ConsoleInput {
-  #reader: ReadableStreamDefaultReader<Uint8Array> | undefined;
+  #stop = new AbortController();
   #forwarding: Promise<void> | undefined;
   #hasForwarded = false;
 
@@ -99,30 +99,29 @@ export class ConsoleInput {
 
   /** Stops forwarding and leaves further input to another reader. */
   async pause(): Promise<void> {
-    this.#reader?.releaseLock();
-    this.#reader = undefined;
+    this.#stop.abort();
     await this.#forwarding;
+    this.#forwarding = undefined;
   }
 
   /** Forwards input again after a pause. */
   resume(): void {
-    if (this.#reader || !this.input) return;
-    this.#reader = this.input.getReader();
-    this.#forwarding = this.#forward(this.#reader).catch(() => {});
+    if (this.#forwarding || !this.input) return;
+    const console = new WritableStream<Uint8Array>({
+      write: (chunk) => {
+        this.#hasForwarded = true;
+        return this.qemu.writeToConsole(chunk);
+      },
+    });
+    this.#stop = new AbortController();
+    const how = { signal: this.#stop.signal, preventCancel: true };
+    this.#forwarding = this.input.pipeTo(console, how).catch(() => {});
   }
 
   /** Stops forwarding and cancels the stream. */
   async cancel(): Promise<void> {
-    await this.#reader?.cancel().catch(() => {});
+    if (!this.#forwarding) return;
     await this.pause();
-  }
-
-  async #forward(reader: ReadableStreamDefaultReader<Uint8Array>) {
-    while (true) {
-      const { value } = await reader.read();
-      if (value === undefined) return;
-      this.#hasForwarded = true;
-      await this.qemu.writeToConsole(value);
-    }
+    await this.input?.cancel().catch(() => {});
   }
 }
