@@ -18,11 +18,11 @@ import {
 import { qemuArgs, type QemuOptions } from "./args.ts";
 import { AGENT_PORT_ID } from "./device_ids.ts";
 import { AcceleratorError, isDisconnection } from "./errors.ts";
-import { diskErrorFromEvent } from "./disk_error.ts";
 import { makeVmDir, VM_FILES } from "./vm_dir.ts";
 import { qemuNotFoundError } from "./program.ts";
 import {
   connectToQmp,
+  diskErrorFromEvent,
   type QmpCommand,
   type QmpConnection,
   type QmpEvent,

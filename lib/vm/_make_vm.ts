@@ -13,7 +13,7 @@ import type { WarmShell } from "../guest/warm_shell.ts";
 import { join, relative } from "../path.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
-import { DISK_ERROR_QUERIES, diskErrorFromStatus } from "../qemu/disk_error.ts";
+import { DISK_ERROR_QUERIES, diskErrorFromStatus } from "../qemu/qmp.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { abortable, settlesWithin, startDeadline } from "../system/time.ts";
 import { containsPath, WORKSPACE_TAG } from "./shares.ts";
