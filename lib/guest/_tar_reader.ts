@@ -36,11 +36,6 @@ export interface TarLimits {
   signal?: AbortSignal;
 }
 
-/** Values from pax and GNU headers that override the next ustar header. */
-type HeaderOverrides = Partial<
-  Record<"path" | "linkpath" | "size" | "mtime", string>
->;
-
 export const TAR_BLOCK_BYTES = 512;
 const BUFFER_BYTES = 64 * 1024;
 const MAX_OVERRIDE_HEADER_BYTES = 8 * 1024;
@@ -54,7 +49,8 @@ export async function readTarEntries(
   { maxBytes, maxEntries, signal }: TarLimits,
 ): Promise<TarEntry[]> {
   const entries: TarEntry[] = [];
-  let overrides: HeaderOverrides = {};
+  /** Values from pax and GNU headers that override the next ustar header. */
+  let overrides: Partial<TarHeader> = {};
   let [at, bytes, nameChars] = [0, 0, 0];
   while (true) {
     signal?.throwIfAborted();
@@ -71,7 +67,7 @@ export async function readTarEntries(
       at += roundUpToTarBlock(plain.size);
       continue;
     }
-    const entry = { ...plain, ...overriddenFields(plain, overrides) };
+    const entry = { ...plain, ...overrides };
     overrides = {};
     at += roundUpToTarBlock(entry.size);
     // Global pax headers hold nothing that is needed here.
@@ -112,19 +108,6 @@ export function roundUpToTarBlock(size: number): number {
   return Math.ceil(size / TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES;
 }
 
-function overriddenFields(
-  entry: TarEntry,
-  overrides: HeaderOverrides,
-): Partial<TarEntry> {
-  const { path, linkpath, size, mtime } = overrides;
-  return {
-    ...path === undefined ? {} : { name: path },
-    ...linkpath === undefined ? {} : { linkTarget: linkpath },
-    ...size === undefined ? {} : { size: validSizeOrThrow(Number(size)) },
-    ...mtime === undefined ? {} : { mtime: Number(mtime) || entry.mtime },
-  };
-}
-
 function parseHeader(block: Uint8Array): TarHeader {
   const text = (at: number, length: number) => {
     const field = block.subarray(at, at + length);
@@ -158,12 +141,12 @@ function validSizeOrThrow(size: number): number {
   throw malformedTarError("invalid size");
 }
 
-function parseOverrides(type: string, bytes: Uint8Array): HeaderOverrides {
+function parseOverrides(type: string, bytes: Uint8Array): Partial<TarHeader> {
   if (type !== "x") {
     const text = decodeUtf8(bytes).replace(/\0.*$/s, "");
-    return type === "L" ? { path: text } : { linkpath: text };
+    return type === "L" ? { name: text } : { linkTarget: text };
   }
-  const overrides: HeaderOverrides = {};
+  const overrides: Partial<TarHeader> = {};
   for (let at = 0; at < bytes.length;) {
     const space = bytes.indexOf(32, at);
     const length = Number(decodeUtf8(bytes.subarray(at, space)));
@@ -172,9 +155,10 @@ function parseOverrides(type: string, bytes: Uint8Array): HeaderOverrides {
     }
     const [, key, value] = /^([^=]*)=(.*)\n$/s
       .exec(decodeUtf8(bytes.subarray(space + 1, at + length))) ?? [];
-    if (["path", "linkpath", "size", "mtime"].includes(key)) {
-      overrides[key as keyof HeaderOverrides] = value;
-    }
+    if (key === "path") overrides.name = value;
+    if (key === "linkpath") overrides.linkTarget = value;
+    if (key === "size") overrides.size = validSizeOrThrow(Number(value));
+    if (key === "mtime" && Number(value)) overrides.mtime = Number(value);
     at += length;
   }
   return overrides;
