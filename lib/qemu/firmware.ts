@@ -8,21 +8,11 @@ import { dirname, join } from "../path.ts";
 import { findProgram } from "../system/find_program.ts";
 import { jsonObjectOrEmpty } from "../system/json.ts";
 
-/** Firmware in flash memory: read-only code and writable variables. */
-export interface FlashFirmware {
-  /** File of the code. */
-  code: string;
-  /** Template of the variables; each VM writes to a copy. */
-  variables: string;
-}
+/** Files for flash memory: read-only code, and a template of the variables. */
+export type FlashFirmware = { code: string; variables: string };
 
-/** Firmware in a single read-only file. */
-export interface RomFirmware {
-  rom: string;
-}
-
-/** Firmware other than QEMU's own BIOS. */
-export type Firmware = FlashFirmware | RomFirmware;
+/** Firmware other than QEMU's own BIOS; `rom` is a single read-only file. */
+export type Firmware = FlashFirmware | { rom: string };
 
 export interface FindUefiFirmwareOptions {
   /** The QEMU program, which may be installed with descriptors. */

@@ -47,8 +47,6 @@ type RunExclusively = <T>(
   signal?: AbortSignal,
 ) => Promise<T>;
 
-type MaybePromise<T> = T | Promise<T>;
-
 /**
  * A monitor for a VM that only this process uses, on connections that stay open.
  * `connecting` gives `undefined` for a guest without an agent.
@@ -56,7 +54,7 @@ type MaybePromise<T> = T | Promise<T>;
 export function singleProcessMonitor(
   dir: string,
   qmp: QmpConnection,
-  connecting: MaybePromise<AgentConnection | undefined>,
+  connecting: AgentConnection | undefined | Promise<AgentConnection>,
 ): Monitor {
   const turn = serialQueue();
   const exclusive = serialQueue();

@@ -21,22 +21,20 @@ export interface QmpEvent {
 
 export type QmpConnection = Awaited<ReturnType<typeof connectToQmp>>;
 
-export interface ConnectToQmpOptions {
-  onEvent?: (event: QmpEvent) => void;
-  /** Ends the handshake when aborted. */
-  signal?: AbortSignal;
-}
-
 const QMP_ANSWER_TIMEOUT_MS = 15_000;
 
 /**
  * Connects to a QMP socket, which serves one connection at a time. Throws
  * `Deno.errors.NotFound` when there is no such socket, and
- * `Deno.errors.ConnectionRefused` when nobody listens on it.
+ * `Deno.errors.ConnectionRefused` when nobody listens on it. The signal ends the
+ * handshake.
  */
 export async function connectToQmp(
   path: string,
-  options: ConnectToQmpOptions = {},
+  { onEvent, signal }: {
+    onEvent?: (event: QmpEvent) => void;
+    signal?: AbortSignal;
+  } = {},
 ) {
   const greeted = Promise.withResolvers<JsonMessage>();
   const lines = await connectJsonLines(path, {
@@ -45,11 +43,10 @@ export async function connectToQmp(
     onUnsolicited(message) {
       if ("QMP" in message) return greeted.resolve(message);
       const event = parseQmpEvent(message);
-      if (event) options.onEvent?.(event);
+      if (event) onEvent?.(event);
     },
   });
   try {
-    const { signal } = options;
     const what = "the QMP handshake";
     const greeting = await lines.waitForAnswer(greeted.promise, what, signal);
     const version = parseQemuVersion(greeting);

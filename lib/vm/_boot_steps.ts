@@ -15,7 +15,6 @@ import type { AgentConnection } from "../qemu/agent.ts";
 import { type GuestShare, isPresentAtBoot } from "../qemu/args.ts";
 import { assertBackingChain } from "../qemu/disk.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
-import type { QemuProcess } from "../qemu/qemu_process.ts";
 import { type Monitor, singleProcessMonitor } from "../qemu/monitor.ts";
 import type { StartingVm } from "./_boot_attempt.ts";
 import { parseNetworkRules } from "./boot_options.ts";
@@ -50,15 +49,6 @@ export interface RunningGuest {
   agentName?: string;
   /** Is the guest's clock behind, as it was paused in a snapshot? */
   isClockBehind: boolean;
-}
-
-/** A VM that was saved and is stopped. */
-export interface SavedVm {
-  /** The QEMU process that will restore and continue the VM. */
-  successor: QemuProcess;
-  /** When the VM was stopped, by `performance.now()`. */
-  pausedAtMs: number;
-  agentName?: string;
 }
 
 const OVERLAY_STOP_GRACE_MS = 10_000;
@@ -100,7 +90,7 @@ export async function saveGuest(
   vm: StartingVm,
   staging: SnapshotStaging,
   guest: RunningGuest,
-): Promise<SavedVm | undefined> {
+) {
   const saved = guest.agent && await trySaveGuest(vm, staging, guest);
   if (saved) return saved;
   // QEMU keeps the unlinked files open. Files that cannot be removed are swept later.
@@ -113,14 +103,17 @@ async function trySaveGuest(
   vm: StartingVm,
   staging: SnapshotStaging,
   { monitor, agentName }: RunningGuest,
-): Promise<SavedVm | undefined> {
+) {
   const { qemu, consoleInput, attempt } = vm;
   const { plan, slot, timer, options: { signal } } = attempt;
   // The successor starts while the guest settles.
   const files = { ...staging, path: staging.state };
   const starting = startRestoringQemu(plan, files, staging.dir);
   starting.catch(noop);
-  let saved: SavedVm | undefined;
+  await using undo = new AsyncDisposableStack();
+  undo.defer(() =>
+    starting.then((it) => it[Symbol.asyncDispose]()).catch(noop)
+  );
   try {
     const shares = plan.shares.filter(isPresentAtBoot);
     const settling = { bootMs: timer.phases.guest, signal };
@@ -135,14 +128,11 @@ async function trySaveGuest(
     const stoppedAt = performance.now();
     await pauseAndSaveVm(qemu, staging.state);
     await monitor[Symbol.asyncDispose]();
-    return saved = { successor, pausedAtMs: stoppedAt, agentName };
+    undo.move();
+    return { successor, pausedAtMs: stoppedAt, agentName };
   } catch (error) {
     if (signal?.aborted || error instanceof Deno.errors.NotCapable) throw error;
     slot!.warnNotSaved(error);
-  } finally {
-    if (!saved) {
-      await starting.then((it) => it[Symbol.asyncDispose]()).catch(noop);
-    }
   }
 }
 
@@ -154,7 +144,7 @@ async function trySaveGuest(
 export async function resumeSavedGuest(
   vm: StartingVm,
   staging: SnapshotStaging,
-  { pausedAtMs, agentName }: SavedVm,
+  { pausedAtMs, agentName }: { pausedAtMs: number; agentName?: string },
 ): Promise<BootedVm> {
   const { qemu, attempt: { options, slot, timer } } = vm;
   await using progress = watchBootProgress(qemu, restoreTimeouts(options));
