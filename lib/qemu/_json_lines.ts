@@ -105,7 +105,10 @@ export async function connectJsonLines(path: string, peer: JsonPeer) {
         : "no reason given";
       throw new CommandRefusedError(`${peer.name} refused ${execute}: ${why}`);
     },
-    [Symbol.dispose]: () => close(),
+    async [Symbol.asyncDispose]() {
+      close();
+      await closed;
+    },
   };
 }
 

@@ -84,10 +84,9 @@ export function singleProcessMonitor(
     async [Symbol.asyncDispose]() {
       await background.done();
       await turn(() => Promise.resolve());
-      qmp[Symbol.dispose]();
+      await qmp[Symbol.asyncDispose]();
       const agent = await Promise.resolve(connecting).catch(() => undefined);
-      agent?.[Symbol.dispose]();
-      await Promise.all([qmp.closed, agent?.closed]);
+      await agent?.[Symbol.asyncDispose]();
     },
   };
 }
@@ -117,20 +116,15 @@ export function sharedMonitor(dir: string): Monitor {
     runInBackground: background.run,
     qemu: (commands, signal) =>
       locked(async () => {
-        using qmp = await connectToQmp(join(dir, VM_FILES.qmp), { signal });
-        const answers = await abortable(qmp.execute(...commands), signal);
-        qmp[Symbol.dispose]();
-        await qmp.closed;
-        return answers;
+        const path = join(dir, VM_FILES.qmp);
+        await using qmp = await connectToQmp(path, { signal });
+        return await abortable(qmp.execute(...commands), signal);
       }, signal),
     agent: (command, signal) =>
       locked(async () => {
-        using agent = await connectToAgent(join(dir, VM_FILES.agent));
+        await using agent = await connectToAgent(join(dir, VM_FILES.agent));
         await resyncAgent(agent, signal);
-        const answer = await agent.execute(command, signal);
-        agent[Symbol.dispose]();
-        await agent.closed;
-        return answer;
+        return await agent.execute(command, signal);
       }, signal),
     [Symbol.asyncDispose]: background.done,
   };

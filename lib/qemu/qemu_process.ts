@@ -160,9 +160,8 @@ function makeQemuProcess(child: RunningProcess, parts: QemuProcessParts) {
   const { options, qmp, serial, events, stderr } = parts;
   const plan: QemuPlan = options;
   const disconnect = async () => {
-    qmp[Symbol.dispose]();
     serial.close();
-    await Promise.all([qmp.closed, serial.closed]);
+    await Promise.all([qmp[Symbol.asyncDispose](), serial.closed]);
   };
   const end = async () => {
     await child.stop();

@@ -54,8 +54,6 @@ export async function connectToQmp(
     return {
       /** QEMU's version, such as `7.2.22`. */
       version,
-      /** Settles when the connection has ended. Never rejects. */
-      closed: lines.closed,
       /**
        * Sends commands at once and returns their answers in the same order. Throws
        * {@linkcode CommandRefusedError} for the first command that QEMU refused.
@@ -66,10 +64,10 @@ export async function connectToQmp(
         await Promise.allSettled(answers);
         return await Promise.all(answers);
       },
-      [Symbol.dispose]: lines[Symbol.dispose],
+      [Symbol.asyncDispose]: lines[Symbol.asyncDispose],
     };
   } catch (error) {
-    lines[Symbol.dispose]();
+    await lines[Symbol.asyncDispose]();
     throw error;
   }
 }
