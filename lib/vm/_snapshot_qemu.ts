@@ -13,9 +13,7 @@ import {
 import type { QmpConnection } from "../qemu/qmp.ts";
 import { VM_FILES } from "../qemu/vm_dir.ts";
 import { sleep } from "../system/time.ts";
-import { writeAll } from "../system/write_all.ts";
 
-const BUFFER_BYTES = 1024 * 1024;
 const MIGRATION_POLL_MS = 5;
 /** In bytes per second: no limit. */
 const MAX_BYTES_PER_SECOND = 2 ** 40;
@@ -133,12 +131,7 @@ async function saveMigrationStream(listener: Deno.UnixListener, path: string) {
   using connection = await listener.accept();
   const how = { write: true, create: true, mode: 0o600 };
   using file = await Deno.open(path, how);
-  const buffer = new Uint8Array(BUFFER_BYTES);
-  while (true) {
-    const count = await connection.read(buffer);
-    if (count === null) return;
-    await writeAll(file, buffer.subarray(0, count));
-  }
+  await connection.readable.pipeTo(file.writable);
 }
 
 function saveFailedError(reason: string): ToolsmithError {
