@@ -27,13 +27,10 @@ import {
 export interface CommandChannelOptions {
   /** Arguments of {@linkcode START_COMMAND_SCRIPT}: directory, environment, command. */
   startArgs: string[];
-  /** Terminal that the command runs on. @default {undefined} none */
   terminal?: TerminalSize & { device: string };
-  /** Whether the command gets standard input. */
   hasStdin: boolean;
   /** Called once when the VM has had no free port for 2 s. */
   onWait?: () => void;
-  /** Cancels the start when aborted. */
   signal?: AbortSignal;
 }
 

@@ -7,18 +7,15 @@
 import { ToolsmithError } from "../errors.ts";
 import { readFileAt } from "../system/files.ts";
 
-/** The header of an archive entry. */
 export interface TarHeader {
   /** Path; invalid UTF-8 becomes U+FFFD. */
   name: string;
   linkTarget: string;
-  /** ustar type flag. */
   typeFlag: string;
   /** Permission bits, without set-ID bits. */
   mode: number;
   /** Seconds since 1970. */
   mtime: number;
-  /** Size of the content in bytes. */
   size: number;
 }
 
@@ -27,12 +24,10 @@ export interface TarEntry extends TarHeader {
   offset: number;
 }
 
-/** Limits of {@linkcode readTarEntries}. */
 export interface TarLimits {
   /** Limit for the content of all files, in bytes. */
   maxBytes: number;
   maxEntries: number;
-  /** Ends the work when aborted. */
   signal?: AbortSignal;
 }
 

@@ -13,7 +13,6 @@ import {
   type TarHeader,
 } from "./_tar_reader.ts";
 
-/** The planned archive of a directory. */
 export type TarPlan = Awaited<ReturnType<typeof planTar>>;
 
 export interface PlanTarOptions {
@@ -21,12 +20,10 @@ export interface PlanTarOptions {
   exclude?: string[];
   /** Stops planning once the archive is larger, in bytes. @default {Infinity} */
   maxBytes?: number;
-  /** Stops planning and reading when aborted. */
   signal?: AbortSignal;
 }
 
 interface PlannedEntry extends TarHeader {
-  /** Path on this host. */
   path: string;
   /** Device and inode; a file opened later must match. */
   identity: string;
@@ -38,7 +35,6 @@ const MAX_USTAR_NAME_BYTES = 100;
 const MAX_OCTAL_FIELD_VALUE = 8 ** 11 - 1;
 const [FILE, DIRECTORY, LINK, PAX] = ["0", "5", "2", "x"];
 
-/** Scans a directory and plans its tar archive. */
 export async function planTar(dir: string, options: PlanTarOptions = {}) {
   const { exclude = [], maxBytes = Infinity, signal } = options;
   const skipped: string[] = [];

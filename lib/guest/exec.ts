@@ -156,7 +156,6 @@ function usageError(message: string): ToolsmithError {
   return new ToolsmithError("usage", message);
 }
 
-/** A running command. */
 export interface ExecSession {
   monitor: Monitor;
   ports: CommandPorts;

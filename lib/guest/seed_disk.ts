@@ -7,7 +7,6 @@
  */
 import { fatImage } from "./_fat_image.ts";
 
-/** The version that the seed agent reports in `guest-info`. */
 export const SEED_AGENT_NAME = "toolsmith";
 
 /**

@@ -21,15 +21,12 @@ export interface SetUpGuestOptions {
   setClock?: boolean;
   /** Check whether the guest's kernel has 9p. @default {false} */
   probe9p?: boolean;
-  /** Configure the network card with this MAC address. @default {undefined} none */
   card?: CardSettings;
   /** Runs the setup script. @default {undefined} the guest agent does */
   warmShell?: WarmShell;
-  /** Cancels the setup when aborted. */
   signal?: AbortSignal;
 }
 
-/** How a network card is configured; addresses as text. */
 export interface CardSettings {
   mac: string;
   address: string;

@@ -21,7 +21,6 @@ import { execInGuest } from "./exec.ts";
 export interface CopyIntoGuestOptions {
   /** Limit for the copy's size, in MiB. @default {128} */
   copyLimit?: number;
-  /** Cancels the copy when aborted. */
   signal?: AbortSignal;
 }
 
@@ -33,7 +32,6 @@ const BASE_COPY_TIMEOUT_MS = 120_000;
 /** Lowest expected throughput of a guest without KVM. */
 const MIN_COPY_BYTES_PER_MS = 1000;
 
-/** Limits for syncing back after one command. */
 const SYNC_LIMITS = { maxBytes: 2 ** 30, maxEntries: 100_000 };
 /** With 4 KiB for the headers and the padding of each entry. */
 const MAX_ARCHIVE_BYTES = SYNC_LIMITS.maxBytes + SYNC_LIMITS.maxEntries * 4096;
@@ -150,7 +148,6 @@ export async function copyFromGuest(
   }
 }
 
-/** Copies directories into a guest and warns why. */
 export async function copySharesIntoGuest(
   monitor: Monitor,
   shares: GuestShare[],

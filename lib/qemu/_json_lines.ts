@@ -18,11 +18,9 @@ export type QmpCommand = [name: string, args?: Record<string, unknown>];
 /** One line in either direction, unvalidated. */
 export type JsonMessage = Record<string, unknown>;
 
-/** The program at the other end of a connection. */
 export interface JsonPeer {
   /** Name for error messages, such as "QEMU". */
   name: string;
-  /** Timeout of an answer, in milliseconds. */
   answerTimeoutMs: number;
   timeoutErrorCode: "boot_failed" | "guest_failed";
   /** Receives messages that answer no command, such as events. */

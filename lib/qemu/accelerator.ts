@@ -20,21 +20,16 @@ import { qemuNotFoundError } from "./program.ts";
 export type { Accelerator };
 
 export interface FindAcceleratorsOptions {
-  /** Operating system of the host. @default {Deno.build.os} */
   hostOs?: typeof Deno.build.os;
-  /** Processor of the host. @default {Deno.build.arch} */
   hostArch?: typeof Deno.build.arch;
   /** Processor of the guest. @default {"x86_64"} */
   guest?: ImageArch;
-  /** Device file of KVM. @default {"/dev/kvm"} */
   kvm?: string;
   /** Read for `TMPDIR` and `PATH`. @default {processEnvironment} */
   env?: Environment;
   /** Ignore the cached verdict. @default {false} */
   reprobe?: boolean;
-  /** Called with the reason when a probe rejects an accelerator. */
   onRejected?: (why: string) => void;
-  /** Ends the probe when aborted. */
   signal?: AbortSignal;
 }
 
@@ -116,8 +111,8 @@ async function hostAccelerator(
  * Lets an x86_64 guest count to fifty million with an accelerator, as nested KVM may
  * fail at its first instructions, or be emulated itself and take minutes for a boot
  * loader. After a second, emulation starts counting too, under the same host load:
- * comparing the two needs no timeout that a busy host could exceed. Returns why the accelerator is unusable, `""`
- * if usable, `undefined` if both hang.
+ * comparing the two needs no timeout that a busy host could exceed. Returns why the
+ * accelerator is unusable, `""` if usable, `undefined` if both hang.
  */
 async function probeAccelerator(
   accelerator: Accelerator,

@@ -35,9 +35,7 @@ export interface GuestShare {
   copied?: boolean;
 }
 
-/** The hardware of a VM. */
 export interface QemuOptions {
-  /** Processor of the guest. @default {"x86_64"} */
   arch?: ImageArch;
   /** Firmware that starts the boot loader. @default {undefined} QEMU's own BIOS */
   firmware?: Firmware;
@@ -54,7 +52,6 @@ export interface QemuOptions {
   accelerator: Accelerator;
   /** Memory, in MiB. */
   memory: number;
-  /** Number of processors. */
   cpus: number;
   /**
    * File mapped as the guest's memory; QEMU grows an empty one. Unless it keeps the
@@ -65,9 +62,7 @@ export interface QemuOptions {
   memoryFile?: { path: string; keepsWrites: boolean };
   /** Host directories to share, at boot or by hot-plug. */
   shares: GuestShare[];
-  /** Extra arguments for QEMU. */
   extra: string[];
-  /** Operating system of the host. @default {Deno.build.os} */
   hostOs?: typeof Deno.build.os;
 }
 

@@ -23,7 +23,6 @@ const BACKGROUND_LOCK_TIMEOUT_MS = 120_000;
  * including those for a lock, with the signal's reason.
  */
 export interface Monitor extends AsyncDisposable {
-  /** The VM's directory, where its sockets are. */
   readonly dir: string;
   /** Sends QMP commands on one connection and returns their answers. */
   qemu(commands: QmpCommand[], signal?: AbortSignal): Promise<unknown[]>;

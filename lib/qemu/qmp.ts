@@ -14,7 +14,6 @@ import {
 export type { QmpCommand };
 
 export interface QmpEvent {
-  /** Such as `SHUTDOWN`. */
   event: string;
   data?: Record<string, unknown>;
 }
@@ -88,7 +87,6 @@ function parseQemuVersion({ QMP }: JsonMessage): string {
   return parts.join(".");
 }
 
-/** Commands whose answers {@linkcode diskErrorFromStatus} reads. */
 export const DISK_ERROR_QUERIES = [
   ["query-status"],
   ["query-block"],

@@ -21,7 +21,6 @@ export interface BootAttempt {
   slot: SnapshotSlot | undefined;
 }
 
-/** A VM that boots or is restored. */
 export class StartingVm {
   readonly consoleInput: ConsoleInput;
   warmShell: WarmShell | undefined;
@@ -32,7 +31,6 @@ export class StartingVm {
   constructor(
     readonly attempt: BootAttempt,
     readonly qemu: QemuProcess,
-    /** Where the VM can be saved. */
     readonly staging?: SnapshotStaging,
   ) {
     const input = attempt.options.console?.input;
@@ -71,7 +69,6 @@ export class BootTimer {
   readonly phases: Phases = { start: 0, guest: 0, save: 0, attach: 0 };
   #phaseStart = performance.now();
 
-  /** Adds the time since the previous phase to a phase. */
   endPhase(phase: keyof Phases): void {
     const now = performance.now();
     this.phases[phase] += Math.round(now - this.#phaseStart);
@@ -92,7 +89,6 @@ export class ConsoleInput {
     this.resume();
   }
 
-  /** Was any input forwarded? */
   hasForwardedInput(): boolean {
     return this.#hasForwarded;
   }
@@ -104,7 +100,6 @@ export class ConsoleInput {
     this.#forwarding = undefined;
   }
 
-  /** Forwards input again after a pause. */
   resume(): void {
     if (this.#forwarding || !this.input) return;
     const console = new WritableStream<Uint8Array>({

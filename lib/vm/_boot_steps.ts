@@ -45,7 +45,6 @@ export interface RunningGuest {
   monitor: Monitor;
   /** May not have answered yet; `undefined` for a guest with only a console. */
   agent: AgentConnection | Promise<AgentConnection> | undefined;
-  /** Name and version of the agent, if identified. */
   agentName?: string;
   /** Is the guest's clock behind, as it was paused in a snapshot? */
   isClockBehind: boolean;
@@ -163,7 +162,6 @@ export async function resumeSavedGuest(
   return await finishBoot(vm, { how: "booted", ...guest, agentName });
 }
 
-/** Attaches directories and network, emits `boot_ready` and returns the VM. */
 export async function finishBoot(
   vm: StartingVm,
   { how, monitor, agent, agentName, isClockBehind }: RunningGuest,

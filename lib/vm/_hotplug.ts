@@ -26,7 +26,6 @@ import { plugInNetworkCard } from "./_guest_network.ts";
 
 export interface AttachDevicesOptions
   extends SetUpGuestOptions, CopyIntoGuestOptions {
-  /** Give the guest this network. @default {undefined} none */
   network?: GuestNetwork | "host-loopback";
   emit: Emit;
 }

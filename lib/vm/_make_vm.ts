@@ -30,9 +30,7 @@ export interface VmParts {
   haltError?: Promise<Error>;
   /** The default for {@linkcode StopOptions.graceMs}. */
   graceMs: number;
-  /** Returns why the VM has ended, if known. */
   endReason: () => Promise<Error | undefined>;
-  /** Kills QEMU and waits for its end. */
   killQemu: () => Promise<void>;
   /** Releases resources and clears set-ID bits in exports, after QEMU's end. */
   cleanUp: (signal?: AbortSignal) => Promise<void>;
@@ -80,7 +78,6 @@ export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
   };
 }
 
-/** Options that are added to those of the caller. */
 type AddedExecOptions = Awaited<ReturnType<typeof guestCwdAndEnv>> & {
   onWait: () => void;
   signal: AbortSignal;
@@ -91,7 +88,6 @@ interface CommandRequest
   command: string;
 }
 
-/** Runs a command and syncs exports, under one deadline. */
 async function runCommandAndSync<Result extends TerminalResult>(
   parts: VmParts,
   { command, timeoutMs, signal: given, ...options }: CommandRequest,

@@ -15,15 +15,12 @@ export interface ProtectedPathsOptions {
   image: string;
   /** Directory with `.toolsmith/`. */
   workspace?: string;
-  /** Overlay that keeps the guest's disk writes. */
   overlay?: string;
-  /** Directory of snapshots. */
   snapshots?: { dir: string };
   /** Other protected paths: manifest, cache, registry configuration. */
   hostOnly?: string[];
   /** Source of variables that name programs and directories. @default {processEnvironment} */
   env?: Environment;
-  /** Ends the search for hard links when aborted. */
   signal?: AbortSignal;
 }
 

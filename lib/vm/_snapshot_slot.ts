@@ -48,14 +48,11 @@ export async function findSnapshotSlot(
 }
 
 export interface SnapshotSlotOptions extends SnapshotOptions {
-  /** Memory of the guest, in MiB. */
   memoryMib: number;
   emit: Emit;
 }
 
-/** The snapshot of one VM, found or yet to be saved. */
 export class SnapshotSlot {
-  /** The snapshot to restore, if any matches. */
   foundSnapshot: Snapshot | undefined;
   readonly #store: SnapshotStore;
   #pendingCommit: { committed: Promise<Snapshot>; stoodMs: number } | undefined;
