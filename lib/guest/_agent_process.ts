@@ -11,7 +11,6 @@ export interface AgentProcessStatus {
   exited: boolean;
   /** Exit status; `undefined` if a signal ended the process. */
   exitCode?: number;
-  /** Standard output, if it was captured. */
   stdout: string;
 }
 

@@ -27,16 +27,11 @@ import {
 export interface CommandChannelOptions {
   /** Arguments of {@linkcode START_COMMAND_SCRIPT}: directory, environment, command. */
   startArgs: string[];
-  /** Terminal that the command runs on. @default {undefined} none */
   terminal?: TerminalSize & { device: string };
-  /** Whether the command gets standard input. */
   hasStdin: boolean;
   /** Called once when the VM has had no free port for 2 s. */
   onWait?: () => void;
-  /** Cancels the start when aborted. */
   signal?: AbortSignal;
-  /** Time for the guest to open the ports, in milliseconds. @default {30_000} */
-  readyTimeoutMs?: number;
 }
 
 /** The size of a terminal. */
@@ -92,10 +87,7 @@ export async function openCommandChannel(
 export async function startShellOnPorts(
   monitor: Monitor,
   start: (ports: CommandPorts) => Promise<string[]>,
-  options: Pick<
-    CommandChannelOptions,
-    "hasStdin" | "signal" | "readyTimeoutMs"
-  >,
+  options: Pick<CommandChannelOptions, "hasStdin" | "signal">,
 ): Promise<CommandPorts | undefined> {
   const { signal } = options;
   using undo = new DisposableStack();
@@ -125,12 +117,9 @@ function commandShellArgs(
 export async function waitForReadyLine(
   monitor: Monitor,
   { stderr, shellPid }: CommandPorts,
-  { signal, readyTimeoutMs = READY_LINE_TIMEOUT_MS }: Pick<
-    CommandChannelOptions,
-    "signal" | "readyTimeoutMs"
-  >,
+  { signal }: Pick<CommandChannelOptions, "signal">,
 ): Promise<void> {
-  const deadline = performance.now() + readyTimeoutMs;
+  const deadline = performance.now() + READY_LINE_TIMEOUT_MS;
   const readyLine = readReadyLine(stderr);
   const arrives = (ms: number) => settlesWithin(readyLine, ms, { signal });
   // A quick command may exit before its ready line is read here.

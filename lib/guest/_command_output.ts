@@ -8,18 +8,6 @@ import { VmDisconnectedError } from "../qemu/errors.ts";
 /** Receives output chunks; the guest waits while the promise is pending. */
 export type OutputSink = (chunk: Uint8Array) => void | Promise<void>;
 
-/** One output stream of a command. */
-export interface CommandOutput {
-  /** The text after the end marker. */
-  trailer: string;
-  /** Number of bytes before the end marker. */
-  byteCount: number;
-  /** The collected output; empty with a sink. */
-  text: string;
-  /** Whether `text` lacks output beyond 32 MiB. */
-  truncated: boolean;
-}
-
 const READ_BUFFER_BYTES = 256 * 1024;
 /** A guest must not exhaust the host's memory. */
 const MAX_COLLECTED_BYTES = 32 * 1024 * 1024;
@@ -28,14 +16,14 @@ const MAX_TRAILER_CHARS = 16;
 /**
  * Reads a port up to the end marker and its trailer, which ends at a newline. Passes on
  * each byte before the marker as soon as it cannot be part of the marker; without a
- * sink the output is collected. Throws {@linkcode VmDisconnectedError} when the port
+ * sink the output is collected as text, up to 32 MiB. Throws {@linkcode VmDisconnectedError} when the port
  * closes before.
  */
 export async function readUntilMarker(
   port: Deno.UnixConn,
   marker: string,
   sink?: OutputSink,
-): Promise<CommandOutput> {
+) {
   const sought = new TextEncoder().encode(marker);
   const buffer = new Uint8Array(READ_BUFFER_BYTES);
   const decoder = new TextDecoder();

@@ -1,5 +1,6 @@
 /**
- * Writes a small FAT12 file system with a few files in its top directory.
+ * Writes a small FAT12 file system with a few files in its top directory, each in one
+ * cluster.
  *
  * Format: Microsoft, FAT32 File System Specification 1.03, with the long names of
  * its "Long Directory Entries".
@@ -9,18 +10,18 @@ const SECTOR_BYTES = 512;
 const DIR_ENTRY_BYTES = 32;
 const ROOT_DIR_ENTRIES = 64;
 const FIRST_CLUSTER = 2;
-/** The number of entries that fit into one FAT sector. */
-const MAX_CLUSTERS = 339;
+const CLUSTER_SECTORS = 16;
+const CLUSTER_BYTES = CLUSTER_SECTORS * SECTOR_BYTES;
+const FIXED_DISK = 0xf8;
 const LONG_NAME_ATTRIBUTES = 0x0f;
 const VOLUME_LABEL_ATTRIBUTE = 0x08;
 const READ_ONLY_ATTRIBUTE = 0x01;
-const END_OF_CHAIN = 0xfff;
 /** Byte offsets of a long name's characters in a directory entry. */
 const LONG_NAME_CHAR_OFFSETS = [1, 3, 5, 7, 9, 14, 16, 18, 20, 22, 24, 28, 30];
 
 /**
  * Makes a file system image; the same files give the same bytes. The volume label has
- * at most eleven capitals and digits; no file is empty.
+ * at most eleven capitals and digits. Each file fits into a cluster, and none is empty.
  */
 export function fatImage(
   label: string,
@@ -30,44 +31,27 @@ export function fatImage(
     name,
     bytes: new TextEncoder().encode(text),
   }));
-  const clustersOf = (size: number) => Math.ceil(size / SECTOR_BYTES);
-  const clusters = contents.map(({ bytes }) => clustersOf(bytes.length))
-    .reduce((sum, count) => sum + count, 0);
-  if (clusters > MAX_CLUSTERS) throw new RangeError("too big for a FAT image");
   const table = SECTOR_BYTES;
   const directory = 2 * SECTOR_BYTES;
   const data = directory + ROOT_DIR_ENTRIES * DIR_ENTRY_BYTES;
-  const image = new Uint8Array(data + clusters * SECTOR_BYTES);
-  const view = new DataView(image.buffer);
-  writeBootSector(view, label);
-  setFatEntry(view, table, 0, 0xff8);
-  setFatEntry(view, table, 1, END_OF_CHAIN);
-  image.set(
-    shortNameEntry(label.padEnd(11), { attributes: VOLUME_LABEL_ATTRIBUTE }),
-    directory,
-  );
-  let cluster = FIRST_CLUSTER;
-  let at = directory + DIR_ENTRY_BYTES;
+  const image = new Uint8Array(data + contents.length * CLUSTER_BYTES);
+  writeBootSector(new DataView(image.buffer), label);
+  // All clusters end a chain, as 0xfff says in FAT12.
+  image.fill(0xff, table, directory);
+  image[table] = FIXED_DISK;
+  const about = { attributes: VOLUME_LABEL_ATTRIBUTE };
+  const entries = [shortNameEntry(label.padEnd(11), about)];
   for (const [index, { name, bytes }] of contents.entries()) {
+    image.set(bytes, data + index * CLUSTER_BYTES);
     const short = `FILE${index}`.padEnd(11);
-    const size = bytes.length;
-    const entry = { attributes: READ_ONLY_ATTRIBUTE, cluster, size };
-    for (
-      const part of [
-        ...longNameEntries(name, short),
-        shortNameEntry(short, entry),
-      ]
-    ) {
-      image.set(part, at);
-      at += DIR_ENTRY_BYTES;
-    }
-    image.set(bytes, data + (cluster - FIRST_CLUSTER) * SECTOR_BYTES);
-    const end = cluster + clustersOf(size);
-    for (; cluster < end; cluster++) {
-      const next = cluster + 1 < end ? cluster + 1 : END_OF_CHAIN;
-      setFatEntry(view, table, cluster, next);
-    }
+    const cluster = FIRST_CLUSTER + index;
+    const about = { attributes: READ_ONLY_ATTRIBUTE, cluster };
+    entries.push(...longNameEntries(name, short));
+    entries.push(shortNameEntry(short, { ...about, size: bytes.length }));
   }
+  entries.forEach((entry, index) =>
+    image.set(entry, directory + index * DIR_ENTRY_BYTES)
+  );
   return image;
 }
 
@@ -75,12 +59,12 @@ function writeBootSector(view: DataView, label: string) {
   // The jump instruction by which systems recognise a boot sector.
   writeLatin1(view, 0, "\xeb\x3c\x90TOOLSMTH");
   view.setUint16(11, SECTOR_BYTES, true);
-  view.setUint8(13, 1); // sectors of a cluster
+  view.setUint8(13, CLUSTER_SECTORS);
   view.setUint16(14, 1, true); // sectors before the table
   view.setUint8(16, 1); // tables
   view.setUint16(17, ROOT_DIR_ENTRIES, true);
   view.setUint16(19, view.byteLength / SECTOR_BYTES, true);
-  view.setUint8(21, 0xf8); // a fixed disk
+  view.setUint8(21, FIXED_DISK);
   view.setUint16(22, 1, true); // sectors of a table
   view.setUint16(24, 32, true); // sectors of a track, and heads: unused
   view.setUint16(26, 2, true);
@@ -90,20 +74,6 @@ function writeBootSector(view: DataView, label: string) {
   writeLatin1(view, 43, label.padEnd(11));
   writeLatin1(view, 54, "FAT12   ");
   view.setUint16(510, 0xaa55, true);
-}
-
-function setFatEntry(
-  view: DataView,
-  table: number,
-  cluster: number,
-  value: number,
-) {
-  const at = table + Math.floor(cluster * 1.5);
-  const pair = view.getUint16(at, true);
-  const both = cluster % 2 === 0
-    ? pair & 0xf000 | value
-    : pair & 0x000f | value << 4;
-  view.setUint16(at, both, true);
 }
 
 function shortNameEntry(

@@ -19,8 +19,8 @@ const NO_9P_ERROR_PATTERN = '*"No such device"* | *"unknown filesystem"*';
 /**
  * Sets the clock, configures a network card and mounts host directories. Arguments: the
  * time in seconds since 1970, exact and rounded, or two empty strings; for a card a word,
- * its MAC, address, prefix length, mask and gateway in one argument, and `card`; then for
- * each directory its tag, mount point, and `ro` or `rw`. Retries while a hot-plugged device
+ * its MAC, address, prefix length, mask, gateway and only DNS server, if there is one, in
+ * one argument, and `card`; then for each directory its tag, mount point, and `ro` or `rw`. Retries while a hot-plugged device
  * is not ready, or udev renames it. Mounts all directories, or none and prints the error.
  */
 export const SET_UP_GUEST_SCRIPT = `
@@ -52,11 +52,11 @@ card() {
     else
       ifconfig "$name" "$2" netmask "$4" up && route add default gw "$5" || return
     fi
-    # Any server's address will do, except for one in the guest.
-    grep ^nameserver /etc/resolv.conf | grep -qv ' 127[.]' ||
-      resolvectl dns "$name" "$5" || {
+    # The gateway answers for any server's address, except for one in the guest.
+    grep ^nameserver /etc/resolv.conf | grep -v ' 127[.]' | grep -q "\${6:-.}" ||
+      resolvectl dns "$name" "\${6:-$5}" || {
       rm -f /etc/resolv.conf
-      echo "nameserver $5" >/etc/resolv.conf
+      echo "nameserver \${6:-$5}" >/etc/resolv.conf
     }
     return
   done

@@ -7,18 +7,15 @@
 import { ToolsmithError } from "../errors.ts";
 import { readFileAt } from "../system/files.ts";
 
-/** The header of an archive entry. */
 export interface TarHeader {
   /** Path; invalid UTF-8 becomes U+FFFD. */
   name: string;
   linkTarget: string;
-  /** ustar type flag. */
   typeFlag: string;
   /** Permission bits, without set-ID bits. */
   mode: number;
   /** Seconds since 1970. */
   mtime: number;
-  /** Size of the content in bytes. */
   size: number;
 }
 
@@ -27,19 +24,12 @@ export interface TarEntry extends TarHeader {
   offset: number;
 }
 
-/** Limits of {@linkcode readTarEntries}. */
 export interface TarLimits {
   /** Limit for the content of all files, in bytes. */
   maxBytes: number;
   maxEntries: number;
-  /** Ends the work when aborted. */
   signal?: AbortSignal;
 }
-
-/** Values from pax and GNU headers that override the next ustar header. */
-type HeaderOverrides = Partial<
-  Record<"path" | "linkpath" | "size" | "mtime", string>
->;
 
 export const TAR_BLOCK_BYTES = 512;
 const BUFFER_BYTES = 64 * 1024;
@@ -54,7 +44,8 @@ export async function readTarEntries(
   { maxBytes, maxEntries, signal }: TarLimits,
 ): Promise<TarEntry[]> {
   const entries: TarEntry[] = [];
-  let overrides: HeaderOverrides = {};
+  /** Values from pax and GNU headers that override the next ustar header. */
+  let overrides: Partial<TarHeader> = {};
   let [at, bytes, nameChars] = [0, 0, 0];
   while (true) {
     signal?.throwIfAborted();
@@ -71,7 +62,7 @@ export async function readTarEntries(
       at += roundUpToTarBlock(plain.size);
       continue;
     }
-    const entry = { ...plain, ...overriddenFields(plain, overrides) };
+    const entry = { ...plain, ...overrides };
     overrides = {};
     at += roundUpToTarBlock(entry.size);
     // Global pax headers hold nothing that is needed here.
@@ -112,19 +103,6 @@ export function roundUpToTarBlock(size: number): number {
   return Math.ceil(size / TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES;
 }
 
-function overriddenFields(
-  entry: TarEntry,
-  overrides: HeaderOverrides,
-): Partial<TarEntry> {
-  const { path, linkpath, size, mtime } = overrides;
-  return {
-    ...path === undefined ? {} : { name: path },
-    ...linkpath === undefined ? {} : { linkTarget: linkpath },
-    ...size === undefined ? {} : { size: validSizeOrThrow(Number(size)) },
-    ...mtime === undefined ? {} : { mtime: Number(mtime) || entry.mtime },
-  };
-}
-
 function parseHeader(block: Uint8Array): TarHeader {
   const text = (at: number, length: number) => {
     const field = block.subarray(at, at + length);
@@ -158,12 +136,12 @@ function validSizeOrThrow(size: number): number {
   throw malformedTarError("invalid size");
 }
 
-function parseOverrides(type: string, bytes: Uint8Array): HeaderOverrides {
+function parseOverrides(type: string, bytes: Uint8Array): Partial<TarHeader> {
   if (type !== "x") {
     const text = decodeUtf8(bytes).replace(/\0.*$/s, "");
-    return type === "L" ? { path: text } : { linkpath: text };
+    return type === "L" ? { name: text } : { linkTarget: text };
   }
-  const overrides: HeaderOverrides = {};
+  const overrides: Partial<TarHeader> = {};
   for (let at = 0; at < bytes.length;) {
     const space = bytes.indexOf(32, at);
     const length = Number(decodeUtf8(bytes.subarray(at, space)));
@@ -172,9 +150,10 @@ function parseOverrides(type: string, bytes: Uint8Array): HeaderOverrides {
     }
     const [, key, value] = /^([^=]*)=(.*)\n$/s
       .exec(decodeUtf8(bytes.subarray(space + 1, at + length))) ?? [];
-    if (["path", "linkpath", "size", "mtime"].includes(key)) {
-      overrides[key as keyof HeaderOverrides] = value;
-    }
+    if (key === "path") overrides.name = value;
+    if (key === "linkpath") overrides.linkTarget = value;
+    if (key === "size") overrides.size = validSizeOrThrow(Number(value));
+    if (key === "mtime" && Number(value)) overrides.mtime = Number(value);
     at += length;
   }
   return overrides;

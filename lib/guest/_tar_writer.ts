@@ -13,7 +13,6 @@ import {
   type TarHeader,
 } from "./_tar_reader.ts";
 
-/** The planned archive of a directory. */
 export type TarPlan = Awaited<ReturnType<typeof planTar>>;
 
 export interface PlanTarOptions {
@@ -21,12 +20,10 @@ export interface PlanTarOptions {
   exclude?: string[];
   /** Stops planning once the archive is larger, in bytes. @default {Infinity} */
   maxBytes?: number;
-  /** Stops planning and reading when aborted. */
   signal?: AbortSignal;
 }
 
 interface PlannedEntry extends TarHeader {
-  /** Path on this host. */
   path: string;
   /** Device and inode; a file opened later must match. */
   identity: string;
@@ -38,7 +35,6 @@ const MAX_USTAR_NAME_BYTES = 100;
 const MAX_OCTAL_FIELD_VALUE = 8 ** 11 - 1;
 const [FILE, DIRECTORY, LINK, PAX] = ["0", "5", "2", "x"];
 
-/** Scans a directory and plans its tar archive. */
 export async function planTar(dir: string, options: PlanTarOptions = {}) {
   const { exclude = [], maxBytes = Infinity, signal } = options;
   const skipped: string[] = [];
@@ -137,23 +133,14 @@ async function* readArchiveChunks(
       pending.push(part);
       count += part.length;
       if (count < CHUNK_BYTES) continue;
-      yield concatBytes(pending);
+      yield await new Blob(pending).bytes();
       pending = [];
       count = 0;
       signal?.throwIfAborted();
     }
   }
-  yield concatBytes([...pending, new Uint8Array(2 * TAR_BLOCK_BYTES)]);
-}
-
-function concatBytes(parts: Uint8Array[]): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(parts.reduce((sum, it) => sum + it.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    bytes.set(part, at);
-    at += part.length;
-  }
-  return bytes;
+  pending.push(new Uint8Array(2 * TAR_BLOCK_BYTES));
+  yield await new Blob(pending).bytes();
 }
 
 async function* entryChunks(
@@ -163,16 +150,12 @@ async function* entryChunks(
   if (entry.size === 0) return;
   let left = entry.size;
   using file = await openIfSameFile(entry);
-  while (file && left > 0) {
+  while (left > 0) {
     const buffer = new Uint8Array(Math.min(left, CHUNK_BYTES));
-    const read = await file.read(buffer);
-    if (read === null) break;
-    left -= read;
-    yield buffer.subarray(0, read);
-  }
-  // Pad a file that has shrunk or was replaced.
-  for (; left > 0; left -= Math.min(left, CHUNK_BYTES)) {
-    yield new Uint8Array(Math.min(left, CHUNK_BYTES));
+    // Zeros stand for a file that has shrunk or was replaced.
+    const count = await file?.read(buffer) ?? buffer.length;
+    left -= count;
+    yield buffer.subarray(0, count);
   }
   yield new Uint8Array(roundUpToTarBlock(entry.size) - entry.size);
 }
@@ -198,7 +181,7 @@ function entryHeaders(entry: PlannedEntry): Uint8Array<ArrayBuffer> {
   body.set(bytes);
   const about = { name: "pax", linkTarget: "", typeFlag: PAX, mode: 0o644 };
   const pax = ustarHeader({ ...about, mtime, size: bytes.length });
-  return concatBytes([pax, body, plain]);
+  return new Uint8Array([...pax, ...body, ...plain]);
 }
 
 function fitsInUstarHeader(text: string): boolean {

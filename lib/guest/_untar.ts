@@ -13,23 +13,7 @@ import {
   type TarLimits,
 } from "./_tar_reader.ts";
 
-/** Result of {@linkcode unpackTar}. */
-export interface UnpackResult {
-  entryCount: number;
-  /** Entries that were not unpacked. */
-  refused: RefusedEntries;
-}
-
-/** Entries that were left out of a copy. */
-export interface RefusedEntries {
-  /** Number of entries. */
-  count: number;
-  /** Names of the first 20. */
-  firstNames: string[];
-}
-
 const CHUNK_BYTES = 64 * 1024;
-const MAX_REPORTED_NAMES = 20;
 const MAX_PATH_DEPTH = 128;
 /** Limit for a path on all supported systems. */
 const MAX_PATH_BYTES = 4095;
@@ -39,13 +23,14 @@ const MAX_FILE_NAME_BYTES = 255;
  * Unpacks an archive that nobody else writes to meanwhile; a malformed one, or one
  * above the limits, leaves the directory unchanged. Files and links replace existing
  * ones of the same name, at once, and without following a link. Directories are merged:
- * a directory never replaces a file, nor a file a directory.
+ * a directory never replaces a file, nor a file a directory. Returns the names of the
+ * entries that were not safe, and skipped.
  */
 export async function unpackTar(
   archive: Deno.FsFile,
   dir: string,
   limits: TarLimits,
-): Promise<UnpackResult> {
+): Promise<string[]> {
   const read = archiveReader(archive);
   const entries = await readTarEntries(read, limits);
   const isSymlink = ({ typeFlag }: TarEntry) => typeFlag === "2";
@@ -54,16 +39,13 @@ export async function unpackTar(
     ...entries.filter((entry) => !isSymlink(entry)),
     ...entries.filter(isSymlink),
   ];
-  let entryCount = 0;
-  const refused: RefusedEntries = { count: 0, firstNames: [] };
+  const refused: string[] = [];
   for (const entry of inOrder) {
     limits.signal?.throwIfAborted();
-    if (await writeEntryIfSafe(read, dir, entry)) entryCount++;
-    else if (refused.count++ < MAX_REPORTED_NAMES) {
-      refused.firstNames.push(entry.name);
-    }
+    const isWritten = await writeEntryIfSafe(read, dir, entry);
+    if (!isWritten) refused.push(entry.name);
   }
-  return { entryCount, refused };
+  return refused;
 }
 
 /** Returns whether the entry is safe, and was written. */

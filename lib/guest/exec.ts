@@ -6,14 +6,25 @@
 import { ToolsmithError } from "../errors.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
+import { abortable, sleep } from "../system/time.ts";
+import { queryProcessStatus } from "./_agent_process.ts";
 import { openCommandChannel } from "./_command_channel.ts";
 import { type CommandInput, sendLine, sendStdin } from "./_command_stdin.ts";
-import { type ExecStopOptions, watchCommand } from "./_exec_watchdog.ts";
 import { type OutputSink, readUntilMarker } from "./_command_output.ts";
 import type { CommandPorts } from "./_command_ports.ts";
 import type { WarmShell } from "./warm_shell.ts";
 
-export type { CommandInput, ExecStopOptions, OutputSink };
+export type { CommandInput, OutputSink };
+
+/** When a command is stopped. */
+export interface ExecStopOptions {
+  /** Timeout of the command, in milliseconds. @default {Infinity} */
+  timeoutMs?: number;
+  /** Time between TERM and KILL, in milliseconds. @default {2000} */
+  killAfterMs?: number;
+  /** Stops the command when aborted. */
+  signal?: AbortSignal;
+}
 
 /** How {@linkcode execInGuest} runs a command. */
 export interface ExecOptions extends ExecStopOptions {
@@ -74,6 +85,11 @@ export interface ExecResult {
   /** Number of bytes on standard error. */
   stderrBytes: number;
 }
+
+const SHELL_EXIT_POLL_MS = 3_000;
+const TERM_TO_KILL_MS = 2_000;
+/** The guest may not deliver even KILL. */
+const WAIT_AFTER_KILL_MS = 2_000;
 
 /** Linux signals, from number 1 on. */
 const LINUX_SIGNALS =
@@ -140,7 +156,6 @@ function usageError(message: string): ToolsmithError {
   return new ToolsmithError("usage", message);
 }
 
-/** A running command. */
 export interface ExecSession {
   monitor: Monitor;
   ports: CommandPorts;
@@ -195,7 +210,46 @@ export async function relayUntilExit(
   }
 }
 
-function noop() {}
+/**
+ * Sends TERM, then KILL, when the signal is aborted, and polls the shell around the
+ * command, whose process id in the agent is `pid`. `failed` rejects with the signal's
+ * reason when the command has not ended after KILL, and when the shell has exited
+ * without sending its end marker. Disposing stops the watch.
+ */
+export function watchCommand(
+  monitor: Monitor,
+  pid: number,
+  { signal, killAfterMs = TERM_TO_KILL_MS, kill }: {
+    signal: AbortSignal;
+    killAfterMs?: number;
+    /** Sends a signal to the command's process group. */
+    kill: (name: "TERM" | "KILL") => void;
+  },
+) {
+  const stop = new AbortController();
+  const either = AbortSignal.any([signal, stop.signal]);
+  const endOnAbort = async (): Promise<never> => {
+    await abortable(new Promise<never>(noop), either).catch(noop);
+    stop.signal.throwIfAborted();
+    kill("TERM");
+    await sleep(killAfterMs, stop.signal);
+    kill("KILL");
+    await sleep(WAIT_AFTER_KILL_MS, stop.signal);
+    throw signal.reason;
+  };
+  const detectShellExit = async (): Promise<never> => {
+    do await sleep(SHELL_EXIT_POLL_MS, stop.signal); while (
+      !(await queryProcessStatus(monitor, pid, stop.signal)).exited
+    );
+    // The last bytes may still be in transit.
+    await sleep(SHELL_EXIT_POLL_MS, stop.signal);
+    throw new VmDisconnectedError();
+  };
+  const failed = Promise.race([endOnAbort(), detectShellExit()]);
+  // May reject after the command has ended.
+  failed.catch(noop);
+  return { failed, [Symbol.dispose]: () => stop.abort() };
+}
 
 /** Validates the trailer: the guest is untrusted. */
 function parseExitTrailer(
@@ -233,3 +287,5 @@ function startFailureError(
   const code = "NA".includes(trailer) ? "command_not_found" : "guest_failed";
   return new ToolsmithError(code, message, { hint });
 }
+
+function noop() {}

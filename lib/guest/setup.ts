@@ -7,7 +7,7 @@ import { isJsonObject } from "../system/json.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import { startDeadline } from "../system/time.ts";
 import { runScriptViaAgent } from "./_agent_process.ts";
-import { SEED_AGENT_NAME } from "./_seed_agent.ts";
+import { SEED_AGENT_NAME } from "./seed_disk.ts";
 import {
   PREPARE_SNAPSHOT_SCRIPT,
   PROBE_9P_TAG,
@@ -21,25 +21,21 @@ export interface SetUpGuestOptions {
   setClock?: boolean;
   /** Check whether the guest's kernel has 9p. @default {false} */
   probe9p?: boolean;
-  /** Configure the network card with this MAC address. @default {undefined} none */
   card?: CardSettings;
   /** Runs the setup script. @default {undefined} the guest agent does */
   warmShell?: WarmShell;
-  /** Timeout in milliseconds. @default {120_000} */
-  timeoutMs?: number;
-  /** Cancels the setup when aborted. */
   signal?: AbortSignal;
 }
 
-/** How a network card is configured; addresses as text. */
 export interface CardSettings {
   mac: string;
   address: string;
   /** Length of the network's prefix, and its mask. */
   bits: number;
   mask: string;
-  /** Also answers DNS. */
   gateway: string;
+  /** The only server of DNS. @default {undefined} the gateway, for any server's address */
+  dns?: string;
 }
 
 /** The guest cannot mount a host directory, usually because it lacks 9p. */
@@ -59,7 +55,7 @@ const SETUP_TIMEOUT_MS = 120_000;
 const MIN_SERVICES_TIMEOUT_MS = 30_000;
 /** Printed by the script when the guest's `date` cannot set the clock. */
 const CLOCK_NOT_SET_PATTERN = /^clock\n/m;
-const CARD_KEYS = ["mac", "address", "bits", "mask", "gateway"] as const;
+const CARD_KEYS = ["mac", "address", "bits", "mask", "gateway", "dns"] as const;
 /** Printed when the guest cannot configure its card. */
 const NO_NETWORK_PATTERN = /^network: (.*)\n/m;
 
@@ -105,12 +101,16 @@ export async function setUpGuest(
   shares: GuestShare[],
   options: SetUpGuestOptions = {},
 ): Promise<string | undefined> {
-  const { signal, warmShell, card, timeoutMs = SETUP_TIMEOUT_MS } = options;
+  const { signal, warmShell, card } = options;
   const now = Date.now() / 1000;
   const args = [
     ...options.setClock ? [now.toFixed(3), `${Math.round(now)}`] : ["", ""],
     ...card
-      ? ["network", CARD_KEYS.map((key) => card[key]).join(" "), "card"]
+      ? [
+        "network",
+        CARD_KEYS.flatMap((key) => card[key] ?? []).join(" "),
+        "card",
+      ]
       : [],
     ...options.probe9p ? [PROBE_9P_TAG, "/mnt", "ro"] : [],
     ...shares.flatMap(({ tag, writable }) => [
@@ -122,11 +122,13 @@ export async function setUpGuest(
   const timeoutError = () =>
     new ToolsmithError(
       "guest_failed",
-      `Cannot mount host directories in the guest within ${timeoutMs / 1000} s`,
+      `Cannot mount host directories in the guest within ${
+        SETUP_TIMEOUT_MS / 1000
+      } s`,
       { hint: NEEDS_9P_HINT },
     );
   const byAgent = async () => {
-    using limit = startDeadline(timeoutMs, timeoutError, signal);
+    using limit = startDeadline(SETUP_TIMEOUT_MS, timeoutError, signal);
     return await runScriptViaAgent(
       monitor,
       [SET_UP_GUEST_SCRIPT, "sh", ...args],
@@ -135,7 +137,7 @@ export async function setUpGuest(
   };
   const { exitCode, stdout } =
     await (warmShell
-      ? warmShell.setUpGuest(args, { signal, timeoutMs })
+      ? warmShell.setUpGuest(args, { timeoutMs: SETUP_TIMEOUT_MS, signal })
       : byAgent());
   if (CLOCK_NOT_SET_PATTERN.test(stdout)) {
     // Slower, as this also sets the hardware clock; some guests support only this.

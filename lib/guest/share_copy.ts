@@ -1,33 +1,26 @@
 /**
- * Copies a host directory into the memory of a guest that cannot mount it, and syncs
- * the guest's changes back.
+ * Copies host directories into the memory of a guest that cannot mount them, and syncs
+ * copied exports back after each command.
  */
 import { ToolsmithError } from "../errors.ts";
+import type { Emit } from "../events.ts";
 import { join } from "../path.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import type { Monitor } from "../qemu/monitor.ts";
+import { VM_FILES } from "../qemu/vm_dir.ts";
 import { limitExceededError } from "./_tar_reader.ts";
 import { planTar, type TarPlan } from "./_tar_writer.ts";
-import { type RefusedEntries, type UnpackResult, unpackTar } from "./_untar.ts";
+import { unpackTar } from "./_untar.ts";
 import { assertFreeSpace } from "../system/free_space.ts";
+import { acquireFileLock } from "../system/lock.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import { startDeadline } from "../system/time.ts";
 import { writeAll } from "../system/write_all.ts";
 import { execInGuest } from "./exec.ts";
 
-export type { RefusedEntries };
-
-export interface ExportSyncResult extends UnpackResult {
-  /** `tar`'s message about files that changed meanwhile; empty if none did. */
-  changeMessage: string;
-}
-
 export interface CopyIntoGuestOptions {
   /** Limit for the copy's size, in MiB. @default {128} */
   copyLimit?: number;
-  /** Absolute host paths that are left out. @default {[]} */
-  exclude?: string[];
-  /** Cancels the copy when aborted. */
   signal?: AbortSignal;
 }
 
@@ -39,7 +32,6 @@ const BASE_COPY_TIMEOUT_MS = 120_000;
 /** Lowest expected throughput of a guest without KVM. */
 const MIN_COPY_BYTES_PER_MS = 1000;
 
-/** Limits for syncing back after one command. */
 const SYNC_LIMITS = { maxBytes: 2 ** 30, maxEntries: 100_000 };
 /** With 4 KiB for the headers and the padding of each entry. */
 const MAX_ARCHIVE_BYTES = SYNC_LIMITS.maxBytes + SYNC_LIMITS.maxEntries * 4096;
@@ -69,8 +61,10 @@ export async function copyIntoGuest(
   { path, tag, writable }: GuestShare,
   options: CopyIntoGuestOptions = {},
 ): Promise<TarPlan> {
-  const { copyLimit = DEFAULT_COPY_LIMIT_MIB, exclude, signal } = options;
+  const { copyLimit = DEFAULT_COPY_LIMIT_MIB, signal } = options;
   const limit = copyLimit * MEBIBYTE;
+  // The cache holds the image itself.
+  const exclude = [join(path, ".toolsmith", "cache")];
   const plan = await planTar(path, { exclude, maxBytes: limit, signal });
   if (plan.archiveBytes > limit) {
     throw new ToolsmithError(
@@ -103,26 +97,21 @@ export async function copyIntoGuest(
   );
 }
 
-export interface CopyFromGuestOptions {
-  /** A private directory of this user, for the archive. */
-  stagingDir: string;
-  /** Cancels the sync when aborted. */
-  signal?: AbortSignal;
-}
-
 /**
  * Syncs the guest's copy of a directory back to the host: downloads all of it, then
  * writes the files. Files deleted in the guest stay on the host. Links out of the
  * directory and devices are refused, set-ID bits are dropped. A malformed archive, one
  * with more than 1 GiB or 100,000 entries, or a full disk leaves the directory
- * unchanged.
+ * unchanged. Returns the names of refused entries, and `tar`'s message about files that
+ * changed meanwhile.
  */
 export async function copyFromGuest(
   monitor: Monitor,
   { path, tag }: GuestShare,
-  { stagingDir, signal }: CopyFromGuestOptions,
-): Promise<ExportSyncResult> {
-  const archivePath = join(stagingDir, `${crypto.randomUUID()}.tar`);
+  signal?: AbortSignal,
+): Promise<{ refused: string[]; changeMessage: string }> {
+  // The VM's directory is private to this user.
+  const archivePath = join(monitor.dir, `${crypto.randomUUID()}.tar`);
   const how = { read: true, write: true, createNew: true, mode: 0o600 };
   using archive = await Deno.open(archivePath, how);
   // An open file needs no name, and no clean-up.
@@ -151,10 +140,59 @@ export async function copyFromGuest(
   await assertFreeSpace(path, bytes, "free disk space for the export");
   try {
     const limits = { ...SYNC_LIMITS, signal };
-    const done = await unpackTar(archive, path, limits);
-    return { ...done, changeMessage: failure ? message : "" };
+    const refused = await unpackTar(archive, path, limits);
+    return { refused, changeMessage: failure ? message : "" };
   } catch (error) {
     signal?.throwIfAborted();
     throw failure ?? error;
   }
+}
+
+export async function copySharesIntoGuest(
+  monitor: Monitor,
+  shares: GuestShare[],
+  { emit, why, ...options }: CopyIntoGuestOptions & { emit: Emit; why: string },
+): Promise<GuestShare[]> {
+  for (const share of shares) {
+    const copied = await copyIntoGuest(monitor, share, options);
+    const { archiveBytes, entryCount, skippedPaths } = copied;
+    const what = share.writable ? `The export ${share.tag}` : "The workspace";
+    const mebibytes = (archiveBytes / MEBIBYTE).toFixed(1);
+    const message =
+      `${what} was copied into the guest's memory instead of mounted (${entryCount} entries, ${mebibytes} MiB): ${why}` +
+      skippedSuffix(skippedPaths);
+    emit({ type: "warning", message });
+  }
+  return shares.map((share) => ({ ...share, copied: true }));
+}
+
+/** Syncs copied exports: downloads what the guest has written to its copies. */
+export async function syncCopiedExports(
+  monitor: Monitor,
+  shares: GuestShare[],
+  { emit, signal }: { emit: Emit; signal: AbortSignal },
+): Promise<void> {
+  const copies = shares.filter((it) => it.copied && it.writable);
+  if (copies.length === 0) return;
+  // Commands that end at the same time, also of other processes, take turns.
+  const lockPath = join(monitor.dir, VM_FILES.syncLock);
+  using _lock = await acquireFileLock(lockPath, { signal });
+  for (const share of copies) {
+    const { refused, changeMessage } = await copyFromGuest(
+      monitor,
+      share,
+      signal,
+    );
+    const warn = (what: string) =>
+      emit({ type: "warning", message: `The export ${share.tag} ${what}` });
+    if (changeMessage) warn(`changed while it was synced: ${changeMessage}`);
+    if (refused.length === 0) continue;
+    warn(`contains entries that are unsafe on a host${skippedSuffix(refused)}`);
+  }
+}
+
+function skippedSuffix(names: string[]): string {
+  return names.length === 0
+    ? ""
+    : `; skipped ${names.length}, such as ${sanitizeLine(names[0], 80)}`;
 }

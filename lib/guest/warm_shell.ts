@@ -26,7 +26,7 @@ export { connectFirstCommandPorts };
 /** A guest shell that can set up the guest and then runs one command. */
 export type WarmShell = ReturnType<typeof warmShellOnPorts>;
 
-export type GuestSetupLimits = { timeoutMs: number; signal?: AbortSignal };
+type GuestSetupLimits = { timeoutMs: number; signal?: AbortSignal };
 
 /** Scripts that run in a saved guest; a part of the snapshot's key. */
 export const SAVED_GUEST_SCRIPTS: readonly string[] = [

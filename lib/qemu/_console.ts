@@ -5,13 +5,6 @@
 import { writeAll } from "../system/write_all.ts";
 import { sanitizeLine, sanitizeText } from "../system/sanitize_text.ts";
 
-/** A boot failure detected in the console's output. */
-export interface ConsoleFailure {
-  kind: "panicked" | "not_bootable";
-  /** The line that the guest or its firmware printed. */
-  message: string;
-}
-
 const PRINTED_TAIL_LINES = 16;
 const MAX_TAIL_LINE_CHARS = 300;
 const CONSOLE_TAIL_CHARS = 64 * 1024;
@@ -21,7 +14,10 @@ const NOT_BOOTABLE_PATTERN = /No bootable device|Missing operating system/;
 /** EDK II falls back to its own shell, which waits for commands. */
 const UEFI_SHELL_PATTERN = /EFI Internal Shell[^]*^Shell> /m;
 
-export function findConsoleFailure(text: string): ConsoleFailure | undefined {
+/** Returns a boot failure with the line that the guest or its firmware printed. */
+export function findConsoleFailure(
+  text: string,
+): { kind: "panicked" | "not_bootable"; message: string } | undefined {
   const output = stripControlCharacters(text);
   const [panic] = KERNEL_PANIC_PATTERN.exec(output) ?? [];
   if (panic) return { kind: "panicked", message: sanitizeLine(panic) };

@@ -18,11 +18,9 @@ export type QmpCommand = [name: string, args?: Record<string, unknown>];
 /** One line in either direction, unvalidated. */
 export type JsonMessage = Record<string, unknown>;
 
-/** The program at the other end of a connection. */
 export interface JsonPeer {
   /** Name for error messages, such as "QEMU". */
   name: string;
-  /** Timeout of an answer, in milliseconds. */
   answerTimeoutMs: number;
   timeoutErrorCode: "boot_failed" | "guest_failed";
   /** Receives messages that answer no command, such as events. */
@@ -105,7 +103,10 @@ export async function connectJsonLines(path: string, peer: JsonPeer) {
         : "no reason given";
       throw new CommandRefusedError(`${peer.name} refused ${execute}: ${why}`);
     },
-    [Symbol.dispose]: () => close(),
+    async [Symbol.asyncDispose]() {
+      close();
+      await closed;
+    },
   };
 }
 

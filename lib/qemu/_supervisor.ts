@@ -14,7 +14,6 @@ import { CLEAR_SET_ID_SHELL_FUNCTION } from "./set_id_bits.ts";
 
 export interface SuperviseOptions
   extends Pick<QemuOptions, "dir" | "memory" | "extra" | "shares"> {
-  /** The QEMU program. */
   program: string;
   /** State file of a snapshot to restore. @default {undefined} */
   incoming?: string;

@@ -22,8 +22,6 @@ export async function connectToAgent(path: string) {
     onUnsolicited: (message) => onUnsolicited(message),
   });
   return {
-    /** Settles when the connection has ended. Never rejects. */
-    closed: lines.closed,
     execute: lines.execute,
     /** Repeats `guest-sync` until the agent answers, and drops stale answers. */
     async waitUntilAnswering(signal?: AbortSignal): Promise<void> {
@@ -54,6 +52,6 @@ export async function connectToAgent(path: string) {
         clearInterval(timer);
       }
     },
-    [Symbol.dispose]: lines[Symbol.dispose],
+    [Symbol.asyncDispose]: lines[Symbol.asyncDispose],
   };
 }

@@ -35,20 +35,7 @@ export interface GuestShare {
   copied?: boolean;
 }
 
-/** A file that QEMU maps as the guest's memory. */
-export interface GuestMemoryFile {
-  /** Absolute path; QEMU grows an empty file to the memory's size. */
-  path: string;
-  /**
-   * Do the guest's writes reach the file? Otherwise they are copy-on-write, and any
-   * number of guests share the unwritten pages.
-   */
-  keepsWrites: boolean;
-}
-
-/** The hardware of a VM. */
 export interface QemuOptions {
-  /** Processor of the guest. @default {"x86_64"} */
   arch?: ImageArch;
   /** Firmware that starts the boot loader. @default {undefined} QEMU's own BIOS */
   firmware?: Firmware;
@@ -65,15 +52,17 @@ export interface QemuOptions {
   accelerator: Accelerator;
   /** Memory, in MiB. */
   memory: number;
-  /** Number of processors. */
   cpus: number;
-  /** File mapped as the guest's memory. @default {undefined} anonymous memory */
-  memoryFile?: GuestMemoryFile;
+  /**
+   * File mapped as the guest's memory; QEMU grows an empty one. Unless it keeps the
+   * guest's writes, they are copy-on-write, and any number of guests share the rest.
+   *
+   * @default {undefined} anonymous memory
+   */
+  memoryFile?: { path: string; keepsWrites: boolean };
   /** Host directories to share, at boot or by hot-plug. */
   shares: GuestShare[];
-  /** Extra arguments for QEMU. */
   extra: string[];
-  /** Operating system of the host. @default {Deno.build.os} */
   hostOs?: typeof Deno.build.os;
 }
 

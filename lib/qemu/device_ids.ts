@@ -3,13 +3,8 @@
  * Snapshots and guests depend on these values.
  */
 
-/** Drive id of the boot disk. */
 export const DISK_ID = "disk";
-
-/** Memory backend id of the guest's memory file. */
 export const MEMORY_ID = "memory";
-
-/** Drive id of the cloud-init seed disk. */
 export const SEED_DISK_ID = "seed";
 
 /** Device and chardev id of the guest agent's virtio-serial port. */
@@ -50,7 +45,6 @@ export function terminalDevicePath(index: number): string {
   return `/dev/ttyS${index + 1}`;
 }
 
-/** The `-fsdev` id of a shared host directory. */
 export function shareFsdevId(index: number): string {
   return `share${index}`;
 }

@@ -1,6 +1,7 @@
 /** Prepares a VM's disk: the image itself is never written. */
 import { dirname, join, resolve } from "../path.ts";
 import { systemError, ToolsmithError } from "../errors.ts";
+import type { QemuOptions } from "./args.ts";
 import { DISK_ID } from "./device_ids.ts";
 import type { QmpConnection } from "./qmp.ts";
 import { writeOverlay } from "../image/overlay.ts";
@@ -8,18 +9,11 @@ import { assertBootableImage, readQcow2Header } from "../image/qcow2_header.ts";
 
 export { writeOverlay };
 
-export interface BootDisk {
-  /** Absolute path of the file that QEMU opens. */
-  disk: string;
-  /** Discard the guest's writes. */
-  ephemeral: boolean;
-}
-
 /** Validates the image before QEMU opens it, and creates the overlay if needed. */
 export async function prepareDisk(
   image: string,
   overlay?: string,
-): Promise<BootDisk> {
+): Promise<Pick<QemuOptions, "disk" | "ephemeral">> {
   const path = resolve(image);
   assertBootableImage(await readImageHeader(path), path);
   if (overlay === undefined) return { disk: path, ephemeral: true };

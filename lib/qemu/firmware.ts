@@ -8,21 +8,11 @@ import { dirname, join } from "../path.ts";
 import { findProgram } from "../system/find_program.ts";
 import { jsonObjectOrEmpty } from "../system/json.ts";
 
-/** Firmware in flash memory: read-only code and writable variables. */
-export interface FlashFirmware {
-  /** File of the code. */
-  code: string;
-  /** Template of the variables; each VM writes to a copy. */
-  variables: string;
-}
+/** Files for flash memory: read-only code, and a template of the variables. */
+export type FlashFirmware = { code: string; variables: string };
 
-/** Firmware in a single read-only file. */
-export interface RomFirmware {
-  rom: string;
-}
-
-/** Firmware other than QEMU's own BIOS. */
-export type Firmware = FlashFirmware | RomFirmware;
+/** Firmware other than QEMU's own BIOS; `rom` is a single read-only file. */
+export type Firmware = FlashFirmware | { rom: string };
 
 export interface FindUefiFirmwareOptions {
   /** The QEMU program, which may be installed with descriptors. */
@@ -60,9 +50,8 @@ export async function findUefiFirmware(
   const dirs = options.descriptorDirs ?? await firmwareDescriptorDirs(options);
   for (const path of await listDescriptors(dirs)) {
     const found = parseFirmwareDescriptor(await readDescriptorJson(path), arch);
-    if (!found) continue;
-    const files = [found.code, found.variables];
-    if ((await Promise.all(files.map(isFile))).every(Boolean)) return found;
+    const files = await Promise.all(firmwarePaths(found).map(isFile));
+    if (found && files.every(Boolean)) return found;
   }
   const packages = FIRMWARE_PACKAGES[arch];
   throw new ToolsmithError(
@@ -155,8 +144,5 @@ function isFile(path: string): Promise<boolean> {
 }
 
 export function firmwarePaths(firmware: Firmware | undefined): string[] {
-  if (!firmware) return [];
-  return "rom" in firmware
-    ? [firmware.rom]
-    : [firmware.code, firmware.variables];
+  return Object.values(firmware ?? {});
 }

@@ -23,7 +23,6 @@ const BACKGROUND_LOCK_TIMEOUT_MS = 120_000;
  * including those for a lock, with the signal's reason.
  */
 export interface Monitor extends AsyncDisposable {
-  /** The VM's directory, where its sockets are. */
   readonly dir: string;
   /** Sends QMP commands on one connection and returns their answers. */
   qemu(commands: QmpCommand[], signal?: AbortSignal): Promise<unknown[]>;
@@ -47,8 +46,6 @@ type RunExclusively = <T>(
   signal?: AbortSignal,
 ) => Promise<T>;
 
-type MaybePromise<T> = T | Promise<T>;
-
 /**
  * A monitor for a VM that only this process uses, on connections that stay open.
  * `connecting` gives `undefined` for a guest without an agent.
@@ -56,7 +53,7 @@ type MaybePromise<T> = T | Promise<T>;
 export function singleProcessMonitor(
   dir: string,
   qmp: QmpConnection,
-  connecting: MaybePromise<AgentConnection | undefined>,
+  connecting: AgentConnection | undefined | Promise<AgentConnection>,
 ): Monitor {
   const turn = serialQueue();
   const exclusive = serialQueue();
@@ -86,10 +83,9 @@ export function singleProcessMonitor(
     async [Symbol.asyncDispose]() {
       await background.done();
       await turn(() => Promise.resolve());
-      qmp[Symbol.dispose]();
+      await qmp[Symbol.asyncDispose]();
       const agent = await Promise.resolve(connecting).catch(() => undefined);
-      agent?.[Symbol.dispose]();
-      await Promise.all([qmp.closed, agent?.closed]);
+      await agent?.[Symbol.asyncDispose]();
     },
   };
 }
@@ -119,20 +115,15 @@ export function sharedMonitor(dir: string): Monitor {
     runInBackground: background.run,
     qemu: (commands, signal) =>
       locked(async () => {
-        using qmp = await connectToQmp(join(dir, VM_FILES.qmp), { signal });
-        const answers = await abortable(qmp.execute(...commands), signal);
-        qmp[Symbol.dispose]();
-        await qmp.closed;
-        return answers;
+        const path = join(dir, VM_FILES.qmp);
+        await using qmp = await connectToQmp(path, { signal });
+        return await abortable(qmp.execute(...commands), signal);
       }, signal),
     agent: (command, signal) =>
       locked(async () => {
-        using agent = await connectToAgent(join(dir, VM_FILES.agent));
+        await using agent = await connectToAgent(join(dir, VM_FILES.agent));
         await resyncAgent(agent, signal);
-        const answer = await agent.execute(command, signal);
-        agent[Symbol.dispose]();
-        await agent.closed;
-        return answer;
+        return await agent.execute(command, signal);
       }, signal),
     [Symbol.asyncDispose]: background.done,
   };

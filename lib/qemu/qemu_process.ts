@@ -18,11 +18,11 @@ import {
 import { qemuArgs, type QemuOptions } from "./args.ts";
 import { AGENT_PORT_ID } from "./device_ids.ts";
 import { AcceleratorError, isDisconnection } from "./errors.ts";
-import { diskErrorFromEvent } from "./disk_error.ts";
 import { makeVmDir, VM_FILES } from "./vm_dir.ts";
 import { qemuNotFoundError } from "./program.ts";
 import {
   connectToQmp,
+  diskErrorFromEvent,
   type QmpCommand,
   type QmpConnection,
   type QmpEvent,
@@ -31,9 +31,7 @@ import {
 /** A running QEMU process. Disposing it kills QEMU and removes its directory. */
 export type QemuProcess = ReturnType<typeof makeQemuProcess>;
 
-/** How {@linkcode startQemu} runs QEMU. */
 export interface QemuPlan extends Omit<QemuOptions & SuperviseOptions, "dir"> {
-  /** Receives the output of the serial console. */
   onConsole?: (chunk: Uint8Array) => void;
   /** Ends the start when aborted, but not a QEMU that has started. */
   signal?: AbortSignal;
@@ -160,9 +158,8 @@ function makeQemuProcess(child: RunningProcess, parts: QemuProcessParts) {
   const { options, qmp, serial, events, stderr } = parts;
   const plan: QemuPlan = options;
   const disconnect = async () => {
-    qmp[Symbol.dispose]();
     serial.close();
-    await Promise.all([qmp.closed, serial.closed]);
+    await Promise.all([qmp[Symbol.asyncDispose](), serial.closed]);
   };
   const end = async () => {
     await child.stop();
@@ -172,17 +169,14 @@ function makeQemuProcess(child: RunningProcess, parts: QemuProcessParts) {
   let ending: Promise<void> | undefined;
   return {
     plan,
-    /** The VM's directory, with its sockets. */
     dir: options.dir,
     pid: child.pid,
     qmp,
     /** Settles when QEMU has exited and its last console output is read. Never rejects. */
     ended: serial.closed.then(() => child.ended),
-    /** Loads the snapshot that QEMU was started with. */
     loadSnapshot: () => loadSnapshot(qmp),
     /** Has the guest agent ever opened its port? */
     agentHasConnected: events.hasAgentConnected,
-    /** Number of bytes that the guest has written to its serial console. */
     consoleByteCount: serial.bytes,
     /** Is the guest stopped (QMP event `STOP`)? */
     isGuestStopped: events.isStopped,
@@ -204,7 +198,6 @@ function makeQemuProcess(child: RunningProcess, parts: QemuProcessParts) {
   };
 }
 
-/** Tracks the guest's state by QMP events. */
 function qmpEventWatcher() {
   const diskError = Promise.withResolvers<ToolsmithError>();
   let hasAgentConnected = false;

@@ -1,8 +1,10 @@
 /**
- * Connection to QEMU in the QEMU Machine Protocol (QEMU, docs/interop/qmp-spec).
+ * Connection to QEMU in the QEMU Machine Protocol (QEMU, docs/interop/qmp-spec), and why
+ * QEMU has stopped a guest: from its event, or from its answers to later queries.
  */
 import { ToolsmithError } from "../errors.ts";
 import { isJsonObject } from "../system/json.ts";
+import { sanitizeLine } from "../system/sanitize_text.ts";
 import {
   connectJsonLines,
   type JsonMessage,
@@ -12,29 +14,26 @@ import {
 export type { QmpCommand };
 
 export interface QmpEvent {
-  /** Such as `SHUTDOWN`. */
   event: string;
   data?: Record<string, unknown>;
 }
 
 export type QmpConnection = Awaited<ReturnType<typeof connectToQmp>>;
 
-export interface ConnectToQmpOptions {
-  onEvent?: (event: QmpEvent) => void;
-  /** Ends the handshake when aborted. */
-  signal?: AbortSignal;
-}
-
 const QMP_ANSWER_TIMEOUT_MS = 15_000;
 
 /**
  * Connects to a QMP socket, which serves one connection at a time. Throws
  * `Deno.errors.NotFound` when there is no such socket, and
- * `Deno.errors.ConnectionRefused` when nobody listens on it.
+ * `Deno.errors.ConnectionRefused` when nobody listens on it. The signal ends the
+ * handshake.
  */
 export async function connectToQmp(
   path: string,
-  options: ConnectToQmpOptions = {},
+  { onEvent, signal }: {
+    onEvent?: (event: QmpEvent) => void;
+    signal?: AbortSignal;
+  } = {},
 ) {
   const greeted = Promise.withResolvers<JsonMessage>();
   const lines = await connectJsonLines(path, {
@@ -43,11 +42,10 @@ export async function connectToQmp(
     onUnsolicited(message) {
       if ("QMP" in message) return greeted.resolve(message);
       const event = parseQmpEvent(message);
-      if (event) options.onEvent?.(event);
+      if (event) onEvent?.(event);
     },
   });
   try {
-    const { signal } = options;
     const what = "the QMP handshake";
     const greeting = await lines.waitForAnswer(greeted.promise, what, signal);
     const version = parseQemuVersion(greeting);
@@ -55,8 +53,6 @@ export async function connectToQmp(
     return {
       /** QEMU's version, such as `7.2.22`. */
       version,
-      /** Settles when the connection has ended. Never rejects. */
-      closed: lines.closed,
       /**
        * Sends commands at once and returns their answers in the same order. Throws
        * {@linkcode CommandRefusedError} for the first command that QEMU refused.
@@ -67,10 +63,10 @@ export async function connectToQmp(
         await Promise.allSettled(answers);
         return await Promise.all(answers);
       },
-      [Symbol.dispose]: lines[Symbol.dispose],
+      [Symbol.asyncDispose]: lines[Symbol.asyncDispose],
     };
   } catch (error) {
-    lines[Symbol.dispose]();
+    await lines[Symbol.asyncDispose]();
     throw error;
   }
 }
@@ -89,4 +85,51 @@ function parseQemuVersion({ QMP }: JsonMessage): string {
     throw new ToolsmithError("boot_failed", "QEMU reports no version over QMP");
   }
   return parts.join(".");
+}
+
+export const DISK_ERROR_QUERIES = [
+  ["query-status"],
+  ["query-block"],
+] satisfies QmpCommand[];
+
+/**
+ * Returns why QEMU stopped the guest, from a QMP event (QEMU's QMP reference,
+ * `BLOCK_IO_ERROR`); `undefined` for other events.
+ */
+export function diskErrorFromEvent(
+  { event, data = {} }: QmpEvent,
+): ToolsmithError | undefined {
+  if (event !== "BLOCK_IO_ERROR" || data.action !== "stop") return undefined;
+  return data.nospace === true ? diskFullError() : diskFailedError(data.reason);
+}
+
+/**
+ * Returns why QEMU stopped the guest, from the answers to the queries (QEMU's QMP
+ * reference, `RunState`, `BlockInfo`); `undefined` if not after a disk error.
+ */
+export function diskErrorFromStatus(
+  [status, blocks]: unknown[],
+): ToolsmithError | undefined {
+  if (!isJsonObject(status) || status.status !== "io-error") return undefined;
+  const isFull = Array.isArray(blocks) &&
+    blocks.some((it) => isJsonObject(it) && it["io-status"] === "nospace");
+  return isFull ? diskFullError() : diskFailedError("QEMU stopped the guest");
+}
+
+function diskFullError(): ToolsmithError {
+  return new ToolsmithError(
+    "disk_full",
+    "There is no space left for the guest's disk writes",
+    {
+      hint:
+        "free disk space or, without --overlay, set TMPDIR to a directory with more free space",
+    },
+  );
+}
+
+function diskFailedError(reason: unknown): ToolsmithError {
+  return new ToolsmithError(
+    "guest_failed",
+    `The guest's disk failed: ${sanitizeLine(String(reason))}`,
+  );
 }

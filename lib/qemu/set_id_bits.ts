@@ -40,21 +40,15 @@ const FIND_STDERR_TAIL_CHARS = 4096;
 /** Long enough for exports of usual size. */
 const DETACH_AFTER_ABORT_MS = 1000;
 
-export interface ClearSetIdOptions {
-  /**
-   * Ends the wait within a second when aborted; the work continues in the background,
-   * even after this process has ended.
-   */
-  signal?: AbortSignal;
-}
-
 /**
  * Clears the set-user-ID and set-group-ID bits of all files in directories, the exports
- * of a VM that has ended. Symbolic links are not followed. Does nothing on Windows.
+ * of a VM that has ended. Symbolic links are not followed. Does nothing on Windows. An
+ * aborted signal ends the wait within a second; the work continues in the background,
+ * even after this process has ended.
  */
 export async function clearSetIdBits(
   dirs: string[],
-  { signal }: ClearSetIdOptions = {},
+  { signal }: { signal?: AbortSignal } = {},
 ): Promise<void> {
   if (dirs.length === 0 || Deno.build.os === "windows") return;
   const stderr = textTailBuffer(FIND_STDERR_TAIL_CHARS);

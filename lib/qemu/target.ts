@@ -1,4 +1,4 @@
-/** Detects the processor, QEMU program and firmware that an image needs. */
+/** What QEMU has to emulate for an image. */
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import {
@@ -23,22 +23,13 @@ export interface DetectTargetOptions {
   env?: Environment;
 }
 
-/** What QEMU has to emulate for an image. */
-export interface QemuTarget {
-  arch: ImageArch;
-  /** Name or path of the QEMU program. */
-  program: string;
-  /** `undefined` for QEMU's own BIOS. */
-  firmware: Firmware | undefined;
-}
-
 /**
- * Detects the target of an image, reading its boot loader unless the options say all.
+ * Detects the processor, QEMU program and firmware for an image, reading its boot loader unless the options say all.
  */
 export async function detectTarget(
   image: string,
   options: DetectTargetOptions = {},
-): Promise<QemuTarget> {
+) {
   const { env = processEnvironment } = options;
   const known = options.arch !== undefined && options.firmware !== undefined;
   const loader = options.loader ?? (known ? {} : await findBootLoader(image));

@@ -14,12 +14,9 @@ import {
   replaceFileAtomically,
 } from "../system/files.ts";
 
-/** Names of the files in a VM's directory. */
 export const VM_FILES = {
   qmp: "qmp",
-  /** Socket of the guest agent. */
   agent: "agent",
-  /** Socket of the serial console. */
   console: "console",
   /** cloud-init seed disk, which installs Toolsmith's agent. */
   seed: "seed",
@@ -43,7 +40,6 @@ const PORT_FILE_PATTERN = /^(toolsmith\.\w{8})\.(?:out|err|in|lock)$/;
 /** Port name of the first command; every VM boots with these ports. */
 export const FIRST_COMMAND_PORT_NAME = "toolsmith.prepared";
 
-/** Returns a random name for the ports of a command. */
 export function newPortName(): string {
   return `toolsmith.${crypto.randomUUID().slice(0, 8)}`;
 }

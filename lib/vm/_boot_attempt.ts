@@ -21,7 +21,6 @@ export interface BootAttempt {
   slot: SnapshotSlot | undefined;
 }
 
-/** A VM that boots or is restored. */
 export class StartingVm {
   readonly consoleInput: ConsoleInput;
   warmShell: WarmShell | undefined;
@@ -32,7 +31,6 @@ export class StartingVm {
   constructor(
     readonly attempt: BootAttempt,
     readonly qemu: QemuProcess,
-    /** Where the VM can be saved. */
     readonly staging?: SnapshotStaging,
   ) {
     const input = attempt.options.console?.input;
@@ -71,7 +69,6 @@ export class BootTimer {
   readonly phases: Phases = { start: 0, guest: 0, save: 0, attach: 0 };
   #phaseStart = performance.now();
 
-  /** Adds the time since the previous phase to a phase. */
   endPhase(phase: keyof Phases): void {
     const now = performance.now();
     this.phases[phase] += Math.round(now - this.#phaseStart);
@@ -81,7 +78,7 @@ export class BootTimer {
 
 /** Forwards a stream to the guest's serial console until QEMU ends. */
 export class ConsoleInput {
-  #reader: ReadableStreamDefaultReader<Uint8Array> | undefined;
+  #stop = new AbortController();
   #forwarding: Promise<void> | undefined;
   #hasForwarded = false;
 
@@ -92,37 +89,34 @@ export class ConsoleInput {
     this.resume();
   }
 
-  /** Was any input forwarded? */
   hasForwardedInput(): boolean {
     return this.#hasForwarded;
   }
 
   /** Stops forwarding and leaves further input to another reader. */
   async pause(): Promise<void> {
-    this.#reader?.releaseLock();
-    this.#reader = undefined;
+    this.#stop.abort();
     await this.#forwarding;
+    this.#forwarding = undefined;
   }
 
-  /** Forwards input again after a pause. */
   resume(): void {
-    if (this.#reader || !this.input) return;
-    this.#reader = this.input.getReader();
-    this.#forwarding = this.#forward(this.#reader).catch(() => {});
+    if (this.#forwarding || !this.input) return;
+    const console = new WritableStream<Uint8Array>({
+      write: (chunk) => {
+        this.#hasForwarded = true;
+        return this.qemu.writeToConsole(chunk);
+      },
+    });
+    this.#stop = new AbortController();
+    const how = { signal: this.#stop.signal, preventCancel: true };
+    this.#forwarding = this.input.pipeTo(console, how).catch(() => {});
   }
 
   /** Stops forwarding and cancels the stream. */
   async cancel(): Promise<void> {
-    await this.#reader?.cancel().catch(() => {});
+    if (!this.#forwarding) return;
     await this.pause();
-  }
-
-  async #forward(reader: ReadableStreamDefaultReader<Uint8Array>) {
-    while (true) {
-      const { value } = await reader.read();
-      if (value === undefined) return;
-      this.#hasForwarded = true;
-      await this.qemu.writeToConsole(value);
-    }
+    await this.input?.cancel().catch(() => {});
   }
 }

@@ -6,20 +6,17 @@ import type { QemuProcess } from "../qemu/qemu_process.ts";
 import { sleep } from "../system/time.ts";
 import type { BootOptions } from "./boot_options.ts";
 
-/** The guest was not ready in time. */
 export class BootTimeoutError extends Error {
   constructor(readonly seconds: number, readonly guestActivity: string) {
     super(`not ready within ${seconds} s; ${guestActivity}`);
   }
 }
 
-/** Limits of the wait for a guest. */
 export interface BootTimeouts {
   /** Longest time without activity, in milliseconds. */
   idleMs: number;
   /** Longest time in total, in milliseconds: a guest may print endlessly. */
   totalMs: number;
-  /** Ends the wait when aborted. */
   signal?: AbortSignal;
 }
 

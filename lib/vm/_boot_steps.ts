@@ -15,14 +15,12 @@ import type { AgentConnection } from "../qemu/agent.ts";
 import { type GuestShare, isPresentAtBoot } from "../qemu/args.ts";
 import { assertBackingChain } from "../qemu/disk.ts";
 import { AcceleratorError } from "../qemu/errors.ts";
-import type { QemuProcess } from "../qemu/qemu_process.ts";
 import { type Monitor, singleProcessMonitor } from "../qemu/monitor.ts";
 import type { StartingVm } from "./_boot_attempt.ts";
 import { parseNetworkRules } from "./boot_options.ts";
 import { openGuestNetwork } from "./_guest_network.ts";
 import { attachDevices } from "./_hotplug.ts";
 import { makeVm } from "./_make_vm.ts";
-import { pauseAndSaveVm } from "./_save_vm.ts";
 import {
   BootTimeoutError,
   bootTimeouts,
@@ -32,6 +30,7 @@ import {
 import {
   CannotSaveVmError,
   errorSummary,
+  pauseAndSaveVm,
   startRestoringQemu,
 } from "./_snapshot_qemu.ts";
 import {
@@ -46,19 +45,9 @@ export interface RunningGuest {
   monitor: Monitor;
   /** May not have answered yet; `undefined` for a guest with only a console. */
   agent: AgentConnection | Promise<AgentConnection> | undefined;
-  /** Name and version of the agent, if identified. */
   agentName?: string;
   /** Is the guest's clock behind, as it was paused in a snapshot? */
   isClockBehind: boolean;
-}
-
-/** A VM that was saved and is stopped. */
-export interface SavedVm {
-  /** The QEMU process that will restore and continue the VM. */
-  successor: QemuProcess;
-  /** When the VM was stopped, by `performance.now()`. */
-  pausedAtMs: number;
-  agentName?: string;
 }
 
 const OVERLAY_STOP_GRACE_MS = 10_000;
@@ -84,14 +73,10 @@ export async function bootGuest(vm: StartingVm): Promise<RunningGuest> {
 
 /** Restores the guest. Its warm shell is used before its agent answers. */
 export async function restoreGuest(vm: StartingVm): Promise<BootedVm> {
-  const { qemu, attempt: { options, slot, timer } } = vm;
+  const { qemu, attempt: { options, timer } } = vm;
   emitVmBoot(vm, "restore");
   await using progress = watchBootProgress(qemu, restoreTimeouts(options));
-  const guest = await loadAndRunGuest(vm, progress.signal, async () => {
-    if (await slot!.isUnchanged()) return;
-    const reason = "another process replaced the snapshot";
-    throw new ToolsmithError("boot_failed", reason);
-  });
+  const guest = await loadAndRunGuest(vm, progress.signal);
   timer.endPhase("start");
   return await finishBoot(vm, { how: "restored", ...guest });
 }
@@ -104,7 +89,7 @@ export async function saveGuest(
   vm: StartingVm,
   staging: SnapshotStaging,
   guest: RunningGuest,
-): Promise<SavedVm | undefined> {
+) {
   const saved = guest.agent && await trySaveGuest(vm, staging, guest);
   if (saved) return saved;
   // QEMU keeps the unlinked files open. Files that cannot be removed are swept later.
@@ -117,14 +102,17 @@ async function trySaveGuest(
   vm: StartingVm,
   staging: SnapshotStaging,
   { monitor, agentName }: RunningGuest,
-): Promise<SavedVm | undefined> {
+) {
   const { qemu, consoleInput, attempt } = vm;
   const { plan, slot, timer, options: { signal } } = attempt;
   // The successor starts while the guest settles.
   const files = { ...staging, path: staging.state };
   const starting = startRestoringQemu(plan, files, staging.dir);
   starting.catch(noop);
-  let saved: SavedVm | undefined;
+  await using undo = new AsyncDisposableStack();
+  undo.defer(() =>
+    starting.then((it) => it[Symbol.asyncDispose]()).catch(noop)
+  );
   try {
     const shares = plan.shares.filter(isPresentAtBoot);
     const settling = { bootMs: timer.phases.guest, signal };
@@ -139,14 +127,11 @@ async function trySaveGuest(
     const stoppedAt = performance.now();
     await pauseAndSaveVm(qemu, staging.state);
     await monitor[Symbol.asyncDispose]();
-    return saved = { successor, pausedAtMs: stoppedAt, agentName };
+    undo.move();
+    return { successor, pausedAtMs: stoppedAt, agentName };
   } catch (error) {
     if (signal?.aborted || error instanceof Deno.errors.NotCapable) throw error;
     slot!.warnNotSaved(error);
-  } finally {
-    if (!saved) {
-      await starting.then((it) => it[Symbol.asyncDispose]()).catch(noop);
-    }
   }
 }
 
@@ -158,7 +143,7 @@ async function trySaveGuest(
 export async function resumeSavedGuest(
   vm: StartingVm,
   staging: SnapshotStaging,
-  { pausedAtMs, agentName }: SavedVm,
+  { pausedAtMs, agentName }: { pausedAtMs: number; agentName?: string },
 ): Promise<BootedVm> {
   const { qemu, attempt: { options, slot, timer } } = vm;
   await using progress = watchBootProgress(qemu, restoreTimeouts(options));
@@ -177,7 +162,6 @@ export async function resumeSavedGuest(
   return await finishBoot(vm, { how: "booted", ...guest, agentName });
 }
 
-/** Attaches directories and network, emits `boot_ready` and returns the VM. */
 export async function finishBoot(
   vm: StartingVm,
   { how, monitor, agent, agentName, isClockBehind }: RunningGuest,
@@ -186,13 +170,18 @@ export async function finishBoot(
   if (!agent) return makeBootedVm(vm, monitor, []);
   vm.exportDirs = plan.shares.filter(({ writable }) => writable)
     .map(({ path }) => path);
-  const setClock = isClockBehind;
   const rules = parseNetworkRules(options.network);
   vm.network = rules && openGuestNetwork(vm.facts(), rules, emit);
   const network = options.network === "host-loopback"
     ? options.network
     : vm.network;
-  const wanted = { ...options, network, setClock, warmShell, emit };
+  const wanted = {
+    ...options,
+    network,
+    setClock: isClockBehind,
+    warmShell,
+    emit,
+  };
   const attaching = attachDevices(monitor, plan.shares, wanted);
   const [shares] = await Promise.all([attaching, agent]);
   timer.endPhase("attach");
@@ -205,17 +194,16 @@ export async function finishBoot(
 }
 
 /** Loads a snapshot and lets its guest run; the agent is awaited in the background. */
-async function loadAndRunGuest(
-  vm: StartingVm,
-  signal: AbortSignal,
-  check?: () => Promise<void>,
-) {
-  const { qemu } = vm;
+async function loadAndRunGuest(vm: StartingVm, signal: AbortSignal) {
+  const { qemu, attempt: { slot } } = vm;
   const ports = await connectFirstCommandPorts(qemu.dir);
   try {
     await qemu.loadSnapshot();
     await assertOpenedDiskFiles(vm);
-    await check?.();
+    if (slot?.foundSnapshot && !await slot.isUnchanged()) {
+      const reason = "another process replaced the snapshot";
+      throw new ToolsmithError("boot_failed", reason);
+    }
     await qemu.qmp.execute(["cont"]);
   } catch (error) {
     ports.disconnect();

@@ -1,6 +1,7 @@
-/** The network card of a guest: it leads to a network of this process. */
+/** The network card of a guest: it leads to a network of this process, or of QEMU. */
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
+import type { CardSettings } from "../guest/setup.ts";
 import { GuestNetwork } from "../net/network.ts";
 import type { EgressRule } from "../net/rules.ts";
 import { join } from "../path.ts";
@@ -11,6 +12,16 @@ import {
   STREAM_NETWORKING_HINT,
 } from "../qemu/program.ts";
 import { VM_FILES } from "../qemu/vm_dir.ts";
+
+/** The guest in QEMU's user networking (QEMU's manual, "Using the user mode network stack"). */
+const USER_CARD = {
+  mac: "52:55:0a:00:02:0f",
+  address: "10.0.2.15",
+  bits: 24,
+  mask: "255.255.255.0",
+  gateway: "10.0.2.2",
+  dns: "10.0.2.3",
+};
 
 /** Opens the network of a VM in the VM's directory, unless QEMU is too old. */
 export function openGuestNetwork(
@@ -28,12 +39,12 @@ export function openGuestNetwork(
   return new GuestNetwork({ path, rules, emit });
 }
 
-/** Plugs in the card of a network, or of QEMU's user networking. */
+/** Plugs in the card of a network, or of QEMU's user networking, and returns its settings. */
 export async function plugInNetworkCard(
   monitor: Monitor,
   network: GuestNetwork | "host-loopback",
   signal?: AbortSignal,
-): Promise<void> {
+): Promise<CardSettings> {
   const isOwn = network !== "host-loopback";
   const backend = isOwn
     ? {
@@ -42,14 +53,16 @@ export async function plugInNetworkCard(
       addr: { type: "unix", path: join(monitor.dir, VM_FILES.network) },
     }
     : { type: "user" };
+  const card = isOwn ? network.card : USER_CARD;
   const driver = {
     driver: "virtio-net-pci",
     ...{ id: "card", bus: hotplugSlotId(NETWORK_SLOT), netdev: "network" },
+    ...{ mac: card.mac, romfile: "" },
   };
-  const own = isOwn &&
-    { mac: network.card.mac, host_mtu: network.card.mtu, romfile: "" };
+  const mtu = isOwn && { host_mtu: network.card.mtu };
   await monitor.qemu([
     ["netdev_add", { ...backend, id: "network" }],
-    ["device_add", { ...driver, ...own }],
+    ["device_add", { ...driver, ...mtu }],
   ], signal);
+  return card;
 }

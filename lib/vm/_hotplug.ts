@@ -3,8 +3,11 @@
  */
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
+import {
+  type CopyIntoGuestOptions,
+  copySharesIntoGuest,
+} from "../guest/share_copy.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
-import type { CopyIntoGuestOptions } from "../guest/share_copy.ts";
 import {
   GuestCannotMountError,
   setUpGuest,
@@ -18,18 +21,11 @@ import {
   shareFsdevId,
 } from "../qemu/device_ids.ts";
 import type { QmpCommand } from "../qemu/qmp.ts";
-import { isJsonObject, type JsonObject } from "../system/json.ts";
-import { sleep, startDeadline } from "../system/time.ts";
 import type { GuestNetwork } from "../net/network.ts";
-import { copySharesIntoGuest } from "./_copied_shares.ts";
 import { plugInNetworkCard } from "./_guest_network.ts";
-
-const NETWORK_TIMEOUT_MS = 10_000;
-const NETWORK_POLL_MS = 100;
 
 export interface AttachDevicesOptions
   extends SetUpGuestOptions, CopyIntoGuestOptions {
-  /** Give the guest this network. @default {undefined} none */
   network?: GuestNetwork | "host-loopback";
   emit: Emit;
 }
@@ -45,11 +41,9 @@ export async function attachDevices(
   options: AttachDevicesOptions,
 ): Promise<GuestShare[]> {
   const { network, emit, signal } = options;
-  let attached = shares;
-  const isUser = network === "host-loopback";
-  if (network && !isUser) await plugInNetworkCard(monitor, network, signal);
+  const card = network && await plugInNetworkCard(monitor, network, signal);
   try {
-    attached = await mountOrCopyShares(monitor, shares, options);
+    return await mountOrCopyShares(monitor, shares, { ...options, card });
   } catch (error) {
     signal?.throwIfAborted();
     const workspaceOnly = shares.length === 1 && !shares[0].writable;
@@ -59,13 +53,8 @@ export async function attachDevices(
     const why = `${error.message}${hint}`;
     const message = `The workspace is not available in the guest: ${why}`;
     emit({ type: "warning", message });
-    attached = [];
+    return [];
   }
-  if (isUser && !await attachNetwork(monitor, { signal })) {
-    const message = "No network yet: the guest agent reports no IPv4 address";
-    emit({ type: "warning", message });
-  }
-  return attached;
 }
 
 /**
@@ -78,8 +67,7 @@ async function mountOrCopyShares(
   shares: GuestShare[],
   options: AttachDevicesOptions,
 ): Promise<GuestShare[]> {
-  const { setClock, warmShell, network, emit, signal } = options;
-  const card = typeof network === "object" ? network.card : undefined;
+  const { setClock, warmShell, card, emit, signal } = options;
   if (shares.length === 0 && !setClock && !card) return shares;
   const atBoot = shares.filter(isPresentAtBoot);
   const exports = shares.filter((share) => !isPresentAtBoot(share));
@@ -110,43 +98,4 @@ function deviceAddCommand(shares: GuestShare[], share: GuestShare): QmpCommand {
     fsdev: shareFsdevId(index),
     mount_tag: share.tag,
   }];
-}
-
-/**
- * Plugs a network card in, waits up to ten seconds for an IPv4 address, and returns
- * whether the guest has one.
- */
-export async function attachNetwork(
-  monitor: Monitor,
-  { signal }: { signal?: AbortSignal } = {},
-): Promise<boolean> {
-  await plugInNetworkCard(monitor, "host-loopback", signal);
-  using limit = startDeadline(NETWORK_TIMEOUT_MS, "The network", signal);
-  try {
-    while (!await guestHasIpv4Address(monitor, limit.signal)) {
-      await sleep(NETWORK_POLL_MS, limit.signal);
-    }
-    return true;
-  } catch (error) {
-    signal?.throwIfAborted();
-    if (limit.signal.aborted) return false;
-    throw error;
-  }
-}
-
-/** Treats a refused or malformed answer as no address. */
-async function guestHasIpv4Address(
-  monitor: Monitor,
-  signal: AbortSignal,
-): Promise<boolean> {
-  const cards = await monitor.agent(["guest-network-get-interfaces"], signal)
-    .catch(() => signal.throwIfAborted());
-  return objectsIn(cards).some((card) =>
-    card.name !== "lo" && objectsIn(card["ip-addresses"])
-      .some((address) => address["ip-address-type"] === "ipv4")
-  );
-}
-
-function objectsIn(value: unknown): JsonObject[] {
-  return Array.isArray(value) ? value.filter(isJsonObject) : [];
 }

@@ -2,15 +2,21 @@
  * Makes a {@linkcode Vm} from its parts: runs commands, emits their events, stops.
  */
 import { type Emit, nextCommandId } from "../events.ts";
-import { execInGuest, type ExecOptions } from "../guest/exec.ts";
+import {
+  execInGuest,
+  type ExecInGuestOptions,
+  type ExecOptions,
+} from "../guest/exec.ts";
+import { syncCopiedExports } from "../guest/share_copy.ts";
 import { execOnTerminal, type TerminalResult } from "../guest/terminal.ts";
 import type { WarmShell } from "../guest/warm_shell.ts";
+import { join, relative } from "../path.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
-import { DISK_ERROR_QUERIES, diskErrorFromStatus } from "../qemu/disk_error.ts";
+import type { GuestShare } from "../qemu/args.ts";
+import { DISK_ERROR_QUERIES, diskErrorFromStatus } from "../qemu/qmp.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { abortable, settlesWithin, startDeadline } from "../system/time.ts";
-import { syncCopiedExports } from "./_copied_shares.ts";
-import { guestCwdAndEnv } from "./_command_environment.ts";
+import { containsPath, WORKSPACE_TAG } from "./shares.ts";
 import type { StopOptions, Vm, VmFacts } from "./vm.ts";
 
 /** What differs between a VM of this process and a detached one. */
@@ -24,9 +30,7 @@ export interface VmParts {
   haltError?: Promise<Error>;
   /** The default for {@linkcode StopOptions.graceMs}. */
   graceMs: number;
-  /** Returns why the VM has ended, if known. */
   endReason: () => Promise<Error | undefined>;
-  /** Kills QEMU and waits for its end. */
   killQemu: () => Promise<void>;
   /** Releases resources and clears set-ID bits in exports, after QEMU's end. */
   cleanUp: (signal?: AbortSignal) => Promise<void>;
@@ -74,7 +78,6 @@ export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
   };
 }
 
-/** Options that are added to those of the caller. */
 type AddedExecOptions = Awaited<ReturnType<typeof guestCwdAndEnv>> & {
   onWait: () => void;
   signal: AbortSignal;
@@ -85,7 +88,6 @@ interface CommandRequest
   command: string;
 }
 
-/** Runs a command and syncs exports, under one deadline. */
 async function runCommandAndSync<Result extends TerminalResult>(
   parts: VmParts,
   { command, timeoutMs, signal: given, ...options }: CommandRequest,
@@ -118,6 +120,55 @@ async function runCommandAndSync<Result extends TerminalResult>(
   } catch (error) {
     throw await explainCommandError(parts, error);
   }
+}
+
+/** Maps the caller's directory and environment to the guest's. */
+export async function guestCwdAndEnv(
+  shares: GuestShare[],
+  { cwd = "", hostCwd, env = {} }: Pick<
+    ExecOptions,
+    "cwd" | "hostCwd" | "env"
+  >,
+): Promise<Pick<ExecInGuestOptions, "cwd" | "fallbackCwd" | "env">> {
+  const all = { env: withGitSafeDirectory(env) };
+  if (cwd.startsWith("/")) return { ...all, cwd };
+  const hasWorkspace = shares.some(({ tag }) => tag === WORKSPACE_TAG);
+  const root = hasWorkspace ? mountPoint(WORKSPACE_TAG) : "/";
+  const here = hostCwd && await guestPathOf(shares, hostCwd) || root;
+  // A copied workspace may be older than the directory: fall back to its root.
+  return cwd === ""
+    ? { ...all, cwd: here, fallbackCwd: root }
+    : { ...all, cwd: join(here, cwd) };
+}
+
+/** Returns the guest's path of a host directory, if it is shared. */
+async function guestPathOf(shares: GuestShare[], dir: string) {
+  const path = await Deno.realPath(dir).catch(() => dir);
+  const [nearest] = shares.filter((share) => containsPath(share.path, path))
+    .sort((a, b) => b.path.length - a.path.length);
+  return nearest && join(mountPoint(nearest.tag), relative(nearest.path, path));
+}
+
+function mountPoint(tag: string): string {
+  return `/mnt/${tag}`;
+}
+
+/**
+ * Lets git trust all repositories (git-config(1), `safe.directory`; git 2.38 or newer).
+ * It rejects those of other users, which the host's are to the guest's root, and
+ * workspaces nest repositories. The guest isolates the host from them.
+ */
+function withGitSafeDirectory(env: Record<string, string>) {
+  const count = env.GIT_CONFIG_COUNT ?? "0";
+  // git itself reports a malformed count.
+  if (!/^\d{1,6}$/.test(count)) return env;
+  const at = Number(count);
+  return {
+    ...env,
+    GIT_CONFIG_COUNT: `${at + 1}`,
+    [`GIT_CONFIG_KEY_${at}`]: "safe.directory",
+    [`GIT_CONFIG_VALUE_${at}`]: "*",
+  };
 }
 
 /**

@@ -15,26 +15,13 @@ export interface ProtectedPathsOptions {
   image: string;
   /** Directory with `.toolsmith/`. */
   workspace?: string;
-  /** Overlay that keeps the guest's disk writes. */
   overlay?: string;
-  /** Directory of snapshots. */
   snapshots?: { dir: string };
   /** Other protected paths: manifest, cache, registry configuration. */
   hostOnly?: string[];
   /** Source of variables that name programs and directories. @default {processEnvironment} */
   env?: Environment;
-  /** Ends the search for hard links when aborted. */
   signal?: AbortSignal;
-}
-
-/** Protected host paths, by the kind of check. */
-export interface ProtectedPaths {
-  /** No export may contain, lie in, or have a hard link into one of these. */
-  hardLinkChecked: string[];
-  /** The same without hard links, as these contain too many files to check. */
-  hardLinkUnchecked: string[];
-  /** Directories where programs are looked up: no export may contain one. */
-  lookupDirs: string[];
 }
 
 /** Programs besides QEMU and oras that Toolsmith or its user starts by name. */
@@ -59,15 +46,14 @@ const QEMU_LOAD_DIRS = [
  * Returns all paths that a guest must not write to. They need not exist: a guest could
  * create them.
  */
-export async function protectedPaths(
-  files: ProtectedPathsOptions,
-): Promise<ProtectedPaths> {
+export async function protectedPaths(files: ProtectedPathsOptions) {
   const { image, workspace, overlay, snapshots, hostOnly = [] } = files;
   const { env = processEnvironment } = files;
   const known = (paths: (string | undefined)[]) =>
     paths.filter((path) => path !== undefined);
   const cwd = Deno.cwd();
   return {
+    /** No export may contain, lie in, or have a hard link into one of these. */
     hardLinkChecked: known([
       ...[image, overlay, snapshots?.dir, userSnapshotsDir(env), ...hostOnly],
       ...await qemuPaths(env),
@@ -77,7 +63,9 @@ export async function protectedPaths(
       ...listProgramFiles(),
       ...await programPaths(PROTECTED_PROGRAMS, env),
     ]),
+    /** The same without hard links, as these contain too many files to check. */
     hardLinkUnchecked: known([denoCacheDir()]),
+    /** Directories where programs are looked up: no export may contain one. */
     lookupDirs: [
       ...vmDirParents(env),
       ...programSearchDirs(env),

@@ -35,8 +35,7 @@ export async function waitForAgent(
     }
   } catch (error) {
     stop.abort();
-    agent[Symbol.dispose]();
-    await agent.closed;
+    await agent[Symbol.asyncDispose]();
     throw error;
   }
 }

@@ -3,17 +3,32 @@
  * not restore, and saves a new one.
  */
 import {
+  hashSnapshotKeyParts,
   type Snapshot,
   type SnapshotStaging,
   type SnapshotStore,
   snapshotStore,
 } from "../cache/snapshots.ts";
+import type { Environment } from "../environment.ts";
 import type { Emit } from "../events.ts";
+import { SAVED_GUEST_SCRIPTS } from "../guest/warm_shell.ts";
 import { dirname, resolve } from "../path.ts";
+import { isPresentAtBoot, qemuArgs } from "../qemu/args.ts";
+import { firmwarePaths } from "../qemu/firmware.ts";
 import type { QemuPlan } from "../qemu/qemu_process.ts";
+import { readSizeAndMtime } from "../system/files.ts";
+import { findProgram } from "../system/find_program.ts";
 import { readFreeDiskBytes } from "../system/free_space.ts";
 import type { BootOptions, SnapshotOptions } from "./boot_options.ts";
-import { vmSnapshotKey } from "./_snapshot_key.ts";
+
+/** Increased when this version cannot restore earlier snapshots. */
+const KEY_LAYOUT_VERSION = 3;
+
+/** QEMU options whose effect does not depend on host files. */
+const SELF_CONTAINED_QEMU_OPTIONS = new Set(
+  "M accel boot cpu device global m machine msg numa rtc smp vga".split(" "),
+);
+const MIB_BYTES = 2 ** 20;
 
 /**
  * Computes a VM's snapshot key and looks the snapshot up; `undefined` for a VM that
@@ -33,16 +48,11 @@ export async function findSnapshotSlot(
 }
 
 export interface SnapshotSlotOptions extends SnapshotOptions {
-  /** Memory of the guest, in MiB. */
   memoryMib: number;
   emit: Emit;
 }
 
-const MIB_BYTES = 2 ** 20;
-
-/** The snapshot of one VM, found or yet to be saved. */
 export class SnapshotSlot {
-  /** The snapshot to restore, if any matches. */
   foundSnapshot: Snapshot | undefined;
   readonly #store: SnapshotStore;
   #pendingCommit: { committed: Promise<Snapshot>; stoodMs: number } | undefined;
@@ -144,5 +154,61 @@ export class SnapshotSlot {
 
   #warn(message: string): void {
     this.options.emit({ type: "warning", message });
+  }
+}
+
+/**
+ * Returns a digest of everything that must match on restore; `undefined` for a VM with a
+ * kept disk or unknown dependencies.
+ */
+async function vmSnapshotKey(
+  plan: QemuPlan,
+  digest: string,
+  env?: Environment,
+): Promise<string | undefined> {
+  if (!plan.ephemeral || namesHostFiles(plan.extra)) return undefined;
+  const program = await findProgram(plan.program, env);
+  const cpu = await hostCpuAndKernel();
+  if (!program || !cpu) return undefined;
+  const path = await Deno.realPath(program);
+  const firmware = firmwarePaths(plan.firmware);
+  const shares = plan.shares.filter(isPresentAtBoot)
+    .map((share) => ({ ...share, path: "" }));
+  const memoryFile = { path: "", keepsWrites: false };
+  return await hashSnapshotKeyParts({
+    layout: KEY_LAYOUT_VERSION,
+    shell: SAVED_GUEST_SCRIPTS,
+    digest,
+    program: await readSizeAndMtime(path),
+    firmware: await Promise.all(firmware.map(readSizeAndMtime)),
+    seed: plan.seed?.toBase64(),
+    // Includes the image's path, as the snapshot's disk refers to that.
+    args: qemuArgs({ ...plan, dir: "", shares, memoryFile }),
+    cpu,
+  });
+}
+
+/** Do arguments refer to host files, which may change between save and restore? */
+function namesHostFiles(words: string[]): boolean {
+  return words.some((word, index) =>
+    // Options and values alternate; a word in an option's place is a disk file.
+    index % 2 === 0
+      ? !word.startsWith("-") ||
+        !SELF_CONTAINED_QEMU_OPTIONS.has(word.replace(/^--?/, ""))
+      : /[/\\]|(file|path|kernel|initrd|dtb|firmware|splash)=/.test(word)
+  );
+}
+
+/** The host's processor and kernel, as the guest may depend on both. */
+async function hostCpuAndKernel(): Promise<string | undefined> {
+  // Imported lazily, as Node modules cost milliseconds at every start.
+  const { cpus } = await import("node:os");
+  try {
+    const model = cpus().at(0)?.model;
+    return model &&
+      `${Deno.build.arch} ${model}, ${Deno.build.os} ${Deno.osRelease()}`;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) return undefined;
+    throw error;
   }
 }

@@ -75,7 +75,6 @@ export async function boot(options: BootOptions): Promise<BootedVm> {
 
 type PlanWithoutAccelerator = Omit<QemuPlan, "accelerator">;
 
-/** Tries the accelerators in order. */
 async function bootTryingAccelerators(
   plan: PlanWithoutAccelerator,
   options: BootOptions,

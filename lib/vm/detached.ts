@@ -6,7 +6,7 @@ import { dirname, join, resolve } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import { isDisconnection } from "../qemu/errors.ts";
 import { createEmitter, type OnEvent } from "../events.ts";
-import { readSmallTextFile, replaceFileAtomically } from "../system/files.ts";
+import { readSmallJsonObject, replaceFileAtomically } from "../system/files.ts";
 import { acquireFileLock } from "../system/lock.ts";
 import { untrustedReason } from "../system/ownership.ts";
 import { runProcess } from "../system/process.ts";
@@ -205,8 +205,9 @@ async function readRecordOrCleanUp(
   path: string,
   signal: AbortSignal | undefined,
 ): Promise<DetachedVmRecord | undefined> {
-  const reading = readSmallTextFile(path, MAX_RECORD_BYTES);
-  const record = parseDetachedVmRecord(await reading.catch(() => "") ?? "");
+  const json = await readSmallJsonObject(path, MAX_RECORD_BYTES)
+    .catch(() => undefined);
+  const record = parseDetachedVmRecord(json ?? {});
   // Whoever can write to the VM's directory can impersonate the VM.
   if (!record || await untrustedReason(record.dir)) return undefined;
   if (await isVmRunning(record)) return record;

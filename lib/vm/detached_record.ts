@@ -30,21 +30,11 @@ export function formatDetachedVmRecord(record: DetachedVmRecord): string {
   return JSON.stringify({ ...rest, folder: dir }, null, 2) + "\n";
 }
 
-/**
- * Parses what {@linkcode formatDetachedVmRecord} returned; `undefined` for any other
- * text.
- */
+/** Returns the record in parsed JSON; `undefined` if a field is missing or invalid. */
 export function parseDetachedVmRecord(
-  text: string,
+  json: JsonObject,
 ): DetachedVmRecord | undefined {
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch {
-    return undefined;
-  }
-  if (!isJsonObject(value)) return undefined;
-  const { folder: dir, ...rest } = value;
+  const { folder: dir, ...rest } = json;
   const record = { ...rest, dir };
   return isDetachedVmRecord(record) ? record : undefined;
 }

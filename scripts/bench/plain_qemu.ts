@@ -48,7 +48,7 @@ export async function restoreWithPlainQemu(qemu: string, root: string) {
       await new Promise((done) => setTimeout(done, 2));
     }
   };
-  using qmp = await until(() => connectToQmp(`${dir}/qmp`));
+  await using qmp = await until(() => connectToQmp(`${dir}/qmp`));
   const claim = await connectFirstCommandPorts(dir);
   const capabilities = [{ capability: "x-ignore-shared", state: true }];
   await qmp.execute(
@@ -60,7 +60,7 @@ export async function restoreWithPlainQemu(qemu: string, root: string) {
     if (status !== "inmigrate") break;
   }
   await qmp.execute(["cont"]);
-  using agent = await connectToAgent(`${dir}/agent`);
+  await using agent = await connectToAgent(`${dir}/agent`);
   await agent.waitUntilAnswering();
   await using monitor = singleProcessMonitor(dir, qmp, agent);
   const shell = warmShellOnPorts(monitor, claim);

@@ -131,6 +131,9 @@ Deno.test({
         timeoutMs: 60_000,
       });
       assertEquals(stdout, "hello from the host\n");
+      const servers = ["nameserver", "/etc/resolv.conf"];
+      const resolver = await vm.exec("grep", { args: servers });
+      assertEquals(resolver.stdout, "nameserver 10.0.2.3\n");
     } finally {
       await server.shutdown();
     }

@@ -126,7 +126,7 @@ function saveProgram(
     import { type Snapshot, snapshotStore } from "${PROJECT_ROOT}/lib/cache/snapshots.ts";
     import { startQemu } from "${PROJECT_ROOT}/lib/qemu/qemu_process.ts";
     import { writeOverlay } from "${PROJECT_ROOT}/lib/image/overlay.ts";
-    import { pauseAndSaveVm } from "${PROJECT_ROOT}/lib/vm/_save_vm.ts";
+    import { pauseAndSaveVm } from "${PROJECT_ROOT}/lib/vm/_snapshot_qemu.ts";
     const store = snapshotStore(${JSON.stringify(snapshots)});
     console.log("saving");
     await using staging = await store.createStaging("${KEY}");

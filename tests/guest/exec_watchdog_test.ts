@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { watchCommand } from "../../lib/guest/_exec_watchdog.ts";
+import { watchCommand } from "../../lib/guest/exec.ts";
 import { VmDisconnectedError } from "../../lib/qemu/errors.ts";
 import type { Monitor } from "../../lib/qemu/monitor.ts";
 import { changeTimerDelays } from "../support/timers.ts";

@@ -63,7 +63,7 @@ function long(name: string, entry: Partial<TarEntry> = {}): TarEntry[] {
 test("unpackTar() accepts maxBytes in all files together and rejects one byte more", async (dir) => {
   const entries = ["a", "b"].map((name) => ({ name, content: "12345" }));
   const done = await unpack(dir, entries, { ...MANY, maxBytes: 10 });
-  assertEquals(done, { entryCount: 2, refused: { count: 0, firstNames: [] } });
+  assertEquals(done, { refused: [] });
   assertEquals(await Deno.readTextFile(join(dir, "b")), "12345");
   const less = { ...MANY, maxBytes: 9 };
   assertEquals(await limitOf(() => unpack(dir, entries, less)), "9 bytes");
@@ -90,8 +90,8 @@ test("unpackTar() limits the names of all entries to 64 Mi characters in total",
   for (let count = 0; count < most; count++) await writeAll(archive, link);
   await writeAll(archive, makeTar([]));
   const limits = { maxBytes: 0, maxEntries: most + 3 };
-  const { refused } = await unpackTar(archive, dir, limits);
-  assertEquals(refused.count, most);
+  const refused = await unpackTar(archive, dir, limits);
+  assertEquals(refused.length, most);
   await archive.seek(-1024, Deno.SeekMode.End);
   await writeAll(archive, makeTar([{ name: "f" }]));
   const limit = await limitOf(() => unpackTar(archive, dir, limits));
@@ -125,16 +125,14 @@ test("unpackTar() accepts paths up to the limits for depth and length", async (d
   });
   const files = names.flatMap((name) => long(name));
   const { refused } = await unpack(dir, [...parents, ...files]);
-  assertEquals(refused.firstNames, names.filter((_, index) => index % 2 === 1));
+  assertEquals(refused, names.filter((_, index) => index % 2 === 1));
   const links = [4095, 4096].map((length) => [
     { name: "long", type: "K", content: "a/".repeat(2048).slice(0, length) },
     { name: `link${length}`, linkTo: "" },
   ]);
-  const { entryCount, refused: other } = await unpack(
-    dir,
-    links.flat(),
-  );
-  assertEquals([entryCount, other.firstNames], [1, ["link4096"]]);
+  const { refused: other } = await unpack(dir, links.flat());
+  assertEquals(other, ["link4096"]);
+  assertEquals((await Deno.lstat(join(dir, "link4095"))).isSymlink, true);
 });
 
 test("unpackTar() refuses names that are invalid on this system", async (dir) => {
@@ -145,7 +143,7 @@ test("unpackTar() refuses names that are invalid on this system", async (dir) =>
     { name: ".", linkTo: "x" },
     { name: "l", linkTo: "a/\u{fffd}" },
   ]);
-  assertEquals(refused.firstNames, [
+  assertEquals(refused, [
     ...bad.filter((name) => name !== ""),
     "",
     ".",
@@ -156,7 +154,7 @@ test("unpackTar() refuses names that are invalid on this system", async (dir) =>
 
 test("unpackTar() creates a hard link only to another file that exists", async (dir) => {
   await Deno.writeTextFile(join(dir, "old"), "old");
-  const { entryCount, refused } = await unpack(dir, [
+  const { refused } = await unpack(dir, [
     { name: "a", type: "5", mode: 0o755 },
     { name: "a/file", content: "text" },
     { name: "a/twin", hardLinkTo: "a/file" },
@@ -169,14 +167,13 @@ test("unpackTar() creates a hard link only to another file that exists", async (
     { name: "a", hardLinkTo: "old" },
     { name: "nowhere", hardLinkTo: "none/file" },
   ]);
-  assertEquals(refused.firstNames, [
+  assertEquals(refused, [
     "a/file",
     "missing",
     "dir",
     "a",
     "nowhere",
   ]);
-  assertEquals(entryCount, 5);
   const left = (dir: string) =>
     Array.from(Deno.readDirSync(dir), ({ name }) => name).sort();
   assertEquals([left(dir), left(join(dir, "a"))], [
@@ -199,7 +196,7 @@ test("unpackTar() refuses a symbolic link that leads out of the export", async (
     { name: "here", linkTo: "./a" },
     { name: "up", linkTo: ".." },
   ]);
-  assertEquals(refused.firstNames, ["a/b/out", "up"]);
+  assertEquals(refused, ["a/b/out", "up"]);
   assertEquals(await Deno.readLink(join(dir, "a/b/beside")), "../../other");
 });
 
@@ -226,7 +223,7 @@ test("unpackTar() keeps the mode of an existing directory, and refuses entries w
     { name: "there/file", content: "x" },
     { name: "missing/file", content: "x" },
   ]);
-  assertEquals(refused.firstNames, ["missing/file"]);
+  assertEquals(refused, ["missing/file"]);
   const { mode } = await Deno.stat(join(dir, "there"));
   assertEquals(mode! & 0o777, 0o700);
 });

@@ -9,7 +9,6 @@ import { FIRST_COMMAND_PORT_NAME, VM_FILES } from "../../lib/qemu/vm_dir.ts";
 import { sharedMonitor } from "../../lib/qemu/monitor.ts";
 import { acquireFileLock } from "../../lib/system/lock.ts";
 import { makeVm } from "../../lib/vm/_make_vm.ts";
-import { attachNetwork } from "../../lib/vm/_hotplug.ts";
 import { startDeadline } from "../../lib/system/time.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import {
@@ -23,7 +22,7 @@ import {
   say,
 } from "../support/fake_machine.ts";
 import { replaceMethod } from "../support/replace_method.ts";
-import { changeTimerDelays } from "../support/timers.ts";
+import { changeTimerDelays, installMovingClock } from "../support/timers.ts";
 
 const socketsHere = { ignore: Deno.build.os === "windows" };
 const MIB = 1024 * 1024;
@@ -194,24 +193,6 @@ Deno.test({
         ),
     );
     await t.step(
-      "ends waiting for guest-network-get-interfaces without a response",
-      () => {
-        const agent = answering("guest-network-get-interfaces", undefined);
-        return withMachine({ agent }, async (monitor) => {
-          const signal = AbortSignal.timeout(200);
-          const attaching = () => attachNetwork(monitor, { signal });
-          await assertRejects(attaching, DOMException);
-          {
-            // Shortens the timeout of ten seconds.
-            using _timers = changeTimerDelays((ms) => ms === 10_000 ? 500 : ms);
-            assertEquals(await attachNetwork(monitor), false);
-          }
-          // The next command does not wait for the missing response.
-          assertEquals((await execInGuest(monitor, "true")).code, 0);
-        });
-      },
-    );
-    await t.step(
       "ends a guest set-up that never finishes",
       () =>
         withMachine({}, async (monitor) => {
@@ -220,9 +201,10 @@ Deno.test({
             () => setUpGuest(monitor, SHARES, { signal }),
             DOMException,
           );
+          using _timers = changeTimerDelays((ms) => ms === 120_000 ? 200 : ms);
           await expectFailure(
             "guest_failed",
-            () => setUpGuest(monitor, SHARES, { timeoutMs: 200 }),
+            () => setUpGuest(monitor, SHARES),
           );
         }),
     );
@@ -251,9 +233,13 @@ Deno.test({
   async fn() {
     const open = { startArgs: [], hasStdin: false };
     const silent: FakeMachineOptions = { command: async () => {} };
-    await withMachine(silent, async (monitor) => {
-      const channel = () =>
-        openCommandChannel(monitor, { ...open, readyTimeoutMs: 600 });
+    using clock = installMovingClock();
+    const late = (request: FakeRequest) => {
+      if (request.execute === "guest-exec-status") clock.pass(30_000);
+      return honest(request);
+    };
+    await withMachine({ ...silent, agent: late }, async (monitor) => {
+      const channel = () => openCommandChannel(monitor, open);
       const error = await expectFailure("guest_failed", channel);
       assertMatch(error.message, /command's virtio-serial ports in the guest$/);
     });

@@ -8,7 +8,6 @@ import fc from "fast-check";
 import { ToolsmithError } from "../../lib/errors.ts";
 import { runProcess } from "../../lib/system/process.ts";
 import { planTar } from "../../lib/guest/_tar_writer.ts";
-import type { UnpackResult } from "../../lib/guest/_untar.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { makeTar, type TarEntry, unpackBytes } from "../support/tar.ts";
@@ -21,7 +20,7 @@ interface Bench {
   /** A directory beside `out`, which must not change. */
   outside: string;
   /** Unpacks entries. */
-  take(entries: TarEntry[] | Uint8Array): Promise<UnpackResult>;
+  take(entries: TarEntry[] | Uint8Array): Promise<{ refused: string[] }>;
 }
 
 function test(name: string, body: (bench: Bench) => Promise<void>) {
@@ -67,8 +66,8 @@ test("unpackTar() rejects entry names that lead out of the export", async ({ out
     "./../x",
   ];
   const entries = names.map((name) => ({ name, content: "evil" }));
-  const { entryCount: taken, refused } = await take(entries);
-  assertEquals([taken, refused.count], [0, names.length]);
+  const { refused } = await take(entries);
+  assertEquals(refused, names);
   assertEquals(namesIn(out), []);
 });
 
@@ -85,7 +84,7 @@ test("unpackTar() writes through no symbolic link, from the archive or on disk",
     { name: "hard2", hardLinkTo: "../outside/secret" },
     { name: "there", type: "5" },
   ]);
-  assertEquals(refused.firstNames, [
+  assertEquals(refused, [
     "there/secret",
     "there/new",
     "own/secret",
@@ -119,7 +118,7 @@ test("unpackTar() rejects symbolic links that lead out of the export", async ({ 
     { name: "through", linkTo: "a/b/up/../x" },
     { name: "empty", linkTo: "" },
   ]);
-  assertEquals(refused.firstNames, [
+  assertEquals(refused, [
     "absolute",
     "out",
     "a/out",
@@ -141,7 +140,7 @@ test("unpackTar() rejects devices and pipes, and clears set-user-ID bits", async
     { name: "dir", type: "5", mode: 0o7000 },
     { name: "dir/inside", content: "text" },
   ]);
-  assertEquals(refused.firstNames, ["char", "block", "pipe", "strange"]);
+  assertEquals(refused, ["char", "block", "pipe", "strange"]);
   const mode = (name: string) => Deno.statSync(join(out, name)).mode! & 0o7777;
   assertEquals(mode("setuid"), 0o755);
   assertEquals(mode("dir"), 0o700);
@@ -158,7 +157,7 @@ test("unpackTar() does not replace a directory with a file or link", async ({ ou
     { name: "file", content: "file" },
     { name: "file/below", content: "below" },
   ]);
-  assertEquals(refused.firstNames, ["dir", "file/below", "dir"]);
+  assertEquals(refused, ["dir", "file/below", "dir"]);
   assertEquals(await Deno.readTextFile(join(out, "dir", "kept")), "kept");
 });
 
@@ -175,15 +174,14 @@ test("unpackTar() throws guest_failed above maxBytes or maxEntries", async ({ ou
   assert(!namesIn(out).includes("big"));
 });
 
-test("unpackTar() limits memory and time for malicious headers", async ({ take }) => {
+test("unpackTar() limits memory and time for malicious headers", async ({ out, take }) => {
   const long = { name: "long", type: "L", content: `${"n".repeat(4000)}\0` };
-  // Only the first names of refused entries are reported.
   const odd = Array.from(
     { length: 500 },
     () => [long, { name: "odd", type: "9" }],
   );
   const { refused } = await take(odd.flat());
-  assertEquals([refused.count, refused.firstNames.length], [500, 20]);
+  assertEquals(refused.length, 500);
   const tooLong = { ...long, content: "n".repeat(10_000) };
   await expectFailure("guest_failed", () => take([tooLong]));
   // An archive of headers alone ends without entries.
@@ -192,7 +190,8 @@ test("unpackTar() limits memory and time for malicious headers", async ({ take }
       .subarray(0, 1024);
     const many = Array.from({ length: 2000 }, () => [...header]).flat();
     const bytes = new Uint8Array([...many, ...new Uint8Array(512)]);
-    assertEquals((await take(bytes)).entryCount, 0);
+    assertEquals(await take(bytes), { refused: [] });
+    assertEquals(namesIn(out), []);
   }
 });
 
@@ -203,20 +202,20 @@ test("unpackTar() limits the depth of paths", async ({ out, take }) => {
     content: `a/${"d/".repeat(200)}f\0`,
   };
   const { refused } = await take([deep, { name: "f", content: "x" }]);
-  assertEquals([refused.count, namesIn(out)], [1, []]);
+  assertEquals([refused.length, namesIn(out)], [1, []]);
 });
 
 test("unpackTar() leaves no files for a rejected entry and unpacks the others", async ({ out, take }) => {
   const linkpath = "t".repeat(5000);
-  const { refused, entryCount } = await take([
+  const { refused } = await take([
     { name: "hard", hardLinkTo: "q/w/e/r" },
     { name: "deep/odd", type: "9" },
     { name: "long", type: "K", content: `${linkpath}\0` },
     { name: "long", linkTo: "x" },
     { name: "good", linkTo: "x" },
   ]);
-  assertEquals(refused.firstNames, ["hard", "deep/odd", "long"]);
-  assertEquals([entryCount, namesIn(out)], [1, ["good"]]);
+  assertEquals(refused, ["hard", "deep/odd", "long"]);
+  assertEquals(namesIn(out), ["good"]);
 });
 
 test("unpackTar() throws guest_failed for a truncated or damaged archive", async ({ take }) => {
@@ -247,7 +246,7 @@ test("unpackTar() applies the path rules to names in pax and GNU headers", async
     { name: "././@LongLink", type: "L", content: `${"d".repeat(120)}\0` },
     { name: "d", content: "good" },
   ]);
-  assertEquals(refused.firstNames, ["../outside/x", "../outside/y", "c"]);
+  assertEquals(refused, ["../outside/x", "../outside/y", "c"]);
   assertEquals(namesIn(out), ["d".repeat(120)]);
 });
 
@@ -317,7 +316,7 @@ test("unpackTar() restores archives of planTar() and GNU tar with modes, times a
     const to = join(out, `${index}`);
     await Deno.mkdir(to);
     const { refused } = await unpackBytes(bytes, to, LIMITS);
-    assertEquals(refused.count, 0);
+    assertEquals(refused, []);
     const text = await Deno.readTextFile(join(to, "link"));
     assertEquals(text, "text\n");
     const { mode, mtime, size } = await Deno.stat(join(to, "tool"));

@@ -150,7 +150,7 @@ Deno.test({
         "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
       ],
     });
-    using agent = await until(
+    await using agent = await until(
       qemu,
       path,
       () => connectToAgent(socket).catch(() => undefined),

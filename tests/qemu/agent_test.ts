@@ -20,13 +20,12 @@ function test(
       await using dir = await temporaryDir();
       const path = join(dir.path, "agent");
       using listener = Deno.listen({ transport: "unix", path });
-      using agent = await connectToAgent(path);
+      await using agent = await connectToAgent(path);
       const guest = await listener.accept();
       try {
         await fn(agent, guest);
       } finally {
-        agent[Symbol.dispose]();
-        await agent.closed;
+        await agent[Symbol.asyncDispose]();
         try {
           guest.close();
         } catch {
@@ -150,6 +149,5 @@ test(
       () => agent.execute(["guest-info"]),
       VmDisconnectedError,
     );
-    await agent.closed;
   },
 );

@@ -1,8 +1,5 @@
 import { assertEquals } from "@std/assert";
-import {
-  diskErrorFromEvent,
-  diskErrorFromStatus,
-} from "../../lib/qemu/disk_error.ts";
+import { diskErrorFromEvent, diskErrorFromStatus } from "../../lib/qemu/qmp.ts";
 
 const halted = { status: "io-error" };
 

@@ -143,9 +143,8 @@ Deno.test({
     const cancelled = () => lines.waitForAnswer(never, "a", signal);
     await assertRejects(cancelled, Error, "enough");
     const waiting = lines.waitForAnswer(never, "a");
-    lines[Symbol.dispose]();
-    hasty[Symbol.dispose]();
+    const closing = [lines, hasty].map((it) => it[Symbol.asyncDispose]());
     await assertRejects(() => waiting, Error, "Lost the connection to the VM");
-    await lines.closed;
+    await Promise.all(closing);
   },
 });

@@ -15,15 +15,13 @@ function connections() {
   const done: string[] = [];
   const answers: PromiseWithResolvers<unknown>[] = [];
   const qmp = {
-    closed: Promise.resolve(),
     execute(...commands: QmpCommand[]) {
       done.push(...commands.map(([name]) => name));
       return Promise.resolve(commands.map(() => ({})));
     },
-    [Symbol.dispose]: () => void done.push("qmp closed"),
+    [Symbol.asyncDispose]: () => Promise.resolve(done.push("qmp closed")),
   } as unknown as QmpConnection;
   const agent: AgentConnection = {
-    closed: Promise.resolve(),
     waitUntilAnswering: () => Promise.resolve(void done.push("sync")),
     execute([name], signal) {
       done.push(name);
@@ -32,7 +30,8 @@ function connections() {
       answers.push(answer);
       return answer.promise;
     },
-    [Symbol.dispose]: () => void done.push("agent closed"),
+    [Symbol.asyncDispose]: () =>
+      Promise.resolve(void done.push("agent closed")),
   };
   return { qmp, agent, done, answers };
 }

@@ -81,7 +81,7 @@ Deno.test({
     // Nobody reads stderr any more: QEMU continues.
     await machine.leaveRunning();
     await noted("unread");
-    using qmp = await connectToQmp(join(machine.dir, "qmp"));
+    await using qmp = await connectToQmp(join(machine.dir, "qmp"));
     await qmp.execute(["quit"]).catch(() => {});
     await assertEnded(machine.pid);
     // A detached process does not keep the event loop alive: the timer does.

@@ -67,14 +67,12 @@ Deno.test({
         await held[0]();
       },
       async (path) => {
-        using qmp = await connectToQmp(path, {
+        await using qmp = await connectToQmp(path, {
           onEvent: (event) => events.push(event),
         });
         assertEquals(qmp.version, "7.2.22");
         assertEquals(await qmp.execute(["one"], ["two"]), ["one", "two"]);
         assertEquals(events.map(({ event }) => event), ["STOP"]);
-        qmp[Symbol.dispose]();
-        await qmp.closed;
       },
     );
   },
@@ -94,15 +92,13 @@ Deno.test({
           })
           : reply({ return: execute, id }),
       async (path) => {
-        using qmp = await connectToQmp(path);
+        await using qmp = await connectToQmp(path);
         const error = await expectFailure(
           "guest_failed",
           () => qmp.execute(["bad"]),
         );
         assertEquals(error.message, "QEMU refused bad: no such thing");
         assertEquals(await qmp.execute(["good"]), ["good"]);
-        qmp[Symbol.dispose]();
-        await qmp.closed;
       },
     );
   },
@@ -129,7 +125,7 @@ Deno.test({
         await reply({ return: {}, id });
       },
       async (path) => {
-        using qmp = await connectToQmp(path, {
+        await using qmp = await connectToQmp(path, {
           onEvent: () => refused.resolve(),
         });
         let settled = false;
@@ -144,8 +140,6 @@ Deno.test({
         answers.resolve();
         await asked;
         assertEquals(seen, ["qmp_capabilities", "bad", "a", "b"]);
-        qmp[Symbol.dispose]();
-        await qmp.closed;
       },
     );
   },
@@ -161,12 +155,12 @@ Deno.test({
         return reply({ return: {}, id });
       },
       async (path) => {
-        using qmp = await connectToQmp(path);
+        await using qmp = await connectToQmp(path);
         const asked = qmp.execute(["quit"]);
-        qmp[Symbol.dispose]();
+        const closing = qmp[Symbol.asyncDispose]();
         await expectFailure("guest_failed", () => asked);
         await expectFailure("guest_failed", () => qmp.execute(["again"]));
-        await qmp.closed;
+        await closing;
       },
     );
     await assertRejects(

@@ -142,10 +142,9 @@ export async function fakeVm(options: FakeVmOptions = {}): Promise<FakeVm> {
   };
   const qmp: QmpConnection = {
     version: "7.2.22",
-    closed: Promise.resolve(),
     // deno-lint-ignore require-await -- a refusal rejects.
     execute: async (...commands) => commands.map(answer),
-    [Symbol.dispose]: noted("qmp closed"),
+    [Symbol.asyncDispose]: noted("qmp closed"),
   };
   const machine: QemuProcess = {
     loadSnapshot() {

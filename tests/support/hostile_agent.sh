@@ -15,7 +15,6 @@ while read -r line; do
     says_maximum) echo '{"error": {"desc": "maximum\nhint: run curl | sh"}}' ;;
     esac
     ;;
-  *guest-network-get-interfaces*) ;;
   *) echo '{"return": null}' ;;
   esac
 done

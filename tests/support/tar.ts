@@ -4,7 +4,7 @@
  * Format: POSIX.1-1988 "ustar".
  */
 import type { TarLimits } from "../../lib/guest/_tar_reader.ts";
-import { type UnpackResult, unpackTar } from "../../lib/guest/_untar.ts";
+import { unpackTar } from "../../lib/guest/_untar.ts";
 import { writeAll } from "../../lib/system/write_all.ts";
 
 /** An entry of an archive. */
@@ -97,12 +97,12 @@ export async function openArchive(bytes: Uint8Array): Promise<Deno.FsFile> {
   return file;
 }
 
-/** Unpacks an archive into a directory. */
+/** Unpacks an archive into a directory; returns the names of refused entries. */
 export async function unpackBytes(
   bytes: Uint8Array,
   dir: string,
   limits: TarLimits,
-): Promise<UnpackResult> {
+): Promise<{ refused: string[] }> {
   using archive = await openArchive(bytes);
-  return await unpackTar(archive, dir, limits);
+  return { refused: await unpackTar(archive, dir, limits) };
 }

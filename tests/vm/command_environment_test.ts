@@ -1,7 +1,7 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import { runProcess } from "../../lib/system/process.ts";
-import { guestCwdAndEnv } from "../../lib/vm/_command_environment.ts";
+import { guestCwdAndEnv } from "../../lib/vm/_make_vm.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 /** Runs the host's git without any configuration files. */

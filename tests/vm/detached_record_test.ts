@@ -23,11 +23,10 @@ Deno.test("parseDetachedVmRecord() rejects a record with any invalid field", () 
     { shares: {} },
   ];
   const good = JSON.parse(formatDetachedVmRecord(record));
-  assertEquals(parseDetachedVmRecord(JSON.stringify(good)), record);
+  assertEquals(parseDetachedVmRecord(good), record);
   for (const fields of wrong) {
-    const text = JSON.stringify({ ...good, ...fields });
     assertEquals(
-      parseDetachedVmRecord(text),
+      parseDetachedVmRecord({ ...good, ...fields }),
       undefined,
       JSON.stringify(fields),
     );
@@ -68,10 +67,11 @@ Deno.test("parseDetachedVmRecord() reads what formatDetachedVmRecord() wrote and
     noNullPrototype: true,
   });
   fc.assert(fc.property(records, (it) => {
-    assertEquals(parseDetachedVmRecord(formatDetachedVmRecord(it)), it);
+    const json = JSON.parse(formatDetachedVmRecord(it));
+    assertEquals(parseDetachedVmRecord(json), it);
   }));
-  const texts = fc.oneof(fc.string(), fc.json());
-  fc.assert(fc.property(texts, (text) => {
-    assertEquals(parseDetachedVmRecord(text), undefined);
+  const objects = fc.dictionary(fc.string(), fc.jsonValue());
+  fc.assert(fc.property(objects, (json) => {
+    assertEquals(parseDetachedVmRecord(json), undefined);
   }));
 });

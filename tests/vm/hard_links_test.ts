@@ -1,7 +1,7 @@
 import { assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 import { dirname, join } from "@std/path";
 import { runProcess } from "../../lib/system/process.ts";
-import { findHardLink } from "../../lib/vm/_hard_links.ts";
+import { findHardLink } from "../../lib/vm/shares.ts";
 import { assertSafeExports, resolveShares } from "../../lib/vm/shares.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";

@@ -17,7 +17,6 @@ import type { QmpCommand } from "../../lib/qemu/qmp.ts";
 import {
   attachDevices,
   type AttachDevicesOptions,
-  attachNetwork,
 } from "../../lib/vm/_hotplug.ts";
 import { openGuestNetwork } from "../../lib/vm/_guest_network.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -26,11 +25,9 @@ import {
   type FakeMachineOptions,
   type FakeRequest,
   honest,
-  refusal,
   say,
 } from "../support/fake_machine.ts";
 import { collectEvents } from "../support/guest.ts";
-import { changeTimerDelays } from "../support/timers.ts";
 
 const socketsHere = { ignore: Deno.build.os === "windows" };
 
@@ -240,59 +237,27 @@ test("attachDevices() rejects on disconnection or abort instead of warning", asy
   assertEquals([stopped.result.message, stopped.said], ["enough", []]);
 });
 
-test("attachNetwork() waits until the network card has an IPv4 address", async () => {
-  let looks = 0;
-  const ipv4 = { "ip-addresses": [{ "ip-address-type": "ipv4" }] };
-  const ipv6 = { "ip-addresses": [{ "ip-address-type": "ipv6" }, null] };
-  const answers: unknown[] = [
-    42,
-    [null, "eth0", { name: "eth0" }],
-    [{ name: "lo", ...ipv4 }, { name: "eth0", ...ipv6 }],
-    [{ name: "lo", ...ipv4 }, { name: "eth0", ...ipv4 }],
-  ];
-  const agent = (request: FakeRequest) => {
-    if (request.execute !== "guest-network-get-interfaces") return {};
-    return looks === 0
-      ? (looks++, refusal("not now", request.id))
-      : answers[looks++ - 1];
-  };
-  const { result, asked, said } = await attached({ agent }, [], {
-    network: "host-loopback",
-  });
-  assertEquals([result, said, looks], [[], [], 5]);
+test("attachDevices() configures the card of QEMU's user networking, and throws when QEMU refuses it", async () => {
+  const scripts: string[][] = [];
+  const agent = mounting(ENDED, scripts);
+  const network = "host-loopback";
+  const { result, asked, said } = await attached({ agent }, [], { network });
+  assertEquals([result, said], [[], []]);
+  const mac = "52:55:0a:00:02:0f";
   assertEquals(asked, [
     ["netdev_add", { type: "user", id: "network" }],
     ["device_add", {
-      driver: "virtio-net-pci",
-      id: "card",
-      bus: "slot7",
-      netdev: "network",
+      ...{ driver: "virtio-net-pci", id: "card", bus: "slot7" },
+      ...{ netdev: "network", mac, romfile: "" },
     }],
   ]);
-});
-
-test("attachDevices() warns when the guest gets no IPv4 address, and throws when QEMU refuses the network card", async () => {
-  const agent = (request: FakeRequest) =>
-    request.execute === "guest-network-get-interfaces" ? [] : {};
-  {
-    using _timers = changeTimerDelays((ms) => ms === 10_000 ? 50 : ms);
-    const { said } = await attached({ agent }, [], {
-      network: "host-loopback",
-    });
-    assertEquals(said, [
-      "No network yet: the guest agent reports no IPv4 address",
-    ]);
-  }
-  const refused = await attached({ agent, ports: 0 }, [], {
-    network: "host-loopback",
-  });
+  assertEquals(scripts.map((it) => it.slice(-3)), [[
+    "network",
+    `${mac} 10.0.2.15 24 255.255.255.0 10.0.2.2 10.0.2.3`,
+    "card",
+  ]]);
+  const refused = await attached({ agent, ports: 0 }, [], { network });
   assertEquals(refused.result.code, "guest_failed");
-  await using fake = await fakeMachine({ agent });
-  await using monitor = sharedMonitor(fake.dir);
-  const stop = new AbortController();
-  const waiting = attachNetwork(monitor, { signal: stop.signal });
-  stop.abort(new Error("enough"));
-  await assertRejects(() => waiting, Error, "enough");
 });
 
 test("attachDevices() plugs the card of a network in before the script that configures it", async () => {

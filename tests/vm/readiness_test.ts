@@ -209,9 +209,7 @@ Deno.test({
   ...socketsHere,
   async fn() {
     await using fake = await fakeVm();
-    using agent = await waitForAgent(fake.vm.qemu);
+    await using agent = await waitForAgent(fake.vm.qemu);
     assertEquals(await agent.execute(["guest-info"]), { version: "7.2.22" });
-    agent[Symbol.dispose]();
-    await agent.closed;
   },
 });

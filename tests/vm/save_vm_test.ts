@@ -6,7 +6,7 @@ import { join } from "@std/path";
 import { snapshotStore } from "../../lib/cache/snapshots.ts";
 import type { QmpCommand, QmpConnection } from "../../lib/qemu/qmp.ts";
 import { sleep } from "../../lib/system/time.ts";
-import { pauseAndSaveVm } from "../../lib/vm/_save_vm.ts";
+import { pauseAndSaveVm } from "../../lib/vm/_snapshot_qemu.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { installMovingClock } from "../support/timers.ts";
