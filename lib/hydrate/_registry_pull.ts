@@ -135,14 +135,13 @@ export async function pullFromRegistry(
   });
   const identity = { size, digest: sha256ToDigest(layer.sha256) };
   const engine = selectDigestEngine(size, env);
-  await using part = hasPermittedEndpoint(endpoints)
-    ? await openPartFile(dir, identity, { engine })
-    : undefined;
+  await using part = await openPartFile(dir, identity, { engine });
   const fetched = await pullLayer({ request, options, ...resolved }, part);
   const architecture = artifact.architecture ??
-    await oras.fetchArchitecture(artifact, async (digest) => {
-      if (part) await probeBlob(endpoints.registry, digest);
-    });
+    await oras.fetchArchitecture(
+      artifact,
+      (digest) => probeBlob(endpoints.registry, digest),
+    );
   options.signal?.throwIfAborted();
   const arch = artifactArch({ architecture });
   return { ...fetched, ...signature && { signature }, arch };
@@ -151,45 +150,44 @@ export async function pullFromRegistry(
 /**
  * Pulls the image's layer: first with range requests, for a large image or a partial
  * download, then with `oras pull`. Range requests resume what an interrupted `oras
- * pull` wrote. `part` keeps bytes between attempts and runs; it is `undefined` if only
- * oras may connect to the endpoints.
+ * pull` wrote. `part` keeps bytes between attempts and runs.
  */
 async function pullLayer(
   pull: RegistryPull,
-  part: PartFile | undefined,
+  part: PartFile,
 ): Promise<FetchedImage> {
   const { request, options, artifact, layer, onMirrorFailed } = pull;
   const { endpoints, endpoints: { mirrors, registry } } = pull;
-  const missing = totalPullBytes(artifact) - (part?.presentBytes ?? 0);
+  const missing = totalPullBytes(artifact) - part.presentBytes;
   await assertFreeSpace(request.dir, missing);
   const onlyRanges = artifact.fetchedWithoutOras === true ||
     !isAddressedBySha256(layer);
   const isParallel = options.connections > 1 &&
     layer.size >= MIN_PARALLEL_BYTES;
   const prefersRanges = isParallel || mirrors.length > 0 || onlyRanges;
-  if (prefersRanges && !part) {
+  const isPermitted = hasPermittedEndpoint(endpoints);
+  if (prefersRanges && !isPermitted) {
     emitRangesUnavailable(pull, "--allow-net is not granted");
   }
-  let ranges: RangePolicy = !part
-    ? "never"
-    : prefersRanges
-    ? "first"
-    : "to resume";
-  let update = part && await copyFromBase(request, options, part, {
-    readIndexes: () =>
-      findAttachedFiles(endpoints, artifact.digest, CHUNK_INDEX),
-    download: (probe) =>
-      downloadBlob(endpoints, layer, {
-        ...probe,
-        ...{ connections: 1, partFile: part, onMirrorFailed },
-      }),
-  });
+  const wanted = prefersRanges ? "first" : "to resume";
+  let ranges: RangePolicy = isPermitted ? wanted : "never";
+  let update = isPermitted
+    ? await copyFromBase(request, options, part, {
+      readIndexes: () =>
+        findAttachedFiles(endpoints, artifact.digest, CHUNK_INDEX),
+      download: (probe) =>
+        downloadBlob(endpoints, layer, {
+          ...probe,
+          ...{ connections: 1, partFile: part, onMirrorFailed },
+        }),
+    })
+    : undefined;
   /** Whether to probe where the registry redirects to before oras follows. */
-  let needsProbe = part !== undefined;
+  let needsProbe = true;
   const budget = createRetryBudget(options);
   for (let attempt = 1;; attempt++) {
-    const resumes = ranges === "to resume" && (part?.presentBytes ?? 0) > 0;
-    if (part && (ranges === "first" || resumes)) {
+    const resumes = ranges === "to resume" && part.presentBytes > 0;
+    if (ranges === "first" || resumes) {
       try {
         // The transfer has a retry budget of its own.
         return await pullWithRangeRequests(pull, part, update);
@@ -217,7 +215,7 @@ async function pullLayer(
       const canResume = ranges !== "never";
       return await pullWithOras(pull, { attempt, part, canResume });
     } catch (error) {
-      needsProbe = part !== undefined;
+      needsProbe = true;
       budget.recordFailure(error);
       await budget.waitForBackoff();
     }
@@ -252,14 +250,14 @@ async function pullWithOras(
   { request, options, oras, artifact, layer }: RegistryPull,
   { attempt, part, canResume }: {
     attempt: number;
-    part: PartFile | undefined;
+    part: PartFile;
     /** Whether range requests can resume an interrupted attempt. */
     canResume: boolean;
   },
 ): Promise<FetchedImage> {
   const { dir } = request;
   const total = totalPullBytes(artifact);
-  const empty = canResume && part?.presentBytes === 0;
+  const empty = canResume && part.presentBytes === 0;
   if (!empty) await assertFreeSpace(dir, total);
   // A fresh directory: oras must not write onto an earlier attempt's files.
   const target = join(dir, `pull-${attempt}`);
@@ -272,13 +270,13 @@ async function pullWithOras(
     const engine = selectDigestEngine(layer.size, options.env);
     const pull = { layer, dir: target, progress, engine, syncToDisk: true };
     const pulled = await pullImage(oras, artifact, pull);
-    await part?.markComplete();
+    await part.markComplete();
     return { ...pulled, path, fileName: basename(path) };
   } catch (error) {
     // Leave the copying to the next run: after Ctrl-C it would take too long.
     if (empty && options.signal?.aborted) throw error;
     if (empty && isTransientError(error)) await part.copyFromExternalFile(path);
-    else if (empty || !canResume) await part?.clear();
+    else if (empty) await part.clear();
     await removeTree(target);
     throw error;
   }
