@@ -7,12 +7,10 @@
  */
 import { ToolsmithError } from "../errors.ts";
 import type { Sha256 } from "../system/digest.ts";
-import { readLimitedBody } from "../system/http_body.ts";
 import { createHttpClient } from "../system/http_client.ts";
 import { type RetryOptions, retryTransient } from "../system/retry.ts";
-import { startStallTimer } from "../system/stall_timer.ts";
 import type { FetchOptions } from "./_fetch_request.ts";
-import { fileTooLargeError, httpsByteSource } from "./_https_byte_source.ts";
+import { downloadSmallFile } from "./_https_byte_source.ts";
 
 /** Network options for the list's server. */
 export type ChecksumListOptions =
@@ -73,17 +71,7 @@ async function downloadList(
   options: ChecksumListOptions,
 ): Promise<string> {
   using client = await createHttpClient(options.caFile);
-  const limit = MAX_CHECKSUM_LIST_BYTES;
-  const source = httpsByteSource(url, client, limit);
-  const { displayName } = source;
-  return await retryTransient(async () => {
-    using timer = startStallTimer(`download ${displayName}`, options);
-    const { body } = await source.requestRange(0, limit, timer.signal);
-    const bytes = await readLimitedBody(body, timer, {
-      shown: displayName,
-      limit,
-    });
-    if (!bytes) throw fileTooLargeError(displayName, limit);
-    return new TextDecoder().decode(bytes);
-  }, options);
+  const limited = { ...options, limit: MAX_CHECKSUM_LIST_BYTES };
+  const download = () => downloadSmallFile(url, client, limited);
+  return new TextDecoder().decode(await retryTransient(download, options));
 }

@@ -10,7 +10,12 @@ import {
   httpStatusError,
   unexpectedContentEncoding,
 } from "../system/http_errors.ts";
+import { readLimitedBody } from "../system/http_body.ts";
 import { fetchFollowingRedirects } from "../system/redirects.ts";
+import {
+  type StallTimerOptions,
+  startStallTimer,
+} from "../system/stall_timer.ts";
 import type { ByteSource } from "../transfer/byte_source.ts";
 
 const MAX_HTTPS_IMAGE_BYTES = 256 * 1024 ** 3;
@@ -73,10 +78,22 @@ export function httpsByteSource(
   };
 }
 
-export function fileTooLargeError(
-  shown: string,
-  maxBytes: number,
-): ToolsmithError {
+/** Downloads a file of at most `limit` bytes into memory. */
+export async function downloadSmallFile(
+  url: URL,
+  client: HttpClient,
+  { limit, ...options }: StallTimerOptions & { limit: number },
+): Promise<Uint8Array> {
+  const source = httpsByteSource(url, client, limit);
+  const { displayName: shown } = source;
+  using timer = startStallTimer(`download ${shown}`, options);
+  const { body } = await source.requestRange(0, Infinity, timer.signal);
+  const bytes = await readLimitedBody(body, timer, { shown, limit });
+  if (!bytes) throw fileTooLargeError(shown, limit);
+  return bytes;
+}
+
+function fileTooLargeError(shown: string, maxBytes: number): ToolsmithError {
   return new ToolsmithError(
     "artifact_unsafe",
     `Cannot download ${shown}: the file is larger than the limit of ${maxBytes} bytes`,

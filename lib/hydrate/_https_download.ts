@@ -10,15 +10,11 @@ import {
 import { formatImageSource } from "../manifest/image_source.ts";
 import { selectDigestEngine, sha256ToDigest } from "../system/digest.ts";
 import { assertFreeSpace } from "../system/free_space.ts";
-import { readLimitedBody } from "../system/http_body.ts";
 import { createHttpClient, type HttpClient } from "../system/http_client.ts";
 import { openPartFile, type PartFile } from "../system/part_file.ts";
 import { readPartRecord } from "../system/part_record.ts";
 import { openIncrementalFileSync } from "../system/incremental_sync.ts";
-import {
-  startStallTimer,
-  withOptionalRequestTimeout,
-} from "../system/stall_timer.ts";
+import { withOptionalRequestTimeout } from "../system/stall_timer.ts";
 import { writeAllSync } from "../system/write_all.ts";
 import {
   hashGrowingFile,
@@ -32,7 +28,7 @@ import {
   type ResolvedFetchOptions,
   toQcow2FileName,
 } from "./_fetch_request.ts";
-import { httpsByteSource } from "./_https_byte_source.ts";
+import { downloadSmallFile, httpsByteSource } from "./_https_byte_source.ts";
 import { copyFromBase } from "./_update.ts";
 
 /** Bytes written between two free-space checks, if the body has no length. */
@@ -109,14 +105,9 @@ async function* readIndexBeside(
 ): AsyncGenerator<Uint8Array> {
   const url = new URL(image);
   url.pathname += CHUNK_INDEX_SUFFIX;
-  const { maxBytes: limit } = CHUNK_INDEX;
-  const source = httpsByteSource(url, client, limit);
-  const { displayName: shown } = source;
   const limits = withOptionalRequestTimeout(options);
-  using timer = startStallTimer(`download ${shown}`, limits);
-  const { body } = await source.requestRange(0, Infinity, timer.signal);
-  const bytes = await readLimitedBody(body, timer, { shown, limit });
-  if (bytes) yield bytes;
+  const { maxBytes: limit } = CHUNK_INDEX;
+  yield await downloadSmallFile(url, client, { ...limits, limit });
 }
 
 function newHttpsTransfer(

@@ -41,7 +41,7 @@ import { workspaceOf } from "../system/workspace.ts";
 import { type FetchOptions, verifyImageSignature } from "./fetch_image.ts";
 import { hydrate } from "./hydrate.ts";
 import { fetchDigestFromList } from "./_checksum_list.ts";
-import { downloadUnpinnedImage } from "./_unpinned_image.ts";
+import { downloadUnpinnedImage } from "./_add_to_cache.ts";
 
 /** What {@linkcode init} takes: either `ref` or `file`. */
 export interface InitOptions extends FetchOptions {
