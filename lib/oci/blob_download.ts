@@ -90,8 +90,8 @@ export async function probeBlob(
   try {
     const options = { ...limits, signal };
     using repository = await repositoryClient({ ...registry, options });
-    const request = { method: "HEAD", headers: {}, signal } as const;
-    [answer] = await repository.get(`blobs/${digest}`, request);
+    const head = { method: "HEAD", signal };
+    [answer] = await repository.get(`blobs/${digest}`, head);
     await answer.body?.cancel();
   } catch (error) {
     limits.signal?.throwIfAborted();

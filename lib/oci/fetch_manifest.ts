@@ -23,13 +23,6 @@ import {
 import { type Endpoint, repositoryClient } from "./endpoints.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 
-export interface FetchFromMirrorsOptions {
-  /** Throws for an unusable artifact, such as that of an outdated mirror. */
-  checkArtifact: (artifact: Artifact) => void;
-  /** Called when a mirror is skipped, with its host and the reason. */
-  onMirrorFailed: (mirror: string, reason: string) => void;
-}
-
 const MANIFEST_ACCEPT_HEADER = [
   ...IMAGE_MANIFEST_MEDIA_TYPES,
   ...INDEX_MEDIA_TYPES,
@@ -43,7 +36,12 @@ const MANIFEST_ACCEPT_HEADER = [
 export async function fetchManifestFromMirrors(
   mirrors: Endpoint[],
   reference: OciReference,
-  { checkArtifact, onMirrorFailed }: FetchFromMirrorsOptions,
+  { checkArtifact, onMirrorFailed }: {
+    /** Throws for an unusable artifact, such as that of an outdated mirror. */
+    checkArtifact: (artifact: Artifact) => void;
+    /** Called when a mirror is skipped, with its host and the reason. */
+    onMirrorFailed: (mirror: string, reason: string) => void;
+  },
 ): Promise<Artifact | undefined> {
   for (const mirror of mirrors) {
     if (reference.digest === undefined && !mirror.resolvesTags) continue;

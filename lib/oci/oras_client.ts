@@ -213,7 +213,6 @@ async function pushWithOras(
   options: RegistryOptions,
   { files, cwd, artifactType, annotations, totalBytes, attach }: PushOptions,
 ): Promise<Digest> {
-  const { stallTimeoutMs } = options;
   const name = formatReference(reference);
   const subcommand = attach ? "attach" : "push";
   const args = ["--no-tty", "--format", "json"];
@@ -233,9 +232,9 @@ async function pushWithOras(
     const passedMs = performance.now() - startedAt;
     return Math.floor(Math.min(passedMs, totalBytes / MIN_PUSH_BYTES_PER_MS));
   };
-  const limits = { stallTimeoutMs };
   const title = `${subcommand} ${name}`;
-  await using watch = watchOrasTransfer(title, measure, limits);
+  const { stallTimeoutMs } = options;
+  await using watch = watchOrasTransfer(title, measure, { stallTimeoutMs });
   const { stdout } = await runOrasForRegistry(reference, options, {
     subcommand: [subcommand],
     args,
