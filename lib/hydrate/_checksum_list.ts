@@ -35,14 +35,11 @@ export async function fetchDigestFromList(
   const name = lastPathSegment(file);
   const digests = findDigestsInList(name, await downloadList(list, options));
   if (digests.length === 1) return digests[0];
-  throw new ToolsmithError(
-    "checksum_mismatch",
-    `Cannot use the checksum list ${list.origin}${list.pathname}: expected one SHA-256 of ${name}, found ${digests.length}`,
-    {
-      hint:
-        "use the checksum list published beside the image, or pass the digest: --sha256 DIGEST",
-    },
-  );
+  const message =
+    `Cannot use the checksum list ${list.origin}${list.pathname}: expected one SHA-256 of ${name}, found ${digests.length}`;
+  const hint =
+    "use the checksum list published beside the image, or pass the digest: --sha256 DIGEST";
+  throw new ToolsmithError("checksum_mismatch", message, { hint });
 }
 
 /** Returns the distinct digests of a file; lines in other formats are skipped. */

@@ -140,13 +140,11 @@ async function downloadMissingRanges(
 
 /** The next attempt resumes the bytes that are present. */
 function sourceChangedError({ image }: FetchRequest): ToolsmithError {
-  return new ToolsmithError(
-    "transfer_interrupted",
-    `Cannot download ${
-      formatImageSource(image.source)
-    }: the file on the server changed its size during the transfer`,
-    { hint: "try again" },
-  );
+  const message = `Cannot download ${
+    formatImageSource(image.source)
+  }: the file on the server changed its size during the transfer`;
+  const hint = "try again";
+  return new ToolsmithError("transfer_interrupted", message, { hint });
 }
 
 /** Downloads an image to a new file, which no later run resumes. */

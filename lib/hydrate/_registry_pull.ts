@@ -293,11 +293,10 @@ function isAddressedBySha256({ digest, sha256 }: ImageLayer): boolean {
 
 /** A signature covers the digests in the artifact's manifest, and no other. */
 function unsignedDigestError({ title, digest }: ImageLayer): ToolsmithError {
-  return new ToolsmithError(
-    "signature_invalid",
-    `Cannot use ${title}: a signature would cover ${digest}, not its SHA-256`,
-    { hint: "publish the image again: toolsmith publish IMAGE.qcow2 REF" },
-  );
+  const message =
+    `Cannot use ${title}: a signature would cover ${digest}, not its SHA-256`;
+  const hint = "publish the image again: toolsmith publish IMAGE.qcow2 REF";
+  return new ToolsmithError("signature_invalid", message, { hint });
 }
 
 function emitRangesUnavailable(

@@ -281,22 +281,20 @@ function throwIfOffline(
   missing: "image" | "signature" = "image",
 ): void {
   if (!options.offline || image.source.kind === "file") return;
-  throw new ToolsmithError(
-    "offline_miss",
-    `Cannot hydrate ${image.name} offline: no verified ${missing} in ${entry.dir}`,
-    { hint: "run once without --offline, or copy the cache from another host" },
-  );
+  const message =
+    `Cannot hydrate ${image.name} offline: no verified ${missing} in ${entry.dir}`;
+  const hint =
+    "run once without --offline, or copy the cache from another host";
+  throw new ToolsmithError("offline_miss", message, { hint });
 }
 
 /** A manifest's file has no such rule, but a program may pass one. */
 function unsignedSourceError({ source }: ManifestImage): ToolsmithError {
-  return new ToolsmithError(
-    "signature_missing",
-    `Cannot use ${
-      formatImageSource(source)
-    }: only images in a registry have signatures`,
-    { hint: "use an oci:// image, or remove image.signature" },
-  );
+  const message = `Cannot use ${
+    formatImageSource(source)
+  }: only images in a registry have signatures`;
+  const hint = "use an oci:// image, or remove image.signature";
+  return new ToolsmithError("signature_missing", message, { hint });
 }
 
 function checksumMismatchError(
@@ -304,12 +302,9 @@ function checksumMismatchError(
   fetched: FetchedImage,
 ): ToolsmithError {
   const source = formatImageSource(image.source);
-  return new ToolsmithError(
-    "checksum_mismatch",
-    `Checksum mismatch for ${source}: expected ${image.sha256}, actual ${fetched.sha256}`,
-    {
-      hint:
-        "if the image was republished, use the actual digest as image.qcow2_sha256 in the manifest or as --sha256; otherwise find out who changed the image",
-    },
-  );
+  const message =
+    `Checksum mismatch for ${source}: expected ${image.sha256}, actual ${fetched.sha256}`;
+  const hint =
+    "if the image was republished, use the actual digest as image.qcow2_sha256 in the manifest or as --sha256; otherwise find out who changed the image";
+  return new ToolsmithError("checksum_mismatch", message, { hint });
 }

@@ -127,11 +127,10 @@ export interface InitResult {
 export async function init(options: InitOptions): Promise<InitResult> {
   const { ref, file, cwd = Deno.cwd(), env = processEnvironment } = options;
   if ((ref === undefined) === (file === undefined)) {
-    throw new ToolsmithError(
-      "usage",
-      "Cannot write a manifest: pass exactly one of --ref and --file",
-      { hint: "run: toolsmith init --ref oci://REGISTRY/OWNER/REPO:VERSION" },
-    );
+    const message =
+      "Cannot write a manifest: pass exactly one of --ref and --file";
+    const hint = "run: toolsmith init --ref oci://REGISTRY/OWNER/REPO:VERSION";
+    throw new ToolsmithError("usage", message, { hint });
   }
   const path = resolve(
     cwd,
@@ -143,23 +142,19 @@ export async function init(options: InitOptions): Promise<InitResult> {
     ? await assertManifestUpdatable(path, { setName })
     : undefined;
   if (!options.update && await manifestExists(path)) {
-    throw new ToolsmithError(
-      "usage",
-      `Cannot write manifest ${path}: the file already exists`,
-      { hint: "pass --update to replace the image in the existing manifest" },
-    );
+    const message = `Cannot write manifest ${path}: the file already exists`;
+    const hint = "pass --update to replace the image in the existing manifest";
+    throw new ToolsmithError("usage", message, { hint });
   }
   const expected = parseExpectedDigest(options);
   const given = await parseSignatureOptions(options, cwd);
   const signature = given ?? existing?.signature;
   if (signature && (ref === undefined || isHttpUrl(ref))) {
-    throw new ToolsmithError(
-      "usage",
-      `Cannot require a signature of ${
-        ref ?? file
-      }: only images in a registry have signatures`,
-      { hint: "use --ref oci://…, or remove image.signature" },
-    );
+    const message = `Cannot require a signature of ${
+      ref ?? file
+    }: only images in a registry have signatures`;
+    const hint = "use --ref oci://…, or remove image.signature";
+    throw new ToolsmithError("usage", message, { hint });
   }
   const existingName = setName ? undefined : existing?.name;
   const pinOptions = { ...options, path, expected, existingName, signature };
@@ -195,13 +190,11 @@ function isHttpUrl(ref: string): boolean {
 function parseExpectedDigest(options: InitOptions): Sha256 | undefined {
   const { ref = "", sha256: text, sha256sums } = options;
   if (sha256sums !== undefined && (!isHttpUrl(ref) || text !== undefined)) {
-    throw new ToolsmithError(
-      "usage",
-      text === undefined
-        ? "Cannot use --sha256sums: the image is not at an https:// URL"
-        : "Cannot use --sha256 and --sha256sums together",
-      { hint: "use --sha256sums alone, with the https:// URL of an image" },
-    );
+    const message = text === undefined
+      ? "Cannot use --sha256sums: the image is not at an https:// URL"
+      : "Cannot use --sha256 and --sha256sums together";
+    const hint = "use --sha256sums alone, with the https:// URL of an image";
+    throw new ToolsmithError("usage", message, { hint });
   }
   const expected = text === undefined ? undefined : parseSha256(text);
   if (text === undefined || expected !== undefined) return expected;
@@ -273,11 +266,9 @@ async function fetchDigestFromSha256sums(
   if (list.kind === "https") {
     return await fetchDigestFromList(list.url, url, options);
   }
-  throw new ToolsmithError(
-    "usage",
-    `Cannot use --sha256sums ${sha256sums}: not an https:// URL`,
-    { hint: "pass the https:// URL of the checksum list, or --sha256 DIGEST" },
-  );
+  const message = `Cannot use --sha256sums ${sha256sums}: not an https:// URL`;
+  const hint = "pass the https:// URL of the checksum list, or --sha256 DIGEST";
+  throw new ToolsmithError("usage", message, { hint });
 }
 
 async function hashLocalImage(
@@ -292,11 +283,10 @@ async function hashLocalImage(
   const chunks = readFileChunks(file, { onBytesRead, signal });
   const sha256: Sha256 = await sha256OfChunks(chunks);
   if (expected !== undefined && sha256 !== expected) {
-    throw new ToolsmithError(
-      "checksum_mismatch",
-      `Checksum mismatch for ${file}: expected ${expected}, actual ${sha256}`,
-      { hint: "find out which digest is right before using the image" },
-    );
+    const message =
+      `Checksum mismatch for ${file}: expected ${expected}, actual ${sha256}`;
+    const hint = "find out which digest is right before using the image";
+    throw new ToolsmithError("checksum_mismatch", message, { hint });
   }
   // A path relative to the manifest stays valid when the workspace moves.
   const path: string = relative(dirname(manifest), file);

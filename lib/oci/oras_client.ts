@@ -138,13 +138,11 @@ async function readOrasVersion(options: RegistryOptions): Promise<string> {
   const version = /^Version:\s*(\S+)/m.exec(stdout)?.[1];
   if (code === 0 && version) return version.replace(/\+.*/, "");
   const printed = redactSecrets(stdout + stderr).slice(0, 200);
-  throw new ToolsmithError(
-    "oras_failed",
-    `Cannot read the version of ${orasPath(options)}: unexpected output ${
-      JSON.stringify(printed)
-    }`,
-    { hint: "set TOOLSMITH_ORAS to the path of oras (https://oras.land/)" },
-  );
+  const message = `Cannot read the version of ${
+    orasPath(options)
+  }: unexpected output ${JSON.stringify(printed)}`;
+  const hint = "set TOOLSMITH_ORAS to the path of oras (https://oras.land/)";
+  throw new ToolsmithError("oras_failed", message, { hint });
 }
 
 /** Runs a subcommand that takes no longer than a stall may. */

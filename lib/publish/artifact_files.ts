@@ -49,11 +49,9 @@ export function parseExtraFile(text: string): ExtraFile {
   if (path !== "" && MEDIA_TYPE_PATTERN.test(mediaType)) {
     return { path, mediaType };
   }
-  throw new ToolsmithError(
-    "usage",
-    `Cannot publish extra file "${text}": expected PATH:TYPE`,
-    { hint: `write ${path || text || "PATH"}:application/json, for example` },
-  );
+  const message = `Cannot publish extra file "${text}": expected PATH:TYPE`;
+  const hint = `write ${path || text || "PATH"}:application/json, for example`;
+  throw new ToolsmithError("usage", message, { hint });
 }
 
 /**
@@ -82,23 +80,21 @@ export function addExtraFiles(
   for (const extra of extras) {
     const title = basename(extra.path);
     if (!isPortableTitle(title)) {
-      throw new ToolsmithError(
-        "usage",
-        `Cannot publish extra file ${extra.path}: its name is not valid on every system`,
-        { hint: "rename the file: use ASCII letters, digits, dots and dashes" },
-      );
+      const message =
+        `Cannot publish extra file ${extra.path}: its name is not valid on every system`;
+      const hint =
+        "rename the file: use ASCII letters, digits, dots and dashes";
+      throw new ToolsmithError("usage", message, { hint });
     }
     // Compare folded names, as some file systems ignore case.
     const same = files.find((file) =>
       foldNameCase(file.title) === foldNameCase(title)
     );
     if (same) {
-      throw new ToolsmithError(
-        "usage",
-        `Cannot publish both ${same.path} and ${extra.path}: ` +
-          "their names collide in the consumer's directory",
-        { hint: "rename one of the two files" },
-      );
+      const message = `Cannot publish both ${same.path} and ${extra.path}: ` +
+        "their names collide in the consumer's directory";
+      const hint = "rename one of the two files";
+      throw new ToolsmithError("usage", message, { hint });
     }
     files.push({ ...extra, title });
   }
@@ -159,12 +155,9 @@ function parseSourceDateEpoch(env: Environment): Date | undefined {
   if (!epoch) return undefined;
   const time = new Date(Number(epoch) * 1000);
   if (/^\d+$/.test(epoch) && !isNaN(time.getTime())) return time;
-  throw new ToolsmithError(
-    "usage",
-    `Cannot use SOURCE_DATE_EPOCH=${epoch}: expected seconds since 1970`,
-    {
-      hint:
-        "set SOURCE_DATE_EPOCH to the seconds that `git log -1 --format=%ct` prints",
-    },
-  );
+  const message =
+    `Cannot use SOURCE_DATE_EPOCH=${epoch}: expected seconds since 1970`;
+  const hint =
+    "set SOURCE_DATE_EPOCH to the seconds that `git log -1 --format=%ct` prints";
+  throw new ToolsmithError("usage", message, { hint });
 }

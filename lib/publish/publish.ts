@@ -233,14 +233,11 @@ function parsePublishTarget(text: string, emit: Emit): OciReference {
   );
   const target = parseReference(lower);
   if (target.digest) {
-    throw new ToolsmithError(
-      "reference_invalid",
-      `Cannot publish to ${text}: the target must be a tag, not a digest`,
-      {
-        hint:
-          `publish under a tag: ${target.registry}/${target.repository}:VERSION`,
-      },
-    );
+    const message =
+      `Cannot publish to ${text}: the target must be a tag, not a digest`;
+    const hint =
+      `publish under a tag: ${target.registry}/${target.repository}:VERSION`;
+    throw new ToolsmithError("reference_invalid", message, { hint });
   }
   if (lower !== text) {
     const message =
