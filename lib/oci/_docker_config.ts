@@ -172,7 +172,7 @@ function helperInConfig(
   { credHelpers, credsStore }: JsonObject,
   key: string,
 ): string | undefined {
-  const helper = ownProperty(jsonObjectOrEmpty(credHelpers), key) || credsStore;
+  const helper = jsonObjectOrEmpty(credHelpers)[key] || credsStore;
   return typeof helper === "string" && helper ? helper : undefined;
 }
 
@@ -224,7 +224,7 @@ function credentialsInConfig(
   key: string,
 ): RegistryCredentials {
   // Old files have URLs as keys.
-  const entry = ownProperty(auths, key) ??
+  const entry = auths[key] ??
     Object.entries(auths).find(([name]) => hostOfConfigKey(name) === key)?.[1];
   const fields = jsonObjectOrEmpty(entry);
   const text = (name: string) =>
@@ -259,8 +259,4 @@ function decodeBasicLogin(auth: string, key: string) {
 
 function hostOfConfigKey(address: string): string {
   return address.replace(/^https?:\/\//, "").split("/")[0];
-}
-
-function ownProperty(record: JsonObject, key: string): unknown {
-  return Object.hasOwn(record, key) ? record[key] : undefined;
 }
