@@ -8,14 +8,9 @@
 import { ToolsmithError } from "../errors.ts";
 import type { Sha256 } from "../system/digest.ts";
 import { createHttpClient } from "../system/http_client.ts";
-import { type RetryOptions, retryTransient } from "../system/retry.ts";
+import { retryTransient } from "../system/retry.ts";
 import type { FetchOptions } from "./_fetch_request.ts";
 import { downloadSmallFile } from "./_https_byte_source.ts";
-
-/** Network options for the list's server. */
-export type ChecksumListOptions =
-  & RetryOptions
-  & Pick<FetchOptions, "caFile" | "stallTimeoutMs">;
 
 /** Far above the size of any distribution's list. */
 const MAX_CHECKSUM_LIST_BYTES = 1024 * 1024;
@@ -30,7 +25,7 @@ const TAGGED_LINE_PATTERN = /^SHA256 \((?:\.\/)?(.+)\) = ([0-9a-f]{64})$/i;
 export async function fetchDigestFromList(
   list: URL,
   file: URL,
-  options: ChecksumListOptions = {},
+  options: FetchOptions = {},
 ): Promise<Sha256> {
   const name = lastPathSegment(file);
   const digests = findDigestsInList(name, await downloadList(list, options));
@@ -63,10 +58,7 @@ function lastPathSegment({ pathname }: URL): string {
   }
 }
 
-async function downloadList(
-  url: URL,
-  options: ChecksumListOptions,
-): Promise<string> {
+async function downloadList(url: URL, options: FetchOptions) {
   using client = await createHttpClient(options.caFile);
   const limited = { ...options, limit: MAX_CHECKSUM_LIST_BYTES };
   const download = () => downloadSmallFile(url, client, limited);

@@ -127,7 +127,8 @@ export async function hydrate(
       using locked = await lockEntry(entry, name, { emit, signal });
       return await hydrateUnderLock(call, locked);
     } catch (error) {
-      if (!isCacheUnwritableError(error) || options.force) throw error;
+      const { code } = error as { code?: string };
+      if (code !== "cache_unwritable" || options.force) throw error;
       // A cache that this user cannot write may still hold an intact image.
       const cached = await entry.lookUpImage();
       if (!cached || !await rehashAndCompare(call, cached)) throw error;
@@ -147,10 +148,6 @@ interface HydrateCall {
   cache: string;
   options: HydrateOptions;
   emit: Emit;
-}
-
-function isCacheUnwritableError(error: unknown): boolean {
-  return error instanceof ToolsmithError && error.code === "cache_unwritable";
 }
 
 async function hydrateUnderLock(

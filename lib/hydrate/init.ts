@@ -169,16 +169,14 @@ export async function init(options: InitOptions): Promise<InitResult> {
   return { path, outcome, manifest: await loadManifest(path, { cwd, env }) };
 }
 
-interface InitOptionsWithDigest extends InitOptions {
+/** The options of {@linkcode init}, and what follows from them. */
+interface ResolvedInitOptions extends InitOptions {
+  /** Absolute path of the manifest. */
+  path: string;
   /** The parsed `sha256` option. */
   expected?: Sha256;
   /** Who must have signed. */
   signature?: SignatureRule;
-}
-
-interface InitOptionsWithManifest extends InitOptionsWithDigest {
-  /** Absolute path of the manifest. */
-  path: string;
   /** The image name in the manifest that is updated. */
   existingName?: string;
 }
@@ -218,7 +216,7 @@ async function parseSignatureOptions(
 
 async function resolveRegistryImage(
   ref: string,
-  options: InitOptionsWithDigest,
+  options: ResolvedInitOptions,
 ): Promise<PinnedImage> {
   const reference = parseReference(ref);
   const { arch = Deno.build.arch } = options;
@@ -239,7 +237,7 @@ async function resolveRegistryImage(
 /** Downloads the image even if the digest is known: a pin is always checked. */
 async function downloadAndPinImage(
   url: string,
-  { path, expected, existingName, ...options }: InitOptionsWithManifest,
+  { path, expected, existingName, ...options }: ResolvedInitOptions,
 ): Promise<PinnedImage> {
   const workspace = workspaceOf(path);
   const source = parseImageSource(url, workspace) as HttpsSource;
@@ -273,7 +271,7 @@ async function fetchDigestFromSha256sums(
 
 async function hashLocalImage(
   file: string,
-  { path: manifest, expected, onEvent, signal }: InitOptionsWithManifest,
+  { path: manifest, expected, onEvent, signal }: ResolvedInitOptions,
 ): Promise<PinnedImage> {
   const { bytes: total } = await inspectImage(file);
   const name = imageNameFromPath(file);

@@ -82,16 +82,11 @@ export async function pollUntilServed(
       const delayMs = !error || attempt === attempts || late
         ? 0
         : Math.max(pollDelayMs(attempt, intervalMs), askedMs);
-      emit({
-        type: "publish_poll",
-        image: published.imageName,
-        reference,
-        attempt,
-        attempts,
-        outcome: error ? "waiting" : "served",
-        ...(error ? { message: error.message } : {}),
-        delayMs,
-      });
+      const poll = { image: published.imageName, reference, attempt, attempts };
+      const outcome = error
+        ? { outcome: "waiting" as const, message: error.message }
+        : { outcome: "served" as const };
+      emit({ type: "publish_poll", ...poll, ...outcome, delayMs });
       if (!error) return attempt;
       last = error.message;
       if (late) break;
