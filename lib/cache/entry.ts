@@ -158,7 +158,7 @@ export function cacheEntryHandle(
   async function markUsedAndCleanUp(): Promise<void> {
     const now = new Date();
     await Deno.utime(dir, now, now).catch(() => {});
-    await removeStaleStagingOfEntry(key);
+    await removeStaleStagingOfEntry(key).catch(() => {});
   }
 
   return { dir, lockPath, lookUpImage, lock, markUsedAndCleanUp };

@@ -21,9 +21,9 @@ import {
   probeBlob,
 } from "../oci/blob_download.ts";
 import { unusedGhcrTokenWarning } from "../oci/ghcr_credentials.ts";
-import { type Endpoints, findEndpoints } from "../oci/endpoints.ts";
+import { findEndpoints } from "../oci/endpoints.ts";
 import { fetchManifestFromMirrors } from "../oci/fetch_manifest.ts";
-import { type OrasClient, orasClient } from "../oci/oras_client.ts";
+import { orasClient } from "../oci/oras_client.ts";
 import { artifactArch, fetchArtifactForArch } from "../oci/platform.ts";
 import { pullImage, totalPullBytes } from "../oci/pull.ts";
 import type { OciReference } from "../oci/reference.ts";
@@ -56,16 +56,10 @@ class DigestMismatchError extends RangesUnavailableError {}
 type RangePolicy = "first" | "to resume" | "never";
 
 /** One image that is pulled from a registry. */
-interface RegistryPull {
+type RegistryPull = Awaited<ReturnType<typeof resolveArtifact>> & {
   request: FetchRequest;
   options: ResolvedFetchOptions;
-  oras: OrasClient;
-  endpoints: Endpoints;
-  artifact: Artifact;
-  layer: ImageLayer;
-  /** Called when a mirror is skipped. */
-  onMirrorFailed: (mirror: string, reason: string) => void;
-}
+};
 
 /**
  * Fetches the manifest of an image's artifact, selects the image's layer, and verifies
@@ -120,12 +114,8 @@ export async function pullFromRegistry(
 ): Promise<FetchedImage> {
   const { dir, image: { name: image } } = request;
   const { emit, env = processEnvironment } = options;
-  const { signature, ...resolved } = await resolveArtifact(
-    request.image,
-    options,
-    reference,
-  );
-  const { oras, endpoints, artifact, layer } = resolved;
+  const resolved = await resolveArtifact(request.image, options, reference);
+  const { oras, endpoints, artifact, layer, signature } = resolved;
   const source = formatImageSource(reference);
   const { title: file, size } = layer;
   const { digest } = artifact;
