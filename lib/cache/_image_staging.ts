@@ -40,17 +40,14 @@ export interface CacheKey {
   sha256: Sha256;
 }
 
-/** A verified image in a staging directory. */
 export interface StagedImage
   extends Pick<VerificationRecord, "source" | "boot" | "update" | "signature"> {
   path: string;
-  /** File name in the cache. */
   fileName: string;
   /** Identity of the file whose bytes were hashed. */
   hashedFile: FileIdentity;
 }
 
-/** A staging directory for an image. */
 export type ImageStaging = Awaited<ReturnType<typeof createOrResumeStaging>>;
 
 /** How long a partial download is kept after its last byte. */
@@ -70,10 +67,7 @@ export function entryLockPath({ cache, image, sha256 }: CacheKey): string {
  * creates one. The caller holds the entry's lock. Disposing removes the directory,
  * unless it holds a partial download that can be resumed.
  */
-export async function createOrResumeStaging(
-  key: CacheKey,
-  env: Environment,
-) {
+export async function createOrResumeStaging(key: CacheKey, env: Environment) {
   const { cache, image, sha256 } = key;
   const partials = await listPartialsOfImage(cache, image, env);
   const digest = sha256ToDigest(sha256);

@@ -47,9 +47,7 @@ export type { CacheKey, ImageStaging };
 
 /** A cached image, as found without rehashing it. */
 export interface CachedImage {
-  /** Absolute path. */
   path: string;
-  /** Size, in bytes. */
   bytes: number;
   /** Whether the file matches a trusted verification record. */
   trusted: boolean;
@@ -57,7 +55,6 @@ export interface CachedImage {
   untrustedReason?: string;
   /** The verification record, if it exists and is trusted. */
   verificationRecord?: VerificationRecord;
-  /** Identity of the file that was found. */
   fileIdentity: FileIdentity;
 }
 
@@ -67,7 +64,6 @@ const SYMLINKED_CACHE_HINT =
   "remove the symbolic link, or use another cache: --cache DIR or TOOLSMITH_CACHE=DIR";
 
 export interface ResolveCacheDirOptions {
-  /** The directory given by the user. */
   cache?: string;
   /** Read for `TOOLSMITH_CACHE`. */
   env?: Environment;

@@ -102,11 +102,7 @@ function fileTooLargeError(shown: string, maxBytes: number): ToolsmithError {
 }
 
 /** Checks that a response is the unencoded file, starting at byte `from`. */
-function findResponseError(
-  response: Response,
-  from: number,
-  shown: string,
-): ToolsmithError | undefined {
+function findResponseError(response: Response, from: number, shown: string) {
   const { status, headers } = response;
   if (!response.ok) return httpStatusError(response, shown);
   const encoding = unexpectedContentEncoding(headers);

@@ -55,7 +55,6 @@ class DigestMismatchError extends RangesUnavailableError {}
 /** When to use range requests instead of `oras pull`. */
 type RangePolicy = "first" | "to resume" | "never";
 
-/** One image that is pulled from a registry. */
 type RegistryPull = Awaited<ReturnType<typeof resolveArtifact>> & {
   request: FetchRequest;
   options: ResolvedFetchOptions;
@@ -106,7 +105,6 @@ export async function resolveArtifact(
   return { oras, endpoints, artifact, layer, onMirrorFailed, signature };
 }
 
-/** Fetches an image from a registry into the request's directory. */
 export async function pullFromRegistry(
   request: FetchRequest,
   options: ResolvedFetchOptions,
@@ -142,10 +140,7 @@ export async function pullFromRegistry(
  * download, then with `oras pull`. Range requests resume what an interrupted `oras
  * pull` wrote. `part` keeps bytes between attempts and runs.
  */
-async function pullLayer(
-  pull: RegistryPull,
-  part: PartFile,
-): Promise<FetchedImage> {
+async function pullLayer(pull: RegistryPull, part: PartFile) {
   const { request, options, artifact, layer, onMirrorFailed } = pull;
   const { endpoints, endpoints: { mirrors, registry } } = pull;
   const missing = totalPullBytes(artifact) - part.presentBytes;

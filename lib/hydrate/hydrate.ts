@@ -140,7 +140,6 @@ export async function hydrate(
   }
 }
 
-/** One call of {@linkcode hydrate}. */
 interface HydrateCall {
   image: ManifestImage;
   digest: Digest;
@@ -150,10 +149,7 @@ interface HydrateCall {
   emit: Emit;
 }
 
-async function hydrateUnderLock(
-  call: HydrateCall,
-  locked: LockedCacheEntry,
-): Promise<HydrateResult> {
+async function hydrateUnderLock(call: HydrateCall, locked: LockedCacheEntry) {
   const { image, digest, entry, emit, options } = call;
   // The process that held the lock may have fetched the image.
   const cached = await entry.lookUpImage();
@@ -234,10 +230,7 @@ function recordedSignature(
 }
 
 /** Verifies a cached image's signature, unless that is recorded. */
-async function verifyCachedSignature(
-  call: HydrateCall,
-  cached: CachedImage,
-): Promise<VerifiedSignature | undefined> {
+async function verifyCachedSignature(call: HydrateCall, cached: CachedImage) {
   const { image, options, emit } = call;
   const recorded = recordedSignature(call, cached);
   if (recorded || !image.signature) return recorded;
@@ -294,10 +287,7 @@ function unsignedSourceError({ source }: ManifestImage): ToolsmithError {
   return new ToolsmithError("signature_missing", message, { hint });
 }
 
-function checksumMismatchError(
-  image: ManifestImage,
-  fetched: FetchedImage,
-): ToolsmithError {
+function checksumMismatchError(image: ManifestImage, fetched: FetchedImage) {
   const source = formatImageSource(image.source);
   const message =
     `Checksum mismatch for ${source}: expected ${image.sha256}, actual ${fetched.sha256}`;

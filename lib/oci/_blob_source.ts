@@ -85,11 +85,9 @@ function isConnectionError(error: unknown): error is ToolsmithError {
     /^(?:connection|dns|tls)_failed$/.test(error.code);
 }
 
-/** A range request, to compare the response with. */
 interface RequestedRange {
   start: number;
   end: number;
-  /** Size of the blob, in bytes. */
   size: number;
   url: URL;
 }

@@ -37,7 +37,6 @@ export interface RegistryCredentials {
   registryToken?: string;
 }
 
-/** Docker's `config.json`. */
 export interface DockerConfigFile {
   path: string;
   text: string;
@@ -161,17 +160,13 @@ function parseDockerConfig({ path, text }: DockerConfigFile): JsonObject {
   throw new RangesUnavailableError(`${path} is not a JSON object`);
 }
 
-/** Returns the key of a registry's entry in `config.json`. */
 function dockerConfigKey(registry: string): string {
   return /^(?:registry-1\.)?docker\.io$/.test(registry)
     ? DOCKER_HUB_CONFIG_KEY
     : registry;
 }
 
-function helperInConfig(
-  { credHelpers, credsStore }: JsonObject,
-  key: string,
-): string | undefined {
+function helperInConfig({ credHelpers, credsStore }: JsonObject, key: string) {
   const helper = jsonObjectOrEmpty(credHelpers)[key] || credsStore;
   return typeof helper === "string" && helper ? helper : undefined;
 }
@@ -241,7 +236,6 @@ function credentialsInConfig(
   };
 }
 
-/** Decodes base64 of `user:password`. */
 function decodeBasicLogin(auth: string, key: string) {
   try {
     const text = new TextDecoder().decode(Uint8Array.fromBase64(auth));

@@ -26,7 +26,6 @@ import {
 export interface DownloadBlobOptions extends TransferOptions {
   /** Only its missing bytes are requested. */
   partFile: PartFile;
-  /** Called whenever bytes have been written. */
   onBytesWritten: () => void;
   /** Called when a mirror is skipped, with its host and the reason. */
   onMirrorFailed: (mirror: string, reason: string) => void;

@@ -76,19 +76,13 @@ export function registryEndpoint(
  * request yet. Never prompts: a host without `--allow-net` is refused with a
  * {@linkcode RangesUnavailableError}.
  */
-export async function repositoryClient(
-  endpoint: Endpoint,
-  connections = 1,
-) {
+export async function repositoryClient(endpoint: Endpoint, connections = 1) {
   const { baseUrl, host, repository, caFile, query = "", options } = endpoint;
   const { signal, stallTimeoutMs } = options;
   // With HTTP/2, all ranges would share one connection.
   const pool = { http2: false, poolMaxIdlePerHost: connections };
   const client = await createHttpClient(caFile, pool);
-  async function sendRequest(
-    url: URL,
-    request: HttpRequestInit,
-  ): Promise<Response> {
+  async function sendRequest(url: URL, request: HttpRequestInit) {
     const proxy = findProxy(url);
     for (const hop of proxy ? [url, proxy] : [url]) {
       if (hasNetPermission(hop)) continue;

@@ -38,7 +38,6 @@ import {
 import { formatReference, type OciReference } from "./reference.ts";
 import type { RegistryOptions } from "./registry_options.ts";
 
-/** A file to push as a layer. */
 export interface PushFile {
   /** Path, relative to the working directory. */
   path: string;
@@ -51,7 +50,6 @@ export interface PushOptions {
   cwd: string;
   artifactType: string;
   annotations: Record<string, string>;
-  /** Total size of the files, in bytes. */
   totalBytes: number;
   /** Attach the files to the artifact that the reference names. @default {false} */
   attach?: boolean;
@@ -131,7 +129,6 @@ export function orasClient(options: RegistryOptions = {}) {
   };
 }
 
-/** Returns the version of oras, such as `1.3.0`. */
 async function readOrasVersion(options: RegistryOptions): Promise<string> {
   const call = { args: ["version"], timeoutMs: 10_000 };
   const { code, stdout, stderr } = await runOras(options, call);

@@ -30,7 +30,6 @@ export interface PullImageOptions {
   syncToDisk?: boolean;
 }
 
-/** What is known when a download starts. */
 export interface DownloadStart {
   image: string;
   source: string;
@@ -100,10 +99,7 @@ export function totalPullBytes(artifact: Artifact): number {
 }
 
 /** Emits `download_start`; returns what emits the progress and the end. */
-export function reportDownloadStart(
-  emit: Emit,
-  transfer: DownloadStart,
-) {
+export function reportDownloadStart(emit: Emit, transfer: DownloadStart) {
   const { image, source, total, resumed = 0, connections = 1 } = transfer;
   const startedAt = performance.now();
   let reportedAt = startedAt;
