@@ -261,7 +261,6 @@ async function pullWithOras(
     // Leave the copying to the next run: after Ctrl-C it would take too long.
     if (empty && options.signal?.aborted) throw error;
     if (empty && isTransientError(error)) await part.copyFromExternalFile(path);
-    else if (empty) await part.clear();
     await removeTree(target);
     throw error;
   }
