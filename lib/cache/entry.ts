@@ -63,12 +63,6 @@ const PRIVATE_CACHE_HINT =
 const SYMLINKED_CACHE_HINT =
   "remove the symbolic link, or use another cache: --cache DIR or TOOLSMITH_CACHE=DIR";
 
-export interface ResolveCacheDirOptions {
-  cache?: string;
-  /** Read for `TOOLSMITH_CACHE`. */
-  env?: Environment;
-}
-
 /**
  * Returns the cache's absolute path, which need not exist: the `cache` option, else
  * `TOOLSMITH_CACHE`, else the workspace's `.toolsmith/cache`. Only that last one must
@@ -76,7 +70,8 @@ export interface ResolveCacheDirOptions {
  */
 export async function resolveCacheDir(
   root: string,
-  { cache, env = processEnvironment }: ResolveCacheDirOptions = {},
+  { cache, env = processEnvironment }: { cache?: string; env?: Environment } =
+    {},
 ): Promise<string> {
   const given = cache ?? env.get("TOOLSMITH_CACHE");
   if (given) return resolve(given);

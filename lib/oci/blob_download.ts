@@ -104,10 +104,7 @@ export async function probeBlob(
   }
 }
 
-/**
- * Returns true if Deno may connect to any endpoint; otherwise a part file is of no use,
- * because it could not be resumed.
- */
+/** Returns true if Deno may connect to any endpoint; otherwise only `oras` can. */
 export function hasPermittedEndpoint(
   { mirrors, registry }: Endpoints,
 ): boolean {
