@@ -7,8 +7,6 @@
 import { dirname, join } from "../path.ts";
 import type { Environment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
-import type { UpdateSize } from "../events.ts";
-import type { BootLoader } from "../image/boot_loader.ts";
 import { type Digest, type Sha256, sha256ToDigest } from "../system/digest.ts";
 import {
   type FileIdentity,
@@ -21,7 +19,10 @@ import {
 } from "../system/files.ts";
 import { readPartRecord } from "../system/part_record.ts";
 import { removeUnlockedStagingDir } from "../system/staging_dir.ts";
-import { writeVerificationRecord } from "./_verification_record.ts";
+import {
+  type VerificationRecord,
+  writeVerificationRecord,
+} from "./_verification_record.ts";
 import {
   formatStagingName,
   lockFileName,
@@ -39,21 +40,14 @@ export interface CacheKey {
   sha256: Sha256;
 }
 
-/** A verified image in a staging directory. */
-export interface StagedImage {
-  /** Path in the staging directory. */
+export interface StagedImage
+  extends Pick<VerificationRecord, "source" | "boot" | "update" | "signature"> {
   path: string;
-  /** File name in the cache. */
   fileName: string;
-  source: string;
-  boot?: BootLoader;
-  update?: UpdateSize;
-  signature?: Record<string, string | undefined>;
   /** Identity of the file whose bytes were hashed. */
   hashedFile: FileIdentity;
 }
 
-/** A staging directory for an image. */
 export type ImageStaging = Awaited<ReturnType<typeof createOrResumeStaging>>;
 
 /** How long a partial download is kept after its last byte. */
@@ -73,10 +67,7 @@ export function entryLockPath({ cache, image, sha256 }: CacheKey): string {
  * creates one. The caller holds the entry's lock. Disposing removes the directory,
  * unless it holds a partial download that can be resumed.
  */
-export async function createOrResumeStaging(
-  key: CacheKey,
-  env: Environment,
-) {
+export async function createOrResumeStaging(key: CacheKey, env: Environment) {
   const { cache, image, sha256 } = key;
   const partials = await listPartialsOfImage(cache, image, env);
   const digest = sha256ToDigest(sha256);
@@ -147,14 +138,9 @@ export async function removeStaleStagingOfImage(
 
 /** Removes staging directories that killed processes left for a complete entry. */
 export async function removeStaleStagingOfEntry(key: CacheKey): Promise<void> {
-  const lockPath = entryLockPath(key);
-  try {
-    for (const { sha256, dir } of await listStagingDirs(key.cache, key.image)) {
-      if (sha256 !== key.sha256) continue;
-      await removeUnlockedStagingDir(dir, lockPath);
-    }
-  } catch {
-    // A read-only file system still serves the image.
+  for (const { sha256, dir } of await listStagingDirs(key.cache, key.image)) {
+    if (sha256 !== key.sha256) continue;
+    await removeUnlockedStagingDir(dir, entryLockPath(key));
   }
 }
 

@@ -17,7 +17,6 @@ export const SNAPSHOT_PARTS = ["disk", "memory", "state"] as const;
 /** A file of a snapshot: disk overlay, guest memory, or device state. */
 export type SnapshotPart = typeof SNAPSHOT_PARTS[number];
 
-/** Identities of a snapshot's files when it was saved. */
 export type SnapshotMetadata = Record<SnapshotPart, FileIdentity>;
 
 export function snapshotPartPath(dir: string, key: string, part: SnapshotPart) {

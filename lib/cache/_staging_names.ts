@@ -36,7 +36,6 @@ export interface StagingName {
   id: string;
 }
 
-/** Name of the lock file of an image or snapshot. */
 export function lockFileName(sha256: Sha256): string {
   return `.${sha256}.lock`;
 }

@@ -16,7 +16,6 @@ import { isJsonObject } from "../system/json.ts";
 
 /** What `verified.json` holds: the image file's identity when it was verified. */
 export interface VerificationRecord extends FileIdentity {
-  /** Name of the image's file. */
   file: string;
   /** `sha256:` and the digest in hex. */
   digest: Digest;

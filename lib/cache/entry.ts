@@ -47,9 +47,7 @@ export type { CacheKey, ImageStaging };
 
 /** A cached image, as found without rehashing it. */
 export interface CachedImage {
-  /** Absolute path. */
   path: string;
-  /** Size, in bytes. */
   bytes: number;
   /** Whether the file matches a trusted verification record. */
   trusted: boolean;
@@ -57,7 +55,6 @@ export interface CachedImage {
   untrustedReason?: string;
   /** The verification record, if it exists and is trusted. */
   verificationRecord?: VerificationRecord;
-  /** Identity of the file that was found. */
   fileIdentity: FileIdentity;
 }
 
@@ -66,13 +63,6 @@ const PRIVATE_CACHE_HINT =
 const SYMLINKED_CACHE_HINT =
   "remove the symbolic link, or use another cache: --cache DIR or TOOLSMITH_CACHE=DIR";
 
-export interface ResolveCacheDirOptions {
-  /** The directory given by the user. */
-  cache?: string;
-  /** Read for `TOOLSMITH_CACHE`. */
-  env?: Environment;
-}
-
 /**
  * Returns the cache's absolute path, which need not exist: the `cache` option, else
  * `TOOLSMITH_CACHE`, else the workspace's `.toolsmith/cache`. Only that last one must
@@ -80,7 +70,8 @@ export interface ResolveCacheDirOptions {
  */
 export async function resolveCacheDir(
   root: string,
-  { cache, env = processEnvironment }: ResolveCacheDirOptions = {},
+  { cache, env = processEnvironment }: { cache?: string; env?: Environment } =
+    {},
 ): Promise<string> {
   const given = cache ?? env.get("TOOLSMITH_CACHE");
   if (given) return resolve(given);
@@ -158,7 +149,7 @@ export function cacheEntryHandle(
   async function markUsedAndCleanUp(): Promise<void> {
     const now = new Date();
     await Deno.utime(dir, now, now).catch(() => {});
-    await removeStaleStagingOfEntry(key);
+    await removeStaleStagingOfEntry(key).catch(() => {});
   }
 
   return { dir, lockPath, lookUpImage, lock, markUsedAndCleanUp };

@@ -234,18 +234,15 @@ async function readCacheEntry(
   const cached = await orIfDenied(cacheEntryHandle(key).lookUpImage());
   const dirStat = await orIfDenied(orIfNotFound(Deno.stat(entryDir(key))));
   if (!cached || !dirStat) return undefined;
-  const { update } = cached.verificationRecord ?? {};
-  const snapshotDir = await snapshotDirOf(cached.path, env);
+  const { path, bytes, trusted, verificationRecord } = cached;
+  const { source, verified, update } = verificationRecord ?? {};
+  const digest = sha256ToDigest(key.sha256);
+  const snapshotDir = await snapshotDirOf(path, env);
   return {
-    image: key.image,
-    digest: sha256ToDigest(key.sha256),
-    path: cached.path,
-    bytes: cached.bytes,
-    source: cached.verificationRecord?.source,
-    verified: cached.verificationRecord?.verified,
+    ...{ image: key.image, digest, path, bytes, source, verified },
     ...update && { update },
     used: (dirStat.mtime ?? new Date(0)).toISOString(),
-    trusted: cached.trusted,
+    trusted,
     states: snapshotDir ? await snapshotStore(snapshotDir).list() : [],
   };
 }

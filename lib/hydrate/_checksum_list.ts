@@ -8,14 +8,9 @@
 import { ToolsmithError } from "../errors.ts";
 import type { Sha256 } from "../system/digest.ts";
 import { createHttpClient } from "../system/http_client.ts";
-import { type RetryOptions, retryTransient } from "../system/retry.ts";
+import { retryTransient } from "../system/retry.ts";
 import type { FetchOptions } from "./_fetch_request.ts";
-import { fetchSmallFile } from "./_https_byte_source.ts";
-
-/** Network options for the list's server. */
-export type ChecksumListOptions =
-  & RetryOptions
-  & Pick<FetchOptions, "caFile" | "stallTimeoutMs">;
+import { downloadSmallFile } from "./_https_byte_source.ts";
 
 /** Far above the size of any distribution's list. */
 const MAX_CHECKSUM_LIST_BYTES = 1024 * 1024;
@@ -30,19 +25,16 @@ const TAGGED_LINE_PATTERN = /^SHA256 \((?:\.\/)?(.+)\) = ([0-9a-f]{64})$/i;
 export async function fetchDigestFromList(
   list: URL,
   file: URL,
-  options: ChecksumListOptions = {},
+  options: FetchOptions = {},
 ): Promise<Sha256> {
   const name = lastPathSegment(file);
   const digests = findDigestsInList(name, await downloadList(list, options));
   if (digests.length === 1) return digests[0];
-  throw new ToolsmithError(
-    "checksum_mismatch",
-    `Cannot use the checksum list ${list.origin}${list.pathname}: expected one SHA-256 of ${name}, found ${digests.length}`,
-    {
-      hint:
-        "use the checksum list published beside the image, or pass the digest: --sha256 DIGEST",
-    },
-  );
+  const message =
+    `Cannot use the checksum list ${list.origin}${list.pathname}: expected one SHA-256 of ${name}, found ${digests.length}`;
+  const hint =
+    "use the checksum list published beside the image, or pass the digest: --sha256 DIGEST";
+  throw new ToolsmithError("checksum_mismatch", message, { hint });
 }
 
 /** Returns the distinct digests of a file; lines in other formats are skipped. */
@@ -66,12 +58,9 @@ function lastPathSegment({ pathname }: URL): string {
   }
 }
 
-async function downloadList(
-  url: URL,
-  options: ChecksumListOptions,
-): Promise<string> {
+async function downloadList(url: URL, options: FetchOptions) {
   using client = await createHttpClient(options.caFile);
-  const limits = { ...options, limit: MAX_CHECKSUM_LIST_BYTES };
-  const fetch = () => fetchSmallFile(url, client, limits);
-  return new TextDecoder().decode(await retryTransient(fetch, options));
+  const limited = { ...options, limit: MAX_CHECKSUM_LIST_BYTES };
+  const download = () => downloadSmallFile(url, client, limited);
+  return new TextDecoder().decode(await retryTransient(download, options));
 }

@@ -42,11 +42,9 @@ export async function copyLocalImage(
   try {
     const stat = await Deno.stat(path);
     if (!stat.isFile) {
-      throw new ToolsmithError(
-        "file_unreadable",
-        `Cannot hydrate from ${path}: not a regular file`,
-        { hint: "set image.qcow2 in the manifest to the path of a file" },
-      );
+      const message = `Cannot hydrate from ${path}: not a regular file`;
+      const hint = "set image.qcow2 in the manifest to the path of a file";
+      throw new ToolsmithError("file_unreadable", message, { hint });
     }
     const name = toQcow2FileName(basename(path));
     const copy = join(request.dir, name);
@@ -99,16 +97,11 @@ function localImageNotFoundError(path: string, cause: unknown): ToolsmithError {
   const looksLikeReference = /^[a-z0-9.-]+\.[a-z]+(?::\d+)?\/.+:/i.test(
     path.split("/.toolsmith/").at(-1) ?? "",
   );
-  return new ToolsmithError(
-    "source_not_found",
-    `Cannot hydrate from ${path}: no such file`,
-    {
-      hint: looksLikeReference
-        ? "write the registry reference in the manifest with the prefix oci://"
-        : "check image.qcow2 in the manifest: a relative path starts at the manifest's directory, a registry reference starts with oci://",
-      cause,
-    },
-  );
+  const message = `Cannot hydrate from ${path}: no such file`;
+  const hint = looksLikeReference
+    ? "write the registry reference in the manifest with the prefix oci://"
+    : "check image.qcow2 in the manifest: a relative path starts at the manifest's directory, a registry reference starts with oci://";
+  return new ToolsmithError("source_not_found", message, { hint, cause });
 }
 
 /**

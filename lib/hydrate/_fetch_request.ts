@@ -37,7 +37,6 @@ export interface FetchedImage {
   path: string;
   /** File name for the cache, with the extension `.qcow2`. */
   fileName: string;
-  /** Size, in bytes. */
   bytes: number;
   sha256: Sha256;
   /** The image's architecture, if the source states one. */
@@ -59,7 +58,6 @@ export interface BaseImage {
   isGiven: boolean;
 }
 
-/** An image to fetch into a directory. */
 export interface FetchRequest {
   image: ManifestImage;
   dir: string;

@@ -78,62 +78,48 @@ export function httpsByteSource(
   };
 }
 
-/** Downloads a small file; one above `limit` bytes is `artifact_unsafe`. */
-export async function fetchSmallFile(
+/** Downloads a file of at most `limit` bytes into memory. */
+export async function downloadSmallFile(
   url: URL,
   client: HttpClient,
   { limit, ...options }: StallTimerOptions & { limit: number },
-): Promise<Uint8Array<ArrayBuffer>> {
+): Promise<Uint8Array> {
   const source = httpsByteSource(url, client, limit);
   const { displayName: shown } = source;
   using timer = startStallTimer(`download ${shown}`, options);
-  const { body } = await source.requestRange(0, limit, timer.signal);
+  const { body } = await source.requestRange(0, Infinity, timer.signal);
   const bytes = await readLimitedBody(body, timer, { shown, limit });
   if (!bytes) throw fileTooLargeError(shown, limit);
   return bytes;
 }
 
-function fileTooLargeError(
-  shown: string,
-  maxBytes: number,
-): ToolsmithError {
-  return new ToolsmithError(
-    "artifact_unsafe",
-    `Cannot download ${shown}: the file is larger than the limit of ${maxBytes} bytes`,
-    {
-      hint:
-        "for an image, download the file and set image.qcow2 in the manifest to its path; for a checksum list, pass the digest: --sha256 DIGEST",
-    },
-  );
+function fileTooLargeError(shown: string, maxBytes: number): ToolsmithError {
+  const message =
+    `Cannot download ${shown}: the file is larger than the limit of ${maxBytes} bytes`;
+  const hint =
+    "for an image, download the file and set image.qcow2 in the manifest to its path; for a checksum list, pass the digest: --sha256 DIGEST";
+  return new ToolsmithError("artifact_unsafe", message, { hint });
 }
 
 /** Checks that a response is the unencoded file, starting at byte `from`. */
-function findResponseError(
-  response: Response,
-  from: number,
-  shown: string,
-): ToolsmithError | undefined {
+function findResponseError(response: Response, from: number, shown: string) {
   const { status, headers } = response;
   if (!response.ok) return httpStatusError(response, shown);
   const encoding = unexpectedContentEncoding(headers);
   if (encoding) {
     // Decoding would not help: an interrupted transfer could not be resumed.
-    return new ToolsmithError(
-      "image_invalid",
-      `Cannot download ${shown}: the server sent Content-Encoding: ${encoding} despite Accept-Encoding: identity`,
-      {
-        hint:
-          `turn off compression for this file on the server, or download the file yourself: curl -L --compressed -o FILE ${
-            quoteShellWord(shown)
-          }`,
-      },
-    );
+    const message =
+      `Cannot download ${shown}: the server sent Content-Encoding: ${encoding} despite Accept-Encoding: identity`;
+    const hint =
+      `turn off compression for this file on the server, or download the file yourself: curl -L --compressed -o FILE ${
+        quoteShellWord(shown)
+      }`;
+    return new ToolsmithError("image_invalid", message, { hint });
   }
   const range = /^bytes (\d+)-/.exec(headers.get("content-range") ?? "");
   if (status !== 206 || Number(range?.[1]) === from) return undefined;
-  return new ToolsmithError(
-    "transfer_interrupted",
-    `Cannot resume the download of ${shown} at byte ${from}: the server sent a different range`,
-    { hint: "try again" },
-  );
+  const message =
+    `Cannot resume the download of ${shown} at byte ${from}: the server sent a different range`;
+  const hint = "try again";
+  return new ToolsmithError("transfer_interrupted", message, { hint });
 }

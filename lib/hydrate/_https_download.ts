@@ -28,7 +28,7 @@ import {
   type ResolvedFetchOptions,
   toQcow2FileName,
 } from "./_fetch_request.ts";
-import { fetchSmallFile, httpsByteSource } from "./_https_byte_source.ts";
+import { downloadSmallFile, httpsByteSource } from "./_https_byte_source.ts";
 import { copyFromBase } from "./_update.ts";
 
 /** Bytes written between two free-space checks, if the body has no length. */
@@ -107,7 +107,7 @@ async function* fetchIndexBeside(
   url.pathname += CHUNK_INDEX_SUFFIX;
   const limits = withOptionalRequestTimeout(options);
   const { maxBytes: limit } = CHUNK_INDEX;
-  yield await fetchSmallFile(url, client, { ...limits, limit });
+  yield await downloadSmallFile(url, client, { ...limits, limit });
 }
 
 function newHttpsTransfer(
@@ -140,13 +140,11 @@ async function downloadMissingRanges(
 
 /** The next attempt resumes the bytes that are present. */
 function sourceChangedError({ image }: FetchRequest): ToolsmithError {
-  return new ToolsmithError(
-    "transfer_interrupted",
-    `Cannot download ${
-      formatImageSource(image.source)
-    }: the file on the server changed its size during the transfer`,
-    { hint: "try again" },
-  );
+  const message = `Cannot download ${
+    formatImageSource(image.source)
+  }: the file on the server changed its size during the transfer`;
+  const hint = "try again";
+  return new ToolsmithError("transfer_interrupted", message, { hint });
 }
 
 /** Downloads an image to a new file, which no later run resumes. */

@@ -22,9 +22,9 @@ import {
   probeBlob,
 } from "../oci/blob_download.ts";
 import { unusedGhcrTokenWarning } from "../oci/ghcr_credentials.ts";
-import { type Endpoints, findEndpoints } from "../oci/endpoints.ts";
+import { findEndpoints } from "../oci/endpoints.ts";
 import { fetchManifestFromMirrors } from "../oci/fetch_manifest.ts";
-import { type OrasClient, orasClient } from "../oci/oras_client.ts";
+import { orasClient } from "../oci/oras_client.ts";
 import { artifactArch, fetchArtifactForArch } from "../oci/platform.ts";
 import { pullImage, totalPullBytes } from "../oci/pull.ts";
 import type { OciReference } from "../oci/reference.ts";
@@ -57,17 +57,10 @@ class DigestMismatchError extends RangesUnavailableError {}
 /** When to use range requests instead of `oras pull`. */
 type RangePolicy = "first" | "to resume" | "never";
 
-/** One image that is pulled from a registry. */
-interface RegistryPull {
+type RegistryPull = Awaited<ReturnType<typeof resolveArtifact>> & {
   request: FetchRequest;
   options: ResolvedFetchOptions;
-  oras: OrasClient;
-  endpoints: Endpoints;
-  artifact: Artifact;
-  layer: ImageLayer;
-  /** Called when a mirror is skipped. */
-  onMirrorFailed: (mirror: string, reason: string) => void;
-}
+};
 
 /**
  * Fetches the manifest of an image's artifact, selects the image's layer, and verifies
@@ -111,7 +104,6 @@ export async function resolveArtifact(
   return { oras, endpoints, artifact, layer, onMirrorFailed, signature };
 }
 
-/** Fetches an image from a registry into the request's directory. */
 export async function pullFromRegistry(
   request: FetchRequest,
   options: ResolvedFetchOptions,
@@ -119,12 +111,8 @@ export async function pullFromRegistry(
 ): Promise<FetchedImage> {
   const { dir, image: { name: image } } = request;
   const { emit, env = processEnvironment } = options;
-  const { signature, ...resolved } = await resolveArtifact(
-    request.image,
-    options,
-    reference,
-  );
-  const { oras, endpoints, artifact, layer } = resolved;
+  const resolved = await resolveArtifact(request.image, options, reference);
+  const { oras, endpoints, artifact, layer, signature } = resolved;
   const source = formatImageSource(reference);
   const { title: file, size } = layer;
   const { digest } = artifact;
@@ -134,14 +122,13 @@ export async function pullFromRegistry(
   });
   const identity = { size, digest: sha256ToDigest(layer.sha256) };
   const engine = selectDigestEngine(size, env);
-  await using part = hasPermittedEndpoint(endpoints)
-    ? await openPartFile(dir, identity, { engine })
-    : undefined;
+  await using part = await openPartFile(dir, identity, { engine });
   const fetched = await pullLayer({ request, options, ...resolved }, part);
   const architecture = artifact.architecture ??
-    await oras.fetchArchitecture(artifact, async (digest) => {
-      if (part) await probeBlob(endpoints.registry, digest);
-    });
+    await oras.fetchArchitecture(
+      artifact,
+      (digest) => probeBlob(endpoints.registry, digest),
+    );
   options.signal?.throwIfAborted();
   const arch = artifactArch({ architecture });
   return { ...fetched, ...signature && { signature }, arch };
@@ -150,45 +137,41 @@ export async function pullFromRegistry(
 /**
  * Pulls the image's layer: first with range requests, for a large image or a partial
  * download, then with `oras pull`. Range requests resume what an interrupted `oras
- * pull` wrote. `part` keeps bytes between attempts and runs; it is `undefined` if only
- * oras may connect to the endpoints.
+ * pull` wrote. `part` keeps bytes between attempts and runs.
  */
-async function pullLayer(
-  pull: RegistryPull,
-  part: PartFile | undefined,
-): Promise<FetchedImage> {
+async function pullLayer(pull: RegistryPull, part: PartFile) {
   const { request, options, artifact, layer, onMirrorFailed } = pull;
   const { endpoints, endpoints: { mirrors, registry } } = pull;
-  const missing = totalPullBytes(artifact) - (part?.presentBytes ?? 0);
+  const missing = totalPullBytes(artifact) - part.presentBytes;
   await assertFreeSpace(request.dir, missing);
   const onlyRanges = artifact.fetchedWithoutOras === true ||
     !isAddressedBySha256(layer);
   const isParallel = options.connections > 1 &&
     layer.size >= MIN_PARALLEL_BYTES;
   const prefersRanges = isParallel || mirrors.length > 0 || onlyRanges;
-  if (prefersRanges && !part) {
+  const isPermitted = hasPermittedEndpoint(endpoints);
+  if (prefersRanges && !isPermitted) {
     emitRangesUnavailable(pull, "--allow-net is not granted");
   }
-  let ranges: RangePolicy = !part
-    ? "never"
-    : prefersRanges
-    ? "first"
-    : "to resume";
-  let update = part && await copyFromBase(request, options, part, {
-    readIndexes: () =>
-      findAttachedFiles(endpoints, artifact.digest, CHUNK_INDEX),
-    download: (probe) =>
-      fillPartFile(endpoints, layer, {
-        ...probe,
-        ...{ connections: 1, partFile: part, onMirrorFailed },
-      }),
-  });
+  const wanted = prefersRanges ? "first" : "to resume";
+  let ranges: RangePolicy = isPermitted ? wanted : "never";
+  let update = isPermitted
+    ? await copyFromBase(request, options, part, {
+      readIndexes: () =>
+        findAttachedFiles(endpoints, artifact.digest, CHUNK_INDEX),
+      download: (probe) =>
+        fillPartFile(endpoints, layer, {
+          ...probe,
+          ...{ connections: 1, partFile: part, onMirrorFailed },
+        }),
+    })
+    : undefined;
   /** Whether to probe where the registry redirects to before oras follows. */
-  let needsProbe = part !== undefined;
+  let needsProbe = true;
   const budget = createRetryBudget(options);
   for (let attempt = 1;; attempt++) {
-    const resumes = ranges === "to resume" && (part?.presentBytes ?? 0) > 0;
-    if (part && (ranges === "first" || resumes)) {
+    const resumes = ranges === "to resume" && part.presentBytes > 0;
+    if (ranges === "first" || resumes) {
       try {
         // The transfer has a retry budget of its own.
         return await pullWithRangeRequests(pull, part, update);
@@ -216,7 +199,7 @@ async function pullLayer(
       const canResume = ranges !== "never";
       return await pullWithOras(pull, { attempt, part, canResume });
     } catch (error) {
-      needsProbe = part !== undefined;
+      needsProbe = true;
       budget.recordFailure(error);
       await budget.waitForBackoff();
     }
@@ -251,14 +234,14 @@ async function pullWithOras(
   { request, options, oras, artifact, layer }: RegistryPull,
   { attempt, part, canResume }: {
     attempt: number;
-    part: PartFile | undefined;
+    part: PartFile;
     /** Whether range requests can resume an interrupted attempt. */
     canResume: boolean;
   },
 ): Promise<FetchedImage> {
   const { dir } = request;
   const total = totalPullBytes(artifact);
-  const empty = canResume && part?.presentBytes === 0;
+  const empty = canResume && part.presentBytes === 0;
   if (!empty) await assertFreeSpace(dir, total);
   // A fresh directory: oras must not write onto an earlier attempt's files.
   const target = join(dir, `pull-${attempt}`);
@@ -271,13 +254,12 @@ async function pullWithOras(
     const engine = selectDigestEngine(layer.size, options.env);
     const pull = { layer, dir: target, progress, engine, syncToDisk: true };
     const pulled = await pullImage(oras, artifact, pull);
-    await part?.markComplete();
+    await part.markComplete();
     return { ...pulled, path, fileName: basename(path) };
   } catch (error) {
     // Leave the copying to the next run: after Ctrl-C it would take too long.
     if (empty && options.signal?.aborted) throw error;
     if (empty && isTransientError(error)) await part.copyFromExternalFile(path);
-    else if (empty || !canResume) await part?.clear();
     await removeTree(target);
     throw error;
   }
@@ -294,11 +276,10 @@ function isAddressedBySha256({ digest, sha256 }: ImageLayer): boolean {
 
 /** A signature covers the digests in the artifact's manifest, and no other. */
 function unsignedDigestError({ title, digest }: ImageLayer): ToolsmithError {
-  return new ToolsmithError(
-    "signature_invalid",
-    `Cannot use ${title}: a signature would cover ${digest}, not its SHA-256`,
-    { hint: "publish the image again: toolsmith publish IMAGE.qcow2 REF" },
-  );
+  const message =
+    `Cannot use ${title}: a signature would cover ${digest}, not its SHA-256`;
+  const hint = "publish the image again: toolsmith publish IMAGE.qcow2 REF";
+  return new ToolsmithError("signature_invalid", message, { hint });
 }
 
 function emitRangesUnavailable(

@@ -86,11 +86,9 @@ function resolveConnectionCount({ connections, env }: FetchOptions): number {
   const count = parseConnectionCount(text);
   if (count !== undefined) return count;
   const shown = sanitizeLine(text, 40);
-  throw new ToolsmithError(
-    "usage",
-    connections === undefined
-      ? `Cannot use TOOLSMITH_CONNECTIONS=${shown}`
-      : `Cannot use ${shown} connections`,
-    { hint: `use ${CONNECTIONS_RANGE_TEXT}` },
-  );
+  const message = connections === undefined
+    ? `Cannot use TOOLSMITH_CONNECTIONS=${shown}`
+    : `Cannot use ${shown} connections`;
+  const hint = `use ${CONNECTIONS_RANGE_TEXT}`;
+  throw new ToolsmithError("usage", message, { hint });
 }

@@ -129,7 +129,8 @@ export async function hydrate(
       using locked = await lockEntry(entry, name, { emit, signal });
       return await hydrateUnderLock(call, locked);
     } catch (error) {
-      if (!isCacheUnwritableError(error) || options.force) throw error;
+      const { code } = error as { code?: string };
+      if (code !== "cache_unwritable" || options.force) throw error;
       // A cache that this user cannot write may still hold an intact image.
       const cached = await entry.lookUpImage();
       if (!cached || !await rehashAndCompare(call, cached)) throw error;
@@ -141,7 +142,6 @@ export async function hydrate(
   }
 }
 
-/** One call of {@linkcode hydrate}. */
 interface HydrateCall {
   image: ManifestImage;
   digest: Digest;
@@ -151,14 +151,7 @@ interface HydrateCall {
   emit: Emit;
 }
 
-function isCacheUnwritableError(error: unknown): boolean {
-  return error instanceof ToolsmithError && error.code === "cache_unwritable";
-}
-
-async function hydrateUnderLock(
-  call: HydrateCall,
-  locked: LockedCacheEntry,
-): Promise<HydrateResult> {
+async function hydrateUnderLock(call: HydrateCall, locked: LockedCacheEntry) {
   const { image, digest, entry, emit, options } = call;
   // The process that held the lock may have fetched the image.
   const cached = await entry.lookUpImage();
@@ -238,10 +231,7 @@ function recordedSignature(
 }
 
 /** Verifies a cached image's signature, unless that is recorded. */
-async function verifyCachedSignature(
-  call: HydrateCall,
-  cached: CachedImage,
-): Promise<VerifiedSignature | undefined> {
+async function verifyCachedSignature(call: HydrateCall, cached: CachedImage) {
   const { image, options, emit } = call;
   const recorded = recordedSignature(call, cached);
   if (recorded || !image.signature) return recorded;
@@ -282,35 +272,27 @@ function throwIfOffline(
   missing: "image" | "signature" = "image",
 ): void {
   if (!options.offline || image.source.kind === "file") return;
-  throw new ToolsmithError(
-    "offline_miss",
-    `Cannot hydrate ${image.name} offline: no verified ${missing} in ${entry.dir}`,
-    { hint: "run once without --offline, or copy the cache from another host" },
-  );
+  const message =
+    `Cannot hydrate ${image.name} offline: no verified ${missing} in ${entry.dir}`;
+  const hint =
+    "run once without --offline, or copy the cache from another host";
+  throw new ToolsmithError("offline_miss", message, { hint });
 }
 
 /** A manifest's file has no such rule, but a program may pass one. */
 function unsignedSourceError({ source }: ManifestImage): ToolsmithError {
-  return new ToolsmithError(
-    "signature_missing",
-    `Cannot use ${
-      formatImageSource(source)
-    }: only images in a registry have signatures`,
-    { hint: "use an oci:// image, or remove image.signature" },
-  );
+  const message = `Cannot use ${
+    formatImageSource(source)
+  }: only images in a registry have signatures`;
+  const hint = "use an oci:// image, or remove image.signature";
+  return new ToolsmithError("signature_missing", message, { hint });
 }
 
-function checksumMismatchError(
-  image: ManifestImage,
-  fetched: FetchedImage,
-): ToolsmithError {
+function checksumMismatchError(image: ManifestImage, fetched: FetchedImage) {
   const source = formatImageSource(image.source);
-  return new ToolsmithError(
-    "checksum_mismatch",
-    `Checksum mismatch for ${source}: expected ${image.sha256}, actual ${fetched.sha256}`,
-    {
-      hint:
-        "if the image was republished, use the actual digest as image.qcow2_sha256 in the manifest or as --sha256; otherwise find out who changed the image",
-    },
-  );
+  const message =
+    `Checksum mismatch for ${source}: expected ${image.sha256}, actual ${fetched.sha256}`;
+  const hint =
+    "if the image was republished, use the actual digest as image.qcow2_sha256 in the manifest or as --sha256; otherwise find out who changed the image";
+  return new ToolsmithError("checksum_mismatch", message, { hint });
 }

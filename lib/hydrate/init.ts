@@ -41,7 +41,7 @@ import { workspaceOf } from "../system/workspace.ts";
 import { type FetchOptions, verifyImageSignature } from "./fetch_image.ts";
 import { hydrate } from "./hydrate.ts";
 import { fetchDigestFromList } from "./_checksum_list.ts";
-import { downloadUnpinnedImage } from "./_unpinned_image.ts";
+import { downloadUnpinnedImage } from "./_add_to_cache.ts";
 
 /** What {@linkcode init} takes: either `ref` or `file`. */
 export interface InitOptions extends FetchOptions {
@@ -127,11 +127,10 @@ export interface InitResult {
 export async function init(options: InitOptions): Promise<InitResult> {
   const { ref, file, cwd = Deno.cwd(), env = processEnvironment } = options;
   if ((ref === undefined) === (file === undefined)) {
-    throw new ToolsmithError(
-      "usage",
-      "Cannot write a manifest: pass exactly one of --ref and --file",
-      { hint: "run: toolsmith init --ref oci://REGISTRY/OWNER/REPO:VERSION" },
-    );
+    const message =
+      "Cannot write a manifest: pass exactly one of --ref and --file";
+    const hint = "run: toolsmith init --ref oci://REGISTRY/OWNER/REPO:VERSION";
+    throw new ToolsmithError("usage", message, { hint });
   }
   const path = resolve(
     cwd,
@@ -143,23 +142,19 @@ export async function init(options: InitOptions): Promise<InitResult> {
     ? await assertManifestUpdatable(path, { setName })
     : undefined;
   if (!options.update && await manifestExists(path)) {
-    throw new ToolsmithError(
-      "usage",
-      `Cannot write manifest ${path}: the file already exists`,
-      { hint: "pass --update to replace the image in the existing manifest" },
-    );
+    const message = `Cannot write manifest ${path}: the file already exists`;
+    const hint = "pass --update to replace the image in the existing manifest";
+    throw new ToolsmithError("usage", message, { hint });
   }
   const expected = parseExpectedDigest(options);
   const given = await parseSignatureOptions(options, cwd);
   const signature = given ?? existing?.signature;
   if (signature && (ref === undefined || isHttpUrl(ref))) {
-    throw new ToolsmithError(
-      "usage",
-      `Cannot require a signature of ${
-        ref ?? file
-      }: only images in a registry have signatures`,
-      { hint: "use --ref oci://…, or remove image.signature" },
-    );
+    const message = `Cannot require a signature of ${
+      ref ?? file
+    }: only images in a registry have signatures`;
+    const hint = "use --ref oci://…, or remove image.signature";
+    throw new ToolsmithError("usage", message, { hint });
   }
   const existingName = setName ? undefined : existing?.name;
   const pinOptions = { ...options, path, expected, existingName, signature };
@@ -174,16 +169,14 @@ export async function init(options: InitOptions): Promise<InitResult> {
   return { path, outcome, manifest: await loadManifest(path, { cwd, env }) };
 }
 
-interface InitOptionsWithDigest extends InitOptions {
+/** The options of {@linkcode init}, and what follows from them. */
+interface ResolvedInitOptions extends InitOptions {
+  /** Absolute path of the manifest. */
+  path: string;
   /** The parsed `sha256` option. */
   expected?: Sha256;
   /** Who must have signed. */
   signature?: SignatureRule;
-}
-
-interface InitOptionsWithManifest extends InitOptionsWithDigest {
-  /** Absolute path of the manifest. */
-  path: string;
   /** The image name in the manifest that is updated. */
   existingName?: string;
 }
@@ -195,13 +188,11 @@ function isHttpUrl(ref: string): boolean {
 function parseExpectedDigest(options: InitOptions): Sha256 | undefined {
   const { ref = "", sha256: text, sha256sums } = options;
   if (sha256sums !== undefined && (!isHttpUrl(ref) || text !== undefined)) {
-    throw new ToolsmithError(
-      "usage",
-      text === undefined
-        ? "Cannot use --sha256sums: the image is not at an https:// URL"
-        : "Cannot use --sha256 and --sha256sums together",
-      { hint: "use --sha256sums alone, with the https:// URL of an image" },
-    );
+    const message = text === undefined
+      ? "Cannot use --sha256sums: the image is not at an https:// URL"
+      : "Cannot use --sha256 and --sha256sums together";
+    const hint = "use --sha256sums alone, with the https:// URL of an image";
+    throw new ToolsmithError("usage", message, { hint });
   }
   const expected = text === undefined ? undefined : parseSha256(text);
   if (text === undefined || expected !== undefined) return expected;
@@ -225,7 +216,7 @@ async function parseSignatureOptions(
 
 async function resolveRegistryImage(
   ref: string,
-  options: InitOptionsWithDigest,
+  options: ResolvedInitOptions,
 ): Promise<PinnedImage> {
   const reference = parseReference(ref);
   const { arch = Deno.build.arch } = options;
@@ -246,7 +237,7 @@ async function resolveRegistryImage(
 /** Downloads the image even if the digest is known: a pin is always checked. */
 async function downloadAndPinImage(
   url: string,
-  { path, expected, existingName, ...options }: InitOptionsWithManifest,
+  { path, expected, existingName, ...options }: ResolvedInitOptions,
 ): Promise<PinnedImage> {
   const workspace = workspaceOf(path);
   const source = parseImageSource(url, workspace) as HttpsSource;
@@ -273,16 +264,14 @@ async function fetchDigestFromSha256sums(
   if (list.kind === "https") {
     return await fetchDigestFromList(list.url, url, options);
   }
-  throw new ToolsmithError(
-    "usage",
-    `Cannot use --sha256sums ${sha256sums}: not an https:// URL`,
-    { hint: "pass the https:// URL of the checksum list, or --sha256 DIGEST" },
-  );
+  const message = `Cannot use --sha256sums ${sha256sums}: not an https:// URL`;
+  const hint = "pass the https:// URL of the checksum list, or --sha256 DIGEST";
+  throw new ToolsmithError("usage", message, { hint });
 }
 
 async function hashLocalImage(
   file: string,
-  { path: manifest, expected, onEvent, signal }: InitOptionsWithManifest,
+  { path: manifest, expected, onEvent, signal }: ResolvedInitOptions,
 ): Promise<PinnedImage> {
   const { bytes: total } = await inspectImage(file);
   const name = imageNameFromPath(file);
@@ -292,11 +281,10 @@ async function hashLocalImage(
   const chunks = readFileChunks(file, { onBytesRead, signal });
   const sha256: Sha256 = await sha256OfChunks(chunks);
   if (expected !== undefined && sha256 !== expected) {
-    throw new ToolsmithError(
-      "checksum_mismatch",
-      `Checksum mismatch for ${file}: expected ${expected}, actual ${sha256}`,
-      { hint: "find out which digest is right before using the image" },
-    );
+    const message =
+      `Checksum mismatch for ${file}: expected ${expected}, actual ${sha256}`;
+    const hint = "find out which digest is right before using the image";
+    throw new ToolsmithError("checksum_mismatch", message, { hint });
   }
   // A path relative to the manifest stays valid when the workspace moves.
   const path: string = relative(dirname(manifest), file);

@@ -17,14 +17,8 @@ import {
   type RangeResponse,
   RangesUnavailableError,
 } from "../transfer/byte_source.ts";
+import type { Descriptor } from "./artifact.ts";
 import type { RepositoryClient } from "./endpoints.ts";
-
-export interface BlobDescriptor {
-  /** Starts with its algorithm. */
-  digest: string;
-  /** Size, in bytes. */
-  size: number;
-}
 
 /** Statuses of a signed URL that has expired. */
 const EXPIRED_URL_STATUSES = new Set([400, 401, 403, 404, 410]);
@@ -37,7 +31,7 @@ const EXPIRED_URL_STATUSES = new Set([400, 401, 403, 404, 410]);
 export function blobSource(
   repository: RepositoryClient,
   host: string,
-  { digest, size }: BlobDescriptor,
+  { digest, size }: Pick<Descriptor, "digest" | "size">,
 ): ByteSource {
   /** The last redirect target, requested directly until it expires. */
   let redirectTarget: URL | undefined;
@@ -48,10 +42,8 @@ export function blobSource(
     signal: AbortSignal,
   ): Promise<[Response, URL]> {
     // Ranges and sizes refer to the blob, not to a compressed form.
-    const request = {
-      headers: { "accept-encoding": "identity", range },
-      signal,
-    };
+    const headers = { "accept-encoding": "identity", range };
+    const request = { headers, signal };
     if (redirectTarget) {
       const response = await repository.getAnonymously(redirectTarget, request);
       const { status, body } = response;
@@ -93,11 +85,9 @@ function isConnectionError(error: unknown): error is ToolsmithError {
     /^(?:connection|dns|tls)_failed$/.test(error.code);
 }
 
-/** A range request, to compare the response with. */
 interface RequestedRange {
   start: number;
   end: number;
-  /** Size of the blob, in bytes. */
   size: number;
   url: URL;
 }

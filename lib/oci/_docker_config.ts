@@ -37,7 +37,6 @@ export interface RegistryCredentials {
   registryToken?: string;
 }
 
-/** Docker's `config.json`. */
 export interface DockerConfigFile {
   path: string;
   text: string;
@@ -161,18 +160,14 @@ function parseDockerConfig({ path, text }: DockerConfigFile): JsonObject {
   throw new RangesUnavailableError(`${path} is not a JSON object`);
 }
 
-/** Returns the key of a registry's entry in `config.json`. */
 function dockerConfigKey(registry: string): string {
   return /^(?:registry-1\.)?docker\.io$/.test(registry)
     ? DOCKER_HUB_CONFIG_KEY
     : registry;
 }
 
-function helperInConfig(
-  { credHelpers, credsStore }: JsonObject,
-  key: string,
-): string | undefined {
-  const helper = ownProperty(jsonObjectOrEmpty(credHelpers), key) || credsStore;
+function helperInConfig({ credHelpers, credsStore }: JsonObject, key: string) {
+  const helper = jsonObjectOrEmpty(credHelpers)[key] || credsStore;
   return typeof helper === "string" && helper ? helper : undefined;
 }
 
@@ -224,7 +219,7 @@ function credentialsInConfig(
   key: string,
 ): RegistryCredentials {
   // Old files have URLs as keys.
-  const entry = ownProperty(auths, key) ??
+  const entry = auths[key] ??
     Object.entries(auths).find(([name]) => hostOfConfigKey(name) === key)?.[1];
   const fields = jsonObjectOrEmpty(entry);
   const text = (name: string) =>
@@ -241,7 +236,6 @@ function credentialsInConfig(
   };
 }
 
-/** Decodes base64 of `user:password`. */
 function decodeBasicLogin(auth: string, key: string) {
   try {
     const text = new TextDecoder().decode(Uint8Array.fromBase64(auth));
@@ -259,8 +253,4 @@ function decodeBasicLogin(auth: string, key: string) {
 
 function hostOfConfigKey(address: string): string {
   return address.replace(/^https?:\/\//, "").split("/")[0];
-}
-
-function ownProperty(record: JsonObject, key: string): unknown {
-  return Object.hasOwn(record, key) ? record[key] : undefined;
 }

@@ -27,13 +27,6 @@ import {
 import { formatReference, type OciReference } from "./reference.ts";
 import type { RegistryOptions } from "./registry_options.ts";
 
-/** Runs `work`, or requests the manifest instead while the registry is busy. */
-export type BusyRegistryGuard = <T>(
-  reference: OciReference,
-  work: () => Promise<T>,
-  instead?: (artifact: Artifact) => T,
-) => Promise<T>;
-
 const AUTH_SCHEME_NOT_FIRST_EXPLANATION = {
   why: "oras tries only the first authentication scheme",
   hint: "configure the registry to offer Basic or Bearer authentication first",
@@ -53,7 +46,7 @@ const NO_SUPPORTED_AUTH_SCHEME_EXPLANATION = {
  * the result. If this fails too, it throws oras's error, or the one with the registry's
  * Retry-After.
  */
-export function busyRegistryGuard(options: RegistryOptions): BusyRegistryGuard {
+export function busyRegistryGuard(options: RegistryOptions) {
   /** The error of oras, while the registry is busy. */
   let busyError: unknown;
 
@@ -71,7 +64,11 @@ export function busyRegistryGuard(options: RegistryOptions): BusyRegistryGuard {
     }
   }
 
-  return async (reference, work, instead) => {
+  return async <T>(
+    reference: OciReference,
+    work: () => Promise<T>,
+    instead?: (artifact: Artifact) => T,
+  ): Promise<T> => {
     let failure: unknown;
     if (!busyError) {
       try {

@@ -32,7 +32,6 @@ export interface OrasRegistryCommand
 /** oras treats a missing file as a configuration without credentials. */
 const NONEXISTENT_CONFIG_PATH = "/nonexistent/toolsmith.json";
 
-/** Returns the name or path of the oras program. */
 export function orasPath(
   { env = processEnvironment }: RegistryOptions,
 ): string {
@@ -41,7 +40,6 @@ export function orasPath(
   return path.includes(SEPARATOR) ? resolve(path) : path;
 }
 
-/** Runs a subcommand against a registry; throws typed errors. */
 export async function runOrasForRegistry(
   reference: OciReference,
   options: RegistryOptions,

@@ -7,15 +7,6 @@ import { startStallTimer } from "../system/stall_timer.ts";
 
 const MEASURE_INTERVAL_MS = 200;
 
-export interface OrasTransferWatchOptions {
-  /** Time without progress that counts as a stall, in milliseconds. @default {60_000} */
-  stallTimeoutMs?: number;
-  /** Highest permitted byte count. @default {Infinity} */
-  maxBytes?: number;
-  /** Called with the byte count whenever it has changed. */
-  onBytes?: (bytes: number) => void;
-}
-
 /**
  * Polls a byte count while oras transfers files. `what` is the operation for messages,
  * such as `pull ghcr.io/owner/repo:1.0`.
@@ -23,7 +14,12 @@ export interface OrasTransferWatchOptions {
 export function watchOrasTransfer(
   what: string,
   measure: () => Promise<number>,
-  { stallTimeoutMs, maxBytes = Infinity, onBytes }: OrasTransferWatchOptions,
+  { stallTimeoutMs, maxBytes = Infinity, onBytes }: {
+    stallTimeoutMs?: number;
+    maxBytes?: number;
+    /** Called with the byte count whenever it has changed. */
+    onBytes?: (bytes: number) => void;
+  },
 ) {
   const tooManyBytes = new AbortController();
   const { signal } = tooManyBytes;

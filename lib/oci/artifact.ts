@@ -43,7 +43,6 @@ export interface Descriptor {
   mediaType: string;
   /** Digest of the bytes, with its algorithm. */
   digest: string;
-  /** Size, in bytes. */
   size: number;
   /** The title is the file's path. */
   annotations?: Record<string, string> | null;
@@ -68,7 +67,6 @@ export interface Artifact {
   mediaType: string;
   /** Empty for an index. */
   layers: Descriptor[];
-  /** The platform manifests of an index. */
   manifests?: PlatformManifest[];
   /** The architecture of the image, in OCI's terms, if declared. */
   architecture?: string;
@@ -80,11 +78,9 @@ export interface Artifact {
   fetchedWithoutOras?: true;
 }
 
-/** The layer with the QCOW2 image. */
 export interface ImageLayer {
   /** Path in the artifact, with `/` between directories. */
   title: string;
-  /** Size, in bytes. */
   size: number;
   /** The registry's digest, with its algorithm. */
   digest: string;

@@ -26,7 +26,6 @@ import {
 export interface DownloadBlobOptions extends TransferOptions {
   /** Only its missing bytes are requested. */
   partFile: PartFile;
-  /** Called whenever bytes have been written. */
   onBytesWritten: () => void;
   /** Called when a mirror is skipped, with its host and the reason. */
   onMirrorFailed: (mirror: string, reason: string) => void;
@@ -98,8 +97,8 @@ export async function probeBlob(
   try {
     const options = { ...limits, signal };
     using repository = await repositoryClient({ ...registry, options });
-    const request = { method: "HEAD", headers: {}, signal } as const;
-    [answer] = await repository.get(`blobs/${digest}`, request);
+    const head = { method: "HEAD", signal };
+    [answer] = await repository.get(`blobs/${digest}`, head);
     await answer.body?.cancel();
   } catch (error) {
     limits.signal?.throwIfAborted();
@@ -113,10 +112,7 @@ export async function probeBlob(
   }
 }
 
-/**
- * Returns true if Deno may connect to any endpoint; otherwise a part file is of no use,
- * because it could not be resumed.
- */
+/** Returns true if Deno may connect to any endpoint; otherwise only `oras` can. */
 export function hasPermittedEndpoint(
   { mirrors, registry }: Endpoints,
 ): boolean {

@@ -34,14 +34,6 @@ export interface Endpoints {
   registry: Endpoint;
 }
 
-/** A request to a repository. */
-export interface RepositoryRequest {
-  /** @default {"GET"} */
-  method?: "HEAD";
-  headers: HeadersInit;
-  signal: AbortSignal;
-}
-
 export type RepositoryClient = Awaited<ReturnType<typeof repositoryClient>>;
 
 const MAX_AUTH_RENEWALS = 2;
@@ -84,19 +76,13 @@ export function registryEndpoint(
  * request yet. Never prompts: a host without `--allow-net` is refused with a
  * {@linkcode RangesUnavailableError}.
  */
-export async function repositoryClient(
-  endpoint: Endpoint,
-  connections = 1,
-) {
+export async function repositoryClient(endpoint: Endpoint, connections = 1) {
   const { baseUrl, host, repository, caFile, query = "", options } = endpoint;
   const { signal, stallTimeoutMs } = options;
   // With HTTP/2, all ranges would share one connection.
   const pool = { http2: false, poolMaxIdlePerHost: connections };
   const client = await createHttpClient(caFile, pool);
-  async function sendRequest(
-    url: URL,
-    request: HttpRequestInit,
-  ): Promise<Response> {
+  async function sendRequest(url: URL, request: HttpRequestInit) {
     const proxy = findProxy(url);
     for (const hop of proxy ? [url, proxy] : [url]) {
       if (hasNetPermission(hop)) continue;
@@ -122,7 +108,7 @@ export async function repositoryClient(
      */
     async get(
       path: string,
-      { method, headers, signal }: RepositoryRequest,
+      { headers, ...request }: HttpRequestInit,
     ): Promise<[Response, URL]> {
       const url = new URL(`${baseUrl}/${repository}/${path}`);
       // A path may have a query of its own.
@@ -133,9 +119,9 @@ export async function repositoryClient(
           const all = new Headers(headers);
           sent = isRegistryUrl(at) ? await authorizationHeader() : undefined;
           if (sent) all.set("authorization", sent);
-          return await sendRequest(at, { method, headers: all, signal });
+          return await sendRequest(at, { ...request, headers: all });
         };
-        const result = await fetchFollowingRedirects(url, send, signal);
+        const result = await fetchFollowingRedirects(url, send, request.signal);
         const [response, at] = result;
         const isUnauthorized = response.status === 401 && isRegistryUrl(at);
         if (!isUnauthorized || renewed === MAX_AUTH_RENEWALS) return result;

@@ -27,13 +27,6 @@ import {
 } from "./endpoints.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 
-export interface FetchFromMirrorsOptions {
-  /** Throws for an unusable artifact, such as that of an outdated mirror. */
-  checkArtifact: (artifact: Artifact) => void;
-  /** Called when a mirror is skipped, with its host and the reason. */
-  onMirrorFailed: (mirror: string, reason: string) => void;
-}
-
 const MANIFEST_ACCEPT_HEADER = [
   ...IMAGE_MANIFEST_MEDIA_TYPES,
   ...INDEX_MEDIA_TYPES,
@@ -47,7 +40,12 @@ const MANIFEST_ACCEPT_HEADER = [
 export async function fetchManifestFromMirrors(
   mirrors: Endpoint[],
   reference: OciReference,
-  { checkArtifact, onMirrorFailed }: FetchFromMirrorsOptions,
+  { checkArtifact, onMirrorFailed }: {
+    /** Throws for an unusable artifact, such as that of an outdated mirror. */
+    checkArtifact: (artifact: Artifact) => void;
+    /** Called when a mirror is skipped, with its host and the reason. */
+    onMirrorFailed: (mirror: string, reason: string) => void;
+  },
 ): Promise<Artifact | undefined> {
   for (const mirror of mirrors) {
     if (reference.digest === undefined && !mirror.resolvesTags) continue;

@@ -27,13 +27,6 @@ export interface Mirror {
   caFile?: string;
 }
 
-export interface FindMirrorsOptions {
-  /** Read for `TOOLSMITH_MIRRORS` and `TOOLSMITH_REGISTRY_CONFIG`. */
-  env?: Environment;
-  /** Called with a warning for each unsupported mirror. */
-  onWarning?: (message: string) => void;
-}
-
 /** containerd's default. */
 const DEFAULT_MIRROR_CONFIG_DIRS =
   "/etc/containerd/certs.d:/etc/docker/certs.d";
@@ -41,18 +34,21 @@ const DEFAULT_MIRROR_CONFIG_DIRS =
 /**
  * Finds the mirrors of a registry, without the registry itself, in the order of their
  * use. A file that is not permitted counts as missing; a malformed one is an error.
+ * `onWarning` is called for each unsupported mirror.
  */
 export async function findMirrors(
   registry: string,
-  options: FindMirrorsOptions = {},
+  { env = processEnvironment, onWarning }: {
+    env?: Environment;
+    onWarning?: (message: string) => void;
+  } = {},
 ): Promise<Mirror[]> {
-  const env = options.env ?? processEnvironment;
   const simple = parseMirrorsVariable(registry, env);
   for (const dir of mirrorConfigDirs(env)) {
     for (const name of registryDirNames(registry)) {
       const text = await readHostsToml(join(dir, name, "hosts.toml"));
       if (text === undefined) continue;
-      const hosts = await parseHostsToml(text, join(dir, name), options);
+      const hosts = await parseHostsToml(text, join(dir, name), onWarning);
       const isMirror = ({ baseUrl }: Mirror) =>
         !isRegistryItself(baseUrl, registry);
       return [...simple, ...hosts.filter(isMirror)];
@@ -108,7 +104,7 @@ function readHostsToml(path: string): Promise<string | undefined> {
 async function parseHostsToml(
   text: string,
   dir: string,
-  { onWarning }: FindMirrorsOptions,
+  onWarning?: (message: string) => void,
 ): Promise<Mirror[]> {
   // Few hosts have such a file, so the parser is not imported at every start.
   const { parse } = await import("@std/toml");

@@ -38,7 +38,6 @@ import {
 import { formatReference, type OciReference } from "./reference.ts";
 import type { RegistryOptions } from "./registry_options.ts";
 
-/** A file to push as a layer. */
 export interface PushFile {
   /** Path, relative to the working directory. */
   path: string;
@@ -51,7 +50,6 @@ export interface PushOptions {
   cwd: string;
   artifactType: string;
   annotations: Record<string, string>;
-  /** Total size of the files, in bytes. */
   totalBytes: number;
   /** Attach the files to the artifact that the reference names. @default {false} */
   attach?: boolean;
@@ -131,20 +129,17 @@ export function orasClient(options: RegistryOptions = {}) {
   };
 }
 
-/** Returns the version of oras, such as `1.3.0`. */
 async function readOrasVersion(options: RegistryOptions): Promise<string> {
   const call = { args: ["version"], timeoutMs: 10_000 };
   const { code, stdout, stderr } = await runOras(options, call);
   const version = /^Version:\s*(\S+)/m.exec(stdout)?.[1];
   if (code === 0 && version) return version.replace(/\+.*/, "");
   const printed = redactSecrets(stdout + stderr).slice(0, 200);
-  throw new ToolsmithError(
-    "oras_failed",
-    `Cannot read the version of ${orasPath(options)}: unexpected output ${
-      JSON.stringify(printed)
-    }`,
-    { hint: "set TOOLSMITH_ORAS to the path of oras (https://oras.land/)" },
-  );
+  const message = `Cannot read the version of ${
+    orasPath(options)
+  }: unexpected output ${JSON.stringify(printed)}`;
+  const hint = "set TOOLSMITH_ORAS to the path of oras (https://oras.land/)";
+  throw new ToolsmithError("oras_failed", message, { hint });
 }
 
 /** Runs a subcommand that takes no longer than a stall may. */
@@ -213,7 +208,6 @@ async function pushWithOras(
   options: RegistryOptions,
   { files, cwd, artifactType, annotations, totalBytes, attach }: PushOptions,
 ): Promise<Digest> {
-  const { stallTimeoutMs } = options;
   const name = formatReference(reference);
   const subcommand = attach ? "attach" : "push";
   const args = ["--no-tty", "--format", "json"];
@@ -233,9 +227,9 @@ async function pushWithOras(
     const passedMs = performance.now() - startedAt;
     return Math.floor(Math.min(passedMs, totalBytes / MIN_PUSH_BYTES_PER_MS));
   };
-  const limits = { stallTimeoutMs };
   const title = `${subcommand} ${name}`;
-  await using watch = watchOrasTransfer(title, measure, limits);
+  const { stallTimeoutMs } = options;
+  await using watch = watchOrasTransfer(title, measure, { stallTimeoutMs });
   const { stdout } = await runOrasForRegistry(reference, options, {
     subcommand: [subcommand],
     args,

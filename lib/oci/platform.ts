@@ -65,14 +65,11 @@ export async function fetchArtifactForArch(
   if (fitting.length > 1) {
     const listed = fitting.slice(0, MAX_LISTED_DIGESTS)
       .map(formatPlatformManifest).join(", ");
-    throw new ToolsmithError(
-      "payload_ambiguous",
-      `${name} has ${fitting.length} images for ${wanted}, expected one`,
-      {
-        hint:
-          `add one of these digests to the reference, as …@DIGEST: ${listed}`,
-      },
-    );
+    const message =
+      `${name} has ${fitting.length} images for ${wanted}, expected one`;
+    const hint =
+      `add one of these digests to the reference, as …@DIGEST: ${listed}`;
+    throw new ToolsmithError("payload_ambiguous", message, { hint });
   }
   const { digest } = fitting[0];
   const { registry, repository } = artifact.reference;

@@ -5,12 +5,8 @@
 import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
-import type { DigestEngineName, Sha256 } from "../system/digest.ts";
-import {
-  type FileIdentity,
-  isSameFileIdentity,
-  readFileIdentity,
-} from "../system/files.ts";
+import type { DigestEngineName } from "../system/digest.ts";
+import { isSameFileIdentity, readFileIdentity } from "../system/files.ts";
 import { openIncrementalFileSync } from "../system/incremental_sync.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import { hashGrowingFile } from "../transfer/file_digest.ts";
@@ -34,16 +30,6 @@ export interface PullImageOptions {
   syncToDisk?: boolean;
 }
 
-export interface PulledImage {
-  path: string;
-  /** Size in bytes. */
-  bytes: number;
-  sha256: Sha256;
-  /** Identity of the file that was hashed. */
-  hashedFile: FileIdentity;
-}
-
-/** What is known when a download starts. */
 export interface DownloadStart {
   image: string;
   source: string;
@@ -67,7 +53,7 @@ export async function pullImage(
   registry: OrasClient,
   artifact: Artifact,
   { layer, dir, progress, engine, syncToDisk = false }: PullImageOptions,
-): Promise<PulledImage> {
+) {
   const mismatch = (why: string, cause?: unknown) =>
     new ToolsmithError(
       "checksum_mismatch",
@@ -113,10 +99,7 @@ export function totalPullBytes(artifact: Artifact): number {
 }
 
 /** Emits `download_start`; returns what emits the progress and the end. */
-export function reportDownloadStart(
-  emit: Emit,
-  transfer: DownloadStart,
-) {
+export function reportDownloadStart(emit: Emit, transfer: DownloadStart) {
   const { image, source, total, resumed = 0, connections = 1 } = transfer;
   const startedAt = performance.now();
   let reportedAt = startedAt;

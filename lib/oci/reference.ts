@@ -97,13 +97,10 @@ export function invalidReferenceError(
   why: string,
   hint: string,
 ): ToolsmithError {
-  return new ToolsmithError(
-    "reference_invalid",
-    `Cannot use image source "${truncateText(redactUrlSecrets(value))}": ${
-      truncateText(why)
-    }`,
-    { hint },
-  );
+  const message = `Cannot use image source "${
+    truncateText(redactUrlSecrets(value))
+  }": ${truncateText(why)}`;
+  return new ToolsmithError("reference_invalid", message, { hint });
 }
 
 /** Redacts the user info, which may be a token, and the query, which may be signed. */

@@ -25,9 +25,7 @@ const LOCK_FILE_NAME = "lock";
  * Makes a directory locked by this process, and removes abandoned ones. Disposing
  * removes it.
  */
-export async function makeLockedTemporaryDir(
-  purpose: "publish" | "verify",
-) {
+export async function makeLockedTemporaryDir(purpose: "publish" | "verify") {
   while (true) {
     const dir = await makeTemporaryDir(`toolsmith-${purpose}-`);
     // Until it is locked, another process may remove it.

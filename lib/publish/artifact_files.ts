@@ -1,12 +1,16 @@
 /**
- * The files of an artifact, their titles, and the directory to push them from.
+ * The files of an artifact, their titles, its creation time, and the directory to push
+ * them from.
  */
 import { basename, dirname, join, resolve } from "../path.ts";
 import { isPortableTitle } from "../oci/artifact.ts";
+import type { Environment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import { sanitizeText } from "../system/sanitize_text.ts";
 import { foldNameCase, isPortableFileName } from "../system/portable_name.ts";
 import { makeLockedTemporaryDir } from "./_temporary_dir.ts";
+
+export const CREATED_ANNOTATION = "org.opencontainers.image.created";
 
 /** A file to publish along with the image. */
 export interface ExtraFile {
@@ -45,11 +49,9 @@ export function parseExtraFile(text: string): ExtraFile {
   if (path !== "" && MEDIA_TYPE_PATTERN.test(mediaType)) {
     return { path, mediaType };
   }
-  throw new ToolsmithError(
-    "usage",
-    `Cannot publish extra file "${text}": expected PATH:TYPE`,
-    { hint: `write ${path || text || "PATH"}:application/json, for example` },
-  );
+  const message = `Cannot publish extra file "${text}": expected PATH:TYPE`;
+  const hint = `write ${path || text || "PATH"}:application/json, for example`;
+  throw new ToolsmithError("usage", message, { hint });
 }
 
 /**
@@ -78,23 +80,21 @@ export function addExtraFiles(
   for (const extra of extras) {
     const title = basename(extra.path);
     if (!isPortableTitle(title)) {
-      throw new ToolsmithError(
-        "usage",
-        `Cannot publish extra file ${extra.path}: its name is not valid on every system`,
-        { hint: "rename the file: use ASCII letters, digits, dots and dashes" },
-      );
+      const message =
+        `Cannot publish extra file ${extra.path}: its name is not valid on every system`;
+      const hint =
+        "rename the file: use ASCII letters, digits, dots and dashes";
+      throw new ToolsmithError("usage", message, { hint });
     }
     // Compare folded names, as some file systems ignore case.
     const same = files.find((file) =>
       foldNameCase(file.title) === foldNameCase(title)
     );
     if (same) {
-      throw new ToolsmithError(
-        "usage",
-        `Cannot publish both ${same.path} and ${extra.path}: ` +
-          "their names collide in the consumer's directory",
-        { hint: "rename one of the two files" },
-      );
+      const message = `Cannot publish both ${same.path} and ${extra.path}: ` +
+        "their names collide in the consumer's directory";
+      const hint = "rename one of the two files";
+      throw new ToolsmithError("usage", message, { hint });
     }
     files.push({ ...extra, title });
   }
@@ -134,4 +134,30 @@ async function symlinkOrCopy(from: string, to: string) {
     if (Deno.build.os !== "windows") throw error;
     await Deno.copyFile(from, to);
   }
+}
+
+/**
+ * Returns the given time, else `SOURCE_DATE_EPOCH` in seconds
+ * (https://reproducible-builds.org/specs/source-date-epoch/), else the file's
+ * modification time, as RFC 3339. So the same bytes give the same manifest.
+ */
+export function creationTime(
+  env: Environment,
+  times: { given: Date | undefined; modified: Date | null },
+): string {
+  const time = times.given ?? parseSourceDateEpoch(env) ?? times.modified ??
+    new Date(0);
+  return time.toISOString().replace(/\.\d+Z$/, "Z");
+}
+
+function parseSourceDateEpoch(env: Environment): Date | undefined {
+  const epoch = env.get("SOURCE_DATE_EPOCH");
+  if (!epoch) return undefined;
+  const time = new Date(Number(epoch) * 1000);
+  if (/^\d+$/.test(epoch) && !isNaN(time.getTime())) return time;
+  const message =
+    `Cannot use SOURCE_DATE_EPOCH=${epoch}: expected seconds since 1970`;
+  const hint =
+    "set SOURCE_DATE_EPOCH to the seconds that `git log -1 --format=%ct` prints";
+  throw new ToolsmithError("usage", message, { hint });
 }

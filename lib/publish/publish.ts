@@ -36,10 +36,11 @@ import { retryReporter, retryTransient } from "../system/retry.ts";
 import { attachIndex, predictDownload, readRecords } from "./_chunk_index.ts";
 import { compressImage } from "./_compress.ts";
 import { makeLockedTemporaryDir } from "./_temporary_dir.ts";
-import { CREATED_ANNOTATION, creationTime } from "./_created_time.ts";
 import {
   addExtraFiles,
   type ArtifactFile,
+  CREATED_ANNOTATION,
+  creationTime,
   type ExtraFile,
   imageLayerTitle,
   preparePushDir,
@@ -138,12 +139,9 @@ export async function publish(
   options: PublishOptions = {},
 ): Promise<PublishResult> {
   const env = withGithubTokenAsGhcrToken(options.env ?? processEnvironment);
-  const how: ResolvedPublishOptions = {
-    ...options,
-    env,
-    emit: createEmitter(options.onEvent),
-  };
-  const { emit, signal, verify = "manifest", previous } = how;
+  const emit = createEmitter(options.onEvent);
+  const how: ResolvedPublishOptions = { ...options, env, emit };
+  const { signal, verify = "manifest", previous } = how;
   // Compressing may take minutes.
   const target = parsePublishTarget(reference, emit);
   if (how.compress) emit({ type: "compress_start", path });
@@ -152,55 +150,42 @@ export async function publish(
     : undefined;
   const source = dir ? await compressImage(path, dir.path, how) : path;
   const publication = await preparePublication(source, target, how);
-  const { imageName, title, imageBytes } = publication;
+  const { imageName: image, imageBytes: total, title } = publication;
 
-  const onBytes = (read: number) =>
-    emit({
-      type: "checksum_progress",
-      image: imageName,
-      bytes: read,
-      total: imageBytes,
-    });
-  const chunks = readFileChunks(source, { onBytesRead: onBytes, signal });
-  const attaches = how.index !== false && imageBytes >= MIN_INDEXED_IMAGE_BYTES;
+  const onBytesRead = (bytes: number) =>
+    emit({ type: "checksum_progress", image, bytes, total });
+  const chunks = readFileChunks(source, { onBytesRead, signal });
+  const attaches = how.index !== false && total >= MIN_INDEXED_IMAGE_BYTES;
   const isIndexed = attaches || previous !== undefined;
-  const [hash, records] = await Promise.all([
-    sha256OfChunks(chunks, selectDigestEngine(imageBytes, env)),
+  const [sha256, records] = await Promise.all([
+    sha256OfChunks(chunks, selectDigestEngine(total, env)),
     isIndexed ? readRecords(source, how) : new Uint8Array(),
   ]);
-  const index = { size: imageBytes, digest: sha256ToDigest(hash), records };
+  const index = { size: total, digest: sha256ToDigest(sha256), records };
   if (previous !== undefined) {
-    await predictDownload(index, { previous, image: imageName }, how);
+    await predictDownload(index, { previous, image }, how);
   }
-  const digest = await pushWithRetries(publication, hash, how);
+  const digest = await pushWithRetries(publication, sha256, how);
   if (attaches) {
     const pushed = { ...publication.reference, digest };
     await attachIndex(index, { ...publication, reference: pushed }, how);
   }
-  const published = { ...publication, digest, sha256: hash };
+  const published = { ...publication, digest, sha256 };
   const attempts = await pollUntilServed(published, how);
   const written = formatReference(publication.reference);
-  emit({
-    type: "publish_verified",
-    image: imageName,
-    reference: written,
-    digest,
-    verify,
-  });
+  const about = { image, reference: written, digest };
+  emit({ type: "publish_verified", ...about, verify });
+  const pin = { name: image, source: `oci://${written}`, sha256 };
   return {
     reference: written,
     digest,
-    layerDigest: sha256ToDigest(hash),
-    sha256: hash,
-    bytes: imageBytes,
+    layerDigest: sha256ToDigest(sha256),
+    sha256,
+    bytes: total,
     file: title,
     verified: verify,
     attempts,
-    manifest: createManifestJson({
-      name: imageName,
-      source: `oci://${written}`,
-      sha256: hash,
-    }),
+    manifest: createManifestJson(pin),
   };
 }
 
@@ -208,39 +193,26 @@ export async function publish(
 type ResolvedPublishOptions = PublishOptions & { env: Environment; emit: Emit };
 
 /** A validated publication, ready to be hashed and pushed. */
-interface PreparedPublication {
-  reference: OciReference;
-  /** The image's name for consumers. */
-  imageName: string;
-  imagePath: string;
-  /** The file's title in the artifact. */
-  title: string;
-  /** The image first. */
-  files: ArtifactFile[];
-  annotations: Record<string, string>;
-  /** Size of the image, in bytes. */
-  imageBytes: number;
-  /** Size of all files, in bytes. */
-  totalBytes: number;
-}
+type PreparedPublication = Awaited<ReturnType<typeof preparePublication>>;
 
 /** Rejects invalid input before the image is hashed or pushed. */
 async function preparePublication(
-  path: string,
+  imagePath: string,
   reference: OciReference,
   { name, arch, created, extras = [], annotations, env, emit }:
     ResolvedPublishOptions,
-): Promise<PreparedPublication> {
-  const image = name ?? imageNameFromPath(reference.repository);
-  assertValidImageName(image);
-  const { modified, warnings, ...inspected } = await inspectImage(path);
-  emit({ type: "image_inspected", image, path, ...inspected });
+) {
+  const imageName = name ?? imageNameFromPath(reference.repository);
+  assertValidImageName(imageName);
+  const { modified, warnings, ...inspected } = await inspectImage(imagePath);
+  const inspection = { image: imageName, path: imagePath, ...inspected };
+  emit({ type: "image_inspected", ...inspection });
   for (const message of warnings) emit({ type: "warning", message });
-  const files = titledArtifactFiles(path, extras, emit);
-  const { bytes } = inspected;
-  let total = bytes;
+  const files = titledArtifactFiles(imagePath, extras, emit);
+  const { bytes: imageBytes } = inspected;
+  let totalBytes = imageBytes;
   for (const extra of files.slice(1)) {
-    total += (await statReadableFile(extra.path, "extra file")).size;
+    totalBytes += (await statReadableFile(extra.path, "extra file")).size;
   }
   const { title } = files[0];
   const all = {
@@ -249,16 +221,8 @@ async function preparePublication(
     ...arch && { [ARCHITECTURE_ANNOTATION]: toOciArch(arch) },
     ...annotations,
   };
-  return {
-    reference,
-    imageName: image,
-    imagePath: path,
-    title,
-    files,
-    annotations: all,
-    imageBytes: bytes,
-    totalBytes: total,
-  };
+  const image = { imageName, imagePath, imageBytes, title };
+  return { reference, ...image, files, totalBytes, annotations: all };
 }
 
 /** Parses the target and lowercases the repository, as registries require. */
@@ -269,14 +233,11 @@ function parsePublishTarget(text: string, emit: Emit): OciReference {
   );
   const target = parseReference(lower);
   if (target.digest) {
-    throw new ToolsmithError(
-      "reference_invalid",
-      `Cannot publish to ${text}: the target must be a tag, not a digest`,
-      {
-        hint:
-          `publish under a tag: ${target.registry}/${target.repository}:VERSION`,
-      },
-    );
+    const message =
+      `Cannot publish to ${text}: the target must be a tag, not a digest`;
+    const hint =
+      `publish under a tag: ${target.registry}/${target.repository}:VERSION`;
+    throw new ToolsmithError("reference_invalid", message, { hint });
   }
   if (lower !== text) {
     const message =
@@ -302,36 +263,26 @@ function titledArtifactFiles(
 
 /** Pushes, retries transient failures, and returns the manifest's digest. */
 async function pushWithRetries(
-  {
-    reference: target,
-    imageName,
-    title,
-    files,
-    annotations,
-    totalBytes,
-  }: PreparedPublication,
+  publication: PreparedPublication,
   sha256: Sha256,
   how: ResolvedPublishOptions,
 ): Promise<Digest> {
-  const { emit, retries, retryDelayMs, signal } = how;
+  const { reference: target, imageName, title, totalBytes } = publication;
+  const { annotations } = publication;
+  const { emit } = how;
   const reference = formatReference(target);
   const about = { image: imageName, reference, bytes: totalBytes };
   const started = performance.now();
   const layer = sha256ToDigest(sha256);
   emit({ type: "publish_start", ...about, file: title, digest: layer });
-  await using dir = await preparePushDir(files);
+  await using dir = await preparePushDir(publication.files);
+  const { cwd, files } = dir;
   const client = orasClient(how);
-  const artifact = {
-    files: dir.files,
-    cwd: dir.cwd,
-    artifactType: QCOW2_MEDIA_TYPE,
-    annotations,
-    totalBytes,
-  };
-  const digest = await retryTransient(() => client.push(target, artifact), {
-    ...{ retries, retryDelayMs, signal },
-    onRetry: retryReporter(emit, imageName),
-  });
+  const artifactType = QCOW2_MEDIA_TYPE;
+  const artifact = { files, cwd, artifactType, annotations, totalBytes };
+  const onRetry = retryReporter(emit, imageName);
+  const push = () => client.push(target, artifact);
+  const digest = await retryTransient(push, { ...how, onRetry });
   const elapsedMs = Math.round(performance.now() - started);
   emit({ type: "push_end", ...about, digest, elapsedMs });
   return digest;

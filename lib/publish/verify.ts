@@ -82,16 +82,11 @@ export async function pollUntilServed(
       const delayMs = !error || attempt === attempts || late
         ? 0
         : Math.max(pollDelayMs(attempt, intervalMs), askedMs);
-      emit({
-        type: "publish_poll",
-        image: published.imageName,
-        reference,
-        attempt,
-        attempts,
-        outcome: error ? "waiting" : "served",
-        ...(error ? { message: error.message } : {}),
-        delayMs,
-      });
+      const poll = { image: published.imageName, reference, attempt, attempts };
+      const outcome = error
+        ? { outcome: "waiting" as const, message: error.message }
+        : { outcome: "served" as const };
+      emit({ type: "publish_poll", ...poll, ...outcome, delayMs });
       if (!error) return attempt;
       last = error.message;
       if (late) break;
@@ -104,14 +99,11 @@ export async function pollUntilServed(
   const limitReached = signal.aborted || late
     ? `${deadlineMs / 1000} s`
     : `${attempts} attempt${attempts === 1 ? "" : "s"}`;
-  throw new ToolsmithError(
-    "publish_timeout",
-    `Pushed ${reference}, but the registry did not serve it within ${limitReached}: ${last}`,
-    {
-      hint:
-        "wait longer with --attempts N, --interval SECONDS or --deadline SECONDS",
-    },
-  );
+  const message =
+    `Pushed ${reference}, but the registry did not serve it within ${limitReached}: ${last}`;
+  const hint =
+    "wait longer with --attempts N, --interval SECONDS or --deadline SECONDS";
+  throw new ToolsmithError("publish_timeout", message, { hint });
 }
 
 /** The pause after an unsuccessful poll. */
@@ -162,17 +154,14 @@ function assertServedDigests(published: PushedArtifact, artifact: Artifact) {
   );
   const expected = sha256ToDigest(published.sha256);
   if (layer?.digest === expected) return;
-  throw new ToolsmithError(
-    "publish_mismatch",
+  const message =
     `${imagePath} changed while it was published: its digest was ${expected}, the pushed artifact has ${
       layer?.digest ?? `no layer titled ${title}`
-    }`,
-    {
-      hint: `publish again: ${
-        formatReference(reference)
-      } now names the changed file`,
-    },
-  );
+    }`;
+  const hint = `publish again: ${
+    formatReference(reference)
+  } now names the changed file`;
+  throw new ToolsmithError("publish_mismatch", message, { hint });
 }
 
 /** Pulls the manifest by digest, as a consumer would, and compares the image's digest. */
@@ -205,13 +194,9 @@ function publishMismatchError(
   cause?: unknown,
 ): ToolsmithError {
   const name = formatReference(reference);
-  return new ToolsmithError(
-    "publish_mismatch",
-    `The registry does not serve what was pushed to ${name}: ${what}`,
-    {
-      hint:
-        "publish under a new tag: another push or a caching proxy may have replaced what this tag serves",
-      cause,
-    },
-  );
+  const message =
+    `The registry does not serve what was pushed to ${name}: ${what}`;
+  const hint =
+    "publish under a new tag: another push or a caching proxy may have replaced what this tag serves";
+  return new ToolsmithError("publish_mismatch", message, { hint, cause });
 }

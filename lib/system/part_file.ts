@@ -67,15 +67,12 @@ export async function openPartFile(
   if (!isSameContent) await part.clear();
   else if (record.filled === undefined) part.setDurableExtents(record.extents);
   else await part.copyFromExternalFile(join(dir, record.filled));
-  part.resumedBytes = part.presentBytes;
   return part;
 }
 
 export class PartFile implements AsyncDisposable {
   readonly path: string;
   readonly size: number;
-  /** Bytes present when the file was opened. */
-  resumedBytes = 0;
   /** Present byte ranges, synced or not. */
   #presentExtents: Extent[] = [];
   #incrementalSync = this.#createIncrementalSync();
@@ -168,7 +165,6 @@ export class PartFile implements AsyncDisposable {
   /** Discards all bytes and records. */
   async clear(): Promise<void> {
     await this.#incrementalSync.settled().catch(() => {});
-    this.resumedBytes = 0;
     this.setDurableExtents([]);
     await this.#removeRecords(DURABLE_EXTENTS_FILE, WRITTEN_EXTENTS_FILE);
     await this.file.truncate(0);

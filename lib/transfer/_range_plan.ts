@@ -38,7 +38,6 @@ const SILENT_CONNECTION_MS = 2000;
  */
 const TAKEOVER_ABORT_REASON = "another connection took the piece over";
 
-/** State of a piece that is being downloaded. */
 interface PieceProgress {
   startedAt: number;
   lastByteTime: number;

@@ -37,9 +37,10 @@ async function site(cacheDir = join("work", ".toolsmith", "cache")) {
       await using staging = await held.createOrResumeStaging();
       const identity = { size: SIZE, digest: sha256ToDigest(A) };
       await using part = await openPartFile(staging.dir, identity);
+      const resumed = part.presentBytes;
       using writer = await part.openWriter();
       writer.write(0, new Uint8Array(bytes));
-      return part.resumedBytes;
+      return resumed;
     },
     /** Names of staging directories. */
     staged: async () =>

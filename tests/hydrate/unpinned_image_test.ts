@@ -5,7 +5,7 @@ import type { ToolsmithEvent } from "../../lib/events.ts";
 import {
   downloadUnpinnedImage,
   type DownloadUnpinnedImageOptions,
-} from "../../lib/hydrate/_unpinned_image.ts";
+} from "../../lib/hydrate/_add_to_cache.ts";
 import { sha256OfText } from "../../lib/system/digest.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";

@@ -1,6 +1,6 @@
 import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { creationTime } from "../../lib/publish/_created_time.ts";
+import { creationTime } from "../../lib/publish/artifact_files.ts";
 
 const GIVEN = new Date("2020-01-02T03:04:05.678Z");
 const MODIFIED = new Date("2021-01-02T03:04:05.678Z");

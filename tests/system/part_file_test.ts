@@ -20,13 +20,13 @@ Deno.test("openPartFile() resumes the bytes that an earlier process wrote", asyn
   await using dir = await temporaryDir();
   {
     await using part = await openPartFile(dir.path, identity);
-    assertEquals([part.resumedBytes, part.presentBytes], [0, 0]);
+    assertEquals(part.presentBytes, 0);
     using writer = await part.openWriter();
     writer.write(5 * MIB, new Uint8Array(MIB).fill(5));
     writer.write(0, new Uint8Array(3).fill(1));
   }
   await using part = await openPartFile(dir.path, identity);
-  assertEquals([part.resumedBytes, part.presentBytes], [MIB + 3, MIB + 3]);
+  assertEquals(part.presentBytes, MIB + 3);
   assertEquals(part.missingExtents(), [[3, 5 * MIB], [6 * MIB, 10 * MIB]]);
   assertEquals(part.missingExtents([0, 4]), [[3, 4]]);
   const bytes = await Deno.readFile(part.path);
@@ -72,7 +72,7 @@ Deno.test("openPartFile() discards a part file of another image, another size or
       const record = JSON.parse(await Deno.readTextFile(path));
       await Deno.writeTextFile(path, JSON.stringify(change(record)));
       await using part = await openPartFile(dir.path, identity);
-      assertEquals([part.resumedBytes, part.missingExtents()], [0, [[
+      assertEquals([part.presentBytes, part.missingExtents()], [0, [[
         0,
         10 * MIB,
       ]]]);
@@ -119,7 +119,7 @@ Deno.test("openPartFile() does not resume a part file after clear() or markCompl
       writer.write(0, new Uint8Array(9).fill(7));
       await part[end]();
       if (end === "clear") {
-        assertEquals([part.presentBytes, part.resumedBytes], [0, 0]);
+        assertEquals(part.presentBytes, 0);
       }
     }
     assertEquals(await readPartRecord(dir.path), undefined);
@@ -136,7 +136,7 @@ Deno.test("openPartFile() copies the bytes that an external program wrote before
     await Deno.writeFile(filled, new Uint8Array(5000).fill(3));
   }
   await using part = await openPartFile(dir.path, identity);
-  assertEquals([part.resumedBytes, part.missingExtents()], [5000, [[
+  assertEquals([part.presentBytes, part.missingExtents()], [5000, [[
     5000,
     10 * MIB,
   ]]]);
@@ -194,7 +194,7 @@ Deno.test("openPartFile() removes symbolic links in place of its files, and resu
     {
       await using part = await openPartFile(dir.path, identity);
       const isLost = name === PART_FILE_NAME || name === DURABLE_EXTENTS_FILE;
-      assertEquals(part.resumedBytes, isLost ? 0 : 9, name);
+      assertEquals(part.presentBytes, isLost ? 0 : 9, name);
       using writer = await part.openWriter();
       writer.write(0, new Uint8Array(5 * MIB));
     }
