@@ -48,7 +48,7 @@ export async function main(args: string[]): Promise<number> {
     if (!signal.aborted && thrown instanceof OutputClosedError) return 141;
     const error = toToolsmithError(signal.aborted ? signal.reason : thrown);
     if (json) {
-      io.printLine(jsonErrorLine(error, Date.now(), { verbose }));
+      io.printLine(jsonErrorLine(error, { verbose }));
       // Writing to standard output may be what failed, such as on a full disk.
       await io.flush().catch(() => io.printError(error, { verbose }));
     } else io.printError(error, { verbose });

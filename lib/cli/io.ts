@@ -21,8 +21,7 @@ import {
   type ErrorStyle,
   type EventView,
   formatError,
-  jsonOutputLine,
-  jsonResultLine,
+  jsonLine,
 } from "./render.ts";
 
 export interface GuestCommandStreams {
@@ -94,7 +93,7 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
     },
     /** Prints the result: the last line of `--json`, or text. */
     printResult(json: boolean, fields: object, text: string) {
-      if (json) printLine(jsonResultLine(fields, Date.now()));
+      if (json) printLine(jsonLine("result", fields));
       else if (text) printLine(text);
     },
     /** Streams for a command in the guest; with `--json` its output becomes JSON lines. */
@@ -160,10 +159,11 @@ function guestCommandStreams(
   json: boolean,
   outputs: { stdout: QueuedOutput; stderr: QueuedOutput },
 ): GuestCommandStreams {
-  const sink = (name: "stdout" | "stderr") => (chunk: Uint8Array) =>
-    json
-      ? outputs.stdout.write(`${jsonOutputLine(name, chunk, Date.now())}\n`)
-      : outputs[name].write(chunk);
+  const sink = (stream: "stdout" | "stderr") => (chunk: Uint8Array) => {
+    if (!json) return outputs[stream].write(chunk);
+    const line = jsonLine("output", { stream, base64: chunk.toBase64() });
+    return outputs.stdout.write(`${line}\n`);
+  };
   return {
     stdin: Deno.stdin.readable,
     stdout: sink("stdout"),

@@ -216,39 +216,21 @@ function truncateAndSanitize(text: string): string {
 /** Formats the last line of `--json` after a failure. */
 export function jsonErrorLine(
   error: ToolsmithError,
-  now: number,
   { verbose = false }: ErrorStyle = {},
 ): string {
-  const { code } = error;
-  const timestamp = new Date(now).toISOString();
-  const message = truncateAndSanitize(error.message);
-  const hint = error.hint && truncateAndSanitize(error.hint);
-  const causes = verbose
-    ? causeMessages(error).map(truncateAndSanitize)
-    : undefined;
-  return terminalSafeJson({
-    type: "error",
-    timestamp,
-    code,
-    message,
-    hint,
-    causes,
+  return jsonLine("error", {
+    code: error.code,
+    message: truncateAndSanitize(error.message),
+    hint: error.hint && truncateAndSanitize(error.hint),
+    causes: verbose ? causeMessages(error).map(truncateAndSanitize) : undefined,
   });
 }
 
-/** Formats the last line of `--json` after success. */
-export function jsonResultLine(result: object, now: number): string {
-  const timestamp = new Date(now).toISOString();
-  return terminalSafeJson({ type: "result", timestamp, ...result });
-}
-
-/** Formats a command's output, which need not be text, as a line of `--json`. */
-export function jsonOutputLine(
-  stream: "stdout" | "stderr",
-  chunk: Uint8Array,
-  now: number,
+/** Formats a line of `--json` that is not an event. */
+export function jsonLine(
+  type: "result" | "error" | "output",
+  fields: object,
 ): string {
-  const timestamp = new Date(now).toISOString();
-  const base64 = chunk.toBase64();
-  return JSON.stringify({ type: "output", timestamp, stream, base64 });
+  const timestamp = new Date().toISOString();
+  return terminalSafeJson({ type, timestamp, ...fields });
 }
