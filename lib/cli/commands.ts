@@ -3,7 +3,7 @@
  * commands/ and a line here.
  */
 import type { Subcommand } from "./subcommand.ts";
-import { bootCommand } from "./commands/boot.ts";
+import { bootCommand, stopCommand } from "./commands/boot.ts";
 import { cacheCommand } from "./commands/cache.ts";
 import { createCompletionsCommand } from "./commands/completions.ts";
 import { doctorCommand } from "./commands/doctor.ts";
@@ -11,9 +11,7 @@ import { hydrateCommand } from "./commands/hydrate.ts";
 import { initCommand } from "./commands/init.ts";
 import { mcpCommand } from "./commands/mcp.ts";
 import { publishCommand } from "./commands/publish.ts";
-import { runCommand } from "./commands/run.ts";
-import { shellCommand } from "./commands/shell.ts";
-import { stopCommand } from "./commands/stop.ts";
+import { runCommand, shellCommand } from "./commands/run.ts";
 
 export const COMMANDS: Subcommand[] = [
   hydrateCommand,
