@@ -3,7 +3,6 @@
  *
  * @module
  */
-import { assertUtf8Args } from "./lib/cli/utf8_args.ts";
 import { helpText } from "./lib/cli/help.ts";
 import { type CliIo, createProcessIo } from "./lib/cli/io.ts";
 import { OutputClosedError } from "./lib/cli/queued_output.ts";
@@ -36,7 +35,6 @@ export async function main(args: string[]): Promise<number> {
   let json = args.includes("--json");
   let verbose = args.includes("--verbose");
   try {
-    assertUtf8Args(args);
     const invocation = parseCommandLine(args);
     json = invocation.kind !== "help" && invocation.json;
     verbose = invocation.kind === "command" && invocation.verbose;

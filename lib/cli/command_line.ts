@@ -6,8 +6,13 @@ import {
   type SubcommandArguments,
 } from "./subcommand.ts";
 import { COMMANDS } from "./commands.ts";
-import { type Flag, type Flags, type FlagValues, usageError } from "./flag.ts";
-import { closestMatch } from "./closest_match.ts";
+import {
+  closestMatch,
+  type Flag,
+  type Flags,
+  type FlagValues,
+  usageError,
+} from "./flag.ts";
 
 /** A parsed command line. */
 export type Invocation =
@@ -24,6 +29,7 @@ export type Invocation =
   };
 
 export function parseCommandLine(args: string[]): Invocation {
+  assertUtf8Args(args);
   const [name, ...rest] = args;
   if (name === undefined || name === "--help" || name === "-h") {
     return { kind: "help" };
@@ -177,5 +183,31 @@ function unknownFlagError(
   return usageError(
     `${command.name} has no flag ${name}`,
     close ? `did you mean --${close}?` : help,
+  );
+}
+
+/**
+ * Rejects arguments that Deno altered: it replaces bytes that are not UTF-8 with
+ * U+FFFD, so the argument would name another file. Without `--allow-all` on Linux, a
+ * literal U+FFFD is rejected too.
+ */
+export function assertUtf8Args(args: readonly string[]): void {
+  const isDoubtful = (arg: string) => arg.includes("\ufffd");
+  if (!args.some(isDoubtful)) return;
+  // As Latin-1, because it has a character for every byte.
+  const latin1 = new TextDecoder("latin1");
+  let given: string[] = [];
+  try {
+    given = latin1.decode(Deno.readFileSync("/proc/self/cmdline")).split("\0");
+  } catch {
+    // Rejects every doubtful argument.
+  }
+  const isGiven = (arg: string) =>
+    given.includes(latin1.decode(new TextEncoder().encode(arg)));
+  const at = args.findIndex((arg) => isDoubtful(arg) && !isGiven(arg));
+  if (at === -1) return;
+  throw usageError(
+    `Argument ${at + 1} is not UTF-8: ${args[at]}`,
+    "use UTF-8 file names: other bytes cannot be passed on exactly",
   );
 }

@@ -7,10 +7,11 @@ import type { FlagValues } from "./flag.ts";
 import type { OUTPUT_FLAGS } from "./shared_flags.ts";
 import type { ProcessOutputTarget } from "../system/process.ts";
 import { terminalSafeJson } from "../system/sanitize_text.ts";
-import { FAILING_STDOUT, isStdoutClosed } from "./closed_stdout.ts";
 import { settlesWithin } from "../system/time.ts";
 import {
   createQueuedOutput,
+  FAILING_STDOUT,
+  isStdoutClosed,
   OutputClosedError,
   type QueuedOutput,
 } from "./queued_output.ts";

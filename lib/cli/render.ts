@@ -2,8 +2,7 @@
 import type { ToolsmithError } from "../errors.ts";
 import type { OnEvent, ToolsmithEvent } from "../events.ts";
 import { sanitizeText, terminalSafeJson } from "../system/sanitize_text.ts";
-import { EgressReport } from "./egress_report.ts";
-import { eventLine } from "./event_lines.ts";
+import { EgressReport, eventLine } from "./event_lines.ts";
 import { formatDuration, progressBar } from "./format.ts";
 
 /** Where an event view writes, and what the terminal supports. */
