@@ -12,11 +12,7 @@
  * or root owns its files, in a private directory of this user.
  */
 import { basename, dirname, join } from "../path.ts";
-import {
-  type Environment,
-  processEnvironment,
-  userCacheDir,
-} from "../environment.ts";
+import { type Environment, processEnvironment } from "../environment.ts";
 import { sha256OfText } from "../system/digest.ts";
 import {
   type FileIdentity,
@@ -34,6 +30,7 @@ import {
   symlinkEscapeReason,
   untrustedReason,
 } from "../system/ownership.ts";
+import { userCacheDir } from "../system/program_files.ts";
 import { createLockedStagingDir } from "../system/staging_dir.ts";
 import {
   readSnapshotMetadata,

@@ -43,14 +43,6 @@ export function negatedSwitchFlag(name: string, help: string): Flag<boolean> {
   return { name, help, parse: (values) => values.length === 0 };
 }
 
-/** A switch that is `undefined`, not `false`, if it is not given. */
-export function trueOrUndefinedFlag(
-  name: string,
-  help: string,
-): Flag<true | undefined> {
-  return { name, help, parse: (values) => values.length > 0 || undefined };
-}
-
 /** A flag with a value; its shape is such as `retries N`. */
 export function valueFlag(
   shape: string,
@@ -80,26 +72,6 @@ export function repeatableFlag<T>(
   const readAll = (values: string[]) => values.map((text) => read(text, name));
   return { name, placeholder: value, help, repeatable: true, parse: readAll };
 }
-
-/** A flag whose shape lists all possible values. */
-export function choiceFlag<const Shape extends string>(
-  shape: Shape,
-  help: string,
-): Flag<ChoicesInShape<Shape> | undefined> {
-  const words = shape.split(" ")[1].split("|") as ChoicesInShape<Shape>[];
-  return valueFlag(
-    shape,
-    help,
-    (text, name) => parseChoice(words, text, `--${name}`),
-  );
-}
-
-type ChoicesInShape<Shape> = Shape extends `${string} ${infer Words}`
-  ? SplitAtBars<Words>
-  : never;
-type SplitAtBars<Text> = Text extends `${infer Word}|${infer Rest}`
-  ? Word | SplitAtBars<Rest>
-  : Text;
 
 export function keyValueFlag(
   shape: string,

@@ -25,18 +25,6 @@ import {
   jsonLine,
 } from "./render.ts";
 
-export interface GuestCommandStreams {
-  stdin: ReadableStream<Uint8Array>;
-  stdout: (chunk: Uint8Array) => Promise<void>;
-  stderr: (chunk: Uint8Array) => Promise<void>;
-}
-
-export interface HostCommandStreams {
-  stdin: "inherit";
-  stdout: ProcessOutputTarget;
-  stderr: ProcessOutputTarget;
-}
-
 /** The values of the flags that choose how events are printed. */
 export type OutputFlagValues =
   & Pick<FlagValues<typeof OUTPUT_FLAGS>, "quiet" | "progress">
@@ -103,18 +91,15 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
      * Streams for a command on the host, inherited where possible; `onFailure` is called
      * when output cannot be written.
      */
-    hostCommandStreams(
-      json: boolean,
-      onFailure: (error: Error) => void,
-    ): HostCommandStreams {
-      const { stdout, stderr } = guestCommandStreams(json, outputs);
-      const sink = (
-        write: GuestCommandStreams["stdout"],
-      ): ProcessOutputTarget =>
+    hostCommandStreams(json: boolean, onFailure: (error: Error) => void) {
+      const streams = guestCommandStreams(json, outputs);
+      const sink = (name: "stdout" | "stderr"): ProcessOutputTarget =>
         json || isClosed
-          ? (chunk) => Promise.race([write(chunk).catch(onFailure), aborted])
+          ? (chunk) =>
+            Promise.race([streams[name](chunk).catch(onFailure), aborted])
           : "inherit";
-      return { stdin: "inherit", stdout: sink(stdout), stderr: sink(stderr) };
+      const stdin = "inherit" as const;
+      return { stdin, stdout: sink("stdout"), stderr: sink("stderr") };
     },
     /**
      * Attaches this terminal to a command in the guest until it is disposed; `onChange`
@@ -159,7 +144,7 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
 function guestCommandStreams(
   json: boolean,
   outputs: { stdout: QueuedOutput; stderr: QueuedOutput },
-): GuestCommandStreams {
+) {
   const sink = (stream: "stdout" | "stderr") => (chunk: Uint8Array) => {
     if (!json) return outputs[stream].write(chunk);
     const line = jsonLine("output", { stream, base64: chunk.toBase64() });

@@ -101,8 +101,8 @@ export function createTextEventView(display: Display): EventView {
       if (work && !closed) countSeconds(work);
       const startsTransfer = event.type === "download_start" ||
         event.type === "image_inspected";
-      if (startsTransfer) startedAt = lastReported = now;
       if (startsTransfer) {
+        startedAt = lastReported = now;
         resumed = event.type === "download_start" ? event.resumed : 0;
       }
       if (
@@ -140,10 +140,10 @@ export function createTextEventView(display: Display): EventView {
 }
 
 function highlightWarning(line: string, coloured = false): string {
-  const [warning] = /^warning:/.exec(line) ?? [];
-  return warning
-    ? colourText(warning, ANSI_YELLOW, coloured) + line.slice(warning.length)
-    : line;
+  return line.replace(
+    /^warning:/,
+    (label) => colourText(label, ANSI_YELLOW, coloured),
+  );
 }
 
 function colourText(text: string, colour: number, coloured: boolean): string {

@@ -2,12 +2,13 @@
  * Loads the certificate authorities and logs that signatures are checked against.
  */
 import type { TrustedRoot } from "@sigstore/protobuf-specs";
-import { processEnvironment, userCacheDir } from "../environment.ts";
+import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { RegistryOptions } from "../oci/registry_options.ts";
 import { join } from "../path.ts";
 import { acquireFileLock } from "../system/lock.ts";
 import { untrustedReason } from "../system/ownership.ts";
+import { userCacheDir } from "../system/program_files.ts";
 
 const sigstore = await import("./_sigstore.ts");
 

@@ -13,7 +13,7 @@ import { countExtentBytes, type Extent, parseExtents } from "./extents.ts";
 import { orIfNotFound } from "./files.ts";
 import { jsonObjectOrEmpty } from "./json.ts";
 import { symlinkEscapeReason } from "./ownership.ts";
-import { isPermissionGranted } from "./permissions.ts";
+import { isPermissionGranted } from "../environment.ts";
 
 export const PART_FILE_NAME = "image.part";
 export const DURABLE_EXTENTS_FILE = "image.part.json";

@@ -1,8 +1,8 @@
 /**
- * Lists Toolsmith's own program files. A guest that could write one of them could
- * run code on the host at the next start.
+ * Lists Toolsmith's own program files, and finds the directories of caches. A guest that
+ * could write a program file could run code on the host at the next start.
  */
-import { processEnvironment } from "../environment.ts";
+import { type Environment, processEnvironment } from "../environment.ts";
 import { fromFileUrl, join } from "../path.ts";
 
 /** Path of this module in the source tree; a bundle has another path. */
@@ -46,4 +46,16 @@ export function denoCacheDir(): string | undefined {
     ? home && join(home, "Library", "Caches")
     : env.get("XDG_CACHE_HOME") || home && join(home, ".cache");
   return env.get("DENO_DIR") || caches && join(caches, "deno");
+}
+
+/**
+ * Returns `$XDG_CACHE_HOME/toolsmith`, by default `~/.cache/toolsmith`; `undefined` if no
+ * home directory is known.
+ */
+export function userCacheDir(env: Environment): string | undefined {
+  // The XDG Base Directory Specification 0.8 says to ignore a relative path.
+  const xdg = env.get("XDG_CACHE_HOME");
+  const home = env.get(Deno.build.os === "windows" ? "USERPROFILE" : "HOME");
+  const cache = xdg?.startsWith("/") ? xdg : home && join(home, ".cache");
+  return cache && join(cache, "toolsmith");
 }

@@ -9,7 +9,7 @@ import {
   NETWORK_SCOPES,
   type NetworkScope,
 } from "./ip_address.ts";
-import { isPermissionGranted } from "./permissions.ts";
+import { isPermissionGranted } from "../environment.ts";
 import { abortable } from "./time.ts";
 
 /** Sends one request without following redirects, and selects its headers by URL. */

@@ -10,10 +10,11 @@ import { runOnHost } from "../../run/run_on_host.ts";
 import { runInVm, runOnTerminal } from "../../run/workspace_vm.ts";
 import { defineSubcommand } from "../subcommand.ts";
 import {
-  choiceFlag,
   type FlagValues,
+  parseChoice,
   switchFlag,
   usageError,
+  valueFlag,
 } from "../flag.ts";
 import {
   COMMAND_FLAGS,
@@ -27,9 +28,10 @@ import {
 import type { CliIo } from "../io.ts";
 
 const RUN_ONLY_FLAGS = withFlagGroup("command", {
-  execution: choiceFlag(
+  execution: valueFlag(
     "execution vm|host",
     "where to run (default: TOOLSMITH_EXECUTION, then vm)",
+    (text) => parseChoice(["vm", "host"], text, "--execution"),
   ),
   tty: switchFlag("tty", "run the command on this terminal, as shell does"),
 });
