@@ -4,7 +4,7 @@
 import { ToolsmithError } from "../errors.ts";
 import {
   isJsonObject,
-  jsonNestingDepth,
+  isNestedDeeper,
   type JsonObject,
   parseJsonText,
   walkJsonMembers,
@@ -35,7 +35,7 @@ export function createJsonFieldReader(file: string, help: string) {
     /** Parses the file's text; a syntax error names line and column. */
     parse(text: string): unknown {
       const value = parseManifestJson(text, file);
-      if (jsonNestingDepth(text) > MAX_NESTING_DEPTH) {
+      if (isNestedDeeper(value, MAX_NESTING_DEPTH)) {
         throw fieldError("", "JSON is nested too deeply", help);
       }
       for (const { key, parentKeys, isDuplicateKey } of walkJsonMembers(text)) {

@@ -65,9 +65,8 @@ export function toTransportError(
   const reason = (cause instanceof Error ? cause.message : ownMessage)
     .replace(/.*client error \((\w+)\): /s, "$1: ")
     .replace(/https?:\/\/\S+/g, "");
-  const [code, problem, hint] = begun
-    ? INTERRUPTED_TRANSFER
-    : TRANSPORT_FAILURES.find(([, , , match]) => match.test(reason)) ??
+  const [code, problem, hint] =
+    TRANSPORT_FAILURES.find(([, , , match]) => !begun && match.test(reason)) ??
       INTERRUPTED_TRANSFER;
   const message = `Cannot download ${shown}: ${problem} (${reason})`;
   return new ToolsmithError(code, message, { hint, cause: error });

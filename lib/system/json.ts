@@ -71,18 +71,11 @@ export interface JsonMember {
 
 const TOKEN_PATTERN = /"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\],:]|[^\s{}[\],:"]+/gs;
 
-/**
- * Measures the nesting depth of valid JSON, which bounds the recursion of a reader; 0
- * for a scalar.
- */
-export function jsonNestingDepth(text: string): number {
-  let depth = 0;
-  let deepest = 0;
-  for (const [token] of text.matchAll(TOKEN_PATTERN)) {
-    if (token === "{" || token === "[") deepest = Math.max(deepest, ++depth);
-    else if (token === "}" || token === "]") depth--;
-  }
-  return deepest;
+/** Whether a parsed value has more nested levels, which bound a reader's recursion. */
+export function isNestedDeeper(value: unknown, levels: number): boolean {
+  return typeof value === "object" && value !== null &&
+    (levels === 0 ||
+      Object.values(value).some((child) => isNestedDeeper(child, levels - 1)));
 }
 
 /** Walks all object members of valid JSON in text order, in linear time. */

@@ -12,11 +12,6 @@ import {
 } from "../path.ts";
 import { orIfMissing } from "./files.ts";
 
-export interface TrustCheckOptions {
-  /** Also reject a file that other users can read. @default {false} */
-  requirePrivate?: boolean;
-}
-
 /** The limit of Linux (path_resolution(7)). */
 const MAX_SYMLINKS = 40;
 const GROUP_WRITE_BIT = 0o020;
@@ -28,11 +23,12 @@ const STICKY_BIT = 0o1000;
  * can write it, one of its parent directories, or a symbolic link on the path. A sticky
  * parent such as `/tmp` is fine: nobody can replace another user's files there. Of a
  * missing path, the parents are checked. On Windows every path is trusted; without
- * `--allow-sys=uid` none is. The reason starts with the offending path.
+ * `--allow-sys=uid` none is. The reason starts with the offending path. With
+ * `requirePrivate`, a file that other users can read is untrusted too.
  */
 export async function untrustedReason(
   path: string,
-  { requirePrivate = false }: TrustCheckOptions = {},
+  { requirePrivate = false } = {},
 ): Promise<string | undefined> {
   if (Deno.build.os === "windows") return undefined;
   const uid = currentUid();

@@ -11,7 +11,7 @@
 import { join } from "../path.ts";
 import { countExtentBytes, type Extent, parseExtents } from "./extents.ts";
 import { orIfNotFound } from "./files.ts";
-import { jsonObjectOrEmpty } from "./json.ts";
+import { type JsonObject, jsonObjectOrEmpty } from "./json.ts";
 import { symlinkEscapeReason } from "./ownership.ts";
 import { isPermissionGranted } from "../environment.ts";
 
@@ -81,9 +81,15 @@ async function readExtentsFile(path: string, size: number) {
   const stat = await orIfNotFound(Deno.lstat(path));
   if (!stat?.isFile || stat.size > MAX_RECORD_BYTES) return undefined;
   const [line] = (await Deno.readTextFile(path)).split("\n");
-  const { digest, filled, booted, ...rest } = parseJsonObjectOrEmpty(line);
-  const extents = parseExtents(rest.extents, size);
-  if (rest.size !== size || !extents || typeof digest !== "string") {
+  let json: JsonObject;
+  try {
+    json = jsonObjectOrEmpty(JSON.parse(line));
+  } catch {
+    return undefined;
+  }
+  const { digest, filled, booted } = json;
+  const extents = parseExtents(json.extents, size);
+  if (json.size !== size || !extents || typeof digest !== "string") {
     return undefined;
   }
   return {
@@ -94,14 +100,6 @@ async function readExtentsFile(path: string, size: number) {
     booted: typeof booted === "number" ? booted : undefined,
     modifiedAt: stat.mtime ?? new Date(0),
   };
-}
-
-function parseJsonObjectOrEmpty(text: string): Record<string, unknown> {
-  try {
-    return jsonObjectOrEmpty(JSON.parse(text));
-  } catch {
-    return {};
-  }
 }
 
 /** Boot time in epoch milliseconds; never prompts for the permission. */
