@@ -2,12 +2,9 @@
 import { dirname, join } from "../path.ts";
 import { resolveCacheDir } from "../cache/entry.ts";
 import type { Environment } from "../environment.ts";
-import { ToolsmithError, toToolsmithError } from "../errors.ts";
+import { type ToolsmithError, toToolsmithError } from "../errors.ts";
 import type { Manifest } from "../manifest/manifest.ts";
-import {
-  formatImageSource,
-  type ImageSource,
-} from "../manifest/image_source.ts";
+import { formatImageSource } from "../manifest/image_source.ts";
 import {
   ghcrCredentialsFromEnv,
   isGhcr,
@@ -47,13 +44,21 @@ export interface Finding {
   hint?: string;
 }
 
-/** The options of `doctor()`, and the manifest or the error of loading it. */
-export interface DoctorCheckInput extends TrustOptions {
+/** Options of `doctor()`. */
+export interface DoctorOptions extends TrustOptions {
+  /** The manifest, if named. @default {undefined} */
   manifest?: string;
+  /** The cache's directory. @default {undefined} `TOOLSMITH_CACHE`, or the workspace's */
   cache?: string;
+  /** Where the search for a manifest starts. @default {Deno.cwd()} */
   cwd?: string;
+}
+
+export interface DoctorCheckInput extends DoctorOptions {
   env: Environment;
-  manifestOrError: Manifest | ToolsmithError;
+  /** Rejects without a valid manifest. */
+  loading: Promise<Manifest>;
+  loadedManifest: Manifest | undefined;
 }
 
 /** A finding whose level defaults to `ok`. */
@@ -104,12 +109,11 @@ export async function runChecks(host: DoctorCheckInput): Promise<Finding[]> {
   return findings;
 }
 
-function checkManifest({ manifestOrError }: DoctorCheckInput): CheckResult {
-  if (manifestOrError instanceof ToolsmithError) throw manifestOrError;
-  const { path, image } = manifestOrError;
-  return {
-    found: `${path}: ${image.name} from ${formatImageSource(image.source)}`,
-  };
+async function checkManifest(
+  { loading }: DoctorCheckInput,
+): Promise<CheckResult> {
+  const { path, image: { name, source } } = await loading;
+  return { found: `${path}: ${name} from ${formatImageSource(source)}` };
 }
 
 /** Only a warning if no manifest was named: a host may be checked before it has one. */
@@ -140,13 +144,14 @@ async function checkOras(host: DoctorCheckInput): Promise<CheckResult> {
 
 /** Only a warning for an image that is not pulled from a registry. */
 function orasFailureLevel(host: DoctorCheckInput) {
-  const source = imageSourceOf(host);
+  const source = host.loadedManifest?.image.source;
   return source && source.kind !== "oci" ? "warn" : "fail";
 }
 
-function checkCredentials(host: DoctorCheckInput): CheckResult | undefined {
-  const { env } = host;
-  const source = imageSourceOf(host);
+function checkCredentials(
+  { env, loadedManifest }: DoctorCheckInput,
+): CheckResult | undefined {
+  const source = loadedManifest?.image.source;
   if (source?.kind !== "oci") return undefined;
   const { registry } = source;
   const given = ghcrCredentialsFromEnv(registry, env);
@@ -156,23 +161,19 @@ function checkCredentials(host: DoctorCheckInput): CheckResult | undefined {
   }
   const hint =
     "for private packages set GHCR_TOKEN, and GHCR_USERNAME or GITHUB_ACTOR";
-  return unusedGhcrTokenWarning(registry, env) === undefined
-    ? {
-      found:
-        "none in the environment: public packages and oras's credentials only",
-      hint,
-    }
-    : {
-      level: "warn",
-      found: "GHCR_TOKEN is ignored without GHCR_USERNAME or GITHUB_ACTOR",
-      hint,
-    };
+  if (unusedGhcrTokenWarning(registry, env) === undefined) {
+    const found =
+      "none in the environment: public packages and oras's credentials only";
+    return { found, hint };
+  }
+  const found = "GHCR_TOKEN is ignored without GHCR_USERNAME or GITHUB_ACTOR";
+  return { level: "warn", found, hint };
 }
 
 async function checkRegistry(
   host: DoctorCheckInput,
 ): Promise<CheckResult | undefined> {
-  const source = imageSourceOf(host);
+  const source = host.loadedManifest?.image.source;
   if (source?.kind !== "oci") return undefined;
   const stallTimeoutMs = host.stallTimeoutMs ?? 15_000;
   const registry = orasClient({ ...host, stallTimeoutMs });
@@ -183,9 +184,8 @@ async function checkRegistry(
 async function checkSignature(
   host: DoctorCheckInput,
 ): Promise<CheckResult | undefined> {
-  if (host.manifestOrError instanceof ToolsmithError) return undefined;
-  const { source, signature: rule } = host.manifestOrError.image;
-  if (!rule || source.kind !== "oci") return undefined;
+  const { source, signature: rule } = host.loadedManifest?.image ?? {};
+  if (!rule || source?.kind !== "oci") return undefined;
   const { fetchManifest } = orasClient(host);
   const { arch } = Deno.build;
   const artifact = await fetchArtifactForArch(source, arch, fetchManifest);
@@ -201,8 +201,7 @@ async function checkCacheWritable(
 ): Promise<CheckResult> {
   const dir = await cacheDirOf(host);
   const probe = join(dir, `.doctor-${crypto.randomUUID().slice(0, 8)}`);
-  // Directories created for the probe are removed with it.
-  const made = await firstMissingDir(dir);
+  const existing = await nearestExistingPath(dir);
   try {
     await Deno.mkdir(dir, { recursive: true });
     await Deno.writeTextFile(probe, "");
@@ -212,17 +211,14 @@ async function checkCacheWritable(
     const hint = "fix the cache's owner and mode, or set TOOLSMITH_CACHE=DIR";
     return { level: "fail", found: toToolsmithError(error).message, hint };
   } finally {
-    if (made) await removeEmptyDirsUpTo(dir, made);
+    await removeEmptyDirsBelow(existing, dir);
   }
 }
 
-/** Removes empty directories upwards and stops at one that is in use. */
-async function removeEmptyDirsUpTo(from: string, to: string) {
+/** Removes what the probe created; stops at a directory that is in use. */
+async function removeEmptyDirsBelow(kept: string, last: string) {
   try {
-    for (let at = from;; at = dirname(at)) {
-      await Deno.remove(at);
-      if (at === to) return;
-    }
+    for (let at = last; at !== kept; at = dirname(at)) await Deno.remove(at);
   } catch {
     // Not empty, or already removed.
   }
@@ -231,9 +227,9 @@ async function removeEmptyDirsUpTo(from: string, to: string) {
 async function checkFreeSpace(
   host: DoctorCheckInput,
 ): Promise<CheckResult | undefined> {
-  let dir = await cacheDirOf(host).catch(() => undefined);
-  if (dir === undefined) return undefined;
-  while (!await pathExists(dir) && dirname(dir) !== dir) dir = dirname(dir);
+  const cache = await cacheDirOf(host).catch(() => undefined);
+  if (cache === undefined) return undefined;
+  const dir = await nearestExistingPath(cache);
   const free = await readFreeDiskBytes(dir);
   if (free === undefined) return undefined;
   const found = `${(free / 1024 ** 3).toFixed(1)} GiB free at ${dir}`;
@@ -289,31 +285,13 @@ async function checkUefiFirmware(
   }
 }
 
-function imageSourceOf(
-  { manifestOrError }: DoctorCheckInput,
-): ImageSource | undefined {
-  return manifestOrError instanceof ToolsmithError
-    ? undefined
-    : manifestOrError.image.source;
-}
-
 async function cacheDirOf(host: DoctorCheckInput): Promise<string> {
-  const { manifestOrError, cwd = Deno.cwd() } = host;
-  const root = manifestOrError instanceof ToolsmithError
-    ? cwd
-    : manifestOrError.workspace;
-  return await resolveCacheDir(root, host);
+  const { loadedManifest, cwd = Deno.cwd() } = host;
+  return await resolveCacheDir(loadedManifest?.workspace ?? cwd, host);
 }
 
-async function firstMissingDir(dir: string): Promise<string | undefined> {
-  let missing: string | undefined;
-  for (let at = dir; dirname(at) !== at; at = dirname(at)) {
-    if (await pathExists(at)) break;
-    missing = at;
-  }
-  return missing;
-}
-
-function pathExists(path: string): Promise<boolean> {
-  return Deno.stat(path).then(() => true, () => false);
+async function nearestExistingPath(path: string): Promise<string> {
+  const exists = await Deno.stat(path).then(() => true, () => false);
+  const parent = dirname(path);
+  return exists || parent === path ? path : await nearestExistingPath(parent);
 }

@@ -1,21 +1,9 @@
 /** Checks whether this host can hydrate and run images. */
 import { processEnvironment } from "../environment.ts";
-import { toToolsmithError } from "../errors.ts";
 import { loadManifest } from "../manifest/manifest.ts";
-import type { TrustOptions } from "../signature/verify_signature.ts";
-import { type Finding, runChecks } from "./_checks.ts";
+import { type DoctorOptions, type Finding, runChecks } from "./_checks.ts";
 
-export type { Finding } from "./_checks.ts";
-
-/** Options of {@linkcode doctor}. */
-export interface DoctorOptions extends TrustOptions {
-  /** The manifest, if named. @default {undefined} */
-  manifest?: string;
-  /** The cache's directory. @default {undefined} `TOOLSMITH_CACHE`, or the workspace's */
-  cache?: string;
-  /** Where the search for a manifest starts. @default {Deno.cwd()} */
-  cwd?: string;
-}
+export type { DoctorOptions, Finding };
 
 /**
  * Checks manifest, oras, credentials, registry, cache, disk space and QEMU. A failed
@@ -38,7 +26,7 @@ export interface DoctorOptions extends TrustOptions {
  */
 export async function doctor(options: DoctorOptions = {}): Promise<Finding[]> {
   const { manifest, cwd, env = processEnvironment } = options;
-  const manifestOrError = await loadManifest(manifest, { cwd, env })
-    .catch(toToolsmithError);
-  return await runChecks({ ...options, env, manifestOrError });
+  const loading = loadManifest(manifest, { cwd, env });
+  const loadedManifest = await loading.catch(() => undefined);
+  return await runChecks({ ...options, env, loading, loadedManifest });
 }

@@ -30,11 +30,6 @@ interface FatLayout {
   clusterCount: number;
 }
 
-interface DirectoryEntry {
-  isDirectory: boolean;
-  firstCluster: number;
-}
-
 /**
  * Returns whether a file exists; `false` also without a valid FAT file system. The file
  * system starts at the byte `start` of the disk. The path consists of upper-case short
@@ -49,8 +44,7 @@ export async function fatHasFile(
   if (!layout) return false;
   let directory = layout.root;
   for (const [index, name] of path.entries()) {
-    const paddedName = padShortName(name);
-    const query = { directory, paddedName };
+    const query = { directory, paddedName: padShortName(name) };
     const entry = await findDirectoryEntry(disk, layout, query);
     const isLast = index === path.length - 1;
     if (!entry || entry.isDirectory === isLast) return false;
@@ -102,7 +96,7 @@ async function findDirectoryEntry(
     directory: FatLayout["root"];
     paddedName: string;
   },
-): Promise<DirectoryEntry | undefined> {
+) {
   for await (const chunk of readDirectoryChunks(disk, layout, directory)) {
     for (let at = 0; at + ENTRY_BYTES <= chunk.byteLength; at += ENTRY_BYTES) {
       const first = chunk.getUint8(at);

@@ -34,7 +34,15 @@ export function createJsonFieldReader(file: string, help: string) {
     fieldError,
     /** Parses the file's text; a syntax error names line and column. */
     parse(text: string): unknown {
-      const value = parseManifestJson(text, file);
+      let value: unknown;
+      try {
+        value = parseJsonText(text, file);
+      } catch (cause) {
+        const hint =
+          "fix the JSON syntax at this position; comments are not allowed";
+        const { message } = cause as Error;
+        throw new ToolsmithError("manifest_invalid", message, { hint, cause });
+      }
       if (isNestedDeeper(value, MAX_NESTING_DEPTH)) {
         throw fieldError("", "JSON is nested too deeply", help);
       }
@@ -90,15 +98,4 @@ export function toShortJson(value: unknown): string {
 /** Returns `name` for the path `image.name`. */
 function leafFieldName(field: string): string {
   return field.slice(field.lastIndexOf(".") + 1);
-}
-
-function parseManifestJson(text: string, file: string): unknown {
-  try {
-    return parseJsonText(text, file);
-  } catch (cause) {
-    throw new ToolsmithError("manifest_invalid", (cause as Error).message, {
-      hint: "fix the JSON syntax at this position; comments are not allowed",
-      cause,
-    });
-  }
 }

@@ -207,15 +207,10 @@ function parseImageField(
   }
   const source = parseQcow2Field(json, image, dir);
   const digest = json.requiredText(image, "image.qcow2_sha256", SHA256_HINT);
-  const result: ManifestImage = {
-    name,
-    source,
-    sha256: parseSha256Field(json, digest, "image.qcow2_sha256"),
-  };
-
+  const sha256 = parseSha256Field(json, digest, "image.qcow2_sha256");
   const tarball = json.optionalText(image, "image.tarball");
-  const tarballSha256 = json.optionalText(image, "image.sha256");
-  if (Boolean(tarball) !== Boolean(tarballSha256)) {
+  const tarballDigest = json.optionalText(image, "image.sha256");
+  if (Boolean(tarball) !== Boolean(tarballDigest)) {
     const [present, missing] = tarball
       ? ["tarball", "sha256"]
       : ["sha256", "tarball"];
@@ -225,10 +220,11 @@ function parseImageField(
       "set both image.tarball and image.sha256, or leave both empty",
     );
   }
-  if (tarball && tarballSha256) {
+  const result: ManifestImage = { name, source, sha256 };
+  if (tarball && tarballDigest) {
     result.tarball = tarball;
     const field = "image.sha256";
-    result.tarballSha256 = parseSha256Field(json, tarballSha256, field);
+    result.tarballSha256 = parseSha256Field(json, tarballDigest, field);
   }
   if (image.signature !== undefined) {
     result.signature = parseSignatureField(json, image.signature, source);

@@ -2,14 +2,10 @@
  * Resolves tool names of the manifest to guest paths, and enforces `operations`.
  */
 import { ToolsmithError } from "../errors.ts";
+import type { Manifest } from "./manifest.ts";
 
 /** The `tools` and `operations` fields of a manifest. */
-export interface ToolRules {
-  /** Maps tool names to paths in the guest. */
-  tools: Record<string, string>;
-  /** Names of the allowed tools; empty allows all. */
-  operations: string[];
-}
+export type ToolRules = Pick<Manifest, "tools" | "operations">;
 
 /**
  * Resolves a command to its path in the guest.
