@@ -115,25 +115,22 @@ The scripts call toolsmith completions candidates to complete the last WORD.`,
     async run(_, io, { positionals: [word], rest }) {
       const actions = ["bash", "zsh", "fish", "candidates"] as const;
       const action = parseChoice(actions, word, "completions");
-      if (action !== "candidates") {
-        if (rest.length === 0) {
-          io.printLine(COMPLETION_SCRIPTS[action].trimEnd());
-          return 0;
+      if (action === "candidates") {
+        const known = await loadToolsAndReferences(io.env);
+        const sources = { commands: commands(), ...known };
+        const found = completionCandidates(rest, sources);
+        io.printLine(typeof found === "string" ? found : "words");
+        for (const [word, help] of typeof found === "string" ? [] : found) {
+          if (!SHELL_SAFE_WORD_PATTERN.test(word)) continue;
+          io.printLine(help ? `${word}\t${toSingleLine(help)}` : word);
         }
+      } else if (rest.length === 0) {
+        io.printLine(COMPLETION_SCRIPTS[action].trimEnd());
+      } else {
         throw usageError(
           `completions ${action} takes nothing after --`,
           `usage: toolsmith completions ${action}`,
         );
-      }
-      const known = {
-        commands: commands(),
-        ...await loadToolsAndReferences(io.env),
-      };
-      const found = completionCandidates(rest, known);
-      io.printLine(typeof found === "string" ? found : "words");
-      for (const [word, help] of typeof found === "string" ? [] : found) {
-        if (!SHELL_SAFE_WORD_PATTERN.test(word)) continue;
-        io.printLine(help ? `${word}\t${toSingleLine(help)}` : word);
       }
       return 0;
     },
