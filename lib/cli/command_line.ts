@@ -1,10 +1,6 @@
 /** Parses argv into a command, its flag values and its arguments. */
 import { parseArgs } from "@std/cli/parse-args";
-import {
-  COMMON_FLAGS,
-  type Subcommand,
-  type SubcommandArguments,
-} from "./subcommand.ts";
+import { COMMON_FLAGS, type Subcommand } from "./subcommand.ts";
 import { COMMANDS } from "./commands.ts";
 import {
   closestMatch,
@@ -15,49 +11,32 @@ import {
 } from "./flag.ts";
 
 /** A parsed command line. */
-export type Invocation =
-  | { kind: "help"; command?: Subcommand }
-  | { kind: "version"; json: boolean }
-  | {
-    kind: "command";
-    command: Subcommand;
-    given: FlagValues<Flags>;
-    words: SubcommandArguments;
-    json: boolean;
-    /** Whether to print the causes of an error. */
-    verbose: boolean;
-  };
+export type Invocation = ReturnType<typeof parseCommandLine>;
 
-export function parseCommandLine(args: string[]): Invocation {
+export function parseCommandLine(args: string[]) {
   assertUtf8Args(args);
+  const help = (command?: Subcommand) => ({ kind: "help" as const, command });
   const [name, ...rest] = args;
-  if (name === undefined || name === "--help" || name === "-h") {
-    return { kind: "help" };
-  }
+  if (name === undefined || name === "--help" || name === "-h") return help();
   if (name === "--version" || name === "-V") {
-    return { kind: "version", json: rest.includes("--json") };
+    return { kind: "version" as const, json: rest.includes("--json") };
   }
-  if (name === "help") {
-    return rest[0]
-      ? { kind: "help", command: findCommand(rest[0]) }
-      : { kind: "help" };
-  }
+  if (name === "help") return help(rest[0] ? findCommand(rest[0]) : undefined);
   const command = findCommand(name);
   const read = parseCommandArgs(command, rest);
-  if (!read) return { kind: "help", command };
+  if (!read) return help(command);
   const json = read.given.json === true;
-  return { kind: "command", command, ...read, json };
+  return { kind: "command" as const, command, ...read, json };
 }
 
 /**
  * Parses the words after a command's name; returns `undefined` if they ask for help.
+ * `verbose` is whether to print the causes of an error.
  */
 export function parseCommandArgs<F extends Flags>(
   command: Omit<Subcommand<F>, "run">,
   args: string[],
-):
-  | { given: FlagValues<F>; words: SubcommandArguments; verbose: boolean }
-  | undefined {
+) {
   const { name } = command;
   const { valuesOf, ...words } = splitFlagsFromWords(command, args);
   if (valuesOf(COMMON_FLAGS.help).length > 0) return undefined;

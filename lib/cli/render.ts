@@ -55,25 +55,28 @@ export function createTextEventView(display: Display): EventView {
   let closed = false;
   let startedAt: number | undefined;
   let resumed = 0;
-  let lastReported = 0;
+  let lastShown = 0;
   const eraseLine = () => {
     if (isBarDrawn) display.write("\r\x1b[K");
     isBarDrawn = false;
   };
+  const showProgress = (line: string, logIntervalMs: number) => {
+    const now = display.nowMs();
+    if (display.canRedrawLine) {
+      display.write(`\r\x1b[K${line}`);
+      isBarDrawn = true;
+    } else if (now - lastShown >= logIntervalMs) {
+      lastShown = now;
+      display.write(`${line}\n`);
+    }
+  };
   let stopCounting = () => {};
   const countSeconds = (work: string) => {
-    const start = display.nowMs();
-    let lastPrinted = start;
+    const start = lastShown = display.nowMs();
     const stop = display.everySecond(() => {
-      const now = display.nowMs();
-      const line = `${work}: ${formatDuration(now - start)}`;
-      if (display.canRedrawLine) {
-        display.write(`\r\x1b[K${line.slice(0, display.columns - 1)}`);
-        isBarDrawn = true;
-      } else if (now - lastPrinted >= LOG_HEARTBEAT_INTERVAL_MS) {
-        lastPrinted = now;
-        display.write(`${line}\n`);
-      }
+      const line = `${work}: ${formatDuration(display.nowMs() - start)}`;
+      const shown = line.slice(0, display.columns - 1);
+      showProgress(shown, LOG_HEARTBEAT_INTERVAL_MS);
     });
     stopCounting = () => {
       stop();
@@ -102,7 +105,7 @@ export function createTextEventView(display: Display): EventView {
       const startsTransfer = event.type === "download_start" ||
         event.type === "image_inspected";
       if (startsTransfer) {
-        startedAt = lastReported = now;
+        startedAt = lastShown = now;
         resumed = event.type === "download_start" ? event.resumed : 0;
       }
       if (
@@ -110,43 +113,26 @@ export function createTextEventView(display: Display): EventView {
       ) {
         // Without a start event there is no rate yet.
         if (startedAt === undefined) {
-          startedAt = lastReported = now;
+          startedAt = lastShown = now;
           return;
         }
-        const line = progressBar(
-          { ...event, resumed },
-          now - startedAt,
-          display.columns,
-        );
-        if (display.canRedrawLine) {
-          display.write(`\r\x1b[K${line}`);
-          isBarDrawn = true;
-        } else if (now - lastReported >= LOG_PROGRESS_INTERVAL_MS) {
-          lastReported = now;
-          display.write(`${line}\n`);
-        }
-        return;
+        const progress = { ...event, resumed };
+        const bar = progressBar(progress, now - startedAt, display.columns);
+        return showProgress(bar, LOG_PROGRESS_INTERVAL_MS);
       }
       const line = event.type === "egress"
         ? egress.add(event)
         : eventLine(event);
       if (line === undefined) return;
       eraseLine();
-      display.write(
-        `${highlightWarning(toSingleLine(line), display.coloured)}\n`,
-      );
+      const warning = colourText("warning:", ANSI_YELLOW, display.coloured);
+      const shown = toSingleLine(line).replace(/^warning:/, warning);
+      display.write(`${shown}\n`);
     },
   };
 }
 
-function highlightWarning(line: string, coloured = false): string {
-  return line.replace(
-    /^warning:/,
-    (label) => colourText(label, ANSI_YELLOW, coloured),
-  );
-}
-
-function colourText(text: string, colour: number, coloured: boolean): string {
+function colourText(text: string, colour: number, coloured = false): string {
   return coloured ? `\x1b[1;${colour}m${text}\x1b[m` : text;
 }
 
@@ -170,13 +156,11 @@ export function formatError(
   const label = colourText("error:", ANSI_RED, coloured);
   const causes = (verbose ? causeMessages(error) : [])
     .map((cause) => `  Caused by: ${indented(cause)}\n`);
-  const hint = error.hint
-    ? `${colourText("hint:", ANSI_CYAN, coloured)} ${
-      toSingleLine(error.hint)
-    }\n`
-    : "";
   const message = `${indented(error.message)} [${error.code}]`;
-  return `${label} ${message}\n${causes.join("")}${hint}`;
+  const text = `${label} ${message}\n${causes.join("")}`;
+  if (!error.hint) return text;
+  const hintLabel = colourText("hint:", ANSI_CYAN, coloured);
+  return `${text}${hintLabel} ${toSingleLine(error.hint)}\n`;
 }
 
 /** Returns the messages of the chain of causes, nearest first. */
