@@ -13,7 +13,6 @@ import {
   FAILING_STDOUT,
   isStdoutClosed,
   OutputClosedError,
-  type QueuedOutput,
 } from "./queued_output.ts";
 import { createCommandTerminal } from "./command_terminal.ts";
 import { createConsoleTerminal } from "./console_terminal.ts";
@@ -44,7 +43,6 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
     "standard output",
   );
   const stderr = createQueuedOutput(Deno.stderr, "standard error");
-  const outputs = { stdout, stderr };
   const aborted = new Promise<void>((done) => {
     if (signal.aborted) done();
     signal.addEventListener("abort", () => done(), { once: true });
@@ -55,6 +53,16 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
   const hasAnsiTerminal = Deno.stderr.isTerminal() &&
     env.get("TERM") !== "dumb";
   const coloured = hasAnsiTerminal && !env.get("NO_COLOR");
+  /** Streams for a command in the guest; with `--json` its output becomes JSON lines. */
+  const guestCommandStreams = (json: boolean) => {
+    const sink = (stream: "stdout" | "stderr") => (chunk: Uint8Array) => {
+      if (!json) return { stdout, stderr }[stream].write(chunk);
+      const line = jsonLine("output", { stream, base64: chunk.toBase64() });
+      return stdout.write(`${line}\n`);
+    };
+    const stdin = Deno.stdin.readable;
+    return { stdin, stdout: sink("stdout"), stderr: sink("stderr") };
+  };
   return {
     printLine,
     printToStderr,
@@ -71,7 +79,9 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
      * signal's reason if a blocked reader leaves output unwritten.
      */
     async flush() {
-      const written = stdout.flush().catch(rethrowUnlessOutputClosed);
+      const written = stdout.flush().catch((error) => {
+        if (!(error instanceof OutputClosedError)) throw error;
+      });
       const all = Promise.allSettled([written, stderr.flush()]);
       const late = aborted.then(() =>
         settlesWithin(all, MAX_FLUSH_AFTER_ABORT_MS)
@@ -85,14 +95,13 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
       if (json) printLine(jsonLine("result", fields));
       else if (text) printLine(text);
     },
-    /** Streams for a command in the guest; with `--json` its output becomes JSON lines. */
-    guestCommandStreams: (json: boolean) => guestCommandStreams(json, outputs),
+    guestCommandStreams,
     /**
      * Streams for a command on the host, inherited where possible; `onFailure` is called
      * when output cannot be written.
      */
     hostCommandStreams(json: boolean, onFailure: (error: Error) => void) {
-      const streams = guestCommandStreams(json, outputs);
+      const streams = guestCommandStreams(json);
       const sink = (name: "stdout" | "stderr"): ProcessOutputTarget =>
         json || isClosed
           ? (chunk) =>
@@ -139,26 +148,6 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
       });
     },
   };
-}
-
-function guestCommandStreams(
-  json: boolean,
-  outputs: { stdout: QueuedOutput; stderr: QueuedOutput },
-) {
-  const sink = (stream: "stdout" | "stderr") => (chunk: Uint8Array) => {
-    if (!json) return outputs[stream].write(chunk);
-    const line = jsonLine("output", { stream, base64: chunk.toBase64() });
-    return outputs.stdout.write(`${line}\n`);
-  };
-  return {
-    stdin: Deno.stdin.readable,
-    stdout: sink("stdout"),
-    stderr: sink("stderr"),
-  };
-}
-
-function rethrowUnlessOutputClosed(error: Error) {
-  if (!(error instanceof OutputClosedError)) throw error;
 }
 
 function terminalColumns(): number {
