@@ -20,7 +20,7 @@ import {
   syncToDisk,
 } from "../system/files.ts";
 import { readPartRecord } from "../system/part_record.ts";
-import { removeUnlockedStagingDir } from "../system/staging_dir.ts";
+import { removeUnlockedStagingDir } from "../system/lock.ts";
 import { writeVerificationRecord } from "./_verification_record.ts";
 import {
   formatStagingName,

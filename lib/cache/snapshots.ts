@@ -24,14 +24,13 @@ import {
   replaceFileAtomically,
   syncToDisk,
 } from "../system/files.ts";
-import { tryFileLock } from "../system/lock.ts";
+import { createLockedStagingDir, tryFileLock } from "../system/lock.ts";
 import {
   currentUid,
   symlinkEscapeReason,
   untrustedReason,
 } from "../system/ownership.ts";
 import { userCacheDir } from "../system/program_files.ts";
-import { createLockedStagingDir } from "../system/staging_dir.ts";
 import {
   readSnapshotMetadata,
   SNAPSHOT_PARTS,

@@ -16,7 +16,7 @@ import {
 } from "./_json_field_reader.ts";
 import { isJsonObject, type JsonObject } from "../system/json.ts";
 import { isPortableFileName } from "../system/portable_name.ts";
-import { workspaceOf, workspaceSymlinkReason } from "../system/workspace.ts";
+import { workspaceOf, workspaceSymlinkReason } from "../system/ownership.ts";
 import { type ImageSource, parseImageSource } from "./image_source.ts";
 import { createSignatureRule, type SignatureRule } from "./signature_rule.ts";
 

@@ -13,7 +13,7 @@ import {
   probeAccelerator,
 } from "./_accelerator_probe.ts";
 import type { Accelerator } from "./args.ts";
-import { findProgram } from "../system/find_program.ts";
+import { findProgram } from "../system/program_files.ts";
 
 export { type Accelerator, describeAcceleratorFailure };
 

@@ -1,7 +1,10 @@
 /** Converts HTTP status codes and `fetch` failures to typed errors. */
 import { type ErrorCode, ToolsmithError } from "../errors.ts";
-import { isTransientError } from "./retry.ts";
-import { parseRetryAfterMs, RetryAfterError } from "./retry_after.ts";
+import {
+  isTransientError,
+  parseRetryAfterMs,
+  RetryAfterError,
+} from "./retry.ts";
 import { sanitizeLine } from "./sanitize_text.ts";
 
 /**

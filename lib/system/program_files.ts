@@ -3,26 +3,19 @@
  * could write a program file could run code on the host at the next start.
  */
 import { type Environment, processEnvironment } from "../environment.ts";
-import { fromFileUrl, join } from "../path.ts";
+import { fromFileUrl, join, SEPARATOR } from "../path.ts";
 
 /** Path of this module in the source tree; a bundle has another path. */
 const THIS_MODULE_PATH = "lib/system/program_files.ts";
 /** What Deno reads or runs at start, in the directory of the source tree. */
 const SOURCE_FILES = ["mod.ts", "cli.ts", "deno.json", "deno.lock", "lib"];
 
-export interface ModuleUrls {
-  /** The main module. @default {Deno.mainModule} */
-  main?: string;
-  /** This module. @default {import.meta.url} */
-  self?: string;
-}
-
 /**
  * Lists Deno or the compiled program, the main module, and Toolsmith's modules (with
  * the directory `lib/`) or their bundle.
  */
 export function listProgramFiles(
-  { main = Deno.mainModule, self = import.meta.url }: ModuleUrls = {},
+  { main = Deno.mainModule, self = import.meta.url } = {},
 ): string[] {
   const found = [Deno.execPath()];
   for (const url of [main, self]) {
@@ -58,4 +51,29 @@ export function userCacheDir(env: Environment): string | undefined {
   const home = env.get(Deno.build.os === "windows" ? "USERPROFILE" : "HOME");
   const cache = xdg?.startsWith("/") ? xdg : home && join(home, ".cache");
   return cache && join(cache, "toolsmith");
+}
+
+/**
+ * Returns the directories of `PATH`, which need not exist, in order; `""` is the
+ * current directory.
+ */
+export function programSearchDirs(
+  env: Environment = processEnvironment,
+): string[] {
+  return (env.get("PATH") ?? processEnvironment.get("PATH") ?? "").split(":");
+}
+
+/** Finds a program by name or path. */
+export async function findProgram(
+  program: string,
+  env: Environment = processEnvironment,
+): Promise<string | undefined> {
+  const dirs = program.includes(SEPARATOR) ? [""] : programSearchDirs(env);
+  for (const dir of dirs) {
+    const path = dir ? join(dir, program) : program;
+    if (await Deno.stat(path).then(({ isFile }) => isFile, () => false)) {
+      return path;
+    }
+  }
+  return undefined;
 }

@@ -4,7 +4,7 @@ import { hashSnapshotKeyParts } from "../cache/snapshots.ts";
 import { isPresentAtBoot, qemuArgs } from "../qemu/args.ts";
 import { firmwarePaths } from "../qemu/firmware.ts";
 import type { QemuPlan } from "../qemu/qemu_process.ts";
-import { findProgram } from "../system/find_program.ts";
+import { findProgram } from "../system/program_files.ts";
 import { SAVED_GUEST_SCRIPTS } from "../guest/warm_shell.ts";
 import { readSizeAndMtime } from "../system/files.ts";
 

@@ -3,7 +3,7 @@
  * zsync, casync, xdelta3 and `zstd --patch-from` as bounds where they are installed.
  */
 import { join } from "@std/path";
-import { findProgram } from "../../lib/system/find_program.ts";
+import { findProgram } from "../../lib/system/program_files.ts";
 import { publish } from "../../lib/publish/publish.ts";
 import { runProcess } from "../../lib/system/process.ts";
 import { foundTools } from "../../tests/support/parts.ts";

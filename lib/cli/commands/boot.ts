@@ -8,7 +8,7 @@ import {
   detachedVmRecordPath,
   hydrateAndPlanVm,
 } from "../../run/workspace_vm.ts";
-import { workspaceOf } from "../../system/workspace.ts";
+import { workspaceOf } from "../../system/ownership.ts";
 import { boot as bootImage } from "../../vm/boot.ts";
 import type { BootOptions } from "../../vm/boot_options.ts";
 import { stopDetachedVm } from "../../vm/detached.ts";
