@@ -10,7 +10,6 @@ import {
   usageError,
 } from "./flag.ts";
 
-/** A parsed command line. */
 export type Invocation = ReturnType<typeof parseCommandLine>;
 
 export function parseCommandLine(args: string[]) {

@@ -14,7 +14,6 @@ interface CompletionSources {
   commands: Subcommand[];
   /** The manifest's tools: name to path in the guest. */
   tools: Record<string, string>;
-  /** Image references in the manifest. */
   references: string[];
 }
 
@@ -94,7 +93,6 @@ function commandCandidates(
   return valueCandidates(expected[Math.min(count, expected.length - 1)], known);
 }
 
-/** Finds the flag that awaits its value, the flags given and the word count. */
 function parseWordsBeforeLast(
   given: string[],
   command: Subcommand,

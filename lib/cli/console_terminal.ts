@@ -5,7 +5,6 @@ import type { QueuedOutput } from "./queued_output.ts";
 /** More unread console output is dropped. */
 const MAX_PENDING_CONSOLE_BYTES = 4 * 1024 * 1024;
 
-/** Returns functions that attach this process's terminal, and restore its mode. */
 export function createConsoleTerminal() {
   let raw = false;
   const restore = () => {

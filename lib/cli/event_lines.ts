@@ -8,7 +8,7 @@ type EventFormatters = {
   ) => string | undefined;
 };
 
-/** Formats an event as one line; `undefined` for events that are not shown as text. */
+/** Returns `undefined` for an event that is not shown as text. */
 export function eventLine(event: ToolsmithEvent): string | undefined {
   const line = EVENT_FORMATTERS[event.type] as (event: ToolsmithEvent) =>
     | string

@@ -62,7 +62,6 @@ export function valueFlag(
   return { ...all, repeatable: false, parse: (values) => all.parse(values)[0] };
 }
 
-/** A flag that can be given several times. */
 export function repeatableFlag<T>(
   shape: string,
   help: string,
@@ -167,7 +166,6 @@ export function parseChoice<const T extends string>(
   );
 }
 
-/** Creates the error for a wrong command line. */
 export function usageError(message: string, hint: string): ToolsmithError {
   return new ToolsmithError("usage", message, { hint });
 }

@@ -24,7 +24,6 @@ import {
   jsonLine,
 } from "./render.ts";
 
-/** The values of the flags that choose how events are printed. */
 export type OutputFlagValues =
   & Pick<FlagValues<typeof OUTPUT_FLAGS>, "quiet" | "progress">
   & Partial<FlagValues<typeof OUTPUT_FLAGS>>
@@ -35,7 +34,6 @@ export type CliIo = ReturnType<typeof createProcessIo>;
 
 const MAX_FLUSH_AFTER_ABORT_MS = 200;
 
-/** Uses this process's own streams. */
 export function createProcessIo(signal: AbortSignal, env: Environment) {
   const isClosed = isStdoutClosed();
   const stdout = createQueuedOutput(
@@ -66,7 +64,6 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
   return {
     printLine,
     printToStderr,
-    /** Prints an error to standard error, in colours on a terminal. */
     printError: (error: ToolsmithError, style?: ErrorStyle) =>
       printToStderr(formatError(error, { coloured, ...style })),
     /** Aborted by Ctrl-C and TERM. */
@@ -120,7 +117,6 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
     /** Attaches this terminal to a guest's console until it is disposed. */
     attachToGuestConsole: (json: boolean) =>
       terminal.take(json ? stderr : stdout),
-    /** Prints events in the form that the flags choose. */
     openEventView(
       { json, quiet, progress, verbose }: OutputFlagValues,
     ): EventView {

@@ -10,13 +10,11 @@ export interface Display {
   write(text: string): void;
   /** Whether a line can be erased and redrawn. */
   canRedrawLine: boolean;
-  /** Width in characters. */
   columns: number;
   /** @default {false} */
   coloured?: boolean;
   /** Whether to sum up what the guest's network decided. @default {false} */
   verbose?: boolean;
-  /** The current time, in milliseconds. */
   nowMs(): number;
   /** Calls `tick` every second; returns the function that stops it. */
   everySecond(tick: () => void): () => void;
@@ -49,7 +47,6 @@ const ANSI_YELLOW = 33;
 const ANSI_CYAN = 36;
 const MAX_MESSAGE_CHARACTERS = 4000;
 
-/** Creates a view that prints events as text. */
 export function createTextEventView(display: Display): EventView {
   let isBarDrawn = false;
   let closed = false;

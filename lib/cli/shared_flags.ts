@@ -226,7 +226,6 @@ export function workspaceVmOptions(
   };
 }
 
-/** Returns only the values of these flags. */
 export function pickFlagValues<F extends Flags>(
   flags: F,
   given: NoInfer<FlagValues<F>>,

@@ -65,9 +65,7 @@ export interface DoctorCheckInput extends DoctorOptions {
 type CheckResult = Omit<Finding, "check" | "level"> & Partial<Finding>;
 
 /** Returns `undefined` if it does not apply. */
-type Check = (
-  host: DoctorCheckInput,
-) => Promise<CheckResult | undefined> | CheckResult | undefined;
+type Check = (host: DoctorCheckInput) => Promise<CheckResult | undefined>;
 
 type FailureLevelOf = (
   host: DoctorCheckInput,
@@ -80,7 +78,7 @@ const alwaysWarn = () => "warn" as const;
 const CHECKS: [check: string, look: Check, level?: FailureLevelOf][] = [
   ["manifest", checkManifest, manifestFailureLevel],
   ["oras", checkOras, orasFailureLevel],
-  ["credentials", checkCredentials],
+  ["credentials", (host) => Promise.resolve(checkCredentials(host))],
   ["registry", checkRegistry],
   ["signature", checkSignature],
   ["cache", checkCacheWritable],

@@ -25,7 +25,6 @@ interface FatLayout {
   root: number | { offset: number; bytes: number };
   /** Offset of cluster 2, from the start. */
   dataOffset: number;
-  /** Size of a cluster, in bytes. */
   clusterSize: number;
   clusterCount: number;
 }

@@ -15,7 +15,6 @@ import {
   readQcow2HeaderFrom,
 } from "./qcow2_header.ts";
 
-/** Random read access to a disk. */
 export interface DiskReader {
   /**
    * Reads `length` bytes, at most 1 MiB, at a byte offset of the disk: zeros for
@@ -87,7 +86,6 @@ class Qcow2Disk implements DiskReader, Disposable {
     return new DataView(bytes.buffer);
   }
 
-  /** Fills `target` from one cluster. */
   async #readCluster(index: number, offset: number, target: Uint8Array) {
     const { extendedL2, version, fileSize } = this.header;
     const [entry, bitmap] = await this.#readL2Entry(index);
@@ -117,7 +115,6 @@ class Qcow2Disk implements DiskReader, Disposable {
     }
   }
 
-  /** Returns a cluster's L2 entry and its subcluster bitmap. */
   async #readL2Entry(cluster: number): Promise<[bigint, bigint]> {
     const { l1Offset, extendedL2, fileSize } = this.header;
     const entrySize = extendedL2 ? 16 : 8;

@@ -23,9 +23,7 @@ export interface BootLoader {
   firmware?: FirmwareKind;
 }
 
-/** The partitions that firmware may boot from. */
 interface BootPartitions {
-  /** Offsets of EFI system partitions, in bytes. */
   efiOffsets: number[];
   /** Whether the boot code in the first sector probably has a partition to boot. */
   hasBiosBoot: boolean;

@@ -12,7 +12,6 @@ import {
   readQcow2HeaderFrom,
 } from "./qcow2_header.ts";
 
-/** Bytes to read of one table. */
 const SAMPLE_BYTES = 64 * 1024;
 const MAX_SAMPLED_L2_TABLES = 8;
 // GitHub documents 10 GB per layer; larger ones are reported to work.

@@ -4,9 +4,8 @@
  * Format: QEMU, docs/interop/qcow2.txt ("Header", "Header extensions").
  */
 import { ToolsmithError } from "../errors.ts";
-import { readQcow2Header } from "./qcow2_header.ts";
+import { QCOW2_MAGIC, readQcow2Header } from "./qcow2_header.ts";
 
-const QCOW2_MAGIC = 0x514649fb;
 const QCOW2_VERSION = 3;
 const HEADER_BYTES = 104;
 const BACKING_FORMAT_HEADER_ID = 0xe2792aca;

@@ -8,16 +8,12 @@ import { systemError, ToolsmithError } from "../errors.ts";
 import { readFileAt } from "../system/files.ts";
 import { notQcow2Error } from "./detect_format.ts";
 
-/** The fields of a QCOW2 header that Toolsmith uses. */
 export interface Qcow2Header {
   version: 2 | 3;
   /** Size of the disk that the guest sees, in bytes. */
   virtualSize: number;
-  /** Size of a cluster, in bytes. */
   clusterSize: number;
-  /** Size of the image file, in bytes. */
   fileSize: number;
-  /** Compression method of compressed clusters. */
   compression: "zlib" | "zstd";
   /** Encryption method; `undefined` if not encrypted. */
   encryption?: "aes" | "luks";
@@ -25,14 +21,13 @@ export interface Qcow2Header {
   backingFile?: string;
   /** External data file, if any; `""` if unnamed. */
   dataFile?: string;
-  /** Offset of the L1 table, in bytes. */
   l1Offset: number;
   l1EntryCount: number;
   /** Whether L2 entries have 16 bytes, with subclusters, instead of 8. */
   extendedL2: boolean;
 }
 
-const QCOW2_MAGIC = 0x514649fb;
+export const QCOW2_MAGIC = 0x514649fb;
 const KNOWN_INCOMPATIBLE_FEATURES = 0b11111n;
 const DATA_FILE_BIT = 4n;
 const COMPRESSION_METHOD_BIT = 8n;

@@ -30,7 +30,6 @@ export interface ManifestJson {
   operations: string[];
 }
 
-/** An image to pin in a manifest. */
 export interface PinnedImage {
   name: string;
   /** Image source, such as `oci://ghcr.io/owner/repo:1.0`. */

@@ -56,19 +56,6 @@ function syntaxErrorOffset({ message }: Error, text: string): number {
   return good;
 }
 
-/** A member of a JSON object, with its position in the text. */
-export interface JsonMember {
-  /** Unescaped key. */
-  key: string;
-  /** Keys of the enclosing objects, outermost first; valid until the next member. */
-  parentKeys: readonly string[];
-  /** First token of the value; a string value is one token. */
-  valueToken: string;
-  valueOffset: number;
-  /** Whether the key occurred earlier in the same object. */
-  isDuplicateKey: boolean;
-}
-
 const TOKEN_PATTERN = /"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\],:]|[^\s{}[\],:"]+/gs;
 
 /** Whether a parsed value has more nested levels, which bound a reader's recursion. */
@@ -78,8 +65,11 @@ export function isNestedDeeper(value: unknown, levels: number): boolean {
       Object.values(value).some((child) => isNestedDeeper(child, levels - 1)));
 }
 
-/** Walks all object members of valid JSON in text order, in linear time. */
-export function* walkJsonMembers(text: string): Generator<JsonMember> {
+/**
+ * Walks all object members of valid JSON in text order, in linear time. `parentKeys` are
+ * the keys of the enclosing objects, outermost first, until the next member.
+ */
+export function* walkJsonMembers(text: string) {
   const parentKeys: string[] = [];
   const seen: Set<string>[] = [];
   let key: string | undefined;
@@ -90,8 +80,7 @@ export function* walkJsonMembers(text: string): Generator<JsonMember> {
       const keys = seen[seen.length - 1];
       const isDuplicateKey = keys.has(key);
       keys.add(key);
-      const valueToken = token;
-      yield { key, parentKeys, valueToken, valueOffset, isDuplicateKey };
+      yield { key, parentKeys, valueOffset, isDuplicateKey };
     }
     if (token === "{" || token === "[") {
       // An array element has no key.

@@ -23,15 +23,12 @@ const MAX_RECORD_BYTES = 1024 * 1024;
 /** Allows for clock adjustments, and is shorter than a reboot. */
 const BOOT_TIME_SLACK_MS = 5000;
 
-/** Expected size and digest of the complete file. */
 export interface ExpectedContent {
-  /** Size in bytes. */
   size: number;
   /** `sha256:` and hex digits. */
   digest: string;
 }
 
-/** State of a partial download. */
 export interface PartRecord extends ExpectedContent {
   extents: Extent[];
   /** File of the directory that an external program (oras) has written instead. */

@@ -63,7 +63,6 @@ export function programSearchDirs(
   return (env.get("PATH") ?? processEnvironment.get("PATH") ?? "").split(":");
 }
 
-/** Finds a program by name or path. */
 export async function findProgram(
   program: string,
   env: Environment = processEnvironment,

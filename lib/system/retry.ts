@@ -12,7 +12,6 @@ export interface RetryOptions {
   onRetry?: (retry: ScheduledRetry) => void;
 }
 
-/** A retry that is about to happen after a backoff. */
 export interface ScheduledRetry {
   error: ToolsmithError;
   /** Number of the next attempt; the first was 1. */

@@ -26,16 +26,8 @@ Deno.test("walkJsonMembers() reports each member's parents and position, and whe
     "\\u0061":[], "f": {}}`;
   JSON.parse(text);
   const found = Array.from(walkJsonMembers(text), (member) => {
-    assertEquals(
-      text.slice(member.valueOffset).startsWith(member.valueToken),
-      true,
-    );
-    return [
-      ...member.parentKeys,
-      member.key,
-      member.valueToken,
-      member.isDuplicateKey,
-    ];
+    const [value] = /^(?:"[^"]*"|\w+|.)/.exec(text.slice(member.valueOffset))!;
+    return [...member.parentKeys, member.key, value, member.isDuplicateKey];
   });
   assertEquals(found.map((it) => it.join(" ")), [
     " a 1 false",

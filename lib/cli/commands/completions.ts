@@ -83,7 +83,6 @@ end
 complete -c toolsmith -f -a '(__toolsmith_candidates)'
 `;
 
-/** The completion script of each shell. */
 export const COMPLETION_SCRIPTS = {
   bash: BASH_SCRIPT,
   zsh: ZSH_SCRIPT,

@@ -43,7 +43,6 @@ export const doctorCommand = defineSubcommand({
   },
 });
 
-/** The next step: fix the first failure, or go on. */
 function nextStepLine(findings: Finding[]): string {
   const failed = findings.find(({ level }) => level === "fail");
   if (failed) {
