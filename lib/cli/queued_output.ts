@@ -58,24 +58,22 @@ function toOutputError(error: unknown, name: string): Error {
   if (error instanceof BrokenPipe || error instanceof ConnectionReset) {
     return new OutputClosedError(`${name} is closed`);
   }
-  const messagePrefix = `Cannot write to ${name}`;
-  const { code, message } = toToolsmithError(
-    systemError(error, { messagePrefix }),
-  );
+  const typed = systemError(error, {
+    messagePrefix: `Cannot write to ${name}`,
+  });
+  const { code, message } = toToolsmithError(typed);
   const hint = `redirect ${name} to a file that can be written`;
   return new ToolsmithError(code, message, { hint, cause: error });
 }
 
 /** Stands in for a closed standard output: every write rejects. */
 export const FAILING_STDOUT = {
-  write: (): Promise<number> =>
-    Promise.reject(
-      new ToolsmithError(
-        "file_unreadable",
-        "Cannot write to standard output: it is closed",
-        { hint: "redirect standard output to a file, or to /dev/null" },
-      ),
-    ),
+  write(): Promise<number> {
+    const message = "Cannot write to standard output: it is closed";
+    const hint = "redirect standard output to a file, or to /dev/null";
+    const error = new ToolsmithError("file_unreadable", message, { hint });
+    return Promise.reject(error);
+  },
 };
 
 /**
@@ -96,9 +94,8 @@ export function isStdoutClosed(): boolean {
     const [, flags] = /^flags:\s*([0-7]+)$/m.exec(info)!;
     if ((parseInt(flags, 8) & O_ACCMODE) !== O_RDWR) return false;
     const parent = `/proc/${Deno.ppid}`;
-    return SHELL_NAME_PATTERN.test(
-      basename(Deno.readLinkSync(`${parent}/exe`)),
-    ) &&
+    const program = basename(Deno.readLinkSync(`${parent}/exe`));
+    return SHELL_NAME_PATTERN.test(program) &&
       readLinkIfFound(`${parent}/fd/1`) !== DEV_NULL;
   } catch {
     return false;

@@ -71,13 +71,10 @@ export async function statReadableFile(
     throw new ToolsmithError("source_not_found", message, { hint });
   }
   if (stat.isFile) return stat;
-  throw new ToolsmithError(
-    "file_unreadable",
-    `Cannot read ${role} ${path}: it is ${
-      stat.isDirectory ? "a directory" : "not a regular file"
-    }`,
-    { hint: "pass the path of a file" },
-  );
+  const kind = stat.isDirectory ? "a directory" : "not a regular file";
+  const message = `Cannot read ${role} ${path}: it is ${kind}`;
+  const hint = "pass the path of a file";
+  throw new ToolsmithError("file_unreadable", message, { hint });
 }
 
 /** Estimates by the clusters in the first few L2 tables. */

@@ -24,14 +24,11 @@ export async function writeOverlay(path: string, image: string): Promise<void> {
   const { virtualSize } = await readQcow2Header(image);
   const name = new TextEncoder().encode(image);
   if (name.length > MAX_BACKING_NAME_BYTES) {
-    throw new ToolsmithError(
-      "usage",
-      `Cannot create an overlay: the image's path is too long: ${image}`,
-      {
-        hint:
-          `move the image to a path of at most ${MAX_BACKING_NAME_BYTES} bytes`,
-      },
-    );
+    const message =
+      `Cannot create an overlay: the image's path is too long: ${image}`;
+    const hint =
+      `move the image to a path of at most ${MAX_BACKING_NAME_BYTES} bytes`;
+    throw new ToolsmithError("usage", message, { hint });
   }
   const bytes = buildOverlay(virtualSize, name);
   await Deno.writeFile(path, bytes, { createNew: true, mode: 0o600 });

@@ -58,26 +58,21 @@ export function assertBootableImage(
   { backingFile, dataFile, encryption }: Qcow2Header,
   path: string,
 ): void {
-  const [kind, name] = backingFile !== undefined
-    ? ["a backing file", backingFile]
-    : dataFile !== undefined
-    ? ["an external data file", dataFile]
-    : [undefined, ""];
-  if (kind !== undefined) {
-    throw new ToolsmithError(
-      "image_unsafe",
-      `${path} refers to ${kind}: ${name || "(unnamed)"}`,
-      {
-        hint: "merge both files: qemu-img convert -O qcow2 IMAGE MERGED.qcow2",
-      },
-    );
+  const name = backingFile ?? dataFile;
+  if (name !== undefined) {
+    const kind = backingFile === undefined
+      ? "an external data file"
+      : "a backing file";
+    const message = `${path} refers to ${kind}: ${name || "(unnamed)"}`;
+    const hint =
+      "merge both files: qemu-img convert -O qcow2 IMAGE MERGED.qcow2";
+    throw new ToolsmithError("image_unsafe", message, { hint });
   }
   if (encryption === undefined) return;
-  throw new ToolsmithError(
-    "image_invalid",
-    `${path} is encrypted (${encryption}): Toolsmith boots only unencrypted images`,
-    { hint: "use an unencrypted copy, made with qemu-img convert" },
-  );
+  const message =
+    `${path} is encrypted (${encryption}): Toolsmith boots only unencrypted images`;
+  const hint = "use an unencrypted copy, made with qemu-img convert";
+  throw new ToolsmithError("image_invalid", message, { hint });
 }
 
 /** Reads the header of an open image, as {@linkcode readQcow2Header} does. */

@@ -39,9 +39,8 @@ export function resolveToolPath(rules: ToolRules, command: string): string {
 export function assertToolAllowed(rules: ToolRules, command: string): void {
   const { operations } = rules;
   if (operations.length === 0 || operations.includes(command)) return;
-  throw new ToolsmithError(
-    "tool_forbidden",
-    `Cannot run ${command}: the manifest's "operations" does not list this command`,
-    { hint: `run a tool that "operations" allows: ${operations.join(", ")}` },
-  );
+  const message =
+    `Cannot run ${command}: the manifest's "operations" does not list this command`;
+  const hint = `run a tool that "operations" allows: ${operations.join(", ")}`;
+  throw new ToolsmithError("tool_forbidden", message, { hint });
 }
