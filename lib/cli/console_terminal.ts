@@ -43,11 +43,8 @@ export function createLossyConsoleWriter(
       return;
     }
     if (dropped > 0) {
-      write(
-        `\r\n[dropped ${
-          formatBytes(dropped)
-        } of console output: slow reader]\r\n`,
-      );
+      const size = formatBytes(dropped);
+      write(`\r\n[dropped ${size} of console output: slow reader]\r\n`);
     }
     dropped = 0;
     write(chunk);

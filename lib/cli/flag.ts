@@ -178,18 +178,12 @@ export function closestMatch(
   word: string,
   candidates: readonly string[],
 ): string | undefined {
-  const ranked = candidates
-    .map((name) => ({
-      name,
-      far: word.length > 1 && name.startsWith(word)
-        ? 0
-        : editDistance(word, name),
-    }))
-    .sort((a, b) => a.far - b.far);
-  const [best] = ranked;
-  return best && best.far <= Math.max(1, best.name.length / 3)
-    ? best.name
-    : undefined;
+  const distanceTo = (name: string) =>
+    word.length > 1 && name.startsWith(word) ? 0 : editDistance(word, name);
+  const [best = ""] = candidates
+    .toSorted((a, b) => distanceTo(a) - distanceTo(b));
+  const isClose = distanceTo(best) <= Math.max(1, best.length / 3);
+  return isClose && best ? best : undefined;
 }
 
 /**

@@ -27,13 +27,15 @@ ${alignColumns(rows)}
 toolsmith COMMAND --help explains a command; toolsmith --version prints the version.
 `;
   }
-  const { name, usage, summary, details, example } = command;
+  const { name, usage, summary } = command;
+  const details = command.details ? `${command.details}\n` : "";
+  const example = command.example
+    ? `\nExample:\n  toolsmith ${command.example}\n`
+    : "";
   return `Usage: toolsmith ${name} ${usage}
 
-${asSentence(summary)}
-${details ? `${details}\n` : ""}${
-    example ? `\nExample:\n  toolsmith ${example}\n` : ""
-  }
+${summary[0].toUpperCase()}${summary.slice(1)}.
+${details}${example}
 ${flagHelpByGroup(Object.values({ ...command.flags, ...COMMON_FLAGS }))}
 `;
 }
@@ -48,10 +50,6 @@ function flagHelpByGroup(flags: Flag[]): string {
     const own = lines.filter((_, index) => flags[index].group === group);
     return own.length > 0 ? [[`${heading}:`, ...own].join("\n")] : [];
   }).join("\n\n");
-}
-
-function asSentence(text: string): string {
-  return `${text[0].toUpperCase()}${text.slice(1)}.`;
 }
 
 function alignColumns(rows: string[][]): string {
