@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { helpText } from "./lib/cli/help.ts";
+import { helpText } from "./lib/cli/commands.ts";
 import { type CliIo, createProcessIo } from "./lib/cli/io.ts";
 import { OutputClosedError } from "./lib/cli/queued_output.ts";
 import { type Invocation, parseCommandLine } from "./lib/cli/command_line.ts";
