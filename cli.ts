@@ -3,8 +3,7 @@
  *
  * @module
  */
-import { assertUtf8Args } from "./lib/cli/utf8_args.ts";
-import { helpText } from "./lib/cli/help.ts";
+import { helpText } from "./lib/cli/commands.ts";
 import { type CliIo, createProcessIo } from "./lib/cli/io.ts";
 import { OutputClosedError } from "./lib/cli/queued_output.ts";
 import { type Invocation, parseCommandLine } from "./lib/cli/command_line.ts";
@@ -36,7 +35,6 @@ export async function main(args: string[]): Promise<number> {
   let json = args.includes("--json");
   let verbose = args.includes("--verbose");
   try {
-    assertUtf8Args(args);
     const invocation = parseCommandLine(args);
     json = invocation.kind !== "help" && invocation.json;
     verbose = invocation.kind === "command" && invocation.verbose;
@@ -48,7 +46,7 @@ export async function main(args: string[]): Promise<number> {
     if (!signal.aborted && thrown instanceof OutputClosedError) return 141;
     const error = toToolsmithError(signal.aborted ? signal.reason : thrown);
     if (json) {
-      io.printLine(jsonErrorLine(error, Date.now(), { verbose }));
+      io.printLine(jsonErrorLine(error, { verbose }));
       // Writing to standard output may be what failed, such as on a full disk.
       await io.flush().catch(() => io.printError(error, { verbose }));
     } else io.printError(error, { verbose });

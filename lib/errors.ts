@@ -116,25 +116,22 @@ export class ToolsmithError extends Error {
 export function toToolsmithError(thrown: unknown): ToolsmithError {
   if (thrown instanceof ToolsmithError) return thrown;
   const message = thrown instanceof Error ? thrown.message : String(thrown);
+  const convert = (code: ErrorCode, hint?: string) =>
+    new ToolsmithError(code, message, { hint, cause: thrown });
   if (thrown instanceof Deno.errors.NotCapable) {
-    return new ToolsmithError("permission_missing", message, {
-      hint: "run deno with the permission that the message names, or with -A",
-      cause: thrown,
-    });
+    const hint =
+      "run deno with the permission that the message names, or with -A";
+    return convert("permission_missing", hint);
   }
   const typed = systemError(thrown);
   if (typed instanceof ToolsmithError) return typed;
-  if (thrown instanceof DOMException && thrown.name === "AbortError") {
-    return new ToolsmithError("cancelled", message, { cause: thrown });
-  }
+  const name = thrown instanceof DOMException ? thrown.name : "";
+  if (name === "AbortError") return convert("cancelled");
   // AbortSignal.timeout() throws this.
-  if (thrown instanceof DOMException && thrown.name === "TimeoutError") {
-    return new ToolsmithError("timeout", message, {
-      hint: "raise the time limit",
-      cause: thrown,
-    });
+  if (name === "TimeoutError") {
+    return convert("timeout", "raise the time limit");
   }
-  return new ToolsmithError("failed", message, { cause: thrown });
+  return convert("failed");
 }
 
 /** Options of {@linkcode systemError}. */

@@ -339,18 +339,10 @@ export function nextCommandId(): number {
 
 export type Emit = (event: EventWithoutTimestamp<ToolsmithEvent>) => void;
 
-/**
- * Creates a function that adds the timestamp to events and passes them on.
- *
- * @param onEvent The listener; `undefined` drops all events.
- * @param now The clock, in milliseconds since the epoch.
- */
-export function createEmitter(
-  onEvent: OnEvent | undefined,
-  now: () => number = Date.now,
-): Emit {
+/** Creates a function that adds the timestamp to events and passes them on. */
+export function createEmitter(onEvent: OnEvent | undefined): Emit {
   return ({ type, ...rest }) => {
-    const timestamp = new Date(now()).toISOString();
+    const timestamp = new Date().toISOString();
     onEvent?.({ type, timestamp, ...rest } as ToolsmithEvent);
   };
 }

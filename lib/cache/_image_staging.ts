@@ -18,7 +18,7 @@ import {
   syncToDisk,
 } from "../system/files.ts";
 import { readPartRecord } from "../system/part_record.ts";
-import { removeUnlockedStagingDir } from "../system/staging_dir.ts";
+import { removeUnlockedStagingDir } from "../system/lock.ts";
 import {
   type VerificationRecord,
   writeVerificationRecord,

@@ -12,7 +12,7 @@
  * no download is resumed.
  */
 import { dirname, join, relative, SEPARATOR } from "../path.ts";
-import { type Environment, userCacheDir } from "../environment.ts";
+import { type Environment, isPermissionGranted } from "../environment.ts";
 import type { Sha256 } from "../system/digest.ts";
 import {
   readTextWithFileIdentity,
@@ -20,7 +20,7 @@ import {
 } from "../system/files.ts";
 import { acquireFileLock } from "../system/lock.ts";
 import { untrustedReason } from "../system/ownership.ts";
-import { isPermissionGranted } from "../system/permissions.ts";
+import { userCacheDir } from "../system/program_files.ts";
 
 const STAGING_NAME_PATTERN = /^\.staging-([0-9a-f]{64})-(.*)$/s;
 const NONCE_DIGITS = 8;

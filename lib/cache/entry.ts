@@ -25,8 +25,8 @@ import {
   symlinkEscapeReason,
   unsafeDirReason,
   untrustedReason,
+  workspaceSymlinkReason,
 } from "../system/ownership.ts";
-import { workspaceSymlinkReason } from "../system/workspace.ts";
 import {
   readVerificationRecord,
   type VerificationRecord,

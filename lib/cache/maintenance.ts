@@ -9,8 +9,7 @@ import {
   sha256ToDigest,
 } from "../system/digest.ts";
 import { orIfDenied, orIfNotFound } from "../system/files.ts";
-import { tryFileLock } from "../system/lock.ts";
-import { removeUnlockedStagingDir } from "../system/staging_dir.ts";
+import { removeUnlockedStagingDir, tryFileLock } from "../system/lock.ts";
 import {
   entryDir,
   entryLockPath,

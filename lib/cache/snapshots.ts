@@ -12,11 +12,7 @@
  * or root owns its files, in a private directory of this user.
  */
 import { basename, dirname, join } from "../path.ts";
-import {
-  type Environment,
-  processEnvironment,
-  userCacheDir,
-} from "../environment.ts";
+import { type Environment, processEnvironment } from "../environment.ts";
 import { sha256OfText } from "../system/digest.ts";
 import {
   type FileIdentity,
@@ -28,13 +24,13 @@ import {
   replaceFileAtomically,
   syncToDisk,
 } from "../system/files.ts";
-import { tryFileLock } from "../system/lock.ts";
+import { createLockedStagingDir, tryFileLock } from "../system/lock.ts";
 import {
   currentUid,
   symlinkEscapeReason,
   untrustedReason,
 } from "../system/ownership.ts";
-import { createLockedStagingDir } from "../system/staging_dir.ts";
+import { userCacheDir } from "../system/program_files.ts";
 import {
   readSnapshotMetadata,
   SNAPSHOT_PARTS,

@@ -1,57 +1,41 @@
 /** Parses argv into a command, its flag values and its arguments. */
 import { parseArgs } from "@std/cli/parse-args";
-import {
-  COMMON_FLAGS,
-  type Subcommand,
-  type SubcommandArguments,
-} from "./subcommand.ts";
+import { COMMON_FLAGS, type Subcommand } from "./subcommand.ts";
 import { COMMANDS } from "./commands.ts";
-import { type Flag, type Flags, type FlagValues, usageError } from "./flag.ts";
-import { closestMatch } from "./closest_match.ts";
+import {
+  closestMatch,
+  type Flag,
+  type Flags,
+  type FlagValues,
+  usageError,
+} from "./flag.ts";
 
-/** A parsed command line. */
-export type Invocation =
-  | { kind: "help"; command?: Subcommand }
-  | { kind: "version"; json: boolean }
-  | {
-    kind: "command";
-    command: Subcommand;
-    given: FlagValues<Flags>;
-    words: SubcommandArguments;
-    json: boolean;
-    /** Whether to print the causes of an error. */
-    verbose: boolean;
-  };
+export type Invocation = ReturnType<typeof parseCommandLine>;
 
-export function parseCommandLine(args: string[]): Invocation {
+export function parseCommandLine(args: string[]) {
+  assertUtf8Args(args);
+  const help = (command?: Subcommand) => ({ kind: "help" as const, command });
   const [name, ...rest] = args;
-  if (name === undefined || name === "--help" || name === "-h") {
-    return { kind: "help" };
-  }
+  if (name === undefined || name === "--help" || name === "-h") return help();
   if (name === "--version" || name === "-V") {
-    return { kind: "version", json: rest.includes("--json") };
+    return { kind: "version" as const, json: rest.includes("--json") };
   }
-  if (name === "help") {
-    return rest[0]
-      ? { kind: "help", command: findCommand(rest[0]) }
-      : { kind: "help" };
-  }
+  if (name === "help") return help(rest[0] ? findCommand(rest[0]) : undefined);
   const command = findCommand(name);
   const read = parseCommandArgs(command, rest);
-  if (!read) return { kind: "help", command };
+  if (!read) return help(command);
   const json = read.given.json === true;
-  return { kind: "command", command, ...read, json };
+  return { kind: "command" as const, command, ...read, json };
 }
 
 /**
  * Parses the words after a command's name; returns `undefined` if they ask for help.
+ * `verbose` is whether to print the causes of an error.
  */
 export function parseCommandArgs<F extends Flags>(
   command: Omit<Subcommand<F>, "run">,
   args: string[],
-):
-  | { given: FlagValues<F>; words: SubcommandArguments; verbose: boolean }
-  | undefined {
+) {
   const { name } = command;
   const { valuesOf, ...words } = splitFlagsFromWords(command, args);
   if (valuesOf(COMMON_FLAGS.help).length > 0) return undefined;
@@ -185,5 +169,31 @@ function unknownFlagError(
   return usageError(
     `${command.name} has no flag ${name}`,
     close ? `did you mean --${close}?` : help,
+  );
+}
+
+/**
+ * Rejects arguments that Deno altered: it replaces bytes that are not UTF-8 with
+ * U+FFFD, so the argument would name another file. Without `--allow-all` on Linux, a
+ * literal U+FFFD is rejected too.
+ */
+export function assertUtf8Args(args: readonly string[]): void {
+  const isDoubtful = (arg: string) => arg.includes("\ufffd");
+  if (!args.some(isDoubtful)) return;
+  // As Latin-1, because it has a character for every byte.
+  const latin1 = new TextDecoder("latin1");
+  let given: string[] = [];
+  try {
+    given = latin1.decode(Deno.readFileSync("/proc/self/cmdline")).split("\0");
+  } catch {
+    // Rejects every doubtful argument.
+  }
+  const isGiven = (arg: string) =>
+    given.includes(latin1.decode(new TextEncoder().encode(arg)));
+  const at = args.findIndex((arg) => isDoubtful(arg) && !isGiven(arg));
+  if (at === -1) return;
+  throw usageError(
+    `Argument ${at + 1} is not UTF-8: ${args[at]}`,
+    "use UTF-8 file names: other bytes cannot be passed on exactly",
   );
 }

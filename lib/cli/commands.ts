@@ -1,9 +1,10 @@
 /**
- * The command table, in the order of the help. A new command is a file in
- * commands/ and a line here.
+ * The command table, in the order of the help, and the help generated from it. A new
+ * command is a file in commands/ and a line here.
  */
-import type { Subcommand } from "./subcommand.ts";
-import { bootCommand } from "./commands/boot.ts";
+import type { Flag, FlagGroup } from "./flag.ts";
+import { COMMON_FLAGS, type Subcommand } from "./subcommand.ts";
+import { bootCommand, stopCommand } from "./commands/boot.ts";
 import { cacheCommand } from "./commands/cache.ts";
 import { createCompletionsCommand } from "./commands/completions.ts";
 import { doctorCommand } from "./commands/doctor.ts";
@@ -11,9 +12,7 @@ import { hydrateCommand } from "./commands/hydrate.ts";
 import { initCommand } from "./commands/init.ts";
 import { mcpCommand } from "./commands/mcp.ts";
 import { publishCommand } from "./commands/publish.ts";
-import { runCommand } from "./commands/run.ts";
-import { shellCommand } from "./commands/shell.ts";
-import { stopCommand } from "./commands/stop.ts";
+import { runCommand, shellCommand } from "./commands/run.ts";
 
 export const COMMANDS: Subcommand[] = [
   hydrateCommand,
@@ -28,3 +27,59 @@ export const COMMANDS: Subcommand[] = [
   cacheCommand,
   createCompletionsCommand(() => COMMANDS),
 ];
+
+/** In printing order. */
+const FLAG_GROUP_HEADINGS: [FlagGroup | undefined, string][] = [
+  [undefined, "Flags"],
+  ["command", "Command"],
+  ["vm", "VM"],
+  ["image", "Image"],
+  ["transfer", "Transfer"],
+  ["output", "Output"],
+];
+
+/** Returns the help of a command, or of the program, with a final newline. */
+export function helpText(command?: Subcommand): string {
+  if (!command) {
+    const rows = COMMANDS.map(({ name, summary }) => [name, summary]);
+    return `Usage: toolsmith COMMAND [flags]
+
+Downloads a verified VM image from an OCI registry to this host and runs tools in it.
+
+Commands:
+${alignColumns(rows)}
+
+toolsmith COMMAND --help explains a command; toolsmith --version prints the version.
+`;
+  }
+  const { name, usage, summary } = command;
+  const details = command.details ? `${command.details}\n` : "";
+  const example = command.example
+    ? `\nExample:\n  toolsmith ${command.example}\n`
+    : "";
+  return `Usage: toolsmith ${name} ${usage}
+
+${summary[0].toUpperCase()}${summary.slice(1)}.
+${details}${example}
+${flagHelpByGroup(Object.values({ ...command.flags, ...COMMON_FLAGS }))}
+`;
+}
+
+function flagHelpByGroup(flags: Flag[]): string {
+  const rows = flags.map(({ name, placeholder, help }) => [
+    placeholder ? `--${name} ${placeholder}` : `--${name}`,
+    help,
+  ]);
+  const lines = alignColumns(rows).split("\n");
+  return FLAG_GROUP_HEADINGS.flatMap(([group, heading]) => {
+    const own = lines.filter((_, index) => flags[index].group === group);
+    return own.length > 0 ? [[`${heading}:`, ...own].join("\n")] : [];
+  }).join("\n\n");
+}
+
+function alignColumns(rows: string[][]): string {
+  const width = Math.max(...rows.map(([left]) => left.length));
+  return rows
+    .map(([left, right]) => `  ${left.padEnd(width)}  ${right}`)
+    .join("\n");
+}

@@ -5,22 +5,15 @@
 import { COMMON_FLAGS, type Subcommand } from "./subcommand.ts";
 import type { Flag } from "./flag.ts";
 
-/** What the shell offers for the last word. */
-export interface CompletionCandidates {
-  /** `file` and `directory` are completed by the shell itself, `words` from the list. */
-  kind: "words" | "file" | "directory";
-  /** Words that start with the last, unfinished word. */
-  words: CompletionWord[];
-}
+/** `file` and `directory` are completed by the shell itself. */
+export type CompletionCandidates = CompletionWord[] | "file" | "directory";
 
-export type CompletionWord = [word: string, help?: string];
+type CompletionWord = [word: string, help?: string];
 
-/** What {@linkcode completionCandidates} takes words from. */
-export interface CompletionSources {
+interface CompletionSources {
   commands: Subcommand[];
   /** The manifest's tools: name to path in the guest. */
   tools: Record<string, string>;
-  /** Image references in the manifest. */
   references: string[];
 }
 
@@ -31,8 +24,11 @@ const EXAMPLE_VALUES: Record<string, string[]> = {
 };
 const FILE_PLACEHOLDER_PATTERN = /^(FILE|PATH|PATH:TYPE)$/;
 const DIRECTORY_PLACEHOLDER_PATTERN = /^DIR\b/;
-const GLOBAL_FLAG_WORDS: CompletionWord[] = [["--help"], ["--version"]];
-const HELP_COMMAND_WORD: CompletionWord = ["help", "explain a command"];
+const TOP_LEVEL_WORDS: CompletionWord[] = [
+  ["help", "explain a command"],
+  ["--help"],
+  ["--version"],
+];
 
 /**
  * Completes the last of the words after the program's name, which is unfinished or
@@ -44,39 +40,29 @@ export function completionCandidates(
 ): CompletionCandidates {
   const current = args.at(-1) ?? "";
   const [name, ...given] = args.slice(0, -1);
-  const { kind, words } = name === undefined || name === "help"
-    ? wordCandidates(commandNameWords(known.commands, name))
-    : commandCandidates(known.commands.find((it) => it.name === name), {
-      given,
-      current,
-      known,
-    });
-  return { kind, words: words.filter(([word]) => word.startsWith(current)) };
-}
-
-function commandNameWords(
-  commands: Subcommand[],
-  name?: string,
-): CompletionWord[] {
-  const names = commands.map((it): CompletionWord => [it.name, it.summary]);
-  return name === "help"
+  const command = known.commands.find((it) => it.name === name);
+  const names = known.commands
+    .map((it): CompletionWord => [it.name, it.summary]);
+  const found = name === undefined
+    ? [...names, ...TOP_LEVEL_WORDS]
+    : name === "help"
     ? names
-    : [...names, HELP_COMMAND_WORD, ...GLOBAL_FLAG_WORDS];
-}
-
-function wordCandidates(words: CompletionWord[]): CompletionCandidates {
-  return { kind: "words", words };
+    : command
+    ? commandCandidates(command, { given, current, known })
+    : [];
+  return typeof found === "string"
+    ? found
+    : found.filter(([word]) => word.startsWith(current));
 }
 
 function commandCandidates(
-  command: Subcommand | undefined,
+  command: Subcommand,
   { given, current, known }: {
     given: string[];
     current: string;
     known: CompletionSources;
   },
 ): CompletionCandidates {
-  if (!command) return wordCandidates([]);
   const flags: Flag[] = Object.values({ ...command.flags, ...COMMON_FLAGS });
   const { awaitingValue, isPassedOn, count, givenNames } = parseWordsBeforeLast(
     given,
@@ -88,9 +74,9 @@ function commandCandidates(
   const flag = flags.find((it) => it.placeholder && it.name === named);
   if (!isPassedOn && flag) {
     const found = valueCandidates(flag.placeholder!, known);
-    const words = found.words
-      .map(([word, help]): CompletionWord => [`--${named}=${word}`, help]);
-    return { kind: found.kind, words };
+    return typeof found === "string"
+      ? found
+      : found.map(([word, help]) => [`--${named}=${word}`, help]);
   }
   // The parser does not count words that are passed on after `--` or the command.
   const allGiven = count >= (command.positionalCount?.[1] ?? 0) &&
@@ -99,16 +85,14 @@ function commandCandidates(
     ? command.argumentPlaceholders
     : undefined;
   if (!isPassedOn && (current.startsWith("-") || !expected)) {
-    return wordCandidates(
-      flags.filter((flag) => flag.repeatable || !givenNames.includes(flag.name))
-        .map(({ name, help }): CompletionWord => [`--${name}`, help]),
-    );
+    return flags
+      .filter((flag) => flag.repeatable || !givenNames.includes(flag.name))
+      .map(({ name, help }) => [`--${name}`, help]);
   }
-  if (!expected) return wordCandidates([]);
+  if (!expected) return [];
   return valueCandidates(expected[Math.min(count, expected.length - 1)], known);
 }
 
-/** Finds the flag that awaits its value, the flags given and the word count. */
 function parseWordsBeforeLast(
   given: string[],
   command: Subcommand,
@@ -139,14 +123,13 @@ function valueCandidates(
   value: string,
   { tools, references }: CompletionSources,
 ): CompletionCandidates {
-  if (FILE_PLACEHOLDER_PATTERN.test(value)) return { kind: "file", words: [] };
-  if (DIRECTORY_PLACEHOLDER_PATTERN.test(value)) {
-    return { kind: "directory", words: [] };
-  }
-  if (value === "REF") return wordCandidates(references.map((word) => [word]));
-  if (value === "TOOL") return wordCandidates(Object.entries(tools));
-  const words = value.includes("|")
+  if (FILE_PLACEHOLDER_PATTERN.test(value)) return "file";
+  if (DIRECTORY_PLACEHOLDER_PATTERN.test(value)) return "directory";
+  if (value === "TOOL") return Object.entries(tools);
+  const words = value === "REF"
+    ? references
+    : value.includes("|")
     ? value.split("|")
     : EXAMPLE_VALUES[value] ?? [];
-  return wordCandidates(words.map((word) => [word]));
+  return words.map((word) => [word]);
 }

@@ -2,20 +2,10 @@
 import { formatBytes } from "./format.ts";
 import type { QueuedOutput } from "./queued_output.ts";
 
-/** A terminal attached to a guest's console; disposing it restores its mode. */
-export interface ConsoleTerminal extends Disposable {
-  input: ReadableStream<Uint8Array>;
-  output: (chunk: Uint8Array) => void;
-}
-
 /** More unread console output is dropped. */
 const MAX_PENDING_CONSOLE_BYTES = 4 * 1024 * 1024;
 
-/** Returns functions that attach this process's terminal, and restore its mode. */
-export function createConsoleTerminal(): {
-  take(output: QueuedOutput): ConsoleTerminal;
-  restore(): void;
-} {
+export function createConsoleTerminal() {
   let raw = false;
   const restore = () => {
     if (raw) Deno.stdin.setRaw(false);
@@ -23,7 +13,8 @@ export function createConsoleTerminal(): {
   };
   return {
     restore,
-    take(output) {
+    /** Attaches the terminal; disposing restores its mode. */
+    take(output: QueuedOutput) {
       raw = Deno.stdin.isTerminal();
       // The guest receives each key at once; Ctrl-C stays a signal.
       if (raw) Deno.stdin.setRaw(true, { cbreak: true });
@@ -52,11 +43,8 @@ export function createLossyConsoleWriter(
       return;
     }
     if (dropped > 0) {
-      write(
-        `\r\n[dropped ${
-          formatBytes(dropped)
-        } of console output: slow reader]\r\n`,
-      );
+      const size = formatBytes(dropped);
+      write(`\r\n[dropped ${size} of console output: slow reader]\r\n`);
     }
     dropped = 0;
     write(chunk);

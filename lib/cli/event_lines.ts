@@ -2,24 +2,20 @@
 import type { ToolsmithEvent } from "../events.ts";
 import { formatBytes, formatDuration, shortDigest } from "./format.ts";
 
-type EventFormatters = {
-  [T in ToolsmithEvent["type"]]: (
-    event: ToolsmithEvent<T>,
-  ) => string | undefined;
-};
-
-/** Formats an event as one line; `undefined` for events that are not shown as text. */
+/** Returns `undefined` for an event that is not shown as text. */
 export function eventLine(event: ToolsmithEvent): string | undefined {
-  const line = EVENT_FORMATTERS[event.type] as (event: ToolsmithEvent) =>
-    | string
-    | undefined;
-  return line(event);
+  const format = EVENT_FORMATTERS[event.type] as EventFormatter<typeof event>;
+  return format(event);
 }
+
+type EventFormatter<E> = (event: E) => string | undefined;
 
 const noLine = () => undefined;
 const percent = (share: number) => `${(share * 100).toFixed(1)} %`;
 
-const EVENT_FORMATTERS: EventFormatters = {
+const EVENT_FORMATTERS: {
+  [T in ToolsmithEvent["type"]]: EventFormatter<ToolsmithEvent<T>>;
+} = {
   lock_wait: ({ image }) =>
     `waiting: another process is working on ${image} in the cache`,
   cache_hit: ({ image, digest }) =>
@@ -51,21 +47,18 @@ const EVENT_FORMATTERS: EventFormatters = {
   // Event views draw a bar instead.
   download_progress: ({ bytes }) => `downloaded ${formatBytes(bytes)}`,
   download_end: ({ bytes, elapsedMs }) => {
-    const rate = bytes / Math.max(elapsedMs, 1) * 1000;
-    return `downloaded ${formatBytes(bytes)} in ${formatDuration(elapsedMs)} (${
-      formatBytes(rate)
-    }/s)`;
+    const rate = formatBytes(bytes / Math.max(elapsedMs, 1) * 1000);
+    const time = formatDuration(elapsedMs);
+    return `downloaded ${formatBytes(bytes)} in ${time} (${rate}/s)`;
   },
   retry: ({ message, attempt, attempts, delayMs }) =>
-    `warning: ${message}; retrying in ${
-      formatDuration(delayMs)
-    } (attempt ${attempt} of ${attempts})`,
+    `warning: ${message}; retrying in ${formatDuration(delayMs)} ` +
+    `(attempt ${attempt} of ${attempts})`,
   checksum_verified: ({ digest }) => `verified ${digest}`,
   cache_placed: noLine,
   image_inspected: ({ path, bytes, virtualSize, compressed }) =>
-    `publishing ${path}: ${formatBytes(bytes)}, virtual size ${
-      formatBytes(virtualSize)
-    }${compressed ? ", compressed" : ""}`,
+    `publishing ${path}: ${formatBytes(bytes)}, virtual size ` +
+    formatBytes(virtualSize) + (compressed ? ", compressed" : ""),
   checksum_progress: noLine,
   compress_start: ({ path }) => `compressing ${path}`,
   update_predicted: ({ from, bytes, total }) =>
@@ -73,9 +66,8 @@ const EVENT_FORMATTERS: EventFormatters = {
     `${formatBytes(total)} (${percent(bytes / total)})`,
   publish_start: ({ file, digest }) => `pushing ${file}, ${digest}`,
   push_end: ({ bytes, elapsedMs, reference, digest }) =>
-    `pushed ${formatBytes(bytes)} in ${
-      formatDuration(elapsedMs)
-    }: ${reference}@${digest}`,
+    `pushed ${formatBytes(bytes)} in ${formatDuration(elapsedMs)}: ` +
+    `${reference}@${digest}`,
   publish_poll: ({ outcome, attempt, attempts, message }) =>
     outcome === "served"
       ? undefined
@@ -87,9 +79,8 @@ const EVENT_FORMATTERS: EventFormatters = {
   vm_boot: ({ how, version, accelerator, memory, cpus }) =>
     how === "restore"
       ? undefined
-      : `booting with QEMU ${version}, ${accelerator}, ${memory} MiB, ${
-        cpus === 1 ? "1 processor" : `${cpus} processors`
-      }`,
+      : `booting with QEMU ${version}, ${accelerator}, ${memory} MiB, ` +
+        (cpus === 1 ? "1 processor" : `${cpus} processors`),
   boot_ready: ({ how, elapsedMs, agent }) => {
     const time = `${how} in ${formatDuration(elapsedMs)}`;
     if (agent === undefined) return time;
@@ -106,3 +97,43 @@ const EVENT_FORMATTERS: EventFormatters = {
   shutdown: noLine,
   warning: ({ message }) => `warning: ${message}`,
 };
+
+/** The guest chooses the names: it must not fill the terminal or the memory. */
+const MAX_HOSTS = 1000;
+
+/** Collects `egress` events. */
+export class EgressReport {
+  // Apart, as what is refused must not hide what is allowed.
+  readonly #allowed = new Map<string, number>();
+  readonly #refused = new Map<string, number>();
+  readonly #refusedHosts = new Set<string>();
+
+  /** Returns a line for the first refusal of a host. */
+  add(
+    { allowed, host, port, reason }: ToolsmithEvent<"egress">,
+  ): string | undefined {
+    const name = port === null ? host : `${host}:${port}`;
+    const counts = allowed ? this.#allowed : this.#refused;
+    const isKept = counts.has(name) || counts.size < MAX_HOSTS;
+    const key = isKept ? name : "*";
+    counts.set(key, (counts.get(key) ?? 0) + 1);
+    const hosts = this.#refusedHosts;
+    const isNew = !allowed && !hosts.has(host);
+    const isTooMuch = hosts.size >= MAX_HOSTS;
+    if (!isNew || isTooMuch && hosts.has("*")) return undefined;
+    hosts.add(isTooMuch ? "*" : host);
+    return `network: refused ${isTooMuch ? "*" : name}: ${reason}`;
+  }
+
+  /** One line for each host and port, the refused ones last. */
+  summary(): string[] {
+    const lines = (verdict: string, counts: Map<string, number>) =>
+      [...counts].map(([name, count]) =>
+        `network: ${verdict} ${name} (${count} times)`
+      );
+    return [
+      ...lines("allowed", this.#allowed),
+      ...lines("refused", this.#refused),
+    ];
+  }
+}

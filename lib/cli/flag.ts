@@ -3,7 +3,6 @@
  * values all derive from them.
  */
 import { ToolsmithError } from "../errors.ts";
-import { closestMatch } from "./closest_match.ts";
 
 /** The help's heading that a flag is listed below. */
 export type FlagGroup = "command" | "vm" | "image" | "transfer" | "output";
@@ -44,14 +43,6 @@ export function negatedSwitchFlag(name: string, help: string): Flag<boolean> {
   return { name, help, parse: (values) => values.length === 0 };
 }
 
-/** A switch that is `undefined`, not `false`, if it is not given. */
-export function trueOrUndefinedFlag(
-  name: string,
-  help: string,
-): Flag<true | undefined> {
-  return { name, help, parse: (values) => values.length > 0 || undefined };
-}
-
 /** A flag with a value; its shape is such as `retries N`. */
 export function valueFlag(
   shape: string,
@@ -71,7 +62,6 @@ export function valueFlag(
   return { ...all, repeatable: false, parse: (values) => all.parse(values)[0] };
 }
 
-/** A flag that can be given several times. */
 export function repeatableFlag<T>(
   shape: string,
   help: string,
@@ -81,26 +71,6 @@ export function repeatableFlag<T>(
   const readAll = (values: string[]) => values.map((text) => read(text, name));
   return { name, placeholder: value, help, repeatable: true, parse: readAll };
 }
-
-/** A flag whose shape lists all possible values. */
-export function choiceFlag<const Shape extends string>(
-  shape: Shape,
-  help: string,
-): Flag<ChoicesInShape<Shape> | undefined> {
-  const words = shape.split(" ")[1].split("|") as ChoicesInShape<Shape>[];
-  return valueFlag(
-    shape,
-    help,
-    (text, name) => parseChoice(words, text, `--${name}`),
-  );
-}
-
-type ChoicesInShape<Shape> = Shape extends `${string} ${infer Words}`
-  ? SplitAtBars<Words>
-  : never;
-type SplitAtBars<Text> = Text extends `${infer Word}|${infer Rest}`
-  ? Word | SplitAtBars<Rest>
-  : Text;
 
 export function keyValueFlag(
   shape: string,
@@ -196,7 +166,43 @@ export function parseChoice<const T extends string>(
   );
 }
 
-/** Creates the error for a wrong command line. */
 export function usageError(message: string, hint: string): ToolsmithError {
   return new ToolsmithError("usage", message, { hint });
+}
+
+/**
+ * Returns the candidate that starts with the word, or has the smallest edit
+ * distance; `undefined` if none is close.
+ */
+export function closestMatch(
+  word: string,
+  candidates: readonly string[],
+): string | undefined {
+  const distanceTo = (name: string) =>
+    word.length > 1 && name.startsWith(word) ? 0 : editDistance(word, name);
+  const [best = ""] = candidates
+    .toSorted((a, b) => distanceTo(a) - distanceTo(b));
+  const isClose = distanceTo(best) <= Math.max(1, best.length / 3);
+  return isClose && best ? best : undefined;
+}
+
+/**
+ * Damerau-Levenshtein distance: unlike `levenshteinDistance` of `@std/text`, a swap
+ * of neighbours (`--jsno`) counts as one edit.
+ */
+function editDistance(a: string, b: string): number {
+  const rows = [Array.from({ length: b.length + 1 }, (_, j) => j)];
+  for (let i = 1; i <= a.length; i++) {
+    const [above, row] = [rows[i - 1], [i]];
+    for (let j = 1; j <= b.length; j++) {
+      const changed = above[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1);
+      row[j] = Math.min(changed, above[j] + 1, row[j - 1] + 1);
+      // Indexes before the first letter are undefined and match nothing.
+      if (a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]) {
+        row[j] = Math.min(row[j], rows[i - 2][j - 2] + 1);
+      }
+    }
+    rows.push(row);
+  }
+  return rows[a.length][b.length];
 }

@@ -16,9 +16,8 @@ export function formatBytes(bytes: number): string {
     value /= 1024;
     unit++;
   }
-  return `${unit === 0 ? Math.round(value) : formatDecimal(value)} ${
-    SIZE_UNITS[unit]
-  }`;
+  const count = unit === 0 ? Math.round(value) : formatDecimal(value);
+  return `${count} ${SIZE_UNITS[unit]}`;
 }
 
 /** Formats milliseconds as `0.4 s`, `12 s`, `3 min 20 s` or `2 h 5 min`. */
@@ -65,9 +64,8 @@ export function progressBar(
   const left = rate > 0
     ? formatDuration(Math.max(total - bytes, 0) / rate * 1000)
     : "?";
-  const words = `${percent}  ${formatBytes(bytes)} of ${
-    formatBytes(total)
-  }  ${speed}  ${left} left`;
+  const amount = `${formatBytes(bytes)} of ${formatBytes(total)}`;
+  const words = `${percent}  ${amount}  ${speed}  ${left} left`;
   const room = Math.min(columns - words.length - 4, 30);
   if (room < 5) return words.slice(0, columns);
   const full = Math.round(share * room);

@@ -7,12 +7,12 @@ import type { FlagValues } from "./flag.ts";
 import type { OUTPUT_FLAGS } from "./shared_flags.ts";
 import type { ProcessOutputTarget } from "../system/process.ts";
 import { terminalSafeJson } from "../system/sanitize_text.ts";
-import { FAILING_STDOUT, isStdoutClosed } from "./closed_stdout.ts";
 import { settlesWithin } from "../system/time.ts";
 import {
   createQueuedOutput,
+  FAILING_STDOUT,
+  isStdoutClosed,
   OutputClosedError,
-  type QueuedOutput,
 } from "./queued_output.ts";
 import { createCommandTerminal } from "./command_terminal.ts";
 import { createConsoleTerminal } from "./console_terminal.ts";
@@ -21,23 +21,9 @@ import {
   type ErrorStyle,
   type EventView,
   formatError,
-  jsonOutputLine,
-  jsonResultLine,
+  jsonLine,
 } from "./render.ts";
 
-export interface GuestCommandStreams {
-  stdin: ReadableStream<Uint8Array>;
-  stdout: (chunk: Uint8Array) => Promise<void>;
-  stderr: (chunk: Uint8Array) => Promise<void>;
-}
-
-export interface HostCommandStreams {
-  stdin: "inherit";
-  stdout: ProcessOutputTarget;
-  stderr: ProcessOutputTarget;
-}
-
-/** The values of the flags that choose how events are printed. */
 export type OutputFlagValues =
   & Pick<FlagValues<typeof OUTPUT_FLAGS>, "quiet" | "progress">
   & Partial<FlagValues<typeof OUTPUT_FLAGS>>
@@ -48,7 +34,6 @@ export type CliIo = ReturnType<typeof createProcessIo>;
 
 const MAX_FLUSH_AFTER_ABORT_MS = 200;
 
-/** Uses this process's own streams. */
 export function createProcessIo(signal: AbortSignal, env: Environment) {
   const isClosed = isStdoutClosed();
   const stdout = createQueuedOutput(
@@ -56,7 +41,6 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
     "standard output",
   );
   const stderr = createQueuedOutput(Deno.stderr, "standard error");
-  const outputs = { stdout, stderr };
   const aborted = new Promise<void>((done) => {
     if (signal.aborted) done();
     signal.addEventListener("abort", () => done(), { once: true });
@@ -67,10 +51,19 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
   const hasAnsiTerminal = Deno.stderr.isTerminal() &&
     env.get("TERM") !== "dumb";
   const coloured = hasAnsiTerminal && !env.get("NO_COLOR");
+  /** Streams for a command in the guest; with `--json` its output becomes JSON lines. */
+  const guestCommandStreams = (json: boolean) => {
+    const sink = (stream: "stdout" | "stderr") => (chunk: Uint8Array) => {
+      if (!json) return { stdout, stderr }[stream].write(chunk);
+      const line = jsonLine("output", { stream, base64: chunk.toBase64() });
+      return stdout.write(`${line}\n`);
+    };
+    const stdin = Deno.stdin.readable;
+    return { stdin, stdout: sink("stdout"), stderr: sink("stderr") };
+  };
   return {
     printLine,
     printToStderr,
-    /** Prints an error to standard error, in colours on a terminal. */
     printError: (error: ToolsmithError, style?: ErrorStyle) =>
       printToStderr(formatError(error, { coloured, ...style })),
     /** Aborted by Ctrl-C and TERM. */
@@ -83,7 +76,9 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
      * signal's reason if a blocked reader leaves output unwritten.
      */
     async flush() {
-      const written = stdout.flush().catch(rethrowUnlessOutputClosed);
+      const written = stdout.flush().catch((error) => {
+        if (!(error instanceof OutputClosedError)) throw error;
+      });
       const all = Promise.allSettled([written, stderr.flush()]);
       const late = aborted.then(() =>
         settlesWithin(all, MAX_FLUSH_AFTER_ABORT_MS)
@@ -94,27 +89,23 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
     },
     /** Prints the result: the last line of `--json`, or text. */
     printResult(json: boolean, fields: object, text: string) {
-      if (json) printLine(jsonResultLine(fields, Date.now()));
+      if (json) printLine(jsonLine("result", fields));
       else if (text) printLine(text);
     },
-    /** Streams for a command in the guest; with `--json` its output becomes JSON lines. */
-    guestCommandStreams: (json: boolean) => guestCommandStreams(json, outputs),
+    guestCommandStreams,
     /**
      * Streams for a command on the host, inherited where possible; `onFailure` is called
      * when output cannot be written.
      */
-    hostCommandStreams(
-      json: boolean,
-      onFailure: (error: Error) => void,
-    ): HostCommandStreams {
-      const { stdout, stderr } = guestCommandStreams(json, outputs);
-      const sink = (
-        write: GuestCommandStreams["stdout"],
-      ): ProcessOutputTarget =>
+    hostCommandStreams(json: boolean, onFailure: (error: Error) => void) {
+      const streams = guestCommandStreams(json);
+      const sink = (name: "stdout" | "stderr"): ProcessOutputTarget =>
         json || isClosed
-          ? (chunk) => Promise.race([write(chunk).catch(onFailure), aborted])
+          ? (chunk) =>
+            Promise.race([streams[name](chunk).catch(onFailure), aborted])
           : "inherit";
-      return { stdin: "inherit", stdout: sink(stdout), stderr: sink(stderr) };
+      const stdin = "inherit" as const;
+      return { stdin, stdout: sink("stdout"), stderr: sink("stderr") };
     },
     /**
      * Attaches this terminal to a command in the guest until it is disposed; `onChange`
@@ -126,7 +117,6 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
     /** Attaches this terminal to a guest's console until it is disposed. */
     attachToGuestConsole: (json: boolean) =>
       terminal.take(json ? stderr : stdout),
-    /** Prints events in the form that the flags choose. */
     openEventView(
       { json, quiet, progress, verbose }: OutputFlagValues,
     ): EventView {
@@ -154,25 +144,6 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
       });
     },
   };
-}
-
-function guestCommandStreams(
-  json: boolean,
-  outputs: { stdout: QueuedOutput; stderr: QueuedOutput },
-): GuestCommandStreams {
-  const sink = (name: "stdout" | "stderr") => (chunk: Uint8Array) =>
-    json
-      ? outputs.stdout.write(`${jsonOutputLine(name, chunk, Date.now())}\n`)
-      : outputs[name].write(chunk);
-  return {
-    stdin: Deno.stdin.readable,
-    stdout: sink("stdout"),
-    stderr: sink("stderr"),
-  };
-}
-
-function rethrowUnlessOutputClosed(error: Error) {
-  if (!(error instanceof OutputClosedError)) throw error;
 }
 
 function terminalColumns(): number {

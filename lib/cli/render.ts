@@ -2,8 +2,7 @@
 import type { ToolsmithError } from "../errors.ts";
 import type { OnEvent, ToolsmithEvent } from "../events.ts";
 import { sanitizeText, terminalSafeJson } from "../system/sanitize_text.ts";
-import { EgressReport } from "./egress_report.ts";
-import { eventLine } from "./event_lines.ts";
+import { EgressReport, eventLine } from "./event_lines.ts";
 import { formatDuration, progressBar } from "./format.ts";
 
 /** Where an event view writes, and what the terminal supports. */
@@ -11,13 +10,11 @@ export interface Display {
   write(text: string): void;
   /** Whether a line can be erased and redrawn. */
   canRedrawLine: boolean;
-  /** Width in characters. */
   columns: number;
   /** @default {false} */
   coloured?: boolean;
   /** Whether to sum up what the guest's network decided. @default {false} */
   verbose?: boolean;
-  /** The current time, in milliseconds. */
   nowMs(): number;
   /** Calls `tick` every second; returns the function that stops it. */
   everySecond(tick: () => void): () => void;
@@ -50,31 +47,33 @@ const ANSI_YELLOW = 33;
 const ANSI_CYAN = 36;
 const MAX_MESSAGE_CHARACTERS = 4000;
 
-/** Creates a view that prints events as text. */
 export function createTextEventView(display: Display): EventView {
   let isBarDrawn = false;
   let closed = false;
   let startedAt: number | undefined;
   let resumed = 0;
-  let lastReported = 0;
+  let lastShown = 0;
   const eraseLine = () => {
     if (isBarDrawn) display.write("\r\x1b[K");
     isBarDrawn = false;
   };
+  const showProgress = (line: string, logIntervalMs: number) => {
+    const now = display.nowMs();
+    if (display.canRedrawLine) {
+      display.write(`\r\x1b[K${line}`);
+      isBarDrawn = true;
+    } else if (now - lastShown >= logIntervalMs) {
+      lastShown = now;
+      display.write(`${line}\n`);
+    }
+  };
   let stopCounting = () => {};
   const countSeconds = (work: string) => {
-    const start = display.nowMs();
-    let lastPrinted = start;
+    const start = lastShown = display.nowMs();
     const stop = display.everySecond(() => {
-      const now = display.nowMs();
-      const line = `${work}: ${formatDuration(now - start)}`;
-      if (display.canRedrawLine) {
-        display.write(`\r\x1b[K${line.slice(0, display.columns - 1)}`);
-        isBarDrawn = true;
-      } else if (now - lastPrinted >= LOG_HEARTBEAT_INTERVAL_MS) {
-        lastPrinted = now;
-        display.write(`${line}\n`);
-      }
+      const line = `${work}: ${formatDuration(display.nowMs() - start)}`;
+      const shown = line.slice(0, display.columns - 1);
+      showProgress(shown, LOG_HEARTBEAT_INTERVAL_MS);
     });
     stopCounting = () => {
       stop();
@@ -102,8 +101,8 @@ export function createTextEventView(display: Display): EventView {
       if (work && !closed) countSeconds(work);
       const startsTransfer = event.type === "download_start" ||
         event.type === "image_inspected";
-      if (startsTransfer) startedAt = lastReported = now;
       if (startsTransfer) {
+        startedAt = lastShown = now;
         resumed = event.type === "download_start" ? event.resumed : 0;
       }
       if (
@@ -111,43 +110,26 @@ export function createTextEventView(display: Display): EventView {
       ) {
         // Without a start event there is no rate yet.
         if (startedAt === undefined) {
-          startedAt = lastReported = now;
+          startedAt = lastShown = now;
           return;
         }
-        const line = progressBar(
-          { ...event, resumed },
-          now - startedAt,
-          display.columns,
-        );
-        if (display.canRedrawLine) {
-          display.write(`\r\x1b[K${line}`);
-          isBarDrawn = true;
-        } else if (now - lastReported >= LOG_PROGRESS_INTERVAL_MS) {
-          lastReported = now;
-          display.write(`${line}\n`);
-        }
-        return;
+        const progress = { ...event, resumed };
+        const bar = progressBar(progress, now - startedAt, display.columns);
+        return showProgress(bar, LOG_PROGRESS_INTERVAL_MS);
       }
       const line = event.type === "egress"
         ? egress.add(event)
         : eventLine(event);
       if (line === undefined) return;
       eraseLine();
-      display.write(
-        `${highlightWarning(toSingleLine(line), display.coloured)}\n`,
-      );
+      const warning = colourText("warning:", ANSI_YELLOW, display.coloured);
+      const shown = toSingleLine(line).replace(/^warning:/, warning);
+      display.write(`${shown}\n`);
     },
   };
 }
 
-function highlightWarning(line: string, coloured = false): string {
-  const [warning] = /^warning:/.exec(line) ?? [];
-  return warning
-    ? colourText(warning, ANSI_YELLOW, coloured) + line.slice(warning.length)
-    : line;
-}
-
-function colourText(text: string, colour: number, coloured: boolean): string {
+function colourText(text: string, colour: number, coloured = false): string {
   return coloured ? `\x1b[1;${colour}m${text}\x1b[m` : text;
 }
 
@@ -171,13 +153,11 @@ export function formatError(
   const label = colourText("error:", ANSI_RED, coloured);
   const causes = (verbose ? causeMessages(error) : [])
     .map((cause) => `  Caused by: ${indented(cause)}\n`);
-  const hint = error.hint
-    ? `${colourText("hint:", ANSI_CYAN, coloured)} ${
-      toSingleLine(error.hint)
-    }\n`
-    : "";
   const message = `${indented(error.message)} [${error.code}]`;
-  return `${label} ${message}\n${causes.join("")}${hint}`;
+  const text = `${label} ${message}\n${causes.join("")}`;
+  if (!error.hint) return text;
+  const hintLabel = colourText("hint:", ANSI_CYAN, coloured);
+  return `${text}${hintLabel} ${toSingleLine(error.hint)}\n`;
 }
 
 /** Returns the messages of the chain of causes, nearest first. */
@@ -216,39 +196,21 @@ function truncateAndSanitize(text: string): string {
 /** Formats the last line of `--json` after a failure. */
 export function jsonErrorLine(
   error: ToolsmithError,
-  now: number,
   { verbose = false }: ErrorStyle = {},
 ): string {
-  const { code } = error;
-  const timestamp = new Date(now).toISOString();
-  const message = truncateAndSanitize(error.message);
-  const hint = error.hint && truncateAndSanitize(error.hint);
-  const causes = verbose
-    ? causeMessages(error).map(truncateAndSanitize)
-    : undefined;
-  return terminalSafeJson({
-    type: "error",
-    timestamp,
-    code,
-    message,
-    hint,
-    causes,
+  return jsonLine("error", {
+    code: error.code,
+    message: truncateAndSanitize(error.message),
+    hint: error.hint && truncateAndSanitize(error.hint),
+    causes: verbose ? causeMessages(error).map(truncateAndSanitize) : undefined,
   });
 }
 
-/** Formats the last line of `--json` after success. */
-export function jsonResultLine(result: object, now: number): string {
-  const timestamp = new Date(now).toISOString();
-  return terminalSafeJson({ type: "result", timestamp, ...result });
-}
-
-/** Formats a command's output, which need not be text, as a line of `--json`. */
-export function jsonOutputLine(
-  stream: "stdout" | "stderr",
-  chunk: Uint8Array,
-  now: number,
+/** Formats a line of `--json` that is not an event. */
+export function jsonLine(
+  type: "result" | "error" | "output",
+  fields: object,
 ): string {
-  const timestamp = new Date(now).toISOString();
-  const base64 = chunk.toBase64();
-  return JSON.stringify({ type: "output", timestamp, stream, base64 });
+  const timestamp = new Date().toISOString();
+  return terminalSafeJson({ type, timestamp, ...fields });
 }

@@ -18,7 +18,6 @@ import {
   parseSizeToMib,
   repeatableFlag,
   switchFlag,
-  trueOrUndefinedFlag,
   usageError,
   valueFlag,
 } from "./flag.ts";
@@ -38,11 +37,14 @@ export const CACHE_FLAGS = withFlagGroup("image", {
 });
 
 export const REGISTRY_FLAGS = withFlagGroup("transfer", {
-  // If it is not given, the registry's host decides.
-  plainHttp: trueOrUndefinedFlag(
-    "plain-http",
-    "use plain HTTP for the registry (always done for a loopback host)",
-  ),
+  plainHttp: {
+    ...switchFlag(
+      "plain-http",
+      "use plain HTTP for the registry (always done for a loopback host)",
+    ),
+    // If it is not given, the registry's host decides.
+    parse: (values: string[]) => values.length > 0 || undefined,
+  },
   caFile: valueFlag(
     "ca-file FILE",
     "trust the certificate authority in this PEM file",
@@ -224,7 +226,6 @@ export function workspaceVmOptions(
   };
 }
 
-/** Returns only the values of these flags. */
 export function pickFlagValues<F extends Flags>(
   flags: F,
   given: NoInfer<FlagValues<F>>,

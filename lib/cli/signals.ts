@@ -1,16 +1,11 @@
 /** Handles SIGINT (Ctrl-C), SIGTERM and SIGHUP. */
+import { isPermissionGranted } from "../environment.ts";
 import { runProcess } from "../system/process.ts";
 
 /** The signals that stop the program; it exits with 128 plus the number. */
-const TERMINATION_SIGNALS: {
-  name: Deno.Signal;
-  number: number;
-  windows?: boolean;
-}[] = [
-  { name: "SIGHUP", number: 1 },
-  { name: "SIGINT", number: 2, windows: true },
-  { name: "SIGTERM", number: 15 },
-];
+const TERMINATION_SIGNALS: [Deno.Signal, number][] = Deno.build.os === "windows"
+  ? [["SIGINT", 2]]
+  : [["SIGHUP", 1], ["SIGINT", 2], ["SIGTERM", 15]];
 
 const PROC_STATUS_PATH = "/proc/self/status";
 
@@ -24,10 +19,7 @@ export async function watchSignals(beforeEnd: () => void) {
   const cancel = new AbortController();
   let status: number | undefined;
   const ignored = await readIgnoredSignalMask();
-  const watched = TERMINATION_SIGNALS.filter(({ windows }) =>
-    windows || Deno.build.os !== "windows"
-  );
-  const listeners = watched.map(({ name, number }) => {
+  const listeners = TERMINATION_SIGNALS.map(([name, number]) => {
     if (ignored >> BigInt(number - 1) & 1n) {
       // Never removed: without a listener Deno would exit although the signal is ignored.
       Deno.addSignalListener(name, () => {});
@@ -69,8 +61,7 @@ async function readIgnoredSignalMask(): Promise<bigint> {
 
 /** A child process inherits ignored signals, and reading its status needs no `--allow-all`. */
 async function readProcStatusInChild(): Promise<string> {
-  const shell = { name: "run", command: "sh" } as const;
-  if ((await Deno.permissions.query(shell)).state !== "granted") return "";
+  if (!isPermissionGranted({ name: "run", command: "sh" })) return "";
   const args = [
     "-c",
     `while read -r line; do echo "$line"; done <${PROC_STATUS_PATH}`,

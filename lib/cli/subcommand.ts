@@ -4,14 +4,12 @@
 import { type Flags, type FlagValues, switchFlag } from "./flag.ts";
 import type { CliIo } from "./io.ts";
 
-/** A subcommand such as `hydrate`. */
 export interface Subcommand<F extends Flags = Flags> {
   name: string;
   /** The usage line after the command's name. */
   usage: string;
   /** One line for the command list; no capital, no period. */
   summary: string;
-  /** Further lines of its help. */
   details?: string;
   /** An example command line, without the program's name. */
   example?: string;
@@ -51,7 +49,6 @@ export function defineSubcommand<F extends Flags>(
   return command;
 }
 
-/** Flags that every command has. */
 export const COMMON_FLAGS = {
   verbose: {
     ...switchFlag(

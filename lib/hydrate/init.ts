@@ -37,7 +37,7 @@ import {
   type Sha256,
   sha256OfChunks,
 } from "../system/digest.ts";
-import { workspaceOf } from "../system/workspace.ts";
+import { workspaceOf } from "../system/ownership.ts";
 import { type FetchOptions, verifyImageSignature } from "./fetch_image.ts";
 import { hydrate } from "./hydrate.ts";
 import { fetchDigestFromList } from "./_checksum_list.ts";

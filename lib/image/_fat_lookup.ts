@@ -25,14 +25,8 @@ interface FatLayout {
   root: number | { offset: number; bytes: number };
   /** Offset of cluster 2, from the start. */
   dataOffset: number;
-  /** Size of a cluster, in bytes. */
   clusterSize: number;
   clusterCount: number;
-}
-
-interface DirectoryEntry {
-  isDirectory: boolean;
-  firstCluster: number;
 }
 
 /**
@@ -49,8 +43,7 @@ export async function fatHasFile(
   if (!layout) return false;
   let directory = layout.root;
   for (const [index, name] of path.entries()) {
-    const paddedName = padShortName(name);
-    const query = { directory, paddedName };
+    const query = { directory, paddedName: padShortName(name) };
     const entry = await findDirectoryEntry(disk, layout, query);
     const isLast = index === path.length - 1;
     if (!entry || entry.isDirectory === isLast) return false;
@@ -102,7 +95,7 @@ async function findDirectoryEntry(
     directory: FatLayout["root"];
     paddedName: string;
   },
-): Promise<DirectoryEntry | undefined> {
+) {
   for await (const chunk of readDirectoryChunks(disk, layout, directory)) {
     for (let at = 0; at + ENTRY_BYTES <= chunk.byteLength; at += ENTRY_BYTES) {
       const first = chunk.getUint8(at);

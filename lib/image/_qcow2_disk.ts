@@ -15,7 +15,6 @@ import {
   readQcow2HeaderFrom,
 } from "./qcow2_header.ts";
 
-/** Random read access to a disk. */
 export interface DiskReader {
   /**
    * Reads `length` bytes, at most 1 MiB, at a byte offset of the disk: zeros for
@@ -23,12 +22,6 @@ export interface DiskReader {
    * damaged, or has too many compressed clusters.
    */
   read(offset: number, length: number): Promise<DataView>;
-}
-
-/** An open disk image; disposing closes the file. */
-export interface OpenDisk extends DiskReader, Disposable {
-  /** Size of the guest-visible disk, in bytes. */
-  readonly size: number;
 }
 
 const MAX_BYTES_PER_READ = 1024 * 1024;
@@ -45,24 +38,22 @@ const RLE_BLOCK_TYPE = 1;
  * Opens an image to read a few parts of its disk: at most 64 MiB of compressed clusters
  * are decompressed, each once, and cached until the disk is closed. Rejects an image
  * that is encrypted or refers to another file. `shown` is the image's name in error
- * messages: a path or URL.
+ * messages: a path or URL. Disposing closes the file.
  */
 export async function openQcow2Disk(
   path: string,
   shown: string = path,
-): Promise<OpenDisk> {
-  const file = await Deno.open(path);
-  try {
-    const header = await readQcow2HeaderFrom(file, shown);
-    assertBootableImage(header, shown);
-    return new Qcow2Disk(file, shown, header);
-  } catch (error) {
-    file.close();
-    throw error;
-  }
+): Promise<Qcow2Disk> {
+  using opened = new DisposableStack();
+  const file = opened.use(await Deno.open(path));
+  const header = await readQcow2HeaderFrom(file, shown);
+  assertBootableImage(header, shown);
+  opened.move();
+  return new Qcow2Disk(file, shown, header);
 }
 
-class Qcow2Disk implements OpenDisk {
+class Qcow2Disk implements DiskReader, Disposable {
+  /** Size of the guest-visible disk, in bytes. */
   readonly size: number;
   readonly #clusterSize: number;
   /** Decompressed clusters by their offset in the file. */
@@ -95,7 +86,6 @@ class Qcow2Disk implements OpenDisk {
     return new DataView(bytes.buffer);
   }
 
-  /** Fills `target` from one cluster. */
   async #readCluster(index: number, offset: number, target: Uint8Array) {
     const { extendedL2, version, fileSize } = this.header;
     const [entry, bitmap] = await this.#readL2Entry(index);
@@ -125,7 +115,6 @@ class Qcow2Disk implements OpenDisk {
     }
   }
 
-  /** Returns a cluster's L2 entry and its subcluster bitmap. */
   async #readL2Entry(cluster: number): Promise<[bigint, bigint]> {
     const { l1Offset, extendedL2, fileSize } = this.header;
     const entrySize = extendedL2 ? 16 : 8;

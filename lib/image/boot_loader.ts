@@ -23,9 +23,7 @@ export interface BootLoader {
   firmware?: FirmwareKind;
 }
 
-/** The partitions that firmware may boot from. */
 interface BootPartitions {
-  /** Offsets of EFI system partitions, in bytes. */
   efiOffsets: number[];
   /** Whether the boot code in the first sector probably has a partition to boot. */
   hasBiosBoot: boolean;
@@ -47,20 +45,14 @@ const BIOS_BOOT_GUID = "4861682149646f6e744e656564454649";
 /** Attribute bit 2 of a GPT entry: "Legacy BIOS Bootable". */
 const LEGACY_BOOTABLE_BIT = 4n;
 
-export interface FindBootLoaderOptions {
-  /** The image's name in error messages: a path or URL. @default {path} */
-  displayName?: string;
-  /** Cancels the detection. @default {undefined} */
-  signal?: AbortSignal;
-}
-
 /**
  * Detects the boot loader of an image; reads at most 2 MiB of the disk. If BIOS and
- * UEFI are both possible, it is BIOS, which boots faster.
+ * UEFI are both possible, it is BIOS, which boots faster. `displayName` is the image's
+ * name in error messages: a path or URL.
  */
 export async function findBootLoader(
   path: string,
-  { displayName, signal }: FindBootLoaderOptions = {},
+  { displayName, signal }: { displayName?: string; signal?: AbortSignal } = {},
 ): Promise<BootLoader> {
   using disk = await openQcow2Disk(path, displayName);
   return await findBootLoaderOnDisk(disk, { signal });

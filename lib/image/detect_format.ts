@@ -74,15 +74,14 @@ export function detectNonQcow2Format(
  */
 export function notQcow2Error(head: Uint8Array, shown: string): ToolsmithError {
   const detected = detectNonQcow2Format(head);
-  const { format, decompressor, hint = CONVERT_HINT } = detected ?? {};
+  const { format, decompressor } = detected ?? {};
   const input = shown.startsWith("https:")
     ? `curl -L ${quoteShellWord(shown)} | ${decompressor}`
     : `${decompressor} <IMAGE`;
-  return new ToolsmithError(
-    "image_invalid",
-    `${shown} is not a QCOW2 image${format ? `: it is ${format}` : ""}`,
-    {
-      hint: decompressor ? `decompress the image: ${input} >IMAGE.qcow2` : hint,
-    },
-  );
+  const hint = decompressor
+    ? `decompress the image: ${input} >IMAGE.qcow2`
+    : detected?.hint ?? CONVERT_HINT;
+  const why = format ? `: it is ${format}` : "";
+  const message = `${shown} is not a QCOW2 image${why}`;
+  return new ToolsmithError("image_invalid", message, { hint });
 }

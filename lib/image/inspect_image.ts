@@ -12,22 +12,6 @@ import {
   readQcow2HeaderFrom,
 } from "./qcow2_header.ts";
 
-export interface ImageInspection {
-  /** Size of the file, in bytes. */
-  bytes: number;
-  /** Size of the disk that the guest sees, in bytes. */
-  virtualSize: number;
-  /** Whether most clusters are compressed, estimated from a few tables. */
-  compressed: boolean;
-  /** Size of the file's holes, in bytes; `null` if the system does not report it. */
-  sparseBytes: number | null;
-  /** Modification time of the file. */
-  modified: Date | null;
-  /** Warnings to show before the image is published. */
-  warnings: string[];
-}
-
-/** Bytes to read of one table. */
 const SAMPLE_BYTES = 64 * 1024;
 const MAX_SAMPLED_L2_TABLES = 8;
 // GitHub documents 10 GB per layer; larger ones are reported to work.
@@ -35,9 +19,10 @@ const GHCR_LAYER_LIMIT_BYTES = 10 * 1000 ** 3;
 
 /**
  * Inspects a QCOW2 image before it is published, and rejects one that
- * {@linkcode assertBootableImage} rejects.
+ * {@linkcode assertBootableImage} rejects. Returns the values of the event
+ * `image_inspected`, the time of the last change, and warnings to show.
  */
-export async function inspectImage(path: string): Promise<ImageInspection> {
+export async function inspectImage(path: string) {
   const stat = await statReadableFile(path, "image");
   using file = await Deno.open(path);
   const header = await readQcow2HeaderFrom(file, path);
@@ -76,19 +61,23 @@ export async function statReadableFile(
     // stat succeeds without read permission.
     if (stat.isFile) (await Deno.open(path)).close();
   } catch (error) {
-    throw toReadError(error, path, role);
+    const messagePrefix = `Cannot read ${role} ${path}`;
+    if (!(error instanceof Deno.errors.NotFound)) {
+      throw systemError(error, { messagePrefix });
+    }
+    const hint =
+      "check the path; relative paths start at the current directory";
+    const message = `${messagePrefix}: no such file`;
+    throw new ToolsmithError("source_not_found", message, { hint });
   }
   if (stat.isFile) return stat;
-  throw new ToolsmithError(
-    "file_unreadable",
-    `Cannot read ${role} ${path}: it is ${
-      stat.isDirectory ? "a directory" : "not a regular file"
-    }`,
-    { hint: "pass the path of a file" },
-  );
+  const kind = stat.isDirectory ? "a directory" : "not a regular file";
+  const message = `Cannot read ${role} ${path}: it is ${kind}`;
+  const hint = "pass the path of a file";
+  throw new ToolsmithError("file_unreadable", message, { hint });
 }
 
-/** Counts the clusters in the first few L2 tables. */
+/** Estimates by the clusters in the first few L2 tables. */
 async function isMostlyCompressed(
   file: Deno.FsFile,
   header: Qcow2Header,
@@ -104,16 +93,4 @@ async function isMostlyCompressed(
     if (++tables === MAX_SAMPLED_L2_TABLES) break;
   }
   return compressed > plain;
-}
-
-function toReadError(error: unknown, path: string, role: string): unknown {
-  const messagePrefix = `Cannot read ${role} ${path}`;
-  if (error instanceof Deno.errors.NotFound) {
-    return new ToolsmithError(
-      "source_not_found",
-      `${messagePrefix}: no such file`,
-      { hint: "check the path; relative paths start at the current directory" },
-    );
-  }
-  return systemError(error, { messagePrefix });
 }

@@ -4,9 +4,8 @@
  * Format: QEMU, docs/interop/qcow2.txt ("Header", "Header extensions").
  */
 import { ToolsmithError } from "../errors.ts";
-import { readQcow2Header } from "./qcow2_header.ts";
+import { QCOW2_MAGIC, readQcow2Header } from "./qcow2_header.ts";
 
-const QCOW2_MAGIC = 0x514649fb;
 const QCOW2_VERSION = 3;
 const HEADER_BYTES = 104;
 const BACKING_FORMAT_HEADER_ID = 0xe2792aca;
@@ -25,14 +24,11 @@ export async function writeOverlay(path: string, image: string): Promise<void> {
   const { virtualSize } = await readQcow2Header(image);
   const name = new TextEncoder().encode(image);
   if (name.length > MAX_BACKING_NAME_BYTES) {
-    throw new ToolsmithError(
-      "usage",
-      `Cannot create an overlay: the image's path is too long: ${image}`,
-      {
-        hint:
-          `move the image to a path of at most ${MAX_BACKING_NAME_BYTES} bytes`,
-      },
-    );
+    const message =
+      `Cannot create an overlay: the image's path is too long: ${image}`;
+    const hint =
+      `move the image to a path of at most ${MAX_BACKING_NAME_BYTES} bytes`;
+    throw new ToolsmithError("usage", message, { hint });
   }
   const bytes = buildOverlay(virtualSize, name);
   await Deno.writeFile(path, bytes, { createNew: true, mode: 0o600 });

@@ -8,16 +8,12 @@ import { systemError, ToolsmithError } from "../errors.ts";
 import { readFileAt } from "../system/files.ts";
 import { notQcow2Error } from "./detect_format.ts";
 
-/** The fields of a QCOW2 header that Toolsmith uses. */
 export interface Qcow2Header {
   version: 2 | 3;
   /** Size of the disk that the guest sees, in bytes. */
   virtualSize: number;
-  /** Size of a cluster, in bytes. */
   clusterSize: number;
-  /** Size of the image file, in bytes. */
   fileSize: number;
-  /** Compression method of compressed clusters. */
   compression: "zlib" | "zstd";
   /** Encryption method; `undefined` if not encrypted. */
   encryption?: "aes" | "luks";
@@ -25,14 +21,13 @@ export interface Qcow2Header {
   backingFile?: string;
   /** External data file, if any; `""` if unnamed. */
   dataFile?: string;
-  /** Offset of the L1 table, in bytes. */
   l1Offset: number;
   l1EntryCount: number;
   /** Whether L2 entries have 16 bytes, with subclusters, instead of 8. */
   extendedL2: boolean;
 }
 
-const QCOW2_MAGIC = 0x514649fb;
+export const QCOW2_MAGIC = 0x514649fb;
 const KNOWN_INCOMPATIBLE_FEATURES = 0b11111n;
 const DATA_FILE_BIT = 4n;
 const COMPRESSION_METHOD_BIT = 8n;
@@ -63,26 +58,21 @@ export function assertBootableImage(
   { backingFile, dataFile, encryption }: Qcow2Header,
   path: string,
 ): void {
-  const [kind, name] = backingFile !== undefined
-    ? ["a backing file", backingFile]
-    : dataFile !== undefined
-    ? ["an external data file", dataFile]
-    : [undefined, ""];
-  if (kind !== undefined) {
-    throw new ToolsmithError(
-      "image_unsafe",
-      `${path} refers to ${kind}: ${name || "(unnamed)"}`,
-      {
-        hint: "merge both files: qemu-img convert -O qcow2 IMAGE MERGED.qcow2",
-      },
-    );
+  const name = backingFile ?? dataFile;
+  if (name !== undefined) {
+    const kind = backingFile === undefined
+      ? "an external data file"
+      : "a backing file";
+    const message = `${path} refers to ${kind}: ${name || "(unnamed)"}`;
+    const hint =
+      "merge both files: qemu-img convert -O qcow2 IMAGE MERGED.qcow2";
+    throw new ToolsmithError("image_unsafe", message, { hint });
   }
   if (encryption === undefined) return;
-  throw new ToolsmithError(
-    "image_invalid",
-    `${path} is encrypted (${encryption}): Toolsmith boots only unencrypted images`,
-    { hint: "use an unencrypted copy, made with qemu-img convert" },
-  );
+  const message =
+    `${path} is encrypted (${encryption}): Toolsmith boots only unencrypted images`;
+  const hint = "use an unencrypted copy, made with qemu-img convert";
+  throw new ToolsmithError("image_invalid", message, { hint });
 }
 
 /** Reads the header of an open image, as {@linkcode readQcow2Header} does. */

@@ -4,7 +4,7 @@
 import { ToolsmithError } from "../errors.ts";
 import {
   isJsonObject,
-  jsonNestingDepth,
+  isNestedDeeper,
   type JsonObject,
   parseJsonText,
   walkJsonMembers,
@@ -34,8 +34,16 @@ export function createJsonFieldReader(file: string, help: string) {
     fieldError,
     /** Parses the file's text; a syntax error names line and column. */
     parse(text: string): unknown {
-      const value = parseManifestJson(text, file);
-      if (jsonNestingDepth(text) > MAX_NESTING_DEPTH) {
+      let value: unknown;
+      try {
+        value = parseJsonText(text, file);
+      } catch (cause) {
+        const hint =
+          "fix the JSON syntax at this position; comments are not allowed";
+        const { message } = cause as Error;
+        throw new ToolsmithError("manifest_invalid", message, { hint, cause });
+      }
+      if (isNestedDeeper(value, MAX_NESTING_DEPTH)) {
         throw fieldError("", "JSON is nested too deeply", help);
       }
       for (const { key, parentKeys, isDuplicateKey } of walkJsonMembers(text)) {
@@ -90,15 +98,4 @@ export function toShortJson(value: unknown): string {
 /** Returns `name` for the path `image.name`. */
 function leafFieldName(field: string): string {
   return field.slice(field.lastIndexOf(".") + 1);
-}
-
-function parseManifestJson(text: string, file: string): unknown {
-  try {
-    return parseJsonText(text, file);
-  } catch (cause) {
-    throw new ToolsmithError("manifest_invalid", (cause as Error).message, {
-      hint: "fix the JSON syntax at this position; comments are not allowed",
-      cause,
-    });
-  }
 }

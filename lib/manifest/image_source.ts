@@ -32,44 +32,18 @@ export type ImageSource = OciReference | HttpsSource | FileSource;
  */
 export function parseImageSource(text: string, dir: string): ImageSource {
   const scheme = /^([a-zA-Z][a-zA-Z0-9+.-]+):/.exec(text)?.[1].toLowerCase();
-  if (scheme === "oci" && /^oci:\/\//i.test(text)) {
-    return parseReference(text);
-  }
-  if (scheme === "https") {
-    const url = URL.canParse(text) ? new URL(text) : undefined;
-    if (!url) {
-      throw invalidReferenceError(
-        text,
-        "not a valid URL",
-        "check the spelling of the URL",
-      );
-    }
-    if (url.username || url.password) {
-      // The message must not show the secret.
-      throw invalidReferenceError(
-        `https://…@${url.host}${url.pathname}`,
-        "a URL with a user name or password",
-        "remove the user name and password: Toolsmith sends none to an https:// image",
-      );
-    }
-    return { kind: "https", url };
-  }
+  if (/^oci:\/\//i.test(text)) return parseReference(text);
+  if (scheme === "https") return { kind: "https", url: parseHttpsUrl(text) };
   if (scheme === "file") {
     return { kind: "file", path: parseFileUrl(text, dir) };
   }
   if (scheme === "http" || /^[^/]*:\/\//.test(text)) {
-    throw invalidReferenceError(
-      text,
-      "not a supported image source",
-      "use oci://, https://, file: or a path",
-    );
+    const hint = "use oci://, https://, file: or a path";
+    throw invalidReferenceError(text, "not a supported image source", hint);
   }
   if (text.trim() === "") {
-    throw invalidReferenceError(
-      text,
-      "empty",
-      "pass an image source, such as oci://REGISTRY/REPO:TAG",
-    );
+    const hint = "pass an image source, such as oci://REGISTRY/REPO:TAG";
+    throw invalidReferenceError(text, "empty", hint);
   }
   return { kind: "file", path: resolve(dir, text) };
 }
@@ -86,20 +60,31 @@ export function formatImageSource(source: ImageSource): string {
   }
 }
 
+function parseHttpsUrl(text: string): URL {
+  const url = URL.parse(text);
+  if (!url) {
+    const hint = "check the spelling of the URL";
+    throw invalidReferenceError(text, "not a valid URL", hint);
+  }
+  if (!url.username && !url.password) return url;
+  // The message must not show the secret.
+  throw invalidReferenceError(
+    `https://…@${url.host}${url.pathname}`,
+    "a URL with a user name or password",
+    "remove the user name and password: Toolsmith sends none to an https:// image",
+  );
+}
+
 function parseFileUrl(text: string, dir: string): string {
   if (!/^file:\/\//i.test(text)) return resolve(dir, text.slice(5));
+  const hint = "use file:///ABSOLUTE/PATH, or a path without file:";
   if (!/^file:\/\/(?:localhost)?\//i.test(text)) {
     // In file://a/b, a is a host: the path would be /b.
-    const hint = "use file:///ABSOLUTE/PATH, or a path without file:";
     throw invalidReferenceError(text, "a file on another host", hint);
   }
   try {
     return fromFileUrl(text);
   } catch (cause) {
-    throw invalidReferenceError(
-      text,
-      (cause as Error).message,
-      "use file:///ABSOLUTE/PATH, or a path without file:",
-    );
+    throw invalidReferenceError(text, (cause as Error).message, hint);
   }
 }

@@ -16,7 +16,7 @@ import {
 } from "./_json_field_reader.ts";
 import { isJsonObject, type JsonObject } from "../system/json.ts";
 import { isPortableFileName } from "../system/portable_name.ts";
-import { workspaceOf, workspaceSymlinkReason } from "../system/workspace.ts";
+import { workspaceOf, workspaceSymlinkReason } from "../system/ownership.ts";
 import { type ImageSource, parseImageSource } from "./image_source.ts";
 import { createSignatureRule, type SignatureRule } from "./signature_rule.ts";
 
@@ -59,6 +59,8 @@ export interface LoadManifestOptions {
 }
 
 const DEFAULT_MANIFEST_PATH = join(".toolsmith", "tools.json");
+export const IMAGE_NAME_HINT =
+  "use at most 128 letters, digits and dashes; dots only inside";
 const SHA256_HINT =
   "set this field to the output of `sha256sum IMAGE.qcow2`: 64 hex digits";
 
@@ -108,14 +110,10 @@ export async function rejectSymlinkedManifest(
 ): Promise<void> {
   const why = await workspaceSymlinkReason(file);
   if (why === undefined) return;
-  throw new ToolsmithError(
-    "file_unreadable",
-    `Cannot ${action} manifest ${file}: ${why}`,
-    {
-      hint:
-        "replace the symbolic link with its target, or pass the target: --manifest PATH",
-    },
-  );
+  const message = `Cannot ${action} manifest ${file}: ${why}`;
+  const hint =
+    "replace the symbolic link with its target, or pass the target: --manifest PATH";
+  throw new ToolsmithError("file_unreadable", message, { hint });
 }
 
 /**
@@ -199,36 +197,25 @@ function parseImageField(
   const nameHint = "set image.name to a name for the image's cache directory";
   const name = json.requiredText(image, "image.name", nameHint);
   if (!isValidImageName(name)) {
-    throw json.fieldError(
-      "image.name",
-      `${toShortJson(name)} is not a valid directory name`,
-      "use at most 128 letters, digits and dashes; dots only inside",
-    );
+    const why = `${toShortJson(name)} is not a valid directory name`;
+    throw json.fieldError("image.name", why, IMAGE_NAME_HINT);
   }
   const source = parseQcow2Field(json, image, dir);
   const digest = json.requiredText(image, "image.qcow2_sha256", SHA256_HINT);
-  const result: ManifestImage = {
-    name,
-    source,
-    sha256: parseSha256Field(json, digest, "image.qcow2_sha256"),
-  };
-
+  const sha256 = parseSha256Field(json, digest, "image.qcow2_sha256");
   const tarball = json.optionalText(image, "image.tarball");
-  const tarballSha256 = json.optionalText(image, "image.sha256");
-  if (Boolean(tarball) !== Boolean(tarballSha256)) {
-    const [present, missing] = tarball
-      ? ["tarball", "sha256"]
-      : ["sha256", "tarball"];
-    throw json.fieldError(
-      `image.${missing}`,
-      `missing, but image.${present} is set`,
-      "set both image.tarball and image.sha256, or leave both empty",
-    );
+  const tarballDigest = json.optionalText(image, "image.sha256");
+  if (Boolean(tarball) !== Boolean(tarballDigest)) {
+    const names = ["image.tarball", "image.sha256"];
+    const [present, missing] = tarball ? names : names.reverse();
+    const hint = "set both image.tarball and image.sha256, or leave both empty";
+    throw json.fieldError(missing, `missing, but ${present} is set`, hint);
   }
-  if (tarball && tarballSha256) {
+  const result: ManifestImage = { name, source, sha256 };
+  if (tarball && tarballDigest) {
     result.tarball = tarball;
     const field = "image.sha256";
-    result.tarballSha256 = parseSha256Field(json, tarballSha256, field);
+    result.tarballSha256 = parseSha256Field(json, tarballDigest, field);
   }
   if (image.signature !== undefined) {
     result.signature = parseSignatureField(json, image.signature, source);
@@ -334,12 +321,8 @@ function parseOperationsField(json: JsonFieldReader, value: unknown): string[] {
 }
 
 function noManifestError(file: string): ToolsmithError {
-  return new ToolsmithError(
-    "manifest_not_found",
-    `Cannot read manifest ${file}: no such file`,
-    {
-      hint:
-        "pass a manifest with --manifest PATH or TOOLSMITH_MANIFEST, or create one: toolsmith init --ref oci://REGISTRY/REPO:TAG",
-    },
-  );
+  const message = `Cannot read manifest ${file}: no such file`;
+  const hint =
+    "pass a manifest with --manifest PATH or TOOLSMITH_MANIFEST, or create one: toolsmith init --ref oci://REGISTRY/REPO:TAG";
+  return new ToolsmithError("manifest_not_found", message, { hint });
 }

@@ -3,7 +3,7 @@
  * created for an image.
  */
 import { ToolsmithError } from "../errors.ts";
-import { isValidImageName } from "./manifest.ts";
+import { IMAGE_NAME_HINT, isValidImageName } from "./manifest.ts";
 import type { SignatureRule } from "./signature_rule.ts";
 import type { Sha256 } from "../system/digest.ts";
 
@@ -30,7 +30,6 @@ export interface ManifestJson {
   operations: string[];
 }
 
-/** An image to pin in a manifest. */
 export interface PinnedImage {
   name: string;
   /** Image source, such as `oci://ghcr.io/owner/repo:1.0`. */
@@ -61,11 +60,8 @@ export function createManifestJson(image: PinnedImage): ManifestJson {
 /** Rejects a name that is not a valid cache directory on every system. */
 export function assertValidImageName(name: string): void {
   if (isValidImageName(name)) return;
-  throw new ToolsmithError(
-    "usage",
-    `Cannot name the image "${name}": not a valid directory name`,
-    { hint: "use at most 128 letters, digits and dashes; dots only inside" },
-  );
+  const message = `Cannot name the image "${name}": not a valid directory name`;
+  throw new ToolsmithError("usage", message, { hint: IMAGE_NAME_HINT });
 }
 
 /** Formats a manifest as JSON, indented by two, with a final newline. */

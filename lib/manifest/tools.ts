@@ -2,14 +2,10 @@
  * Resolves tool names of the manifest to guest paths, and enforces `operations`.
  */
 import { ToolsmithError } from "../errors.ts";
+import type { Manifest } from "./manifest.ts";
 
 /** The `tools` and `operations` fields of a manifest. */
-export interface ToolRules {
-  /** Maps tool names to paths in the guest. */
-  tools: Record<string, string>;
-  /** Names of the allowed tools; empty allows all. */
-  operations: string[];
-}
+export type ToolRules = Pick<Manifest, "tools" | "operations">;
 
 /**
  * Resolves a command to its path in the guest.
@@ -43,9 +39,8 @@ export function resolveToolPath(rules: ToolRules, command: string): string {
 export function assertToolAllowed(rules: ToolRules, command: string): void {
   const { operations } = rules;
   if (operations.length === 0 || operations.includes(command)) return;
-  throw new ToolsmithError(
-    "tool_forbidden",
-    `Cannot run ${command}: the manifest's "operations" does not list this command`,
-    { hint: `run a tool that "operations" allows: ${operations.join(", ")}` },
-  );
+  const message =
+    `Cannot run ${command}: the manifest's "operations" does not list this command`;
+  const hint = `run a tool that "operations" allows: ${operations.join(", ")}`;
+  throw new ToolsmithError("tool_forbidden", message, { hint });
 }

@@ -72,7 +72,6 @@ export async function assertManifestUpdatable(
   });
 }
 
-/** Whether a file exists that a new manifest would replace. */
 export async function manifestExists(path: string): Promise<boolean> {
   return await withManifestWriteErrors(path, async () => {
     await rejectSymlinkedManifest(resolve(path), "write");

@@ -13,7 +13,7 @@ import { ToolsmithError } from "../errors.ts";
 import { type Digest, isSha256Digest } from "../system/digest.ts";
 import {
   isJsonObject,
-  jsonNestingDepth,
+  isNestedDeeper,
   type JsonObject,
   jsonObjectOrEmpty,
   walkJsonMembers,
@@ -164,7 +164,7 @@ function parseUnambiguousJson(
     throw refuse(`not JSON (${why})`, cause);
   }
   if (!isJsonObject(manifest)) throw refuse("not a JSON object");
-  if (jsonNestingDepth(text) > MAX_JSON_DEPTH) {
+  if (isNestedDeeper(manifest, MAX_JSON_DEPTH)) {
     throw refuse(`the JSON is nested more than ${MAX_JSON_DEPTH} levels deep`);
   }
   // `JSON.parse()` does not report duplicate keys.

@@ -7,7 +7,11 @@
  * `~/.docker`, not podman's `auth.json`.
  */
 import { join, resolve } from "../path.ts";
-import { type Environment, processEnvironment } from "../environment.ts";
+import {
+  type Environment,
+  isPermissionGranted,
+  processEnvironment,
+} from "../environment.ts";
 import {
   isJsonObject,
   type JsonObject,
@@ -15,7 +19,6 @@ import {
   parseJsonText,
 } from "../system/json.ts";
 import { currentUid } from "../system/ownership.ts";
-import { isPermissionGranted } from "../system/permissions.ts";
 import { runProcess } from "../system/process.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import { RangesUnavailableError } from "../transfer/byte_source.ts";

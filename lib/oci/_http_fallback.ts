@@ -5,7 +5,7 @@
  * and servers often offer Negotiate before Basic or Bearer.
  */
 import { ToolsmithError } from "../errors.ts";
-import { RetryAfterError } from "../system/retry_after.ts";
+import { RetryAfterError } from "../system/retry.ts";
 import {
   startStallTimer,
   withOptionalRequestTimeout,

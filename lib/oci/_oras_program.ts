@@ -1,9 +1,8 @@
 /** Runs the `oras` program against a registry, and throws typed errors. */
-import { processEnvironment } from "../environment.ts";
+import { isPermissionGranted, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import { resolve, SEPARATOR } from "../path.ts";
 import { isLoopbackHost } from "../system/ip_address.ts";
-import { isPermissionGranted } from "../system/permissions.ts";
 import {
   type ProcessResult,
   runProcess,

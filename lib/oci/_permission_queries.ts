@@ -2,7 +2,7 @@
  * Permissions for the network and for configuration files, without a prompt.
  */
 import { orIfNotFound } from "../system/files.ts";
-import { isPermissionGranted } from "../system/permissions.ts";
+import { isPermissionGranted } from "../environment.ts";
 
 /** Any other protocol is that of a SOCKS proxy. */
 const DEFAULT_URL_PORTS: Record<string, number> = {

@@ -5,8 +5,7 @@
 import type { Sha256 } from "../system/digest.ts";
 import { httpStatusError } from "../system/http_errors.ts";
 import type { PartFile } from "../system/part_file.ts";
-import { isTransientError } from "../system/retry.ts";
-import { RetryAfterError } from "../system/retry_after.ts";
+import { isTransientError, RetryAfterError } from "../system/retry.ts";
 import {
   startStallTimer,
   withOptionalRequestTimeout,

@@ -15,7 +15,7 @@ import {
 import {
   createLockedStagingDir,
   removeUnlockedStagingDir,
-} from "../system/staging_dir.ts";
+} from "../system/lock.ts";
 
 const TEMPORARY_DIR_NAME_PATTERN = /^toolsmith-(?:publish|verify)-/;
 const FILES_DIR_NAME = "files";

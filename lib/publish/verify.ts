@@ -11,8 +11,7 @@ import { pullImage, reportDownloadStart, totalPullBytes } from "../oci/pull.ts";
 import { formatReference, type OciReference } from "../oci/reference.ts";
 import type { RegistryOptions } from "../oci/registry_options.ts";
 import { type Digest, type Sha256, sha256ToDigest } from "../system/digest.ts";
-import { isTransientError } from "../system/retry.ts";
-import { RetryAfterError } from "../system/retry_after.ts";
+import { isTransientError, RetryAfterError } from "../system/retry.ts";
 import { sleep, startDeadline } from "../system/time.ts";
 import { makeLockedTemporaryDir } from "./_temporary_dir.ts";
 

@@ -8,7 +8,7 @@ import type { ImageArch } from "../image/boot_loader.ts";
 import { readSizeAndMtime, replaceFileAtomically } from "../system/files.ts";
 import { currentUid, untrustedReason } from "../system/ownership.ts";
 import { hostBootTimeMs } from "../system/part_record.ts";
-import { findProgram } from "../system/find_program.ts";
+import { findProgram } from "../system/program_files.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import { settlesWithin } from "../system/time.ts";
 import { textTailBuffer } from "./_console.ts";

@@ -1,10 +1,11 @@
 /** Loads the certificate authorities and logs that signatures are checked against. */
-import { processEnvironment, userCacheDir } from "../environment.ts";
+import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { RegistryOptions } from "../oci/registry_options.ts";
 import { join } from "../path.ts";
 import { acquireFileLock } from "../system/lock.ts";
 import { untrustedReason } from "../system/ownership.ts";
+import { userCacheDir } from "../system/program_files.ts";
 
 /** Where the trusted roots come from. */
 export interface TrustOptions extends RegistryOptions {

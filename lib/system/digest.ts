@@ -67,7 +67,10 @@ export async function sha256OfChunks(
   chunks: AsyncIterable<Uint8Array<ArrayBuffer>>,
   engine: DigestEngineName = "std",
 ): Promise<Sha256> {
-  const hash = engine === "runtime" ? await createRuntimeHash() : undefined;
+  const hash = engine === "runtime"
+    ? await import("node:crypto")
+      .then(({ createHash }) => createHash("sha256"), () => undefined)
+    : undefined;
   if (hash) {
     for await (const chunk of chunks) hash.update(chunk);
     return hash.digest("hex");
@@ -76,16 +79,6 @@ export async function sha256OfChunks(
   const { crypto } = await import("@std/crypto/crypto");
   const digest = await crypto.subtle.digest("SHA-256", chunks);
   return new Uint8Array(digest).toHex();
-}
-
-/** Creates the runtime's hash; `undefined` if `node:crypto` is missing. */
-async function createRuntimeHash() {
-  try {
-    const { createHash } = await import("node:crypto");
-    return createHash("sha256");
-  } catch {
-    return undefined;
-  }
 }
 
 export function sha256OfText(text: string): Promise<Sha256> {

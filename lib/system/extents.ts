@@ -6,7 +6,6 @@
 /** A byte range; `to` is exclusive. */
 export type Extent = readonly [from: number, to: number];
 
-/** Returns a copy of the set with a byte range added. */
 export function addExtent(set: readonly Extent[], added: Extent): Extent[] {
   let [from, to] = added;
   if (from >= to) return [...set];

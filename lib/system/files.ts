@@ -21,7 +21,6 @@ export interface FileIdentity {
   inode: number | null;
 }
 
-/** Whether a parsed JSON value has the fields of a file identity. */
 export function isFileIdentity(value: unknown): value is FileIdentity {
   if (!isJsonObject(value)) return false;
   const { size, mtime, ctime, inode } = value;
@@ -210,7 +209,6 @@ export async function makeTemporaryDir(
   });
 }
 
-/** Removes a file or directory tree if it exists. */
 export async function removeTree(path: string): Promise<void> {
   await orIfNotFound(Deno.remove(path, { recursive: true }));
 }

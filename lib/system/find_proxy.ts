@@ -7,14 +7,6 @@
 import { type Environment, processEnvironment } from "../environment.ts";
 import { isInIpRange, isLoopbackHost, parseIpBits } from "./ip_address.ts";
 
-/** Host and port of a request, to match against `NO_PROXY` rules. */
-interface RequestTarget {
-  host: string;
-  port: string;
-  /** Bits of the host's IP address; `undefined` for a name. */
-  bits: bigint | undefined;
-}
-
 /**
  * Returns the proxy for an HTTP or HTTPS URL; `undefined` for a direct connection.
  * Reads `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, also in lower case, and
@@ -46,7 +38,15 @@ function parseProxyUrl(text: string): URL | undefined {
   return url?.host ? url : URL.parse(`http://${text}`) ?? undefined;
 }
 
-function matchesNoProxyRule(rule: string, { host, port, bits }: RequestTarget) {
+/** `bits` is the host's IP address, or `undefined` for a name. */
+function matchesNoProxyRule(
+  rule: string,
+  { host, port, bits }: {
+    host: string;
+    port: string;
+    bits: bigint | undefined;
+  },
+) {
   if (rule === "*") return true;
   const [, network] = /^([^/]+)\/\d+$/.exec(rule) ?? [];
   if (network && parseIpBits(network) !== undefined) {

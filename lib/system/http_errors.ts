@@ -1,7 +1,10 @@
 /** Converts HTTP status codes and `fetch` failures to typed errors. */
 import { type ErrorCode, ToolsmithError } from "../errors.ts";
-import { isTransientError } from "./retry.ts";
-import { parseRetryAfterMs, RetryAfterError } from "./retry_after.ts";
+import {
+  isTransientError,
+  parseRetryAfterMs,
+  RetryAfterError,
+} from "./retry.ts";
 import { sanitizeLine } from "./sanitize_text.ts";
 
 /**
@@ -65,9 +68,8 @@ export function toTransportError(
   const reason = (cause instanceof Error ? cause.message : ownMessage)
     .replace(/.*client error \((\w+)\): /s, "$1: ")
     .replace(/https?:\/\/\S+/g, "");
-  const [code, problem, hint] = begun
-    ? INTERRUPTED_TRANSFER
-    : TRANSPORT_FAILURES.find(([, , , match]) => match.test(reason)) ??
+  const [code, problem, hint] =
+    TRANSPORT_FAILURES.find(([, , , match]) => !begun && match.test(reason)) ??
       INTERRUPTED_TRANSFER;
   const message = `Cannot download ${shown}: ${problem} (${reason})`;
   return new ToolsmithError(code, message, { hint, cause: error });

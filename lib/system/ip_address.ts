@@ -8,7 +8,6 @@
 /** From farthest to nearest; `host` is loopback, link-local and anything else. */
 export const NETWORK_SCOPES = ["internet", "private", "host"] as const;
 
-/** One of {@linkcode NETWORK_SCOPES}. */
 export type NetworkScope = (typeof NETWORK_SCOPES)[number];
 
 /** The first matching range applies. */

@@ -56,37 +56,20 @@ function syntaxErrorOffset({ message }: Error, text: string): number {
   return good;
 }
 
-/** A member of a JSON object, with its position in the text. */
-export interface JsonMember {
-  /** Unescaped key. */
-  key: string;
-  /** Keys of the enclosing objects, outermost first; valid until the next member. */
-  parentKeys: readonly string[];
-  /** First token of the value; a string value is one token. */
-  valueToken: string;
-  valueOffset: number;
-  /** Whether the key occurred earlier in the same object. */
-  isDuplicateKey: boolean;
-}
-
 const TOKEN_PATTERN = /"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\],:]|[^\s{}[\],:"]+/gs;
 
-/**
- * Measures the nesting depth of valid JSON, which bounds the recursion of a reader; 0
- * for a scalar.
- */
-export function jsonNestingDepth(text: string): number {
-  let depth = 0;
-  let deepest = 0;
-  for (const [token] of text.matchAll(TOKEN_PATTERN)) {
-    if (token === "{" || token === "[") deepest = Math.max(deepest, ++depth);
-    else if (token === "}" || token === "]") depth--;
-  }
-  return deepest;
+/** Whether a parsed value has more nested levels, which bound a reader's recursion. */
+export function isNestedDeeper(value: unknown, levels: number): boolean {
+  return typeof value === "object" && value !== null &&
+    (levels === 0 ||
+      Object.values(value).some((child) => isNestedDeeper(child, levels - 1)));
 }
 
-/** Walks all object members of valid JSON in text order, in linear time. */
-export function* walkJsonMembers(text: string): Generator<JsonMember> {
+/**
+ * Walks all object members of valid JSON in text order, in linear time. `parentKeys` are
+ * the keys of the enclosing objects, outermost first, until the next member.
+ */
+export function* walkJsonMembers(text: string) {
   const parentKeys: string[] = [];
   const seen: Set<string>[] = [];
   let key: string | undefined;
@@ -97,8 +80,7 @@ export function* walkJsonMembers(text: string): Generator<JsonMember> {
       const keys = seen[seen.length - 1];
       const isDuplicateKey = keys.has(key);
       keys.add(key);
-      const valueToken = token;
-      yield { key, parentKeys, valueToken, valueOffset, isDuplicateKey };
+      yield { key, parentKeys, valueOffset, isDuplicateKey };
     }
     if (token === "{" || token === "[") {
       // An array element has no key.

@@ -3,7 +3,7 @@
  * holder exits.
  */
 import { ToolsmithError } from "../errors.ts";
-import { orIfNotFound } from "./files.ts";
+import { orIfDenied, orIfNotFound, removeTree } from "./files.ts";
 import { settlesWithin, sleep } from "./time.ts";
 
 export interface FileLockOptions {
@@ -93,4 +93,35 @@ function createLockPoll(file: FileWithTryLock): () => Promise<boolean> {
   // Older Deno versions can only wait: assume another holder after one interval.
   const granted = file.lock(true).then(() => true);
   return async () => await settlesWithin(granted, LOCK_POLL_MS) && granted;
+}
+
+/**
+ * Creates a private directory, which disposing removes and unlocks; `undefined` if
+ * another process holds the lock. If the lock is free, the directory's owner was killed.
+ */
+export async function createLockedStagingDir(
+  path: string,
+  lockFile: string,
+) {
+  await using undo = new AsyncDisposableStack();
+  const held = await tryFileLock(lockFile);
+  if (!held) return undefined;
+  undo.use(held);
+  await Deno.mkdir(path, { mode: 0o700 });
+  undo.defer(() => removeTree(path));
+  const all = undo.move();
+  return { path, [Symbol.asyncDispose]: () => all.disposeAsync() };
+}
+
+/**
+ * Removes a staging directory; `false` if a process or another user holds the lock
+ * file. Files of another user stay.
+ */
+export async function removeUnlockedStagingDir(
+  path: string,
+  lockFile: string,
+): Promise<boolean> {
+  using free = await orIfDenied(tryFileLock(lockFile));
+  if (free) await orIfDenied(removeTree(path));
+  return free !== undefined;
 }

@@ -3,6 +3,7 @@
  * another user may have written is untrusted.
  */
 import {
+  basename,
   dirname,
   isAbsolute,
   join,
@@ -11,11 +12,6 @@ import {
   SEPARATOR,
 } from "../path.ts";
 import { orIfMissing } from "./files.ts";
-
-export interface TrustCheckOptions {
-  /** Also reject a file that other users can read. @default {false} */
-  requirePrivate?: boolean;
-}
 
 /** The limit of Linux (path_resolution(7)). */
 const MAX_SYMLINKS = 40;
@@ -28,11 +24,12 @@ const STICKY_BIT = 0o1000;
  * can write it, one of its parent directories, or a symbolic link on the path. A sticky
  * parent such as `/tmp` is fine: nobody can replace another user's files there. Of a
  * missing path, the parents are checked. On Windows every path is trusted; without
- * `--allow-sys=uid` none is. The reason starts with the offending path.
+ * `--allow-sys=uid` none is. The reason starts with the offending path. With
+ * `requirePrivate`, a file that other users can read is untrusted too.
  */
 export async function untrustedReason(
   path: string,
-  { requirePrivate = false }: TrustCheckOptions = {},
+  { requirePrivate = false } = {},
 ): Promise<string | undefined> {
   if (Deno.build.os === "windows") return undefined;
   const uid = currentUid();
@@ -139,4 +136,26 @@ function pathSegments(path: string): string[] {
 
 function lstatIfExists(path: string): Promise<Deno.FileInfo | undefined> {
   return orIfMissing(Deno.lstat(path));
+}
+
+const TOOLSMITH_DIR_NAME = ".toolsmith";
+
+/** Returns the parent of a file's `.toolsmith/`, or else the file's directory. */
+export function workspaceOf(file: string): string {
+  const dir = dirname(file);
+  return basename(dir) === TOOLSMITH_DIR_NAME ? dirname(dir) : dir;
+}
+
+/**
+ * Returns why a path in `.toolsmith/` is refused: the path or `.toolsmith/` is a
+ * symbolic link, which may lead out of the workspace. Links outside of `.toolsmith/`
+ * are allowed, because the user named the path, which must be absolute.
+ */
+export async function workspaceSymlinkReason(
+  path: string,
+): Promise<string | undefined> {
+  const root = workspaceOf(path);
+  return root === dirname(path)
+    ? undefined
+    : await symlinkEscapeReason(path, root);
 }

@@ -124,7 +124,6 @@ export class PartFile implements AsyncDisposable {
     };
   }
 
-  /** Computes the digest of the complete file while bytes arrive. */
   sha256WhenComplete(signal: AbortSignal): Promise<Sha256> {
     const { size, engine } = this;
     const watchByteCount = () => this.#watchPrefixLength(signal);
@@ -162,7 +161,6 @@ export class PartFile implements AsyncDisposable {
     await this.#syncAndRecord();
   }
 
-  /** Discards all bytes and records. */
   async clear(): Promise<void> {
     await this.#incrementalSync.settled().catch(() => {});
     this.setDurableExtents([]);

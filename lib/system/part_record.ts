@@ -11,9 +11,9 @@
 import { join } from "../path.ts";
 import { countExtentBytes, type Extent, parseExtents } from "./extents.ts";
 import { orIfNotFound } from "./files.ts";
-import { jsonObjectOrEmpty } from "./json.ts";
+import { type JsonObject, jsonObjectOrEmpty } from "./json.ts";
 import { symlinkEscapeReason } from "./ownership.ts";
-import { isPermissionGranted } from "./permissions.ts";
+import { isPermissionGranted } from "../environment.ts";
 
 export const PART_FILE_NAME = "image.part";
 export const DURABLE_EXTENTS_FILE = "image.part.json";
@@ -23,15 +23,12 @@ const MAX_RECORD_BYTES = 1024 * 1024;
 /** Allows for clock adjustments, and is shorter than a reboot. */
 const BOOT_TIME_SLACK_MS = 5000;
 
-/** Expected size and digest of the complete file. */
 export interface ExpectedContent {
-  /** Size in bytes. */
   size: number;
   /** `sha256:` and hex digits. */
   digest: string;
 }
 
-/** State of a partial download. */
 export interface PartRecord extends ExpectedContent {
   extents: Extent[];
   /** File of the directory that an external program (oras) has written instead. */
@@ -81,9 +78,15 @@ async function readExtentsFile(path: string, size: number) {
   const stat = await orIfNotFound(Deno.lstat(path));
   if (!stat?.isFile || stat.size > MAX_RECORD_BYTES) return undefined;
   const [line] = (await Deno.readTextFile(path)).split("\n");
-  const { digest, filled, booted, ...rest } = parseJsonObjectOrEmpty(line);
-  const extents = parseExtents(rest.extents, size);
-  if (rest.size !== size || !extents || typeof digest !== "string") {
+  let json: JsonObject;
+  try {
+    json = jsonObjectOrEmpty(JSON.parse(line));
+  } catch {
+    return undefined;
+  }
+  const { digest, filled, booted } = json;
+  const extents = parseExtents(json.extents, size);
+  if (json.size !== size || !extents || typeof digest !== "string") {
     return undefined;
   }
   return {
@@ -94,14 +97,6 @@ async function readExtentsFile(path: string, size: number) {
     booted: typeof booted === "number" ? booted : undefined,
     modifiedAt: stat.mtime ?? new Date(0),
   };
-}
-
-function parseJsonObjectOrEmpty(text: string): Record<string, unknown> {
-  try {
-    return jsonObjectOrEmpty(JSON.parse(text));
-  } catch {
-    return {};
-  }
 }
 
 /** Boot time in epoch milliseconds; never prompts for the permission. */

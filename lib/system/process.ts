@@ -9,7 +9,7 @@ import {
   readProcessOutput,
   writeProcessInput,
 } from "./_process_pipes.ts";
-import { isPermissionGranted } from "./permissions.ts";
+import { isPermissionGranted } from "../environment.ts";
 import { anySignal, startDeadline } from "./time.ts";
 
 export type { ProcessInput, ProcessOutputTarget };

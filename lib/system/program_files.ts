@@ -1,28 +1,21 @@
 /**
- * Lists Toolsmith's own program files. A guest that could write one of them could
- * run code on the host at the next start.
+ * Lists Toolsmith's own program files, and finds the directories of caches. A guest that
+ * could write a program file could run code on the host at the next start.
  */
-import { processEnvironment } from "../environment.ts";
-import { fromFileUrl, join } from "../path.ts";
+import { type Environment, processEnvironment } from "../environment.ts";
+import { fromFileUrl, join, SEPARATOR } from "../path.ts";
 
 /** Path of this module in the source tree; a bundle has another path. */
 const THIS_MODULE_PATH = "lib/system/program_files.ts";
 /** What Deno reads or runs at start, in the directory of the source tree. */
 const SOURCE_FILES = ["mod.ts", "cli.ts", "deno.json", "deno.lock", "lib"];
 
-export interface ModuleUrls {
-  /** The main module. @default {Deno.mainModule} */
-  main?: string;
-  /** This module. @default {import.meta.url} */
-  self?: string;
-}
-
 /**
  * Lists Deno or the compiled program, the main module, and Toolsmith's modules (with
  * the directory `lib/`) or their bundle.
  */
 export function listProgramFiles(
-  { main = Deno.mainModule, self = import.meta.url }: ModuleUrls = {},
+  { main = Deno.mainModule, self = import.meta.url } = {},
 ): string[] {
   const found = [Deno.execPath()];
   for (const url of [main, self]) {
@@ -46,4 +39,40 @@ export function denoCacheDir(): string | undefined {
     ? home && join(home, "Library", "Caches")
     : env.get("XDG_CACHE_HOME") || home && join(home, ".cache");
   return env.get("DENO_DIR") || caches && join(caches, "deno");
+}
+
+/**
+ * Returns `$XDG_CACHE_HOME/toolsmith`, by default `~/.cache/toolsmith`; `undefined` if no
+ * home directory is known.
+ */
+export function userCacheDir(env: Environment): string | undefined {
+  // The XDG Base Directory Specification 0.8 says to ignore a relative path.
+  const xdg = env.get("XDG_CACHE_HOME");
+  const home = env.get(Deno.build.os === "windows" ? "USERPROFILE" : "HOME");
+  const cache = xdg?.startsWith("/") ? xdg : home && join(home, ".cache");
+  return cache && join(cache, "toolsmith");
+}
+
+/**
+ * Returns the directories of `PATH`, which need not exist, in order; `""` is the
+ * current directory.
+ */
+export function programSearchDirs(
+  env: Environment = processEnvironment,
+): string[] {
+  return (env.get("PATH") ?? processEnvironment.get("PATH") ?? "").split(":");
+}
+
+export async function findProgram(
+  program: string,
+  env: Environment = processEnvironment,
+): Promise<string | undefined> {
+  const dirs = program.includes(SEPARATOR) ? [""] : programSearchDirs(env);
+  for (const dir of dirs) {
+    const path = dir ? join(dir, program) : program;
+    if (await Deno.stat(path).then(({ isFile }) => isFile, () => false)) {
+      return path;
+    }
+  }
+  return undefined;
 }

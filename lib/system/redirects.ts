@@ -9,11 +9,8 @@ import {
   NETWORK_SCOPES,
   type NetworkScope,
 } from "./ip_address.ts";
-import { isPermissionGranted } from "./permissions.ts";
+import { isPermissionGranted } from "../environment.ts";
 import { abortable } from "./time.ts";
-
-/** Sends one request without following redirects, and selects its headers by URL. */
-export type SendHttpRequest = (at: URL) => Promise<Response>;
 
 /** `curl` and browsers allow at least as many. */
 const MAX_REDIRECTS = 10;
@@ -25,11 +22,11 @@ export function isRedirectStatus(status: number): boolean {
 
 /**
  * Requests a URL and follows its redirects. Returns the first response that is not a
- * redirect, and its URL.
+ * redirect, and its URL. `sendRequest` follows none, and selects its headers by URL.
  */
 export async function fetchFollowingRedirects(
   url: URL,
-  sendRequest: SendHttpRequest,
+  sendRequest: (at: URL) => Promise<Response>,
   signal: AbortSignal,
 ): Promise<[Response, URL]> {
   const refused = (why: string) => {
@@ -59,21 +56,18 @@ export async function fetchFollowingRedirects(
   }
 }
 
-export interface RedirectCheckOptions {
-  /** The URL that the user requested. */
-  requestedUrl: URL;
-  /** The URL whose response redirects. @default {requestedUrl} */
-  redirectingUrl?: URL;
-  signal: AbortSignal;
-}
-
 /**
  * Returns why a redirect to a URL is refused, as a relative clause; `undefined` if
- * allowed. May resolve host names.
+ * allowed. The user requested `requestedUrl`; the response of `redirectingUrl` redirects.
+ * May resolve host names.
  */
 export async function redirectRefusalReason(
   next: URL,
-  { requestedUrl, redirectingUrl = requestedUrl, signal }: RedirectCheckOptions,
+  { requestedUrl, redirectingUrl = requestedUrl, signal }: {
+    requestedUrl: URL;
+    redirectingUrl?: URL;
+    signal: AbortSignal;
+  },
 ): Promise<string | undefined> {
   const secure = next.protocol === "https:" ||
     next.protocol === "http:" && redirectingUrl.protocol === "http:";

@@ -1,7 +1,6 @@
 /** Retries transient failures with backoff, within a retry budget. */
 import { type ErrorCode, ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
-import { RetryAfterError } from "./retry_after.ts";
 import { sleep } from "./time.ts";
 
 export interface RetryOptions {
@@ -13,7 +12,6 @@ export interface RetryOptions {
   onRetry?: (retry: ScheduledRetry) => void;
 }
 
-/** A retry that is about to happen after a backoff. */
 export interface ScheduledRetry {
   error: ToolsmithError;
   /** Number of the next attempt; the first was 1. */
@@ -118,4 +116,44 @@ export function isTransientError(error: unknown): error is ToolsmithError {
 function jitteredBackoffMs(attempt: number, firstMs: number): number {
   const whole = Math.min(firstMs * 2 ** (attempt - 1), MAX_BACKOFF_MS);
   return Math.round(whole * (0.75 + Math.random() / 2));
+}
+
+/** A transient failure with the server's Retry-After. */
+export class RetryAfterError extends ToolsmithError {
+  /** Wraps an error, and adds the wait to its message and hint. */
+  constructor(error: ToolsmithError, readonly retryAfterMs: number) {
+    const pause = formatWait(retryAfterMs);
+    super(error.code, `${error.message} and asks to wait ${pause}`, {
+      hint: `try again in ${pause}`,
+      cause: error,
+    });
+  }
+}
+
+/** Numbers from here on are Unix times, not seconds to wait: 2001, or 31 years. */
+const MIN_UNIX_TIME = 1e9;
+
+/**
+ * Parses `Retry-After` (RFC 9110, section 10.2.3): seconds, a date, or a Unix time, which
+ * some registries send instead; 0 for missing or malformed text.
+ */
+export function parseRetryAfterMs(
+  text: string | null,
+  now: number = Date.now(),
+): number {
+  if (text === null) return 0;
+  const number = /^\s*\d+(?:\.\d+)?\s*$/.test(text) ? Number(text) : undefined;
+  const ms = number === undefined
+    ? Date.parse(text) - now
+    : number < MIN_UNIX_TIME
+    ? number * 1000
+    : number * 1000 - now;
+  return Math.max(0, ms || 0);
+}
+
+function formatWait(ms: number): string {
+  const seconds = Math.ceil(ms / 1000);
+  if (seconds < 100) return `${seconds} s`;
+  const minutes = Math.ceil(seconds / 60);
+  return minutes < 100 ? `${minutes} min` : `${Math.ceil(minutes / 60)} h`;
 }

@@ -4,7 +4,6 @@ import { ToolsmithError } from "../errors.ts";
 /** 24 days: a longer timer would fire at once. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
-/** Returns a signal that aborts with the first of the given ones. */
 export function anySignal(
   ...signals: (AbortSignal | undefined)[]
 ): AbortSignal {

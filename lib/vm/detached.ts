@@ -8,10 +8,12 @@ import { isDisconnection } from "../qemu/errors.ts";
 import { createEmitter, type OnEvent } from "../events.ts";
 import { readSmallJsonObject, replaceFileAtomically } from "../system/files.ts";
 import { acquireFileLock } from "../system/lock.ts";
-import { untrustedReason } from "../system/ownership.ts";
+import {
+  untrustedReason,
+  workspaceSymlinkReason,
+} from "../system/ownership.ts";
 import { runProcess } from "../system/process.ts";
 import { sleep } from "../system/time.ts";
-import { workspaceSymlinkReason } from "../system/workspace.ts";
 import {
   hasVmDirToken,
   removeVmDir,

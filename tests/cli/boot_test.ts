@@ -52,7 +52,7 @@ Deno.test({
     await using work = await workspace("atKey");
     const { signal, listeners } = watchedSignal();
     const up = Promise.withResolvers<void>();
-    const keys = new ReadableStream<Uint8Array>({
+    const keys = new ReadableStream<Uint8Array<ArrayBuffer>>({
       async pull(controller) {
         await up.promise;
         // The firmware would consume the key.
@@ -80,7 +80,7 @@ Deno.test({
     await using work = await workspace("atPowerButton");
     const { signal, abort, added } = watchedSignal();
     const up = Promise.withResolvers<number>();
-    const typed = new ReadableStream<Uint8Array>();
+    const typed = new ReadableStream<Uint8Array<ArrayBuffer>>();
     const recorded = recordedIo({
       ...{ env, signal, console: typed },
       onEvent: (event) => isReadyWarning(event) && up.resolve(added()),

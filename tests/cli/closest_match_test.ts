@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { closestMatch } from "../../lib/cli/closest_match.ts";
+import { closestMatch } from "../../lib/cli/flag.ts";
 
 Deno.test("closestMatch() returns a close word or undefined", () => {
   const names = ["offline", "json", "ca-file", "cache"];

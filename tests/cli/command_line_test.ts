@@ -159,7 +159,7 @@ Deno.test("boot without flags sets no VM option", () => {
 
 Deno.test("parseCommandLine() accepts --help, -h, help, --version and -V", () => {
   for (const line of ["", "--help", "-h", "help"]) {
-    assertEquals(parse(line), { kind: "help" });
+    assertEquals(parse(line), { kind: "help", command: undefined });
   }
   for (const line of ["--version", "-V"]) {
     assertEquals(parse(line), { kind: "version", json: false });

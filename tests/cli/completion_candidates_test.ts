@@ -10,12 +10,13 @@ const known = {
 
 /** Completes the last, unfinished word of a line. */
 function after(line: string) {
-  const { kind, words } = completionCandidates(line.split(" "), known);
-  return kind === "words" ? words.map(([word]) => word) : kind;
+  const found = completionCandidates(line.split(" "), known);
+  return typeof found === "string" ? found : found.map(([word]) => word);
 }
 
 Deno.test("completionCandidates() offers every command with its help line", () => {
-  const { words } = completionCandidates([""], known);
+  const words = completionCandidates([""], known);
+  assert(typeof words !== "string");
   for (const { name, summary } of COMMANDS) {
     assert(words.some((it) => it[0] === name && it[1] === summary), name);
   }

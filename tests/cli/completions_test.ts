@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
-import { COMPLETION_SCRIPTS } from "../../lib/cli/completion_scripts.ts";
+import { COMPLETION_SCRIPTS } from "../../lib/cli/commands/completions.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { performCommand, recordedIo } from "../support/recorded_io.ts";

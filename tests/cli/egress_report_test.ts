@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import type { ToolsmithEvent } from "../../lib/events.ts";
-import { EgressReport } from "../../lib/cli/egress_report.ts";
+import { EgressReport } from "../../lib/cli/event_lines.ts";
 
 const decision = (host: string, port: number | null, allowed = false) =>
   ({

@@ -156,21 +156,18 @@ Deno.test("CliIo.openEventView() draws a bar of the terminal's width only on a t
 });
 
 Deno.test("CliIo.guestCommandStreams() passes a command's output on unchanged or as --json lines", async () => {
-  const send = (json: boolean) =>
+  const send = (json: boolean, chunk: Uint8Array = bytes) =>
     outputOf({}, async (io) => {
       const { stdout, stderr } = io.guestCommandStreams(json);
-      await stdout(bytes);
-      await stderr(bytes);
+      await stdout(chunk);
+      await stderr(chunk);
     });
   assertEquals(await send(false), { stdout: "out\n", stderr: "out\n" });
-  const json = await send(true);
+  const json = await send(true, new Uint8Array([0, 255, 10]));
   const lines = json.stdout.trimEnd().split("\n").map((it) => JSON.parse(it));
   assertEquals(
     lines.map(({ type, stream, base64 }) => [type, stream, base64]),
-    [
-      ["output", "stdout", "b3V0Cg=="],
-      ["output", "stderr", "b3V0Cg=="],
-    ],
+    [["output", "stdout", "AP8K"], ["output", "stderr", "AP8K"]],
   );
   assertEquals(json.stderr, "");
 });

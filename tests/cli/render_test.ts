@@ -3,8 +3,7 @@ import {
   createTextEventView,
   formatError,
   jsonErrorLine,
-  jsonOutputLine,
-  jsonResultLine,
+  jsonLine,
 } from "../../lib/cli/render.ts";
 import { terminalSafeJson } from "../../lib/system/sanitize_text.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
@@ -241,9 +240,9 @@ Deno.test("formatError() prints the causes with --verbose, and redacts secrets",
       "hint: yes\n",
   );
   assertEquals(formatError(error), "error: No [failed]\nhint: yes\n");
-  const { causes } = JSON.parse(jsonErrorLine(error, 0, { verbose: true }));
+  const { causes } = JSON.parse(jsonErrorLine(error, { verbose: true }));
   assertEquals(causes.length, 2);
-  assertEquals("causes" in JSON.parse(jsonErrorLine(error, 0)), false);
+  assertEquals("causes" in JSON.parse(jsonErrorLine(error)), false);
   // A chain of causes may be cyclic, and quote a file of secrets.
   let quoted: unknown;
   try {
@@ -308,20 +307,7 @@ Deno.test("formatError() truncates a message of megabytes", () => {
     formatError(new ToolsmithError("failed", "x".repeat(count)));
   assertEquals(said(4000), `error: ${"x".repeat(4000)} [failed]\n`);
   assertEquals(said(4001), `error: ${"x".repeat(4000)}… [failed]\n`);
-  assert(jsonErrorLine(error, 0).length < 10_000);
-});
-
-Deno.test("jsonOutputLine() encodes a command's output byte for byte", () => {
-  const chunk = new Uint8Array([0, 255, 10]);
-  assertEquals(
-    JSON.parse(jsonOutputLine("stderr", chunk, Date.parse(timestamp))),
-    {
-      type: "output",
-      timestamp,
-      stream: "stderr",
-      base64: "AP8K",
-    },
-  );
+  assert(jsonErrorLine(error).length < 10_000);
 });
 
 Deno.test("terminalSafeJson() escapes control characters of events without changing their meaning", () => {
@@ -332,22 +318,23 @@ Deno.test("terminalSafeJson() escapes control characters of events without chang
   assertEquals(JSON.parse(line), event);
 });
 
-Deno.test("jsonResultLine() and jsonErrorLine() print one object on one line", () => {
-  const now = Date.parse(timestamp);
+Deno.test("jsonLine() and jsonErrorLine() print one object on one line", () => {
+  const before = Date.now();
   const error = new ToolsmithError("failed", "a\nb\u2028", { hint: "c" });
-  const line = jsonErrorLine(error, now);
+  const line = jsonErrorLine(error);
   assert(!line.includes("\n"));
-  assertEquals(JSON.parse(line), {
+  const { timestamp, ...fields } = JSON.parse(line);
+  const written = Date.parse(timestamp);
+  assertEquals(new Date(written).toISOString(), timestamp);
+  assert(before <= written && written <= Date.now(), timestamp);
+  assertEquals(fields, {
     type: "error",
-    timestamp,
     code: "failed",
     message: "a\nb?",
     hint: "c",
   });
   const result = { outcome: "pulled", path: "/x", digest: DIGEST, bytes: 1 };
-  assertEquals(JSON.parse(jsonResultLine(result, now)), {
-    type: "result",
-    timestamp,
-    ...result,
-  });
+  const { timestamp: at, ...kept } = JSON.parse(jsonLine("result", result));
+  assert(Date.parse(at) >= written);
+  assertEquals(kept, { type: "result", ...result });
 });

@@ -5,10 +5,9 @@
 import { assert, assertEquals } from "@std/assert";
 import type { CommandTerminal } from "../../lib/cli/command_terminal.ts";
 import {
-  hasInteractiveTerminal,
   runInVmOnThisTerminal,
-} from "../../lib/cli/run_on_terminal.ts";
-import type { shellCommand } from "../../lib/cli/commands/shell.ts";
+  type shellCommand,
+} from "../../lib/cli/commands/run.ts";
 import type { FlagValues } from "../../lib/cli/flag.ts";
 import { parseCommandLine } from "../../lib/cli/command_line.ts";
 import { expectFailure } from "../support/expect_failure.ts";
@@ -70,19 +69,3 @@ for (const taken of [false, true]) {
     },
   });
 }
-
-Deno.test("hasInteractiveTerminal() needs a terminal on both stdin and stdout", () => {
-  const { stdin, stdout } = Deno;
-  const are = [stdin.isTerminal, stdout.isTerminal];
-  try {
-    for (const types of [false, true]) {
-      for (const reads of [false, true]) {
-        stdin.isTerminal = () => types;
-        stdout.isTerminal = () => reads;
-        assertEquals(hasInteractiveTerminal(), types && reads);
-      }
-    }
-  } finally {
-    [stdin.isTerminal, stdout.isTerminal] = are;
-  }
-});

@@ -4,7 +4,7 @@ import {
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
-import { COMMANDS } from "../../lib/cli/commands.ts";
+import { COMMANDS, helpText } from "../../lib/cli/commands.ts";
 import type { runCommand } from "../../lib/cli/commands/run.ts";
 import { COMMON_FLAGS } from "../../lib/cli/subcommand.ts";
 import type { Flag, FlagValues } from "../../lib/cli/flag.ts";
@@ -14,7 +14,6 @@ import {
   workspaceVmOptions,
 } from "../../lib/cli/shared_flags.ts";
 import { parseCommandLine } from "../../lib/cli/command_line.ts";
-import { helpText } from "../../lib/cli/help.ts";
 
 Deno.test("toolsmith --help prints a line for each command", () => {
   const help = helpText();

@@ -1,4 +1,9 @@
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
 import { parseCommandLine } from "../../lib/cli/command_line.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { performCommand, recordedIo } from "../support/recorded_io.ts";
@@ -32,6 +37,9 @@ Deno.test("shell needs a terminal on both stdin and stdout", async () => {
       );
       assertStringIncludes(error.hint!, "toolsmith run COMMAND");
     }
+    [stdin.isTerminal, stdout.isTerminal] = [() => true, () => true];
+    const started = performCommand(["shell"], recordedIo());
+    await assertRejects(() => started, Error, "no screen is given");
   } finally {
     [stdin.isTerminal, stdout.isTerminal] = are;
   }

@@ -1,5 +1,5 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { assertUtf8Args } from "../../lib/cli/utf8_args.ts";
+import { assertUtf8Args } from "../../lib/cli/command_line.ts";
 import { runProcess } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";
@@ -7,7 +7,7 @@ import { scriptCommand } from "../support/script.ts";
 
 /** Prints the error of assertUtf8Args(). */
 const ASK = `
-  import { assertUtf8Args } from "/lib/cli/utf8_args.ts";
+  import { assertUtf8Args } from "/lib/cli/command_line.ts";
   try {
     assertUtf8Args(Deno.args);
     console.log("fine");

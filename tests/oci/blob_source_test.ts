@@ -2,7 +2,7 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { ToolsmithError } from "../../lib/errors.ts";
 import { blobSource } from "../../lib/oci/_blob_source.ts";
 import type { RepositoryClient } from "../../lib/oci/endpoints.ts";
-import { RetryAfterError } from "../../lib/system/retry_after.ts";
+import { RetryAfterError } from "../../lib/system/retry.ts";
 import { RangesUnavailableError } from "../../lib/transfer/byte_source.ts";
 
 const BLOB = { digest: `sha256:${"a".repeat(64)}`, size: 100 };

@@ -43,7 +43,7 @@ export interface RecordedIoOptions {
   /** Aborted by Ctrl-C. @default never */
   signal?: AbortSignal;
   /** Input of a guest's console. @default {undefined} no console */
-  console?: ReadableStream<Uint8Array>;
+  console?: ReadableStream<Uint8Array<ArrayBuffer>>;
   /** The terminal of a command in the guest. @default {undefined} no terminal */
   screen?: CliIo["attachToGuestCommand"];
   /** An additional event listener. */

@@ -1,10 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { ToolsmithError } from "../../lib/errors.ts";
 import { httpStatusError } from "../../lib/system/http_errors.ts";
-import {
-  parseRetryAfterMs,
-  RetryAfterError,
-} from "../../lib/system/retry_after.ts";
+import { parseRetryAfterMs, RetryAfterError } from "../../lib/system/retry.ts";
 
 Deno.test("parseRetryAfterMs() parses seconds, dates and Unix times", () => {
   const now = Date.parse("Wed, 21 Oct 2026 07:28:00 GMT");

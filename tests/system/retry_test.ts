@@ -7,11 +7,11 @@ import {
 import {
   createRetryBudget,
   isTransientError,
+  RetryAfterError,
   type RetryOptions,
   retryTransient,
   type ScheduledRetry,
 } from "../../lib/system/retry.ts";
-import { RetryAfterError } from "../../lib/system/retry_after.ts";
 import { sleep } from "../../lib/system/time.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { replaceMethod } from "../support/replace_method.ts";

@@ -1,10 +1,10 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import { tryFileLock } from "../../lib/system/lock.ts";
 import {
   createLockedStagingDir,
   removeUnlockedStagingDir,
-} from "../../lib/system/staging_dir.ts";
+  tryFileLock,
+} from "../../lib/system/lock.ts";
 import { namesIn, temporaryDir } from "../support/directory.ts";
 
 Deno.test("createLockedStagingDir() creates a private directory; disposing removes the directory and releases the lock", async () => {

@@ -3,7 +3,7 @@ import { join } from "@std/path";
 import {
   workspaceOf,
   workspaceSymlinkReason,
-} from "../../lib/system/workspace.ts";
+} from "../../lib/system/ownership.ts";
 import { temporaryDir } from "../support/directory.ts";
 
 Deno.test("workspaceOf() returns the parent of .toolsmith/ for a file in .toolsmith/, else the file's directory", () => {

@@ -1,8 +1,10 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { ToolsmithError } from "../../lib/errors.ts";
 import { openPartFile } from "../../lib/system/part_file.ts";
-import type { ScheduledRetry } from "../../lib/system/retry.ts";
-import { RetryAfterError } from "../../lib/system/retry_after.ts";
+import {
+  RetryAfterError,
+  type ScheduledRetry,
+} from "../../lib/system/retry.ts";
 import { abortable } from "../../lib/system/time.ts";
 import {
   type ByteSource,

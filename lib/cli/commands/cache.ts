@@ -59,19 +59,10 @@ snapshots that rsync -a or actions/cache copied here with their modification tim
     const manifest = await loadManifestIfFound(given.manifest, env);
     const root = manifest?.workspace ?? Deno.cwd();
     const dir = await resolveCacheDir(root, { cache: given.cache, env });
-    switch (action) {
-      case "path":
-        io.printResult(given.json, { path: dir }, dir);
-        break;
-      case "ls":
-        await printCacheList(dir, given.json, io);
-        break;
-      case "prune":
-        await pruneAndPrint(dir, given, { manifest, io });
-        break;
-      case "adopt":
-        await adoptAndPrint(dir, given.json, io);
-    }
+    if (action === "path") io.printResult(given.json, { path: dir }, dir);
+    if (action === "ls") await printCacheList(dir, given.json, io);
+    if (action === "prune") await pruneAndPrint(dir, given, { manifest, io });
+    if (action === "adopt") await adoptAndPrint(dir, given.json, io);
     return 0;
   },
 });
@@ -79,27 +70,22 @@ snapshots that rsync -a or actions/cache copied here with their modification tim
 async function printCacheList(dir: string, json: boolean, io: CliIo) {
   const entries = await listCache(dir, { env: io.env });
   const partials = await listPartialImages(dir, { env: io.env });
-  const lines = [
-    ...entries.flatMap(cacheEntryLines),
-    ...partials.map(partialImageLine),
-  ];
+  const entryLines = entries.flatMap((entry) => [
+    cacheEntryLine(entry),
+    ...entry.states.map((state) => `  ${snapshotLine(state)}`),
+  ]);
+  const lines = [...entryLines, ...partials.map(partialImageLine)];
   io.printResult(json, { cache: dir, entries, partials }, lines.join("\n"));
 }
 
 async function pruneAndPrint(
   dir: string,
-  { keep = 1, olderThanMs = 0, dryRun, json }: FlagValues<
-    typeof PRUNE_FLAGS & typeof JSON_FLAGS
-  >,
+  given: FlagValues<typeof PRUNE_FLAGS & typeof JSON_FLAGS>,
   { manifest, io }: { manifest?: Manifest; io: CliIo },
 ) {
-  const protect = manifest
-    ? [{
-      cache: dir,
-      image: manifest.image.name,
-      sha256: manifest.image.sha256,
-    }]
-    : [];
+  const { keep = 1, olderThanMs = 0, dryRun, json } = given;
+  const protect = (manifest ? [manifest.image] : [])
+    .map(({ name, sha256 }) => ({ cache: dir, image: name, sha256 }));
   const options = { keep, olderThanMs, dryRun, protect, env: io.env };
   const pruned = await pruneCache(dir, options);
   const { removed, states, partials, busy, denied, bytes } = pruned;
@@ -109,23 +95,19 @@ async function pruneAndPrint(
     ...partials.map(partialImageLine),
   ];
   io.printResult(json, { cache: dir, dryRun, ...pruned }, lines.join("\n"));
-  if (!json) {
-    for (const { path } of busy) io.printToStderr(`in use, kept: ${path}\n`);
-    for (const { path } of denied) {
-      io.printToStderr(`owned by another user, kept: ${path}\n`);
-    }
-    const verb = dryRun ? "would free" : "freed";
-    io.printToStderr(`${verb} ${formatBytes(bytes)} in ${dir}\n`);
-  }
+  if (json) return;
+  const notes = [
+    ...busy.map(({ path }) => `in use, kept: ${path}\n`),
+    ...denied.map(({ path }) => `owned by another user, kept: ${path}\n`),
+    `${dryRun ? "would free" : "freed"} ${formatBytes(bytes)} in ${dir}\n`,
+  ];
+  io.printToStderr(notes.join(""));
 }
 
 async function adoptAndPrint(dir: string, json: boolean, io: CliIo) {
   const states = await adoptSnapshots(dir, { env: io.env });
-  io.printResult(
-    json,
-    { cache: dir, states },
-    states.map(snapshotLine).join("\n"),
-  );
+  const text = states.map(snapshotLine).join("\n");
+  io.printResult(json, { cache: dir, states }, text);
   if (!json) io.printToStderr(`snapshots adopted: ${states.length}\n`);
 }
 
@@ -143,47 +125,25 @@ async function loadManifestIfFound(
   }
 }
 
-function cacheEntryLines(entry: CacheEntry): string[] {
-  return [
-    cacheEntryLine(entry),
-    ...entry.states.map((state) => `  ${snapshotLine(state)}`),
-  ];
-}
-
-function snapshotLine(
-  { key, bytes, used }: CacheEntry["states"][number],
-): string {
-  return joinCells(
-    "snapshot",
-    key.slice(0, 12),
-    formatBytes(bytes),
-    formatTime(used),
-  );
+function snapshotLine({ key, bytes, used }: CacheEntry["states"][number]) {
+  const size = formatBytes(bytes);
+  return `snapshot  ${key.slice(0, 12)}  ${size}  ${formatTime(used)}`;
 }
 
 function cacheEntryLine(entry: CacheEntry): string {
   const { image, digest, bytes, used, trusted, update } = entry;
-  const state = trusted ? "verified" : "unverified";
-  const shown = shortDigest(digest);
-  const size = formatBytes(bytes);
-  const origin = update
-    ? [`${formatBytes(update.bytes)} downloaded, the rest from ${update.from}`]
-    : [];
-  return joinCells(image, shown, size, formatTime(used), state, ...origin);
+  const cells = [image, shortDigest(digest), formatBytes(bytes)];
+  cells.push(formatTime(used), trusted ? "verified" : "unverified");
+  if (update) {
+    const downloaded = formatBytes(update.bytes);
+    cells.push(`${downloaded} downloaded, the rest from ${update.from}`);
+  }
+  return cells.join("  ");
 }
 
 function partialImageLine(partial: PartialImage): string {
   const { image, digest, bytes, total, used } = partial;
   const size = `${formatBytes(bytes)} of ${formatBytes(total)}`;
-  return joinCells(
-    image,
-    shortDigest(digest),
-    size,
-    formatTime(used),
-    "partial",
-  );
-}
-
-function joinCells(...cells: string[]): string {
-  return cells.join("  ");
+  const time = formatTime(used);
+  return `${image}  ${shortDigest(digest)}  ${size}  ${time}  partial`;
 }

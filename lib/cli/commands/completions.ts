@@ -1,12 +1,93 @@
-/** `toolsmith completions`: lets a shell complete command lines. */
+/**
+ * `toolsmith completions`: lets a shell complete command lines. Each shell's script runs
+ * `toolsmith completions candidates`, which prints the kind on the first line, then one
+ * word per line with a tab and its help.
+ */
 import { loadManifest } from "../../manifest/manifest.ts";
 import { formatReference } from "../../oci/reference.ts";
 import type { Environment } from "../../environment.ts";
 import { completionCandidates } from "../completion_candidates.ts";
 import { defineSubcommand, type Subcommand } from "../subcommand.ts";
-import { COMPLETION_SCRIPTS } from "../completion_scripts.ts";
 import { parseChoice, usageError } from "../flag.ts";
 import { toSingleLine } from "../render.ts";
+
+/** For bash 3.2 and newer, which splits words at `=` and `:`. */
+const BASH_SCRIPT = `_toolsmith() {
+  local line=\${COMP_LINE:0:COMP_POINT} kind word
+  local -a words
+  read -a words <<<"$line"
+  [[ $line == *[[:blank:]] ]] && words+=('')
+  local current=\${words[\${#words[@]}-1]}
+  local tail=\${current##*[=:]}
+  local head=\${current%"$tail"}
+  COMPREPLY=()
+  {
+    read -r kind
+    case $kind in
+    file | directory)
+      compopt -o filenames 2>/dev/null
+      while read -r word; do
+        COMPREPLY+=("$word")
+      done < <(compgen -A "$kind" -- "$tail")
+      ;;
+    words)
+      while IFS=$'\\t' read -r word _; do
+        COMPREPLY+=("\${word#"$head"}")
+      done
+      ;;
+    esac
+  } < <("\${words[0]}" completions candidates -- "\${words[@]:1}" 2>/dev/null)
+}
+complete -F _toolsmith toolsmith
+`;
+
+const ZSH_SCRIPT = `#compdef toolsmith
+_toolsmith() {
+  local -a given lines
+  given=("\${(@Q)words[2,CURRENT-1]}" "$PREFIX")
+  lines=("\${(@f)$("\${(Q)words[1]}" completions candidates -- "\${given[@]}" 2>/dev/null)}")
+  local kind=$lines[1]
+  shift lines
+  case $kind in
+  file) compset -P '--*='; _files ;;
+  directory) compset -P '--*='; _files -/ ;;
+  words)
+    lines=("\${(@)lines//:/\\\\:}")
+    lines=("\${(@)lines/$'\\t'/:}")
+    _describe toolsmith lines
+    ;;
+  esac
+}
+if [[ $funcstack[1] == _toolsmith ]]; then
+  _toolsmith "$@"
+else
+  compdef _toolsmith toolsmith
+fi
+`;
+
+const FISH_SCRIPT = `function __toolsmith_candidates
+  set -l words (commandline -opc)
+  set -l current (commandline -ct)
+  set -l lines ($words[1] completions candidates -- $words[2..-1] "$current" 2>/dev/null)
+  set -l head (string match -r -- '^--[^=]*=' "$current"; or echo)
+  set -l tail (string replace -r -- '^--[^=]*=' '' "$current")
+  switch "$lines[1]"
+    case file
+      printf '%s\\n' "$head"(__fish_complete_path "$tail")
+    case directory
+      printf '%s\\n' "$head"(__fish_complete_directories "$tail")
+    case words
+      printf '%s\\n' $lines[2..-1]
+  end
+end
+complete -c toolsmith -f -a '(__toolsmith_candidates)'
+`;
+
+export const COMPLETION_SCRIPTS = {
+  bash: BASH_SCRIPT,
+  zsh: ZSH_SCRIPT,
+  fish: FISH_SCRIPT,
+};
 
 /** Needs no quoting: names from a manifest end up on a command line. */
 const SHELL_SAFE_WORD_PATTERN = /^[\w@%+=:,./-]+$/;
@@ -33,25 +114,22 @@ The scripts call toolsmith completions candidates to complete the last WORD.`,
     async run(_, io, { positionals: [word], rest }) {
       const actions = ["bash", "zsh", "fish", "candidates"] as const;
       const action = parseChoice(actions, word, "completions");
-      if (action !== "candidates") {
-        if (rest.length === 0) {
-          io.printLine(COMPLETION_SCRIPTS[action].trimEnd());
-          return 0;
+      if (action === "candidates") {
+        const known = await loadToolsAndReferences(io.env);
+        const sources = { commands: commands(), ...known };
+        const found = completionCandidates(rest, sources);
+        io.printLine(typeof found === "string" ? found : "words");
+        for (const [word, help] of typeof found === "string" ? [] : found) {
+          if (!SHELL_SAFE_WORD_PATTERN.test(word)) continue;
+          io.printLine(help ? `${word}\t${toSingleLine(help)}` : word);
         }
+      } else if (rest.length === 0) {
+        io.printLine(COMPLETION_SCRIPTS[action].trimEnd());
+      } else {
         throw usageError(
           `completions ${action} takes nothing after --`,
           `usage: toolsmith completions ${action}`,
         );
-      }
-      const known = {
-        commands: commands(),
-        ...await loadToolsAndReferences(io.env),
-      };
-      const found = completionCandidates(rest, known);
-      io.printLine(found.kind);
-      for (const [word, help] of found.words) {
-        if (!SHELL_SAFE_WORD_PATTERN.test(word)) continue;
-        io.printLine(help ? `${word}\t${toSingleLine(help)}` : word);
       }
       return 0;
     },

@@ -31,24 +31,18 @@ export const doctorCommand = defineSubcommand({
     });
     const ok = findings.every(({ level }) => level !== "fail");
     const width = Math.max(...findings.map(({ check }) => check.length));
-    const lines = findings.flatMap((finding) => findingLines(finding, width));
+    const lines = findings.flatMap(({ check, level, found, hint }) => {
+      const head = `${level.padEnd(4)}  ${check.padEnd(width)}  `;
+      const indentation = " ".repeat(head.length);
+      const hintLines = hint ? [indentation + toSingleLine(hint)] : [];
+      return [head + toSingleLine(found), ...hintLines];
+    });
     lines.push(nextStepLine(findings));
     printResult(given.json, { ok, findings }, lines.join("\n"));
     return ok ? 0 : 1;
   },
 });
 
-function findingLines(
-  { check, level, found, hint }: Finding,
-  width: number,
-): string[] {
-  const head = `${level.padEnd(4)}  ${check.padEnd(width)}  `;
-  const lines = [head + toSingleLine(found)];
-  if (hint) lines.push(" ".repeat(head.length) + toSingleLine(hint));
-  return lines;
-}
-
-/** The next step: fix the first failure, or go on. */
 function nextStepLine(findings: Finding[]): string {
   const failed = findings.find(({ level }) => level === "fail");
   if (failed) {

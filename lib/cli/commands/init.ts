@@ -71,11 +71,8 @@ export const initCommand = defineSubcommand({
     if (!json && !quiet) {
       io.printToStderr(`${outcome}: ${name}, sha256 ${sha256}\n`);
     }
-    io.printResult(
-      json,
-      { outcome, path, name, digest: `sha256:${sha256}` },
-      path,
-    );
+    const digest = `sha256:${sha256}`;
+    io.printResult(json, { outcome, path, name, digest }, path);
     return 0;
   },
 });

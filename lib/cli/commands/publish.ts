@@ -19,9 +19,9 @@ import {
 import { parseArch } from "../../vm/boot_options.ts";
 import { defineSubcommand } from "../subcommand.ts";
 import {
-  choiceFlag,
   keyValueFlag,
   negatedSwitchFlag,
+  parseChoice,
   parseCount,
   parseSecondsToMs,
   parseTimeToDate,
@@ -64,9 +64,10 @@ const PUBLISH_FLAGS = {
     "creation time (default: SOURCE_DATE_EPOCH, then the file's time)",
     parseTimeToDate,
   ),
-  verify: choiceFlag(
+  verify: valueFlag(
     "verify manifest|pull",
     "compare digests (default), or also pull and hash the image",
+    (text) => parseChoice(["manifest", "pull"], text, "--verify"),
   ),
   attempts: valueFlag(
     "attempts N",

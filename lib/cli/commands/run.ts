@@ -1,38 +1,48 @@
-/** `toolsmith run`: runs a command in the image and exits with its status. */
+/**
+ * `toolsmith run` and `toolsmith shell`: run a command in the image and exit with its
+ * status.
+ */
 import type { Environment } from "../../environment.ts";
-import type { OnEvent } from "../../events.ts";
+import type { ToolsmithEvent } from "../../events.ts";
 import { loadManifest } from "../../manifest/manifest.ts";
 import { assertToolAllowed } from "../../manifest/tools.ts";
 import { runOnHost } from "../../run/run_on_host.ts";
-import { runInVm } from "../../run/workspace_vm.ts";
+import { runInVm, runOnTerminal } from "../../run/workspace_vm.ts";
 import { defineSubcommand } from "../subcommand.ts";
 import {
-  choiceFlag,
   type FlagValues,
+  parseChoice,
   switchFlag,
   usageError,
+  valueFlag,
 } from "../flag.ts";
 import {
   COMMAND_FLAGS,
   OUTPUT_FLAGS,
   pickFlagValues,
+  PROGRESS_FLAGS,
   VM_FLAGS,
   withFlagGroup,
   workspaceVmOptions,
 } from "../shared_flags.ts";
 import type { CliIo } from "../io.ts";
-import {
-  hasInteractiveTerminal,
-  runInVmOnThisTerminal,
-} from "../run_on_terminal.ts";
 
 const RUN_ONLY_FLAGS = withFlagGroup("command", {
-  execution: choiceFlag(
+  execution: valueFlag(
     "execution vm|host",
     "where to run (default: TOOLSMITH_EXECUTION, then vm)",
+    (text) => parseChoice(["vm", "host"], text, "--execution"),
   ),
   tty: switchFlag("tty", "run the command on this terminal, as shell does"),
 });
+const SHELL_FLAGS = { ...COMMAND_FLAGS, ...VM_FLAGS, ...PROGRESS_FLAGS };
+
+/** bash if the guest has one, else sh. */
+const DEFAULT_SHELL_COMMAND = [
+  "sh",
+  "-c",
+  "command -v bash >/dev/null && exec bash; exec sh",
+];
 
 export const runCommand = defineSubcommand({
   name: "run",
@@ -64,75 +74,122 @@ export const runCommand = defineSubcommand({
       );
     }
     const execution = given.execution ?? vmOrHostFromEnv(io.env);
-    if (given.tty && execution === "vm") {
-      return await runInVmOnThisTerminal(rest, given, io);
-    }
-    using view = io.openEventView(given);
-    const request = {
-      commandWords: rest,
-      flagValues: given,
-      io,
-      onEvent: view.onEvent,
-    };
-    return execution === "host"
-      ? await runCommandOnHost(request)
-      : await runCommandInVm(request);
+    if (execution === "host") return await runOnThisHost(rest, given, io);
+    return given.tty
+      ? await runInVmOnThisTerminal(rest, given, io)
+      : await runInVmWithStreams(rest, given, io);
   },
 });
 
-interface RunRequest {
-  commandWords: string[];
-  flagValues: FlagValues<
-    typeof COMMAND_FLAGS & typeof VM_FLAGS & typeof OUTPUT_FLAGS
-  >;
-  io: CliIo;
-  onEvent: OnEvent;
+export const shellCommand = defineSubcommand({
+  name: "shell",
+  usage: "[flags] [-- COMMAND [ARG…]]",
+  summary: "open a shell in the image and exit with its status",
+  details:
+    "The guest's terminal follows the window size; Ctrl-C and Ctrl-Z go to the guest.\nThe shell starts in the workspace, as commands of toolsmith run do.",
+  example: "shell --memory 2G",
+  argumentPlaceholders: ["TOOL", "FILE"],
+  flags: SHELL_FLAGS,
+  passThrough: "dashes",
+  run(given, io, { rest }) {
+    if (hasInteractiveTerminal()) {
+      const command = rest.length > 0 ? rest : DEFAULT_SHELL_COMMAND;
+      return runInVmOnThisTerminal(command, given, io);
+    }
+    throw usageError(
+      "shell needs a terminal on standard input and output",
+      "use toolsmith run COMMAND, which needs no terminal",
+    );
+  },
+});
+
+function hasInteractiveTerminal(): boolean {
+  return Deno.stdin.isTerminal() && Deno.stdout.isTerminal();
 }
 
-async function runCommandInVm(
-  { commandWords, flagValues, io, onEvent }: RunRequest,
+type RunFlagValues = FlagValues<
+  typeof COMMAND_FLAGS & typeof VM_FLAGS & typeof OUTPUT_FLAGS
+>;
+
+async function runInVmWithStreams(
+  [command, ...args]: string[],
+  given: RunFlagValues,
+  io: CliIo,
 ) {
-  const [command, ...args] = commandWords;
   const { env, signal } = io;
-  const manifest = await loadManifest(flagValues.manifest, { env });
-  const { code, signal: endedBy, stdoutBytes, stderrBytes } = await runInVm(
-    manifest,
-    command,
-    {
-      args,
-      ...pickFlagValues(COMMAND_FLAGS, flagValues),
-      hostCwd: Deno.cwd(),
-      signal,
-      ...io.guestCommandStreams(flagValues.json),
-      vm: { ...workspaceVmOptions(flagValues), env, onEvent },
-    },
-  );
+  using view = io.openEventView(given);
+  const manifest = await loadManifest(given.manifest, { env });
+  const ended = await runInVm(manifest, command, {
+    args,
+    ...pickFlagValues(COMMAND_FLAGS, given),
+    ...io.guestCommandStreams(given.json),
+    ...{ hostCwd: Deno.cwd(), signal },
+    vm: { ...workspaceVmOptions(given), env, onEvent: view.onEvent },
+  });
+  const { code, signal: endedBy, stdoutBytes, stderrBytes } = ended;
   const result = { code, signal: endedBy, stdoutBytes, stderrBytes };
-  io.printResult(flagValues.json, result, "");
+  io.printResult(given.json, result, "");
   return code;
 }
 
-async function runCommandOnHost(
-  { commandWords, flagValues, io, onEvent }: RunRequest,
+async function runOnThisHost(
+  [command, ...args]: string[],
+  given: RunFlagValues,
+  io: CliIo,
 ) {
-  const [command, ...args] = commandWords;
+  using view = io.openEventView(given);
   // The manifest's tool paths are in the guest; on the host the name is run.
-  const manifest = await loadManifest(flagValues.manifest, { env: io.env });
+  const manifest = await loadManifest(given.manifest, { env: io.env });
   assertToolAllowed(manifest, command);
   const unwritten = new AbortController();
-  const streams = io.hostCommandStreams(
-    flagValues.json,
-    (error) => unwritten.abort(error),
-  );
   const ended = await runOnHost(command, {
     args,
-    ...pickFlagValues(COMMAND_FLAGS, flagValues),
+    ...pickFlagValues(COMMAND_FLAGS, given),
     signal: AbortSignal.any([io.signal, unwritten.signal]),
-    ...streams,
-    onEvent,
+    ...io.hostCommandStreams(given.json, (error) => unwritten.abort(error)),
+    onEvent: view.onEvent,
   });
-  io.printResult(flagValues.json, ended, "");
+  io.printResult(given.json, ended, "");
   return ended.code;
+}
+
+/** Also restores the terminal. */
+export async function runInVmOnThisTerminal(
+  [command, ...args]: string[],
+  given: FlagValues<typeof SHELL_FLAGS>,
+  io: CliIo,
+): Promise<number> {
+  const { env: variables, ...exec } = pickFlagValues(COMMAND_FLAGS, given);
+  const { env, signal } = io;
+  const term = env.get("TERM");
+  let view = io.openEventView(given);
+  /** Events that wait until the guest no longer uses the screen. */
+  let held: ToolsmithEvent[] | undefined;
+  const show = (event: ToolsmithEvent) => {
+    if (held) held.push(event);
+    else view.onEvent(event);
+  };
+  try {
+    await using screen = io.attachToGuestCommand((taken) => {
+      view.close();
+      const late = held ?? [];
+      held = taken ? [] : undefined;
+      if (!taken) view = io.openEventView(given);
+      late.forEach(show);
+    });
+    const manifest = await loadManifest(given.manifest, { env });
+    const { code } = await runOnTerminal(manifest, command, {
+      args,
+      ...exec,
+      ...{ hostCwd: Deno.cwd(), signal },
+      env: term ? { TERM: term, ...variables } : variables,
+      hostTerminal: screen,
+      vm: { ...workspaceVmOptions(given), env, onEvent: show },
+    });
+    return code;
+  } finally {
+    view.close();
+  }
 }
 
 function vmOrHostFromEnv(env: Environment): "vm" | "host" {

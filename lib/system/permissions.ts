@@ -1,5 +1,0 @@
-/** Queries Deno's permissions without a prompt. */
-
-export function isPermissionGranted(descriptor: Deno.PermissionDescriptor) {
-  return Deno.permissions.querySync(descriptor).state === "granted";
-}
