@@ -1,5 +1,4 @@
 /** Connects the host to a name or an address, on behalf of the guest. */
-import { lookup } from "node:dns/promises";
 import {
   ipNetworkScope,
   parseIpBits,
@@ -53,6 +52,8 @@ export async function dial(
 
 /** Asks the host's resolver. */
 export async function lookUpAddresses(name: string): Promise<string[]> {
+  // Imported lazily, as Node modules cost milliseconds at every start.
+  const { lookup } = await import("node:dns/promises");
   return (await lookup(name, { all: true })).map(({ address }) => address);
 }
 

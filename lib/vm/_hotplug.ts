@@ -45,11 +45,27 @@ export async function attachDevices(
   options: AttachDevicesOptions,
 ): Promise<GuestShare[]> {
   const { network, emit, signal } = options;
-  let attached = shares;
   const isUser = network === "host-loopback";
-  if (network && !isUser) await plugInNetworkCard(monitor, network, signal);
+  // The guest's kernel finds the card while its shell reads what to set up.
+  const [, attached] = await Promise.all([
+    network && !isUser && plugInNetworkCard(monitor, network, signal),
+    mountOrWarn(monitor, shares, options),
+  ]);
+  if (isUser && !await attachNetwork(monitor, { signal })) {
+    const message = "No network yet: the guest agent reports no IPv4 address";
+    emit({ type: "warning", message });
+  }
+  return attached;
+}
+
+async function mountOrWarn(
+  monitor: Monitor,
+  shares: GuestShare[],
+  options: AttachDevicesOptions,
+): Promise<GuestShare[]> {
+  const { emit, signal } = options;
   try {
-    attached = await mountOrCopyShares(monitor, shares, options);
+    return await mountOrCopyShares(monitor, shares, options);
   } catch (error) {
     signal?.throwIfAborted();
     const workspaceOnly = shares.length === 1 && !shares[0].writable;
@@ -59,13 +75,8 @@ export async function attachDevices(
     const why = `${error.message}${hint}`;
     const message = `The workspace is not available in the guest: ${why}`;
     emit({ type: "warning", message });
-    attached = [];
+    return [];
   }
-  if (isUser && !await attachNetwork(monitor, { signal })) {
-    const message = "No network yet: the guest agent reports no IPv4 address";
-    emit({ type: "warning", message });
-  }
-  return attached;
 }
 
 /**

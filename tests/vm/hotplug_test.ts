@@ -289,7 +289,7 @@ test("attachDevices() warns when the guest gets no IPv4 address, and throws when
   await assertRejects(() => waiting, Error, "enough");
 });
 
-test("attachDevices() plugs the card of a network in before the script that configures it", async () => {
+test("attachDevices() plugs the card of a network in while the script that configures it waits", async () => {
   const scripts: string[][] = [];
   const card = {
     ...{ mac: "52:55:c6:12:00:02", mtu: 65535, address: "a", bits: 15 },
