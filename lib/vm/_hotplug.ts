@@ -47,10 +47,12 @@ export async function attachDevices(
   const { network, emit, signal } = options;
   const isUser = network === "host-loopback";
   // The guest's kernel finds the card while its shell reads what to set up.
-  const [, attached] = await Promise.all([
-    network && !isUser && plugInNetworkCard(monitor, network, signal),
-    mountOrWarn(monitor, shares, options),
-  ]);
+  const plugging = network && !isUser &&
+    plugInNetworkCard(monitor, network, signal);
+  const mounting = mountOrWarn(monitor, shares, options);
+  await Promise.allSettled([plugging, mounting]);
+  await plugging;
+  const attached = await mounting;
   if (isUser && !await attachNetwork(monitor, { signal })) {
     const message = "No network yet: the guest agent reports no IPv4 address";
     emit({ type: "warning", message });

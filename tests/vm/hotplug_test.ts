@@ -318,6 +318,8 @@ test("attachDevices() plugs the card of a network in while the script that confi
   assertEquals(scripts.map((it) => it.slice(-3)), [
     ["network", "52:55:c6:12:00:02 a 15 m g", "card"],
   ]);
+  const refused = await attached({ ...machine, ports: 0 }, [], { network });
+  assertEquals(refused.result.code, "guest_failed");
 });
 
 test("openGuestNetwork() refuses a QEMU without stream networking", async (dir) => {
