@@ -20,13 +20,34 @@ const NO_9P_ERROR_PATTERN = '*"No such device"* | *"unknown filesystem"*';
  * Sets the clock, configures a network card and mounts host directories. Arguments: the
  * time in seconds since 1970, exact and rounded, or two empty strings; for a card a word,
  * its MAC, address, prefix length, mask, gateway and only DNS server, if there is one, in
- * one argument, and `card`; then for each directory its tag, mount point, and `ro` or `rw`. Retries while a hot-plugged device
- * is not ready, or udev renames it. Mounts all directories, or none and prints the error.
+ * one argument, and `card`; then for each directory its tag, mount point, and `ro` or `rw`.
+ * Retries while a hot-plugged device is not ready, or udev renames it. Mounts all
+ * directories, or none and prints the error.
  */
 export const SET_UP_GUEST_SCRIPT = `
 clock() {
   date -u -s "@$1" || date -u -s "@$2"
 } >/dev/null 2>&1
+# The gateway answers for any server's address, except for one in the guest; QEMU's own
+# network answers at one address.
+has_name_server() {
+  while read -r key value || [ -n "$key" ]; do
+    case "$key $value" in
+    nameserver\\ 127.*) ;;
+    nameserver\\ "$1"*) return ;;
+    esac
+  done
+  return 1
+}
+rename() {
+  # Otherwise the kernel waits until each processor has been idle.
+  expedited=/sys/kernel/rcu_expedited
+  read -r before <$expedited && echo 1 >$expedited
+  ip link set "$1" name toolsmith0 up
+  set -- $?
+  [ -z "$before" ] || echo "$before" >$expedited
+  return "$1"
+} 2>/dev/null
 card() {
   for dir in /sys/class/net/*; do
     read -r mac <"$dir/address" && [ "$mac" = "$1" ] || continue
@@ -43,8 +64,9 @@ card() {
       # A DHCP client that waits for eth0 would begin by removing its address. If the card
       # cannot be renamed, such a client has it already.
       if [ -e /run/udev/control ] || [ "$name" = toolsmith0 ] || [ "$tries" -ge 100 ] ||
-        { ip link set "$name" name toolsmith0 && name=toolsmith0; }; then
-        ip link set "$name" up && { ip addr add "$2/$3" dev "$name" || :; } &&
+        { rename "$name" && name=toolsmith0; }; then
+        { [ "$name" = toolsmith0 ] || ip link set "$name" up; } &&
+          { ip addr add "$2/$3" dev "$name" || :; } &&
           ip route replace default via "$5" dev "$name" || return
       else
         ip route show dev "$name" | grep ^default || return
@@ -52,10 +74,8 @@ card() {
     else
       ifconfig "$name" "$2" netmask "$4" up && route add default gw "$5" || return
     fi
-    # The gateway answers for any server's address, except for one in the guest.
-    grep ^nameserver /etc/resolv.conf | grep -v ' 127[.]' | grep -q "\${6:-.}" ||
-      resolvectl dns "$name" "\${6:-$5}" || {
-      rm -f /etc/resolv.conf
+    has_name_server "$6" </etc/resolv.conf || resolvectl dns "$name" "\${6:-$5}" || {
+      [ ! -h /etc/resolv.conf ] || rm -f /etc/resolv.conf
       echo "nameserver \${6:-$5}" >/etc/resolv.conf
     }
     return
@@ -71,10 +91,14 @@ network() {
     sleep 0.05 2>/dev/null || sleep 1
   done
 }
-# Another processor can do that meanwhile.
-{ [ -z "$1" ] || clock "$1" "$2" || echo clock; } &
+# Another processor can do that meanwhile. A card that was just plugged in is usually
+# ready by the time that the clock is set.
+{
+  [ -z "$1" ] || clock "$1" "$2" || echo clock
+  [ "$5" != card ] || network $4
+} &
 shift 2
-[ "$3" != card ] || { network $2 & shift 3; }
+[ "$3" != card ] || shift 3
 mounted=
 fail() {
   echo "$1"

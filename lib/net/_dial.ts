@@ -52,7 +52,7 @@ export async function dial(
 
 /** Asks the host's resolver. */
 export async function lookUpAddresses(name: string): Promise<string[]> {
-  // Imported late: the single file would load Node modules at every start.
+  // Imported lazily, as Node modules cost milliseconds at every start.
   const { lookup } = await import("node:dns/promises");
   return (await lookup(name, { all: true })).map(({ address }) => address);
 }

@@ -23,12 +23,10 @@ export async function relay(
   let start = "";
   const readPeer = async (into: Uint8Array) => {
     const count = await peer.read(into);
-    if (start.length < ANSWER_BYTES) {
-      const more = into.subarray(0, Math.min(count ?? 0, ANSWER_BYTES));
-      start = (start + String.fromCharCode(...more)).slice(0, ANSWER_BYTES);
-      const isWhole = count === null || start.length === ANSWER_BYTES;
-      if (isWhole) answer.resolve(start);
-    }
+    const missing = ANSWER_BYTES - start.length;
+    const more = into.subarray(0, Math.min(count ?? 0, missing));
+    start += String.fromCharCode(...more);
+    if (count === null || start.length === ANSWER_BYTES) answer.resolve(start);
     return count;
   };
   const toGuest = async () => {

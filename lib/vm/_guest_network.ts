@@ -39,12 +39,18 @@ export function openGuestNetwork(
   return new GuestNetwork({ path, rules, emit });
 }
 
-/** Plugs in the card of a network, or of QEMU's user networking, and returns its settings. */
+export function cardSettings(
+  network: GuestNetwork | "host-loopback",
+): CardSettings {
+  return network === "host-loopback" ? USER_CARD : network.card;
+}
+
+/** Plugs in the card of a network, or of QEMU's user networking. */
 export async function plugInNetworkCard(
   monitor: Monitor,
   network: GuestNetwork | "host-loopback",
   signal?: AbortSignal,
-): Promise<CardSettings> {
+): Promise<void> {
   const isOwn = network !== "host-loopback";
   const backend = isOwn
     ? {
@@ -53,16 +59,14 @@ export async function plugInNetworkCard(
       addr: { type: "unix", path: join(monitor.dir, VM_FILES.network) },
     }
     : { type: "user" };
-  const card = isOwn ? network.card : USER_CARD;
   const driver = {
     driver: "virtio-net-pci",
     ...{ id: "card", bus: hotplugSlotId(NETWORK_SLOT), netdev: "network" },
-    ...{ mac: card.mac, romfile: "" },
+    ...{ mac: cardSettings(network).mac, romfile: "" },
   };
   const mtu = isOwn && { host_mtu: network.card.mtu };
   await monitor.qemu([
     ["netdev_add", { ...backend, id: "network" }],
     ["device_add", { ...driver, ...mtu }],
   ], signal);
-  return card;
 }

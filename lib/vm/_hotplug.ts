@@ -22,7 +22,7 @@ import {
 } from "../qemu/device_ids.ts";
 import type { QmpCommand } from "../qemu/qmp.ts";
 import type { GuestNetwork } from "../net/network.ts";
-import { plugInNetworkCard } from "./_guest_network.ts";
+import { cardSettings, plugInNetworkCard } from "./_guest_network.ts";
 
 export interface AttachDevicesOptions
   extends SetUpGuestOptions, CopyIntoGuestOptions {
@@ -40,10 +40,24 @@ export async function attachDevices(
   shares: GuestShare[],
   options: AttachDevicesOptions,
 ): Promise<GuestShare[]> {
-  const { network, emit, signal } = options;
-  const card = network && await plugInNetworkCard(monitor, network, signal);
+  const { network, signal } = options;
+  const card = network && cardSettings(network);
+  // The guest's kernel finds the card while its shell reads what to set up.
+  const plugging = network && plugInNetworkCard(monitor, network, signal);
+  const mounting = mountOrWarn(monitor, shares, { ...options, card });
+  await Promise.allSettled([plugging, mounting]);
+  await plugging;
+  return await mounting;
+}
+
+async function mountOrWarn(
+  monitor: Monitor,
+  shares: GuestShare[],
+  options: AttachDevicesOptions,
+): Promise<GuestShare[]> {
+  const { emit, signal } = options;
   try {
-    return await mountOrCopyShares(monitor, shares, { ...options, card });
+    return await mountOrCopyShares(monitor, shares, options);
   } catch (error) {
     signal?.throwIfAborted();
     const workspaceOnly = shares.length === 1 && !shares[0].writable;

@@ -41,7 +41,7 @@ export async function measureEgress(name: string, image: string, mib: number) {
     await using _vm = await start();
   }
   await measureRates(name, mib, {
-    ...{ ruled, port, start, uploadPort: uploads.port },
+    ...{ ruled, port, start, uploads },
   });
   await measureInTurns(`a restored ${name}, until a command has ended`, [
     { name: "with --allow-net", runOnce: () => runTrue(start, ruled) },
@@ -74,12 +74,12 @@ async function runTrue(
 interface RateBench {
   ruled: Network;
   port: number;
-  uploadPort: number;
+  uploads: UploadServer;
   start: (network?: Network) => Promise<BootedVm>;
 }
 
 async function measureRates(name: string, mib: number, site: RateBench) {
-  const { ruled, port, uploadPort, start } = site;
+  const { ruled, port, uploads, start } = site;
   await using own = await start(ruled);
   await using user = await start("host-loopback");
   const rate = (
@@ -114,14 +114,27 @@ async function measureRates(name: string, mib: number, site: RateBench) {
     ),
   ], "MiB/s");
   const size = Math.ceil(mib / UPLOAD_SHARE);
-  const upload = (vm: BootedVm, host: string, hostPort: number) =>
-    sh(vm, `head -c ${size * MIB} /dev/zero | nc ${host} ${hostPort}`);
+  // Busybox's `nc` itself, and `head -c`, handle fewer bytes than a network does.
+  const zeros = `dd if=/dev/zero bs=64k count=${size * MIB / 65536}`;
+  const upload = (vm: BootedVm, to: string) =>
+    Promise.all([uploads.next(), sh(vm, `nc ${to} -e ${zeros}`)]);
+  const receive = "nc -l -p 7 -e dd of=/dev/null bs=64k";
+  await sh(own, "ip link set lo up");
   await measureInTurns(`${size} MiB from ${name} to a server`, [
-    rate("--allow-net", size, () => upload(own, "bench.test", 9)),
+    rate("--allow-net", size, () => upload(own, "bench.test 9")),
     rate(
       "QEMU's user networking",
       size,
-      () => upload(user, "10.0.2.2", uploadPort),
+      () => upload(user, `10.0.2.2 ${uploads.port}`),
+    ),
+    rate(
+      "the bound: to another process of the guest",
+      size,
+      () =>
+        sh(
+          own,
+          `${receive} & until nc 127.0.0.1 7 -e ${zeros}; do :; done; wait`,
+        ),
     ),
   ], "MiB/s");
 }
@@ -170,17 +183,19 @@ function startServer(bytes: number) {
   );
 }
 
-/** Reads to the end, which it answers by its own. */
+type UploadServer = ReturnType<typeof startUploadServer>;
+
 function startUploadServer() {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const { port } = listener.addr as Deno.NetAddr;
-  const serve = async (conn: Deno.Conn) => {
-    using peer = conn;
-    const buffer = new Uint8Array(MIB);
-    while (await peer.read(buffer) !== null);
+  return {
+    port,
+    /** Reads the next connection to its end. */
+    async next() {
+      using peer = await listener.accept();
+      const buffer = new Uint8Array(MIB);
+      while (await peer.read(buffer) !== null);
+    },
+    [Symbol.dispose]: () => listener.close(),
   };
-  (async () => {
-    for await (const conn of listener) serve(conn).catch(() => {});
-  })();
-  return { port, [Symbol.dispose]: () => listener.close() };
 }

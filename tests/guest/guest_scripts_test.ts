@@ -64,7 +64,10 @@ async function inGuest(
 ) {
   const here = script.replaceAll(NO_9P_GUEST_PATH, join(dir, "note"))
     .replaceAll("/sys/class/net", join(dir, "net"))
-    .replaceAll("/run/systemd/netif/links", join(dir, "links"));
+    .replaceAll("/run/systemd/netif/links", join(dir, "links"))
+    .replaceAll("/etc/resolv.conf", join(dir, "resolv.conf"))
+    .replaceAll("/sys/kernel", dir)
+    .replaceAll("/run/udev", dir);
   const path = join(dir, "sh");
   if (!await isThere(path)) await Deno.symlink(shell, path);
   const { code, stdout } = await runProcess(path, {
@@ -169,6 +172,49 @@ resolvectl() { :; }
       const set = [SET_UP_GUEST_SCRIPT, "", "", "network", card, "card"];
       assertEquals(await inGuest({ shell, dir: dir.path, stubs }, set), [0]);
       assertEquals(await Deno.readTextFile(at("waits")), "x\nx\nx\n");
+    },
+  });
+
+  Deno.test({
+    name: `guest scripts in ${
+      basename(shell)
+    }: configures a network card, and DNS unless the guest has a server`,
+    ignore: Deno.build.os !== "linux" || !await isThere(shell),
+    async fn() {
+      await using dir = await temporaryDir();
+      const at = (name: string) => join(dir.path, name);
+      await Deno.mkdir(at("net/eth0"), { recursive: true });
+      await Deno.writeTextFile(at("net/eth0/address"), "52:55:00:00:00:01\n");
+      const stubs = `${STUBS}
+ip() { echo "$(cat rcu_expedited) $*" >>asked; }
+resolvectl() { return 1; }
+`;
+      await Deno.writeTextFile(at("rcu_expedited"), "0\n");
+      const card = "52:55:00:00:00:01 10.0.0.2 24 255.255.255.0 10.0.0.1";
+      const set = [SET_UP_GUEST_SCRIPT, "", "", "network", card, "card"];
+      const gateway = "nameserver 10.0.0.1\n";
+      const cases = [
+        ["nameserver\t9.9.9.9", "nameserver\t9.9.9.9"],
+        ["nameserver 127.0.0.53\nnameserver ::1\n", undefined],
+        ["nameserver 127.0.0.53\n# nameserver 9.9.9.9\n", gateway],
+        ["", gateway],
+      ] as const;
+      for (const [before, after = before] of cases) {
+        // A link, as systemd's, must not make another file change.
+        await Deno.writeTextFile(at("stub"), before);
+        await Deno.symlink("stub", at("resolv.conf"));
+        assertEquals(await inGuest({ shell, dir: dir.path, stubs }, set), [0]);
+        assertEquals(await Deno.readTextFile(at("resolv.conf")), after);
+        assertEquals(await Deno.readTextFile(at("stub")), before);
+        await Deno.remove(at("resolv.conf"));
+        assertEquals((await Deno.readTextFile(at("asked"))).split("\n"), [
+          "1 link set eth0 name toolsmith0 up",
+          "0 addr add 10.0.0.2/24 dev toolsmith0",
+          "0 route replace default via 10.0.0.1 dev toolsmith0",
+          "",
+        ]);
+        await Deno.remove(at("asked"));
+      }
     },
   });
 

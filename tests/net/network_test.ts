@@ -127,6 +127,27 @@ Deno.test("GuestNetwork forwards a server that speaks first", async () => {
   await connection.write("EHLO me\r\n");
 });
 
+Deno.test("GuestNetwork forwards anything after the server's 101, which may arrive in parts", async () => {
+  const parts = ["HTTP/1", ".1 101 Switching Protocols\r\n\r\n"];
+  await using server = startServer(async (conn) => {
+    await conn.read(new Uint8Array(1000));
+    for (const part of parts) {
+      await conn.write(new TextEncoder().encode(part));
+    }
+    await echo(conn);
+  });
+  await using guest = await startNetGuest({
+    rules: [`a.test:80=${server.at}`],
+  });
+  const connection = await guest.connect("a.test", 80);
+  await connection.write(GET.replace("\r\n\r\n", "\r\nUpgrade: websocket$&"));
+  const answer = parts.join("");
+  assertEquals(await connection.readText(answer.length), answer);
+  await connection.write("no HTTP");
+  const all = `${answer}no HTTP`;
+  assertEquals(await connection.readText(all.length), all);
+});
+
 Deno.test("GuestNetwork refuses TLS and HTTP for another host with RST, and the server reads nothing", async () => {
   const read: number[] = [];
   await using server = startServer(async (conn) => {
@@ -810,6 +831,8 @@ Deno.test("GuestNetwork dials once while the guest repeats its SYN, and hangs up
   await using guest = await startNetGuest({ rules: [`a.test:9=${server.at}`] });
   const { address } = await guest.ask("a.test");
   const gate = Promise.withResolvers<void>();
+  // Otherwise the network waits for its dials when an assertion fails.
+  using _gate = { [Symbol.dispose]: () => gate.resolve() };
   const { connect } = Deno;
   const signals: AbortSignal[] = [];
   using _connect = replaceMethod(Deno, {

@@ -260,7 +260,7 @@ test("attachDevices() configures the card of QEMU's user networking, and throws 
   assertEquals(refused.result.code, "guest_failed");
 });
 
-test("attachDevices() plugs the card of a network in before the script that configures it", async () => {
+test("attachDevices() plugs the card of a network in while the script that configures it waits", async () => {
   const scripts: string[][] = [];
   const card = {
     ...{ mac: "52:55:c6:12:00:02", mtu: 65535, address: "a", bits: 15 },
@@ -289,6 +289,8 @@ test("attachDevices() plugs the card of a network in before the script that conf
   assertEquals(scripts.map((it) => it.slice(-3)), [
     ["network", "52:55:c6:12:00:02 a 15 m g", "card"],
   ]);
+  const refused = await attached({ ...machine, ports: 0 }, [], { network });
+  assertEquals(refused.result.code, "guest_failed");
 });
 
 test("openGuestNetwork() refuses a QEMU without stream networking", async (dir) => {
