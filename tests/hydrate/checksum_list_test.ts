@@ -60,14 +60,18 @@ Deno.test({
     const split = words.indexOf(0xc3, 20) + 1;
     const lines = `${A}  one.img\n${B}  two.img\n${A}  two.img\n${B}  a b%.img`;
     await using server = await startTlsServer(certificate, async (it) => {
-      const size = Number(/^\/size-(\d+)/.exec(it.path)?.[1] ?? lines.length);
+      const [, kind, bytes] = /^\/(size|unsized)-(\d+)/.exec(it.path) ?? [];
+      const size = Number(bytes ?? lines.length);
       if (it.path === "/words") {
         await it.head(200, { "content-length": words.length });
         await it.body(words.subarray(0, split));
         await new Promise((done) => setTimeout(done, 50));
         return await it.body(words.subarray(split));
       }
-      await it.head(200, { "content-length": size });
+      const length: Record<string, number> = kind === "unsized"
+        ? {}
+        : { "content-length": size };
+      await it.head(200, length);
       await it.body(encoder.encode(lines.padEnd(size, "\n")));
     });
     const digest = (list: string, file: string) =>
@@ -81,16 +85,16 @@ Deno.test({
     assertEquals(await digest("/list", "a%20b%25.img"), B);
     assertEquals(await digest("/words", "gr%C3%BCn.img"), B);
     assertEquals(await digest(`/size-${MIB}`, "one.img"), A);
-    const large = await expectFailure(
-      "artifact_unsafe",
-      () => digest(`/size-${MIB + 1}`, "one.img"),
-    );
-    assertEquals(
-      large.message,
-      `Cannot download ${server.url}/size-${
-        MIB + 1
-      }: the file is larger than the limit of ${MIB} bytes`,
-    );
+    for (const path of [`/size-${MIB + 1}`, `/unsized-${MIB + 1}`]) {
+      const { message } = await expectFailure(
+        "artifact_unsafe",
+        () => digest(path, "one.img"),
+      );
+      assertEquals(
+        message,
+        `Cannot download ${server.url}${path}: the file is larger than the limit of ${MIB} bytes`,
+      );
+    }
     const cases = [["two.img", 2, "two.img"], ["none.img", 0, "none.img"], [
       "%zz",
       0,
