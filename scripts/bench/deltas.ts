@@ -42,7 +42,7 @@ const FORMATS: Record<string, string[]> = {
 const COMPARED_UPDATE = "a package in place";
 /** The format that times are measured with. */
 const TIMED_FORMAT = "zstd";
-const MEMORY_MIB = [256, 4096];
+const MEMORY_MIB = [256, 2048];
 
 /** Two versions of an image; the newer one is published. */
 interface Pair {

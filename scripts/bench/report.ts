@@ -170,6 +170,14 @@ function sectionTable(
 /** Explanations of results, by the start of the section's title. */
 const FIGURE_EXPLANATIONS = [
   [
+    "bytes of an update",
+    "Debian 12, before and after; headers and the chunk index count. The other programs update the same package in place: `zstd` and `xdelta3` need both images to make a patch, and show what is possible.",
+  ],
+  [
+    "update from this host",
+    "The registry is on this host: Toolsmith finds that downloading the whole image is as fast.",
+  ],
+  [
     "bytes from the registry, eight hosts",
     "A cold cache of distribution asks upstream anew for each request that comes while it is being filled; nginx joins them, with the configuration of [fleets.md](fleets.md).",
   ],
