@@ -166,9 +166,11 @@ export class Transfer implements Disposable {
         continue;
       }
       const { at: from } = piece;
+      // A takeover lowers the piece's end while the response is on its way.
+      const requested = { ...piece };
       try {
         open ??= await this.#requestPiece(piece);
-        if (open && isUnrequestedRange(open, piece)) {
+        if (open && isUnrequestedRange(open, requested)) {
           this.#openResponse = open;
           if ((this.options.connections ?? 1) === 1) return;
           this.#cancelOpenResponse();

@@ -18,7 +18,7 @@ import {
 import { temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { memoryTarget } from "../support/memory_target.ts";
-import { holdTimers } from "../support/timers.ts";
+import { holdTimers, scaleClock } from "../support/timers.ts";
 
 const MIB = 1024 * 1024;
 const STALL_MS = 123_456;
@@ -432,4 +432,29 @@ Deno.test("Transfer.fill() fails only after all pending writes have ended", asyn
     0,
     "what came when nobody wanted it any more",
   );
+});
+
+Deno.test("Transfer.fill() drops a response that arrives after another connection took its range over", async () => {
+  using _clock = scaleClock(10);
+  const size = 12 * MIB;
+  await using setup = await made(size, [right]);
+  const late = Promise.withResolvers<void>();
+  let isHeld = false;
+  const source: ByteSource = {
+    displayName: "reg.example",
+    maxBytes: size,
+    tooManyBytesError: (limit) => new Error(`more than ${limit}`),
+    async requestRange(from, to) {
+      if (from !== 4 * MIB) return await right(from, to);
+      if (isHeld) late.resolve();
+      else {
+        isHeld = true;
+        await late.promise;
+      }
+      return await right(from, to);
+    },
+  };
+  using transfer = new Transfer(source, { connections: 2, retries: 0 });
+  await transfer.fill(setup.part);
+  assertEquals(setup.part.missingExtents(), []);
 });
