@@ -24,6 +24,8 @@ export interface SetUpGuestOptions {
   card?: CardSettings;
   /** Runs the setup script. @default {undefined} the guest agent does */
   warmShell?: WarmShell;
+  /** How long the boot may take; the setup has as long, and two minutes at least. */
+  bootTimeoutMs?: number;
   signal?: AbortSignal;
 }
 
@@ -50,7 +52,7 @@ export class GuestCannotMountError extends ToolsmithError {
 }
 
 const NEEDS_9P_HINT = "use an image whose kernel has 9p and 9pnet_virtio";
-const SETUP_TIMEOUT_MS = 120_000;
+const MIN_SETUP_TIMEOUT_MS = 120_000;
 /** Some guests wait for minutes for a missing network; in milliseconds. */
 const MIN_SERVICES_TIMEOUT_MS = 30_000;
 /** Printed by the script when the guest's `date` cannot set the clock. */
@@ -101,7 +103,8 @@ export async function setUpGuest(
   shares: GuestShare[],
   options: SetUpGuestOptions = {},
 ): Promise<string | undefined> {
-  const { signal, warmShell, card } = options;
+  const { signal, warmShell, card, bootTimeoutMs = 0 } = options;
+  const timeoutMs = Math.max(bootTimeoutMs, MIN_SETUP_TIMEOUT_MS);
   const now = Date.now() / 1000;
   const args = [
     ...options.setClock ? [now.toFixed(3), `${Math.round(now)}`] : ["", ""],
@@ -122,13 +125,11 @@ export async function setUpGuest(
   const timeoutError = () =>
     new ToolsmithError(
       "guest_failed",
-      `Cannot mount host directories in the guest within ${
-        SETUP_TIMEOUT_MS / 1000
-      } s`,
+      `Cannot mount host directories in the guest within ${timeoutMs / 1000} s`,
       { hint: NEEDS_9P_HINT },
     );
   const byAgent = async () => {
-    using limit = startDeadline(SETUP_TIMEOUT_MS, timeoutError, signal);
+    using limit = startDeadline(timeoutMs, timeoutError, signal);
     return await runScriptViaAgent(
       monitor,
       [SET_UP_GUEST_SCRIPT, "sh", ...args],
@@ -137,7 +138,7 @@ export async function setUpGuest(
   };
   const { exitCode, stdout } =
     await (warmShell
-      ? warmShell.setUpGuest(args, { timeoutMs: SETUP_TIMEOUT_MS, signal })
+      ? warmShell.setUpGuest(args, { timeoutMs, signal })
       : byAgent());
   if (CLOCK_NOT_SET_PATTERN.test(stdout)) {
     // Slower, as this also sets the hardware clock; some guests support only this.

@@ -81,13 +81,14 @@ async function mountOrCopyShares(
   shares: GuestShare[],
   options: AttachDevicesOptions,
 ): Promise<GuestShare[]> {
-  const { setClock, warmShell, card, emit, signal } = options;
+  const { setClock, warmShell, card, emit, bootTimeoutMs, signal } = options;
   if (shares.length === 0 && !setClock && !card) return shares;
   const atBoot = shares.filter(isPresentAtBoot);
   const exports = shares.filter((share) => !isPresentAtBoot(share));
   try {
     const probe9p = atBoot.length === 0 && exports.length > 0;
-    const how = { setClock, probe9p, warmShell, card, signal };
+    const limits = { bootTimeoutMs, signal };
+    const how = { setClock, probe9p, warmShell, card, ...limits };
     const networkError = await setUpGuest(monitor, atBoot, how);
     if (networkError) emit({ type: "warning", message: networkError });
   } catch (error) {
@@ -98,7 +99,7 @@ async function mountOrCopyShares(
   if (exports.length > 0) {
     const commands = exports.map((it) => deviceAddCommand(shares, it));
     await monitor.qemu(commands, signal);
-    await setUpGuest(monitor, exports, { warmShell, signal });
+    await setUpGuest(monitor, exports, { warmShell, bootTimeoutMs, signal });
   }
   return shares;
 }
