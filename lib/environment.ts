@@ -1,6 +1,6 @@
 /**
  * Environment variables behind an interface: callers and tests may pass a `Map`,
- * the default is the process's own environment.
+ * the default is the process's own environment. And what Deno permits this process.
  */
 
 /** A source of environment variables, such as `Deno.env` or a `Map`. */

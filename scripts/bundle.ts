@@ -61,12 +61,18 @@ export async function writeBundle(): Promise<boolean> {
   program = `const packed = {\n${
     packed.join(",\n")
   }\n};${IMPORT_PACKED}${program}`;
+  if (/String\.raw`[^`]*[^\0-\x7f`]/.test(program)) {
+    throw new Error("String.raw has a character that is not ASCII");
+  }
   await Deno.writeTextFile(staging, program.replace(/[^\0-\x7f]/g, toEscape));
   await Deno.rename(staging, BUNDLE_PATH);
   return true;
 }
 
-/** Other characters than ASCII would make V8 convert the program at every start. */
+/**
+ * Other characters than ASCII would make V8 convert the program at every start. Only
+ * `String.raw` would keep the escape sequence.
+ */
 function toEscape(character: string): string {
   return `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
 }

@@ -81,12 +81,14 @@ function splitFlagsFromWords(command: Omit<Subcommand, "run">, args: string[]) {
   const valued = namesOf(flags.filter(({ placeholder }) => placeholder));
   const isSwitch = (arg = "") =>
     switches.some((name) => `--${name}` === arg.replace(/=.*/s, ""));
+  // parseArgs() would skip the "no-" of --no-network=none.
+  const isNegated = (arg: string) => /^--no-[^=]*=/.test(arg);
   const long = args.map((arg) => arg.replace(/^-h(?==|$)/, "--help"));
   // parseArgs() takes `true` and `false` after a switch as the switch's value.
   const marked = long.map((arg, at) =>
     /^(true|false)$/.test(arg) && isSwitch(long[at - 1])
       ? arg + NOT_A_VALUE_MARK
-      : isSwitch(arg)
+      : isSwitch(arg) || isNegated(arg)
       ? keyOf(arg)
       : arg
   );

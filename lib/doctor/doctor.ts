@@ -70,17 +70,24 @@ type CheckResult = Omit<Finding, "check" | "level"> & Partial<Finding>;
 /** Returns `undefined` if it does not apply. */
 type Check = (host: CheckedHost) => Promise<CheckResult | undefined>;
 
-/** In the order of the findings. */
-const CHECKS: [check: string, look: Check][] = [
+/** Hydrating needs no QEMU, only running does. */
+const isForRunning = () => true;
+
+/** In the order of the findings. What is optional can only warn. */
+const CHECKS: [
+  check: string,
+  look: Check,
+  isOptional?: (host: CheckedHost) => boolean,
+][] = [
   ["manifest", checkManifest],
-  ["oras", checkOras],
+  ["oras", checkOras, hasOtherSource],
   ["credentials", (host) => Promise.resolve(checkCredentials(host))],
   ["registry", checkRegistry],
   ["signature", checkSignature],
   ["cache", checkCacheWritable],
   ["space", checkFreeSpace],
-  ["qemu", checkQemu],
-  ["accelerator", checkAccelerator],
+  ["qemu", checkQemu, isForRunning],
+  ["accelerator", checkAccelerator, isForRunning],
   ["UEFI images", (host) => checkUefiFirmware("x86_64", host)],
   ["arm64 images", (host) => checkUefiFirmware("aarch64", host)],
 ];
@@ -110,13 +117,14 @@ export async function doctor(options: DoctorOptions = {}): Promise<Finding[]> {
   const loadedManifest = await loading.catch(() => undefined);
   const host = { ...options, env, loading, loadedManifest };
   const findings: Finding[] = [];
-  for (const [check, look] of CHECKS) {
+  for (const [check, look, isOptional] of CHECKS) {
     try {
       const found = await look(host);
       if (found) findings.push({ check, level: "ok", ...found });
     } catch (thrown) {
       const { message: found, hint, code } = toToolsmithError(thrown);
-      const level = failureLevel(check, code, host);
+      const isWarning = isOptional?.(host) || isManifestOptional(code, host);
+      const level = isWarning ? "warn" : "fail";
       findings.push({ check, level, found, hint });
     }
     host.signal?.throwIfAborted();
@@ -129,18 +137,19 @@ async function checkManifest({ loading }: CheckedHost) {
   return { found: `${path}: ${name} from ${formatImageSource(source)}` };
 }
 
-function failureLevel(
-  check: string,
-  code: ErrorCode,
-  { manifest, env, loadedManifest }: CheckedHost,
-) {
-  // Hydrating needs no QEMU, only running does.
-  if (check === "qemu" || check === "accelerator") return "warn";
+/** Only an image in a registry needs oras. */
+function hasOtherSource({ loadedManifest }: CheckedHost): boolean {
   const { kind = "oci" } = loadedManifest?.image.source ?? {};
-  if (check === "oras" && kind !== "oci") return "warn";
-  // A host may be checked before it has a manifest.
+  return kind !== "oci";
+}
+
+/** A host may be checked before it has a manifest. */
+function isManifestOptional(
+  code: ErrorCode,
+  { manifest, env }: CheckedHost,
+): boolean {
   const isNamed = manifest ?? env.get("TOOLSMITH_MANIFEST");
-  return code === "manifest_not_found" && !isNamed ? "warn" : "fail";
+  return code === "manifest_not_found" && !isNamed;
 }
 
 async function checkOras(host: CheckedHost): Promise<CheckResult> {

@@ -4,7 +4,10 @@
 import { ToolsmithError } from "../errors.ts";
 import type { Manifest } from "./manifest.ts";
 
-/** The `tools` and `operations` fields of a manifest. */
+/**
+ * The fields `tools`, which maps names of tools to paths in the guest, and `operations`,
+ * the names that may run; an empty list permits all.
+ */
 export type ToolRules = Pick<Manifest, "tools" | "operations">;
 
 /**

@@ -123,7 +123,7 @@ export async function replaceFileAtomically(
  * Reads a regular text file; `undefined` if it is missing, larger than `maxBytes`,
  * a symbolic link or a special file.
  */
-export async function readSmallTextFile(
+async function readSmallTextFile(
   path: string,
   maxBytes: number,
 ): Promise<string | undefined> {

@@ -1,6 +1,6 @@
 /**
- * Trust checks by file owner and mode: on a host with several users, a file that
- * another user may have written is untrusted.
+ * Trust checks by file owner and mode, also of a workspace's `.toolsmith/`: on a host with
+ * several users, a file that another user may have written is untrusted.
  */
 import {
   basename,

@@ -1,6 +1,7 @@
 /**
- * Lists Toolsmith's own program files, and finds the directories of caches. A guest that
- * could write a program file could run code on the host at the next start.
+ * Finds other programs on PATH and the directories of caches, and lists Toolsmith's own
+ * program files: a guest that could write one could run code on the host at the next
+ * start.
  */
 import { type Environment, processEnvironment } from "../environment.ts";
 import { fromFileUrl, join, SEPARATOR } from "../path.ts";

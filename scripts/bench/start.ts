@@ -1,5 +1,5 @@
 /** Measures how long the single file takes to start. */
-import { runProcess } from "../../lib/system/process.ts";
+import { runOrThrow } from "../guest/_programs.ts";
 import { cleanEnvironment } from "../../tests/support/workspace.ts";
 import { BUNDLE_PATH, writeBundle } from "../bundle.ts";
 import { measureInTurns } from "./measure.ts";
@@ -12,7 +12,7 @@ export async function measureStart() {
   if (!await writeBundle()) throw new Error("cannot write the bundle");
   const env = cleanEnvironment();
   const run = (args: string[]) => async () => {
-    await runProcess(Deno.execPath(), { args, env });
+    await runOrThrow(Deno.execPath(), { args, env });
   };
   await measureInTurns("the start of the single file", [
     { name: "deno eval 0", runOnce: run(["eval", "0"]) },
