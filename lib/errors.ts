@@ -115,6 +115,8 @@ export class ToolsmithError extends Error {
 /** Converts any caught value to a {@linkcode ToolsmithError}; returns one unchanged. */
 export function toToolsmithError(thrown: unknown): ToolsmithError {
   if (thrown instanceof ToolsmithError) return thrown;
+  // Of an error and one of the clean-up after it.
+  if (thrown instanceof SuppressedError) return toToolsmithError(thrown.error);
   const message = thrown instanceof Error ? thrown.message : String(thrown);
   const convert = (code: ErrorCode, hint?: string) =>
     new ToolsmithError(code, message, { hint, cause: thrown });

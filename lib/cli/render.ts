@@ -72,8 +72,8 @@ export function createTextEventView(display: Display): EventView {
     const start = lastShown = display.nowMs();
     const stop = display.everySecond(() => {
       const line = `${work}: ${formatDuration(display.nowMs() - start)}`;
-      const shown = line.slice(0, display.columns - 1);
-      showProgress(shown, LOG_HEARTBEAT_INTERVAL_MS);
+      const width = display.canRedrawLine ? display.columns - 1 : undefined;
+      showProgress(line.slice(0, width), LOG_HEARTBEAT_INTERVAL_MS);
     });
     stopCounting = () => {
       stop();

@@ -83,7 +83,10 @@ export function* readChunks(
   const view = new DataView(buffer, byteOffset, byteLength);
   for (let record = 0; record < byteLength; record += RECORD_BYTES) {
     const length = view.getUint16(record) + 1;
-    yield { at, length, hash: view.getBigUint64(record + 2) };
+    // 53 of its 64 bits, as a `bigint` would take three times as long to compare.
+    const hash = view.getUint32(record + 2) * 2 ** 21 +
+      (view.getUint32(record + 6) >>> 11);
+    yield { at, length, hash };
     at += length;
   }
 }

@@ -23,7 +23,7 @@ const MAX_GAPS = 16_000;
 /** Looks for the chunks of an index in an older image. */
 export function createChunkMatcher({ size, records }: ChunkIndex) {
   // Sorted: a `Map` of the million chunks of 20 GB would take ten times the memory.
-  const hashes = new BigUint64Array(records.length / RECORD_BYTES);
+  const hashes = new Float64Array(records.length / RECORD_BYTES);
   let count = 0;
   for (const { hash } of readChunks(records)) hashes[count++] = hash;
   hashes.sort();
@@ -70,7 +70,7 @@ export function countCopyBytes(runs: CopyRun[]): number {
   return runs.reduce((sum, { length }) => sum + length, 0);
 }
 
-function indexOfHash(sorted: BigUint64Array, hash: bigint): number {
+function indexOfHash(sorted: Float64Array, hash: number): number {
   let [low, high] = [0, sorted.length];
   while (low < high) {
     const middle = low + high >>> 1;

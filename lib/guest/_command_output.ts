@@ -16,8 +16,8 @@ const MAX_TRAILER_CHARS = 16;
 /**
  * Reads a port up to the end marker and its trailer, which ends at a newline. Passes on
  * each byte before the marker as soon as it cannot be part of the marker; without a
- * sink the output is collected as text, up to 32 MiB. Throws {@linkcode VmDisconnectedError} when the port
- * closes before.
+ * sink the output is collected as text, up to 32 MiB. Throws
+ * {@linkcode VmDisconnectedError} when the port closes before.
  */
 export async function readUntilMarker(
   port: Deno.UnixConn,

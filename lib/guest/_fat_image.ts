@@ -42,6 +42,9 @@ export function fatImage(
   const about = { attributes: VOLUME_LABEL_ATTRIBUTE };
   const entries = [shortNameEntry(label.padEnd(11), about)];
   for (const [index, { name, bytes }] of contents.entries()) {
+    if (bytes.length > CLUSTER_BYTES) {
+      throw new RangeError(`${name} is too big`);
+    }
     image.set(bytes, data + index * CLUSTER_BYTES);
     const short = `FILE${index}`.padEnd(11);
     const cluster = FIRST_CLUSTER + index;

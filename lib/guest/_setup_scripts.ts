@@ -51,7 +51,7 @@ rename() {
 card() {
   for dir in /sys/class/net/*; do
     read -r mac <"$dir/address" && [ "$mac" = "$1" ] || continue
-    name=\${dir##*/} links=/run/systemd/netif/links
+    name=\${dir##*/} links=/run/systemd/netif/links is_up=
     # systemd-networkd would remove what it has not configured. It asks by DHCP.
     [ ! -e $links/1 ] || [ "$tries" -ge 100 ] ||
       case $(grep ^ADMIN_STATE= "$links/$(cat "$dir/ifindex")") in
@@ -64,8 +64,8 @@ card() {
       # A DHCP client that waits for eth0 would begin by removing its address. If the card
       # cannot be renamed, such a client has it already.
       if [ -e /run/udev/control ] || [ "$name" = toolsmith0 ] || [ "$tries" -ge 100 ] ||
-        { rename "$name" && name=toolsmith0; }; then
-        { [ "$name" = toolsmith0 ] || ip link set "$name" up; } &&
+        { rename "$name" && name=toolsmith0 is_up=1; }; then
+        { [ -n "$is_up" ] || ip link set "$name" up; } &&
           { ip addr add "$2/$3" dev "$name" || :; } &&
           ip route replace default via "$5" dev "$name" || return
       else
@@ -88,7 +88,7 @@ network() {
   until said=$(card "$@" 2>&1); do
     tries=$((tries + 1))
     [ "$tries" -lt 120 ] || { echo network: $said; return; }
-    sleep 0.05 2>/dev/null || sleep 1
+    sleep 0.05 2>/dev/null || { sleep 1; tries=$((tries + 19)); }
   done
 }
 # Another processor can do that meanwhile. A card that was just plugged in is usually

@@ -22,6 +22,8 @@ export interface SetUpGuestOptions {
   /** Check whether the guest's kernel has 9p. @default {false} */
   probe9p?: boolean;
   card?: CardSettings;
+  /** Receives why the card could not be configured. */
+  warn?: (message: string) => void;
   /** Runs the setup script. @default {undefined} the guest agent does */
   warmShell?: WarmShell;
   /** How long the boot may take; the setup has as long, and two minutes at least. */
@@ -94,15 +96,14 @@ async function orIfRefused(answer: Promise<unknown>): Promise<unknown> {
 
 /**
  * Mounts hot-plugged directories in the guest, each at `/mnt/<tag>`, sets the guest's
- * clock and configures its network card; returns why the card could not be configured.
- * One agent command does all, as each costs time. Throws
- * {@linkcode GuestCannotMountError} with the error of `mount`.
+ * clock and configures its network card. One agent command does all, as each costs time.
+ * Throws {@linkcode GuestCannotMountError} with the error of `mount`.
  */
 export async function setUpGuest(
   monitor: Monitor,
   shares: GuestShare[],
   options: SetUpGuestOptions = {},
-): Promise<string | undefined> {
+): Promise<void> {
   const { signal, warmShell, card, bootTimeoutMs = 0 } = options;
   const timeoutMs = Math.max(bootTimeoutMs, MIN_SETUP_TIMEOUT_MS);
   const now = Date.now() / 1000;
@@ -146,10 +147,11 @@ export async function setUpGuest(
     await monitor.agent(["guest-set-time", { time }], signal)
       .catch(() => signal?.throwIfAborted());
   }
-  if (exitCode === 0) {
-    const [, reason] = NO_NETWORK_PATTERN.exec(stdout) ?? [];
-    return reason && `No network in the guest: ${sanitizeLine(reason)}`;
+  const [, reason] = NO_NETWORK_PATTERN.exec(stdout) ?? [];
+  if (reason) {
+    options.warn?.(`No network in the guest: ${sanitizeLine(reason)}`);
   }
+  if (exitCode === 0) return;
   const said = stdout.replace(CLOCK_NOT_SET_PATTERN, "")
     .replace(NO_NETWORK_PATTERN, "");
   throw new GuestCannotMountError(sanitizeLine(said) || "mount gave no reason");

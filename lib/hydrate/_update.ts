@@ -123,5 +123,6 @@ async function estimateDownloadMs(
   const { at, bytes } = first!;
   const { size, presentBytes } = part;
   const rate = (presentBytes - bytes) / (performance.now() - at);
-  return (size - presentBytes) / rate;
+  // All may be there after one write, which tells no rate.
+  return (size - presentBytes) / rate || 0;
 }

@@ -129,8 +129,9 @@ export async function hydrate(
       using locked = await lockEntry(entry, name, { emit, signal });
       return await hydrateUnderLock(call, locked);
     } catch (error) {
-      const { code } = error as { code?: string };
-      if (code !== "cache_unwritable" || options.force) throw error;
+      const isUnwritable = error instanceof ToolsmithError &&
+        error.code === "cache_unwritable";
+      if (!isUnwritable || options.force) throw error;
       // A cache that this user cannot write may still hold an intact image.
       const cached = await entry.lookUpImage();
       if (!cached || !await rehashAndCompare(call, cached)) throw error;

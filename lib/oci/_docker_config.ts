@@ -170,7 +170,7 @@ function dockerConfigKey(registry: string): string {
 }
 
 function helperInConfig({ credHelpers, credsStore }: JsonObject, key: string) {
-  const helper = jsonObjectOrEmpty(credHelpers)[key] || credsStore;
+  const helper = ownProperty(jsonObjectOrEmpty(credHelpers), key) || credsStore;
   return typeof helper === "string" && helper ? helper : undefined;
 }
 
@@ -222,7 +222,7 @@ function credentialsInConfig(
   key: string,
 ): RegistryCredentials {
   // Old files have URLs as keys.
-  const entry = auths[key] ??
+  const entry = ownProperty(auths, key) ??
     Object.entries(auths).find(([name]) => hostOfConfigKey(name) === key)?.[1];
   const fields = jsonObjectOrEmpty(entry);
   const text = (name: string) =>
@@ -256,4 +256,9 @@ function decodeBasicLogin(auth: string, key: string) {
 
 function hostOfConfigKey(address: string): string {
   return address.replace(/^https?:\/\//, "").split("/")[0];
+}
+
+/** A registry's name may be that of a method of all objects, such as `constructor`. */
+function ownProperty(record: JsonObject, key: string): unknown {
+  return Object.hasOwn(record, key) ? record[key] : undefined;
 }

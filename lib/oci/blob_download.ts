@@ -49,7 +49,7 @@ export async function downloadBlob(
   return await hashPartFileWhileFilling(partFile, signal, fill);
 }
 
-/** Does the same without hashing. */
+/** Downloads what a part file lacks, as downloadBlob() does, but hashes nothing. */
 export async function fillPartFile(
   { mirrors, registry }: Endpoints,
   layer: ImageLayer,
@@ -88,7 +88,8 @@ export async function probeBlob(
   digest: string,
   again = false,
 ): Promise<void> {
-  const { host } = registry;
+  const { host, baseUrl } = registry;
+  if (!hasNetPermission(new URL(baseUrl))) return;
   const limits = withOptionalRequestTimeout(registry.options);
   using timer = startStallTimer(`download ${host}`, limits);
   const { signal } = timer;

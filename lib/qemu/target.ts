@@ -24,7 +24,8 @@ export interface DetectTargetOptions {
 }
 
 /**
- * Detects the processor, QEMU program and firmware for an image, reading its boot loader unless the options say all.
+ * Detects the processor, QEMU program and firmware for an image, reading its boot loader
+ * unless the options say all.
  */
 export async function detectTarget(
   image: string,

@@ -71,13 +71,13 @@ export function isNestedDeeper(value: unknown, levels: number): boolean {
  */
 export function* walkJsonMembers(text: string) {
   const parentKeys: string[] = [];
-  const seen: Set<string>[] = [];
+  const seen: (Set<string> | undefined)[] = [];
   let key: string | undefined;
   let previous = "";
   for (const { 0: token, index: valueOffset } of text.matchAll(TOKEN_PATTERN)) {
     const isValue = previous === ":";
     if (isValue && key !== undefined) {
-      const keys = seen[seen.length - 1];
+      const keys = seen[seen.length - 1] ??= new Set();
       const isDuplicateKey = keys.has(key);
       keys.add(key);
       yield { key, parentKeys, valueOffset, isDuplicateKey };
@@ -85,7 +85,7 @@ export function* walkJsonMembers(text: string) {
     if (token === "{" || token === "[") {
       // An array element has no key.
       parentKeys.push(isValue ? key ?? "" : "");
-      seen.push(new Set());
+      seen.push(undefined);
     } else if (token === "}" || token === "]") {
       parentKeys.pop();
       seen.pop();

@@ -89,7 +89,9 @@ export async function settlesWithin(
   options: { signal?: AbortSignal } = {},
 ): Promise<boolean> {
   const { promise: first, resolve } = Promise.withResolvers<boolean>();
-  const timer = setTimeout(() => resolve(false), ms);
+  const timer = ms > MAX_TIMER_MS
+    ? undefined
+    : setTimeout(() => resolve(false), ms);
   const settle = () => resolve(true);
   promise.then(settle, settle);
   return await abortable(first, options.signal)

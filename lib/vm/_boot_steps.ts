@@ -181,6 +181,8 @@ export async function finishBoot(
     setClock: isClockBehind,
     warmShell,
     emit,
+    // Instead of waiting longer for a restored guest, the image is booted.
+    bootTimeoutMs: how === "restored" ? undefined : options.bootTimeoutMs,
   };
   const attaching = attachDevices(monitor, plan.shares, wanted);
   const [shares] = await Promise.all([attaching, agent]);

@@ -21,6 +21,7 @@ import {
   shareFsdevId,
 } from "../qemu/device_ids.ts";
 import type { QmpCommand } from "../qemu/qmp.ts";
+import { anySignal } from "../system/time.ts";
 import type { GuestNetwork } from "../net/network.ts";
 import { cardSettings, plugInNetworkCard } from "./_guest_network.ts";
 
@@ -40,11 +41,16 @@ export async function attachDevices(
   shares: GuestShare[],
   options: AttachDevicesOptions,
 ): Promise<GuestShare[]> {
-  const { network, signal } = options;
-  const card = network && cardSettings(network);
+  const { network } = options;
+  if (!network) return await mountOrWarn(monitor, shares, options);
+  const card = cardSettings(network);
+  const refused = new AbortController();
+  const signal = anySignal(options.signal, refused.signal);
+  const how = { ...options, card, signal };
   // The guest's kernel finds the card while its shell reads what to set up.
-  const plugging = network && plugInNetworkCard(monitor, network, signal);
-  const mounting = mountOrWarn(monitor, shares, { ...options, card });
+  const plugging = plugInNetworkCard(monitor, network, options.signal);
+  const mounting = mountOrWarn(monitor, shares, how);
+  plugging.catch((error) => refused.abort(error));
   await Promise.allSettled([plugging, mounting]);
   await plugging;
   return await mounting;
@@ -88,9 +94,9 @@ async function mountOrCopyShares(
   try {
     const probe9p = atBoot.length === 0 && exports.length > 0;
     const limits = { bootTimeoutMs, signal };
-    const how = { setClock, probe9p, warmShell, card, ...limits };
-    const networkError = await setUpGuest(monitor, atBoot, how);
-    if (networkError) emit({ type: "warning", message: networkError });
+    const warn = (message: string) => emit({ type: "warning", message });
+    const how = { setClock, probe9p, warmShell, card, warn, ...limits };
+    await setUpGuest(monitor, atBoot, how);
   } catch (error) {
     if (!(error instanceof GuestCannotMountError)) throw error;
     const why = error.message;

@@ -77,8 +77,8 @@ export async function startRestoringQemu(
 /**
  * Stops the guest and writes the VM's state to a file, by a QEMU migration (QEMU's QMP
  * reference): device states, and memory that is not in a file already, arrive over a
- * socket. QEMU flushes the disk before. On failure the guest runs on,
- * and its memory and disk files cannot be used for a snapshot any more.
+ * socket. QEMU flushes the disk before. On failure the guest runs on, and its memory and
+ * disk files cannot be used for a snapshot any more.
  */
 export async function pauseAndSaveVm(
   { qmp, dir }: Pick<QemuProcess, "qmp" | "dir">,

@@ -80,7 +80,8 @@ export interface BootOptions {
   /** Accelerator. @default {undefined} `TOOLSMITH_ACCEL`, else the fastest that works */
   accelerator?: Accelerator;
   /**
-   * Time for the guest to become ready, in milliseconds.
+   * Time for the guest to start, in milliseconds. It has as long again, but two minutes
+   * at least, to mount directories and to configure its network.
    *
    * @default {undefined} 30 minutes with activity on console or disk every 120 s;
    * 120 s with `agentOptional`

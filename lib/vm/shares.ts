@@ -153,9 +153,9 @@ function unsafeExportError(
 
 /**
  * Finds a file in `paths`, which need not exist, that an export has a hard link to: the
- * guest could write to it. Exports are only searched if any of the files has several links; unreadable
- * directories in them are skipped. The search runs `find` in a shell, which handles
- * names that are not UTF-8 and paths of any length.
+ * guest could write to it. Exports are only searched if any of the files has several
+ * links; unreadable directories in them are skipped. The search runs `find` in a shell,
+ * which handles names that are not UTF-8 and paths of any length.
  */
 export async function findHardLink(
   dirs: string[],

@@ -15,7 +15,9 @@ function recordsFrom(first: number, half: Half) {
   for (let nth = 0; nth < COUNT; nth++) {
     const at = nth * RECORD_BYTES;
     view.setUint16(at, CHUNK_BYTES - 1);
-    view.setUint32(at + (half === "upper" ? 2 : 6), first + COUNT - nth);
+    // The last eleven bits of a hash do not count.
+    const key = (first + COUNT - nth) << 11;
+    view.setUint32(at + (half === "upper" ? 2 : 6), key);
   }
   return records;
 }

@@ -51,6 +51,10 @@ Deno.test("settlesWithin() returns whether the promise settled in time", async (
   assertEquals(await settlesWithin(Promise.resolve(1), 1_000), true);
   assertEquals(await settlesWithin(Promise.reject(new Error()), 1_000), true);
   assertEquals(await settlesWithin(new Promise(() => {}), 5), false);
+  for (const ms of [Infinity, 2 ** 31]) {
+    // Such a timer would fire at once.
+    assertEquals(await settlesWithin(sleep(20), ms), true);
+  }
 });
 
 Deno.test("abortable() rejects with the signal's reason, or settles like the promise", async () => {

@@ -284,7 +284,7 @@ test("attachDevices() plugs the card of a network in while the script that confi
     ["network", "52:55:c6:12:00:02 a 15 m g", "card"],
   ]);
   const refused = await attached({ ...machine, ports: 0 }, [], { network });
-  assertEquals(refused.result.code, "guest_failed");
+  assertEquals([refused.result.code, refused.said], ["guest_failed", []]);
 });
 
 test("openGuestNetwork() refuses a QEMU without stream networking", async (dir) => {
