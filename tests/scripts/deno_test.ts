@@ -13,7 +13,8 @@ async function ask(
   await Deno.mkdir(`${dir}/scripts`, { recursive: true });
   await Deno.mkdir(`${dir}/lib`);
   // With all that it may import.
-  for (const part of ["scripts/deno.ts", "lib/system", "lib/errors.ts"]) {
+  const imported = ["lib/system", "lib/environment.ts", "lib/errors.ts"];
+  for (const part of ["scripts/deno.ts", ...imported]) {
     await copy(`${PROJECT_ROOT}/${part}`, `${dir}/${part}`);
   }
   const path = `${dir}/ask.ts`;
