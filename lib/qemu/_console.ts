@@ -11,8 +11,9 @@ const CONSOLE_TAIL_CHARS = 64 * 1024;
 const KERNEL_PANIC_PATTERN = /Kernel panic - not syncing[^\n]*/;
 /** Printed by firmware and boot loaders that find nothing to boot. */
 const NOT_BOOTABLE_PATTERN = /No bootable device|Missing operating system/;
-/** EDK II falls back to its own shell, which waits for commands. */
-const UEFI_SHELL_PATTERN = /EFI Internal Shell[^]*^Shell> /m;
+/** EDK II falls back to its own shell, if it has one and starts it, which then waits. */
+const NO_UEFI_BOOT_PATTERN =
+  /No bootable option or device was found|EFI Internal Shell[^]*^Shell> /m;
 
 /** Returns a boot failure with the line that the guest or its firmware printed. */
 export function findConsoleFailure(
@@ -23,7 +24,7 @@ export function findConsoleFailure(
   if (panic) return { kind: "panicked", message: sanitizeLine(panic) };
   const [message] = NOT_BOOTABLE_PATTERN.exec(output) ?? [];
   if (message) return { kind: "not_bootable", message };
-  return UEFI_SHELL_PATTERN.test(output)
+  return NO_UEFI_BOOT_PATTERN.test(output)
     ? { kind: "not_bootable", message: "UEFI firmware found nothing to boot" }
     : undefined;
 }

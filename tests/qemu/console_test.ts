@@ -44,7 +44,7 @@ Deno.test("findConsoleFailure() detects firmware that finds no bootable device",
   assertEquals(findConsoleFailure(text), { kind: "not_bootable", message });
 });
 
-Deno.test("findConsoleFailure() detects the prompt of the UEFI shell", () => {
+Deno.test("findConsoleFailure() detects the prompt of the UEFI shell, and that even the shell did not start", () => {
   const starts =
     '\x1b[2JBdsDxe: starting Boot0002 "EFI Internal Shell" from Fv(7CB8BDC9)\r\n';
   assertEquals(findConsoleFailure(starts), undefined);
@@ -52,6 +52,11 @@ Deno.test("findConsoleFailure() detects the prompt of the UEFI shell", () => {
   const message = "UEFI firmware found nothing to boot";
   assertEquals(
     findConsoleFailure(`${starts}Press ESC\r${prompt}`),
+    { kind: "not_bootable", message },
+  );
+  const nothing = "BdsDxe: No bootable option or device was found.\r\n";
+  assertEquals(
+    findConsoleFailure(starts + nothing),
     { kind: "not_bootable", message },
   );
 });
