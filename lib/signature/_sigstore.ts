@@ -1,6 +1,5 @@
 /** Sigstore's packages: large, so imported dynamically and compressed in the bundle. */
 import crypto from "node:crypto";
-
 export { bundleFromJSON } from "@sigstore/bundle";
 export { TrustedRoot } from "@sigstore/protobuf-specs";
 export { toSignedEntity, toTrustMaterial, Verifier } from "@sigstore/verify";

@@ -1,7 +1,6 @@
 /**
- * Verifies who signed an artifact, from the bundles that `cosign sign` 3 and GitHub's
- * `attest-build-provenance` attach to it: Sigstore bundle 0.3, DSSE 1.0, in-toto
- * Statement 1.
+ * Verifies what `cosign sign` 3 and GitHub's `attest-build-provenance` attach to an
+ * artifact: Sigstore bundle 0.3, DSSE 1.0, in-toto Statement 1.
  */
 import type { SignedEntity } from "@sigstore/verify";
 import { ToolsmithError } from "../errors.ts";
