@@ -10,6 +10,12 @@ import { PROJECT_ROOT } from "../scripts/deno.ts";
 
 const PAGE = await Deno.readTextFile(`${PROJECT_ROOT}/docs/troubleshooting.md`);
 
+Deno.test("toToolsmithError() returns the error of a clean-up that hides another", () => {
+  const cleanUp = new ToolsmithError("guest_failed", "Cannot clear the bits");
+  const error = new SuppressedError(cleanUp, new Error("late"));
+  assertEquals(toToolsmithError(error), cleanUp);
+});
+
 Deno.test("docs/troubleshooting.md lists every code, exit status and meaning in order", () => {
   const rows = [...PAGE.matchAll(
     /^\| `(\w+)` +\| (\d+) +\| (.+?) +\| (.+?) +\|$/gm,

@@ -4,7 +4,7 @@
  */
 import type { Flag, FlagGroup } from "./flag.ts";
 import { COMMON_FLAGS, type Subcommand } from "./subcommand.ts";
-import { bootCommand, stopCommand } from "./commands/boot.ts";
+import { bootCommand } from "./commands/boot.ts";
 import { cacheCommand } from "./commands/cache.ts";
 import { createCompletionsCommand } from "./commands/completions.ts";
 import { doctorCommand } from "./commands/doctor.ts";
@@ -13,6 +13,7 @@ import { initCommand } from "./commands/init.ts";
 import { mcpCommand } from "./commands/mcp.ts";
 import { publishCommand } from "./commands/publish.ts";
 import { runCommand, shellCommand } from "./commands/run.ts";
+import { stopCommand } from "./commands/stop.ts";
 
 export const COMMANDS: Subcommand[] = [
   hydrateCommand,

@@ -7,7 +7,7 @@ import { isJsonObject } from "../system/json.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import { startDeadline } from "../system/time.ts";
 import { runScriptViaAgent } from "./_agent_process.ts";
-import { SEED_AGENT_NAME } from "./seed_disk.ts";
+import { SEED_AGENT_NAME } from "./_seed_agent.ts";
 import {
   PREPARE_SNAPSHOT_SCRIPT,
   PROBE_9P_TAG,

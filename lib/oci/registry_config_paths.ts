@@ -1,6 +1,6 @@
 /** Lists the files of this host that configure the access to registries. */
 import { type Environment, processEnvironment } from "../environment.ts";
-import { findProgram } from "../system/program_files.ts";
+import { findProgram } from "../system/find_program.ts";
 import { dockerConfigDir, listCredentialHelpers } from "./_docker_config.ts";
 import { mirrorConfigDirs } from "./mirrors.ts";
 

@@ -5,7 +5,7 @@ import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { ImageArch } from "../image/boot_loader.ts";
 import { dirname, join } from "../path.ts";
-import { findProgram } from "../system/program_files.ts";
+import { findProgram } from "../system/find_program.ts";
 import { jsonObjectOrEmpty } from "../system/json.ts";
 
 /** Files for flash memory: read-only code, and a template of the variables. */

@@ -1,10 +1,9 @@
 /**
- * Finds other programs on PATH and the directories of caches, and lists Toolsmith's own
- * program files: a guest that could write one could run code on the host at the next
- * start.
+ * Lists Toolsmith's own program files, and finds the directories of caches. A guest that
+ * could write a program file could run code on the host at the next start.
  */
 import { type Environment, processEnvironment } from "../environment.ts";
-import { fromFileUrl, join, SEPARATOR } from "../path.ts";
+import { fromFileUrl, join } from "../path.ts";
 
 /** Path of this module in the source tree; a bundle has another path. */
 const THIS_MODULE_PATH = "lib/system/program_files.ts";
@@ -52,28 +51,4 @@ export function userCacheDir(env: Environment): string | undefined {
   const home = env.get(Deno.build.os === "windows" ? "USERPROFILE" : "HOME");
   const cache = xdg?.startsWith("/") ? xdg : home && join(home, ".cache");
   return cache && join(cache, "toolsmith");
-}
-
-/**
- * Returns the directories of `PATH`, which need not exist, in order; `""` is the
- * current directory.
- */
-export function programSearchDirs(
-  env: Environment = processEnvironment,
-): string[] {
-  return (env.get("PATH") ?? processEnvironment.get("PATH") ?? "").split(":");
-}
-
-export async function findProgram(
-  program: string,
-  env: Environment = processEnvironment,
-): Promise<string | undefined> {
-  const dirs = program.includes(SEPARATOR) ? [""] : programSearchDirs(env);
-  for (const dir of dirs) {
-    const path = dir ? join(dir, program) : program;
-    if (await Deno.stat(path).then(({ isFile }) => isFile, () => false)) {
-      return path;
-    }
-  }
-  return undefined;
 }

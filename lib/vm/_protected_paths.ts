@@ -7,12 +7,8 @@ import { dirname, join } from "../path.ts";
 import { firmwareDescriptorDirs } from "../qemu/firmware.ts";
 import { vmDirParents } from "../qemu/vm_dir.ts";
 import { qemuProgram } from "../qemu/program.ts";
-import {
-  denoCacheDir,
-  findProgram,
-  listProgramFiles,
-  programSearchDirs,
-} from "../system/program_files.ts";
+import { findProgram, programSearchDirs } from "../system/find_program.ts";
+import { denoCacheDir, listProgramFiles } from "../system/program_files.ts";
 
 /** Paths that only the caller of {@linkcode protectedPaths} knows. */
 export interface ProtectedPathsOptions {

@@ -17,7 +17,7 @@ import { isPresentAtBoot, qemuArgs } from "../qemu/args.ts";
 import { firmwarePaths } from "../qemu/firmware.ts";
 import type { QemuPlan } from "../qemu/qemu_process.ts";
 import { readSizeAndMtime } from "../system/files.ts";
-import { findProgram } from "../system/program_files.ts";
+import { findProgram } from "../system/find_program.ts";
 import { readFreeDiskBytes } from "../system/free_space.ts";
 import type { BootOptions, SnapshotOptions } from "./boot_options.ts";
 

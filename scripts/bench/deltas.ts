@@ -5,7 +5,7 @@
 import { walk } from "@std/fs/walk";
 import { join, relative } from "@std/path";
 import { orIfNotFound } from "../../lib/system/files.ts";
-import { findProgram } from "../../lib/system/program_files.ts";
+import { findProgram } from "../../lib/system/find_program.ts";
 import { publish } from "../../lib/publish/publish.ts";
 import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
 import { startNginx } from "../../tests/support/nginx.ts";

@@ -2,7 +2,7 @@
  * Checks the bytes of a small FAT image against Microsoft's specification, since
  * a guest kernel reports little about a wrong one.
  */
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertThrows } from "@std/assert";
 import { fatImage } from "../../lib/guest/_fat_image.ts";
 
 const SECTOR = 512;
@@ -88,4 +88,9 @@ Deno.test("fatImage() stores each file in a cluster of its own, and zeros after 
     assertEquals(stored, content.padEnd(CLUSTER, "\0"));
   }
   assertEquals(fatImage("LABEL", FILES), image);
+});
+
+Deno.test("fatImage() rejects a file that does not fit into a cluster", () => {
+  const files = { big: "x".repeat(CLUSTER + 1), small: "y" };
+  assertThrows(() => fatImage("LABEL", files), RangeError, "big is too big");
 });

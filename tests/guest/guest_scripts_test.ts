@@ -215,6 +215,20 @@ resolvectl() { return 1; }
         ]);
         await Deno.remove(at("asked"));
       }
+      // The kernel renames the card before it fails to bring it up.
+      const halfWay = `${stubs}
+ip() {
+  echo "$*" >>asked
+  [ "$*" != "link set eth0 name toolsmith0 up" ] || { mv net/eth0 net/toolsmith0; false; }
+}
+`;
+      const how = { shell, dir: dir.path, stubs: halfWay };
+      assertEquals(await inGuest(how, set), [0]);
+      const asked = await Deno.readTextFile(at("asked"));
+      assertMatch(
+        asked,
+        /^link set toolsmith0 up\naddr add .*\nroute replace/m,
+      );
     },
   });
 

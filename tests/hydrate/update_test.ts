@@ -290,6 +290,26 @@ for (
   });
 }
 
+Deno.test("copyFromBase() reads no cached base once the download has brought all", async () => {
+  let part: PartFile;
+  const { reason, missing, isRight } = await copyAndFill({
+    isGiven: false,
+    prepare(opened) {
+      part = opened;
+      return Promise.resolve();
+    },
+    source: {
+      async download({ onBytesWritten }) {
+        using writer = await part.openWriter();
+        writer.write(0, target);
+        onBytesWritten();
+      },
+    },
+  });
+  assert(isRight);
+  assertEquals([reason, missing], ["the download is as fast", []]);
+});
+
 Deno.test("copyFromBase() stops the probe of a slow download, and copies", async () => {
   let aborted = 0;
   const { update, isRight } = await copyAndFill({

@@ -290,13 +290,7 @@ testWithClient(
   "toolsmith mcp ends when its client stops reading",
   async () => {
     await using work = await mcpWorkspace();
-    const child = new Deno.Command(Deno.execPath(), {
-      args: await cliCommand(["mcp"], ["-A"]),
-      cwd: work.dir,
-      env: cleanEnvironment(),
-      stdin: "piped",
-      stdout: "piped",
-    }).spawn();
+    const child = await spawnMcp(work.dir, "inherit");
     await child.stdout.cancel();
     // Its input stays open.
     const writer = child.stdin.getWriter();
@@ -377,14 +371,7 @@ testWithClient(
   "toolsmith mcp disconnects a client that does not read its answers",
   async () => {
     await using work = await mcpWorkspace();
-    const child = new Deno.Command(Deno.execPath(), {
-      args: await cliCommand(["mcp"], ["-A"]),
-      cwd: work.dir,
-      env: cleanEnvironment(),
-      stdin: "piped",
-      stdout: "piped",
-      stderr: "piped",
-    }).spawn();
+    const child = await spawnMcp(work.dir, "piped");
     const writer = child.stdin.getWriter();
     const send = (...messages: unknown[]) =>
       writer.write(new TextEncoder().encode(
@@ -457,3 +444,10 @@ testWithClient(
     assertEquals(server.stderrText(), "");
   },
 );
+
+async function spawnMcp(cwd: string, stderr: "inherit" | "piped") {
+  const args = await cliCommand(["mcp"], ["-A"]);
+  const how = { args, cwd, env: cleanEnvironment(), stderr };
+  const streams = { stdin: "piped", stdout: "piped" } as const;
+  return new Deno.Command(Deno.execPath(), { ...how, ...streams }).spawn();
+}

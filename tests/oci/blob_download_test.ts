@@ -4,6 +4,7 @@ import {
   downloadBlob,
   hasPermittedEndpoint,
   isEndpointError,
+  probeBlob,
 } from "../../lib/oci/blob_download.ts";
 import type { Endpoint } from "../../lib/oci/endpoints.ts";
 import { openPartFile } from "../../lib/system/part_file.ts";
@@ -15,6 +16,7 @@ import {
   startBlobServer,
 } from "../support/blob_server.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 
 const SIZE = 100_000;
@@ -165,3 +167,24 @@ for (const [name, net, expected] of PERMITTED) {
     },
   });
 }
+
+Deno.test({
+  name: "probeBlob() reads no CA file without permission for the registry",
+  permissions: { net: false },
+  async fn() {
+    const read: unknown[] = [];
+    using _reads = replaceMethod(Deno, {
+      readTextFile: (path: string | URL) => {
+        read.push(path);
+        return Promise.resolve("");
+      },
+    });
+    const registry = {
+      ...{ host: "registry.test", baseUrl: "https://registry.test" },
+      ...{ repository: "demo", options: { caFile: "/ca.pem" } },
+      resolvesTags: true,
+    };
+    await probeBlob(registry, "sha256:0");
+    assertEquals(read, []);
+  },
+});

@@ -28,6 +28,7 @@ import {
   readyEvent,
   stopFake,
 } from "../support/fake_vm.ts";
+import { holdTimers } from "../support/timers.ts";
 import { foundTools, requires } from "../support/parts.ts";
 import { assertAllEnded } from "../support/processes.ts";
 
@@ -83,6 +84,23 @@ test("restoreGuest() sets the guest's clock without asking the guest agent", asy
   // The guest runs only after the snapshot is loaded and the disk files are checked.
   const order = ["loaded", "query-block", "cont"];
   assertEquals(fake.actions.filter((it) => order.includes(it)), order);
+  await stopFake(fake, vm);
+});
+
+test("restoreGuest() waits two minutes for the setup, however long the boot may take", async () => {
+  using timers = holdTimers(120_000);
+  let held = -1;
+  const { fake, vm } = await restored({
+    options: { bootTimeoutMs: 3_600_000 },
+    waiting: {
+      setUp(marker) {
+        held = timers.count();
+        return `${marker}0 7\n`;
+      },
+    },
+  });
+  await using _fake = fake;
+  assertEquals(held, 1);
   await stopFake(fake, vm);
 });
 

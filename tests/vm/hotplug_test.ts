@@ -14,6 +14,7 @@ import {
 } from "../../lib/vm/_hotplug.ts";
 import { openGuestNetwork } from "../../lib/vm/_guest_network.ts";
 import { temporaryDir } from "../support/directory.ts";
+import { holdTimers } from "../support/timers.ts";
 import {
   fakeMachine,
   type FakeMachineOptions,
@@ -103,6 +104,19 @@ test("attachDevices() plugs exports in after the guest has mounted its workspace
   ]);
   const alone = await attached({ agent }, shares.slice(0, 1));
   assertEquals(alone.asked, []);
+});
+
+test("attachDevices() waits for a mount as long as the boot may take", async (dir) => {
+  const [work] = await directories(dir);
+  using timers = holdTimers(300_000);
+  const agent = (request: FakeRequest) => {
+    if (request.execute === "guest-exec-status") timers.expire();
+    return mounting({ exited: false })(request);
+  };
+  const options = { bootTimeoutMs: 300_000 };
+  const { result, said } = await attached({ agent }, [work], options);
+  assertEquals(result, []);
+  assertMatch(said.join(), /in the guest within 300 s/);
 });
 
 test("attachDevices() probes for 9p before plugging exports into a guest without a workspace", async (dir) => {

@@ -1,22 +1,18 @@
 /**
  * `toolsmith boot`: boots the image, with its console on this terminal, or
- * detached. `toolsmith stop`: powers down the detached VM.
+ * detached.
  */
-import { loadManifest, locateManifest } from "../../manifest/manifest.ts";
+import { loadManifest } from "../../manifest/manifest.ts";
 import {
   bootDetachedWorkspaceVm,
   detachedVmRecordPath,
   hydrateAndPlanVm,
 } from "../../run/workspace_vm.ts";
-import { workspaceOf } from "../../system/ownership.ts";
 import { boot as bootImage } from "../../vm/boot.ts";
 import type { BootOptions } from "../../vm/boot_options.ts";
-import { stopDetachedVm } from "../../vm/detached.ts";
 import { defineSubcommand } from "../subcommand.ts";
 import { switchFlag } from "../flag.ts";
 import {
-  JSON_FLAGS,
-  MANIFEST_FLAGS,
   OUTPUT_FLAGS,
   VM_FLAGS,
   withFlagGroup,
@@ -79,17 +75,3 @@ async function bootWithConsole(plan: BootOptions, json: boolean, io: CliIo) {
   await vm.ended;
   io.signal.removeEventListener("abort", stop);
 }
-
-export const stopCommand = defineSubcommand({
-  name: "stop",
-  usage: "[flags]",
-  summary: "power down the VM that boot --detach started",
-  flags: { ...MANIFEST_FLAGS, ...JSON_FLAGS },
-  async run({ manifest, json }, { env, signal, printResult }) {
-    const file = await locateManifest(manifest, { env });
-    const path = detachedVmRecordPath(workspaceOf(file));
-    const { pid } = await stopDetachedVm(path, { signal });
-    printResult(json, { outcome: "stopped", pid }, "");
-    return 0;
-  },
-});
