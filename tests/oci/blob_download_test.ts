@@ -6,7 +6,8 @@ import {
   isEndpointError,
   probeBlob,
 } from "../../lib/oci/blob_download.ts";
-import type { Endpoint } from "../../lib/oci/endpoints.ts";
+import { type Endpoint, registryEndpoint } from "../../lib/oci/endpoints.ts";
+import { parseReference } from "../../lib/oci/reference.ts";
 import { openPartFile } from "../../lib/system/part_file.ts";
 import type { ScheduledRetry } from "../../lib/system/retry.ts";
 import { RangesUnavailableError } from "../../lib/transfer/byte_source.ts";
@@ -179,11 +180,8 @@ Deno.test({
         return Promise.resolve("");
       },
     });
-    const registry = {
-      ...{ host: "registry.test", baseUrl: "https://registry.test" },
-      ...{ repository: "demo", options: { caFile: "/ca.pem" } },
-      resolvesTags: true,
-    };
+    const reference = parseReference("oci://registry.test/demo:1");
+    const registry = registryEndpoint(reference, { caFile: "/ca.pem" });
     await probeBlob(registry, "sha256:0");
     assertEquals(read, []);
   },
