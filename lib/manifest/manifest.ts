@@ -9,12 +9,12 @@ import { parseSha256, type Sha256 } from "../system/digest.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { systemError, ToolsmithError } from "../errors.ts";
 import {
-  createJsonFieldReader,
   isExtensionField,
-  type JsonFieldReader,
+  type JsonField,
+  parseJsonField,
   toShortJson,
-} from "./_json_field_reader.ts";
-import { isJsonObject, type JsonObject } from "../system/json.ts";
+} from "./_json_field.ts";
+import { isJsonObject } from "../system/json.ts";
 import { isPortableFileName } from "../system/portable_name.ts";
 import { workspaceOf, workspaceSymlinkReason } from "../system/ownership.ts";
 import { type ImageSource, parseImageSource } from "./image_source.ts";
@@ -153,26 +153,25 @@ export async function locateManifest(
  */
 export function parseManifest(text: string, path: string): Manifest {
   const file = resolve(path);
-  const hint = "see docs/consuming.md for the manifest format";
-  const json = createJsonFieldReader(file, hint);
-  const top = json.requireObject(json.parse(text), "");
-  if (isJsonObject(top.toolsmith) && Array.isArray(top.toolsmith.images)) {
-    throw json.fieldError(
-      "toolsmith.images",
+  const json = parseJsonField(text, file);
+  const { toolsmith } = json.object();
+  if (isJsonObject(toolsmith) && Array.isArray(toolsmith.images)) {
+    throw json.error(
       "the file is a catalog of images, but a manifest names one image",
       "copy one entry into the `image` field of a new manifest, or create a manifest: toolsmith init --ref oci://REGISTRY/REPO:TAG",
+      "toolsmith.images",
     );
   }
   // A misspelt `operations` would allow every tool: unknown fields are errors.
-  json.rejectUnknownFields(top, ["$schema", "image", "tools", "operations"]);
-  json.optionalText(top, "$schema");
-  const tools = parseToolsField(json, top.tools);
+  const top = json.fields("$schema", "image", "tools", "operations");
+  top.$schema.optionalText();
+  const tools = parseToolsField(top.tools);
   return {
     path: file,
     workspace: workspaceOf(file),
-    image: parseImageField(json, top.image, dirname(file)),
+    image: parseImageField(top.image, dirname(file)),
     tools,
-    operations: parseOperationsField(json, top.operations),
+    operations: parseOperationsField(top.operations),
   };
 }
 
@@ -181,121 +180,97 @@ export function isValidImageName(name: string): boolean {
   return isPortableFileName(name) && !/^[. ]|^.{129}/su.test(name);
 }
 
-function parseImageField(
-  json: JsonFieldReader,
-  value: unknown,
-  dir: string,
-): ManifestImage {
-  if (value === undefined) {
+function parseImageField(field: JsonField, dir: string): ManifestImage {
+  if (field.value === undefined) {
     const hint = "add the `image` object that docs/consuming.md describes";
-    throw json.fieldError("image", "missing", hint);
+    throw field.error("missing", hint);
   }
-  const image = json.requireObject(value, "image");
-  const known = ["name", "tarball", "sha256", "qcow2", "qcow2_sha256"];
-  json.rejectUnknownFields(image, [...known, "signature"], "image.");
-
+  const image = field.fields(
+    "name",
+    "tarball",
+    "sha256",
+    "qcow2",
+    "qcow2_sha256",
+    "signature",
+  );
   const nameHint = "set image.name to a name for the image's cache directory";
-  const name = json.requiredText(image, "image.name", nameHint);
+  const name = image.name.requiredText(nameHint);
   if (!isValidImageName(name)) {
     const why = `${toShortJson(name)} is not a valid directory name`;
-    throw json.fieldError("image.name", why, IMAGE_NAME_HINT);
+    throw image.name.error(why, IMAGE_NAME_HINT);
   }
-  const source = parseQcow2Field(json, image, dir);
-  const digest = json.requiredText(image, "image.qcow2_sha256", SHA256_HINT);
-  const sha256 = parseSha256Field(json, digest, "image.qcow2_sha256");
-  const tarball = json.optionalText(image, "image.tarball");
-  const tarballDigest = json.optionalText(image, "image.sha256");
-  if (Boolean(tarball) !== Boolean(tarballDigest)) {
-    const names = ["image.tarball", "image.sha256"];
-    const [present, missing] = tarball ? names : names.reverse();
-    const hint = "set both image.tarball and image.sha256, or leave both empty";
-    throw json.fieldError(missing, `missing, but ${present} is set`, hint);
-  }
+  const source = parseQcow2Field(image.qcow2, dir);
+  const digest = image.qcow2_sha256.requiredText(SHA256_HINT);
+  const sha256 = parseSha256Field(image.qcow2_sha256, digest);
   const result: ManifestImage = { name, source, sha256 };
+  const tarball = image.tarball.optionalText();
+  const tarballDigest = image.sha256.optionalText();
+  if (Boolean(tarball) !== Boolean(tarballDigest)) {
+    const pair = [image.tarball, image.sha256];
+    const [present, missing] = tarball ? pair : pair.reverse();
+    const hint = "set both image.tarball and image.sha256, or leave both empty";
+    throw missing.error(`missing, but ${present.path} is set`, hint);
+  }
   if (tarball && tarballDigest) {
     result.tarball = tarball;
-    const field = "image.sha256";
-    result.tarballSha256 = parseSha256Field(json, tarballDigest, field);
+    result.tarballSha256 = parseSha256Field(image.sha256, tarballDigest);
   }
-  if (image.signature !== undefined) {
-    result.signature = parseSignatureField(json, image.signature, source);
+  if (image.signature.value !== undefined) {
+    result.signature = parseSignatureField(image.signature, source);
   }
   return result;
 }
 
-function parseQcow2Field(
-  json: JsonFieldReader,
-  image: JsonObject,
-  dir: string,
-): ImageSource {
-  const field = "image.qcow2";
+function parseQcow2Field(field: JsonField, dir: string): ImageSource {
   const hint = "set image.qcow2 to oci://REGISTRY/REPO:TAG, a URL or a path";
-  const text = json.requiredText(image, field, hint);
+  const text = field.requiredText(hint);
   try {
     return parseImageSource(text, dir);
   } catch (cause) {
     if (!(cause instanceof ToolsmithError)) throw cause;
-    const { message } = json.fieldError(field, cause.message, "");
+    const { message } = field.error(cause.message, "");
     throw new ToolsmithError(cause.code, message, { hint: cause.hint, cause });
   }
 }
 
 function parseSignatureField(
-  json: JsonFieldReader,
-  value: unknown,
+  field: JsonField,
   { kind }: ImageSource,
 ): SignatureRule {
-  const name = "image.signature";
-  const signature = json.requireObject(value, name);
-  const known = ["identity", "issuer", "repository", "key"];
-  json.rejectUnknownFields(signature, known, `${name}.`);
-  const read = (field: string) =>
-    json.optionalText(signature, `${name}.${field}`);
-  const fields = Object.fromEntries(known.map((it) => [it, read(it)]));
+  const rule = field.fields("identity", "issuer", "repository", "key");
+  const fields = Object.fromEntries(
+    Object.entries(rule).map(([name, text]) => [name, text.optionalText()]),
+  );
   if (kind !== "oci") {
     const hint = "use an oci:// image, or remove image.signature";
-    throw json.fieldError(name, "only oci:// images have signatures", hint);
+    throw field.error("only oci:// images have signatures", hint);
   }
   try {
     return createSignatureRule(fields);
   } catch (error) {
     const { message, hint = "" } = error as ToolsmithError;
-    throw json.fieldError(name, message, hint);
+    throw field.error(message, hint);
   }
 }
 
-function parseSha256Field(
-  json: JsonFieldReader,
-  text: string,
-  field: string,
-): Sha256 {
+function parseSha256Field(field: JsonField, text: string): Sha256 {
   const digest = parseSha256(text);
   if (digest) return digest;
-  const why = `${toShortJson(text)} is not a SHA-256`;
-  throw json.fieldError(field, why, SHA256_HINT);
+  throw field.error(`${toShortJson(text)} is not a SHA-256`, SHA256_HINT);
 }
 
-function parseToolsField(
-  json: JsonFieldReader,
-  value: unknown,
-): Record<string, string> {
-  if (value === undefined) return {};
-  const tools = Object.entries(json.requireObject(value, "tools"))
-    .filter(([name, tool]) =>
-      !isExtensionField(name) || isAbsoluteGuestPath(tool)
-    );
+function parseToolsField(field: JsonField): Record<string, string> {
+  if (field.value === undefined) return {};
+  const tools = Object.entries(field.object()).filter(([name, tool]) =>
+    !isExtensionField(name) || isAbsoluteGuestPath(tool)
+  );
   // Unlike an assignment, this keeps a tool that is called `__proto__`.
-  return Object.fromEntries(tools.map(([name, tool]) => {
-    const field = `tools.${name}`;
-    let path: unknown = tool;
-    if (isJsonObject(tool)) {
-      json.rejectUnknownFields(tool, ["path"], `${field}.`);
-      path = tool.path;
-    }
+  return Object.fromEntries(tools.map(([name, value]) => {
+    const tool = field.child(name, value);
+    const path = isJsonObject(value) ? tool.fields("path").path.value : value;
     if (isAbsoluteGuestPath(path)) return [name, path];
-    throw json.fieldError(
-      field,
-      `${toShortJson(tool)} is not an absolute path in the guest`,
+    throw tool.error(
+      `${toShortJson(value)} is not an absolute path in the guest`,
       `write the path of the tool: "${name}": "/usr/bin/${name}"`,
     );
   }));
@@ -305,17 +280,16 @@ function isAbsoluteGuestPath(value: unknown): value is string {
   return typeof value === "string" && value.startsWith("/");
 }
 
-function parseOperationsField(json: JsonFieldReader, value: unknown): string[] {
-  if (value === undefined) return [];
+function parseOperationsField(field: JsonField): string[] {
+  const { value = [], path } = field;
   const hint = 'set operations to a list of allowed tool names: ["NAME"]';
   if (!Array.isArray(value)) {
-    const why = `${toShortJson(value)} is not a list`;
-    throw json.fieldError("operations", why, hint);
+    throw field.error(`${toShortJson(value)} is not a list`, hint);
   }
   value.forEach((name, index) => {
     if (typeof name === "string" && name !== "") return;
     const why = `${toShortJson(name)} is not a non-empty string`;
-    throw json.fieldError(`operations[${index}]`, why, hint);
+    throw field.error(why, hint, `${path}[${index}]`);
   });
   return value;
 }

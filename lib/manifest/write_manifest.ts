@@ -12,7 +12,7 @@ import {
 import { systemError } from "../errors.ts";
 import { orIfNotFound, replaceFileAtomically } from "../system/files.ts";
 import { walkJsonMembers } from "../system/json.ts";
-import { createJsonFieldReader } from "./_json_field_reader.ts";
+import { parseJsonField } from "./_json_field.ts";
 import {
   type ManifestImage,
   parseManifest,
@@ -122,14 +122,13 @@ export function replaceImageFields(
     qcow2_sha256: JSON.stringify(image.sha256),
   };
   if (options.setName) values.name = JSON.stringify(image.name);
-  const read = createJsonFieldReader(path, "see docs/consuming.md").parse(text);
+  const read = parseJsonField(text, path).value as Partial<ManifestJson> | null;
   if (image.signature) {
     const before = text.slice(0, text.indexOf('"qcow2_sha256"'));
     const indentation = before.slice(before.trimEnd().length);
     values.signature = JSON.stringify(image.signature, null, 2)
       .replaceAll("\n", indentation);
-    const hasRule = (read as Partial<ManifestJson> | null)?.image?.signature;
-    if (!hasRule) {
+    if (!read?.image?.signature) {
       values.qcow2_sha256 += `,${indentation}"signature": ${values.signature}`;
     }
   }

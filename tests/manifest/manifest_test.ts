@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import type { ErrorCode } from "../../lib/errors.ts";
-import { toShortJson } from "../../lib/manifest/_json_field_reader.ts";
+import { toShortJson } from "../../lib/manifest/_json_field.ts";
 import {
   isValidImageName,
   loadManifest,

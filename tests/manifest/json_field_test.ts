@@ -1,11 +1,15 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import {
-  createJsonFieldReader,
+  JsonField,
+  parseJsonField,
   toShortJson,
-} from "../../lib/manifest/_json_field_reader.ts";
+} from "../../lib/manifest/_json_field.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 
-const json = createJsonFieldReader("/work/tools.json", "see the guide");
+const FORMAT_HINT = "see docs/consuming.md for the manifest format";
+const parse = (text: string) => parseJsonField(text, "/work/tools.json").value;
+const field = (path: string, value?: unknown) =>
+  new JsonField("/work/tools.json", path, value);
 
 /** Returns message and hint of a failure, without the file. */
 async function said(work: () => unknown): Promise<[string, string?]> {
@@ -14,16 +18,16 @@ async function said(work: () => unknown): Promise<[string, string?]> {
   return [message.slice("/work/tools.json:".length).trim(), hint];
 }
 
-Deno.test("JsonFieldReader.parse() accepts 64 nesting levels and rejects 65", async () => {
+Deno.test("parseJsonField() accepts 64 nesting levels and rejects 65", async () => {
   const nested = (depth: number) => "[".repeat(depth) + "]".repeat(depth);
-  json.parse(nested(64));
-  assertEquals(await said(() => json.parse(nested(65))), [
+  parse(nested(64));
+  assertEquals(await said(() => parse(nested(65))), [
     "JSON is nested too deeply",
-    "see the guide",
+    FORMAT_HINT,
   ]);
 });
 
-Deno.test("JsonFieldReader.parse() reports a syntax error on one line, with line and column", async () => {
+Deno.test("parseJsonField() reports a syntax error on one line, with line and column", async () => {
   const cases: [string, string][] = [
     ["", "1:1"],
     ['{"a": 1,}', "1:9"],
@@ -37,7 +41,7 @@ Deno.test("JsonFieldReader.parse() reports a syntax error on one line, with line
     ["\uFEFF[oops]", "1:2"],
   ];
   for (const [text, place] of cases) {
-    const [message, hint] = await said(() => json.parse(text));
+    const [message, hint] = await said(() => parse(text));
     // V8's message, without its position and the text.
     assertMatch(message, new RegExp(`^${place}: not JSON: [A-Z][^"\\n]+$`));
     assert(!/ (?:in|after) JSON| position /.test(message), message);
@@ -46,10 +50,10 @@ Deno.test("JsonFieldReader.parse() reports a syntax error on one line, with line
       "fix the JSON syntax at this position; comments are not allowed",
     );
   }
-  assertEquals(json.parse("\uFEFF[7]"), [7]);
+  assertEquals(parse("\uFEFF[7]"), [7]);
 });
 
-Deno.test("JsonFieldReader.parse() rejects a duplicate key and names its path, but allows duplicates inside x- fields", async () => {
+Deno.test("parseJsonField() rejects a duplicate key and names its path, but allows duplicates inside x- fields", async () => {
   const cases: [string, string][] = [
     ['{"a":1,"a":2}', "a"],
     ['{"b":{"c":{"a":1,"a":2}}}', "b.c.a"],
@@ -57,63 +61,62 @@ Deno.test("JsonFieldReader.parse() rejects a duplicate key and names its path, b
     ['{"x-a":1,"x-a":2}', "x-a"],
   ];
   for (const [text, field] of cases) {
-    assertEquals(await said(() => json.parse(text)), [
+    assertEquals(await said(() => parse(text)), [
       `${field}: duplicate key`,
       "remove one of the duplicate keys",
     ]);
   }
-  json.parse('{"x-other":{"a":1,"a":2},"b":[{"a":1},{"a":1}]}');
+  parse('{"x-other":{"a":1,"a":2},"b":[{"a":1},{"a":1}]}');
 });
 
-Deno.test("JsonFieldReader names the field, its expected type and a hint when a value is wrong", async () => {
-  const object = { name: " x ", empty: " ", number: 5, list: [] };
-  assertEquals(json.requiredText(object, "image.name", "how"), " x ");
-  assertEquals(json.optionalText(object, "image.name"), "x");
-  assertEquals(json.optionalText(object, "image.empty"), undefined);
-  assertEquals(json.optionalText(object, "image.gone"), undefined);
+Deno.test("JsonField names the field, its expected type and a hint when a value is wrong", async () => {
+  assertEquals(field("name", " x ").requiredText("how"), " x ");
+  assertEquals(field("name", " x ").optionalText(), "x");
+  assertEquals(field("empty", " ").optionalText(), undefined);
+  assertEquals(field("gone").optionalText(), undefined);
   const cases: [() => unknown, string, string][] = [
     [
-      () => json.requiredText(object, "image.gone", "how"),
+      () => field("image.gone").requiredText("how"),
       "image.gone: missing",
       "how",
     ],
     [
-      () => json.requiredText(object, "image.empty", "how"),
+      () => field("image.empty", " ").requiredText("how"),
       "image.empty: empty",
       "how",
     ],
     [
-      () => json.requiredText(object, "number", "how"),
+      () => field("number", 5).requiredText("how"),
       "number: 5 is not a string",
       "write the value as a string in double quotes",
     ],
     [
-      () => json.optionalText(object, "list"),
+      () => field("list", []).optionalText(),
       "list: [] is not a string",
       "write the value as a string in double quotes",
     ],
     [
-      () => json.requireObject([], "image"),
+      () => field("image", []).object(),
       "image: [] is not an object",
-      "see the guide",
+      FORMAT_HINT,
     ],
     [
-      () => json.requireObject(null, ""),
+      () => field("", null).object(),
       "null is not an object",
-      "see the guide",
+      FORMAT_HINT,
     ],
     [
-      () => json.requireObject(undefined, "a"),
+      () => field("a").fields(),
       "a: undefined is not an object",
-      "see the guide",
+      FORMAT_HINT,
     ],
     [
-      () => json.rejectUnknownFields({ a: 1, "x-b": 2, c: 3 }, ["a", "b"]),
+      () => field("", { a: 1, "x-b": 2, c: 3 }).fields("a", "b"),
       "c: unknown field",
       "use one of these fields: a, b",
     ],
     [
-      () => json.rejectUnknownFields({ c: 3 }, ["a", "b"], "image."),
+      () => field("image", { c: 3 }).fields("a", "b"),
       "image.c: unknown field",
       "use one of these fields: image.a, image.b",
     ],
@@ -121,12 +124,13 @@ Deno.test("JsonFieldReader names the field, its expected type and a hint when a 
   for (const [work, message, hint] of cases) {
     assertEquals(await said(work), [message, hint]);
   }
-  json.rejectUnknownFields({ a: 1, "x-b": 2 }, ["a", "b"], "image.");
+  const { a, b } = field("image", { a: 1, "x-b": 2 }).fields("a", "b");
+  assertEquals([a.value, a.path, b.value], [1, "image.a", undefined]);
 });
 
-Deno.test("JsonFieldReader truncates long values and field names in messages", async () => {
+Deno.test("JsonField truncates long values and field names in messages", async () => {
   assertEquals(toShortJson("y".repeat(58)), `"${"y".repeat(58)}"`);
   assertEquals(toShortJson("y".repeat(59)), `"${"y".repeat(56)}…`);
-  const [long] = await said(() => json.requireObject(1, "f".repeat(500)));
+  const [long] = await said(() => field("f".repeat(500), 1).object());
   assertEquals(long.split(":")[0], `${"f".repeat(120)}…`);
 });
