@@ -129,22 +129,8 @@ export class SnapshotStore {
    * directory is not private to this user.
    */
   async find(key: string): Promise<Snapshot | "damaged" | undefined> {
-    if (await this.#dirUntrustedReason()) return undefined;
-    const parts = await statSnapshotParts(this.dir, key);
-    const { identities } = parts;
-    if (!identities.state) return undefined;
-    const metadataPath = this.#metadataPath(key);
-    const saved = await readSnapshotMetadata(metadataPath);
-    const isUnchanged = saved &&
-      SNAPSHOT_PARTS.every((it) =>
-        isSameFileIdentity(identities[it], saved[it])
-      );
-    const metadataFile = await readFileIdentity(metadataPath);
-    if (isUnchanged && await this.#areFilesTrusted(key) && metadataFile) {
-      return this.#toSnapshot(key, parts, metadataFile);
-    }
-    // A save that was killed before its last step left no metadata.
-    return metadataFile ? "damaged" : undefined;
+    const found = await this.#read(key);
+    return found?.isDamaged ? "damaged" : found?.snapshot;
   }
 
   /** Lists all snapshots, including damaged ones. */
@@ -153,12 +139,8 @@ export class SnapshotStore {
     if (await this.#dirUntrustedReason()) return found;
     for (const name of await listNamesInDir(this.dir)) {
       const key = /^([0-9a-f]{64})\.state$/.exec(name)?.[1];
-      if (!key) continue;
-      const snapshot = await this.find(key);
-      if (snapshot === "damaged") {
-        const parts = await statSnapshotParts(this.dir, key);
-        found.push(this.#toSnapshot(key, parts));
-      } else if (snapshot) found.push(snapshot);
+      const { snapshot } = key && await this.#read(key) || {};
+      if (snapshot) found.push(snapshot);
     }
     return found;
   }
@@ -169,10 +151,9 @@ export class SnapshotStore {
    */
   async remove({ key, saved }: Pick<Snapshot, "key"> & { saved?: string }) {
     using lock = await this.#tryLockKey(key);
-    const current = lock && await this.find(key);
-    if (!current || current !== "damaged" && current.saved !== saved) {
-      return false;
-    }
+    const current = lock && await this.#read(key);
+    if (!current) return false;
+    if (!current.isDamaged && current.snapshot.saved !== saved) return false;
     await this.#removeFiles(key);
     return true;
   }
@@ -218,14 +199,14 @@ export class SnapshotStore {
     const adopted: Snapshot[] = [];
     for (const { key } of await this.list()) {
       using lock = await this.#tryLockKey(key);
-      if (!lock || await this.find(key) !== "damaged") continue;
-      const saved = await readSnapshotMetadata(this.#metadataPath(key));
-      const { identities } = await statSnapshotParts(this.dir, key);
+      const found = lock && await this.#read(key);
+      if (!found?.isDamaged || !found.isTrusted) continue;
+      const { identities, recorded } = found;
       const isCopy = SNAPSHOT_PARTS.every((part) =>
-        saved && identities[part]?.size === saved[part].size &&
-        identities[part].mtime === saved[part].mtime
+        recorded && identities[part]?.size === recorded[part].size &&
+        identities[part].mtime === recorded[part].mtime
       );
-      if (!isCopy || !await this.#areFilesTrusted(key)) continue;
+      if (!isCopy) continue;
       await this.#writeMetadata(key, identities);
       adopted.push(await this.find(key) as Snapshot);
     }
@@ -276,15 +257,24 @@ export class SnapshotStore {
     await replaceFileAtomically(path, text, { mode: 0o600, tempDir });
   }
 
-  #toSnapshot(
-    key: string,
-    { identities, bytes }: Awaited<ReturnType<typeof statSnapshotParts>>,
-    usedFile = identities.state,
-  ): Snapshot {
+  /** Reads a snapshot; one without metadata was killed before its last step. */
+  async #read(key: string) {
+    if (await this.#dirUntrustedReason()) return undefined;
+    const metadataPath = this.#metadataPath(key);
+    const metadataFile = await readFileIdentity(metadataPath);
+    const { identities, bytes } = await statSnapshotParts(this.dir, key);
+    if (!identities.state || !metadataFile) return undefined;
+    const recorded = await readSnapshotMetadata(metadataPath);
+    const isTrusted = await this.#areFilesTrusted(key);
+    const isDamaged = !isTrusted || !recorded ||
+      !SNAPSHOT_PARTS.every((part) =>
+        isSameFileIdentity(identities[part], recorded[part])
+      );
     const [disk, memory, path] = this.#partPaths(key);
     const saved = isoModifiedTime(identities.state);
-    const used = isoModifiedTime(usedFile);
-    return { key, path, memory, disk, bytes, saved, used };
+    const used = isoModifiedTime(isDamaged ? identities.state : metadataFile);
+    const snapshot = { key, path, memory, disk, bytes, saved, used };
+    return { snapshot, isDamaged, isTrusted, identities, recorded };
   }
 
   #partPaths(key: string): string[] {
@@ -319,6 +309,6 @@ export class SnapshotStore {
   }
 }
 
-function isoModifiedTime(file: FileIdentity | undefined): string {
-  return new Date(file?.mtime ?? 0).toISOString();
+function isoModifiedTime(file: FileIdentity): string {
+  return new Date(file.mtime ?? 0).toISOString();
 }

@@ -38,8 +38,8 @@ export async function writeManifest(
   options: WriteManifestOptions = {},
 ): Promise<ManifestWriteResult> {
   const fresh = formatManifestJson(createManifestJson(image));
-  return await withManifestWriteErrors(path, async () => {
-    const { file, text } = await readManifestFile(path);
+  return await withManifestFile(path, async (file) => {
+    const text = await orIfNotFound(Deno.readTextFile(file));
     if (text === undefined) {
       await Deno.mkdir(dirname(file), { recursive: true });
       await replaceFileAtomically(file, fresh, { mode: 0o666 });
@@ -63,8 +63,8 @@ export async function assertManifestUpdatable(
   path: string,
   options: WriteManifestOptions = {},
 ): Promise<ManifestImage | undefined> {
-  return await withManifestWriteErrors(path, async () => {
-    const { file, text } = await readManifestFile(path);
+  return await withManifestFile(path, async (file) => {
+    const text = await orIfNotFound(Deno.readTextFile(file));
     if (text === undefined) return undefined;
     // The current source and digest may be placeholders: validate the rest.
     const after = replaceImageFields(text, file, PLACEHOLDER_IMAGE, options);
@@ -73,10 +73,8 @@ export async function assertManifestUpdatable(
 }
 
 export async function manifestExists(path: string): Promise<boolean> {
-  return await withManifestWriteErrors(path, async () => {
-    await rejectSymlinkedManifest(resolve(path), "write");
-    return await orIfNotFound(Deno.lstat(path)) !== undefined;
-  });
+  const stat = () => orIfNotFound(Deno.lstat(path));
+  return await withManifestFile(path, stat) !== undefined;
 }
 
 const PLACEHOLDER_IMAGE: PinnedImage = {
@@ -89,18 +87,14 @@ const PLACEHOLDER_IMAGE: PinnedImage = {
 const REPLACEABLE_PATTERN =
   /"(?:[^"\\]|\\.)*"|\{(?:[^"{}]|"(?:[^"\\]|\\.)*")*\}/y;
 
-async function readManifestFile(path: string) {
-  await rejectSymlinkedManifest(resolve(path), "write");
-  const file = await Deno.realPath(path).catch(() => path);
-  return { file, text: await orIfNotFound(Deno.readTextFile(file)) };
-}
-
-async function withManifestWriteErrors<T>(
+/** Calls back with the path behind the links that the user made. */
+async function withManifestFile<T>(
   path: string,
-  work: () => Promise<T>,
+  work: (file: string) => Promise<T>,
 ): Promise<T> {
   try {
-    return await work();
+    await rejectSymlinkedManifest(resolve(path), "write");
+    return await work(await Deno.realPath(path).catch(() => path));
   } catch (cause) {
     const messagePrefix = `Cannot write manifest ${path}`;
     throw systemError(cause, { messagePrefix });
