@@ -57,10 +57,7 @@ export async function writeVerificationRecord(
   image: Omit<VerificationRecord, "verified">,
   tempDir: string,
 ) {
-  const { file, digest, source, boot, signature, update, ...identity } = image;
-  const verified = new Date().toISOString();
-  const more = { ...identity, boot, signature, update };
-  const record = { file, digest, source, verified, ...more };
+  const record = { ...image, verified: new Date().toISOString() };
   const text = JSON.stringify(record, null, 2) + "\n";
   await replaceFileAtomically(verificationRecordPath(dir), text, { tempDir });
 }

@@ -141,7 +141,6 @@ export async function pruneCache(
     denied: [],
     bytes: 0,
   };
-  const ranks = new Map<string, number>();
   const entries = await listCache(cache, { env });
   for (const store of await findSnapshotStores(entries, env)) {
     if (!dryRun) await store.removeInterruptedSaves();
@@ -151,12 +150,11 @@ export async function pruneCache(
       result.bytes += snapshot.bytes;
     }
   }
-  for (const entry of entries) {
-    const rank = ranks.get(entry.image) ?? 0;
-    ranks.set(entry.image, rank + 1);
+  const entriesByImage = Map.groupBy(entries, ({ image }) => image);
+  const surplus = [...entriesByImage.values()].flatMap((it) => it.slice(keep));
+  for (const entry of surplus.filter(isOld)) {
     const key = toCacheKey(cache, entry);
-    const isProtected = protectedDirs.has(absoluteDir(key));
-    if (rank < keep || !isOld(entry) || isProtected) continue;
+    if (protectedDirs.has(absoluteDir(key))) continue;
     const outcome = dryRun ? "removed" : await tryRemoveEntry(key);
     if (outcome !== "gone") result[outcome].push(entry);
     if (outcome === "removed") result.bytes += entry.bytes;

@@ -3,7 +3,7 @@ import type { Writable } from "node:stream";
 import { ToolsmithError } from "../errors.ts";
 import type { Manifest } from "../manifest/manifest.ts";
 import { resolveToolPath } from "../manifest/tools.ts";
-import { basename } from "../path.ts";
+import { basename, resolve } from "../path.ts";
 import { VERSION } from "../version.ts";
 import { createCommands, type Grants } from "./_commands.ts";
 
@@ -73,7 +73,9 @@ function createToolServer(
   { run, readOutput, reset }: ReturnType<typeof createCommands>,
 ) {
   const { tools, operations } = manifest;
-  const mounts = exports.map(({ path, tag = basename(path) }) => `/mnt/${tag}`);
+  const mounts = exports.map(({ path, tag = basename(resolve(path)) }) =>
+    `/mnt/${tag}`
+  );
   const lasting = mounts.join(", ") || "(no directory)";
   const instructions =
     `Commands run in a VM, in /mnt/work: the workspace, read-only. What they write is lost, except in: ${lasting}.`;

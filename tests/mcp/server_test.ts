@@ -173,6 +173,19 @@ testWithClient(
 );
 
 testWithClient(
+  "toolsmith mcp: the instructions name the directories that outlast the VM",
+  async () => {
+    await using work = await mcpWorkspace();
+    const flags = ["--export", "build/.", "--export", "logs:all-logs"];
+    await using server = await connectMcp(work.dir, { flags });
+    assertStringIncludes(
+      server.client.getInstructions()!,
+      "except in: /mnt/build, /mnt/all-logs.",
+    );
+  },
+);
+
+testWithClient(
   "toolsmith mcp speaks the protocol with and without a handshake",
   async () => {
     await using work = await mcpWorkspace();
