@@ -18,7 +18,7 @@ import {
   syncToDisk,
 } from "../system/files.ts";
 import { readPartRecord } from "../system/part_record.ts";
-import { removeUnlockedStagingDir } from "../system/lock.ts";
+import { removeUnlockedStagingDir, tryFileLock } from "../system/lock.ts";
 import {
   type VerificationRecord,
   writeVerificationRecord,
@@ -100,17 +100,23 @@ async function assertChmodWorks(dir: string): Promise<void> {
   }
 }
 
-/**
- * Removes an entry in one rename; `false` if it does not exist. The caller holds its
- * lock.
- */
-export async function removeEntryAtomically(key: CacheKey): Promise<boolean> {
-  // An unsigned id: the directory is never resumed as a partial download.
-  const aside = stagingDir(key, crypto.randomUUID());
-  const moved = Deno.rename(entryDir(key), aside).then(() => true);
-  if (!await orIfNotFound(moved)) return false;
-  await orIfDenied(removeTree(aside));
-  return true;
+/** Removes an entry in one rename. */
+export async function tryRemoveEntry(
+  key: CacheKey,
+): Promise<"removed" | "busy" | "denied" | "gone"> {
+  try {
+    using lock = await tryFileLock(entryLockPath(key));
+    if (!lock) return "busy";
+    // An unsigned id: the directory is never resumed as a partial download.
+    const aside = stagingDir(key, crypto.randomUUID());
+    const moved = Deno.rename(entryDir(key), aside).then(() => true);
+    if (!await orIfNotFound(moved)) return "gone";
+    await orIfDenied(removeTree(aside));
+    return "removed";
+  } catch (error) {
+    if (error instanceof Deno.errors.PermissionDenied) return "denied";
+    throw error;
+  }
 }
 
 /**

@@ -9,14 +9,14 @@ import {
   sha256ToDigest,
 } from "../system/digest.ts";
 import { orIfDenied, orIfNotFound } from "../system/files.ts";
-import { removeUnlockedStagingDir, tryFileLock } from "../system/lock.ts";
+import { removeUnlockedStagingDir } from "../system/lock.ts";
 import {
   entryDir,
   entryLockPath,
   listPartialsOfImage,
   type PartialImage,
-  removeEntryAtomically,
   removeStaleStagingOfImage,
+  tryRemoveEntry,
 } from "./_image_staging.ts";
 import { cacheEntryHandle, type CacheKey } from "./entry.ts";
 import {
@@ -253,19 +253,6 @@ async function findSnapshotStores(entries: CacheEntry[], env: Environment) {
     ...names.map((name) => join(root!, name)),
   ].filter((dir) => dir !== undefined);
   return [...new Set(dirs)].map(snapshotStore);
-}
-
-async function tryRemoveEntry(
-  key: CacheKey,
-): Promise<"removed" | "busy" | "denied" | "gone"> {
-  try {
-    using lock = await tryFileLock(entryLockPath(key));
-    if (!lock) return "busy";
-    return await removeEntryAtomically(key) ? "removed" : "gone";
-  } catch (error) {
-    if (error instanceof Deno.errors.PermissionDenied) return "denied";
-    throw error;
-  }
 }
 
 async function listSubdirectories(path: string): Promise<string[]> {

@@ -50,14 +50,9 @@ export function parseImageSource(text: string, dir: string): ImageSource {
 
 /** Formats a source for display, without query strings: they may be signed. */
 export function formatImageSource(source: ImageSource): string {
-  switch (source.kind) {
-    case "oci":
-      return `oci://${formatReference(source)}`;
-    case "https":
-      return `${source.url.origin}${source.url.pathname}`;
-    case "file":
-      return source.path;
-  }
+  if (source.kind === "file") return source.path;
+  if (source.kind === "oci") return `oci://${formatReference(source)}`;
+  return `${source.url.origin}${source.url.pathname}`;
 }
 
 function parseHttpsUrl(text: string): URL {

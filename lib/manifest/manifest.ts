@@ -90,13 +90,10 @@ export async function loadManifest(
 ): Promise<Manifest> {
   const file = await locateManifest(path, options);
   await rejectSymlinkedManifest(file, "read");
-  let text: string;
-  try {
-    text = await Deno.readTextFile(file);
-  } catch (cause) {
+  const text = await Deno.readTextFile(file).catch((cause) => {
     if (cause instanceof Deno.errors.NotFound) throw noManifestError(file);
     throw systemError(cause, { messagePrefix: `Cannot read manifest ${file}` });
-  }
+  });
   return parseManifest(text, file);
 }
 

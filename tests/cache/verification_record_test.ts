@@ -5,7 +5,7 @@ import {
   type CacheKey,
   toCacheWriteError,
 } from "../../lib/cache/entry.ts";
-import { removeEntryAtomically } from "../../lib/cache/_image_staging.ts";
+import { tryRemoveEntry } from "../../lib/cache/_image_staging.ts";
 import { readFileIdentity } from "../../lib/system/files.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";
@@ -133,12 +133,12 @@ test("lookUpImage() finds an image without a record by its extension .qcow2 or .
   assertEquals([found?.path, found?.verificationRecord], [path, undefined]);
 });
 
-test("removeEntryAtomically() removes an entry once, and lookUpImage() finds it no more", async ({ key, put }) => {
+test("tryRemoveEntry() removes an entry once, and lookUpImage() finds it no more", async ({ key, put }) => {
   await put();
   const entry = cacheEntryHandle(key);
   assertEquals(entry.lockPath, join(key.cache, "demo", `.${A}.lock`));
-  const removed = () => removeEntryAtomically(key);
-  assertEquals([await removed(), await removed()], [true, false]);
+  const outcomes = [await tryRemoveEntry(key), await tryRemoveEntry(key)];
+  assertEquals(outcomes, ["removed", "gone"]);
   assertEquals(await entry.lookUpImage(), undefined);
 });
 
