@@ -183,11 +183,8 @@ export class SnapshotStore {
     const [state, memory, disk] = ["state", "memory", "qcow2"]
       .map((name) => join(dir, name));
     const files = { dir, state, memory, disk };
-    return {
-      ...files,
-      commit: () => this.#commit(key, files),
-      [Symbol.asyncDispose]: () => staging[Symbol.asyncDispose](),
-    };
+    const commit = () => this.#commit(key, files);
+    return { ...staging, ...files, commit };
   }
 
   /**
@@ -240,16 +237,14 @@ export class SnapshotStore {
       }
       // Renaming changes the times in the metadata, so write the metadata last.
       const { identities } = await statSnapshotParts(this.dir, key);
-      const missing = SNAPSHOT_PARTS.find((part) => !identities[part]);
-      if (missing) {
-        throw new Deno.errors.NotFound(`snapshot ${key} has no ${missing}`);
-      }
       await this.#writeMetadata(key, identities, staging.dir);
+      const saved = await this.find(key);
+      if (typeof saved === "object") return saved;
+      throw new Deno.errors.NotFound(`snapshot ${key} lacks a file`);
     } catch (error) {
       await this.#removeFiles(key);
       throw error;
     }
-    return await this.find(key) as Snapshot;
   }
 
   async #writeMetadata(key: string, identities: object, tempDir?: string) {
@@ -260,11 +255,12 @@ export class SnapshotStore {
   /** Reads a snapshot; one without metadata was killed before its last step. */
   async #read(key: string) {
     if (await this.#dirUntrustedReason()) return undefined;
-    const metadataPath = this.#metadataPath(key);
-    const metadataFile = await readFileIdentity(metadataPath);
     const { identities, bytes } = await statSnapshotParts(this.dir, key);
-    if (!identities.state || !metadataFile) return undefined;
+    const metadataPath = this.#metadataPath(key);
     const recorded = await readSnapshotMetadata(metadataPath);
+    // Last, so that a snapshot that is replaced meanwhile does not count as damaged.
+    const metadataFile = await readFileIdentity(metadataPath);
+    if (!identities.state || !metadataFile) return undefined;
     const isTrusted = await this.#areFilesTrusted(key);
     const isDamaged = !isTrusted || !recorded ||
       !SNAPSHOT_PARTS.every((part) =>
