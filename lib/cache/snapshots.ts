@@ -135,14 +135,14 @@ export class SnapshotStore {
 
   /** Lists all snapshots, including damaged ones. */
   async list(): Promise<Snapshot[]> {
-    const found: Snapshot[] = [];
-    if (await this.#dirUntrustedReason()) return found;
+    const snapshots: Snapshot[] = [];
+    if (await this.#dirUntrustedReason()) return snapshots;
     for (const name of await listNamesInDir(this.dir)) {
       const key = /^([0-9a-f]{64})\.state$/.exec(name)?.[1];
-      const { snapshot } = key && await this.#read(key) || {};
-      if (snapshot) found.push(snapshot);
+      const found = key && await this.#read(key);
+      if (found) snapshots.push(found.snapshot);
     }
-    return found;
+    return snapshots;
   }
 
   /**
