@@ -14,20 +14,16 @@ export interface AuthChallenge {
   params: Map<string, string>;
 }
 
-/** A challenge that Toolsmith can answer. */
-export interface SupportedChallenge extends AuthChallenge {
-  scheme: "basic" | "bearer";
-}
-
 const HTTP_TOKEN_PATTERN = "[\\w!#$%&'*+.^`|~-]+";
-const AUTH_PARAM_PATTERN = new RegExp(
-  `(${HTTP_TOKEN_PATTERN})\\s*=\\s*(?:"((?:[^"\\\\]|\\\\.)*)"|([^\\s,"]+))\\s*(?=,|$)`,
-  "sy",
-);
+const AUTH_PARAM_PATTERN =
+  `(${HTTP_TOKEN_PATTERN})\\s*=\\s*(?:"((?:[^"\\\\]|\\\\.)*)"|([^\\s,"]+))\\s*(?=,|$)`;
 /** A scheme, alone or with a token68 value, such as `Negotiate YII=`. */
-const AUTH_SCHEME_PATTERN = new RegExp(
-  `(${HTTP_TOKEN_PATTERN})(?: +[\\w.~+/-]+=*\\s*(?=,|$))?(?=[\\s,]|$)`,
-  "y",
+const AUTH_SCHEME_PATTERN =
+  `(${HTTP_TOKEN_PATTERN})(?: +[\\w.~+/-]+=*\\s*(?=,|$))?(?=[\\s,]|$)`;
+/** Sticky, so that the matches end at the first malformed part. */
+const AUTH_PART_PATTERN = new RegExp(
+  `[\\s,]*(?:${AUTH_PARAM_PATTERN}|${AUTH_SCHEME_PATTERN})`,
+  "gsy",
 );
 
 /**
@@ -36,26 +32,18 @@ const AUTH_SCHEME_PATTERN = new RegExp(
  */
 export function parseAuthChallenges(text: string): AuthChallenge[] {
   const challenges: AuthChallenge[] = [];
-  let at = 0;
-  const next = (pattern: RegExp) => {
-    pattern.lastIndex = at;
-    const found = pattern.exec(text);
-    if (found) at = pattern.lastIndex;
-    return found;
-  };
-  for (;;) {
-    next(/[\s,]*/y);
-    const param = challenges.length > 0 && next(AUTH_PARAM_PATTERN);
-    if (param) {
-      const [, key, quoted, plain] = param;
-      const value = quoted?.replace(/\\(.)/gs, "$1") ?? plain;
-      challenges.at(-1)!.params.set(key.toLowerCase(), value);
+  for (const part of text.matchAll(AUTH_PART_PATTERN)) {
+    const [, name, quoted, plain, scheme] = part;
+    if (scheme !== undefined) {
+      challenges.push({ scheme, params: new Map() });
       continue;
     }
-    const scheme = next(AUTH_SCHEME_PATTERN);
-    if (!scheme) return challenges;
-    challenges.push({ scheme: scheme[1], params: new Map() });
+    // A parameter without a scheme is malformed.
+    if (challenges.length === 0) break;
+    const value = quoted?.replace(/\\(.)/gs, "$1") ?? plain;
+    challenges.at(-1)!.params.set(name.toLowerCase(), value);
   }
+  return challenges;
 }
 
 /**
@@ -63,9 +51,7 @@ export function parseAuthChallenges(text: string): AuthChallenge[] {
  * without credentials. Throws {@linkcode RangesUnavailableError} if no scheme is
  * supported.
  */
-export function chooseAuthChallenge(
-  challenges: AuthChallenge[],
-): SupportedChallenge {
+export function chooseAuthChallenge(challenges: AuthChallenge[]) {
   for (const scheme of ["bearer", "basic"] as const) {
     const found = challenges.find((it) => it.scheme.toLowerCase() === scheme);
     if (found) return { scheme, params: found.params };

@@ -20,6 +20,11 @@ import {
 import type { Descriptor } from "./artifact.ts";
 import type { RepositoryClient } from "./endpoints.ts";
 
+export type RangeClient = Pick<
+  RepositoryClient,
+  "get" | "getAnonymously" | "isRegistryUrl"
+>;
+
 /** Statuses of a signed URL that has expired. */
 const EXPIRED_URL_STATUSES = new Set([400, 401, 403, 404, 410]);
 
@@ -29,7 +34,7 @@ const EXPIRED_URL_STATUSES = new Set([400, 401, 403, 404, 410]);
  * failure as the cause, when the first connection fails.
  */
 export function blobSource(
-  repository: RepositoryClient,
+  repository: RangeClient,
   host: string,
   { digest, size }: Pick<Descriptor, "digest" | "size">,
 ): ByteSource {
@@ -67,7 +72,7 @@ export function blobSource(
         const range = `bytes=${from}-${to - 1}`;
         const [response, url] = await request(range, signal);
         hasResponded = true;
-        const requested = { start: from, end: to, size, url };
+        const requested = { start: from, end: to, size, host: url.host };
         const valid = await validateRangeResponse(response, requested);
         if (!repository.isRegistryUrl(url)) redirectTarget = url;
         return valid;
@@ -89,7 +94,7 @@ interface RequestedRange {
   start: number;
   end: number;
   size: number;
-  url: URL;
+  host: string;
 }
 
 /** Throws for a response that does not match the request. */
@@ -97,54 +102,43 @@ async function validateRangeResponse(
   response: Response,
   requested: RequestedRange,
 ): Promise<RangeResponse> {
-  const { status, headers, body } = response;
-  const { start, end, size, url: { host } } = requested;
-  try {
-    const mismatch = status === 206
-      ? contentRangeMismatch(headers, requested)
-      : status === 200
-      ? contentLengthMismatch(headers, size)
-      : throwTransientOrDescribe(response, host);
-    if (mismatch || !body) {
-      const why = mismatch ?? "answered without a body";
-      throw new RangesUnavailableError(`${host} ${why}`);
-    }
+  const { status, body } = response;
+  const { start, end, size, host } = requested;
+  const mismatch = rangeMismatch(response, requested);
+  if (mismatch === undefined && body) {
     return status === 206
       ? { start, end, body }
       : { start: 0, end: size, body };
-  } catch (error) {
-    await body?.cancel();
-    throw error;
   }
+  await body?.cancel();
+  const error = httpStatusError(response, host);
+  if (isTransientError(error) && status !== 501) throw error;
+  const why = mismatch ?? "answered without a body";
+  throw new RangesUnavailableError(`${host} ${why}`);
 }
 
-function contentRangeMismatch(
-  headers: Headers,
+/** Describes how a response differs from the requested range or the whole blob. */
+function rangeMismatch(
+  { status, headers }: Response,
   { start, end, size }: RequestedRange,
 ): string | undefined {
-  const text = headers.get("content-range") ?? "";
-  const range = /^bytes (\d+)-(\d+)\/(\d+|\*)$/.exec(text);
-  if (!range || Number(range[1]) !== start || Number(range[2]) !== end - 1) {
-    const shown = JSON.stringify(text.slice(0, 60));
-    return `answered bytes ${start}-${end - 1} with Content-Range ${shown}`;
+  if (status !== 200 && status !== 206) return `answered ${status}`;
+  if (status === 206) {
+    const text = headers.get("content-range") ?? "";
+    const range = /^bytes (\d+)-(\d+)\/(\d+|\*)$/.exec(text);
+    if (Number(range?.[1]) !== start || Number(range?.[2]) !== end - 1) {
+      const shown = JSON.stringify(text.slice(0, 60));
+      return `answered bytes ${start}-${end - 1} with Content-Range ${shown}`;
+    }
+    const total = range![3];
+    if (total !== "*" && Number(total) !== size) {
+      return `has a blob of ${total} bytes, the manifest says ${size}`;
+    }
   }
-  if (range[3] !== "*" && Number(range[3]) !== size) {
-    return `has a blob of ${range[3]} bytes, the manifest says ${size}`;
-  }
-  return contentLengthMismatch(headers, end - start);
-}
-
-function contentLengthMismatch(headers: Headers, bytes: number) {
   const encoding = unexpectedContentEncoding(headers);
   if (encoding) return `sent the blob with Content-Encoding ${encoding}`;
   const length = headers.get("content-length");
-  if (length === null || Number(length) === bytes) return undefined;
-  return `sent Content-Length ${Number(length)}, expected ${bytes}`;
-}
-
-/** Throws a transient error, to be retried; describes any other status. */
-function throwTransientOrDescribe(response: Response, host: string): string {
-  const error = httpStatusError(response, host);
-  if (isTransientError(error) && response.status !== 501) throw error;
-  return `answered ${response.status}`;
+  const expected = status === 206 ? end - start : size;
+  if (length === null || Number(length) === expected) return undefined;
+  return `sent Content-Length ${Number(length)}, expected ${expected}`;
 }

@@ -26,6 +26,7 @@ import { readTextIfPermitted } from "./_permission_queries.ts";
 import {
   CLEARED_SECRET_VARIABLES,
   ghcrCredentialsFromEnv,
+  type Login,
   redactSecrets,
 } from "./ghcr_credentials.ts";
 import type { RegistryOptions } from "./registry_options.ts";
@@ -33,7 +34,7 @@ import type { RegistryOptions } from "./registry_options.ts";
 /** Credentials for a registry or its token service. Must never be printed. */
 export interface RegistryCredentials {
   /** User and password, for Basic or to request a token. */
-  login?: { user: string; password: string };
+  login?: Login;
   /** A refresh token, which the token service exchanges for access tokens. */
   identityToken?: string;
   /** A bearer token for the registry itself. */
@@ -62,8 +63,8 @@ export async function readRegistryCredentials(
   registry: string,
   { env = processEnvironment, signal }: RegistryOptions = {},
 ): Promise<RegistryCredentials> {
-  const ghcr = ghcrCredentialsFromEnv(registry, env);
-  if (ghcr) return { login: { user: ghcr.user, password: ghcr.token } };
+  const login = ghcrCredentialsFromEnv(registry, env);
+  if (login) return { login };
   const { auths, ...config } = await readDockerConfig(env);
   const key = dockerConfigKey(registry);
   const helper = helperInConfig(config, key);

@@ -45,18 +45,18 @@ export async function runOrasForRegistry(
   { subcommand, args, ...rest }: OrasRegistryCommand,
 ): Promise<ProcessResult> {
   const { env = processEnvironment } = options;
-  const credentials = ghcrCredentialsFromEnv(reference.registry, env);
-  const plain = usesPlainHttp(reference.registry, options);
-  if (plain && credentials) {
-    const message =
-      `Cannot send GHCR_TOKEN to ${reference.registry} over plain HTTP`;
+  const { registry } = reference;
+  const login = ghcrCredentialsFromEnv(registry, env);
+  const plain = usesPlainHttp(registry, options);
+  if (plain && login) {
+    const message = `Cannot send GHCR_TOKEN to ${registry} over plain HTTP`;
     const hint = "remove --plain-http, or unset GHCR_TOKEN";
     throw new ToolsmithError("usage", message, { hint });
   }
   // Over plain HTTP, Docker's credentials could be read on the network.
-  const withheld = plain && !isLoopbackHost(reference.registry);
+  const withheld = plain && !isLoopbackHost(registry);
   // oras reads no configuration if it gets credentials.
-  const config = credentials || withheld
+  const config = login || withheld
     ? undefined
     // oras itself reports an unreadable configuration.
     : await readDockerConfigFile(env).catch(() => undefined);
@@ -67,20 +67,21 @@ export async function runOrasForRegistry(
   if (withheld || config?.text.trim() === "") {
     connection.push("--registry-config", NONEXISTENT_CONFIG_PATH);
   }
-  if (credentials) connection.push("-u", credentials.user, "--password-stdin");
-  const all = [...subcommand, ...connection, ...args];
-  const input = credentials?.token;
-  const output = await runOras(options, { args: all, input, ...rest });
+  if (login) connection.push("-u", login.user, "--password-stdin");
+  const output = await runOras(options, {
+    ...rest,
+    args: [...subcommand, ...connection, ...args],
+    input: login?.password,
+  });
   if (output.code === 0) return output;
-  const stderr = redactSecrets(output.stderr, credentials);
-  const error =
-    (config && parseCredentialError(stderr, reference.registry, config)) ??
-      parseOrasError(stderr, reference, credentials !== undefined);
+  const stderr = redactSecrets(output.stderr, login);
+  const error = (config && parseCredentialError(stderr, registry, config)) ??
+    parseOrasError(stderr, reference, login !== undefined);
   if (!withheld || error.code !== "unauthorized") throw error;
   const hint =
     "serve the registry over HTTPS; pass --ca-file FILE for a private CA";
   const message =
-    `Cannot log in to http://${reference.registry}: credentials are not sent over plain HTTP`;
+    `Cannot log in to http://${registry}: credentials are not sent over plain HTTP`;
   throw new ToolsmithError("unauthorized", message, { hint, cause: error });
 }
 

@@ -16,11 +16,10 @@ import {
 } from "../system/stall_timer.ts";
 import type { Deadline } from "../system/time.ts";
 import { RangesUnavailableError } from "../transfer/byte_source.ts";
-import { mayReceiveSecrets } from "./ghcr_credentials.ts";
+import { type Login, mayReceiveSecrets } from "./ghcr_credentials.ts";
 import {
   chooseAuthChallenge,
   parseAuthChallenges,
-  type SupportedChallenge,
 } from "./_auth_challenges.ts";
 import type { RegistryCredentials } from "./_docker_config.ts";
 
@@ -34,8 +33,6 @@ export interface RegistryAuthorizerOptions extends StallTimerOptions {
 }
 
 const MAX_TOKEN_RESPONSE_BYTES = 128 * 1024;
-/** The specification's default. */
-const DEFAULT_TOKEN_LIFETIME_S = 60;
 
 /**
  * Provides the `Authorization` header for one registry. Sends no credentials before the
@@ -44,64 +41,50 @@ const DEFAULT_TOKEN_LIFETIME_S = 60;
  */
 export function registryAuthorizer(options: RegistryAuthorizerOptions) {
   let credentials: Promise<RegistryCredentials> | undefined;
-  let challenge: SupportedChallenge | undefined;
   let value: string | undefined;
-  let expiresAt = Infinity;
   let renewal: Promise<void> | undefined;
 
-  async function authorize(known: SupportedChallenge) {
+  async function answer(text: string) {
+    const challenge = chooseAuthChallenge(parseAuthChallenges(text));
     const { registryUrl } = options;
     const may = mayReceiveSecrets(registryUrl);
     credentials ??= may ? options.readCredentials() : Promise.resolve({});
     const found = await credentials;
-    if (known.scheme === "basic") {
-      if (!may) throw credentialsNotSentError(registryUrl);
-      if (!found.login) {
-        const why = `no user name and password for ${registryUrl.host}`;
-        throw new RangesUnavailableError(why);
-      }
-      value = basicAuthorization(found.login);
+    if (challenge.scheme === "bearer") {
+      value = `Bearer ${await fetchToken(challenge.params, found, options)}`;
       return;
     }
-    const { token, lifeMs } = await fetchBearerToken(known, found, options);
-    value = `Bearer ${token}`;
-    // Early, so that the token is still valid when a request arrives.
-    expiresAt = performance.now() + lifeMs * 0.9;
+    if (!may) throw credentialsNotSentError(registryUrl);
+    if (!found.login) {
+      const why = `no user name and password for ${registryUrl.host}`;
+      throw new RangesUnavailableError(why);
+    }
+    value = basicAuthorization(found.login);
   }
 
-  /** Concurrent requests share one renewal. */
-  const authorizeOnce = (known: SupportedChallenge) =>
-    renewal ??= authorize(known).finally(() => renewal = undefined);
-
   return {
-    /** Returns the current value; first renews a token that is about to expire. */
-    async authorizationHeader(): Promise<string | undefined> {
-      if (challenge && performance.now() > expiresAt) {
-        await authorizeOnce(challenge);
-      }
-      return value;
-    },
+    /** Returns the current value, which the registry may reject as expired. */
+    authorizationHeader: () => value,
     /**
      * Gets a new value after a 401 with the `WWW-Authenticate` header `text`, unless
-     * another request has already renewed the rejected value `sent`.
+     * another request has already renewed the rejected value `sent`. Concurrent requests
+     * share one renewal.
      */
     async renewAfter401(text: string | null, sent?: string): Promise<void> {
-      if (renewal) return await renewal;
-      if (sent !== value) return;
-      challenge = chooseAuthChallenge(parseAuthChallenges(text ?? ""));
-      await authorizeOnce(challenge);
+      if (!renewal && sent !== value) return;
+      renewal ??= answer(text ?? "").finally(() => renewal = undefined);
+      await renewal;
     },
   };
 }
 
-async function fetchBearerToken(
-  { params }: SupportedChallenge,
-  credentials: RegistryCredentials,
+async function fetchToken(
+  params: Map<string, string>,
+  { registryToken, identityToken, login }: RegistryCredentials,
   options: RegistryAuthorizerOptions,
-): Promise<{ token: string; lifeMs: number }> {
+): Promise<string> {
+  if (registryToken) return registryToken;
   const { registryUrl, sendRequest } = options;
-  const { registryToken, identityToken, login } = credentials;
-  if (registryToken) return { token: registryToken, lifeMs: Infinity };
   const realm = URL.parse(params.get("realm") ?? "");
   if (!realm) {
     throw new RangesUnavailableError("the registry names no token service URL");
@@ -152,7 +135,7 @@ async function readTokenResponse(
   response: Response,
   host: string,
   timer: Deadline,
-) {
+): Promise<string> {
   const { status, body } = response;
   if (status !== 200) {
     await body?.cancel();
@@ -168,18 +151,15 @@ async function readTokenResponse(
     const token = answer?.access_token || answer?.token;
     // No line breaks: the token becomes part of a header.
     if (typeof token === "string" && /^[\x21-\x7e]+$/.test(token)) {
-      const seconds = Number(answer.expires_in) || DEFAULT_TOKEN_LIFETIME_S;
-      return { token, lifeMs: Math.max(seconds, 1) * 1000 };
+      return token;
     }
-  } catch (error) {
-    if (!(error instanceof SyntaxError)) throw error;
+  } catch {
+    // Not JSON.
   }
   throw new RangesUnavailableError(`token service ${host} sent no valid token`);
 }
 
-function basicAuthorization(
-  { user, password }: { user: string; password: string },
-) {
+function basicAuthorization({ user, password }: Login): string {
   const bytes = new TextEncoder().encode(`${user}:${password}`);
   return `Basic ${bytes.toBase64()}`;
 }

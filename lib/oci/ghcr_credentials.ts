@@ -7,10 +7,10 @@ import { isLoopbackHost } from "../system/ip_address.ts";
 /** More than oras prints for any failure. */
 const MAX_REDACTED_OUTPUT_CHARS = 16 * 1024;
 
-export interface GhcrCredentials {
+export interface Login {
   user: string;
-  /** Must never be printed or passed as an argument. */
-  token: string;
+  /** Or a token. Must never be printed or passed as an argument. */
+  password: string;
 }
 
 /**
@@ -55,12 +55,12 @@ export function mayReceiveSecrets({ protocol, host }: URL): boolean {
 export function ghcrCredentialsFromEnv(
   registry: string,
   env: Environment,
-): GhcrCredentials | undefined {
+): Login | undefined {
   if (!isGhcr(registry)) return undefined;
   const user = env.get("GHCR_USERNAME") || env.get("GITHUB_ACTOR");
   // As oras does; with a trailing newline, redactSecrets() would not find it.
-  const token = env.get("GHCR_TOKEN")?.trim();
-  return user && token ? { user, token } : undefined;
+  const password = env.get("GHCR_TOKEN")?.trim();
+  return user && password ? { user, password } : undefined;
 }
 
 /** Returns a warning if `GHCR_TOKEN` is unused because there is no user name. */
@@ -96,13 +96,13 @@ export function withGithubTokenAsGhcrToken(env: Environment): Environment {
  */
 export function redactSecrets(
   text: string,
-  credentials?: GhcrCredentials,
+  login?: Login,
 ): string {
   let clean = text;
-  if (credentials) {
-    const { user, token } = credentials;
-    const forms = [token, encodeURIComponent(token), toBase64(token)];
-    forms.push(toBase64(`${user}:${token}`));
+  if (login) {
+    const { user, password } = login;
+    const forms = [password, encodeURIComponent(password), toBase64(password)];
+    forms.push(toBase64(`${user}:${password}`));
     for (const form of forms) clean = clean.replaceAll(form, "***");
   }
   // Truncated first, because the patterns below take more than linear time.

@@ -10,7 +10,7 @@
  *       capabilities = ["pull", "resolve"]
  *       ca = "cache.pem"
  */
-import { join, resolve } from "../path.ts";
+import { dirname, join, resolve } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import { orIfDenied, orIfMissing } from "../system/files.ts";
@@ -46,12 +46,13 @@ export async function findMirrors(
   const simple = parseMirrorsVariable(registry, env);
   for (const dir of mirrorConfigDirs(env)) {
     for (const name of registryDirNames(registry)) {
-      const text = await readHostsToml(join(dir, name, "hosts.toml"));
+      const path = join(dir, name, "hosts.toml");
+      const text = await readHostsToml(path);
       if (text === undefined) continue;
-      const hosts = await parseHostsToml(text, join(dir, name), onWarning);
-      const isMirror = ({ baseUrl }: Mirror) =>
-        !isRegistryItself(baseUrl, registry);
-      return [...simple, ...hosts.filter(isMirror)];
+      const hosts = await parseHostsToml(text, path, onWarning);
+      const mirrors = hosts
+        .filter(({ baseUrl }) => !isRegistryItself(baseUrl, registry));
+      return [...simple, ...mirrors];
     }
   }
   return simple;
@@ -103,7 +104,7 @@ function readHostsToml(path: string): Promise<string | undefined> {
 
 async function parseHostsToml(
   text: string,
-  dir: string,
+  path: string,
   onWarning?: (message: string) => void,
 ): Promise<Mirror[]> {
   // Few hosts have such a file, so the parser is not imported at every start.
@@ -115,7 +116,7 @@ async function parseHostsToml(
     // The rest of the parser's message quotes a line that may hold a secret.
     const at = /line \d+, column \d+/.exec((cause as Error).message);
     const why = `not TOML${at ? ` (${at})` : ""}`;
-    throw unreadableHostsTomlError(join(dir, "hosts.toml"), why, cause);
+    throw unreadableHostsTomlError(path, why, cause);
   }
   const { server, host } = config;
   const tables = Object.entries(jsonObjectOrEmpty(host));
@@ -133,16 +134,16 @@ async function parseHostsToml(
       ? "a password in the URL"
       : ["client", "header"].find((name) => name in table);
     if (unsupported) {
-      const problem = `${unsupported} in ${dir}/hosts.toml is not supported`;
+      const problem = `${unsupported} in ${path} is not supported`;
       onWarning?.(`Skipping mirror ${url.host}: ${problem}`);
       return [];
     }
-    const [caFile] = [ca].flat().filter((path) => typeof path === "string");
     const baseUrl = override_path === true
       ? stripTrailingSlashes(url.href)
       : toApiBaseUrl(url);
-    const path = caFile === undefined ? undefined : resolve(dir, caFile);
-    return [{ baseUrl, resolvesTags: has("resolve"), caFile: path }];
+    const [caFile] = [ca].flat().filter((file) => typeof file === "string")
+      .map((file) => resolve(dirname(path), file));
+    return [{ baseUrl, resolvesTags: has("resolve"), caFile }];
   });
 }
 

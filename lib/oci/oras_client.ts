@@ -24,16 +24,11 @@ import {
   watchOrasTransfer,
 } from "./_oras_transfer_watch.ts";
 import { parseArtifactManifest } from "./_artifact_manifest.ts";
-import {
-  orasPath,
-  type OrasRegistryCommand,
-  runOras,
-  runOrasForRegistry,
-} from "./_oras_program.ts";
+import { orasPath, runOras, runOrasForRegistry } from "./_oras_program.ts";
 import {
   busyRegistryGuard,
-  diagnoseUnauthorized,
   fetchManifestWithoutOras,
+  throwUnauthorized,
 } from "./_http_fallback.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 import type { RegistryOptions } from "./registry_options.ts";
@@ -80,9 +75,7 @@ const PUSH_PROGRESS_STEP_BYTES = 64 * 1024;
 export function orasClient(options: RegistryOptions = {}) {
   const guard = busyRegistryGuard(options);
   const explained = <T>(reference: OciReference, work: Promise<T>) =>
-    work.catch(async (error) => {
-      throw await diagnoseUnauthorized(error, reference, options);
-    });
+    work.catch((error) => throwUnauthorized(error, reference, options));
   return {
     version: () => readOrasVersion(options),
     /**
@@ -100,18 +93,20 @@ export function orasClient(options: RegistryOptions = {}) {
      * its digest.
      */
     async fetchArchitecture(
-      artifact: Artifact,
+      { reference: { registry, repository }, config }: Artifact,
       check?: (digest: Digest) => Promise<void>,
     ): Promise<string | undefined> {
-      const reference = imageConfigReference(artifact);
-      if (!reference) return undefined;
+      const { mediaType, digest = "", size = 0 } = config ?? {};
+      const isReadable = mediaType === OCI_IMAGE_CONFIG_MEDIA_TYPE &&
+        size <= MAX_IMAGE_CONFIG_BYTES;
+      if (!isReadable || !isSha256Digest(digest)) return undefined;
+      const blob: OciReference = { kind: "oci", registry, repository, digest };
       try {
-        await check?.(reference.digest!);
+        await check?.(digest);
         // After a download from a mirror, the registry may be offline.
         const limited = withOptionalRequestTimeout(options);
-        const args = ["--output", "-", formatReference(reference)];
-        const call = { subcommand: ["blob", "fetch"], args };
-        const { stdout } = await runOrasBriefly(reference, limited, call);
+        const fetch = ["blob", "fetch", "--output", "-"];
+        const { stdout } = await readWithOras(fetch, blob, limited);
         const { architecture } = JSON.parse(stdout);
         return typeof architecture === "string" ? architecture : undefined;
       } catch {
@@ -142,15 +137,16 @@ async function readOrasVersion(options: RegistryOptions): Promise<string> {
   throw new ToolsmithError("oras_failed", message, { hint });
 }
 
-/** Runs a subcommand that takes no longer than a stall may. */
-async function runOrasBriefly(
+/** Prints what a reference names, in no more time than a stall may take. */
+async function readWithOras(
+  subcommand: string[],
   reference: OciReference,
   options: RegistryOptions,
-  call: OrasRegistryCommand,
 ): Promise<ProcessResult> {
-  using timer = startStallTimer(`read ${formatReference(reference)}`, options);
-  const { signal } = timer;
-  return await runOrasForRegistry(reference, options, { ...call, signal });
+  const name = formatReference(reference);
+  using timer = startStallTimer(`read ${name}`, options);
+  const call = { subcommand, args: [name], signal: timer.signal };
+  return await runOrasForRegistry(reference, options, call);
 }
 
 /** Hashes the very bytes that it parses. */
@@ -158,31 +154,17 @@ async function fetchManifestWithOras(
   reference: OciReference,
   options: RegistryOptions,
 ): Promise<Artifact> {
-  const name = formatReference(reference);
-  const call = { subcommand: ["manifest", "fetch"], args: [name] };
-  const { stdoutBytes } = await runOrasBriefly(reference, options, call);
+  const fetch = ["manifest", "fetch"];
+  const { stdoutBytes } = await readWithOras(fetch, reference, options);
   const digest = sha256ToDigest(await sha256OfBytes(stdoutBytes));
   if (reference.digest === undefined || reference.digest === digest) {
     return parseArtifactManifest(stdoutBytes, reference, digest);
   }
+  const name = formatReference(reference);
   const message =
     `Cannot read ${name}: oras printed a manifest with the digest ${digest}`;
   const hint = "try again, and check that TOOLSMITH_ORAS is the path of oras";
   throw new ToolsmithError("checksum_mismatch", message, { hint });
-}
-
-/** OCI Image Specification 1.1, "Image Configuration". */
-function imageConfigReference(
-  { reference, config }: Artifact,
-): OciReference | undefined {
-  const { registry, repository } = reference;
-  if (
-    config?.mediaType !== OCI_IMAGE_CONFIG_MEDIA_TYPE ||
-    config.size > MAX_IMAGE_CONFIG_BYTES
-  ) return;
-  const { digest } = config;
-  if (!isSha256Digest(digest)) return;
-  return { kind: "oci", registry, repository, digest };
 }
 
 async function pullWithOras(

@@ -12,7 +12,6 @@ import {
   type Endpoints,
   repositoryClient,
 } from "./endpoints.ts";
-import { fetchBytes } from "./fetch_manifest.ts";
 
 /** What all files of an artifact and a type may have: 32 files of 1 MiB, or 2 of 16. */
 const MAX_TOTAL_BYTES = 32 * 1024 * 1024;
@@ -36,7 +35,7 @@ export interface AttachedFileKind {
  *
  * @param digest The digest of the artifact's manifest.
  * @returns For each file its bytes, or why it was not fetched.
- * @throws Errors of {@linkcode fetchBytes}, except for a missing file.
+ * @throws Errors of the client's `getBytes()`, except for a missing file.
  */
 export async function* fetchAttachedFiles(
   endpoint: Endpoint,
@@ -44,11 +43,9 @@ export async function* fetchAttachedFiles(
   { type, maxBytes }: AttachedFileKind,
 ): AsyncGenerator<Uint8Array | string> {
   using client = await repositoryClient(endpoint);
-  const fetch = (path: string, limit: number) =>
-    fetchBytes(endpoint, client, path, limit);
   const list = async (path: string, field: string): Promise<Descriptor[]> => {
     try {
-      const bytes = await fetch(path, MAX_INDEX_BYTES);
+      const { bytes } = await client.getBytes(path, MAX_INDEX_BYTES);
       const json = JSON.parse(new TextDecoder().decode(bytes));
       return [json?.[field]].flat().filter((it) =>
         typeof it?.digest === "string" && isSha256Digest(it.digest) &&
@@ -73,10 +70,14 @@ export async function* fetchAttachedFiles(
   for (const { digest } of listed.slice(0, MAX_TOTAL_BYTES / maxBytes)) {
     try {
       const [file] = await list(`manifests/${digest}`, "layers");
-      if (!file) yield `${digest} has no file of the type ${type}`;
-      else if (file.size > maxBytes) {
+      if (!file) {
+        yield `${digest} has no file of the type ${type}`;
+      } else if (file.size > maxBytes) {
         yield `${file.size} bytes exceed ${maxBytes / 1024 / 1024} MiB`;
-      } else yield await fetch(`blobs/${file.digest}`, maxBytes);
+      } else {
+        const path = `blobs/${file.digest}`;
+        yield (await client.getBytes(path, maxBytes)).bytes;
+      }
     } catch (error) {
       if (!(error instanceof RangesUnavailableError)) throw error;
       yield error.message;

@@ -9,12 +9,12 @@ import {
 
 Deno.test("ghcrCredentialsFromEnv() trims a trailing newline from GHCR_TOKEN", () => {
   const env = new Map([["GHCR_TOKEN", "t0ken\n"], ["GHCR_USERNAME", "me"]]);
-  assertEquals(ghcrCredentialsFromEnv("ghcr.io", env)?.token, "t0ken");
+  assertEquals(ghcrCredentialsFromEnv("ghcr.io", env)?.password, "t0ken");
 });
 
 Deno.test("ghcrCredentialsFromEnv() returns credentials for ghcr.io in upper or lower case, and for no other host", () => {
   const env = new Map([["GHCR_TOKEN", "t0ken"], ["GITHUB_ACTOR", "me"]]);
-  const credentials = { user: "me", token: "t0ken" };
+  const credentials = { user: "me", password: "t0ken" };
   for (const registry of ["ghcr.io", "GHCR.IO", "Ghcr.io"]) {
     assertEquals(ghcrCredentialsFromEnv(registry, env), credentials);
   }
@@ -36,8 +36,8 @@ Deno.test("unusedGhcrTokenWarning() warns about GHCR_TOKEN without a user name",
 });
 
 Deno.test("redactSecrets() redacts the token in plain, URL-encoded and base64 form", () => {
-  const credentials = { user: "jane", token: "gh+p/s3cr3t=" };
-  const { user, token } = credentials;
+  const [user, token] = ["jane", "gh+p/s3cr3t="];
+  const credentials = { user, password: token };
   const forms = [
     token,
     encodeURIComponent(token),

@@ -157,7 +157,7 @@ Deno.test({
       const { env, args } = fake;
       const found = await orasClient({ env }).fetchArchitecture(all);
       assertEquals(found, expected, `${JSON.stringify(config)} ${script}`);
-      const call = ["blob", "fetch", "--plain-http=true", "--output", "-"];
+      const call = ["blob", "fetch", "--output", "-", "--plain-http=true"];
       const name = `localhost:5000/owner/vm@${digest}`;
       assertEquals(await args(), asked ? [...call, name] : undefined);
     }

@@ -144,6 +144,22 @@ Deno.test("RepositoryClient.get() sends credentials to the registry after a 401,
   assertEquals([status, text], [401, "a body"]);
 });
 
+Deno.test("RepositoryClient.get() repeats a request with a new token after the registry has rejected an expired one", async () => {
+  let tokens = 0;
+  const { asked, text, start } = await get((path, { url, headers }) => {
+    if (path === "/token") return Response.json({ token: `t${++tokens}` });
+    return headers.get("authorization") === "Bearer t2"
+      ? new Response("fine")
+      : unknown(`Bearer realm="${new URL("/token", url)}"`);
+  });
+  assertEquals(text, "fine");
+  assertEquals(asked.filter((it) => !it.includes("/token")), [
+    `${start}x nobody`,
+    `${start}x Bearer t1`,
+    `${start}x Bearer t2`,
+  ]);
+});
+
 Deno.test("RepositoryClient.get() renews the token at most twice when the registry rejects every token", async () => {
   const { asked, status } = await get((path, { url }) => {
     if (path !== "/token") {
