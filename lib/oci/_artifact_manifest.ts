@@ -130,17 +130,13 @@ function parsePlatformManifests(
   return list.slice(0, MAX_LAYERS).flatMap((value) => {
     const { digest } = descriptor(value, "a manifest of the index");
     const { platform } = value as JsonObject;
-    const { architecture, ...rest } = jsonObjectOrEmpty(platform);
-    if (typeof architecture !== "string" || !isSha256Digest(digest)) return [];
-    const shown = sanitizeLine(architecture, 40);
-    const found: PlatformManifest = { digest, architecture: shown };
-    for (const name of ["os", "variant"] as const) {
-      const text = rest[name];
-      if (text && typeof text === "string") {
-        found[name] = sanitizeLine(text, 40);
-      }
-    }
-    return [found];
+    const [architecture, os, variant] = ["architecture", "os", "variant"]
+      .map((name) => jsonObjectOrEmpty(platform)[name])
+      .map((it) =>
+        it && typeof it === "string" ? sanitizeLine(it, 40) : undefined
+      );
+    if (!architecture || !isSha256Digest(digest)) return [];
+    return [{ digest, architecture, os, variant }];
   });
 }
 
@@ -186,10 +182,8 @@ function isDescriptor(value: unknown): value is Descriptor {
   const { mediaType, digest, size, annotations } = value;
   return typeof mediaType === "string" && typeof digest === "string" &&
     DIGEST_PATTERN.test(digest) && Number.isSafeInteger(size) &&
-    size as number >= 0 &&
-    (annotations === undefined || annotations === null ||
-      isJsonObject(annotations) &&
-        Object.values(annotations).every((text) => typeof text === "string"));
+    size as number >= 0 && isJsonObject(annotations ?? {}) &&
+    Object.values(annotations ?? {}).every((it) => typeof it === "string");
 }
 
 function toShortJson(value: unknown): string {

@@ -102,7 +102,8 @@ export async function fetchManifestWithoutOras(
   reference: OciReference,
   options: RegistryOptions,
 ): Promise<Artifact> {
-  const offered = await offeredAuthSchemes(orasError, reference, options);
+  const offered = await probeAuthSchemes(orasError, reference, options);
+  if (!offered) throw orasError;
   if (!offered.some(hasSupportedScheme)) {
     throw authSchemeError(reference, offered);
   }
@@ -125,54 +126,46 @@ export async function fetchManifestWithoutOras(
 }
 
 /**
- * Throws an error that names the registry's authentication schemes, or `orasError` if
- * they are not the cause.
+ * Requests the registry's authentication schemes to explain why `oras` failed. Returns
+ * the error to throw: `orasError` itself if the schemes are not the cause.
  */
-export async function throwUnauthorized(
+export async function diagnoseUnauthorized(
   orasError: unknown,
   reference: OciReference,
   options: RegistryOptions,
-): Promise<never> {
-  const offered = await offeredAuthSchemes(orasError, reference, options);
-  throw authSchemeError(reference, offered);
+): Promise<unknown> {
+  const offered = await probeAuthSchemes(orasError, reference, options);
+  return offered ? authSchemeError(reference, offered) : orasError;
 }
 
-/**
- * Requests the registry's authentication schemes, without credentials. Throws
- * `orasError` if oras supports the first one.
- */
-async function offeredAuthSchemes(
+/** Sends no credentials; returns `undefined` if oras supports the first scheme. */
+async function probeAuthSchemes(
   orasError: unknown,
   reference: OciReference,
   options: RegistryOptions,
-): Promise<AuthChallenge[]> {
+): Promise<AuthChallenge[] | undefined> {
   const endpoint = registryEndpoint(reference, options);
   const { baseUrl, host, repository } = endpoint;
   const isUnauthorized = orasError instanceof ToolsmithError &&
     orasError.code === "unauthorized";
-  if (!isUnauthorized || !mayReceiveSecrets(new URL(baseUrl))) throw orasError;
+  if (!isUnauthorized || !mayReceiveSecrets(new URL(baseUrl))) return undefined;
   const limits = withOptionalRequestTimeout(options);
   using timer = startStallTimer(`download ${host}`, limits);
-  let response: Response;
   try {
     using client = await repositoryClient(endpoint);
     const path = `${repository}/${manifestApiPath(reference)}`;
-    const { signal } = timer;
-    response = await client.getAnonymously(
-      new URL(`${baseUrl}/${path}`),
-      { signal },
-    );
-    await response.body?.cancel();
+    const url = new URL(`${baseUrl}/${path}`);
+    const request = { signal: timer.signal };
+    const { status, headers, body } = await client.getAnonymously(url, request);
+    await body?.cancel();
+    if (status !== 401) return undefined;
+    const offered = parseAuthChallenges(headers.get("www-authenticate") ?? "");
+    const [first] = offered;
+    return first && !hasSupportedScheme(first) ? offered : undefined;
   } catch {
     options.signal?.throwIfAborted();
-    throw orasError;
+    return undefined;
   }
-  const { status, headers } = response;
-  const text = headers.get("www-authenticate") ?? "";
-  const offered = status === 401 ? parseAuthChallenges(text) : [];
-  const [first] = offered;
-  if (!first || hasSupportedScheme(first)) throw orasError;
-  return offered;
 }
 
 function authSchemeError(

@@ -4,6 +4,10 @@
  */
 import { type ErrorCode, ToolsmithError } from "../errors.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
+import {
+  credentialHelperFor,
+  type DockerConfigFile,
+} from "./_docker_config.ts";
 import { isGhcr } from "./ghcr_credentials.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 
@@ -102,6 +106,20 @@ const ORAS_ERROR_RULES: [RegExp, ErrorCode, string, string?][] = [
   ],
 ];
 
+/** oras-go's errors about `config.json`: the file, a field, or an entry. */
+const DOCKER_CONFIG_ERROR_PATTERN =
+  /^Error: .*?(failed to (?:open|decode|unmarshal) (?:config file |(?:auths?|creds store|cred helpers) field: ).*)/m;
+
+/**
+ * oras-go's auth client prints the request that needs credentials, then the error;
+ * only for Basic with `failed to resolve credential` in between.
+ */
+const ORAS_CREDENTIAL_ERROR_PATTERN =
+  /^(.*)Error: .*?[A-Z]{3,6} "https?:[^"\s]*": (failed to resolve credential: )?(.+)/s;
+/** Errors of the registry or its token service, printed at the same place. */
+const REGISTRY_RESPONSE_ERROR_PATTERN =
+  /^(?:Get "[^"]*\?|Post "|GET "|POST "|(?:invalid |mismatch |unknown )?response |mismatch Content-Length|request body is|failed to (?:decode response|read response|get request body|parse bearer realm)|bearer realm )/;
+
 /** Converts the output of oras to a typed error, which quotes oras's error line. */
 export function parseOrasError(
   text: string,
@@ -122,6 +140,56 @@ export function parseOrasError(
     rule;
   const message = `${start} ${name} (oras: ${errorLine})`;
   return new ToolsmithError(code, message, { hint, cause });
+}
+
+/**
+ * Recognizes a failure of Docker's configuration or of a credential helper in the output
+ * of oras: it quotes a helper without its name, and a helper's message could be mistaken
+ * for a network error. The error is not transient; `undefined` for other failures.
+ */
+export function parseCredentialError(
+  text: string,
+  registry: string,
+  config: DockerConfigFile,
+): ToolsmithError | undefined {
+  const { path } = config;
+  let helper: string | undefined;
+  let malformed: string | undefined;
+  try {
+    helper = credentialHelperFor(config, registry);
+  } catch (error) {
+    malformed = (error as Error).message;
+  }
+  const login = `log in again: oras login ${registry}`;
+  const why = helper && helperErrorText(text);
+  if (why) {
+    const command = sanitizeLine(`docker-credential-${helper}`, 60);
+    const hint =
+      `run the helper to see why: echo ${registry} | ${command} get; or remove the helper from ${path} and ${login}`;
+    const message =
+      `Cannot get credentials for ${registry}: ${command} failed: ${why}`;
+    return new ToolsmithError("credentials_failed", message, { hint });
+  }
+  const [, found] = DOCKER_CONFIG_ERROR_PATTERN.exec(text) ?? [];
+  if (!found) return undefined;
+  const problem = malformed ?? `${path} (oras: ${sanitizeLine(found)})`;
+  const message = `Cannot read Docker's configuration: ${problem}`;
+  const hint = `fix or delete ${path}, then ${login}`;
+  return new ToolsmithError("file_unreadable", message, { hint });
+}
+
+/** Returns what a credential helper printed, if that is why oras failed. */
+function helperErrorText(text: string): string | undefined {
+  // The text of a registry's response is untrusted.
+  if (text.includes("Error response from registry")) return undefined;
+  const [, before, resolving, words] =
+    ORAS_CREDENTIAL_ERROR_PATTERN.exec(text) ?? [];
+  if (!words || !resolving && REGISTRY_RESPONSE_ERROR_PATTERN.test(words)) {
+    return undefined;
+  }
+  // A helper's standard error precedes oras's own output.
+  const isSilent = /^exit status \d+$/.test(words) && before.trim() !== "";
+  return sanitizeLine(isSilent ? before : words);
 }
 
 /** Returns the last lines of the output, as context for --verbose. */

@@ -9,14 +9,13 @@ import {
   type RunProcessOptions,
 } from "../system/process.ts";
 import { anySignal } from "../system/time.ts";
-import { parseCredentialError } from "./_credential_errors.ts";
 import { dockerConfigDir, readDockerConfigFile } from "./_docker_config.ts";
 import {
   CLEARED_SECRET_VARIABLES,
   ghcrCredentialsFromEnv,
   redactSecrets,
 } from "./ghcr_credentials.ts";
-import { parseOrasError } from "./_oras_errors.ts";
+import { parseCredentialError, parseOrasError } from "./_oras_errors.ts";
 import type { OciReference } from "./reference.ts";
 import { type RegistryOptions, usesPlainHttp } from "./registry_options.ts";
 

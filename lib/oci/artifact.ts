@@ -219,10 +219,11 @@ function refuseUnsafeLayers(artifact: Artifact) {
     titles.add(key);
   }
   for (const title of titles) {
-    for (let at = title.indexOf("/"); at > 0; at = title.indexOf("/", at + 1)) {
-      if (!titles.has(title.slice(0, at))) continue;
-      const inner = { annotations: { [TITLE_ANNOTATION]: title } };
-      throw unsafe(inner, "is a path below another file");
-    }
+    const parts = title.split("/");
+    const isBelow = parts.some((_, at) =>
+      titles.has(parts.slice(0, at).join("/"))
+    );
+    const file = { annotations: { [TITLE_ANNOTATION]: title } };
+    if (isBelow) throw unsafe(file, "is a path below another file");
   }
 }

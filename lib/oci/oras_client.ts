@@ -27,20 +27,14 @@ import { parseArtifactManifest } from "./_artifact_manifest.ts";
 import { orasPath, runOras, runOrasForRegistry } from "./_oras_program.ts";
 import {
   busyRegistryGuard,
+  diagnoseUnauthorized,
   fetchManifestWithoutOras,
-  throwUnauthorized,
 } from "./_http_fallback.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 import type { RegistryOptions } from "./registry_options.ts";
 
-export interface PushFile {
-  /** Path, relative to the working directory. */
-  path: string;
-  mediaType: string;
-}
-
 export interface PushOptions {
-  files: PushFile[];
+  files: { path: string; mediaType: string }[];
   /** Working directory of oras: the paths of the files are relative to it. */
   cwd: string;
   artifactType: string;
@@ -75,7 +69,9 @@ const PUSH_PROGRESS_STEP_BYTES = 64 * 1024;
 export function orasClient(options: RegistryOptions = {}) {
   const guard = busyRegistryGuard(options);
   const explained = <T>(reference: OciReference, work: Promise<T>) =>
-    work.catch((error) => throwUnauthorized(error, reference, options));
+    work.catch(async (error) => {
+      throw await diagnoseUnauthorized(error, reference, options);
+    });
   return {
     version: () => readOrasVersion(options),
     /**
@@ -224,16 +220,14 @@ async function pushWithOras(
 
 /** Parses the output of `oras push --format json`. */
 function parsePushedDigest(text: string): Digest {
-  let output: { digest?: unknown } | null;
   try {
-    output = JSON.parse(text);
-  } catch (cause) {
-    const printed = JSON.stringify(redactSecrets(text).slice(0, 200));
-    const message = `oras push printed no JSON: ${printed}`;
-    const hint = "install oras 1.3.0 or newer, then check: toolsmith doctor";
-    throw new ToolsmithError("oras_failed", message, { hint, cause });
+    const { digest } = JSON.parse(text);
+    if (typeof digest === "string" && isSha256Digest(digest)) return digest;
+  } catch {
+    // Not JSON, as from an older oras.
   }
-  const digest = output?.digest;
-  if (typeof digest === "string" && isSha256Digest(digest)) return digest;
-  throw new ToolsmithError("oras_failed", "oras push printed no digest");
+  const printed = JSON.stringify(redactSecrets(text).slice(0, 200));
+  const message = `oras push printed no digest: ${printed}`;
+  const hint = "install oras 1.3.0 or newer, then check: toolsmith doctor";
+  throw new ToolsmithError("oras_failed", message, { hint });
 }

@@ -1,6 +1,6 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
-import { parseCredentialError } from "../../lib/oci/_credential_errors.ts";
+import { parseCredentialError } from "../../lib/oci/_oras_errors.ts";
 import { redactSecrets } from "../../lib/oci/ghcr_credentials.ts";
 import { orasClient } from "../../lib/oci/oras_client.ts";
 import { parseReference } from "../../lib/oci/reference.ts";
