@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { blobSource, type RangeClient } from "../../lib/oci/_blob_source.ts";
+import { blobSource } from "../../lib/oci/blob_download.ts";
 import { RetryAfterError } from "../../lib/system/retry.ts";
 import { RangesUnavailableError } from "../../lib/transfer/byte_source.ts";
 
@@ -28,7 +28,7 @@ const RIGHT = { "content-range": "bytes 10-19/100" };
 /** Creates a source with these responses, and records the requests. */
 function made(registry: Response[], storage: Response[] = []) {
   const asked: string[] = [];
-  const repository: RangeClient = {
+  const repository: Parameters<typeof blobSource>[0] = {
     isRegistryUrl: (url) => url === OWN,
     get(path, { headers }) {
       asked.push(`${path} ${new Headers(headers).get("range")}`);
@@ -192,7 +192,7 @@ Deno.test("blobSource() throws RangesUnavailableError if the first connection fa
   ) {
     const lost = new ToolsmithError(code, "no way");
     const answers = [() => Promise.reject(lost)];
-    const repository: RangeClient = {
+    const repository: Parameters<typeof blobSource>[0] = {
       isRegistryUrl: () => true,
       get: () => answers.shift()!(),
       getAnonymously: () => Promise.reject(new Error("asked")),
