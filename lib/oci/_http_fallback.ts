@@ -6,36 +6,19 @@
  */
 import { ToolsmithError } from "../errors.ts";
 import { RetryAfterError } from "../system/retry.ts";
-import {
-  startStallTimer,
-  withOptionalRequestTimeout,
-} from "../system/stall_timer.ts";
+import { withOptionalRequestTimeout } from "../system/stall_timer.ts";
 import { RangesUnavailableError } from "../transfer/byte_source.ts";
 import {
   type AuthChallenge,
   formatAuthSchemes,
   hasSupportedScheme,
-  parseAuthChallenges,
 } from "./_auth_challenges.ts";
 import type { Artifact } from "./artifact.ts";
 import { mayReceiveSecrets } from "./ghcr_credentials.ts";
-import { registryEndpoint, repositoryClient } from "./endpoints.ts";
-import {
-  fetchManifestFromEndpoint,
-  manifestApiPath,
-} from "./fetch_manifest.ts";
+import { registryEndpoint } from "./endpoints.ts";
+import { fetchManifestFromEndpoint } from "./fetch_manifest.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 import type { RegistryOptions } from "./registry_options.ts";
-
-const AUTH_SCHEME_NOT_FIRST_EXPLANATION = {
-  why: "oras tries only the first authentication scheme",
-  hint: "configure the registry to offer Basic or Bearer authentication first",
-};
-const NO_SUPPORTED_AUTH_SCHEME_EXPLANATION = {
-  why: "only Basic and Bearer authentication is supported",
-  hint:
-    "configure the registry to offer Basic or Bearer authentication, or set TOOLSMITH_MIRRORS to a mirror that needs no login",
-};
 
 /**
  * Creates a guard that runs `oras` only while the registry is not busy, so that the
@@ -101,80 +84,65 @@ export async function fetchManifestWithoutOras(
   orasError: unknown,
   reference: OciReference,
   options: RegistryOptions,
+  { logsIn = true } = {},
 ): Promise<Artifact> {
-  const offered = await probeAuthSchemes(orasError, reference, options);
-  if (!offered) throw orasError;
-  if (!offered.some(hasSupportedScheme)) {
-    throw authSchemeError(reference, offered);
-  }
+  const endpoint = registryEndpoint(reference, options);
+  const { code } = orasError as { code?: string };
+  const mayLogIn = mayReceiveSecrets(new URL(endpoint.baseUrl));
+  if (code !== "unauthorized" || !mayLogIn) throw orasError;
+  let offered: AuthChallenge[] = [];
+  /** Called before credentials are read or sent. */
+  const onChallenge = (challenges: AuthChallenge[]) => {
+    const [first] = challenges;
+    if (!first || hasSupportedScheme(first)) throw orasError;
+    offered = challenges;
+    if (!logsIn) throw authSchemeError(reference, offered);
+  };
   try {
-    const endpoint = registryEndpoint(reference, options);
-    const artifact = await fetchManifestFromEndpoint(endpoint, reference);
-    return { ...artifact, fetchedWithoutOras: true };
+    const asking = { ...endpoint, onChallenge };
+    const artifact = await fetchManifestFromEndpoint(asking, reference);
+    if (offered.length > 0) return { ...artifact, fetchedWithoutOras: true };
   } catch (error) {
     options.signal?.throwIfAborted();
-    if (!(error instanceof RangesUnavailableError)) throw error;
-    const { message, cause } = error;
-    if (cause instanceof ToolsmithError && cause.code !== "unauthorized") {
-      throw cause;
+    if (offered.length > 0) {
+      if (!(error instanceof RangesUnavailableError)) throw error;
+      const { message, cause } = error;
+      const isOther = cause instanceof ToolsmithError &&
+        cause.code !== "unauthorized";
+      throw isOther ? cause : authSchemeError(reference, offered, message);
     }
-    throw authSchemeError(reference, offered, {
-      why: `the request with a login failed: ${message}`,
-      hint: `store valid credentials: docker login ${reference.registry}`,
-    });
   }
+  throw orasError;
 }
 
-/**
- * Requests the registry's authentication schemes to explain why `oras` failed. Returns
- * the error to throw: `orasError` itself if the schemes are not the cause.
- */
-export async function diagnoseUnauthorized(
+/** Throws `orasError`, or if the offered schemes are its cause, an error that says so. */
+export async function throwUnauthorized(
   orasError: unknown,
   reference: OciReference,
   options: RegistryOptions,
-): Promise<unknown> {
-  const offered = await probeAuthSchemes(orasError, reference, options);
-  return offered ? authSchemeError(reference, offered) : orasError;
-}
-
-/** Sends no credentials; returns `undefined` if oras supports the first scheme. */
-async function probeAuthSchemes(
-  orasError: unknown,
-  reference: OciReference,
-  options: RegistryOptions,
-): Promise<AuthChallenge[] | undefined> {
-  const endpoint = registryEndpoint(reference, options);
-  const { baseUrl, host, repository } = endpoint;
-  const isUnauthorized = orasError instanceof ToolsmithError &&
-    orasError.code === "unauthorized";
-  if (!isUnauthorized || !mayReceiveSecrets(new URL(baseUrl))) return undefined;
-  const limits = withOptionalRequestTimeout(options);
-  using timer = startStallTimer(`download ${host}`, limits);
-  try {
-    using client = await repositoryClient(endpoint);
-    const path = `${repository}/${manifestApiPath(reference)}`;
-    const url = new URL(`${baseUrl}/${path}`);
-    const request = { signal: timer.signal };
-    const { status, headers, body } = await client.getAnonymously(url, request);
-    await body?.cancel();
-    if (status !== 401) return undefined;
-    const offered = parseAuthChallenges(headers.get("www-authenticate") ?? "");
-    const [first] = offered;
-    return first && !hasSupportedScheme(first) ? offered : undefined;
-  } catch {
-    options.signal?.throwIfAborted();
-    return undefined;
-  }
+): Promise<never> {
+  const limited = withOptionalRequestTimeout(options);
+  const how = { logsIn: false };
+  await fetchManifestWithoutOras(orasError, reference, limited, how);
+  throw orasError;
 }
 
 function authSchemeError(
   reference: OciReference,
   offered: AuthChallenge[],
-  { why, hint } = offered.some(hasSupportedScheme)
-    ? AUTH_SCHEME_NOT_FIRST_EXPLANATION
-    : NO_SUPPORTED_AUTH_SCHEME_EXPLANATION,
+  loginFailure?: string,
 ): ToolsmithError {
+  let why = "oras tries only the first authentication scheme";
+  let hint = "configure the registry to offer Basic or Bearer authentication";
+  if (!offered.some(hasSupportedScheme)) {
+    why = "only Basic and Bearer authentication is supported";
+    hint += ", or set TOOLSMITH_MIRRORS to a mirror that needs no login";
+  } else if (loginFailure === undefined) {
+    hint += " first";
+  } else {
+    why = `the request with a login failed: ${loginFailure}`;
+    hint = `store valid credentials: docker login ${reference.registry}`;
+  }
   const name = formatReference(reference);
   const schemes = formatAuthSchemes(offered);
   const message =

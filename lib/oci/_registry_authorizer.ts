@@ -10,10 +10,7 @@ import type { HttpRequestInit } from "../system/http_client.ts";
 import { httpStatusError } from "../system/http_errors.ts";
 import { redirectRefusalReason } from "../system/redirects.ts";
 import { isTransientError } from "../system/retry.ts";
-import {
-  type StallTimerOptions,
-  startStallTimer,
-} from "../system/stall_timer.ts";
+import { startStallTimer } from "../system/stall_timer.ts";
 import type { Deadline } from "../system/time.ts";
 import { RangesUnavailableError } from "../transfer/byte_source.ts";
 import { type Login, mayReceiveSecrets } from "./ghcr_credentials.ts";
@@ -21,40 +18,44 @@ import {
   chooseAuthChallenge,
   parseAuthChallenges,
 } from "./_auth_challenges.ts";
-import type { RegistryCredentials } from "./_docker_config.ts";
-
-export interface RegistryAuthorizerOptions extends StallTimerOptions {
-  repository: string;
-  registryUrl: URL;
-  /** Reads the credentials; called at most once, when they are needed. */
-  readCredentials: () => Promise<RegistryCredentials>;
-  /** Sends requests to the token service, without following redirects. */
-  sendRequest: (url: URL, request: HttpRequestInit) => Promise<Response>;
-}
+import {
+  readRegistryCredentials,
+  type RegistryCredentials,
+} from "./_docker_config.ts";
+import type { Endpoint } from "./endpoints.ts";
 
 const MAX_TOKEN_RESPONSE_BYTES = 128 * 1024;
 
 /**
  * Provides the `Authorization` header for one registry. Sends no credentials before the
- * registry's challenge, and only to the registry and its token service. Throws
- * {@linkcode RangesUnavailableError} if it cannot answer the challenge.
+ * registry's challenge, and only to the registry and its token service. `sendRequest`
+ * follows no redirects. Throws {@linkcode RangesUnavailableError} if it cannot answer
+ * the challenge.
  */
-export function registryAuthorizer(options: RegistryAuthorizerOptions) {
+export function registryAuthorizer(
+  { baseUrl, host, repository, options, onChallenge }: Endpoint,
+  sendRequest: (url: URL, request: HttpRequestInit) => Promise<Response>,
+  readCredentials = readRegistryCredentials,
+) {
+  const registryUrl = new URL(baseUrl);
+  const mayLogIn = mayReceiveSecrets(registryUrl);
   let credentials: Promise<RegistryCredentials> | undefined;
   let value: string | undefined;
   let renewal: Promise<void> | undefined;
 
   async function answer(text: string) {
-    const challenge = chooseAuthChallenge(parseAuthChallenges(text));
-    const { registryUrl } = options;
-    const may = mayReceiveSecrets(registryUrl);
-    credentials ??= may ? options.readCredentials() : Promise.resolve({});
+    const offered = parseAuthChallenges(text);
+    onChallenge?.(offered);
+    const { scheme, params } = chooseAuthChallenge(offered);
+    credentials ??= mayLogIn
+      ? readCredentials(host, options)
+      : Promise.resolve({});
     const found = await credentials;
-    if (challenge.scheme === "bearer") {
-      value = `Bearer ${await fetchToken(challenge.params, found, options)}`;
+    if (scheme === "bearer") {
+      value = `Bearer ${found.registryToken ?? await getToken(params, found)}`;
       return;
     }
-    if (!may) throw credentialsNotSentError(registryUrl);
+    if (!mayLogIn) throw credentialsNotSentError(registryUrl);
     if (!found.login) {
       const why = `no user name and password for ${registryUrl.host}`;
       throw new RangesUnavailableError(why);
@@ -62,9 +63,58 @@ export function registryAuthorizer(options: RegistryAuthorizerOptions) {
     value = basicAuthorization(found.login);
   }
 
+  async function getToken(
+    params: Map<string, string>,
+    { identityToken, login }: RegistryCredentials,
+  ): Promise<string> {
+    const realm = URL.parse(params.get("realm") ?? "");
+    if (!realm) {
+      const why = "the registry names no token service URL";
+      throw new RangesUnavailableError(why);
+    }
+    using timer = startStallTimer(`download ${realm.host}`, options);
+    const { signal } = timer;
+    // A token service is like a redirect, so the same policy applies.
+    const policy = { requestedUrl: registryUrl, signal };
+    const refusal = await redirectRefusalReason(realm, policy);
+    if (refusal) {
+      const why =
+        `refused token service ${realm.protocol}//${realm.host}, ${refusal}`;
+      throw new RangesUnavailableError(why);
+    }
+    if ((identityToken || login) && !mayReceiveSecrets(realm)) {
+      throw credentialsNotSentError(realm);
+    }
+    const service = params.get("service");
+    const scope = params.get("scope") || `repository:${repository}:pull`;
+    let request: RequestInit = {};
+    if (identityToken) {
+      const body = new URLSearchParams({
+        grant_type: "refresh_token",
+        refresh_token: identityToken,
+        client_id: "toolsmith",
+        scope,
+      });
+      if (service) body.set("service", service);
+      request = { method: "POST", body };
+    } else {
+      if (service) realm.searchParams.set("service", service);
+      for (const one of scope.split(" ")) {
+        realm.searchParams.append("scope", one);
+      }
+      if (login) request.headers = { authorization: basicAuthorization(login) };
+    }
+    const response = await sendRequest(realm, { ...request, signal });
+    if (response.status === 401 && !mayLogIn) {
+      await response.body?.cancel();
+      throw credentialsNotSentError(registryUrl);
+    }
+    return await readTokenResponse(response, realm.host, timer);
+  }
+
   return {
     /** Returns the current value, which the registry may reject as expired. */
-    authorizationHeader: () => value,
+    header: () => value,
     /**
      * Gets a new value after a 401 with the `WWW-Authenticate` header `text`, unless
      * another request has already renewed the rejected value `sent`. Concurrent requests
@@ -76,54 +126,6 @@ export function registryAuthorizer(options: RegistryAuthorizerOptions) {
       await renewal;
     },
   };
-}
-
-async function fetchToken(
-  params: Map<string, string>,
-  { registryToken, identityToken, login }: RegistryCredentials,
-  options: RegistryAuthorizerOptions,
-): Promise<string> {
-  if (registryToken) return registryToken;
-  const { registryUrl, sendRequest } = options;
-  const realm = URL.parse(params.get("realm") ?? "");
-  if (!realm) {
-    throw new RangesUnavailableError("the registry names no token service URL");
-  }
-  using timer = startStallTimer(`download ${realm.host}`, options);
-  const { signal } = timer;
-  // A token service is like a redirect, so the same policy applies.
-  const requestedUrl = registryUrl;
-  const why = await redirectRefusalReason(realm, { requestedUrl, signal });
-  if (why) {
-    const origin = `${realm.protocol}//${realm.host}`;
-    throw new RangesUnavailableError(`refused token service ${origin}, ${why}`);
-  }
-  if ((identityToken || login) && !mayReceiveSecrets(realm)) {
-    throw credentialsNotSentError(realm);
-  }
-  const service = params.get("service");
-  const scope = params.get("scope") || `repository:${options.repository}:pull`;
-  let request: RequestInit = {};
-  if (identityToken) {
-    const body = new URLSearchParams({
-      grant_type: "refresh_token",
-      refresh_token: identityToken,
-      client_id: "toolsmith",
-      scope,
-    });
-    if (service) body.set("service", service);
-    request = { method: "POST", body };
-  } else {
-    if (service) realm.searchParams.set("service", service);
-    for (const one of scope.split(" ")) realm.searchParams.append("scope", one);
-    if (login) request.headers = { authorization: basicAuthorization(login) };
-  }
-  const response = await sendRequest(realm, { ...request, signal });
-  if (response.status === 401 && !mayReceiveSecrets(registryUrl)) {
-    await response.body?.cancel();
-    throw credentialsNotSentError(registryUrl);
-  }
-  return await readTokenResponse(response, realm.host, timer);
 }
 
 function credentialsNotSentError({ origin }: URL): RangesUnavailableError {

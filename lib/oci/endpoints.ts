@@ -14,7 +14,7 @@ import { fetchFollowingRedirects } from "../system/redirects.ts";
 import { startStallTimer } from "../system/stall_timer.ts";
 import { RangesUnavailableError } from "../transfer/byte_source.ts";
 import { IMAGE_MANIFEST_MEDIA_TYPES, INDEX_MEDIA_TYPES } from "./artifact.ts";
-import { readRegistryCredentials } from "./_docker_config.ts";
+import type { AuthChallenge } from "./_auth_challenges.ts";
 import { hasNetPermission } from "./_permission_queries.ts";
 import { registryAuthorizer } from "./_registry_authorizer.ts";
 import { findMirrors, type Mirror } from "./mirrors.ts";
@@ -30,6 +30,8 @@ export interface Endpoint extends Mirror {
   repository: string;
   /** Time limits, cancellation, environment. */
   options: RegistryOptions;
+  /** Called with what each 401 offers; may throw to send no credentials. */
+  onChallenge?: (offered: AuthChallenge[]) => void;
 }
 
 /** The endpoints of one repository. */
@@ -101,14 +103,7 @@ export async function repositoryClient(endpoint: Endpoint, connections = 1) {
   }
   const registryUrl = new URL(baseUrl);
   const isRegistryUrl = (url: URL) => url.origin === registryUrl.origin;
-  const { authorizationHeader, renewAfter401 } = registryAuthorizer({
-    repository,
-    registryUrl,
-    sendRequest: getAnonymously,
-    signal: options.signal,
-    stallTimeoutMs: options.stallTimeoutMs,
-    readCredentials: () => readRegistryCredentials(host, options),
-  });
+  const authorizer = registryAuthorizer(endpoint, getAnonymously);
 
   async function get(
     path: string,
@@ -121,7 +116,7 @@ export async function repositoryClient(endpoint: Endpoint, connections = 1) {
       let sent: string | undefined;
       const send = async (at: URL) => {
         const all = new Headers(headers);
-        sent = isRegistryUrl(at) ? authorizationHeader() : undefined;
+        sent = isRegistryUrl(at) ? authorizer.header() : undefined;
         if (sent) all.set("authorization", sent);
         return await getAnonymously(at, { ...request, headers: all });
       };
@@ -130,7 +125,8 @@ export async function repositoryClient(endpoint: Endpoint, connections = 1) {
       const isUnauthorized = response.status === 401 && isRegistryUrl(at);
       if (!isUnauthorized || renewed === MAX_AUTH_RENEWALS) return result;
       await response.body?.cancel();
-      await renewAfter401(response.headers.get("www-authenticate"), sent);
+      const challenges = response.headers.get("www-authenticate");
+      await authorizer.renewAfter401(challenges, sent);
     }
   }
 

@@ -46,18 +46,10 @@ export async function fetchManifestFromEndpoint(
   endpoint: Endpoint,
   reference: OciReference,
 ): Promise<Artifact> {
-  const path = manifestApiPath(reference);
+  const path = `manifests/${reference.digest ?? reference.tag}`;
   const shown = formatReference(reference);
   using client = await repositoryClient(endpoint);
   const limit = MAX_MANIFEST_BYTES;
   const { bytes, digest } = await client.getBytes(path, limit, shown);
   return parseArtifactManifest(bytes, reference, digest);
-}
-
-/**
- * Returns a manifest's API path below its repository; the digest has precedence over
- * the tag.
- */
-export function manifestApiPath({ digest, tag }: OciReference): string {
-  return `manifests/${digest ?? tag}`;
 }

@@ -27,8 +27,8 @@ import { parseArtifactManifest } from "./_artifact_manifest.ts";
 import { orasPath, runOras, runOrasForRegistry } from "./_oras_program.ts";
 import {
   busyRegistryGuard,
-  diagnoseUnauthorized,
   fetchManifestWithoutOras,
+  throwUnauthorized,
 } from "./_http_fallback.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 import type { RegistryOptions } from "./registry_options.ts";
@@ -69,9 +69,7 @@ const PUSH_PROGRESS_STEP_BYTES = 64 * 1024;
 export function orasClient(options: RegistryOptions = {}) {
   const guard = busyRegistryGuard(options);
   const explained = <T>(reference: OciReference, work: Promise<T>) =>
-    work.catch(async (error) => {
-      throw await diagnoseUnauthorized(error, reference, options);
-    });
+    work.catch((error) => throwUnauthorized(error, reference, options));
   return {
     version: () => readOrasVersion(options),
     /**

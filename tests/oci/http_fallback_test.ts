@@ -109,3 +109,16 @@ Deno.test({
     }
   },
 });
+
+Deno.test({
+  name:
+    "OrasClient.fetchManifest() sends no password without oras when oras supports the first scheme",
+  ...real,
+  async fn() {
+    // oras finds no password: it reads the variable of this process.
+    await using all = await site(['Basic realm="x"', "Negotiate"]);
+    const { message } = await expectFailure("unauthorized", () => all.fetch());
+    assertStringIncludes(message, "(oras: ");
+    assertEquals(all.asked.filter(Boolean), []);
+  },
+});

@@ -14,21 +14,21 @@ function made(
   home = "https://reg.example/v2",
 ) {
   const requests: Request[] = [];
-  const made = registryAuthorizer({
-    repository: "o/i",
-    registryUrl: new URL(home),
-    readCredentials() {
-      if (!credentials) throw new Error("nobody needs them");
-      return Promise.resolve(credentials);
-    },
-    sendRequest(url, init) {
-      const request = new Request(url, init);
-      requests.push(request);
-      const given = answer(request, requests.length);
-      return Promise.resolve(
-        given instanceof Response ? given : fetched(JSON.stringify(given)),
-      );
-    },
+  const endpoint = {
+    ...{ baseUrl: home, host: "reg.example", repository: "o/i" },
+    ...{ resolvesTags: true, options: {} },
+  };
+  const sendRequest = (url: URL, init: RequestInit) => {
+    const request = new Request(url, init);
+    requests.push(request);
+    const given = answer(request, requests.length);
+    return Promise.resolve(
+      given instanceof Response ? given : fetched(JSON.stringify(given)),
+    );
+  };
+  const made = registryAuthorizer(endpoint, sendRequest, () => {
+    if (!credentials) throw new Error("nobody needs them");
+    return Promise.resolve(credentials);
   });
   return { ...made, requests };
 }
@@ -47,16 +47,16 @@ function fetched(text: string): Response {
 }
 
 Deno.test("registryAuthorizer() requests one token for all connections, and another one only after that is rejected", async () => {
-  const { authorizationHeader, renewAfter401, requests } = made(
+  const { header, renewAfter401, requests } = made(
     { login: { user: "me", password: "secret" } },
     (_, count) => ({ token: `t${count}` }),
   );
-  assertEquals(authorizationHeader(), undefined);
+  assertEquals(header(), undefined);
   await Promise.all([
     renewAfter401(CHALLENGE, undefined),
     renewAfter401(CHALLENGE, undefined),
   ]);
-  assertEquals(authorizationHeader(), "Bearer t1");
+  assertEquals(header(), "Bearer t1");
   assertEquals(requests.length, 1);
   const [{ url, headers }] = requests;
   assertEquals(
@@ -71,7 +71,7 @@ Deno.test("registryAuthorizer() requests one token for all connections, and anot
     renewAfter401(CHALLENGE, "Bearer t1"),
     renewAfter401(CHALLENGE, "Bearer t1"),
   ]);
-  assertEquals(authorizationHeader(), "Bearer t2");
+  assertEquals(header(), "Bearer t2");
   assertEquals(requests.length, 2);
 });
 
@@ -80,7 +80,7 @@ Deno.test("registryAuthorizer() posts an identity token, and sends a registry to
     access_token: "t",
   }));
   await identity.renewAfter401(CHALLENGE, undefined);
-  assertEquals(identity.authorizationHeader(), "Bearer t");
+  assertEquals(identity.header(), "Bearer t");
   const [request] = identity.requests;
   assertEquals(request.method, "POST");
   assertEquals(Object.fromEntries(await request.formData()), {
@@ -92,14 +92,14 @@ Deno.test("registryAuthorizer() posts an identity token, and sends a registry to
   });
   const own = made({ registryToken: "mine" }, () => ({}));
   await own.renewAfter401(CHALLENGE, undefined);
-  assertEquals(own.authorizationHeader(), "Bearer mine");
+  assertEquals(own.header(), "Bearer mine");
   assertEquals(own.requests, []);
 });
 
 Deno.test("registryAuthorizer() sends user name and password for Basic without a token request, and throws if there are none", async () => {
   const known = made({ login: { user: "ü", password: "p" } }, () => ({}));
   await known.renewAfter401('Basic realm="x"', undefined);
-  assertEquals(known.authorizationHeader(), "Basic w7w6cA==");
+  assertEquals(known.header(), "Basic w7w6cA==");
   assertEquals(known.requests, []);
   const none = made({}, () => ({}));
   await assertRejects(
@@ -111,13 +111,13 @@ Deno.test("registryAuthorizer() sends user name and password for Basic without a
 Deno.test("registryAuthorizer() answers a supported challenge at any position of the header", async () => {
   const basic = made({ login: { user: "u", password: "p" } }, () => ({}));
   await basic.renewAfter401('Negotiate, Basic realm="x"', undefined);
-  assertEquals(basic.authorizationHeader(), `Basic ${btoa("u:p")}`);
+  assertEquals(basic.header(), `Basic ${btoa("u:p")}`);
   const bearer = made({}, () => ({ token: "t" }));
   await bearer.renewAfter401(
     `Negotiate, Basic realm="x", ${CHALLENGE}`,
     undefined,
   );
-  assertEquals(bearer.authorizationHeader(), "Bearer t");
+  assertEquals(bearer.header(), "Bearer t");
   await assertRejects(
     () => made({}, () => ({})).renewAfter401("Negotiate", undefined),
     RangesUnavailableError,
@@ -245,7 +245,7 @@ Deno.test("registryAuthorizer() reads no credentials for a plain HTTP registry, 
   const login = { user: "u", password: "p" };
   const here = made({ login }, () => ({}), "http://localhost:5000/v2");
   await here.renewAfter401(BASIC, undefined);
-  assertEquals(here.authorizationHeader(), `Basic ${btoa("u:p")}`);
+  assertEquals(here.header(), `Basic ${btoa("u:p")}`);
 });
 
 Deno.test("registryAuthorizer() sends no credentials to a plain HTTP token service, except on loopback", async () => {
