@@ -82,7 +82,6 @@ export function parseArtifactManifest(
   const manifest = parseUnambiguousJson(bytes, refuse);
   const { registry, repository } = requested;
   const reference: OciReference = { kind: "oci", registry, repository, digest };
-  const identity = { reference, digest };
   const descriptor = (value: unknown, what: string): Descriptor => {
     if (isDescriptor(value)) return value;
     throw refuse(`${what} is malformed: ${toShortJson(value)}`);
@@ -91,7 +90,7 @@ export function parseArtifactManifest(
   const is = (type: string) => type === mediaType;
   if (INDEX_MEDIA_TYPES.some(is) && manifest.layers === undefined) {
     const manifests = parsePlatformManifests(manifest.manifests, descriptor);
-    return { ...identity, mediaType: `${mediaType}`, layers: [], manifests };
+    return { reference, digest, layers: [], manifests };
   }
   if (
     manifest.mediaType !== undefined && !IMAGE_MANIFEST_MEDIA_TYPES.some(is)
@@ -112,8 +111,8 @@ export function parseArtifactManifest(
     throw refuse(`the manifest has ${length} layers, more than ${MAX_LAYERS}`);
   }
   return {
-    ...identity,
-    mediaType: `${mediaType}`,
+    reference,
+    digest,
     layers: layers.map((layer) => descriptor(layer, "a layer")),
     config: config === undefined ? undefined : descriptor(config, "config"),
     subject: subject === undefined ? undefined : descriptor(subject, "subject"),

@@ -14,7 +14,7 @@ import { formatReference, type OciReference } from "./reference.ts";
 /**
  * What oras prints, the code, the start of the message before the reference, and the
  * hint, if it does not depend on the registry. The first match wins, so specific
- * patterns come first.
+ * patterns come first, and the last one matches any words.
  */
 const ORAS_ERROR_RULES: [RegExp, ErrorCode, string, string?][] = [
   [
@@ -104,6 +104,12 @@ const ORAS_ERROR_RULES: [RegExp, ErrorCode, string, string?][] = [
     "not_found",
     "Not found:",
   ],
+  [
+    /^/,
+    "oras_failed",
+    "oras failed on",
+    "add --verbose for more of oras's output",
+  ],
 ];
 
 /** oras-go's errors about `config.json`: the file, a field, or an entry. */
@@ -126,19 +132,12 @@ export function parseOrasError(
   reference: OciReference,
   loggedIn: boolean,
 ): ToolsmithError {
-  const errorLine = firstErrorLine(text);
-  const cause = lastOutputLinesAsError(text);
-  const name = formatReference(reference);
   const words = stripReferenceNames(text, reference);
-  const rule = ORAS_ERROR_RULES.find(([pattern]) => pattern.test(words));
-  if (!rule) {
-    const message = `oras failed on ${name}: ${errorLine}`;
-    const hint = "add --verbose for more of oras's output";
-    return new ToolsmithError("oras_failed", message, { hint, cause });
-  }
   const [, code, start, hint = registryAccessHint(code, reference, loggedIn)] =
-    rule;
-  const message = `${start} ${name} (oras: ${errorLine})`;
+    ORAS_ERROR_RULES.find(([pattern]) => pattern.test(words))!;
+  const name = formatReference(reference);
+  const message = `${start} ${name} (oras: ${firstErrorLine(text)})`;
+  const cause = lastOutputLinesAsError(text);
   return new ToolsmithError(code, message, { hint, cause });
 }
 
@@ -214,10 +213,9 @@ function stripReferenceNames(
 
 function firstErrorLine(text: string): string {
   const lines = text.split("\n").map((line) => line.trim()).filter(Boolean);
-  const errors = lines.filter((line) => /^error/i.test(line));
-  const line = (errors[0] ?? lines.at(-1) ?? "no output")
-    .replace(/^Error(?: response from registry)?:\s*/i, "");
-  return sanitizeLine(line);
+  const line = lines.find((line) => /^error/i.test(line)) ?? lines.at(-1);
+  const prefix = /^Error(?: response from registry)?:\s*/i;
+  return sanitizeLine(line?.replace(prefix, "") ?? "no output");
 }
 
 function registryAccessHint(

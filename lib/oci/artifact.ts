@@ -64,9 +64,9 @@ export interface Artifact {
   /** The reference by digest, so that later requests get the same manifest. */
   reference: OciReference;
   digest: Digest;
-  mediaType: string;
   /** Empty for an index. */
   layers: Descriptor[];
+  /** Set for an index. */
   manifests?: PlatformManifest[];
   /** The architecture of the image, in OCI's terms, if declared. */
   architecture?: string;
@@ -107,7 +107,7 @@ export function selectImageLayer(
   });
   if (images.length === 0) {
     const message = `No .qcow2 payload found in ${name}`;
-    const hint = /index|manifest\.list/.test(artifact.mediaType)
+    const hint = artifact.manifests
       ? "the reference names an index: add the digest of a manifest in the index, …@sha256:…"
       : "push the QCOW2 file as a layer and use a .qcow2 filename: toolsmith publish IMAGE.qcow2 REF";
     throw new ToolsmithError("payload_missing", message, { hint });

@@ -15,15 +15,11 @@ export const ARCHITECTURE_ANNOTATION = "vnd.fountain.toolsmith.architecture";
 
 const MAX_LISTED_DIGESTS = 20;
 
-const OCI_ARCH_NAMES: Record<ImageArch, string> = {
+/** OCI's names of the architectures. */
+export const OCI_ARCH_NAMES: Record<ImageArch, string> = {
   x86_64: "amd64",
   aarch64: "arm64",
 };
-
-/** Returns OCI's name of an architecture, such as `amd64`. */
-export function toOciArch(arch: ImageArch): string {
-  return OCI_ARCH_NAMES[arch];
-}
 
 /**
  * Returns the architecture that an artifact declares; `undefined` if there is none or

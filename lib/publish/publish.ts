@@ -17,7 +17,7 @@ import {
 import { QCOW2_MEDIA_TYPE, TITLE_ANNOTATION } from "../oci/artifact.ts";
 import { withGithubTokenAsGhcrToken } from "../oci/ghcr_credentials.ts";
 import { orasClient } from "../oci/oras_client.ts";
-import { ARCHITECTURE_ANNOTATION, toOciArch } from "../oci/platform.ts";
+import { ARCHITECTURE_ANNOTATION, OCI_ARCH_NAMES } from "../oci/platform.ts";
 import {
   formatReference,
   type OciReference,
@@ -218,7 +218,7 @@ async function preparePublication(
   const all = {
     [TITLE_ANNOTATION]: title,
     [CREATED_ANNOTATION]: creationTime(env, { given: created, modified }),
-    ...arch && { [ARCHITECTURE_ANNOTATION]: toOciArch(arch) },
+    ...arch && { [ARCHITECTURE_ANNOTATION]: OCI_ARCH_NAMES[arch] },
     ...annotations,
   };
   const image = { imageName, imagePath, imageBytes, title };

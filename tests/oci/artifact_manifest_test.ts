@@ -43,7 +43,6 @@ Deno.test("parseArtifactManifest() parses a manifest and sets its reference to t
   assertEquals(read(MANIFEST), {
     reference: parseReference(`ghcr.io/owner/repo@${DIGEST}`),
     digest: DIGEST,
-    mediaType: MEDIA_TYPE,
     layers: [LAYER],
     config: CONFIG,
     subject: undefined,

@@ -28,7 +28,6 @@ function artifact(...layers: Descriptor[]): Artifact {
   return {
     reference: parseReference(`ghcr.io/owner/repo@${digest}`),
     digest,
-    mediaType: MANIFEST,
     layers,
   };
 }
@@ -64,10 +63,7 @@ Deno.test("selectImageLayer() throws payload_missing with the documented message
 });
 
 Deno.test("selectImageLayer() asks for a manifest digest when the artifact is an index", async () => {
-  const index = {
-    ...artifact(),
-    mediaType: "application/vnd.oci.image.index.v1+json",
-  };
+  const index = { ...artifact(), manifests: [] };
   const error = await expectFailure(
     "payload_missing",
     () => selectImageLayer(index, A),

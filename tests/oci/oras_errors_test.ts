@@ -211,9 +211,9 @@ Deno.test("parseOrasError() shows only the error line, without its prefix and tr
     "x".repeat(999)
   }\nUsage`;
   const { message } = parseOrasError(text, GHCR, false);
-  assertStringIncludes(message, "ghcr.io/owner/repo:1.0: xxx");
+  assertStringIncludes(message, "ghcr.io/owner/repo:1.0 (oras: xxx");
   assert(!message.includes("retrying") && !message.includes("Usage"));
-  assert(message.length < 500 && message.endsWith("…"));
+  assert(message.length < 500 && message.endsWith("…)"));
 });
 
 /** Responses of a registry and the expected error code. */
@@ -297,7 +297,7 @@ Deno.test("parseOrasError() shows the first of several error lines", () => {
   const silent = parseOrasError(" \n", GHCR, false);
   assertEquals(
     silent.message,
-    "oras failed on ghcr.io/owner/repo:1.0: no output",
+    "oras failed on ghcr.io/owner/repo:1.0 (oras: no output)",
   );
 });
 

@@ -32,7 +32,6 @@ function titled(title: string | undefined, size: number) {
 const ARTIFACT: Artifact = {
   reference: parseReference(`ghcr.io/owner/vm@${digest}`),
   digest,
-  mediaType: "",
   layers: [
     titled(IMAGE, TEXT.length),
     titled("./notes", 5),
