@@ -32,39 +32,34 @@ import type { RegistryOptions } from "./registry_options.ts";
 export function busyRegistryGuard(options: RegistryOptions) {
   /** The error of oras, while the registry is busy. */
   let busyError: unknown;
-
-  /** Returns `undefined` after errors that do not tell whether it is busy. */
-  async function probe(reference: OciReference): Promise<Artifact | undefined> {
-    try {
-      const endpoint = registryEndpoint(reference, options);
-      return await fetchManifestFromEndpoint(endpoint, reference);
-    } catch (error) {
-      options.signal?.throwIfAborted();
-      for (const found of [error, (error as Error).cause]) {
-        if (found instanceof RetryAfterError) throw found;
-        if (isBusyRegistryError(found)) throw busyError;
-      }
-    }
-  }
-
   return async <T>(
     reference: OciReference,
     work: () => Promise<T>,
     instead?: (artifact: Artifact) => T,
   ): Promise<T> => {
-    let failure: unknown;
-    if (!busyError) {
+    const wasBusy = busyError !== undefined;
+    if (!wasBusy) {
       try {
         return await work();
       } catch (error) {
         if (!isBusyRegistryError(error)) throw error;
-        failure = busyError = error;
+        busyError = error;
       }
     }
-    const artifact = await probe(reference);
+    const failure = busyError;
+    const endpoint = registryEndpoint(reference, options);
+    const artifact = await fetchManifestFromEndpoint(endpoint, reference)
+      .catch((error): undefined => {
+        options.signal?.throwIfAborted();
+        for (const found of [error, error.cause]) {
+          if (found instanceof RetryAfterError) throw found;
+          if (isBusyRegistryError(found)) throw failure;
+        }
+        // Other errors do not tell that the registry is busy.
+      });
     busyError = undefined;
     if (artifact && instead) return instead(artifact);
-    if (failure) throw failure;
+    if (!wasBusy) throw failure;
     return await work();
   };
 }

@@ -19,14 +19,6 @@ import { parseCredentialError, parseOrasError } from "./_oras_errors.ts";
 import type { OciReference } from "./reference.ts";
 import { type RegistryOptions, usesPlainHttp } from "./registry_options.ts";
 
-/** A subcommand of oras that contacts a registry. */
-export interface OrasRegistryCommand
-  extends Pick<RunProcessOptions, "cwd" | "signal" | "onStart"> {
-  subcommand: string[];
-  /** Arguments after the flags for connection and credentials. */
-  args: string[];
-}
-
 /** oras treats a missing file as a configuration without credentials. */
 const NONEXISTENT_CONFIG_PATH = "/nonexistent/toolsmith.json";
 
@@ -38,10 +30,16 @@ export function orasPath(
   return path.includes(SEPARATOR) ? resolve(path) : path;
 }
 
+/**
+ * Runs a subcommand of oras that contacts a registry; the flags for connection and
+ * credentials go before `args`.
+ */
 export async function runOrasForRegistry(
   reference: OciReference,
   options: RegistryOptions,
-  { subcommand, args, ...rest }: OrasRegistryCommand,
+  { subcommand, args = [], ...rest }: RunProcessOptions & {
+    subcommand: string[];
+  },
 ): Promise<ProcessResult> {
   const { env = processEnvironment } = options;
   const { registry } = reference;
