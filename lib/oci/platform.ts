@@ -42,9 +42,9 @@ export async function fetchArtifactForArch(
   fetch: (reference: OciReference) => Promise<Artifact>,
 ): Promise<Artifact> {
   const artifact = await fetch(reference);
-  if (!artifact.manifests || artifact.manifests.length === 0) return artifact;
+  const { manifests = [] } = artifact;
+  if (manifests.length === 0) return artifact;
   const wanted = OCI_ARCH_NAMES[arch];
-  const { manifests } = artifact;
   const all = manifests.filter((it) => it.architecture === wanted);
   const first = all.filter(({ os = "linux" }) => os === "linux");
   const fitting = first.length > 0 ? first : all;

@@ -47,6 +47,7 @@ Deno.test("parseAuthChallenges() parses one or several WWW-Authenticate challeng
     ['Basic realm="x', [["Basic", {}]]],
     ["Basic, =x, Bearer", [["Basic", {}]]],
     ['"x", Basic', []],
+    ["realm=x, Basic", []],
   ];
   for (const [text, expected] of cases) {
     assertEquals(read(text), expected, text);
