@@ -25,6 +25,8 @@ import {
 import type { Endpoint } from "./endpoints.ts";
 
 const MAX_TOKEN_RESPONSE_BYTES = 128 * 1024;
+/** The specification's default. */
+const DEFAULT_TOKEN_LIFETIME_S = 60;
 
 /**
  * Provides the `Authorization` header for one registry. Sends no credentials before the
@@ -40,11 +42,17 @@ export function registryAuthorizer(
   const registryUrl = new URL(baseUrl);
   const mayLogIn = mayReceiveSecrets(registryUrl);
   let credentials: Promise<RegistryCredentials> | undefined;
+  let challengeText = "";
   let value: string | undefined;
+  let expiresAt = Infinity;
   let renewal: Promise<void> | undefined;
 
-  async function answer(text: string) {
-    const offered = parseAuthChallenges(text);
+  /** Concurrent requests share one renewal. */
+  const renew = () =>
+    renewal ??= answerChallenge().finally(() => renewal = undefined);
+
+  async function answerChallenge() {
+    const offered = parseAuthChallenges(challengeText);
     onChallenge?.(offered);
     const { scheme, params } = chooseAuthChallenge(offered);
     credentials ??= mayLogIn
@@ -52,7 +60,10 @@ export function registryAuthorizer(
       : Promise.resolve({});
     const found = await credentials;
     if (scheme === "bearer") {
-      value = `Bearer ${found.registryToken ?? await getToken(params, found)}`;
+      const { token, lifeMs } = await getToken(params, found);
+      value = `Bearer ${token}`;
+      // Early, so that the token is still valid when a request arrives.
+      expiresAt = performance.now() + lifeMs * 0.9;
       return;
     }
     if (!mayLogIn) throw credentialsNotSentError(registryUrl);
@@ -65,8 +76,9 @@ export function registryAuthorizer(
 
   async function getToken(
     params: Map<string, string>,
-    { identityToken, login }: RegistryCredentials,
-  ): Promise<string> {
+    { registryToken, identityToken, login }: RegistryCredentials,
+  ) {
+    if (registryToken) return { token: registryToken, lifeMs: Infinity };
     const realm = URL.parse(params.get("realm") ?? "");
     if (!realm) {
       const why = "the registry names no token service URL";
@@ -113,17 +125,23 @@ export function registryAuthorizer(
   }
 
   return {
-    /** Returns the current value, which the registry may reject as expired. */
-    header: () => value,
+    /**
+     * Returns the current value. First renews a token that is about to expire, because
+     * some registries answer an expired one with another status than 401, or without a
+     * challenge.
+     */
+    async header(): Promise<string | undefined> {
+      if (performance.now() > expiresAt) await renew();
+      return value;
+    },
     /**
      * Gets a new value after a 401 with the `WWW-Authenticate` header `text`, unless
-     * another request has already renewed the rejected value `sent`. Concurrent requests
-     * share one renewal.
+     * another request has already renewed the rejected value `sent`.
      */
     async renewAfter401(text: string | null, sent?: string): Promise<void> {
       if (!renewal && sent !== value) return;
-      renewal ??= answer(text ?? "").finally(() => renewal = undefined);
-      await renewal;
+      if (!renewal) challengeText = text ?? "";
+      await renew();
     },
   };
 }
@@ -137,7 +155,7 @@ async function readTokenResponse(
   response: Response,
   host: string,
   timer: Deadline,
-): Promise<string> {
+) {
   const { status, body } = response;
   if (status !== 200) {
     await body?.cancel();
@@ -153,7 +171,8 @@ async function readTokenResponse(
     const token = answer?.access_token || answer?.token;
     // No line breaks: the token becomes part of a header.
     if (typeof token === "string" && /^[\x21-\x7e]+$/.test(token)) {
-      return token;
+      const seconds = Number(answer.expires_in) || DEFAULT_TOKEN_LIFETIME_S;
+      return { token, lifeMs: Math.max(seconds, 1) * 1000 };
     }
   } catch {
     // Not JSON.

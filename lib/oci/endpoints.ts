@@ -116,7 +116,7 @@ export async function repositoryClient(endpoint: Endpoint, connections = 1) {
       let sent: string | undefined;
       const send = async (at: URL) => {
         const all = new Headers(headers);
-        sent = isRegistryUrl(at) ? authorizer.header() : undefined;
+        sent = isRegistryUrl(at) ? await authorizer.header() : undefined;
         if (sent) all.set("authorization", sent);
         return await getAnonymously(at, { ...request, headers: all });
       };

@@ -299,7 +299,8 @@ for (const auth of ["basic", "token"] as const) {
       `hydrate downloads a private image with range requests and Docker's credentials (${auth})`,
     ...requires("oras", "registry", "qemuImg", "openssl"),
     async fn() {
-      await using site = await largeImage({ auth });
+      // Tokens expire during the download.
+      await using site = await largeImage({ auth, tokenSeconds: 1 });
       const { result, error, of, events } = await site.hydrate([]);
       assertEquals(result?.outcome, "pulled", error?.message);
       assertEquals(of("ranges_unavailable"), []);

@@ -16,6 +16,8 @@ export interface TokenRules {
    * @default {"granted"}
    */
   push?: "granted" | "withheld" | "denied";
+  /** The token's `expires_in`, in seconds. @default {300} */
+  tokenSeconds?: number;
 }
 
 /** A running token endpoint. */
@@ -64,7 +66,9 @@ export async function startTokenServer(
       }
       const pullOnly = known === null || rules.push === "withheld";
       if (pullOnly) access.forEach((scope) => scope.actions = ["pull"]);
-      return Response.json({ token: await sign(access) });
+      const { tokenSeconds = 300 } = rules;
+      const token = await sign(access);
+      return Response.json({ token, expires_in: tokenSeconds });
     },
   );
   return {
