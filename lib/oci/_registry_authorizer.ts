@@ -15,6 +15,7 @@ import type { Deadline } from "../system/time.ts";
 import { RangesUnavailableError } from "../transfer/byte_source.ts";
 import { type Login, mayReceiveSecrets } from "./ghcr_credentials.ts";
 import {
+  type AuthChallenge,
   chooseAuthChallenge,
   parseAuthChallenges,
 } from "./_auth_challenges.ts";
@@ -22,7 +23,20 @@ import {
   readRegistryCredentials,
   type RegistryCredentials,
 } from "./_docker_config.ts";
-import type { Endpoint } from "./endpoints.ts";
+import type { RegistryOptions } from "./registry_options.ts";
+
+/** A repository that may require a login. */
+export interface AuthorizedRepository {
+  /** Base URL of the API. */
+  baseUrl: string;
+  /** Host and optional port, the key of its credentials. */
+  host: string;
+  repository: string;
+  /** Time limits, cancellation, environment. */
+  options: RegistryOptions;
+  /** Called with what each 401 offers; may throw to send no credentials. */
+  onChallenge?: (offered: AuthChallenge[]) => void;
+}
 
 const MAX_TOKEN_RESPONSE_BYTES = 128 * 1024;
 /** The specification's default. */
@@ -35,7 +49,7 @@ const DEFAULT_TOKEN_LIFETIME_S = 60;
  * the challenge.
  */
 export function registryAuthorizer(
-  { baseUrl, host, repository, options, onChallenge }: Endpoint,
+  { baseUrl, host, repository, options, onChallenge }: AuthorizedRepository,
   sendRequest: (url: URL, request: HttpRequestInit) => Promise<Response>,
   readCredentials = readRegistryCredentials,
 ) {

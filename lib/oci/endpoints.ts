@@ -14,24 +14,19 @@ import { fetchFollowingRedirects } from "../system/redirects.ts";
 import { startStallTimer } from "../system/stall_timer.ts";
 import { RangesUnavailableError } from "../transfer/byte_source.ts";
 import { IMAGE_MANIFEST_MEDIA_TYPES, INDEX_MEDIA_TYPES } from "./artifact.ts";
-import type { AuthChallenge } from "./_auth_challenges.ts";
 import { hasNetPermission } from "./_permission_queries.ts";
-import { registryAuthorizer } from "./_registry_authorizer.ts";
+import {
+  type AuthorizedRepository,
+  registryAuthorizer,
+} from "./_registry_authorizer.ts";
 import { findMirrors, type Mirror } from "./mirrors.ts";
 import type { OciReference } from "./reference.ts";
 import { type RegistryOptions, usesPlainHttp } from "./registry_options.ts";
 
 /** A repository at a registry or a mirror, with its connection options. */
-export interface Endpoint extends Mirror {
+export interface Endpoint extends Mirror, AuthorizedRepository {
   /** Query of each request, such as `ns=ghcr.io` for a mirror. */
   query?: string;
-  /** Host and optional port, the key of its credentials. */
-  host: string;
-  repository: string;
-  /** Time limits, cancellation, environment. */
-  options: RegistryOptions;
-  /** Called with what each 401 offers; may throw to send no credentials. */
-  onChallenge?: (offered: AuthChallenge[]) => void;
 }
 
 /** The endpoints of one repository. */
