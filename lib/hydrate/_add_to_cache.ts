@@ -10,21 +10,10 @@ import {
 } from "../cache/entry.ts";
 import { createEmitter, type Emit, type OnEvent } from "../events.ts";
 import { findBootLoader } from "../image/boot_loader.ts";
-import type { ManifestImage } from "../manifest/manifest.ts";
 import { formatImageSource } from "../manifest/image_source.ts";
 import { type Sha256, sha256OfText, sha256ToDigest } from "../system/digest.ts";
-import {
-  type FetchedImage,
-  fetchImage,
-  type FetchOptions,
-} from "./fetch_image.ts";
-
-export interface DownloadUnpinnedImageOptions extends FetchOptions {
-  workspace: string;
-  /** The cache's directory. @default {undefined} `TOOLSMITH_CACHE`, or the workspace's */
-  cache?: string;
-  onEvent?: OnEvent;
-}
+import type { FetchedImage, FetchOptions, ImageToFetch } from "./_fetch_job.ts";
+import { fetchImage } from "./fetch_image.ts";
 
 /** Waits for the lock of an image's entry, and emits `lock_wait` if it must wait. */
 export function lockEntry(
@@ -43,29 +32,20 @@ export function lockEntry(
  * replaced after it was hashed is a `checksum_mismatch`.
  */
 export async function addToCache(
-  { name: image, source }: Pick<ManifestImage, "name" | "source">,
-  { staging, fetched, emit, signal }: {
-    staging: ImageStaging;
-    fetched: FetchedImage;
-    emit: Emit;
-    signal?: AbortSignal;
-  },
+  { name: image, source }: ImageToFetch,
+  fetched: FetchedImage,
+  staging: ImageStaging,
+  { emit, signal }: { emit: Emit; signal?: AbortSignal },
 ) {
-  const { path: from, fileName, bytes, sha256, hashedFile } = fetched;
-  const { signature, update } = fetched;
-  const more = { ...signature && { signature }, ...update && { update } };
+  const { arch, bytes, sha256, ...file } = fetched;
   const digest = sha256ToDigest(sha256);
-  const shown = formatImageSource(source);
-  const detected = await findBootLoader(from, { displayName: shown, signal });
-  const { firmware } = detected;
+  const displayName = formatImageSource(source);
+  const found = await findBootLoader(file.path, { displayName, signal });
   // The publisher's statement counts more than what the disk suggests.
-  const { arch = detected.arch } = fetched;
-  const boot = firmware || arch
-    ? { ...arch && { arch }, ...firmware && { firmware } }
-    : undefined;
+  if (arch) found.arch = arch;
+  const boot = found.arch || found.firmware ? found : undefined;
   emit({ type: "checksum_verified", image, digest, bytes });
-  const file = { path: from, fileName, source: shown };
-  const path = await staging.commit({ ...file, boot, ...more, hashedFile });
+  const path = await staging.commit({ ...file, source: displayName, boot });
   emit({ type: "cache_placed", image, path, digest, bytes });
   return { path, boot };
 }
@@ -75,28 +55,25 @@ export async function addToCache(
  * so that `init` can pin it.
  */
 export async function downloadUnpinnedImage(
-  image: Omit<ManifestImage, "sha256">,
-  options: DownloadUnpinnedImageOptions,
+  image: ImageToFetch,
+  workspace: string,
+  options: FetchOptions & { cache?: string; onEvent?: OnEvent },
 ): Promise<Sha256> {
-  const { workspace, signal } = options;
   const emit = createEmitter(options.onEvent);
+  const how = { ...options, emit };
   const cache = await resolveCacheDir(workspace, options);
-  // Until the image's digest is known, that of its source names the staging.
-  const sourceSha256 = await sha256OfText(formatImageSource(image.source));
   const entryOf = (sha256: Sha256) =>
     cacheEntryHandle({ cache, image: image.name, sha256 }, options);
-  const lock = (entry: CacheEntryHandle) =>
-    lockEntry(entry, image.name, { emit, signal });
-  using lockedSource = await lock(entryOf(sourceSha256));
+  // Until the image's digest is known, that of its source names the staging.
+  const source = entryOf(await sha256OfText(formatImageSource(image.source)));
+  using lockedSource = await lockEntry(source, image.name, how);
   await using download = await lockedSource.createOrResumeStaging();
-  const fetchOptions = { ...options, emit, pinned: false };
-  const unpinned = { ...image, sha256: sourceSha256 };
-  const fetched = await fetchImage(unpinned, download.dir, fetchOptions);
+  const fetched = await fetchImage(image, download.dir, how);
   const entry = entryOf(fetched.sha256);
-  using locked = await lock(entry);
+  using locked = await lockEntry(entry, image.name, how);
   if (!(await entry.lookUpImage())?.trusted) {
     await using staging = await locked.createOrResumeStaging();
-    await addToCache(image, { staging, fetched, emit, signal });
+    await addToCache(image, fetched, staging, how);
   }
   return fetched.sha256;
 }

@@ -9,7 +9,7 @@ import { ToolsmithError } from "../errors.ts";
 import type { Sha256 } from "../system/digest.ts";
 import { createHttpClient } from "../system/http_client.ts";
 import { retryTransient } from "../system/retry.ts";
-import type { FetchOptions } from "./_fetch_request.ts";
+import type { FetchOptions } from "./_fetch_job.ts";
 import { downloadSmallFile } from "./_https_byte_source.ts";
 
 /** Far above the size of any distribution's list. */
@@ -60,7 +60,7 @@ function lastPathSegment({ pathname }: URL): string {
 
 async function downloadList(url: URL, options: FetchOptions) {
   using client = await createHttpClient(options.caFile);
-  const limited = { ...options, limit: MAX_CHECKSUM_LIST_BYTES };
-  const download = () => downloadSmallFile(url, client, limited);
+  const download = () =>
+    downloadSmallFile(url, client, MAX_CHECKSUM_LIST_BYTES, options);
   return new TextDecoder().decode(await retryTransient(download, options));
 }

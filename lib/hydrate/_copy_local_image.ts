@@ -12,15 +12,14 @@ import {
 import { allocatedBytes, removeTree, toFileIdentity } from "../system/files.ts";
 import { assertFreeSpace, statFilesystem } from "../system/free_space.ts";
 import { openIncrementalFileSync } from "../system/incremental_sync.ts";
-import { writeAll } from "../system/write_all.ts";
+import { writeAllSync } from "../system/write_all.ts";
 import { hashFile } from "../transfer/file_digest.ts";
 import {
   type FetchedImage,
-  type FetchRequest,
+  type FetchJob,
   reportTransferStart,
-  type ResolvedFetchOptions,
   toQcow2FileName,
-} from "./_fetch_request.ts";
+} from "./_fetch_job.ts";
 
 /** `statfs` on Linux: `BTRFS_SUPER_MAGIC` and `XFS_SUPER_MAGIC` of linux/magic.h. */
 const REFLINK_FILESYSTEMS = new Set<number | undefined>([
@@ -28,17 +27,18 @@ const REFLINK_FILESYSTEMS = new Set<number | undefined>([
   0x58465342,
 ]);
 /** A smaller hole is not worth a seek. */
-const MIN_HOLE_BYTES = 64 * 1024;
+const BLOCK_BYTES = 64 * 1024;
+const ZEROS = new Uint8Array(BLOCK_BYTES);
 
 /**
  * Copies a local image: as a reflink where the file system supports that, else
  * with its holes.
  */
 export async function copyLocalImage(
-  request: FetchRequest,
-  options: ResolvedFetchOptions,
+  job: FetchJob,
   path: string,
 ): Promise<FetchedImage> {
+  const { dir, env, signal } = job;
   try {
     const stat = await Deno.stat(path);
     if (!stat.isFile) {
@@ -46,23 +46,22 @@ export async function copyLocalImage(
       const hint = "set image.qcow2 in the manifest to the path of a file";
       throw new ToolsmithError("file_unreadable", message, { hint });
     }
-    const name = toQcow2FileName(basename(path));
-    const copy = join(request.dir, name);
+    const fileName = toQcow2FileName(basename(path));
+    const copy = join(dir, fileName);
     // Writing to a link that an interrupted run left would change its target.
     await removeTree(copy);
-    const cloned = await tryReflinkFile(path, copy);
-    if (!cloned) await assertFreeSpace(request.dir, allocatedBytes(stat));
-    const { size } = cloned ? await Deno.stat(copy) : stat;
-    const progress = reportTransferStart(request, options, { total: size });
-    const { env, signal } = options;
-    const engine = selectDigestEngine(size, env);
+    const isCloned = await tryReflinkFile(path, copy);
+    if (!isCloned) await assertFreeSpace(dir, allocatedBytes(stat));
+    const { size: total } = isCloned ? await Deno.stat(copy) : stat;
+    const progress = reportTransferStart(job, { total });
+    const engine = selectDigestEngine(total, env);
     const hashing = { signal, onBytesRead: progress.reportBytes, engine };
-    const { sha256, hashed: hashedFile } = cloned
+    const { sha256, hashed: hashedFile } = isCloned
       ? await hashFile(copy, hashing)
       : await copyAndHash(path, copy, hashing);
     const { size: bytes } = hashedFile;
     progress.reportEnd(bytes);
-    return { path: copy, fileName: name, bytes, sha256, hashedFile };
+    return { path: copy, fileName, bytes, sha256, hashedFile };
   } catch (cause) {
     throw cause instanceof Deno.errors.NotFound
       ? localImageNotFoundError(path, cause)
@@ -81,7 +80,7 @@ async function copyAndHash(
   let bytes = 0;
   const written = async function* () {
     for await (const chunk of readFileChunks(from, options)) {
-      await writeSparse(file, chunk);
+      writeSparse(file, chunk);
       sync.reportWritten(bytes += chunk.length);
       yield chunk;
     }
@@ -131,33 +130,13 @@ async function supportsReflinks(dir: string): Promise<boolean> {
  * blocks of 64 KiB that are all zeros. If the file ends in a hole, the caller must
  * truncate the file to its full length.
  */
-export async function writeSparse(
-  file: Deno.FsFile,
-  bytes: Uint8Array<ArrayBuffer>,
-): Promise<void> {
-  for (let at = 0; at < bytes.length;) {
-    const isHole = isAllZeros(bytes.subarray(at, at + MIN_HOLE_BYTES));
-    let end = at;
-    do end = Math.min(end + MIN_HOLE_BYTES, bytes.length); while (
-      end < bytes.length &&
-      isAllZeros(bytes.subarray(end, end + MIN_HOLE_BYTES)) === isHole
-    );
-    if (isHole) await file.seek(end - at, Deno.SeekMode.Current);
-    else await writeAll(file, bytes.subarray(at, end));
-    at = end;
+export function writeSparse(file: Deno.FsFile, bytes: Uint8Array): void {
+  // Its comparison is 20 times as fast as a loop.
+  const { Buffer } = process.getBuiltinModule("node:buffer");
+  for (let at = 0; at < bytes.length; at += BLOCK_BYTES) {
+    const block = bytes.subarray(at, at + BLOCK_BYTES);
+    const isHole = Buffer.compare(block, ZEROS.subarray(0, block.length)) === 0;
+    if (isHole) file.seekSync(block.length, Deno.SeekMode.Current);
+    else writeAllSync(file, block);
   }
-}
-
-/** Whether a block has only zeros; most other blocks differ in their first bytes. */
-function isAllZeros(block: Uint8Array<ArrayBuffer>): boolean {
-  const aligned = block.byteOffset % 4 === 0;
-  const words = aligned
-    ? new Uint32Array(block.buffer, block.byteOffset, block.length >> 2)
-    : new Uint32Array();
-  // A loop is five times as fast as `every`.
-  for (let at = 0; at < words.length; at++) if (words[at] !== 0) return false;
-  for (let at = words.length * 4; at < block.length; at++) {
-    if (block[at] !== 0) return false;
-  }
-  return true;
 }

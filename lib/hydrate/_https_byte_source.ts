@@ -82,7 +82,8 @@ export function httpsByteSource(
 export async function downloadSmallFile(
   url: URL,
   client: HttpClient,
-  { limit, ...options }: StallTimerOptions & { limit: number },
+  limit: number,
+  options: StallTimerOptions,
 ): Promise<Uint8Array> {
   const source = httpsByteSource(url, client, limit);
   const { displayName: shown } = source;

@@ -9,7 +9,6 @@ import type { UpdateSize } from "../events.ts";
 import { CHUNK_INDEX } from "../delta/chunk_index.ts";
 import type { VerifiedSignature } from "../manifest/signature_rule.ts";
 import { formatImageSource } from "../manifest/image_source.ts";
-import type { ManifestImage } from "../manifest/manifest.ts";
 import {
   type Artifact,
   type ImageLayer,
@@ -41,62 +40,54 @@ import {
 } from "../system/retry.ts";
 import { RangesUnavailableError } from "../transfer/byte_source.ts";
 import {
+  downloadIntoPart,
   type FetchedImage,
-  type FetchRequest,
+  type FetchJob,
   reportTransferStart,
-  type ResolvedFetchOptions,
-} from "./_fetch_request.ts";
+} from "./_fetch_job.ts";
 import { copyFromBase } from "./_update.ts";
 
 /** A smaller image arrives before a second connection is open. */
 const MIN_PARALLEL_BYTES = 64 * 1024 * 1024;
 
-/** All bytes arrived and are wrong; they may come from a mirror. */
-class DigestMismatchError extends RangesUnavailableError {}
-
-/** When to use range requests instead of `oras pull`. */
-type RangePolicy = "first" | "to resume" | "never";
-
 type RegistryPull = Awaited<ReturnType<typeof resolveArtifact>> & {
-  request: FetchRequest;
-  options: ResolvedFetchOptions;
+  job: FetchJob;
+  /** Keeps bytes between attempts and runs. */
+  part: PartFile;
+  /** What was copied from an older image, unless that proved wrong. */
+  update?: UpdateSize;
 };
 
 /**
  * Fetches the manifest of an image's artifact, selects the image's layer, and verifies
  * who signed the artifact, if there is a rule.
  */
-export async function resolveArtifact(
-  { name: image, sha256, signature: rule }: ManifestImage,
-  options: ResolvedFetchOptions,
-  reference: OciReference,
-) {
-  const { emit, env = processEnvironment } = options;
+export async function resolveArtifact(job: FetchJob, reference: OciReference) {
+  const { emit, env = processEnvironment } = job;
+  const { name: image, sha256, signature: rule } = job.image;
   const warn = (message: string) => emit({ type: "warning", message });
   const warning = unusedGhcrTokenWarning(reference.registry, env);
   if (warning) warn(warning);
-  const oras = orasClient(options);
-  const endpoints = await findEndpoints(reference, options, warn);
+  const oras = orasClient(job);
+  const endpoints = await findEndpoints(reference, job, warn);
+  // A mirror needs no trust, as long as the digest of the image is known.
+  const mirrors = sha256 ? endpoints.mirrors : [];
   const onMirrorFailed = (mirror: string, reason: string) =>
     emit({ type: "mirror_failed", image, mirror, reason });
-  const { mirrors } = endpoints;
-  const mirrorOptions = {
-    onMirrorFailed,
-    checkArtifact(artifact: Artifact) {
-      // An index has no layers: its manifest is checked after it arrives.
-      if (!artifact.manifests?.length) selectImageLayer(artifact, sha256);
-    },
+  const checkArtifact = (artifact: Artifact) => {
+    // An index has no layers: its manifest is checked after it arrives.
+    if (!artifact.manifests?.length) selectImageLayer(artifact, sha256);
   };
+  const mirrorOptions = { onMirrorFailed, checkArtifact };
   const fetch = async (reference: OciReference) =>
     await fetchManifestFromMirrors(mirrors, reference, mirrorOptions) ??
-      await retryTransient(() => oras.fetchManifest(reference), options);
-  const artifact = await fetchArtifactForArch(reference, options.arch, fetch);
+      await retryTransient(() => oras.fetchManifest(reference), job);
+  const artifact = await fetchArtifactForArch(reference, job.arch, fetch);
   const layer = selectImageLayer(artifact, sha256);
   let signature: VerifiedSignature | undefined;
   if (rule) {
     if (!isAddressedBySha256(layer)) throw unsignedDigestError(layer);
-    const wanted = { rule, ...endpoints };
-    signature = await verifySignature(artifact, wanted, options);
+    signature = await verifySignature(artifact, { rule, ...endpoints }, job);
     const { digest } = artifact;
     const { signer } = signature;
     emit({ type: "signature_verified", image, digest, signer });
@@ -105,99 +96,81 @@ export async function resolveArtifact(
 }
 
 export async function pullFromRegistry(
-  request: FetchRequest,
-  options: ResolvedFetchOptions,
+  job: FetchJob,
   reference: OciReference,
 ): Promise<FetchedImage> {
-  const { dir, image: { name: image } } = request;
-  const { emit, env = processEnvironment } = options;
-  const resolved = await resolveArtifact(request.image, options, reference);
+  const { dir, image: { name: image }, emit, env, signal } = job;
+  const resolved = await resolveArtifact(job, reference);
   const { oras, endpoints, artifact, layer, signature } = resolved;
   const source = formatImageSource(reference);
   const { title: file, size } = layer;
-  const { digest } = artifact;
-  emit({
-    ...{ type: "manifest_resolved", image, source },
-    ...{ digest, file, bytes: size },
-  });
-  const identity = { size, digest: sha256ToDigest(layer.sha256) };
+  const about = { image, source, digest: artifact.digest, file, bytes: size };
+  emit({ type: "manifest_resolved", ...about });
   const engine = selectDigestEngine(size, env);
-  await using part = await openPartFile(dir, identity, { engine });
-  const fetched = await pullLayer({ request, options, ...resolved }, part);
+  const expected = { size, digest: sha256ToDigest(layer.sha256) };
+  await using part = await openPartFile(dir, expected, { engine });
+  const fetched = await pullLayer({ job, part, ...resolved });
   const architecture = artifact.architecture ??
     await oras.fetchArchitecture(
       artifact,
       (digest) => probeBlob(endpoints.registry, digest),
     );
-  options.signal?.throwIfAborted();
-  const arch = artifactArch({ architecture });
-  return { ...fetched, ...signature && { signature }, arch };
+  signal?.throwIfAborted();
+  return { ...fetched, signature, arch: artifactArch({ architecture }) };
 }
 
 /**
  * Pulls the image's layer: first with range requests, for a large image or a partial
  * download, then with `oras pull`. Range requests resume what an interrupted `oras
- * pull` wrote. `part` keeps bytes between attempts and runs.
+ * pull` wrote.
  */
-async function pullLayer(pull: RegistryPull, part: PartFile) {
-  const { request, options, artifact, layer, onMirrorFailed } = pull;
-  const { endpoints, endpoints: { mirrors, registry } } = pull;
+async function pullLayer(pull: RegistryPull): Promise<FetchedImage> {
+  const { job, part, artifact, layer, endpoints, onMirrorFailed } = pull;
+  const { mirrors, registry } = endpoints;
   const missing = totalPullBytes(artifact) - part.presentBytes;
-  await assertFreeSpace(request.dir, missing);
+  await assertFreeSpace(job.dir, missing);
   const onlyRanges = artifact.fetchedWithoutOras === true ||
     !isAddressedBySha256(layer);
-  const isParallel = options.connections > 1 &&
-    layer.size >= MIN_PARALLEL_BYTES;
-  const prefersRanges = isParallel || mirrors.length > 0 || onlyRanges;
-  const isPermitted = hasPermittedEndpoint(endpoints);
-  if (prefersRanges && !isPermitted) {
-    emitRangesUnavailable(pull, "--allow-net is not granted");
+  const isParallel = job.connections > 1 && layer.size >= MIN_PARALLEL_BYTES;
+  let prefersRanges = isParallel || mirrors.length > 0 || onlyRanges;
+  let canUseRanges = hasPermittedEndpoint(endpoints);
+  if (prefersRanges && !canUseRanges) {
+    emitRangesUnavailable(job, "--allow-net is not granted");
   }
-  const wanted = prefersRanges ? "first" : "to resume";
-  let ranges: RangePolicy = isPermitted ? wanted : "never";
-  let update = isPermitted
-    ? await copyFromBase(request, options, part, {
-      readIndexes: () =>
-        findAttachedFiles(endpoints, artifact.digest, CHUNK_INDEX),
-      download: (probe) =>
-        fillPartFile(endpoints, layer, {
-          ...probe,
-          ...{ connections: 1, partFile: part, onMirrorFailed },
-        }),
-    })
-    : undefined;
+  if (canUseRanges) {
+    pull.update = await copyFromBase(job, part, {
+      indexes: findAttachedFiles(endpoints, artifact.digest, CHUNK_INDEX),
+      download(probe) {
+        const options = { ...probe, connections: 1, partFile: part };
+        return fillPartFile(endpoints, layer, { ...options, onMirrorFailed });
+      },
+    });
+  }
   /** Whether to probe where the registry redirects to before oras follows. */
   let needsProbe = true;
-  const budget = createRetryBudget(options);
+  const budget = createRetryBudget(job);
   for (let attempt = 1;; attempt++) {
-    const resumes = ranges === "to resume" && part.presentBytes > 0;
-    if (ranges === "first" || resumes) {
+    if (canUseRanges && (prefersRanges || part.presentBytes > 0)) {
       try {
         // The transfer has a retry budget of its own.
-        return await pullWithRangeRequests(pull, part, update);
+        return await pullWithRangeRequests(pull);
       } catch (error) {
         if (!(error instanceof RangesUnavailableError)) throw error;
         const { message, cause } = error;
-        if (update && error instanceof DigestMismatchError) {
-          const { name: image } = request.image;
-          options.emit({ type: "update_declined", image, reason: message });
-          update = undefined;
-          await part.clear();
-          continue;
-        }
-        const unreachable = cause instanceof ToolsmithError;
-        if (unreachable && onlyRanges) throw cause;
-        emitRangesUnavailable(pull, message);
+        const isUnreachable = cause instanceof ToolsmithError;
+        if (isUnreachable && onlyRanges) throw cause;
+        emitRangesUnavailable(job, message);
         // Keep the partial download until the registry is reachable again.
-        ranges = unreachable ? "first" : "never";
-        if (!unreachable) await part.clear();
-        needsProbe = error instanceof DigestMismatchError;
+        prefersRanges = true;
+        canUseRanges = isUnreachable;
+        if (!isUnreachable) await part.clear();
+        // A mirror's bytes may have been wrong, before the registry was asked.
+        needsProbe = mirrors.length > 0;
       }
     }
     try {
       if (needsProbe) await probeBlob(registry, layer.digest, attempt > 1);
-      const canResume = ranges !== "never";
-      return await pullWithOras(pull, { attempt, part, canResume });
+      return await pullWithOras(pull, attempt, canUseRanges);
     } catch (error) {
       needsProbe = true;
       budget.recordFailure(error);
@@ -207,59 +180,61 @@ async function pullLayer(pull: RegistryPull, part: PartFile) {
 }
 
 async function pullWithRangeRequests(
-  { request, options, endpoints, layer, onMirrorFailed }: RegistryPull,
-  part: PartFile,
-  update: UpdateSize | undefined,
+  pull: RegistryPull,
 ): Promise<FetchedImage> {
-  const connections = layer.size < MIN_PARALLEL_BYTES ? 1 : options.connections;
-  const { path, size: total, presentBytes: resumed } = part;
-  const start = { total, resumed, connections };
-  const progress = reportTransferStart(request, options, start);
-  const onBytes = () => progress.reportBytes(part.presentBytes);
-  const callbacks = { onBytesWritten: onBytes, onMirrorFailed };
-  const download = { ...options, connections, partFile: part, ...callbacks };
-  const sha256 = await downloadBlob(endpoints, layer, download);
-  if (sha256 !== layer.sha256 && (update || isAddressedBySha256(layer))) {
-    throw new DigestMismatchError(
-      `the downloaded bytes have the digest ${sha256ToDigest(sha256)}`,
-    );
+  const { job, part, update, endpoints, layer, onMirrorFailed } = pull;
+  const { emit, image: { name: image } } = job;
+  const connections = layer.size < MIN_PARALLEL_BYTES ? 1 : job.connections;
+  const download = (onBytesWritten: () => void) => {
+    const callbacks = { onBytesWritten, onMirrorFailed };
+    const options = { ...job, connections, partFile: part, ...callbacks };
+    return downloadBlob(endpoints, layer, options);
+  };
+  const sha256 = await downloadIntoPart(job, part, connections, download);
+  if (sha256 === layer.sha256 || !update && !isAddressedBySha256(layer)) {
+    const hashedFile = await part.markComplete();
+    const { path, size: bytes } = part;
+    const fileName = basename(layer.title);
+    return { path, fileName, bytes, sha256, hashedFile, update };
   }
-  progress.reportEnd(total - resumed);
-  const hashedFile = await part.markComplete();
-  const fetched = { path, fileName: basename(layer.title), bytes: total };
-  return { ...fetched, sha256, hashedFile, ...update && { update } };
+  const digest = sha256ToDigest(sha256);
+  const reason = `the downloaded bytes have the digest ${digest}`;
+  if (!update) throw new RangesUnavailableError(reason);
+  emit({ type: "update_declined", image, reason });
+  pull.update = undefined;
+  await part.clear();
+  return await pullWithRangeRequests(pull);
 }
 
+/** `canResume` tells whether range requests can resume an interrupted attempt. */
 async function pullWithOras(
-  { request, options, oras, artifact, layer }: RegistryPull,
-  { attempt, part, canResume }: {
-    attempt: number;
-    part: PartFile;
-    /** Whether range requests can resume an interrupted attempt. */
-    canResume: boolean;
-  },
+  { job, part, oras, artifact, layer }: RegistryPull,
+  attempt: number,
+  canResume: boolean,
 ): Promise<FetchedImage> {
-  const { dir } = request;
+  const { dir, env, signal } = job;
   const total = totalPullBytes(artifact);
-  const empty = canResume && part.presentBytes === 0;
-  if (!empty) await assertFreeSpace(dir, total);
+  await assertFreeSpace(dir, total);
   // A fresh directory: oras must not write onto an earlier attempt's files.
   const target = join(dir, `pull-${attempt}`);
   await removeTree(target);
   await Deno.mkdir(target);
   const path = join(target, ...layer.title.split("/"));
-  if (empty) await part.recordExternalFile(path);
-  const progress = reportTransferStart(request, options, { total });
+  const isResumable = canResume && part.presentBytes === 0;
+  if (isResumable) await part.recordExternalFile(path);
+  const progress = reportTransferStart(job, { total });
   try {
-    const engine = selectDigestEngine(layer.size, options.env);
+    const engine = selectDigestEngine(layer.size, env);
     const pull = { layer, dir: target, progress, engine, syncToDisk: true };
     const pulled = await pullImage(oras, artifact, pull);
     await part.markComplete();
-    return { ...pulled, path, fileName: basename(path) };
+    return { ...pulled, fileName: basename(path) };
   } catch (error) {
     // Leave the copying to the next run: after Ctrl-C it would take too long.
-    if (empty && options.signal?.aborted) throw error;
-    if (empty && isTransientError(error)) await part.copyFromExternalFile(path);
+    if (isResumable && signal?.aborted) throw error;
+    if (isResumable && isTransientError(error)) {
+      await part.copyFromExternalFile(path);
+    }
     await removeTree(target);
     throw error;
   }
@@ -283,9 +258,8 @@ function unsignedDigestError({ title, digest }: ImageLayer): ToolsmithError {
 }
 
 function emitRangesUnavailable(
-  { request, options }: RegistryPull,
+  { emit, image: { name: image } }: FetchJob,
   reason: string,
 ): void {
-  const { name: image } = request.image;
-  options.emit({ type: "ranges_unavailable", image, reason });
+  emit({ type: "ranges_unavailable", image, reason });
 }

@@ -12,11 +12,10 @@ import {
   createChunkMatcher,
 } from "../delta/update_plan.ts";
 import type { UpdateSize } from "../events.ts";
-import { sha256ToDigest } from "../system/digest.ts";
 import type { PartFile } from "../system/part_file.ts";
 import { withOptionalRequestTimeout } from "../system/stall_timer.ts";
 import { anySignal } from "../system/time.ts";
-import type { FetchRequest, ResolvedFetchOptions } from "./_fetch_request.ts";
+import type { FetchJob } from "./_fetch_job.ts";
 
 /** Reading or downloading this much shows how long all of it takes. */
 const SAMPLE_BYTES = 4 * 1024 * 1024;
@@ -29,12 +28,10 @@ const PROBE_MS = 30;
 
 /** Where the image comes from. */
 export interface UpdateSource {
-  /** Returns files, one of which may be the image's chunk index. */
-  readIndexes: () => AsyncIterable<Uint8Array>;
+  /** Files, read on demand; one of them may be the image's chunk index. */
+  indexes: AsyncIterable<Uint8Array>;
   /** Downloads what the part file lacks, until the signal is aborted. */
-  download: (
-    options: ResolvedFetchOptions & { onBytesWritten: () => void },
-  ) => Promise<unknown>;
+  download: (job: FetchJob & { onBytesWritten: () => void }) => Promise<void>;
 }
 
 /**
@@ -45,37 +42,34 @@ export interface UpdateSource {
  * @throws The signal's reason.
  */
 export async function copyFromBase(
-  request: FetchRequest,
-  options: ResolvedFetchOptions,
+  job: FetchJob,
   part: PartFile,
-  { readIndexes, download }: UpdateSource,
+  source: UpdateSource,
 ): Promise<UpdateSize | undefined> {
-  const { image: { name: image, sha256 }, base } = request;
-  const { emit, signal } = options;
+  const { image: { name: image }, base, emit, signal } = job;
   const { size: total } = part;
   const isComplete = part.presentBytes === total;
   if (!base || isComplete || total < MIN_INDEXED_IMAGE_BYTES) return undefined;
   try {
-    const expected = { size: total, digest: sha256ToDigest(sha256) };
     const matcher = createChunkMatcher(
-      await findChunkIndex(readIndexes(), expected),
+      await findChunkIndex(source.indexes, part.expected),
     );
     // Kept open, as another process may prune it.
     using older = await Deno.open(base.path);
     const { size: baseBytes } = await older.stat();
-    let isWorthwhile = base.isGiven;
-    const downloadMs = isWorthwhile
+    let downloadMs = base.isGiven
       ? Infinity
-      : await estimateDownloadMs(part, download, options);
+      : await estimateDownloadMs(job, part, source);
     if (downloadMs < FAST_DOWNLOAD_MS) throw new Error(AS_FAST);
     const startedAt = performance.now();
     for await (const records of readFileRecords(older, { signal })) {
       const read = matcher.add(records);
-      if (isWorthwhile || read < SAMPLE_BYTES) continue;
+      if (read < SAMPLE_BYTES) continue;
       const readMs = (performance.now() - startedAt) * baseBytes / read;
       // Half of the image may have changed.
       if (readMs > downloadMs / 2) throw new Error(AS_FAST);
-      isWorthwhile = true;
+      // One sample is enough.
+      downloadMs = Infinity;
     }
     const runs = matcher.plan();
     const share = 1 - countCopyBytes(runs) / total;
@@ -104,19 +98,19 @@ export async function copyFromBase(
 
 /** Downloads up to 4 MiB, or for 30 ms, and estimates how long the rest takes. */
 async function estimateDownloadMs(
+  job: FetchJob,
   part: PartFile,
-  download: UpdateSource["download"],
-  options: ResolvedFetchOptions,
+  { download }: UpdateSource,
 ): Promise<number> {
   const stop = new AbortController();
-  const signal = anySignal(options.signal, stop.signal);
+  const signal = anySignal(job.signal, stop.signal);
   let first: { at: number; bytes: number } | undefined;
   const onBytesWritten = () => {
     if (!first) setTimeout(() => stop.abort(stop), PROBE_MS);
     first ??= { at: performance.now(), bytes: part.presentBytes };
     if (part.presentBytes - first.bytes >= SAMPLE_BYTES) stop.abort(stop);
   };
-  const limits = withOptionalRequestTimeout({ ...options, retries: 0, signal });
+  const limits = withOptionalRequestTimeout({ ...job, retries: 0, signal });
   await download({ ...limits, onBytesWritten }).catch((error) => {
     if (error !== stop) throw error;
   });

@@ -5,8 +5,7 @@
 import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
-import type { ManifestImage } from "../manifest/manifest.ts";
-import type { VerifiedSignature } from "../manifest/signature_rule.ts";
+import type { OciReference } from "../oci/reference.ts";
 import {
   CONNECTIONS_RANGE_TEXT,
   parseConnectionCount,
@@ -16,10 +15,10 @@ import { sanitizeLine } from "../system/sanitize_text.ts";
 import type {
   BaseImage,
   FetchedImage,
+  FetchJob,
   FetchOptions,
-  FetchRequest,
-  ResolvedFetchOptions,
-} from "./_fetch_request.ts";
+  ImageToFetch,
+} from "./_fetch_job.ts";
 import { copyLocalImage } from "./_copy_local_image.ts";
 import { downloadHttpsImage } from "./_https_download.ts";
 import { pullFromRegistry, resolveArtifact } from "./_registry_pull.ts";
@@ -30,52 +29,48 @@ const DEFAULT_CONNECTION_COUNT = 4;
 
 /**
  * Fetches an image into a directory that is empty or holds a partial download. The
- * digest in the result is the computed one, which the caller compares. `pinned` tells
- * whether the image's digest is known; `base` is an older image to copy from.
+ * digest in the result is the computed one, which the caller compares.
  */
 export function fetchImage(
-  image: ManifestImage,
+  image: ImageToFetch,
   dir: string,
-  options: FetchOptions & { emit: Emit; pinned?: boolean; base?: BaseImage },
+  options: FetchOptions & { emit: Emit; base?: BaseImage },
 ): Promise<FetchedImage> {
   const { source } = image;
-  const { pinned = true, base } = options;
-  const request: FetchRequest = { image, dir, pinned, base };
-  const resolved = resolveFetchOptions(image, options);
+  const job = fetchJob(image, dir, options);
   switch (source.kind) {
     case "oci":
-      return pullFromRegistry(request, resolved, source);
+      return pullFromRegistry(job, source);
     case "https":
-      return downloadHttpsImage(request, resolved, source.url);
+      return downloadHttpsImage(job, source.url);
     case "file":
-      return copyLocalImage(request, resolved, source.path);
+      return copyLocalImage(job, source.path);
   }
 }
 
 /**
- * Verifies who signed an image, without fetching it; `undefined` for an image that is
- * not in a registry.
+ * Finds the digest of an image in a registry, and verifies who signed it, without
+ * fetching it.
  */
-export async function verifyImageSignature(
-  image: ManifestImage,
+export async function resolveImage(
+  image: ImageToFetch,
+  reference: OciReference,
   options: FetchOptions & { emit: Emit },
-): Promise<VerifiedSignature | undefined> {
-  if (image.source.kind !== "oci") return undefined;
-  const resolved = resolveFetchOptions(image, options);
-  return (await resolveArtifact(image, resolved, image.source)).signature;
+) {
+  const job = fetchJob(image, "", options);
+  const { layer, signature } = await resolveArtifact(job, reference);
+  return { sha256: layer.sha256, signature };
 }
 
-function resolveFetchOptions(
-  { name }: ManifestImage,
-  options: FetchOptions & { emit: Emit },
-): ResolvedFetchOptions {
-  const { emit, arch = Deno.build.arch } = options;
-  return {
-    ...options,
-    arch,
-    connections: resolveConnectionCount(options),
-    onRetry: retryReporter(emit, name),
-  };
+function fetchJob(
+  image: ImageToFetch,
+  dir: string,
+  options: FetchOptions & { emit: Emit; base?: BaseImage },
+): FetchJob {
+  const { arch = Deno.build.arch } = options;
+  const connections = resolveConnectionCount(options);
+  const onRetry = retryReporter(options.emit, image.name);
+  return { ...options, image, dir, arch, connections, onRetry };
 }
 
 function resolveConnectionCount({ connections, env }: FetchOptions): number {

@@ -3,7 +3,6 @@ import {
   type CachedImage,
   type CacheEntryHandle,
   cacheEntryHandle,
-  type LockedCacheEntry,
   resolveCacheDir,
 } from "../cache/entry.ts";
 import { listCache } from "../cache/maintenance.ts";
@@ -28,7 +27,7 @@ import {
   type FetchedImage,
   fetchImage,
   type FetchOptions,
-  verifyImageSignature,
+  resolveImage,
 } from "./fetch_image.ts";
 import { addToCache, lockEntry } from "./_add_to_cache.ts";
 
@@ -115,29 +114,8 @@ export async function hydrate(
     const entry = cacheEntryHandle({ cache, image: name, sha256 }, options);
     const digest = sha256ToDigest(sha256);
     const emit = createEmitter(options.onEvent);
-    const call: HydrateCall = { image, digest, entry, cache, options, emit };
     path = entry.dir;
-    const cached = await entry.lookUpImage();
-    const signature = cached && recordedSignature(call, cached);
-    const isVerified = cached?.trusted && (signature || !image.signature);
-    if (isVerified && !options.verify && !options.force) {
-      return await useCachedImage(call, cached, signature);
-    }
-    if (!cached) throwIfOffline(call);
-    try {
-      const { signal } = options;
-      using locked = await lockEntry(entry, name, { emit, signal });
-      return await hydrateUnderLock(call, locked);
-    } catch (error) {
-      const isUnwritable = error instanceof ToolsmithError &&
-        error.code === "cache_unwritable";
-      if (!isUnwritable || options.force) throw error;
-      // A cache that this user cannot write may still hold an intact image.
-      const cached = await entry.lookUpImage();
-      if (!cached || !await rehashAndCompare(call, cached)) throw error;
-      const signature = await verifyCachedSignature(call, cached);
-      return await useCachedImage(call, cached, signature);
-    }
+    return await hydrateEntry({ image, digest, entry, cache, options, emit });
   } catch (error) {
     throw toToolsmithError(systemError(error, { fallbackPath: path }));
   }
@@ -152,18 +130,36 @@ interface HydrateCall {
   emit: Emit;
 }
 
-async function hydrateUnderLock(call: HydrateCall, locked: LockedCacheEntry) {
+async function hydrateEntry(call: HydrateCall): Promise<HydrateResult> {
   const { image, digest, entry, emit, options } = call;
-  // The process that held the lock may have fetched the image.
+  const { verify, force, signal } = options;
+  const before = await entry.lookUpImage();
+  if (before?.trusted && !verify && !force) {
+    const signature = recordedSignature(call, before);
+    if (signature || !image.signature) {
+      return await useCachedImage(call, before, signature);
+    }
+  }
+  if (!before) throwIfOffline(call);
+  let unwritable: unknown;
+  const locking = lockEntry(entry, image.name, { emit, signal });
+  using locked = await locking.catch((error) => {
+    if (error?.code !== "cache_unwritable") throw error;
+    unwritable = error;
+    return undefined;
+  });
+  // The process that held the lock may have fetched the image; and a cache that
+  // this user cannot write may hold an intact one.
   const cached = await entry.lookUpImage();
-  if (cached && !options.force) {
-    const isTrusted = cached.trusted && !options.verify;
+  if (cached && !force) {
+    const isTrusted = cached.trusted && !verify;
     if (isTrusted || await rehashAndCompare(call, cached)) {
       const signature = await verifyCachedSignature(call, cached);
-      await locked.renewVerificationRecord(cached, signature);
+      await locked?.renewVerificationRecord(cached, signature);
       return await useCachedImage(call, cached, signature);
     }
   }
+  if (!locked) throw unwritable;
   throwIfOffline(call);
   await using staging = await locked.createOrResumeStaging();
   const base = await findBaseImage(call);
@@ -172,8 +168,7 @@ async function hydrateUnderLock(call: HydrateCall, locked: LockedCacheEntry) {
   if (fetched.sha256 !== image.sha256) {
     throw checksumMismatchError(image, fetched);
   }
-  const { signal } = options;
-  const added = await addToCache(image, { staging, fetched, emit, signal });
+  const added = await addToCache(image, fetched, staging, { emit, signal });
   const outcome = OUTCOME_BY_SOURCE_KIND[image.source.kind];
   const { bytes, signature } = fetched;
   return { outcome, ...added, digest, bytes, ...signature && { signature } };
@@ -233,11 +228,12 @@ function recordedSignature(
 
 /** Verifies a cached image's signature, unless that is recorded. */
 async function verifyCachedSignature(call: HydrateCall, cached: CachedImage) {
-  const { image, options, emit } = call;
+  const { image, image: { source }, options, emit } = call;
   const recorded = recordedSignature(call, cached);
-  if (recorded || !image.signature) return recorded;
+  if (recorded || !image.signature || source.kind !== "oci") return recorded;
   throwIfOffline(call, "signature");
-  return await verifyImageSignature(image, { ...options, emit });
+  const resolved = await resolveImage(image, source, { ...options, emit });
+  return resolved.signature;
 }
 
 /** Rehashes an image that has no matching verification record. */

@@ -5,7 +5,7 @@
 import { dirname, join, relative, resolve, SEPARATOR } from "../path.ts";
 import { processEnvironment } from "../environment.ts";
 import { systemError, ToolsmithError } from "../errors.ts";
-import { createEmitter, type OnEvent } from "../events.ts";
+import { createEmitter, type Emit, type OnEvent } from "../events.ts";
 import { inspectImage } from "../image/inspect_image.ts";
 import {
   assertValidImageName,
@@ -27,9 +27,6 @@ import {
   type ManifestWriteResult,
   writeManifest,
 } from "../manifest/write_manifest.ts";
-import { selectImageLayer } from "../oci/artifact.ts";
-import { orasClient } from "../oci/oras_client.ts";
-import { fetchArtifactForArch } from "../oci/platform.ts";
 import { formatReference, parseReference } from "../oci/reference.ts";
 import {
   parseSha256,
@@ -38,7 +35,7 @@ import {
   sha256OfChunks,
 } from "../system/digest.ts";
 import { workspaceOf } from "../system/ownership.ts";
-import { type FetchOptions, verifyImageSignature } from "./fetch_image.ts";
+import { type FetchOptions, resolveImage } from "./fetch_image.ts";
 import { hydrate } from "./hydrate.ts";
 import { fetchDigestFromList } from "./_checksum_list.ts";
 import { downloadUnpinnedImage } from "./_add_to_cache.ts";
@@ -156,29 +153,42 @@ export async function init(options: InitOptions): Promise<InitResult> {
     const hint = "use --ref oci://…, or remove image.signature";
     throw new ToolsmithError("usage", message, { hint });
   }
-  const existingName = setName ? undefined : existing?.name;
-  const pinOptions = { ...options, path, expected, existingName, signature };
-  const image = ref === undefined
-    ? await hashLocalImage(resolve(cwd, file!), pinOptions)
-    : isHttpUrl(ref)
-    ? await downloadAndPinImage(ref, pinOptions)
-    : await resolveRegistryImage(ref, pinOptions);
-  if (options.name !== undefined) image.name = options.name;
-  image.signature = given;
-  const outcome = await writeManifest(path, image, { setName });
+  const name = options.name ?? existing?.name;
+  const emit = createEmitter(options.onEvent);
+  const image = await pinImage({
+    ...options,
+    ...{ path, name, expected, signature, emit },
+    file: file && resolve(cwd, file),
+  });
+  const pinned = { ...image, signature: given };
+  const outcome = await writeManifest(path, pinned, { setName });
   return { path, outcome, manifest: await loadManifest(path, { cwd, env }) };
 }
 
 /** The options of {@linkcode init}, and what follows from them. */
-interface ResolvedInitOptions extends InitOptions {
+interface InitCall extends InitOptions {
   /** Absolute path of the manifest. */
   path: string;
+  /** Name of the image, if given, or in the manifest that is updated. */
+  name?: string;
   /** The parsed `sha256` option. */
   expected?: Sha256;
   /** Who must have signed. */
   signature?: SignatureRule;
-  /** The image name in the manifest that is updated. */
-  existingName?: string;
+  emit: Emit;
+}
+
+async function pinImage(call: InitCall): Promise<PinnedImage> {
+  const { ref, file } = call;
+  if (ref === undefined) return await hashLocalImage(file!, call);
+  if (isHttpUrl(ref)) return await downloadAndPinImage(ref, call);
+  const reference = parseReference(ref);
+  const { name = imageNameFromPath(reference.repository) } = call;
+  const { expected: sha256, signature } = call;
+  const image = { name, source: reference, sha256, signature };
+  const resolved = await resolveImage(image, reference, call);
+  const source = `oci://${formatReference(reference)}`;
+  return { name, source, sha256: resolved.sha256 };
 }
 
 function isHttpUrl(ref: string): boolean {
@@ -214,45 +224,24 @@ async function parseSignatureOptions(
   return isGiven ? createSignatureRule(fields) : undefined;
 }
 
-async function resolveRegistryImage(
-  ref: string,
-  options: ResolvedInitOptions,
-): Promise<PinnedImage> {
-  const reference = parseReference(ref);
-  const { arch = Deno.build.arch } = options;
-  const { fetchManifest } = orasClient(options);
-  const artifact = await fetchArtifactForArch(reference, arch, fetchManifest);
-  const { sha256 } = selectImageLayer(artifact, options.expected);
-  const name = imageNameFromPath(reference.repository);
-  const source = `oci://${formatReference(reference)}`;
-  const { signature } = options;
-  if (signature) {
-    const image = { name, source: reference, sha256, signature };
-    const emit = createEmitter(options.onEvent);
-    await verifyImageSignature(image, { ...options, emit });
-  }
-  return { name, source, sha256 };
-}
-
 /** Downloads the image even if the digest is known: a pin is always checked. */
 async function downloadAndPinImage(
-  url: string,
-  { path, expected, existingName, ...options }: ResolvedInitOptions,
+  ref: string,
+  { path, expected, ...options }: InitCall,
 ): Promise<PinnedImage> {
   const workspace = workspaceOf(path);
-  const source = parseImageSource(url, workspace) as HttpsSource;
-  const name = options.name ?? existingName ??
-    imageNameFromPath(source.url.pathname);
+  const source = parseImageSource(ref, workspace) as HttpsSource;
+  const { name = imageNameFromPath(source.url.pathname) } = options;
   assertValidImageName(name);
-  const pinned = expected ?? await fetchDigestFromSha256sums(source, options);
-  if (pinned === undefined) {
-    const unpinned = { ...options, workspace };
-    const sha256 = await downloadUnpinnedImage({ name, source }, unpinned);
-    return { name, source: url, sha256 };
+  const sha256 = expected ?? await fetchDigestFromSha256sums(source, options);
+  if (sha256 === undefined) {
+    const image = { name, source };
+    const actual = await downloadUnpinnedImage(image, workspace, options);
+    return { name, source: ref, sha256: actual };
   }
-  const image = { name, source, sha256: pinned };
+  const image = { name, source, sha256 };
   await hydrate({ path, workspace, image, tools: {}, operations: [] }, options);
-  return { name, source: url, sha256: pinned };
+  return { name, source: ref, sha256 };
 }
 
 async function fetchDigestFromSha256sums(
@@ -271,15 +260,14 @@ async function fetchDigestFromSha256sums(
 
 async function hashLocalImage(
   file: string,
-  { path: manifest, expected, onEvent, signal }: ResolvedInitOptions,
+  { path: manifest, name = imageNameFromPath(file), ...call }: InitCall,
 ): Promise<PinnedImage> {
+  const { expected, emit, signal } = call;
   const { bytes: total } = await inspectImage(file);
-  const name = imageNameFromPath(file);
-  const emit = createEmitter(onEvent);
   const onBytesRead = (bytes: number) =>
     emit({ type: "checksum_progress", image: name, bytes, total });
   const chunks = readFileChunks(file, { onBytesRead, signal });
-  const sha256: Sha256 = await sha256OfChunks(chunks);
+  const sha256 = await sha256OfChunks(chunks);
   if (expected !== undefined && sha256 !== expected) {
     const message =
       `Checksum mismatch for ${file}: expected ${expected}, actual ${sha256}`;
@@ -287,7 +275,7 @@ async function hashLocalImage(
     throw new ToolsmithError("checksum_mismatch", message, { hint });
   }
   // A path relative to the manifest stays valid when the workspace moves.
-  const path: string = relative(dirname(manifest), file);
+  const path = relative(dirname(manifest), file);
   const posix = path.replaceAll(SEPARATOR, "/");
   const source = /^(?:\.\.\/|\/|[a-z]:)/i.test(posix) ? posix : `./${posix}`;
   return { name, source, sha256 };

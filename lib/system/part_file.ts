@@ -84,7 +84,7 @@ export class PartFile implements AsyncDisposable {
 
   constructor(
     private readonly dir: string,
-    private readonly expected: ExpectedContent,
+    readonly expected: ExpectedContent,
     private readonly file: Deno.FsFile,
     private readonly engine: DigestEngineName | undefined,
   ) {

@@ -43,10 +43,10 @@ async function placed(boots: boolean, arch?: FetchedImage["arch"]) {
     sha256: DIGEST,
     hashedFile,
   };
-  const result = await addToCache({ name: "demo", source }, {
-    staging,
-    fetched: { ...fetched, ...arch && { arch } },
-    emit: createEmitter((event) => events.push(event)),
+  const emit = createEmitter((event) => events.push(event));
+  const image = { name: "demo", source };
+  const result = await addToCache(image, { ...fetched, arch }, staging, {
+    emit,
   });
   const told = events.map(({ timestamp: _, ...fields }) => fields);
   return { result, told, given, hashedFile };

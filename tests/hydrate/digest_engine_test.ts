@@ -149,10 +149,9 @@ Deno.test({
     const download = async (env?: Environment) => {
       const into = await Deno.makeTempDir({ dir: dir.path });
       const source = { source: { kind: "https" as const, url }, sha256 };
-      const { wanted, how } = setUpFetch(source, into, { caFile, env });
+      const { job } = setUpFetch(source, into, { caFile, env });
       const { sha256: actual } = await downloadHttpsImage(
-        wanted,
-        how,
+        job,
         url,
       );
       assertEquals(actual, sha256);
@@ -204,10 +203,10 @@ Deno.test({
     const url = new URL("/a.qcow2", server.url);
     const image = { source: { kind: "https", url }, sha256: "" } as const;
     const { caFile } = certificate();
-    const { wanted, how, eventsOfType } = setUpFetch(image, dir.path, {
+    const { job, eventsOfType } = setUpFetch(image, dir.path, {
       ...{ caFile, env: named("sdt") },
     });
-    await expectFailure("usage", () => downloadHttpsImage(wanted, how, url));
+    await expectFailure("usage", () => downloadHttpsImage(job, url));
     assertEquals(eventsOfType("download_start"), []);
   },
 });

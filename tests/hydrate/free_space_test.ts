@@ -57,10 +57,10 @@ test("downloadHttpsImage() stops an endless body before the disk is full", {
   const url = new URL("/a.qcow2", server.url);
   const image = { source: { kind: "https" as const, url }, sha256: SHA256 };
   const { caFile } = certificate;
-  const { wanted, how } = setUpFetch(image, disk, { caFile });
+  const { job } = setUpFetch(image, disk, { caFile });
   const { message } = await expectFailure(
     "disk_full",
-    () => downloadHttpsImage(wanted, how, url),
+    () => downloadHttpsImage(job, url),
   );
   const why = `: ${MIB} bytes and 8 MiB spare needed, \\d+ free$`;
   assertMatch(message, new RegExp(why));
@@ -105,7 +105,7 @@ test("downloadHttpsImage() requires free space only for the missing bytes", {
   });
   const url = new URL("/a.qcow2", server.url);
   const image = { source: { kind: "https" as const, url }, sha256: SHA256 };
-  const { wanted, how } = setUpFetch(image, disk, { caFile });
+  const { job } = setUpFetch(image, disk, { caFile });
   const download = async (kept: number) => {
     const digest = `sha256:${SHA256}`;
     {
@@ -113,7 +113,7 @@ test("downloadHttpsImage() requires free space only for the missing bytes", {
       using writer = await part.openWriter();
       writer.write(0, new Uint8Array(kept).fill(7));
     }
-    const { bytes } = await downloadHttpsImage(wanted, how, url);
+    const { bytes } = await downloadHttpsImage(job, url);
     return bytes;
   };
   // The part records take two pages.
@@ -145,8 +145,8 @@ test("pullFromRegistry() requires free space only for the missing bytes", {
     }
     const source = parseReference(`${registry.host}/owner/image:1`);
     const named = { source, sha256: digest.slice(7) };
-    const { wanted, how } = setUpFetch(named, disk, { env });
-    return (await pullFromRegistry(wanted, how, source)).bytes;
+    const { job } = setUpFetch(named, disk, { env });
+    return (await pullFromRegistry(job, source)).bytes;
   };
   const limit = 4 * MIB;
   assertEquals(await pull(limit - 16_384), limit - 16_384);

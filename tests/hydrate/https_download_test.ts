@@ -1,6 +1,6 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import type { ResolvedFetchOptions } from "../../lib/hydrate/_fetch_request.ts";
+import type { FetchJob } from "../../lib/hydrate/_fetch_job.ts";
 import { downloadHttpsImage } from "../../lib/hydrate/_https_download.ts";
 import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
 import { readFileIdentity } from "../../lib/system/files.ts";
@@ -48,10 +48,10 @@ interface Bench {
   asked: () => number[];
   /** Downloads the image into the directory. */
   download: (
-    more?: Partial<ResolvedFetchOptions> & {
+    more?: Partial<FetchJob> & {
       path?: string;
+      /** @default {SHA256} */
       sha256?: string;
-      pinned?: boolean;
     },
   ) => Promise<
     FetchSetup & { fetched: Awaited<ReturnType<typeof downloadHttpsImage>> }
@@ -78,13 +78,16 @@ function test(
         server,
         asked: () => server.requests.map(rangeStart),
         async download(
-          { path = "/a.img?sig=x", sha256 = SHA256, ...more } = {},
+          { path = "/a.img?sig=x", ...more } = {},
         ) {
           const url = new URL(path, server.url);
-          const image = { source: { kind: "https" as const, url }, sha256 };
+          const image = {
+            source: { kind: "https" as const, url },
+            sha256: "sha256" in more ? more.sha256 : SHA256,
+          };
           const { caFile } = certificate();
           const all = setUpFetch(image, dir.path, { caFile, ...more });
-          const fetched = await downloadHttpsImage(all.wanted, all.how, url);
+          const fetched = await downloadHttpsImage(all.job, url);
           return { ...all, fetched };
         },
       });
@@ -115,6 +118,7 @@ test(
       bytes: SIZE,
       sha256: SHA256,
       hashedFile: (await readFileIdentity(path))!,
+      update: undefined,
     });
     assertEquals(await Deno.readFile(path), IMAGE);
     // The part record is removed on completion.
@@ -229,11 +233,11 @@ test(
   async ({ dir, download, asked }) => {
     await expectFailure(
       "transfer_interrupted",
-      () => download({ pinned: false }),
+      () => download({ sha256: undefined }),
     );
     assertEquals(await readPartRecord(dir), undefined);
     await Deno.remove(join(dir, "a.qcow2"));
-    const { fetched, eventsOfType } = await download({ pinned: false });
+    const { fetched, eventsOfType } = await download({ sha256: undefined });
     assertEquals(fetched.path, join(dir, "a.qcow2"));
     assertEquals([fetched.sha256, asked()], [SHA256, [0, 0]]);
     assertEquals(eventsOfType("download_start")[0].bytes, SIZE);

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import type { ResolvedFetchOptions } from "../../lib/hydrate/_fetch_request.ts";
+import type { FetchJob } from "../../lib/hydrate/_fetch_job.ts";
 import { pullFromRegistry } from "../../lib/hydrate/_registry_pull.ts";
 import { parseReference } from "../../lib/oci/reference.ts";
 import { ARCHITECTURE_ANNOTATION } from "../../lib/oci/platform.ts";
@@ -40,7 +40,7 @@ interface Bench {
   /** Its manifest's digest. */
   digest: string;
   /** Pulls the image. */
-  pull: (more?: Partial<ResolvedFetchOptions>) => Promise<
+  pull: (more?: Partial<FetchJob>) => Promise<
     FetchSetup & { fetched: Awaited<ReturnType<typeof pullFromRegistry>> }
   >;
 }
@@ -99,7 +99,7 @@ function test(
         name: `oci://${proxy.host}/owner/image:1`,
         async pull(more) {
           const all = setUpFetch({ source, sha256 }, dir, { env, ...more });
-          const fetched = await pullFromRegistry(all.wanted, all.how, source);
+          const fetched = await pullFromRegistry(all.job, source);
           return { ...all, fetched };
         },
       });
@@ -133,7 +133,7 @@ test(
     assertEquals(fetched, {
       ...{ path, fileName: "image.qcow2", bytes: SIZE, sha256: sha256 },
       hashedFile: (await readFileIdentity(path))!,
-      arch: undefined,
+      ...{ arch: undefined, signature: undefined },
     });
     assertEquals(await Deno.readFile(path), image);
     const start = { image: "demo", source: name };
@@ -184,7 +184,7 @@ test(
     assertEquals(fetched, {
       ...{ path, fileName: "image.qcow2", bytes: SIZE, sha256: sha256 },
       hashedFile: (await readFileIdentity(path))!,
-      arch: undefined,
+      ...{ arch: undefined, signature: undefined, update: undefined },
     });
     assertEquals(await Deno.readFile(path), image);
     const start = { image: "demo", source: name, bytes: SIZE };
@@ -393,14 +393,14 @@ Deno.test("pullFromRegistry() warns about an unused GHCR_TOKEN before any reques
     ["TOOLSMITH_REGISTRY_CONFIG", "/nonexistent"],
   ]);
   const image = { source, sha256: "0".repeat(64) };
-  const { wanted, how, eventsOfType } = setUpFetch(
+  const { job, eventsOfType } = setUpFetch(
     image,
     "/nonexistent",
     { env },
   );
   await expectFailure(
     "oras_not_found",
-    () => pullFromRegistry(wanted, how, source),
+    () => pullFromRegistry(job, source),
   );
   assertEquals(eventsOfType("warning"), [{
     message: "GHCR_TOKEN is not used: also set GHCR_USERNAME or GITHUB_ACTOR",

@@ -2,10 +2,7 @@ import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import { cacheEntryHandle } from "../../lib/cache/entry.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
-import {
-  downloadUnpinnedImage,
-  type DownloadUnpinnedImageOptions,
-} from "../../lib/hydrate/_add_to_cache.ts";
+import { downloadUnpinnedImage } from "../../lib/hydrate/_add_to_cache.ts";
 import { sha256OfText } from "../../lib/system/digest.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";
@@ -20,7 +17,9 @@ interface Bench {
   /** Its digest. */
   sha256: string;
   /** Downloads the image into the cache. */
-  download: (more?: Partial<DownloadUnpinnedImageOptions>) => Promise<string>;
+  download: (
+    more?: Parameters<typeof downloadUnpinnedImage>[2],
+  ) => Promise<string>;
   /** Sorted names in a directory. */
   names: (dir: string) => string[];
 }
@@ -40,8 +39,7 @@ function test(name: string, body: (bench: Bench) => Promise<void>) {
       root,
       path,
       sha256: new Uint8Array(digest).toHex(),
-      download: (more) =>
-        downloadUnpinnedImage(image, { workspace: root, env, ...more }),
+      download: (more) => downloadUnpinnedImage(image, root, { env, ...more }),
       names: (dir) => [...Deno.readDirSync(dir)].map((it) => it.name).sort(),
     });
   });

@@ -10,16 +10,9 @@ import {
   readFileRecords,
 } from "../../lib/delta/chunk_index.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
-import type {
-  FetchRequest,
-  ResolvedFetchOptions,
-} from "../../lib/hydrate/_fetch_request.ts";
+import type { FetchJob } from "../../lib/hydrate/_fetch_job.ts";
 import { copyFromBase, type UpdateSource } from "../../lib/hydrate/_update.ts";
-import {
-  digestToSha256,
-  sha256OfChunks,
-  sha256ToDigest,
-} from "../../lib/system/digest.ts";
+import { sha256OfChunks, sha256ToDigest } from "../../lib/system/digest.ts";
 import { openPartFile, type PartFile } from "../../lib/system/part_file.ts";
 import { hashPartFileWhileFilling } from "../../lib/transfer/file_digest.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -76,24 +69,17 @@ async function copyAndFill(given: CopyOptions) {
   await using part = await openPartFile(staging, expected);
   await given.prepare?.(part);
   const events: ToolsmithEvent[] = [];
-  const request = {
-    image: {
-      name: "demo",
-      sha256: digestToSha256(expected.digest as `sha256:${string}`),
-    },
+  const job = {
+    image: { name: "demo" },
     base: { path, name: "1.0", isGiven: given.isGiven ?? true },
-  } as FetchRequest;
-  const options = {
     signal: given.signal,
     emit(event) {
       events.push(event as ToolsmithEvent);
       given.emit?.(event);
     },
-  } as ResolvedFetchOptions;
-  const update = await copyFromBase(request, options, part, {
-    async *readIndexes() {
-      yield index;
-    },
+  } as FetchJob;
+  const update = await copyFromBase(job, part, {
+    indexes: ReadableStream.from([index]),
     download: () => Promise.reject(new Error("not expected")),
     ...given.source,
   });
@@ -222,21 +208,19 @@ Deno.test("copyFromBase() looks for no index of an image below 64 MiB", async ()
   await using dir = await temporaryDir();
   const small = { ...expected, size: SIZE - 1 };
   await using part = await openPartFile(dir.path, small);
-  const sha256 = digestToSha256(expected.digest as `sha256:${string}`);
-  const image = { name: "demo", sha256 };
-  const base = { path: part.path, name: "1.0", isGiven: true };
   const events: { type: string }[] = [];
-  const update = await copyFromBase(
-    { image, base } as FetchRequest,
-    { arch: "x86_64", connections: 1, emit: (event) => events.push(event) },
-    part,
-    {
-      readIndexes: () => {
-        throw new Error("not expected");
-      },
-      download: () => Promise.reject(new Error("not expected")),
-    },
-  );
+  const job = {
+    image: { name: "demo" },
+    base: { path: part.path, name: "1.0", isGiven: true },
+    emit: (event) => void events.push(event),
+  } as FetchJob;
+  const update = await copyFromBase(job, part, {
+    // deno-lint-ignore require-yield
+    indexes: async function* () {
+      throw new Error("not expected");
+    }(),
+    download: () => Promise.reject(new Error("not expected")),
+  });
   assertEquals([update, events], [undefined, []]);
 });
 

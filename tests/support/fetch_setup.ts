@@ -1,15 +1,11 @@
 /** Sets up a fetch of an image without a manifest or a cache. */
 import { createEmitter, type ToolsmithEvent } from "../../lib/events.ts";
-import type {
-  FetchRequest,
-  ResolvedFetchOptions,
-} from "../../lib/hydrate/_fetch_request.ts";
+import type { FetchJob } from "../../lib/hydrate/_fetch_job.ts";
 import type { ImageSource } from "../../lib/manifest/image_source.ts";
 
-/** The arguments of a fetch, and the events so far. */
+/** A job, and its events so far. */
 export interface FetchSetup {
-  wanted: FetchRequest;
-  how: ResolvedFetchOptions;
+  job: FetchJob;
   events: ToolsmithEvent[];
   /** The fields of the events of a type. */
   eventsOfType(type: ToolsmithEvent["type"]): Record<string, unknown>[];
@@ -23,11 +19,9 @@ export interface FetchSetup {
  * @param more Overrides.
  */
 export function setUpFetch(
-  image: { source: ImageSource; sha256: string },
+  image: { source: ImageSource; sha256?: string },
   dir: string,
-  { pinned = true, ...more }: Partial<ResolvedFetchOptions> & {
-    pinned?: boolean;
-  } = {},
+  more: Partial<FetchJob> = {},
 ): FetchSetup {
   const events: ToolsmithEvent[] = [];
   return {
@@ -37,8 +31,8 @@ export function setUpFetch(
         const { timestamp: _, type: _type, ...fields } = { ...event };
         return fields;
       }),
-    wanted: { image: { name: "demo", ...image }, dir, pinned },
-    how: {
+    job: {
+      ...{ image: { name: "demo", ...image }, dir },
       ...{ retries: 0, retryDelayMs: 1, arch: "x86_64", connections: 1 },
       emit: createEmitter((event) => events.push(event)),
       ...more,

@@ -1,17 +1,14 @@
-/** Requests, options and results that all image sources share. */
+/** What all image sources share: the job, its result, and its events. */
 import type { Emit, UpdateSize } from "../events.ts";
 import type { ImageArch } from "../image/boot_loader.ts";
 import type { ManifestImage } from "../manifest/manifest.ts";
 import { formatImageSource } from "../manifest/image_source.ts";
-import {
-  type DownloadReporter,
-  type DownloadStart,
-  reportDownloadStart,
-} from "../oci/pull.ts";
+import { type DownloadStart, reportDownloadStart } from "../oci/pull.ts";
 import type { VerifiedSignature } from "../manifest/signature_rule.ts";
 import type { TrustOptions } from "../signature/verify_signature.ts";
 import type { Sha256 } from "../system/digest.ts";
 import type { FileIdentity } from "../system/files.ts";
+import type { PartFile } from "../system/part_file.ts";
 import { isPortableFileName } from "../system/portable_name.ts";
 import type { RetryOptions } from "../system/retry.ts";
 
@@ -32,6 +29,32 @@ export interface FetchOptions extends TrustOptions {
   arch?: ImageArch;
 }
 
+/** An image whose digest may be unknown: `init` pins it then. */
+export type ImageToFetch =
+  & Omit<ManifestImage, "sha256">
+  & Partial<Pick<ManifestImage, "sha256">>;
+
+/** One fetch of an image into a directory. */
+export interface FetchJob extends FetchOptions, RetryOptions {
+  image: ImageToFetch;
+  /** Is empty, or holds a partial download. */
+  dir: string;
+  /** An older image to copy unchanged bytes from. */
+  base?: BaseImage;
+  arch: ImageArch;
+  connections: number;
+  emit: Emit;
+}
+
+/** An older image to copy unchanged bytes from. */
+export interface BaseImage {
+  path: string;
+  /** Its version, for messages. */
+  name: string;
+  /** Whether the user has chosen it, so that the copy need not be faster. */
+  isGiven: boolean;
+}
+
 /** A fetched image, with the digest of its bytes; the caller compares that. */
 export interface FetchedImage {
   path: string;
@@ -49,38 +72,28 @@ export interface FetchedImage {
   update?: UpdateSize;
 }
 
-/** An older image to copy unchanged bytes from. */
-export interface BaseImage {
-  path: string;
-  /** Its version, for messages. */
-  name: string;
-  /** Whether the user has chosen it, so that the copy need not be faster. */
-  isGiven: boolean;
-}
-
-export interface FetchRequest {
-  image: ManifestImage;
-  dir: string;
-  /** Whether the image's digest is known in advance. */
-  pinned: boolean;
-  base?: BaseImage;
-}
-
-/** {@linkcode FetchOptions} with all defaults filled in. */
-export interface ResolvedFetchOptions extends TrustOptions, RetryOptions {
-  arch: ImageArch;
-  connections: number;
-  emit: Emit;
-}
-
 /** Emits `download_start`; returns the reporter of progress and end. */
 export function reportTransferStart(
-  { image: { name: image, source } }: FetchRequest,
-  { emit }: ResolvedFetchOptions,
+  { image: { name: image, source }, emit }: FetchJob,
   start: Omit<DownloadStart, "image" | "source">,
-): DownloadReporter {
+) {
   const origin = { image, source: formatImageSource(source) };
   return reportDownloadStart(emit, { ...origin, ...start });
+}
+
+/** Reports what `download` writes into a part file; returns its digest of the whole. */
+export async function downloadIntoPart(
+  job: FetchJob,
+  part: PartFile,
+  connections: number,
+  download: (onBytesWritten: () => void) => Promise<Sha256>,
+): Promise<Sha256> {
+  const { size: total, presentBytes: resumed } = part;
+  const start = { total, resumed, connections };
+  const progress = reportTransferStart(job, start);
+  const sha256 = await download(() => progress.reportBytes(part.presentBytes));
+  progress.reportEnd(total - resumed);
+  return sha256;
 }
 
 /** Replaces `.img` by `.qcow2`, and any unusable name by `image.qcow2`. */
