@@ -33,9 +33,9 @@ export async function readRecords(path: string, options: RegistryOptions) {
 /** Attaches an index to a published image. A failure is a warning. */
 export async function attachIndex(
   index: ChunkIndex,
-  { reference, title, annotations }: {
+  { subject, title, annotations }: {
     /** The image's manifest, by its digest. */
-    reference: OciReference;
+    subject: OciReference;
     title: string;
     annotations: Record<string, string>;
   },
@@ -50,7 +50,7 @@ export async function attachIndex(
     }
     await using dir = await makeLockedTemporaryDir("publish");
     await Deno.writeFile(join(dir.path, path), bytes);
-    await orasClient(options).push(reference, {
+    await orasClient(options).push(subject, {
       ...{ attach: true, artifactType: type, annotations },
       ...{ files: [{ path, mediaType: type }], cwd: dir.path },
       totalBytes: bytes.length,

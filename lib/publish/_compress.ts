@@ -6,6 +6,7 @@ import { readQcow2Header } from "../image/qcow2_header.ts";
 import type { RegistryOptions } from "../oci/registry_options.ts";
 import { basename, dirname, join, resolve } from "../path.ts";
 import { runProcess } from "../system/process.ts";
+import { fullTemporaryDirError } from "./_temporary_dir.ts";
 
 /**
  * Makes a copy with Zstandard clusters, in order and without unused ones, and
@@ -37,8 +38,7 @@ export async function compressImage(
     if (code === 0) return;
     const message = `Cannot compress ${image}: ${(stderr || stdout).trim()}`;
     if (/No space left|quota exceeded/i.test(message)) {
-      const hint = "set TMPDIR to a directory with more free space";
-      throw new ToolsmithError("disk_full", message, { hint });
+      throw fullTemporaryDirError(message);
     }
     const hint = `check the image: qemu-img check ${image}`;
     throw new ToolsmithError("image_invalid", message, { hint });

@@ -6,6 +6,7 @@
  *     <TMPDIR>/toolsmith-<purpose>-<id>/lock       flock
  */
 import { dirname, join } from "../path.ts";
+import { ToolsmithError } from "../errors.ts";
 import {
   makeTemporaryDir,
   orIfNotFound,
@@ -66,4 +67,9 @@ async function removeAbandonedDirs(tmp: string) {
       // Another process removed it, or it belongs to another user.
     }
   }
+}
+
+export function fullTemporaryDirError(message: string, cause?: unknown) {
+  const hint = "set TMPDIR to a directory with more free space";
+  return new ToolsmithError("disk_full", message, { hint, cause });
 }

@@ -104,26 +104,27 @@ export function addExtraFiles(
 /**
  * Prepares the directory to push from, as `oras` records the paths it is given, which
  * are relative to it: the files' own directory if all are in it under their titles,
- * else a temporary one with links, which disposing removes.
+ * else a temporary one with links, which `undo` removes.
  */
-export async function preparePushDir(files: ArtifactFile[]) {
-  const paths = files.map(({ path }) => resolve(path));
-  const home = dirname(paths[0]);
-  const named = files.map(({ title, mediaType }) => ({
+export async function preparePushDir(
+  artifactFiles: ArtifactFile[],
+  undo: AsyncDisposableStack,
+) {
+  const paths = artifactFiles.map(({ path }) => resolve(path));
+  const titles = artifactFiles.map(({ title }) => title);
+  const files = artifactFiles.map(({ title, mediaType }) => ({
     path: `./${title}`,
     mediaType,
   }));
-  if (files.every(({ title }, at) => join(home, title) === paths[at])) {
-    return { cwd: home, files: named, [Symbol.asyncDispose]: async () => {} };
+  const home = dirname(paths[0]);
+  if (titles.every((title, at) => join(home, title) === paths[at])) {
+    return { cwd: home, files };
   }
-  await using undo = new AsyncDisposableStack();
-  const dir = undo.use(await makeLockedTemporaryDir("publish"));
-  for (const [at, { title }] of files.entries()) {
-    await symlinkOrCopy(paths[at], join(dir.path, title));
+  const { path: cwd } = undo.use(await makeLockedTemporaryDir("publish"));
+  for (const [at, title] of titles.entries()) {
+    await symlinkOrCopy(paths[at], join(cwd, title));
   }
-  const all = undo.move();
-  const dispose = () => all.disposeAsync();
-  return { cwd: dir.path, files: named, [Symbol.asyncDispose]: dispose };
+  return { cwd, files };
 }
 
 /** Copies the file on Windows if this user may not make symbolic links. */

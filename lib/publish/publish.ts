@@ -38,7 +38,6 @@ import { compressImage } from "./_compress.ts";
 import { makeLockedTemporaryDir } from "./_temporary_dir.ts";
 import {
   addExtraFiles,
-  type ArtifactFile,
   CREATED_ANNOTATION,
   creationTime,
   type ExtraFile,
@@ -144,13 +143,15 @@ export async function publish(
   const { signal, verify = "manifest", previous } = how;
   // Compressing may take minutes.
   const target = parsePublishTarget(reference, emit);
+  const image = how.name ?? imageNameFromPath(target.repository);
+  assertValidImageName(image);
   if (how.compress) emit({ type: "compress_start", path });
   await using dir = how.compress
     ? await makeLockedTemporaryDir("publish")
     : undefined;
   const source = dir ? await compressImage(path, dir.path, how) : path;
-  const publication = await preparePublication(source, target, how);
-  const { imageName: image, imageBytes: total, title } = publication;
+  const prepared = await prepareArtifact(image, source, how);
+  const { imageBytes: total, title, annotations } = prepared;
 
   const onBytesRead = (bytes: number) =>
     emit({ type: "checksum_progress", image, bytes, total });
@@ -161,25 +162,27 @@ export async function publish(
     sha256OfChunks(chunks, selectDigestEngine(total, env)),
     isIndexed ? readRecords(source, how) : new Uint8Array(),
   ]);
-  const index = { size: total, digest: sha256ToDigest(sha256), records };
+  const layerDigest = sha256ToDigest(sha256);
+  const index = { size: total, digest: layerDigest, records };
   if (previous !== undefined) {
     await predictDownload(index, { previous, image }, how);
   }
-  const digest = await pushWithRetries(publication, sha256, how);
+  const digest = await pushWithRetries(target, prepared, layerDigest, how);
   if (attaches) {
-    const pushed = { ...publication.reference, digest };
-    await attachIndex(index, { ...publication, reference: pushed }, how);
+    const subject = { ...target, digest };
+    await attachIndex(index, { subject, title, annotations }, how);
   }
-  const published = { ...publication, digest, sha256 };
-  const attempts = await pollUntilServed(published, how);
-  const written = formatReference(publication.reference);
-  const about = { image, reference: written, digest };
-  emit({ type: "publish_verified", ...about, verify });
-  const pin = { name: image, source: `oci://${written}`, sha256 };
+  const served = { reference: target, digest, title, sha256 };
+  const about = { imagePath: source, imageName: image };
+  const attempts = await pollUntilServed({ ...served, ...about }, how);
+  const name = formatReference(target);
+  const verified = { image, reference: name, digest, verify };
+  emit({ type: "publish_verified", ...verified });
+  const pin = { name: image, source: `oci://${name}`, sha256 };
   return {
-    reference: written,
+    reference: name,
     digest,
-    layerDigest: sha256ToDigest(sha256),
+    layerDigest,
     sha256,
     bytes: total,
     file: title,
@@ -191,39 +194,6 @@ export async function publish(
 
 /** The options of {@linkcode publish} with environment and event emitter. */
 type ResolvedPublishOptions = PublishOptions & { env: Environment; emit: Emit };
-
-/** A validated publication, ready to be hashed and pushed. */
-type PreparedPublication = Awaited<ReturnType<typeof preparePublication>>;
-
-/** Rejects invalid input before the image is hashed or pushed. */
-async function preparePublication(
-  imagePath: string,
-  reference: OciReference,
-  { name, arch, created, extras = [], annotations, env, emit }:
-    ResolvedPublishOptions,
-) {
-  const imageName = name ?? imageNameFromPath(reference.repository);
-  assertValidImageName(imageName);
-  const { modified, warnings, ...inspected } = await inspectImage(imagePath);
-  const inspection = { image: imageName, path: imagePath, ...inspected };
-  emit({ type: "image_inspected", ...inspection });
-  for (const message of warnings) emit({ type: "warning", message });
-  const files = titledArtifactFiles(imagePath, extras, emit);
-  const { bytes: imageBytes } = inspected;
-  let totalBytes = imageBytes;
-  for (const extra of files.slice(1)) {
-    totalBytes += (await statReadableFile(extra.path, "extra file")).size;
-  }
-  const { title } = files[0];
-  const all = {
-    [TITLE_ANNOTATION]: title,
-    [CREATED_ANNOTATION]: creationTime(env, { given: created, modified }),
-    ...arch && { [ARCHITECTURE_ANNOTATION]: OCI_ARCH_NAMES[arch] },
-    ...annotations,
-  };
-  const image = { imageName, imagePath, imageBytes, title };
-  return { reference, ...image, files, totalBytes, annotations: all };
-}
 
 /** Parses the target and lowercases the repository, as registries require. */
 function parsePublishTarget(text: string, emit: Emit): OciReference {
@@ -247,41 +217,60 @@ function parsePublishTarget(text: string, emit: Emit): OciReference {
   return target;
 }
 
-function titledArtifactFiles(
+/** An artifact to push, after its files were inspected. */
+type PreparedArtifact = Awaited<ReturnType<typeof prepareArtifact>>;
+
+/** Rejects invalid input before the image is hashed or pushed. */
+async function prepareArtifact(
+  image: string,
   path: string,
-  extras: ExtraFile[],
-  emit: Emit,
-): ArtifactFile[] {
+  { arch, created, extras = [], annotations, env, emit }:
+    ResolvedPublishOptions,
+) {
+  const { modified, warnings, ...inspected } = await inspectImage(path);
+  emit({ type: "image_inspected", image, path, ...inspected });
   const title = imageLayerTitle(path);
   if (title !== basename(path)) {
-    const message =
-      `publishing ${path} as ${title}: consumers need a name that is valid on every system and ends in .qcow2`;
-    emit({ type: "warning", message });
+    warnings.push(
+      `publishing ${path} as ${title}: consumers need a name that is valid on every system and ends in .qcow2`,
+    );
   }
-  return addExtraFiles({ path, title, mediaType: QCOW2_MEDIA_TYPE }, extras);
+  for (const message of warnings) emit({ type: "warning", message });
+  const imageFile = { path, title, mediaType: QCOW2_MEDIA_TYPE };
+  const files = addExtraFiles(imageFile, extras);
+  const { bytes: imageBytes } = inspected;
+  let totalBytes = imageBytes;
+  for (const extra of extras) {
+    totalBytes += (await statReadableFile(extra.path, "extra file")).size;
+  }
+  const all = {
+    [TITLE_ANNOTATION]: title,
+    [CREATED_ANNOTATION]: creationTime(env, { given: created, modified }),
+    ...arch && { [ARCHITECTURE_ANNOTATION]: OCI_ARCH_NAMES[arch] },
+    ...annotations,
+  };
+  return { image, imageBytes, title, files, totalBytes, annotations: all };
 }
 
 /** Pushes, retries transient failures, and returns the manifest's digest. */
 async function pushWithRetries(
-  publication: PreparedPublication,
-  sha256: Sha256,
+  target: OciReference,
+  { image, title, totalBytes, annotations, ...artifact }: PreparedArtifact,
+  layerDigest: Digest,
   how: ResolvedPublishOptions,
 ): Promise<Digest> {
-  const { reference: target, imageName, title, totalBytes } = publication;
-  const { annotations } = publication;
   const { emit } = how;
   const reference = formatReference(target);
-  const about = { image: imageName, reference, bytes: totalBytes };
+  const about = { image, reference, bytes: totalBytes };
   const started = performance.now();
-  const layer = sha256ToDigest(sha256);
-  emit({ type: "publish_start", ...about, file: title, digest: layer });
-  await using dir = await preparePushDir(publication.files);
-  const { cwd, files } = dir;
+  emit({ type: "publish_start", ...about, file: title, digest: layerDigest });
+  await using undo = new AsyncDisposableStack();
   const client = orasClient(how);
+  const files = await preparePushDir(artifact.files, undo);
   const artifactType = QCOW2_MEDIA_TYPE;
-  const artifact = { files, cwd, artifactType, annotations, totalBytes };
-  const onRetry = retryReporter(emit, imageName);
-  const push = () => client.push(target, artifact);
+  const all = { ...files, artifactType, annotations, totalBytes };
+  const onRetry = retryReporter(emit, image);
+  const push = () => client.push(target, all);
   const digest = await retryTransient(push, { ...how, onRetry });
   const elapsedMs = Math.round(performance.now() - started);
   emit({ type: "push_end", ...about, digest, elapsedMs });

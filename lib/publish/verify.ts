@@ -13,7 +13,10 @@ import type { RegistryOptions } from "../oci/registry_options.ts";
 import { type Digest, type Sha256, sha256ToDigest } from "../system/digest.ts";
 import { isTransientError, RetryAfterError } from "../system/retry.ts";
 import { sleep, startDeadline } from "../system/time.ts";
-import { makeLockedTemporaryDir } from "./_temporary_dir.ts";
+import {
+  fullTemporaryDirError,
+  makeLockedTemporaryDir,
+} from "./_temporary_dir.ts";
 
 /** How the registry is polled after a push. */
 export interface PollOptions {
@@ -64,45 +67,38 @@ export async function pollUntilServed(
   options: PollOptions & RegistryOptions & { emit: Emit },
 ): Promise<number> {
   const { attempts = 20, intervalMs = 6000, deadlineMs = 600_000 } = options;
-  const { emit } = options;
   const reference = formatReference(published.reference);
-  using limit = startDeadline(deadlineMs, "The registry", options.signal);
-  const { signal } = limit;
-  const client = orasClient({ ...options, signal });
-  const end = performance.now() + deadlineMs;
   let last = "no answer";
-  let late = false;
-  try {
-    for (let attempt = 1; attempt <= attempts; attempt++) {
-      const pull = options.verify === "pull";
-      const error = await pollOnce(published, client, { pull, signal, emit });
-      const askedMs = error instanceof RetryAfterError ? error.retryAfterMs : 0;
-      late = performance.now() + askedMs > end;
-      const delayMs = !error || attempt === attempts || late
-        ? 0
-        : Math.max(pollDelayMs(attempt, intervalMs), askedMs);
-      const poll = { image: published.imageName, reference, attempt, attempts };
-      const outcome = error
-        ? { outcome: "waiting" as const, message: error.message }
-        : { outcome: "served" as const };
-      emit({ type: "publish_poll", ...poll, ...outcome, delayMs });
-      if (!error) return attempt;
-      last = error.message;
-      if (late) break;
-      await sleep(delayMs, signal);
-    }
-  } catch (error) {
-    options.signal?.throwIfAborted();
-    if (!signal.aborted) throw error;
+  const notServedError = (limit: string) => {
+    const message =
+      `Pushed ${reference}, but the registry did not serve it within ${limit}: ${last}`;
+    const hint =
+      "wait longer with --attempts N, --interval SECONDS or --deadline SECONDS";
+    return new ToolsmithError("publish_timeout", message, { hint });
+  };
+  const lateError = () => notServedError(`${deadlineMs / 1000} s`);
+  using deadline = startDeadline(deadlineMs, lateError, options.signal);
+  const how = { ...options, signal: deadline.signal };
+  const client = orasClient(how);
+  const end = performance.now() + deadlineMs;
+  for (let attempt = 1; attempt <= attempts; attempt++) {
+    const error = await pollOnce(published, client, how);
+    const askedMs = error instanceof RetryAfterError ? error.retryAfterMs : 0;
+    const isLate = performance.now() + askedMs > end;
+    const delayMs = !error || attempt === attempts || isLate
+      ? 0
+      : Math.max(pollDelayMs(attempt, intervalMs), askedMs);
+    const poll = { image: published.imageName, reference, attempt, attempts };
+    const outcome = error
+      ? { outcome: "waiting" as const, message: error.message }
+      : { outcome: "served" as const };
+    options.emit({ type: "publish_poll", ...poll, ...outcome, delayMs });
+    if (!error) return attempt;
+    last = error.message;
+    if (isLate) throw lateError();
+    await sleep(delayMs, deadline.signal);
   }
-  const limitReached = signal.aborted || late
-    ? `${deadlineMs / 1000} s`
-    : `${attempts} attempt${attempts === 1 ? "" : "s"}`;
-  const message =
-    `Pushed ${reference}, but the registry did not serve it within ${limitReached}: ${last}`;
-  const hint =
-    "wait longer with --attempts N, --interval SECONDS or --deadline SECONDS";
-  throw new ToolsmithError("publish_timeout", message, { hint });
+  throw notServedError(`${attempts} attempt${attempts === 1 ? "" : "s"}`);
 }
 
 /** The pause after an unsuccessful poll. */
@@ -115,28 +111,25 @@ export function pollDelayMs(attempt: number, intervalMs: number): number {
 async function pollOnce(
   published: PushedArtifact,
   client: OrasClient,
-  { pull, signal, emit }: { pull: boolean; signal: AbortSignal; emit: Emit },
+  { verify, signal, emit }: PollOptions & RegistryOptions & { emit: Emit },
 ): Promise<ToolsmithError | undefined> {
   try {
     const artifact = await client.fetchManifest(published.reference);
     assertServedDigests(published, artifact);
-    if (pull) await pullAndCompare(published, artifact, { client, emit });
+    if (verify === "pull") {
+      await pullAndCompare(published, artifact, client, emit);
+    }
     return undefined;
   } catch (error) {
-    signal.throwIfAborted();
+    signal?.throwIfAborted();
     if (isTransientError(error)) return error;
     if (!(error instanceof ToolsmithError)) throw error;
-    if (error.code === "not_found" || error.code === "dns_failed") return error;
-    if (error.code === "checksum_mismatch") {
-      throw publishMismatchError(published, error.message, error);
+    const { code, message } = error;
+    if (code === "not_found" || code === "dns_failed") return error;
+    if (code === "checksum_mismatch") {
+      throw publishMismatchError(published, message, error);
     }
-    if (error.code === "disk_full") {
-      throw new ToolsmithError("disk_full", error.message, {
-        hint: "set TMPDIR to a directory with more free space",
-        cause: error,
-      });
-    }
-    throw error;
+    throw code === "disk_full" ? fullTemporaryDirError(message, error) : error;
   }
 }
 
@@ -167,7 +160,8 @@ function assertServedDigests(published: PushedArtifact, artifact: Artifact) {
 async function pullAndCompare(
   published: PushedArtifact,
   artifact: Artifact,
-  { client, emit }: { client: OrasClient; emit: Emit },
+  client: OrasClient,
+  emit: Emit,
 ) {
   const layer = selectImageLayer(artifact, published.sha256);
   await using dir = await makeLockedTemporaryDir("verify");
@@ -177,14 +171,11 @@ async function pullAndCompare(
     total: totalPullBytes(artifact),
   });
   const options = { layer, dir: dir.path, progress };
-  const pulled = await pullImage(client, artifact, options);
-  if (pulled.sha256 === published.sha256) return;
-  throw publishMismatchError(
-    published,
-    `pushed ${sha256ToDigest(published.sha256)}, pulled ${
-      sha256ToDigest(pulled.sha256)
-    }`,
-  );
+  const { sha256 } = await pullImage(client, artifact, options);
+  if (sha256 === published.sha256) return;
+  const [pushed, pulled] = [published.sha256, sha256].map(sha256ToDigest);
+  const what = `pushed ${pushed}, pulled ${pulled}`;
+  throw publishMismatchError(published, what);
 }
 
 function publishMismatchError(

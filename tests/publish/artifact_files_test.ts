@@ -91,7 +91,8 @@ Deno.test("makeLockedTemporaryDir() removes directories of a killed publish and 
   const file = { path: image, title: "image.qcow2", mediaType: "a/b" };
   const script = `
     import { preparePushDir } from "${PROJECT_ROOT}/lib/publish/artifact_files.ts";
-    await using dir = await preparePushDir([${JSON.stringify(file)}]);
+    await using undo = new AsyncDisposableStack();
+    const dir = await preparePushDir([${JSON.stringify(file)}], undo);
     console.log(dir.cwd);
     if (Deno.args[0] === "wait") await new Promise((r) => setTimeout(r, 60_000));
   `;
@@ -135,7 +136,8 @@ Deno.test("makeLockedTemporaryDir() removes directories of a killed publish and 
 
 Deno.test("preparePushDir() uses the files' own directory when their names equal their titles", async () => {
   const file = { path: "/a/i.qcow2", title: "i.qcow2", mediaType: "a/b" };
-  await using dir = await preparePushDir([file]);
+  await using undo = new AsyncDisposableStack();
+  const dir = await preparePushDir([file], undo);
   assertEquals(dir.cwd, "/a");
   assertEquals(dir.files, [{ path: "./i.qcow2", mediaType: "a/b" }]);
 });
@@ -159,7 +161,8 @@ Deno.test("preparePushDir() links files of several directories into a temporary 
     },
   });
   {
-    await using pushed = await preparePushDir(files);
+    await using undo = new AsyncDisposableStack();
+    const pushed = await preparePushDir(files, undo);
     assertEquals(dirname(pushed.cwd), made[0]);
     assertEquals(pushed.files.map(({ path }) => path), ["./i.qcow2", "./n"]);
     for (const [at, name] of ["i.qcow2", "n"].entries()) {
@@ -169,7 +172,10 @@ Deno.test("preparePushDir() links files of several directories into a temporary 
   }
   // A failed link leaves nothing behind.
   const twice = [files[0], { ...files[1], title: "i.qcow2" }];
-  await assertRejects(() => preparePushDir(twice), Deno.errors.AlreadyExists);
+  await assertRejects(async () => {
+    await using undo = new AsyncDisposableStack();
+    await preparePushDir(twice, undo);
+  }, Deno.errors.AlreadyExists);
   assertEquals(made.length, 2);
   for (const path of made) {
     await assertRejects(() => Deno.stat(path), Deno.errors.NotFound);
