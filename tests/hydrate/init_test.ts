@@ -5,6 +5,8 @@ import { hydrate } from "../../lib/hydrate/hydrate.ts";
 import { init } from "../../lib/hydrate/init.ts";
 import { loadManifest } from "../../lib/manifest/manifest.ts";
 import { publish } from "../../lib/publish/publish.ts";
+import { temporaryDir } from "../support/directory.ts";
+import { fakeOras, shell } from "../support/fake_oras.ts";
 import { foundTools } from "../support/parts.ts";
 import {
   type ImageBench,
@@ -148,4 +150,27 @@ test("init rejects an image whose digest differs from the given one", async (ben
 Deno.test("init rejects calls with neither ref nor file, or with both", async () => {
   await rejects("usage", init({}));
   await rejects("usage", init({ ref: "ghcr.io/o/r:1", file: "a.qcow2" }));
+});
+
+Deno.test({
+  name: "init retries a registry that refuses the connection",
+  ...shell,
+  async fn() {
+    const sha256 = "a".repeat(64);
+    const annotations = { "org.opencontainers.image.title": "a.qcow2" };
+    const layer = { mediaType: TYPE, digest: `sha256:${sha256}`, size: 5 };
+    const artifact = { schemaVersion: 2, layers: [{ ...layer, annotations }] };
+    await using dir = await temporaryDir();
+    await using fake = await fakeOras(`
+      [ -e "$0.asked" ] && { printf %s '${JSON.stringify(artifact)}'; exit; }
+      touch "$0.asked"; echo 'Error: connection refused' >&2; exit 1
+    `);
+    const types: string[] = [];
+    const { manifest } = await init({
+      ref: "localhost:5000/owner/vm:1",
+      ...{ cwd: dir.path, env: fake.env, retryDelayMs: 1 },
+      onEvent: ({ type }) => types.push(type),
+    });
+    assertEquals([manifest.image.sha256, types], [sha256, ["retry"]]);
+  },
 });

@@ -2,6 +2,8 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import type { Environment } from "../../lib/environment.ts";
 import type { HydrateOptions } from "../../lib/hydrate/hydrate.ts";
+import { init } from "../../lib/hydrate/init.ts";
+import { temporaryDir } from "../support/directory.ts";
 import {
   hydrateWorkspace,
   publishedImageOfFile,
@@ -213,5 +215,26 @@ Deno.test({
     });
     assertEquals(jsonLines(stdout).last.outcome, "pulled");
     assertEquals(sent, [null, null]);
+  },
+});
+
+Deno.test({
+  name: "init asks a mirror only for an image whose digest is given",
+  ...REAL,
+  async fn() {
+    const { registry, sha256 } = image();
+    await using mirror = startProxy(registry.host);
+    await using dir = await temporaryDir();
+    const mirrors = `${registry.host}=http://${mirror.host}`;
+    const env: Environment = {
+      get: (name) =>
+        name === "TOOLSMITH_MIRRORS" ? mirrors : Deno.env.get(name),
+    };
+    const ref = `${registry.host}/owner/image:1.0`;
+    const options = { ref, cwd: dir.path, env };
+    assertEquals((await init(options)).manifest.image.sha256, sha256);
+    assertEquals(mirror.seen, []);
+    await init({ ...options, sha256, update: true });
+    assertEquals(mirror.seen.length, 1);
   },
 });
