@@ -5,10 +5,9 @@ import {
   type CacheEntryHandle,
   cacheEntryHandle,
   type ImageStaging,
-  type LockedCacheEntry,
   resolveCacheDir,
 } from "../cache/entry.ts";
-import { createEmitter, type Emit, type OnEvent } from "../events.ts";
+import type { Emit } from "../events.ts";
 import { findBootLoader } from "../image/boot_loader.ts";
 import { formatImageSource } from "../manifest/image_source.ts";
 import { type Sha256, sha256OfText, sha256ToDigest } from "../system/digest.ts";
@@ -20,7 +19,7 @@ export function lockEntry(
   entry: CacheEntryHandle,
   image: string,
   { emit, signal }: { emit: Emit; signal?: AbortSignal },
-): Promise<LockedCacheEntry> {
+) {
   const path = entry.lockPath;
   const onWait = () => emit({ type: "lock_wait", image, path });
   return entry.lock({ signal, onWait });
@@ -57,23 +56,21 @@ export async function addToCache(
 export async function downloadUnpinnedImage(
   image: ImageToFetch,
   workspace: string,
-  options: FetchOptions & { cache?: string; onEvent?: OnEvent },
+  options: FetchOptions & { cache?: string; emit: Emit },
 ): Promise<Sha256> {
-  const emit = createEmitter(options.onEvent);
-  const how = { ...options, emit };
   const cache = await resolveCacheDir(workspace, options);
   const entryOf = (sha256: Sha256) =>
     cacheEntryHandle({ cache, image: image.name, sha256 }, options);
   // Until the image's digest is known, that of its source names the staging.
   const source = entryOf(await sha256OfText(formatImageSource(image.source)));
-  using lockedSource = await lockEntry(source, image.name, how);
+  using lockedSource = await lockEntry(source, image.name, options);
   await using download = await lockedSource.createOrResumeStaging();
-  const fetched = await fetchImage(image, download.dir, how);
+  const fetched = await fetchImage({ ...options, image, dir: download.dir });
   const entry = entryOf(fetched.sha256);
-  using locked = await lockEntry(entry, image.name, how);
+  using locked = await lockEntry(entry, image.name, options);
   if (!(await entry.lookUpImage())?.trusted) {
     await using staging = await locked.createOrResumeStaging();
-    await addToCache(image, fetched, staging, how);
+    await addToCache(image, fetched, staging, options);
   }
   return fetched.sha256;
 }

@@ -25,10 +25,14 @@ const TAGGED_LINE_PATTERN = /^SHA256 \((?:\.\/)?(.+)\) = ([0-9a-f]{64})$/i;
 export async function fetchDigestFromList(
   list: URL,
   file: URL,
-  options: FetchOptions = {},
+  options: FetchOptions,
 ): Promise<Sha256> {
   const name = lastPathSegment(file);
-  const digests = findDigestsInList(name, await downloadList(list, options));
+  using client = await createHttpClient(options.caFile);
+  const download = () =>
+    downloadSmallFile(list, client, MAX_CHECKSUM_LIST_BYTES, options);
+  const bytes = await retryTransient(download, options);
+  const digests = findDigestsInList(name, new TextDecoder().decode(bytes));
   if (digests.length === 1) return digests[0];
   const message =
     `Cannot use the checksum list ${list.origin}${list.pathname}: expected one SHA-256 of ${name}, found ${digests.length}`;
@@ -56,11 +60,4 @@ function lastPathSegment({ pathname }: URL): string {
   } catch {
     return segment;
   }
-}
-
-async function downloadList(url: URL, options: FetchOptions) {
-  using client = await createHttpClient(options.caFile);
-  const download = () =>
-    downloadSmallFile(url, client, MAX_CHECKSUM_LIST_BYTES, options);
-  return new TextDecoder().decode(await retryTransient(download, options));
 }

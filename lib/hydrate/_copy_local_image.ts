@@ -9,7 +9,12 @@ import {
   selectDigestEngine,
   sha256OfChunks,
 } from "../system/digest.ts";
-import { allocatedBytes, removeTree, toFileIdentity } from "../system/files.ts";
+import {
+  allocatedBytes,
+  orIfNotFound,
+  removeTree,
+  toFileIdentity,
+} from "../system/files.ts";
 import { assertFreeSpace, statFilesystem } from "../system/free_space.ts";
 import { openIncrementalFileSync } from "../system/incremental_sync.ts";
 import { writeAllSync } from "../system/write_all.ts";
@@ -39,34 +44,28 @@ export async function copyLocalImage(
   path: string,
 ): Promise<FetchedImage> {
   const { dir, env, signal } = job;
-  try {
-    const stat = await Deno.stat(path);
-    if (!stat.isFile) {
-      const message = `Cannot hydrate from ${path}: not a regular file`;
-      const hint = "set image.qcow2 in the manifest to the path of a file";
-      throw new ToolsmithError("file_unreadable", message, { hint });
-    }
-    const fileName = toQcow2FileName(basename(path));
-    const copy = join(dir, fileName);
-    // Writing to a link that an interrupted run left would change its target.
-    await removeTree(copy);
-    const isCloned = await tryReflinkFile(path, copy);
-    if (!isCloned) await assertFreeSpace(dir, allocatedBytes(stat));
-    const { size: total } = isCloned ? await Deno.stat(copy) : stat;
-    const progress = reportTransferStart(job, { total });
-    const engine = selectDigestEngine(total, env);
-    const hashing = { signal, onBytesRead: progress.reportBytes, engine };
-    const { sha256, hashed: hashedFile } = isCloned
-      ? await hashFile(copy, hashing)
-      : await copyAndHash(path, copy, hashing);
-    const { size: bytes } = hashedFile;
-    progress.reportEnd(bytes);
-    return { path: copy, fileName, bytes, sha256, hashedFile };
-  } catch (cause) {
-    throw cause instanceof Deno.errors.NotFound
-      ? localImageNotFoundError(path, cause)
-      : cause;
+  const stat = await orIfNotFound(Deno.stat(path));
+  if (!stat) throw localImageNotFoundError(path);
+  if (!stat.isFile) {
+    const message = `Cannot hydrate from ${path}: not a regular file`;
+    const hint = "set image.qcow2 in the manifest to the path of a file";
+    throw new ToolsmithError("file_unreadable", message, { hint });
   }
+  const fileName = toQcow2FileName(basename(path));
+  const copy = join(dir, fileName);
+  // Writing to a link that an interrupted run left would change its target.
+  await removeTree(copy);
+  const isCloned = await tryReflinkFile(path, copy);
+  if (!isCloned) await assertFreeSpace(dir, allocatedBytes(stat));
+  const progress = reportTransferStart(job, { total: stat.size });
+  const engine = selectDigestEngine(stat.size, env);
+  const hashing = { signal, onBytesRead: progress.reportBytes, engine };
+  const { sha256, hashed: hashedFile } = isCloned
+    ? await hashFile(copy, hashing)
+    : await copyAndHash(path, copy, hashing);
+  const { size: bytes } = hashedFile;
+  progress.reportEnd(bytes);
+  return { path: copy, fileName, bytes, sha256, hashedFile };
 }
 
 /** Computes the digest in the same pass. */
@@ -92,15 +91,14 @@ async function copyAndHash(
   return { sha256, hashed: toFileIdentity(await file.stat()) };
 }
 
-function localImageNotFoundError(path: string, cause: unknown): ToolsmithError {
-  const looksLikeReference = /^[a-z0-9.-]+\.[a-z]+(?::\d+)?\/.+:/i.test(
-    path.split("/.toolsmith/").at(-1) ?? "",
-  );
+function localImageNotFoundError(path: string): ToolsmithError {
+  const name = path.split("/.toolsmith/").at(-1)!;
+  const looksLikeReference = /^[a-z0-9.-]+\.[a-z]+(?::\d+)?\/.+:/i.test(name);
   const message = `Cannot hydrate from ${path}: no such file`;
   const hint = looksLikeReference
     ? "write the registry reference in the manifest with the prefix oci://"
     : "check image.qcow2 in the manifest: a relative path starts at the manifest's directory, a registry reference starts with oci://";
-  return new ToolsmithError("source_not_found", message, { hint, cause });
+  return new ToolsmithError("source_not_found", message, { hint });
 }
 
 /**

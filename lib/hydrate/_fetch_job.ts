@@ -34,16 +34,20 @@ export type ImageToFetch =
   & Omit<ManifestImage, "sha256">
   & Partial<Pick<ManifestImage, "sha256">>;
 
-/** One fetch of an image into a directory. */
-export interface FetchJob extends FetchOptions, RetryOptions {
+/** A fetch of an image into a directory. */
+export interface FetchRequest extends FetchOptions {
   image: ImageToFetch;
   /** Is empty, or holds a partial download. */
   dir: string;
   /** An older image to copy unchanged bytes from. */
   base?: BaseImage;
+  emit: Emit;
+}
+
+/** The same, with defaults filled in. */
+export interface FetchJob extends FetchRequest, RetryOptions {
   arch: ImageArch;
   connections: number;
-  emit: Emit;
 }
 
 /** An older image to copy unchanged bytes from. */

@@ -31,8 +31,7 @@ export function httpsByteSource(
 ): ByteSource {
   const shown = `${url.origin}${url.pathname}`;
   /** The version that the first bytes belong to. */
-  let etag: string | null = null;
-  let isFirst = true;
+  let etag: string | null | undefined;
   return {
     displayName: shown,
     maxBytes,
@@ -71,8 +70,9 @@ export function httpsByteSource(
         await body.cancel();
         throw fileTooLargeError(shown, maxBytes);
       }
-      if (isFirst || start === 0) etag = response.headers.get("etag");
-      isFirst = false;
+      if (etag === undefined || start === 0) {
+        etag = response.headers.get("etag");
+      }
       return { start, end, body };
     },
   };

@@ -47,13 +47,17 @@ export async function downloadHttpsImage(
   knownSize?: number,
 ): Promise<FetchedImage> {
   const { dir, emit, env, signal, image } = job;
-  const { name, sha256: pinned } = image;
+  const { name, source, sha256: pinned } = image;
+  const shown = formatImageSource(source);
   const digest = pinned && sha256ToDigest(pinned);
-  const record = digest ? await readPartRecord(dir) : undefined;
-  const isSame = record !== undefined && record.digest === digest;
-  const [from, to] = isSame ? record.extents[0] : [];
+  const found = digest ? await readPartRecord(dir) : undefined;
+  const record = found?.digest === digest ? found : undefined;
+  const [from, to] = record?.extents[0] ?? [];
   using client = await createHttpClient(job.caFile);
-  using transfer = newHttpsTransfer(url, client, job);
+  // A file server for browsers may limit or dislike parallel connections.
+  const open = (how: FetchJob) =>
+    new Transfer(httpsByteSource(url, client), { ...how, connections: 1 });
+  using transfer = open(job);
   // A complete part file still needs one request, which cannot be empty.
   const kept = from === 0 ? Math.min(to!, record!.size - 1) : 0;
   let answer = await transfer.openAndPeek(kept, FORMAT_PROBE_BYTES);
@@ -62,11 +66,15 @@ export async function downloadHttpsImage(
   }
   const { start, end: size, head } = answer;
   if (knownSize !== undefined && knownSize !== size) {
-    throw sourceChangedError(job);
+    const message =
+      `Cannot download ${shown}: the file on the server changed its size during the transfer`;
+    // The next attempt resumes the bytes that are present.
+    const hint = "try again";
+    throw new ToolsmithError("transfer_interrupted", message, { hint });
   }
   // Fail now: the rest may take hours.
   if (start === 0 && detectNonQcow2Format(head)) {
-    throw notQcow2Error(head, formatImageSource(image.source));
+    throw notQcow2Error(head, shown);
   }
   if (size < Infinity) await assertFreeSpace(dir, size - start);
   const fileName = toQcow2FileName(url.pathname.split("/").at(-1) ?? "");
@@ -78,18 +86,14 @@ export async function downloadHttpsImage(
   const update = await copyFromBase(job, part, {
     indexes: fetchIndexBeside(url, client, job),
     download: ({ onBytesWritten, ...probe }) =>
-      newHttpsTransfer(url, client, probe).fill(part, onBytesWritten),
+      open(probe).fill(part, onBytesWritten),
   });
   // Bytes from earlier, or of the base, may be wrong.
   const isAllNew = part.presentBytes === 0;
   // The open response has the whole file, an update needs the gaps.
-  using used = update ? newHttpsTransfer(url, client, job) : transfer;
-  const download = (onBytesWritten: () => void) =>
-    hashPartFileWhileFilling(
-      part,
-      signal,
-      () => used.fill(part, onBytesWritten),
-    );
+  using used = update ? open(job) : transfer;
+  const download = (onBytes: () => void) =>
+    hashPartFileWhileFilling(part, signal, () => used.fill(part, onBytes));
   const sha256 = await downloadIntoPart(job, part, 1, download);
   if (sha256 !== pinned && !isAllNew) {
     const reason = `the bytes have the digest ${sha256ToDigest(sha256)}`;
@@ -111,25 +115,6 @@ async function* fetchIndexBeside(
   url.pathname += CHUNK_INDEX_SUFFIX;
   const limits = withOptionalRequestTimeout(job);
   yield await downloadSmallFile(url, client, CHUNK_INDEX.maxBytes, limits);
-}
-
-function newHttpsTransfer(
-  url: URL,
-  client: HttpClient,
-  job: FetchJob,
-): Transfer {
-  // A file server for browsers may limit or dislike parallel connections.
-  const source = httpsByteSource(url, client);
-  return new Transfer(source, { ...job, connections: 1 });
-}
-
-/** The next attempt resumes the bytes that are present. */
-function sourceChangedError({ image }: FetchJob): ToolsmithError {
-  const message = `Cannot download ${
-    formatImageSource(image.source)
-  }: the file on the server changed its size during the transfer`;
-  const hint = "try again";
-  return new ToolsmithError("transfer_interrupted", message, { hint });
 }
 
 /** Downloads an image to a new file, which no later run resumes. */

@@ -7,13 +7,8 @@ import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { UpdateSize } from "../events.ts";
 import { CHUNK_INDEX } from "../delta/chunk_index.ts";
-import type { VerifiedSignature } from "../manifest/signature_rule.ts";
 import { formatImageSource } from "../manifest/image_source.ts";
-import {
-  type Artifact,
-  type ImageLayer,
-  selectImageLayer,
-} from "../oci/artifact.ts";
+import { type ImageLayer, selectImageLayer } from "../oci/artifact.ts";
 import {
   downloadBlob,
   fillPartFile,
@@ -74,20 +69,20 @@ export async function resolveArtifact(job: FetchJob, reference: OciReference) {
   const mirrors = sha256 ? endpoints.mirrors : [];
   const onMirrorFailed = (mirror: string, reason: string) =>
     emit({ type: "mirror_failed", image, mirror, reason });
-  const checkArtifact = (artifact: Artifact) => {
-    // An index has no layers: its manifest is checked after it arrives.
-    if (!artifact.manifests?.length) selectImageLayer(artifact, sha256);
-  };
-  const mirrorOptions = { onMirrorFailed, checkArtifact };
   const fetch = async (reference: OciReference) =>
-    await fetchManifestFromMirrors(mirrors, reference, mirrorOptions) ??
-      await retryTransient(() => oras.fetchManifest(reference), job);
+    await fetchManifestFromMirrors(mirrors, reference, {
+      onMirrorFailed,
+      checkArtifact(artifact) {
+        // An index has no layers: its manifest is checked after it arrives.
+        if (!artifact.manifests?.length) selectImageLayer(artifact, sha256);
+      },
+    }) ?? await retryTransient(() => oras.fetchManifest(reference), job);
   const artifact = await fetchArtifactForArch(reference, job.arch, fetch);
   const layer = selectImageLayer(artifact, sha256);
-  let signature: VerifiedSignature | undefined;
-  if (rule) {
-    if (!isAddressedBySha256(layer)) throw unsignedDigestError(layer);
-    signature = await verifySignature(artifact, { rule, ...endpoints }, job);
+  if (rule && !isAddressedBySha256(layer)) throw unsignedDigestError(layer);
+  const signature = rule &&
+    await verifySignature(artifact, { rule, ...endpoints }, job);
+  if (signature) {
     const { digest } = artifact;
     const { signer } = signature;
     emit({ type: "signature_verified", image, digest, signer });
@@ -110,11 +105,9 @@ export async function pullFromRegistry(
   const expected = { size, digest: sha256ToDigest(layer.sha256) };
   await using part = await openPartFile(dir, expected, { engine });
   const fetched = await pullLayer({ job, part, ...resolved });
+  const probe = (digest: string) => probeBlob(endpoints.registry, digest);
   const architecture = artifact.architecture ??
-    await oras.fetchArchitecture(
-      artifact,
-      (digest) => probeBlob(endpoints.registry, digest),
-    );
+    await oras.fetchArchitecture(artifact, probe);
   signal?.throwIfAborted();
   return { ...fetched, signature, arch: artifactArch({ architecture }) };
 }
@@ -134,8 +127,10 @@ async function pullLayer(pull: RegistryPull): Promise<FetchedImage> {
   const isParallel = job.connections > 1 && layer.size >= MIN_PARALLEL_BYTES;
   let prefersRanges = isParallel || mirrors.length > 0 || onlyRanges;
   let canUseRanges = hasPermittedEndpoint(endpoints);
+  const reportFallback = (reason: string) =>
+    job.emit({ type: "ranges_unavailable", image: job.image.name, reason });
   if (prefersRanges && !canUseRanges) {
-    emitRangesUnavailable(job, "--allow-net is not granted");
+    reportFallback("--allow-net is not granted");
   }
   if (canUseRanges) {
     pull.update = await copyFromBase(job, part, {
@@ -146,8 +141,6 @@ async function pullLayer(pull: RegistryPull): Promise<FetchedImage> {
       },
     });
   }
-  /** Whether to probe where the registry redirects to before oras follows. */
-  let needsProbe = true;
   const budget = createRetryBudget(job);
   for (let attempt = 1;; attempt++) {
     if (canUseRanges && (prefersRanges || part.presentBytes > 0)) {
@@ -159,20 +152,18 @@ async function pullLayer(pull: RegistryPull): Promise<FetchedImage> {
         const { message, cause } = error;
         const isUnreachable = cause instanceof ToolsmithError;
         if (isUnreachable && onlyRanges) throw cause;
-        emitRangesUnavailable(job, message);
+        reportFallback(message);
         // Keep the partial download until the registry is reachable again.
         prefersRanges = true;
         canUseRanges = isUnreachable;
         if (!isUnreachable) await part.clear();
-        // A mirror's bytes may have been wrong, before the registry was asked.
-        needsProbe = mirrors.length > 0;
       }
     }
     try {
-      if (needsProbe) await probeBlob(registry, layer.digest, attempt > 1);
+      // oras would follow any redirect.
+      await probeBlob(registry, layer.digest, attempt > 1);
       return await pullWithOras(pull, attempt, canUseRanges);
     } catch (error) {
-      needsProbe = true;
       budget.recordFailure(error);
       await budget.waitForBackoff();
     }
@@ -255,11 +246,4 @@ function unsignedDigestError({ title, digest }: ImageLayer): ToolsmithError {
     `Cannot use ${title}: a signature would cover ${digest}, not its SHA-256`;
   const hint = "publish the image again: toolsmith publish IMAGE.qcow2 REF";
   return new ToolsmithError("signature_invalid", message, { hint });
-}
-
-function emitRangesUnavailable(
-  { emit, image: { name: image } }: FetchJob,
-  reason: string,
-): void {
-  emit({ type: "ranges_unavailable", image, reason });
 }

@@ -51,9 +51,8 @@ export async function copyFromBase(
   const isComplete = part.presentBytes === total;
   if (!base || isComplete || total < MIN_INDEXED_IMAGE_BYTES) return undefined;
   try {
-    const matcher = createChunkMatcher(
-      await findChunkIndex(source.indexes, part.expected),
-    );
+    const index = await findChunkIndex(source.indexes, part.expected);
+    const matcher = createChunkMatcher(index);
     // Kept open, as another process may prune it.
     using older = await Deno.open(base.path);
     const { size: baseBytes } = await older.stat();

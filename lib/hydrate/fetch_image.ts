@@ -4,7 +4,6 @@
  */
 import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
-import type { Emit } from "../events.ts";
 import type { OciReference } from "../oci/reference.ts";
 import {
   CONNECTIONS_RANGE_TEXT,
@@ -13,31 +12,26 @@ import {
 import { retryReporter } from "../system/retry.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import type {
-  BaseImage,
   FetchedImage,
   FetchJob,
   FetchOptions,
-  ImageToFetch,
+  FetchRequest,
 } from "./_fetch_job.ts";
 import { copyLocalImage } from "./_copy_local_image.ts";
 import { downloadHttpsImage } from "./_https_download.ts";
 import { pullFromRegistry, resolveArtifact } from "./_registry_pull.ts";
 
-export type { BaseImage, FetchedImage, FetchOptions };
+export type { FetchOptions };
 
 const DEFAULT_CONNECTION_COUNT = 4;
 
 /**
- * Fetches an image into a directory that is empty or holds a partial download. The
- * digest in the result is the computed one, which the caller compares.
+ * Fetches an image into a directory. The digest in the result is the computed one,
+ * which the caller compares.
  */
-export function fetchImage(
-  image: ImageToFetch,
-  dir: string,
-  options: FetchOptions & { emit: Emit; base?: BaseImage },
-): Promise<FetchedImage> {
-  const { source } = image;
-  const job = fetchJob(image, dir, options);
+export function fetchImage(request: FetchRequest): Promise<FetchedImage> {
+  const job = fetchJob(request);
+  const { source } = request.image;
   switch (source.kind) {
     case "oci":
       return pullFromRegistry(job, source);
@@ -48,36 +42,26 @@ export function fetchImage(
   }
 }
 
-/**
- * Finds the digest of an image in a registry, and verifies who signed it, without
- * fetching it.
- */
+/** Finds an image in a registry, and verifies who signed it, without fetching it. */
 export async function resolveImage(
-  image: ImageToFetch,
+  request: Omit<FetchRequest, "dir" | "base">,
   reference: OciReference,
-  options: FetchOptions & { emit: Emit },
 ) {
-  const job = fetchJob(image, "", options);
-  const { layer, signature } = await resolveArtifact(job, reference);
-  return { sha256: layer.sha256, signature };
+  return await resolveArtifact(fetchJob({ ...request, dir: "" }), reference);
 }
 
-function fetchJob(
-  image: ImageToFetch,
-  dir: string,
-  options: FetchOptions & { emit: Emit; base?: BaseImage },
-): FetchJob {
-  const { arch = Deno.build.arch } = options;
-  const connections = resolveConnectionCount(options);
-  const onRetry = retryReporter(options.emit, image.name);
-  return { ...options, image, dir, arch, connections, onRetry };
+function fetchJob(request: FetchRequest): FetchJob {
+  const { arch = Deno.build.arch, emit, image } = request;
+  const connections = resolveConnectionCount(request);
+  const onRetry = retryReporter(emit, image.name);
+  return { ...request, arch, connections, onRetry };
 }
 
-function resolveConnectionCount({ connections, env }: FetchOptions): number {
-  const text = connections === undefined
-    ? (env ?? processEnvironment).get("TOOLSMITH_CONNECTIONS")
-    : `${connections}`;
-  if (!text) return DEFAULT_CONNECTION_COUNT;
+function resolveConnectionCount(
+  { connections, env = processEnvironment }: FetchOptions,
+): number {
+  const variable = env.get("TOOLSMITH_CONNECTIONS");
+  const text = `${connections ?? (variable || DEFAULT_CONNECTION_COUNT)}`;
   const count = parseConnectionCount(text);
   if (count !== undefined) return count;
   const shown = sanitizeLine(text, 40);

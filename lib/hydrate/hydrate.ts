@@ -15,20 +15,13 @@ import { formatImageSource } from "../manifest/image_source.ts";
 import type { VerifiedSignature } from "../manifest/signature_rule.ts";
 import {
   type Digest,
-  readFileChunks,
   selectDigestEngine,
-  sha256OfChunks,
   sha256ToDigest,
 } from "../system/digest.ts";
 import { isSameFileIdentity, readFileIdentity } from "../system/files.ts";
 import { basename } from "../path.ts";
-import {
-  type BaseImage,
-  type FetchedImage,
-  fetchImage,
-  type FetchOptions,
-  resolveImage,
-} from "./fetch_image.ts";
+import { hashFile } from "../transfer/file_digest.ts";
+import { fetchImage, type FetchOptions, resolveImage } from "./fetch_image.ts";
 import { addToCache, lockEntry } from "./_add_to_cache.ts";
 
 /** What {@linkcode hydrate} takes. */
@@ -105,8 +98,13 @@ export async function hydrate(
   let path: string | undefined;
   try {
     options.signal?.throwIfAborted();
+    // A manifest's file has no such rule, but a program may pass one.
     if (image.signature && image.source.kind !== "oci") {
-      throw unsignedSourceError(image);
+      const source = formatImageSource(image.source);
+      const message =
+        `Cannot use ${source}: only images in a registry have signatures`;
+      const hint = "use an oci:// image, or remove image.signature";
+      throw new ToolsmithError("signature_missing", message, { hint });
     }
     const { base } = options;
     if (base !== undefined) await statReadableFile(base, "base image");
@@ -163,10 +161,10 @@ async function hydrateEntry(call: HydrateCall): Promise<HydrateResult> {
   throwIfOffline(call);
   await using staging = await locked.createOrResumeStaging();
   const base = await findBaseImage(call);
-  const fetchOptions = { ...options, emit, base };
-  const fetched = await fetchImage(image, staging.dir, fetchOptions);
+  const { dir } = staging;
+  const fetched = await fetchImage({ ...options, image, dir, base, emit });
   if (fetched.sha256 !== image.sha256) {
-    throw checksumMismatchError(image, fetched);
+    throw checksumMismatchError(image, fetched.sha256);
   }
   const added = await addToCache(image, fetched, staging, { emit, signal });
   const outcome = OUTCOME_BY_SOURCE_KIND[image.source.kind];
@@ -177,7 +175,7 @@ async function hydrateEntry(call: HydrateCall): Promise<HydrateResult> {
 /** Returns the image to update from: the given file, or one of the cache. */
 async function findBaseImage(
   { image, digest, cache, options: { base, env } }: HydrateCall,
-): Promise<BaseImage | undefined> {
+) {
   if (base !== undefined) {
     return { path: base, name: basename(base), isGiven: true };
   }
@@ -204,14 +202,9 @@ async function useCachedImage(
 ): Promise<HydrateResult> {
   await entry.markUsedAndCleanUp();
   emit({ type: "cache_hit", image: image.name, path, digest });
-  return {
-    outcome: "cached",
-    path,
-    digest,
-    bytes,
-    boot: verificationRecord?.boot,
-    ...signature && { signature },
-  };
+  const boot = verificationRecord?.boot;
+  const found = { outcome: "cached" as const, path, digest, bytes, boot };
+  return { ...found, ...signature && { signature } };
 }
 
 /** Returns the recorded signature if it satisfies the manifest's rule. */
@@ -232,8 +225,8 @@ async function verifyCachedSignature(call: HydrateCall, cached: CachedImage) {
   const recorded = recordedSignature(call, cached);
   if (recorded || !image.signature || source.kind !== "oci") return recorded;
   throwIfOffline(call, "signature");
-  const resolved = await resolveImage(image, source, { ...options, emit });
-  return resolved.signature;
+  const request = { ...options, image, emit };
+  return (await resolveImage(request, source)).signature;
 }
 
 /** Rehashes an image that has no matching verification record. */
@@ -249,8 +242,8 @@ async function rehashAndCompare(
   const { verify, env, signal } = options;
   // --verify uses another implementation than the one that hashed the download.
   const engine = verify ? "std" : selectDigestEngine(bytes, env);
-  const chunks = readFileChunks(path, { signal });
-  const actual = sha256ToDigest(await sha256OfChunks(chunks, engine));
+  const { sha256 } = await hashFile(path, { engine, signal });
+  const actual = sha256ToDigest(sha256);
   const identity = await readFileIdentity(path);
   const unchanged = isSameFileIdentity(identity, fileIdentity);
   if (actual === digest && unchanged) {
@@ -276,19 +269,10 @@ function throwIfOffline(
   throw new ToolsmithError("offline_miss", message, { hint });
 }
 
-/** A manifest's file has no such rule, but a program may pass one. */
-function unsignedSourceError({ source }: ManifestImage): ToolsmithError {
-  const message = `Cannot use ${
-    formatImageSource(source)
-  }: only images in a registry have signatures`;
-  const hint = "use an oci:// image, or remove image.signature";
-  return new ToolsmithError("signature_missing", message, { hint });
-}
-
-function checksumMismatchError(image: ManifestImage, fetched: FetchedImage) {
+function checksumMismatchError(image: ManifestImage, actual: string) {
   const source = formatImageSource(image.source);
   const message =
-    `Checksum mismatch for ${source}: expected ${image.sha256}, actual ${fetched.sha256}`;
+    `Checksum mismatch for ${source}: expected ${image.sha256}, actual ${actual}`;
   const hint =
     "if the image was republished, use the actual digest as image.qcow2_sha256 in the manifest or as --sha256; otherwise find out who changed the image";
   return new ToolsmithError("checksum_mismatch", message, { hint });

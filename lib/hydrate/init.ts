@@ -14,6 +14,7 @@ import {
 } from "../manifest/manifest_json.ts";
 import { loadManifest, type Manifest } from "../manifest/manifest.ts";
 import {
+  formatImageSource,
   type HttpsSource,
   parseImageSource,
 } from "../manifest/image_source.ts";
@@ -27,14 +28,10 @@ import {
   type ManifestWriteResult,
   writeManifest,
 } from "../manifest/write_manifest.ts";
-import { formatReference, parseReference } from "../oci/reference.ts";
-import {
-  parseSha256,
-  readFileChunks,
-  type Sha256,
-  sha256OfChunks,
-} from "../system/digest.ts";
+import { parseReference } from "../oci/reference.ts";
+import { parseSha256, type Sha256 } from "../system/digest.ts";
 import { workspaceOf } from "../system/ownership.ts";
+import { hashFile } from "../transfer/file_digest.ts";
 import { type FetchOptions, resolveImage } from "./fetch_image.ts";
 import { hydrate } from "./hydrate.ts";
 import { fetchDigestFromList } from "./_checksum_list.ts";
@@ -143,7 +140,6 @@ export async function init(options: InitOptions): Promise<InitResult> {
     const hint = "pass --update to replace the image in the existing manifest";
     throw new ToolsmithError("usage", message, { hint });
   }
-  const expected = parseExpectedDigest(options);
   const given = await parseSignatureOptions(options, cwd);
   const signature = given ?? existing?.signature;
   if (signature && (ref === undefined || isHttpUrl(ref))) {
@@ -153,6 +149,7 @@ export async function init(options: InitOptions): Promise<InitResult> {
     const hint = "use --ref oci://…, or remove image.signature";
     throw new ToolsmithError("usage", message, { hint });
   }
+  const expected = await findExpectedDigest(options);
   const name = options.name ?? existing?.name;
   const emit = createEmitter(options.onEvent);
   const image = await pinImage({
@@ -171,7 +168,7 @@ interface InitCall extends InitOptions {
   path: string;
   /** Name of the image, if given, or in the manifest that is updated. */
   name?: string;
-  /** The parsed `sha256` option. */
+  /** SHA-256 of the image, if given or in a list. */
   expected?: Sha256;
   /** Who must have signed. */
   signature?: SignatureRule;
@@ -186,29 +183,41 @@ async function pinImage(call: InitCall): Promise<PinnedImage> {
   const { name = imageNameFromPath(reference.repository) } = call;
   const { expected: sha256, signature } = call;
   const image = { name, source: reference, sha256, signature };
-  const resolved = await resolveImage(image, reference, call);
-  const source = `oci://${formatReference(reference)}`;
-  return { name, source, sha256: resolved.sha256 };
+  const { layer } = await resolveImage({ ...call, image }, reference);
+  const source = formatImageSource(reference);
+  return { name, source, sha256: layer.sha256 };
 }
 
 function isHttpUrl(ref: string): boolean {
   return /^https?:/i.test(ref);
 }
 
-function parseExpectedDigest(options: InitOptions): Sha256 | undefined {
+async function findExpectedDigest(
+  options: InitOptions,
+): Promise<Sha256 | undefined> {
   const { ref = "", sha256: text, sha256sums } = options;
-  if (sha256sums !== undefined && (!isHttpUrl(ref) || text !== undefined)) {
+  if (sha256sums === undefined) {
+    const digest = text === undefined ? undefined : parseSha256(text);
+    if (text === undefined || digest !== undefined) return digest;
+    throw new ToolsmithError("usage", `--sha256 ${text} is not a SHA-256`, {
+      hint: "pass the 64 hex digits that `sha256sum IMAGE` prints",
+    });
+  }
+  if (!isHttpUrl(ref) || text !== undefined) {
     const message = text === undefined
       ? "Cannot use --sha256sums: the image is not at an https:// URL"
       : "Cannot use --sha256 and --sha256sums together";
     const hint = "use --sha256sums alone, with the https:// URL of an image";
     throw new ToolsmithError("usage", message, { hint });
   }
-  const expected = text === undefined ? undefined : parseSha256(text);
-  if (text === undefined || expected !== undefined) return expected;
-  throw new ToolsmithError("usage", `--sha256 ${text} is not a SHA-256`, {
-    hint: "pass the 64 hex digits that `sha256sum IMAGE` prints",
-  });
+  const { url } = parseImageSource(ref, ".") as HttpsSource;
+  const list = parseImageSource(sha256sums, ".");
+  if (list.kind === "https") {
+    return await fetchDigestFromList(list.url, url, options);
+  }
+  const message = `Cannot use --sha256sums ${sha256sums}: not an https:// URL`;
+  const hint = "pass the https:// URL of the checksum list, or --sha256 DIGEST";
+  throw new ToolsmithError("usage", message, { hint });
 }
 
 async function parseSignatureOptions(
@@ -233,29 +242,14 @@ async function downloadAndPinImage(
   const source = parseImageSource(ref, workspace) as HttpsSource;
   const { name = imageNameFromPath(source.url.pathname) } = options;
   assertValidImageName(name);
-  const sha256 = expected ?? await fetchDigestFromSha256sums(source, options);
-  if (sha256 === undefined) {
+  if (expected === undefined) {
     const image = { name, source };
-    const actual = await downloadUnpinnedImage(image, workspace, options);
-    return { name, source: ref, sha256: actual };
+    const sha256 = await downloadUnpinnedImage(image, workspace, options);
+    return { name, source: ref, sha256 };
   }
-  const image = { name, source, sha256 };
+  const image = { name, source, sha256: expected };
   await hydrate({ path, workspace, image, tools: {}, operations: [] }, options);
-  return { name, source: ref, sha256 };
-}
-
-async function fetchDigestFromSha256sums(
-  { url }: HttpsSource,
-  { sha256sums, ...options }: InitOptions,
-): Promise<Sha256 | undefined> {
-  if (sha256sums === undefined) return undefined;
-  const list = parseImageSource(sha256sums, ".");
-  if (list.kind === "https") {
-    return await fetchDigestFromList(list.url, url, options);
-  }
-  const message = `Cannot use --sha256sums ${sha256sums}: not an https:// URL`;
-  const hint = "pass the https:// URL of the checksum list, or --sha256 DIGEST";
-  throw new ToolsmithError("usage", message, { hint });
+  return { name, source: ref, sha256: expected };
 }
 
 async function hashLocalImage(
@@ -266,8 +260,7 @@ async function hashLocalImage(
   const { bytes: total } = await inspectImage(file);
   const onBytesRead = (bytes: number) =>
     emit({ type: "checksum_progress", image: name, bytes, total });
-  const chunks = readFileChunks(file, { onBytesRead, signal });
-  const sha256 = await sha256OfChunks(chunks);
+  const { sha256 } = await hashFile(file, { onBytesRead, signal });
   if (expected !== undefined && sha256 !== expected) {
     const message =
       `Checksum mismatch for ${file}: expected ${expected}, actual ${sha256}`;

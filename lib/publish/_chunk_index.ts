@@ -59,8 +59,7 @@ export async function attachIndex(
     options.signal?.throwIfAborted();
     const { message } = error as Error;
     const warning =
-      `cannot attach a chunk index, so every host will download ` +
-      `the whole image: ${message}`;
+      `cannot attach a chunk index, so every host will download the whole image: ${message}`;
     options.emit({ type: "warning", message: warning });
   }
 }

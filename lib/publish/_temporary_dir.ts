@@ -19,8 +19,8 @@ import {
 } from "../system/lock.ts";
 
 const TEMPORARY_DIR_NAME_PATTERN = /^toolsmith-(?:publish|verify)-/;
-const FILES_DIR_NAME = "files";
-const LOCK_FILE_NAME = "lock";
+
+const pathsIn = (dir: string) => [join(dir, "files"), join(dir, "lock")];
 
 /**
  * Makes a directory locked by this process, and removes abandoned ones. Disposing
@@ -29,18 +29,14 @@ const LOCK_FILE_NAME = "lock";
 export async function makeLockedTemporaryDir(purpose: "publish" | "verify") {
   while (true) {
     const dir = await makeTemporaryDir(`toolsmith-${purpose}-`);
+    const [path, lock] = pathsIn(dir);
     // Until it is locked, another process may remove it.
-    const files = await orIfNotFound(
-      createLockedStagingDir(
-        join(dir, FILES_DIR_NAME),
-        join(dir, LOCK_FILE_NAME),
-      ),
-    );
+    const files = await orIfNotFound(createLockedStagingDir(path, lock));
     if (!files) continue;
     // Failing to clean up must not keep an image from being published.
     await removeAbandonedDirs(dirname(dir)).catch(() => {});
     return {
-      path: files.path,
+      path,
       async [Symbol.asyncDispose]() {
         await files[Symbol.asyncDispose]();
         await removeTree(dir);
@@ -53,14 +49,12 @@ async function removeAbandonedDirs(tmp: string) {
   for await (const { name, isDirectory } of Deno.readDir(tmp)) {
     if (!isDirectory || !TEMPORARY_DIR_NAME_PATTERN.test(name)) continue;
     const dir = join(tmp, name);
-    const lock = join(dir, LOCK_FILE_NAME);
+    const [files, lock] = pathsIn(dir);
     try {
       // Without a lock file it is empty: killed before locking, or after cleaning up.
       if (await readFileIdentity(lock) === undefined) await Deno.remove(dir);
       // Remove the lock last: without it the rest would not count as abandoned.
-      else if (
-        await removeUnlockedStagingDir(join(dir, FILES_DIR_NAME), lock)
-      ) {
+      else if (await removeUnlockedStagingDir(files, lock)) {
         await removeTree(dir);
       }
     } catch {

@@ -62,10 +62,9 @@ export function imageLayerTitle(path: string): string {
   const name = basename(path).toWellFormed();
   const title = /\.qcow2$/i.test(name) ? name : `${name}.qcow2`;
   const plain = sanitizeText(title).replace(/[\\:*?"<>|\p{Cc}]/gu, "-");
-  if (isPortableFileName(plain)) return plain;
-  // A reserved device name, or too long.
-  const other = `image-${plain}`;
-  return isPortableFileName(other) ? other : "image.qcow2";
+  // It may be a reserved device name, or too long.
+  const names = [plain, `image-${plain}`, "image.qcow2"];
+  return names.find(isPortableFileName)!;
 }
 
 /**
@@ -76,7 +75,8 @@ export function addExtraFiles(
   image: ArtifactFile,
   extras: ExtraFile[],
 ): ArtifactFile[] {
-  const files = [image];
+  // Compare folded names, as some file systems ignore case.
+  const files = new Map([[foldNameCase(image.title), image]]);
   for (const extra of extras) {
     const title = basename(extra.path);
     if (!isPortableTitle(title)) {
@@ -86,19 +86,17 @@ export function addExtraFiles(
         "rename the file: use ASCII letters, digits, dots and dashes";
       throw new ToolsmithError("usage", message, { hint });
     }
-    // Compare folded names, as some file systems ignore case.
-    const same = files.find((file) =>
-      foldNameCase(file.title) === foldNameCase(title)
-    );
+    const key = foldNameCase(title);
+    const same = files.get(key);
     if (same) {
       const message = `Cannot publish both ${same.path} and ${extra.path}: ` +
         "their names collide in the consumer's directory";
       const hint = "rename one of the two files";
       throw new ToolsmithError("usage", message, { hint });
     }
-    files.push({ ...extra, title });
+    files.set(key, { ...extra, title });
   }
-  return files;
+  return [...files.values()];
 }
 
 /**
@@ -110,31 +108,24 @@ export async function preparePushDir(
   artifactFiles: ArtifactFile[],
   undo: AsyncDisposableStack,
 ) {
-  const paths = artifactFiles.map(({ path }) => resolve(path));
-  const titles = artifactFiles.map(({ title }) => title);
   const files = artifactFiles.map(({ title, mediaType }) => ({
     path: `./${title}`,
     mediaType,
   }));
-  const home = dirname(paths[0]);
-  if (titles.every((title, at) => join(home, title) === paths[at])) {
-    return { cwd: home, files };
-  }
+  const home = dirname(resolve(artifactFiles[0].path));
+  const isAtHome = ({ path, title }: ArtifactFile) =>
+    resolve(path) === join(home, title);
+  if (artifactFiles.every(isAtHome)) return { cwd: home, files };
   const { path: cwd } = undo.use(await makeLockedTemporaryDir("publish"));
-  for (const [at, title] of titles.entries()) {
-    await symlinkOrCopy(paths[at], join(cwd, title));
+  for (const { path, title } of artifactFiles) {
+    const [from, to] = [resolve(path), join(cwd, title)];
+    await Deno.symlink(from, to).catch(async (error) => {
+      if (Deno.build.os !== "windows") throw error;
+      // This user may not make symbolic links.
+      await Deno.copyFile(from, to);
+    });
   }
   return { cwd, files };
-}
-
-/** Copies the file on Windows if this user may not make symbolic links. */
-async function symlinkOrCopy(from: string, to: string) {
-  try {
-    await Deno.symlink(from, to);
-  } catch (error) {
-    if (Deno.build.os !== "windows") throw error;
-    await Deno.copyFile(from, to);
-  }
 }
 
 /**

@@ -10,46 +10,42 @@ import type { PublishResult } from "./publish.ts";
  * last line of `--json`.
  */
 export function publishOutputFields(
-  result: PublishResult,
+  { reference, digest, layerDigest, sha256, bytes, file }: PublishResult,
 ): Record<string, string | number> {
   return {
-    reference: result.reference,
-    digest: result.digest,
-    layer_digest: result.layerDigest,
-    qcow2_sha256: result.sha256,
-    bytes: result.bytes,
-    file: result.file,
+    reference,
+    digest,
+    layer_digest: layerDigest,
+    qcow2_sha256: sha256,
+    bytes,
+    file,
   };
 }
 
 /** Formats the job summary: a table, and the manifest to paste. */
 export function jobSummaryMarkdown(result: PublishResult): string {
-  const rows = [
-    ["Reference", result.reference],
-    ["File", result.file],
-    ["Size", `${result.bytes} bytes`],
-    ["QCOW2 SHA-256", result.sha256],
-    ["Manifest digest", result.digest],
-    [
-      "Verified",
-      result.verified === "pull"
-        ? "image pulled and hashed"
-        : "registry serves the same digests",
-    ],
-  ];
-  return [
-    "## Published a VM image",
-    "",
-    "| | |",
-    "|---|---|",
-    ...rows.map(([name, value]) => `| ${name} | ${quoteTableCell(value)} |`),
-    "",
-    "To use the image, put this into `.toolsmith/tools.json`:",
-    "",
-    "```json",
-    formatManifestJson(result.manifest) + "```",
-    "",
-  ].join("\n");
+  const rows = {
+    "Reference": result.reference,
+    "File": result.file,
+    "Size": `${result.bytes} bytes`,
+    "QCOW2 SHA-256": result.sha256,
+    "Manifest digest": result.digest,
+    "Verified": result.verified === "pull"
+      ? "image pulled and hashed"
+      : "registry serves the same digests",
+  };
+  const lines = Object.entries(rows)
+    .map(([name, value]) => `| ${name} | ${quoteTableCell(value)} |\n`);
+  return `## Published a VM image
+
+| | |
+|---|---|
+${lines.join("")}
+To use the image, put this into \`.toolsmith/tools.json\`:
+
+\`\`\`json
+${formatManifestJson(result.manifest)}\`\`\`
+`;
 }
 
 /**
@@ -59,12 +55,11 @@ export function jobSummaryMarkdown(result: PublishResult): string {
 export function stepOutputsText(
   outputs: Record<string, string | number>,
 ): string {
-  let text = "";
-  for (const [name, value] of Object.entries(outputs)) {
+  const texts = Object.entries(outputs).map(([name, value]) => {
     const end = `end-${crypto.randomUUID()}`;
-    text += `${name}<<${end}\n${value}\n${end}\n`;
-  }
-  return text;
+    return `${name}<<${end}\n${value}\n${end}\n`;
+  });
+  return texts.join("");
 }
 
 /** Options of {@linkcode reportToGithubActions}. */
@@ -94,13 +89,10 @@ export async function reportToGithubActions(
     if (!path) return;
     const messagePrefix = `Cannot write to ${path}, which ${variable} names`;
     await Deno.writeTextFile(path, text, { append: true }).catch((error) => {
-      const { message } = toToolsmithError(
-        systemError(error, { messagePrefix }),
-      );
-      createEmitter(onEvent)({
-        type: "warning",
-        message: `${message}; unset ${variable}, or set it to a writable file`,
-      });
+      const known = systemError(error, { messagePrefix });
+      const hint = `unset ${variable}, or set it to a writable file`;
+      const message = `${toToolsmithError(known).message}; ${hint}`;
+      createEmitter(onEvent)({ type: "warning", message });
     });
   };
   await append("GITHUB_STEP_SUMMARY", jobSummaryMarkdown(result));

@@ -26,13 +26,12 @@ import {
 import type { RegistryOptions } from "../oci/registry_options.ts";
 import {
   type Digest,
-  readFileChunks,
   selectDigestEngine,
   type Sha256,
-  sha256OfChunks,
   sha256ToDigest,
 } from "../system/digest.ts";
 import { retryReporter, retryTransient } from "../system/retry.ts";
+import { hashFile } from "../transfer/file_digest.ts";
 import { attachIndex, predictDownload, readRecords } from "./_chunk_index.ts";
 import { compressImage } from "./_compress.ts";
 import { makeLockedTemporaryDir } from "./_temporary_dir.ts";
@@ -155,11 +154,11 @@ export async function publish(
 
   const onBytesRead = (bytes: number) =>
     emit({ type: "checksum_progress", image, bytes, total });
-  const chunks = readFileChunks(source, { onBytesRead, signal });
+  const engine = selectDigestEngine(total, env);
   const attaches = how.index !== false && total >= MIN_INDEXED_IMAGE_BYTES;
   const isIndexed = attaches || previous !== undefined;
-  const [sha256, records] = await Promise.all([
-    sha256OfChunks(chunks, selectDigestEngine(total, env)),
+  const [{ sha256 }, records] = await Promise.all([
+    hashFile(source, { onBytesRead, signal, engine }),
     isIndexed ? readRecords(source, how) : new Uint8Array(),
   ]);
   const layerDigest = sha256ToDigest(sha256);
@@ -176,8 +175,7 @@ export async function publish(
   const about = { imagePath: source, imageName: image };
   const attempts = await pollUntilServed({ ...served, ...about }, how);
   const name = formatReference(target);
-  const verified = { image, reference: name, digest, verify };
-  emit({ type: "publish_verified", ...verified });
+  emit({ type: "publish_verified", image, reference: name, digest, verify });
   const pin = { name: image, source: `oci://${name}`, sha256 };
   return {
     reference: name,
@@ -202,16 +200,15 @@ function parsePublishTarget(text: string, emit: Emit): OciReference {
     (_, registry, repository) => registry + repository.toLowerCase(),
   );
   const target = parseReference(lower);
+  const name = `${target.registry}/${target.repository}`;
   if (target.digest) {
     const message =
       `Cannot publish to ${text}: the target must be a tag, not a digest`;
-    const hint =
-      `publish under a tag: ${target.registry}/${target.repository}:VERSION`;
+    const hint = `publish under a tag: ${name}:VERSION`;
     throw new ToolsmithError("reference_invalid", message, { hint });
   }
   if (lower !== text) {
-    const message =
-      `publishing to ${target.registry}/${target.repository}: repository names are lower case`;
+    const message = `publishing to ${name}: repository names are lower case`;
     emit({ type: "warning", message });
   }
   return target;

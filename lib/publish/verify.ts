@@ -136,23 +136,20 @@ async function pollOnce(
 function assertServedDigests(published: PushedArtifact, artifact: Artifact) {
   const { reference, digest, imagePath, title } = published;
   if (artifact.digest !== digest) {
-    throw publishMismatchError(
-      published,
-      `pushed manifest ${digest}, but the registry serves ${artifact.digest}`,
-    );
+    const what =
+      `pushed manifest ${digest}, but the registry serves ${artifact.digest}`;
+    throw publishMismatchError(published, what);
   }
   const layer = artifact.layers.find((layer) =>
     layer.annotations?.[TITLE_ANNOTATION] === title
   );
   const expected = sha256ToDigest(published.sha256);
   if (layer?.digest === expected) return;
+  const found = layer?.digest ?? `no layer titled ${title}`;
   const message =
-    `${imagePath} changed while it was published: its digest was ${expected}, the pushed artifact has ${
-      layer?.digest ?? `no layer titled ${title}`
-    }`;
-  const hint = `publish again: ${
-    formatReference(reference)
-  } now names the changed file`;
+    `${imagePath} changed while it was published: its digest was ${expected}, the pushed artifact has ${found}`;
+  const name = formatReference(reference);
+  const hint = `publish again: ${name} now names the changed file`;
   throw new ToolsmithError("publish_mismatch", message, { hint });
 }
 

@@ -2,7 +2,7 @@ import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import type { ImageStaging } from "../../lib/cache/entry.ts";
 import { createEmitter, type ToolsmithEvent } from "../../lib/events.ts";
-import type { FetchedImage } from "../../lib/hydrate/fetch_image.ts";
+import type { FetchedImage } from "../../lib/hydrate/_fetch_job.ts";
 import { addToCache } from "../../lib/hydrate/_add_to_cache.ts";
 import { readFileIdentity } from "../../lib/system/files.ts";
 import { temporaryDir } from "../support/directory.ts";

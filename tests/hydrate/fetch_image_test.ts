@@ -40,7 +40,7 @@ function fetchFrom(
     sha256: ZEROS,
   };
   const emit = createEmitter((event) => events.push(event));
-  return fetchImage(image, dir, { emit, ...more });
+  return fetchImage({ image, dir, emit, ...more });
 }
 
 test("fetchImage() replaces a hard or symbolic link at the copy's path, without writing to its target", async ({ dir, beside }) => {

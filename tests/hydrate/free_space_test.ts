@@ -73,11 +73,11 @@ test("fetchImage() does not copy a local image that exceeds the free space", {
 }, async (disk, beside) => {
   const path = join(beside, "a.qcow2");
   const copy = () =>
-    fetchImage(
-      { name: "demo", source: { kind: "file", path }, sha256: SHA256 },
-      disk,
-      { emit: () => {} },
-    );
+    fetchImage({
+      image: { name: "demo", source: { kind: "file", path } },
+      dir: disk,
+      emit: () => {},
+    });
   // Holes need no space.
   await Deno.writeFile(path, new Uint8Array(MIB).fill(7));
   await Deno.truncate(path, 64 * MIB);

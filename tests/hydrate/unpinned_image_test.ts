@@ -1,8 +1,9 @@
 import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import { cacheEntryHandle } from "../../lib/cache/entry.ts";
-import type { ToolsmithEvent } from "../../lib/events.ts";
+import { createEmitter, type ToolsmithEvent } from "../../lib/events.ts";
 import { downloadUnpinnedImage } from "../../lib/hydrate/_add_to_cache.ts";
+import type { HydrateOptions } from "../../lib/hydrate/hydrate.ts";
 import { sha256OfText } from "../../lib/system/digest.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";
@@ -17,9 +18,7 @@ interface Bench {
   /** Its digest. */
   sha256: string;
   /** Downloads the image into the cache. */
-  download: (
-    more?: Parameters<typeof downloadUnpinnedImage>[2],
-  ) => Promise<string>;
+  download: (options?: HydrateOptions) => Promise<string>;
   /** Sorted names in a directory. */
   names: (dir: string) => string[];
 }
@@ -39,7 +38,10 @@ function test(name: string, body: (bench: Bench) => Promise<void>) {
       root,
       path,
       sha256: new Uint8Array(digest).toHex(),
-      download: (more) => downloadUnpinnedImage(image, root, { env, ...more }),
+      download({ cache, env: given = env, onEvent } = {}) {
+        const emit = createEmitter(onEvent);
+        return downloadUnpinnedImage(image, root, { cache, env: given, emit });
+      },
       names: (dir) => [...Deno.readDirSync(dir)].map((it) => it.name).sort(),
     });
   });
