@@ -107,7 +107,10 @@ export function pollDelayMs(attempt: number, intervalMs: number): number {
   return Math.round(intervalMs * growth);
 }
 
-/** Polls once; returns the error if polling again may help. */
+/**
+ * Polls once; returns the error if polling again may help. Whatever differs from what
+ * was pushed is a `publish_mismatch`.
+ */
 async function pollOnce(
   published: PushedArtifact,
   client: OrasClient,
@@ -124,12 +127,17 @@ async function pollOnce(
     signal?.throwIfAborted();
     if (isTransientError(error)) return error;
     if (!(error instanceof ToolsmithError)) throw error;
-    const { code, message } = error;
+    const { code, message: what } = error;
     if (code === "not_found" || code === "dns_failed") return error;
-    if (code === "checksum_mismatch") {
-      throw publishMismatchError(published, message, error);
-    }
-    throw code === "disk_full" ? fullTemporaryDirError(message, error) : error;
+    if (code === "disk_full") throw fullTemporaryDirError(what, error);
+    if (code !== "checksum_mismatch") throw error;
+    const name = formatReference(published.reference);
+    const message =
+      `The registry does not serve what was pushed to ${name}: ${what}`;
+    const hint =
+      "publish under a new tag: another push or a caching proxy may have replaced what this tag serves";
+    const about = { hint, cause: error };
+    throw new ToolsmithError("publish_mismatch", message, about);
   }
 }
 
@@ -138,7 +146,7 @@ function assertServedDigests(published: PushedArtifact, artifact: Artifact) {
   if (artifact.digest !== digest) {
     const what =
       `pushed manifest ${digest}, but the registry serves ${artifact.digest}`;
-    throw publishMismatchError(published, what);
+    throw new ToolsmithError("checksum_mismatch", what);
   }
   const layer = artifact.layers.find((layer) =>
     layer.annotations?.[TITLE_ANNOTATION] === title
@@ -172,18 +180,5 @@ async function pullAndCompare(
   if (sha256 === published.sha256) return;
   const [pushed, pulled] = [published.sha256, sha256].map(sha256ToDigest);
   const what = `pushed ${pushed}, pulled ${pulled}`;
-  throw publishMismatchError(published, what);
-}
-
-function publishMismatchError(
-  { reference }: PushedArtifact,
-  what: string,
-  cause?: unknown,
-): ToolsmithError {
-  const name = formatReference(reference);
-  const message =
-    `The registry does not serve what was pushed to ${name}: ${what}`;
-  const hint =
-    "publish under a new tag: another push or a caching proxy may have replaced what this tag serves";
-  return new ToolsmithError("publish_mismatch", message, { hint, cause });
+  throw new ToolsmithError("checksum_mismatch", what);
 }
