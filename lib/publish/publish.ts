@@ -26,12 +26,13 @@ import {
 import type { RegistryOptions } from "../oci/registry_options.ts";
 import {
   type Digest,
+  readFileChunks,
   selectDigestEngine,
   type Sha256,
+  sha256OfChunks,
   sha256ToDigest,
 } from "../system/digest.ts";
 import { retryReporter, retryTransient } from "../system/retry.ts";
-import { hashFile } from "../transfer/file_digest.ts";
 import { attachIndex, predictDownload, readRecords } from "./_chunk_index.ts";
 import { compressImage } from "./_compress.ts";
 import { makeLockedTemporaryDir } from "./_temporary_dir.ts";
@@ -154,11 +155,11 @@ export async function publish(
 
   const onBytesRead = (bytes: number) =>
     emit({ type: "checksum_progress", image, bytes, total });
-  const engine = selectDigestEngine(total, env);
+  const chunks = readFileChunks(source, { onBytesRead, signal });
   const attaches = how.index !== false && total >= MIN_INDEXED_IMAGE_BYTES;
   const isIndexed = attaches || previous !== undefined;
-  const [{ sha256 }, records] = await Promise.all([
-    hashFile(source, { onBytesRead, signal, engine }),
+  const [sha256, records] = await Promise.all([
+    sha256OfChunks(chunks, selectDigestEngine(total, env)),
     isIndexed ? readRecords(source, how) : new Uint8Array(),
   ]);
   const layerDigest = sha256ToDigest(sha256);
