@@ -16,7 +16,7 @@ import {
   probeBlob,
 } from "../oci/blob_download.ts";
 import { unusedGhcrTokenWarning } from "../oci/ghcr_credentials.ts";
-import { findEndpoints } from "../oci/endpoints.ts";
+import { findEndpoints, registryEndpoint } from "../oci/endpoints.ts";
 import { fetchManifestFromMirrors } from "../oci/fetch_manifest.ts";
 import { orasClient } from "../oci/oras_client.ts";
 import { artifactArch, fetchArtifactForArch } from "../oci/platform.ts";
@@ -64,7 +64,9 @@ export async function resolveArtifact(job: FetchJob, reference: OciReference) {
   const warning = unusedGhcrTokenWarning(reference.registry, env);
   if (warning) warn(warning);
   const oras = orasClient(job);
-  const endpoints = await findEndpoints(reference, job, warn);
+  const endpoints = sha256 || rule
+    ? await findEndpoints(reference, job, warn)
+    : { mirrors: [], registry: registryEndpoint(reference, job) };
   // A mirror needs no trust, as long as the digest of the image is known.
   const mirrors = sha256 ? endpoints.mirrors : [];
   const onMirrorFailed = (mirror: string, reason: string) =>

@@ -47,7 +47,8 @@ export async function resolveImage(
   request: Omit<FetchRequest, "dir" | "base">,
   reference: OciReference,
 ) {
-  return await resolveArtifact(fetchJob({ ...request, dir: "" }), reference);
+  const job = fetchJob({ ...request, dir: "", connections: 1 });
+  return await resolveArtifact(job, reference);
 }
 
 function fetchJob(request: FetchRequest): FetchJob {
