@@ -8,8 +8,8 @@
 export const SEED_AGENT_NAME = "toolsmith";
 
 /**
- * Daemonizes, waits until cloud-init has finished, and exits if an agent of the
- * image already has the port open.
+ * Waits until cloud-init has finished, and exits if an agent of the image already has
+ * the port open.
  */
 export const SEED_AGENT_SOURCE = String.raw`
 import base64, glob, json, os, select, subprocess, sys, tempfile, time
@@ -18,18 +18,6 @@ PORT = "org.qemu.guest_agent.0"
 DONE = "/run/cloud-init/result.json"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 running = {}
-
-
-def detach():
-    if os.fork():
-        os._exit(0)
-    os.setsid()
-    if os.fork():
-        os._exit(0)
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in range(3):
-        os.dup2(null, stream)
-    os.chdir("/")
 
 
 def open_port():
@@ -76,18 +64,11 @@ def status(pid):
     return found
 
 
-def set_time(time=0):
-    import time as clock
-    clock.clock_settime(clock.CLOCK_REALTIME, time / 1e9)
-    return {}
-
-
 COMMANDS = {
     "guest-sync": lambda id: id,
     "guest-info": lambda: {"version": "${SEED_AGENT_NAME}"},
     "guest-exec": execute,
     "guest-exec-status": status,
-    "guest-set-time": set_time,
 }
 
 
@@ -129,7 +110,7 @@ def serve(port):
                 send(port, answer(line))
 
 
-detach()
+os.setsid()
 try:
     serve(open_port())
 except OSError:

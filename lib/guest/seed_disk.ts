@@ -9,10 +9,12 @@ import { fatImage } from "./_fat_image.ts";
 import { SEED_AGENT_SOURCE } from "./_seed_agent.ts";
 
 /** Some distributions have only a private Python in /usr/libexec. */
-const START_SEED_AGENT_SCRIPT =
-  `for python in python3 /usr/libexec/platform-python; do
-  command -v "$python" >/dev/null && exec "$python" -c "$1"
-done`;
+const START_SEED_AGENT_SCRIPT = `cd /
+for python in python3 /usr/libexec/platform-python; do
+  command -v "$python" || continue
+  "$python" -c "$1" &
+  exit
+done </dev/null >/dev/null 2>&1`;
 
 /**
  * Makes cloud-init start the agent and do as little else as possible. Sets no user,
