@@ -22,15 +22,13 @@ export async function sendStdin(
   signal: AbortSignal,
 ): Promise<void> {
   if (!(stdin instanceof ReadableStream)) {
-    const bytes = typeof stdin === "string"
-      ? new TextEncoder().encode(stdin)
-      : stdin;
+    const isText = typeof stdin === "string";
+    const bytes = isText ? new TextEncoder().encode(stdin) : stdin;
     await sendFrames(port, bytes, signal);
     return await sendLine(port, "0");
   }
   const source = stdin.getReader();
-  let failure: { cause: unknown } | undefined;
-  const arrived = readAhead(source, (cause) => failure = { cause });
+  const arrived = readAhead(source);
   const cancel = () => void arrived.cancel().catch(() => {});
   signal.addEventListener("abort", cancel, { once: true });
   try {
@@ -41,7 +39,9 @@ export async function sendStdin(
       await sendFrames(port, value, signal);
       buffer = new Uint8Array(value.buffer);
     }
-    if (failure) throw stdinUnreadableError(failure.cause);
+    await source.closed.catch((cause) => {
+      throw stdinUnreadableError(cause);
+    });
     await sendLine(port, "0");
   } finally {
     signal.removeEventListener("abort", cancel);
@@ -67,22 +67,18 @@ async function sendFrames(
 
 /**
  * Reads up to the size of one frame, while earlier bytes are sent. Each read into a
- * buffer returns all bytes that have arrived. A failure ends the stream, once these
- * have been read.
+ * buffer returns all bytes that have arrived. A failure only ends the stream, so that
+ * these are read.
  */
-function readAhead(
-  source: ReadableStreamDefaultReader<Uint8Array>,
-  onFailure: (cause: unknown) => void,
-) {
+function readAhead(source: ReadableStreamDefaultReader<Uint8Array>) {
   return new ReadableStream({
     type: "bytes",
     async pull(controller) {
       let chunk: Uint8Array | undefined;
-      try {
-        do chunk = (await source.read()).value; while (chunk?.length === 0);
-      } catch (cause) {
-        onFailure(cause);
-      }
+      do {
+        const read = await source.read().catch(() => undefined);
+        chunk = read?.value;
+      } while (chunk?.length === 0);
       // A copy, as the stream takes the memory from its owner.
       if (chunk) return controller.enqueue(chunk.slice());
       controller.close();

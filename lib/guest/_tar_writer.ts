@@ -6,7 +6,7 @@
  * Format" (extended headers for names that do not fit).
  */
 import { join } from "../path.ts";
-import { orIfDenied, orIfNotFound } from "../system/files.ts";
+import { listNamesInDir, orIfDenied, orIfNotFound } from "../system/files.ts";
 import {
   roundUpToTarBlock,
   TAR_BLOCK_BYTES,
@@ -43,9 +43,10 @@ export async function planTar(dir: string, options: PlanTarOptions = {}) {
   const dirs = [""];
   while (dirs.length > 0 && bytes <= maxBytes) {
     const parent = dirs.pop()!;
-    const inParent = await ifReadable(readSortedNames(join(dir, parent)));
-    if (!inParent) skipped.push(parent || ".");
-    for (const name of inParent ?? []) {
+    // Sorted, so that equal directories give equal archives.
+    const names = await orIfDenied(listNamesInDir(join(dir, parent)));
+    if (!names) skipped.push(parent || ".");
+    for (const name of names ?? []) {
       const inside = parent ? `${parent}/${name}` : name;
       const path = join(dir, inside);
       if (exclude.includes(path)) continue;
@@ -74,23 +75,12 @@ export async function planTar(dir: string, options: PlanTarOptions = {}) {
   };
 }
 
-/** Sorted, so that equal directories give equal archives. */
-async function readSortedNames(dir: string): Promise<string[]> {
-  const entries = await Array.fromAsync(Deno.readDir(dir));
-  return entries.map(({ name }) => name).sort();
-}
-
-/** `undefined` for what this user cannot read, or has vanished. */
-function ifReadable<T>(found: Promise<T>): Promise<T | undefined> {
-  return orIfDenied(orIfNotFound(found));
-}
-
 /** `undefined` for other file types, and what cannot be read. */
 async function planEntry(
   path: string,
   name: string,
 ): Promise<PlannedEntry | undefined> {
-  const stat = await ifReadable(Deno.lstat(path));
+  const stat = await orIfDenied(orIfNotFound(Deno.lstat(path)));
   if (!stat) return undefined;
   const { isFile, isDirectory, isSymlink, mtime } = stat;
   if (!isFile && !isDirectory && !isSymlink) return undefined;
@@ -106,7 +96,7 @@ async function planEntry(
     identity: fileIdentity(stat),
   };
   if (!isFile) return entry;
-  using file = await ifReadable(openIfSameFile(entry));
+  using file = await orIfDenied(openIfSameFile(entry));
   return file && entry;
 }
 
@@ -162,21 +152,22 @@ async function* entryChunks(
 
 /** The ustar header, after a pax header for values that do not fit. */
 function entryHeaders(entry: PlannedEntry): Uint8Array<ArrayBuffer> {
-  const { name, linkTarget, size, mtime } = entry;
-  const records = [
-    ...fitsInUstarHeader(name) ? [] : [["path", name]],
-    ...fitsInUstarHeader(linkTarget) ? [] : [["linkpath", linkTarget]],
-    ...size <= MAX_OCTAL_FIELD_VALUE ? [] : [["size", `${size}`]],
-  ];
+  const { size, mtime } = entry;
+  let records = "";
+  const shortened = (key: string, text: string) => {
+    if (fitsInUstarHeader(text)) return text;
+    records += paxRecord(key, text);
+    return "long";
+  };
   const plain = ustarHeader({
     ...entry,
-    name: fitsInUstarHeader(name) ? name : "long",
-    linkTarget: fitsInUstarHeader(linkTarget) ? linkTarget : "long",
+    name: shortened("path", entry.name),
+    linkTarget: shortened("linkpath", entry.linkTarget),
     size: Math.min(size, MAX_OCTAL_FIELD_VALUE),
   });
-  if (records.length === 0) return plain;
-  const text = records.map(([key, value]) => paxRecord(key, value)).join("");
-  const bytes = encodeUtf8(text);
+  if (size > MAX_OCTAL_FIELD_VALUE) records += paxRecord("size", `${size}`);
+  if (records === "") return plain;
+  const bytes = encodeUtf8(records);
   const body = new Uint8Array(roundUpToTarBlock(bytes.length));
   body.set(bytes);
   const about = { name: "pax", linkTarget: "", typeFlag: PAX, mode: 0o644 };
@@ -201,9 +192,7 @@ function encodeUtf8(text: string): Uint8Array<ArrayBuffer> {
   return new TextEncoder().encode(text);
 }
 
-function ustarHeader(
-  fields: TarHeader,
-): Uint8Array<ArrayBuffer> {
+function ustarHeader(fields: TarHeader): Uint8Array<ArrayBuffer> {
   const block = new Uint8Array(TAR_BLOCK_BYTES);
   const put = (text: string, at: number) => block.set(encodeUtf8(text), at);
   const octal = (value: number, digits: number) =>

@@ -33,12 +33,9 @@ export async function unpackTar(
 ): Promise<string[]> {
   const read = archiveReader(archive);
   const entries = await readTarEntries(read, limits);
-  const isSymlink = ({ typeFlag }: TarEntry) => typeFlag === "2";
+  const isSymlink = ({ typeFlag }: TarEntry) => Number(typeFlag === "2");
   // Symbolic links come last, so that no entry leads through them.
-  const inOrder = [
-    ...entries.filter((entry) => !isSymlink(entry)),
-    ...entries.filter(isSymlink),
-  ];
+  const inOrder = entries.toSorted((a, b) => isSymlink(a) - isSymlink(b));
   const refused: string[] = [];
   for (const entry of inOrder) {
     limits.signal?.throwIfAborted();

@@ -76,14 +76,9 @@ export async function copyIntoGuest(
   const copyMs = BASE_COPY_TIMEOUT_MS +
     Math.ceil(plan.archiveBytes / MIN_COPY_BYTES_PER_MS);
   using time = startDeadline(copyMs, `Copying ${path} into the guest`, signal);
+  const mode = writable ? "rw" : "ro";
   const { code, stderr } = await execInGuest(monitor, "/bin/sh", {
-    args: [
-      "-c",
-      UNPACK_COPY_SCRIPT,
-      "sh",
-      `/mnt/${tag}`,
-      writable ? "rw" : "ro",
-    ],
+    args: ["-c", UNPACK_COPY_SCRIPT, "sh", `/mnt/${tag}`, mode],
     stdin: ReadableStream.from(plan.archiveChunks()),
     cwd: "/",
     signal: time.signal,
@@ -178,11 +173,8 @@ export async function syncCopiedExports(
   const lockPath = join(monitor.dir, VM_FILES.syncLock);
   using _lock = await acquireFileLock(lockPath, { signal });
   for (const share of copies) {
-    const { refused, changeMessage } = await copyFromGuest(
-      monitor,
-      share,
-      signal,
-    );
+    const synced = await copyFromGuest(monitor, share, signal);
+    const { refused, changeMessage } = synced;
     const warn = (what: string) =>
       emit({ type: "warning", message: `The export ${share.tag} ${what}` });
     if (changeMessage) warn(`changed while it was synced: ${changeMessage}`);
