@@ -19,9 +19,8 @@ import {
 } from "./_agent_process.ts";
 import {
   RUN_ON_PORTS_SCRIPT,
-  RUN_ON_TERMINAL_SCRIPT,
-  SESSION_LEADER_SCRIPT,
   START_COMMAND_SCRIPT,
+  START_ON_TERMINAL_SCRIPT,
 } from "./_command_scripts.ts";
 
 export interface CommandChannelOptions {
@@ -60,18 +59,20 @@ export async function openCommandChannel(
   monitor: Monitor,
   options: CommandChannelOptions,
 ): Promise<CommandPorts> {
-  const { signal, onWait } = options;
-  const start = async (ports: CommandPorts) => {
-    await abortable(sendLine(ports.stderr, ports.endMarker), signal);
-    return commandShellArgs(ports.baseName, options);
-  };
+  const { startArgs, terminal, hasStdin, signal, onWait } = options;
+  const command = [START_COMMAND_SCRIPT, ...startArgs];
+  const size = [terminal?.rows, terminal?.columns].map(String);
+  const onTerminal = [START_ON_TERMINAL_SCRIPT, ...size, ...command];
+  const shell = terminal
+    ? { input: terminal.device, start: onTerminal, signal }
+    : { input: hasStdin ? "yes" : "no", start: command, signal };
   for (let attempt = 0;; attempt++) {
     // One at a time: QEMU drops port events when a slow guest gets many at once.
     const ports = await monitor.runExclusively(async () => {
       if (attempt % ATTEMPTS_PER_ORPHAN_CHECK === 0) {
         await unplugOrphanedPorts(monitor, signal);
       }
-      return await startShellOnPorts(monitor, start, options);
+      return await startShellOnPorts(monitor, shell);
     }, signal);
     if (ports) return ports;
     if (attempt === ATTEMPTS_BEFORE_WAIT_IS_REPORTED) onWait?.();
@@ -80,44 +81,39 @@ export async function openCommandChannel(
 }
 
 /**
- * Plugs ports and starts a guest shell on them, with the arguments that `start`
- * returns; `undefined` if the VM has no free port. The caller holds
+ * Plugs ports and starts a guest shell on them; `undefined` if the VM has no free port.
+ * `input` and `start` are arguments of {@linkcode RUN_ON_PORTS_SCRIPT}. The caller holds
  * {@linkcode Monitor.runExclusively}.
  */
 export async function startShellOnPorts(
   monitor: Monitor,
-  start: (ports: CommandPorts) => Promise<string[]>,
-  options: Pick<CommandChannelOptions, "hasStdin" | "signal">,
+  { input, start, signal }: {
+    input: string;
+    start: string[];
+    signal?: AbortSignal;
+  },
 ): Promise<CommandPorts | undefined> {
-  const { signal } = options;
   using undo = new DisposableStack();
-  const ports = undo.use(await acquireCommandPorts(monitor, options));
+  const hasStdin = input === "yes";
+  const ports = undo.use(
+    await acquireCommandPorts(monitor, { hasStdin, signal }),
+  );
   if (!ports) return undefined;
-  const args = await start(ports);
+  const { baseName, stderr, endMarker } = ports;
+  // A warm shell has no arguments yet: it gets the marker with each request.
+  if (start.length > 1) await abortable(sendLine(stderr, endMarker), signal);
+  const args = [RUN_ON_PORTS_SCRIPT, "sh", baseName, input, ...start];
   ports.shellPid = await startShellViaAgent(monitor, args, { signal });
-  await waitForReadyLine(monitor, ports, options);
+  await waitForReadyLine(monitor, ports, signal);
   undo.move();
   return ports;
-}
-
-function commandShellArgs(
-  name: string,
-  { startArgs, hasStdin, terminal }: CommandChannelOptions,
-): string[] {
-  const start = [START_COMMAND_SCRIPT, ...startArgs];
-  if (!terminal) {
-    return [RUN_ON_PORTS_SCRIPT, "sh", name, hasStdin ? "yes" : "no", ...start];
-  }
-  const { device, rows, columns } = terminal;
-  const args = [name, device, `${rows}`, `${columns}`, SESSION_LEADER_SCRIPT];
-  return [RUN_ON_TERMINAL_SCRIPT, "sh", ...args, ...start];
 }
 
 /** Waits for the guest shell's ready line while the shell is alive. */
 export async function waitForReadyLine(
   monitor: Monitor,
   { stderr, shellPid }: CommandPorts,
-  { signal }: Pick<CommandChannelOptions, "signal">,
+  signal?: AbortSignal,
 ): Promise<void> {
   const deadline = performance.now() + READY_LINE_TIMEOUT_MS;
   const readyLine = readReadyLine(stderr);
@@ -126,8 +122,8 @@ export async function waitForReadyLine(
   let status: AgentProcessStatus | undefined;
   let wait = SHELL_STATUS_POLL_MS;
   while (!await arrives(wait)) {
-    if (status?.exited) throw portsNotOpenedError(status);
-    if (performance.now() > deadline) throw portsNotOpenedError();
+    const isLate = performance.now() > deadline;
+    if (isLate || status?.exited) throw portsNotOpenedError(status);
     status = await queryProcessStatus(monitor, shellPid!, signal);
     if (status.exited) wait = READY_LINE_AFTER_EXIT_MS;
   }

@@ -21,7 +21,7 @@ import { connectToVmSocket } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import type { QmpCommand } from "../qemu/qmp.ts";
 import { acquireFileLock, tryFileLock } from "../system/lock.ts";
-import { abortable, sleep } from "../system/time.ts";
+import { sleep } from "../system/time.ts";
 
 /** QEMU's error messages for a bus without a free port. */
 const NO_FREE_PORT_PATTERN = /max\. allowed|port limit|maximum/i;
@@ -40,9 +40,12 @@ export class CommandPorts implements Disposable {
   shellPid: number | undefined;
   /** Unplugs the ports. @default {undefined} they are only disconnected */
   monitor: Monitor | undefined;
-  readonly #stdioConnections: Deno.UnixConn[] = [];
-  /** A write to the stdin port that has not ended yet. */
-  #pendingStdinWrite: Promise<void> | undefined;
+  stdout!: Deno.UnixConn;
+  /** Carries stderr to the host, and signal names to the guest. */
+  stderr!: Deno.UnixConn;
+  /** `undefined` for a command without standard input. */
+  stdin: Deno.UnixConn | undefined;
+  readonly #connections: Deno.UnixConn[] = [];
 
   private constructor(
     private readonly vmDir: string,
@@ -57,50 +60,28 @@ export class CommandPorts implements Disposable {
     return new CommandPorts(dir, name, ownerLock);
   }
 
-  get stdout(): Deno.UnixConn {
-    return this.#stdioConnections[0];
-  }
-
-  /** Carries stderr to the host, and signal names to the guest. */
-  get stderr(): Deno.UnixConn {
-    return this.#stdioConnections[1];
-  }
-
-  /** `undefined` for a command without standard input. */
-  get stdin(): Deno.UnixConn | undefined {
-    return this.#stdioConnections[2];
-  }
-
   async connect(ends: readonly (typeof STDIO_PORTS[number])[]): Promise<void> {
     for (const end of ends) {
       const path = join(this.vmDir, portFileName(this.baseName, end));
-      this.#stdioConnections.push(await connectToVmSocket(path));
+      this.#connections.push(await connectToVmSocket(path));
     }
-  }
-
-  /** Closes stdin; a blocked write ends when QEMU closes the port. */
-  closeStdin(writing: Promise<void> | undefined): void {
-    if (this.stdin) closeQuietly(this.stdin);
-    this.#pendingStdinWrite = writing;
+    [this.stdout, this.stderr, this.stdin] = this.#connections;
   }
 
   /** Closes the connections without unplugging: the VM is ending. */
   disconnect(): void {
-    this.#stdioConnections.forEach(closeQuietly);
+    this.#connections.forEach(closeQuietly);
     this.ownerLock[Symbol.dispose]();
   }
 
   [Symbol.dispose](): void {
     const { monitor, baseName } = this;
     if (!monitor) return this.disconnect();
-    this.#stdioConnections.forEach(closeQuietly);
-    monitor.runInBackground(async (signal) => {
-      await unplugPorts(monitor, baseName, signal);
-      // In older versions of Deno a write ends only when QEMU closes the port.
-      if (this.#pendingStdinWrite) {
-        await abortable(this.#pendingStdinWrite, signal);
-      }
-    }, this.ownerLock);
+    this.#connections.forEach(closeQuietly);
+    monitor.runInBackground(
+      (signal) => unplugPorts(monitor, baseName, signal),
+      this.ownerLock,
+    );
   }
 }
 
@@ -207,8 +188,12 @@ async function unplugPorts(
   name: string,
   signal?: AbortSignal,
 ) {
+  /** QEMU's error, or "": it refuses to unplug what is not plugged. */
   const refusal = (commands: QmpCommand[]) =>
-    qmpRefusal(monitor, commands, signal);
+    monitor.qemu(commands, signal).then(() => "", (error: Error) => {
+      signal?.throwIfAborted();
+      return error.message;
+    });
   const ids = STDIO_PORTS.map((end) => portFileName(name, end));
   await refusal(ids.map((id) => ["device_del", { id: portDeviceId(id) }]));
   for (const id of ids) {
@@ -221,21 +206,6 @@ async function unplugPorts(
   }
   for (const file of [...ids, portFileName(name, "lock")]) {
     await Deno.remove(join(monitor.dir, file)).catch(() => {});
-  }
-}
-
-/** Returns QEMU's error, or "": QEMU refuses to unplug what is not plugged. */
-async function qmpRefusal(
-  monitor: Monitor,
-  commands: QmpCommand[],
-  signal?: AbortSignal,
-): Promise<string> {
-  try {
-    await monitor.qemu(commands, signal);
-    return "";
-  } catch (error) {
-    signal?.throwIfAborted();
-    return (error as Error).message;
   }
 }
 

@@ -76,13 +76,13 @@ export const START_COMMAND_SCRIPT = READ_END_MARKER + EXEC_COMMAND_SCRIPT;
 /**
  * Like {@linkcode START_COMMAND_SCRIPT}, but waits for its arguments, so that the guest can
  * be saved meanwhile. Argument: the process id of the shell around it. The host
- * sends the end marker; then any number of setup requests, each with the arguments
- * of {@linkcode SET_UP_GUEST_SCRIPT} or none; then the command request: "yes" or
- * "no" for stdin and the arguments above. A request is a line with its kind, `setup`
- * or `command`, and its argument count, then a line for each argument, with `\\0`
- * and three octal digits for each unprintable byte. The script sends a ready line;
- * after each setup its output, the end marker, status and process id; and a ready
- * line when the command request has arrived.
+ * sends any number of setup requests, each with the arguments of
+ * {@linkcode SET_UP_GUEST_SCRIPT}; then the command request: "yes" or "no" for stdin and
+ * the arguments above. A request is a line with its kind, `setup` or `command`, its
+ * argument count and the end marker, then a line for each argument, with `\\0` and
+ * three octal digits for each unprintable byte. The script sends a ready line; after
+ * each setup its output, the end marker, status and process id; and a ready line when
+ * the command request has arrived.
  */
 export const WARM_SHELL_SCRIPT = `
 setup() (
@@ -91,8 +91,10 @@ shell=$1
 # Until another process has ended, those that were started with this one rest, too.
 sleep 0.1 2>/dev/null || sleep 1
 echo ready >&6
-${READ_END_MARKER}
-while read -r kind count <&8; do
+${RETRY_FUNCTION}
+tries=0
+while :; do
+  until read -r kind count end <&8; do again; done
   set --
   while [ "$count" -gt 0 ]; do
     IFS= read -r word <&8 || exit
@@ -103,10 +105,9 @@ while read -r kind count <&8; do
     count=$((count - 1))
   done
   [ "$kind" = setup ] || break
-  [ $# -eq 0 ] || setup "$@" >&6 2>/dev/null
+  setup "$@" >&6 2>/dev/null
   echo "$end$? $shell" >&6
 done
-[ "$kind" = command ] || exit
 # Where nobody takes this, another shell has got the command.
 echo ready >&6 || exit
 [ "$1" = yes ] || exec </dev/null
@@ -117,14 +118,14 @@ ${EXEC_COMMAND_SCRIPT}`;
  * Runs the command with the script above on the caller's streams and writes both
  * end markers. The command runs in the foreground, since shells report a signal
  * only then, on the pipe that carries process id and status (bash only outside its
- * POSIX mode). Descriptor 6 delivers signal names.
+ * POSIX mode). Descriptor 6 delivers signal names, and sizes of a terminal.
  */
 export const LAUNCH_FUNCTION = `
 launch() {
   [ -z "$BASH_VERSION" ] || set +o posix
   exec 4>&1 7<&0 9>&2
   {
-    \${group:+setsid} /bin/sh -c "$start" sh "$@" <&7 3<&- 5>&- 7<&- 8<&6
+    $session /bin/sh -c "$start" sh "$@" <&7 3<&- 5>&- 7<&- 8<&6
     echo "$?"
   } 2>&1 | {
     exec 4>&- 7<&- 9>&-
@@ -132,19 +133,25 @@ launch() {
     # It has ended before it was told: whoever waits must not wait on.
     [ -n "$end" ] || read -r end <&6
     {
-      while read -r word <&6; do
-        kill -s "$word" -- "$group$pid"
+      while read -r word rows columns <&6; do
+        case $word in
+        size) stty rows "$rows" cols "$columns" <"$input" ;;
+        *) kill -s "$word" -- "$group$pid" ;;
+        esac
       done
       kill -s KILL -- "$group$pid"
     } </dev/null >/dev/null 2>&1 &
     watcher=$!
     status= said=
     while read -r line; do
-      said=$said$status
-      status=$line
+      [ -z "$status" ] || continue
+      case $line in
+      *[!0-9]*) said=s ;;
+      *) status=$line ;;
+      esac
     done
     kill "$watcher" 2>/dev/null
-    printf '%s%s\\n' "$end" "$status\${said:+s}"
+    printf '%s%s\\n' "$end" "$status$said"
     printf '%s\\n' "$end" >&2
   }
 }
@@ -168,20 +175,21 @@ port() {
 `;
 
 /**
- * Runs a command with its streams on virtio-serial ports. Arguments: port name, yes
- * or no for stdin, the start script, its arguments.
+ * Runs a command with its streams on virtio-serial ports. Arguments: port name; yes
+ * or no for stdin, or a terminal's device; the start script, its arguments.
  *
  * - NAME.out carries stdout, then the end marker and the exit status, and an "s" if
  *   the shell reported a signal.
  * - NAME.err carries a ready line, stderr, then the end marker. The host sends the
- *   end marker here, as a process list would show an argument; then the requests
- *   for {@linkcode WARM_SHELL_SCRIPT}; then signal names. When the host closes the
- *   port, the command is killed.
+ *   end marker here, as a process list would show an argument; or the requests for
+ *   {@linkcode WARM_SHELL_SCRIPT}; then signal names, and `size ROWS COLUMNS` of a
+ *   terminal. When the host closes the port, the command is killed.
  * - NAME.in carries stdin in frames: a line with block size and count, then the
  *   blocks. A port that the host closes may lose unread bytes.
  *
  * Output goes through pipes, so that the command can reopen /dev/stdout and the end
- * marker follows the last byte.
+ * marker follows the last byte. The script keeps a terminal open, or this would lose
+ * its size.
  */
 export const RUN_ON_PORTS_SCRIPT = `
 name=$1 input=$2 start=$3
@@ -190,14 +198,14 @@ ${FIND_PORT_FUNCTION}port "$name.out"
 exec 5>"$node"
 port "$name.err"
 exec 6<>"$node"
-[ "$input" = no ] || {
+[ "$input" != yes ] || {
   port "$name.in"
   exec 3<"$node"
 }
 # A script that waits for its arguments is told whose it is, and greets by itself.
 if [ $# -gt 0 ]; then echo ready >&6; else set -- "$$"; fi
-group=-
-command -v setsid >/dev/null || group=
+group=- session=setsid
+command -v setsid >/dev/null || group= session=
 feed() {
   tries=0
   until read -r size count <&3; do
@@ -213,86 +221,39 @@ ${LAUNCH_FUNCTION}{
   {
     case $input in
     yes) feed 5>&- 6>&- | launch "$@" ;;
-    *) launch "$@" </dev/null ;;
+    no) launch "$@" </dev/null ;;
+    *)
+      if [ -c "$input" ]; then session=\${session:+setsid -c}; else input=/dev/null; fi
+      launch "$@" <>"$input"
+      ;;
     esac
   } 2>&1 >&4 4>&- | cat >&6 3<&- 4>&- 5>&-
 } 4>&1 | cat >&5 3<&- 6>&-
 `;
 
 /**
- * Leads a terminal session: runs the command and keeps the terminal open until the
- * host has read the last byte, as the terminal hangs up when its leader exits.
- * Arguments: the start script, its arguments. Standard streams are the terminal;
- * descriptor 3 receives process id and status, 8 delivers the end marker. Signals
- * of the keyboard reach the command only.
+ * Starts a command on a terminal, which is standard input. Runs the start script there,
+ * writes its status, and keeps the terminal open until the host has read the end marker
+ * from it and sends KILL: a terminal hangs up when its session's leader exits. Arguments:
+ * rows, columns, the start script, its arguments. The other descriptors are those of
+ * {@linkcode START_COMMAND_SCRIPT}. Signals of the keyboard reach the command only.
  */
-export const SESSION_LEADER_SCRIPT = `
-start=$1
-shift
-read -r end <&8
-exec 8<&-
-echo "$$" >&3
+export const START_ON_TERMINAL_SCRIPT = `
+rows=$1 columns=$2 start=$3
+shift 3
+${READ_END_MARKER}
+echo "pid $$ $end"
+{ true </dev/tty && stty 115200 sane && stty rows "$rows" cols "$columns"; } 2>/dev/null || {
+  printf '%sT\\n' "$end" >&6
+  exit 126
+}
 trap : INT QUIT TSTP
-/bin/sh -c "$start" sh "$@" 3>&- 4>&1 9>&2 >/dev/null 8<<EOF
+/bin/sh -c "$start" sh "$@" >/dev/null 4>&0 9>&0 8<<EOF
 $end
 EOF
-echo "$?" >&3
+echo "$?"
 trap "" TTOU
 stty raw -echo
-printf '%s\\n' "$end"
+printf '%s\\n' "$end" >&0
 while :; do sleep 60; done
-`;
-
-/**
- * Runs a command on a terminal. Arguments: port name, the terminal's device, rows
- * and columns, the leader script, the start script and its arguments.
- *
- * - The terminal carries the command's output, then the end marker.
- * - NAME.out carries the end marker and the exit status.
- * - NAME.err carries a ready line, then the end marker. The host sends the end
- *   marker, signal names and `size ROWS COLUMNS`, and KILL once it has read all of
- *   the terminal. When the host closes the port, the command is killed.
- *
- * The script keeps the terminal open, or the terminal would lose its size.
- */
-export const RUN_ON_TERMINAL_SCRIPT = `
-name=$1 tty=$2 rows=$3 columns=$4 leader=$5
-shift 5
-${FIND_PORT_FUNCTION}port "$name.out"
-exec 5>"$node"
-port "$name.err"
-exec 6<>"$node"
-until read -r end <&6; do again; done
-echo ready >&6
-size() {
-  stty rows "$1" cols "$2" <&4
-}
-{
-  command -v setsid && [ -c "$tty" ] && exec 4<>"$tty" &&
-    stty 115200 sane <&4 && size "$rows" "$columns"
-} >/dev/null 2>&1 || {
-  printf '%sT\\n' "$end" >&6
-  printf '%s\\n' "$end" >&5
-  exit
-}
-setsid -c /bin/sh -c "$leader" sh "$@" 3>&1 <&4 >&4 2>&4 4>&- 5>&- 8<<EOF |
-$end
-EOF
-{
-  read -r pid
-  {
-    while read -r word more <&6; do
-      case $word in
-      size) size $more ;;
-      *) kill -s "$word" -- "-$pid" ;;
-      esac
-    done
-    kill -s KILL -- "-$pid"
-  } >/dev/null 2>&1 &
-  read -r status
-  cat
-  kill "$!"
-  printf '%s%s\\n' "$end" "$status" >&5
-  printf '%s\\n' "$end" >&6
-}
 `;

@@ -18,9 +18,9 @@ const NO_9P_ERROR_PATTERN = '*"No such device"* | *"unknown filesystem"*';
 
 /**
  * Sets the clock, configures a network card and mounts host directories. Arguments: the
- * time in seconds since 1970, exact and rounded, or two empty strings; for a card a word,
- * its MAC, address, prefix length, mask, gateway and only DNS server, if there is one, in
- * one argument, and `card`; then for each directory its tag, mount point, and `ro` or `rw`.
+ * time in seconds since 1970, exact and rounded, or two empty strings; a card's MAC,
+ * address, prefix length, mask, gateway and only DNS server, if there is one, in one
+ * string, or an empty one; then for each directory its tag, mount point, and `ro` or `rw`.
  * Retries while a hot-plugged device is not ready, or udev renames it. Mounts all
  * directories, or none and prints the error.
  */
@@ -95,10 +95,9 @@ network() {
 # ready by the time that the clock is set.
 {
   [ -z "$1" ] || clock "$1" "$2" || echo clock
-  [ "$5" != card ] || network $4
+  [ -z "$3" ] || network $3
 } &
-shift 2
-[ "$3" != card ] || shift 3
+shift 3
 mounted=
 fail() {
   echo "$1"

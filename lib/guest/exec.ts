@@ -11,7 +11,7 @@ import { queryProcessStatus } from "./_agent_process.ts";
 import { openCommandChannel } from "./_command_channel.ts";
 import { type CommandInput, sendLine, sendStdin } from "./_command_stdin.ts";
 import { type OutputSink, readUntilMarker } from "./_command_output.ts";
-import type { CommandPorts } from "./_command_ports.ts";
+import { closeQuietly, type CommandPorts } from "./_command_ports.ts";
 import type { WarmShell } from "./warm_shell.ts";
 
 export type { CommandInput, OutputSink };
@@ -113,10 +113,10 @@ export async function execInGuest(
   const { stdin, onWait, warmShell } = options;
   const { signal = new AbortController().signal } = options;
   signal.throwIfAborted();
-  const start = { startArgs, hasStdin: stdin !== undefined, signal };
+  const start = { startArgs, hasStdin: stdin !== undefined, onWait, signal };
   using ports = await warmShell?.startCommand(start) ??
-    await openCommandChannel(monitor, { ...start, onWait });
-  return await relayUntilExit({ monitor, ports, command, options, signal });
+    await openCommandChannel(monitor, start);
+  return await relayUntilExit(monitor, ports, command, { ...options, signal });
 }
 
 /** Validates the command and returns the arguments of the start script. */
@@ -156,21 +156,14 @@ function usageError(message: string): ToolsmithError {
   return new ToolsmithError("usage", message);
 }
 
-export interface ExecSession {
-  monitor: Monitor;
-  ports: CommandPorts;
-  command: string;
-  options: ExecInGuestOptions;
-  /** Stops the command when aborted. */
-  signal: AbortSignal;
-}
-
 /** Relays a command's streams until it ends; see {@linkcode execInGuest}. */
 export async function relayUntilExit(
-  session: ExecSession,
+  monitor: Monitor,
+  ports: CommandPorts,
+  command: string,
+  options: ExecInGuestOptions & { signal: AbortSignal },
 ): Promise<ExecResult> {
-  const { monitor, ports, options, signal } = session;
-  const { killAfterMs } = options;
+  const { signal, killAfterMs } = options;
   const kill = (name: string) => void sendLine(ports.stderr, name).catch(noop);
   const stop = new AbortController();
   const fed = ports.stdin && options.stdin !== undefined
@@ -183,18 +176,19 @@ export async function relayUntilExit(
     })
   );
   try {
-    const how = { signal, killAfterMs, kill };
-    using watch = watchCommand(monitor, ports.shellPid!, how);
+    const how = { signal, stop: stop.signal, killAfterMs, kill };
     const [out, err] = await Promise.race([
       Promise.all([
         readUntilMarker(ports.stdout, ports.endMarker, options.stdout),
         readUntilMarker(ports.stderr, ports.endMarker, options.stderr),
       ]),
-      watch.failed,
+      watchCommand(monitor, ports.shellPid!, how),
       inputFails,
     ]);
     signal.throwIfAborted();
-    if (err.trailer !== "") throw startFailureError(session, err.trailer);
+    if (err.trailer !== "") {
+      throw startFailureError(command, options.cwd, err.trailer);
+    }
     return {
       ...parseExitTrailer(out.trailer),
       stdout: out.text,
@@ -206,49 +200,47 @@ export async function relayUntilExit(
   } finally {
     stop.abort();
     // A write that the guest does not read would block forever.
-    ports.closeStdin(fed?.catch(noop));
+    if (ports.stdin) closeQuietly(ports.stdin);
   }
 }
 
 /**
  * Sends TERM, then KILL, when the signal is aborted, and polls the shell around the
- * command, whose process id in the agent is `pid`. `failed` rejects with the signal's
- * reason when the command has not ended after KILL, and when the shell has exited
- * without sending its end marker. Disposing stops the watch.
+ * command, whose process id in the agent is `pid`. Rejects with the signal's reason when
+ * the command has not ended after KILL, and when the shell has exited without sending
+ * its end marker.
  */
-export function watchCommand(
+export async function watchCommand(
   monitor: Monitor,
   pid: number,
-  { signal, killAfterMs = TERM_TO_KILL_MS, kill }: {
+  { signal, stop, killAfterMs = TERM_TO_KILL_MS, kill }: {
     signal: AbortSignal;
+    /** Ends the watch. */
+    stop: AbortSignal;
     killAfterMs?: number;
     /** Sends a signal to the command's process group. */
     kill: (name: "TERM" | "KILL") => void;
   },
 ) {
-  const stop = new AbortController();
-  const either = AbortSignal.any([signal, stop.signal]);
-  const endOnAbort = async (): Promise<never> => {
+  const endOnAbort = async () => {
+    const either = AbortSignal.any([signal, stop]);
     await abortable(new Promise<never>(noop), either).catch(noop);
-    stop.signal.throwIfAborted();
+    stop.throwIfAborted();
     kill("TERM");
-    await sleep(killAfterMs, stop.signal);
+    await sleep(killAfterMs, stop);
     kill("KILL");
-    await sleep(WAIT_AFTER_KILL_MS, stop.signal);
+    await sleep(WAIT_AFTER_KILL_MS, stop);
     throw signal.reason;
   };
-  const detectShellExit = async (): Promise<never> => {
-    do await sleep(SHELL_EXIT_POLL_MS, stop.signal); while (
-      !(await queryProcessStatus(monitor, pid, stop.signal)).exited
+  const detectShellExit = async () => {
+    do await sleep(SHELL_EXIT_POLL_MS, stop); while (
+      !(await queryProcessStatus(monitor, pid, stop)).exited
     );
     // The last bytes may still be in transit.
-    await sleep(SHELL_EXIT_POLL_MS, stop.signal);
+    await sleep(SHELL_EXIT_POLL_MS, stop);
     throw new VmDisconnectedError();
   };
-  const failed = Promise.race([endOnAbort(), detectShellExit()]);
-  // May reject after the command has ended.
-  failed.catch(noop);
-  return { failed, [Symbol.dispose]: () => stop.abort() };
+  return await Promise.race<never>([endOnAbort(), detectShellExit()]);
 }
 
 /** Validates the trailer: the guest is untrusted. */
@@ -268,7 +260,8 @@ function parseExitTrailer(
  * counts as a lost connection: the guest is untrusted.
  */
 function startFailureError(
-  { command, options: { cwd } }: ExecSession,
+  command: string,
+  cwd: string | undefined,
   trailer: string,
 ): ToolsmithError {
   const toolHint =

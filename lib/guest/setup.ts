@@ -1,7 +1,7 @@
 /** Prepares a guest for commands: agent, clock, and host directories. */
 import { ToolsmithError } from "../errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
-import { CommandRefusedError } from "../qemu/errors.ts";
+import { CommandRefusedError, VmDisconnectedError } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { isJsonObject } from "../system/json.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
@@ -104,18 +104,11 @@ export async function setUpGuest(
   shares: GuestShare[],
   options: SetUpGuestOptions = {},
 ): Promise<void> {
-  const { signal, warmShell, card, bootTimeoutMs = 0 } = options;
-  const timeoutMs = Math.max(bootTimeoutMs, MIN_SETUP_TIMEOUT_MS);
+  const { setClock, card, warmShell, bootTimeoutMs = 0, signal } = options;
   const now = Date.now() / 1000;
   const args = [
-    ...options.setClock ? [now.toFixed(3), `${Math.round(now)}`] : ["", ""],
-    ...card
-      ? [
-        "network",
-        CARD_KEYS.flatMap((key) => card[key] ?? []).join(" "),
-        "card",
-      ]
-      : [],
+    ...setClock ? [now.toFixed(3), `${Math.round(now)}`] : ["", ""],
+    CARD_KEYS.flatMap((key) => card?.[key] ?? []).join(" "),
     ...options.probe9p ? [PROBE_9P_TAG, "/mnt", "ro"] : [],
     ...shares.flatMap(({ tag, writable }) => [
       tag,
@@ -123,24 +116,19 @@ export async function setUpGuest(
       writable ? "rw" : "ro",
     ]),
   ];
+  const timeoutMs = Math.max(bootTimeoutMs, MIN_SETUP_TIMEOUT_MS);
+  const seconds = timeoutMs / 1000;
+  const message =
+    `Cannot mount host directories in the guest within ${seconds} s`;
   const timeoutError = () =>
-    new ToolsmithError(
-      "guest_failed",
-      `Cannot mount host directories in the guest within ${timeoutMs / 1000} s`,
-      { hint: NEEDS_9P_HINT },
-    );
-  const byAgent = async () => {
-    using limit = startDeadline(timeoutMs, timeoutError, signal);
-    return await runScriptViaAgent(
-      monitor,
-      [SET_UP_GUEST_SCRIPT, "sh", ...args],
-      limit,
-    );
-  };
-  const { exitCode, stdout } =
-    await (warmShell
-      ? warmShell.setUpGuest(args, { timeoutMs, signal })
-      : byAgent());
+    warmShell
+      ? new VmDisconnectedError()
+      : new ToolsmithError("guest_failed", message, { hint: NEEDS_9P_HINT });
+  using limit = startDeadline(timeoutMs, timeoutError, signal);
+  const script = [SET_UP_GUEST_SCRIPT, "sh", ...args];
+  const { exitCode, stdout } = warmShell
+    ? await warmShell.setUpGuest(args, limit.signal)
+    : await runScriptViaAgent(monitor, script, limit);
   if (CLOCK_NOT_SET_PATTERN.test(stdout)) {
     // Slower, as this also sets the hardware clock; some guests support only this.
     const time = Date.now() * 1_000_000;
@@ -170,18 +158,11 @@ export async function prepareGuestForSnapshot(
   const dirs = shares.flatMap(({ tag }) => [tag, `/mnt/${tag}`]);
   const waitMs = Math.max(bootMs, MIN_SERVICES_TIMEOUT_MS);
   const wait = `${Math.ceil(waitMs / 1000)}`;
-  const timeoutError = () =>
-    new ToolsmithError(
-      "guest_failed",
-      "The guest's services did not start in time",
-    );
-  using limit = startDeadline(2 * waitMs, timeoutError, signal);
-  try {
-    const args = [PREPARE_SNAPSHOT_SCRIPT, "sh", wait, ...dirs];
-    await runScriptViaAgent(monitor, args, limit);
-  } catch (error) {
+  const script = [PREPARE_SNAPSHOT_SCRIPT, "sh", wait, ...dirs];
+  using limit = startDeadline(2 * waitMs, "Starting services", signal);
+  await runScriptViaAgent(monitor, script, limit).catch((error) => {
     signal?.throwIfAborted();
     // Save the guest even if its services have not settled.
     if (!(error instanceof ToolsmithError)) throw error;
-  }
+  });
 }

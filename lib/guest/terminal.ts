@@ -69,13 +69,13 @@ export async function execOnTerminal(
     & Pick<ExecInGuestOptions, "onWait" | "fallbackCwd">,
 ): Promise<TerminalResult> {
   const startArgs = startScriptArgs(command, options);
-  const { hostTerminal, signal = new AbortController().signal } = options;
+  const { hostTerminal, onWait } = options;
+  const { signal = new AbortController().signal } = options;
   signal.throwIfAborted();
   using line = await openFreeTerminal(monitor.dir);
   const terminal = { device: line.device, ...hostTerminal.size() };
-  const start = { startArgs, hasStdin: false, terminal, signal };
-  const { onWait } = options;
-  using ports = await openCommandChannel(monitor, { ...start, onWait });
+  const start = { startArgs, hasStdin: false, terminal, onWait, signal };
+  using ports = await openCommandChannel(monitor, start);
   let stdoutBytes = 0;
   const show = (chunk: Uint8Array) => {
     stdoutBytes += chunk.length;
@@ -101,11 +101,11 @@ export async function execOnTerminal(
       ...{ preventClose: true, preventAbort: true },
       signal: ended.signal,
     }).catch(noop);
-    const session = { monitor, ports, command, options, signal };
     // An unread terminal would block the command forever.
     const broken = shown.then(() => new Promise<never>(noop));
-    const result = await Promise.race([relayUntilExit(session), broken]);
-    const { code, signal: endedBy } = result;
+    const how = { ...options, signal };
+    const ending = relayUntilExit(monitor, ports, command, how);
+    const { code, signal: endedBy } = await Promise.race([ending, broken]);
     return { code, signal: endedBy, stdoutBytes, stderrBytes: 0 };
   } finally {
     ended.abort();

@@ -6,7 +6,7 @@ import { ToolsmithError } from "../errors.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { writeAll } from "../system/write_all.ts";
-import { abortable, settlesWithin } from "../system/time.ts";
+import { abortable } from "../system/time.ts";
 import {
   type CommandChannelOptions,
   startShellOnPorts,
@@ -18,15 +18,12 @@ import {
   type CommandPorts,
   connectFirstCommandPorts,
 } from "./_command_ports.ts";
-import type { AgentProcessStatus } from "./_agent_process.ts";
 import { RUN_ON_PORTS_SCRIPT, WARM_SHELL_SCRIPT } from "./_command_scripts.ts";
 
 export { connectFirstCommandPorts };
 
 /** A guest shell that can set up the guest and then runs one command. */
 export type WarmShell = ReturnType<typeof warmShellOnPorts>;
-
-type GuestSetupLimits = { timeoutMs: number; signal?: AbortSignal };
 
 /** Scripts that run in a saved guest; a part of the snapshot's key. */
 export const SAVED_GUEST_SCRIPTS: readonly string[] = [
@@ -36,10 +33,6 @@ export const SAVED_GUEST_SCRIPTS: readonly string[] = [
 
 /** A shell reads byte by byte: for longer commands a new shell is faster. */
 const MAX_WARM_COMMAND_BYTES = 2048;
-const MAX_WARM_COMMAND_ARGS = 64;
-/** Each escaped argument costs the shell a process. */
-const MAX_ESCAPED_ARGS = 8;
-const SHELL_ANSWER_TIMEOUT_MS = 30_000;
 /** Exit status, and the guest agent's process id for the shell. */
 const SETUP_TRAILER_PATTERN = /^(\d{1,3}) (\d{1,10})$/;
 
@@ -48,13 +41,9 @@ export async function startWarmShell(
   monitor: Monitor,
   signal?: AbortSignal,
 ): Promise<WarmShell> {
-  const start = ({ baseName }: CommandPorts) =>
-    Promise.resolve(
-      [RUN_ON_PORTS_SCRIPT, "sh", baseName, "yes", WARM_SHELL_SCRIPT],
-    );
-  const options = { hasStdin: true, signal };
+  const shell = { input: "yes", start: [WARM_SHELL_SCRIPT], signal };
   const ports = await monitor.runExclusively(
-    () => startShellOnPorts(monitor, start, options),
+    () => startShellOnPorts(monitor, shell),
     signal,
   );
   // No command has used the boot ports yet, so ports are free.
@@ -66,62 +55,47 @@ export function warmShellOnPorts(monitor: Monitor, bootPorts: CommandPorts) {
   bootPorts.monitor = monitor;
   /** `undefined` once the shell runs a command. */
   let freePorts: CommandPorts | undefined = bootPorts;
-  let hasMarker = false;
-
-  async function setUp(
-    ports: CommandPorts,
-    args: string[],
-    { timeoutMs, signal }: GuestSetupLimits,
-  ): Promise<AgentProcessStatus> {
-    const { stderr, endMarker } = ports;
-    const before = hasMarker ? [] : [endMarker];
-    hasMarker = true;
-    const lines = encodeRequest("setup", args, before);
-    await abortable(writeAll(stderr, lines), signal);
-    const answer = readUntilMarker(stderr, endMarker);
-    if (!await settlesWithin(answer, timeoutMs, { signal })) {
-      throw new VmDisconnectedError();
-    }
-    const { trailer, text: stdout } = await answer;
-    const [, code, shell] = SETUP_TRAILER_PATTERN.exec(trailer) ?? [];
-    if (code === undefined) throw new VmDisconnectedError();
-    ports.shellPid = Number(shell);
-    return { exited: true, exitCode: Number(code), stdout };
-  }
-
   return {
     /**
      * Runs the setup script, before the shell becomes a command. Throws
-     * {@linkcode VmDisconnectedError} when the answer is missing or malformed.
+     * {@linkcode VmDisconnectedError} for a malformed answer.
      */
-    async setUpGuest(args: string[], limits: GuestSetupLimits) {
+    async setUpGuest(args: string[], signal?: AbortSignal) {
       try {
         if (!freePorts) throw new VmDisconnectedError();
-        return await setUp(freePorts, args, limits);
+        const { stderr, endMarker } = freePorts;
+        const request = encodeRequest("setup", endMarker, args);
+        await abortable(writeAll(stderr, request), signal);
+        const answer = readUntilMarker(stderr, endMarker);
+        const { trailer, text } = await abortable(answer, signal);
+        const [, code, shell] = SETUP_TRAILER_PATTERN.exec(trailer) ?? [];
+        if (code === undefined) throw new VmDisconnectedError();
+        freePorts.shellPid = Number(shell);
+        return { exitCode: Number(code), stdout: text };
       } catch (error) {
         this[Symbol.dispose]();
         throw error;
       }
     },
-    /** Runs a command; `undefined` if the shell is used or the command is too long. */
+    /**
+     * Runs a command; `undefined` if the shell is used or has not set up the guest, or
+     * the command is too long.
+     */
     async startCommand(
-      { startArgs, hasStdin, signal }: Pick<
-        CommandChannelOptions,
-        "startArgs" | "hasStdin" | "signal"
-      >,
+      { startArgs, hasStdin, signal }: CommandChannelOptions,
     ): Promise<CommandPorts | undefined> {
-      const all = [hasStdin ? "yes" : "no", ...startArgs];
-      if (!freePorts || !fitsWarmShell(all)) return undefined;
+      if (freePorts?.shellPid === undefined) return undefined;
+      const { endMarker, stderr, stdin } = freePorts;
+      const args = [hasStdin ? "yes" : "no", ...startArgs];
+      const request = encodeRequest("command", endMarker, args);
+      if (request.length > MAX_WARM_COMMAND_BYTES) return undefined;
       using undo = new DisposableStack();
       const ports = undo.use(freePorts);
       freePorts = undefined;
       try {
-        const timeoutMs = SHELL_ANSWER_TIMEOUT_MS;
-        if (!hasMarker) await setUp(ports, [], { timeoutMs, signal });
-        const request = encodeRequest("command", all);
-        await abortable(writeAll(ports.stderr, request), signal);
-        if (!hasStdin) await abortable(sendLine(ports.stdin!, "0"), signal);
-        await waitForReadyLine(monitor, ports, { signal });
+        await abortable(writeAll(stderr, request), signal);
+        if (!hasStdin) await abortable(sendLine(stdin!, "0"), signal);
+        await waitForReadyLine(monitor, ports, signal);
       } catch (error) {
         signal?.throwIfAborted();
         // An earlier command may have killed the shell. This command has not started,
@@ -147,20 +121,12 @@ export function warmShellOnPorts(monitor: Monitor, bootPorts: CommandPorts) {
 /** A request as {@linkcode WARM_SHELL_SCRIPT} reads it. */
 function encodeRequest(
   kind: "setup" | "command",
+  endMarker: string,
   args: string[],
-  before: string[] = [],
 ): Uint8Array {
-  const words = args.map(escapeUnprintable);
-  const lines = [...before, `${kind} ${args.length}`, ...words];
-  return new TextEncoder().encode(lines.map((line) => `${line}\n`).join(""));
-}
-
-/** Whether reading the request is faster than starting a new shell. */
-function fitsWarmShell(args: string[]): boolean {
-  const isEscaped = (arg: string) => escapeUnprintable(arg) !== arg;
-  return args.length <= MAX_WARM_COMMAND_ARGS &&
-    encodeRequest("command", args).length <= MAX_WARM_COMMAND_BYTES &&
-    args.filter(isEscaped).length <= MAX_ESCAPED_ARGS;
+  const words = args.map((arg) => `${escapeUnprintable(arg)}\n`);
+  const line = `${kind} ${args.length} ${endMarker}\n`;
+  return new TextEncoder().encode(line + words.join(""));
 }
 
 /** Escapes unprintable bytes for the guest's `printf %b`. */

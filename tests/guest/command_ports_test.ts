@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import {
   acquireCommandPorts,
@@ -204,26 +204,6 @@ test("Disposing CommandPorts stops retrying a busy chardev after 511 ms", async 
   await on.settled();
   assertEquals(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256]);
   assertEquals(on.files(), []);
-});
-
-test("CommandPorts.closeStdin() closes the stdin port, and disposing waits for the pending write", async () => {
-  await using on = await machine();
-  const ports = await plugged(on.monitor, { hasStdin: true });
-  const writing = Promise.withResolvers<void>();
-  ports.closeStdin(writing.promise);
-  const error = await ports.stdin!.write(new Uint8Array(1)).catch((error) =>
-    error
-  );
-  assert(error instanceof Deno.errors.BadResource, `${error}`);
-  ports[Symbol.dispose]();
-  let over = false;
-  const settled = on.settled().then(() => over = true);
-  while (on.files().length > 0) {
-    await new Promise((done) => setTimeout(done, 5));
-  }
-  assertEquals(over, false);
-  writing.resolve();
-  await settled;
 });
 
 test("unplugOrphanedPorts() unplugs ports whose owner is gone, but no locked or unclaimed ports", async () => {

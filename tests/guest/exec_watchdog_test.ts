@@ -25,9 +25,13 @@ function recorder() {
 Deno.test("watchCommand() sends TERM for a signal that is already aborted", async () => {
   const { killed, kill } = recorder();
   const signal = AbortSignal.abort();
-  using _watch = watchCommand(guest().monitor, 7, { kill, signal });
+  const stop = new AbortController();
+  const how = { kill, signal, stop: stop.signal };
+  const watch = watchCommand(guest().monitor, 7, how).catch(() => {});
   await new Promise((done) => setTimeout(done));
   assertEquals(killed, ["TERM"]);
+  stop.abort();
+  await watch;
 });
 
 Deno.test("watchCommand() sends KILL 2 s after TERM and gives up 2 s later, with the signal's reason", async () => {
@@ -38,14 +42,15 @@ Deno.test("watchCommand() sends KILL 2 s after TERM and gives up 2 s later, with
     return 0;
   });
   const { killed, kill } = recorder();
-  const stop = new AbortController();
-  const options = { kill, signal: stop.signal };
-  using watch = watchCommand(guest().monitor, 7, options);
+  const [abort, stop] = [new AbortController(), new AbortController()];
+  const options = { kill, signal: abort.signal, stop: stop.signal };
+  const watch = watchCommand(guest().monitor, 7, options);
   assertEquals(killed, []);
-  stop.abort(new Error("enough"));
-  const error = await watch.failed.catch((error) => error);
+  abort.abort(new Error("enough"));
+  const error = await watch.catch((error) => error);
   assertEquals(error.message, "enough");
   assertEquals([killed, waits], [["TERM", "KILL"], [2000, 2000]]);
+  stop.abort();
 });
 
 Deno.test("watchCommand() waits as long as it is asked to before KILL", async () => {
@@ -55,21 +60,22 @@ Deno.test("watchCommand() waits as long as it is asked to before KILL", async ()
     return ms === 3000 ? 60_000 : 0;
   });
   const { kill } = recorder();
+  const stop = new AbortController();
   const options = { kill, signal: AbortSignal.abort(), killAfterMs: 7 };
-  using watch = watchCommand(guest().monitor, 7, options);
-  await watch.failed.catch(() => {});
-  assertEquals(waits, [3000, 7, 2000]);
+  const how = { ...options, stop: stop.signal };
+  await watchCommand(guest().monitor, 7, how).catch(() => {});
+  assertEquals(waits.toSorted(), [2000, 3000, 7]);
+  stop.abort();
 });
 
-Deno.test("watchCommand() sends nothing once it is disposed", async () => {
+Deno.test("watchCommand() sends nothing once it is stopped", async () => {
   const { killed, kill } = recorder();
-  const stop = new AbortController();
-  {
-    using _watch = watchCommand(guest().monitor, 7, {
-      ...{ kill, signal: stop.signal },
-    });
-  }
+  const [abort, stop] = [new AbortController(), new AbortController()];
+  const how = { kill, signal: abort.signal, stop: stop.signal };
+  const watch = watchCommand(guest().monitor, 7, how).catch(() => {});
   stop.abort();
+  abort.abort();
+  await watch;
   await new Promise((done) => setTimeout(done));
   assertEquals(killed, []);
 });
@@ -83,14 +89,15 @@ Deno.test("watchCommand() reports a lost connection 3 s after the shell has exit
   const { monitor, asked } = guest({ exited: false }, { exited: true });
   const { signal } = new AbortController();
   const { kill } = recorder();
-  using watch = watchCommand(monitor, 7, { kill, signal });
-  const error = await watch.failed.catch((error) => error);
+  const stop = new AbortController();
+  const how = { kill, signal, stop: stop.signal };
+  const error = await watchCommand(monitor, 7, how).catch((error) => error);
   assertEquals(error instanceof VmDisconnectedError, true);
   const look = ["guest-exec-status", { pid: 7 }];
   assertEquals([asked, waits], [[look, look], [3000, 3000, 3000]]);
-  // Once disposed, it stops polling and keeps no timer.
-  const never = watchCommand(monitor, 7, { kill, signal });
-  never[Symbol.dispose]();
-  const stopped = await never.failed.catch((error) => error);
+  // Once stopped, it polls no more and keeps no timer.
+  const never = watchCommand(monitor, 7, how);
+  stop.abort();
+  const stopped = await never.catch((error) => error);
   assertEquals([stopped.name, asked.length], ["AbortError", 2]);
 });

@@ -29,7 +29,8 @@ async function launch(shell: string, command: string[], env: string[] = []) {
   await using dir = await temporaryDir();
   await Deno.symlink(shell, join(dir.path, "sh"));
   await runProcess("mkfifo", { args: [join(dir.path, "port")] });
-  const main = 'port=$1 start=$2 group=-; shift 2; exec 6<>"$port"' +
+  const main =
+    'port=$1 start=$2 group=- session=setsid; shift 2; exec 6<>"$port"' +
     `${LAUNCH_FUNCTION}echo END >&6; launch "$@" </dev/null`;
   const { stdout, stderr } = await runProcess(join(dir.path, "sh"), {
     args: ["-c", main, "sh", join(dir.path, "port"), START_COMMAND_SCRIPT]
@@ -113,11 +114,11 @@ for (const shell of SHELLS) {
     ignore: Deno.build.os !== "linux" || !await isThere(shell),
     async fn() {
       const good = ["good", "place", "ro"];
-      assertEquals(await setUp(shell, ["1.5", "2", ...good]), [0]);
-      assertEquals(await setUp(shell, ["", "", ...good]), [0]);
-      assertEquals(await setUp(shell, ["1.5", "9"]), [0, "clock"]);
+      assertEquals(await setUp(shell, ["1.5", "2", "", ...good]), [0]);
+      assertEquals(await setUp(shell, ["", "", "", ...good]), [0]);
+      assertEquals(await setUp(shell, ["1.5", "9", ""]), [0, "clock"]);
       const all = [...good, "bad", "other", "rw"];
-      assertEquals(await setUp(shell, ["1.5", "9", ...all]), [
+      assertEquals(await setUp(shell, ["1.5", "9", "", ...all]), [
         1,
         "bad: mount: bad: no such directory",
         "clock",
@@ -134,7 +135,7 @@ for (const shell of SHELLS) {
     async fn() {
       await using dir = await temporaryDir();
       const site = { shell, dir: dir.path, stubs: STUBS + WITHOUT_9P };
-      const set = [SET_UP_GUEST_SCRIPT, "", "", "work", "place", "ro"];
+      const set = [SET_UP_GUEST_SCRIPT, "", "", "", "work", "place", "ro"];
       const refused = [1, "work: mount: unknown filesystem type '9p'."];
       assertEquals(await inGuest(site, set), refused);
       await inGuest(site, [PREPARE_SNAPSHOT_SCRIPT, "1", "work", "place"]);
@@ -169,7 +170,7 @@ ip() {
 resolvectl() { :; }
 `;
       const card = "52:55:00:00:00:01 10.0.0.2 24 255.255.255.0 10.0.0.1";
-      const set = [SET_UP_GUEST_SCRIPT, "", "", "network", card, "card"];
+      const set = [SET_UP_GUEST_SCRIPT, "", "", card];
       assertEquals(await inGuest({ shell, dir: dir.path, stubs }, set), [0]);
       assertEquals(await Deno.readTextFile(at("waits")), "x\nx\nx\n");
     },
@@ -191,7 +192,7 @@ resolvectl() { return 1; }
 `;
       await Deno.writeTextFile(at("rcu_expedited"), "0\n");
       const card = "52:55:00:00:00:01 10.0.0.2 24 255.255.255.0 10.0.0.1";
-      const set = [SET_UP_GUEST_SCRIPT, "", "", "network", card, "card"];
+      const set = [SET_UP_GUEST_SCRIPT, "", "", card];
       const gateway = "nameserver 10.0.0.1\n";
       const cases = [
         ["nameserver\t9.9.9.9", "nameserver\t9.9.9.9"],
@@ -301,7 +302,7 @@ ip() {
     ignore: Deno.build.os !== "linux" || !await isThere(shell),
     async fn() {
       const set = (kind: "setup" | "command", ...words: string[]) =>
-        [`${kind} ${words.length}`, ...words, ""].join("\n");
+        [`${kind} ${words.length} END`, ...words, ""].join("\n");
       const command = (input: string) =>
         set(
           "command",
@@ -312,15 +313,15 @@ ip() {
           "A=b\\0012 \\0134c\\0303\\0244\\0012",
           ...sh("env"),
         );
-      const asked = set("setup", "1.5", "2", "good", "place", "ro");
+      const asked = set("setup", "1.5", "2", "", "good", "place", "ro");
       const [said, out] = await wait(
         { shell },
-        `END\n${asked}${command("no")}`,
+        `${asked}${command("no")}`,
       );
       assertEquals(said, "ready\nEND0 77\nready\n");
       assertMatch(out, /^A=b\n \\cä\n$/m);
-      const refused = set("setup", "1.5", "9", "bad", "place", "ro");
-      const [failed] = await wait({ shell }, `END\n${refused}${command("no")}`);
+      const refused = set("setup", "1.5", "9", "", "bad", "place", "ro");
+      const [failed] = await wait({ shell }, `${refused}${command("no")}`);
       assertEquals(failed.split("\n").filter((it) => it !== "clock"), [
         ...[
           "ready",
@@ -330,15 +331,17 @@ ip() {
           "",
         ],
       ]);
-      const twice = `${asked}${set("setup", "", "", "good", "place", "rw")}`;
-      const [both] = await wait({ shell }, `END\n${twice}${command("no")}`);
+      const twice = `${asked}${
+        set("setup", "", "", "", "good", "place", "rw")
+      }`;
+      const [both] = await wait({ shell }, `${twice}${command("no")}`);
       assertEquals(both, "ready\nEND0 77\nEND0 77\nready\n");
-      // An empty setup request, then a missing directory.
+      // A missing directory.
       const lost = set("command", "yes", "/nope", "/nope", "0", "true");
-      const [none] = await wait({ shell }, `END\n${set("setup")}${lost}`);
+      const [none] = await wait({ shell }, `${asked}${lost}`);
       assertEquals(none, "ready\nEND0 77\nready\nENDD\n");
       const moved = set("command", "no", "/nope", "/usr", "0", "pwd");
-      const started = `END\n${set("setup")}${moved}`;
+      const started = `${asked}${moved}`;
       const [, elsewhere] = await wait({ shell }, started);
       assertEquals(elsewhere, "/usr\n");
       for (
@@ -353,16 +356,16 @@ ip() {
           "readlink",
           "/proc/self/fd/0",
         );
-        const [, to] = await wait({ shell }, `END\n${set("setup")}${link}`);
+        const [, to] = await wait({ shell }, `${asked}${link}`);
         assertEquals(to === "/dev/null\n", isNothing, `${input}: ${to}`);
       }
       // Nobody reads the ready line: another shell runs the command.
-      const late = `END\n${set("setup")}${command("no")}`;
+      const late = `${asked}${command("no")}`;
       assertEquals(await wait({ shell }, late, "/dev/full"), ["", ""]);
       // The host closes the port.
       const [gone] = await wait(
         { shell },
-        `END\n${set("setup")}command 3\nno\n`,
+        `${asked}command 3 END\nno\n`,
       );
       assertEquals(gone, "ready\nEND0 77\n");
     },

@@ -43,11 +43,10 @@ export async function runWarmShellGuest(
     machine.first("err"),
     machine.first("in"),
   ]);
-  const marker = await readLine(err);
-  let { kind, words } = await readList(err);
+  let { kind, marker, words } = await readList(err);
   while (kind === "setup") {
     await say(err, setUp(marker, words));
-    ({ kind, words } = await readList(err));
+    ({ kind, marker, words } = await readList(err));
   }
   const told = { words, marker, out, err, in: input };
   await start(told);
@@ -56,9 +55,9 @@ export async function runWarmShellGuest(
 
 async function readList(port: Deno.Conn) {
   const words: string[] = [];
-  const [kind, count] = (await readLine(port)).split(" ");
+  const [kind, count, marker] = (await readLine(port)).split(" ");
   while (words.length < Number(count)) words.push(await readLine(port));
-  return { kind, words };
+  return { kind, marker, words };
 }
 
 async function printWords({ words, marker, out, err }: WaitingCommand) {

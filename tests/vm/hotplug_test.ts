@@ -99,8 +99,8 @@ test("attachDevices() plugs exports in after the guest has mounted its workspace
     mount_tag: "out",
   }]]);
   assertEquals(scripts.map((words) => words.slice(2)), [
-    ["sh", "", "", "work", "/mnt/work", "ro"],
-    ["sh", "", "", "out", "/mnt/out", "rw"],
+    ["sh", "", "", "", "work", "/mnt/work", "ro"],
+    ["sh", "", "", "", "out", "/mnt/out", "rw"],
   ]);
   const alone = await attached({ agent }, shares.slice(0, 1));
   assertEquals(alone.asked, []);
@@ -125,7 +125,7 @@ test("attachDevices() probes for 9p before plugging exports into a guest without
   const agent = mounting(ENDED, scripts);
   const { asked } = await attached({ agent }, [out]);
   assertEquals(asked.length, 1);
-  assertEquals(scripts.map((words) => words.slice(5)), [
+  assertEquals(scripts.map((words) => words.slice(6)), [
     ["toolsmith.probe", "/mnt", "ro"],
     ["out", "/mnt/out", "rw"],
   ]);
@@ -259,10 +259,10 @@ test("attachDevices() configures the card of QEMU's user networking, and throws 
       ...{ netdev: "network", mac, romfile: "" },
     }],
   ]);
-  assertEquals(scripts.map((it) => it.slice(-3)), [[
-    "network",
+  assertEquals(scripts.map((it) => it.slice(3)), [[
+    "",
+    "",
     `${mac} 10.0.2.15 24 255.255.255.0 10.0.2.2 10.0.2.3`,
-    "card",
   ]]);
   const refused = await attached({ agent, ports: 0 }, [], { network });
   assertEquals(refused.result.code, "guest_failed");
@@ -294,8 +294,8 @@ test("attachDevices() plugs the card of a network in while the script that confi
     ...{ driver: "virtio-net-pci", id: "card", bus: "slot7" },
     ...{ netdev: "network", mac: card.mac, host_mtu: 65535, romfile: "" },
   });
-  assertEquals(scripts.map((it) => it.slice(-3)), [
-    ["network", "52:55:c6:12:00:02 a 15 m g", "card"],
+  assertEquals(scripts.map((it) => it.slice(3)), [
+    ["", "", "52:55:c6:12:00:02 a 15 m g"],
   ]);
   const refused = await attached({ ...machine, ports: 0 }, [], { network });
   assertEquals([refused.result.code, refused.said], ["guest_failed", []]);
