@@ -14,13 +14,10 @@ import {
 } from "./_command_channel.ts";
 import { sendLine } from "./_command_stdin.ts";
 import { readUntilMarker } from "./_command_output.ts";
-import {
-  type CommandPorts,
-  connectFirstCommandPorts,
-} from "./_command_ports.ts";
+import type { CommandPorts } from "./_command_ports.ts";
 import { RUN_ON_PORTS_SCRIPT, WARM_SHELL_SCRIPT } from "./_command_scripts.ts";
 
-export { connectFirstCommandPorts };
+export { connectFirstCommandPorts } from "./_command_ports.ts";
 
 /** A guest shell that can set up the guest and then runs one command. */
 export type WarmShell = ReturnType<typeof warmShellOnPorts>;
@@ -131,11 +128,9 @@ function encodeRequest(
 
 /** Escapes unprintable bytes for the guest's `printf %b`. */
 function escapeUnprintable(arg: string): string {
-  const bytes = Array.from(new TextEncoder().encode(arg));
-  return bytes.map((byte) => {
-    const isPlain = byte >= 0x20 && byte < 0x7f && byte !== 0x5c;
-    return isPlain
-      ? String.fromCharCode(byte)
-      : `\\0${byte.toString(8).padStart(3, "0")}`;
-  }).join("");
+  const escape = (byte: number) => `\\0${byte.toString(8).padStart(3, "0")}`;
+  return arg.replace(
+    /[^ -[\]-~]/gu,
+    (char) => Array.from(new TextEncoder().encode(char), escape).join(""),
+  );
 }
