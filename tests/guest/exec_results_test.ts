@@ -203,7 +203,7 @@ test("execInGuest() sends TERM, then KILL, when it is aborted", async () => {
     await say(err, `${marker}\n`);
   });
   // Never give up waiting for the command's end.
-  using _timers = changeTimerDelays((ms) => ms === 2_020 ? 600_000 : ms);
+  using _timers = changeTimerDelays((ms) => ms === 2_000 ? 600_000 : ms);
   const stop = new AbortController();
   const error = await on.exec("sleep", {
     signal: stop.signal,

@@ -169,7 +169,7 @@ Deno.test({
         () =>
           withMachine(options, async (monitor) => {
             // Shortens the grace time in which the guest kills the command.
-            using _grace = changeTimerDelays((ms) => ms === 2_100 ? 200 : ms);
+            using _grace = changeTimerDelays((ms) => ms === 2_000 ? 200 : ms);
             using limit = startDeadline(300, "The command");
             const { signal } = limit;
             await expectFailure("timeout", () =>
