@@ -4,17 +4,19 @@ import { formatBytes, formatDuration, shortDigest } from "./format.ts";
 
 /** Returns `undefined` for an event that is not shown as text. */
 export function eventLine(event: ToolsmithEvent): string | undefined {
-  const format = EVENT_FORMATTERS[event.type] as EventFormatter<typeof event>;
-  return format(event);
+  const format = EVENT_FORMATTERS[event.type] as
+    | EventFormatter<typeof event>
+    | undefined;
+  return format?.(event);
 }
 
 type EventFormatter<E> = (event: E) => string | undefined;
 
-const noLine = () => undefined;
 const percent = (share: number) => `${(share * 100).toFixed(1)} %`;
 
+/** EgressReport prints some `egress` events. */
 const EVENT_FORMATTERS: {
-  [T in ToolsmithEvent["type"]]: EventFormatter<ToolsmithEvent<T>>;
+  [T in ToolsmithEvent["type"]]?: EventFormatter<ToolsmithEvent<T>>;
 } = {
   lock_wait: ({ image }) =>
     `waiting: another process is working on ${image} in the cache`,
@@ -55,11 +57,9 @@ const EVENT_FORMATTERS: {
     `warning: ${message}; retrying in ${formatDuration(delayMs)} ` +
     `(attempt ${attempt} of ${attempts})`,
   checksum_verified: ({ digest }) => `verified ${digest}`,
-  cache_placed: noLine,
   image_inspected: ({ path, bytes, virtualSize, compressed }) =>
     `publishing ${path}: ${formatBytes(bytes)}, virtual size ` +
     formatBytes(virtualSize) + (compressed ? ", compressed" : ""),
-  checksum_progress: noLine,
   compress_start: ({ path }) => `compressing ${path}`,
   update_predicted: ({ from, bytes, total }) =>
     `a host with ${from} will download ${formatBytes(bytes)} of ` +
@@ -89,12 +89,7 @@ const EVENT_FORMATTERS: {
   },
   state_saved: ({ bytes }) =>
     `saved a snapshot for the next start: ${formatBytes(bytes)}`,
-  command_dispatch: noLine,
-  command_end: noLine,
-  // EgressReport prints some.
-  egress: noLine,
   export_created: ({ path }) => `created ${path}`,
-  shutdown: noLine,
   warning: ({ message }) => `warning: ${message}`,
 };
 
@@ -114,15 +109,12 @@ export class EgressReport {
   ): string | undefined {
     const name = port === null ? host : `${host}:${port}`;
     const counts = allowed ? this.#allowed : this.#refused;
-    const isKept = counts.has(name) || counts.size < MAX_HOSTS;
-    const key = isKept ? name : "*";
-    counts.set(key, (counts.get(key) ?? 0) + 1);
-    const hosts = this.#refusedHosts;
-    const isNew = !allowed && !hosts.has(host);
-    const isTooMuch = hosts.size >= MAX_HOSTS;
-    if (!isNew || isTooMuch && hosts.has("*")) return undefined;
-    hosts.add(isTooMuch ? "*" : host);
-    return `network: refused ${isTooMuch ? "*" : name}: ${reason}`;
+    const counted = nameOrRest(name, counts);
+    counts.set(counted, (counts.get(counted) ?? 0) + 1);
+    const shown = nameOrRest(host, this.#refusedHosts);
+    if (allowed || this.#refusedHosts.has(shown)) return undefined;
+    this.#refusedHosts.add(shown);
+    return `network: refused ${shown === host ? name : shown}: ${reason}`;
   }
 
   /** One line for each host and port, the refused ones last. */
@@ -136,4 +128,12 @@ export class EgressReport {
       ...lines("refused", this.#refused),
     ];
   }
+}
+
+/** Returns `*` for a new name if too many are kept. */
+function nameOrRest(
+  name: string,
+  kept: { has(name: string): boolean; size: number },
+): string {
+  return kept.has(name) || kept.size < MAX_HOSTS ? name : "*";
 }

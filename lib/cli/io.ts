@@ -120,27 +120,21 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
     openEventView(
       { json, quiet, progress, verbose }: OutputFlagValues,
     ): EventView {
-      const nothing = { close() {}, [Symbol.dispose]() {} };
-      if (json) {
+      if (json || quiet) {
         return {
-          ...nothing,
-          onEvent: (event) => printLine(terminalSafeJson(event)),
+          onEvent: (event) => json && printLine(terminalSafeJson(event)),
+          close() {},
+          hold() {},
+          [Symbol.dispose]() {},
         };
       }
-      if (quiet) return { ...nothing, onEvent() {} };
-      const redrawsLines = progress && hasAnsiTerminal;
+      const canRedrawLine = progress && hasAnsiTerminal;
       return createTextEventView({
         write: printToStderr,
-        canRedrawLine: redrawsLines,
-        columns: redrawsLines ? terminalColumns() : 80,
+        canRedrawLine,
+        columns: canRedrawLine ? terminalColumns() : 80,
         coloured,
         verbose,
-        nowMs: Date.now,
-        everySecond(tick) {
-          const timer = setInterval(tick, 1000);
-          Deno.unrefTimer(timer);
-          return () => clearInterval(timer);
-        },
       });
     },
   };

@@ -15,9 +15,6 @@ export interface Display {
   coloured?: boolean;
   /** Whether to sum up what the guest's network decided. @default {false} */
   verbose?: boolean;
-  nowMs(): number;
-  /** Calls `tick` every second; returns the function that stops it. */
-  everySecond(tick: () => void): () => void;
 }
 
 /** Prints events; disposing it closes it. */
@@ -28,6 +25,8 @@ export interface EventView extends Disposable {
    * terminal from now on. Later events are still printed, one line each.
    */
   close(): void;
+  /** Holds events back while the guest uses the whole screen, or prints them then. */
+  hold(isHeld: boolean): void;
 }
 
 const LOG_PROGRESS_INTERVAL_MS = 5000;
@@ -48,83 +47,92 @@ const ANSI_CYAN = 36;
 const MAX_MESSAGE_CHARACTERS = 4000;
 
 export function createTextEventView(display: Display): EventView {
+  const { write, canRedrawLine, columns, coloured, verbose } = display;
+  const egress = new EgressReport();
+  let held: ToolsmithEvent[] | undefined;
   let isBarDrawn = false;
-  let closed = false;
+  let isClosed = false;
   let startedAt: number | undefined;
   let resumed = 0;
   let lastShown = 0;
+  let timer: ReturnType<typeof setInterval> | undefined;
   const eraseLine = () => {
-    if (isBarDrawn) display.write("\r\x1b[K");
+    if (isBarDrawn) write("\r\x1b[K");
     isBarDrawn = false;
   };
   const showProgress = (line: string, logIntervalMs: number) => {
-    const now = display.nowMs();
-    if (display.canRedrawLine) {
-      display.write(`\r\x1b[K${line}`);
+    if (canRedrawLine) {
+      write(`\r\x1b[K${line}`);
       isBarDrawn = true;
-    } else if (now - lastShown >= logIntervalMs) {
-      lastShown = now;
-      display.write(`${line}\n`);
+    } else if (Date.now() - lastShown >= logIntervalMs) {
+      lastShown = Date.now();
+      write(`${line}\n`);
     }
   };
-  let stopCounting = () => {};
   const countSeconds = (work: string) => {
-    const start = lastShown = display.nowMs();
-    const stop = display.everySecond(() => {
-      const line = `${work}: ${formatDuration(display.nowMs() - start)}`;
-      const width = display.canRedrawLine ? display.columns - 1 : undefined;
+    const start = lastShown = Date.now();
+    timer = setInterval(() => {
+      const line = `${work}: ${formatDuration(Date.now() - start)}`;
+      const width = canRedrawLine ? columns - 1 : undefined;
       showProgress(line.slice(0, width), LOG_HEARTBEAT_INTERVAL_MS);
-    });
-    stopCounting = () => {
-      stop();
-      eraseLine();
-      stopCounting = () => {};
-    };
+    }, 1000);
+    Deno.unrefTimer(timer);
   };
-  const egress = new EgressReport();
+  const stopCounting = () => {
+    if (timer === undefined) return;
+    clearInterval(timer);
+    timer = undefined;
+    eraseLine();
+  };
+  const printLine = (line: string) => {
+    eraseLine();
+    const warning = colourText("warning:", ANSI_YELLOW, coloured);
+    write(`${toSingleLine(line).replace(/^warning:/, warning)}\n`);
+  };
   const close = () => {
-    closed = true;
+    isClosed = true;
     stopCounting();
     eraseLine();
   };
-  return {
-    close,
-    [Symbol.dispose]() {
-      close();
-      const summary = display.verbose ? egress.summary() : [];
-      summary.forEach((line) => display.write(`${toSingleLine(line)}\n`));
-    },
-    onEvent(event) {
-      const now = display.nowMs();
-      const work = LONG_WORK_BY_START_EVENT[event.type];
-      if (event.type !== "warning") stopCounting();
-      if (work && !closed) countSeconds(work);
-      const startsTransfer = event.type === "download_start" ||
-        event.type === "image_inspected";
-      if (startsTransfer) {
-        startedAt = lastShown = now;
+  const onEvent = (event: ToolsmithEvent) => {
+    if (held) return void held.push(event);
+    const work = LONG_WORK_BY_START_EVENT[event.type];
+    if (event.type !== "warning") stopCounting();
+    if (work && !isClosed) countSeconds(work);
+    switch (event.type) {
+      case "download_start":
+      case "image_inspected":
+        startedAt = lastShown = Date.now();
         resumed = event.type === "download_start" ? event.resumed : 0;
-      }
-      if (
-        event.type === "download_progress" || event.type === "checksum_progress"
-      ) {
+        break;
+      case "download_progress":
+      case "checksum_progress": {
         // Without a start event there is no rate yet.
         if (startedAt === undefined) {
-          startedAt = lastShown = now;
+          startedAt = lastShown = Date.now();
           return;
         }
-        const progress = { ...event, resumed };
-        const bar = progressBar(progress, now - startedAt, display.columns);
+        const elapsedMs = Date.now() - startedAt;
+        const bar = progressBar({ ...event, resumed }, elapsedMs, columns);
         return showProgress(bar, LOG_PROGRESS_INTERVAL_MS);
       }
-      const line = event.type === "egress"
-        ? egress.add(event)
-        : eventLine(event);
-      if (line === undefined) return;
+    }
+    const line = event.type === "egress" ? egress.add(event) : eventLine(event);
+    if (line !== undefined) printLine(line);
+  };
+  return {
+    onEvent,
+    close,
+    hold(isHeld) {
+      const late = held ?? [];
+      held = isHeld ? [] : undefined;
+      stopCounting();
       eraseLine();
-      const warning = colourText("warning:", ANSI_YELLOW, display.coloured);
-      const shown = toSingleLine(line).replace(/^warning:/, warning);
-      display.write(`${shown}\n`);
+      late.forEach(onEvent);
+    },
+    [Symbol.dispose]() {
+      close();
+      if (verbose) egress.summary().forEach(printLine);
     },
   };
 }

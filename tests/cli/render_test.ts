@@ -20,29 +20,40 @@ const timestamp = "2026-01-31T12:00:00.000Z";
 const timed = (event: EventWithoutTimestamp<ToolsmithEvent>) =>
   ({ timestamp, ...event }) as ToolsmithEvent;
 
-/** A recording display with a clock to set. */
+/** The clock to set, and what runs every second. */
+const clock = { time: 1e12, ticks: new Map<number, () => void>() };
+Date.now = () => clock.time;
+Object.assign(globalThis, {
+  setInterval(tick: () => void, ms: number) {
+    assertEquals(ms, 1000);
+    const id = 1e9 + clock.ticks.size;
+    clock.ticks.set(id, tick);
+    return id;
+  },
+  clearInterval: (id: number) => clock.ticks.delete(id),
+});
+
+/** A recording display, with the clock at its start. */
 function screen(
   bar: boolean,
   columns = 80,
   coloured?: boolean,
   verbose?: boolean,
 ) {
-  const kept = { text: "", time: 1e12, ticks: new Set<() => void>() };
+  clock.time = 1e12;
+  clock.ticks.clear();
+  const kept = Object.assign(clock, { text: "" });
   const view = createTextEventView({
-    ...{ coloured, verbose },
-    everySecond(tick) {
-      kept.ticks.add(tick);
-      return () => kept.ticks.delete(tick);
-    },
     write: (text) => kept.text += text,
     canRedrawLine: bar,
     columns,
-    nowMs: () => kept.time,
+    coloured,
+    verbose,
   });
   const send = (event: EventWithoutTimestamp<ToolsmithEvent>) =>
     view.onEvent(timed(event));
   const dispose = () => view[Symbol.dispose]();
-  return { kept, send, close: () => view.close(), dispose };
+  return { kept, send, close: view.close, hold: view.hold, dispose };
 }
 
 const progress = (bytes: number) => ({
@@ -215,6 +226,31 @@ Deno.test("closed event view: later events are printed as lines and nothing is r
   }
 });
 
+Deno.test("held event view: events wait until the guest has left the screen, and the bar and the seconds go", () => {
+  const { kept, send, hold } = screen(true);
+  send(START);
+  send(progress(MIB));
+  kept.text = "";
+  hold(true);
+  assertEquals(kept.text, "\r\x1b[K");
+  kept.text = "";
+  send(progress(2 * MIB));
+  send(SLOW_BOOT);
+  pass(kept, 65);
+  send({ type: "warning", message: "late" });
+  assertEquals([kept.text, kept.ticks.size], ["", 0]);
+  hold(false);
+  assert(
+    kept.text.endsWith(
+      "\r\x1b[Kbooting with QEMU 7.2, tcg, 512 MiB, 2 processors\nwarning: late\n",
+    ),
+    kept.text,
+  );
+  kept.text = "";
+  pass(kept, 1);
+  assertEquals(kept.text, "\r\x1b[Kbooting: 1.0 s");
+});
+
 Deno.test("colours: warnings and errors are coloured only where colours are enabled", () => {
   const { kept, send } = screen(true, 80, true);
   send({ type: "warning", message: "a warning: twice" });
@@ -319,14 +355,14 @@ Deno.test("terminalSafeJson() escapes control characters of events without chang
 });
 
 Deno.test("jsonLine() and jsonErrorLine() print one object on one line", () => {
-  const before = Date.now();
+  const before = new Date().getTime();
   const error = new ToolsmithError("failed", "a\nb\u2028", { hint: "c" });
   const line = jsonErrorLine(error);
   assert(!line.includes("\n"));
   const { timestamp, ...fields } = JSON.parse(line);
   const written = Date.parse(timestamp);
   assertEquals(new Date(written).toISOString(), timestamp);
-  assert(before <= written && written <= Date.now(), timestamp);
+  assert(before <= written && written <= new Date().getTime(), timestamp);
   assertEquals(fields, {
     type: "error",
     code: "failed",

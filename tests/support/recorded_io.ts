@@ -28,12 +28,23 @@ export interface RecordedIo {
   events: ToolsmithEvent[];
   /** Number of events after the view was closed. */
   eventsAfterClose(): number;
-  /** The flags of each event view, and whether it is open. */
-  views: { flags: OutputFlagValues; open: boolean }[];
+  /** Each event view. */
+  views: RecordedView[];
   /** For each guest console opened on this terminal, whether it is still open. */
   consoles: boolean[];
   /** Output of the guest's command or console. */
   output(): string;
+}
+
+/** An event view of a command. */
+export interface RecordedView {
+  flags: OutputFlagValues;
+  /** Whether it is neither closed nor disposed. */
+  open: boolean;
+  /** Whether it was disposed, which prints its summary. */
+  disposed: boolean;
+  /** How events were held back. */
+  holds: boolean[];
 }
 
 /** What {@linkcode recordedIo} takes. */
@@ -103,12 +114,21 @@ export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
       return screen(onChange);
     },
     openEventView({ json = false, quiet, progress }) {
-      const view = { flags: { json, quiet, progress }, open: true };
+      const view: RecordedView = {
+        flags: { json, quiet, progress },
+        open: true,
+        disposed: false,
+        holds: [],
+      };
       recorded.views.push(view);
       const close = () => void (view.open = false);
       return {
         close,
-        [Symbol.dispose]: close,
+        hold: (isHeld) => void view.holds.push(isHeld),
+        [Symbol.dispose]() {
+          view.disposed = true;
+          close();
+        },
         onEvent(event) {
           if (!view.open) late++;
           recorded.events.push(event);

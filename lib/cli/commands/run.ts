@@ -3,7 +3,6 @@
  * status.
  */
 import type { Environment } from "../../environment.ts";
-import type { ToolsmithEvent } from "../../events.ts";
 import { loadManifest } from "../../manifest/manifest.ts";
 import { assertToolAllowed } from "../../manifest/tools.ts";
 import { runOnHost } from "../../run/run_on_host.ts";
@@ -162,34 +161,18 @@ export async function runInVmOnThisTerminal(
   const { env: variables, ...exec } = pickFlagValues(COMMAND_FLAGS, given);
   const { env, signal } = io;
   const term = env.get("TERM");
-  let view = io.openEventView(given);
-  /** Events that wait until the guest no longer uses the screen. */
-  let held: ToolsmithEvent[] | undefined;
-  const show = (event: ToolsmithEvent) => {
-    if (held) held.push(event);
-    else view.onEvent(event);
-  };
-  try {
-    await using screen = io.attachToGuestCommand((taken) => {
-      view.close();
-      const late = held ?? [];
-      held = taken ? [] : undefined;
-      if (!taken) view = io.openEventView(given);
-      late.forEach(show);
-    });
-    const manifest = await loadManifest(given.manifest, { env });
-    const { code } = await runOnTerminal(manifest, command, {
-      args,
-      ...exec,
-      ...{ hostCwd: Deno.cwd(), signal },
-      env: term ? { TERM: term, ...variables } : variables,
-      hostTerminal: screen,
-      vm: { ...workspaceVmOptions(given), env, onEvent: show },
-    });
-    return code;
-  } finally {
-    view.close();
-  }
+  using view = io.openEventView(given);
+  await using screen = io.attachToGuestCommand(view.hold);
+  const manifest = await loadManifest(given.manifest, { env });
+  const { code } = await runOnTerminal(manifest, command, {
+    args,
+    ...exec,
+    ...{ hostCwd: Deno.cwd(), signal },
+    env: term ? { TERM: term, ...variables } : variables,
+    hostTerminal: screen,
+    vm: { ...workspaceVmOptions(given), env, onEvent: view.onEvent },
+  });
+  return code;
 }
 
 function vmOrHostFromEnv(env: Environment): "vm" | "host" {
