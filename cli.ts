@@ -4,7 +4,12 @@
  * @module
  */
 import { helpText } from "./lib/cli/commands.ts";
-import { type CliIo, createProcessIo } from "./lib/cli/io.ts";
+import { restoreConsole } from "./lib/cli/console_terminal.ts";
+import {
+  type CliIo,
+  createProcessIo,
+  type OutputFlagValues,
+} from "./lib/cli/io.ts";
 import { OutputClosedError } from "./lib/cli/queued_output.ts";
 import { type Invocation, parseCommandLine } from "./lib/cli/command_line.ts";
 import { jsonErrorLine } from "./lib/cli/render.ts";
@@ -29,20 +34,19 @@ import { VERSION } from "./lib/version.ts";
  * ```
  */
 export async function main(args: string[]): Promise<number> {
-  using interrupt = await watchSignals(() => io.restoreTerminal());
-  const io = createProcessIo(interrupt.abortSignal, processEnvironment);
+  using interrupt = await watchSignals(restoreConsole);
+  const { abortSignal: signal } = interrupt;
+  const io = createProcessIo(signal, processEnvironment);
   // A guess, for errors before the command line is parsed.
   let json = args.includes("--json");
   let verbose = args.includes("--verbose");
   try {
     const invocation = parseCommandLine(args);
-    json = invocation.kind !== "help" && invocation.json;
-    verbose = invocation.kind === "command" && invocation.verbose;
+    ({ json = false, verbose = false } = invocation.given as OutputFlagValues);
     const status = await executeInvocation(invocation, io);
     await io.flush();
     return status;
   } catch (thrown) {
-    const { abortSignal: signal } = interrupt;
     if (!signal.aborted && thrown instanceof OutputClosedError) return 141;
     const error = toToolsmithError(signal.aborted ? signal.reason : thrown);
     if (json) {
@@ -65,14 +69,14 @@ async function executeInvocation(
       return 0;
     case "version":
       io.printResult(
-        invocation.json,
+        invocation.given.json,
         { version: VERSION },
         `toolsmith ${VERSION}`,
       );
       return 0;
     case "command": {
-      const { command, given, words, verbose } = invocation;
-      return await command.run({ ...given, verbose }, io, words);
+      const { command, given, words } = invocation;
+      return await command.run(given, io, words);
     }
   }
 }

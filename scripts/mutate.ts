@@ -14,41 +14,14 @@
  *
  *     deno task mutate lib/run/run_on_host.ts:65
  */
+import { parseArgs } from "@std/cli/parse-args";
 import { basename, dirname, join } from "@std/path";
-import { parseCount, parseSecondsToMs, valueFlag } from "../lib/cli/flag.ts";
-import { parseCommandArgs } from "../lib/cli/command_line.ts";
 import { runProcess } from "../lib/system/process.ts";
 import { PROJECT_ROOT } from "./deno.ts";
 import { findMutants, type Mutant } from "./mutants.ts";
 
-const MUTATE_COMMAND = {
-  name: "mutate",
-  usage:
-    "[--sample N] [--seed N] [--timeout SECONDS] [--without PARTS] [PATH…]",
-  summary: "mutate lib/ and report changes that no test detects",
-  flags: {
-    sample: valueFlag(
-      "sample N",
-      "number of changes to test (default all)",
-      parseCount,
-    ),
-    seed: valueFlag(
-      "seed N",
-      "seed of the random selection (default random)",
-      parseCount,
-    ),
-    timeoutMs: valueFlag(
-      "timeout SECONDS",
-      "time limit for the tests of one change (default 120)",
-      parseSecondsToMs,
-    ),
-    without: valueFlag(
-      "without PARTS",
-      "skip tests that need these parts: guest,registry",
-    ),
-  },
-  positionalCount: [0, 1000] as [number, number],
-};
+const USAGE =
+  "usage: deno task mutate [--sample N] [--seed N] [--timeout SECONDS] [--without PARTS] [PATH…]";
 
 interface MutantOfFile extends Mutant {
   file: string;
@@ -190,10 +163,18 @@ async function testMutants(
 }
 
 async function main(args: string[]) {
-  const read = parseCommandArgs(MUTATE_COMMAND, args);
-  if (!read) return console.log(MUTATE_COMMAND.usage);
-  const { given, words: { positionals } } = read;
-  const paths = positionals.length > 0 ? positionals : ["lib/"];
+  const { _: given, without = "", ...numbers } = parseArgs(args, {
+    string: ["sample", "seed", "timeout", "without", "_"],
+    unknown(_, name) {
+      if (name !== undefined) throw new Error(USAGE);
+    },
+  });
+  const numberOf = (name: string, otherwise: number) => {
+    const value = Number(numbers[name] ?? otherwise);
+    if (!(value >= 0)) throw new Error(USAGE);
+    return value;
+  };
+  const paths = given.length > 0 ? given.map(String) : ["lib/"];
   const files = await trackedFiles();
   const all: MutantOfFile[] = [];
   for (const file of files) {
@@ -206,13 +187,12 @@ async function main(args: string[]) {
     const meant = findMutants(source).filter(({ line }) => isMeant(line));
     all.push(...meant.map((it) => ({ ...it, file, source })));
   }
-  const seed = given.seed ?? Math.floor(Math.random() * 1e6);
-  const chosen = randomSample(all, given.sample ?? all.length, seed);
+  const seed = numberOf("seed", Math.floor(Math.random() * 1e6));
+  const chosen = randomSample(all, numberOf("sample", all.length), seed);
   console.error(`${chosen.length} of ${all.length} changes, --seed ${seed}`);
-  const { timeoutMs = 120_000, without = "" } = given;
   const { passed, failed, late, types } = await testMutants(chosen, files, {
-    timeoutMs,
-    without,
+    timeoutMs: numberOf("timeout", 120) * 1000,
+    without: String(without),
   });
   const noticed = failed + late + types;
   const share = (100 * noticed / Math.max(noticed + passed, 1)).toFixed(1);

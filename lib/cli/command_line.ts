@@ -1,59 +1,103 @@
 /** Parses argv into a command, its flag values and its arguments. */
-import { parseArgs } from "@std/cli/parse-args";
-import { COMMON_FLAGS, type Subcommand } from "./subcommand.ts";
 import { COMMANDS } from "./commands.ts";
-import {
-  closestMatch,
-  type Flag,
-  type Flags,
-  type FlagValues,
-  usageError,
-} from "./flag.ts";
+import type { Flag, Flags, FlagValues } from "./flag.ts";
+import { COMMON_FLAGS } from "./shared_flags.ts";
+import { type GivenFlag, splitArguments } from "./split_arguments.ts";
+import { allFlags, type CommandSyntax, type Subcommand } from "./subcommand.ts";
+import { closestMatch, usageError } from "./usage_error.ts";
 
 export type Invocation = ReturnType<typeof parseCommandLine>;
 
 export function parseCommandLine(args: string[]) {
   assertUtf8Args(args);
-  const help = (command?: Subcommand) => ({ kind: "help" as const, command });
+  const help = (command?: Subcommand) => (
+    { kind: "help" as const, command, given: {} }
+  );
   const [name, ...rest] = args;
   if (name === undefined || name === "--help" || name === "-h") return help();
   if (name === "--version" || name === "-V") {
-    return { kind: "version" as const, json: rest.includes("--json") };
+    const given = { json: rest.includes("--json") };
+    return { kind: "version" as const, given };
   }
   if (name === "help") return help(rest[0] ? findCommand(rest[0]) : undefined);
   const command = findCommand(name);
   const read = parseCommandArgs(command, rest);
-  if (!read) return help(command);
-  const json = read.given.json === true;
-  return { kind: "command" as const, command, ...read, json };
+  return read ? { kind: "command" as const, command, ...read } : help(command);
 }
 
-/**
- * Parses the words after a command's name; returns `undefined` if they ask for help.
- * `verbose` is whether to print the causes of an error.
- */
+/** Parses the words after a command's name; returns `undefined` if they ask for help. */
 export function parseCommandArgs<F extends Flags>(
-  command: Omit<Subcommand<F>, "run">,
+  command: CommandSyntax<F>,
   args: string[],
 ) {
-  const { name } = command;
-  const { valuesOf, ...words } = splitFlagsFromWords(command, args);
-  if (valuesOf(COMMON_FLAGS.help).length > 0) return undefined;
-  const [min, max] = command.positionalCount ?? [0, 0];
-  if (words.positionals.length < min || words.positionals.length > max) {
-    const extra = words.positionals[max];
+  const { name, usage, passThrough, positionals: expected = [] } = command;
+  const { flags, positionals, rest = [] } = splitArguments(command, args);
+  const unknown = flags.find(({ flag }) => !flag);
+  if (unknown) throw unknownFlagError(unknown, command);
+  if (flags.some(({ flag }) => flag === COMMON_FLAGS.help)) return undefined;
+  const given: Record<string, unknown> = {};
+  for (const [key, flag] of Object.entries(allFlags(command))) {
+    const found = flags.filter((it) => it.flag === flag);
+    if (found.length > 0) given[key] = parseFlag(flag, found);
+  }
+  if (rest.length > 0 && !passThrough) {
     throw usageError(
-      extra === undefined
-        ? `${name} needs ${min === 1 ? "an argument" : `${min} arguments`}`
-        : `${name} does not accept "${extra}"`,
-      `usage: toolsmith ${name} ${command.usage}`,
+      `${name} takes nothing after --`,
+      `see toolsmith ${name} --help`,
     );
   }
-  const given = Object.fromEntries(
-    Object.entries(command.flags)
-      .map(([key, flag]) => [key, flag.parse(valuesOf(flag))]),
-  ) as FlagValues<F>;
-  return { given, words, verbose: valuesOf(COMMON_FLAGS.verbose).length > 0 };
+  if (positionals.length !== expected.length) {
+    const { length } = expected;
+    const extra = positionals[length];
+    throw usageError(
+      extra === undefined
+        ? `${name} needs ${
+          length === 1 ? "an argument" : `${length} arguments`
+        }`
+        : `${name} does not accept "${extra}"`,
+      `usage: toolsmith ${name} ${usage}`,
+    );
+  }
+  return {
+    given: given as FlagValues<F & typeof COMMON_FLAGS>,
+    words: { positionals, rest },
+  };
+}
+
+function parseFlag(flag: Flag, given: GivenFlag[]): unknown {
+  const { name, placeholder, isRepeatable } = flag;
+  if (!placeholder) return flag.parse([]);
+  const values = given.map(({ value = "" }) => value);
+  if (values.includes("")) {
+    throw usageError(
+      `--${name} needs a value`,
+      `write --${name} ${placeholder}`,
+    );
+  }
+  if (values.length > 1 && !isRepeatable) {
+    throw usageError(
+      `--${name} is given ${values.length} times`,
+      `give --${name} once`,
+    );
+  }
+  return flag.parse(values);
+}
+
+function unknownFlagError(
+  { name, value }: GivenFlag,
+  command: CommandSyntax,
+) {
+  const names = Object.values(allFlags(command)).map((flag) => flag.name);
+  const switches = names.filter((it) => `--${it.split("=")[0]}` === name);
+  if (switches.length > 0) {
+    const words = switches.map((it) => `--${it}`).join(" or ");
+    return usageError(`${name} does not accept "${value}"`, `write ${words}`);
+  }
+  const close = closestMatch(name.replace(/^-+/, ""), names);
+  return usageError(
+    `${command.name} has no flag ${name}`,
+    close ? `did you mean --${close}?` : `see toolsmith ${command.name} --help`,
+  );
 }
 
 function findCommand(name: string): Subcommand {
@@ -65,112 +109,6 @@ function findCommand(name: string): Subcommand {
     close
       ? `did you mean toolsmith ${close}?`
       : "see toolsmith --help for the list",
-  );
-}
-
-/** Cannot occur in a process's argument. */
-const NOT_A_VALUE_MARK = "\0";
-
-/** parseArgs() would take any text after = as a switch's value. */
-const keyOf = (name: string) => name.replaceAll("=", NOT_A_VALUE_MARK);
-
-function splitFlagsFromWords(command: Omit<Subcommand, "run">, args: string[]) {
-  const flags: Flag[] = Object.values({ ...command.flags, ...COMMON_FLAGS });
-  const namesOf = (flags: Flag[]) => flags.map(({ name }) => name);
-  const switches = namesOf(flags.filter(({ placeholder }) => !placeholder));
-  const valued = namesOf(flags.filter(({ placeholder }) => placeholder));
-  const isSwitch = (arg = "") =>
-    switches.some((name) => `--${name}` === arg.replace(/=.*/s, ""));
-  // parseArgs() would skip the "no-" of --no-network=none.
-  const isNegated = (arg: string) => /^--no-[^=]*=/.test(arg);
-  const long = args.map((arg) => arg.replace(/^-h(?==|$)/, "--help"));
-  // parseArgs() takes `true` and `false` after a switch as the switch's value.
-  const marked = long.map((arg, at) =>
-    /^(true|false)$/.test(arg) && isSwitch(long[at - 1])
-      ? arg + NOT_A_VALUE_MARK
-      : isSwitch(arg) || isNegated(arg)
-      ? keyOf(arg)
-      : arg
-  );
-  const parsed = parseArgs(marked, {
-    string: [...valued, "_"],
-    boolean: switches.map(keyOf),
-    collect: valued,
-    alias: { help: "h" },
-    "--": true,
-    stopEarly: command.passThrough === "words",
-    unknown: (arg: string, key?: string) => {
-      if (key === undefined) return true;
-      const given = arg.replaceAll(NOT_A_VALUE_MARK, "=");
-      throw unknownFlagError(given, command, flags);
-    },
-  });
-  const values = new Map(
-    flags.map((it) => [it.name, checkedFlagValues(it, parsed[keyOf(it.name)])]),
-  );
-  const words = parsed._.map((word) =>
-    String(word).replace(NOT_A_VALUE_MARK, "")
-  );
-  const dashesAt = args.includes("--") ? args.indexOf("--") : args.length;
-  // A `--` after the first word belongs to the command that is run.
-  const runsCommand = command.passThrough === "words" && words.length > 0;
-  const rest = args.slice(runsCommand ? dashesAt - words.length : dashesAt + 1);
-  if (rest.length > 0 && !command.passThrough) {
-    throw usageError(
-      `${command.name} takes nothing after --`,
-      `see toolsmith ${command.name} --help`,
-    );
-  }
-  return {
-    positionals: runsCommand ? [] : words,
-    rest,
-    valuesOf: ({ name }: Flag) => values.get(name)!,
-  };
-}
-
-/** Returns the values of a flag; a given switch has one, its name. */
-function checkedFlagValues(
-  { name, placeholder, repeatable }: Flag,
-  found: unknown,
-): string[] {
-  if (!placeholder) return found === true ? [name] : [];
-  const values = Array.isArray(found) ? found.map(String) : [];
-  if (values.includes("")) {
-    throw usageError(
-      `--${name} needs a value`,
-      `write --${name} ${placeholder}`,
-    );
-  }
-  if (values.length > 1 && !repeatable) {
-    throw usageError(
-      `--${name} is given ${values.length} times`,
-      `give --${name} once`,
-    );
-  }
-  return values;
-}
-
-function unknownFlagError(
-  arg: string,
-  command: { name: string },
-  flags: Flag[],
-) {
-  const [name, value] = arg.split(/=(.*)/s);
-  const help = `see toolsmith ${command.name} --help`;
-  const known = flags.filter((it) => `--${it.name.split("=")[0]}` === name);
-  // Such as `--manifest=`, without a value.
-  if (known[0]?.placeholder) {
-    return usageError(`${name} needs a value after =`, help);
-  }
-  if (known[0]) {
-    const words = known.map((it) => `--${it.name}`).join(" or ");
-    return usageError(`${name} does not accept "${value}"`, `write ${words}`);
-  }
-  const names = flags.map(({ name }) => name);
-  const close = closestMatch(name.replace(/^-+/, ""), names);
-  return usageError(
-    `${command.name} has no flag ${name}`,
-    close ? `did you mean --${close}?` : help,
   );
 }
 

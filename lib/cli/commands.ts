@@ -2,8 +2,8 @@
  * The command table, in the order of the help, and the help generated from it. A new
  * command is a file in commands/ and a line here.
  */
-import type { Flag, FlagGroup } from "./flag.ts";
-import { COMMON_FLAGS, type Subcommand } from "./subcommand.ts";
+import type { Flag } from "./flag.ts";
+import { allFlags, type Subcommand } from "./subcommand.ts";
 import { bootCommand } from "./commands/boot.ts";
 import { cacheCommand } from "./commands/cache.ts";
 import { createCompletionsCommand } from "./commands/completions.ts";
@@ -29,16 +29,6 @@ export const COMMANDS: Subcommand[] = [
   createCompletionsCommand(() => COMMANDS),
 ];
 
-/** In printing order. */
-const FLAG_GROUP_HEADINGS: [FlagGroup | undefined, string][] = [
-  [undefined, "Flags"],
-  ["command", "Command"],
-  ["vm", "VM"],
-  ["image", "Image"],
-  ["transfer", "Transfer"],
-  ["output", "Output"],
-];
-
 /** Returns the help of a command, or of the program, with a final newline. */
 export function helpText(command?: Subcommand): string {
   if (!command) {
@@ -48,7 +38,7 @@ export function helpText(command?: Subcommand): string {
 Downloads a verified VM image from an OCI registry to this host and runs tools in it.
 
 Commands:
-${alignColumns(rows)}
+${alignColumns(rows).join("\n")}
 
 toolsmith COMMAND --help explains a command; toolsmith --version prints the version.
 `;
@@ -62,25 +52,23 @@ toolsmith COMMAND --help explains a command; toolsmith --version prints the vers
 
 ${summary[0].toUpperCase()}${summary.slice(1)}.
 ${details}${example}
-${flagHelpByGroup(Object.values({ ...command.flags, ...COMMON_FLAGS }))}
+${flagHelp(Object.values(allFlags(command)))}
 `;
 }
 
-function flagHelpByGroup(flags: Flag[]): string {
+function flagHelp(flags: Flag[]): string {
   const rows = flags.map(({ name, placeholder, help }) => [
     placeholder ? `--${name} ${placeholder}` : `--${name}`,
     help,
   ]);
-  const lines = alignColumns(rows).split("\n");
-  return FLAG_GROUP_HEADINGS.flatMap(([group, heading]) => {
-    const own = lines.filter((_, index) => flags[index].group === group);
-    return own.length > 0 ? [[`${heading}:`, ...own].join("\n")] : [];
-  }).join("\n\n");
+  const lines = alignColumns(rows);
+  const byHeading = Object.groupBy(lines, (_, at) => flags[at].heading);
+  return Object.entries(byHeading)
+    .map(([heading, own = []]) => [`${heading}:`, ...own].join("\n"))
+    .join("\n\n");
 }
 
-function alignColumns(rows: string[][]): string {
+function alignColumns(rows: string[][]): string[] {
   const width = Math.max(...rows.map(([left]) => left.length));
-  return rows
-    .map(([left, right]) => `  ${left.padEnd(width)}  ${right}`)
-    .join("\n");
+  return rows.map(([left, right]) => `  ${left.padEnd(width)}  ${right}`);
 }

@@ -2,8 +2,8 @@
  * Completion candidates for a command line, computed from the command table:
  * the shells' completion scripts ask for them when the user presses Tab.
  */
-import { COMMON_FLAGS, type Subcommand } from "./subcommand.ts";
-import type { Flag } from "./flag.ts";
+import { splitArguments } from "./split_arguments.ts";
+import { allFlags, type Subcommand } from "./subcommand.ts";
 
 /** `file` and `directory` are completed by the shell itself. */
 export type CompletionCandidates = CompletionWord[] | "file" | "directory";
@@ -22,7 +22,7 @@ const EXAMPLE_VALUES: Record<string, string[]> = {
   SIZE: ["512M", "1G", "2G", "4G"],
   AGE: ["12h", "7d", "30d"],
 };
-const FILE_PLACEHOLDER_PATTERN = /^(FILE|PATH|PATH:TYPE)$/;
+const FILE_PLACEHOLDER_PATTERN = /^(FILE|PATH)\b/;
 const DIRECTORY_PLACEHOLDER_PATTERN = /^DIR\b/;
 const TOP_LEVEL_WORDS: CompletionWord[] = [
   ["help", "explain a command"],
@@ -40,96 +40,70 @@ export function completionCandidates(
 ): CompletionCandidates {
   const current = args.at(-1) ?? "";
   const [name, ...given] = args.slice(0, -1);
-  const command = known.commands.find((it) => it.name === name);
-  const names = known.commands
-    .map((it): CompletionWord => [it.name, it.summary]);
-  const found = name === undefined
-    ? [...names, ...TOP_LEVEL_WORDS]
-    : name === "help"
-    ? names
-    : command
-    ? commandCandidates(command, { given, current, known })
-    : [];
+  const found = candidatesAfter(name, given, current, known);
   return typeof found === "string"
     ? found
     : found.filter(([word]) => word.startsWith(current));
 }
 
-function commandCandidates(
-  command: Subcommand,
-  { given, current, known }: {
-    given: string[];
-    current: string;
-    known: CompletionSources;
-  },
+function candidatesAfter(
+  name: string | undefined,
+  given: string[],
+  current: string,
+  known: CompletionSources,
 ): CompletionCandidates {
-  const flags: Flag[] = Object.values({ ...command.flags, ...COMMON_FLAGS });
-  const { awaitingValue, isPassedOn, count, givenNames } = parseWordsBeforeLast(
-    given,
-    command,
-    flags,
-  );
-  if (awaitingValue) return valueCandidates(awaitingValue.placeholder!, known);
-  const [, named] = /^--([^=]+)=/.exec(current) ?? [];
-  const flag = flags.find((it) => it.placeholder && it.name === named);
-  if (!isPassedOn && flag) {
-    const found = valueCandidates(flag.placeholder!, known);
-    return typeof found === "string"
-      ? found
-      : found.map(([word, help]) => [`--${named}=${word}`, help]);
-  }
-  // The parser does not count words that are passed on after `--` or the command.
-  const allGiven = count >= (command.positionalCount?.[1] ?? 0) &&
-    command.passThrough !== "words";
-  const expected = isPassedOn || !allGiven
-    ? command.argumentPlaceholders
-    : undefined;
-  if (!isPassedOn && (current.startsWith("-") || !expected)) {
-    return flags
-      .filter((flag) => flag.repeatable || !givenNames.includes(flag.name))
-      .map(({ name, help }) => [`--${name}`, help]);
-  }
-  if (!expected) return [];
-  return valueCandidates(expected[Math.min(count, expected.length - 1)], known);
+  const names = known.commands
+    .map((it): CompletionWord => [it.name, it.summary]);
+  if (name === undefined) return [...names, ...TOP_LEVEL_WORDS];
+  if (name === "help") return names;
+  const command = known.commands.find((it) => it.name === name);
+  if (!command) return [];
+  return commandCandidates(command, given, current, known);
 }
 
-function parseWordsBeforeLast(
-  given: string[],
+function commandCandidates(
   command: Subcommand,
-  flags: Flag[],
-) {
-  let awaitingValue: Flag | undefined;
-  let isPassedOn = false;
-  let count = 0;
-  const givenNames: string[] = [];
-  for (const word of given) {
-    if (awaitingValue) awaitingValue = undefined;
-    else if (isPassedOn) count++;
-    else if (word === "--") isPassedOn = true;
-    else if (word.startsWith("-")) {
-      const [name, ...value] = word.replace(/^--/, "").split("=");
-      givenNames.push(name);
-      const flag = flags.find((flag) => flag.name === name);
-      if (flag?.placeholder && value.length === 0) awaitingValue = flag;
-    } else {
-      count++;
-      isPassedOn = command.passThrough === "words";
-    }
+  given: string[],
+  current: string,
+  known: CompletionSources,
+): CompletionCandidates {
+  const { flags, positionals, rest } = splitArguments(command, given);
+  // The value to complete follows `--name=`, or a flag that is the last word.
+  const [inline] = splitArguments(command, [current]).flags;
+  const before = flags.find(({ name, value }) =>
+    name === given.at(-1) && value === undefined
+  );
+  const isInline = inline?.value !== undefined;
+  const { flag: awaiting } = (isInline ? inline : before) ?? {};
+  if (!rest && awaiting?.placeholder) {
+    const found = valueCandidates(awaiting.placeholder, known);
+    if (!isInline || typeof found === "string") return found;
+    return found.map(([word]) => [`${inline.name}=${word}`]);
   }
-  return { awaitingValue, isPassedOn, count, givenNames };
+  const { passedOn = [], passThrough } = command;
+  const placeholder = rest || passThrough === "words"
+    ? passedOn[rest?.length ?? 0] ?? passedOn.at(-1)
+    : command.positionals?.[positionals.length];
+  if (!rest && (current.startsWith("-") || !placeholder)) {
+    return Object.values(allFlags(command))
+      .filter((flag) =>
+        flag.isRepeatable || !flags.some((it) => it.flag === flag)
+      )
+      .map(({ name, help }) => [`--${name}`, help]);
+  }
+  return placeholder ? valueCandidates(placeholder, known) : [];
 }
 
 function valueCandidates(
-  value: string,
+  placeholder: string,
   { tools, references }: CompletionSources,
 ): CompletionCandidates {
-  if (FILE_PLACEHOLDER_PATTERN.test(value)) return "file";
-  if (DIRECTORY_PLACEHOLDER_PATTERN.test(value)) return "directory";
-  if (value === "TOOL") return Object.entries(tools);
-  const words = value === "REF"
-    ? references
-    : value.includes("|")
-    ? value.split("|")
-    : EXAMPLE_VALUES[value] ?? [];
+  if (FILE_PLACEHOLDER_PATTERN.test(placeholder)) return "file";
+  if (DIRECTORY_PLACEHOLDER_PATTERN.test(placeholder)) return "directory";
+  if (placeholder === "TOOL") return Object.entries(tools);
+  if (placeholder === "REF") return references.map((word) => [word]);
+  const words = placeholder.includes("|")
+    ? placeholder.split("|")
+    : EXAMPLE_VALUES[placeholder] ?? [];
   return words.map((word) => [word]);
 }

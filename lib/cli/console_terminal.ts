@@ -5,26 +5,20 @@ import type { QueuedOutput } from "./queued_output.ts";
 /** More unread console output is dropped. */
 const MAX_PENDING_CONSOLE_BYTES = 4 * 1024 * 1024;
 
-export function createConsoleTerminal() {
-  let raw = false;
-  const restore = () => {
-    if (raw) Deno.stdin.setRaw(false);
-    raw = false;
-  };
+/** Attaches the terminal; disposing restores its mode. */
+export function attachConsole(output: QueuedOutput) {
+  // The guest receives each key at once; Ctrl-C stays a signal.
+  if (Deno.stdin.isTerminal()) Deno.stdin.setRaw(true, { cbreak: true });
   return {
-    restore,
-    /** Attaches the terminal; disposing restores its mode. */
-    take(output: QueuedOutput) {
-      raw = Deno.stdin.isTerminal();
-      // The guest receives each key at once; Ctrl-C stays a signal.
-      if (raw) Deno.stdin.setRaw(true, { cbreak: true });
-      return {
-        input: Deno.stdin.readable,
-        output: createLossyConsoleWriter(output),
-        [Symbol.dispose]: restore,
-      };
-    },
+    input: Deno.stdin.readable,
+    output: createLossyConsoleWriter(output),
+    [Symbol.dispose]: restoreConsole,
   };
+}
+
+/** Restores the terminal's mode if a guest's console has changed it. */
+export function restoreConsole() {
+  if (Deno.stdin.isTerminal()) Deno.stdin.setRaw(false);
 }
 
 /**

@@ -4,7 +4,7 @@
 import type { Environment } from "../environment.ts";
 import type { ToolsmithError } from "../errors.ts";
 import type { FlagValues } from "./flag.ts";
-import type { OUTPUT_FLAGS } from "./shared_flags.ts";
+import type { COMMON_FLAGS, OUTPUT_FLAGS } from "./shared_flags.ts";
 import type { ProcessOutputTarget } from "../system/process.ts";
 import { terminalSafeJson } from "../system/sanitize_text.ts";
 import { settlesWithin } from "../system/time.ts";
@@ -15,7 +15,7 @@ import {
   OutputClosedError,
 } from "./queued_output.ts";
 import { createCommandTerminal } from "./command_terminal.ts";
-import { createConsoleTerminal } from "./console_terminal.ts";
+import { attachConsole } from "./console_terminal.ts";
 import {
   createTextEventView,
   type ErrorStyle,
@@ -24,10 +24,9 @@ import {
   jsonLine,
 } from "./render.ts";
 
-export type OutputFlagValues =
-  & Pick<FlagValues<typeof OUTPUT_FLAGS>, "quiet" | "progress">
-  & Partial<FlagValues<typeof OUTPUT_FLAGS>>
-  & { verbose?: boolean };
+export type OutputFlagValues = FlagValues<
+  typeof OUTPUT_FLAGS & typeof COMMON_FLAGS
+>;
 
 /** A command's access to terminal, output, environment and signals. */
 export type CliIo = ReturnType<typeof createProcessIo>;
@@ -47,12 +46,11 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
   });
   const printLine = (line: string): void => void stdout.write(`${line}\n`);
   const printToStderr = (text: string): void => void stderr.write(text);
-  const terminal = createConsoleTerminal();
   const hasAnsiTerminal = Deno.stderr.isTerminal() &&
     env.get("TERM") !== "dumb";
   const coloured = hasAnsiTerminal && !env.get("NO_COLOR");
   /** Streams for a command in the guest; with `--json` its output becomes JSON lines. */
-  const guestCommandStreams = (json: boolean) => {
+  const guestCommandStreams = (json = false) => {
     const sink = (stream: "stdout" | "stderr") => (chunk: Uint8Array) => {
       if (!json) return { stdout, stderr }[stream].write(chunk);
       const line = jsonLine("output", { stream, base64: chunk.toBase64() });
@@ -69,8 +67,6 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
     /** Aborted by Ctrl-C and TERM. */
     signal,
     env,
-    /** Restores the terminal's mode if a guest's console uses it. */
-    restoreTerminal: terminal.restore,
     /**
      * Waits until all output is written, after Ctrl-C only for a moment. Throws the
      * signal's reason if a blocked reader leaves output unwritten.
@@ -88,7 +84,7 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
       await written;
     },
     /** Prints the result: the last line of `--json`, or text. */
-    printResult(json: boolean, fields: object, text: string) {
+    printResult(json: boolean | undefined, fields: object, text: string) {
       if (json) printLine(jsonLine("result", fields));
       else if (text) printLine(text);
     },
@@ -97,7 +93,10 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
      * Streams for a command on the host, inherited where possible; `onFailure` is called
      * when output cannot be written.
      */
-    hostCommandStreams(json: boolean, onFailure: (error: Error) => void) {
+    hostCommandStreams(
+      json: boolean | undefined,
+      onFailure: (error: Error) => void,
+    ) {
       const streams = guestCommandStreams(json);
       const sink = (name: "stdout" | "stderr"): ProcessOutputTarget =>
         json || isClosed
@@ -115,10 +114,10 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
     attachToGuestCommand: (onChange: (taken: boolean) => void) =>
       createCommandTerminal(stdout, onChange),
     /** Attaches this terminal to a guest's console until it is disposed. */
-    attachToGuestConsole: (json: boolean) =>
-      terminal.take(json ? stderr : stdout),
+    attachToGuestConsole: (json = false) =>
+      attachConsole(json ? stderr : stdout),
     openEventView(
-      { json, quiet, progress, verbose }: OutputFlagValues,
+      { json, quiet, progress = true, verbose }: OutputFlagValues,
     ): EventView {
       if (json || quiet) {
         return {

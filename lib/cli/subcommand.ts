@@ -1,35 +1,37 @@
 /**
  * The type of a command: the data for help, parser and completion, and its code.
  */
-import { type Flags, type FlagValues, switchFlag } from "./flag.ts";
+import type { Flag, Flags, FlagValues } from "./flag.ts";
 import type { CliIo } from "./io.ts";
+import { COMMON_FLAGS } from "./shared_flags.ts";
 
-export interface Subcommand<F extends Flags = Flags> {
+/** What the parser needs to know of a command. */
+export interface CommandSyntax<F extends Flags = Flags> {
   name: string;
   /** The usage line after the command's name. */
   usage: string;
-  /** One line for the command list; no capital, no period. */
-  summary: string;
-  details?: string;
-  /** An example command line, without the program's name. */
-  example?: string;
   /** Its own flags, without {@linkcode COMMON_FLAGS}. */
   flags: F;
-  /**
-   * Placeholders that select the completion of each argument, as a flag's does; the
-   * last one applies to all further arguments. Without any, nothing is completed.
-   */
-  argumentPlaceholders?: string[];
-  /** Minimum and maximum count of positional arguments. @default {[0, 0]} */
-  positionalCount?: [number, number];
+  /** A placeholder for each required argument, which selects its completion. */
+  positionals?: string[];
   /**
    * Which arguments are passed on unparsed: those after `--`, or also all from the
    * first word that is not a flag. By default none.
    */
   passThrough?: "dashes" | "words";
+}
+
+export interface Subcommand<F extends Flags = Flags> extends CommandSyntax<F> {
+  /** One line for the command list; no capital, no period. */
+  summary: string;
+  details?: string;
+  /** An example command line, without the program's name. */
+  example?: string;
+  /** Placeholders for the words passed on; the last applies to all further ones. */
+  passedOn?: string[];
   /** Runs the command and returns the exit status. */
   run(
-    given: FlagValues<F>,
+    given: FlagValues<F & typeof COMMON_FLAGS>,
     io: CliIo,
     words: SubcommandArguments,
   ): Promise<number>;
@@ -38,7 +40,7 @@ export interface Subcommand<F extends Flags = Flags> {
 /** The words of a command line that are not flags or their values. */
 export interface SubcommandArguments {
   positionals: string[];
-  /** Words passed on unparsed, see {@linkcode Subcommand.passThrough}. */
+  /** Words passed on unparsed, see {@linkcode CommandSyntax.passThrough}. */
   rest: string[];
 }
 
@@ -49,13 +51,7 @@ export function defineSubcommand<F extends Flags>(
   return command;
 }
 
-export const COMMON_FLAGS = {
-  verbose: {
-    ...switchFlag(
-      "verbose",
-      "print the causes of an error, and what the network decided",
-    ),
-    group: "output",
-  },
-  help: { ...switchFlag("help", "print this help"), group: "output" },
-} satisfies Flags;
+/** Its own flags, and those of every command. */
+export function allFlags({ flags }: CommandSyntax): Record<string, Flag> {
+  return { ...flags, ...COMMON_FLAGS };
+}

@@ -10,9 +10,8 @@
  * it builds is kept in `.cache/guest/`, and the packages it takes in
  * `.cache/tools/`.
  */
+import { parseArgs } from "@std/cli/parse-args";
 import { dirname, join, resolve } from "@std/path";
-import { repeatableFlag, valueFlag } from "../../lib/cli/flag.ts";
-import { parseCommandArgs } from "../../lib/cli/command_line.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
 import { setUpTools } from "../setup.ts";
 import { installHint } from "../setup/parts.ts";
@@ -131,20 +130,8 @@ async function buildDisk(sources: DiskSources, dir: string) {
   await compressToQcow2(disk, join(dir, "guest.qcow2"));
 }
 
-const BUILD_GUEST_COMMAND = {
-  name: "build.ts",
-  usage: "[--add FILE[:/PATH/IN/GUEST]]… [--append KERNEL_ARGS] [OUT.qcow2]",
-  summary: "build the test guest",
-  flags: {
-    add: repeatableFlag(
-      "add FILE[:/PATH/IN/GUEST]",
-      "add a program with its libraries to the guest",
-      parseAddedFile,
-    ),
-    append: valueFlag("append KERNEL_ARGS", "add kernel arguments"),
-  },
-  positionalCount: [0, 1] as [number, number],
-};
+const USAGE =
+  "scripts/guest/build.ts [--add FILE[:/PATH/IN/GUEST]]… [--append KERNEL_ARGS] [OUT.qcow2]";
 
 function parseAddedFile(text: string): AddedFile {
   const [source, ...rest] = text.split(":");
@@ -155,10 +142,15 @@ function parseAddedFile(text: string): AddedFile {
 }
 
 async function main(args: string[]): Promise<number> {
-  const read = parseCommandArgs(BUILD_GUEST_COMMAND, args);
-  if (!read) throw usageError("");
-  const { given, words: { positionals: [target] } } = read;
-  const image = await buildGuest(given);
+  const { add, append, _: [target, ...more] } = parseArgs(args, {
+    string: ["add", "append", "_"],
+    collect: ["add"],
+    unknown: (_: string, name?: string) => {
+      if (name !== undefined) throw usageError(`unknown flag --${name}`);
+    },
+  }) as { add: string[]; append?: string; _: string[] };
+  if (more.length > 0) throw usageError("");
+  const image = await buildGuest({ add: add.map(parseAddedFile), append });
   if (target !== undefined) {
     await Deno.mkdir(dirname(resolve(target)), { recursive: true });
     await Deno.copyFile(image, target);
@@ -185,10 +177,7 @@ if (import.meta.main) {
   } catch (error) {
     if (!(error instanceof ToolsmithError)) throw error;
     if (error.message) console.error(`Error: ${error.message}`);
-    const usage = error.code === "usage";
-    const hint = usage
-      ? `scripts/guest/build.ts ${BUILD_GUEST_COMMAND.usage}`
-      : error.hint;
+    const hint = error.code === "usage" ? USAGE : error.hint;
     if (hint) console.error(hint);
     Deno.exitCode = error.exitStatus;
   }

@@ -14,7 +14,6 @@ import * as toml from "@std/toml";
 import * as yaml from "@std/yaml";
 import type {
   ParseFlags,
-  ParseWords,
   StdAssert,
   StdCrypto,
   StdFs,
@@ -35,8 +34,4 @@ yaml satisfies StdYaml;
 // The return type depends on the options of the call.
 export function checkFlags(...[args, options]: Parameters<ParseFlags>) {
   return parseArgs(args, options) satisfies ReturnType<ParseFlags>;
-}
-
-export function checkWords(...[args, options]: Parameters<ParseWords>) {
-  return parseArgs(args, options) satisfies ReturnType<ParseWords>;
 }

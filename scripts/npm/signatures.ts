@@ -53,29 +53,12 @@ type OnUnknown = (arg: string, key?: string, value?: unknown) => unknown;
 
 /** Of `@std/cli/parse-args`, with the options that the code passes. */
 export interface StdParseArgs {
-  parseArgs: ParseFlags & ParseWords;
+  parseArgs: ParseFlags;
 }
 
-/** Flags and switches, as lib/ reads them. */
 export type ParseFlags = (
   args: readonly string[],
-  options: {
-    string: string[];
-    boolean: string[];
-    collect: string[];
-    alias: { help: string };
-    "--": true;
-    stopEarly: boolean;
-    unknown: OnUnknown;
-  },
-) =>
-  & { [name: string]: (string[] & boolean[]) | undefined }
-  & { _: (string | number)[]; "--": string[] };
-
-/** Words alone. */
-export type ParseWords = (
-  args: readonly string[],
-  options: { string: string[]; unknown: OnUnknown },
+  options: { string: string[]; collect?: string[]; unknown: OnUnknown },
 ) => { [name: string]: unknown; _: (string | number)[] };
 
 /** Of `@std/crypto`. */

@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { closestMatch } from "../../lib/cli/flag.ts";
+import { closestMatch } from "../../lib/cli/usage_error.ts";
 
 Deno.test("closestMatch() returns a close word or undefined", () => {
   const names = ["offline", "json", "ca-file", "cache"];

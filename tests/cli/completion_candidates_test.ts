@@ -50,6 +50,7 @@ Deno.test("completionCandidates() offers the known values of flags and arguments
     "publish image.qcow2 ": ["ghcr.io/owner/image:1.0"],
     "init --ref ghcr": ["ghcr.io/owner/image:1.0"],
     "publish ": "file",
+    "publish image.qcow2 a --previous ": "file",
     "hydrate --manifest ": "file",
     "hydrate --ca-file=": "file",
     "hydrate --cache ": "directory",

@@ -45,23 +45,22 @@ Deno.test("createLossyConsoleWriter() drops output while more than 4 MiB are pen
 });
 
 const TAKE = `
-  import { createConsoleTerminal } from "/lib/cli/console_terminal.ts";
+  import { attachConsole, restoreConsole } from "/lib/cli/console_terminal.ts";
   import { createQueuedOutput } from "/lib/cli/queued_output.ts";
   import { runProcess } from "/lib/system/process.ts";
   const modes = async () =>
     (await runProcess("stty", { args: ["-a"], input: "inherit" })).stdout;
   const output = createQueuedOutput(Deno.stdout, "standard output");
-  const terminal = createConsoleTerminal();
   const said = [await modes()];
-  terminal.restore();
+  restoreConsole();
   {
-    using taken = terminal.take(output);
+    using taken = attachConsole(output);
     said.push(await modes());
-    terminal.restore();
+    restoreConsole();
     said.push(await modes());
   }
   {
-    using taken = terminal.take(output);
+    using taken = attachConsole(output);
     await taken.input.cancel();
   }
   said.push(await modes());
@@ -70,7 +69,7 @@ const TAKE = `
 
 Deno.test({
   name:
-    "createConsoleTerminal() sets -icanon, -echo and isig, and restores the terminal's mode",
+    "attachConsole() sets -icanon, -echo and isig, and restores the terminal's mode",
   ignore: Deno.build.os !== "linux",
   async fn() {
     await using dir = await temporaryDir();

@@ -6,11 +6,9 @@ import {
 } from "@std/assert";
 import { COMMANDS, helpText } from "../../lib/cli/commands.ts";
 import type { runCommand } from "../../lib/cli/commands/run.ts";
-import { COMMON_FLAGS } from "../../lib/cli/subcommand.ts";
 import type { Flag, FlagValues } from "../../lib/cli/flag.ts";
 import {
-  COMMAND_FLAGS,
-  pickFlagValues,
+  COMMON_FLAGS,
   workspaceVmOptions,
 } from "../../lib/cli/shared_flags.ts";
 import { parseCommandLine } from "../../lib/cli/command_line.ts";
@@ -36,7 +34,7 @@ for (const command of COMMANDS) {
     const { summary } = command;
     const sentence = `${summary[0].toUpperCase()}${summary.slice(1)}.`;
     assertEquals(help.split("\n")[2], sentence);
-    const flags: Flag[] = Object.values({ ...command.flags, ...COMMON_FLAGS });
+    const flags = Object.values<Flag>({ ...command.flags, ...COMMON_FLAGS });
     for (const { name, placeholder, help: words } of flags) {
       const start = placeholder
         ? `  --${name} ${placeholder} `
@@ -86,7 +84,9 @@ Deno.test("run parses every VM and command flag, with sizes in MiB and times in 
     return read.given as FlagValues<typeof runCommand.flags>;
   };
   const given = read(`${flags} make`);
-  const { hydrate: _, exports, ...shape } = workspaceVmOptions(given);
+  const { timeoutMs, cwd, env, ...vmFlags } = given;
+  assertEquals([timeoutMs, cwd, env], [7000, "/tmp", undefined]);
+  const { hydrate: _, exports, ...shape } = workspaceVmOptions(vmFlags);
   assertEquals(shape, {
     arch: "aarch64",
     accelerator: "tcg",
@@ -101,11 +101,6 @@ Deno.test("run parses every VM and command flag, with sizes in MiB and times in 
     bootTimeoutMs: 500,
   });
   assertEquals(exports?.map(({ tag }) => tag), [undefined, "more"]);
-  assertEquals(pickFlagValues(COMMAND_FLAGS, given), {
-    timeoutMs: 7000,
-    cwd: "/tmp",
-    env: {},
-  });
   const one = workspaceVmOptions(read("--memory 600 --export out make"));
   assertEquals([one.memory, one.exports?.length], [600, 1]);
 });

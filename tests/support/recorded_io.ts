@@ -87,7 +87,7 @@ export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
     printLine: (line) => recorded.printed.push(line),
     printToStderr: (text) => told += text,
     printError: ({ message }) => told += message,
-    printResult(json, fields, text) {
+    printResult(json = false, fields, text) {
       recorded.results.push({ json, fields: { ...fields }, text });
     },
     guestCommandStreams: () => ({
@@ -113,9 +113,9 @@ export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
       if (!screen) throw new Error("no screen is given");
       return screen(onChange);
     },
-    openEventView({ json = false, quiet, progress }) {
+    openEventView(flags) {
       const view: RecordedView = {
-        flags: { json, quiet, progress },
+        flags,
         open: true,
         disposed: false,
         holds: [],
@@ -136,7 +136,6 @@ export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
         },
       };
     },
-    restoreTerminal() {},
     flush: () => Promise.resolve(),
   };
   return { io, ...recorded };

@@ -11,13 +11,8 @@ import {
 import { boot as bootImage } from "../../vm/boot.ts";
 import type { BootOptions } from "../../vm/boot_options.ts";
 import { defineSubcommand } from "../subcommand.ts";
-import { switchFlag } from "../flag.ts";
-import {
-  OUTPUT_FLAGS,
-  VM_FLAGS,
-  withFlagGroup,
-  workspaceVmOptions,
-} from "../shared_flags.ts";
+import { defineFlags } from "../flag.ts";
+import { OUTPUT_FLAGS, VM_FLAGS, workspaceVmOptions } from "../shared_flags.ts";
 import type { CliIo } from "../io.ts";
 
 export const bootCommand = defineSubcommand({
@@ -27,13 +22,11 @@ export const bootCommand = defineSubcommand({
   details:
     "The workspace is mounted read-only at /mnt/work. Ctrl-C powers the guest down.\nThe guest's disk writes are discarded unless --overlay names a file.",
   example: "boot --detach --memory 2G",
-  argumentPlaceholders: ["FILE"],
+  passedOn: ["FILE"],
   flags: {
-    ...withFlagGroup("vm", {
-      detach: switchFlag(
-        "detach",
-        "return when the guest is ready; run uses this VM, stop ends it",
-      ),
+    ...defineFlags("VM", {
+      detach:
+        "--detach  return when the guest is ready; run uses this VM, stop ends it",
     }),
     ...VM_FLAGS,
     ...OUTPUT_FLAGS,
@@ -62,7 +55,11 @@ export const bootCommand = defineSubcommand({
 });
 
 /** Attaches the terminal to the console until the guest ends; Ctrl-C powers it down. */
-async function bootWithConsole(plan: BootOptions, json: boolean, io: CliIo) {
+async function bootWithConsole(
+  plan: BootOptions,
+  json: boolean | undefined,
+  io: CliIo,
+) {
   using terminal = io.attachToGuestConsole(json);
   await using vm = await bootImage({
     ...plan,

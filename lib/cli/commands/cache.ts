@@ -14,34 +14,18 @@ import type { Environment } from "../../environment.ts";
 import { toToolsmithError } from "../../errors.ts";
 import { loadManifest, type Manifest } from "../../manifest/manifest.ts";
 import { defineSubcommand } from "../subcommand.ts";
-import {
-  type FlagValues,
-  parseAgeToMs,
-  parseChoice,
-  parseCount,
-  switchFlag,
-  valueFlag,
-} from "../flag.ts";
+import { defineFlags, type FlagValues } from "../flag.ts";
+import { parseChoice } from "../usage_error.ts";
 import { CACHE_FLAGS, JSON_FLAGS, MANIFEST_FLAGS } from "../shared_flags.ts";
 import { formatBytes, formatTime, shortDigest } from "../format.ts";
 import type { CliIo } from "../io.ts";
 
-const PRUNE_FLAGS = {
-  keep: valueFlag(
-    "keep N",
-    "prune: keep the N newest entries of each image (default 1)",
-    parseCount,
-  ),
-  olderThanMs: valueFlag(
-    "older-than AGE",
-    "prune: only entries unused for that long, such as 12h or 30d",
-    parseAgeToMs,
-  ),
-  dryRun: switchFlag(
-    "dry-run",
-    "prune: list what would be removed, remove nothing",
-  ),
-};
+const PRUNE_FLAGS = defineFlags("Flags", {
+  keep: "--keep N  prune: keep the N newest entries of each image (default 1)",
+  olderThanMs:
+    "--older-than AGE  prune: only entries unused for that long, such as 12h or 30d",
+  dryRun: "--dry-run  prune: list what would be removed, remove nothing",
+});
 
 export const cacheCommand = defineSubcommand({
   name: "cache",
@@ -50,9 +34,8 @@ export const cacheCommand = defineSubcommand({
   details:
     `prune removes all snapshots; it keeps the manifest's image and images in use. adopt trusts
 snapshots that rsync -a or actions/cache copied here with their modification times.`,
-  argumentPlaceholders: ["ls|path|prune|adopt"],
-  flags: { ...MANIFEST_FLAGS, ...CACHE_FLAGS, ...PRUNE_FLAGS, ...JSON_FLAGS },
-  positionalCount: [1, 1],
+  positionals: ["ls|path|prune|adopt"],
+  flags: { ...PRUNE_FLAGS, ...MANIFEST_FLAGS, ...CACHE_FLAGS, ...JSON_FLAGS },
   async run(given, io, { positionals: [word] }) {
     const { env } = io;
     const action = parseChoice(["ls", "path", "prune", "adopt"], word, "cache");
@@ -67,7 +50,11 @@ snapshots that rsync -a or actions/cache copied here with their modification tim
   },
 });
 
-async function printCacheList(dir: string, json: boolean, io: CliIo) {
+async function printCacheList(
+  dir: string,
+  json: boolean | undefined,
+  io: CliIo,
+) {
   const entries = await listCache(dir, { env: io.env });
   const partials = await listPartialImages(dir, { env: io.env });
   const entryLines = entries.flatMap((entry) => [
@@ -83,7 +70,7 @@ async function pruneAndPrint(
   given: FlagValues<typeof PRUNE_FLAGS & typeof JSON_FLAGS>,
   { manifest, io }: { manifest?: Manifest; io: CliIo },
 ) {
-  const { keep = 1, olderThanMs = 0, dryRun, json } = given;
+  const { keep = 1, olderThanMs = 0, dryRun = false, json } = given;
   const protect = (manifest ? [manifest.image] : [])
     .map(({ name, sha256 }) => ({ cache: dir, image: name, sha256 }));
   const options = { keep, olderThanMs, dryRun, protect, env: io.env };
@@ -104,7 +91,11 @@ async function pruneAndPrint(
   io.printToStderr(notes.join(""));
 }
 
-async function adoptAndPrint(dir: string, json: boolean, io: CliIo) {
+async function adoptAndPrint(
+  dir: string,
+  json: boolean | undefined,
+  io: CliIo,
+) {
   const states = await adoptSnapshots(dir, { env: io.env });
   const text = states.map(snapshotLine).join("\n");
   io.printResult(json, { cache: dir, states }, text);

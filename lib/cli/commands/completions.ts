@@ -8,7 +8,7 @@ import { formatReference } from "../../oci/reference.ts";
 import type { Environment } from "../../environment.ts";
 import { completionCandidates } from "../completion_candidates.ts";
 import { defineSubcommand, type Subcommand } from "../subcommand.ts";
-import { parseChoice, usageError } from "../flag.ts";
+import { parseChoice, usageError } from "../usage_error.ts";
 import { toSingleLine } from "../render.ts";
 
 /** For bash 3.2 and newer, which splits words at `=` and `:`. */
@@ -108,8 +108,7 @@ zsh:  source <(toolsmith completions zsh), in ~/.zshrc after compinit
 fish: toolsmith completions fish >~/.config/fish/completions/toolsmith.fish
 The scripts call toolsmith completions candidates to complete the last WORD.`,
     flags: {},
-    argumentPlaceholders: ["bash|zsh|fish"],
-    positionalCount: [1, 1],
+    positionals: ["bash|zsh|fish"],
     passThrough: "dashes",
     async run(_, io, { positionals: [word], rest }) {
       const actions = ["bash", "zsh", "fish", "candidates"] as const;

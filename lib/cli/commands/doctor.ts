@@ -5,30 +5,24 @@ import {
   CACHE_FLAGS,
   JSON_FLAGS,
   MANIFEST_FLAGS,
-  pickFlagValues,
   REGISTRY_FLAGS,
   TRUST_FLAGS,
 } from "../shared_flags.ts";
 import { toSingleLine } from "../render.ts";
 
-const DOCTOR_FLAGS = {
-  ...MANIFEST_FLAGS,
-  ...CACHE_FLAGS,
-  ...TRUST_FLAGS,
-  ...REGISTRY_FLAGS,
-};
-
 export const doctorCommand = defineSubcommand({
   name: "doctor",
   usage: "[flags]",
   summary: "check whether this host can hydrate and run images",
-  flags: { ...DOCTOR_FLAGS, ...JSON_FLAGS },
+  flags: {
+    ...MANIFEST_FLAGS,
+    ...CACHE_FLAGS,
+    ...TRUST_FLAGS,
+    ...REGISTRY_FLAGS,
+    ...JSON_FLAGS,
+  },
   async run(given, { env, signal, printResult }) {
-    const findings = await examine({
-      ...pickFlagValues(DOCTOR_FLAGS, given),
-      env,
-      signal,
-    });
+    const findings = await examine({ ...given, env, signal });
     const ok = findings.every(({ level }) => level !== "fail");
     const width = Math.max(...findings.map(({ check }) => check.length));
     const lines = findings.flatMap(({ check, level, found, hint }) => {

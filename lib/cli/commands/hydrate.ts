@@ -7,7 +7,6 @@ import {
   IMAGE_ARCH_FLAGS,
   MANIFEST_FLAGS,
   OUTPUT_FLAGS,
-  pickFlagValues,
 } from "../shared_flags.ts";
 
 export const hydrateCommand = defineSubcommand({
@@ -27,7 +26,7 @@ export const hydrateCommand = defineSubcommand({
     using view = io.openEventView(given);
     const manifest = await loadManifest(given.manifest, { env });
     const result = await hydrateImage(manifest, {
-      ...pickFlagValues({ ...HYDRATE_FLAGS, ...IMAGE_ARCH_FLAGS }, given),
+      ...given,
       ...{ env, signal, onEvent: view.onEvent },
     });
     view.close();

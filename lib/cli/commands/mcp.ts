@@ -3,14 +3,12 @@ import { loadManifest } from "../../manifest/manifest.ts";
 import { serveMcp } from "../../mcp/server.ts";
 import { terminalSafeJson } from "../../system/sanitize_text.ts";
 import { eventLine } from "../event_lines.ts";
-import { switchFlag, valueFlag } from "../flag.ts";
+import { defineFlags } from "../flag.ts";
 import { createQueuedOutput } from "../queued_output.ts";
 import {
   COMMAND_FLAGS,
-  pickFlagValues,
   PROGRESS_FLAGS,
   VM_FLAGS,
-  withFlagGroup,
   workspaceVmOptions,
 } from "../shared_flags.ts";
 import { defineSubcommand } from "../subcommand.ts";
@@ -23,15 +21,18 @@ export const mcpCommand = defineSubcommand({
     "The agent's client starts it and speaks with it on standard input and output.\nThe agent may do what these flags grant, in one VM that lasts until the client ends.",
   example: "mcp --manifest ~/project/.toolsmith/tools.json --export out",
   flags: {
-    ...withFlagGroup("command", {
-      freshEach: switchFlag("fresh-each", "run each call in a VM of its own"),
-      log: valueFlag("log FILE", "append events to FILE, as JSON Lines"),
+    ...defineFlags("Command", {
+      freshEach: "--fresh-each  run each call in a VM of its own",
+      log: "--log FILE  append events to FILE, as JSON Lines",
     }),
     ...COMMAND_FLAGS,
     ...VM_FLAGS,
     ...PROGRESS_FLAGS,
   },
-  async run({ freshEach, log, ...given }, io) {
+  async run(
+    { freshEach = false, log, timeoutMs, env: variables, cwd, ...given },
+    io,
+  ) {
     const { env, signal } = io;
     const manifest = await loadManifest(given.manifest, { env });
     using view = io.openEventView(given);
@@ -44,8 +45,12 @@ export const mcpCommand = defineSubcommand({
     const { stdin: readable, stdout: write } = io.guestCommandStreams(false);
     const streams = { readable, writable: new WritableStream({ write }) };
     await serveMcp(manifest, streams, {
-      ...pickFlagValues(COMMAND_FLAGS, given),
-      ...{ freshEach, signal, hostCwd: Deno.cwd() },
+      timeoutMs,
+      env: variables,
+      cwd,
+      hostCwd: Deno.cwd(),
+      freshEach,
+      signal,
       vm: { ...workspaceVmOptions(given), env, onEvent },
       progressText: eventLine,
     });

@@ -11,98 +11,18 @@ import {
   publishOutputFields,
   reportToGithubActions,
 } from "../../publish/github_actions.ts";
-import { parseExtraFile } from "../../publish/artifact_files.ts";
 import {
   publish as publishImage,
   type PublishResult,
 } from "../../publish/publish.ts";
-import { parseArch } from "../../vm/boot_options.ts";
 import { defineSubcommand } from "../subcommand.ts";
-import {
-  keyValueFlag,
-  negatedSwitchFlag,
-  parseChoice,
-  parseCount,
-  parseSecondsToMs,
-  parseTimeToDate,
-  repeatableFlag,
-  switchFlag,
-  valueFlag,
-} from "../flag.ts";
+import { defineFlags } from "../flag.ts";
 import {
   OUTPUT_FLAGS,
-  pickFlagValues,
   REGISTRY_FLAGS,
   TRANSFER_FLAGS,
 } from "../shared_flags.ts";
 import { formatBytes } from "../format.ts";
-
-const WRITE_MANIFEST_FLAGS = {
-  manifest: valueFlag(
-    "write-manifest PATH",
-    "set the image in this existing tools.json, keeping all else",
-  ),
-};
-
-const PUBLISH_FLAGS = {
-  extras: repeatableFlag(
-    "extra PATH:TYPE",
-    "also publish the file at PATH, with media type TYPE",
-    parseExtraFile,
-  ),
-  annotations: keyValueFlag(
-    "annotation KEY=VALUE",
-    "annotate the artifact's manifest",
-  ),
-  arch: valueFlag(
-    "arch amd64|arm64",
-    "processor architecture to record (default: none; consumers detect it)",
-    parseArch,
-  ),
-  created: valueFlag(
-    "created TIME",
-    "creation time (default: SOURCE_DATE_EPOCH, then the file's time)",
-    parseTimeToDate,
-  ),
-  verify: valueFlag(
-    "verify manifest|pull",
-    "compare digests (default), or also pull and hash the image",
-    (text) => parseChoice(["manifest", "pull"], text, "--verify"),
-  ),
-  attempts: valueFlag(
-    "attempts N",
-    "maximum number of polls (default 20)",
-    parseCount,
-  ),
-  intervalMs: valueFlag(
-    "interval SECONDS",
-    "pause after the first poll, later up to 5 times as long (default 6)",
-    parseSecondsToMs,
-  ),
-  deadlineMs: valueFlag(
-    "deadline SECONDS",
-    "stop polling after SECONDS (default 600)",
-    parseSecondsToMs,
-  ),
-  compress: switchFlag(
-    "compress",
-    "publish a compressed copy of the image, made with qemu-img",
-  ),
-  index: negatedSwitchFlag(
-    "no-index",
-    "attach no chunk index, which lets hosts download only what changed",
-  ),
-  previous: valueFlag(
-    "previous FILE|REF",
-    "predict what hosts with this earlier version will download",
-  ),
-  name: valueFlag(
-    "name NAME",
-    "image name for consumers (default: the repository's last part)",
-  ),
-  ...TRANSFER_FLAGS,
-  ...REGISTRY_FLAGS,
-};
 
 export const publishCommand = defineSubcommand({
   name: "publish",
@@ -110,9 +30,38 @@ export const publishCommand = defineSubcommand({
   summary: "push an image to a registry and wait until the registry serves it",
   details:
     "ghcr.io needs GHCR_TOKEN with the scope write:packages, and GHCR_USERNAME or\nGITHUB_ACTOR; in GitHub Actions GITHUB_TOKEN works too.",
-  argumentPlaceholders: ["FILE", "REF"],
-  flags: { ...PUBLISH_FLAGS, ...WRITE_MANIFEST_FLAGS, ...OUTPUT_FLAGS },
-  positionalCount: [2, 2],
+  positionals: ["FILE", "REF"],
+  flags: {
+    ...defineFlags("Flags", {
+      extras:
+        "--extra PATH:TYPE  also publish the file at PATH, with media type TYPE",
+      annotations: "--annotation KEY=VALUE  annotate the artifact's manifest",
+      arch:
+        "--arch amd64|arm64  processor architecture to record (default: none; consumers detect it)",
+      created:
+        "--created TIME  creation time (default: SOURCE_DATE_EPOCH, then the file's time)",
+      verify:
+        "--verify manifest|pull  compare digests (default), or also pull and hash the image",
+      attempts: "--attempts N  maximum number of polls (default 20)",
+      intervalMs:
+        "--interval SECONDS  pause after the first poll, later up to 5 times as long (default 6)",
+      deadlineMs:
+        "--deadline SECONDS  stop polling after SECONDS (default 600)",
+      compress:
+        "--compress  publish a compressed copy of the image, made with qemu-img",
+      index:
+        "--no-index  attach no chunk index, which lets hosts download only what changed",
+      previous:
+        "--previous FILE|REF  predict what hosts with this earlier version will download",
+      name:
+        "--name NAME  image name for consumers (default: the repository's last part)",
+      manifest:
+        "--write-manifest PATH  set the image in this existing tools.json, keeping all else",
+    }),
+    ...TRANSFER_FLAGS,
+    ...REGISTRY_FLAGS,
+    ...OUTPUT_FLAGS,
+  },
   async run(given, io, { positionals: [path, reference] }) {
     const { env, signal } = io;
     const { manifest, json } = given;
@@ -123,7 +72,7 @@ export const publishCommand = defineSubcommand({
       await assertManifestUpdatable(manifest, { setName });
     }
     const result = await publishImage(path, reference, {
-      ...pickFlagValues(PUBLISH_FLAGS, given),
+      ...given,
       ...{ env, signal, onEvent },
     });
     view.close();

@@ -8,32 +8,17 @@ import { assertToolAllowed } from "../../manifest/tools.ts";
 import { runOnHost } from "../../run/run_on_host.ts";
 import { runInVm, runOnTerminal } from "../../run/workspace_vm.ts";
 import { defineSubcommand } from "../subcommand.ts";
-import {
-  type FlagValues,
-  parseChoice,
-  switchFlag,
-  usageError,
-  valueFlag,
-} from "../flag.ts";
+import { defineFlags, type FlagValues } from "../flag.ts";
 import {
   COMMAND_FLAGS,
   OUTPUT_FLAGS,
-  pickFlagValues,
   PROGRESS_FLAGS,
   VM_FLAGS,
-  withFlagGroup,
   workspaceVmOptions,
 } from "../shared_flags.ts";
+import { usageError } from "../usage_error.ts";
 import type { CliIo } from "../io.ts";
 
-const RUN_ONLY_FLAGS = withFlagGroup("command", {
-  execution: valueFlag(
-    "execution vm|host",
-    "where to run (default: TOOLSMITH_EXECUTION, then vm)",
-    (text) => parseChoice(["vm", "host"], text, "--execution"),
-  ),
-  tty: switchFlag("tty", "run the command on this terminal, as shell does"),
-});
 const SHELL_FLAGS = { ...COMMAND_FLAGS, ...VM_FLAGS, ...PROGRESS_FLAGS };
 
 /** bash if the guest has one, else sh. */
@@ -50,8 +35,17 @@ export const runCommand = defineSubcommand({
   details:
     "Runs COMMAND in the VM that boot --detach started, else in a new one. The workspace is\nmounted read-only at /mnt/work. Flags after COMMAND belong to the command.",
   example: "run --export build/out:out -- make DESTDIR=/mnt/out",
-  argumentPlaceholders: ["TOOL", "FILE"],
-  flags: { ...RUN_ONLY_FLAGS, ...COMMAND_FLAGS, ...VM_FLAGS, ...OUTPUT_FLAGS },
+  passedOn: ["TOOL", "FILE"],
+  flags: {
+    ...defineFlags("Command", {
+      execution:
+        "--execution vm|host  where to run (default: TOOLSMITH_EXECUTION, then vm)",
+      tty: "--tty  run the command on this terminal, as shell does",
+    }),
+    ...COMMAND_FLAGS,
+    ...VM_FLAGS,
+    ...OUTPUT_FLAGS,
+  },
   passThrough: "words",
   async run(given, io, { rest }) {
     if (rest.length === 0) {
@@ -87,7 +81,7 @@ export const shellCommand = defineSubcommand({
   details:
     "The guest's terminal follows the window size; Ctrl-C and Ctrl-Z go to the guest.\nThe shell starts in the workspace, as commands of toolsmith run do.",
   example: "shell --memory 2G",
-  argumentPlaceholders: ["TOOL", "FILE"],
+  passedOn: ["TOOL", "FILE"],
   flags: SHELL_FLAGS,
   passThrough: "dashes",
   run(given, io, { rest }) {
@@ -112,7 +106,7 @@ type RunFlagValues = FlagValues<
 
 async function runInVmWithStreams(
   [command, ...args]: string[],
-  given: RunFlagValues,
+  { timeoutMs, env: variables, cwd, ...given }: RunFlagValues,
   io: CliIo,
 ) {
   const { env, signal } = io;
@@ -120,9 +114,12 @@ async function runInVmWithStreams(
   const manifest = await loadManifest(given.manifest, { env });
   const ended = await runInVm(manifest, command, {
     args,
-    ...pickFlagValues(COMMAND_FLAGS, given),
+    timeoutMs,
+    env: variables,
+    cwd,
+    hostCwd: Deno.cwd(),
+    signal,
     ...io.guestCommandStreams(given.json),
-    ...{ hostCwd: Deno.cwd(), signal },
     vm: { ...workspaceVmOptions(given), env, onEvent: view.onEvent },
   });
   const { code, signal: endedBy, stdoutBytes, stderrBytes } = ended;
@@ -133,7 +130,7 @@ async function runInVmWithStreams(
 
 async function runOnThisHost(
   [command, ...args]: string[],
-  given: RunFlagValues,
+  { timeoutMs, env, cwd, ...given }: RunFlagValues,
   io: CliIo,
 ) {
   using view = io.openEventView(given);
@@ -143,7 +140,9 @@ async function runOnThisHost(
   const unwritten = new AbortController();
   const ended = await runOnHost(command, {
     args,
-    ...pickFlagValues(COMMAND_FLAGS, given),
+    timeoutMs,
+    env,
+    cwd,
     signal: AbortSignal.any([io.signal, unwritten.signal]),
     ...io.hostCommandStreams(given.json, (error) => unwritten.abort(error)),
     onEvent: view.onEvent,
@@ -155,10 +154,9 @@ async function runOnThisHost(
 /** Also restores the terminal. */
 export async function runInVmOnThisTerminal(
   [command, ...args]: string[],
-  given: FlagValues<typeof SHELL_FLAGS>,
+  { timeoutMs, env: variables, cwd, ...given }: FlagValues<typeof SHELL_FLAGS>,
   io: CliIo,
 ): Promise<number> {
-  const { env: variables, ...exec } = pickFlagValues(COMMAND_FLAGS, given);
   const { env, signal } = io;
   const term = env.get("TERM");
   using view = io.openEventView(given);
@@ -166,9 +164,11 @@ export async function runInVmOnThisTerminal(
   const manifest = await loadManifest(given.manifest, { env });
   const { code } = await runOnTerminal(manifest, command, {
     args,
-    ...exec,
-    ...{ hostCwd: Deno.cwd(), signal },
+    timeoutMs,
     env: term ? { TERM: term, ...variables } : variables,
+    cwd,
+    hostCwd: Deno.cwd(),
+    signal,
     hostTerminal: screen,
     vm: { ...workspaceVmOptions(given), env, onEvent: view.onEvent },
   });

@@ -1,0 +1,53 @@
+/** Splits a command line into flags and other words, for the parser and for completion. */
+import { allFlags, type CommandSyntax } from "./subcommand.ts";
+import type { Flag } from "./flag.ts";
+
+/** A flag on a command line. */
+export interface GivenFlag {
+  /** With dashes, as it was given. */
+  name: string;
+  /** Absent for an unknown flag, or a switch that is given a value. */
+  flag?: Flag;
+  /** Absent for a switch, or if the value is missing. */
+  value?: string;
+}
+
+export interface SplitArguments {
+  flags: GivenFlag[];
+  positionals: string[];
+  /** Words to pass on unparsed; absent if neither `--` nor such a word is given. */
+  rest?: string[];
+}
+
+/** Splits the words after a command's name. */
+export function splitArguments(
+  command: CommandSyntax,
+  args: string[],
+): SplitArguments {
+  const known = Object.values(allFlags(command));
+  const flags: GivenFlag[] = [];
+  const positionals: string[] = [];
+  for (let at = 0; at < args.length; at++) {
+    const arg = args[at].replace(/^-h(?==|$)/, "--help");
+    if (arg === "--") return { flags, positionals, rest: args.slice(at + 1) };
+    if (!arg.startsWith("-") || arg === "-") {
+      if (command.passThrough === "words") {
+        return { flags, positionals, rest: args.slice(at) };
+      }
+      positionals.push(arg);
+      continue;
+    }
+    let [name, value]: (string | undefined)[] = arg.split(/=(.*)/s);
+    // The name of a switch may contain `=`.
+    const flag = known.find((it) =>
+      `--${it.name}` === (it.placeholder ? name : arg)
+    );
+    const next = args.at(at + 1);
+    if (flag?.placeholder && value === undefined && !next?.startsWith("-")) {
+      value = next;
+      at++;
+    }
+    flags.push({ name: name!, flag, value });
+  }
+  return { flags, positionals };
+}
