@@ -12,7 +12,6 @@ import {
 } from "./lib/cli/io.ts";
 import { OutputClosedError } from "./lib/cli/queued_output.ts";
 import { type Invocation, parseCommandLine } from "./lib/cli/command_line.ts";
-import { jsonErrorLine } from "./lib/cli/render.ts";
 import { watchSignals } from "./lib/cli/signals.ts";
 import { processEnvironment } from "./lib/environment.ts";
 import { toToolsmithError } from "./lib/errors.ts";
@@ -36,24 +35,23 @@ import { VERSION } from "./lib/version.ts";
 export async function main(args: string[]): Promise<number> {
   using interrupt = await watchSignals(restoreConsole);
   const { abortSignal: signal } = interrupt;
-  const io = createProcessIo(signal, processEnvironment);
+  const openIo = (flags: OutputFlagValues) =>
+    createProcessIo(signal, processEnvironment, flags);
   // A guess, for errors before the command line is parsed.
-  let json = args.includes("--json");
-  let verbose = args.includes("--verbose");
+  const [json, verbose] = ["--json", "--verbose"].map((it) =>
+    args.includes(it)
+  );
+  let io = openIo({ json, verbose });
   try {
     const invocation = parseCommandLine(args);
-    ({ json = false, verbose = false } = invocation.given as OutputFlagValues);
+    io = openIo(invocation.given);
     const status = await executeInvocation(invocation, io);
     await io.flush();
     return status;
   } catch (thrown) {
     if (!signal.aborted && thrown instanceof OutputClosedError) return 141;
     const error = toToolsmithError(signal.aborted ? signal.reason : thrown);
-    if (json) {
-      io.printLine(jsonErrorLine(error, { verbose }));
-      // Writing to standard output may be what failed, such as on a full disk.
-      await io.flush().catch(() => io.printError(error, { verbose }));
-    } else io.printError(error, { verbose });
+    await io.printError(error);
     await io.flush().catch(() => {});
     return interrupt.exitStatus() ?? error.exitStatus;
   }
@@ -68,15 +66,15 @@ async function executeInvocation(
       io.printLine(helpText(invocation.command).trimEnd());
       return 0;
     case "version":
-      io.printResult(
-        invocation.given.json,
-        { version: VERSION },
-        `toolsmith ${VERSION}`,
-      );
+      io.printResult({ version: VERSION }, `toolsmith ${VERSION}`);
       return 0;
     case "command": {
       const { command, given, words } = invocation;
-      return await command.run(given, io, words);
+      try {
+        return await command.run(given, io, words) ?? 0;
+      } finally {
+        io.endEvents();
+      }
     }
   }
 }

@@ -3,6 +3,7 @@
  */
 import type { Environment } from "../environment.ts";
 import type { ToolsmithError } from "../errors.ts";
+import type { ToolsmithEvent } from "../events.ts";
 import type { FlagValues } from "./flag.ts";
 import type { COMMON_FLAGS, OUTPUT_FLAGS } from "./shared_flags.ts";
 import type { ProcessOutputTarget } from "../system/process.ts";
@@ -18,9 +19,8 @@ import { createCommandTerminal } from "./command_terminal.ts";
 import { attachConsole } from "./console_terminal.ts";
 import {
   createTextEventView,
-  type ErrorStyle,
-  type EventView,
   formatError,
+  jsonErrorLine,
   jsonLine,
 } from "./render.ts";
 
@@ -33,7 +33,11 @@ export type CliIo = ReturnType<typeof createProcessIo>;
 
 const MAX_FLUSH_AFTER_ABORT_MS = 200;
 
-export function createProcessIo(signal: AbortSignal, env: Environment) {
+export function createProcessIo(
+  signal: AbortSignal,
+  env: Environment,
+  { json, quiet, progress = true, verbose }: OutputFlagValues,
+) {
   const isClosed = isStdoutClosed();
   const stdout = createQueuedOutput(
     isClosed ? FAILING_STDOUT : Deno.stdout,
@@ -49,8 +53,36 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
   const hasAnsiTerminal = Deno.stderr.isTerminal() &&
     env.get("TERM") !== "dumb";
   const coloured = hasAnsiTerminal && !env.get("NO_COLOR");
+  const canRedrawLine = progress && hasAnsiTerminal;
+  const view = createTextEventView({
+    write: printToStderr,
+    canRedrawLine,
+    columns: canRedrawLine ? terminalColumns() : 80,
+    coloured,
+    verbose,
+  });
+  const onEvent = (event: ToolsmithEvent) => {
+    if (json) printLine(terminalSafeJson(event));
+    else if (!quiet) view.onEvent(event);
+  };
+  /**
+   * Waits until all output is written, after Ctrl-C only for a moment. Throws the
+   * signal's reason if a blocked reader leaves output unwritten.
+   */
+  const flush = async () => {
+    const written = stdout.flush().catch((error) => {
+      if (!(error instanceof OutputClosedError)) throw error;
+    });
+    const all = Promise.allSettled([written, stderr.flush()]);
+    const late = aborted.then(() =>
+      settlesWithin(all, MAX_FLUSH_AFTER_ABORT_MS)
+    );
+    await Promise.race([all, late]);
+    if (stdout.pendingBytes() > 0) throw signal.reason;
+    await written;
+  };
   /** Streams for a command in the guest; with `--json` its output becomes JSON lines. */
-  const guestCommandStreams = (json = false) => {
+  const guestCommandStreams = () => {
     const sink = (stream: "stdout" | "stderr") => (chunk: Uint8Array) => {
       if (!json) return { stdout, stderr }[stream].write(chunk);
       const line = jsonLine("output", { stream, base64: chunk.toBase64() });
@@ -60,44 +92,38 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
     return { stdin, stdout: sink("stdout"), stderr: sink("stderr") };
   };
   return {
-    printLine,
-    printToStderr,
-    printError: (error: ToolsmithError, style?: ErrorStyle) =>
-      printToStderr(formatError(error, { coloured, ...style })),
+    env,
     /** Aborted by Ctrl-C and TERM. */
     signal,
-    env,
-    /**
-     * Waits until all output is written, after Ctrl-C only for a moment. Throws the
-     * signal's reason if a blocked reader leaves output unwritten.
-     */
-    async flush() {
-      const written = stdout.flush().catch((error) => {
-        if (!(error instanceof OutputClosedError)) throw error;
-      });
-      const all = Promise.allSettled([written, stderr.flush()]);
-      const late = aborted.then(() =>
-        settlesWithin(all, MAX_FLUSH_AFTER_ABORT_MS)
-      );
-      await Promise.race([all, late]);
-      if (stdout.pendingBytes() > 0) throw signal.reason;
-      await written;
-    },
+    onEvent,
+    /** Ends the progress of events, and sums up what the network decided. */
+    endEvents: () => view[Symbol.dispose](),
+    flush,
+    printLine,
     /** Prints the result: the last line of `--json`, or text. */
-    printResult(json: boolean | undefined, fields: object, text: string) {
+    printResult(fields: object, text: string) {
+      view.close();
       if (json) printLine(jsonLine("result", fields));
       else if (text) printLine(text);
+    },
+    /** Prints a line to a person, beside the result. */
+    printNote(line: string) {
+      if (!json && !quiet) printToStderr(`${line}\n`);
+    },
+    async printError(error: ToolsmithError) {
+      const text = formatError(error, { coloured, verbose });
+      if (!json) return printToStderr(text);
+      printLine(jsonErrorLine(error, { verbose }));
+      // Writing to standard output may be what failed, such as on a full disk.
+      await flush().catch(() => printToStderr(text));
     },
     guestCommandStreams,
     /**
      * Streams for a command on the host, inherited where possible; `onFailure` is called
      * when output cannot be written.
      */
-    hostCommandStreams(
-      json: boolean | undefined,
-      onFailure: (error: Error) => void,
-    ) {
-      const streams = guestCommandStreams(json);
+    hostCommandStreams(onFailure: (error: Error) => void) {
+      const streams = guestCommandStreams();
       const sink = (name: "stdout" | "stderr"): ProcessOutputTarget =>
         json || isClosed
           ? (chunk) =>
@@ -106,35 +132,12 @@ export function createProcessIo(signal: AbortSignal, env: Environment) {
       const stdin = "inherit" as const;
       return { stdin, stdout: sink("stdout"), stderr: sink("stderr") };
     },
-    /**
-     * Attaches this terminal to a command in the guest until it is disposed; `onChange`
-     * is called with `true` when the guest takes the terminal over, and with `false` when
-     * it is restored.
-     */
-    attachToGuestCommand: (onChange: (taken: boolean) => void) =>
-      createCommandTerminal(stdout, onChange),
+    /** Attaches this terminal to a command in the guest until it is disposed. */
+    attachToGuestCommand: () => createCommandTerminal(stdout, view.hold),
     /** Attaches this terminal to a guest's console until it is disposed. */
-    attachToGuestConsole: (json = false) =>
-      attachConsole(json ? stderr : stdout),
-    openEventView(
-      { json, quiet, progress = true, verbose }: OutputFlagValues,
-    ): EventView {
-      if (json || quiet) {
-        return {
-          onEvent: (event) => json && printLine(terminalSafeJson(event)),
-          close() {},
-          hold() {},
-          [Symbol.dispose]() {},
-        };
-      }
-      const canRedrawLine = progress && hasAnsiTerminal;
-      return createTextEventView({
-        write: printToStderr,
-        canRedrawLine,
-        columns: canRedrawLine ? terminalColumns() : 80,
-        coloured,
-        verbose,
-      });
+    attachToGuestConsole() {
+      view.close();
+      return attachConsole(json ? stderr : stdout);
     },
   };
 }

@@ -29,12 +29,12 @@ export interface Subcommand<F extends Flags = Flags> extends CommandSyntax<F> {
   example?: string;
   /** Placeholders for the words passed on; the last applies to all further ones. */
   passedOn?: string[];
-  /** Runs the command and returns the exit status. */
+  /** Runs the command and returns the exit status, 0 by default. */
   run(
     given: FlagValues<F & typeof COMMON_FLAGS>,
     io: CliIo,
     words: SubcommandArguments,
-  ): Promise<number>;
+  ): Promise<number | void>;
 }
 
 /** The words of a command line that are not flags or their values. */

@@ -22,7 +22,7 @@ Deno.test({
       assertEquals(await performCommand(["hydrate", ...named], recorded), 0);
       const [{ json, fields, text }, ...more] = recorded.results;
       assertEquals([json, fields.outcome, text], [false, outcome, path]);
-      assertEquals([more, recorded.eventsAfterClose()], [[], 0]);
+      assertEquals([more, recorded.eventsAfterResult()], [[], 0]);
       assert(recorded.events.length > 0);
     }
     await Deno.remove(path);

@@ -2,13 +2,19 @@
  * Tests CliIo with the process's streams replaced.
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { type CliIo, createProcessIo } from "../../lib/cli/io.ts";
+import {
+  type CliIo,
+  createProcessIo,
+  type OutputFlagValues,
+} from "../../lib/cli/io.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 
 /** Replaces streams, terminal and environment. */
 interface FakeProcess {
+  /** Output flags. @default none */
+  flags?: OutputFlagValues;
   /** Streams that are terminals. @default none */
   terminals?: ("stdin" | "stderr")[];
   /** Environment variables. */
@@ -49,7 +55,8 @@ async function outputOf(fake: FakeProcess, work: (io: CliIo) => unknown) {
   undo.push(() => Deno.consoleSize = consoleSize);
   try {
     const { signal = new AbortController().signal, variables = {} } = fake;
-    const io = createProcessIo(signal, new Map(Object.entries(variables)));
+    const env = new Map(Object.entries(variables));
+    const io = createProcessIo(signal, env, fake.flags ?? {});
     await work(io);
     if (!fake.write) await io.flush();
   } finally {
@@ -64,16 +71,17 @@ const bytes = new TextEncoder().encode("out\n");
 
 Deno.test("CliIo.printResult() prints text, or a JSON line with --json, and nothing for an empty text", async () => {
   const text = await outputOf({}, (io) => {
-    io.printResult(false, { a: 1 }, "said");
-    io.printResult(false, { a: 2 }, "");
+    io.printResult({ a: 1 }, "said");
+    io.printResult({ a: 2 }, "");
     io.printLine("line");
-    io.printToStderr("to a person\n");
+    io.printNote("to a person");
   });
   assertEquals(text, { stdout: "said\nline\n", stderr: "to a person\n" });
-  const { stdout } = await outputOf(
-    {},
-    (io) => io.printResult(true, { a: 1 }, "said"),
-  );
+  const { stdout, stderr } = await outputOf({ flags: { json: true } }, (io) => {
+    io.printResult({ a: 1 }, "said");
+    io.printNote("to a person");
+  });
+  assertEquals(stderr, "");
   const { type, a } = JSON.parse(stdout);
   assertEquals([type, a], ["result", 1]);
 });
@@ -87,11 +95,10 @@ Deno.test("CliIo.printError() colours errors and warnings only on a terminal tha
     [{ terminals: ["stderr"], variables: { NO_COLOR: "" } }, true],
     [{}, false],
   ];
-  const flags = { json: false, quiet: false, progress: true };
   for (const [fake, coloured] of worlds) {
     const { stderr } = await outputOf(fake, (io) => {
       io.printError(new ToolsmithError("failed", "No"));
-      io.openEventView(flags).onEvent(WARNING);
+      io.onEvent(WARNING);
     });
     const plain = "error: No [failed]\nwarning: odd\n";
     // deno-lint-ignore no-control-regex
@@ -100,17 +107,12 @@ Deno.test("CliIo.printError() colours errors and warnings only on a terminal tha
   }
 });
 
-Deno.test("CliIo.openEventView() prints events as text on stderr, as --json lines, or not at all with --quiet", async () => {
-  const view = (flags: { json?: boolean; quiet?: boolean }) =>
-    outputOf({}, (io) => {
-      const all = { json: false, quiet: false, progress: true, ...flags };
-      const { onEvent, close } = io.openEventView(all);
-      onEvent(WARNING);
-      close();
-    });
-  assertEquals(await view({}), { stdout: "", stderr: "warning: odd\n" });
-  assertEquals(await view({ quiet: true }), { stdout: "", stderr: "" });
-  const json = await view({ json: true, quiet: true });
+Deno.test("CliIo.onEvent() prints events as text on stderr, as --json lines, or not at all with --quiet", async () => {
+  const shown = (flags: OutputFlagValues) =>
+    outputOf({ flags }, (io) => io.onEvent(WARNING));
+  assertEquals(await shown({}), { stdout: "", stderr: "warning: odd\n" });
+  assertEquals(await shown({ quiet: true }), { stdout: "", stderr: "" });
+  const json = await shown({ json: true, quiet: true });
   assertEquals([JSON.parse(json.stdout), json.stderr], [WARNING, ""]);
 });
 
@@ -122,19 +124,18 @@ const READ: ToolsmithEvent = {
   total: 64 * 2 ** 30,
 };
 
-Deno.test("CliIo.openEventView() draws a bar of the terminal's width only on a terminal with progress on", async () => {
+Deno.test("CliIo.onEvent() draws a bar of the terminal's width only on a terminal with progress on", async () => {
   const { now } = Date;
   const read = async (fake: FakeProcess, progress = true) => {
     let time = 1e12;
     Date.now = () => time;
     try {
-      const { stderr } = await outputOf(fake, (io) => {
-        const flags = { json: false, quiet: false, progress };
-        const { onEvent, close } = io.openEventView(flags);
-        onEvent(READ);
+      const shown = { ...fake, flags: progress ? {} : { progress } };
+      const { stderr } = await outputOf(shown, (io) => {
+        io.onEvent(READ);
         time += 5000;
-        onEvent(READ);
-        close();
+        io.onEvent(READ);
+        io.endEvents();
       });
       return stderr;
     } finally {
@@ -157,8 +158,8 @@ Deno.test("CliIo.openEventView() draws a bar of the terminal's width only on a t
 
 Deno.test("CliIo.guestCommandStreams() passes a command's output on unchanged or as --json lines", async () => {
   const send = (json: boolean, chunk: Uint8Array = bytes) =>
-    outputOf({}, async (io) => {
-      const { stdout, stderr } = io.guestCommandStreams(json);
+    outputOf({ flags: { json } }, async (io) => {
+      const { stdout, stderr } = io.guestCommandStreams();
       await stdout(chunk);
       await stderr(chunk);
     });
@@ -176,10 +177,13 @@ Deno.test("CliIo.hostCommandStreams() inherits the streams unless --json capture
   const fail = (error: Error) => {
     throw error;
   };
-  const all = await outputOf({}, async (io) => {
-    const { stdin, stdout, stderr } = io.hostCommandStreams(false, fail);
+  await outputOf({}, (io) => {
+    const { stdin, stdout, stderr } = io.hostCommandStreams(fail);
     assertEquals([stdin, stdout, stderr], Array(3).fill("inherit"));
-    const json = io.hostCommandStreams(true, fail);
+  });
+  const flags = { json: true };
+  const all = await outputOf({ flags }, async (io) => {
+    const json = io.hostCommandStreams(fail);
     assertEquals(json.stdin, "inherit");
     assert(typeof json.stdout === "function");
     assert(typeof json.stderr === "function");
@@ -195,11 +199,9 @@ Deno.test("CliIo.hostCommandStreams() reports a failed write, and stops waiting 
   const failed: string[] = [];
   const gone = Object.assign(new Error("it is gone"), { code: "EIO" });
   const write = () => Promise.reject(gone);
-  await outputOf({ write }, async (io) => {
-    const { stdout } = io.hostCommandStreams(
-      true,
-      (it) => failed.push(it.message),
-    );
+  const flags = { json: true };
+  await outputOf({ write, flags }, async (io) => {
+    const { stdout } = io.hostCommandStreams((it) => failed.push(it.message));
     if (typeof stdout === "function") await stdout(bytes);
   });
   assertEquals(failed, ["Cannot write to standard output: it is gone"]);
@@ -207,8 +209,9 @@ Deno.test("CliIo.hostCommandStreams() reports a failed write, and stops waiting 
   const stuck = () => new Promise<number>(() => {});
   for (const before of [false, true]) {
     if (before) stop.abort(new Error("enough"));
-    await outputOf({ write: stuck, signal: stop.signal }, async (io) => {
-      const { stdout } = io.hostCommandStreams(true, () => {});
+    const { signal } = stop;
+    await outputOf({ write: stuck, signal, flags }, async (io) => {
+      const { stdout } = io.hostCommandStreams(() => {});
       assert(typeof stdout === "function");
       const sent = stdout(bytes);
       stop.abort(new Error("enough"));
@@ -258,10 +261,10 @@ Deno.test("CliIo.flush() ignores a closed pipe and rejects with disk_full on a f
   }
 });
 
-Deno.test("CliIo.openConsoleTerminal() writes the guest's console to stdout, with --json to stderr", async () => {
+Deno.test("CliIo.attachToGuestConsole() writes the guest's console to stdout, with --json to stderr", async () => {
   for (const json of [false, true]) {
-    const said = await outputOf({}, (io) => {
-      using terminal = io.attachToGuestConsole(json);
+    const said = await outputOf({ flags: { json } }, (io) => {
+      using terminal = io.attachToGuestConsole();
       terminal.output(bytes);
     });
     const [stdout, stderr] = json ? ["", "out\n"] : ["out\n", ""];

@@ -41,16 +41,13 @@ Deno.test({
     const script = 'echo "$GREETING" "$1"; pwd; exit 3';
     const flags = ["--execution", "host", "--env", "GREETING=hi", "--cwd", "/"];
     const args = [...flags, "--json", "sh", "-c", script, "sh", "a b"];
-    const { status, results, output, types, views, eventsAfterClose } =
-      await performRun(
-        args,
-      );
+    const { status, results, output, types, eventsAfterResult } =
+      await performRun(args);
     assertEquals([status, output()], [3, "hi a b\n/\n"]);
     const fields = { code: 3, signal: null };
     assertEquals(results, [{ json: true, fields, text: "" }]);
     assertEquals(types, ["command_dispatch", "command_end"]);
-    assertEquals(eventsAfterClose(), 0, "the view was closed too early");
-    assertEquals(views.map(({ flags }) => flags.json), [true]);
+    assertEquals(eventsAfterResult(), 0, "the result is not last");
   },
 });
 
@@ -129,7 +126,7 @@ Deno.test({
     const named = ["--manifest", manifest];
     const run = recordedIo();
     const args = ["run", ...named, "--json", "true"];
-    assertEquals([await performCommand(args, run), run.eventsAfterClose()], [
+    assertEquals([await performCommand(args, run), run.eventsAfterResult()], [
       0,
       0,
     ]);

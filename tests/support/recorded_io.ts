@@ -1,5 +1,6 @@
 /** Runs a command in this process and records its output. */
 import { assertEquals } from "@std/assert";
+import type { CommandTerminal } from "../../lib/cli/command_terminal.ts";
 import type { CliIo, OutputFlagValues } from "../../lib/cli/io.ts";
 import { parseCommandLine } from "../../lib/cli/command_line.ts";
 import type { Environment } from "../../lib/environment.ts";
@@ -18,6 +19,8 @@ export interface PrintedResult {
 /** The recorded output of a command. */
 export interface RecordedIo {
   io: CliIo;
+  /** The output flags; performCommand() sets them. */
+  flags: OutputFlagValues;
   /** Its results. */
   results: PrintedResult[];
   /** Other lines on standard output. */
@@ -26,25 +29,14 @@ export interface RecordedIo {
   stderrText(): string;
   /** Events that were shown. */
   events: ToolsmithEvent[];
-  /** Number of events after the view was closed. */
-  eventsAfterClose(): number;
-  /** Each event view. */
-  views: RecordedView[];
+  /** Number of events after the result. */
+  eventsAfterResult(): number;
+  /** Whether events were held back for a command on this terminal, in order. */
+  holds: boolean[];
   /** For each guest console opened on this terminal, whether it is still open. */
   consoles: boolean[];
   /** Output of the guest's command or console. */
   output(): string;
-}
-
-/** An event view of a command. */
-export interface RecordedView {
-  flags: OutputFlagValues;
-  /** Whether it is neither closed nor disposed. */
-  open: boolean;
-  /** Whether it was disposed, which prints its summary. */
-  disposed: boolean;
-  /** How events were held back. */
-  holds: boolean[];
 }
 
 /** What {@linkcode recordedIo} takes. */
@@ -56,15 +48,15 @@ export interface RecordedIoOptions {
   /** Input of a guest's console. @default {undefined} no console */
   console?: ReadableStream<Uint8Array<ArrayBuffer>>;
   /** The terminal of a command in the guest. @default {undefined} no terminal */
-  screen?: CliIo["attachToGuestCommand"];
+  screen?: (onChange: (taken: boolean) => void) => CommandTerminal;
   /** An additional event listener. */
   onEvent?: OnEvent;
 }
 
-/** Creates a recording CliIo. It rejects a result while an event view is open. */
+/** Creates a recording CliIo. */
 export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
   const { env = new Map(), signal = new AbortController().signal } = options;
-  const { console, screen, onEvent } = options;
+  const { console, screen } = options;
   const decoder = new TextDecoder();
   let [told, output, late] = ["", "", 0];
   const take = (chunk: Uint8Array) => {
@@ -72,22 +64,36 @@ export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
     return Promise.resolve();
   };
   const recorded: Omit<RecordedIo, "io"> = {
+    flags: {},
     results: [],
     printed: [],
     stderrText: () => told,
     events: [],
-    eventsAfterClose: () => late,
-    views: [],
+    eventsAfterResult: () => late,
+    holds: [],
     consoles: [],
     output: () => output,
   };
   const io: CliIo = {
     env,
     signal,
+    onEvent(event) {
+      if (recorded.results.length > 0) late++;
+      recorded.events.push(event);
+      options.onEvent?.(event);
+    },
+    endEvents() {},
     printLine: (line) => recorded.printed.push(line),
-    printToStderr: (text) => told += text,
-    printError: ({ message }) => told += message,
-    printResult(json = false, fields, text) {
+    printNote(line) {
+      const { json, quiet } = recorded.flags;
+      if (!json && !quiet) told += `${line}\n`;
+    },
+    printError({ message }) {
+      told += message;
+      return Promise.resolve();
+    },
+    printResult(fields, text) {
+      const { json = false } = recorded.flags;
       recorded.results.push({ json, fields: { ...fields }, text });
     },
     guestCommandStreams: () => ({
@@ -109,36 +115,13 @@ export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
         [Symbol.dispose]: () => void recorded.consoles.fill(false),
       };
     },
-    attachToGuestCommand(onChange) {
+    attachToGuestCommand() {
       if (!screen) throw new Error("no screen is given");
-      return screen(onChange);
-    },
-    openEventView(flags) {
-      const view: RecordedView = {
-        flags,
-        open: true,
-        disposed: false,
-        holds: [],
-      };
-      recorded.views.push(view);
-      const close = () => void (view.open = false);
-      return {
-        close,
-        hold: (isHeld) => void view.holds.push(isHeld),
-        [Symbol.dispose]() {
-          view.disposed = true;
-          close();
-        },
-        onEvent(event) {
-          if (!view.open) late++;
-          recorded.events.push(event);
-          onEvent?.(event);
-        },
-      };
+      return screen((taken) => recorded.holds.push(taken));
     },
     flush: () => Promise.resolve(),
   };
-  return { io, ...recorded };
+  return Object.assign(recorded, { io });
 }
 
 /**
@@ -148,14 +131,16 @@ export function recordedIo(options: RecordedIoOptions = {}): RecordedIo {
  */
 export async function performCommand(
   args: string[],
-  { io, views, consoles }: RecordedIo,
+  recorded: RecordedIo,
 ): Promise<number> {
   const read = parseCommandLine(args);
   if (read.kind !== "command") throw new Error(`it is ${read.kind}`);
+  const { command, given, words } = read;
+  recorded.flags = given as OutputFlagValues;
   try {
-    return await read.command.run(read.given, io, read.words);
+    return await command.run(given, recorded.io, words) ?? 0;
   } finally {
-    const open = [...views.map(({ open }) => open), ...consoles];
-    assertEquals(open.includes(true), false, "it keeps the terminal");
+    const isOpen = recorded.consoles.includes(true);
+    assertEquals(isOpen, false, "it keeps the terminal");
   }
 }

@@ -33,34 +33,23 @@ export const bootCommand = defineSubcommand({
   },
   passThrough: "dashes",
   async run(given, io, { rest: qemuArgs }) {
-    const { env, signal } = io;
-    using view = io.openEventView(given);
+    const { env, signal, onEvent } = io;
     const manifest = await loadManifest(given.manifest, { env });
-    const options = {
-      ...workspaceVmOptions(given),
-      ...{ qemuArgs, env, signal, onEvent: view.onEvent },
-    };
+    const vmOptions = workspaceVmOptions(given);
+    const options = { ...vmOptions, qemuArgs, env, signal, onEvent };
     if (given.detach) {
       const { pid } = await bootDetachedWorkspaceVm(manifest, options);
       const record = detachedVmRecordPath(manifest.workspace);
-      io.printResult(given.json, { pid, machine: record }, record);
-      return 0;
+      return io.printResult({ pid, machine: record }, record);
     }
-    const plan = await hydrateAndPlanVm(manifest, options);
-    view.close();
-    await bootWithConsole(plan, given.json, io);
-    io.printResult(given.json, { outcome: "stopped" }, "");
-    return 0;
+    await bootWithConsole(await hydrateAndPlanVm(manifest, options), io);
+    io.printResult({ outcome: "stopped" }, "");
   },
 });
 
 /** Attaches the terminal to the console until the guest ends; Ctrl-C powers it down. */
-async function bootWithConsole(
-  plan: BootOptions,
-  json: boolean | undefined,
-  io: CliIo,
-) {
-  using terminal = io.attachToGuestConsole(json);
+async function bootWithConsole(plan: BootOptions, io: CliIo) {
+  using terminal = io.attachToGuestConsole();
   await using vm = await bootImage({
     ...plan,
     agentOptional: true,

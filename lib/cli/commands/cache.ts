@@ -10,7 +10,6 @@ import {
   type PartialImage,
   pruneCache,
 } from "../../cache/maintenance.ts";
-import type { Environment } from "../../environment.ts";
 import { toToolsmithError } from "../../errors.ts";
 import { loadManifest, type Manifest } from "../../manifest/manifest.ts";
 import { defineSubcommand } from "../subcommand.ts";
@@ -39,22 +38,22 @@ snapshots that rsync -a or actions/cache copied here with their modification tim
   async run(given, io, { positionals: [word] }) {
     const { env } = io;
     const action = parseChoice(["ls", "path", "prune", "adopt"], word, "cache");
-    const manifest = await loadManifestIfFound(given.manifest, env);
+    const manifest = await loadManifest(given.manifest, { env })
+      .catch((error) => {
+        const { code } = toToolsmithError(error);
+        if (code === "manifest_not_found" && !given.manifest) return undefined;
+        throw error;
+      });
     const root = manifest?.workspace ?? Deno.cwd();
     const dir = await resolveCacheDir(root, { cache: given.cache, env });
-    if (action === "path") io.printResult(given.json, { path: dir }, dir);
-    if (action === "ls") await printCacheList(dir, given.json, io);
-    if (action === "prune") await pruneAndPrint(dir, given, { manifest, io });
-    if (action === "adopt") await adoptAndPrint(dir, given.json, io);
-    return 0;
+    if (action === "path") io.printResult({ path: dir }, dir);
+    if (action === "ls") await printCacheList(dir, io);
+    if (action === "prune") await pruneAndPrint(dir, given, manifest, io);
+    if (action === "adopt") await adoptAndPrint(dir, io);
   },
 });
 
-async function printCacheList(
-  dir: string,
-  json: boolean | undefined,
-  io: CliIo,
-) {
+async function printCacheList(dir: string, io: CliIo) {
   const entries = await listCache(dir, { env: io.env });
   const partials = await listPartialImages(dir, { env: io.env });
   const entryLines = entries.flatMap((entry) => [
@@ -62,15 +61,15 @@ async function printCacheList(
     ...entry.states.map((state) => `  ${snapshotLine(state)}`),
   ]);
   const lines = [...entryLines, ...partials.map(partialImageLine)];
-  io.printResult(json, { cache: dir, entries, partials }, lines.join("\n"));
+  io.printResult({ cache: dir, entries, partials }, lines.join("\n"));
 }
 
 async function pruneAndPrint(
   dir: string,
-  given: FlagValues<typeof PRUNE_FLAGS & typeof JSON_FLAGS>,
-  { manifest, io }: { manifest?: Manifest; io: CliIo },
+  { keep = 1, olderThanMs = 0, dryRun = false }: FlagValues<typeof PRUNE_FLAGS>,
+  manifest: Manifest | undefined,
+  io: CliIo,
 ) {
-  const { keep = 1, olderThanMs = 0, dryRun = false, json } = given;
   const protect = (manifest ? [manifest.image] : [])
     .map(({ name, sha256 }) => ({ cache: dir, image: name, sha256 }));
   const options = { keep, olderThanMs, dryRun, protect, env: io.env };
@@ -81,39 +80,20 @@ async function pruneAndPrint(
     ...removed.map(cacheEntryLine),
     ...partials.map(partialImageLine),
   ];
-  io.printResult(json, { cache: dir, dryRun, ...pruned }, lines.join("\n"));
-  if (json) return;
-  const notes = [
-    ...busy.map(({ path }) => `in use, kept: ${path}\n`),
-    ...denied.map(({ path }) => `owned by another user, kept: ${path}\n`),
-    `${dryRun ? "would free" : "freed"} ${formatBytes(bytes)} in ${dir}\n`,
-  ];
-  io.printToStderr(notes.join(""));
+  io.printResult({ cache: dir, dryRun, ...pruned }, lines.join("\n"));
+  for (const { path } of busy) io.printNote(`in use, kept: ${path}`);
+  for (const { path } of denied) {
+    io.printNote(`owned by another user, kept: ${path}`);
+  }
+  const verb = dryRun ? "would free" : "freed";
+  io.printNote(`${verb} ${formatBytes(bytes)} in ${dir}`);
 }
 
-async function adoptAndPrint(
-  dir: string,
-  json: boolean | undefined,
-  io: CliIo,
-) {
+async function adoptAndPrint(dir: string, io: CliIo) {
   const states = await adoptSnapshots(dir, { env: io.env });
   const text = states.map(snapshotLine).join("\n");
-  io.printResult(json, { cache: dir, states }, text);
-  if (!json) io.printToStderr(`snapshots adopted: ${states.length}\n`);
-}
-
-/** Returns `undefined` if no manifest is named and none is found. */
-async function loadManifestIfFound(
-  path: string | undefined,
-  env: Environment,
-): Promise<Manifest | undefined> {
-  try {
-    return await loadManifest(path, { env });
-  } catch (error) {
-    const { code } = toToolsmithError(error);
-    if (code === "manifest_not_found" && !path) return undefined;
-    throw error;
-  }
+  io.printResult({ cache: dir, states }, text);
+  io.printNote(`snapshots adopted: ${states.length}`);
 }
 
 function snapshotLine({ key, bytes, used }: CacheEntry["states"][number]) {

@@ -130,7 +130,6 @@ The scripts call toolsmith completions candidates to complete the last WORD.`,
           `usage: toolsmith completions ${action}`,
         );
       }
-      return 0;
     },
   });
 }

@@ -32,7 +32,7 @@ export const doctorCommand = defineSubcommand({
       return [head + toSingleLine(found), ...hintLines];
     });
     lines.push(nextStepLine(findings));
-    printResult(given.json, { ok, findings }, lines.join("\n"));
+    printResult({ ok, findings }, lines.join("\n"));
     return ok ? 0 : 1;
   },
 });

@@ -22,15 +22,10 @@ export const hydrateCommand = defineSubcommand({
     ...IMAGE_ARCH_FLAGS,
   },
   async run(given, io) {
-    const { env, signal } = io;
-    using view = io.openEventView(given);
+    const { env, signal, onEvent } = io;
     const manifest = await loadManifest(given.manifest, { env });
-    const result = await hydrateImage(manifest, {
-      ...given,
-      ...{ env, signal, onEvent: view.onEvent },
-    });
-    view.close();
-    io.printResult(given.json, result, result.path);
-    return 0;
+    const options = { ...given, env, signal, onEvent };
+    const result = await hydrateImage(manifest, options);
+    io.printResult(result, result.path);
   },
 });

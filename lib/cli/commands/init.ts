@@ -44,20 +44,11 @@ export const initCommand = defineSubcommand({
     ...OUTPUT_FLAGS,
   },
   async run(given, io) {
-    const { env, signal } = io;
-    const { json, quiet } = given;
-    using view = io.openEventView(given);
-    const done = await initManifest({
-      ...given,
-      ...{ env, signal, onEvent: view.onEvent },
-    });
+    const { env, signal, onEvent } = io;
+    const done = await initManifest({ ...given, env, signal, onEvent });
     const { path, outcome, manifest: { image: { name, sha256 } } } = done;
-    view.close();
-    if (!json && !quiet) {
-      io.printToStderr(`${outcome}: ${name}, sha256 ${sha256}\n`);
-    }
     const digest = `sha256:${sha256}`;
-    io.printResult(json, { outcome, path, name, digest }, path);
-    return 0;
+    io.printResult({ outcome, path, name, digest }, path);
+    io.printNote(`${outcome}: ${name}, sha256 ${sha256}`);
   },
 });

@@ -35,14 +35,13 @@ export const mcpCommand = defineSubcommand({
   ) {
     const { env, signal } = io;
     const manifest = await loadManifest(given.manifest, { env });
-    using view = io.openEventView(given);
     const toAppend = { append: true, create: true };
     using file = log ? await Deno.open(log, toAppend) : undefined;
     const output = file && createQueuedOutput(file, `--log ${log}`);
     const onEvent = output
       ? (event: object) => void output.write(`${terminalSafeJson(event)}\n`)
-      : view.onEvent;
-    const { stdin: readable, stdout: write } = io.guestCommandStreams(false);
+      : io.onEvent;
+    const { stdin: readable, stdout: write } = io.guestCommandStreams();
     const streams = { readable, writable: new WritableStream({ write }) };
     await serveMcp(manifest, streams, {
       timeoutMs,
@@ -55,6 +54,5 @@ export const mcpCommand = defineSubcommand({
       progressText: eventLine,
     });
     await output?.flush();
-    return 0;
   },
 });

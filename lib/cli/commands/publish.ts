@@ -63,25 +63,20 @@ export const publishCommand = defineSubcommand({
     ...OUTPUT_FLAGS,
   },
   async run(given, io, { positionals: [path, reference] }) {
-    const { env, signal } = io;
+    const { env, signal, onEvent } = io;
     const { manifest, json } = given;
-    using view = io.openEventView(given);
-    const { onEvent } = view;
     const setName = given.name !== undefined;
     if (manifest !== undefined) {
       await assertManifestUpdatable(manifest, { setName });
     }
-    const result = await publishImage(path, reference, {
-      ...given,
-      ...{ env, signal, onEvent },
-    });
-    view.close();
+    const options = { ...given, env, signal, onEvent };
+    const result = await publishImage(path, reference, options);
     await reportToGithubActions(result, { env, onEvent });
     const fields = {
       ...publishOutputFields(result),
       manifest: result.manifest,
     };
-    const print = () => io.printResult(json, fields, publishResultText(result));
+    const print = () => io.printResult(fields, publishResultText(result));
     // Print first: the rest may fail, and the image is already published.
     if (!json) print();
     if (manifest !== undefined) {
@@ -89,11 +84,10 @@ export const publishCommand = defineSubcommand({
       const { sha256 } = result;
       const image = { name, source, sha256 };
       const outcome = await writeManifest(manifest, image, { setName });
-      if (!json && !given.quiet) io.printToStderr(`${outcome} ${manifest}\n`);
+      io.printNote(`${outcome} ${manifest}`);
     }
     // JSON Lines end in exactly one result or error.
     if (json) print();
-    return 0;
   },
 });
 

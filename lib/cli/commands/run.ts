@@ -109,8 +109,7 @@ async function runInVmWithStreams(
   { timeoutMs, env: variables, cwd, ...given }: RunFlagValues,
   io: CliIo,
 ) {
-  const { env, signal } = io;
-  using view = io.openEventView(given);
+  const { env, signal, onEvent } = io;
   const manifest = await loadManifest(given.manifest, { env });
   const ended = await runInVm(manifest, command, {
     args,
@@ -119,23 +118,21 @@ async function runInVmWithStreams(
     cwd,
     hostCwd: Deno.cwd(),
     signal,
-    ...io.guestCommandStreams(given.json),
-    vm: { ...workspaceVmOptions(given), env, onEvent: view.onEvent },
+    ...io.guestCommandStreams(),
+    vm: { ...workspaceVmOptions(given), env, onEvent },
   });
   const { code, signal: endedBy, stdoutBytes, stderrBytes } = ended;
-  const result = { code, signal: endedBy, stdoutBytes, stderrBytes };
-  io.printResult(given.json, result, "");
+  io.printResult({ code, signal: endedBy, stdoutBytes, stderrBytes }, "");
   return code;
 }
 
 async function runOnThisHost(
   [command, ...args]: string[],
-  { timeoutMs, env, cwd, ...given }: RunFlagValues,
+  { timeoutMs, env, cwd, manifest: path }: RunFlagValues,
   io: CliIo,
 ) {
-  using view = io.openEventView(given);
   // The manifest's tool paths are in the guest; on the host the name is run.
-  const manifest = await loadManifest(given.manifest, { env: io.env });
+  const manifest = await loadManifest(path, { env: io.env });
   assertToolAllowed(manifest, command);
   const unwritten = new AbortController();
   const ended = await runOnHost(command, {
@@ -144,10 +141,10 @@ async function runOnThisHost(
     env,
     cwd,
     signal: AbortSignal.any([io.signal, unwritten.signal]),
-    ...io.hostCommandStreams(given.json, (error) => unwritten.abort(error)),
-    onEvent: view.onEvent,
+    ...io.hostCommandStreams((error) => unwritten.abort(error)),
+    onEvent: io.onEvent,
   });
-  io.printResult(given.json, ended, "");
+  io.printResult(ended, "");
   return ended.code;
 }
 
@@ -157,10 +154,9 @@ export async function runInVmOnThisTerminal(
   { timeoutMs, env: variables, cwd, ...given }: FlagValues<typeof SHELL_FLAGS>,
   io: CliIo,
 ): Promise<number> {
-  const { env, signal } = io;
+  const { env, signal, onEvent } = io;
   const term = env.get("TERM");
-  using view = io.openEventView(given);
-  await using screen = io.attachToGuestCommand(view.hold);
+  await using hostTerminal = io.attachToGuestCommand();
   const manifest = await loadManifest(given.manifest, { env });
   const { code } = await runOnTerminal(manifest, command, {
     args,
@@ -169,8 +165,8 @@ export async function runInVmOnThisTerminal(
     cwd,
     hostCwd: Deno.cwd(),
     signal,
-    hostTerminal: screen,
-    vm: { ...workspaceVmOptions(given), env, onEvent: view.onEvent },
+    hostTerminal,
+    vm: { ...workspaceVmOptions(given), env, onEvent },
   });
   return code;
 }

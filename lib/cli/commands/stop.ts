@@ -11,11 +11,10 @@ export const stopCommand = defineSubcommand({
   usage: "[flags]",
   summary: "power down the VM that boot --detach started",
   flags: { ...MANIFEST_FLAGS, ...JSON_FLAGS },
-  async run({ manifest, json }, { env, signal, printResult }) {
+  async run({ manifest }, { env, signal, printResult }) {
     const file = await locateManifest(manifest, { env });
     const path = detachedVmRecordPath(workspaceOf(file));
     const { pid } = await stopDetachedVm(path, { signal });
-    printResult(json, { outcome: "stopped", pid }, "");
-    return 0;
+    printResult({ outcome: "stopped", pid }, "");
   },
 });
