@@ -112,28 +112,28 @@ export class ToolsmithError extends Error {
   }
 }
 
+/** Code and hint of errors of the platform, by their names. */
+const PLATFORM_ERRORS: Record<string, [ErrorCode, hint?: string]> = {
+  NotCapable: [
+    "permission_missing",
+    "run deno with the permission that the message names, or with -A",
+  ],
+  AbortError: ["cancelled"],
+  // AbortSignal.timeout() throws this.
+  TimeoutError: ["timeout", "raise the time limit"],
+};
+
 /** Converts any caught value to a {@linkcode ToolsmithError}; returns one unchanged. */
 export function toToolsmithError(thrown: unknown): ToolsmithError {
-  if (thrown instanceof ToolsmithError) return thrown;
   // Of an error and one of the clean-up after it.
   if (thrown instanceof SuppressedError) return toToolsmithError(thrown.error);
-  const message = thrown instanceof Error ? thrown.message : String(thrown);
-  const convert = (code: ErrorCode, hint?: string) =>
-    new ToolsmithError(code, message, { hint, cause: thrown });
-  if (thrown instanceof Deno.errors.NotCapable) {
-    const hint =
-      "run deno with the permission that the message names, or with -A";
-    return convert("permission_missing", hint);
-  }
   const typed = systemError(thrown);
   if (typed instanceof ToolsmithError) return typed;
-  const name = thrown instanceof DOMException ? thrown.name : "";
-  if (name === "AbortError") return convert("cancelled");
-  // AbortSignal.timeout() throws this.
-  if (name === "TimeoutError") {
-    return convert("timeout", "raise the time limit");
-  }
-  return convert("failed");
+  const { name, message } = thrown instanceof Error
+    ? thrown
+    : { name: "", message: String(thrown) };
+  const [code, hint] = PLATFORM_ERRORS[name] ?? ["failed"];
+  return new ToolsmithError(code, message, { hint, cause: thrown });
 }
 
 /** Options of {@linkcode systemError}. */

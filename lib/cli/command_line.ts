@@ -1,9 +1,9 @@
 /** Parses argv into a command, its flag values and its arguments. */
 import { COMMANDS } from "./commands.ts";
 import type { Flag, Flags, FlagValues } from "./flag.ts";
-import { COMMON_FLAGS } from "./shared_flags.ts";
+import * as shared from "./shared_flags.ts";
 import { type GivenFlag, splitArguments } from "./split_arguments.ts";
-import { allFlags, type CommandSyntax, type Subcommand } from "./subcommand.ts";
+import { allFlags, type Subcommand } from "./subcommand.ts";
 import { closestMatch, usageError } from "./usage_error.ts";
 
 export type Invocation = ReturnType<typeof parseCommandLine>;
@@ -26,15 +26,12 @@ export function parseCommandLine(args: string[]) {
 }
 
 /** Parses the words after a command's name; returns `undefined` if they ask for help. */
-export function parseCommandArgs<F extends Flags>(
-  command: CommandSyntax<F>,
-  args: string[],
-) {
+function parseCommandArgs(command: Subcommand, args: string[]) {
   const { name, usage, passThrough, positionals: expected = [] } = command;
   const { flags, positionals, rest = [] } = splitArguments(command, args);
   const unknown = flags.find(({ flag }) => !flag);
   if (unknown) throw unknownFlagError(unknown, command);
-  if (flags.some(({ flag }) => flag === COMMON_FLAGS.help)) return undefined;
+  if (flags.some(({ flag }) => flag === shared.COMMON.help)) return undefined;
   const given: Record<string, unknown> = {};
   for (const [key, flag] of Object.entries(allFlags(command))) {
     const found = flags.filter((it) => it.flag === flag);
@@ -59,7 +56,7 @@ export function parseCommandArgs<F extends Flags>(
     );
   }
   return {
-    given: given as FlagValues<F & typeof COMMON_FLAGS>,
+    given: given as FlagValues<Flags & typeof shared.COMMON>,
     words: { positionals, rest },
   };
 }
@@ -85,7 +82,7 @@ function parseFlag(flag: Flag, given: GivenFlag[]): unknown {
 
 function unknownFlagError(
   { name, value }: GivenFlag,
-  command: CommandSyntax,
+  command: Subcommand,
 ) {
   const names = Object.values(allFlags(command)).map((flag) => flag.name);
   const switches = names.filter((it) => `--${it.split("=")[0]}` === name);

@@ -40,25 +40,22 @@ export function completionCandidates(
 ): CompletionCandidates {
   const current = args.at(-1) ?? "";
   const [name, ...given] = args.slice(0, -1);
-  const found = candidatesAfter(name, given, current, known);
+  const command = known.commands.find((it) => it.name === name);
+  const found = command
+    ? commandCandidates(command, given, current, known)
+    : topLevelCandidates(name, known);
   return typeof found === "string"
     ? found
     : found.filter(([word]) => word.startsWith(current));
 }
 
-function candidatesAfter(
+function topLevelCandidates(
   name: string | undefined,
-  given: string[],
-  current: string,
-  known: CompletionSources,
-): CompletionCandidates {
-  const names = known.commands
-    .map((it): CompletionWord => [it.name, it.summary]);
-  if (name === undefined) return [...names, ...TOP_LEVEL_WORDS];
-  if (name === "help") return names;
-  const command = known.commands.find((it) => it.name === name);
-  if (!command) return [];
-  return commandCandidates(command, given, current, known);
+  { commands }: CompletionSources,
+): CompletionWord[] {
+  if (name !== undefined && name !== "help") return [];
+  const names = commands.map((it): CompletionWord => [it.name, it.summary]);
+  return name === "help" ? names : [...names, ...TOP_LEVEL_WORDS];
 }
 
 function commandCandidates(

@@ -5,7 +5,7 @@ import type { Environment } from "../environment.ts";
 import type { ToolsmithError } from "../errors.ts";
 import type { ToolsmithEvent } from "../events.ts";
 import type { FlagValues } from "./flag.ts";
-import type { COMMON_FLAGS, OUTPUT_FLAGS } from "./shared_flags.ts";
+import type * as shared from "./shared_flags.ts";
 import type { ProcessOutputTarget } from "../system/process.ts";
 import { terminalSafeJson } from "../system/sanitize_text.ts";
 import { settlesWithin } from "../system/time.ts";
@@ -25,7 +25,7 @@ import {
 } from "./render.ts";
 
 export type OutputFlagValues = FlagValues<
-  typeof OUTPUT_FLAGS & typeof COMMON_FLAGS
+  typeof shared.OUTPUT & typeof shared.COMMON
 >;
 
 /** A command's access to terminal, output, environment and signals. */

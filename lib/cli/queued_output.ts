@@ -37,9 +37,7 @@ export function createQueuedOutput(
       waiting += bytes.length;
       // After a failed write all later ones fail too: they would leave a gap.
       last = last.then(() => writeAll(stream, bytes))
-        .catch((error) => {
-          throw toOutputError(error, name);
-        })
+        .catch((error) => Promise.reject(toOutputError(error, name)))
         .finally(() => waiting -= bytes.length);
       last.catch(() => {});
       return last;
@@ -58,10 +56,10 @@ function toOutputError(error: unknown, name: string): Error {
   if (error instanceof BrokenPipe || error instanceof ConnectionReset) {
     return new OutputClosedError(`${name} is closed`);
   }
-  const typed = systemError(error, {
-    messagePrefix: `Cannot write to ${name}`,
-  });
-  const { code, message } = toToolsmithError(typed);
+  const messagePrefix = `Cannot write to ${name}`;
+  const { code, message } = toToolsmithError(
+    systemError(error, { messagePrefix }),
+  );
   const hint = `redirect ${name} to a file that can be written`;
   return new ToolsmithError(code, message, { hint, cause: error });
 }

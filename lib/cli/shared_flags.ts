@@ -1,60 +1,72 @@
-/** Flags that several commands share, keyed by the library's option names. */
+/**
+ * Flags that several commands share, keyed by the library's option names. Import them as
+ * `shared`.
+ */
 import type { WorkspaceVmOptions } from "../run/workspace_vm.ts";
 import { defineFlags, type FlagValues } from "./flag.ts";
 import { usageError } from "./usage_error.ts";
 
 /** Of every command. */
-export const COMMON_FLAGS = defineFlags("Output", {
+export const COMMON = defineFlags("Output", {
   verbose:
     "--verbose  print the causes of an error, and what the network decided",
   help: "--help  print this help",
 });
 
-export const MANIFEST_FLAGS = defineFlags("Image", {
+export const MANIFEST = defineFlags("Image", {
   manifest:
     "--manifest PATH  manifest (default: TOOLSMITH_MANIFEST, then .toolsmith/tools.json)",
 });
 
-export const CACHE_FLAGS = defineFlags("Image", {
+export const CACHE = defineFlags("Image", {
   cache:
     "--cache DIR  cache directory (default: TOOLSMITH_CACHE, then .toolsmith/cache)",
 });
 
-export const REGISTRY_FLAGS = defineFlags("Transfer", {
+export const REGISTRY = defineFlags("Transfer", {
   plainHttp:
     "--plain-http  use plain HTTP for the registry (always done for a loopback host)",
   caFile: "--ca-file FILE  trust the certificate authority in this PEM file",
 });
 
-export const TRUST_FLAGS = defineFlags("Image", {
+export const TRUST = defineFlags("Image", {
   trustedRoot:
     "--trusted-root FILE  check signatures with these roots (default: Sigstore's and GitHub's)",
 });
 
-export const TRANSFER_FLAGS = defineFlags("Transfer", {
+export const TRANSFER = defineFlags("Transfer", {
   retries: "--retries N  retries after a transient failure (default 3)",
   stallTimeoutMs:
     "--stall-timeout SECONDS  abort a transfer without progress after SECONDS (default 60)",
 });
 
-export const JSON_FLAGS = defineFlags("Output", {
+export const JSON = defineFlags("Output", {
   json: "--json  print events as JSON Lines, the result last",
 });
 
-export const PROGRESS_FLAGS = defineFlags("Output", {
+export const PROGRESS = defineFlags("Output", {
   quiet: "--quiet  print only the result and errors",
   progress: "--no-progress  draw no progress bar",
 });
 
-export const OUTPUT_FLAGS = { ...JSON_FLAGS, ...PROGRESS_FLAGS };
+export const OUTPUT = { ...JSON, ...PROGRESS };
 
-export const IMAGE_ARCH_FLAGS = defineFlags("Image", {
+export const IMAGE_ARCH = defineFlags("Image", {
   arch:
     "--arch ARCH  image of a multi-platform index: amd64 or arm64 (default: the host's)",
 });
 
-export const HYDRATE_FLAGS = {
-  ...CACHE_FLAGS,
+/** How to fetch an image, and where to put it. */
+export const FETCH = {
+  ...MANIFEST,
+  ...CACHE,
+  ...TRUST,
+  ...TRANSFER,
+  ...REGISTRY,
+};
+
+export const HYDRATE = {
+  ...FETCH,
   ...defineFlags("Image", {
     offline: "--offline  use no network; fail if the image is not cached",
     verify: "--verify  read the cached image again and compare its digest",
@@ -62,16 +74,13 @@ export const HYDRATE_FLAGS = {
     base:
       "--base FILE  copy unchanged bytes from this older image (default: the one last used)",
   }),
-  ...TRUST_FLAGS,
-  ...TRANSFER_FLAGS,
   ...defineFlags("Transfer", {
     connections:
       "--connections 1-99  parallel connections for an image of 64 MiB or more (default 4)",
   }),
-  ...REGISTRY_FLAGS,
 };
 
-export const COMMAND_FLAGS = defineFlags("Command", {
+export const COMMAND = defineFlags("Command", {
   timeoutMs:
     "--timeout SECONDS  stop after SECONDS, download included, with exit status 124",
   env: "--env NAME=VALUE  set a variable for the command",
@@ -80,7 +89,7 @@ export const COMMAND_FLAGS = defineFlags("Command", {
 });
 
 /** The VM, its manifest, and how to hydrate its image. */
-export const VM_FLAGS = {
+export const VM = {
   ...defineFlags("VM", {
     memory: "--memory SIZE  memory of the VM (default 512M)",
     cpus: "--cpus N  processors of the VM (default 2, at most the host's)",
@@ -105,13 +114,12 @@ export const VM_FLAGS = {
     bootTimeoutMs:
       "--boot-timeout SECONDS  time limit for the boot (default: until the guest idles for 120 seconds)",
   }),
-  ...MANIFEST_FLAGS,
-  ...HYDRATE_FLAGS,
+  ...HYDRATE,
 };
 
-/** Converts the values of {@linkcode VM_FLAGS} to library options. */
+/** Converts the values of {@linkcode VM} to library options. */
 export function workspaceVmOptions(
-  given: FlagValues<typeof VM_FLAGS>,
+  given: FlagValues<typeof VM>,
 ): WorkspaceVmOptions {
   const { allowNet, network, hostLoopback, ...options } = given;
   const networks: WorkspaceVmOptions["network"][] = [

@@ -1,5 +1,5 @@
 /** Splits a command line into flags and other words, for the parser and for completion. */
-import { allFlags, type CommandSyntax } from "./subcommand.ts";
+import { allFlags, type Subcommand } from "./subcommand.ts";
 import type { Flag } from "./flag.ts";
 
 /** A flag on a command line. */
@@ -21,7 +21,7 @@ export interface SplitArguments {
 
 /** Splits the words after a command's name. */
 export function splitArguments(
-  command: CommandSyntax,
+  command: Subcommand,
   args: string[],
 ): SplitArguments {
   const known = Object.values(allFlags(command));

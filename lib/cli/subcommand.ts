@@ -3,14 +3,18 @@
  */
 import type { Flag, Flags, FlagValues } from "./flag.ts";
 import type { CliIo } from "./io.ts";
-import { COMMON_FLAGS } from "./shared_flags.ts";
+import * as shared from "./shared_flags.ts";
 
-/** What the parser needs to know of a command. */
-export interface CommandSyntax<F extends Flags = Flags> {
+export interface Subcommand<F extends Flags = Flags> {
   name: string;
   /** The usage line after the command's name. */
   usage: string;
-  /** Its own flags, without {@linkcode COMMON_FLAGS}. */
+  /** One line for the command list; no capital, no period. */
+  summary: string;
+  details?: string;
+  /** An example command line, without the program's name. */
+  example?: string;
+  /** Its own flags, without {@linkcode shared.COMMON}. */
   flags: F;
   /** A placeholder for each required argument, which selects its completion. */
   positionals?: string[];
@@ -19,19 +23,11 @@ export interface CommandSyntax<F extends Flags = Flags> {
    * first word that is not a flag. By default none.
    */
   passThrough?: "dashes" | "words";
-}
-
-export interface Subcommand<F extends Flags = Flags> extends CommandSyntax<F> {
-  /** One line for the command list; no capital, no period. */
-  summary: string;
-  details?: string;
-  /** An example command line, without the program's name. */
-  example?: string;
   /** Placeholders for the words passed on; the last applies to all further ones. */
   passedOn?: string[];
   /** Runs the command and returns the exit status, 0 by default. */
   run(
-    given: FlagValues<F & typeof COMMON_FLAGS>,
+    given: FlagValues<F & typeof shared.COMMON>,
     io: CliIo,
     words: SubcommandArguments,
   ): Promise<number | void>;
@@ -40,7 +36,7 @@ export interface Subcommand<F extends Flags = Flags> extends CommandSyntax<F> {
 /** The words of a command line that are not flags or their values. */
 export interface SubcommandArguments {
   positionals: string[];
-  /** Words passed on unparsed, see {@linkcode CommandSyntax.passThrough}. */
+  /** Words passed on unparsed, see {@linkcode Subcommand.passThrough}. */
   rest: string[];
 }
 
@@ -52,6 +48,6 @@ export function defineSubcommand<F extends Flags>(
 }
 
 /** Its own flags, and those of every command. */
-export function allFlags({ flags }: CommandSyntax): Record<string, Flag> {
-  return { ...flags, ...COMMON_FLAGS };
+export function allFlags({ flags }: Subcommand): Record<string, Flag> {
+  return { ...flags, ...shared.COMMON };
 }

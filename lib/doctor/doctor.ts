@@ -1,5 +1,5 @@
 /** Checks whether this host can hydrate and run images. */
-import { dirname, join } from "../path.ts";
+import { dirname } from "../path.ts";
 import { resolveCacheDir } from "../cache/entry.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { type ErrorCode, toToolsmithError } from "../errors.ts";
@@ -67,27 +67,22 @@ interface CheckedHost extends DoctorOptions {
 /** A finding whose level defaults to `ok`. */
 type CheckResult = Omit<Finding, "check" | "level"> & Partial<Finding>;
 
-/** Returns `undefined` if it does not apply. */
-type Check = (host: CheckedHost) => Promise<CheckResult | undefined>;
-
-/** Hydrating needs no QEMU, only running does. */
-const isForRunning = () => true;
-
-/** In the order of the findings. What is optional can only warn. */
+/** In the order of the findings. A check that does not apply returns `undefined`. */
 const CHECKS: [
   check: string,
-  look: Check,
-  isOptional?: (host: CheckedHost) => boolean,
+  look: (
+    host: CheckedHost,
+  ) => CheckResult | undefined | Promise<CheckResult | undefined>,
 ][] = [
   ["manifest", checkManifest],
-  ["oras", checkOras, hasOtherSource],
-  ["credentials", (host) => Promise.resolve(checkCredentials(host))],
+  ["oras", checkOras],
+  ["credentials", checkCredentials],
   ["registry", checkRegistry],
   ["signature", checkSignature],
   ["cache", checkCacheWritable],
   ["space", checkFreeSpace],
-  ["qemu", checkQemu, isForRunning],
-  ["accelerator", checkAccelerator, isForRunning],
+  ["qemu", checkQemu],
+  ["accelerator", checkAccelerator],
   ["UEFI images", (host) => checkUefiFirmware("x86_64", host)],
   ["arm64 images", (host) => checkUefiFirmware("aarch64", host)],
 ];
@@ -117,14 +112,13 @@ export async function doctor(options: DoctorOptions = {}): Promise<Finding[]> {
   const loadedManifest = await loading.catch(() => undefined);
   const host = { ...options, env, loading, loadedManifest };
   const findings: Finding[] = [];
-  for (const [check, look, isOptional] of CHECKS) {
+  for (const [check, look] of CHECKS) {
     try {
       const found = await look(host);
       if (found) findings.push({ check, level: "ok", ...found });
     } catch (thrown) {
       const { message: found, hint, code } = toToolsmithError(thrown);
-      const isWarning = isOptional?.(host) || isManifestOptional(code, host);
-      const level = isWarning ? "warn" : "fail";
+      const level = isOptional(check, code, host) ? "warn" : "fail";
       findings.push({ check, level, found, hint });
     }
     host.signal?.throwIfAborted();
@@ -132,24 +126,25 @@ export async function doctor(options: DoctorOptions = {}): Promise<Finding[]> {
   return findings;
 }
 
+/** Whether a host can hydrate although a check failed. */
+function isOptional(
+  check: string,
+  code: ErrorCode,
+  { manifest, env, loadedManifest }: CheckedHost,
+): boolean {
+  // A host may be checked before it has a manifest.
+  if (code === "manifest_not_found") {
+    return !manifest && !env.get("TOOLSMITH_MANIFEST");
+  }
+  // Only an image in a registry needs oras.
+  const { kind = "oci" } = loadedManifest?.image.source ?? {};
+  if (check === "oras") return kind !== "oci";
+  return check === "qemu" || check === "accelerator";
+}
+
 async function checkManifest({ loading }: CheckedHost) {
   const { path, image: { name, source } } = await loading;
   return { found: `${path}: ${name} from ${formatImageSource(source)}` };
-}
-
-/** Only an image in a registry needs oras. */
-function hasOtherSource({ loadedManifest }: CheckedHost): boolean {
-  const { kind = "oci" } = loadedManifest?.image.source ?? {};
-  return kind !== "oci";
-}
-
-/** A host may be checked before it has a manifest. */
-function isManifestOptional(
-  code: ErrorCode,
-  { manifest, env }: CheckedHost,
-): boolean {
-  const isNamed = manifest ?? env.get("TOOLSMITH_MANIFEST");
-  return code === "manifest_not_found" && !isNamed;
 }
 
 async function checkOras(host: CheckedHost): Promise<CheckResult> {
@@ -214,12 +209,10 @@ async function checkSignature(host: CheckedHost) {
 
 async function checkCacheWritable(host: CheckedHost): Promise<CheckResult> {
   const dir = await cacheDirOf(host);
-  const probe = join(dir, `.doctor-${crypto.randomUUID().slice(0, 8)}`);
   const existing = await nearestExistingPath(dir);
   try {
     await Deno.mkdir(dir, { recursive: true });
-    await Deno.writeTextFile(probe, "");
-    await Deno.remove(probe);
+    await Deno.remove(await Deno.makeTempFile({ dir, prefix: ".doctor-" }));
     return { found: `${dir} is writable` };
   } catch (error) {
     const hint = "fix the cache's owner and mode, or set TOOLSMITH_CACHE=DIR";

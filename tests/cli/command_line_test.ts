@@ -7,10 +7,7 @@ import { hydrateCommand } from "../../lib/cli/commands/hydrate.ts";
 import { initCommand } from "../../lib/cli/commands/init.ts";
 import { publishCommand } from "../../lib/cli/commands/publish.ts";
 import { runCommand } from "../../lib/cli/commands/run.ts";
-import {
-  COMMON_FLAGS,
-  workspaceVmOptions,
-} from "../../lib/cli/shared_flags.ts";
+import * as shared from "../../lib/cli/shared_flags.ts";
 import { parseCommandLine } from "../../lib/cli/command_line.ts";
 import type { Flag, Flags, FlagValues } from "../../lib/cli/flag.ts";
 import { expectFailure } from "../support/expect_failure.ts";
@@ -138,7 +135,7 @@ Deno.test("boot passes words after -- to QEMU and rejects other arguments", asyn
 
 Deno.test("boot without flags sets no VM option", () => {
   const { given } = read(runCommand, "true");
-  const { hydrate = {}, ...shape } = workspaceVmOptions(given);
+  const { hydrate = {}, ...shape } = shared.workspaceVmOptions(given);
   const values = [...Object.values(shape), ...Object.values(hydrate)];
   assertEquals(values.filter((it) => it !== undefined), []);
 });
@@ -165,7 +162,7 @@ Deno.test("parseCommandLine() accepts --help, -h, help, --version and -V", () =>
 
 Deno.test("parseCommandLine() rejects a value for every switch of every command", async () => {
   for (const command of COMMANDS) {
-    const flags = Object.values<Flag>({ ...command.flags, ...COMMON_FLAGS });
+    const flags = Object.values<Flag>({ ...command.flags, ...shared.COMMON });
     const switches = flags.filter(({ placeholder }) => !placeholder);
     for (const { name } of switches) {
       for (const value of ["3", "true", "false", "", "a=b", "--json"]) {

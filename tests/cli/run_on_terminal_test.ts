@@ -4,10 +4,7 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import type { CommandTerminal } from "../../lib/cli/command_terminal.ts";
-import {
-  runInVmOnThisTerminal,
-  type shellCommand,
-} from "../../lib/cli/commands/run.ts";
+import { type runCommand, runInGuest } from "../../lib/cli/commands/run.ts";
 import type { FlagValues } from "../../lib/cli/flag.ts";
 import { parseCommandLine } from "../../lib/cli/command_line.ts";
 import { expectFailure } from "../support/expect_failure.ts";
@@ -33,8 +30,8 @@ function terminal(
 for (const taken of [false, true]) {
   Deno.test({
     name: taken
-      ? "runInVmOnThisTerminal() holds events back until the guest has released the terminal"
-      : "runInVmOnThisTerminal() holds no events back before the guest takes the terminal",
+      ? "run --tty holds events back until the guest has released the terminal"
+      : "run --tty holds no events back before the guest takes the terminal",
     ...requires("qemuImg"),
     async fn() {
       await using work = await makeLocalImage();
@@ -46,11 +43,11 @@ for (const taken of [false, true]) {
         env: new Map([["TOOLSMITH_QEMU", "/none"]]),
         screen: (onChange) => terminal(taken, onChange),
       });
-      const args = ["shell", "--manifest", manifest, "--cache", cache];
+      const args = ["run", "--tty", "--manifest", manifest, "--cache", cache];
       const read = parseCommandLine(args);
       if (read.kind !== "command") throw new Error(read.kind);
-      const given = read.given as FlagValues<typeof shellCommand.flags>;
-      const run = () => runInVmOnThisTerminal(["sh"], given, recorded.io);
+      const given = read.given as FlagValues<typeof runCommand.flags>;
+      const run = () => runInGuest(["sh"], given, recorded.io);
       await expectFailure("qemu_not_found", run);
       assert(recorded.events.some(({ type }) => type === "cache_placed"));
       assertEquals(recorded.holds, taken ? [true, false] : [false]);

@@ -73,8 +73,9 @@ Deno.test({
     );
     assertEquals(
       error.message,
-      'TOOLSMITH_EXECUTION is "docker", expected vm or host',
+      'TOOLSMITH_EXECUTION does not accept "docker"',
     );
+    assertEquals(error.hint, "use one of: vm, host");
     const args = ["--execution", "host", "true"];
     assertEquals((await performRun(args, { env })).status, 0);
   },

@@ -7,10 +7,7 @@ import {
 import { COMMANDS, helpText } from "../../lib/cli/commands.ts";
 import type { runCommand } from "../../lib/cli/commands/run.ts";
 import type { Flag, FlagValues } from "../../lib/cli/flag.ts";
-import {
-  COMMON_FLAGS,
-  workspaceVmOptions,
-} from "../../lib/cli/shared_flags.ts";
+import * as shared from "../../lib/cli/shared_flags.ts";
 import { parseCommandLine } from "../../lib/cli/command_line.ts";
 
 Deno.test("toolsmith --help prints a line for each command", () => {
@@ -34,7 +31,7 @@ for (const command of COMMANDS) {
     const { summary } = command;
     const sentence = `${summary[0].toUpperCase()}${summary.slice(1)}.`;
     assertEquals(help.split("\n")[2], sentence);
-    const flags = Object.values<Flag>({ ...command.flags, ...COMMON_FLAGS });
+    const flags = Object.values<Flag>({ ...command.flags, ...shared.COMMON });
     for (const { name, placeholder, help: words } of flags) {
       const start = placeholder
         ? `  --${name} ${placeholder} `
@@ -58,7 +55,7 @@ Deno.test("run parses one kind of network, and rejects two", () => {
     if (read.kind !== "command") throw new Error(read.kind);
     assertEquals(read.words.rest, ["curl"]);
     const given = read.given as FlagValues<typeof runCommand.flags>;
-    return workspaceVmOptions(given).network;
+    return shared.workspaceVmOptions(given).network;
   };
   assertEquals(networkOf("--cpus 1"), undefined);
   assertEquals(networkOf("--network"), true);
@@ -86,7 +83,7 @@ Deno.test("run parses every VM and command flag, with sizes in MiB and times in 
   const given = read(`${flags} make`);
   const { timeoutMs, cwd, env, ...vmFlags } = given;
   assertEquals([timeoutMs, cwd, env], [7000, "/tmp", undefined]);
-  const { hydrate: _, exports, ...shape } = workspaceVmOptions(vmFlags);
+  const { hydrate: _, exports, ...shape } = shared.workspaceVmOptions(vmFlags);
   assertEquals(shape, {
     arch: "aarch64",
     accelerator: "tcg",
@@ -101,6 +98,6 @@ Deno.test("run parses every VM and command flag, with sizes in MiB and times in 
     bootTimeoutMs: 500,
   });
   assertEquals(exports?.map(({ tag }) => tag), [undefined, "more"]);
-  const one = workspaceVmOptions(read("--memory 600 --export out make"));
+  const one = shared.workspaceVmOptions(read("--memory 600 --export out make"));
   assertEquals([one.memory, one.exports?.length], [600, 1]);
 });

@@ -12,7 +12,7 @@ import { boot as bootImage } from "../../vm/boot.ts";
 import type { BootOptions } from "../../vm/boot_options.ts";
 import { defineSubcommand } from "../subcommand.ts";
 import { defineFlags } from "../flag.ts";
-import { OUTPUT_FLAGS, VM_FLAGS, workspaceVmOptions } from "../shared_flags.ts";
+import * as shared from "../shared_flags.ts";
 import type { CliIo } from "../io.ts";
 
 export const bootCommand = defineSubcommand({
@@ -28,14 +28,14 @@ export const bootCommand = defineSubcommand({
       detach:
         "--detach  return when the guest is ready; run uses this VM, stop ends it",
     }),
-    ...VM_FLAGS,
-    ...OUTPUT_FLAGS,
+    ...shared.VM,
+    ...shared.OUTPUT,
   },
   passThrough: "dashes",
   async run(given, io, { rest: qemuArgs }) {
     const { env, signal, onEvent } = io;
     const manifest = await loadManifest(given.manifest, { env });
-    const vmOptions = workspaceVmOptions(given);
+    const vmOptions = shared.workspaceVmOptions(given);
     const options = { ...vmOptions, qemuArgs, env, signal, onEvent };
     if (given.detach) {
       const { pid } = await bootDetachedWorkspaceVm(manifest, options);

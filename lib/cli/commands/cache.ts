@@ -15,7 +15,7 @@ import { loadManifest, type Manifest } from "../../manifest/manifest.ts";
 import { defineSubcommand } from "../subcommand.ts";
 import { defineFlags, type FlagValues } from "../flag.ts";
 import { parseChoice } from "../usage_error.ts";
-import { CACHE_FLAGS, JSON_FLAGS, MANIFEST_FLAGS } from "../shared_flags.ts";
+import * as shared from "../shared_flags.ts";
 import { formatBytes, formatTime, shortDigest } from "../format.ts";
 import type { CliIo } from "../io.ts";
 
@@ -34,7 +34,12 @@ export const cacheCommand = defineSubcommand({
     `prune removes all snapshots; it keeps the manifest's image and images in use. adopt trusts
 snapshots that rsync -a or actions/cache copied here with their modification times.`,
   positionals: ["ls|path|prune|adopt"],
-  flags: { ...PRUNE_FLAGS, ...MANIFEST_FLAGS, ...CACHE_FLAGS, ...JSON_FLAGS },
+  flags: {
+    ...PRUNE_FLAGS,
+    ...shared.MANIFEST,
+    ...shared.CACHE,
+    ...shared.JSON,
+  },
   async run(given, io, { positionals: [word] }) {
     const { env } = io;
     const action = parseChoice(["ls", "path", "prune", "adopt"], word, "cache");

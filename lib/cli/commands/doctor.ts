@@ -1,13 +1,7 @@
 /** `toolsmith doctor`: checks whether this host can hydrate and run images. */
 import { doctor as examine, type Finding } from "../../doctor/doctor.ts";
 import { defineSubcommand } from "../subcommand.ts";
-import {
-  CACHE_FLAGS,
-  JSON_FLAGS,
-  MANIFEST_FLAGS,
-  REGISTRY_FLAGS,
-  TRUST_FLAGS,
-} from "../shared_flags.ts";
+import * as shared from "../shared_flags.ts";
 import { toSingleLine } from "../render.ts";
 
 export const doctorCommand = defineSubcommand({
@@ -15,11 +9,11 @@ export const doctorCommand = defineSubcommand({
   usage: "[flags]",
   summary: "check whether this host can hydrate and run images",
   flags: {
-    ...MANIFEST_FLAGS,
-    ...CACHE_FLAGS,
-    ...TRUST_FLAGS,
-    ...REGISTRY_FLAGS,
-    ...JSON_FLAGS,
+    ...shared.MANIFEST,
+    ...shared.CACHE,
+    ...shared.TRUST,
+    ...shared.REGISTRY,
+    ...shared.JSON,
   },
   async run(given, { env, signal, printResult }) {
     const findings = await examine({ ...given, env, signal });

@@ -2,12 +2,7 @@
 import { hydrate as hydrateImage } from "../../hydrate/hydrate.ts";
 import { loadManifest } from "../../manifest/manifest.ts";
 import { defineSubcommand } from "../subcommand.ts";
-import {
-  HYDRATE_FLAGS,
-  IMAGE_ARCH_FLAGS,
-  MANIFEST_FLAGS,
-  OUTPUT_FLAGS,
-} from "../shared_flags.ts";
+import * as shared from "../shared_flags.ts";
 
 export const hydrateCommand = defineSubcommand({
   name: "hydrate",
@@ -16,10 +11,9 @@ export const hydrateCommand = defineSubcommand({
   details:
     "Prints the image's path. Private packages of ghcr.io need GHCR_TOKEN, and\nGHCR_USERNAME or GITHUB_ACTOR; for other registries run oras login.",
   flags: {
-    ...MANIFEST_FLAGS,
-    ...HYDRATE_FLAGS,
-    ...OUTPUT_FLAGS,
-    ...IMAGE_ARCH_FLAGS,
+    ...shared.HYDRATE,
+    ...shared.OUTPUT,
+    ...shared.IMAGE_ARCH,
   },
   async run(given, io) {
     const { env, signal, onEvent } = io;

@@ -2,15 +2,7 @@
 import { init as initManifest } from "../../hydrate/init.ts";
 import { defineSubcommand } from "../subcommand.ts";
 import { defineFlags } from "../flag.ts";
-import {
-  CACHE_FLAGS,
-  IMAGE_ARCH_FLAGS,
-  MANIFEST_FLAGS,
-  OUTPUT_FLAGS,
-  REGISTRY_FLAGS,
-  TRANSFER_FLAGS,
-  TRUST_FLAGS,
-} from "../shared_flags.ts";
+import * as shared from "../shared_flags.ts";
 
 export const initCommand = defineSubcommand({
   name: "init",
@@ -35,13 +27,9 @@ export const initCommand = defineSubcommand({
       update:
         "--update  replace the image in an existing manifest, keeping all else",
     }),
-    ...MANIFEST_FLAGS,
-    ...CACHE_FLAGS,
-    ...IMAGE_ARCH_FLAGS,
-    ...TRUST_FLAGS,
-    ...TRANSFER_FLAGS,
-    ...REGISTRY_FLAGS,
-    ...OUTPUT_FLAGS,
+    ...shared.FETCH,
+    ...shared.IMAGE_ARCH,
+    ...shared.OUTPUT,
   },
   async run(given, io) {
     const { env, signal, onEvent } = io;

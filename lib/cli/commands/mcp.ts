@@ -5,12 +5,7 @@ import { terminalSafeJson } from "../../system/sanitize_text.ts";
 import { eventLine } from "../event_lines.ts";
 import { defineFlags } from "../flag.ts";
 import { createQueuedOutput } from "../queued_output.ts";
-import {
-  COMMAND_FLAGS,
-  PROGRESS_FLAGS,
-  VM_FLAGS,
-  workspaceVmOptions,
-} from "../shared_flags.ts";
+import * as shared from "../shared_flags.ts";
 import { defineSubcommand } from "../subcommand.ts";
 
 export const mcpCommand = defineSubcommand({
@@ -25,9 +20,9 @@ export const mcpCommand = defineSubcommand({
       freshEach: "--fresh-each  run each call in a VM of its own",
       log: "--log FILE  append events to FILE, as JSON Lines",
     }),
-    ...COMMAND_FLAGS,
-    ...VM_FLAGS,
-    ...PROGRESS_FLAGS,
+    ...shared.COMMAND,
+    ...shared.VM,
+    ...shared.PROGRESS,
   },
   async run(
     { freshEach = false, log, timeoutMs, env: variables, cwd, ...given },
@@ -50,7 +45,7 @@ export const mcpCommand = defineSubcommand({
       hostCwd: Deno.cwd(),
       freshEach,
       signal,
-      vm: { ...workspaceVmOptions(given), env, onEvent },
+      vm: { ...shared.workspaceVmOptions(given), env, onEvent },
       progressText: eventLine,
     });
     await output?.flush();

@@ -17,11 +17,7 @@ import {
 } from "../../publish/publish.ts";
 import { defineSubcommand } from "../subcommand.ts";
 import { defineFlags } from "../flag.ts";
-import {
-  OUTPUT_FLAGS,
-  REGISTRY_FLAGS,
-  TRANSFER_FLAGS,
-} from "../shared_flags.ts";
+import * as shared from "../shared_flags.ts";
 import { formatBytes } from "../format.ts";
 
 export const publishCommand = defineSubcommand({
@@ -58,9 +54,9 @@ export const publishCommand = defineSubcommand({
       manifest:
         "--write-manifest PATH  set the image in this existing tools.json, keeping all else",
     }),
-    ...TRANSFER_FLAGS,
-    ...REGISTRY_FLAGS,
-    ...OUTPUT_FLAGS,
+    ...shared.TRANSFER,
+    ...shared.REGISTRY,
+    ...shared.OUTPUT,
   },
   async run(given, io, { positionals: [path, reference] }) {
     const { env, signal, onEvent } = io;

@@ -2,24 +2,26 @@
  * `toolsmith run` and `toolsmith shell`: run a command in the image and exit with its
  * status.
  */
-import type { Environment } from "../../environment.ts";
 import { loadManifest } from "../../manifest/manifest.ts";
 import { assertToolAllowed } from "../../manifest/tools.ts";
 import { runOnHost } from "../../run/run_on_host.ts";
 import { runInVm, runOnTerminal } from "../../run/workspace_vm.ts";
 import { defineSubcommand } from "../subcommand.ts";
 import { defineFlags, type FlagValues } from "../flag.ts";
-import {
-  COMMAND_FLAGS,
-  OUTPUT_FLAGS,
-  PROGRESS_FLAGS,
-  VM_FLAGS,
-  workspaceVmOptions,
-} from "../shared_flags.ts";
-import { usageError } from "../usage_error.ts";
+import * as shared from "../shared_flags.ts";
+import { parseChoice, usageError } from "../usage_error.ts";
 import type { CliIo } from "../io.ts";
 
-const SHELL_FLAGS = { ...COMMAND_FLAGS, ...VM_FLAGS, ...PROGRESS_FLAGS };
+const RUN_FLAGS = {
+  ...defineFlags("Command", {
+    execution:
+      "--execution vm|host  where to run (default: TOOLSMITH_EXECUTION, then vm)",
+    tty: "--tty  run the command on this terminal, as shell does",
+  }),
+  ...shared.COMMAND,
+  ...shared.VM,
+  ...shared.OUTPUT,
+};
 
 /** bash if the guest has one, else sh. */
 const DEFAULT_SHELL_COMMAND = [
@@ -36,16 +38,7 @@ export const runCommand = defineSubcommand({
     "Runs COMMAND in the VM that boot --detach started, else in a new one. The workspace is\nmounted read-only at /mnt/work. Flags after COMMAND belong to the command.",
   example: "run --export build/out:out -- make DESTDIR=/mnt/out",
   passedOn: ["TOOL", "FILE"],
-  flags: {
-    ...defineFlags("Command", {
-      execution:
-        "--execution vm|host  where to run (default: TOOLSMITH_EXECUTION, then vm)",
-      tty: "--tty  run the command on this terminal, as shell does",
-    }),
-    ...COMMAND_FLAGS,
-    ...VM_FLAGS,
-    ...OUTPUT_FLAGS,
-  },
+  flags: RUN_FLAGS,
   passThrough: "words",
   async run(given, io, { rest }) {
     if (rest.length === 0) {
@@ -60,17 +53,13 @@ export const runCommand = defineSubcommand({
         "omit one of --tty and --json",
       );
     }
-    if (given.tty && !hasInteractiveTerminal()) {
-      throw usageError(
-        "run --tty needs a terminal on standard input and output",
-        "omit --tty: without it, toolsmith run needs no terminal",
-      );
-    }
-    const execution = given.execution ?? vmOrHostFromEnv(io.env);
-    if (execution === "host") return await runOnThisHost(rest, given, io);
-    return given.tty
-      ? await runInVmOnThisTerminal(rest, given, io)
-      : await runInVmWithStreams(rest, given, io);
+    if (given.tty) assertInteractiveTerminal("run --tty");
+    const fromEnv = io.env.get("TOOLSMITH_EXECUTION") || "vm";
+    const execution = given.execution ??
+      parseChoice(["vm", "host"], fromEnv, "TOOLSMITH_EXECUTION");
+    return execution === "host"
+      ? await runOnThisHost(rest, given, io)
+      : await runInGuest(rest, given, io);
   },
 });
 
@@ -82,45 +71,51 @@ export const shellCommand = defineSubcommand({
     "The guest's terminal follows the window size; Ctrl-C and Ctrl-Z go to the guest.\nThe shell starts in the workspace, as commands of toolsmith run do.",
   example: "shell --memory 2G",
   passedOn: ["TOOL", "FILE"],
-  flags: SHELL_FLAGS,
+  flags: { ...shared.COMMAND, ...shared.VM, ...shared.PROGRESS },
   passThrough: "dashes",
-  run(given, io, { rest }) {
-    if (hasInteractiveTerminal()) {
-      const command = rest.length > 0 ? rest : DEFAULT_SHELL_COMMAND;
-      return runInVmOnThisTerminal(command, given, io);
-    }
-    throw usageError(
-      "shell needs a terminal on standard input and output",
-      "use toolsmith run COMMAND, which needs no terminal",
-    );
+  async run(given, io, { rest }) {
+    assertInteractiveTerminal("shell");
+    const command = rest.length > 0 ? rest : DEFAULT_SHELL_COMMAND;
+    return await runInGuest(command, { ...given, tty: true }, io);
   },
 });
 
-function hasInteractiveTerminal(): boolean {
-  return Deno.stdin.isTerminal() && Deno.stdout.isTerminal();
+function assertInteractiveTerminal(who: string) {
+  if (Deno.stdin.isTerminal() && Deno.stdout.isTerminal()) return;
+  throw usageError(
+    `${who} needs a terminal on standard input and output`,
+    "use toolsmith run COMMAND without --tty, which needs no terminal",
+  );
 }
 
-type RunFlagValues = FlagValues<
-  typeof COMMAND_FLAGS & typeof VM_FLAGS & typeof OUTPUT_FLAGS
->;
-
-async function runInVmWithStreams(
+/** With `tty` on this terminal, which it restores. */
+export async function runInGuest(
   [command, ...args]: string[],
-  { timeoutMs, env: variables, cwd, ...given }: RunFlagValues,
+  given: FlagValues<typeof RUN_FLAGS>,
   io: CliIo,
-) {
+): Promise<number> {
+  const { timeoutMs, env: variables, cwd, tty, ...vmFlags } = given;
   const { env, signal, onEvent } = io;
+  await using hostTerminal = tty ? io.attachToGuestCommand() : undefined;
   const manifest = await loadManifest(given.manifest, { env });
-  const ended = await runInVm(manifest, command, {
+  const options = {
     args,
     timeoutMs,
     env: variables,
     cwd,
     hostCwd: Deno.cwd(),
     signal,
-    ...io.guestCommandStreams(),
-    vm: { ...workspaceVmOptions(given), env, onEvent },
-  });
+    vm: { ...shared.workspaceVmOptions(vmFlags), env, onEvent },
+  };
+  if (hostTerminal) {
+    const term = env.get("TERM");
+    const shown = term ? { TERM: term, ...variables } : variables;
+    const onTerminal = { ...options, env: shown, hostTerminal };
+    const { code } = await runOnTerminal(manifest, command, onTerminal);
+    return code;
+  }
+  const streams = io.guestCommandStreams();
+  const ended = await runInVm(manifest, command, { ...options, ...streams });
   const { code, signal: endedBy, stdoutBytes, stderrBytes } = ended;
   io.printResult({ code, signal: endedBy, stdoutBytes, stderrBytes }, "");
   return code;
@@ -128,7 +123,7 @@ async function runInVmWithStreams(
 
 async function runOnThisHost(
   [command, ...args]: string[],
-  { timeoutMs, env, cwd, manifest: path }: RunFlagValues,
+  { timeoutMs, env, cwd, manifest: path }: FlagValues<typeof RUN_FLAGS>,
   io: CliIo,
 ) {
   // The manifest's tool paths are in the guest; on the host the name is run.
@@ -146,36 +141,4 @@ async function runOnThisHost(
   });
   io.printResult(ended, "");
   return ended.code;
-}
-
-/** Also restores the terminal. */
-export async function runInVmOnThisTerminal(
-  [command, ...args]: string[],
-  { timeoutMs, env: variables, cwd, ...given }: FlagValues<typeof SHELL_FLAGS>,
-  io: CliIo,
-): Promise<number> {
-  const { env, signal, onEvent } = io;
-  const term = env.get("TERM");
-  await using hostTerminal = io.attachToGuestCommand();
-  const manifest = await loadManifest(given.manifest, { env });
-  const { code } = await runOnTerminal(manifest, command, {
-    args,
-    timeoutMs,
-    env: term ? { TERM: term, ...variables } : variables,
-    cwd,
-    hostCwd: Deno.cwd(),
-    signal,
-    hostTerminal,
-    vm: { ...workspaceVmOptions(given), env, onEvent },
-  });
-  return code;
-}
-
-function vmOrHostFromEnv(env: Environment): "vm" | "host" {
-  const execution = env.get("TOOLSMITH_EXECUTION") || "vm";
-  if (execution === "vm" || execution === "host") return execution;
-  throw usageError(
-    `TOOLSMITH_EXECUTION is "${execution}", expected vm or host`,
-    "set TOOLSMITH_EXECUTION=vm, or =host to run without a VM",
-  );
 }

@@ -3,14 +3,14 @@ import { locateManifest } from "../../manifest/manifest.ts";
 import { detachedVmRecordPath } from "../../run/workspace_vm.ts";
 import { workspaceOf } from "../../system/ownership.ts";
 import { stopDetachedVm } from "../../vm/detached.ts";
-import { JSON_FLAGS, MANIFEST_FLAGS } from "../shared_flags.ts";
+import * as shared from "../shared_flags.ts";
 import { defineSubcommand } from "../subcommand.ts";
 
 export const stopCommand = defineSubcommand({
   name: "stop",
   usage: "[flags]",
   summary: "power down the VM that boot --detach started",
-  flags: { ...MANIFEST_FLAGS, ...JSON_FLAGS },
+  flags: { ...shared.MANIFEST, ...shared.JSON },
   async run({ manifest }, { env, signal, printResult }) {
     const file = await locateManifest(manifest, { env });
     const path = detachedVmRecordPath(workspaceOf(file));
