@@ -25,7 +25,7 @@ for (
     { args: ["shell"], says: /shell needs a terminal.*\nhint: use toolsmith/ },
     {
       args: ["run", "--tty", "sh"],
-      says: /run --tty needs a terminal.*\nhint: omit --tty/,
+      says: /run --tty needs a terminal.*\nhint: use .* without --tty/,
     },
     {
       args: ["run", "--tty", "--json", "sh"],

@@ -11,8 +11,9 @@ import { defineSubcommand, type Subcommand } from "../subcommand.ts";
 import { parseChoice, usageError } from "../usage_error.ts";
 import { toSingleLine } from "../render.ts";
 
-/** For bash 3.2 and newer, which splits words at `=` and `:`. */
-const BASH_SCRIPT = `_toolsmith() {
+export const COMPLETION_SCRIPTS = {
+  /** For bash 3.2 and newer, which splits words at `=` and `:`. */
+  bash: `_toolsmith() {
   local line=\${COMP_LINE:0:COMP_POINT} kind word
   local -a words
   read -a words <<<"$line"
@@ -39,9 +40,8 @@ const BASH_SCRIPT = `_toolsmith() {
   } < <("\${words[0]}" completions candidates -- "\${words[@]:1}" 2>/dev/null)
 }
 complete -F _toolsmith toolsmith
-`;
-
-const ZSH_SCRIPT = `#compdef toolsmith
+`,
+  zsh: `#compdef toolsmith
 _toolsmith() {
   local -a given lines
   given=("\${(@Q)words[2,CURRENT-1]}" "$PREFIX")
@@ -63,9 +63,8 @@ if [[ $funcstack[1] == _toolsmith ]]; then
 else
   compdef _toolsmith toolsmith
 fi
-`;
-
-const FISH_SCRIPT = `function __toolsmith_candidates
+`,
+  fish: `function __toolsmith_candidates
   set -l words (commandline -opc)
   set -l current (commandline -ct)
   set -l lines ($words[1] completions candidates -- $words[2..-1] "$current" 2>/dev/null)
@@ -81,12 +80,7 @@ const FISH_SCRIPT = `function __toolsmith_candidates
   end
 end
 complete -c toolsmith -f -a '(__toolsmith_candidates)'
-`;
-
-export const COMPLETION_SCRIPTS = {
-  bash: BASH_SCRIPT,
-  zsh: ZSH_SCRIPT,
-  fish: FISH_SCRIPT,
+`,
 };
 
 /** Needs no quoting: names from a manifest end up on a command line. */
