@@ -1,6 +1,7 @@
 /** Parses argv into a command, its flag values and its arguments. */
 import { COMMANDS } from "./commands.ts";
 import type { Flag, Flags, FlagValues } from "./flag.ts";
+import { LIST_PARSERS, type Parsers, VALUE_PARSERS } from "./flag_values.ts";
 import * as shared from "./shared_flags.ts";
 import { type GivenFlag, splitArguments } from "./split_arguments.ts";
 import { allFlags, type Subcommand } from "./subcommand.ts";
@@ -61,9 +62,8 @@ function parseCommandArgs(command: Subcommand, args: string[]) {
   };
 }
 
-function parseFlag(flag: Flag, given: GivenFlag[]): unknown {
-  const { name, placeholder, isRepeatable } = flag;
-  if (!placeholder) return flag.parse([]);
+function parseFlag({ name, placeholder }: Flag, given: GivenFlag[]): unknown {
+  if (!placeholder) return !name.startsWith("no-");
   const values = given.map(({ value = "" }) => value);
   if (values.includes("")) {
     throw usageError(
@@ -71,13 +71,16 @@ function parseFlag(flag: Flag, given: GivenFlag[]): unknown {
       `write --${name} ${placeholder}`,
     );
   }
-  if (values.length > 1 && !isRepeatable) {
+  const { [placeholder]: parseAll }: Parsers<string[]> = LIST_PARSERS;
+  if (parseAll) return parseAll(values, name);
+  if (values.length > 1) {
     throw usageError(
       `--${name} is given ${values.length} times`,
       `give --${name} once`,
     );
   }
-  return flag.parse(values);
+  const { [placeholder]: parse }: Parsers<string> = VALUE_PARSERS;
+  return parse ? parse(values[0], name) : values[0];
 }
 
 function unknownFlagError(

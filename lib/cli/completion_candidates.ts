@@ -2,6 +2,7 @@
  * Completion candidates for a command line, computed from the command table:
  * the shells' completion scripts ask for them when the user presses Tab.
  */
+import { LIST_PARSERS } from "./flag_values.ts";
 import { splitArguments } from "./split_arguments.ts";
 import { allFlags, type Subcommand } from "./subcommand.ts";
 
@@ -84,7 +85,8 @@ function commandCandidates(
   if (!rest && (current.startsWith("-") || !placeholder)) {
     return Object.values(allFlags(command))
       .filter((flag) =>
-        flag.isRepeatable || !flags.some((it) => it.flag === flag)
+        `${flag.placeholder}` in LIST_PARSERS ||
+        !flags.some((it) => it.flag === flag)
       )
       .map(({ name, help }) => [`--${name}`, help]);
   }

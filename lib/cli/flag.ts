@@ -2,9 +2,15 @@
  * Flags as lines of help: the parser, `--help`, shell completion and the types of flag
  * values all derive from them.
  */
-import { LIST_PARSERS, VALUE_PARSERS } from "./flag_values.ts";
+import type { LIST_PARSERS, VALUE_PARSERS } from "./flag_values.ts";
 
-export interface Flag<Value = unknown> {
+/** `--name  help` of a switch, or `--name PLACEHOLDER  help`. */
+type HelpLine = `--${string}  ${string}`;
+
+export interface Flag<Line extends HelpLine = HelpLine> {
+  line: Line;
+  /** The help's heading that the flag is listed below. */
+  heading: string;
   /** Without dashes. */
   name: string;
   /**
@@ -12,30 +18,24 @@ export interface Flag<Value = unknown> {
    * absent for a switch. `a|b` lists the only possible values.
    */
   placeholder?: string;
-  /** The help's heading that the flag is listed below. */
-  heading: string;
-  /** One line for `--help`. */
   help: string;
-  isRepeatable: boolean;
-  /** Parses the given values, or throws `usage`; a switch has none. */
-  parse(values: string[]): Value;
 }
 
 /** Flags by the name of the option that the command receives. */
 export type Flags = Record<string, Flag>;
 
-/** The values of the flags that are given. */
+/**
+ * The values of the flags that are given. A switch is `true`, one named `no-…` is
+ * `false`.
+ */
 export type FlagValues<F extends Flags> = {
-  [Key in keyof F]?: ReturnType<F[Key]["parse"]>;
+  [Key in keyof F]?: ValueOf<F[Key]["line"]>;
 };
 
-/** `--name  help` of a switch, or `--name PLACEHOLDER  help`. */
-type HelpLine = `--${string}  ${string}`;
-
-type ValueOf<Line> = Line extends `--${infer Usage}  ${string}`
-  ? Usage extends `${string} ${infer Placeholder}` ? ParsedValue<Placeholder>
-  : boolean
-  : never;
+type ValueOf<Line> = HelpLine extends Line ? unknown
+  : Line extends `--${string} ${infer Placeholder}  ${string}`
+    ? ParsedValue<Placeholder>
+  : boolean;
 
 type ParsedValue<Placeholder> = Placeholder extends keyof typeof VALUE_PARSERS
   ? NonNullable<ReturnType<typeof VALUE_PARSERS[Placeholder]>>
@@ -43,39 +43,17 @@ type ParsedValue<Placeholder> = Placeholder extends keyof typeof VALUE_PARSERS
     ? ReturnType<typeof LIST_PARSERS[Placeholder]>
   : string;
 
-/**
- * Defines flags by their lines in the help. A switch is `true` if it is given, one named
- * `no-…` is `false`.
- */
+/** Defines flags by their lines in the help. */
 export function defineFlags<const Lines extends Record<string, HelpLine>>(
   heading: string,
   lines: Lines,
 ) {
-  const flags = Object.entries(lines)
-    .map(([key, line]) => [key, parseHelpLine(heading, line)]);
+  const pattern = /^--(\S+)(?: (\S+))? {2}(.*)$/;
+  const flags = Object.entries(lines).map(([key, line]) => {
+    const [, name, placeholder, help] = pattern.exec(line)!;
+    return [key, { line, heading, name, placeholder, help }];
+  });
   return Object.fromEntries(flags) as {
-    [Key in keyof Lines]: Flag<ValueOf<Lines[Key]>>;
+    [Key in keyof Lines]: Flag<Lines[Key]>;
   };
 }
-
-function parseHelpLine(heading: string, line: HelpLine): Flag {
-  const [, name, placeholder, help] = /^--(\S+)(?: (\S+))? {2}(.*)$/.exec(
-    line,
-  )!;
-  const isRepeatable = placeholder !== undefined && placeholder in LIST_PARSERS;
-  const parse = findParser(name, placeholder);
-  return { name, placeholder, heading, help, isRepeatable, parse };
-}
-
-function findParser(name: string, placeholder?: string): Flag["parse"] {
-  if (placeholder === undefined) return () => !name.startsWith("no-");
-  const { [placeholder]: parseAll }: Parsers<string[]> = LIST_PARSERS;
-  if (parseAll) return (values) => parseAll(values, name);
-  const { [placeholder]: parse }: Parsers<string> = VALUE_PARSERS;
-  return ([value]) => parse ? parse(value, name) : value;
-}
-
-type Parsers<Given> = Record<
-  string,
-  ((given: Given, name: string) => unknown) | undefined
->;

@@ -8,7 +8,13 @@ import { parseAccelerator, parseArch } from "../vm/boot_options.ts";
 import { parseExport } from "../vm/shares.ts";
 import { parseChoice, usageError } from "./usage_error.ts";
 
-/** Parses the value of the flag `--name`, or throws `usage`. */
+/** Parsers by placeholder; they throw `usage`. */
+export type Parsers<Given> = Record<
+  string,
+  ((given: Given, name: string) => unknown) | undefined
+>;
+
+/** Parses the value of the flag `--name`. */
 type ValueParser<T> = (text: string, name: string) => T;
 
 /** A flag whose placeholder is not listed takes any text. */

@@ -37,17 +37,16 @@ export function splitArguments(
       positionals.push(arg);
       continue;
     }
-    let [name, value]: (string | undefined)[] = arg.split(/=(.*)/s);
+    const [name, inline] = arg.split(/=(.*)/s);
     // The name of a switch may contain `=`.
     const flag = known.find((it) =>
       `--${it.name}` === (it.placeholder ? name : arg)
     );
     const next = args.at(at + 1);
-    if (flag?.placeholder && value === undefined && !next?.startsWith("-")) {
-      value = next;
-      at++;
-    }
-    flags.push({ name: name!, flag, value });
+    const takesNext = flag?.placeholder && inline === undefined &&
+      !next?.startsWith("-");
+    flags.push({ name, flag, value: takesNext ? next : inline });
+    if (takesNext) at++;
   }
   return { flags, positionals };
 }
