@@ -97,7 +97,7 @@ export function createProcessIo(
     signal,
     onEvent,
     /** Ends the progress of events, and sums up what the network decided. */
-    endEvents: () => view[Symbol.dispose](),
+    endEvents: view.end,
     flush,
     printLine,
     /** Prints the result: the last line of `--json`, or text. */

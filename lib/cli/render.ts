@@ -1,6 +1,6 @@
 /** Renders events and errors: as text with a progress bar, or as JSON Lines. */
 import type { ToolsmithError } from "../errors.ts";
-import type { OnEvent, ToolsmithEvent } from "../events.ts";
+import type { ToolsmithEvent } from "../events.ts";
 import { sanitizeText, terminalSafeJson } from "../system/sanitize_text.ts";
 import { EgressReport, eventLine } from "./event_lines.ts";
 import { formatDuration, progressBar } from "./format.ts";
@@ -15,18 +15,6 @@ export interface Display {
   coloured?: boolean;
   /** Whether to sum up what the guest's network decided. @default {false} */
   verbose?: boolean;
-}
-
-/** Prints events; disposing it closes it. */
-export interface EventView extends Disposable {
-  onEvent: OnEvent;
-  /**
-   * Erases the progress bar and stops counting seconds, as the guest uses the
-   * terminal from now on. Later events are still printed, one line each.
-   */
-  close(): void;
-  /** Holds events back while the guest uses the whole screen, or prints them then. */
-  hold(isHeld: boolean): void;
 }
 
 const LOG_PROGRESS_INTERVAL_MS = 5000;
@@ -46,7 +34,8 @@ const ANSI_YELLOW = 33;
 const ANSI_CYAN = 36;
 const MAX_MESSAGE_CHARACTERS = 4000;
 
-export function createTextEventView(display: Display): EventView {
+/** Prints events as lines of text, and their progress as a bar or a counter. */
+export function createTextEventView(display: Display) {
   const { write, canRedrawLine, columns, coloured, verbose } = display;
   const egress = new EgressReport();
   let held: ToolsmithEvent[] | undefined;
@@ -122,15 +111,21 @@ export function createTextEventView(display: Display): EventView {
   };
   return {
     onEvent,
+    /**
+     * Erases the progress bar and stops counting seconds, as the guest uses the
+     * terminal from now on. Later events are still printed, one line each.
+     */
     close,
-    hold(isHeld) {
+    /** Holds events back while the guest uses the whole screen, or prints them then. */
+    hold(isHeld: boolean) {
       const late = held ?? [];
       held = isHeld ? [] : undefined;
       stopCounting();
       eraseLine();
       late.forEach(onEvent);
     },
-    [Symbol.dispose]() {
+    /** Closes the view, and sums up what the network decided. */
+    end() {
       close();
       if (verbose) egress.summary().forEach(printLine);
     },

@@ -52,8 +52,7 @@ function screen(
   });
   const send = (event: EventWithoutTimestamp<ToolsmithEvent>) =>
     view.onEvent(timed(event));
-  const dispose = () => view[Symbol.dispose]();
-  return { kept, send, close: view.close, hold: view.hold, dispose };
+  return { kept, send, close: view.close, hold: view.hold, end: view.end };
 }
 
 const progress = (bytes: number) => ({
@@ -65,11 +64,11 @@ const progress = (bytes: number) => ({
 
 Deno.test("the event view sums up what the network decided at its end, with --verbose only", () => {
   for (const verbose of [false, true]) {
-    const { kept, send, dispose } = screen(false, 80, false, verbose);
+    const { kept, send, end } = screen(false, 80, false, verbose);
     const to = { host: "a.test", port: 443, reason: "rule a.test" };
     send({ type: "egress", allowed: true, ...to });
     assertEquals(kept.text, "");
-    dispose();
+    end();
     const summary = "network: allowed a.test:443 (1 times)\n";
     assertEquals(kept.text, verbose ? summary : "");
   }
