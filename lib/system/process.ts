@@ -2,17 +2,27 @@
  * Starts and stops child processes. The only module that uses `Deno.Command`.
  */
 import { ToolsmithError } from "../errors.ts";
-import {
-  createOutputBuffer,
-  type ProcessInput,
-  type ProcessOutputTarget,
-  readProcessOutput,
-  writeProcessInput,
-} from "./_process_pipes.ts";
 import { isPermissionGranted } from "../environment.ts";
-import { anySignal, startDeadline } from "./time.ts";
+import { anySignal, settlesWithin, startDeadline } from "./time.ts";
 
-export type { ProcessInput, ProcessOutputTarget };
+/** Standard input of a program. */
+export type ProcessInput =
+  | "inherit"
+  | "null"
+  | string
+  | { bytes: Uint8Array }
+  | { stream: ReadableStream<Uint8Array> }
+  | "held";
+
+/**
+ * Destination of a program's output stream. A callback must not throw; while its
+ * promise is pending, backpressure stops the program.
+ */
+export type ProcessOutputTarget =
+  | "inherit"
+  | "null"
+  | ((chunk: Uint8Array) => void)
+  | ((chunk: Uint8Array) => Promise<void>);
 
 export interface SpawnOptions {
   /** Arguments, passed unchanged and without a shell. */
@@ -86,6 +96,7 @@ export interface ProcessResult extends ProcessExit {
 const KILL_AFTER_MS = 3000;
 /** How long to wait for the remaining output of a stopped program. */
 const DRAIN_TIMEOUT_MS = 500;
+const MAX_CAPTURED_BYTES = 32 * 1024 * 1024;
 
 /**
  * Runs a program, named by path or found on PATH, to its end and returns its output. A
@@ -102,13 +113,22 @@ export async function runProcess(
   using deadline = startDeadline(timeoutMs, late, rest.signal);
   // Endless output must not exhaust the memory.
   const tooMuchOutput = new AbortController();
-  const onFull = () =>
-    tooMuchOutput.abort(
-      new ToolsmithError("failed", `${program} printed more than 32 MiB`),
-    );
+  const capture = () => {
+    const chunks: Uint8Array<ArrayBuffer>[] = [];
+    let size = 0;
+    const add = (chunk: Uint8Array) => {
+      size += chunk.length;
+      if (size <= MAX_CAPTURED_BYTES) {
+        chunks.push(chunk as Uint8Array<ArrayBuffer>);
+      } else {
+        const message = `${program} printed more than 32 MiB`;
+        tooMuchOutput.abort(new ToolsmithError("failed", message));
+      }
+    };
+    return { add, blob: () => new Blob(chunks) };
+  };
+  const [stdout, stderr] = [capture(), capture()];
   const signal = anySignal(deadline.signal, tooMuchOutput.signal);
-  const stdout = createOutputBuffer(onFull);
-  const stderr = createOutputBuffer(onFull);
   await using child = spawnProcess(program, {
     ...rest,
     signal,
@@ -117,12 +137,14 @@ export async function runProcess(
     stderr: stderr.add,
   });
   onStart?.(child.pid);
-  const ended = await child.ended;
+  const exit = await child.ended;
   signal.throwIfAborted();
-  const stdoutBytes = await stdout.bytes();
-  const [out, err] = [stdoutBytes, await stderr.bytes()]
-    .map((bytes) => new TextDecoder().decode(bytes));
-  return { ...ended, stdout: out, stdoutBytes, stderr: err };
+  return {
+    ...exit,
+    stdout: await stdout.blob().text(),
+    stdoutBytes: await stdout.blob().bytes() as Uint8Array<ArrayBuffer>,
+    stderr: await stderr.blob().text(),
+  };
 }
 
 /**
@@ -135,53 +157,75 @@ export function spawnProcess(
 ): RunningProcess {
   const { input = "null", stdout = "null", stderr = "null", signal } = options;
   signal?.throwIfAborted();
-  const group = options.ownProcessGroup === true && canSignalProcessGroups();
+  const isGroup = options.ownProcessGroup === true && canSignalProcessGroups();
   const child = new Deno.Command(program, {
     args: options.args ?? [],
     cwd: options.cwd,
     env: options.env,
     clearEnv: options.clearEnv,
-    detached: options.newSession || group,
+    detached: options.newSession || isGroup,
     stdin: input === "null" || input === "inherit" ? input : "piped",
     stdout: typeof stdout === "function" ? "piped" : stdout,
     stderr: typeof stderr === "function" ? "piped" : stderr,
   }).spawn();
-  const stopper = createProcessStopper(child, group);
-  signal?.addEventListener("abort", stopper.stop, { once: true });
-
-  const stdin = writeProcessInput(child, input);
+  const closeInput = writeInput(child, input);
   const readers = (["stdout", "stderr"] as const).flatMap((name) => {
     const sink = options[name];
-    return typeof sink === "function"
-      ? [readProcessOutput(child[name], sink)]
-      : [];
+    return typeof sink === "function" ? [readOutput(child[name], sink)] : [];
   });
+  const cancelReaders = () => Promise.all(readers.map((it) => it.cancel()));
+
+  const stopRequest = Promise.withResolvers<void>();
+  let canStop = true;
+  let killTimer: ReturnType<typeof setTimeout> | undefined;
+  const sendSignal = (name: Deno.Signal) => {
+    try {
+      if (isGroup) Deno.kill(-child.pid, name);
+      else child.kill(name);
+    } catch {
+      // The process has already ended.
+    }
+  };
+  const stop = () => {
+    if (canStop) {
+      canStop = false;
+      sendSignal("SIGTERM");
+      killTimer = setTimeout(() => sendSignal("SIGKILL"), KILL_AFTER_MS);
+      stopRequest.resolve();
+    }
+    return ended;
+  };
   const ended = (async (): Promise<ProcessExit> => {
     const { code, signal: endedBy } = await child.status;
-    stopper.onProcessEnd();
-    const done = Promise.all([stdin.close(), ...readers.map((it) => it.done)]);
-    await Promise.race([done, stopper.drainTimedOut]);
-    await Promise.all(readers.map((it) => it.cancel()));
-    stopper.cancelTimers();
-    signal?.removeEventListener("abort", stopper.stop);
+    const drained = Promise.all([
+      closeInput(),
+      ...readers.map((it) => it.done),
+    ]);
+    // Descendants may hold the pipes, those of a stopped program not for long.
+    await Promise.race([drained, stopRequest.promise]);
+    if (!canStop) {
+      if (isGroup) sendSignal("SIGKILL");
+      await settlesWithin(drained, DRAIN_TIMEOUT_MS);
+    }
+    canStop = false;
+    clearTimeout(killTimer);
+    signal?.removeEventListener("abort", stop);
+    await cancelReaders();
     return { code, signal: endedBy };
   })();
+  signal?.addEventListener("abort", stop, { once: true });
 
   return {
     pid: child.pid,
     ended,
-    stop() {
-      stopper.stop();
-      return ended;
-    },
+    stop,
     async detach() {
-      await stdin.close();
-      await Promise.all(readers.map((it) => it.cancel()));
+      await closeInput();
+      await cancelReaders();
       child.unref();
     },
     async [Symbol.asyncDispose]() {
-      stopper.stop();
-      await ended;
+      await stop();
     },
   };
 }
@@ -191,45 +235,56 @@ function canSignalProcessGroups(): boolean {
   return Deno.build.os !== "windows" && isPermissionGranted({ name: "run" });
 }
 
-/** Sends TERM and KILL to a program or its process group. */
-function createProcessStopper(child: Deno.ChildProcess, group: boolean) {
-  const timers: ReturnType<typeof setTimeout>[] = [];
-  const drainTimeout = Promise.withResolvers<void>();
-  let alive = true;
-  let stopping = false;
-  const sendSignal = (name: Deno.Signal) => {
-    try {
-      if (group) Deno.kill(-child.pid, name);
-      else if (alive) child.kill(name);
-    } catch {
-      // The process has already ended.
-    }
+/**
+ * Writes the input; returns what ends it. EPIPE is ignored: a program may stop
+ * reading early.
+ */
+function writeInput(
+  child: Deno.ChildProcess,
+  input: ProcessInput,
+): () => Promise<void> {
+  if (input === "null" || input === "inherit") return async () => {};
+  const ignore = () => {};
+  if (input === "held") {
+    const writer = child.stdin.getWriter();
+    const endOfInput = new Uint8Array([0x0a]);
+    return () =>
+      writer.write(endOfInput).then(() => writer.close()).catch(ignore);
+  }
+  const stop = new AbortController();
+  const { signal } = stop;
+  const done = streamOf(input).pipeTo(child.stdin, { signal }).catch(ignore);
+  return () => {
+    // A stream may never end.
+    if (typeof input === "object" && "stream" in input) stop.abort();
+    return done;
   };
-  /** Limits the wait for descendants after a stop. */
-  const limitDrain = () => {
-    if (group) sendSignal("SIGKILL");
-    timers.push(setTimeout(drainTimeout.resolve, DRAIN_TIMEOUT_MS));
-  };
+}
+
+function streamOf(
+  input: Exclude<ProcessInput, "held">,
+): ReadableStream<Uint8Array> {
+  if (typeof input === "object" && "stream" in input) return input.stream;
+  const bytes = typeof input === "string"
+    ? new TextEncoder().encode(input)
+    : input.bytes;
+  return ReadableStream.from([bytes]);
+}
+
+/** Reads an output stream until its end or `cancel()`. */
+function readOutput(
+  stream: ReadableStream<Uint8Array>,
+  sink: Exclude<ProcessOutputTarget, string>,
+) {
+  const reader = stream.getReader();
   return {
-    /** Resolves when the wait for a stopped program's output is over. */
-    drainTimedOut: drainTimeout.promise,
-    /** Sends TERM, and KILL after the grace time. Idempotent. */
-    stop() {
-      if (stopping) return;
-      stopping = true;
-      if (!alive) return limitDrain();
-      sendSignal("SIGTERM");
-      timers.push(setTimeout(() => sendSignal("SIGKILL"), KILL_AFTER_MS));
-    },
-    /** Call when the program has ended; descendants may still hold its pipes. */
-    onProcessEnd() {
-      alive = false;
-      if (stopping) limitDrain();
-    },
-    /** Disables later stops. */
-    cancelTimers() {
-      stopping = true;
-      timers.forEach((timer) => clearTimeout(timer));
-    },
+    done: (async () => {
+      for (;;) {
+        const { value } = await reader.read();
+        if (value === undefined) return;
+        await sink(value);
+      }
+    })(),
+    cancel: () => reader.cancel(),
   };
 }

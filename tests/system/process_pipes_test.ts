@@ -2,7 +2,6 @@
  * Input and output of child processes.
  */
 import { assert, assertEquals } from "@std/assert";
-import { createOutputBuffer } from "../../lib/system/_process_pipes.ts";
 import { runProcess, spawnProcess } from "../../lib/system/process.ts";
 import { sleep } from "../../lib/system/time.ts";
 import { expectFailure } from "../support/expect_failure.ts";
@@ -112,15 +111,14 @@ Deno.test("spawnProcess() applies backpressure while an output callback is pendi
   assertEquals([most, bytes], [1, 2_000_000]);
 });
 
-Deno.test("createOutputBuffer() keeps up to exactly 32 MiB", async () => {
-  let full = 0;
-  const { add, bytes } = createOutputBuffer(() => full++);
-  const half = new Uint8Array(16 * 1024 * 1024).fill(7);
-  for (const chunk of [half, half, new Uint8Array()]) add(chunk);
-  assertEquals(full, 0);
-  add(new Uint8Array(1));
-  assertEquals(full, 1);
-  const kept = await bytes();
-  assertEquals(kept.length, 2 * half.length);
-  assertEquals([kept[0], kept.at(-1)], [7, 7]);
+Deno.test("runProcess() returns up to exactly 32 MiB of output", async () => {
+  const bytes = 32 * 1024 * 1024;
+  const args = sh(`exec head -c ${bytes} /dev/zero`);
+  const { stdoutBytes } = await runProcess("sh", { args });
+  assertEquals(stdoutBytes.length, bytes);
+  const error = await expectFailure(
+    "failed",
+    () => runProcess("sh", { args: sh(`exec head -c ${bytes + 1} /dev/zero`) }),
+  );
+  assertEquals(error.message, "sh printed more than 32 MiB");
 });
