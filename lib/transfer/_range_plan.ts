@@ -8,13 +8,23 @@
 import { countExtentBytes, type Extent } from "../system/extents.ts";
 
 /** A byte range that one connection downloads. */
-export interface RangePiece {
-  /** Offset of the first byte that has not arrived. */
-  at: number;
-  /** End offset; lowered when another connection takes over the end. */
-  to: number;
+export class RangePiece {
   /** Aborted when another connection has taken over all remaining bytes. */
-  readonly takeover: AbortController;
+  readonly takeover = new AbortController();
+  receivedBytes = 0;
+  lastByteTime: number;
+
+  constructor(
+    /** Offset of the first byte that has not arrived. */
+    public at: number,
+    /** End offset; lowered when another connection takes over the end. */
+    public to: number,
+    readonly startedAt: number,
+    /** Taken over from a silent connection, so not again before a byte arrives. */
+    readonly takenFromSilent = false,
+  ) {
+    this.lastByteTime = startedAt;
+  }
 }
 
 /** Hands out the missing bytes of one download to its connections. */
@@ -32,19 +42,6 @@ const MIN_RATE_SAMPLE_MS = 500;
 const MIN_TAKEOVER_SPEED_RATIO = 2;
 /** After this time without a byte, all remaining bytes are taken over. */
 const SILENT_CONNECTION_MS = 2000;
-/**
- * Tells a takeover from other aborts. A string, because an Error created while
- * modules load makes Deno compile the whole program again.
- */
-const TAKEOVER_ABORT_REASON = "another connection took the piece over";
-
-interface PieceProgress {
-  startedAt: number;
-  lastByteTime: number;
-  receivedBytes: number;
-  /** Taken over from a silent connection, so not again before a byte arrives. */
-  takenFromSilent: boolean;
-}
 
 /**
  * Plans the download of the missing bytes, in order. `now` is a clock, in milliseconds.
@@ -57,23 +54,43 @@ export function planRanges(
   /** The last first, so that taking one does not move the others. */
   let waiting = gaps.toReversed();
   let waitingBytes = countExtentBytes(gaps);
-  const active = new Map<RangePiece, PieceProgress>();
+  const active = new Set<RangePiece>();
 
   function begin(at: number, to: number, takenFromSilent = false): RangePiece {
-    const piece = { at, to, takeover: new AbortController() };
-    const times = { startedAt: now(), lastByteTime: now() };
-    active.set(piece, { ...times, receivedBytes: 0, takenFromSilent });
+    const piece = new RangePiece(at, to, now(), takenFromSilent);
+    active.add(piece);
     return piece;
   }
 
+  /** Takes over the end of the piece that would finish last. */
   function takeOver(rate: number): RangePiece | undefined {
-    const found = findPieceToTakeOver(active, rate, now());
-    if (!found) return undefined;
-    const { piece, left } = found;
-    const from = piece.at + left;
-    const rest = begin(from, piece.to, left === 0);
+    const time = now();
+    let last: { piece: RangePiece; kept: number; ms: number } | undefined;
+    for (const piece of active) {
+      const { at, to, receivedBytes, takenFromSilent } = piece;
+      // Without `takenFromSilent`, a slow server would get the same request endlessly.
+      const isSilent = time - piece.lastByteTime > SILENT_CONNECTION_MS &&
+        (receivedBytes > 0 || !takenFromSilent);
+      const age = time - piece.startedAt;
+      const pieceRate = isSilent ? 0 : receivedBytes / age;
+      const ms = (to - at) / pieceRate;
+      const isSlow = isSilent ||
+        receivedBytes > 0 && age >= MIN_RATE_SAMPLE_MS &&
+          rate > pieceRate * MIN_TAKEOVER_SPEED_RATIO &&
+          ms > MIN_TAKEOVER_TIME_LEFT_MS;
+      if (!isSlow) continue;
+      // Both connections should finish at the same time.
+      const kept = isSilent
+        ? 0
+        : Math.ceil((to - at) * pieceRate / (pieceRate + rate));
+      if (at + kept < to && ms > (last?.ms ?? 0)) last = { piece, kept, ms };
+    }
+    if (!last) return undefined;
+    const { piece, kept } = last;
+    const from = piece.at + kept;
+    const rest = begin(from, piece.to, kept === 0);
     piece.to = from;
-    if (left === 0) piece.takeover.abort(TAKEOVER_ABORT_REASON);
+    if (kept === 0) piece.takeover.abort();
     return rest;
   }
 
@@ -84,7 +101,7 @@ export function planRanges(
     },
     /**
      * Returns the next piece; `undefined` if there is none to take over either. `rate`
-     * is the connection's speed in bytes per millisecond, if known.
+     * is the connection's speed in bytes per millisecond, 0 if unknown.
      */
     takePiece(rate = 0): RangePiece | undefined {
       const first = waiting.pop();
@@ -102,11 +119,9 @@ export function planRanges(
       return begin(from, to);
     },
     recordReceivedBytes(piece: RangePiece, bytes: number): void {
-      const progress = active.get(piece);
       piece.at += bytes;
-      if (!progress) return;
-      progress.lastByteTime = now();
-      progress.receivedBytes += bytes;
+      piece.lastByteTime = now();
+      piece.receivedBytes += bytes;
     },
     /** Ends a piece; its unwritten bytes are handed out again. */
     endPiece(piece: RangePiece, unwritten: Extent[]): void {
@@ -116,34 +131,4 @@ export function planRanges(
       waiting = [...waiting, ...unwritten].sort((a, b) => b[0] - a[0]);
     },
   };
-}
-
-/** Finds the piece that would finish last, and how many bytes its connection keeps. */
-function findPieceToTakeOver(
-  active: Map<RangePiece, PieceProgress>,
-  rate: number,
-  time: number,
-): { piece: RangePiece; left: number } | undefined {
-  let found: { piece: RangePiece; left: number; ms: number } | undefined;
-  for (const [piece, progress] of active) {
-    const { startedAt, receivedBytes, takenFromSilent } = progress;
-    // Without `takenFromSilent`, a slow server would get the same request endlessly.
-    const isSilent = time - progress.lastByteTime > SILENT_CONNECTION_MS &&
-      (receivedBytes > 0 || !takenFromSilent);
-    const age = time - startedAt;
-    const pieceRate = isSilent ? 0 : receivedBytes / age;
-    const rest = piece.to - piece.at;
-    const ms = rest / pieceRate;
-    const isSlow = isSilent ||
-      receivedBytes > 0 && age >= MIN_RATE_SAMPLE_MS &&
-        rate > pieceRate * MIN_TAKEOVER_SPEED_RATIO &&
-        ms > MIN_TAKEOVER_TIME_LEFT_MS;
-    if (!isSlow) continue;
-    // Both connections should finish at the same time.
-    const left = isSilent
-      ? 0
-      : Math.ceil(rest * pieceRate / (pieceRate + rate));
-    if (left < rest && ms > (found?.ms ?? 0)) found = { piece, left, ms };
-  }
-  return found;
 }

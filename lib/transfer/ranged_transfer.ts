@@ -12,7 +12,7 @@ import {
 } from "../system/retry.ts";
 import { startStallTimer } from "../system/stall_timer.ts";
 import { anySignal, sleep } from "../system/time.ts";
-import { planRanges, type RangePiece, type RangePlan } from "./_range_plan.ts";
+import { planRanges, RangePiece, type RangePlan } from "./_range_plan.ts";
 import type { ByteSource, RangeResponse } from "./byte_source.ts";
 
 export interface TransferOptions extends RetryOptions {
@@ -73,15 +73,14 @@ export class Transfer implements Disposable {
    * `headBytes` or all; {@linkcode fill} then reads on from the same response.
    */
   async openAndPeek(from: number, headBytes: number) {
-    this.#cancelOpenResponse();
     while (true) {
-      const piece = { at: from, to: Infinity, takeover: new AbortController() };
+      this.#cancelOpenResponse();
+      const piece = new RangePiece(from, Infinity, performance.now());
       this.#openResponse = await this.#requestWithRetries(piece);
       try {
         const head = await peekBytes(this.#openResponse, headBytes);
         return { ...this.#openResponse.response, head };
       } catch (error) {
-        this.#cancelOpenResponse();
         this.#retryBudget.recordFailure(error);
       }
     }
@@ -105,19 +104,17 @@ export class Transfer implements Disposable {
         const first = this.#openResponse ??
           await this.#requestWithRetries(piece);
         this.#openResponse = undefined;
-        if (isUnrequestedRange(first, piece)) {
-          const { start: at } = first.response;
-          const whole = { ...piece, at, to: target.size };
-          await this.#copyToTarget(target, plan, { ...first, piece: whole })
+        if (isUnrequestedRange(first, piece.at, piece.to)) {
+          piece.at = first.response.start;
+          piece.to = target.size;
+          await this.#copyToTarget(target, plan, { ...first, piece })
             .catch(this.#retryBudget.recordFailure);
           continue;
         }
-        const open = { ...first, piece };
-        workers = Array.from(
-          { length: connections },
-          (_, nth) =>
-            this.#runConnection(target, plan, nth === 0 ? open : undefined),
-        );
+        workers = [this.#runConnection(target, plan, { ...first, piece })];
+        while (workers.length < connections) {
+          workers.push(this.#runConnection(target, plan));
+        }
         await Promise.all(workers);
       }
     } finally {
@@ -139,12 +136,11 @@ export class Transfer implements Disposable {
     this.#openResponse = undefined;
   }
 
-  /** The piece must not be one that another connection can take over. */
   async #requestWithRetries(piece: RangePiece): Promise<OpenResponse> {
     while (true) {
       await this.#retryBudget.waitForBackoff();
       try {
-        return (await this.#requestPiece(piece))!;
+        return await this.#requestPiece(piece);
       } catch (error) {
         this.#retryBudget.recordFailure(error);
       }
@@ -157,7 +153,7 @@ export class Transfer implements Disposable {
     plan: RangePlan,
     open?: OpenResponse,
   ) {
-    let rate: number | undefined;
+    let rate = 0;
     while (open || !plan.isDone) {
       await this.#retryBudget.waitForBackoff();
       const piece = open?.piece ?? plan.takePiece(rate);
@@ -165,12 +161,11 @@ export class Transfer implements Disposable {
         await sleep(IDLE_CONNECTION_POLL_MS, this.#signal);
         continue;
       }
-      const { at: from } = piece;
       // A takeover lowers the piece's end while the response is on its way.
-      const requested = { ...piece };
+      const { at: from, to } = piece;
       try {
         open ??= await this.#requestPiece(piece);
-        if (open && isUnrequestedRange(open, requested)) {
+        if (isUnrequestedRange(open, from, to)) {
           this.#openResponse = open;
           if ((this.options.connections ?? 1) === 1) return;
           this.#cancelOpenResponse();
@@ -180,9 +175,11 @@ export class Transfer implements Disposable {
             `${displayName} sent the whole file instead of the bytes from ${from} on`,
           );
         }
-        if (open) rate = await this.#copyToTarget(target, plan, open);
+        rate = await this.#copyToTarget(target, plan, open);
       } catch (error) {
-        this.#retryBudget.recordFailure(error);
+        rate = 0;
+        const isTakenOver = error === piece.takeover.signal.reason;
+        if (!isTakenOver) this.#retryBudget.recordFailure(error);
       } finally {
         plan.endPiece(piece, target.missingExtents([from, piece.to]));
       }
@@ -190,22 +187,18 @@ export class Transfer implements Disposable {
     }
   }
 
-  /** Returns `undefined` if another connection has taken the piece over. */
-  async #requestPiece(piece: RangePiece): Promise<OpenResponse | undefined> {
+  async #requestPiece(piece: RangePiece): Promise<OpenResponse> {
     this.#signal.throwIfAborted();
-    const { stallTimeoutMs } = this.options;
-    const { signal: takeover } = piece.takeover;
-    const signal = anySignal(this.#signal, takeover);
     const { displayName } = this.source;
-    const timerOptions = { stallTimeoutMs, signal };
-    const timer = startStallTimer(`download ${displayName}`, timerOptions);
+    const timer = startStallTimer(`download ${displayName}`, {
+      stallTimeoutMs: this.options.stallTimeoutMs,
+      signal: anySignal(this.#signal, piece.takeover.signal),
+    });
     try {
       const { at, to } = piece;
       const response = await this.source.requestRange(at, to, timer.signal);
       const chunks = readBodyChunks(response.body, timer, displayName);
       return { piece, response, chunks };
-    } catch (error) {
-      if (error !== takeover.reason) throw error;
     } finally {
       timer.pause();
     }
@@ -223,33 +216,29 @@ export class Transfer implements Disposable {
     const { displayName, maxBytes } = this.source;
     const [from, requestedEnd] = [piece.at, piece.to];
     const startedAt = performance.now();
-    try {
-      using writer = await target.openWriter();
-      for await (const chunk of chunks) {
-        const start = piece.at;
-        const limit = Math.min(requestedEnd, maxBytes);
-        if (start + chunk.length > limit) {
-          throw this.source.tooManyBytesError(limit);
-        }
-        // Before the write: received bytes must not be taken over meanwhile.
-        const end = Math.min(start + chunk.length, piece.to);
-        plan.recordReceivedBytes(piece, end - start);
-        for (const [at, to] of target.missingExtents([start, end])) {
-          await writer.write(at, chunk.subarray(at - start, to - start));
-          this.#bytesWritten += to - at;
-        }
-        this.#onBytesWritten();
-        if (piece.at >= piece.to && piece.to < requestedEnd) break;
+    using writer = await target.openWriter();
+    for await (const chunk of chunks) {
+      const start = piece.at;
+      const limit = Math.min(requestedEnd, maxBytes);
+      if (start + chunk.length > limit) {
+        throw this.source.tooManyBytesError(limit);
       }
-      if (piece.to === Infinity) target.markEnded?.();
-      else if (piece.at < piece.to) {
-        const progress = `${piece.at} of ${target.size} bytes`;
-        throw transferInterruptedError(
-          `The transfer from ${displayName} was interrupted at ${progress}`,
-        );
+      // Before the write: received bytes must not be taken over meanwhile.
+      const end = Math.min(start + chunk.length, piece.to);
+      plan.recordReceivedBytes(piece, end - start);
+      for (const [at, to] of target.missingExtents([start, end])) {
+        await writer.write(at, chunk.subarray(at - start, to - start));
+        this.#bytesWritten += to - at;
       }
-    } catch (error) {
-      if (error !== piece.takeover.signal.reason) throw error;
+      this.#onBytesWritten();
+      if (piece.at >= piece.to && piece.to < requestedEnd) break;
+    }
+    if (piece.to === Infinity) target.markEnded?.();
+    else if (piece.at < piece.to) {
+      const progress = `${piece.at} of ${target.size} bytes`;
+      throw transferInterruptedError(
+        `The transfer from ${displayName} was interrupted at ${progress}`,
+      );
     }
     return (piece.at - from) / Math.max(performance.now() - startedAt, 1);
   }
@@ -258,9 +247,10 @@ export class Transfer implements Disposable {
 /** Returns true for a whole file, or a range that the piece did not request. */
 function isUnrequestedRange(
   { response }: OpenResponse,
-  { at, to }: RangePiece,
+  from: number,
+  to: number,
 ): boolean {
-  return response.start !== at || response.end > to;
+  return response.start !== from || response.end > to;
 }
 
 function transferInterruptedError(message: string): ToolsmithError {
