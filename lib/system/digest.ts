@@ -5,10 +5,8 @@ import { type Environment, processEnvironment } from "../environment.ts";
 import { systemError, ToolsmithError } from "../errors.ts";
 import { orIfNotFound } from "./files.ts";
 import { sanitizeLine } from "./sanitize_text.ts";
-import { settlesWithin } from "./time.ts";
 
 const CHUNK_BYTES = 1024 * 1024;
-const FILE_GROWTH_POLL_MS = 40;
 /** From this size on, hashing with `@std/crypto` would slow down a transfer. */
 const RUNTIME_ENGINE_MIN_BYTES = 64 * 1024 * 1024;
 
@@ -140,22 +138,6 @@ export async function* readFileChunks(
   }
   file ??= opened.use(await Deno.open(path));
   options.onEndOfFile?.(await file.stat());
-}
-
-/** Follows a file until `done` settles, for {@linkcode readFileChunks}. */
-export function growthUntil(done: Promise<unknown>): AsyncIterable<number> {
-  let growing = true;
-  const stop = () => growing = false;
-  // At once, as it may reject before the file is read.
-  done.then(stop, stop);
-  return (async function* () {
-    while (growing) {
-      yield Infinity;
-      await settlesWithin(done, FILE_GROWTH_POLL_MS);
-    }
-    // The writer's last bytes.
-    yield Infinity;
-  })();
 }
 
 function truncatedFileError(path: string): ToolsmithError {

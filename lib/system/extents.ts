@@ -6,20 +6,19 @@
 /** A byte range; `to` is exclusive. */
 export type Extent = readonly [from: number, to: number];
 
-export function addExtent(set: readonly Extent[], added: Extent): Extent[] {
-  let [from, to] = added;
+export function addExtent(
+  set: readonly Extent[],
+  [from, to]: Extent,
+): Extent[] {
   if (from >= to) return [...set];
-  const before: Extent[] = [];
-  const after: Extent[] = [];
-  for (const extent of set) {
-    if (extent[1] < from) before.push(extent);
-    else if (extent[0] > to) after.push(extent);
-    else {
-      from = Math.min(from, extent[0]);
-      to = Math.max(to, extent[1]);
-    }
-  }
-  return [...before, [from, to], ...after];
+  const start = set.findLastIndex((extent) => extent[1] < from) + 1;
+  let end = start;
+  while (end < set.length && set[end][0] <= to) end++;
+  const merged: Extent = [
+    Math.min(from, set[start]?.[0] ?? from),
+    Math.max(to, set[end - 1]?.[1] ?? to),
+  ];
+  return set.toSpliced(start, end - start, merged);
 }
 
 /** Returns the byte ranges within `within` that the set lacks. */
@@ -44,15 +43,13 @@ export function parseExtents(
   value: unknown,
   size: number,
 ): Extent[] | undefined {
-  if (!Array.isArray(value)) return undefined;
   let end = -1;
-  for (const extent of value) {
-    if (!Array.isArray(extent) || extent.length !== 2) return undefined;
+  const isNext = (extent: unknown): boolean => {
+    if (!Array.isArray(extent) || extent.length !== 2) return false;
     const [from, to] = extent;
-    const fits = Number.isSafeInteger(from) && Number.isSafeInteger(to) &&
-      from > end && to > from && to <= size;
-    if (!fits) return undefined;
+    const isInOrder = from > end && to > from && to <= size;
     end = to;
-  }
-  return value;
+    return isInOrder && Number.isSafeInteger(from) && Number.isSafeInteger(to);
+  };
+  return Array.isArray(value) && value.every(isNext) ? value : undefined;
 }

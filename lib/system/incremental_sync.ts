@@ -2,24 +2,18 @@
  * Syncs a growing file every 4 MiB, so that little is left to sync at the end.
  */
 
-/** Incremental syncs of one file, one at a time. */
-export type IncrementalSync = ReturnType<typeof createIncrementalSync>;
-
 const BYTES_BETWEEN_SYNCS = 4 * 1024 * 1024;
 
-/**
- * Creates the incremental syncs of a file, of which `from` bytes are already written
- * and synced. `sync` syncs the file once.
- */
-export function createIncrementalSync(sync: () => Promise<void>, from = 0) {
-  let there = from;
-  let begun = from;
+/** Creates the incremental syncs of a file, one at a time. `sync` syncs it once. */
+export function createIncrementalSync(sync: () => Promise<void>) {
+  let written = 0;
+  let begun = 0;
   let running: Promise<void> | undefined;
   let failure: { error: unknown } | undefined;
 
   function begin(): void {
-    if (running || failure || there - begun < BYTES_BETWEEN_SYNCS) return;
-    begun = there;
+    if (running || failure || written - begun < BYTES_BETWEEN_SYNCS) return;
+    begun = written;
     running = sync()
       .catch((error) => failure = { error })
       .then(() => {
@@ -38,7 +32,7 @@ export function createIncrementalSync(sync: () => Promise<void>, from = 0) {
     /** Reports the number of written bytes, and starts a sync when due. */
     reportWritten(bytes: number): void {
       report();
-      there = bytes;
+      written = bytes;
       begin();
     },
     /** Waits for the running sync. */
@@ -50,9 +44,7 @@ export function createIncrementalSync(sync: () => Promise<void>, from = 0) {
 }
 
 /** Syncs a file that someone else writes; disposing closes its handle. */
-export function openIncrementalFileSync(
-  path: string,
-): IncrementalSync & AsyncDisposable {
+export function openIncrementalFileSync(path: string) {
   let file: Deno.FsFile | undefined;
   const steps = createIncrementalSync(async () => {
     // Windows syncs only a file that is open for writing.

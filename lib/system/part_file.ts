@@ -3,8 +3,7 @@
  * process. Records beside the part file list the present bytes.
  */
 import { join, relative } from "../path.ts";
-import { sha256OfGrowingFile } from "./growing_file_digest.ts";
-import type { DigestEngineName, Sha256 } from "./digest.ts";
+import type { DigestEngineName } from "./digest.ts";
 import {
   addExtent,
   countExtentBytes,
@@ -40,12 +39,13 @@ const FEW_EXTENTS = 32;
  * Creates a part file or resumes an existing one in a directory whose lock the caller
  * holds; discards a part file of other content. Written bytes are synced in the
  * background, so that little is lost in a crash and little is left to sync at the end.
- * Disposing keeps the bytes for the next run.
+ * Disposing keeps the bytes for the next run. The engine is the one to hash the file
+ * with.
  */
 export async function openPartFile(
   dir: string,
   expected: ExpectedContent,
-  options: { engine?: DigestEngineName } = {},
+  { engine }: { engine?: DigestEngineName } = {},
 ): Promise<PartFile> {
   const record = await readPartRecord(dir);
   const names = [PART_FILE_NAME, DURABLE_EXTENTS_FILE, WRITTEN_EXTENTS_FILE];
@@ -61,21 +61,25 @@ export async function openPartFile(
     create: true,
     mode: PRIVATE_FILE_MODE,
   });
-  const part = new PartFile(dir, expected, file, options.engine);
   const isSameContent = record?.digest === expected.digest &&
     record.size === expected.size;
+  const present = isSameContent && !record.filled ? record.extents : [];
+  const part = new PartFile(dir, expected, file, present, engine);
   if (!isSameContent) await part.clear();
-  else if (record.filled === undefined) part.setDurableExtents(record.extents);
-  else await part.copyFromExternalFile(join(dir, record.filled));
+  else if (record.filled) {
+    await part.copyFromExternalFile(join(dir, record.filled));
+  }
   return part;
 }
 
 export class PartFile implements AsyncDisposable {
   readonly path: string;
   readonly size: number;
-  /** Present byte ranges, synced or not. */
-  #presentExtents: Extent[] = [];
-  #incrementalSync = this.#createIncrementalSync();
+  readonly #incrementalSync = createIncrementalSync(() =>
+    // Each sync ends with a record of the bytes present when it began.
+    this.#syncAndRecord()
+  );
+  #writtenBytes = 0;
   #isComplete = false;
   /** Journal of written bytes; `undefined` if the boot time is unknown. */
   #journalFile: Deno.FsFile | undefined;
@@ -86,24 +90,20 @@ export class PartFile implements AsyncDisposable {
     private readonly dir: string,
     readonly expected: ExpectedContent,
     private readonly file: Deno.FsFile,
-    private readonly engine: DigestEngineName | undefined,
+    /** Present byte ranges, synced or not. */
+    private presentExtents: Extent[],
+    readonly engine: DigestEngineName | undefined,
   ) {
     this.path = join(dir, PART_FILE_NAME);
     this.size = expected.size;
   }
 
   get presentBytes(): number {
-    return countExtentBytes(this.#presentExtents);
+    return countExtentBytes(this.presentExtents);
   }
 
   missingExtents(within: Extent = [0, this.size]): Extent[] {
-    return findGaps(this.#presentExtents, within);
-  }
-
-  /** Sets the present byte ranges, which must be durable. */
-  setDurableExtents(extents: Extent[]): void {
-    this.#presentExtents = extents;
-    this.#incrementalSync = this.#createIncrementalSync();
+    return findGaps(this.presentExtents, within);
   }
 
   /**
@@ -124,18 +124,11 @@ export class PartFile implements AsyncDisposable {
     };
   }
 
-  sha256WhenComplete(signal: AbortSignal): Promise<Sha256> {
-    const { size, engine } = this;
-    const watchByteCount = () => this.#watchPrefixLength(signal);
-    const options = { size, watchByteCount, engine, signal };
-    return sha256OfGrowingFile(this.path, options);
-  }
-
   /** Yields the growing length of the contiguous prefix, up to the full size. */
-  async *#watchPrefixLength(signal: AbortSignal): AsyncGenerator<number> {
+  async *watchPrefixLength(signal: AbortSignal): AsyncGenerator<number> {
     for (let counted = 0; counted < this.size;) {
       signal.throwIfAborted();
-      const [first] = this.#presentExtents;
+      const [first] = this.presentExtents;
       const count = first?.[0] === 0 ? first[1] : 0;
       if (count > counted) yield counted = count;
       else await abortable(this.#nextWrite.promise, signal);
@@ -147,7 +140,7 @@ export class PartFile implements AsyncDisposable {
    * from its start. The next {@linkcode openPartFile} copies its bytes.
    */
   recordExternalFile(path: string): Promise<void> {
-    return this.#writeRecord(this.#presentExtents, relative(this.dir, path));
+    return this.#writeRecord(this.presentExtents, relative(this.dir, path));
   }
 
   /** Replaces the content by the bytes of another file, as the prefix. */
@@ -157,14 +150,14 @@ export class PartFile implements AsyncDisposable {
     // Copied, not renamed: the program may still be writing.
     await Deno.copyFile(from, this.path);
     await this.file.truncate(this.size);
-    this.setDurableExtents(addExtent([], [0, stat.size]));
+    this.presentExtents = addExtent([], [0, stat.size]);
     await this.#syncAndRecord();
   }
 
   async clear(): Promise<void> {
     await this.#incrementalSync.settled().catch(() => {});
-    this.setDurableExtents([]);
-    await this.#removeRecords(DURABLE_EXTENTS_FILE, WRITTEN_EXTENTS_FILE);
+    this.presentExtents = [];
+    await this.#removeRecords();
     await this.file.truncate(0);
     await this.file.truncate(this.size);
   }
@@ -173,7 +166,7 @@ export class PartFile implements AsyncDisposable {
   async markComplete(): Promise<FileIdentity> {
     await this.#incrementalSync.settled();
     this.#isComplete = true;
-    await this.#removeRecords(DURABLE_EXTENTS_FILE, WRITTEN_EXTENTS_FILE);
+    await this.#removeRecords();
     return toFileIdentity(await this.file.stat());
   }
 
@@ -183,7 +176,7 @@ export class PartFile implements AsyncDisposable {
       if (!this.#isComplete && this.presentBytes > 0) {
         await this.#syncAndRecord();
         // Everything is durable now.
-        await this.#removeRecords(WRITTEN_EXTENTS_FILE);
+        await this.#removeJournal();
       }
     } catch {
       // The transfer reports its own error; the older record remains valid.
@@ -193,50 +186,49 @@ export class PartFile implements AsyncDisposable {
     }
   }
 
-  #onBytesWritten(extent: Extent): void {
-    this.#presentExtents = addExtent(this.#presentExtents, extent);
+  #onBytesWritten([from, to]: Extent): void {
+    this.presentExtents = addExtent(this.presentExtents, [from, to]);
     this.#nextWrite.resolve();
     this.#nextWrite = Promise.withResolvers();
-    this.#bytesSinceJournal += extent[1] - extent[0];
+    this.#bytesSinceJournal += to - from;
     // The journal holds all extents: with many, rewrite it less often.
-    const further = this.#presentExtents.length - FEW_EXTENTS;
+    const further = this.presentExtents.length - FEW_EXTENTS;
     if (this.#bytesSinceJournal >= further * JOURNAL_BYTES_PER_EXTENT) {
       this.#bytesSinceJournal = 0;
       this.#writeJournal();
     }
-    this.#incrementalSync.reportWritten(this.presentBytes);
+    this.#writtenBytes += to - from;
+    this.#incrementalSync.reportWritten(this.#writtenBytes);
   }
 
   /** Records written bytes: they survive a killed process without a sync. */
   #writeJournal(): void {
     const booted = hostBootTimeMs();
     if (booted === undefined) return;
-    this.#journalFile ??= Deno.openSync(join(this.dir, WRITTEN_EXTENTS_FILE), {
-      write: true,
-      create: true,
-      mode: PRIVATE_FILE_MODE,
-    });
-    const entry = { ...this.expected, extents: this.#presentExtents, booted };
-    // One write in place: the rest of a longer old entry becomes a second line.
-    this.#journalFile.seekSync(0, Deno.SeekMode.Start);
-    const line = `${JSON.stringify(entry)}\n`;
-    writeAllSync(this.#journalFile, new TextEncoder().encode(line));
+    const file = this.#journalFile ??= Deno.openSync(
+      join(this.dir, WRITTEN_EXTENTS_FILE),
+      { write: true, create: true, mode: PRIVATE_FILE_MODE },
+    );
+    const entry = { ...this.expected, extents: this.presentExtents, booted };
+    // One write in place, padded to cover a longer old entry.
+    const text = JSON.stringify(entry).padEnd(file.statSync().size);
+    file.seekSync(0, Deno.SeekMode.Start);
+    writeAllSync(file, new TextEncoder().encode(text));
   }
 
-  async #removeRecords(...records: string[]): Promise<void> {
+  async #removeJournal(): Promise<void> {
     this.#journalFile?.close();
     this.#journalFile = undefined;
-    for (const name of records) await removeTree(join(this.dir, name));
+    await removeTree(join(this.dir, WRITTEN_EXTENTS_FILE));
   }
 
-  /** Each sync ends with a record of the bytes present when it began. */
-  #createIncrementalSync() {
-    const sync = () => this.#syncAndRecord();
-    return createIncrementalSync(sync, this.presentBytes);
+  async #removeRecords(): Promise<void> {
+    await removeTree(join(this.dir, DURABLE_EXTENTS_FILE));
+    await this.#removeJournal();
   }
 
   async #syncAndRecord(): Promise<void> {
-    const extents = this.#presentExtents;
+    const extents = this.presentExtents;
     await this.file.syncData();
     await this.#writeRecord(extents);
   }

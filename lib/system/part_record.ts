@@ -10,8 +10,7 @@
  */
 import { join } from "../path.ts";
 import { countExtentBytes, type Extent, parseExtents } from "./extents.ts";
-import { orIfNotFound } from "./files.ts";
-import { type JsonObject, jsonObjectOrEmpty } from "./json.ts";
+import { orIfNotFound, readSmallJsonObject } from "./files.ts";
 import { symlinkEscapeReason } from "./ownership.ts";
 import { isPermissionGranted } from "../environment.ts";
 
@@ -50,40 +49,37 @@ export async function readPartRecord(
   const read = (name: string) => readExtentsFile(join(dir, name), part.size);
   const durable = await read(DURABLE_EXTENTS_FILE);
   const written = await read(WRITTEN_EXTENTS_FILE);
-  const isOfThisBoot = written?.booted !== undefined &&
+  const { filled } = durable ?? {};
+  if (durable && filled !== undefined) {
+    const path = join(dir, filled);
+    if (await symlinkEscapeReason(path, dir)) return undefined;
+    const other = await orIfNotFound(Deno.lstat(path));
+    if (!other?.isFile || other.size > part.size) return undefined;
+    return toPartRecord(durable, other, [[0, other.size]]);
+  }
+  const isOfThisBoot = written &&
     Math.abs(written.booted - (hostBootTimeMs() ?? NaN)) < BOOT_TIME_SLACK_MS &&
     (!durable || durable.digest === written.digest);
   // The journal includes the durable bytes.
-  const record = isOfThisBoot && durable?.filled === undefined
-    ? written
-    : durable;
-  if (!record) return undefined;
-  const { size, digest, extents, modifiedAt, filled } = record;
-  if (filled === undefined) {
-    const bytes = countExtentBytes(extents);
-    return bytes > 0 ? { size, digest, extents, bytes, modifiedAt } : undefined;
-  }
-  const path = join(dir, filled);
-  if (await symlinkEscapeReason(path, dir)) return undefined;
-  const other = await orIfNotFound(Deno.lstat(path));
-  if (!other?.isFile || other.size > size) return undefined;
-  return {
-    ...{ size, digest, extents: [[0, other.size]], filled },
-    ...{ bytes: other.size, modifiedAt: other.mtime ?? modifiedAt },
-  };
+  const record = isOfThisBoot ? written : durable;
+  return record && toPartRecord(record, part, record.extents);
+}
+
+function toPartRecord(
+  { size, digest, filled }: ExpectedContent & { filled?: string },
+  file: Deno.FileInfo,
+  extents: Extent[],
+): PartRecord | undefined {
+  const bytes = countExtentBytes(extents);
+  const modifiedAt = file.mtime ?? new Date(0);
+  return bytes > 0
+    ? { size, digest, extents, filled, bytes, modifiedAt }
+    : undefined;
 }
 
 /** Reads a record or journal; `undefined` if malformed or of another size. */
 async function readExtentsFile(path: string, size: number) {
-  const stat = await orIfNotFound(Deno.lstat(path));
-  if (!stat?.isFile || stat.size > MAX_RECORD_BYTES) return undefined;
-  const [line] = (await Deno.readTextFile(path)).split("\n");
-  let json: JsonObject;
-  try {
-    json = jsonObjectOrEmpty(JSON.parse(line));
-  } catch {
-    return undefined;
-  }
+  const json = await readSmallJsonObject(path, MAX_RECORD_BYTES) ?? {};
   const { digest, filled, booted } = json;
   const extents = parseExtents(json.extents, size);
   if (json.size !== size || !extents || typeof digest !== "string") {
@@ -94,8 +90,7 @@ async function readExtentsFile(path: string, size: number) {
     digest,
     extents,
     filled: typeof filled === "string" ? filled : undefined,
-    booted: typeof booted === "number" ? booted : undefined,
-    modifiedAt: stat.mtime ?? new Date(0),
+    booted: typeof booted === "number" ? booted : NaN,
   };
 }
 

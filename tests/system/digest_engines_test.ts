@@ -57,7 +57,7 @@ Deno.test("selectDigestEngine() rejects an unknown value of TOOLSMITH_DIGEST for
 
 const HASH = `
 import { sha256OfChunks } from "/lib/system/digest.ts";
-import { sha256OfGrowingFile } from "/lib/system/growing_file_digest.ts";
+import { sha256OfGrowingFile } from "/lib/transfer/file_digest.ts";
 const [path] = Deno.args;
 const bytes = await Deno.readFile(path);
 const size = bytes.length;

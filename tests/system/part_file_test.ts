@@ -8,12 +8,13 @@ import {
   readPartRecord,
   WRITTEN_EXTENTS_FILE,
 } from "../../lib/system/part_record.ts";
+import { sleep } from "../../lib/system/time.ts";
+import { hashPartFileWhileFilling } from "../../lib/transfer/file_digest.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { replaceMethod } from "../support/replace_method.ts";
 
 const MIB = 1024 * 1024;
 const identity = { size: 10 * MIB, digest: "sha256:aa" };
-const never = new AbortController().signal;
 const ENGINES = ["std", "runtime"] as const;
 
 Deno.test("openPartFile() resumes the bytes that an earlier process wrote", async () => {
@@ -81,7 +82,7 @@ Deno.test("openPartFile() discards a part file of another image, another size or
   }
 });
 
-Deno.test("sha256WhenComplete() hashes in order while bytes arrive out of order", async () => {
+Deno.test("hashPartFileWhileFilling() hashes in order while bytes arrive out of order", async () => {
   await using dir = await temporaryDir();
   const step = 2 * MIB;
   const size = 3 * step;
@@ -90,21 +91,26 @@ Deno.test("sha256WhenComplete() hashes in order while bytes arrive out of order"
       engine,
     });
     using writer = await part.openWriter();
-    const computed = part.sha256WhenComplete(never);
     const pieces = [1, 2, 3].map((fill) => new Uint8Array(step).fill(fill));
-    for (const at of [2, 1, 0]) writer.write(at * step, pieces[at]);
+    const computed = hashPartFileWhileFilling(part, undefined, async () => {
+      for (const at of [2, 1, 0]) {
+        writer.write(at * step, pieces[at]);
+        await sleep(1);
+      }
+    });
     const whole = new Blob(pieces).stream();
     assertEquals(await computed, await sha256OfChunks(whole));
     await part.markComplete();
   }
 });
 
-Deno.test("sha256WhenComplete() stops waiting when its signal is aborted", async () => {
+Deno.test("hashPartFileWhileFilling() stops waiting when its signal is aborted", async () => {
   await using dir = await temporaryDir();
   for (const engine of ENGINES) {
     await using part = await openPartFile(dir.path, identity, { engine });
     const stop = new AbortController();
-    const computed = part.sha256WhenComplete(stop.signal);
+    const { signal } = stop;
+    const computed = hashPartFileWhileFilling(part, signal, async () => {});
     stop.abort(new Error("enough"));
     await assertRejects(() => computed, Error, "enough");
   }

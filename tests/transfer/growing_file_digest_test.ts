@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { sha256OfGrowingFile } from "../../lib/system/growing_file_digest.ts";
+import { sha256OfGrowingFile } from "../../lib/transfer/file_digest.ts";
 import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
 import { countStdDigestBytes, writeRandom } from "../support/digests.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -178,7 +178,7 @@ Deno.test("sha256OfGrowingFile() sends its worker a byte count per MiB and the f
 });
 
 const RESTRICTED = `
-import { sha256OfGrowingFile } from "/lib/system/growing_file_digest.ts";
+import { sha256OfGrowingFile } from "/lib/transfer/file_digest.ts";
 let started = 0;
 globalThis.Worker = class extends Worker {
   constructor(...args: ConstructorParameters<typeof Worker>) {
