@@ -16,10 +16,7 @@ import { readPartRecord } from "../system/part_record.ts";
 import { openIncrementalFileSync } from "../system/incremental_sync.ts";
 import { withOptionalRequestTimeout } from "../system/stall_timer.ts";
 import { writeAllSync } from "../system/write_all.ts";
-import {
-  hashGrowingFile,
-  hashPartFileWhileFilling,
-} from "../transfer/file_digest.ts";
+import { hashFile, hashPartFileWhileFilling } from "../transfer/file_digest.ts";
 import { Transfer, type TransferTarget } from "../transfer/ranged_transfer.ts";
 import {
   downloadIntoPart,
@@ -150,8 +147,8 @@ async function downloadWithoutResume(
     bytes += chunk.length;
     sync.reportWritten(bytes);
   }
-  const done = transfer.fill(target, () => progress.reportBytes(bytes));
-  const { sha256, hashed } = await hashGrowingFile(path, done, { engine });
+  const written = transfer.fill(target, () => progress.reportBytes(bytes));
+  const { sha256, hashed } = await hashFile(path, { engine, written });
   await sync.settled();
   progress.reportEnd(bytes);
   return { path, fileName, bytes, sha256, hashedFile: hashed };

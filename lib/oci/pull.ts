@@ -9,7 +9,7 @@ import type { DigestEngineName } from "../system/digest.ts";
 import { isSameFileIdentity, readFileIdentity } from "../system/files.ts";
 import { openIncrementalFileSync } from "../system/incremental_sync.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
-import { hashGrowingFile } from "../transfer/file_digest.ts";
+import { hashFile } from "../transfer/file_digest.ts";
 import {
   type Artifact,
   type ImageLayer,
@@ -66,8 +66,9 @@ export async function pullImage(
   const pull = { dir, maxBytes, onBytes: progress.reportBytes };
   const done = registry.pull(artifact.reference, pull)
     .then(() => progress.reportEnd(maxBytes));
-  const options = { onBytesRead: fileSync?.reportWritten, engine };
-  const { sha256, hashed } = await hashGrowingFile(path, done, options)
+  const onBytesRead = fileSync?.reportWritten;
+  const hashing = { onBytesRead, engine, written: done };
+  const { sha256, hashed } = await hashFile(path, hashing)
     .catch((error) => {
       const isMissing = error instanceof Deno.errors.NotFound;
       throw isMissing ? mismatch("the file is missing", error) : error;

@@ -27,7 +27,8 @@ export interface GrowingFileDigestOptions {
   signal?: AbortSignal;
 }
 
-const CHUNK_BYTES = 1024 * 1024;
+/** The worker is told of each further MiB. */
+const MIN_POSTED_BYTES = 1024 * 1024;
 const FILE_GROWTH_POLL_MS = 40;
 
 /** Runs a download into a part file and hashes the file from the disk meanwhile. */
@@ -51,37 +52,35 @@ export async function hashPartFileWhileFilling(
   }
 }
 
-/** Hashes a file, which may still be growing. */
-export async function hashFile(
-  path: string,
-  { engine, ...options }: Omit<ReadFileChunksOptions, "onEndOfFile"> & {
-    engine?: DigestEngineName;
-  },
-): Promise<{ sha256: Sha256; hashed: FileIdentity }> {
-  let hashed: FileIdentity;
-  const onEndOfFile = (stat: Deno.FileInfo) => hashed = toFileIdentity(stat);
-  const chunks = readFileChunks(path, { ...options, onEndOfFile });
-  const sha256 = await sha256OfChunks(chunks, engine);
-  return { sha256, hashed: hashed! };
+export interface HashFileOptions
+  extends Pick<ReadFileChunksOptions, "onBytesRead" | "signal"> {
+  engine?: DigestEngineName;
+  /** Resolves when another program has written the file. */
+  written?: Promise<void>;
 }
 
 /**
- * Hashes a file while another program writes it, until `done` resolves. Throws what
- * `done` rejects with.
+ * Hashes a file, also while another program writes it, until `written` resolves. Throws
+ * what `written` rejects with.
  */
-export async function hashGrowingFile(
+export async function hashFile(
   path: string,
-  done: Promise<void>,
-  options: Omit<Parameters<typeof hashFile>[1], "signal">,
-): ReturnType<typeof hashFile> {
+  { engine, written = Promise.resolve(), ...options }: HashFileOptions,
+): Promise<{ sha256: Sha256; hashed: FileIdentity }> {
   // Hashing the rest of a failed download would only delay the error.
   const stop = new AbortController();
-  done.catch(() => stop.abort());
-  const growth = { signal: stop.signal, byteCounts: growthUntil(done) };
-  const digest = hashFile(path, { ...options, ...growth });
-  await Promise.allSettled([done, digest]);
-  await done;
-  return await digest;
+  written.catch(() => stop.abort());
+  let hashed: FileIdentity;
+  const chunks = readFileChunks(path, {
+    ...options,
+    signal: anySignal(options.signal, stop.signal),
+    byteCounts: growthUntil(written),
+    onEndOfFile: (stat) => hashed = toFileIdentity(stat),
+  });
+  const digest = sha256OfChunks(chunks, engine);
+  await Promise.allSettled([written, digest]);
+  await written;
+  return { sha256: await digest, hashed: hashed! };
 }
 
 /** Follows a file until `done` settles, for {@linkcode readFileChunks}. */
@@ -102,38 +101,36 @@ export async function sha256OfGrowingFile(
 ): Promise<Sha256> {
   const { watchByteCount, engine, signal } = options;
   if (engine === "runtime") {
-    try {
-      return await sha256InWorker(path, options);
-    } catch {
-      // The main thread succeeds, or fails with a better error.
-    }
+    const sha256 = await sha256InWorker(path, options).catch(() => null);
+    // After a failure, the main thread succeeds or has a better error.
+    if (sha256) return sha256;
   }
   const chunks = readFileChunks(path, { byteCounts: watchByteCount(), signal });
   return await sha256OfChunks(chunks, engine);
 }
 
+/** Returns `null` after a failure in the worker. */
 async function sha256InWorker(
   path: string,
   { size, watchByteCount, signal }: GrowingFileDigestOptions,
-): Promise<Sha256> {
+): Promise<Sha256 | null> {
   // Source text, because a bundled or compiled program has no worker file.
   const code = `import { createHash } from "node:crypto";
     (${hashFileInWorker})(globalThis, createHash("sha256"), ${
-    JSON.stringify({ path, size, chunk: CHUNK_BYTES })
+    JSON.stringify({ path, size })
   });`;
   const url = `data:text/javascript,${encodeURIComponent(code)}`;
   const worker = new Worker(url, { type: "module" });
-  const digest = Promise.withResolvers<Sha256>();
-  worker.onmessage = ({ data }: MessageEvent<Sha256 | null>) =>
-    data === null ? digest.reject(new Error("failed")) : digest.resolve(data);
+  const digest = Promise.withResolvers<Sha256 | null>();
+  worker.onmessage = ({ data }) => digest.resolve(data);
   worker.onerror = (event) => {
     event.preventDefault();
-    digest.reject(new Error(event.message));
+    digest.resolve(null);
   };
   const postCounts = async () => {
     let posted = 0;
     for await (const count of watchByteCount()) {
-      if (count - posted < CHUNK_BYTES && count < size) continue;
+      if (count - posted < MIN_POSTED_BYTES && count < size) continue;
       worker.postMessage(posted = count);
     }
   };
@@ -153,10 +150,10 @@ async function sha256InWorker(
 function hashFileInWorker(
   worker: Worker,
   hash: Hash,
-  { path, size, chunk }: { path: string; size: number; chunk: number },
+  { path, size }: { path: string; size: number },
 ) {
   let file: Deno.FsFile | undefined;
-  const buffer = new Uint8Array(chunk);
+  const buffer = new Uint8Array(1024 * 1024);
   let position = 0;
   worker.onmessage = ({ data: end }: MessageEvent<number>) => {
     try {

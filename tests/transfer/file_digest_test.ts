@@ -4,7 +4,6 @@ import { readFileIdentity } from "../../lib/system/files.ts";
 import { openPartFile } from "../../lib/system/part_file.ts";
 import {
   hashFile,
-  hashGrowingFile,
   hashPartFileWhileFilling,
 } from "../../lib/transfer/file_digest.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -28,7 +27,7 @@ Deno.test("hashFile() returns a file's SHA-256 and the identity of the hashed fi
   await assertRejects(() => hashFile(path, { signal }), Error, "enough");
 });
 
-Deno.test("hashGrowingFile() hashes a file until its writer ends, and throws the writer's error", async () => {
+Deno.test("hashFile() hashes a growing file until its writer ends, and throws the writer's error", async () => {
   await using dir = await temporaryDir();
   const path = join(dir.path, "a");
   const write = async () => {
@@ -36,12 +35,14 @@ Deno.test("hashGrowingFile() hashes a file until its writer ends, and throws the
     await file.write(BYTES.subarray(0, 20_000));
     await file.write(BYTES.subarray(20_000));
   };
-  assertEquals((await hashGrowingFile(path, write(), {})).sha256, SHA256);
+  const { sha256 } = await hashFile(path, { written: write() });
+  assertEquals(sha256, SHA256);
   const failing = write().then(() => Promise.reject(new Error("cut")));
-  await assertRejects(() => hashGrowingFile(path, failing, {}), Error, "cut");
+  const hashing = () => hashFile(path, { written: failing });
+  await assertRejects(hashing, Error, "cut");
 });
 
-Deno.test("hashGrowingFile() stops reading when the writer fails", async () => {
+Deno.test("hashFile() stops reading when the writer fails", async () => {
   await using dir = await temporaryDir();
   const path = join(dir.path, "a");
   await Deno.writeFile(path, BYTES);
@@ -53,7 +54,7 @@ Deno.test("hashGrowingFile() stops reading when the writer fails", async () => {
     reject(new Error("cut"));
   };
   const hashing = () =>
-    hashGrowingFile(path, promise, { onBytesRead: onBytes });
+    hashFile(path, { written: promise, onBytesRead: onBytes });
   await assertRejects(hashing, Error, "cut");
   assert(read <= 2 * 1024 ** 2, `${read} bytes`);
 });
