@@ -21,11 +21,13 @@ export interface FileIdentity {
   inode: number | null;
 }
 
+const IDENTITY_FIELDS = ["size", "mtime", "ctime", "inode"] as const;
+
 export function isFileIdentity(value: unknown): value is FileIdentity {
-  if (!isJsonObject(value)) return false;
-  const { size, mtime, ctime, inode } = value;
-  return typeof size === "number" &&
-    [mtime, ctime, inode].every((it) => it === null || typeof it === "number");
+  return isJsonObject(value) && value.size !== null &&
+    IDENTITY_FIELDS.every((field) =>
+      value[field] === null || typeof value[field] === "number"
+    );
 }
 
 /** Reads a file's identity; `undefined` unless the path is a regular file. */
@@ -50,9 +52,7 @@ export function isSameFileIdentity(
   now: FileIdentity | undefined,
   before: FileIdentity | undefined,
 ): boolean {
-  if (!now || !before) return now === before;
-  return now.size === before.size && now.mtime === before.mtime &&
-    now.ctime === before.ctime && now.inode === before.inode;
+  return IDENTITY_FIELDS.every((field) => now?.[field] === before?.[field]);
 }
 
 /**
@@ -232,7 +232,7 @@ export function orIfDenied<T>(work: Promise<T>): Promise<T | undefined> {
   return orIfError(work, Deno.errors.PermissionDenied);
 }
 
-function orIfError<T>(
+export function orIfError<T>(
   work: Promise<T>,
   ...kinds: (typeof Deno.errors.NotFound)[]
 ): Promise<T | undefined> {

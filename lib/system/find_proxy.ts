@@ -23,12 +23,9 @@ export function findProxy(
     : !env.get("REQUEST_METHOD") && read("HTTP_PROXY");
   const proxy = named && parseProxyUrl(named);
   if (!proxy || isLoopbackHost(url.hostname)) return undefined;
-  const host = url.hostname.replace(/^\[|\]$/g, "");
-  const port = url.port || (secure ? "443" : "80");
-  const target = { host, port, bits: parseIpBits(host) };
   const rules = (read("NO_PROXY") ?? "").split(",")
     .map((rule) => rule.trim().toLowerCase()).filter(Boolean);
-  const isDirect = rules.some((rule) => matchesNoProxyRule(rule, target));
+  const isDirect = rules.some((rule) => matchesNoProxyRule(rule, url));
   return isDirect ? undefined : proxy;
 }
 
@@ -38,16 +35,12 @@ function parseProxyUrl(text: string): URL | undefined {
   return url?.host ? url : URL.parse(`http://${text}`) ?? undefined;
 }
 
-/** `bits` is the host's IP address, or `undefined` for a name. */
-function matchesNoProxyRule(
-  rule: string,
-  { host, port, bits }: {
-    host: string;
-    port: string;
-    bits: bigint | undefined;
-  },
-) {
+function matchesNoProxyRule(rule: string, url: URL): boolean {
   if (rule === "*") return true;
+  const host = url.hostname.replace(/^\[|\]$/g, "");
+  const port = url.port || (url.protocol === "https:" ? "443" : "80");
+  /** The host's IP address; `undefined` for a name. */
+  const bits = parseIpBits(host);
   const [, network] = /^([^/]+)\/\d+$/.exec(rule) ?? [];
   if (network && parseIpBits(network) !== undefined) {
     return bits !== undefined && isInIpRange(bits, rule);

@@ -56,12 +56,12 @@ export async function readLimitedBody(
   const parts: Uint8Array<ArrayBuffer>[] = [];
   const wholeReadTimer = { ...timer, restart() {}, pause() {} };
   let size = 0;
-  if (body) {
-    for await (const chunk of readBodyChunks(body, wholeReadTimer, shown)) {
-      size += chunk.length;
-      if (size > limit) return undefined;
-      parts.push(chunk.slice());
-    }
+  for await (
+    const chunk of body ? readBodyChunks(body, wholeReadTimer, shown) : []
+  ) {
+    size += chunk.length;
+    if (size > limit) return undefined;
+    parts.push(chunk.slice());
   }
   return await new Blob(parts).bytes() as Uint8Array<ArrayBuffer>;
 }

@@ -10,10 +10,8 @@ export type HttpRequestInit = RequestInit & { signal: AbortSignal };
 export type HttpClient = Awaited<ReturnType<typeof createHttpClient>>;
 
 /** Variables that make Deno use a proxy by its own rules. */
-const PROXY_ENV_NAMES = [
-  ...["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"],
-  ...["https_proxy", "http_proxy", "all_proxy", "no_proxy"],
-];
+const PROXY_ENV_NAMES = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"]
+  .flatMap((name) => [name, name.toLowerCase()]);
 
 /**
  * Creates a client that also trusts the certificate authority of a PEM file; disposing
@@ -28,14 +26,14 @@ export async function createHttpClient(
   /** Clients by proxy URL; `undefined` is the direct connection. */
   const clients = new Map<string | undefined, Deno.HttpClient>();
   const clientFor = (proxy: URL | undefined) => {
-    const known = clients.get(proxy?.href);
-    if (known) return known;
-    const all = { ...options, caCerts, ...denoProxyOption(proxy) };
-    const client = createClientIgnoringProxyEnv(all);
+    const client = clients.get(proxy?.href) ?? createClientIgnoringProxyEnv({
+      ...options,
+      caCerts,
+      proxy: proxy && toDenoProxy(proxy),
+    });
     clients.set(proxy?.href, client);
     return client;
   };
-  const close = () => clients.forEach((client) => client.close());
   try {
     // Reports an invalid certificate early.
     clientFor(undefined);
@@ -47,7 +45,7 @@ export async function createHttpClient(
     throw new ToolsmithError("tls_failed", message, { hint, cause });
   }
   return {
-    [Symbol.dispose]: close,
+    [Symbol.dispose]: () => clients.forEach((client) => client.close()),
     /**
      * Sends one request and does not follow redirects. `shown` is the URL for error
      * messages, without secrets.
@@ -76,30 +74,27 @@ async function readCertificate(caFile: string): Promise<string> {
 
 /** Hides the proxy variables while Deno creates the client. */
 function createClientIgnoringProxyEnv(options: Deno.CreateHttpClientOptions) {
-  const hidden = PROXY_ENV_NAMES.flatMap((name) => {
+  using restored = new DisposableStack();
+  for (const name of PROXY_ENV_NAMES) {
     const value = processEnvironment.get(name);
-    return value === undefined ? [] : [[name, value]];
-  });
-  // Set to "" instead of deleted: another thread may read the environment.
-  for (const [name] of hidden) Deno.env.set(name, "");
-  try {
-    return Deno.createHttpClient(options);
-  } finally {
-    for (const [name, value] of hidden) Deno.env.set(name, value);
+    if (value === undefined) continue;
+    // Set to "" instead of deleted: another thread may read the environment.
+    Deno.env.set(name, "");
+    restored.defer(() => Deno.env.set(name, value));
   }
+  return Deno.createHttpClient(options);
 }
 
-function denoProxyOption(proxy: URL | undefined): { proxy?: Deno.Proxy } {
-  if (!proxy) return {};
+function toDenoProxy(proxy: URL): Deno.Proxy {
   const { protocol, host, username, password } = proxy;
   const url = `${protocol}//${host}`;
   try {
     if (!/^(?:https?|socks5h?):$/.test(protocol)) throw new TypeError(protocol);
-    const login = {
+    const basicAuth = {
       username: decodeURIComponent(username),
       password: decodeURIComponent(password),
     };
-    return { proxy: { url, basicAuth: username ? login : undefined } };
+    return username ? { url, basicAuth } : { url };
   } catch (cause) {
     const message = `Cannot use the proxy ${url}`;
     const hint =

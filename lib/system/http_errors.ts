@@ -34,10 +34,10 @@ function errorForStatus(status: number, shown: string): ToolsmithError {
   if (status === 403) return error("forbidden", access, "Forbidden: ");
   if (status === 404 || status === 410) return error("not_found", access);
   if (status === 429) return error("rate_limited", later);
-  const isUnavailable = status >= 500 || status === 408;
-  return isUnavailable
-    ? error("registry_unavailable", later)
-    : error("failed", access);
+  if (status >= 500 || status === 408) {
+    return error("registry_unavailable", later);
+  }
+  return error("failed", access);
 }
 
 /**
@@ -68,21 +68,14 @@ export function toTransportError(
   const reason = (cause instanceof Error ? cause.message : ownMessage)
     .replace(/.*client error \((\w+)\): /s, "$1: ")
     .replace(/https?:\/\/\S+/g, "");
-  const [code, problem, hint] =
-    TRANSPORT_FAILURES.find(([, , , match]) => !begun && match.test(reason)) ??
-      INTERRUPTED_TRANSFER;
+  const [code, problem, hint] = TRANSPORT_FAILURES
+    .find(([, , , match]) => !match || !begun && match.test(reason))!;
   const message = `Cannot download ${shown}: ${problem} (${reason})`;
   return new ToolsmithError(code, message, { hint, cause: error });
 }
 
-const INTERRUPTED_TRANSFER = [
-  "transfer_interrupted",
-  "the transfer was interrupted",
-  "try again",
-] as const;
-
 /** The first row whose pattern matches applies. */
-const TRANSPORT_FAILURES = [
+const TRANSPORT_FAILURES: [ErrorCode, string, string, RegExp?][] = [
   [
     "dns_failed",
     "host not found",
@@ -101,4 +94,5 @@ const TRANSPORT_FAILURES = [
     "check that the server is running and that no firewall blocks the connection",
     /^Connect:|refused|unreachable|timed out/i,
   ],
-] as const;
+  ["transfer_interrupted", "the transfer was interrupted", "try again"],
+];

@@ -3,7 +3,7 @@
  * holder exits.
  */
 import { ToolsmithError } from "../errors.ts";
-import { orIfDenied, orIfNotFound, removeTree } from "./files.ts";
+import { orIfDenied, orIfError, orIfNotFound, removeTree } from "./files.ts";
 import { settlesWithin, sleep } from "./time.ts";
 
 export interface FileLockOptions {
@@ -28,10 +28,10 @@ export async function acquireFileLock(
   signal?.throwIfAborted();
   using undo = new DisposableStack();
   const poll = createLockPoll(undo.use(await openLockFile(path)));
-  for (let waiting = false; !await poll(); waiting = true) {
-    if (!waiting) onWait?.();
+  if (!await poll()) {
+    onWait?.();
     // A blocking lock() could not be cancelled.
-    await sleep(LOCK_POLL_MS, signal);
+    do await sleep(LOCK_POLL_MS, signal); while (!await poll());
   }
   return undo.move();
 }
@@ -51,18 +51,12 @@ async function openLockFile(path: string): Promise<Deno.FsFile> {
     const before = await orIfNotFound(Deno.lstat(path));
     if (before && !before.isFile) throw notRegularFileError(path);
     // createNew neither follows a link nor creates its target.
-    const createFlags = before ? {} : { createNew: true, mode: 0o600 };
-    let file: Deno.FsFile;
-    try {
-      file = await Deno.open(path, { read: true, write: true, ...createFlags });
-    } catch (error) {
-      // Another process created or removed the file concurrently.
-      const isRace = before
-        ? error instanceof Deno.errors.NotFound
-        : error instanceof Deno.errors.AlreadyExists;
-      if (isRace) continue;
-      throw error;
-    }
+    const flags = before ? {} : { createNew: true, mode: 0o600 };
+    const opened = Deno.open(path, { read: true, write: true, ...flags });
+    // Another process may create or remove the file concurrently.
+    const { NotFound, AlreadyExists } = Deno.errors;
+    const file = await orIfError(opened, before ? NotFound : AlreadyExists);
+    if (!file) continue;
     if (!before || await isSameOpenFile(before, file)) return file;
     file.close();
     throw notRegularFileError(path);

@@ -74,8 +74,7 @@ export async function unsafeDirReason(
 ): Promise<string | undefined> {
   const uid = currentUid();
   if (uid === undefined) return undefined;
-  const [itself, named] = [await lstatIfExists(dir), await Deno.stat(dir)];
-  for (const stat of itself ? [itself, named] : []) {
+  for (const stat of [await Deno.lstat(dir), await Deno.stat(dir)]) {
     const why = permissionProblem(stat, uid, { isParent: true });
     if (why) return `${dir} ${why}`;
   }

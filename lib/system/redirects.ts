@@ -4,11 +4,7 @@
  * make this host send requests into its own network (SSRF).
  */
 import { ToolsmithError } from "../errors.ts";
-import {
-  ipNetworkScope,
-  NETWORK_SCOPES,
-  type NetworkScope,
-} from "./ip_address.ts";
+import { ipNetworkScope, NETWORK_SCOPES } from "./ip_address.ts";
 import { isPermissionGranted } from "../environment.ts";
 import { abortable } from "./time.ts";
 
@@ -73,28 +69,26 @@ export async function redirectRefusalReason(
     next.protocol === "http:" && redirectingUrl.protocol === "http:";
   if (!secure) return "which is not HTTPS";
   if (next.host === redirectingUrl.host) return undefined;
-  const rank = (scope: NetworkScope) => NETWORK_SCOPES.indexOf(scope);
-  const target = rank((await resolveNetworkScopes(next, signal)).at(-1)!);
-  // The requested host may have several addresses; compare with the farthest.
+  const target = Math.max(...await resolveScopeRanks(next, signal));
   if (target === 0) return undefined;
-  const [farthest] = await resolveNetworkScopes(requestedUrl, signal);
-  if (target <= rank(farthest)) return undefined;
+  // The requested host may have several addresses; compare with the farthest.
+  const farthest = Math.min(...await resolveScopeRanks(requestedUrl, signal));
+  if (target <= farthest) return undefined;
   const network = target === 1
     ? "a private network"
     : "this host or its link-local network";
   return `which is an address of ${network}`;
 }
 
-/** Network scopes of a host, from farthest to nearest. */
-async function resolveNetworkScopes(
+/** Ranks of a host's addresses in NETWORK_SCOPES: 0 is the internet. */
+async function resolveScopeRanks(
   { hostname }: URL,
   signal: AbortSignal,
-): Promise<NetworkScope[]> {
+): Promise<number[]> {
   const addresses = await resolveHostAddresses(hostname, signal);
   // Names may only be resolvable by the proxy.
-  if (addresses.length === 0) return ["internet"];
-  const found = addresses.map(ipNetworkScope);
-  return NETWORK_SCOPES.filter((network) => found.includes(network));
+  if (addresses.length === 0) return [0];
+  return addresses.map((it) => NETWORK_SCOPES.indexOf(ipNetworkScope(it)));
 }
 
 /** Resolves a host name; TLS then authenticates the server by that name. */

@@ -99,7 +99,12 @@ export function createRetryBudget(
       if (progress() - lastProgress >= BYTES_TO_RESTORE_RETRIES) attempt = 1;
       lastProgress = progress();
       if (attempt > retries) throw error;
-      const backoffMs = jitteredBackoffMs(attempt, retryDelayMs);
+      const wholeMs = Math.min(
+        retryDelayMs * 2 ** (attempt - 1),
+        MAX_BACKOFF_MS,
+      );
+      // With jitter, so that hosts do not retry at once.
+      const backoffMs = Math.round(wholeMs * (0.75 + Math.random() / 2));
       const delayMs = Math.max(backoffMs, askedMs);
       backoffEnd = now + delayMs;
       attempt++;
@@ -110,12 +115,6 @@ export function createRetryBudget(
 
 export function isTransientError(error: unknown): error is ToolsmithError {
   return error instanceof ToolsmithError && TRANSIENT_CODES.has(error.code);
-}
-
-/** Exponential backoff up to 30 s, with jitter so that hosts do not retry at once. */
-function jitteredBackoffMs(attempt: number, firstMs: number): number {
-  const whole = Math.min(firstMs * 2 ** (attempt - 1), MAX_BACKOFF_MS);
-  return Math.round(whole * (0.75 + Math.random() / 2));
 }
 
 /** A transient failure with the server's Retry-After. */
@@ -141,14 +140,12 @@ export function parseRetryAfterMs(
   text: string | null,
   now: number = Date.now(),
 ): number {
-  if (text === null) return 0;
-  const number = /^\s*\d+(?:\.\d+)?\s*$/.test(text) ? Number(text) : undefined;
-  const ms = number === undefined
-    ? Date.parse(text) - now
-    : number < MIN_UNIX_TIME
-    ? number * 1000
-    : number * 1000 - now;
-  return Math.max(0, ms || 0);
+  if (!/^\s*\d+(?:\.\d+)?\s*$/.test(text ?? "")) {
+    return Math.max(0, Date.parse(text ?? "") - now || 0);
+  }
+  const seconds = Number(text);
+  if (seconds < MIN_UNIX_TIME) return seconds * 1000;
+  return Math.max(0, seconds * 1000 - now);
 }
 
 function formatWait(ms: number): string {

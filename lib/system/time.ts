@@ -56,9 +56,7 @@ function timeoutError(subject: string, ms: number): ToolsmithError {
 }
 
 export async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>();
-  const timer = setTimeout(resolve, ms);
-  await abortable(promise, signal).finally(() => clearTimeout(timer));
+  await settlesWithin(new Promise(() => {}), ms, { signal });
 }
 
 /**
