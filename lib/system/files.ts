@@ -96,13 +96,10 @@ export async function replaceFileAtomically(
   options: ReplaceFileOptions = {},
 ): Promise<void> {
   const { mode = 0o644, ignoreUmask = false } = options;
-  const dir = options.tempDir ?? dirname(path);
-  const temporary = join(dir, `.${crypto.randomUUID()}.new`);
-  const file = await Deno.open(temporary, {
-    write: true,
-    createNew: true,
-    mode,
-  });
+  const { tempDir = dirname(path) } = options;
+  const temporary = join(tempDir, `.${crypto.randomUUID()}.new`);
+  const flags = { write: true, createNew: true, mode };
+  const file = await Deno.open(temporary, flags);
   try {
     {
       using _open = file;

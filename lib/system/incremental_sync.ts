@@ -11,34 +11,35 @@ export function createIncrementalSync(sync: () => Promise<void>) {
   let running: Promise<void> | undefined;
   let failure: { error: unknown } | undefined;
 
-  function begin(): void {
-    if (running || failure || written - begun < BYTES_BETWEEN_SYNCS) return;
-    begun = written;
-    running = sync()
-      .catch((error) => failure = { error })
-      .then(() => {
-        running = undefined;
-        // On a slow disk, another 4 MiB may have been written meanwhile.
-        begin();
-      });
+  async function syncWhileDue(): Promise<void> {
+    try {
+      // On a slow disk, another 4 MiB may have been written meanwhile.
+      while (isDue()) {
+        begun = written;
+        await sync();
+      }
+    } catch (error) {
+      failure = { error };
+    }
+    running = undefined;
   }
 
+  const isDue = () => written - begun >= BYTES_BETWEEN_SYNCS;
   /** Rethrows on every call: the system reports a failed sync only once. */
-  function report(): void {
+  const throwFailure = () => {
     if (failure) throw failure.error;
-  }
-
+  };
   return {
     /** Reports the number of written bytes, and starts a sync when due. */
     reportWritten(bytes: number): void {
-      report();
+      throwFailure();
       written = bytes;
-      begin();
+      if (isDue()) running ??= syncWhileDue();
     },
     /** Waits for the running sync. */
     async settled(): Promise<void> {
-      while (running) await running;
-      report();
+      await running;
+      throwFailure();
     },
   };
 }

@@ -29,13 +29,13 @@ export interface TransferTarget {
   /** Returns the missing byte ranges, in order. */
   missingExtents(within?: Extent): Extent[];
   /** Opens the target for the writes of one connection. */
-  openWriter(): Promise<
-    {
-      write(position: number, bytes: Uint8Array): void | Promise<void>;
-    } & Disposable
-  >;
+  openWriter(): Promise<TargetWriter>;
   /** Marks the target as complete, after a body of unknown length. */
   markEnded?(): void;
+}
+
+interface TargetWriter extends Disposable {
+  write(position: number, bytes: Uint8Array): void | Promise<void>;
 }
 
 /** A piece and the response that its bytes are read from. */
