@@ -123,6 +123,13 @@ export function planRanges(
       piece.lastByteTime = now();
       piece.receivedBytes += bytes;
     },
+    /** Makes a piece all that is left to download. */
+    widenPiece(piece: RangePiece, [from, to]: Extent): void {
+      piece.at = from;
+      piece.to = to;
+      waiting = [];
+      waitingBytes = 0;
+    },
     /** Ends a piece; its unwritten bytes are handed out again. */
     endPiece(piece: RangePiece, unwritten: Extent[]): void {
       active.delete(piece);

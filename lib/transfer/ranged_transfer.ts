@@ -11,7 +11,7 @@ import {
   type RetryOptions,
 } from "../system/retry.ts";
 import { startStallTimer } from "../system/stall_timer.ts";
-import { anySignal, sleep } from "../system/time.ts";
+import { abortable, anySignal, sleep } from "../system/time.ts";
 import { planRanges, RangePiece, type RangePlan } from "./_range_plan.ts";
 import type { ByteSource, RangeResponse } from "./byte_source.ts";
 
@@ -38,11 +38,9 @@ interface TargetWriter extends Disposable {
   write(position: number, bytes: Uint8Array): void | Promise<void>;
 }
 
-/** A piece and the response that its bytes are read from. */
-interface OpenResponse {
-  piece: RangePiece;
-  response: RangeResponse;
+interface OpenResponse extends RangeResponse {
   chunks: AsyncGenerator<Uint8Array<ArrayBuffer>>;
+  cancel(): void;
 }
 
 /** How often an idle connection looks for a piece to take over. */
@@ -74,12 +72,13 @@ export class Transfer implements Disposable {
    */
   async openAndPeek(from: number, headBytes: number) {
     while (true) {
-      this.#cancelOpenResponse();
-      const piece = new RangePiece(from, Infinity, performance.now());
-      this.#openResponse = await this.#requestWithRetries(piece);
+      this.#openResponse?.cancel();
+      await this.#retryBudget.waitForBackoff();
       try {
-        const head = await peekBytes(this.#openResponse, headBytes);
-        return { ...this.#openResponse.response, head };
+        const piece = new RangePiece(from, Infinity, performance.now());
+        const open = this.#openResponse = await this.#requestPiece(piece);
+        const head = await peekBytes(open, headBytes);
+        return { start: open.start, end: open.end, head };
       } catch (error) {
         this.#retryBudget.recordFailure(error);
       }
@@ -96,27 +95,18 @@ export class Transfer implements Disposable {
   async fill(target: TransferTarget, onBytes = () => {}): Promise<void> {
     this.#onBytesWritten = onBytes;
     const { connections = 1 } = this.options;
-    let workers: Promise<void>[] = [];
+    const plan = planRanges(target.missingExtents(), connections);
+    const servesRanges = Promise.withResolvers<void>();
+    const workers = [
+      this.#runConnection(target, plan, servesRanges.resolve)
+        .then(servesRanges.resolve),
+    ];
+    while (workers.length < connections) {
+      const started = abortable(servesRanges.promise, this.#signal);
+      workers.push(started.then(() => this.#runConnection(target, plan)));
+    }
     try {
-      for (let gaps; (gaps = target.missingExtents()).length > 0;) {
-        const plan = planRanges(gaps, connections);
-        const piece = plan.takePiece()!;
-        const first = this.#openResponse ??
-          await this.#requestWithRetries(piece);
-        this.#openResponse = undefined;
-        if (isUnrequestedRange(first, piece.at, piece.to)) {
-          piece.at = first.response.start;
-          piece.to = target.size;
-          await this.#copyToTarget(target, plan, { ...first, piece })
-            .catch(this.#retryBudget.recordFailure);
-          continue;
-        }
-        workers = [this.#runConnection(target, plan, { ...first, piece })];
-        while (workers.length < connections) {
-          workers.push(this.#runConnection(target, plan));
-        }
-        await Promise.all(workers);
-      }
+      await Promise.all(workers);
     } finally {
       this.#stopController.abort();
       // The caller may close the target: wait for the pending writes.
@@ -126,56 +116,49 @@ export class Transfer implements Disposable {
 
   [Symbol.dispose](): void {
     this.#stopController.abort();
-    this.#cancelOpenResponse();
+    this.#openResponse?.cancel();
   }
 
-  /** An unread body ignores the abort signal, so cancels it too. */
-  #cancelOpenResponse(): void {
-    this.#openResponse?.piece.takeover.abort();
-    this.#openResponse?.response.body.cancel().catch(() => {});
-    this.#openResponse = undefined;
-  }
-
-  async #requestWithRetries(piece: RangePiece): Promise<OpenResponse> {
-    while (true) {
-      await this.#retryBudget.waitForBackoff();
-      try {
-        return await this.#requestPiece(piece);
-      } catch (error) {
-        this.#retryBudget.recordFailure(error);
-      }
-    }
-  }
-
-  /** Downloads pieces over one connection until none is left. */
+  /**
+   * Downloads pieces over one connection until none is left. The first connection
+   * reports ranges with `onRange`, and accepts the whole file before the others start.
+   */
   async #runConnection(
     target: TransferTarget,
     plan: RangePlan,
-    open?: OpenResponse,
+    onRange?: () => void,
   ) {
+    const { connections = 1 } = this.options;
+    let acceptsWhole = onRange !== undefined;
     let rate = 0;
-    while (open || !plan.isDone) {
+    while (!plan.isDone) {
       await this.#retryBudget.waitForBackoff();
-      const piece = open?.piece ?? plan.takePiece(rate);
+      const piece = plan.takePiece(rate);
       if (!piece) {
         await sleep(IDLE_CONNECTION_POLL_MS, this.#signal);
         continue;
       }
+      let from = piece.at;
       // A takeover lowers the piece's end while the response is on its way.
-      const { at: from, to } = piece;
+      const requestedEnd = piece.to;
       try {
-        open ??= await this.#requestPiece(piece);
-        if (isUnrequestedRange(open, from, to)) {
-          this.#openResponse = open;
-          if ((this.options.connections ?? 1) === 1) return;
-          this.#cancelOpenResponse();
+        const open = this.#openResponse ?? await this.#requestPiece(piece);
+        this.#openResponse = undefined;
+        if (open.start === from && open.end <= requestedEnd) {
+          acceptsWhole &&= connections === 1;
+          onRange?.();
+        } else if (acceptsWhole) {
+          plan.widenPiece(piece, [open.start, target.size]);
+          from = 0;
+        } else {
+          open.cancel();
           // The other connections read ranges; a retry may get one again.
           const { displayName } = this.source;
           throw transferInterruptedError(
             `${displayName} sent the whole file instead of the bytes from ${from} on`,
           );
         }
-        rate = await this.#copyToTarget(target, plan, open);
+        rate = await this.#copyToTarget(target, plan, piece, open);
       } catch (error) {
         rate = 0;
         const isTakenOver = error === piece.takeover.signal.reason;
@@ -183,22 +166,26 @@ export class Transfer implements Disposable {
       } finally {
         plan.endPiece(piece, target.missingExtents([from, piece.to]));
       }
-      open = undefined;
     }
   }
 
   async #requestPiece(piece: RangePiece): Promise<OpenResponse> {
     this.#signal.throwIfAborted();
     const { displayName } = this.source;
+    const { at, to, takeover } = piece;
     const timer = startStallTimer(`download ${displayName}`, {
       stallTimeoutMs: this.options.stallTimeoutMs,
-      signal: anySignal(this.#signal, piece.takeover.signal),
+      signal: anySignal(this.#signal, takeover.signal),
     });
     try {
-      const { at, to } = piece;
       const response = await this.source.requestRange(at, to, timer.signal);
       const chunks = readBodyChunks(response.body, timer, displayName);
-      return { piece, response, chunks };
+      const cancel = () => {
+        takeover.abort();
+        // A body that is not read yet ignores the signal.
+        response.body.cancel().catch(() => {});
+      };
+      return { ...response, chunks, cancel };
     } finally {
       timer.pause();
     }
@@ -211,7 +198,8 @@ export class Transfer implements Disposable {
   async #copyToTarget(
     target: TransferTarget,
     plan: RangePlan,
-    { piece, chunks }: OpenResponse,
+    piece: RangePiece,
+    { chunks }: OpenResponse,
   ): Promise<number> {
     const { displayName, maxBytes } = this.source;
     const [from, requestedEnd] = [piece.at, piece.to];
@@ -242,15 +230,6 @@ export class Transfer implements Disposable {
     }
     return (piece.at - from) / Math.max(performance.now() - startedAt, 1);
   }
-}
-
-/** Returns true for a whole file, or a range that the piece did not request. */
-function isUnrequestedRange(
-  { response }: OpenResponse,
-  from: number,
-  to: number,
-): boolean {
-  return response.start !== from || response.end > to;
 }
 
 function transferInterruptedError(message: string): ToolsmithError {
