@@ -83,9 +83,7 @@ export function sha256OfText(text: string): Promise<Sha256> {
   return sha256OfBytes(new TextEncoder().encode(text));
 }
 
-export async function sha256OfBytes(
-  bytes: Uint8Array<ArrayBuffer>,
-): Promise<Sha256> {
+export async function sha256OfBytes(bytes: Uint8Array<ArrayBuffer>) {
   const digest = await crypto.subtle.digest("SHA-256", bytes);
   return new Uint8Array(digest).toHex();
 }

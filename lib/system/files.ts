@@ -4,7 +4,7 @@
  */
 import { systemError, ToolsmithError } from "../errors.ts";
 import { dirname, join } from "../path.ts";
-import { isJsonObject, type JsonObject } from "./json.ts";
+import { isJsonObject } from "./json.ts";
 import { writeAll } from "./write_all.ts";
 
 /**
@@ -31,9 +31,7 @@ export function isFileIdentity(value: unknown): value is FileIdentity {
 }
 
 /** Reads a file's identity; `undefined` unless the path is a regular file. */
-export async function readFileIdentity(
-  path: string,
-): Promise<FileIdentity | undefined> {
+export async function readFileIdentity(path: string) {
   const stat = await orIfNotFound(Deno.lstat(path));
   return stat?.isFile ? toFileIdentity(stat) : undefined;
 }
@@ -120,10 +118,7 @@ export async function replaceFileAtomically(
  * Reads a regular text file; `undefined` if it is missing, larger than `maxBytes`,
  * a symbolic link or a special file.
  */
-async function readSmallTextFile(
-  path: string,
-  maxBytes: number,
-): Promise<string | undefined> {
+async function readSmallTextFile(path: string, maxBytes: number) {
   const stat = await orIfNotFound(Deno.lstat(path));
   if (!stat?.isFile || stat.size > maxBytes) return undefined;
   return await orIfNotFound(Deno.readTextFile(path));
@@ -133,10 +128,7 @@ async function readSmallTextFile(
  * Reads a JSON object as {@linkcode readSmallTextFile} reads text; returns
  * `undefined` on any read or syntax error and for other JSON values.
  */
-export async function readSmallJsonObject(
-  path: string,
-  maxBytes: number,
-): Promise<JsonObject | undefined> {
+export async function readSmallJsonObject(path: string, maxBytes: number) {
   try {
     const text = await readSmallTextFile(path, maxBytes);
     const value: unknown = JSON.parse(text ?? "");
@@ -185,10 +177,7 @@ export async function readFileAt(
  * Creates a temporary directory with a random name, by default in the system's
  * directory. An error names the variable to set.
  */
-export async function makeTemporaryDir(
-  prefix: string,
-  parent?: string,
-): Promise<string> {
+export async function makeTemporaryDir(prefix: string, parent?: string) {
   return await Deno.makeTempDir({ dir: parent, prefix }).catch((cause) => {
     const variable = Deno.build.os === "windows" ? "TEMP" : "TMPDIR";
     const where = parent === undefined ? "" : ` in ${parent}`;

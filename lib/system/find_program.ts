@@ -6,9 +6,7 @@ import { join, SEPARATOR } from "../path.ts";
  * Returns the directories of `PATH`, which need not exist, in order; `""` is the
  * current directory.
  */
-export function programSearchDirs(
-  env: Environment = processEnvironment,
-): string[] {
+export function programSearchDirs(env: Environment = processEnvironment) {
   return (env.get("PATH") ?? processEnvironment.get("PATH") ?? "").split(":");
 }
 

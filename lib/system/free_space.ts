@@ -24,9 +24,7 @@ export async function assertFreeSpace(
 }
 
 /** Free bytes for unprivileged users; `undefined` if unknown. */
-export async function readFreeDiskBytes(
-  dir: string,
-): Promise<number | undefined> {
+export async function readFreeDiskBytes(dir: string) {
   const found = await statFilesystem(dir);
   return found && found.bavail * found.bsize;
 }

@@ -45,9 +45,7 @@ function errorForStatus(status: number, shown: string): ToolsmithError {
  * `undefined` for none or `identity`. Bytes, length and ranges of an encoded response
  * are not those of the file.
  */
-export function unexpectedContentEncoding(
-  headers: Headers,
-): string | undefined {
+export function unexpectedContentEncoding(headers: Headers) {
   const encoding = sanitizeLine(headers.get("content-encoding") ?? "", 40);
   return /^(?:identity)?$/i.test(encoding) ? undefined : encoding;
 }

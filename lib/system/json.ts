@@ -21,26 +21,26 @@ export function jsonObjectOrEmpty(value: unknown): JsonObject {
  */
 export function parseJsonText(text: string, file: string): unknown {
   const body = text.replace(/^\uFEFF/, "");
-  const error = findSyntaxError(body);
-  if (error === undefined) return JSON.parse(body);
-  const before = body.slice(0, syntaxErrorOffset(error, body)).split("\n");
+  const found = syntaxErrorMessage(body);
+  if (found === undefined) return JSON.parse(body);
+  const before = body.slice(0, syntaxErrorOffset(found, body)).split("\n");
   const column = before[before.length - 1].length + 1;
-  const why = error.message
+  const why = found
     .replace(/(?: (?:in|after) JSON at|, (?:\.{3})?").*/s, "")
     .replace(/\s+/g, " ");
   throw new SyntaxError(`${file}:${before.length}:${column}: not JSON: ${why}`);
 }
 
-function findSyntaxError(text: string): Error | undefined {
+function syntaxErrorMessage(text: string): string | undefined {
   try {
     JSON.parse(text);
   } catch (error) {
-    return error as Error;
+    return (error as Error).message;
   }
 }
 
 /** Finds the error's offset; V8 does not report it for an unexpected token. */
-function syntaxErrorOffset({ message }: Error, text: string): number {
+function syntaxErrorOffset(message: string, text: string): number {
   const position = /position (\d+)/.exec(message)?.[1];
   if (position !== undefined) return Number(position);
   const token = /^Unexpected token/;
@@ -49,8 +49,8 @@ function syntaxErrorOffset({ message }: Error, text: string): number {
   let [good, bad] = [0, text.length];
   while (bad - good > 1) {
     const middle = (good + bad) >> 1;
-    const failed = findSyntaxError(text.slice(0, middle));
-    if (token.test(failed?.message ?? "")) bad = middle;
+    const failure = syntaxErrorMessage(text.slice(0, middle)) ?? "";
+    if (token.test(failure)) bad = middle;
     else good = middle;
   }
   return good;

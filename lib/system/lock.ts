@@ -37,9 +37,7 @@ export async function acquireFileLock(
 }
 
 /** Locks a file as {@linkcode acquireFileLock} does, but does not wait. */
-export async function tryFileLock(
-  path: string,
-): Promise<Disposable | undefined> {
+export async function tryFileLock(path: string) {
   using undo = new DisposableStack();
   const poll = createLockPoll(undo.use(await openLockFile(path)));
   return await poll() ? undo.move() : undefined;
@@ -93,10 +91,7 @@ function createLockPoll(file: FileWithTryLock): () => Promise<boolean> {
  * Creates a private directory, which disposing removes and unlocks; `undefined` if
  * another process holds the lock. If the lock is free, the directory's owner was killed.
  */
-export async function createLockedStagingDir(
-  path: string,
-  lockFile: string,
-) {
+export async function createLockedStagingDir(path: string, lockFile: string) {
   await using undo = new AsyncDisposableStack();
   const held = await tryFileLock(lockFile);
   if (!held) return undefined;
@@ -111,10 +106,7 @@ export async function createLockedStagingDir(
  * Removes a staging directory; `false` if a process or another user holds the lock
  * file. Files of another user stay.
  */
-export async function removeUnlockedStagingDir(
-  path: string,
-  lockFile: string,
-): Promise<boolean> {
+export async function removeUnlockedStagingDir(path: string, lockFile: string) {
   using free = await orIfDenied(tryFileLock(lockFile));
   if (free) await orIfDenied(removeTree(path));
   return free !== undefined;

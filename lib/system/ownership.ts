@@ -11,7 +11,7 @@ import {
   resolve,
   SEPARATOR,
 } from "../path.ts";
-import { orIfMissing } from "./files.ts";
+import { orIfDenied, orIfMissing } from "./files.ts";
 
 /** The limit of Linux (path_resolution(7)). */
 const MAX_SYMLINKS = 40;
@@ -39,12 +39,11 @@ export async function untrustedReason(
   const remaining = pathSegments(resolve(path));
   let at = "/";
   for (let links = 0;;) {
-    const stat = await lstatIfExists(at).catch((error) => {
-      if (error instanceof Deno.errors.PermissionDenied) return null;
-      throw error;
-    });
-    if (stat === null) return `${at} is not accessible to this user`;
-    if (!stat) return undefined;
+    // `null` if missing, `undefined` if denied.
+    const found = orIfMissing(Deno.lstat(at)).then((stat) => stat ?? null);
+    const stat = await orIfDenied(found);
+    if (stat === undefined) return `${at} is not accessible to this user`;
+    if (stat === null) return undefined;
     const isLast = remaining.length === 0 && !stat.isSymlink;
     const options = { isParent: !isLast, requirePrivate };
     const why = permissionProblem(stat, uid, options);
@@ -57,10 +56,7 @@ export async function untrustedReason(
       const target = await Deno.readLink(at);
       remaining.unshift(...pathSegments(resolve(dirname(at), target)));
       at = "/";
-      continue;
-    }
-    const next = remaining.shift()!;
-    at = at === "/" ? `/${next}` : `${at}/${next}`;
+    } else at = join(at, remaining.shift()!);
   }
 }
 
@@ -69,9 +65,7 @@ export async function untrustedReason(
  * its files. Parent directories are not checked. On Windows and without
  * `--allow-sys=uid` the check passes.
  */
-export async function unsafeDirReason(
-  dir: string,
-): Promise<string | undefined> {
+export async function unsafeDirReason(dir: string) {
   const uid = currentUid();
   if (uid === undefined) return undefined;
   for (const stat of [await Deno.lstat(dir), await Deno.stat(dir)]) {
@@ -84,17 +78,15 @@ export async function unsafeDirReason(
  * Returns why a path may escape from a directory: a symbolic link below `root`, or a
  * path outside of `root`. Links above `root` are not checked.
  */
-export async function symlinkEscapeReason(
-  path: string,
-  root: string,
-): Promise<string | undefined> {
+export async function symlinkEscapeReason(path: string, root: string) {
   const parts = relative(root, path).split(SEPARATOR);
   if (parts[0] === ".." || isAbsolute(parts[0])) {
     return `${path} is outside of ${root}`;
   }
   for (let at = root; parts.length > 0;) {
     at = join(at, parts.shift()!);
-    if ((await lstatIfExists(at))?.isSymlink) return `${at} is a symbolic link`;
+    const stat = await orIfMissing(Deno.lstat(at));
+    if (stat?.isSymlink) return `${at} is a symbolic link`;
   }
 }
 
@@ -133,10 +125,6 @@ function pathSegments(path: string): string[] {
   return path.split("/").filter((part) => part !== "");
 }
 
-function lstatIfExists(path: string): Promise<Deno.FileInfo | undefined> {
-  return orIfMissing(Deno.lstat(path));
-}
-
 const TOOLSMITH_DIR_NAME = ".toolsmith";
 
 /** Returns the parent of a file's `.toolsmith/`, or else the file's directory. */
@@ -150,9 +138,7 @@ export function workspaceOf(file: string): string {
  * symbolic link, which may lead out of the workspace. Links outside of `.toolsmith/`
  * are allowed, because the user named the path, which must be absolute.
  */
-export async function workspaceSymlinkReason(
-  path: string,
-): Promise<string | undefined> {
+export async function workspaceSymlinkReason(path: string) {
   const root = workspaceOf(path);
   return root === dirname(path)
     ? undefined

@@ -75,10 +75,7 @@ export async function openPartFile(
 export class PartFile implements AsyncDisposable {
   readonly path: string;
   readonly size: number;
-  readonly #incrementalSync = createIncrementalSync(() =>
-    // Each sync ends with a record of the bytes present when it began.
-    this.#syncAndRecord()
-  );
+  readonly #sync = createIncrementalSync(() => this.#syncAndRecord());
   #writtenBytes = 0;
   #isComplete = false;
   /** Journal of written bytes; `undefined` if the boot time is unknown. */
@@ -155,7 +152,7 @@ export class PartFile implements AsyncDisposable {
   }
 
   async clear(): Promise<void> {
-    await this.#incrementalSync.settled().catch(() => {});
+    await this.#sync.settled().catch(() => {});
     this.presentExtents = [];
     await this.#removeRecords();
     await this.file.truncate(0);
@@ -164,7 +161,7 @@ export class PartFile implements AsyncDisposable {
 
   /** Removes the records of a complete file, and returns the file's identity. */
   async markComplete(): Promise<FileIdentity> {
-    await this.#incrementalSync.settled();
+    await this.#sync.settled();
     this.#isComplete = true;
     await this.#removeRecords();
     return toFileIdentity(await this.file.stat());
@@ -172,7 +169,7 @@ export class PartFile implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     try {
-      await this.#incrementalSync.settled();
+      await this.#sync.settled();
       if (!this.#isComplete && this.presentBytes > 0) {
         await this.#syncAndRecord();
         // Everything is durable now.
@@ -198,7 +195,7 @@ export class PartFile implements AsyncDisposable {
       this.#writeJournal();
     }
     this.#writtenBytes += to - from;
-    this.#incrementalSync.reportWritten(this.#writtenBytes);
+    this.#sync.reportWritten(this.#writtenBytes);
   }
 
   /** Records written bytes: they survive a killed process without a sync. */
@@ -227,6 +224,7 @@ export class PartFile implements AsyncDisposable {
     await this.#removeJournal();
   }
 
+  /** Syncs, and records the bytes that were present before. */
   async #syncAndRecord(): Promise<void> {
     const extents = this.presentExtents;
     await this.file.syncData();

@@ -41,9 +41,7 @@ export interface PartRecord extends ExpectedContent {
  * Reads the records of a part file; `undefined` if there is nothing to resume. The
  * journal is used only with `--allow-sys=osUptime`.
  */
-export async function readPartRecord(
-  dir: string,
-): Promise<PartRecord | undefined> {
+export async function readPartRecord(dir: string) {
   const part = await orIfNotFound(Deno.lstat(join(dir, PART_FILE_NAME)));
   if (!part?.isFile) return undefined;
   const read = (name: string) => readExtentsFile(join(dir, name), part.size);

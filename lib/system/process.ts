@@ -239,10 +239,7 @@ function canSignalProcessGroups(): boolean {
  * Writes the input; returns what ends it. EPIPE is ignored: a program may stop
  * reading early.
  */
-function writeInput(
-  child: Deno.ChildProcess,
-  input: ProcessInput,
-): () => Promise<void> {
+function writeInput(child: Deno.ChildProcess, input: ProcessInput) {
   if (input === "null" || input === "inherit") return async () => {};
   const ignore = () => {};
   if (input === "held") {
@@ -261,9 +258,7 @@ function writeInput(
   };
 }
 
-function streamOf(
-  input: Exclude<ProcessInput, "held">,
-): ReadableStream<Uint8Array> {
+function streamOf(input: Exclude<ProcessInput, "held">) {
   if (typeof input === "object" && "stream" in input) return input.stream;
   const bytes = typeof input === "string"
     ? new TextEncoder().encode(input)

@@ -81,10 +81,7 @@ export async function redirectRefusalReason(
 }
 
 /** Ranks of a host's addresses in NETWORK_SCOPES: 0 is the internet. */
-async function resolveScopeRanks(
-  { hostname }: URL,
-  signal: AbortSignal,
-): Promise<number[]> {
+async function resolveScopeRanks({ hostname }: URL, signal: AbortSignal) {
   const addresses = await resolveHostAddresses(hostname, signal);
   // Names may only be resolvable by the proxy.
   if (addresses.length === 0) return [0];
@@ -92,10 +89,7 @@ async function resolveScopeRanks(
 }
 
 /** Resolves a host name; TLS then authenticates the server by that name. */
-async function resolveHostAddresses(
-  hostname: string,
-  signal: AbortSignal,
-): Promise<string[]> {
+async function resolveHostAddresses(hostname: string, signal: AbortSignal) {
   if (/^(?:\[.*\]|[\d.]+)$/.test(hostname)) return [hostname];
   // Always loopback (RFC 6761, section 6.3).
   if (/(?:^|\.)localhost\.?$/.test(hostname)) return ["127.0.0.1"];

@@ -4,9 +4,7 @@ import { ToolsmithError } from "../errors.ts";
 /** 24 days: a longer timer would fire at once. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
-export function anySignal(
-  ...signals: (AbortSignal | undefined)[]
-): AbortSignal {
+export function anySignal(...signals: (AbortSignal | undefined)[]) {
   return AbortSignal.any(signals.filter((signal) => signal !== undefined));
 }
 

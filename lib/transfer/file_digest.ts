@@ -84,9 +84,7 @@ export async function hashFile(
 }
 
 /** Follows a file until `done` settles, for {@linkcode readFileChunks}. */
-export async function* growthUntil(
-  done: Promise<unknown>,
-): AsyncGenerator<number> {
+export async function* growthUntil(done: Promise<unknown>) {
   do yield Infinity; while (!await settlesWithin(done, FILE_GROWTH_POLL_MS));
   // The writer's last bytes.
   yield Infinity;
