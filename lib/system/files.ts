@@ -93,8 +93,7 @@ export async function replaceFileAtomically(
   text: string,
   options: ReplaceFileOptions = {},
 ): Promise<void> {
-  const { mode = 0o644, ignoreUmask = false } = options;
-  const { tempDir = dirname(path) } = options;
+  const { mode = 0o644, ignoreUmask, tempDir = dirname(path) } = options;
   const temporary = join(tempDir, `.${crypto.randomUUID()}.new`);
   const flags = { write: true, createNew: true, mode };
   const file = await Deno.open(temporary, flags);

@@ -28,17 +28,9 @@ export interface ExpectedContent {
   digest: string;
 }
 
-export interface PartRecord extends ExpectedContent {
-  extents: Extent[];
-  /** File of the directory that an external program (oras) has written instead. */
-  filled?: string;
-  /** Number of present bytes in the part file or the external file. */
-  bytes: number;
-  modifiedAt: Date;
-}
-
 /**
- * Reads the records of a part file; `undefined` if there is nothing to resume. The
+ * Reads the records of a part file; `undefined` if there is nothing to resume. `filled`
+ * is a file of the directory that an external program (oras) has written instead. The
  * journal is used only with `--allow-sys=osUptime`.
  */
 export async function readPartRecord(dir: string) {
@@ -67,7 +59,7 @@ function toPartRecord(
   { size, digest, filled }: ExpectedContent & { filled?: string },
   file: Deno.FileInfo,
   extents: Extent[],
-): PartRecord | undefined {
+) {
   const bytes = countExtentBytes(extents);
   const modifiedAt = file.mtime ?? new Date(0);
   return bytes > 0

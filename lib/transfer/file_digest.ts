@@ -15,17 +15,10 @@ import { type FileIdentity, toFileIdentity } from "../system/files.ts";
 import type { PartFile } from "../system/part_file.ts";
 import { abortable, anySignal, settlesWithin } from "../system/time.ts";
 
-export interface GrowingFileDigestOptions {
-  /** Size of the complete file, in bytes. */
-  size: number;
-  /**
-   * Starts a new sequence of growing counts: the length of the contiguous prefix on the
-   * disk. The last count is the size.
-   */
-  watchByteCount: () => AsyncIterable<number>;
-  engine?: DigestEngineName;
-  signal?: AbortSignal;
-}
+type GrowingFile = Pick<
+  PartFile,
+  "path" | "size" | "engine" | "watchPrefixLength"
+>;
 
 /** The worker is told of each further MiB. */
 const MIN_POSTED_BYTES = 1024 * 1024;
@@ -34,15 +27,11 @@ const FILE_GROWTH_POLL_MS = 40;
 /** Runs a download into a part file and hashes the file from the disk meanwhile. */
 export async function hashPartFileWhileFilling(
   part: PartFile,
-  callerSignal: AbortSignal | undefined,
+  signal: AbortSignal | undefined,
   fill: () => Promise<void>,
 ): Promise<Sha256> {
   const stop = new AbortController();
-  const signal = anySignal(callerSignal, stop.signal);
-  const { path, size, engine } = part;
-  const watchByteCount = () => part.watchPrefixLength(signal);
-  const options = { size, watchByteCount, engine, signal };
-  const digest = sha256OfGrowingFile(path, options);
+  const digest = sha256OfGrowingFile(part, anySignal(signal, stop.signal));
   digest.catch(() => {});
   try {
     await fill();
@@ -94,24 +83,25 @@ export async function* growthUntil(done: Promise<unknown>) {
  * Computes the SHA-256 of a file while it is written, reading from the disk in order.
  */
 export async function sha256OfGrowingFile(
-  path: string,
-  options: GrowingFileDigestOptions,
+  file: GrowingFile,
+  signal: AbortSignal,
 ): Promise<Sha256> {
-  const { watchByteCount, engine, signal } = options;
-  if (engine === "runtime") {
-    const sha256 = await sha256InWorker(path, options).catch(() => null);
+  if (file.engine === "runtime") {
+    const sha256 = await sha256InWorker(file, signal).catch(() => null);
     // After a failure, the main thread succeeds or has a better error.
     if (sha256) return sha256;
   }
-  const chunks = readFileChunks(path, { byteCounts: watchByteCount(), signal });
-  return await sha256OfChunks(chunks, engine);
+  const byteCounts = file.watchPrefixLength(signal);
+  const chunks = readFileChunks(file.path, { byteCounts, signal });
+  return await sha256OfChunks(chunks, file.engine);
 }
 
 /** Returns `null` after a failure in the worker. */
 async function sha256InWorker(
-  path: string,
-  { size, watchByteCount, signal }: GrowingFileDigestOptions,
+  file: GrowingFile,
+  signal: AbortSignal,
 ): Promise<Sha256 | null> {
+  const { path, size } = file;
   // Source text, because a bundled or compiled program has no worker file.
   const code = `import { createHash } from "node:crypto";
     (${hashFileInWorker})(globalThis, createHash("sha256"), ${
@@ -127,7 +117,7 @@ async function sha256InWorker(
   };
   const postCounts = async () => {
     let posted = 0;
-    for await (const count of watchByteCount()) {
+    for await (const count of file.watchPrefixLength(signal)) {
       if (count - posted < MIN_POSTED_BYTES && count < size) continue;
       worker.postMessage(posted = count);
     }

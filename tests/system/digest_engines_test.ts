@@ -62,9 +62,10 @@ const [path] = Deno.args;
 const bytes = await Deno.readFile(path);
 const size = bytes.length;
 console.log(await sha256OfChunks(ReadableStream.from([bytes]), "runtime"));
-const watchByteCount = async function* () { yield size; };
-const options = { size, watchByteCount, engine: "runtime" as const };
-console.log(await sha256OfGrowingFile(path, options));
+const watchPrefixLength = async function* () { yield size; };
+const file = { path, size, watchPrefixLength, engine: "runtime" as const };
+const { signal } = new AbortController();
+console.log(await sha256OfGrowingFile(file, signal));
 `;
 
 Deno.test("sha256OfChunks() falls back to @std/crypto when node:crypto cannot be imported", async () => {

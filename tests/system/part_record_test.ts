@@ -4,7 +4,6 @@ import {
   DURABLE_EXTENTS_FILE,
   hostBootTimeMs,
   PART_FILE_NAME,
-  type PartRecord,
   readPartRecord,
   WRITTEN_EXTENTS_FILE,
 } from "../../lib/system/part_record.ts";
@@ -18,7 +17,7 @@ const NOTE = { size: SIZE, digest: DIGEST, extents: [[10, 20]] };
 async function look(
   files: Record<string, unknown>,
   size: number | undefined = SIZE,
-): Promise<PartRecord | undefined> {
+) {
   await using dir = await temporaryDir();
   await Deno.writeFile(join(dir.path, PART_FILE_NAME), new Uint8Array(size));
   for (const [name, content] of Object.entries(files)) {

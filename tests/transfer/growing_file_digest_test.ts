@@ -1,6 +1,12 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { sha256OfGrowingFile } from "../../lib/transfer/file_digest.ts";
-import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
+import {
+  type DigestEngineName,
+  readFileChunks,
+  sha256OfChunks,
+} from "../../lib/system/digest.ts";
+import {
+  sha256OfGrowingFile as hashArrivingFile,
+} from "../../lib/transfer/file_digest.ts";
 import { countStdDigestBytes, writeRandom } from "../support/digests.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { replaceMethod } from "../support/replace_method.ts";
@@ -9,6 +15,20 @@ import { runScript } from "../support/script.ts";
 const MIB = 1024 * 1024;
 const SIZE = 3 * MIB + 1;
 const ENGINES = ["std", "runtime"] as const;
+
+/** Hashes a file of which these counts of bytes arrive. */
+function sha256OfGrowingFile(
+  path: string,
+  { size, watchByteCount, engine, signal = new AbortController().signal }: {
+    size: number;
+    watchByteCount: () => AsyncGenerator<number>;
+    engine?: DigestEngineName;
+    signal?: AbortSignal;
+  },
+) {
+  const file = { path, size, engine, watchPrefixLength: watchByteCount };
+  return hashArrivingFile(file, signal);
+}
 
 async function* counts(...all: number[]) {
   yield* all;
@@ -188,9 +208,10 @@ globalThis.Worker = class extends Worker {
 };
 const [path] = Deno.args;
 const { size } = await Deno.stat(path);
-const watchByteCount = async function* () { yield size; };
-const options = { size, watchByteCount, engine: "runtime" as const };
-console.log(await sha256OfGrowingFile(path, options), started);
+const watchPrefixLength = async function* () { yield size; };
+const file = { path, size, watchPrefixLength, engine: "runtime" as const };
+const { signal } = new AbortController();
+console.log(await sha256OfGrowingFile(file, signal), started);
 `;
 
 Deno.test("sha256OfGrowingFile() needs only --allow-read for the file, also in its worker", async () => {
