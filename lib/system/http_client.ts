@@ -10,8 +10,10 @@ export type HttpRequestInit = RequestInit & { signal: AbortSignal };
 export type HttpClient = Awaited<ReturnType<typeof createHttpClient>>;
 
 /** Variables that make Deno use a proxy by its own rules. */
-const PROXY_ENV_NAMES = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"]
-  .flatMap((name) => [name, name.toLowerCase()]);
+const PROXY_ENV_NAMES = [
+  ...["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"],
+  ...["https_proxy", "http_proxy", "all_proxy", "no_proxy"],
+];
 
 /**
  * Creates a client that also trusts the certificate authority of a PEM file; disposing
