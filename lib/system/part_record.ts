@@ -52,7 +52,10 @@ export async function readPartRecord(dir: string) {
     (!durable || durable.digest === written.digest);
   // The journal includes the durable bytes.
   const record = isOfThisBoot ? written : durable;
-  return record && toPartRecord(record, part, record.extents);
+  if (!record) return undefined;
+  // Rewritten by each attempt, also by one that gets no byte.
+  const noted = await orIfNotFound(Deno.lstat(join(dir, DURABLE_EXTENTS_FILE)));
+  return toPartRecord(record, noted ?? part, record.extents);
 }
 
 function toPartRecord(

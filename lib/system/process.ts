@@ -125,7 +125,7 @@ export async function runProcess(
         tooMuchOutput.abort(new ToolsmithError("failed", message));
       }
     };
-    return { add, blob: () => new Blob(chunks) };
+    return { add, bytes: () => new Blob(chunks).bytes() };
   };
   const [stdout, stderr] = [capture(), capture()];
   const signal = anySignal(deadline.signal, tooMuchOutput.signal);
@@ -139,11 +139,13 @@ export async function runProcess(
   onStart?.(child.pid);
   const exit = await child.ended;
   signal.throwIfAborted();
+  const stdoutBytes = await stdout.bytes() as Uint8Array<ArrayBuffer>;
+  const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
   return {
     ...exit,
-    stdout: await stdout.blob().text(),
-    stdoutBytes: await stdout.blob().bytes() as Uint8Array<ArrayBuffer>,
-    stderr: await stderr.blob().text(),
+    stdout: decode(stdoutBytes),
+    stdoutBytes,
+    stderr: decode(await stderr.bytes()),
   };
 }
 

@@ -76,7 +76,7 @@ test("CacheEntryHandle.lock() removes partial downloads older than seven days, a
   const neighbour = cacheEntryHandle({ ...key, sha256: "b".repeat(64) });
   const age = async (days: number) => {
     const then = new Date(Date.now() - days * DAY);
-    await Deno.utime(join(path, PART_FILE_NAME), then, then);
+    await Deno.utime(join(path, DURABLE_EXTENTS_FILE), then, then);
     (await neighbour.lock())[Symbol.dispose]();
     return await stagings(key);
   };

@@ -33,7 +33,7 @@ async function look(
 const extents = async (...args: Parameters<typeof look>) =>
   (await look(...args))?.extents;
 
-Deno.test("readPartRecord() returns the durable extents, their byte count and the part file's modification time", async () => {
+Deno.test("readPartRecord() returns the durable extents, their byte count and the record's modification time", async () => {
   const before = Date.now();
   const { modifiedAt, ...record } = (await look({
     [DURABLE_EXTENTS_FILE]: { ...NOTE, extents: [[0, 1], [10, 20]] },
