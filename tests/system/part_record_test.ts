@@ -133,7 +133,9 @@ Deno.test("readPartRecord() counts an external file from its start, up to the ex
     assertEquals([found?.extents, found?.bytes], [[[0, bytes]], bytes]);
     assertEquals([found?.filled, found?.digest], ["other", DIGEST]);
   }
-  assertEquals(await filled(SIZE + 1), undefined);
+  for (const bytes of [0, SIZE + 1]) {
+    assertEquals(await filled(bytes), undefined);
+  }
   // The journal belongs to the part file, not to the external file.
   const journal = { ...NOTE, booted: hostBootTimeMs() };
   assertEquals((await filled(3, journal))?.bytes, 3);
