@@ -34,9 +34,8 @@ function errorForStatus(status: number, shown: string): ToolsmithError {
   if (status === 403) return error("forbidden", access, "Forbidden: ");
   if (status === 404 || status === 410) return error("not_found", access);
   if (status === 429) return error("rate_limited", later);
-  if (status >= 500 || status === 408) {
-    return error("registry_unavailable", later);
-  }
+  const isUnavailable = status >= 500 || status === 408;
+  if (isUnavailable) return error("registry_unavailable", later);
   return error("failed", access);
 }
 

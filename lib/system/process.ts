@@ -199,10 +199,8 @@ export function spawnProcess(
   };
   const ended = (async (): Promise<ProcessExit> => {
     const { code, signal: endedBy } = await child.status;
-    const drained = Promise.all([
-      closeInput(),
-      ...readers.map((it) => it.done),
-    ]);
+    const outputs = readers.map((it) => it.done);
+    const drained = Promise.all([closeInput(), ...outputs]);
     // Descendants may hold the pipes, those of a stopped program not for long.
     await Promise.race([drained, stopRequest.promise]);
     if (!canStop) {

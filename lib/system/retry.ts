@@ -99,12 +99,10 @@ export function createRetryBudget(
       if (progress() - lastProgress >= BYTES_TO_RESTORE_RETRIES) attempt = 1;
       lastProgress = progress();
       if (attempt > retries) throw error;
-      const wholeMs = Math.min(
-        retryDelayMs * 2 ** (attempt - 1),
-        MAX_BACKOFF_MS,
-      );
-      // With jitter, so that hosts do not retry at once.
-      const backoffMs = Math.round(wholeMs * (0.75 + Math.random() / 2));
+      const wholeMs = retryDelayMs * 2 ** (attempt - 1);
+      // Hosts should not retry at once.
+      const jitter = 0.75 + Math.random() / 2;
+      const backoffMs = Math.round(Math.min(wholeMs, MAX_BACKOFF_MS) * jitter);
       const delayMs = Math.max(backoffMs, askedMs);
       backoffEnd = now + delayMs;
       attempt++;
