@@ -23,10 +23,13 @@ export interface BootLoader {
   firmware?: FirmwareKind;
 }
 
-interface BootPartitions {
-  efiOffsets: number[];
-  /** Whether the boot code in the first sector probably has a partition to boot. */
-  hasBiosBoot: boolean;
+interface Partition {
+  /** First byte on the disk. */
+  start: number;
+  /** Is it an EFI system partition? */
+  isEfi: boolean;
+  /** Does boot code in the first sector probably boot from it? */
+  isBiosBoot: boolean;
 }
 
 const SECTOR_BYTES = 512;
@@ -66,21 +69,21 @@ export async function findBootLoaderOnDisk(
   const disk = limitReads(unlimitedDisk, options);
   const sector = await disk.read(0, SECTOR_BYTES);
   const isSigned = sector.getUint16(510, true) === 0xaa55;
-  const { efiOffsets, hasBiosBoot } = isSigned
-    ? await readPartitions(disk, sector)
-    : { efiOffsets: [], hasBiosBoot: false };
+  const partitions = isSigned ? await readPartitions(disk, sector) : [];
   const hasLoader = async (name: string) => {
-    for (const start of efiOffsets) {
-      if (await fatHasFile(disk, start, ["EFI", "BOOT", name])) return true;
+    for (const { start, isEfi } of partitions) {
+      const path = ["EFI", "BOOT", name];
+      if (isEfi && await fatHasFile(disk, start, path)) return true;
     }
     return false;
   };
   const x86 = await hasLoader("BOOTX64.EFI");
   const arm = await hasLoader("BOOTAA64.EFI");
-  const code = new Uint8Array(sector.buffer, 0, BOOT_CODE_BYTES);
-  const hasCode = isSigned && code.some((byte) => byte !== 0);
+  const code = latin1(new Uint8Array(sector.buffer, 0, BOOT_CODE_BYTES));
+  const hasCode = isSigned && /[^\0]/.test(code);
   // Some partitioning tools write a stub that only prints that it cannot boot.
-  const bootsBios = hasCode && (hasBiosBoot || containsGrub(code) || !x86);
+  const bootsBios = hasCode && (!x86 || code.includes("GRUB") ||
+    partitions.some(({ isBiosBoot }) => isBiosBoot));
   if (arm && !x86) return { arch: "aarch64", firmware: "uefi" };
   if (bootsBios) return { arch: "x86_64", firmware: "bios" };
   // With loaders for both architectures, the caller chooses one.
@@ -104,50 +107,47 @@ function limitReads(
   };
 }
 
-function containsGrub(code: Uint8Array): boolean {
-  return new TextDecoder("latin1").decode(code).includes("GRUB");
-}
-
 async function readPartitions(
   disk: DiskReader,
   sector: DataView,
-): Promise<BootPartitions> {
-  const found: BootPartitions = { efiOffsets: [], hasBiosBoot: false };
-  for (let at = 446; at < 510; at += 16) {
-    const type = sector.getUint8(at + 4);
-    if (type === PROTECTIVE_MBR_TYPE) return await readGptPartitions(disk);
-    if (type === EFI_MBR_TYPE) {
-      found.efiOffsets.push(sector.getUint32(at + 8, true) * SECTOR_BYTES);
-    }
-    found.hasBiosBoot ||= type !== 0 && sector.getUint8(at) === ACTIVE_FLAG;
+): Promise<Partition[]> {
+  const offsets = [446, 462, 478, 494];
+  const typeAt = (at: number) => sector.getUint8(at + 4);
+  if (offsets.some((at) => typeAt(at) === PROTECTIVE_MBR_TYPE)) {
+    return await readGptPartitions(disk);
   }
-  return found;
+  return offsets.map((at) => ({
+    start: sector.getUint32(at + 8, true) * SECTOR_BYTES,
+    isEfi: typeAt(at) === EFI_MBR_TYPE,
+    isBiosBoot: typeAt(at) !== 0 && sector.getUint8(at) === ACTIVE_FLAG,
+  }));
 }
 
-async function readGptPartitions(disk: DiskReader): Promise<BootPartitions> {
-  const found: BootPartitions = { efiOffsets: [], hasBiosBoot: false };
+async function readGptPartitions(disk: DiskReader): Promise<Partition[]> {
   const header = await disk.read(SECTOR_BYTES, SECTOR_BYTES);
-  const signature = new TextDecoder("latin1").decode(header.buffer.slice(0, 8));
-  if (signature !== "EFI PART") return found;
   const count = Math.min(header.getUint32(80, true), MAX_GPT_ENTRIES);
   const size = header.getUint32(84, true);
-  const start = readSectorOffset(header, 72);
-  if (size < 128 || size > SECTOR_BYTES || start === undefined) return found;
-  const entries = await disk.read(start, count * size);
-  for (let at = 0; at + size <= entries.byteLength; at += size) {
+  const isGpt = latin1(new Uint8Array(header.buffer, 0, 8)) === "EFI PART";
+  if (!isGpt || size < 128 || size > SECTOR_BYTES) return [];
+  const entries = await disk.read(readSectorOffset(header, 72), count * size);
+  return Array.from({ length: count }, (_, index) => {
+    const at = index * size;
     const type = new Uint8Array(entries.buffer, at, 16).toHex();
-    const offset = readSectorOffset(entries, at + 32);
-    if (type === EFI_SYSTEM_GUID && offset !== undefined) {
-      found.efiOffsets.push(offset);
-    }
-    found.hasBiosBoot ||= type === BIOS_BOOT_GUID ||
-      (entries.getBigUint64(at + 48, true) & LEGACY_BOOTABLE_BIT) !== 0n;
-  }
-  return found;
+    const attributes = entries.getBigUint64(at + 48, true);
+    return {
+      start: readSectorOffset(entries, at + 32),
+      isEfi: type === EFI_SYSTEM_GUID,
+      isBiosBoot: type === BIOS_BOOT_GUID ||
+        (attributes & LEGACY_BOOTABLE_BIT) !== 0n,
+    };
+  });
 }
 
-/** Reads a sector number as a byte offset; `undefined` if absurdly large. */
-function readSectorOffset(view: DataView, at: number): number | undefined {
-  const offset = Number(view.getBigUint64(at, true)) * SECTOR_BYTES;
-  return Number.isSafeInteger(offset) ? offset : undefined;
+/** Reads a sector number as a byte offset, which may be far beyond the disk's end. */
+function readSectorOffset(view: DataView, at: number): number {
+  return Number(view.getBigUint64(at, true)) * SECTOR_BYTES;
+}
+
+function latin1(bytes: Uint8Array): string {
+  return new TextDecoder("latin1").decode(bytes);
 }

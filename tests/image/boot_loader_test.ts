@@ -181,7 +181,6 @@ test("Qcow2Disk.read() returns the written bytes in every QCOW2 variant", async 
     using disk = await openQcow2Disk(
       await convert(raw, join(dir, "a.qcow2"), form),
     );
-    assertEquals(disk.size, bytes.length);
     await fc.assert(
       fc.asyncProperty(place, async ([at, length]) => {
         const { buffer } = await disk.read(at, length);
@@ -207,7 +206,6 @@ test("findBootLoader() inspects a disk of 2 TiB", async (dir) => {
   await must("qemu-img", "resize", "-q", small, "2T");
   assertEquals(await findBootLoader(small), BIOS as object);
   using disk = await openQcow2Disk(small);
-  assertEquals(disk.size, 2 ** 41);
   const end = await disk.read(2 ** 41 - 512, 1024);
   assert(new Uint8Array(end.buffer).every((byte) => byte === 0));
 });

@@ -96,7 +96,7 @@ Deno.test("FAT lookup: skips labels, long names and deleted entries, and stops a
   fat.entry(0, 3, { name: "A.B" });
   fat.entry(0, 4, { name: "THERE   TXT", attributes: 0x27 });
   fat.entry(0, 6, { name: "BEHIND" });
-  for (const name of ["LABEL", "LONG", "\xe5GONE", "BEHIND", "THERE"]) {
+  for (const name of ["LABEL", "LONG", "GONE", "BEHIND", "THERE"]) {
     assertEquals(await has(name), false, name);
   }
   assertEquals(await has("THERE.TXT"), true);

@@ -217,7 +217,7 @@ Deno.test("findBootLoaderOnDisk() reads a GPT by the sizes in its header", async
   assertEquals(await findBootLoaderOnDisk(disk), {});
 });
 
-Deno.test("findBootLoaderOnDisk() inspects at most 1024 GPT entries, and skips offsets above the safe integers", async () => {
+Deno.test("findBootLoaderOnDisk() inspects at most 1024 GPT entries, and skips offsets beyond any disk", async () => {
   for (const [nth, expected] of [[1023, UEFI], [1024, {}]] as const) {
     const disk = signed();
     const entries = Array.from({ length: nth }, () => ({ type: LINUX }));
