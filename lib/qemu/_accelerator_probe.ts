@@ -48,40 +48,33 @@ export async function probeAccelerator(
   const dir = await makeVmDir(env);
   const memory = PROBE_MEMORY_MIB;
   const qemu = { program, env, dir, memory, extra: [], shares: [] };
-  const start = (accelerator: Accelerator) => {
-    const stderr = textTailBuffer(4096);
-    const args = qemuArgsForProbe(accelerator);
-    const child = spawnSupervisedQemu(qemu, args, stderr.add);
-    return Object.assign(child, { stderr: () => sanitizeLine(stderr.text()) });
-  };
   try {
     const disk = new Uint8Array(PROBE_DISK_SIZE_BYTES);
     disk.set(PROBE_BOOT_SECTOR);
     disk.set([0x55, 0xaa], 510);
     await Deno.writeFile(join(dir, PROBE_DISK_NAME), disk);
-    await using probed = start(accelerator);
-    let wasSlower = false;
-    if (!await settlesWithin(probed.ended, TCG_DELAY_MS, { signal })) {
-      await using emulated = start("tcg");
-      const finished = probed.ended.then(() => false);
-      // If emulation itself fails, wait for the probe to finish.
-      const lost = emulated.ended.then(({ code }) => code === 0 || finished);
-      const first = Promise.race([finished, lost]);
-      const decided = await settlesWithin(first, PROBE_TIMEOUT_MS, { signal });
-      if (!decided) return undefined;
-      wasSlower = await first;
+    const tail = textTailBuffer(4096);
+    const args = qemuArgsForProbe(accelerator);
+    await using probed = spawnSupervisedQemu(qemu, args, tail.add);
+    const finished = probed.ended.then(({ code }) => code);
+    await using emulated = await settlesWithin(finished, TCG_DELAY_MS, options)
+      ? undefined
+      : spawnSupervisedQemu(qemu, qemuArgsForProbe("tcg"), () => {});
+    // If emulation itself fails, wait for the probe to finish.
+    const overtaken = emulated?.ended
+      .then(async ({ code }) => code === 0 ? "overtaken" : await finished);
+    const first = Promise.race([finished, overtaken ?? finished]);
+    if (!await settlesWithin(first, PROBE_TIMEOUT_MS, options)) {
+      return undefined;
     }
-    const stderr = probed.stderr();
-    // When KVM fails mid-run, QEMU prints an error, stops the guest and stays alive.
-    if (wasSlower && stderr) {
-      return describeAcceleratorFailure(accelerator, stderr);
-    }
-    if (wasSlower) {
-      return `${accelerator.toUpperCase()} is available but slower than emulation on this host`;
-    }
-    const { code } = await probed.ended;
+    const code = await first;
+    const stderr = sanitizeLine(tail.text());
     if (code === 0) return "";
     if (code === 127 || code === 126) throw qemuNotFoundError(program, stderr);
+    // When KVM fails mid-run, QEMU prints an error, stops the guest and stays alive.
+    if (code === "overtaken" && !stderr) {
+      return `${accelerator.toUpperCase()} is available but slower than emulation on this host`;
+    }
     const why = stderr || `QEMU exited with status ${code}`;
     return describeAcceleratorFailure(accelerator, why);
   } finally {

@@ -32,8 +32,6 @@ export interface FindAcceleratorsOptions {
 }
 
 const ACCELERATORS: readonly Accelerator[] = ["kvm", "hvf", "tcg"];
-/** Increased to invalidate earlier verdicts. */
-const VERDICT_LAYOUT_VERSION = 1;
 const HOST_BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id";
 const TEN_MINUTES_MS = 600_000;
 
@@ -48,7 +46,7 @@ export async function findUsableAccelerators(
   options: FindAcceleratorsOptions = {},
 ): Promise<Accelerator[]> {
   const { guest = "x86_64", reprobe, env, signal, onRejected } = options;
-  const fast = await hostAccelerator({ ...options, guest });
+  const fast = await hostAccelerator(guest, options);
   if (!fast) return ["tcg"];
   let why = reprobe ? undefined : await readCachedVerdict(fast, program, env);
   // Emulated KVM is not known on arm64.
@@ -63,18 +61,14 @@ export async function findUsableAccelerators(
 }
 
 async function hostAccelerator(
-  options: FindAcceleratorsOptions,
+  guest: ImageArch,
+  { hostOs = Deno.build.os, hostArch = Deno.build.arch, kvm = "/dev/kvm" }:
+    FindAcceleratorsOptions,
 ): Promise<"kvm" | "hvf" | undefined> {
-  const {
-    hostOs = Deno.build.os,
-    hostArch = Deno.build.arch,
-    guest,
-    kvm,
-  } = options;
   if (hostArch !== guest || hostOs === "windows") return undefined;
   if (hostOs === "darwin") return "hvf";
   try {
-    await Deno.stat(kvm ?? "/dev/kvm");
+    await Deno.stat(kvm);
     return "kvm";
   } catch (error) {
     return error instanceof Deno.errors.NotCapable ? "kvm" : undefined;
@@ -94,10 +88,8 @@ export async function cacheAcceleratorVerdict(
   // The user can fix permissions at any time.
   if (!key || /permission/i.test(why)) return;
   const path = verdictCachePath(accelerator, program, env);
-  const written = replaceFileAtomically(path, `${key}\n${why}`, {
-    mode: 0o600,
-  });
-  await written.catch(() => {});
+  await replaceFileAtomically(path, `${key}\n${why}`, { mode: 0o600 })
+    .catch(() => {});
 }
 
 async function readCachedVerdict(
@@ -125,7 +117,7 @@ async function verdictKey(
   const found = await findProgram(program, env);
   if (!boot || !found) return undefined;
   const qemu = await readSizeAndMtime(await Deno.realPath(found));
-  return JSON.stringify({ layout: VERDICT_LAYOUT_VERSION, boot, qemu });
+  return JSON.stringify({ boot, qemu });
 }
 
 async function hostBootId(): Promise<string | undefined> {

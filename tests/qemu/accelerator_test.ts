@@ -155,19 +155,6 @@ test("findUsableAccelerators() probes KVM again after a QEMU upgrade", [
   assertEquals(await ask(), { names: ["kvm", "tcg"], why: [] });
 });
 
-test("findUsableAccelerators() ignores a cached verdict with an older layout", [
-  "exit 0",
-], async ({ ask, program, left }) => {
-  await ask();
-  const [verdict] = left();
-  const note = verdict.replace("-verdict-", "-no-");
-  await Deno.writeTextFile(note, program);
-  const [key] = (await Deno.readTextFile(verdict)).split("\n");
-  const older = key.replace(/"layout":\d+/, '"layout":0');
-  await Deno.writeTextFile(verdict, `${older}\nslow`);
-  assertEquals((await ask()).names, ["kvm", "tcg"]);
-});
-
 test(
   "findUsableAccelerators() accepts a slow KVM if emulation is even slower",
   [
