@@ -2,15 +2,11 @@
  * JSON lines over a Unix socket: the wire format of QMP and of the guest agent.
  */
 import { ToolsmithError } from "../errors.ts";
-import { isJsonObject } from "../system/json.ts";
+import { isJsonObject, jsonObjectOrEmpty } from "../system/json.ts";
 import { writeAll } from "../system/write_all.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
-import { abortable, startDeadline } from "../system/time.ts";
-import {
-  CommandRefusedError,
-  isDisconnection,
-  VmDisconnectedError,
-} from "./errors.ts";
+import { abortable, anySignal, startDeadline } from "../system/time.ts";
+import { CommandRefusedError, VmDisconnectedError } from "./errors.ts";
 
 /** A QMP or guest agent command and its arguments. */
 export type QmpCommand = [name: string, args?: Record<string, unknown>];
@@ -38,29 +34,25 @@ export async function connectJsonLines(path: string, peer: JsonPeer) {
     connection.close();
     end.abort(reason);
   };
-  const asked = new Map<unknown, (message: JsonMessage) => void>();
-  const closed = readJsonLines(connection, (message) => {
+  const pending = new Map<unknown, (message: JsonMessage) => void>();
+  const reading = readJsonLines(connection, (message) => {
     // Older agents do not repeat the id.
     const isAnswer = "return" in message || "error" in message;
-    const id = message.id ?? (isAnswer ? [...asked.keys()][0] : undefined);
-    (asked.get(id) ?? peer.onUnsolicited)(message);
-  }).then(
-    () => close(),
-    (error) => close(error instanceof ToolsmithError ? error : undefined),
-  );
-  let writing: Promise<void> = Promise.resolve();
-  function writeMessage(
+    const id = message.id ?? (isAnswer ? [...pending.keys()][0] : undefined);
+    (pending.get(id) ?? peer.onUnsolicited)(message);
+  }).then(close, () => close());
+  let lastWrite: Promise<void> = Promise.resolve();
+  async function writeMessage(
     message: JsonMessage,
     prefix: Uint8Array = new Uint8Array(),
   ): Promise<void> {
     const line = new TextEncoder().encode(JSON.stringify(message) + "\n");
     const bytes = new Uint8Array([...prefix, ...line]);
-    const written = writing.then(() => writeAll(connection, bytes));
-    writing = written.catch(() => {});
-    return written.catch((cause) => {
-      end.signal.throwIfAborted();
+    const written = lastWrite.then(() => writeAll(connection, bytes));
+    lastWrite = written.catch(() => {});
+    await written.catch(() => {
       // EPIPE may be reported here before the reader sees the end.
-      throw isDisconnection(cause) ? new VmDisconnectedError() : cause;
+      throw end.signal.reason ?? new VmDisconnectedError();
     });
   }
   async function waitForAnswer<T>(
@@ -72,12 +64,9 @@ export async function connectJsonLines(path: string, peer: JsonPeer) {
     const why = `${peer.name} did not answer ${what} within ${ms / 1000} s`;
     const late = () => new ToolsmithError(peer.timeoutErrorCode, why);
     using limit = startDeadline(ms, late, signal);
-    const either = AbortSignal.any([end.signal, limit.signal]);
-    return await abortable(answer, either);
+    return await abortable(answer, anySignal(end.signal, limit.signal));
   }
   return {
-    /** Settles when the connection has ended. Never rejects. */
-    closed,
     /** Aborts when the connection ends, with the reason. */
     disconnectSignal: end.signal,
     writeMessage,
@@ -90,31 +79,34 @@ export async function connectJsonLines(path: string, peer: JsonPeer) {
     ): Promise<unknown> {
       const id = randomId();
       const answer = Promise.withResolvers<JsonMessage>();
-      asked.set(id, answer.resolve);
+      pending.set(id, answer.resolve);
       // The timeout covers the write too: a peer that does not read blocks it.
       const answered = writeMessage({ execute, arguments: args, id })
         .then(() => answer.promise);
       const message = await waitForAnswer(answered, execute, signal)
-        .finally(() => asked.delete(id));
+        .finally(() => pending.delete(id));
       if (!("error" in message)) return message.return;
-      const { error } = message;
-      const why = isJsonObject(error) && typeof error.desc === "string"
-        ? sanitizeLine(error.desc)
+      const { desc } = jsonObjectOrEmpty(message.error);
+      const why = typeof desc === "string"
+        ? sanitizeLine(desc)
         : "no reason given";
       throw new CommandRefusedError(`${peer.name} refused ${execute}: ${why}`);
     },
     async [Symbol.asyncDispose]() {
       close();
-      await closed;
+      await reading;
     },
   };
 }
 
-/** Passes on each line that is a JSON object, in linear time. */
+/**
+ * Passes on each line that is a JSON object, in linear time, until the connection ends.
+ * Returns an error when a line is too long.
+ */
 async function readJsonLines(
   connection: Deno.Conn,
   onMessage: (message: JsonMessage) => void,
-) {
+): Promise<ToolsmithError | undefined> {
   const buffer = new Uint8Array(64 * 1024);
   const decoder = new TextDecoder();
   let line = "";
@@ -125,7 +117,7 @@ async function readJsonLines(
     const [rest, ...more] = text.split("\n");
     line += rest;
     if (line.length > MAX_LINE_CHARS) {
-      throw new ToolsmithError(
+      return new ToolsmithError(
         "guest_failed",
         `QEMU or the guest agent sent a line longer than ${MAX_LINE_CHARS} characters`,
       );

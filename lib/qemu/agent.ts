@@ -1,5 +1,5 @@
 /** Connection to the QEMU guest agent (QEMU, docs/interop/qemu-ga-ref). */
-import { abortable } from "../system/time.ts";
+import { abortable, anySignal } from "../system/time.ts";
 import { connectJsonLines, type JsonMessage, randomId } from "./_json_lines.ts";
 
 export type AgentConnection = Awaited<ReturnType<typeof connectToAgent>>;
@@ -17,7 +17,8 @@ const FLUSH_BYTE = new Uint8Array([0xff]);
 export async function connectToAgent(path: string) {
   let onUnsolicited: (message: JsonMessage) => void = () => {};
   const lines = await connectJsonLines(path, {
-    ...{ name: "The guest agent", answerTimeoutMs: AGENT_ANSWER_TIMEOUT_MS },
+    name: "The guest agent",
+    answerTimeoutMs: AGENT_ANSWER_TIMEOUT_MS,
     timeoutErrorCode: "guest_failed",
     onUnsolicited: (message) => onUnsolicited(message),
   });
@@ -46,8 +47,8 @@ export async function connectToAgent(path: string) {
       let timer = setInterval(sync, AGENT_SYNC_RETRY_MS);
       try {
         sync();
-        const signals = [lines.disconnectSignal, ...signal ? [signal] : []];
-        await abortable(answered.promise, AbortSignal.any(signals));
+        const either = anySignal(lines.disconnectSignal, signal);
+        await abortable(answered.promise, either);
       } finally {
         clearInterval(timer);
       }

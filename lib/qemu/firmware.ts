@@ -5,6 +5,7 @@ import { type Environment, processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { ImageArch } from "../image/boot_loader.ts";
 import { dirname, join } from "../path.ts";
+import { readSmallJsonObject } from "../system/files.ts";
 import { findProgram } from "../system/find_program.ts";
 import { jsonObjectOrEmpty } from "../system/json.ts";
 
@@ -49,7 +50,10 @@ export async function findUefiFirmware(
 ): Promise<FlashFirmware> {
   const dirs = options.descriptorDirs ?? await firmwareDescriptorDirs(options);
   for (const path of await listDescriptors(dirs)) {
-    const found = parseFirmwareDescriptor(await readDescriptorJson(path), arch);
+    const file = await Deno.realPath(path).catch(() => path);
+    // An empty file hides a descriptor, as specified.
+    const json = await readSmallJsonObject(file, MAX_DESCRIPTOR_BYTES);
+    const found = parseFirmwareDescriptor(json, arch);
     const files = await Promise.all(firmwarePaths(found).map(isFile));
     if (found && files.every(Boolean)) return found;
   }
@@ -81,29 +85,17 @@ export async function firmwareDescriptorDirs(
 
 /** Sorts by name; a file hides files of the same name in later directories. */
 async function listDescriptors(dirs: string[]): Promise<string[]> {
-  const found = new Map<string, string>();
-  for (const dir of dirs) {
+  const found: Record<string, string> = {};
+  for (const dir of dirs.toReversed()) {
     const entries = await Array.fromAsync(Deno.readDir(dir)).catch((error) => {
       if (error instanceof Deno.errors.NotCapable) throw error;
       return [];
     });
     for (const { name } of entries) {
-      if (!name.endsWith(".json") || found.has(name)) continue;
-      found.set(name, join(dir, name));
+      if (name.endsWith(".json")) found[name] = join(dir, name);
     }
   }
-  return [...found.keys()].sort().map((name) => found.get(name)!);
-}
-
-/** Skips unreadable files; an empty file hides a descriptor, as specified. */
-async function readDescriptorJson(path: string): Promise<unknown> {
-  try {
-    if ((await Deno.stat(path)).size > MAX_DESCRIPTOR_BYTES) return undefined;
-    return JSON.parse(await Deno.readTextFile(path));
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    return undefined;
-  }
+  return Object.keys(found).sort().map((name) => found[name]);
 }
 
 /** Returns the descriptor's firmware; `undefined` if unusable for the processor. */

@@ -3,7 +3,7 @@
  * QEMU has stopped a guest: from its event, or from its answers to later queries.
  */
 import { ToolsmithError } from "../errors.ts";
-import { isJsonObject } from "../system/json.ts";
+import { jsonObjectOrEmpty } from "../system/json.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import {
   connectJsonLines,
@@ -15,7 +15,7 @@ export type { QmpCommand };
 
 export interface QmpEvent {
   event: string;
-  data?: Record<string, unknown>;
+  data: Record<string, unknown>;
 }
 
 export type QmpConnection = Awaited<ReturnType<typeof connectToQmp>>;
@@ -37,12 +37,13 @@ export async function connectToQmp(
 ) {
   const greeted = Promise.withResolvers<JsonMessage>();
   const lines = await connectJsonLines(path, {
-    ...{ name: "QEMU", timeoutErrorCode: "boot_failed" },
+    name: "QEMU",
     answerTimeoutMs: QMP_ANSWER_TIMEOUT_MS,
-    onUnsolicited(message) {
-      if ("QMP" in message) return greeted.resolve(message);
-      const event = parseQmpEvent(message);
-      if (event) onEvent?.(event);
+    timeoutErrorCode: "boot_failed",
+    onUnsolicited({ QMP, event, data }) {
+      if (QMP !== undefined) greeted.resolve(jsonObjectOrEmpty(QMP));
+      if (typeof event !== "string") return;
+      onEvent?.({ event, data: jsonObjectOrEmpty(data) });
     },
   });
   try {
@@ -71,20 +72,13 @@ export async function connectToQmp(
   }
 }
 
-function parseQmpEvent({ event, data }: JsonMessage): QmpEvent | undefined {
-  if (typeof event !== "string") return undefined;
-  return { event, data: isJsonObject(data) ? data : undefined };
-}
-
 /** Reads the version in the greeting (qmp-spec, section "Server Greeting"). */
-function parseQemuVersion({ QMP }: JsonMessage): string {
-  const version = isJsonObject(QMP) ? QMP.version : undefined;
-  const qemu = isJsonObject(version) ? version.qemu : undefined;
-  const parts = isJsonObject(qemu) ? [qemu.major, qemu.minor, qemu.micro] : [];
-  if (parts.length === 0 || !parts.every(Number.isSafeInteger)) {
-    throw new ToolsmithError("boot_failed", "QEMU reports no version over QMP");
-  }
-  return parts.join(".");
+function parseQemuVersion(greeting: JsonMessage): string {
+  const { qemu } = jsonObjectOrEmpty(greeting.version);
+  const { major, minor, micro } = jsonObjectOrEmpty(qemu);
+  const version = [major, minor, micro];
+  if (version.every(Number.isSafeInteger)) return version.join(".");
+  throw new ToolsmithError("boot_failed", "QEMU reports no version over QMP");
 }
 
 export const DISK_ERROR_QUERIES = [
@@ -97,10 +91,10 @@ export const DISK_ERROR_QUERIES = [
  * `BLOCK_IO_ERROR`); `undefined` for other events.
  */
 export function diskErrorFromEvent(
-  { event, data = {} }: QmpEvent,
+  { event, data }: QmpEvent,
 ): ToolsmithError | undefined {
   if (event !== "BLOCK_IO_ERROR" || data.action !== "stop") return undefined;
-  return data.nospace === true ? diskFullError() : diskFailedError(data.reason);
+  return diskError(data.reason, { isFull: data.nospace === true });
 }
 
 /**
@@ -110,26 +104,22 @@ export function diskErrorFromEvent(
 export function diskErrorFromStatus(
   [status, blocks]: unknown[],
 ): ToolsmithError | undefined {
-  if (!isJsonObject(status) || status.status !== "io-error") return undefined;
+  if (jsonObjectOrEmpty(status).status !== "io-error") return undefined;
   const isFull = Array.isArray(blocks) &&
-    blocks.some((it) => isJsonObject(it) && it["io-status"] === "nospace");
-  return isFull ? diskFullError() : diskFailedError("QEMU stopped the guest");
+    blocks.some((it) => jsonObjectOrEmpty(it)["io-status"] === "nospace");
+  return diskError("QEMU stopped the guest", { isFull });
 }
 
-function diskFullError(): ToolsmithError {
-  return new ToolsmithError(
-    "disk_full",
-    "There is no space left for the guest's disk writes",
-    {
-      hint:
-        "free disk space or, without --overlay, set TMPDIR to a directory with more free space",
-    },
-  );
-}
-
-function diskFailedError(reason: unknown): ToolsmithError {
-  return new ToolsmithError(
-    "guest_failed",
-    `The guest's disk failed: ${sanitizeLine(String(reason))}`,
-  );
+function diskError(
+  reason: unknown,
+  { isFull }: { isFull: boolean },
+): ToolsmithError {
+  if (!isFull) {
+    const message = `The guest's disk failed: ${sanitizeLine(String(reason))}`;
+    return new ToolsmithError("guest_failed", message);
+  }
+  const message = "There is no space left for the guest's disk writes";
+  const hint =
+    "free disk space or, without --overlay, set TMPDIR to a directory with more free space";
+  return new ToolsmithError("disk_full", message, { hint });
 }

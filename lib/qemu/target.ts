@@ -34,26 +34,24 @@ export async function detectTarget(
   const { env = processEnvironment } = options;
   const known = options.arch !== undefined && options.firmware !== undefined;
   const loader = options.loader ?? (known ? {} : await findBootLoader(image));
-  const arch = options.arch ?? loader.arch ?? defaultArch(loader);
+  // A UEFI disk may boot on several processors: the host's is the fastest.
+  const usual = loader.firmware === "uefi" ? Deno.build.arch : "x86_64";
+  const arch = options.arch ?? loader.arch ?? usual;
   const program = qemuProgram(env, arch);
   // arm64 boots with UEFI only.
   const detected = arch === "aarch64" ? "uefi" : loader.firmware ?? "bios";
   const wanted = options.firmware ?? detected;
-  const find = { program, env };
-  return { arch, program, firmware: await resolveFirmware(wanted, arch, find) };
+  const firmware = wanted === "uefi"
+    ? await findUefiFirmware(arch, { program, env })
+    : await romFirmware(wanted, arch);
+  return { arch, program, firmware };
 }
 
-/** A UEFI disk may boot on several processors: the host's is the fastest. */
-function defaultArch({ firmware }: BootLoader): ImageArch {
-  return firmware === "uefi" ? Deno.build.arch : "x86_64";
-}
-
-async function resolveFirmware(
+/** Checks a firmware file; `undefined` for QEMU's own BIOS. */
+async function romFirmware(
   wanted: string,
   arch: ImageArch,
-  find: { program: string; env: Environment },
 ): Promise<Firmware | undefined> {
-  if (wanted === "uefi") return await findUefiFirmware(arch, find);
   if (wanted === "bios") {
     if (arch === "x86_64") return undefined;
     throw new ToolsmithError("usage", `There is no BIOS for ${arch}`, {
@@ -61,15 +59,10 @@ async function resolveFirmware(
     });
   }
   const rom = resolve(wanted);
-  if (await Deno.stat(rom).then(({ isFile }) => isFile, () => false)) {
-    return { rom };
-  }
-  throw new ToolsmithError(
-    "firmware_not_found",
-    `Firmware file not found: ${rom}`,
-    {
-      hint:
-        "pass --firmware bios, --firmware uefi or the path of a firmware file",
-    },
-  );
+  const exists = await Deno.stat(rom).then(({ isFile }) => isFile, () => false);
+  if (exists) return { rom };
+  const message = `Firmware file not found: ${rom}`;
+  const hint =
+    "pass --firmware bios, --firmware uefi or the path of a firmware file";
+  throw new ToolsmithError("firmware_not_found", message, { hint });
 }

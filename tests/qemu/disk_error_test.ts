@@ -4,7 +4,7 @@ import { diskErrorFromEvent, diskErrorFromStatus } from "../../lib/qemu/qmp.ts";
 const halted = { status: "io-error" };
 
 Deno.test("diskErrorFromEvent() distinguishes a full disk from a failed one", () => {
-  const event = (data?: Record<string, unknown>, name = "BLOCK_IO_ERROR") =>
+  const event = (data: Record<string, unknown>, name = "BLOCK_IO_ERROR") =>
     diskErrorFromEvent({ event: name, data });
   const full = event({ action: "stop", nospace: true, reason: "x" });
   assertEquals(full?.code, "disk_full");
@@ -17,7 +17,7 @@ Deno.test("diskErrorFromEvent() distinguishes a full disk from a failed one", ()
   assertEquals(broken?.message, "The guest's disk failed: bad block");
   assertEquals(event({ action: "report", nospace: true }), undefined);
   assertEquals(event({ action: "stop" }, "RESUME"), undefined);
-  assertEquals(event(), undefined);
+  assertEquals(event({}), undefined);
 });
 
 Deno.test("diskErrorFromStatus() distinguishes a full disk from a failed one", () => {

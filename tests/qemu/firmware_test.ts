@@ -264,6 +264,18 @@ Deno.test("findUefiFirmware() skips descriptors above 64 KiB, missing files and 
   assertEquals((await bench.find()).code, at("d.code"));
 });
 
+Deno.test("findUefiFirmware() follows a symbolic link to a descriptor", async () => {
+  await using bench = await host({
+    "store/good.json": descriptor("@/good"),
+    ...files("good"),
+  });
+  const at = (name: string) => join(bench.dir.path, name);
+  await Deno.mkdir(at("usr"));
+  await Deno.symlink(at("none.json"), at("usr/10.json"));
+  await Deno.symlink(at("store/good.json"), at("usr/20.json"));
+  assertEquals((await bench.find()).code, at("good.code"));
+});
+
 Deno.test("firmwarePaths() returns the paths of code, variables or ROM", () => {
   assertEquals(firmwarePaths(undefined), []);
   assertEquals(firmwarePaths({ rom: "/rom" }), ["/rom"]);

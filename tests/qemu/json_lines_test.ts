@@ -38,8 +38,13 @@ async function receive(chunks: Iterable<Uint8Array>) {
     // The receiver has closed the connection.
   }
   connection.closeWrite();
-  await lines.closed;
-  return { messages, reason: lines.disconnectSignal.reason as Error };
+  const { disconnectSignal } = lines;
+  if (!disconnectSignal.aborted) {
+    await new Promise((ended) =>
+      disconnectSignal.addEventListener("abort", ended, { once: true })
+    );
+  }
+  return { messages, reason: disconnectSignal.reason as Error };
 }
 
 function* cut(bytes: Uint8Array, size: number) {
