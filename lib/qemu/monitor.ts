@@ -33,10 +33,7 @@ export interface Monitor extends AsyncDisposable {
    * waits for it. The work is skipped if the lock stays held, and its signal limits its
    * time. `held` is disposed afterwards in any case.
    */
-  runInBackground(
-    work: (signal: AbortSignal) => Promise<void>,
-    held?: Disposable,
-  ): void;
+  runInBackground: RunInBackground;
   /** Sends a command to the guest agent and returns its answer, unvalidated. */
   agent(command: QmpCommand, signal?: AbortSignal): Promise<unknown>;
 }
@@ -45,6 +42,11 @@ type RunExclusively = <T>(
   work: () => Promise<T>,
   signal?: AbortSignal,
 ) => Promise<T>;
+
+type RunInBackground<Result = void> = (
+  work: (signal: AbortSignal) => Promise<void>,
+  held?: Disposable,
+) => Result;
 
 /**
  * A monitor for a VM that only this process uses, on connections that stay open.
@@ -143,26 +145,19 @@ function isVmGone(error: unknown): boolean {
 }
 
 function backgroundRunner(exclusive: RunExclusively) {
-  const pending = new Set<Promise<void>>();
-  return {
-    run(work: (signal: AbortSignal) => Promise<void>, held?: Disposable) {
-      const turn = startDeadline(BACKGROUND_LOCK_TIMEOUT_MS, "The wait");
-      const done = exclusive(async () => {
-        using limit = startDeadline(BACKGROUND_WORK_TIMEOUT_MS, "The clean-up");
-        await work(limit.signal);
-      }, turn.signal)
-        .finally(() => held?.[Symbol.dispose]())
-        .catch(() => {})
-        .finally(() => {
-          turn[Symbol.dispose]();
-          pending.delete(done);
-        });
-      pending.add(done);
-    },
-    async done() {
-      await Promise.all(pending);
-    },
+  let last = Promise.resolve();
+  const cleanUp: RunInBackground<Promise<void>> = async (work, held) => {
+    using _held = held;
+    using turn = startDeadline(BACKGROUND_LOCK_TIMEOUT_MS, "The wait");
+    await exclusive(async () => {
+      using limit = startDeadline(BACKGROUND_WORK_TIMEOUT_MS, "The clean-up");
+      await work(limit.signal);
+    }, turn.signal);
   };
+  const run: RunInBackground = (...args) => {
+    last = Promise.allSettled([last, cleanUp(...args)]).then(() => {});
+  };
+  return { run, done: () => last };
 }
 
 /**
