@@ -4,11 +4,7 @@
  */
 import { resolve, SEPARATOR } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
-import {
-  type RunningProcess,
-  type SpawnOptions,
-  spawnProcess,
-} from "../system/process.ts";
+import { type RunningProcess, spawnProcess } from "../system/process.ts";
 import type { QemuOptions } from "./args.ts";
 import { CLEAR_SET_ID_SHELL_FUNCTION } from "./set_id_bits.ts";
 
@@ -72,6 +68,10 @@ const QEMU_OVERHEAD_MIB = 2560;
 /**
  * Spawns QEMU with a supervisor. `onStderr` is called until the process is detached;
  * QEMU ignores the SIGPIPE of later output.
+ *
+ * QEMU gets its own working directory and environment, to hide the caller's from a
+ * guest that escapes. Its data segment is limited, as a guest can make the 9p server
+ * allocate without end.
  */
 export function spawnSupervisedQemu(
   options: SuperviseOptions,
@@ -81,47 +81,35 @@ export function spawnSupervisedQemu(
   const { dir, unfinishedDir = "", program, incoming, shares } = options;
   const exports = shares.filter(({ writable }) => writable)
     .map(({ path }) => path);
+  const limitKib = (options.memory + QEMU_OVERHEAD_MIB) * 1024;
+  // Extra arguments may have relative paths, and devices that need more memory.
+  const isConfined = options.extra.length === 0;
   return spawnProcess("sh", {
     args: [
       ...["-c", SUPERVISED_QEMU_SCRIPT, "sh"],
-      ...[dir, unfinishedDir, qemuDataLimitKib(options)],
+      ...[dir, unfinishedDir, isConfined ? `${limitKib}` : ""],
       incoming ? resolve(incoming) : "",
       ...[`${exports.length}`, ...exports],
       program.includes(SEPARATOR) ? resolve(program) : program,
       ...args,
       ...incoming ? ["-incoming", "defer"] : [],
     ],
-    ...qemuCwdAndEnv(options),
+    cwd: isConfined ? dir : undefined,
+    env: qemuVariables(options.env),
+    clearEnv: true,
     input: "held",
     stderr: onStderr,
     newSession: true,
   });
 }
 
-/**
- * Limits QEMU's data segment, as a guest can make the 9p server allocate without end.
- * Devices in extra arguments may need an unknown amount, so these lift the limit.
- */
-function qemuDataLimitKib({ memory, extra }: SuperviseOptions): string {
-  return extra.length === 0 ? `${(memory + QEMU_OVERHEAD_MIB) * 1024}` : "";
-}
-
-/**
- * QEMU gets its own working directory and environment, to hide the caller's from a
- * guest that escapes. With extra arguments it keeps the caller's directory, as
- * relative paths in them refer to that.
- */
-function qemuCwdAndEnv({ dir, env, extra }: SuperviseOptions): SpawnOptions {
-  const get = (name: string) => env?.get(name) ?? processEnvironment.get(name);
-  const variables = ["PATH", "TMPDIR"].flatMap((name) => {
-    const value = get(name);
-    if (value === undefined) return [];
-    // Relative paths would refer to QEMU's working directory.
-    return [[name, name === "TMPDIR" ? resolve(value) : value]];
-  });
-  return {
-    cwd: extra.length === 0 ? dir : undefined,
-    env: Object.fromEntries(variables),
-    clearEnv: true,
-  };
+function qemuVariables(env?: Environment): Record<string, string> {
+  const variables: Record<string, string> = {};
+  for (const name of ["PATH", "TMPDIR"]) {
+    const value = env?.get(name) ?? processEnvironment.get(name);
+    if (value === undefined) continue;
+    // A relative path would refer to QEMU's working directory.
+    variables[name] = name === "TMPDIR" ? resolve(value) : value;
+  }
+  return variables;
 }

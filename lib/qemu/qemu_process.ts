@@ -3,7 +3,7 @@ import { join } from "../path.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { RunningProcess } from "../system/process.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
-import { settlesWithin, sleep } from "../system/time.ts";
+import { abortable, settlesWithin, sleep } from "../system/time.ts";
 import {
   connectToConsole,
   findConsoleFailure,
@@ -23,7 +23,6 @@ import { qemuNotFoundError } from "./program.ts";
 import {
   connectToQmp,
   diskErrorFromEvent,
-  type QmpCommand,
   type QmpConnection,
   type QmpEvent,
 } from "./qmp.ts";
@@ -49,108 +48,82 @@ const QEMU_STDERR_TAIL_CHARS = 16 * 1024;
 export async function startQemu(plan: QemuPlan): Promise<QemuProcess> {
   const { seed, signal } = plan;
   signal?.throwIfAborted();
-  const dir = await makeVmDir(plan.env);
+  const options = { ...plan, dir: await makeVmDir(plan.env) };
+  const stderr = textTailBuffer(QEMU_STDERR_TAIL_CHARS);
+  await using undo = new AsyncDisposableStack();
+  undo.defer(() => tryRemoveDir(options.dir));
+  const path = join(options.dir, VM_FILES.seed);
+  if (seed) await Deno.writeFile(path, seed, { mode: 0o600 });
+  const args = qemuArgs(options);
+  const child = undo.use(spawnSupervisedQemu(options, args, stderr.add));
   try {
-    const path = join(dir, VM_FILES.seed);
-    if (seed) await Deno.writeFile(path, seed, { mode: 0o600 });
-    return await startQemuInDir(plan, dir);
+    const connections = await connectToQemu(child, options);
+    undo.move();
+    return makeQemuProcess(child, { options, stderr, ...connections });
   } catch (error) {
-    await tryRemoveDir(dir);
-    throw error;
+    const hasEnded = await settlesWithin(child.ended, 0);
+    const { code } = await child.stop();
+    signal?.throwIfAborted();
+    throw hasEnded
+      ? startError(plan, code, joinLastLines(stderr.text()))
+      : error;
   }
 }
 
-async function startQemuInDir(
-  plan: QemuPlan,
-  dir: string,
-): Promise<QemuProcess> {
-  const { program, signal, onConsole } = plan;
-  const options = { ...plan, dir };
-  const stderr = textTailBuffer(QEMU_STDERR_TAIL_CHARS);
-  const child = spawnSupervisedQemu(options, qemuArgs(options), stderr.add);
-  const cancel = () => void child.stop();
-  signal?.addEventListener("abort", cancel, { once: true });
+async function connectToQemu(
+  { ended }: RunningProcess,
+  { dir, memoryFile, onConsole, signal }: QemuPlan & { dir: string },
+) {
   const events = qmpEventWatcher();
-  try {
-    // QEMU creates the sockets in this order.
-    const qmp = await retryUntilConnected(
-      child,
-      () => connectToQmp(join(dir, VM_FILES.qmp), { onEvent: events.note }),
-    );
-    const serial = await retryUntilConnected(
-      child,
-      () => connectToConsole(join(dir, VM_FILES.console), onConsole),
-    );
-    await qmp.execute(...memoryFileCommands(plan));
-    return makeQemuProcess(child, { options, qmp, serial, events, stderr });
-  } catch (error) {
-    const { code } = await child.stop();
-    signal?.throwIfAborted();
-    if (!(error instanceof QemuEndedError)) throw error;
-    const stderrTail = joinLastLines(stderr.text());
-    const isMissing = code === 127 || code === 126;
-    if (isMissing) throw qemuNotFoundError(program, stderrTail);
-    if (
-      plan.accelerator !== "tcg" &&
-      (code >= 128 || /kvm|hvf|accelerator/i.test(stderrTail))
-    ) throw new AcceleratorError(stderrTail);
-    throw new ToolsmithError(
-      "boot_failed",
-      `QEMU exited with status ${code}: ${stderrTail || "no error output"}`,
-    );
-  } finally {
-    signal?.removeEventListener("abort", cancel);
+  const retry = async <T>(connect: () => Promise<T>): Promise<T> => {
+    while (true) {
+      try {
+        return await connect();
+      } catch (error) {
+        const isEarly = error instanceof Deno.errors.NotFound ||
+          isDisconnection(error) || error instanceof ToolsmithError;
+        if (!isEarly || await settlesWithin(ended, 0)) throw error;
+      }
+      await sleep(CONNECT_POLL_MS, signal);
+    }
+  };
+  const onEvent = events.note;
+  // QEMU creates the sockets in this order.
+  const qmp = await retry(() =>
+    connectToQmp(join(dir, VM_FILES.qmp), { onEvent, signal })
+  );
+  const serial = await retry(() =>
+    connectToConsole(join(dir, VM_FILES.console), onConsole)
+  );
+  if (memoryFile) {
+    // Excludes memory that is in a file (QEMU's QMP reference, MigrationCapability).
+    const capabilities = [{ capability: "x-ignore-shared", state: true }];
+    const answers = qmp.execute(["migrate-set-capabilities", { capabilities }]);
+    await abortable(answers, signal);
   }
+  return { qmp, serial, events };
+}
+
+/** Explains why QEMU has ended before its sockets could be used. */
+function startError(
+  { program, accelerator }: QemuPlan,
+  code: number,
+  stderr: string,
+): Error {
+  if (code === 127 || code === 126) return qemuNotFoundError(program, stderr);
+  const isRejected = code >= 128 || /kvm|hvf|accelerator/i.test(stderr);
+  if (accelerator !== "tcg" && isRejected) return new AcceleratorError(stderr);
+  const why = stderr || "no error output";
+  const message = `QEMU exited with status ${code}: ${why}`;
+  return new ToolsmithError("boot_failed", message);
 }
 
 async function tryRemoveDir(dir: string): Promise<void> {
   await Deno.remove(dir, { recursive: true }).catch(() => {});
 }
 
-/**
- * Excludes memory that is in a file from migration (QEMU's QMP reference,
- * MigrationCapability).
- */
-function memoryFileCommands({ memoryFile }: QemuPlan): QmpCommand[] {
-  const capabilities = [{ capability: "x-ignore-shared", state: true }];
-  return memoryFile ? [["migrate-set-capabilities", { capabilities }]] : [];
-}
-
-/** Polls the status, as QEMU answers QMP commands while it loads. */
-async function loadSnapshot(qmp: QmpConnection) {
-  await qmp.execute(["migrate-incoming", { uri: INCOMING_STATE_URI }]);
-  while (true) {
-    const [answer] = await qmp.execute(["query-status"]);
-    if ((answer as { status: string }).status !== "inmigrate") return;
-    await sleep(SNAPSHOT_LOAD_POLL_MS);
-  }
-}
-
-class QemuEndedError extends Error {}
-
-async function retryUntilConnected<T>(
-  { ended }: RunningProcess,
-  connect: () => Promise<T>,
-): Promise<T> {
-  while (true) {
-    try {
-      return await connect();
-    } catch (error) {
-      if (await settlesWithin(ended, 0)) throw new QemuEndedError();
-      if (
-        !(error instanceof Deno.errors.NotFound) &&
-        !isDisconnection(error) && !(error instanceof ToolsmithError)
-      ) throw error;
-    }
-    await sleep(CONNECT_POLL_MS);
-  }
-}
-
-interface QemuProcessParts {
+interface QemuProcessParts extends Awaited<ReturnType<typeof connectToQemu>> {
   options: QemuPlan & { dir: string };
-  qmp: QmpConnection;
-  serial: Awaited<ReturnType<typeof connectToConsole>>;
-  events: ReturnType<typeof qmpEventWatcher>;
   stderr: ReturnType<typeof textTailBuffer>;
 }
 
@@ -198,6 +171,16 @@ function makeQemuProcess(child: RunningProcess, parts: QemuProcessParts) {
   };
 }
 
+/** Polls the status, as QEMU answers QMP commands while it loads. */
+async function loadSnapshot(qmp: QmpConnection) {
+  await qmp.execute(["migrate-incoming", { uri: INCOMING_STATE_URI }]);
+  while (true) {
+    const [answer] = await qmp.execute(["query-status"]);
+    if ((answer as { status: string }).status !== "inmigrate") return;
+    await sleep(SNAPSHOT_LOAD_POLL_MS);
+  }
+}
+
 function qmpEventWatcher() {
   const diskError = Promise.withResolvers<ToolsmithError>();
   let hasAgentConnected = false;
@@ -208,7 +191,7 @@ function qmpEventWatcher() {
     isStopped: () => isStopped,
     note(qmpEvent: QmpEvent) {
       const { event, data } = qmpEvent;
-      if (event === "VSERPORT_CHANGE" && data?.id === AGENT_PORT_ID) {
+      if (event === "VSERPORT_CHANGE" && data.id === AGENT_PORT_ID) {
         hasAgentConnected ||= data.open === true;
       }
       if (event === "STOP") isStopped = true;
