@@ -45,14 +45,9 @@ export async function connectToConsole(
   onChunk?: (chunk: Uint8Array) => void,
 ) {
   const connection = await Deno.connect({ transport: "unix", path });
-  let open = true;
   const tail = textTailBuffer(CONSOLE_TAIL_CHARS);
   let bytes = 0;
-  const close = () => {
-    if (open) connection.close();
-    open = false;
-  };
-  const closed = (async () => {
+  const drain = async () => {
     const buffer = new Uint8Array(16 * 1024);
     while (true) {
       const count = await connection.read(buffer);
@@ -62,10 +57,15 @@ export async function connectToConsole(
       bytes += count;
       onChunk?.(chunk);
     }
-  })().catch(() => {}).then(close);
+  };
+  let open = true;
+  const close = () => {
+    if (open) connection.close();
+    open = false;
+  };
   return {
     close,
-    closed,
+    closed: drain().then(close, close),
     last: tail.text,
     bytes: () => bytes,
     write: (bytes: Uint8Array) => writeAll(connection, bytes),

@@ -68,6 +68,8 @@ export interface QemuOptions {
 
 /** The guest agent looks for a virtio-serial port of this name. */
 const AGENT_PORT_NAME = "org.qemu.guest_agent.0";
+const SANDBOX_RULES =
+  "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
 /**
  * Builds QEMU's arguments. The guest is paused at its first instruction until QMP's
@@ -75,13 +77,10 @@ const AGENT_PORT_NAME = "org.qemu.guest_agent.0";
  * of later commands) are hot-plugged.
  */
 export function qemuArgs(options: QemuOptions): string[] {
-  const { dir, hostOs = Deno.build.os } = options;
+  const { dir, shares, hostOs = Deno.build.os } = options;
+  const isArm = options.arch === "aarch64";
   // The arm64 machine type has no ISA bus.
-  const irqs = options.arch === "aarch64" ? [] : TERMINAL_IRQS;
-  const terminalIds = irqs.map((_, index) => terminalSerialPortId(index));
-  const bootPortIds = STDIO_PORTS.map((it) =>
-    portFileName(FIRST_COMMAND_PORT_NAME, it)
-  );
+  const irqs = isArm ? [] : TERMINAL_IRQS;
   const socket = (id: string, name: string) => [
     "-chardev",
     `socket,id=${id},path=${escapeCommas(join(dir, name))},server=on,wait=off`,
@@ -94,16 +93,17 @@ export function qemuArgs(options: QemuOptions): string[] {
     ...firmwareArgs(options),
     ...["-m", `${options.memory}M`, "-smp", `${options.cpus}`],
     ...["-display", "none", "-nic", "none"],
-    ...sandboxArgs(hostOs),
+    // QEMU's seccomp sandbox exists on Linux only.
+    ...hostOs === "linux" ? ["-sandbox", SANDBOX_RULES] : [],
     ...socket("qmp", VM_FILES.qmp),
     ...["-mon", "chardev=qmp,mode=control"],
     ...socket("console", VM_FILES.console),
     ...["-serial", "chardev:console"],
-    ...terminalIds.flatMap((id, index) => [
-      ...socket(id, id),
-      "-device",
-      `isa-serial,chardev=${id},index=${index + 1},irq=${TERMINAL_IRQS[index]}`,
-    ]),
+    ...irqs.flatMap((irq, index) => {
+      const id = terminalSerialPortId(index);
+      const port = `isa-serial,chardev=${id},index=${index + 1},irq=${irq}`;
+      return [...socket(id, id), "-device", port];
+    }),
     ...["-drive", diskDriveValue(options)],
     ...["-device", `virtio-blk-pci,drive=${DISK_ID},bootindex=0`],
     ...["-device", "virtio-serial-pci,id=control"],
@@ -114,37 +114,34 @@ export function qemuArgs(options: QemuOptions): string[] {
     "-device",
     `virtio-serial-pci,id=${COMMAND_PORT_BUS_ID},` +
     `max_ports=${MAX_COMMAND_PORTS + 1}`,
-    ...bootPortIds.flatMap((id) => [
-      ...socket(id, id),
-      "-device",
-      `virtserialport,bus=${COMMAND_PORT_BUS_ID}.0,chardev=${id},` +
-      `id=${portDeviceId(id)},name=${id}`,
-    ]),
+    ...STDIO_PORTS.flatMap((end) => {
+      const id = portFileName(FIRST_COMMAND_PORT_NAME, end);
+      const port =
+        `virtserialport,bus=${COMMAND_PORT_BUS_ID}.0,chardev=${id},` +
+        `id=${portDeviceId(id)},name=${id}`;
+      return [...socket(id, id), "-device", port];
+    }),
     ...["-object", "rng-random,id=random,filename=/dev/urandom"],
     ...["-device", "virtio-rng-pci,rng=random"],
-    ...vmGenerationIdArgs(options),
+    // Tells a restored guest that it is a copy, so that it reseeds its RNG.
+    ...isArm ? [] : ["-device", "vmgenid,guid=auto"],
     ...seedDiskArgs(options),
     ...Array.from({ length: HOTPLUG_SLOT_COUNT }, (_, index) => [
       "-device",
       `pcie-root-port,id=${hotplugSlotId(index)},` +
       `chassis=${index + 1},slot=${index + 1}`,
     ]).flat(),
-    ...options.shares.flatMap((share, index) => [
+    ...shares.flatMap(({ path, writable }, index) => [
       "-fsdev",
-      `local,id=${shareFsdevId(index)},path=${escapeCommas(share.path)},` +
-      "security_model=none,multidevs=remap," +
-      `readonly=${share.writable ? "off" : "on"}`,
+      `local,id=${shareFsdevId(index)},path=${escapeCommas(path)},` +
+      `security_model=none,multidevs=remap,readonly=${writable ? "off" : "on"}`,
     ]),
-    ...options.shares.flatMap((share, index) =>
-      isPresentAtBoot(share)
-        ? [
-          "-device",
-          `virtio-9p-pci,id=${shareDeviceId(index)},` +
-          `bus=${hotplugSlotId(index)},fsdev=${shareFsdevId(index)},` +
-          `mount_tag=${share.tag}`,
-        ]
-        : []
-    ),
+    ...shares.flatMap((share, index) => {
+      if (!isPresentAtBoot(share)) return [];
+      const slot = `id=${shareDeviceId(index)},bus=${hotplugSlotId(index)}`;
+      const source = `fsdev=${shareFsdevId(index)},mount_tag=${share.tag}`;
+      return ["-device", `virtio-9p-pci,${slot},${source}`];
+    }),
     ...options.extra,
   ];
 }
@@ -221,11 +218,6 @@ function seedDiskArgs({ dir, seed }: QemuOptions): string[] {
   ];
 }
 
-/** Tells a restored guest that it is a copy, so that it reseeds its RNG. */
-function vmGenerationIdArgs({ arch }: QemuOptions): string[] {
-  return arch === "aarch64" ? [] : ["-device", "vmgenid,guid=auto"];
-}
-
 /** QEMU separates options by commas; a literal comma is doubled. */
 function escapeCommas(value: string): string {
   return value.replaceAll(",", ",,");
@@ -238,13 +230,4 @@ function diskDriveValue(
   return `file=${escapeCommas(disk)},format=qcow2,if=none,id=${DISK_ID},` +
     `snapshot=${ephemeral ? "on" : "off"},discard=unmap` +
     (skipFlushes ? ",cache=unsafe" : "");
-}
-
-/** QEMU's seccomp sandbox exists on Linux only. */
-function sandboxArgs(os: typeof Deno.build.os): string[] {
-  if (os !== "linux") return [];
-  return [
-    "-sandbox",
-    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-  ];
 }

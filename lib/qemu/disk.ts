@@ -4,6 +4,7 @@ import { systemError, ToolsmithError } from "../errors.ts";
 import type { QemuOptions } from "./args.ts";
 import { DISK_ID } from "./device_ids.ts";
 import type { QmpConnection } from "./qmp.ts";
+import { orIfNotFound } from "../system/files.ts";
 import { writeOverlay } from "../image/overlay.ts";
 import { assertBootableImage, readQcow2Header } from "../image/qcow2_header.ts";
 
@@ -15,7 +16,11 @@ export async function prepareDisk(
   overlay?: string,
 ): Promise<Pick<QemuOptions, "disk" | "ephemeral">> {
   const path = resolve(image);
-  assertBootableImage(await readImageHeader(path), path);
+  const header = await orIfNotFound(readQcow2Header(path));
+  if (!header) {
+    throw new ToolsmithError("source_not_found", `Image not found: ${path}`);
+  }
+  assertBootableImage(header, path);
   if (overlay === undefined) return { disk: path, ephemeral: true };
   const disk = resolve(overlay);
   if (!await Deno.lstat(disk).then(() => true, () => false)) {
@@ -38,17 +43,15 @@ export async function assertBackingChain(
   const [answer] = await qmp.execute(["query-block"]);
   const drives = answer as BlockInfo[];
   const drive = drives.find(({ device }) => device === DISK_ID);
-  const layers: ImageInfo[] = [];
-  for (let at = drive?.inserted?.image; at; at = at["backing-image"]) {
-    layers.push(at);
+  const top = drive?.inserted?.image;
+  const opened: string[] = [];
+  // Above an ephemeral disk is QEMU's temporary overlay.
+  let layer = disk.ephemeral ? top?.["backing-image"] : top;
+  for (; layer; layer = layer["backing-image"]) {
+    opened.push(layer.filename);
+    const dataFile = layer["format-specific"]?.data?.["data-file"];
+    if (dataFile !== undefined) opened.push(dataFile);
   }
-  if (disk.ephemeral) layers.shift();
-  const opened = layers.flatMap((layer) =>
-    [
-      layer.filename,
-      layer["format-specific"]?.data?.["data-file"] ?? [],
-    ].flat()
-  );
   // QEMU does not normalize the path of a backing file.
   const paths = opened.map((path) => resolve(path));
   if (paths.join("\0") === files.join("\0")) return;
@@ -69,17 +72,6 @@ interface ImageInfo {
   filename: string;
   "backing-image"?: ImageInfo;
   "format-specific"?: { data?: { "data-file"?: string } };
-}
-
-async function readImageHeader(path: string) {
-  try {
-    return await readQcow2Header(path);
-  } catch (cause) {
-    if (!(cause instanceof Deno.errors.NotFound)) throw cause;
-    throw new ToolsmithError("source_not_found", `Image not found: ${path}`, {
-      cause,
-    });
-  }
 }
 
 /**

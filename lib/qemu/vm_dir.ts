@@ -76,9 +76,7 @@ export async function makeVmDir(
   const [usual, short] = vmDirParents(env);
   // A socket's name has at most 103 bytes on macOS, 107 on Linux.
   const parent = new TextEncoder().encode(usual).length > 60 ? short : usual;
-  const dir = await makeTemporaryDir("toolsmith-", parent);
-  await Deno.chmod(dir, 0o700);
-  return dir;
+  return await makeTemporaryDir("toolsmith-", parent);
 }
 
 /**
