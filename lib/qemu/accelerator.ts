@@ -67,12 +67,9 @@ async function hostAccelerator(
 ): Promise<"kvm" | "hvf" | undefined> {
   if (hostArch !== guest || hostOs === "windows") return undefined;
   if (hostOs === "darwin") return "hvf";
-  try {
-    await Deno.stat(kvm);
-    return "kvm";
-  } catch (error) {
-    return error instanceof Deno.errors.NotCapable ? "kvm" : undefined;
-  }
+  const isHidden = (error: unknown) => error instanceof Deno.errors.NotCapable;
+  const found = await Deno.stat(kvm).then(() => true, isHidden);
+  return found ? "kvm" : undefined;
 }
 
 /**
@@ -113,21 +110,13 @@ async function verdictKey(
   program: string,
   env?: Environment,
 ): Promise<string | undefined> {
-  const boot = await hostBootId();
+  // Not on macOS, and not without permissions.
+  const boot = await Deno.readTextFile(HOST_BOOT_ID_PATH)
+    .catch(() => Math.round((hostBootTimeMs() ?? 0) / TEN_MINUTES_MS));
   const found = await findProgram(program, env);
   if (!boot || !found) return undefined;
   const qemu = await readSizeAndMtime(await Deno.realPath(found));
   return JSON.stringify({ boot, qemu });
-}
-
-async function hostBootId(): Promise<string | undefined> {
-  try {
-    return (await Deno.readTextFile(HOST_BOOT_ID_PATH)).trim();
-  } catch {
-    // Not Linux, or missing permissions.
-    const time = hostBootTimeMs();
-    return time === undefined ? time : `${Math.round(time / TEN_MINUTES_MS)}`;
-  }
 }
 
 function verdictCachePath(
@@ -135,10 +124,10 @@ function verdictCachePath(
   program: string,
   env = processEnvironment,
 ): string {
-  const dir = env.get("TMPDIR") ?? "/tmp";
   const user = currentUid() ?? "user";
   const name = program.replace(/\W+/g, "_").slice(-80);
-  return join(dir, `toolsmith-${user}-verdict-${accelerator}-${name}`);
+  const file = `toolsmith-${user}-verdict-${accelerator}-${name}`;
+  return join(env.get("TMPDIR") ?? "/tmp", file);
 }
 
 /** Reads `TOOLSMITH_ACCEL`; throws `usage` for an unknown name. */

@@ -74,7 +74,7 @@ async function connectToQemu(
   { ended }: RunningProcess,
   { dir, memoryFile, onConsole, signal }: QemuPlan & { dir: string },
 ) {
-  const events = qmpEventWatcher();
+  const status = guestStatus();
   const retry = async <T>(connect: () => Promise<T>): Promise<T> => {
     while (true) {
       try {
@@ -87,7 +87,7 @@ async function connectToQemu(
       await sleep(CONNECT_POLL_MS, signal);
     }
   };
-  const onEvent = events.note;
+  const { onEvent } = status;
   // QEMU creates the sockets in this order.
   const qmp = await retry(() =>
     connectToQmp(join(dir, VM_FILES.qmp), { onEvent, signal })
@@ -101,7 +101,7 @@ async function connectToQemu(
     const answers = qmp.execute(["migrate-set-capabilities", { capabilities }]);
     await abortable(answers, signal);
   }
-  return { qmp, serial, events };
+  return { qmp, serial, status };
 }
 
 /** Explains why QEMU has ended before its sockets could be used. */
@@ -128,7 +128,7 @@ interface QemuProcessParts extends Awaited<ReturnType<typeof connectToQemu>> {
 }
 
 function makeQemuProcess(child: RunningProcess, parts: QemuProcessParts) {
-  const { options, qmp, serial, events, stderr } = parts;
+  const { options, qmp, serial, status, stderr } = parts;
   const plan: QemuPlan = options;
   const disconnect = async () => {
     serial.close();
@@ -149,12 +149,12 @@ function makeQemuProcess(child: RunningProcess, parts: QemuProcessParts) {
     ended: serial.closed.then(() => child.ended),
     loadSnapshot: () => loadSnapshot(qmp),
     /** Has the guest agent ever opened its port? */
-    agentHasConnected: events.hasAgentConnected,
+    agentHasConnected: () => status.hasAgentConnected,
     consoleByteCount: serial.bytes,
     /** Is the guest stopped (QMP event `STOP`)? */
-    isGuestStopped: events.isStopped,
+    isGuestStopped: () => status.isStopped,
     /** Resolves with the error when QEMU stops the guest after a disk error. */
-    haltingDiskError: events.diskError,
+    haltingDiskError: status.diskError,
     /** The failure that the serial console shows, if any. */
     consoleFailure: () => findConsoleFailure(serial.last()),
     /** The last lines of the serial console, safe to print. */
@@ -181,25 +181,25 @@ async function loadSnapshot(qmp: QmpConnection) {
   }
 }
 
-function qmpEventWatcher() {
+/** What QMP's events say about the guest. */
+function guestStatus() {
   const diskError = Promise.withResolvers<ToolsmithError>();
-  let hasAgentConnected = false;
-  let isStopped = false;
-  return {
+  const status = {
+    hasAgentConnected: false,
+    isStopped: false,
     diskError: diskError.promise,
-    hasAgentConnected: () => hasAgentConnected,
-    isStopped: () => isStopped,
-    note(qmpEvent: QmpEvent) {
+    onEvent(qmpEvent: QmpEvent) {
       const { event, data } = qmpEvent;
       if (event === "VSERPORT_CHANGE" && data.id === AGENT_PORT_ID) {
-        hasAgentConnected ||= data.open === true;
+        status.hasAgentConnected ||= data.open === true;
       }
-      if (event === "STOP") isStopped = true;
-      if (event === "RESUME") isStopped = false;
+      if (event === "STOP") status.isStopped = true;
+      if (event === "RESUME") status.isStopped = false;
       const error = diskErrorFromEvent(qmpEvent);
       if (error) diskError.resolve(error);
     },
   };
+  return status;
 }
 
 function joinLastLines(text: string): string {

@@ -36,6 +36,8 @@ clear_set_id() (
 )
 `;
 
+const CLEAR_SCRIPT = `trap '' HUP INT TERM PIPE
+${CLEAR_SET_ID_SHELL_FUNCTION}clear_set_id "$@"`;
 const FIND_STDERR_TAIL_CHARS = 4096;
 /** Long enough for exports of usual size. */
 const DETACH_AFTER_ABORT_MS = 1000;
@@ -53,32 +55,21 @@ export async function clearSetIdBits(
   if (dirs.length === 0 || Deno.build.os === "windows") return;
   const stderr = textTailBuffer(FIND_STDERR_TAIL_CHARS);
   const child = spawnProcess("sh", {
-    args: [
-      "-c",
-      `trap '' HUP INT TERM PIPE
-${CLEAR_SET_ID_SHELL_FUNCTION}clear_set_id "$@"`,
-      "sh",
-      ...dirs,
-    ],
+    args: ["-c", CLEAR_SCRIPT, "sh", ...dirs],
     cwd: "/",
     newSession: true,
     stderr: stderr.add,
   });
+  const ended = () => settlesWithin(child.ended, DETACH_AFTER_ABORT_MS);
   await abortable(child.ended, signal).catch(() => {});
-  if (
-    signal?.aborted && !await settlesWithin(child.ended, DETACH_AFTER_ABORT_MS)
-  ) {
-    return await child.detach();
-  }
+  if (signal?.aborted && !await ended()) return await child.detach();
   const { code } = await child.ended;
   if (code === 0) return;
   const [dir] = dirs;
   const why = sanitizeLine(stderr.text().trim().split("\n")[0]);
-  throw new ToolsmithError(
-    "guest_failed",
-    `Cannot clear the set-user-ID and set-group-ID bits that the guest may have left in ${
-      dirs.join(", ")
-    }: ${why}`,
-    { hint: `remove the bits: find '${dir}' -type f -exec chmod ug-s {} +` },
-  );
+  const where = dirs.join(", ");
+  const message =
+    `Cannot clear the set-user-ID and set-group-ID bits that the guest may have left in ${where}: ${why}`;
+  const hint = `remove the bits: find '${dir}' -type f -exec chmod ug-s {} +`;
+  throw new ToolsmithError("guest_failed", message, { hint });
 }
