@@ -9,7 +9,6 @@ import { readFileAt } from "../system/files.ts";
 import { notQcow2Error } from "./detect_format.ts";
 
 export interface Qcow2Header {
-  version: 2 | 3;
   /** Size of the disk that the guest sees, in bytes. */
   virtualSize: number;
   clusterSize: number;
@@ -119,7 +118,6 @@ export async function readQcow2HeaderFrom(
     throw invalid("is truncated: its L1 table is missing");
   }
   const header: Qcow2Header = {
-    version,
     virtualSize,
     clusterSize: 2 ** clusterBits,
     fileSize,

@@ -4,6 +4,7 @@
  */
 import { writeAll } from "../system/write_all.ts";
 import { sanitizeLine, sanitizeText } from "../system/sanitize_text.ts";
+import { connectToVmSocket } from "./errors.ts";
 
 const PRINTED_TAIL_LINES = 16;
 const MAX_TAIL_LINE_CHARS = 300;
@@ -44,7 +45,7 @@ export async function connectToConsole(
   path: string,
   onChunk?: (chunk: Uint8Array) => void,
 ) {
-  const connection = await Deno.connect({ transport: "unix", path });
+  const connection = await connectToVmSocket(path);
   const tail = textTailBuffer(CONSOLE_TAIL_CHARS);
   let bytes = 0;
   const drain = async () => {

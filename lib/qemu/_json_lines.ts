@@ -6,7 +6,11 @@ import { isJsonObject, jsonObjectOrEmpty } from "../system/json.ts";
 import { writeAll } from "../system/write_all.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import { abortable, anySignal, startDeadline } from "../system/time.ts";
-import { CommandRefusedError, VmDisconnectedError } from "./errors.ts";
+import {
+  CommandRefusedError,
+  connectToVmSocket,
+  VmDisconnectedError,
+} from "./errors.ts";
 
 /** A QMP or guest agent command and its arguments. */
 export type QmpCommand = [name: string, args?: Record<string, unknown>];
@@ -27,7 +31,7 @@ export interface JsonPeer {
 const MAX_LINE_CHARS = 4 * 1024 * 1024;
 
 export async function connectJsonLines(path: string, peer: JsonPeer) {
-  const connection = await Deno.connect({ transport: "unix", path });
+  const connection = await connectToVmSocket(path);
   const end = new AbortController();
   const close = (reason: Error = new VmDisconnectedError()) => {
     if (end.signal.aborted) return;

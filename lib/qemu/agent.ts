@@ -12,7 +12,7 @@ const FLUSH_BYTE = new Uint8Array([0xff]);
 /**
  * Connects to the guest agent's socket. Succeeds before the agent has started: wait
  * with {@linkcode AgentConnection.waitUntilAnswering}. Throws
- * `Deno.errors.ConnectionRefused` when QEMU has ended.
+ * {@linkcode VmDisconnectedError} when QEMU has ended.
  */
 export async function connectToAgent(path: string) {
   let onUnsolicited: (message: JsonMessage) => void = () => {};

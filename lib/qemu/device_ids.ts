@@ -31,30 +31,18 @@ export const TERMINAL_IRQS = [3, 5, 7];
 /** The last slot is for the network card, those before it for directories. */
 export const NETWORK_SLOT = HOTPLUG_SLOT_COUNT - 1;
 
-export function hotplugSlotId(index: number): string {
-  return `slot${index}`;
-}
+export const hotplugSlotId = (index: number) => `slot${index}`;
 
 /** Chardev id and socket name of a terminal's serial port. */
-export function terminalSerialPortId(index: number): string {
-  return `terminal${index}`;
-}
+export const terminalSerialPortId = (index: number) => `terminal${index}`;
 
 /** Device file of a terminal in the guest: Linux calls COM1 `ttyS0`. */
-export function terminalDevicePath(index: number): string {
-  return `/dev/ttyS${index + 1}`;
-}
+export const terminalDevicePath = (index: number) => `/dev/ttyS${index + 1}`;
 
-export function shareFsdevId(index: number): string {
-  return `share${index}`;
-}
+export const shareFsdevId = (index: number) => `share${index}`;
 
 /** Id of the 9p device that shows a shared directory to the guest. */
-export function shareDeviceId(index: number): string {
-  return `directory${index}`;
-}
+export const shareDeviceId = (index: number) => `directory${index}`;
 
 /** Device id of the virtio-serial port that is connected to a socket. */
-export function portDeviceId(socket: string): string {
-  return `port.${socket}`;
-}
+export const portDeviceId = (socket: string) => `port.${socket}`;

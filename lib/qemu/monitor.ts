@@ -10,7 +10,7 @@ import { abortable, startDeadline } from "../system/time.ts";
 import { type AgentConnection, connectToAgent } from "./agent.ts";
 import { VM_FILES } from "./vm_dir.ts";
 import { connectToQmp, type QmpCommand, type QmpConnection } from "./qmp.ts";
-import { isDisconnection, VmDisconnectedError } from "./errors.ts";
+import { VmDisconnectedError } from "./errors.ts";
 
 const AGENT_SYNC_TIMEOUT_MS = 10_000;
 /** After this, the next command of any process finishes the work. */
@@ -104,7 +104,9 @@ export function sharedMonitor(dir: string): Monitor {
           using _lock = await acquireFileLock(join(dir, name), { signal });
           return await work();
         } catch (error) {
-          throw isVmGone(error) ? new VmDisconnectedError() : error;
+          // An ended VM has no directory any more.
+          const isGone = error instanceof Deno.errors.NotFound;
+          throw isGone ? new VmDisconnectedError() : error;
         }
       }, signal);
   };
@@ -137,11 +139,6 @@ async function resyncAgent(agent: AgentConnection, signal?: AbortSignal) {
   const late = () => new ToolsmithError("guest_failed", message);
   using limit = startDeadline(AGENT_SYNC_TIMEOUT_MS, late, signal);
   await agent.waitUntilAnswering(limit.signal);
-}
-
-/** An ended VM has no directory any more, or nobody listens on its sockets. */
-function isVmGone(error: unknown): boolean {
-  return error instanceof Deno.errors.NotFound || isDisconnection(error);
 }
 
 function backgroundRunner(exclusive: RunExclusively) {

@@ -17,7 +17,7 @@ import {
 } from "./_supervisor.ts";
 import { qemuArgs, type QemuOptions } from "./args.ts";
 import { AGENT_PORT_ID } from "./device_ids.ts";
-import { AcceleratorError, isDisconnection } from "./errors.ts";
+import { AcceleratorError } from "./errors.ts";
 import { makeVmDir, VM_FILES } from "./vm_dir.ts";
 import { qemuNotFoundError } from "./program.ts";
 import {
@@ -81,7 +81,7 @@ async function connectToQemu(
         return await connect();
       } catch (error) {
         const isEarly = error instanceof Deno.errors.NotFound ||
-          isDisconnection(error) || error instanceof ToolsmithError;
+          error instanceof ToolsmithError;
         if (!isEarly || await settlesWithin(ended, 0)) throw error;
       }
       await sleep(CONNECT_POLL_MS, signal);

@@ -24,9 +24,8 @@ const QMP_ANSWER_TIMEOUT_MS = 15_000;
 
 /**
  * Connects to a QMP socket, which serves one connection at a time. Throws
- * `Deno.errors.NotFound` when there is no such socket, and
- * `Deno.errors.ConnectionRefused` when nobody listens on it. The signal ends the
- * handshake.
+ * {@linkcode VmDisconnectedError} when nobody listens there, and `Deno.errors.NotFound`
+ * when there is no such socket. The signal ends the handshake.
  */
 export async function connectToQmp(
   path: string,

@@ -77,7 +77,6 @@ test("readQcow2Header() reads an image from qemu-img", async (dir) => {
   const path = join(dir, "a.qcow2");
   await qemuImg("create", "-q", "-f", "qcow2", path, "3G");
   const info = await readQcow2Header(path);
-  assertEquals(info.version, 3);
   assertEquals(info.virtualSize, 3 * 1024 * MiB);
   assertEquals(info.clusterSize, 65536);
   assertEquals(info.fileSize, (await Deno.stat(path)).size);
@@ -90,7 +89,7 @@ test("readQcow2Header() reads version 2 with small clusters", async (dir) => {
   const options = "compat=0.10,cluster_size=4k";
   await qemuImg("create", "-q", "-f", "qcow2", "-o", options, path, "10M");
   const info = await readQcow2Header(path);
-  assertEquals([info.version, info.clusterSize], [2, 4096]);
+  assertEquals(info.clusterSize, 4096);
   assertBootableImage(info, path);
 });
 
