@@ -16,8 +16,6 @@ const SECTOR_SIZES = [512, 1024, 2048, 4096];
 /** Stands for the root directory of FAT12 and FAT16, which has no clusters. */
 const FIXED_ROOT = 0;
 
-type FatLayout = NonNullable<Awaited<ReturnType<typeof readFatLayout>>>;
-
 /**
  * Returns whether a file exists; `false` also without a valid FAT file system. The file
  * system starts at the byte `start` of the disk. The path consists of upper-case short
@@ -28,7 +26,7 @@ export async function fatHasFile(
   start: number,
   path: string[],
 ): Promise<boolean> {
-  const fat = await readFatLayout({
+  const fat = await openFat({
     read: (offset, length) => disk.read(start + offset, length),
   });
   let cluster = fat?.rootCluster;
@@ -40,8 +38,31 @@ export async function fatHasFile(
   return cluster !== undefined;
 }
 
-/** Reads the geometry of a file system: offsets and sizes in bytes. */
-async function readFatLayout({ read }: DiskReader) {
+/** Returns the first cluster of a file or directory; `undefined` if it is missing. */
+async function findInDirectory(
+  { isFat32, readDirectory }: FatFileSystem,
+  directory: number,
+  { name, kind }: { name: string; kind: number },
+): Promise<number | undefined> {
+  // A directory stores a name as two fields, padded with spaces.
+  const [stem, extension = ""] = name.split(".");
+  const stored = stem.padEnd(8) + extension.padEnd(3);
+  for await (const chunk of readDirectory(directory)) {
+    for (let at = 0; at + ENTRY_BYTES <= chunk.byteLength; at += ENTRY_BYTES) {
+      const bytes = new Uint8Array(chunk.buffer, chunk.byteOffset + at, 11);
+      if (bytes[0] === 0) return undefined;
+      if (String.fromCharCode(...bytes) !== stored) continue;
+      if ((chunk.getUint8(at + 11) & KIND_ATTRIBUTES) !== kind) continue;
+      const high = isFat32 ? chunk.getUint16(at + 20, true) : 0;
+      return high * 0x10000 + chunk.getUint16(at + 26, true);
+    }
+  }
+}
+
+type FatFileSystem = NonNullable<Awaited<ReturnType<typeof openFat>>>;
+
+/** Reads the geometry of a file system; `undefined` if it is invalid. */
+async function openFat({ read }: DiskReader) {
   const sector = await read(0, 512);
   const u16 = (at: number) => sector.getUint16(at, true);
   const u32 = (at: number) => sector.getUint32(at, true);
@@ -52,8 +73,7 @@ async function readFatLayout({ read }: DiskReader) {
   const tableSize = (u16(22) || u32(36)) * sectorSize;
   const rootOffset = tableOffset + sector.getUint8(16) * tableSize;
   const rootSize = u16(17) * ENTRY_BYTES;
-  const dataOffset = rootOffset +
-    Math.ceil(rootSize / sectorSize) * sectorSize;
+  const dataOffset = rootOffset + Math.ceil(rootSize / sectorSize) * sectorSize;
   const size = (u16(19) || u32(32)) * sectorSize;
   const clusterCount = Math.floor((size - dataOffset) / clusterSize);
   const isValid = u16(510) === 0xaa55 && SECTOR_SIZES.includes(sectorSize) &&
@@ -62,68 +82,32 @@ async function readFatLayout({ read }: DiskReader) {
   if (!isValid) return undefined;
   // By specification, the number of clusters alone determines the FAT type.
   const entryBits = clusterCount < 4085 ? 12 : clusterCount < 65525 ? 16 : 32;
-  const rootCluster = entryBits === 32 ? u32(44) : FIXED_ROOT;
-  return {
-    read,
-    entryBits,
-    tableOffset,
-    rootOffset,
-    rootSize,
-    rootCluster,
-    dataOffset,
-    clusterSize,
-    clusterCount,
-  };
-}
+  const isFat32 = entryBits === 32;
 
-/** Returns the first cluster of a file or directory; `undefined` if it is missing. */
-async function findInDirectory(
-  fat: FatLayout,
-  directory: number,
-  { name, kind }: { name: string; kind: number },
-): Promise<number | undefined> {
-  // A directory stores a name as two fields, padded with spaces.
-  const [stem, extension = ""] = name.split(".");
-  const stored = stem.padEnd(8) + extension.padEnd(3);
-  for await (const chunk of readDirectoryChunks(fat, directory)) {
-    for (let at = 0; at + ENTRY_BYTES <= chunk.byteLength; at += ENTRY_BYTES) {
-      const bytes = new Uint8Array(chunk.buffer, chunk.byteOffset + at, 11);
-      if (bytes[0] === 0) return undefined;
-      if (String.fromCharCode(...bytes) !== stored) continue;
-      if ((chunk.getUint8(at + 11) & KIND_ATTRIBUTES) !== kind) continue;
-      const high = fat.entryBits === 32 ? chunk.getUint16(at + 20, true) : 0;
-      return high * 0x10000 + chunk.getUint16(at + 26, true);
+  async function nextCluster(cluster: number): Promise<number> {
+    const offset = tableOffset + Math.floor(cluster * entryBits / 8);
+    const entry = await read(offset, 4);
+    if (isFat32) return entry.getUint32(0, true) & 0x0fffffff;
+    const word = entry.getUint16(0, true);
+    if (entryBits === 16) return word;
+    return cluster % 2 === 0 ? word & 0xfff : word >> 4;
+  }
+
+  /** Stops after {@linkcode MAX_DIRECTORY_BYTES}: a cluster chain may be a cycle. */
+  async function* readDirectory(first: number): AsyncGenerator<DataView> {
+    if (first === FIXED_ROOT) {
+      yield await read(rootOffset, Math.min(rootSize, MAX_DIRECTORY_BYTES));
+      return;
+    }
+    const length = Math.min(clusterSize, MAX_DIRECTORY_BYTES);
+    let cluster = first;
+    for (let bytes = 0; bytes < MAX_DIRECTORY_BYTES; bytes += clusterSize) {
+      if (cluster < 2 || cluster >= clusterCount + 2) return;
+      yield await read(dataOffset + (cluster - 2) * clusterSize, length);
+      cluster = await nextCluster(cluster);
     }
   }
-}
 
-/** Stops after {@linkcode MAX_DIRECTORY_BYTES}: a cluster chain may be a cycle. */
-async function* readDirectoryChunks(
-  fat: FatLayout,
-  directory: number,
-): AsyncGenerator<DataView> {
-  const { read, clusterSize, clusterCount } = fat;
-  if (directory === FIXED_ROOT) {
-    const length = Math.min(fat.rootSize, MAX_DIRECTORY_BYTES);
-    return yield await read(fat.rootOffset, length);
-  }
-  const length = Math.min(clusterSize, MAX_DIRECTORY_BYTES);
-  let cluster = directory;
-  for (let bytes = 0; bytes < MAX_DIRECTORY_BYTES; bytes += clusterSize) {
-    if (cluster < 2 || cluster >= clusterCount + 2) return;
-    yield await read(fat.dataOffset + (cluster - 2) * clusterSize, length);
-    cluster = await nextCluster(fat, cluster);
-  }
-}
-
-async function nextCluster(
-  { read, tableOffset, entryBits }: FatLayout,
-  cluster: number,
-): Promise<number> {
-  const offset = tableOffset + Math.floor(cluster * entryBits / 8);
-  const entry = await read(offset, 4);
-  if (entryBits === 32) return entry.getUint32(0, true) & 0x0fffffff;
-  const word = entry.getUint16(0, true);
-  if (entryBits === 16) return word;
-  return cluster % 2 === 0 ? word & 0xfff : word >> 4;
+  const rootCluster = isFat32 ? u32(44) : FIXED_ROOT;
+  return { isFat32, rootCluster, readDirectory };
 }

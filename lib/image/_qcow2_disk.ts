@@ -127,11 +127,7 @@ class Qcow2Disk implements DiskReader, Disposable {
     if (count * clusterSize > MAX_DECOMPRESSED_BYTES) {
       throw this.#error("has too many compressed clusters to inspect");
     }
-    // A damaged entry may state far more sectors than a cluster needs.
-    const length = Math.min(
-      (sectors + 1) * 512 - offset % 512,
-      2 * clusterSize + 512,
-    );
+    const length = (sectors + 1) * 512 - offset % 512;
     const data = await readFileAt(this.file, offset, length);
     const compressed = new Uint8Array(data.buffer, 0, data.byteLength);
     const bytes = await this.#decompressCluster(compressed);

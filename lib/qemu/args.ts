@@ -7,9 +7,7 @@ import {
   HOTPLUG_SLOT_COUNT,
   hotplugSlotId,
   MAX_COMMAND_PORTS,
-  MEMORY_ID,
   portDeviceId,
-  SEED_DISK_ID,
   shareDeviceId,
   shareFsdevId,
   STDIO_PORTS,
@@ -159,9 +157,9 @@ function memoryArgs({ memory, memoryFile }: QemuOptions): string[] {
   const { path, keepsWrites } = memoryFile;
   return [
     "-object",
-    `memory-backend-file,id=${MEMORY_ID},size=${memory}M,` +
+    `memory-backend-file,id=memory,size=${memory}M,` +
     `mem-path=${escapeCommas(path)},share=${keepsWrites ? "on" : "off"}`,
-    ...["-machine", `memory-backend=${MEMORY_ID}`],
+    ...["-machine", "memory-backend=memory"],
   ];
 }
 
@@ -211,8 +209,8 @@ function seedDiskArgs({ dir, seed }: QemuOptions): string[] {
   const file = escapeCommas(join(dir, VM_FILES.seed));
   return [
     "-drive",
-    `file=${file},format=raw,if=none,id=${SEED_DISK_ID},readonly=on`,
-    ...["-device", `virtio-blk-pci,drive=${SEED_DISK_ID}`],
+    `file=${file},format=raw,if=none,id=seed,readonly=on`,
+    ...["-device", "virtio-blk-pci,drive=seed"],
     // Tells cloud-init that there is a NoCloud seed.
     ...["-smbios", "type=1,serial=ds=nocloud"],
   ];

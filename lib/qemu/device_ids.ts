@@ -4,8 +4,6 @@
  */
 
 export const DISK_ID = "disk";
-export const MEMORY_ID = "memory";
-export const SEED_DISK_ID = "seed";
 
 /** Device and chardev id of the guest agent's virtio-serial port. */
 export const AGENT_PORT_ID = "agent";

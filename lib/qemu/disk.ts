@@ -83,16 +83,14 @@ export async function assertOverlayOfImage(
   image: string,
 ): Promise<void> {
   const { backingFile, dataFile } = await readQcow2Header(disk);
-  const base = resolve(dirname(disk), backingFile ?? "");
-  if (backingFile !== undefined && base === image && dataFile === undefined) {
-    return;
-  }
+  const isOverlay = backingFile !== undefined && dataFile === undefined &&
+    resolve(dirname(disk), backingFile) === image;
+  if (isOverlay) return;
   const found = backingFile ?? "none";
-  throw new ToolsmithError(
-    "image_unsafe",
-    `${disk} is not an overlay of ${image}: its backing file is ${found}`,
-    { hint: "pass another file with --overlay, or remove the existing file" },
-  );
+  const message =
+    `${disk} is not an overlay of ${image}: its backing file is ${found}`;
+  const hint = "pass another file with --overlay, or remove the existing file";
+  throw new ToolsmithError("image_unsafe", message, { hint });
 }
 
 async function createOverlay(disk: string, image: string) {
@@ -100,10 +98,9 @@ async function createOverlay(disk: string, image: string) {
   const staging = join(dirname(disk), `.${crypto.randomUUID()}.overlay`);
   try {
     await writeOverlay(staging, image);
-    await Deno.link(staging, disk).catch((error) => {
-      if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
-    });
+    await Deno.link(staging, disk);
   } catch (cause) {
+    if (cause instanceof Deno.errors.AlreadyExists) return;
     throw systemError(cause, {
       code: "boot_failed",
       messagePrefix: `Cannot create the overlay ${disk}`,

@@ -16,14 +16,11 @@ export function qemuProgram(
   env: Environment = processEnvironment,
   arch: ImageArch = "x86_64",
 ): string {
-  const usual = `qemu-system-${arch}`;
   const given = env.get("TOOLSMITH_QEMU");
-  if (!given) return usual;
-  if (QEMU_NAME_PATTERN.test(given)) {
-    return given.replace(QEMU_NAME_PATTERN, `$1${arch}`);
-  }
   // A program with another name is assumed to be for x86_64.
-  return arch === "x86_64" ? given : usual;
+  const fits = arch === "x86_64" || QEMU_NAME_PATTERN.test(given ?? "");
+  if (!given || !fits) return `qemu-system-${arch}`;
+  return given.replace(QEMU_NAME_PATTERN, `$1${arch}`);
 }
 
 export async function queryQemuVersion(program: string): Promise<string> {
