@@ -48,13 +48,12 @@ export async function findUsableAccelerators(
   const { guest = "x86_64", reprobe, env, signal, onRejected } = options;
   const fast = await hostAccelerator(guest, options);
   if (!fast) return ["tcg"];
-  let why = reprobe ? undefined : await readCachedVerdict(fast, program, env);
+  const verdict = acceleratorVerdict(fast, program, env);
+  let why = reprobe ? undefined : await verdict.read();
   // Emulated KVM is not known on arm64.
   if (why === undefined && guest === "x86_64") {
     why = await probeAccelerator(fast, { program, env, signal });
-    if (why !== undefined) {
-      await cacheAcceleratorVerdict(fast, program, { why, env });
-    }
+    if (why !== undefined) await verdict.write(why);
     if (why) onRejected?.(why);
   }
   return why ? ["tcg"] : [fast, "tcg"];
@@ -73,61 +72,50 @@ async function hostAccelerator(
 }
 
 /**
- * Caches why an accelerator is unusable (`""`: usable) until the host reboots. Write
- * errors are ignored.
+ * The cached reason why an accelerator is unusable (`""`: usable). It is valid until
+ * the host reboots or QEMU is replaced.
  */
-export async function cacheAcceleratorVerdict(
+export function acceleratorVerdict(
   accelerator: Accelerator,
   program: string,
-  { why, env }: { why: string; env?: Environment },
-): Promise<void> {
-  const key = await verdictKey(program, env);
-  // The user can fix permissions at any time.
-  if (!key || /permission/i.test(why)) return;
-  const path = verdictCachePath(accelerator, program, env);
-  await replaceFileAtomically(path, `${key}\n${why}`, { mode: 0o600 })
-    .catch(() => {});
-}
-
-async function readCachedVerdict(
-  accelerator: Accelerator,
-  program: string,
-  env?: Environment,
-): Promise<string | undefined> {
-  const path = verdictCachePath(accelerator, program, env);
-  try {
-    // Anybody can write to the temporary directory.
-    if (await untrustedReason(path)) return undefined;
-    const [key, why] = (await Deno.readTextFile(path)).split("\n");
-    return key === await verdictKey(program, env) ? why : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-/** Identifies host boot and QEMU version; `undefined` if unknown. */
-async function verdictKey(
-  program: string,
-  env?: Environment,
-): Promise<string | undefined> {
-  // Not on macOS, and not without permissions.
-  const boot = await Deno.readTextFile(HOST_BOOT_ID_PATH)
-    .catch(() => Math.round((hostBootTimeMs() ?? 0) / TEN_MINUTES_MS));
-  const found = await findProgram(program, env);
-  if (!boot || !found) return undefined;
-  const qemu = await readSizeAndMtime(await Deno.realPath(found));
-  return JSON.stringify({ boot, qemu });
-}
-
-function verdictCachePath(
-  accelerator: Accelerator,
-  program: string,
-  env = processEnvironment,
-): string {
+  env: Environment = processEnvironment,
+) {
   const user = currentUid() ?? "user";
   const name = program.replace(/\W+/g, "_").slice(-80);
   const file = `toolsmith-${user}-verdict-${accelerator}-${name}`;
-  return join(env.get("TMPDIR") ?? "/tmp", file);
+  const path = join(env.get("TMPDIR") ?? "/tmp", file);
+
+  /** Identifies host boot and QEMU version; `undefined` if unknown. */
+  async function currentKey(): Promise<string | undefined> {
+    // Not on macOS, and not without permissions.
+    const boot = await Deno.readTextFile(HOST_BOOT_ID_PATH)
+      .catch(() => Math.round((hostBootTimeMs() ?? 0) / TEN_MINUTES_MS));
+    const found = await findProgram(program, env);
+    if (!boot || !found) return undefined;
+    const qemu = await readSizeAndMtime(await Deno.realPath(found));
+    return JSON.stringify({ boot, qemu });
+  }
+
+  return {
+    async read(): Promise<string | undefined> {
+      try {
+        // Anybody can write to the temporary directory.
+        if (await untrustedReason(path)) return undefined;
+        const [key, why] = (await Deno.readTextFile(path)).split("\n");
+        return key === await currentKey() ? why : undefined;
+      } catch {
+        return undefined;
+      }
+    },
+    /** Ignores write errors. */
+    async write(why: string): Promise<void> {
+      const key = await currentKey();
+      // The user can fix permissions at any time.
+      if (!key || /permission/i.test(why)) return;
+      await replaceFileAtomically(path, `${key}\n${why}`, { mode: 0o600 })
+        .catch(() => {});
+    },
+  };
 }
 
 /** Reads `TOOLSMITH_ACCEL`; throws `usage` for an unknown name. */

@@ -1,7 +1,7 @@
 /** Boots an image in a VM. */
 import {
   acceleratorFromEnv,
-  cacheAcceleratorVerdict,
+  acceleratorVerdict,
   describeAcceleratorFailure,
   findUsableAccelerators,
 } from "../qemu/accelerator.ts";
@@ -101,7 +101,7 @@ async function bootTryingAccelerators(
         });
       }
       onRejected(why);
-      await cacheAcceleratorVerdict(accelerator, program, { why, env });
+      await acceleratorVerdict(accelerator, program, env).write(why);
     }
   }
   const message = "No accelerator works on this host";

@@ -6,7 +6,7 @@ import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import {
   acceleratorFromEnv,
-  cacheAcceleratorVerdict,
+  acceleratorVerdict,
   type FindAcceleratorsOptions,
   findUsableAccelerators,
   parseAccelerator,
@@ -277,14 +277,13 @@ test(
 );
 
 test(
-  "cacheAcceleratorVerdict() replaces a cached verdict, but caches no permission error",
+  "acceleratorVerdict() replaces a cached verdict, but caches no permission error",
   [
     "exit 0",
   ],
   async ({ ask, program, dir }) => {
     const env = new Map([["TMPDIR", join(dir, "tmp")]]);
-    const keep = (why: string) =>
-      cacheAcceleratorVerdict("kvm", program, { why, env });
+    const keep = acceleratorVerdict("kvm", program, env).write;
     await ask();
     await keep("KVM does not work on this host: Permission denied");
     assertEquals((await ask()).names, ["kvm", "tcg"]);
