@@ -64,9 +64,9 @@ export async function findBootLoader(
 /** Detects the boot loader on an open disk, which stays open. */
 export async function findBootLoaderOnDisk(
   unlimitedDisk: DiskReader,
-  options: { signal?: AbortSignal } = {},
+  { signal }: { signal?: AbortSignal } = {},
 ): Promise<BootLoader> {
-  const disk = limitReads(unlimitedDisk, options);
+  const disk = limitReads(unlimitedDisk, signal);
   const sector = await disk.read(0, SECTOR_BYTES);
   const isSigned = sector.getUint16(510, true) === 0xaa55;
   const partitions = isSigned ? await readPartitions(disk, sector) : [];
@@ -92,10 +92,7 @@ export async function findBootLoaderOnDisk(
 }
 
 /** Returns zeros beyond the limit, which end any endless chain on the disk. */
-function limitReads(
-  disk: DiskReader,
-  { signal }: { signal?: AbortSignal },
-): DiskReader {
+function limitReads(disk: DiskReader, signal?: AbortSignal): DiskReader {
   let left = MAX_TOTAL_READ_BYTES;
   return {
     async read(offset, length) {
