@@ -10,7 +10,7 @@ import { abortable, startDeadline } from "../system/time.ts";
 import { type AgentConnection, connectToAgent } from "./agent.ts";
 import { VM_FILES } from "./vm_dir.ts";
 import { connectToQmp, type QmpCommand, type QmpConnection } from "./qmp.ts";
-import { VmDisconnectedError } from "./errors.ts";
+import { isDisconnection, VmDisconnectedError } from "./errors.ts";
 
 const AGENT_SYNC_TIMEOUT_MS = 10_000;
 /** After this, the next command of any process finishes the work. */
@@ -104,8 +104,9 @@ export function sharedMonitor(dir: string): Monitor {
           using _lock = await acquireFileLock(join(dir, name), { signal });
           return await work();
         } catch (error) {
-          // An ended VM has no directory any more.
-          const isGone = error instanceof Deno.errors.NotFound;
+          // An ended VM has no directory any more, and resets its connections.
+          const isGone = error instanceof Deno.errors.NotFound ||
+            isDisconnection(error);
           throw isGone ? new VmDisconnectedError() : error;
         }
       }, signal);

@@ -231,6 +231,11 @@ Deno.test({
     await Deno.remove(refused);
     Deno.listen({ transport: "unix", path: refused }).close();
     await assertRejects(() => monitor.qemu([["a"]]), VmDisconnectedError);
+    const reset = () => Promise.reject(new Deno.errors.ConnectionReset());
+    await assertRejects(
+      () => monitor.runExclusively(reset),
+      VmDisconnectedError,
+    );
     assert(!(await Deno.stat(machine.dir)).isFile);
   },
 });
