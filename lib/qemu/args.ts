@@ -102,7 +102,11 @@ export function qemuArgs(options: QemuOptions): string[] {
       const port = `isa-serial,chardev=${id},index=${index + 1},irq=${irq}`;
       return [...socket(id, id), "-device", port];
     }),
-    ...["-drive", diskDriveValue(options)],
+    "-drive",
+    // Without an explicit format, a raw disk could pose as a QCOW2.
+    `file=${escapeCommas(options.disk)},format=qcow2,if=none,id=${DISK_ID},` +
+    `snapshot=${options.ephemeral ? "on" : "off"},discard=unmap` +
+    (options.skipFlushes ? ",cache=unsafe" : ""),
     ...["-device", `virtio-blk-pci,drive=${DISK_ID},bootindex=0`],
     ...["-device", "virtio-serial-pci,id=control"],
     ...socket(AGENT_PORT_ID, VM_FILES.agent),
@@ -184,19 +188,17 @@ function cpuModel({ arch, accelerator }: QemuOptions): string {
 
 function firmwareArgs({ arch, firmware }: QemuOptions): string[] {
   if (!firmware) return [];
+  // Flash on arm64 accepts only files of its exact size, -bios on x86_64 only
+  // multiples of 64 KiB.
+  const isRom = "rom" in firmware;
+  if (isRom && arch === "aarch64") return ["-bios", firmware.rom];
   const flash = (unit: number, file: string, how: string) => [
     "-drive",
     `if=pflash,format=raw,file=${escapeCommas(file)},unit=${unit},${how}`,
   ];
   // Guest writes stay in memory and become part of the VM's snapshot.
   const writes = "snapshot=on";
-  if ("rom" in firmware) {
-    // Flash on arm64 accepts only files of its exact size, -bios on x86_64 only
-    // multiples of 64 KiB.
-    return arch === "aarch64"
-      ? ["-bios", firmware.rom]
-      : flash(0, firmware.rom, writes);
-  }
+  if (isRom) return flash(0, firmware.rom, writes);
   return [
     ...flash(0, firmware.code, "readonly=on"),
     ...flash(1, firmware.variables, writes),
@@ -219,13 +221,4 @@ function seedDiskArgs({ dir, seed }: QemuOptions): string[] {
 /** QEMU separates options by commas; a literal comma is doubled. */
 function escapeCommas(value: string): string {
   return value.replaceAll(",", ",,");
-}
-
-function diskDriveValue(
-  { disk, ephemeral, skipFlushes }: QemuOptions,
-): string {
-  // Without an explicit format, a raw disk could pose as a QCOW2.
-  return `file=${escapeCommas(disk)},format=qcow2,if=none,id=${DISK_ID},` +
-    `snapshot=${ephemeral ? "on" : "off"},discard=unmap` +
-    (skipFlushes ? ",cache=unsafe" : "");
 }
