@@ -87,9 +87,8 @@ export {
 export type { DetachedVmRecord } from "./vm/detached_record.ts";
 
 // Options and results.
-export type { SnapshotOptions } from "./vm/boot_options.ts";
+export type { GuestExport, SnapshotOptions } from "./vm/boot_options.ts";
 export type { StopOptions, VmFacts } from "./vm/vm.ts";
-export type { GuestExport } from "./vm/shares.ts";
 export type { GuestShare } from "./qemu/args.ts";
 export type { Accelerator } from "./qemu/accelerator.ts";
 export type {

@@ -9,31 +9,15 @@ import { vmDirParents } from "../qemu/vm_dir.ts";
 import { qemuProgram } from "../qemu/program.ts";
 import { findProgram, programSearchDirs } from "../system/find_program.ts";
 import { denoCacheDir, listProgramFiles } from "../system/program_files.ts";
+import type { BootOptions } from "./boot_options.ts";
 
 /** Paths that only the caller of {@linkcode protectedPaths} knows. */
-export interface ProtectedPathsOptions {
-  image: string;
-  /** Directory with `.toolsmith/`. */
-  workspace?: string;
-  overlay?: string;
-  snapshots?: { dir: string };
-  /** Other protected paths: manifest, cache, registry configuration. */
-  hostOnly?: string[];
-  /** Source of variables that name programs and directories. @default {processEnvironment} */
-  env?: Environment;
-  signal?: AbortSignal;
-}
+export type ProtectedPathsOptions =
+  & Pick<BootOptions, "image" | "workspace" | "overlay" | "hostOnly" | "env">
+  & { snapshots?: { dir: string }; signal?: AbortSignal };
 
 /** Programs besides QEMU and oras that Toolsmith or its user starts by name. */
-const PROTECTED_PROGRAMS = [
-  "toolsmith",
-  "deno",
-  "sh",
-  "find",
-  "rm",
-  "ps",
-  "stty",
-];
+const PROTECTED_PROGRAMS = "toolsmith deno sh find rm ps stty".split(" ");
 /** Directories of QEMU's ROMs and modules, relative to its installation prefix. */
 const QEMU_LOAD_DIRS = [
   "share/qemu",

@@ -2,12 +2,19 @@
 import type { Accelerator } from "../qemu/accelerator.ts";
 import { type EgressRule, parseEgressRule } from "../net/rules.ts";
 import type { BootLoader, ImageArch } from "../qemu/target.ts";
-import type { GuestExport } from "./shares.ts";
 import type { Environment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { OnEvent } from "../events.ts";
 
 export { acceleratorFromEnv, parseAccelerator } from "../qemu/accelerator.ts";
+
+/** A host directory that the guest may write to. */
+export interface GuestExport {
+  /** Path on the host. */
+  path: string;
+  /** Mount tag: mounted at `/mnt/<tag>`. @default {undefined} the directory's name */
+  tag?: string;
+}
 
 /** Directory and use of snapshots. */
 export interface SnapshotOptions {

@@ -19,16 +19,9 @@ import {
   protectedPaths,
   type ProtectedPathsOptions,
 } from "./_protected_paths.ts";
+import type { GuestExport } from "./boot_options.ts";
 
 export type { ProtectedPathsOptions };
-
-/** A host directory that the guest may write to. */
-export interface GuestExport {
-  /** Path on the host. */
-  path: string;
-  /** Mount tag: mounted at `/mnt/<tag>`. @default {undefined} the directory's name */
-  tag?: string;
-}
 
 /** Mount tag of the workspace. */
 export const WORKSPACE_TAG = "work";
@@ -103,14 +96,14 @@ export async function assertSafeExports(
   const paths = await protectedPaths(files);
   const checked = await symlinkChains(paths.hardLinkChecked);
   const unchecked = await symlinkChains(paths.hardLinkUnchecked);
-  const findExportAbove = await makeContainingExportFinder(exports);
+  const findExportAbove = makeContainingExportFinder(exports);
   for (const path of [...checked, ...unchecked]) {
-    const dir = await findExportAbove(path) ??
+    const dir = findExportAbove(path) ??
       exports.find((it) => containsPath(path, it));
     if (dir !== undefined) throw unsafeExportError(dir, path);
   }
   for (const path of await symlinkChains(paths.lookupDirs)) {
-    const dir = await findExportAbove(path);
+    const dir = findExportAbove(path);
     if (dir !== undefined) throw unsafeExportError(dir, path);
   }
   const link = await findHardLink(exports, checked, files);
@@ -121,25 +114,24 @@ export async function assertSafeExports(
 }
 
 /** Finds the export that contains a path, by inode as well, to see through bind mounts. */
-async function makeContainingExportFinder(exports: string[]) {
-  const known = new Map<string, Promise<string | undefined>>();
-  const identity = (path: string) => {
-    if (!known.has(path)) {
-      const found = Deno.lstat(path).then(({ dev, ino }) => `${dev} ${ino}`);
-      known.set(path, found.catch(() => undefined));
-    }
-    return known.get(path)!;
-  };
-  const identities = await Promise.all(exports.map(identity));
-  return async (path: string): Promise<string | undefined> => {
+function makeContainingExportFinder(exports: string[]) {
+  const known = new Map(exports.map((dir) => [fileKey(dir), dir]));
+  return (path: string): string | undefined => {
     for (let at = path;; at = dirname(at)) {
-      const one = await identity(at);
-      const dir = exports.find((dir, index) =>
-        dir === at || one !== undefined && identities[index] === one
-      );
+      const dir = known.get(fileKey(at));
       if (dir !== undefined || at === dirname(at)) return dir;
     }
   };
+}
+
+/** A file's device and inode; its path if it does not exist. */
+function fileKey(path: string): string {
+  try {
+    const { dev, ino } = Deno.lstatSync(path);
+    return `${dev} ${ino}`;
+  } catch {
+    return path;
+  }
 }
 
 function unsafeExportError(
