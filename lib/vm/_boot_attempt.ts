@@ -1,14 +1,18 @@
 /**
- * One boot attempt: its plan, the QEMU process that it has started, and its console input.
+ * One boot attempt: its plan, the VM that it has started, and its console input.
  */
 import type { SnapshotStaging } from "../cache/snapshots.ts";
 import type { Emit, EventFields } from "../events.ts";
 import type { WarmShell } from "../guest/warm_shell.ts";
 import type { GuestNetwork } from "../net/network.ts";
 import { resolve } from "../path.ts";
+import type { AgentConnection } from "../qemu/agent.ts";
+import type { Monitor } from "../qemu/monitor.ts";
+import { assertBackingChain } from "../qemu/disk.ts";
 import type { QemuPlan, QemuProcess } from "../qemu/qemu_process.ts";
 import { clearSetIdBits } from "../qemu/set_id_bits.ts";
 import type { BootOptions } from "./boot_options.ts";
+import { watchGuest } from "./_readiness.ts";
 import type { SnapshotSlot } from "./_snapshot_slot.ts";
 import type { VmFacts } from "./vm.ts";
 
@@ -19,10 +23,23 @@ export interface BootAttempt {
   timer: BootTimer;
   /** `undefined` for a VM that cannot have a snapshot. */
   slot: SnapshotSlot | undefined;
+  /** Where the booted VM is saved. */
+  staging?: SnapshotStaging;
+  /** Name and version of the guest agent, once it is identified. */
+  agentName?: string;
+  /** When the booted VM was paused to save it. */
+  pausedAtMs?: number;
 }
 
 export class StartingVm {
   readonly consoleInput: ConsoleInput;
+  readonly facts: Omit<VmFacts, "shares">;
+  readonly watch: ReturnType<typeof watchGuest>;
+  /** Set when the guest runs. */
+  monitor!: Monitor;
+  /** May not have answered yet; `undefined` for a guest with only a console. */
+  agent: AgentConnection | Promise<AgentConnection> | undefined;
+  /** Waits in a guest that is saved or restored. */
   warmShell: WarmShell | undefined;
   /** Writable directories on the host that the guest has had access to. */
   exportDirs: string[] = [];
@@ -31,19 +48,37 @@ export class StartingVm {
   constructor(
     readonly attempt: BootAttempt,
     readonly qemu: QemuProcess,
-    readonly staging?: SnapshotStaging,
+    readonly how: "boot" | "restore",
   ) {
-    const input = attempt.options.console?.input;
-    this.consoleInput = new ConsoleInput(input, qemu);
+    const { options: { image, network = false, console } } = attempt;
+    const { pid, dir, qmp: { version }, plan } = qemu;
+    const { accelerator, memory, cpus } = plan;
+    this.watch = watchGuest(qemu, how, attempt.options);
+    this.consoleInput = new ConsoleInput(console?.input, qemu);
+    this.facts = {
+      image: resolve(image),
+      pid,
+      dir,
+      version,
+      accelerator,
+      memory,
+      cpus,
+      network: network !== false,
+    };
   }
 
-  facts(): Omit<VmFacts, "shares"> {
-    const { options: { image, network = false } } = this.attempt;
-    const { pid, dir, qmp: { version }, plan } = this.qemu;
-    const { accelerator, memory, cpus } = plan;
+  emitVmBoot(): void {
+    const { attempt: { emit }, how } = this;
+    const { image, version, accelerator, memory, cpus } = this.facts;
     const size = { version, accelerator, memory, cpus };
-    const facts = { image: resolve(image), pid, dir, ...size };
-    return { ...facts, network: network !== false };
+    emit({ type: "vm_boot", image, how, backend: "qemu", ...size });
+  }
+
+  /** Catches disk files that were replaced between their validation and QEMU's open. */
+  async assertOpenedDiskFiles(): Promise<void> {
+    const { qemu: { plan, qmp }, facts: { image } } = this;
+    const files = plan.disk === image ? [image] : [plan.disk, image];
+    await assertBackingChain(qmp, files, plan);
   }
 
   async endQemu(): Promise<void> {
@@ -78,19 +113,15 @@ export class BootTimer {
 
 /** Forwards a stream to the guest's serial console until QEMU ends. */
 export class ConsoleInput {
+  hasForwarded = false;
   #stop = new AbortController();
   #forwarding: Promise<void> | undefined;
-  #hasForwarded = false;
 
   constructor(
     private readonly input: ReadableStream<Uint8Array> | undefined,
     private readonly qemu: QemuProcess,
   ) {
     this.resume();
-  }
-
-  hasForwardedInput(): boolean {
-    return this.#hasForwarded;
   }
 
   /** Stops forwarding and leaves further input to another reader. */
@@ -104,7 +135,7 @@ export class ConsoleInput {
     if (this.#forwarding || !this.input) return;
     const console = new WritableStream<Uint8Array>({
       write: (chunk) => {
-        this.#hasForwarded = true;
+        this.hasForwarded = true;
         return this.qemu.writeToConsole(chunk);
       },
     });

@@ -1,5 +1,6 @@
 /**
- * Hot-plugs the devices that differ between runs: exports and a network card.
+ * Hot-plugs the devices that differ between runs: exports, and a network card that
+ * leads to a network of this process, or of QEMU.
  */
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
@@ -9,26 +10,74 @@ import {
 } from "../guest/share_copy.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import {
+  type CardSettings,
   GuestCannotMountError,
   setUpGuest,
   type SetUpGuestOptions,
 } from "../guest/setup.ts";
+import { GuestNetwork } from "../net/network.ts";
+import { join } from "../path.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { type GuestShare, isPresentAtBoot } from "../qemu/args.ts";
 import {
   hotplugSlotId,
+  NETWORK_SLOT,
   shareDeviceId,
   shareFsdevId,
 } from "../qemu/device_ids.ts";
+import {
+  hasStreamNetworking,
+  STREAM_NETWORKING_HINT,
+} from "../qemu/program.ts";
+import { VM_FILES } from "../qemu/vm_dir.ts";
 import type { QmpCommand } from "../qemu/qmp.ts";
 import { anySignal } from "../system/time.ts";
-import type { GuestNetwork } from "../net/network.ts";
-import { cardSettings, plugInNetworkCard } from "./_guest_network.ts";
+import { type BootOptions, parseNetworkRules } from "./boot_options.ts";
+
+export interface NetworkCard extends CardSettings {
+  mtu?: number;
+  /** Arguments of `netdev_add`. */
+  backend: Record<string, unknown>;
+  /** The network of this process that the card leads to. */
+  network?: GuestNetwork;
+}
 
 export interface AttachDevicesOptions
-  extends SetUpGuestOptions, CopyIntoGuestOptions {
-  network?: GuestNetwork | "host-loopback";
+  extends Omit<SetUpGuestOptions, "probe9p" | "warn">, CopyIntoGuestOptions {
+  card?: NetworkCard;
   emit: Emit;
+}
+
+/** The guest in QEMU's user networking (QEMU's manual, "Using the user mode network stack"). */
+const USER_CARD: NetworkCard = {
+  mac: "52:55:0a:00:02:0f",
+  address: "10.0.2.15",
+  bits: 24,
+  mask: "255.255.255.0",
+  gateway: "10.0.2.2",
+  dns: "10.0.2.3",
+  backend: { type: "user" },
+};
+
+/** Opens the network of a VM in the VM's directory, unless QEMU is too old. */
+export function openNetworkCard(
+  { dir, version }: { dir: string; version: string },
+  wanted: BootOptions["network"],
+  emit: Emit,
+): NetworkCard | undefined {
+  if (wanted === "host-loopback") return USER_CARD;
+  const rules = parseNetworkRules(wanted);
+  if (!rules) return undefined;
+  if (!hasStreamNetworking(version)) {
+    const message = `QEMU ${version} is too old for --network and --allow-net`;
+    const hint = STREAM_NETWORKING_HINT;
+    throw new ToolsmithError("boot_failed", message, { hint });
+  }
+  const path = join(dir, VM_FILES.network);
+  const network = new GuestNetwork({ path, rules, emit });
+  const addr = { type: "unix", path };
+  const backend = { type: "stream", server: false, addr };
+  return { ...network.card, backend, network };
 }
 
 /**
@@ -41,19 +90,36 @@ export async function attachDevices(
   shares: GuestShare[],
   options: AttachDevicesOptions,
 ): Promise<GuestShare[]> {
-  const { network } = options;
-  if (!network) return await mountOrWarn(monitor, shares, options);
-  const card = cardSettings(network);
+  const { card } = options;
+  if (!card) return await mountOrWarn(monitor, shares, options);
   const refused = new AbortController();
   const signal = anySignal(options.signal, refused.signal);
-  const how = { ...options, card, signal };
   // The guest's kernel finds the card while its shell reads what to set up.
-  const plugging = plugInNetworkCard(monitor, network, options.signal);
-  const mounting = mountOrWarn(monitor, shares, how);
+  const plugging = plugInNetworkCard(monitor, card, options.signal);
+  const mounting = mountOrWarn(monitor, shares, { ...options, signal });
   plugging.catch((error) => refused.abort(error));
   await Promise.allSettled([plugging, mounting]);
   await plugging;
   return await mounting;
+}
+
+async function plugInNetworkCard(
+  monitor: Monitor,
+  { backend, mac, mtu }: NetworkCard,
+  signal?: AbortSignal,
+): Promise<void> {
+  const device = {
+    driver: "virtio-net-pci",
+    id: "card",
+    bus: hotplugSlotId(NETWORK_SLOT),
+    netdev: "network",
+    mac,
+    romfile: "",
+  };
+  await monitor.qemu([
+    ["netdev_add", { ...backend, id: "network" }],
+    ["device_add", mtu === undefined ? device : { ...device, host_mtu: mtu }],
+  ], signal);
 }
 
 async function mountOrWarn(
@@ -93,10 +159,8 @@ async function mountOrCopyShares(
   const exports = shares.filter((share) => !isPresentAtBoot(share));
   try {
     const probe9p = atBoot.length === 0 && exports.length > 0;
-    const limits = { bootTimeoutMs, signal };
     const warn = (message: string) => emit({ type: "warning", message });
-    const how = { setClock, probe9p, warmShell, card, warn, ...limits };
-    await setUpGuest(monitor, atBoot, how);
+    await setUpGuest(monitor, atBoot, { ...options, probe9p, warn });
   } catch (error) {
     if (!(error instanceof GuestCannotMountError)) throw error;
     const why = error.message;

@@ -8,7 +8,11 @@ import {
   type ExecOptions,
 } from "../guest/exec.ts";
 import { syncCopiedExports } from "../guest/share_copy.ts";
-import { execOnTerminal, type TerminalResult } from "../guest/terminal.ts";
+import {
+  execOnTerminal,
+  type TerminalOptions,
+  type TerminalResult,
+} from "../guest/terminal.ts";
 import type { WarmShell } from "../guest/warm_shell.ts";
 import { join, relative } from "../path.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
@@ -56,16 +60,14 @@ export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
     facts,
     ended,
     async exec(command, options = {}) {
-      const run = (added: AddedExecOptions) =>
-        execInGuest(monitor, command, { ...options, ...added, warmShell });
-      const request = { ...options, command };
-      return await runCommandAndSync(parts, request, halt.signal, run);
+      const run = (how: GuestOptions<ExecOptions>) =>
+        execInGuest(monitor, command, { ...how, warmShell });
+      return await runCommand(parts, halt.signal, command, options, run);
     },
     async terminal(command, options) {
-      const run = (added: AddedExecOptions) =>
-        execOnTerminal(monitor, command, { ...options, ...added });
-      const request = { ...options, command };
-      return await runCommandAndSync(parts, request, halt.signal, run);
+      const run = (how: GuestOptions<TerminalOptions>) =>
+        execOnTerminal(monitor, command, how);
+      return await runCommand(parts, halt.signal, command, options, run);
     },
     stop(options = {}) {
       // An aborted stop may be repeated.
@@ -77,34 +79,35 @@ export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
     },
   };
 }
-
-type AddedExecOptions = Awaited<ReturnType<typeof guestCwdAndEnv>> & {
-  onWait: () => void;
+/** What the guest is told instead of the caller's options. */
+type GuestOptions<Options> = Options & {
   signal: AbortSignal;
+  onWait: () => void;
+  fallbackCwd?: string;
 };
 
-interface CommandRequest
-  extends Omit<ExecOptions, "args" | "stdin" | "stdout" | "stderr"> {
-  command: string;
-}
-
-async function runCommandAndSync<Result extends TerminalResult>(
+async function runCommand<
+  Options extends Omit<ExecOptions, "stdin" | "stdout" | "stderr">,
+  Result extends TerminalResult,
+>(
   parts: VmParts,
-  { command, timeoutMs, signal: given, ...options }: CommandRequest,
   halted: AbortSignal,
-  run: (added: AddedExecOptions) => Promise<Result>,
+  command: string,
+  options: Options,
+  run: (options: GuestOptions<Options>) => Promise<Result>,
 ): Promise<Result> {
   const { facts: { shares }, monitor, emit } = parts;
   const id = nextCommandId();
   const begun = performance.now();
   emit({ type: "command_dispatch", id, command, backend: "qemu" });
-  using deadline = startDeadline(timeoutMs, "The command", given);
+  const { timeoutMs } = options;
+  using deadline = startDeadline(timeoutMs, "The command", options.signal);
   const { signal } = deadline;
   const onWait = () =>
     emit({ type: "warning", message: NO_FREE_COMMAND_PORT_WARNING });
   const work = async () => {
     const added = await guestCwdAndEnv(shares, options);
-    const result = await run({ ...added, onWait, signal });
+    const result = await run({ ...options, ...added, onWait, signal });
     try {
       await syncCopiedExports(monitor, shares, { emit, signal });
     } finally {

@@ -1,10 +1,16 @@
-/**
- * Starts QEMU on the files of a snapshot, to save a VM there or to restore it, and saves.
- */
+/** Saves a booted VM as a snapshot, and restores a VM from one. */
 import type { SnapshotFiles, SnapshotStaging } from "../cache/snapshots.ts";
 import { ToolsmithError } from "../errors.ts";
+import { prepareGuestForSnapshot } from "../guest/setup.ts";
+import {
+  connectFirstCommandPorts,
+  startWarmShell,
+  warmShellOnPorts,
+} from "../guest/warm_shell.ts";
 import { join } from "../path.ts";
+import { isPresentAtBoot } from "../qemu/args.ts";
 import { assertOverlayOfImage, writeOverlay } from "../qemu/disk.ts";
+import { singleProcessMonitor } from "../qemu/monitor.ts";
 import {
   type QemuPlan,
   type QemuProcess,
@@ -13,6 +19,7 @@ import {
 import type { QmpConnection } from "../qemu/qmp.ts";
 import { VM_FILES } from "../qemu/vm_dir.ts";
 import { sleep } from "../system/time.ts";
+import type { StartingVm } from "./_boot_attempt.ts";
 
 const MIGRATION_POLL_MS = 5;
 /** In bytes per second: no limit. */
@@ -72,6 +79,106 @@ export async function startRestoringQemu(
     ...{ disk, incoming: path, unfinishedDir: unfinished },
     memoryFile: { path: memory, keepsWrites: false },
   });
+}
+
+/** Restores the guest. Its warm shell is used before its agent answers. */
+export async function restoreGuest(vm: StartingVm): Promise<void> {
+  vm.emitVmBoot();
+  await loadAndRunGuest(vm);
+  vm.attempt.timer.endPhase("start");
+}
+
+/**
+ * Saves a booted guest and leaves it stopped, as it would overwrite the saved memory.
+ * Returns the QEMU that waits to resume it; `undefined` if it was not saved and runs on.
+ */
+export async function saveGuest(
+  vm: StartingVm,
+): Promise<QemuProcess | undefined> {
+  const staging = vm.attempt.staging!;
+  const successor = vm.agent && await trySaveGuest(vm, staging);
+  if (successor) return successor;
+  // QEMU keeps the unlinked files open. Files that cannot be removed are swept later.
+  await Promise.resolve(staging[Symbol.asyncDispose]()).catch(noop);
+  vm.consoleInput.resume();
+  vm.attempt.timer.endPhase("save");
+}
+
+async function trySaveGuest(
+  vm: StartingVm,
+  staging: SnapshotStaging,
+): Promise<QemuProcess | undefined> {
+  const { qemu, monitor, consoleInput, attempt } = vm;
+  const { plan, slot, timer, options: { signal } } = attempt;
+  // The successor starts while the guest settles.
+  const files = { ...staging, path: staging.state };
+  const starting = startRestoringQemu(plan, files, staging.dir);
+  starting.catch(noop);
+  await using undo = new AsyncDisposableStack();
+  undo.defer(() =>
+    starting.then((it) => it[Symbol.asyncDispose]()).catch(noop)
+  );
+  try {
+    const shares = plan.shares.filter(isPresentAtBoot);
+    const settling = { bootMs: timer.phases.guest, signal };
+    await prepareGuestForSnapshot(monitor, shares, settling);
+    // A guest that cannot start this shell could not run commands either.
+    vm.warmShell = await startWarmShell(monitor, signal);
+    timer.endPhase("guest");
+    await consoleInput.pause();
+    // Console input may have changed the guest, so it must not be reused.
+    if (consoleInput.hasForwarded) return undefined;
+    const successor = await starting;
+    attempt.pausedAtMs = performance.now();
+    await pauseAndSaveVm(qemu, staging.state);
+    await monitor[Symbol.asyncDispose]();
+    undo.move();
+    return successor;
+  } catch (error) {
+    if (signal?.aborted || error instanceof Deno.errors.NotCapable) throw error;
+    slot!.warnNotSaved(error);
+  }
+}
+
+/**
+ * Resumes the saved VM in its successor, which proves that the snapshot restores, and
+ * commits the snapshot. Throws {@linkcode CannotSaveVmError} when the saved VM does not
+ * run.
+ */
+export async function resumeSavedGuest(vm: StartingVm): Promise<void> {
+  const { options, slot, staging, timer, pausedAtMs } = vm.attempt;
+  try {
+    await loadAndRunGuest(vm);
+    await vm.agent;
+  } catch (error) {
+    options.signal?.throwIfAborted();
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    throw new CannotSaveVmError(errorSummary(error));
+  }
+  slot!.commitInBackground(staging!, performance.now() - pausedAtMs!);
+  timer.endPhase("save");
+}
+
+/** Loads a snapshot and lets its guest run; the agent is awaited in the background. */
+async function loadAndRunGuest(vm: StartingVm): Promise<void> {
+  const { qemu, attempt: { slot } } = vm;
+  const ports = await connectFirstCommandPorts(qemu.dir);
+  try {
+    await qemu.loadSnapshot();
+    await vm.assertOpenedDiskFiles();
+    if (slot?.foundSnapshot && !await slot.isUnchanged()) {
+      const reason = "another process replaced the snapshot";
+      throw new ToolsmithError("boot_failed", reason);
+    }
+    await qemu.qmp.execute(["cont"]);
+  } catch (error) {
+    ports.disconnect();
+    throw error;
+  }
+  vm.agent = vm.watch.connectToAgent();
+  vm.agent.catch(noop);
+  vm.monitor = singleProcessMonitor(qemu.dir, qemu.qmp, vm.agent);
+  vm.warmShell = warmShellOnPorts(vm.monitor, ports);
 }
 
 /**
@@ -144,3 +251,5 @@ export function errorSummary(error: unknown): string {
   const text = error instanceof Error ? error.message : String(error);
   return text.split(/\n|; its console /)[0];
 }
+
+function noop() {}

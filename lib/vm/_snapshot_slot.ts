@@ -12,7 +12,7 @@ import {
 import type { Environment } from "../environment.ts";
 import type { Emit } from "../events.ts";
 import { SAVED_GUEST_SCRIPTS } from "../guest/warm_shell.ts";
-import { dirname, resolve } from "../path.ts";
+import { resolve } from "../path.ts";
 import { isPresentAtBoot, qemuArgs } from "../qemu/args.ts";
 import { firmwarePaths } from "../qemu/firmware.ts";
 import type { QemuPlan } from "../qemu/qemu_process.ts";
@@ -47,19 +47,18 @@ export async function findSnapshotSlot(
   return slot;
 }
 
-export interface SnapshotSlotOptions extends SnapshotOptions {
-  memoryMib: number;
-  emit: Emit;
-}
-
 export class SnapshotSlot {
   foundSnapshot: Snapshot | undefined;
   readonly #store: SnapshotStore;
-  #pendingCommit: { committed: Promise<Snapshot>; stoodMs: number } | undefined;
+  /** Reports whether the snapshot was committed. */
+  #pendingCommit: Promise<() => void> | undefined;
 
   constructor(
     readonly key: string,
-    private readonly options: SnapshotSlotOptions,
+    private readonly options: SnapshotOptions & {
+      memoryMib: number;
+      emit: Emit;
+    },
   ) {
     // Absolute, as QEMU has another working directory.
     this.#store = snapshotStore(resolve(options.dir));
@@ -67,16 +66,19 @@ export class SnapshotSlot {
 
   async findSnapshot(): Promise<void> {
     if (this.options.restore === false) return;
-    const found = await this.#findInStore();
-    const reason = "its file has changed";
-    if (found === "damaged") return await this.removeAndWarn(reason);
+    const found = await this.#store.find(this.key).catch((error) => {
+      if (error instanceof Deno.errors.NotCapable) throw error;
+      // An unreadable directory is as good as an empty one.
+    });
+    if (found === "damaged") return this.removeAndWarn("its file has changed");
+    if (!found) return;
     this.foundSnapshot = found;
-    if (found) await this.#store.markUsed(this.key);
+    await this.#store.markUsed(this.key);
   }
 
   /** Is the found snapshot still the one in the store? */
   async isUnchanged(): Promise<boolean> {
-    const now = await this.#findInStore();
+    const now = await this.#store.find(this.key);
     return typeof now === "object" && now.saved === this.foundSnapshot?.saved;
   }
 
@@ -97,10 +99,12 @@ export class SnapshotSlot {
     const { save, dir, memoryMib } = this.options;
     if (save === false) return undefined;
     try {
-      const reason =
-        `not enough disk space in ${dir} for ${memoryMib} MiB of guest memory`;
-      if (!await this.#hasDiskSpace()) throw new Error(reason);
-      return await this.#store.createStaging(this.key);
+      const staging = await this.#store.createStaging(this.key);
+      const free = await readFreeDiskBytes(dir) ?? Infinity;
+      if (!staging || free > memoryMib * MIB_BYTES) return staging;
+      await staging[Symbol.asyncDispose]();
+      const memory = `${memoryMib} MiB of guest memory`;
+      throw new Error(`not enough disk space in ${dir} for ${memory}`);
     } catch (error) {
       if (error instanceof Deno.errors.NotCapable) throw error;
       this.warnNotSaved(error);
@@ -109,10 +113,13 @@ export class SnapshotSlot {
 
   /** Moves the saved snapshot into the store, in the background. */
   commitInBackground(staging: SnapshotStaging, stoodMs: number): void {
-    const committed = staging.commit()
-      .finally(() => staging[Symbol.asyncDispose]());
-    committed.catch(() => {});
-    this.#pendingCommit = { committed, stoodMs: Math.round(stoodMs) };
+    const { emit } = this.options;
+    this.#pendingCommit = staging.commit()
+      .finally(() => staging[Symbol.asyncDispose]())
+      .then(({ path, bytes }) => () => {
+        const fields = { path, bytes, stoodMs: Math.round(stoodMs) };
+        emit({ type: "state_saved", ...fields });
+      }, (error) => () => this.warnNotSaved(error));
   }
 
   warnNotSaved(error: unknown): void {
@@ -121,35 +128,10 @@ export class SnapshotSlot {
 
   /** Waits for the commit and emits `state_saved`, or warns. */
   async waitForCommit(): Promise<void> {
-    if (!this.#pendingCommit) return;
-    const { committed, stoodMs } = this.#pendingCommit;
+    const pending = this.#pendingCommit;
     this.#pendingCommit = undefined;
-    try {
-      const { path, bytes } = await committed;
-      this.options.emit({ type: "state_saved", path, bytes, stoodMs });
-    } catch (error) {
-      this.warnNotSaved(error);
-    }
-  }
-
-  /** Is there disk space for all of the guest's memory? */
-  async #hasDiskSpace(): Promise<boolean> {
-    // The directory may not exist yet, but its parent holds the image.
-    for (const dir of [this.options.dir, dirname(this.options.dir)]) {
-      const free = await readFreeDiskBytes(dir);
-      if (free !== undefined) return free > this.options.memoryMib * MIB_BYTES;
-    }
-    return true;
-  }
-
-  /** Treats an unreadable directory as empty. */
-  async #findInStore() {
-    try {
-      return await this.#store.find(this.key);
-    } catch (error) {
-      if (error instanceof Deno.errors.NotCapable) throw error;
-      return undefined;
-    }
+    const report = await pending;
+    report?.();
   }
 
   #warn(message: string): void {

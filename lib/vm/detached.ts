@@ -269,9 +269,7 @@ async function pollUntilEnded(
   signal: AbortSignal,
 ): Promise<void> {
   do {
-    const isAborted = await sleep(END_POLL_MS, signal)
-      .then(() => false, () => true);
-    if (isAborted) return await new Promise(() => {});
+    await sleep(END_POLL_MS, signal).catch(() => new Promise(() => {}));
   } while (await isVmRunning(record));
 }
 

@@ -11,7 +11,7 @@ import { DISK_ID } from "../../lib/qemu/device_ids.ts";
 import type { QemuPlan, QemuProcess } from "../../lib/qemu/qemu_process.ts";
 import type { QmpCommand, QmpConnection } from "../../lib/qemu/qmp.ts";
 import { BootTimer, StartingVm } from "../../lib/vm/_boot_attempt.ts";
-import { bootGuest, finishBoot } from "../../lib/vm/_boot_steps.ts";
+import { bootGuest, finishBoot } from "../../lib/vm/_start_vm.ts";
 import { SnapshotSlot } from "../../lib/vm/_snapshot_slot.ts";
 import type { BootOptions } from "../../lib/vm/boot_options.ts";
 import type { BootedVm } from "../../lib/vm/vm.ts";
@@ -39,6 +39,8 @@ export interface FakeVmOptions extends Omit<FakeMachineOptions, "qemu"> {
   machine?: Partial<QemuProcess>;
   /** Overrides boot options. */
   options?: Partial<BootOptions>;
+  /** How the VM starts. @default {"boot"} */
+  how?: "boot" | "restore";
   /** Overrides parts of the plan. */
   plan?: Partial<QemuPlan>;
   /** The behaviour of the warm shell in a restored guest. */
@@ -119,6 +121,7 @@ export async function fakeVm(options: FakeVmOptions = {}): Promise<FakeVm> {
     async [Symbol.asyncDispose]() {
       // After a failure the caller does that.
       vm.warmShell?.disconnect();
+      await vm.watch[Symbol.asyncDispose]();
       // A stop has removed it.
       await Deno.mkdir(guest.dir, { recursive: true });
       await guest[Symbol.asyncDispose]();
@@ -167,10 +170,14 @@ export async function fakeVm(options: FakeVmOptions = {}): Promise<FakeVm> {
     },
     ...options.machine,
   };
-  const vm = new StartingVm({
-    ...{ plan, emit, slot, timer: new BootTimer() },
-    options: { image, snapshots, ...options.options },
-  }, machine);
+  const vm = new StartingVm(
+    {
+      ...{ plan, emit, slot, timer: new BootTimer() },
+      options: { image, snapshots, ...options.options },
+    },
+    machine,
+    options.how ?? "boot",
+  );
   return { ...fake, vm };
 }
 
@@ -185,7 +192,8 @@ export function qemuDrive(...files: string[]): Record<string, unknown> {
 
 /** Boots the fake VM and attaches its devices. */
 export async function bootFake({ vm }: FakeVm): Promise<BootedVm> {
-  return await finishBoot(vm, await bootGuest(vm));
+  await bootGuest(vm);
+  return await finishBoot(vm);
 }
 
 /** Stops a running fake VM. */

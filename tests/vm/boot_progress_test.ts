@@ -3,17 +3,15 @@
  * says.
  */
 import { assertEquals } from "@std/assert";
+import type { ToolsmithError } from "../../lib/errors.ts";
 import type { BootOptions } from "../../lib/vm/boot_options.ts";
-import {
-  type BootTimeoutError,
-  bootTimeouts,
-  restoreTimeouts,
-  watchBootProgress,
-} from "../../lib/vm/_boot_progress.ts";
+import { watchGuest } from "../../lib/vm/_readiness.ts";
 import { fakeVm } from "../support/fake_vm.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 import { changeTimerDelays } from "../support/timers.ts";
 
 const MIB = 2 ** 20;
+const MESSAGE_PATTERN = / within ([\d.]+) s.*; (.*); its console is empty$/;
 
 /** The guest's activity up to a poll. */
 interface Doing {
@@ -45,18 +43,18 @@ async function watched(
       return [{ stats: { rd_bytes: read } }, { stats: { rd_bytes: 0 } }];
     },
   });
+  await fake.vm.watch[Symbol.asyncDispose]();
   using _timers = changeTimerDelays(() => 0);
-  const limits = (restored ? restoreTimeouts : bootTimeouts)({
-    ...rest,
-    image: fake.image,
-  });
-  await using progress = watchBootProgress(fake.vm.qemu, limits, () => time);
-  const { signal } = progress;
+  using _clock = replaceMethod(performance, { now: () => time });
+  const how = restored ? "restore" : "boot";
+  await using watch = watchGuest(fake.vm.qemu, how, rest);
+  const { signal } = watch;
   if (!signal.aborted) {
     await new Promise((done) => signal.addEventListener("abort", done));
   }
-  const { seconds, guestActivity } = signal.reason as BootTimeoutError;
-  return [seconds, guestActivity];
+  const { message } = signal.reason as ToolsmithError;
+  const [, seconds, activity] = MESSAGE_PATTERN.exec(message)!;
+  return [Number(seconds), activity];
 }
 
 const READ = "the guest read 12.0 MiB of its disk";
@@ -65,7 +63,7 @@ function test(name: string, fn: () => Promise<void>) {
   Deno.test({ name, ignore: Deno.build.os === "windows", fn });
 }
 
-test("watchBootProgress() times out 120 s after the guest's last activity", async () => {
+test("watchGuest() times out 120 s after the guest's last activity", async () => {
   const nothing = `${READ}, then did nothing for 120 s`;
   const signs: ((look: number) => Doing)[] = [
     (look) => ({ console: Math.min(look, 60), read: 12 * MIB }),
@@ -80,12 +78,12 @@ test("watchBootProgress() times out 120 s after the guest's last activity", asyn
   assertEquals(await watched(agent), [220, nothing]);
 });
 
-test("watchBootProgress() times out after 30 minutes of constant activity", async () => {
+test("watchGuest() times out after 30 minutes of constant activity", async () => {
   const busy = (look: number) => ({ console: look, read: 12 * MIB });
   assertEquals(await watched(busy), [1800, READ]);
 });
 
-test("watchBootProgress() times out after bootTimeoutMs, whatever the guest does", async () => {
+test("watchGuest() times out after bootTimeoutMs, whatever the guest does", async () => {
   const idle = () => ({ read: 12 * MIB });
   const busy = (look: number) => ({ console: look, read: 12 * MIB });
   for (const doing of [idle, busy]) {
@@ -95,13 +93,13 @@ test("watchBootProgress() times out after bootTimeoutMs, whatever the guest does
   }
 });
 
-test("watchBootProgress() times out after 120 s when the agent is optional", async () => {
+test("watchGuest() times out after 120 s when the agent is optional", async () => {
   const busy = (look: number) => ({ console: look, read: 12 * MIB });
   const agentOptional = true;
   assertEquals(await watched(busy, { agentOptional }), [120, READ]);
 });
 
-test("watchBootProgress() times out a restored guest after 60 s idle or 5 minutes", async () => {
+test("watchGuest() times out a restored guest after 60 s idle or 5 minutes", async () => {
   const restored = true;
   const idle = () => ({ read: 12 * MIB });
   const nothing = `${READ}, then did nothing for 60 s`;
@@ -112,21 +110,20 @@ test("watchBootProgress() times out a restored guest after 60 s idle or 5 minute
   assertEquals(await watched(busy, { restored, bootTimeoutMs }), [10, READ]);
 });
 
-test("watchBootProgress() treats a silent QEMU as an idle guest", async () => {
+test("watchGuest() treats a silent QEMU as an idle guest", async () => {
   const silent = (look: number) => ({ read: look < 10 ? 12 * MIB : null });
   const nothing = `${READ}, then did nothing for 120 s`;
   assertEquals(await watched(silent), [125, nothing]);
 });
 
-test("watchBootProgress() forwards the caller's abort and stops when disposed", async () => {
+test("watchGuest() forwards the caller's abort and stops when disposed", async () => {
   const stop = new AbortController();
   const { signal } = stop;
   await using fake = await fakeVm();
   {
-    const limits = bootTimeouts({ image: fake.image, signal });
-    await using progress = watchBootProgress(fake.vm.qemu, limits);
+    await using watch = watchGuest(fake.vm.qemu, "boot", { signal });
     stop.abort("enough");
-    assertEquals(progress.signal.reason, "enough");
+    assertEquals(watch.signal.reason, "enough");
   }
   assertEquals(fake.actions, []);
 });

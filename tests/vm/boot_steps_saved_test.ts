@@ -7,15 +7,14 @@ import { join } from "@std/path";
 import { snapshotStore } from "../../lib/cache/snapshots.ts";
 import type { GuestShare } from "../../lib/qemu/args.ts";
 import { CommandRefusedError } from "../../lib/qemu/errors.ts";
+import { bootGuest, finishBoot } from "../../lib/vm/_start_vm.ts";
+import { runProcess } from "../../lib/system/process.ts";
 import {
-  bootGuest,
-  finishBoot,
+  CannotSaveVmError,
   restoreGuest,
   resumeSavedGuest,
   saveGuest,
-} from "../../lib/vm/_boot_steps.ts";
-import { runProcess } from "../../lib/system/process.ts";
-import { CannotSaveVmError } from "../../lib/vm/_snapshot_qemu.ts";
+} from "../../lib/vm/_snapshot_qemu.ts";
 import type { BootedVm } from "../../lib/vm/vm.ts";
 import { namesIn } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";
@@ -50,11 +49,17 @@ async function place(fake: FakeVm) {
   await fake.vm.attempt.slot!.findSnapshot();
 }
 
+/** Restores a VM from the snapshot in its slot. */
+async function restore({ vm }: FakeVm): Promise<BootedVm> {
+  await restoreGuest(vm);
+  return await finishBoot(vm);
+}
+
 /** A VM that is restored. */
 async function restored(options: FakeVmOptions = {}) {
-  const fake = await fakeVm(options);
+  const fake = await fakeVm({ ...options, how: "restore" });
   await place(fake);
-  return { fake, vm: await restoreGuest(fake.vm) };
+  return { fake, vm: await restore(fake) };
 }
 
 test("restoreGuest() sets the guest's clock without asking the guest agent", async () => {
@@ -107,6 +112,7 @@ test("restoreGuest() waits two minutes for the setup, however long the boot may 
 
 test("restoreGuest() rejects a snapshot that was replaced while it loaded", async () => {
   await using fake: FakeVm = await fakeVm({
+    how: "restore",
     machine: {
       async loadSnapshot() {
         await Deno.remove(join(fake.dir, "machines"), { recursive: true });
@@ -114,7 +120,7 @@ test("restoreGuest() rejects a snapshot that was replaced while it loaded", asyn
     },
   });
   await place(fake);
-  const error = await expectFailure("boot_failed", () => restoreGuest(fake.vm));
+  const error = await expectFailure("boot_failed", () => restore(fake));
   assertEquals(error.message, "another process replaced the snapshot");
   assert(!fake.actions.includes("cont"));
 });
@@ -142,11 +148,11 @@ test("restored VM: leaveRunning() unplugs the warm shell", async () => {
 
 test("restoreGuest() rejects a guest whose agent is silent, even with agentOptional", async () => {
   await using fake = await fakeVm({
-    ...{ agent: () => undefined, reads: false },
+    ...{ how: "restore", agent: () => undefined, reads: false },
     options: { agentOptional: true, bootTimeoutMs: 150 },
   });
   await place(fake);
-  await expectFailure("guest_not_ready", () => restoreGuest(fake.vm));
+  await expectFailure("guest_not_ready", () => restore(fake));
 });
 
 /** A booted fake VM whose successor is a real QEMU. */
@@ -159,9 +165,9 @@ async function booted(options: FakeVmOptions = {}) {
   assertEquals((await runProcess("qemu-img", { args: create })).code, 0);
   const { plan } = fake.vm.attempt;
   plan.env = new Map([["TMPDIR", fake.dir]]);
-  const staging = await fake.stage();
-  const guest = await bootGuest(fake.vm);
-  return { fake, staging, guest };
+  const staging = fake.vm.attempt.staging = await fake.stage();
+  await bootGuest(fake.vm);
+  return { fake, staging };
 }
 
 const withQemu = requires("qemu", "qemuImg");
@@ -170,7 +176,7 @@ test(
   "saveGuest() pauses the booted VM and returns a second QEMU that waits to restore",
   async () => {
     const scripts: string[][] = [];
-    const { fake, staging, guest } = await booted({
+    const { fake, staging } = await booted({
       agent(request) {
         const { execute, arguments: args } = request;
         if (execute === "guest-exec") scripts.push(args.arg as string[]);
@@ -179,12 +185,10 @@ test(
       plan: { shares: [WORK, OUT] },
     });
     await using _fake = fake;
-    const saved = (await saveGuest(fake.vm, staging, guest))!;
-    assertEquals(saved.agentName, "qemu-ga 7.2.22");
-    const { qmp } = saved.successor;
-    const [answer] = await qmp.execute(["query-status"]);
+    const successor = (await saveGuest(fake.vm))!;
+    const [answer] = await successor.qmp.execute(["query-status"]);
     assertEquals((answer as { status: string }).status, "inmigrate");
-    await saved.successor[Symbol.asyncDispose]();
+    await successor[Symbol.asyncDispose]();
     assert(!fake.actions.slice(fake.actions.indexOf("stop")).includes("cont"));
     // Only the workspace is mounted, and a warm shell waits for a command.
     assertEquals(scripts[1].slice(2), ["sh", "30", "work", "/mnt/work"]);
@@ -200,13 +204,13 @@ test(
 );
 
 test("resumeSavedGuest() resumes the saved VM and commits its snapshot", async () => {
-  await using fake = await fakeVm();
-  const staging = await fake.stage();
-  const saved = {
-    ...{ successor: fake.vm.qemu, pausedAtMs: performance.now() - 50 },
-    agentName: "toolsmith",
-  };
-  const vm = await resumeSavedGuest(fake.vm, staging, saved);
+  await using fake = await fakeVm({ how: "restore" });
+  const { attempt } = fake.vm;
+  attempt.staging = await fake.stage();
+  attempt.pausedAtMs = performance.now() - 50;
+  attempt.agentName = "toolsmith";
+  await resumeSavedGuest(fake.vm);
+  const vm = await finishBoot(fake.vm);
   assertEquals<unknown>(readyEvent(fake), {
     ...{ type: "boot_ready", image: fake.image, how: "booted" },
     agent: "toolsmith",
@@ -220,14 +224,15 @@ test("resumeSavedGuest() resumes the saved VM and commits its snapshot", async (
 
 test("resumeSavedGuest() throws CannotSaveVmError when the saved VM does not run", async () => {
   await using fake = await fakeVm({
+    how: "restore",
     qemu: ([name]) =>
       name === "cont"
         ? new CommandRefusedError("no cont; its console is empty")
         : undefined,
   });
   await using staging = await fake.stage();
-  const saved = { successor: fake.vm.qemu, pausedAtMs: 0 };
-  const error = await resumeSavedGuest(fake.vm, staging, saved)
+  fake.vm.attempt.staging = staging;
+  const error = await resumeSavedGuest(fake.vm)
     .catch((error) => error);
   assert(error instanceof CannotSaveVmError);
   assertEquals(error.message, "no cont");
@@ -235,10 +240,10 @@ test("resumeSavedGuest() throws CannotSaveVmError when the saved VM does not run
 
 /** Fails to save a guest, and finishes its boot. */
 async function goesOn(options: FakeVmOptions) {
-  const { fake, staging, guest } = await booted(options);
+  const { fake } = await booted(options);
   await using _fake = fake;
-  assertEquals(await saveGuest(fake.vm, staging, guest), undefined);
-  const vm: BootedVm = await finishBoot(fake.vm, guest);
+  assertEquals(await saveGuest(fake.vm), undefined);
+  const vm = await finishBoot(fake.vm);
   assertEquals(readyEvent(fake).how, "booted");
   const names = await namesIn(join(fake.dir, "machines"));
   assertEquals(names.filter((name) => !name.endsWith(".lock")), []);
@@ -289,9 +294,8 @@ test(
     await Promise.all([seen.promise, typing]);
     assertEquals([typed.said, typed.done.includes("stop")], [[], false]);
     await using fake = await fakeVm();
-    const staging = await fake.stage();
-    const guest = { ...await bootGuest(fake.vm), agent: undefined };
-    assertEquals(await saveGuest(fake.vm, staging, guest), undefined);
+    const staging = fake.vm.attempt.staging = await fake.stage();
+    assertEquals(await saveGuest(fake.vm), undefined);
     assert(!fake.actions.includes("stop"));
     assertEquals(await Deno.stat(staging.dir).catch(() => "gone"), "gone");
   },
@@ -302,7 +306,7 @@ test(
   "saveGuest() leaves no successor QEMU when aborted",
   async () => {
     const stop = new AbortController();
-    const { fake, staging, guest } = await booted({
+    const { fake, staging } = await booted({
       options: { signal: stop.signal },
       qemu([name]) {
         if (name !== "migrate") return;
@@ -311,7 +315,7 @@ test(
       },
     });
     await using _fake = fake;
-    const error = await saveGuest(fake.vm, staging, guest)
+    const error = await saveGuest(fake.vm)
       .catch((error) => error);
     assert(error instanceof Error);
     await assertAllEnded(fake.dir);

@@ -41,11 +41,11 @@ Deno.test("ConsoleInput forwards input in order and reports that it was used", a
   const { input, type, end } = keyboard();
   const typing = new ConsoleInput(input, machine);
   await turns();
-  assertEquals(typing.hasForwardedInput(), false);
+  assertEquals(typing.hasForwarded, false);
   type("a");
   type("b");
   await turns();
-  assertEquals([typed, typing.hasForwardedInput()], [["a", "b"], true]);
+  assertEquals([typed, typing.hasForwarded], [["a", "b"], true]);
   end();
   await typing.cancel();
 });
@@ -78,7 +78,7 @@ Deno.test("ConsoleInput.resume() forwards input again after pause()", async () =
   typing.resume();
   type("a");
   await turns();
-  assertEquals([typed, typing.hasForwardedInput()], [["a"], true]);
+  assertEquals([typed, typing.hasForwarded], [["a"], true]);
   await typing.cancel();
 });
 
@@ -87,7 +87,7 @@ Deno.test("ConsoleInput without an input stream forwards nothing", async () => {
   const typing = new ConsoleInput(undefined, machine);
   await typing.pause();
   await typing.cancel();
-  assertEquals([typing.hasForwardedInput(), typed], [false, []]);
+  assertEquals([typing.hasForwarded, typed], [false, []]);
 });
 
 Deno.test("ConsoleInput stops quietly when the console connection breaks", async () => {
@@ -98,6 +98,6 @@ Deno.test("ConsoleInput stops quietly when the console connection breaks", async
   const typing = new ConsoleInput(input, machine);
   type("a");
   await turns();
-  assertEquals(typing.hasForwardedInput(), true);
+  assertEquals(typing.hasForwarded, true);
   await typing.cancel();
 });

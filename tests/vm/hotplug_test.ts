@@ -2,7 +2,6 @@ import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { join } from "@std/path";
 import { ToolsmithError } from "../../lib/errors.ts";
 import { createEmitter } from "../../lib/events.ts";
-import type { GuestNetwork } from "../../lib/net/network.ts";
 import type { GuestShare } from "../../lib/qemu/args.ts";
 import { VmDisconnectedError } from "../../lib/qemu/errors.ts";
 import type { Monitor } from "../../lib/qemu/monitor.ts";
@@ -11,8 +10,8 @@ import type { QmpCommand } from "../../lib/qemu/qmp.ts";
 import {
   attachDevices,
   type AttachDevicesOptions,
+  openNetworkCard,
 } from "../../lib/vm/_hotplug.ts";
-import { openGuestNetwork } from "../../lib/vm/_guest_network.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { holdTimers } from "../support/timers.ts";
 import {
@@ -248,8 +247,9 @@ test("attachDevices() rejects on disconnection or abort instead of warning", asy
 test("attachDevices() configures the card of QEMU's user networking, and throws when QEMU refuses it", async () => {
   const scripts: string[][] = [];
   const agent = mounting(ENDED, scripts);
-  const network = "host-loopback";
-  const { result, asked, said } = await attached({ agent }, [], { network });
+  const vm = { dir: "/tmp", version: "7.2.22" };
+  const card = openNetworkCard(vm, "host-loopback", () => {});
+  const { result, asked, said } = await attached({ agent }, [], { card });
   assertEquals([result, said], [[], []]);
   const mac = "52:55:0a:00:02:0f";
   assertEquals(asked, [
@@ -264,21 +264,19 @@ test("attachDevices() configures the card of QEMU's user networking, and throws 
     "",
     `${mac} 10.0.2.15 24 255.255.255.0 10.0.2.2 10.0.2.3`,
   ]]);
-  const refused = await attached({ agent, ports: 0 }, [], { network });
+  const refused = await attached({ agent, ports: 0 }, [], { card });
   assertEquals(refused.result.code, "guest_failed");
 });
 
-test("attachDevices() plugs the card of a network in while the script that configures it waits", async () => {
+test("attachDevices() plugs the card of a network in while the script that configures it waits", async (dir) => {
   const scripts: string[][] = [];
-  const card = {
-    ...{ mac: "52:55:c6:12:00:02", mtu: 65535, address: "a", bits: 15 },
-    ...{ mask: "m", gateway: "g" },
-  };
-  const network = { card } as GuestNetwork;
+  const vm = { dir, version: "7.2.22" };
+  const card = openNetworkCard(vm, { allow: [] }, () => {})!;
+  await using _network = card.network!;
   const said = { "out-data": btoa("network: no card\n") };
   const machine = { agent: mounting({ ...ENDED, ...said }, scripts) };
   const { result, asked, said: warnings } = await attached(machine, [], {
-    network,
+    card,
   });
   assertEquals([result, warnings], [[], [
     "No network in the guest: no card",
@@ -289,29 +287,27 @@ test("attachDevices() plugs the card of a network in while the script that confi
   assertEquals<unknown>(backend, {
     ...{ type: "stream", server: false, id: "network" },
   });
-  assertMatch(addr.path, /\/network$/);
+  assertEquals(addr.path, join(dir, "network"));
   assertEquals<unknown>(device[1], {
     ...{ driver: "virtio-net-pci", id: "card", bus: "slot7" },
-    ...{ netdev: "network", mac: card.mac, host_mtu: 65535, romfile: "" },
+    ...{ netdev: "network", mac: card.mac, host_mtu: card.mtu, romfile: "" },
   });
   assertEquals(scripts.map((it) => it.slice(3)), [
-    ["", "", "52:55:c6:12:00:02 a 15 m g"],
+    ["", "", "52:55:c6:12:00:02 198.18.0.2 15 255.254.0.0 198.18.0.1"],
   ]);
-  const refused = await attached({ ...machine, ports: 0 }, [], { network });
+  const refused = await attached({ ...machine, ports: 0 }, [], { card });
   assertEquals([refused.result.code, refused.said], ["guest_failed", []]);
 });
 
-test("openGuestNetwork() refuses a QEMU without stream networking", async (dir) => {
+test("openNetworkCard() refuses a QEMU without stream networking", async (dir) => {
   for (const version of ["7.1.0", "6.2.0", "5.0"]) {
-    const opening = () => openGuestNetwork({ dir, version }, "all", () => {});
+    const opening = () => openNetworkCard({ dir, version }, true, () => {});
     const error = assertThrows(opening, ToolsmithError, version);
     assertEquals(error.code, "boot_failed");
   }
   for (const version of ["7.2.22", "10.0.1"]) {
-    await using _network = openGuestNetwork(
-      { dir, version },
-      [],
-      () => {},
-    );
+    const vm = { dir, version };
+    const card = openNetworkCard(vm, { allow: [] }, () => {});
+    await using _network = card!.network!;
   }
 });

@@ -7,13 +7,10 @@ import { ToolsmithError } from "../../lib/errors.ts";
 import type { Accelerator } from "../../lib/qemu/args.ts";
 import { AcceleratorError } from "../../lib/qemu/errors.ts";
 import type { QemuProcess } from "../../lib/qemu/qemu_process.ts";
-import { BootTimeoutError } from "../../lib/vm/_boot_progress.ts";
 import {
   bootFailureError,
   guestNotReadyError,
-  waitForAgent,
 } from "../../lib/vm/_readiness.ts";
-import { expectFailure } from "../support/expect_failure.ts";
 import { fakeVm, type FakeVmOptions } from "../support/fake_vm.ts";
 
 /** The error for a QEMU that has ended like this. */
@@ -101,35 +98,38 @@ async function waiting(
   more: { signal?: AbortSignal } & FakeVmOptions = {},
 ) {
   const silent = { agent: () => undefined, reads: false };
-  await using fake = await fakeVm({ ...silent, ...more, machine });
-  const error = await waitForAgent(fake.vm.qemu, more.signal)
-    .catch((error) => error);
+  const { signal, ...rest } = more;
+  const options = { ...silent, ...rest, options: { signal }, machine };
+  await using fake = await fakeVm(options);
+  const error = await fake.vm.watch.connectToAgent().catch((error) => error);
   return error as ToolsmithError;
 }
 
 const socketsHere = { ignore: Deno.build.os === "windows" };
 
 Deno.test("guestNotReadyError() reports the missing step, the guest's activity and its console tail", () => {
-  const late = new BootTimeoutError(0.15, "the guest read 1.5 MiB of its disk");
+  const late = {
+    ...{ seconds: 0.15, activity: "the guest read 1.5 MiB of its disk" },
+  };
   const machine = (seen: boolean) =>
     ({
       agentHasConnected: () => seen,
       consoleTail: () => "login:",
       stderrTail: () => "",
     }) as QemuProcess;
-  const absent = guestNotReadyError(machine(false), late);
+  const absent = guestNotReadyError(machine(false), false, late);
   assertEquals([absent.code, absent.message], [
     "guest_not_ready",
     "The guest agent did not start within 0.15 s, and neither did Toolsmith's " +
     "own agent; the guest read 1.5 MiB of its disk; " +
     "its console ends with:\n  | login:",
   ]);
-  const there = guestNotReadyError(machine(true), late);
+  const there = guestNotReadyError(machine(true), false, late);
   assertMatch(
     there.message,
     /^The guest agent started but did not answer within 0.15 s; the guest read/,
   );
-  const busy = guestNotReadyError(machine(true), late, "cloud-init");
+  const busy = guestNotReadyError(machine(true), true, late);
   assertMatch(
     busy.message,
     /^The guest's cloud-init did not finish within 0.15 s; /,
@@ -141,7 +141,7 @@ Deno.test("guestNotReadyError() reports the missing step, the guest's activity a
 
 Deno.test({
   name:
-    "waitForAgent() rejects early when the guest has failed or the caller aborts",
+    "watchGuest() rejects the wait for the agent early when the guest has failed or the caller aborts",
   ...socketsHere,
   async fn() {
     const panic = { kind: "panicked", message: "no init" } as const;
@@ -156,7 +156,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "waitForAgent() reports why QEMU stopped the guest",
+  name: "watchGuest() reports why QEMU stopped the guest",
   ...socketsHere,
   async fn() {
     const stoppedBy = (
@@ -169,16 +169,14 @@ Deno.test({
       waiting({
         isGuestStopped: () => true,
         stderrTail: () => "KVM: entry failed; rax=0",
-        haltingDiskError: expectFailure("disk_full", () => {
-          throw new ToolsmithError("disk_full", "no space left");
-        }),
       }, {
         signal,
         plan: { accelerator },
         qemu: ([name]) => name === "query-status" ? status() : undefined,
       });
-    const full = await stoppedBy(() => ({ status: "io-error" }));
-    assertEquals(full.code, "disk_full");
+    const full = new ToolsmithError("disk_full", "no space left");
+    const haltingDiskError = Promise.resolve(full);
+    assertEquals(await waiting({ haltingDiskError }), full);
     const crash = () => ({ status: "internal-error" });
     const emulated = await stoppedBy(crash);
     assertMatch(
@@ -205,11 +203,11 @@ Deno.test({
 });
 
 Deno.test({
-  name: "waitForAgent() returns an open connection to an agent that answers",
+  name: "connectToAgent() returns an open connection to an agent that answers",
   ...socketsHere,
   async fn() {
     await using fake = await fakeVm();
-    await using agent = await waitForAgent(fake.vm.qemu);
+    await using agent = await fake.vm.watch.connectToAgent();
     assertEquals(await agent.execute(["guest-info"]), { version: "7.2.22" });
   },
 });
