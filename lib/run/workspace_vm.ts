@@ -14,7 +14,7 @@ import { registryConfigPaths } from "../oci/registry_config_paths.ts";
 import { startDeadline } from "../system/time.ts";
 import { boot } from "../vm/boot.ts";
 import {
-  assertNoDetachedVm,
+  alreadyRunningError,
   attachDetachedVm,
   detachVm,
   findDetachedVm,
@@ -244,7 +244,7 @@ export async function bootDetachedWorkspaceVm(
   const { network } = options;
   if (parseNetworkRules(network)) throw networkNeedsProcessError();
   // Checked again under the lock, after the boot.
-  await assertNoDetachedVm(path, { signal });
+  if (await findDetachedVm(path, { signal })) throw alreadyRunningError(path);
   const vm = await boot(await hydrateAndPlanVm(manifest, options));
   try {
     const digest = manifestImageDigest(manifest);

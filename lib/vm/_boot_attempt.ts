@@ -34,6 +34,7 @@ export interface BootAttempt {
 export class StartingVm {
   readonly consoleInput: ConsoleInput;
   readonly facts: Omit<VmFacts, "shares">;
+  readonly size: Pick<VmFacts, "version" | "accelerator" | "memory" | "cpus">;
   readonly watch: ReturnType<typeof watchGuest>;
   /** Set when the guest runs. */
   monitor!: Monitor;
@@ -50,27 +51,19 @@ export class StartingVm {
     readonly qemu: QemuProcess,
     readonly how: "boot" | "restore",
   ) {
-    const { options: { image, network = false, console } } = attempt;
+    const { options } = attempt;
     const { pid, dir, qmp: { version }, plan } = qemu;
     const { accelerator, memory, cpus } = plan;
-    this.watch = watchGuest(qemu, how, attempt.options);
-    this.consoleInput = new ConsoleInput(console?.input, qemu);
-    this.facts = {
-      image: resolve(image),
-      pid,
-      dir,
-      version,
-      accelerator,
-      memory,
-      cpus,
-      network: network !== false,
-    };
+    const image = resolve(options.image);
+    const network = Boolean(options.network);
+    this.size = { version, accelerator, memory, cpus };
+    this.facts = { image, pid, dir, ...this.size, network };
+    this.watch = watchGuest(qemu, how, options);
+    this.consoleInput = new ConsoleInput(options.console?.input, qemu);
   }
 
   emitVmBoot(): void {
-    const { attempt: { emit }, how } = this;
-    const { image, version, accelerator, memory, cpus } = this.facts;
-    const size = { version, accelerator, memory, cpus };
+    const { attempt: { emit }, facts: { image }, how, size } = this;
     emit({ type: "vm_boot", image, how, backend: "qemu", ...size });
   }
 

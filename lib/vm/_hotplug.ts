@@ -167,20 +167,18 @@ async function mountOrCopyShares(
     return await copySharesIntoGuest(monitor, shares, { ...options, why });
   }
   if (exports.length > 0) {
-    const commands = exports.map((it) => deviceAddCommand(shares, it));
+    const commands = exports.map((share): QmpCommand => {
+      const index = shares.indexOf(share);
+      return ["device_add", {
+        driver: "virtio-9p-pci",
+        id: shareDeviceId(index),
+        bus: hotplugSlotId(index),
+        fsdev: shareFsdevId(index),
+        mount_tag: share.tag,
+      }];
+    });
     await monitor.qemu(commands, signal);
     await setUpGuest(monitor, exports, { warmShell, bootTimeoutMs, signal });
   }
   return shares;
-}
-
-function deviceAddCommand(shares: GuestShare[], share: GuestShare): QmpCommand {
-  const index = shares.indexOf(share);
-  return ["device_add", {
-    driver: "virtio-9p-pci",
-    id: shareDeviceId(index),
-    bus: hotplugSlotId(index),
-    fsdev: shareFsdevId(index),
-    mount_tag: share.tag,
-  }];
 }

@@ -128,10 +128,7 @@ async function runCommand<
 /** Maps the caller's directory and environment to the guest's. */
 export async function guestCwdAndEnv(
   shares: GuestShare[],
-  { cwd = "", hostCwd, env = {} }: Pick<
-    ExecOptions,
-    "cwd" | "hostCwd" | "env"
-  >,
+  { cwd = "", hostCwd, env = {} }: ExecOptions,
 ): Promise<Pick<ExecInGuestOptions, "cwd" | "fallbackCwd" | "env">> {
   const all = { env: withGitSafeDirectory(env) };
   if (cwd.startsWith("/")) return { ...all, cwd };
@@ -178,10 +175,7 @@ function withGitSafeDirectory(env: Record<string, string>) {
  * Replaces a lost connection by the reason why the VM ended, and an agent's silence by
  * the disk error for which QEMU stopped the guest.
  */
-async function explainCommandError(
-  parts: VmParts,
-  error: unknown,
-): Promise<unknown> {
+async function explainCommandError(parts: VmParts, error: unknown) {
   if (error instanceof VmDisconnectedError) {
     if (!await settlesWithin(parts.ended, END_DETECTION_MS)) return error;
     return await parts.endReason() ?? error;

@@ -30,25 +30,24 @@ const QEMU_LOAD_DIRS = [
  * Returns all paths that a guest must not write to. They need not exist: a guest could
  * create them.
  */
-export async function protectedPaths(files: ProtectedPathsOptions) {
-  const { image, workspace, overlay, snapshots, hostOnly = [] } = files;
-  const { env = processEnvironment } = files;
-  const known = (paths: (string | undefined)[]) =>
-    paths.filter((path) => path !== undefined);
-  const cwd = Deno.cwd();
+export async function protectedPaths(options: ProtectedPathsOptions) {
+  const { image, workspace, overlay, snapshots, hostOnly = [] } = options;
+  const { env = processEnvironment } = options;
+  const qemus = [qemuProgram(env, "x86_64"), qemuProgram(env, "aarch64")];
+  const oras = env.get("TOOLSMITH_ORAS") || "oras";
+  const programs = [...qemus, oras, ...PROTECTED_PROGRAMS];
   return {
     /** No export may contain, lie in, or have a hard link into one of these. */
-    hardLinkChecked: known([
+    hardLinkChecked: [
       ...[image, overlay, snapshots?.dir, userSnapshotsDir(env), ...hostOnly],
-      ...await qemuPaths(env),
-      ...await programPaths([env.get("TOOLSMITH_ORAS") || "oras"], env),
+      ...await qemuDataPaths(qemus, env),
+      ...await Promise.all(programs.map((name) => findProgram(name, env))),
       // The next command looks for a manifest from here upwards.
-      ...known([workspace, cwd]).map((dir) => join(dir, ".toolsmith")),
+      ...[workspace, Deno.cwd()].map((dir) => dir && join(dir, ".toolsmith")),
       ...listProgramFiles(),
-      ...await programPaths(PROTECTED_PROGRAMS, env),
-    ]),
+    ].filter((path) => path !== undefined),
     /** The same without hard links, as these contain too many files to check. */
-    hardLinkUnchecked: known([denoCacheDir()]),
+    hardLinkUnchecked: [denoCacheDir()].filter((path) => path !== undefined),
     /** Directories where programs are looked up: no export may contain one. */
     lookupDirs: [
       ...vmDirParents(env),
@@ -58,22 +57,15 @@ export async function protectedPaths(files: ProtectedPathsOptions) {
   };
 }
 
-/** QEMU programs, their data and modules, and firmware descriptors. */
-async function qemuPaths(env: Environment) {
-  const names = [qemuProgram(env, "x86_64"), qemuProgram(env, "aarch64")];
-  const programs = await programPaths(names, env);
-  const real = await Promise.all(
-    programs.map((path) => Deno.realPath(path).catch(() => path)),
-  );
-  const dirs = await Promise.all(
-    names.map((program) => firmwareDescriptorDirs({ program, env })),
-  );
-  const loaded = real.map((path) => dirname(dirname(path)))
-    .flatMap((prefix) => QEMU_LOAD_DIRS.map((name) => join(prefix, name)));
-  return [...programs, ...loaded, ...dirs.flat()];
-}
-
-async function programPaths(names: string[], env: Environment) {
-  const found = await Promise.all(names.map((name) => findProgram(name, env)));
-  return found.filter((path) => path !== undefined);
+/** What QEMU programs load from their installation, and firmware descriptors. */
+async function qemuDataPaths(programs: string[], env: Environment) {
+  const found = programs.map(async (program) => {
+    const path = await findProgram(program, env);
+    const real = path && await Deno.realPath(path).catch(() => path);
+    const loaded = real
+      ? QEMU_LOAD_DIRS.map((name) => join(dirname(dirname(real)), name))
+      : [];
+    return [...loaded, ...await firmwareDescriptorDirs({ program, env })];
+  });
+  return (await Promise.all(found)).flat();
 }

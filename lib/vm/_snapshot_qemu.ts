@@ -81,20 +81,11 @@ export async function startRestoringQemu(
   });
 }
 
-/** Restores the guest. Its warm shell is used before its agent answers. */
-export async function restoreGuest(vm: StartingVm): Promise<void> {
-  vm.emitVmBoot();
-  await loadAndRunGuest(vm);
-  vm.attempt.timer.endPhase("start");
-}
-
 /**
  * Saves a booted guest and leaves it stopped, as it would overwrite the saved memory.
  * Returns the QEMU that waits to resume it; `undefined` if it was not saved and runs on.
  */
-export async function saveGuest(
-  vm: StartingVm,
-): Promise<QemuProcess | undefined> {
+export async function saveGuest(vm: StartingVm) {
   const staging = vm.attempt.staging!;
   const successor = vm.agent && await trySaveGuest(vm, staging);
   if (successor) return successor;
@@ -104,10 +95,7 @@ export async function saveGuest(
   vm.attempt.timer.endPhase("save");
 }
 
-async function trySaveGuest(
-  vm: StartingVm,
-  staging: SnapshotStaging,
-): Promise<QemuProcess | undefined> {
+async function trySaveGuest(vm: StartingVm, staging: SnapshotStaging) {
   const { qemu, monitor, consoleInput, attempt } = vm;
   const { plan, slot, timer, options: { signal } } = attempt;
   // The successor starts while the guest settles.
@@ -148,7 +136,7 @@ async function trySaveGuest(
 export async function resumeSavedGuest(vm: StartingVm): Promise<void> {
   const { options, slot, staging, timer, pausedAtMs } = vm.attempt;
   try {
-    await loadAndRunGuest(vm);
+    await restoreGuest(vm);
     await vm.agent;
   } catch (error) {
     options.signal?.throwIfAborted();
@@ -159,8 +147,11 @@ export async function resumeSavedGuest(vm: StartingVm): Promise<void> {
   timer.endPhase("save");
 }
 
-/** Loads a snapshot and lets its guest run; the agent is awaited in the background. */
-async function loadAndRunGuest(vm: StartingVm): Promise<void> {
+/**
+ * Loads a snapshot and lets its guest run. Its warm shell is used before its agent
+ * answers, which is awaited in the background.
+ */
+export async function restoreGuest(vm: StartingVm): Promise<void> {
   const { qemu, attempt: { slot } } = vm;
   const ports = await connectFirstCommandPorts(qemu.dir);
   try {

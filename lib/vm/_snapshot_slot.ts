@@ -88,7 +88,8 @@ export class SnapshotSlot {
     this.foundSnapshot = undefined;
     const removed = await this.#store.remove(snapshot).catch(() => false);
     const outcome = removed ? "was removed" : "is not used";
-    this.#warn(`The snapshot ${outcome}: ${reason}; booting instead`);
+    const message = `The snapshot ${outcome}: ${reason}; booting instead`;
+    this.options.emit({ type: "warning", message });
   }
 
   /**
@@ -123,7 +124,8 @@ export class SnapshotSlot {
   }
 
   warnNotSaved(error: unknown): void {
-    this.#warn(`The VM was not saved: ${(error as Error).message}`);
+    const message = `The VM was not saved: ${(error as Error).message}`;
+    this.options.emit({ type: "warning", message });
   }
 
   /** Waits for the commit and emits `state_saved`, or warns. */
@@ -132,10 +134,6 @@ export class SnapshotSlot {
     this.#pendingCommit = undefined;
     const report = await pending;
     report?.();
-  }
-
-  #warn(message: string): void {
-    this.options.emit({ type: "warning", message });
   }
 }
 

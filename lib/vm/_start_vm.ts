@@ -56,7 +56,9 @@ export async function startVm(
       const qemu = await startRestoringQemu(plan, slot.foundSnapshot);
       const vm = new StartingVm(attempt, qemu, "restore");
       return await runOrCleanUp(vm, async () => {
+        vm.emitVmBoot();
         await restoreGuest(vm);
+        attempt.timer.endPhase("start");
         return await finishBoot(vm);
       });
     } catch (error) {

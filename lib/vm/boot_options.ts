@@ -115,16 +115,10 @@ export interface BootOptions {
   signal?: AbortSignal;
 }
 
-const ARCH_ALIASES: Record<string, ImageArch> = {
-  x86_64: "x86_64",
-  amd64: "x86_64",
-  aarch64: "aarch64",
-  arm64: "aarch64",
-};
-
 /** Parses the name of a processor, such as `amd64` or `aarch64`, into Deno's name. */
 export function parseArch(text: string): ImageArch {
-  if (Object.hasOwn(ARCH_ALIASES, text)) return ARCH_ALIASES[text];
+  if (text === "amd64" || text === "x86_64") return "x86_64";
+  if (text === "arm64" || text === "aarch64") return "aarch64";
   throw new ToolsmithError("usage", `Unsupported guest processor: ${text}`, {
     hint: "use amd64 or arm64",
   });
@@ -146,17 +140,14 @@ const DEFAULT_MEMORY_MIB = 512;
 const DEFAULT_CPUS = 2;
 
 /** Applies the defaults for memory (in MiB) and processors, and validates them. */
-export function memoryAndCpus(
-  options: BootOptions,
-): { memory: number; cpus: number } {
-  const cores = navigator.hardwareConcurrency;
-  const sizes = {
-    memory: options.memory ?? DEFAULT_MEMORY_MIB,
-    cpus: options.cpus ?? Math.min(DEFAULT_CPUS, cores),
-  };
-  for (const [name, value] of Object.entries(sizes)) {
+export function memoryAndCpus(options: BootOptions) {
+  const {
+    memory = DEFAULT_MEMORY_MIB,
+    cpus = Math.min(DEFAULT_CPUS, navigator.hardwareConcurrency),
+  } = options;
+  for (const [name, value] of Object.entries({ memory, cpus })) {
     if (Number.isSafeInteger(value) && value > 0) continue;
     throw new ToolsmithError("usage", `Invalid ${name}: ${value}`);
   }
-  return sizes;
+  return { memory, cpus };
 }

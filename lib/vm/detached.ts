@@ -149,9 +149,7 @@ export function attachDetachedVm(
     ended: pollUntilEnded(record, stopPolling.signal),
     graceMs: record.graceMs,
     endReason: () => Promise.resolve(ended),
-    killQemu: async () => {
-      if (await isVmRunning(record)) await killQemu(record);
-    },
+    killQemu: () => killQemu(record),
     async cleanUp(signal) {
       stopPolling.abort();
       await cleanUpEndedVm(path, record, signal);
@@ -189,17 +187,6 @@ export async function stopDetachedVm(
   await using vm = attachDetachedVm(path, record, options);
   await vm.stop(options);
   return record;
-}
-
-/**
- * Throws if the VM of a record is running; the signal limits the wait for the record's
- * lock.
- */
-export async function assertNoDetachedVm(
-  path: string,
-  options: UseDetachedVmOptions = {},
-): Promise<void> {
-  if (await findDetachedVm(path, options)) throw alreadyRunningError(path);
 }
 
 /** Reads the record, and cleans up if its VM has ended. The caller holds the lock. */
@@ -247,7 +234,9 @@ async function isVmRunning({ dir }: DetachedVmRecord): Promise<boolean> {
 }
 
 /** Kills the recorded process only if its arguments name the VM's directory. */
-async function killQemu({ pid, dir }: DetachedVmRecord): Promise<void> {
+async function killQemu(record: DetachedVmRecord): Promise<void> {
+  if (!await isVmRunning(record)) return;
+  const { pid, dir } = record;
   const psArgs = ["-ww", "-o", "args=", "-p", `${pid}`];
   const commandLine = Deno.build.os === "linux"
     ? await Deno.readTextFile(`/proc/${pid}/cmdline`).catch(() => "")
@@ -264,10 +253,7 @@ async function killQemu({ pid, dir }: DetachedVmRecord): Promise<void> {
 }
 
 /** Settles when the VM has ended; never, once the signal is aborted. */
-async function pollUntilEnded(
-  record: DetachedVmRecord,
-  signal: AbortSignal,
-): Promise<void> {
+async function pollUntilEnded(record: DetachedVmRecord, signal: AbortSignal) {
   do {
     await sleep(END_POLL_MS, signal).catch(() => new Promise(() => {}));
   } while (await isVmRunning(record));
@@ -286,7 +272,7 @@ export function networkNeedsProcessError(): ToolsmithError {
   return new ToolsmithError("usage", message, { hint });
 }
 
-function alreadyRunningError(path: string): ToolsmithError {
+export function alreadyRunningError(path: string): ToolsmithError {
   const message = `A detached VM is already running: ${path}`;
   const hint = "stop the running VM first: toolsmith stop";
   return new ToolsmithError("usage", message, { hint });

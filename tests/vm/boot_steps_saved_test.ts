@@ -51,6 +51,7 @@ async function place(fake: FakeVm) {
 
 /** Restores a VM from the snapshot in its slot. */
 async function restore({ vm }: FakeVm): Promise<BootedVm> {
+  vm.emitVmBoot();
   await restoreGuest(vm);
   return await finishBoot(vm);
 }
