@@ -127,16 +127,14 @@ export async function runOnTerminal(
 async function runInWorkspaceVm<Result>(
   manifest: Manifest,
   command: string,
-  { vm: vmOptions, timeoutMs, signal: given }: Pick<
-    RunInVmOptions,
-    "vm" | "timeoutMs" | "signal"
-  >,
+  options: Pick<RunInVmOptions, "vm" | "timeoutMs" | "signal">,
   run: (vm: Vm, program: string, signal: AbortSignal) => Promise<Result>,
 ): Promise<Result> {
   const program = resolveToolPath(manifest, command);
-  using deadline = startDeadline(timeoutMs, "The command", given);
+  const { timeoutMs } = options;
+  using deadline = startDeadline(timeoutMs, "The command", options.signal);
   const { signal } = deadline;
-  await using vm = await openWorkspaceVm(manifest, { ...vmOptions, signal });
+  await using vm = await openWorkspaceVm(manifest, { ...options.vm, signal });
   return await run(vm, program, signal);
 }
 
@@ -194,7 +192,6 @@ export async function hydrateAndPlanVm(
   const accelerator = vmOptions.accelerator ?? acceleratorFromEnv(env);
   parseNetworkRules(vmOptions.network);
   const image = await hydrateForVm(manifest, options);
-  const entry = dirname(image.path);
   const dir = await snapshotDirOf(image.path, env);
   return {
     ...vmOptions,
@@ -205,7 +202,7 @@ export async function hydrateAndPlanVm(
     hostOnly: [
       manifest.path,
       // <cache>/<image>/<sha256>/<file>
-      dirname(dirname(entry)),
+      dirname(dirname(dirname(image.path))),
       ...hydrateOptions?.caFile === undefined ? [] : [hydrateOptions.caFile],
       ...await registryConfigPaths(env),
     ],
@@ -239,15 +236,14 @@ export async function bootDetachedWorkspaceVm(
   manifest: Manifest,
   options: WorkspaceVmOptions = {},
 ): Promise<DetachedVmRecord> {
-  const { signal } = options;
+  const { network, signal } = options;
   const path = detachedVmRecordPath(manifest.workspace);
-  const { network } = options;
   if (parseNetworkRules(network)) throw networkNeedsProcessError();
   // Checked again under the lock, after the boot.
   if (await findDetachedVm(path, { signal })) throw alreadyRunningError(path);
   const vm = await boot(await hydrateAndPlanVm(manifest, options));
   try {
-    const digest = manifestImageDigest(manifest);
+    const digest = `sha256:${manifest.image.sha256}`;
     return await detachVm(vm, path, { digest, signal });
   } catch (error) {
     await vm.stop({ graceMs: 0 });
@@ -275,7 +271,7 @@ async function attachReusableVm(
   const path = detachedVmRecordPath(manifest.workspace);
   const record = await findDetachedVm(path, { signal, onEvent });
   if (!record) return undefined;
-  const mismatch = record.digest === manifestImageDigest(manifest)
+  const mismatch = record.digest === `sha256:${manifest.image.sha256}`
     ? detachedVmMismatch(options, record)
     : "the manifest names another image";
   if (!mismatch) {
@@ -285,8 +281,4 @@ async function attachReusableVm(
   }
   const message = `The detached VM is not used: ${mismatch}`;
   createEmitter(onEvent)({ type: "warning", message });
-}
-
-function manifestImageDigest({ image }: Manifest): string {
-  return `sha256:${image.sha256}`;
 }

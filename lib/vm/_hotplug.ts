@@ -90,17 +90,28 @@ export async function attachDevices(
   shares: GuestShare[],
   options: AttachDevicesOptions,
 ): Promise<GuestShare[]> {
-  const { card } = options;
-  if (!card) return await mountOrWarn(monitor, shares, options);
+  const { card, emit } = options;
   const refused = new AbortController();
   const signal = anySignal(options.signal, refused.signal);
   // The guest's kernel finds the card while its shell reads what to set up.
-  const plugging = plugInNetworkCard(monitor, card, options.signal);
-  const mounting = mountOrWarn(monitor, shares, { ...options, signal });
-  plugging.catch((error) => refused.abort(error));
+  const plugging = card && plugInNetworkCard(monitor, card, options.signal);
+  const mounting = mountOrCopyShares(monitor, shares, { ...options, signal });
+  plugging?.catch((error) => refused.abort(error));
   await Promise.allSettled([plugging, mounting]);
   await plugging;
-  return await mounting;
+  try {
+    return await mounting;
+  } catch (error) {
+    options.signal?.throwIfAborted();
+    const workspaceOnly = shares.length === 1 && !shares[0].writable;
+    if (!workspaceOnly || !(error instanceof ToolsmithError)) throw error;
+    if (error instanceof VmDisconnectedError) throw error;
+    const hint = error.code === "usage" ? `; ${error.hint}` : "";
+    const why = `${error.message}${hint}`;
+    const message = `The workspace is not available in the guest: ${why}`;
+    emit({ type: "warning", message });
+    return [];
+  }
 }
 
 async function plugInNetworkCard(
@@ -120,27 +131,6 @@ async function plugInNetworkCard(
     ["netdev_add", { ...backend, id: "network" }],
     ["device_add", mtu === undefined ? device : { ...device, host_mtu: mtu }],
   ], signal);
-}
-
-async function mountOrWarn(
-  monitor: Monitor,
-  shares: GuestShare[],
-  options: AttachDevicesOptions,
-): Promise<GuestShare[]> {
-  const { emit, signal } = options;
-  try {
-    return await mountOrCopyShares(monitor, shares, options);
-  } catch (error) {
-    signal?.throwIfAborted();
-    const workspaceOnly = shares.length === 1 && !shares[0].writable;
-    if (!workspaceOnly || !(error instanceof ToolsmithError)) throw error;
-    if (error instanceof VmDisconnectedError) throw error;
-    const hint = error.code === "usage" ? `; ${error.hint}` : "";
-    const why = `${error.message}${hint}`;
-    const message = `The workspace is not available in the guest: ${why}`;
-    emit({ type: "warning", message });
-    return [];
-  }
 }
 
 /**

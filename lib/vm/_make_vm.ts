@@ -38,6 +38,8 @@ export interface VmParts {
   killQemu: () => Promise<void>;
   /** Releases resources and clears set-ID bits in exports, after QEMU's end. */
   cleanUp: (signal?: AbortSignal) => Promise<void>;
+  /** Disposes the VM without stopping it. @default {undefined} disposing stops it */
+  disconnect?: () => Promise<void>;
   emit: Emit;
 }
 
@@ -48,15 +50,14 @@ const END_DETECTION_MS = 1_000;
 const NO_FREE_COMMAND_PORT_WARNING =
   "The VM runs as many commands as it can: waiting for one to end";
 
-/** Makes a VM without its disposal, which the caller adds. */
-export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
+export function makeVm(parts: VmParts): Vm {
   const { facts, monitor, warmShell, ended } = parts;
   // Commands of a stopped guest never end. One listener aborts them all: listeners per
   // command on a promise would accumulate.
   const halt = new AbortController();
   parts.haltError?.then((error) => halt.abort(error));
   let stopping: Promise<void> | undefined;
-  return {
+  const vm: Vm = {
     facts,
     ended,
     async exec(command, options = {}) {
@@ -77,9 +78,12 @@ export function makeVm(parts: VmParts): Omit<Vm, keyof AsyncDisposable> {
       });
       return stopping;
     },
+    [Symbol.asyncDispose]: parts.disconnect ?? (() => vm.stop()),
   };
+  return vm;
 }
-/** What the guest is told instead of the caller's options. */
+
+/** The caller's options, with the guest's directory and the command's deadline. */
 type GuestOptions<Options> = Options & {
   signal: AbortSignal;
   onWait: () => void;

@@ -193,7 +193,6 @@ export async function pauseAndSaveVm(
 
 /** Migrates to a socket, as QEMU's sandbox forbids `exec:` targets. */
 async function migrateToFile(qmp: QmpConnection, socket: string, file: string) {
-  await Deno.remove(socket).catch(() => {});
   using listener = Deno.listen({ transport: "unix", path: socket });
   const received = saveMigrationStream(listener, file);
   let writeError: Error | undefined;
@@ -205,7 +204,8 @@ async function migrateToFile(qmp: QmpConnection, socket: string, file: string) {
   const begun = performance.now();
   while (true) {
     const [answer] = await qmp.execute(["query-migrate"]);
-    const { status, "error-desc": reason } = answer as MigrationInfo;
+    const info = answer as Record<string, string | undefined>;
+    const { status, "error-desc": reason } = info;
     if (status === "completed") break;
     if (status === "failed" || status === "cancelled") {
       throw saveFailedError(writeError?.message ?? reason ?? status);
@@ -218,11 +218,6 @@ async function migrateToFile(qmp: QmpConnection, socket: string, file: string) {
     await sleep(MIGRATION_POLL_MS);
   }
   await received;
-}
-
-interface MigrationInfo {
-  status?: string;
-  "error-desc"?: string;
 }
 
 async function saveMigrationStream(listener: Deno.UnixListener, path: string) {

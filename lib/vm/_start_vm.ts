@@ -5,7 +5,6 @@
  *     none, or restoring fails:    boot → save → resume
  *     the VM cannot be saved:      boot
  */
-import type { SnapshotStaging } from "../cache/snapshots.ts";
 import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
 import { identifyAgent } from "../guest/setup.ts";
@@ -80,8 +79,7 @@ export async function startVm(
       slot!.warnNotSaved(error);
     }
   }
-  const attempt = newAttempt();
-  const vm = new StartingVm(attempt, await startQemu(plan), "boot");
+  const vm = new StartingVm(newAttempt(), await startQemu(plan), "boot");
   return await runOrCleanUp(vm, async () => {
     await bootGuest(vm);
     return await finishBoot(vm);
@@ -89,10 +87,8 @@ export async function startVm(
 }
 
 /** Boots and saves a VM; a second QEMU continues it, while the first one ends. */
-async function bootAndSave(
-  attempt: BootAttempt & { staging: SnapshotStaging },
-): Promise<BootedVm> {
-  const qemu = await startSavableQemu(attempt.plan, attempt.staging);
+async function bootAndSave(attempt: BootAttempt): Promise<BootedVm> {
+  const qemu = await startSavableQemu(attempt.plan, attempt.staging!);
   const first = new StartingVm(attempt, qemu, "boot");
   const up = await runOrCleanUp(first, async () => {
     await bootGuest(first);
@@ -247,7 +243,6 @@ function makeBootedVm(vm: StartingVm, shares: GuestShare[]): BootedVm {
       await slot?.waitForCommit();
       await qemu.leaveRunning();
     },
-    [Symbol.asyncDispose]: () => booted.stop(),
   };
 }
 

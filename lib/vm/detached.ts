@@ -142,7 +142,7 @@ export function attachDetachedVm(
   const monitor = sharedMonitor(record.dir);
   const stopPolling = new AbortController();
   const ended = new ToolsmithError("guest_failed", "The VM has ended");
-  const vm = makeVm({
+  return makeVm({
     facts: record,
     monitor,
     emit: createEmitter(options.onEvent),
@@ -154,14 +154,11 @@ export function attachDetachedVm(
       stopPolling.abort();
       await cleanUpEndedVm(path, record, signal);
     },
-  });
-  return {
-    ...vm,
-    async [Symbol.asyncDispose]() {
+    async disconnect() {
       stopPolling.abort();
       await monitor[Symbol.asyncDispose]();
     },
-  };
+  });
 }
 
 /**
