@@ -32,9 +32,8 @@ export function formatDetachedVmRecord(record: DetachedVmRecord): string {
 
 /** Returns the record in parsed JSON; `undefined` if a field is missing or invalid. */
 export function parseDetachedVmRecord(
-  json: JsonObject,
+  { folder: dir, ...rest }: JsonObject,
 ): DetachedVmRecord | undefined {
-  const { folder: dir, ...rest } = json;
   const record = { ...rest, dir };
   return isDetachedVmRecord(record) ? record : undefined;
 }

@@ -95,16 +95,16 @@ export async function assertSafeExports(
   if (exports.length === 0) return;
   const paths = await protectedPaths(files);
   const checked = await symlinkChains(paths.hardLinkChecked);
-  const unchecked = await symlinkChains(paths.hardLinkUnchecked);
-  const findExportAbove = makeContainingExportFinder(exports);
-  for (const path of [...checked, ...unchecked]) {
-    const dir = findExportAbove(path) ??
-      exports.find((it) => containsPath(path, it));
-    if (dir !== undefined) throw unsafeExportError(dir, path);
-  }
-  for (const path of await symlinkChains(paths.lookupDirs)) {
+  const kept = [...checked, ...await symlinkChains(paths.hardLinkUnchecked)];
+  const findExportAbove = makeContainingDirFinder(exports);
+  for (const path of [...kept, ...await symlinkChains(paths.lookupDirs)]) {
     const dir = findExportAbove(path);
     if (dir !== undefined) throw unsafeExportError(dir, path);
+  }
+  const findKeptAbove = makeContainingDirFinder(kept);
+  for (const dir of exports) {
+    const path = findKeptAbove(dir);
+    if (path !== undefined) throw unsafeExportError(dir, path);
   }
   const link = await findHardLink(exports, checked, files);
   if (!link) return;
@@ -113,9 +113,12 @@ export async function assertSafeExports(
   throw unsafeExportError(exportDir, file, hint);
 }
 
-/** Finds the export that contains a path, by inode as well, to see through bind mounts. */
-function makeContainingExportFinder(exports: string[]) {
-  const known = new Map(exports.map((dir) => [fileKey(dir), dir]));
+/**
+ * Finds which of some directories a path equals or lies in: by inode, to see through
+ * bind mounts.
+ */
+function makeContainingDirFinder(dirs: string[]) {
+  const known = new Map(dirs.map((dir) => [fileKey(dir), dir]));
   return (path: string): string | undefined => {
     for (let at = path;; at = dirname(at)) {
       const dir = known.get(fileKey(at));

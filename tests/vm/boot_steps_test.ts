@@ -3,6 +3,7 @@
  * these ways.
  */
 import { assert, assertEquals } from "@std/assert";
+import { ToolsmithError } from "../../lib/errors.ts";
 import type { GuestShare } from "../../lib/qemu/args.ts";
 import { VmDisconnectedError } from "../../lib/qemu/errors.ts";
 import { expectFailure } from "../support/expect_failure.ts";
@@ -122,6 +123,21 @@ test("bootGuest() warns about an unfinished cloud-init when the agent is optiona
   assertEquals(fake.warnings(), [
     "The guest's cloud-init did not finish within 120 s; the guest read 0.0 MiB of its disk",
   ]);
+});
+
+test("bootGuest() reports a disk error while it waits for cloud-init", async () => {
+  const full = new ToolsmithError("disk_full", "no space left");
+  const stopped = Promise.withResolvers<ToolsmithError>();
+  const agent = (request: FakeRequest) => {
+    if (request.execute !== "guest-exec-status") {
+      return answerScriptsWithSuccess(request);
+    }
+    stopped.resolve(full);
+    return { exited: false };
+  };
+  const machine = { haltingDiskError: stopped.promise };
+  await using fake = await fakeVm({ agent, machine });
+  assertEquals(await bootFake(fake).catch((error) => error), full);
 });
 
 test("finishBoot() mounts directories, plugs a network card in and reports both", async () => {
