@@ -47,6 +47,8 @@ export async function findSnapshotSlot(
   return slot;
 }
 
+type SnapshotSlotOptions = SnapshotOptions & { memoryMib: number; emit: Emit };
+
 export class SnapshotSlot {
   foundSnapshot: Snapshot | undefined;
   readonly #store: SnapshotStore;
@@ -55,10 +57,7 @@ export class SnapshotSlot {
 
   constructor(
     readonly key: string,
-    private readonly options: SnapshotOptions & {
-      memoryMib: number;
-      emit: Emit;
-    },
+    private readonly options: SnapshotSlotOptions,
   ) {
     // Absolute, as QEMU has another working directory.
     this.#store = snapshotStore(resolve(options.dir));
@@ -150,7 +149,6 @@ async function vmSnapshotKey(
   const program = await findProgram(plan.program, env);
   const cpu = await hostCpuAndKernel();
   if (!program || !cpu) return undefined;
-  const path = await Deno.realPath(program);
   const firmware = firmwarePaths(plan.firmware);
   const shares = plan.shares.filter(isPresentAtBoot)
     .map((share) => ({ ...share, path: "" }));
@@ -159,7 +157,7 @@ async function vmSnapshotKey(
     layout: KEY_LAYOUT_VERSION,
     shell: SAVED_GUEST_SCRIPTS,
     digest,
-    program: await readSizeAndMtime(path),
+    program: await readSizeAndMtime(await Deno.realPath(program)),
     firmware: await Promise.all(firmware.map(readSizeAndMtime)),
     seed: plan.seed?.toBase64(),
     // Includes the image's path, as the snapshot's disk refers to that.

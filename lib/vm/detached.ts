@@ -191,8 +191,7 @@ async function readRecordOrCleanUp(
   path: string,
   signal: AbortSignal | undefined,
 ): Promise<DetachedVmRecord | undefined> {
-  const json = await readSmallJsonObject(path, MAX_RECORD_BYTES)
-    .catch(() => undefined);
+  const json = await readSmallJsonObject(path, MAX_RECORD_BYTES);
   const record = parseDetachedVmRecord(json ?? {});
   // Whoever can write to the VM's directory can impersonate the VM.
   if (!record || await untrustedReason(record.dir)) return undefined;

@@ -231,22 +231,19 @@ async function resolveDirectory(
   path: string,
   mayBeMissing = false,
 ): Promise<string> {
-  const found = await Deno.stat(path).catch((error) => error);
-  if (found.isDirectory) return await Deno.realPath(resolve(path));
-  if (found instanceof Error && !isNotFound(found)) throw systemError(found);
+  const found = await orIfNotFound(Deno.stat(path)).catch((error) => {
+    throw systemError(error);
+  });
+  if (found?.isDirectory) return await Deno.realPath(resolve(path));
   // A dangling symlink exists and is not followed.
-  const missing = await Deno.lstat(path).then(() => false, isNotFound);
-  if (missing && mayBeMissing) {
+  const exists = found ?? await orIfNotFound(Deno.lstat(path));
+  if (!exists && mayBeMissing) {
     const whole = resolve(path);
     return join(await resolveDirectory(dirname(whole), true), basename(whole));
   }
   throw new ToolsmithError("file_unreadable", `Not a directory: ${path}`, {
     hint: "pass an existing directory; Toolsmith creates only missing exports",
   });
-}
-
-function isNotFound(error: unknown): boolean {
-  return error instanceof Deno.errors.NotFound;
 }
 
 /** Creates the missing directories of exports and returns their paths. */
