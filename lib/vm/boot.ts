@@ -70,13 +70,11 @@ export async function boot(options: BootOptions): Promise<BootedVm> {
     extra: options.qemuArgs ?? [],
     onConsole: console?.output,
   };
-  return await bootTryingAccelerators(plan, options, emit);
+  return await bootOrFallBack(plan, options, emit);
 }
 
-type PlanWithoutAccelerator = Omit<QemuPlan, "accelerator">;
-
-async function bootTryingAccelerators(
-  plan: PlanWithoutAccelerator,
+async function bootOrFallBack(
+  plan: Omit<QemuPlan, "accelerator">,
   options: BootOptions,
   emit: Emit,
 ) {
@@ -85,26 +83,22 @@ async function bootTryingAccelerators(
   const wanted = options.accelerator ?? acceleratorFromEnv(env);
   const onRejected = (why: string) =>
     emit({ type: "warning", message: `${why}; falling back to emulation` });
-  const choices = wanted
+  const [accelerator] = wanted
     ? [wanted]
     : await findUsableAccelerators(program, { env, guest, signal, onRejected });
-  for (const accelerator of choices) {
-    try {
-      return await startVm({ ...plan, accelerator }, options, emit);
-    } catch (error) {
-      if (!(error instanceof AcceleratorError)) throw error;
-      const [reason] = error.message.split("; ");
-      const why = describeAcceleratorFailure(accelerator, reason);
-      if (wanted) {
-        throw new ToolsmithError("boot_failed", why, {
-          hint: "omit --accel and TOOLSMITH_ACCEL to let Toolsmith choose",
-        });
-      }
-      onRejected(why);
-      await acceleratorVerdict(accelerator, program, env).write(why);
+  try {
+    return await startVm({ ...plan, accelerator }, options, emit);
+  } catch (error) {
+    if (!(error instanceof AcceleratorError)) throw error;
+    const [reason] = error.message.split("; ");
+    const why = describeAcceleratorFailure(accelerator, reason);
+    if (wanted) {
+      throw new ToolsmithError("boot_failed", why, {
+        hint: "omit --accel and TOOLSMITH_ACCEL to let Toolsmith choose",
+      });
     }
+    onRejected(why);
+    await acceleratorVerdict(accelerator, program, env).write(why);
+    return await startVm({ ...plan, accelerator: "tcg" }, options, emit);
   }
-  const message = "No accelerator works on this host";
-  const hint = "see the warnings for the reasons, and run toolsmith doctor";
-  throw new ToolsmithError("boot_failed", message, { hint });
 }
