@@ -8,11 +8,7 @@ import {
   type ExecOptions,
 } from "../guest/exec.ts";
 import { syncCopiedExports } from "../guest/share_copy.ts";
-import {
-  execOnTerminal,
-  type TerminalOptions,
-  type TerminalResult,
-} from "../guest/terminal.ts";
+import { execOnTerminal, type TerminalResult } from "../guest/terminal.ts";
 import type { WarmShell } from "../guest/warm_shell.ts";
 import { join, relative } from "../path.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
@@ -61,13 +57,13 @@ export function makeVm(parts: VmParts): Vm {
     facts,
     ended,
     async exec(command, options = {}) {
-      const run = (how: GuestOptions<ExecOptions>) =>
-        execInGuest(monitor, command, { ...how, warmShell });
+      const run = (added: AddedOptions) =>
+        execInGuest(monitor, command, { ...options, ...added, warmShell });
       return await runCommand(parts, halt.signal, command, options, run);
     },
     async terminal(command, options) {
-      const run = (how: GuestOptions<TerminalOptions>) =>
-        execOnTerminal(monitor, command, how);
+      const run = (added: AddedOptions) =>
+        execOnTerminal(monitor, command, { ...options, ...added });
       return await runCommand(parts, halt.signal, command, options, run);
     },
     stop(options = {}) {
@@ -83,22 +79,18 @@ export function makeVm(parts: VmParts): Vm {
   return vm;
 }
 
-/** The caller's options, with the guest's directory and the command's deadline. */
-type GuestOptions<Options> = Options & {
-  signal: AbortSignal;
+/** The guest's directory and environment, and the command's deadline. */
+type AddedOptions = Awaited<ReturnType<typeof guestCwdAndEnv>> & {
   onWait: () => void;
-  fallbackCwd?: string;
+  signal: AbortSignal;
 };
 
-async function runCommand<
-  Options extends Omit<ExecOptions, "stdin" | "stdout" | "stderr">,
-  Result extends TerminalResult,
->(
+async function runCommand<Result extends TerminalResult>(
   parts: VmParts,
   halted: AbortSignal,
   command: string,
-  options: Options,
-  run: (options: GuestOptions<Options>) => Promise<Result>,
+  options: Omit<ExecOptions, "stdin" | "stdout" | "stderr">,
+  run: (added: AddedOptions) => Promise<Result>,
 ): Promise<Result> {
   const { facts: { shares }, monitor, emit } = parts;
   const id = nextCommandId();
@@ -111,7 +103,7 @@ async function runCommand<
     emit({ type: "warning", message: NO_FREE_COMMAND_PORT_WARNING });
   const work = async () => {
     const added = await guestCwdAndEnv(shares, options);
-    const result = await run({ ...options, ...added, onWait, signal });
+    const result = await run({ ...added, onWait, signal });
     try {
       await syncCopiedExports(monitor, shares, { emit, signal });
     } finally {
