@@ -27,6 +27,10 @@ const MIN_READ_BYTES = 4096;
 /** Doubled with each retransmission. */
 const FIRST_RETRANSMISSION_TICKS = 4;
 const MAX_RETRANSMISSIONS = 7;
+/** One for many segments: each interrupts the guest, which costs it as much as sending. */
+const ACKNOWLEDGMENT_DELAY_MS = 2;
+/** Half of the window, so that the guest need not wait. */
+const MAX_UNACKNOWLEDGED_BYTES = MAX_HELD_BYTES / 2;
 
 export class TcpConnection {
   isClosed = false;
@@ -44,7 +48,9 @@ export class TcpConnection {
   #guestEnded = false;
   /** The window that the guest knows. */
   #offered = 0;
-  #owesAcknowledgment = false;
+  /** What the guest knows to have arrived. */
+  #told: number;
+  #acknowledging: ReturnType<typeof setTimeout> | undefined;
 
   #sequence = crypto.getRandomValues(new Uint32Array(1))[0];
   #acknowledged = this.#sequence;
@@ -62,7 +68,7 @@ export class TcpConnection {
     const { address, port, guestPort, options } = syn;
     this.#ends = { address, port, guestPort };
     this.#link = link;
-    this.#expected = syn.sequence + 1 >>> 0;
+    this.#expected = this.#told = syn.sequence + 1 >>> 0;
     this.#window = syn.window;
     for (let at = 0; at < options.length && options[at] !== 0;) {
       const [kind, length, first, second] = options.subarray(at);
@@ -93,7 +99,11 @@ export class TcpConnection {
     // Repeated, or for a new connection where the guest has forgotten this one.
     if (flags & SYN) return this.#sendEmpty(ACK);
     if (flags & ACK) this.#receiveAcknowledgment(segment);
-    if (segment.data.length > 0 || flags & FIN) this.#receiveData(segment);
+    const { length } = segment.data;
+    // A segment without data at another place asks whether the connection is alive.
+    const isProbe = segment.sequence !== this.#expected;
+    if (length > 0 || flags & FIN) this.#receiveData(segment);
+    if (length > 0 || flags & FIN || isProbe) this.#acknowledgeSoon();
     const haveEnded = this.#hostEnded && this.#guestEnded;
     if (haveEnded && this.#unacknowledged.length === 0) {
       this.#sendEmpty(ACK);
@@ -116,7 +126,7 @@ export class TcpConnection {
     // The guest waits if the window that it knows is full.
     const isWindowSmall = this.#offered < MAX_HELD_BYTES / 4;
     const hasRoom = this.#held.received < MAX_HELD_BYTES / 2;
-    if (isWindowSmall && hasRoom) this.#acknowledgeSoon();
+    if (isWindowSmall && hasRoom && !this.isClosed) this.#sendEmpty(ACK);
     return data;
   }
 
@@ -181,7 +191,6 @@ export class TcpConnection {
   }
 
   #receiveData({ sequence, data, flags }: packet.TcpSegment) {
-    this.#acknowledgeSoon();
     const known = this.#expected - sequence | 0;
     if (this.#guestEnded || known < 0 || known > data.length) return;
     // Copied, as the guest's next frame takes its place.
@@ -199,14 +208,14 @@ export class TcpConnection {
     this.#notify();
   }
 
-  /** Tells the guest what has arrived and how much it may send, once for many segments. */
+  /** Tells the guest what has arrived and how much it may send. */
   #acknowledgeSoon() {
-    if (this.#owesAcknowledgment) return;
-    this.#owesAcknowledgment = true;
-    queueMicrotask(() => {
-      this.#owesAcknowledgment = false;
-      if (!this.isClosed) this.#sendEmpty(ACK);
-    });
+    const unacknowledged = this.#expected - this.#told >>> 0;
+    if (unacknowledged > MAX_UNACKNOWLEDGED_BYTES) return this.#sendEmpty(ACK);
+    this.#acknowledging ??= setTimeout(
+      () => this.#sendEmpty(ACK),
+      ACKNOWLEDGMENT_DELAY_MS,
+    );
   }
 
   async #roomForSegment(): Promise<number> {
@@ -240,6 +249,9 @@ export class TcpConnection {
   }
 
   #write(frame: Uint8Array, flags: number, sequence = this.#sequence) {
+    clearTimeout(this.#acknowledging);
+    this.#acknowledging = undefined;
+    this.#told = this.#expected;
     this.#offered = Math.max(0, MAX_HELD_BYTES - this.#held.received);
     const isScaled = this.#guestShift !== undefined && !(flags & SYN);
     const window = this.#offered >> (isScaled ? WINDOW_SHIFT : 0);
@@ -257,6 +269,7 @@ export class TcpConnection {
 
   #close() {
     this.isClosed = true;
+    clearTimeout(this.#acknowledging);
     this.#hold("received", -this.#held.received);
     this.#hold("sent", -this.#held.sent);
     this.#received = [];

@@ -688,10 +688,10 @@ Deno.test("GuestNetwork retransmits what is lost, until it gives up", async () =
     lost++;
     return true;
   };
-  await connection.write("hello\n");
+  const writing = connection.write("hello\n");
   const reading = connection.readText(6);
   let isDone = false;
-  reading.then(() => isDone = true);
+  Promise.all([writing, reading]).then(() => isDone = true);
   for (let ticks = 0; !isDone && ticks < 1000; ticks++) await clock.pass(250);
   assertEquals(await reading, "hello\n");
   assertEquals(lost, 2);
@@ -720,6 +720,37 @@ Deno.test("GuestNetwork ends at once, whatever lookups and connections are doing
   await guest.sendUdp(GATEWAY, 53, dnsQuery("slow.test"));
   await guest.network[Symbol.asyncDispose]();
   await guest.ended;
+});
+
+Deno.test("GuestNetwork acknowledges many segments at once, and answers one that only asks", async () => {
+  using clock = installManualClock();
+  await using server = startServer(async (conn) => void await readAll(conn));
+  await using guest = await startNetGuest({ rules: [`a.test:9=${server.at}`] });
+  const connection = await guest.connect("a.test", 9);
+  const { segments } = connection;
+  let next = segments[0].acknowledged;
+  const send = async (bytes: number) => {
+    await connection.send(ACK, new Uint8Array(bytes));
+    next = next + bytes >>> 0;
+  };
+  const acknowledgment = () =>
+    connection.segment(({ acknowledged }) => acknowledged === next);
+  for (let sent = 0; sent < 3; sent++) await send(1);
+  // Frames keep their order: this answer comes after all that the segments caused.
+  await guest.ask("a.test");
+  assertEquals(segments.length, 1);
+  await clock.pass(2);
+  await acknowledgment();
+  assertEquals(segments.length, 2);
+  // Such as a keep-alive probe: a segment without data, at a byte that has arrived.
+  await connection.send(ACK, [], { sequence: next - 1 >>> 0 });
+  await guest.ask("a.test");
+  await clock.pass(2);
+  await guest.ask("a.test");
+  assertEquals(segments.length, 3);
+  // Half of the window does not wait.
+  for (let sent = 0; sent < 9; sent++) await send(60_000);
+  await acknowledgment();
 });
 
 Deno.test("GuestNetwork probes a closed window, and fills no more than the window", async () => {
