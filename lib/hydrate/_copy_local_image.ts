@@ -9,12 +9,7 @@ import {
   selectDigestEngine,
   sha256OfChunks,
 } from "../system/digest.ts";
-import {
-  allocatedBytes,
-  orIfNotFound,
-  removeTree,
-  toFileIdentity,
-} from "../system/files.ts";
+import { allocatedBytes, removeTree, toFileIdentity } from "../system/files.ts";
 import { assertFreeSpace, statFilesystem } from "../system/free_space.ts";
 import { openIncrementalFileSync } from "../system/incremental_sync.ts";
 import { writeAllSync } from "../system/write_all.ts";
@@ -44,8 +39,10 @@ export async function copyLocalImage(
   path: string,
 ): Promise<FetchedImage> {
   const { dir, env, signal } = job;
-  const stat = await orIfNotFound(Deno.stat(path));
-  if (!stat) throw localImageNotFoundError(path);
+  const stat = await Deno.stat(path).catch((cause) => {
+    if (!(cause instanceof Deno.errors.NotFound)) throw cause;
+    throw localImageNotFoundError(path, cause);
+  });
   if (!stat.isFile) {
     const message = `Cannot hydrate from ${path}: not a regular file`;
     const hint = "set image.qcow2 in the manifest to the path of a file";
@@ -91,14 +88,14 @@ async function copyAndHash(
   return { sha256, hashed: toFileIdentity(await file.stat()) };
 }
 
-function localImageNotFoundError(path: string): ToolsmithError {
+function localImageNotFoundError(path: string, cause: Error): ToolsmithError {
   const name = path.split("/.toolsmith/").at(-1)!;
   const looksLikeReference = /^[a-z0-9.-]+\.[a-z]+(?::\d+)?\/.+:/i.test(name);
   const message = `Cannot hydrate from ${path}: no such file`;
   const hint = looksLikeReference
     ? "write the registry reference in the manifest with the prefix oci://"
     : "check image.qcow2 in the manifest: a relative path starts at the manifest's directory, a registry reference starts with oci://";
-  return new ToolsmithError("source_not_found", message, { hint });
+  return new ToolsmithError("source_not_found", message, { hint, cause });
 }
 
 /**
