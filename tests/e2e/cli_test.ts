@@ -230,7 +230,7 @@ async function byShell(script: string, args: string[], cwd?: string) {
 }
 
 testWithImage(
-  "toolsmith ${line} fails: ${words}",
+  "toolsmith reports a closed standard output on stderr, unless it prints nothing",
   async ({ work, dir, image: qcow2, sha256: qcow2_sha256 }) => {
     if (Deno.build.os !== "linux") return;
     await work.manifest({ qcow2, qcow2_sha256 });
