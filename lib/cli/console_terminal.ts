@@ -18,6 +18,7 @@ export function attachConsole(output: QueuedOutput) {
 
 /** Restores the terminal's mode if a guest's console has changed it. */
 export function restoreConsole() {
+  // Deno keeps the mode of a terminal that it has not set to raw mode.
   if (Deno.stdin.isTerminal()) Deno.stdin.setRaw(false);
 }
 

@@ -5,6 +5,7 @@ import type { Manifest } from "../manifest/manifest.ts";
 import { resolveToolPath } from "../manifest/tools.ts";
 import { basename, resolve } from "../path.ts";
 import { VERSION } from "../version.ts";
+import type { GuestExport } from "../vm/boot_options.ts";
 import { createCommands, type Grants } from "./_commands.ts";
 
 /** Less than the SDK's limit, at which it closes the connection. */
@@ -29,12 +30,14 @@ export async function serveMcp(
   grants: Grants,
 ): Promise<void> {
   const sdk = await import("./_sdk.ts");
+  const mounts = await Promise.all((grants.vm?.exports ?? []).map(mountPoint));
   const { signal } = grants;
   const output = sdk.Writable.fromWeb(writable);
   const limited = readable.pipeThrough(limitInput(output), { signal });
   const input = sdk.Readable.fromWeb(limited);
   await using commands = createCommands(manifest, grants);
-  const createServer = () => createToolServer(sdk, manifest, grants, commands);
+  const createServer = () =>
+    createToolServer(sdk, manifest, { ...grants, mounts }, commands);
   const transport = new sdk.StdioServerTransport(input, output);
   sdk.serveStdio(createServer, { transport });
   const { onclose } = transport;
@@ -43,6 +46,12 @@ export async function serveMcp(
     input.destroy();
   };
   await sdk.once(input, "close");
+}
+
+/** Where the guest mounts an export: by default under the name of a link's target. */
+async function mountPoint({ path, tag }: GuestExport): Promise<string> {
+  const dir = await Deno.realPath(path).catch(() => resolve(path));
+  return `/mnt/${tag ?? basename(dir)}`;
 }
 
 /**
@@ -69,13 +78,12 @@ function limitInput(output: Writable) {
 function createToolServer(
   sdk: typeof import("./_sdk.ts"),
   manifest: Manifest,
-  { vm: { exports = [], overlay, network } = {}, freshEach }: Grants,
+  { vm: { overlay, network } = {}, freshEach, mounts }: Grants & {
+    mounts: string[];
+  },
   { run, readOutput, reset }: ReturnType<typeof createCommands>,
 ) {
   const { tools, operations } = manifest;
-  const mounts = exports.map(({ path, tag = basename(resolve(path)) }) =>
-    `/mnt/${tag}`
-  );
   const lasting = mounts.join(", ") || "(no directory)";
   const instructions =
     `Commands run in a VM, in /mnt/work: the workspace, read-only. What they write is lost, except in: ${lasting}.`;

@@ -176,11 +176,14 @@ testWithClient(
   "toolsmith mcp: the instructions name the directories that outlast the VM",
   async () => {
     await using work = await mcpWorkspace();
-    const flags = ["--export", "build/.", "--export", "logs:all-logs"];
+    await Deno.mkdir(`${work.dir}/build-5`);
+    await Deno.symlink("build-5", `${work.dir}/latest`);
+    const flags = ["build/.", "logs:all-logs", "latest"]
+      .flatMap((dir) => ["--export", dir]);
     await using server = await connectMcp(work.dir, { flags });
     assertStringIncludes(
       server.client.getInstructions()!,
-      "except in: /mnt/build, /mnt/all-logs.",
+      "except in: /mnt/build, /mnt/all-logs, /mnt/build-5.",
     );
   },
 );
