@@ -12,7 +12,7 @@ export const SEED_AGENT_NAME = "toolsmith";
  * the port open.
  */
 export const SEED_AGENT_SOURCE = String.raw`
-import base64, glob, json, os, select, subprocess, sys, tempfile, time
+import base64, glob, json, os, select, signal, subprocess, sys, tempfile, time
 
 PORT = "org.qemu.guest_agent.0"
 DONE = "/run/cloud-init/result.json"
@@ -111,6 +111,9 @@ def serve(port):
 
 
 os.setsid()
+# A shell ignores them in what it puts into the background, and so would all commands.
+for number in signal.SIGINT, signal.SIGQUIT:
+    signal.signal(number, signal.SIG_DFL)
 try:
     serve(open_port())
 except OSError:

@@ -3,9 +3,11 @@ import { join } from "@std/path";
 import fc from "fast-check";
 import { fatImage } from "../../lib/guest/_fat_image.ts";
 import { seedDiskImage } from "../../lib/guest/seed_disk.ts";
+import { findProgram } from "../../lib/system/find_program.ts";
 import { runProcess } from "../../lib/system/process.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { requires } from "../support/parts.ts";
+import { waitUntil } from "../support/wait_until.ts";
 
 const env = { PATH: `${Deno.env.get("PATH")}:/usr/sbin:/sbin` };
 
@@ -36,6 +38,38 @@ Deno.test({
     assert(!/user|pass|chpasswd|authorized|package|runcmd/.test(keys), keys);
     // A file that does not fit into its cluster would run into the next one.
     assertEquals(seedDiskImage().length, 27 * 1024);
+  },
+});
+
+Deno.test({
+  name: "the seed agent starts commands that INT and QUIT end",
+  ignore: requires("guest").ignore || !await findProgram("python3"),
+  async fn() {
+    await using dir = await temporaryDir();
+    const image = join(dir.path, "seed.img");
+    await Deno.writeFile(image, seedDiskImage());
+    const text = await output("mtype", "-i", image, "::/user-data");
+    const [[program, ...args]] = JSON.parse(text.replace(/.*/, "")).bootcmd;
+    // There is no guest whose host could ask for a command.
+    const [status, result] = ["new", "result"].map((it) => join(dir.path, it));
+    const script = args.at(-1).replace(
+      "serve(open_port())",
+      () =>
+        `codes = []
+    for name in ["INT", "QUIT"]:
+        pid = execute("/bin/sh", ["-c", "kill -s %s $$" % name])["pid"]
+        codes.append(running[pid][0].wait())
+    with open("${status}", "w") as file:
+        json.dump(codes, file)
+    os.rename("${status}", "${result}")`,
+    );
+    await output(program, ...args.slice(0, -1), script);
+    const written = () => Deno.readTextFile(result).catch(() => "");
+    await waitUntil(
+      "the agent has run the commands",
+      async () => await written() !== "",
+    );
+    assertEquals(JSON.parse(await written()), [-2, -3]);
   },
 });
 
