@@ -223,7 +223,11 @@ ${LAUNCH_FUNCTION}{
     yes) feed 5>&- 6>&- | launch "$@" ;;
     no) launch "$@" </dev/null ;;
     *)
-      if [ -c "$input" ]; then session=\${session:+setsid -c}; else input=/dev/null; fi
+      if [ -n "$session" ] && [ -c "$input" ]; then
+        session="setsid -c"
+      else
+        input=/dev/null
+      fi
       launch "$@" <>"$input"
       ;;
     esac

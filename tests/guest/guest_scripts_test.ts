@@ -3,6 +3,7 @@ import { basename, join } from "@std/path";
 import fc from "fast-check";
 import {
   LAUNCH_FUNCTION,
+  RUN_ON_PORTS_SCRIPT,
   START_COMMAND_SCRIPT,
   WARM_SHELL_SCRIPT,
 } from "../../lib/guest/_command_scripts.ts";
@@ -124,6 +125,33 @@ for (const shell of SHELLS) {
         "clock",
         "umount place",
       ]);
+    },
+  });
+
+  Deno.test({
+    name: `guest scripts in ${
+      basename(shell)
+    }: gives no terminal to a command that cannot lead a session`,
+    ignore: Deno.build.os !== "linux" || !await isThere(shell),
+    async fn() {
+      await using dir = await temporaryDir();
+      const at = (name: string) => join(dir.path, name);
+      for (const end of ["out", "err"]) {
+        await Deno.mkdir(at(`ports/${end}`), { recursive: true });
+        await Deno.writeTextFile(at(`ports/${end}/name`), `port.${end}\n`);
+      }
+      await Deno.writeTextFile(at("out"), "");
+      await runProcess("mkfifo", { args: [at("err")] });
+      await Deno.symlink(shell, at("sh"));
+      const script = RUN_ON_PORTS_SCRIPT.replaceAll('-c "$node"', "-e $node")
+        .replace("/sys/class/virtio-ports", at("ports"))
+        .replace("node=/dev/", `node=${dir.path}/`);
+      // There is no setsid.
+      const main = `command() { false; }\n${script}`;
+      const start = "echo pid $$ END; readlink /proc/$$/fd/0 >&4";
+      const args = ["-c", main, "sh", "port", "/dev/zero", start, "x"];
+      await runProcess(at("sh"), { args });
+      assertEquals(await Deno.readTextFile(at("out")), "/dev/null\nEND0\n");
     },
   });
 
