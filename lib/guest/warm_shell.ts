@@ -30,6 +30,10 @@ export const SAVED_GUEST_SCRIPTS: readonly string[] = [
 
 /** A shell reads byte by byte: for longer commands a new shell is faster. */
 const MAX_WARM_COMMAND_BYTES = 2048;
+/** Adding an argument copies those before it. */
+const MAX_WARM_COMMAND_ARGS = 64;
+/** Each escaped argument costs the shell a process. */
+const MAX_ESCAPED_ARGS = 8;
 /** Exit status, and the guest agent's process id for the shell. */
 const SETUP_TRAILER_PATTERN = /^(\d{1,3}) (\d{1,10})$/;
 
@@ -85,7 +89,11 @@ export function warmShellOnPorts(monitor: Monitor, bootPorts: CommandPorts) {
       const { endMarker, stderr, stdin } = freePorts;
       const args = [hasStdin ? "yes" : "no", ...startArgs];
       const request = encodeRequest("command", endMarker, args);
-      if (request.length > MAX_WARM_COMMAND_BYTES) return undefined;
+      const escaped = args.filter((arg) => escapeUnprintable(arg) !== arg);
+      const isTooLong = request.length > MAX_WARM_COMMAND_BYTES ||
+        args.length > MAX_WARM_COMMAND_ARGS ||
+        escaped.length > MAX_ESCAPED_ARGS;
+      if (isTooLong) return undefined;
       using undo = new DisposableStack();
       const ports = undo.use(freePorts);
       freePorts = undefined;

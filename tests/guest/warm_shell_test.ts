@@ -97,6 +97,10 @@ test("Warm shell: a second or too long command starts a new shell", async () => 
     // "command 6 MARKER", "no", "/", "/", "0" and "echo", each with the end of its line.
     [["x".repeat(2048 - 43 - 3 - 2 - 2 - 2 - 5 - 1)], 3],
     [["x".repeat(2048 - 43 - 3 - 2 - 2 - 2 - 5)], 0],
+    [Array(59).fill("x"), 3],
+    [Array(60).fill("x"), 0],
+    [Array(8).fill("\n"), 3],
+    [Array(9).fill("\n"), 0],
   ];
   for (const [args, code] of long) {
     await using on = await restored();
