@@ -180,10 +180,11 @@ function cpuModel({ arch, accelerator }: QemuOptions): string {
   // Emulating the architected pointer authentication and byte-wise string copies is
   // slow: guests use cheaper variants of both without these features. Linux reads the
   // time from the processor, and not from an emulated device, where the processor's
-  // counter is invariant: QEMU emulates it so, but says it only if it is forced to.
+  // counter is invariant: QEMU emulates it so, but says it only if it is forced to, and
+  // warns about it while it checks the features.
   return arch === "aarch64"
     ? "max,pauth-impdef=on"
-    : "max,-erms,-fsrm,+invtsc,x-force-features=on";
+    : "max,-erms,-fsrm,+invtsc,x-force-features=on,check=off";
 }
 
 function firmwareArgs({ arch, firmware }: QemuOptions): string[] {
