@@ -96,21 +96,22 @@ export async function readQcow2HeaderFrom(
     throw invalid(`has the unknown QCOW2 version ${version}`);
   }
   if (version === 3 && view.byteLength < 104) throw invalid(truncated);
-  const clusterBits = view.getUint32(20);
-  if (clusterBits < 9 || clusterBits > 21) {
-    throw invalid(`has the invalid cluster size 2^${clusterBits}`);
-  }
   const features = version === 3 ? view.getBigUint64(72) : 0n;
   if ((features & ~KNOWN_INCOMPATIBLE_FEATURES) !== 0n) {
     const shown = `0x${features.toString(16)}`;
     throw invalid(`has unknown incompatible features: ${shown}`);
+  }
+  const extendedL2 = (features & EXTENDED_L2_BIT) !== 0n;
+  const clusterBits = view.getUint32(20);
+  // Each of the 32 subclusters has at least 512 bytes, as a cluster has.
+  if (clusterBits < (extendedL2 ? 14 : 9) || clusterBits > 21) {
+    throw invalid(`has the invalid cluster size 2^${clusterBits}`);
   }
   const headerLength = version === 3 ? view.getUint32(100) : 72;
   const virtualSize = Number(view.getBigUint64(24));
   const l1Entries = view.getUint32(36);
   const l1Offset = Number(view.getBigUint64(40));
   const coveredBytes = l1Entries * (2 ** clusterBits / 8) * 2 ** clusterBits;
-  const extendedL2 = (features & EXTENDED_L2_BIT) !== 0n;
   if (coveredBytes / (extendedL2 ? 2 : 1) < virtualSize) {
     throw invalid("has an L1 table too small for its disk");
   }

@@ -86,11 +86,19 @@ test("readQcow2Header() rejects unknown versions, cluster sizes and features wit
       `has the invalid cluster size 2^${clusterBits}`,
     );
   }
+  // QEMU refuses subclusters of less than 512 bytes.
+  assertEquals(
+    await described(path, makeQcow2({ features: 16n, clusterBits: 13 })),
+    "has the invalid cluster size 2^13",
+  );
   assertEquals(
     await described(path, makeQcow2({ features: 0x23n })),
     "has unknown incompatible features: 0x23",
   );
-  const found = await described(path, makeQcow2({ features: 0x1bn }));
+  const found = await described(
+    path,
+    makeQcow2({ features: 0x1bn, clusterBits: 14 }),
+  );
   assertEquals((found as Qcow2Header).extendedL2, true);
   // Version 2 has no feature field, so these bytes are ignored.
   const old = makeQcow2({ version: 2 });
@@ -101,9 +109,12 @@ test("readQcow2Header() rejects unknown versions, cluster sizes and features wit
 });
 
 test("readQcow2Header() rejects a disk larger than its L1 table covers", async (path) => {
-  for (const [features, reach] of [[0n, 2 * 64 * 512], [16n, 2 * 32 * 512]]) {
-    const parts = { features: BigInt(features), tables: [[], []] };
-    const size = Number(reach);
+  const cases: [Qcow2Parts, number][] = [
+    [{ clusterBits: 9 }, 2 * 64 * 2 ** 9],
+    [{ clusterBits: 14, features: 16n }, 2 * 1024 * 2 ** 14],
+  ];
+  for (const [kind, size] of cases) {
+    const parts = { ...kind, tables: [[], []] };
     const found = await described(path, makeQcow2({ ...parts, size }));
     assertEquals((found as { virtualSize: number }).virtualSize, size);
     assertEquals(
