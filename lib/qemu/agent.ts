@@ -40,7 +40,7 @@ export async function connectToAgent(path: string) {
         const id = randomId();
         ids.push(id);
         const message = { execute: "guest-sync", arguments: { id } };
-        // A lost connection is reported by `disconnected` below.
+        // A lost connection is reported by `disconnectSignal` below.
         lines.writeMessage(message, FLUSH_BYTE).catch(() => {});
       };
       // QEMU buffers what is written before the agent opens its port.

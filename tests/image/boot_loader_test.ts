@@ -170,7 +170,7 @@ test("findBootLoader() detects the boot loader in every QCOW2 variant", async (d
   }
 });
 
-test("Qcow2Disk.read() returns the written bytes in every QCOW2 variant", async (dir) => {
+test("QCOW2 disk: returns the written bytes in every QCOW2 variant", async (dir) => {
   const raw = await makeSparseFile(join(dir, "disk.raw"), 5);
   const written = new Uint8Array(300_000).map((_, at) => at * 7 + (at >> 9));
   await copyFileInto(raw, 12_345, written);

@@ -47,7 +47,7 @@ async function readPart(
   return new Uint8Array(buffer);
 }
 
-test("Qcow2Disk.read() joins clusters, and returns zeros for unallocated ones", async (path) => {
+test("QCOW2 disk: joins clusters, and returns zeros for unallocated ones", async (path) => {
   const data = noise(2 * CLUSTER);
   const at = BigInt(dataOffset({ tables: [[], []] }));
   const tables = [[at, 0n, at + 512n, at], [at + 512n]];
@@ -75,7 +75,7 @@ test("Qcow2Disk.read() joins clusters, and returns zeros for unallocated ones", 
   }
 });
 
-test("Qcow2Disk.read() returns zeros where the L1 table has no L2 table", async (path) => {
+test("QCOW2 disk: returns zeros where the L1 table has no L2 table", async (path) => {
   const tables = [[BigInt(dataOffset({}))]];
   const image = makeQcow2({ tables, data: filled(7) });
   image.setBigUint64(CLUSTER, 0n);
@@ -83,13 +83,13 @@ test("Qcow2Disk.read() returns zeros where the L1 table has no L2 table", async 
   assertEquals(await readPart(path, [0, 2 * CLUSTER]), filled(0, 2 * CLUSTER));
 });
 
-test("Qcow2Disk.read() honors the zero-cluster bit", async (path) => {
+test("QCOW2 disk: honors the zero-cluster bit", async (path) => {
   const tables = [[BigInt(dataOffset({})) | 1n]];
   await writeImage(path, makeQcow2({ tables, data: filled(7) }));
   assertEquals(await readPart(path, [0, CLUSTER]), filled(0));
 });
 
-test("Qcow2Disk.read() reads only the subclusters that the bitmap marks as allocated", async (path) => {
+test("QCOW2 disk: reads only the subclusters that the bitmap marks as allocated", async (path) => {
   const clusterBits = 14;
   const size = 2 ** clusterBits;
   const parts: Qcow2Parts = { clusterBits, features: 16n };
@@ -118,7 +118,7 @@ test("Qcow2Disk.read() reads only the subclusters that the bitmap marks as alloc
   }
 });
 
-test("Qcow2Disk.read() reports an image truncated in a cluster or table", async (path) => {
+test("QCOW2 disk: reports an image truncated in a cluster or table", async (path) => {
   const at = dataOffset({});
   const read = () => readPart(path, [0, 4]);
   const cases: [bigint, Uint8Array<ArrayBuffer> | undefined][] = [
@@ -153,7 +153,7 @@ test("Qcow2Disk.read() reports an image truncated in a cluster or table", async 
   );
 });
 
-test("Qcow2Disk.read() reports an image that is truncated while open", async (path) => {
+test("QCOW2 disk: reports an image that is truncated while open", async (path) => {
   await writeImage(path, makeQcow2({}));
   using disk = await openQcow2Disk(path);
   assertEquals((await disk.read(0, 1)).getUint8(0), 0);
@@ -186,7 +186,7 @@ async function writePacked(
   return await writeImage(path, image);
 }
 
-test("Qcow2Disk.read() reads adjacent zlib and zstd clusters of any size", async (path) => {
+test("QCOW2 disk: reads adjacent zlib and zstd clusters of any size", async (path) => {
   const methods = [
     [deflateRawSync, { features: 0n }],
     [zstdCompressSync, { features: 8n, compression: 1 }],
@@ -214,7 +214,7 @@ test("Qcow2Disk.read() reads adjacent zlib and zstd clusters of any size", async
   }
 });
 
-test("Qcow2Disk decompresses each cluster once", async (path) => {
+test("QCOW2 disk: decompresses each cluster once", async (path) => {
   const packed = [filled(1), filled(2), filled(3), noise(CLUSTER)]
     .map((bytes) => new Uint8Array(deflateRawSync(bytes)));
   await writePacked(path, packed);
@@ -230,7 +230,7 @@ test("Qcow2Disk decompresses each cluster once", async (path) => {
   assertEquals(reads.calls, 3 * 3 + 3 * 2);
 });
 
-test("Qcow2Disk decompresses at most 64 MiB of clusters", async (path) => {
+test("QCOW2 disk: decompresses at most 64 MiB of clusters", async (path) => {
   const clusterBits = 21;
   const size = 2 ** clusterBits;
   const packed = new Uint8Array(deflateRawSync(filled(7, size)));
@@ -253,7 +253,7 @@ test("Qcow2Disk decompresses at most 64 MiB of clusters", async (path) => {
   assertEquals(await read(33), 7);
 });
 
-test("Qcow2Disk.read() rejects a compressed cluster that is damaged or has the wrong size", async (path) => {
+test("QCOW2 disk: rejects a compressed cluster that is damaged or has the wrong size", async (path) => {
   const cases: [Uint8Array, object?][] = [
     [deflateRawSync(filled(1, CLUSTER - 1))],
     [deflateRawSync(filled(1, CLUSTER + 1))],
