@@ -131,6 +131,8 @@ export async function init(options: InitOptions): Promise<InitResult> {
     options.manifest ?? env.get("TOOLSMITH_MANIFEST") ??
       join(".toolsmith", "tools.json"),
   );
+  // Before any request.
+  if (options.name !== undefined) assertValidImageName(options.name);
   const setName = options.name !== undefined;
   const existing = options.update
     ? await assertManifestUpdatable(path, { setName })

@@ -225,6 +225,22 @@ for (const [name, { more, says }] of Object.entries(OTHERS)) {
 }
 
 testCut(
+  "keeps what a second response sent before it broke off, after discarding wrong kept bytes",
+  async (it, { image }) => {
+    if (it.number !== 3) return await ranges(it, image);
+    await it.head(200, { "content-length": image.length });
+    await it.body(image.subarray(0, FILLED));
+  },
+  async ({ image, staging, run, server }) => {
+    await spoil(staging);
+    await expectFailure("transfer_interrupted", run);
+    assertEquals((await readPartRecord(staging))?.bytes, FILLED);
+    assertEquals(await Deno.readFile((await run()).path), image);
+    assertEquals(server.requests.map(rangeStart), [0, CUT, 0, FILLED]);
+  },
+);
+
+testCut(
   "downloads everything when the part records vanish before the response",
   async (it, { image, staging }) => {
     if (it.number === 2) {

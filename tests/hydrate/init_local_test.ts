@@ -228,7 +228,7 @@ test("init rejects an image name that is not a plain directory name before any r
   for (const name of ["", "a/b", ".."]) {
     const { message } = await expectFailure(
       "usage",
-      () => write({ ref: REF, name, retries: 0 }),
+      () => write({ ref: REF, sha256sums: REF, name, retries: 0 }),
     );
     assertEquals(
       message,
