@@ -79,35 +79,20 @@ export async function fetchManifestWithoutOras(
   orasError: unknown,
   reference: OciReference,
   options: RegistryOptions,
-  { logsIn = true } = {},
 ): Promise<Artifact> {
-  const endpoint = registryEndpoint(reference, options);
-  const { code } = orasError as { code?: string };
-  const mayLogIn = mayReceiveSecrets(new URL(endpoint.baseUrl));
-  if (code !== "unauthorized" || !mayLogIn) throw orasError;
-  let offered: AuthChallenge[] = [];
-  /** Called before credentials are read or sent. */
-  const onChallenge = (challenges: AuthChallenge[]) => {
-    const [first] = challenges;
-    if (!first || hasSupportedScheme(first)) throw orasError;
-    offered = challenges;
-    if (!logsIn) throw authSchemeError(reference, offered);
-  };
+  const offered = await findOfferedSchemes(orasError, reference, options);
   try {
-    const asking = { ...endpoint, onChallenge };
-    const artifact = await fetchManifestFromEndpoint(asking, reference);
-    if (offered.length > 0) return { ...artifact, fetchedWithoutOras: true };
+    const endpoint = registryEndpoint(reference, options);
+    const artifact = await fetchManifestFromEndpoint(endpoint, reference);
+    return { ...artifact, fetchedWithoutOras: true };
   } catch (error) {
     options.signal?.throwIfAborted();
-    if (offered.length > 0) {
-      if (!(error instanceof RangesUnavailableError)) throw error;
-      const { message, cause } = error;
-      const isOther = cause instanceof ToolsmithError &&
-        cause.code !== "unauthorized";
-      throw isOther ? cause : authSchemeError(reference, offered, message);
-    }
+    if (!(error instanceof RangesUnavailableError)) throw error;
+    const { message, cause } = error;
+    const isOther = cause instanceof ToolsmithError &&
+      cause.code !== "unauthorized";
+    throw isOther ? cause : authSchemeError(reference, offered, message);
   }
-  throw orasError;
 }
 
 /** Throws `orasError`, or if the offered schemes are its cause, an error that says so. */
@@ -116,10 +101,34 @@ export async function throwUnauthorized(
   reference: OciReference,
   options: RegistryOptions,
 ): Promise<never> {
+  const offered = await findOfferedSchemes(orasError, reference, options);
+  throw authSchemeError(reference, offered);
+}
+
+/**
+ * Asks for the offered schemes, without credentials. Throws `orasError` if it is
+ * another one than `unauthorized`, or if oras supports the first scheme.
+ */
+async function findOfferedSchemes(
+  orasError: unknown,
+  reference: OciReference,
+  options: RegistryOptions,
+): Promise<AuthChallenge[]> {
   const limited = withOptionalRequestTimeout(options);
-  const how = { logsIn: false };
-  await fetchManifestWithoutOras(orasError, reference, limited, how);
-  throw orasError;
+  const endpoint = registryEndpoint(reference, limited);
+  const { code } = orasError as { code?: string };
+  const mayLogIn = mayReceiveSecrets(new URL(endpoint.baseUrl));
+  if (code !== "unauthorized" || !mayLogIn) throw orasError;
+  let offered: AuthChallenge[] = [];
+  const onChallenge = (challenges: AuthChallenge[]) => {
+    offered = challenges;
+    throw orasError;
+  };
+  await fetchManifestFromEndpoint({ ...endpoint, onChallenge }, reference)
+    .catch(() => options.signal?.throwIfAborted());
+  const [first] = offered;
+  if (!first || hasSupportedScheme(first)) throw orasError;
+  return offered;
 }
 
 function authSchemeError(

@@ -6,7 +6,9 @@ import { orasClient } from "../../lib/oci/oras_client.ts";
 import { parseReference } from "../../lib/oci/reference.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";
+import { fakeOras, shell } from "../support/fake_oras.ts";
 import { foundTools, requires } from "../support/parts.ts";
+import { changeTimerDelays } from "../support/timers.ts";
 
 const TYPE = "application/vnd.oci.image.manifest.v1+json";
 const LOGIN = `Basic ${btoa("me:s3cret")}`;
@@ -120,5 +122,24 @@ Deno.test({
     const { message } = await expectFailure("unauthorized", () => all.fetch());
     assertStringIncludes(message, "(oras: ");
     assertEquals(all.asked.filter(Boolean), []);
+  },
+});
+
+Deno.test({
+  name:
+    "OrasClient.fetchManifest() asks a registry that hangs for its schemes for no more than 10 seconds",
+  ...shell,
+  async fn() {
+    await using fake = await fakeOras(
+      "echo 'Error: response status code 401: unauthorized' >&2; exit 1",
+    );
+    using registry = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    using _timers = changeTimerDelays((ms) => ms === 10_000 ? 50 : ms);
+    const options = { env: fake.env, signal: AbortSignal.timeout(5000) };
+    const { port } = registry.addr as Deno.NetAddr;
+    const reference = parseReference(`127.0.0.1:${port}/o/vm:1`);
+    const fetch = () => orasClient(options).fetchManifest(reference);
+    const { message } = await expectFailure("unauthorized", fetch);
+    assertStringIncludes(message, "(oras: ");
   },
 });
