@@ -9,6 +9,7 @@ import {
 } from "../image/detect_format.ts";
 import { formatImageSource } from "../manifest/image_source.ts";
 import { selectDigestEngine, sha256ToDigest } from "../system/digest.ts";
+import { removeTree } from "../system/files.ts";
 import { assertFreeSpace } from "../system/free_space.ts";
 import { createHttpClient, type HttpClient } from "../system/http_client.ts";
 import { openPartFile } from "../system/part_file.ts";
@@ -126,6 +127,8 @@ async function downloadWithoutResume(
   // Rejects a bad TOOLSMITH_DIGEST before the transfer starts.
   const engine = selectDigestEngine(size, env);
   const total = size < Infinity ? size : null;
+  // An interrupted run leaves it beside a partial download that can be resumed.
+  await removeTree(path);
   const progress = reportTransferStart(job, { total });
   await using sync = openIncrementalFileSync(path);
   using file = await Deno.open(path, { write: true, createNew: true });

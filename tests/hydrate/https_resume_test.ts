@@ -241,6 +241,24 @@ testCut(
 );
 
 testCut(
+  "starts again after a server that states no size has broken off, too",
+  async (it, { image }) => {
+    await it.head(200, { "transfer-encoding": "chunked" });
+    const text = (line: string) => new TextEncoder().encode(`${line}\r\n`);
+    await it.body(text(image.length.toString(16)));
+    if (it.number === 2) return await it.body(image.subarray(0, CUT));
+    await it.body(image);
+    await it.body(text("\r\n0\r\n"));
+  },
+  async ({ image, run }) => {
+    await expectFailure("transfer_interrupted", run);
+    assertEquals(await Deno.readFile((await run()).path), image);
+    // Removes the partial download of the first run.
+    assertEquals((await run()).outcome, "cached");
+  },
+);
+
+testCut(
   "downloads everything when the part records vanish before the response",
   async (it, { image, staging }) => {
     if (it.number === 2) {
