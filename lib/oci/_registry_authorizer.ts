@@ -56,19 +56,21 @@ export function registryAuthorizer(
   const registryUrl = new URL(baseUrl);
   const mayLogIn = mayReceiveSecrets(registryUrl);
   let credentials: Promise<RegistryCredentials> | undefined;
+  /** The last challenge that had a supported scheme. */
   let challengeText = "";
   let value: string | undefined;
   let expiresAt = Infinity;
   let renewal: Promise<void> | undefined;
 
   /** Concurrent requests share one renewal. */
-  const renew = () =>
-    renewal ??= answerChallenge().finally(() => renewal = undefined);
+  const renew = (text: string) =>
+    renewal ??= answerChallenge(text).finally(() => renewal = undefined);
 
-  async function answerChallenge() {
-    const offered = parseAuthChallenges(challengeText);
+  async function answerChallenge(text: string) {
+    const offered = parseAuthChallenges(text);
     onChallenge?.(offered);
     const { scheme, params } = chooseAuthChallenge(offered);
+    challengeText = text;
     credentials ??= mayLogIn
       ? readCredentials(host, options)
       : Promise.resolve({});
@@ -145,7 +147,7 @@ export function registryAuthorizer(
      * challenge.
      */
     async header(): Promise<string | undefined> {
-      if (performance.now() > expiresAt) await renew();
+      if (performance.now() > expiresAt) await renew(challengeText);
       return value;
     },
     /**
@@ -153,9 +155,7 @@ export function registryAuthorizer(
      * another request has already renewed the rejected value `sent`.
      */
     async renewAfter401(text: string | null, sent?: string): Promise<void> {
-      if (!renewal && sent !== value) return;
-      if (!renewal) challengeText = text ?? "";
-      await renew();
+      if (renewal || sent === value) await renew(text ?? "");
     },
   };
 }

@@ -283,6 +283,22 @@ Deno.test("registryAuthorizer() renews a token without expires_in after 54 secon
   assertEquals(await header(), "Bearer t2");
 });
 
+Deno.test("registryAuthorizer() renews an expired token after a 401 without a challenge", async () => {
+  const { header, renewAfter401 } = made(
+    {},
+    (_, count) => ({ token: `t${count}` }),
+  );
+  let time = 0;
+  using _clock = replaceMethod(performance, { now: () => time });
+  await renewAfter401(CHALLENGE, undefined);
+  await assertRejects(
+    () => renewAfter401(null, "Bearer t1"),
+    RangesUnavailableError,
+  );
+  time = 60_000;
+  assertEquals(await header(), "Bearer t2");
+});
+
 Deno.test("registryAuthorizer() accepts a token response of 128 KiB and rejects a larger one", async () => {
   const answered = (bytes: number) => {
     const token = "x".repeat(bytes - JSON.stringify({ token: "" }).length);
