@@ -156,8 +156,6 @@ export function cacheEntryHandle(
 }
 
 /** An entry whose lock this process holds; disposing releases the lock. */
-export type LockedCacheEntry = ReturnType<typeof lockedCacheEntry>;
-
 function lockedCacheEntry(key: CacheKey, env: Environment, lock: Disposable) {
   return {
     createOrResumeStaging: () =>
