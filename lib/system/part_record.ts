@@ -51,11 +51,13 @@ export async function readPartRecord(dir: string) {
     Math.abs(written.booted - (hostBootTimeMs() ?? NaN)) < BOOT_TIME_SLACK_MS &&
     (!durable || durable.digest === written.digest);
   // The journal includes the durable bytes.
-  const record = isOfThisBoot ? written : durable;
+  const [record, name] = isOfThisBoot
+    ? [written, WRITTEN_EXTENTS_FILE]
+    : [durable, DURABLE_EXTENTS_FILE];
   if (!record) return undefined;
-  // Rewritten by each attempt, also by one that gets no byte.
-  const noted = await orIfNotFound(Deno.lstat(join(dir, DURABLE_EXTENTS_FILE)));
-  return toPartRecord(record, noted ?? part, record.extents);
+  // Unlike the part file, also written by an attempt that gets no byte.
+  const file = await orIfNotFound(Deno.lstat(join(dir, name)));
+  return toPartRecord(record, file ?? part, record.extents);
 }
 
 function toPartRecord(

@@ -164,6 +164,13 @@ Deno.test("readPartRecord() keeps unsynced bytes of a killed process until the n
   const text = await Deno.readTextFile(journal);
   const extents = async () => (await readPartRecord(dir.path))?.extents;
   assertEquals(await extents(), [[7, 1007]]);
+  // An older attempt was not killed.
+  const durable = join(dir.path, DURABLE_EXTENTS_FILE);
+  await Deno.writeTextFile(durable, text);
+  await Deno.utime(durable, 0, 0);
+  const { modifiedAt } = (await readPartRecord(dir.path))!;
+  assertEquals(modifiedAt, (await Deno.stat(journal)).mtime);
+  await Deno.remove(durable);
   const note = JSON.parse(text);
   note.booted -= 3_600_000;
   await Deno.writeTextFile(journal, JSON.stringify(note));
