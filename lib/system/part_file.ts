@@ -75,7 +75,7 @@ export async function openPartFile(
 export class PartFile implements AsyncDisposable {
   readonly path: string;
   readonly size: number;
-  readonly #sync = createIncrementalSync(() => this.#syncAndRecord());
+  #sync = this.#createSync();
   #writtenBytes = 0;
   #isComplete = false;
   /** Journal of written bytes; `undefined` if the boot time is unknown. */
@@ -153,6 +153,9 @@ export class PartFile implements AsyncDisposable {
 
   async clear(): Promise<void> {
     await this.#sync.settled().catch(() => {});
+    // A failed sync concerns only the discarded bytes.
+    this.#sync = this.#createSync();
+    this.#writtenBytes = 0;
     this.presentExtents = [];
     await this.#removeRecords();
     await this.file.truncate(0);
@@ -222,6 +225,10 @@ export class PartFile implements AsyncDisposable {
   async #removeRecords(): Promise<void> {
     await removeTree(join(this.dir, DURABLE_EXTENTS_FILE));
     await this.#removeJournal();
+  }
+
+  #createSync() {
+    return createIncrementalSync(() => this.#syncAndRecord());
   }
 
   /** Syncs, and records the bytes that were present before. */

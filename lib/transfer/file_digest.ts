@@ -20,7 +20,7 @@ type GrowingFile = Pick<
   "path" | "size" | "engine" | "watchPrefixLength"
 >;
 
-/** The worker is told of each further MiB. */
+/** How many more bytes must be present before the worker gets a new count. */
 const MIN_POSTED_BYTES = 1024 * 1024;
 const FILE_GROWTH_POLL_MS = 40;
 

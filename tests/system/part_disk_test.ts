@@ -192,3 +192,18 @@ Deno.test("PartFile writes no journal when the boot time is unknown", async () =
   }
   assertEquals(names(dir.path), [PART_FILE_NAME, DURABLE_EXTENTS_FILE]);
 });
+
+Deno.test("PartFile.clear() forgets a failed sync, because it discards the bytes", async () => {
+  await using dir = await temporaryDir();
+  await using part = await openPartFile(dir.path, identity);
+  using writer = await part.openWriter();
+  {
+    const syncData = () => Promise.reject(new Error("disk full"));
+    using _full = replaceMethod(Deno.FsFile.prototype, { syncData });
+    writer.write(0, new Uint8Array(5 * MIB));
+    await assertRejects(() => part.markComplete(), Error, "disk full");
+  }
+  await part.clear();
+  writer.write(0, new Uint8Array(5 * MIB));
+  await part.markComplete();
+});
