@@ -197,7 +197,7 @@ export class SnapshotStore {
     for (const { key } of await this.list()) {
       using lock = await this.#tryLockKey(key);
       const found = lock && await this.#read(key);
-      if (!found?.isDamaged || !found.isTrusted) continue;
+      if (!found?.isDamaged || found.untrustedReason) continue;
       const { identities, recorded } = found;
       const isCopy = SNAPSHOT_PARTS.every((part) =>
         recorded && identities[part]?.size === recorded[part].size &&
@@ -237,10 +237,18 @@ export class SnapshotStore {
       }
       // Renaming changes the times in the metadata, so write the metadata last.
       const { identities } = await statSnapshotParts(this.dir, key);
+      const missing = SNAPSHOT_PARTS.find((part) => !identities[part]);
+      if (missing) {
+        throw new Deno.errors.NotFound(
+          `snapshot ${key} has no ${missing} file`,
+        );
+      }
       await this.#writeMetadata(key, identities, staging.dir);
-      const saved = await this.find(key);
-      if (typeof saved === "object") return saved;
-      throw new Deno.errors.NotFound(`snapshot ${key} lacks a file`);
+      const found = await this.#read(key);
+      if (found && !found.isDamaged) return found.snapshot;
+      const reason = found?.untrustedReason ??
+        `snapshot ${key} changed while it was saved`;
+      throw new Deno.errors.PermissionDenied(reason);
     } catch (error) {
       await this.#removeFiles(key);
       throw error;
@@ -261,8 +269,8 @@ export class SnapshotStore {
     // Last, so that a snapshot that is replaced meanwhile does not count as damaged.
     const metadataFile = await readFileIdentity(metadataPath);
     if (!identities.state || !metadataFile) return undefined;
-    const isTrusted = await this.#areFilesTrusted(key);
-    const isDamaged = !isTrusted || !recorded ||
+    const untrustedReason = await this.#filesUntrustedReason(key);
+    const isDamaged = untrustedReason !== undefined || !recorded ||
       !SNAPSHOT_PARTS.every((part) =>
         isSameFileIdentity(identities[part], recorded[part])
       );
@@ -270,7 +278,7 @@ export class SnapshotStore {
     const saved = isoModifiedTime(identities.state);
     const used = isoModifiedTime(isDamaged ? identities.state : metadataFile);
     const snapshot = { key, path, memory, disk, bytes, saved, used };
-    return { snapshot, isDamaged, isTrusted, identities, recorded };
+    return { snapshot, isDamaged, untrustedReason, identities, recorded };
   }
 
   #partPaths(key: string): string[] {
@@ -281,12 +289,12 @@ export class SnapshotStore {
     return untrustedReason(this.dir, { requirePrivate: true });
   }
 
-  /** Whether no other user can write any of a snapshot's files. */
-  async #areFilesTrusted(key: string): Promise<boolean> {
+  /** Returns why another user could have written one of a snapshot's files. */
+  async #filesUntrustedReason(key: string): Promise<string | undefined> {
     for (const path of [...this.#partPaths(key), this.#metadataPath(key)]) {
-      if (await untrustedReason(path)) return false;
+      const reason = await untrustedReason(path);
+      if (reason) return reason;
     }
-    return true;
   }
 
   #metadataPath(key: string): string {

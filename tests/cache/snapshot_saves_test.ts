@@ -100,7 +100,7 @@ testWithSnapshots(
 );
 
 testWithSnapshots(
-  "SnapshotStaging.commit() removes all files when moving one fails",
+  "SnapshotStaging.commit() names a part that is not a file, and removes all files",
   async (dir) => {
     await saveSnapshot(dir);
     {
@@ -110,7 +110,33 @@ testWithSnapshots(
       await Deno.writeTextFile(staging!.disk, "disk");
       await Deno.writeTextFile(staging!.memory, "memory");
       await Deno.mkdir(staging!.state);
-      await assertRejects(() => staging!.commit(), Deno.errors.NotFound);
+      await assertRejects(
+        () => staging!.commit(),
+        Deno.errors.NotFound,
+        `snapshot ${SNAPSHOT_KEY} has no state file`,
+      );
+    }
+    assertEquals(await snapshotFileNames(dir), []);
+  },
+);
+
+testWithSnapshots(
+  "SnapshotStaging.commit() names a file that other users can write, and removes all files",
+  async (dir) => {
+    {
+      await using staging = await snapshotStore(dir).createStaging(
+        SNAPSHOT_KEY,
+      );
+      const { state, memory, disk } = staging!;
+      for (const path of [state, memory, disk]) {
+        await Deno.writeTextFile(path, "");
+        await Deno.chmod(path, path === memory ? 0o666 : 0o600);
+      }
+      await assertRejects(
+        () => staging!.commit(),
+        Deno.errors.PermissionDenied,
+        `${snapshotFile(dir, "memory")} can be written by other users`,
+      );
     }
     assertEquals(await snapshotFileNames(dir), []);
   },
