@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { ToolsmithError } from "../../lib/errors.ts";
-import { blobSource } from "../../lib/oci/blob_download.ts";
+import { blobSource } from "../../lib/oci/_blob_source.ts";
 import { RetryAfterError } from "../../lib/system/retry.ts";
 import { RangesUnavailableError } from "../../lib/transfer/byte_source.ts";
 

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
-import { blobSource } from "../../lib/oci/blob_download.ts";
+import { blobSource } from "../../lib/oci/_blob_source.ts";
 import { repositoryClient } from "../../lib/oci/endpoints.ts";
 import { openPartFile } from "../../lib/system/part_file.ts";
 import type { ScheduledRetry } from "../../lib/system/retry.ts";

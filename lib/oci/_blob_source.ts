@@ -1,0 +1,142 @@
+/**
+ * Reads ranges of a blob from a registry or a mirror. Accepts only a response that
+ * matches the request.
+ *
+ * Formats: RFC 9110, section 14 (ranges); OCI Distribution Specification 1.1,
+ * "Pulling blobs".
+ */
+import { ToolsmithError } from "../errors.ts";
+import {
+  httpStatusError,
+  unexpectedContentEncoding,
+} from "../system/http_errors.ts";
+import { isRedirectStatus } from "../system/redirects.ts";
+import { isTransientError } from "../system/retry.ts";
+import {
+  type ByteSource,
+  type RangeResponse,
+  RangesUnavailableError,
+} from "../transfer/byte_source.ts";
+import type { ImageLayer } from "./artifact.ts";
+import type { RepositoryClient } from "./endpoints.ts";
+
+/** Statuses of a signed URL that has expired. */
+const EXPIRED_URL_STATUSES = new Set([400, 401, 403, 404, 410]);
+
+/**
+ * Creates a byte source for a blob of a repository; sends no request yet. It throws
+ * {@linkcode RangesUnavailableError} for a response that does not match, and, with the
+ * failure as the cause, when the first connection fails.
+ */
+export function blobSource(
+  repository: Pick<
+    RepositoryClient,
+    "get" | "getAnonymously" | "isRegistryUrl"
+  >,
+  host: string,
+  { digest, size }: Pick<ImageLayer, "digest" | "size">,
+): ByteSource {
+  /** The last redirect target, requested directly until it expires. */
+  let redirectTarget: URL | undefined;
+  let hasResponded = false;
+
+  async function request(
+    range: string,
+    signal: AbortSignal,
+  ): Promise<[Response, URL]> {
+    // Ranges and sizes refer to the blob, not to a compressed form.
+    const headers = { "accept-encoding": "identity", range };
+    const request = { headers, signal };
+    if (redirectTarget) {
+      const response = await repository.getAnonymously(redirectTarget, request);
+      const { status, body } = response;
+      if (!isRedirectStatus(status) && !EXPIRED_URL_STATUSES.has(status)) {
+        return [response, redirectTarget];
+      }
+      await body?.cancel();
+      redirectTarget = undefined;
+    }
+    return await repository.get(`blobs/${digest}`, request);
+  }
+
+  return {
+    displayName: host,
+    maxBytes: size,
+    tooManyBytesError: () =>
+      new RangesUnavailableError(`${host} sent more bytes than requested`),
+    async requestRange(from, to, signal) {
+      try {
+        // With an end, because some registries answer 416 to an open range.
+        const range = `bytes=${from}-${to - 1}`;
+        const [response, url] = await request(range, signal);
+        hasResponded = true;
+        const requested = { start: from, end: to, size, host: url.host };
+        const valid = await validateRangeResponse(response, requested);
+        if (!repository.isRegistryUrl(url)) redirectTarget = url;
+        return valid;
+      } catch (error) {
+        // Fall back at once instead of retrying: oras may get a connection.
+        if (hasResponded || !isConnectionError(error)) throw error;
+        throw new RangesUnavailableError(error.message, { cause: error });
+      }
+    },
+  };
+}
+
+function isConnectionError(error: unknown): error is ToolsmithError {
+  return error instanceof ToolsmithError &&
+    /^(?:connection|dns|tls)_failed$/.test(error.code);
+}
+
+interface RequestedRange {
+  start: number;
+  end: number;
+  size: number;
+  host: string;
+}
+
+/** Throws for a response that does not match the request. */
+async function validateRangeResponse(
+  response: Response,
+  requested: RequestedRange,
+): Promise<RangeResponse> {
+  const { status, body } = response;
+  const { start, end, size, host } = requested;
+  const mismatch = rangeMismatch(response, requested);
+  if (mismatch === undefined && body) {
+    return status === 206
+      ? { start, end, body }
+      : { start: 0, end: size, body };
+  }
+  await body?.cancel();
+  const error = httpStatusError(response, host);
+  if (isTransientError(error) && status !== 501) throw error;
+  const why = mismatch ?? "answered without a body";
+  throw new RangesUnavailableError(`${host} ${why}`);
+}
+
+/** Describes how a response differs from the requested range or the whole blob. */
+function rangeMismatch(
+  { status, headers }: Response,
+  { start, end, size }: RequestedRange,
+): string | undefined {
+  if (status !== 200 && status !== 206) return `answered ${status}`;
+  if (status === 206) {
+    const text = headers.get("content-range") ?? "";
+    const range = /^bytes (\d+)-(\d+)\/(\d+|\*)$/.exec(text);
+    if (Number(range?.[1]) !== start || Number(range?.[2]) !== end - 1) {
+      const shown = JSON.stringify(text.slice(0, 60));
+      return `answered bytes ${start}-${end - 1} with Content-Range ${shown}`;
+    }
+    const total = range![3];
+    if (total !== "*" && Number(total) !== size) {
+      return `has a blob of ${total} bytes, the manifest says ${size}`;
+    }
+  }
+  const encoding = unexpectedContentEncoding(headers);
+  if (encoding) return `sent the blob with Content-Encoding ${encoding}`;
+  const length = headers.get("content-length");
+  const expected = status === 206 ? end - start : size;
+  if (length === null || Number(length) === expected) return undefined;
+  return `sent Content-Length ${Number(length)}, expected ${expected}`;
+}
