@@ -223,6 +223,16 @@ testWithSnapshots(
 );
 
 testWithSnapshots(
+  "SnapshotStore.remove() removes a damaged snapshot, whenever it was saved",
+  async (dir) => {
+    const { key } = await saveSnapshot(dir);
+    await Deno.writeTextFile(snapshotFile(dir, "memory"), "changed");
+    assertEquals(await snapshotStore(dir).remove({ key }), true);
+    assertEquals(await snapshotFileNames(dir), []);
+  },
+);
+
+testWithSnapshots(
   "SnapshotStore.remove() keeps a snapshot while its key is being saved",
   async (dir) => {
     const before = await saveSnapshot(dir);

@@ -2,12 +2,15 @@ import { assertEquals, assertStringIncludes } from "@std/assert";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "@std/path";
+import { ToolsmithError } from "../../lib/errors.ts";
+import { busyRegistryGuard } from "../../lib/oci/_http_fallback.ts";
 import { orasClient } from "../../lib/oci/oras_client.ts";
 import { parseReference } from "../../lib/oci/reference.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { fakeOras, shell } from "../support/fake_oras.ts";
 import { foundTools, requires } from "../support/parts.ts";
+import { replaceMethod } from "../support/replace_method.ts";
 import { changeTimerDelays } from "../support/timers.ts";
 
 const TYPE = "application/vnd.oci.image.manifest.v1+json";
@@ -142,4 +145,85 @@ Deno.test({
     const { message } = await expectFailure("unauthorized", fetch);
     assertStringIncludes(message, "(oras: ");
   },
+});
+
+Deno.test({
+  name:
+    "OrasClient.fetchManifest() requests no schemes over plain HTTP, where it sends no login",
+  ...shell,
+  async fn() {
+    await using fake = await fakeOras(
+      "echo 'Error: response status code 401: unauthorized' >&2; exit 1",
+    );
+    const headers = { "www-authenticate": "Negotiate" };
+    using _network = replaceMethod(globalThis, {
+      fetch: () => Promise.resolve(new Response("", { status: 401, headers })),
+    });
+    const client = orasClient({ env: fake.env, plainHttp: true });
+    const reference = parseReference("reg.example/o/vm:1");
+    const fetch = () => client.fetchManifest(reference);
+    const { message } = await expectFailure("unauthorized", fetch);
+    assertStringIncludes(message, "credentials are not sent over plain HTTP");
+  },
+});
+
+/** A guard, a registry with a changeable status, and an oras that may fail. */
+function guardedRegistry() {
+  const seen = { requests: 0, runs: 0 };
+  const now = { status: 200, headers: {}, orasFails: true };
+  const server = Deno.serve(
+    { hostname: "127.0.0.1", port: 0, onListen() {} },
+    () => {
+      seen.requests++;
+      const manifest = { schemaVersion: 2, mediaType: TYPE, layers: [] };
+      return Response.json(manifest, now);
+    },
+  );
+  const reference = parseReference(`127.0.0.1:${server.addr.port}/o/vm:1`);
+  const orasError = new ToolsmithError("registry_unavailable", "from oras");
+  const work = () => {
+    seen.runs++;
+    return now.orasFails ? Promise.reject(orasError) : Promise.resolve("oras");
+  };
+  const guard = busyRegistryGuard({ env: new Map() });
+  return {
+    seen,
+    now,
+    run: (instead?: () => string) => guard(reference, work, instead),
+    [Symbol.asyncDispose]: () => server.shutdown(),
+  };
+}
+
+Deno.test("busyRegistryGuard() runs oras again only when the registry has recovered", async () => {
+  await using all = guardedRegistry();
+  const { now, seen, run } = all;
+  const fails = async () =>
+    (await expectFailure("registry_unavailable", run)).message;
+  now.status = 503;
+  assertEquals(await fails(), "from oras");
+  assertEquals(await fails(), "from oras");
+  assertEquals(seen, { runs: 1, requests: 2 });
+  Object.assign(now, { status: 200, orasFails: false });
+  assertEquals(await run(), "oras");
+  assertEquals(seen, { runs: 2, requests: 3 });
+  assertEquals(await run(), "oras");
+  assertEquals(seen, { runs: 3, requests: 3 });
+});
+
+Deno.test("busyRegistryGuard() returns the manifest's result, or else oras's error, or the registry's Retry-After", async () => {
+  for (const status of [200, 404, 503]) {
+    await using all = guardedRegistry();
+    const { now, seen, run } = all;
+    now.status = status;
+    const failure = await expectFailure("registry_unavailable", () => run());
+    assertEquals(failure.message, "from oras");
+    assertEquals(seen, { runs: 1, requests: 1 });
+  }
+  await using all = guardedRegistry();
+  const { now, seen, run } = all;
+  assertEquals(await run(() => "manifest"), "manifest");
+  Object.assign(now, { status: 429, headers: { "retry-after": "7" } });
+  const { message } = await expectFailure("rate_limited", () => run());
+  assertStringIncludes(message, "asks to wait 7 s");
+  assertEquals(seen, { runs: 2, requests: 2 });
 });

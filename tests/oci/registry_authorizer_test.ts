@@ -16,8 +16,10 @@ function made(
 ) {
   const requests: Request[] = [];
   const endpoint = {
-    ...{ baseUrl: home, host: "reg.example", repository: "o/i" },
-    ...{ resolvesTags: true, options: {} },
+    baseUrl: home,
+    host: "reg.example",
+    repository: "o/i",
+    options: {},
   };
   const sendRequest = (url: URL, init: RequestInit) => {
     const request = new Request(url, init);
