@@ -87,7 +87,10 @@ const PLACEHOLDER_IMAGE: PinnedImage = {
 const REPLACEABLE_PATTERN =
   /"(?:[^"\\]|\\.)*"|\{(?:[^"{}]|"(?:[^"\\]|\\.)*")*\}/y;
 
-/** Calls back with the path behind the links that the user made. */
+/**
+ * Calls `work` with the path behind the links that the user made; refuses a link in the
+ * workspace.
+ */
 async function withManifestFile<T>(
   path: string,
   work: (file: string) => Promise<T>,

@@ -1,8 +1,14 @@
-import { assertEquals, assertRejects, assertThrows } from "@std/assert";
+import {
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
 import { join } from "@std/path";
 import { ToolsmithError } from "../../lib/errors.ts";
 import {
   assertManifestUpdatable,
+  manifestExists,
   replaceImageFields,
   writeManifest,
 } from "../../lib/manifest/write_manifest.ts";
@@ -303,4 +309,30 @@ Deno.test("replaceImageFields() adds a signature rule behind the digest, or repl
   const signature = { key: key("AAAA") };
   const after = replaceImageFields(pretty, "tools.json", { ...pin, signature });
   assertEquals(after, layouts[0](JSON.parse(after)));
+});
+
+Deno.test({
+  name:
+    "writeManifest(), assertManifestUpdatable() and manifestExists() refuse a symbolic link in the workspace",
+  ignore: Deno.build.os === "windows",
+  fn: () =>
+    inTempDir(async (dir) => {
+      const target = join(dir, "target.json");
+      await Deno.writeTextFile(target, HANDWRITTEN);
+      const workspace = join(dir, "workspace", ".toolsmith");
+      await Deno.mkdir(workspace, { recursive: true });
+      const path = join(workspace, "tools.json");
+      await Deno.symlink(target, path);
+      for (
+        const work of [
+          () => writeManifest(path, IMAGE),
+          () => assertManifestUpdatable(path),
+          () => manifestExists(path),
+        ]
+      ) {
+        const { message } = await expectFailure("file_unreadable", work);
+        assertStringIncludes(message, `Cannot write manifest ${path}: `);
+      }
+      assertEquals(await Deno.readTextFile(target), HANDWRITTEN);
+    }),
 });

@@ -301,6 +301,20 @@ Deno.test("registryAuthorizer() renews an expired token after a 401 without a ch
   assertEquals(await header(), "Bearer t2");
 });
 
+Deno.test("registryAuthorizer() waits for a renewal that runs when an older token is rejected", async () => {
+  const { header, renewAfter401, requests } = made(
+    {},
+    (_, count) => ({ token: `t${count}` }),
+  );
+  await renewAfter401(CHALLENGE, undefined);
+  await renewAfter401(CHALLENGE, "Bearer t1");
+  const renewal = renewAfter401(CHALLENGE, "Bearer t2");
+  await renewAfter401(CHALLENGE, "Bearer t1");
+  assertEquals(await header(), "Bearer t3");
+  await renewal;
+  assertEquals(requests.length, 3);
+});
+
 Deno.test("registryAuthorizer() accepts a token response of 128 KiB and rejects a larger one", async () => {
   const answered = (bytes: number) => {
     const token = "x".repeat(bytes - JSON.stringify({ token: "" }).length);
