@@ -70,7 +70,10 @@ export interface Snapshot extends SnapshotFiles {
 export interface SnapshotStaging
   extends Record<SnapshotPart, string>, AsyncDisposable {
   dir: string;
-  /** Moves all files into the store; on failure the store has no snapshot. */
+  /**
+   * Moves all files into the store. On failure the store has no snapshot, or still the
+   * previous one.
+   */
   commit(): Promise<Snapshot>;
 }
 
@@ -227,7 +230,7 @@ export class SnapshotStore {
     }
   }
 
-  /** Moves a snapshot's files into the store; removes all if one is missing. */
+  /** Moves a snapshot's files into the store; removes all if that fails. */
   async #commit(key: string, staging: Record<"dir" | SnapshotPart, string>) {
     for (const part of SNAPSHOT_PARTS) await syncToDisk(staging[part]);
     await this.#removeFiles(key);

@@ -27,6 +27,7 @@ Deno.test("readRegistryCredentials() reads only the requested registry's credent
   const auths = {
     "a.example": { auth: btoa("user:pass:word") },
     "https://old.example/v1/": { username: "u", password: "p" },
+    "https://constructor": { username: "c", password: "p" },
     "id.example": { auth: btoa("u:"), identitytoken: "refresh" },
     "token.example": { registrytoken: "bearer" },
     "https://index.docker.io/v1/": { auth: btoa("hub:secret") },
@@ -48,7 +49,10 @@ Deno.test("readRegistryCredentials() reads only the requested registry's credent
     login: login("hub", "secret"),
   });
   assertEquals(await found("a.example:5000", { auths }), {});
-  assertEquals(await found("constructor", { auths }), {});
+  assertEquals(await found("constructor", { auths }), {
+    login: login("c", "p"),
+  });
+  assertEquals(await found("constructor", {}), {});
 });
 
 Deno.test("readRegistryCredentials() ignores malformed fields of a config.json entry", async () => {
