@@ -27,7 +27,7 @@ const MIN_READ_BYTES = 4096;
 /** Doubled with each retransmission. */
 const FIRST_RETRANSMISSION_TICKS = 4;
 const MAX_RETRANSMISSIONS = 7;
-/** One for many segments: each interrupts the guest, which costs it as much as sending. */
+/** Each acknowledgment interrupts the guest, which costs it as much as sending. */
 const ACKNOWLEDGMENT_DELAY_MS = 2;
 /** Half of the window, so that the guest need not wait. */
 const MAX_UNACKNOWLEDGED_BYTES = MAX_HELD_BYTES / 2;
@@ -49,8 +49,8 @@ export class TcpConnection {
   /** The window that the guest knows. */
   #offered = 0;
   /** What the guest knows to have arrived. */
-  #told: number;
-  #acknowledging: ReturnType<typeof setTimeout> | undefined;
+  #confirmed = 0;
+  #acknowledgmentTimer: ReturnType<typeof setTimeout> | undefined;
 
   #sequence = crypto.getRandomValues(new Uint32Array(1))[0];
   #acknowledged = this.#sequence;
@@ -68,7 +68,7 @@ export class TcpConnection {
     const { address, port, guestPort, options } = syn;
     this.#ends = { address, port, guestPort };
     this.#link = link;
-    this.#expected = this.#told = syn.sequence + 1 >>> 0;
+    this.#expected = syn.sequence + 1 >>> 0;
     this.#window = syn.window;
     for (let at = 0; at < options.length && options[at] !== 0;) {
       const [kind, length, first, second] = options.subarray(at);
@@ -99,11 +99,11 @@ export class TcpConnection {
     // Repeated, or for a new connection where the guest has forgotten this one.
     if (flags & SYN) return this.#sendEmpty(ACK);
     if (flags & ACK) this.#receiveAcknowledgment(segment);
-    const { length } = segment.data;
-    // A segment without data at another place asks whether the connection is alive.
-    const isProbe = segment.sequence !== this.#expected;
-    if (length > 0 || flags & FIN) this.#receiveData(segment);
-    if (length > 0 || flags & FIN || isProbe) this.#acknowledgeSoon();
+    const hasData = segment.data.length > 0 || (flags & FIN) !== 0;
+    // Without data, the guest probes the connection or a closed window.
+    const isUnexpected = segment.sequence !== this.#expected;
+    if (hasData) this.#receiveData(segment);
+    if (hasData || isUnexpected) this.#acknowledgeSoon();
     const haveEnded = this.#hostEnded && this.#guestEnded;
     if (haveEnded && this.#unacknowledged.length === 0) {
       this.#sendEmpty(ACK);
@@ -208,11 +208,11 @@ export class TcpConnection {
     this.#notify();
   }
 
-  /** Tells the guest what has arrived and how much it may send. */
+  /** Acknowledges what has arrived; at once if it is much, or with the next segment. */
   #acknowledgeSoon() {
-    const unacknowledged = this.#expected - this.#told >>> 0;
+    const unacknowledged = this.#expected - this.#confirmed >>> 0;
     if (unacknowledged > MAX_UNACKNOWLEDGED_BYTES) return this.#sendEmpty(ACK);
-    this.#acknowledging ??= setTimeout(
+    this.#acknowledgmentTimer ??= setTimeout(
       () => this.#sendEmpty(ACK),
       ACKNOWLEDGMENT_DELAY_MS,
     );
@@ -249,9 +249,9 @@ export class TcpConnection {
   }
 
   #write(frame: Uint8Array, flags: number, sequence = this.#sequence) {
-    clearTimeout(this.#acknowledging);
-    this.#acknowledging = undefined;
-    this.#told = this.#expected;
+    clearTimeout(this.#acknowledgmentTimer);
+    this.#acknowledgmentTimer = undefined;
+    this.#confirmed = this.#expected;
     this.#offered = Math.max(0, MAX_HELD_BYTES - this.#held.received);
     const isScaled = this.#guestShift !== undefined && !(flags & SYN);
     const window = this.#offered >> (isScaled ? WINDOW_SHIFT : 0);
@@ -269,7 +269,7 @@ export class TcpConnection {
 
   #close() {
     this.isClosed = true;
-    clearTimeout(this.#acknowledging);
+    clearTimeout(this.#acknowledgmentTimer);
     this.#hold("received", -this.#held.received);
     this.#hold("sent", -this.#held.sent);
     this.#received = [];

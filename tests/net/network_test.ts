@@ -751,6 +751,27 @@ Deno.test("GuestNetwork acknowledges many segments at once, and answers one that
   // Half of the window does not wait.
   for (let sent = 0; sent < 9; sent++) await send(60_000);
   await acknowledgment();
+  const { length } = segments;
+  const timers = clock.count();
+  await send(1);
+  await guest.ask("a.test");
+  assertEquals([segments.length, clock.count()], [length, timers + 1]);
+  // A reset leaves no timer.
+  await connection.send(RST);
+  await guest.ask("a.test");
+  assertEquals([segments.length, clock.count()], [length, timers]);
+});
+
+Deno.test("GuestNetwork acknowledges with the data that it sends", async () => {
+  using clock = installManualClock();
+  await using server = startServer(echo);
+  await using guest = await startNetGuest({ rules: [`a.test:7=${server.at}`] });
+  const connection = await guest.connect("a.test", 7);
+  const timers = clock.count();
+  await connection.write([200]);
+  await connection.segment(({ data }) => data.length === 1);
+  assertEquals(clock.count(), timers);
+  assertEquals(connection.segments.length, 2);
 });
 
 Deno.test("GuestNetwork probes a closed window, and fills no more than the window", async () => {
