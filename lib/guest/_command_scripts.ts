@@ -130,7 +130,7 @@ launch() {
   } 2>&1 | {
     exec 4>&- 7<&- 9>&-
     read -r _ pid end
-    # It has ended before it was told: whoever waits must not wait on.
+    # The command ended before it read the marker: whoever waits must not wait on.
     [ -n "$end" ] || read -r end <&6
     {
       while read -r word rows columns <&6; do
@@ -202,7 +202,7 @@ exec 6<>"$node"
   port "$name.in"
   exec 3<"$node"
 }
-# A script that waits for its arguments is told whose it is, and greets by itself.
+# A script that waits for its arguments gets this process id, and reports ready itself.
 if [ $# -gt 0 ]; then echo ready >&6; else set -- "$$"; fi
 group=- session=setsid
 command -v setsid >/dev/null || group= session=
