@@ -854,6 +854,38 @@ async function fillUp(guest: NetGuest, connection: NetConnection) {
   }
 }
 
+Deno.test("GuestNetwork opens its window once the server reads, and loses no data that it dropped", async () => {
+  const gate = Promise.withResolvers<void>();
+  const total = Promise.withResolvers<number>();
+  await using server = startServer(async (conn) => {
+    await gate.promise;
+    let length = 0;
+    for await (const chunk of conn.readable) length += chunk.length;
+    total.resolve(length);
+  });
+  await using guest = await startNetGuest({ rules: [`a.test:9=${server.at}`] });
+  using _gate = { [Symbol.dispose]: () => gate.resolve() };
+  const connection = await guest.connect("a.test", 9);
+  const { segments } = connection;
+  const nextSegment = (after: number, isOpen = false) =>
+    connection.segment((it) =>
+      segments.indexOf(it) >= after && (it.window > 0 || !isOpen)
+    );
+  await fillUp(guest, connection);
+  const last = new Uint8Array(1000).fill(200);
+  const { acknowledged: sequence } = segments.at(-1)!;
+  const answer = nextSegment(segments.length);
+  await connection.send(ACK | FIN, last, { sequence });
+  const { acknowledged, window } = await answer;
+  assertEquals(window, 0);
+  const update = nextSegment(segments.length, true);
+  gate.resolve();
+  assert((await update).window << 5 >= 2 ** 19);
+  await connection.send(ACK | FIN, last, { sequence: acknowledged });
+  const sent = acknowledged - segments[0].acknowledged >>> 0;
+  assertEquals(await total.promise, sent + last.length);
+});
+
 Deno.test("GuestNetwork hangs up on a server that reads nothing when the guest resets the connection", async () => {
   const held = Promise.withResolvers<void>();
   const closed = Promise.withResolvers<void>();
