@@ -735,11 +735,15 @@ Deno.test("GuestNetwork acknowledges many segments at once, and answers one that
   };
   const acknowledgment = () =>
     connection.segment(({ acknowledged }) => acknowledged === next);
-  for (let sent = 0; sent < 3; sent++) await send(1);
-  // Frames keep their order: this answer comes after all that the segments caused.
-  await guest.ask("a.test");
-  assertEquals(segments.length, 1);
-  await clock.pass(2);
+  // The first one starts the delay.
+  for (let sent = 0; sent < 3; sent++) {
+    await send(1);
+    // Frames keep their order: this answer comes after all that the segment caused.
+    await guest.ask("a.test");
+    assertEquals(segments.length, 1);
+    if (sent < 2) await clock.pass(0.9);
+  }
+  await clock.pass(0.2);
   await acknowledgment();
   assertEquals(segments.length, 2);
   // Such as a keep-alive probe: a segment without data, at a byte that has arrived.
@@ -748,6 +752,12 @@ Deno.test("GuestNetwork acknowledges many segments at once, and answers one that
   await clock.pass(2);
   await guest.ask("a.test");
   assertEquals(segments.length, 3);
+  // The guest repeats data whose acknowledgment got lost.
+  await connection.send(ACK, [0], { sequence: next - 1 >>> 0 });
+  await guest.ask("a.test");
+  await clock.pass(2);
+  await guest.ask("a.test");
+  assertEquals(segments.length, 4);
   // Half of the window does not wait.
   for (let sent = 0; sent < 9; sent++) await send(60_000);
   await acknowledgment();
