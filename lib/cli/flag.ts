@@ -15,7 +15,7 @@ export interface Flag<Line extends HelpLine = HelpLine> {
   name: string;
   /**
    * The value's name in the help, which also selects its parser and its completion;
-   * absent for a switch. `a|b` lists the only possible values.
+   * absent for a switch. `a|b` lists possible values; `FILE` and `DIR` stand for paths.
    */
   placeholder?: string;
   help: string;

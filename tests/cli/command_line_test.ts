@@ -3,6 +3,7 @@ import type { Subcommand } from "../../lib/cli/subcommand.ts";
 import { COMMANDS } from "../../lib/cli/commands.ts";
 import { bootCommand } from "../../lib/cli/commands/boot.ts";
 import { cacheCommand } from "../../lib/cli/commands/cache.ts";
+import { doctorCommand } from "../../lib/cli/commands/doctor.ts";
 import { hydrateCommand } from "../../lib/cli/commands/hydrate.ts";
 import { initCommand } from "../../lib/cli/commands/init.ts";
 import { publishCommand } from "../../lib/cli/commands/publish.ts";
@@ -10,6 +11,11 @@ import { runCommand } from "../../lib/cli/commands/run.ts";
 import * as shared from "../../lib/cli/shared_flags.ts";
 import { parseCommandLine } from "../../lib/cli/command_line.ts";
 import type { Flag, Flags, FlagValues } from "../../lib/cli/flag.ts";
+import type { DoctorOptions } from "../../lib/doctor/doctor.ts";
+import type { HydrateOptions } from "../../lib/hydrate/hydrate.ts";
+import type { InitOptions } from "../../lib/hydrate/init.ts";
+import type { PublishOptions } from "../../lib/publish/publish.ts";
+import type { WorkspaceVmOptions } from "../../lib/run/workspace_vm.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { performCommand, recordedIo } from "../support/recorded_io.ts";
 
@@ -67,6 +73,33 @@ Deno.test("cache parses its action, ages and counts", () => {
     const { given } = read(cacheCommand, `prune --older-than ${age}`);
     assertEquals(given.olderThanMs, ms);
   }
+});
+
+type UnknownOption<F extends Flags, Options> = Exclude<
+  keyof F,
+  keyof (Options & typeof shared.OUTPUT)
+>;
+
+/** The type check fails for a flag that the library would ignore. */
+function assertOptions<F extends Flags, Options>(
+  _: Record<UnknownOption<F, Options>, never>,
+) {}
+
+Deno.test("commands that pass on their flags whole have only flags that are options of the library", () => {
+  assertOptions<typeof initCommand.flags, InitOptions>({});
+  assertOptions<
+    Omit<typeof publishCommand.flags, "manifest">,
+    PublishOptions
+  >({});
+  assertOptions<typeof doctorCommand.flags, DoctorOptions>({});
+  assertOptions<
+    Omit<typeof hydrateCommand.flags, "manifest">,
+    HydrateOptions
+  >({});
+  assertOptions<
+    Omit<typeof shared.VM, "allowNet" | "hostLoopback" | "manifest">,
+    WorkspaceVmOptions & HydrateOptions
+  >({});
 });
 
 Deno.test("publish parses an image and a reference with flags between them", () => {

@@ -7,6 +7,9 @@ import {
   createProcessIo,
   type OutputFlagValues,
 } from "../../lib/cli/io.ts";
+import { main } from "../../cli.ts";
+import { COMMANDS } from "../../lib/cli/commands.ts";
+import { defineSubcommand } from "../../lib/cli/subcommand.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
 import { ToolsmithError } from "../../lib/errors.ts";
 import { expectFailure } from "../support/expect_failure.ts";
@@ -77,6 +80,12 @@ Deno.test("CliIo.printResult() prints text, or a JSON line with --json, and noth
     io.printNote("to a person");
   });
   assertEquals(text, { stdout: "said\nline\n", stderr: "to a person\n" });
+  const flags = { quiet: true };
+  const quiet = await outputOf({ flags }, (io) => {
+    io.printResult({ a: 1 }, "said");
+    io.printNote("to a person");
+  });
+  assertEquals(quiet, { stdout: "said\n", stderr: "" });
   const { stdout, stderr } = await outputOf({ flags: { json: true } }, (io) => {
     io.printResult({ a: 1 }, "said");
     io.printNote("to a person");
@@ -153,6 +162,53 @@ Deno.test("CliIo.onEvent() draws a bar of the terminal's width only on a termina
   for (const fake of [{ columns: 30 }, { terminals, columns: 30 }]) {
     const plain = await read(fake, !("terminals" in fake));
     assertEquals([plain.length, plain.at(-1)], [80, "\n"], plain);
+  }
+});
+
+Deno.test("CliIo erases the bar before a result, and before a guest uses the terminal", async () => {
+  const uses: ((io: CliIo) => unknown)[] = [
+    (io) => io.printResult({}, ""),
+    (io) => io.attachToGuestConsole()[Symbol.dispose](),
+    (io) => io.attachToGuestCommand()[Symbol.asyncDispose](),
+    (io) => io.endEvents(),
+  ];
+  for (const use of uses) {
+    const { stderr } = await outputOf({ terminals: ["stderr"] }, async (io) => {
+      io.onEvent(READ);
+      io.onEvent(READ);
+      await use(io);
+    });
+    assert(stderr.includes("32.0 GiB") && stderr.endsWith("\r\x1b[K"), stderr);
+  }
+});
+
+Deno.test("main() ends a command's events after a failure too, before it prints the error", async () => {
+  const permitted: ToolsmithEvent = {
+    ...{ type: "egress", timestamp, allowed: true },
+    ...{ host: "a.test", port: 443, reason: "rule a.test" },
+  };
+  COMMANDS.push(defineSubcommand({
+    ...{ name: "fails-in-this-test", usage: "", summary: "", flags: {} },
+    run(_, io) {
+      io.onEvent(READ);
+      io.onEvent(READ);
+      io.onEvent(permitted);
+      throw new ToolsmithError("failed", "No");
+    },
+  }));
+  try {
+    const { stderr } = await outputOf({ terminals: ["stderr"] }, async () => {
+      const status = await main(["fails-in-this-test", "--verbose"]);
+      assertEquals(status, 1);
+    });
+    // deno-lint-ignore no-control-regex
+    const lines = stderr.replace(/\x1b\[[\d;]*m/g, "").split("\r\x1b[K").at(-1);
+    assertEquals(
+      lines,
+      "network: allowed a.test:443 (1 times)\nerror: No [failed]\n",
+    );
+  } finally {
+    COMMANDS.pop();
   }
 });
 

@@ -98,6 +98,14 @@ Deno.test("run parses every VM and command flag, with sizes in MiB and times in 
     bootTimeoutMs: 500,
   });
   assertEquals(exports?.map(({ tag }) => tag), [undefined, "more"]);
+  const hydrateFlags =
+    "--cache c --offline --verify --force --base b --connections 3 --retries 2 --stall-timeout 9 --ca-file f --plain-http --trusted-root r";
+  const { hydrate } = shared.workspaceVmOptions(read(`${hydrateFlags} make`));
+  assertEquals(hydrate, {
+    ...{ cache: "c", offline: true, verify: true, force: true, base: "b" },
+    ...{ connections: 3, retries: 2, stallTimeoutMs: 9000 },
+    ...{ caFile: "f", plainHttp: true, trustedRoot: "r" },
+  });
   const one = shared.workspaceVmOptions(read("--memory 600 --export out make"));
   assertEquals([one.memory, one.exports?.length], [600, 1]);
 });
