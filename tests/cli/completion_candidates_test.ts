@@ -56,6 +56,7 @@ Deno.test("completionCandidates() offers the known values of flags and arguments
     "hydrate --cache ": "directory",
     "run --export ": "directory",
     "run --timeout ": [],
+    "run ls --cache=": "file",
     "completions ": ["bash", "zsh", "fish"],
     "boot --arch ": ["amd64", "arm64"],
     "publish image.qcow2 a --arch=ar": ["--arch=arm64"],

@@ -26,7 +26,7 @@ async function examine(
   const here = Deno.cwd();
   Deno.chdir(dir);
   const status = await performCommand(
-    ["doctor", ...json ? ["--json"] : []],
+    ["doctor", "--cache", "flagged", ...json ? ["--json"] : []],
     recorded,
   )
     .finally(() => Deno.chdir(here));
@@ -53,6 +53,8 @@ Deno.test("doctor prints a line per finding with its hint below, and exits with 
     found: string;
     hint?: string;
   }[];
+  const cache = findings.find(({ check }) => check === "cache")?.found;
+  assertEquals(cache, `${join(dir.path, "flagged")} is writable`);
   const width = Math.max(...findings.map(({ check }) => check.length));
   for (const { check, level, found, hint } of findings) {
     const head = `${level.padEnd(4)}  ${check.padEnd(width)}  `;

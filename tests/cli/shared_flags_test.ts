@@ -74,7 +74,7 @@ Deno.test("run parses one kind of network, and rejects two", () => {
 
 Deno.test("run parses every VM and command flag, with sizes in MiB and times in ms", () => {
   const flags =
-    "--memory 2G --cpus 3 --arch arm64 --accel tcg --firmware uefi --export out --export lib:more --copy-limit 64m --network --overlay disk --fresh --no-save --boot-timeout 0.5 --timeout 7 --cwd /tmp";
+    "--memory 2g --cpus 3 --arch arm64 --accel tcg --firmware uefi --export out --export lib:more --copy-limit 64m --network --overlay disk --fresh --no-save --boot-timeout 0.5 --timeout 7 --cwd /tmp";
   const read = (line: string) => {
     const read = parseCommandLine(["run", ...line.split(" ")]);
     if (read.kind !== "command") throw new Error(read.kind);
