@@ -3,7 +3,7 @@ import type { Subcommand } from "../../lib/cli/subcommand.ts";
 import { COMMANDS } from "../../lib/cli/commands.ts";
 import { bootCommand } from "../../lib/cli/commands/boot.ts";
 import { cacheCommand } from "../../lib/cli/commands/cache.ts";
-import { doctorCommand } from "../../lib/cli/commands/doctor.ts";
+import type { doctorCommand } from "../../lib/cli/commands/doctor.ts";
 import { hydrateCommand } from "../../lib/cli/commands/hydrate.ts";
 import { initCommand } from "../../lib/cli/commands/init.ts";
 import { publishCommand } from "../../lib/cli/commands/publish.ts";
