@@ -59,7 +59,10 @@ const USER_CARD: NetworkCard = {
   backend: { type: "user" },
 };
 
-/** Opens the network of a VM in the VM's directory, unless QEMU is too old. */
+/**
+ * Returns the network card for the wanted network, and opens a network of this process
+ * in the VM's directory; `undefined` without one. Throws `boot_failed` if QEMU is too old.
+ */
 export function openNetworkCard(
   { dir, version }: { dir: string; version: string },
   wanted: BootOptions["network"],
