@@ -181,6 +181,27 @@ Deno.test("runInBackground() disposes its resource when the work never gets the 
   assertEquals(done, ["qmp closed", "agent closed"]);
 });
 
+Deno.test("disposing a monitor waits for running clean-up when later clean-up is skipped", async () => {
+  using timers = holdTimers(120_000);
+  const { qmp, agent, done } = connections();
+  const monitor = singleProcessMonitor("/machine", qmp, agent);
+  const busy = Promise.withResolvers<void>();
+  monitor.runInBackground(async () => {
+    await busy.promise;
+    done.push("first");
+  });
+  monitor.runInBackground(() => Promise.resolve(void done.push("second")));
+  await turns();
+  timers.expire();
+  const ended = monitor[Symbol.asyncDispose]();
+  await turns();
+  await turns();
+  assertEquals(done, []);
+  busy.resolve();
+  await ended;
+  assertEquals(done, ["first", "qmp closed", "agent closed"]);
+});
+
 Deno.test({
   name:
     "sharedMonitor() connects per command and takes turns with other processes",
