@@ -239,6 +239,19 @@ test("resumeSavedGuest() throws CannotSaveVmError when the saved VM does not run
   assertEquals(error.message, "no cont");
 });
 
+test("resumeSavedGuest() commits no snapshot whose agent is silent", async () => {
+  await using fake = await fakeVm({
+    ...{ how: "restore", agent: () => undefined, reads: false },
+    options: { bootTimeoutMs: 150 },
+  });
+  await using staging = await fake.stage();
+  fake.vm.attempt.staging = staging;
+  const error = await resumeSavedGuest(fake.vm).catch((error) => error);
+  assert(error instanceof CannotSaveVmError);
+  const store = snapshotStore(join(fake.dir, "machines"));
+  assertEquals(await store.list(), []);
+});
+
 /** Fails to save a guest, and finishes its boot. */
 async function goesOn(options: FakeVmOptions) {
   const { fake } = await booted(options);
