@@ -272,6 +272,18 @@ test("QCOW2 disk: rejects a compressed cluster that is damaged or has the wrong 
   }
 });
 
+test("QCOW2 disk: stops decompressing a cluster that is too large", async (path) => {
+  const bomb = filled(1, 100 * CLUSTER);
+  const zstd = { features: 8n, compression: 1 };
+  const cases = [[deflateRawSync(bomb)], [zstdCompressSync(bomb), zstd]];
+  for (const [packed, parts] of cases as [Uint8Array, object?][]) {
+    await writePacked(path, [packed], parts);
+    const read = () => readPart(path, [0, 1]);
+    const { cause } = await expectFailure("image_invalid", read);
+    assertEquals((cause as { code?: string }).code, "ERR_BUFFER_TOO_LARGE");
+  }
+});
+
 test("openQcow2Disk() closes the file of an encrypted or dependent image", async (path) => {
   const image = makeQcow2({});
   image.setUint32(32, 2);
