@@ -7,6 +7,7 @@ import { join } from "@std/path";
 import { parseManifest } from "../../lib/manifest/manifest.ts";
 import type { ToolRules } from "../../lib/manifest/tools.ts";
 import { registryConfigPaths } from "../../lib/oci/registry_config_paths.ts";
+import { detachedVmMismatch } from "../../lib/run/_detached_vm_reuse.ts";
 import {
   bootDetachedWorkspaceVm,
   hydrateAndPlanVm,
@@ -14,6 +15,8 @@ import {
   runInVm,
   type WorkspaceVmOptions,
 } from "../../lib/run/workspace_vm.ts";
+import type { BootOptions } from "../../lib/vm/boot_options.ts";
+import type { DetachedVmRecord } from "../../lib/vm/detached_record.ts";
 import { detachedVm } from "../support/detached_vm.ts";
 import { collectEvents } from "../support/guest.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -116,6 +119,17 @@ Deno.test({
     }
     await using _open = await openWorkspaceVm(manifest);
   },
+});
+
+Deno.test("detachedVmMismatch() requires a new VM for firmware, a console, and no exports instead of some", () => {
+  const share = { path: "/out", tag: "out", writable: true };
+  const record = { shares: [share] } as unknown as DetachedVmRecord;
+  const why = (asked: Partial<BootOptions>) =>
+    detachedVmMismatch(asked, record);
+  assertEquals(why({}), undefined);
+  assertEquals(why({ exports: [] }), "exports needs a new VM");
+  assertEquals(why({ firmware: "uefi" }), "firmware needs a new VM");
+  assertEquals(why({ console: { output() {} } }), "console needs a new VM");
 });
 
 Deno.test({
