@@ -9,7 +9,11 @@ import { expectFailure } from "../support/expect_failure.ts";
 import { bootFailureError } from "../../lib/vm/_readiness.ts";
 import { runProcess } from "../../lib/system/process.ts";
 import { sleep } from "../../lib/system/time.ts";
-import { type TemporaryDir, temporaryDir } from "../support/directory.ts";
+import {
+  namesIn,
+  type TemporaryDir,
+  temporaryDir,
+} from "../support/directory.ts";
 import { foundTools, requires } from "../support/parts.ts";
 import { assertEnded } from "../support/processes.ts";
 
@@ -134,12 +138,18 @@ async function startScript(
   const program = join(dir.path, "qemu");
   await Deno.writeTextFile(program, `#!/bin/sh\n${script}\n`, { mode: 0o755 });
   const env = new Map([["TMPDIR", dir.path], ["PATH", "/usr/bin:/bin"]]);
-  const machine = await startQemu({
-    ...{ program, env, disk: "/none.qcow2", ephemeral: true, memory: 64 },
-    ...{ accelerator: "tcg", cpus: 1, shares: [], extra: [] },
-    ...more,
-  });
-  await machine[Symbol.asyncDispose]();
+  try {
+    const machine = await startQemu({
+      ...{ program, env, disk: "/none.qcow2", ephemeral: true, memory: 64 },
+      ...{ accelerator: "tcg", cpus: 1, shares: [], extra: [] },
+      ...more,
+    });
+    await machine[Symbol.asyncDispose]();
+  } finally {
+    const names = await namesIn(dir.path);
+    const left = names.filter((name) => name.startsWith("toolsmith-"));
+    assertEquals(left, [], "the VM directory is left");
+  }
 }
 
 function exists(path: string): Promise<boolean> {
