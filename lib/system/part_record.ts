@@ -39,9 +39,8 @@ export async function readPartRecord(dir: string) {
   const read = (name: string) => readExtentsFile(join(dir, name), part.size);
   const durable = await read(DURABLE_EXTENTS_FILE);
   const written = await read(WRITTEN_EXTENTS_FILE);
-  const { filled } = durable ?? {};
-  if (durable && filled !== undefined) {
-    const path = join(dir, filled);
+  if (durable?.filled !== undefined) {
+    const path = join(dir, durable.filled);
     if (await symlinkEscapeReason(path, dir)) return undefined;
     const other = await orIfNotFound(Deno.lstat(path));
     if (!other?.isFile || other.size > part.size) return undefined;

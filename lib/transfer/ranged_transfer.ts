@@ -138,7 +138,7 @@ export class Transfer implements Disposable {
         await sleep(IDLE_CONNECTION_POLL_MS, this.#signal);
         continue;
       }
-      let from = piece.at;
+      const from = piece.at;
       // A takeover lowers the piece's end while the response is on its way.
       const requestedEnd = piece.to;
       try {
@@ -149,7 +149,6 @@ export class Transfer implements Disposable {
           onRange?.();
         } else if (acceptsWhole) {
           plan.widenPiece(piece, [open.start, target.size]);
-          from = 0;
         } else {
           open.cancel();
           // The other connections read ranges; a retry may get one again.
