@@ -19,7 +19,10 @@ async function look(
   size: number | undefined = SIZE,
 ) {
   await using dir = await temporaryDir();
-  await Deno.writeFile(join(dir.path, PART_FILE_NAME), new Uint8Array(size));
+  const part = join(dir.path, PART_FILE_NAME);
+  await Deno.writeFile(part, new Uint8Array(size));
+  // Old, so that its time is not the record's.
+  await Deno.utime(part, 0, 0);
   for (const [name, content] of Object.entries(files)) {
     const text = typeof content === "string"
       ? content
