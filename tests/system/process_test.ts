@@ -241,7 +241,7 @@ Deno.test("RunningProcess.detach() writes an empty line to the program, which ou
   const script = `
     import { spawnProcess } from "/lib/system/process.ts";
     const [told] = Deno.args;
-    const code = "read -r line; echo \\"<$line>\\" >" + told + "; exec sleep ${FOREVER}";
+    const code = "read -r line; echo \\"$? <$line>\\" >" + told + "; exec sleep ${FOREVER}";
     const child = spawnProcess("sh", {
       args: ["-c", code],
       input: "held",
@@ -260,7 +260,8 @@ Deno.test("RunningProcess.detach() writes an empty line to the program, which ou
     while (await Deno.readTextFile(told).catch(() => "") === "") {
       await sleep(20);
     }
-    assertEquals(await Deno.readTextFile(told), "<>\n");
+    // At EOF, read would fail.
+    assertEquals(await Deno.readTextFile(told), "0 <>\n");
   } finally {
     Deno.kill(Number(pid), "SIGKILL");
   }
