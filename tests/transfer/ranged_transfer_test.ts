@@ -245,6 +245,27 @@ Deno.test("Transfer.fill() accepts a whole response to a range request only with
   );
 });
 
+Deno.test("Transfer.fill() starts the other connections after a range only, and rejects a whole response from then on", async () => {
+  const one = await filled(9 * MIB, [whole(9 * MIB)], { connections: 4 });
+  assertEquals([one.error, one.asked], [undefined, [[0, 4 * MIB]]]);
+  // The second connection waits until the first requests its second piece.
+  const third = Promise.withResolvers<void>();
+  const { error, left, retries } = await filled(12 * MIB, [
+    right,
+    inSteps(() => third.promise, 4 * MIB),
+    (from, to) => {
+      third.resolve();
+      return whole()(from, to);
+    },
+    right,
+  ], { connections: 2 });
+  assertEquals([error, left], [undefined, []]);
+  assertEquals(
+    retries[0].error.message,
+    "reg.example sent the whole file instead of the bytes from 8388608 on",
+  );
+});
+
 Deno.test("Transfer.openAndPeek() returns the size and the first bytes before the download", async () => {
   await using all = await made(30, [whole(3, 7, 20)]);
   const { start, end, head } = await all.transfer.openAndPeek(0, 8);
