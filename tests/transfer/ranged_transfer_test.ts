@@ -288,7 +288,7 @@ Deno.test("Transfer.openAndPeek() returns the size and the first bytes before th
   assertEquals(rest.retries.length, 1);
 });
 
-Deno.test("Transfer.openAndPeek() cancels the response of an earlier call", async () => {
+Deno.test("Transfer.openAndPeek() cancels the response of an earlier call, and disposing that of the last", async () => {
   for (const headBytes of [0, 5]) {
     let cancelled = 0;
     const silent: Open = (from) => ({
@@ -302,6 +302,9 @@ Deno.test("Transfer.openAndPeek() cancels the response of an earlier call", asyn
     await all.transfer.openAndPeek(0, headBytes);
     await aWhile();
     assertEquals([cancelled, all.retries], [1, []]);
+    all.transfer[Symbol.dispose]();
+    await aWhile();
+    assertEquals(cancelled, 2);
   }
 });
 
