@@ -32,17 +32,24 @@ const ZEROS = new Uint8Array(BLOCK_BYTES);
 
 /**
  * Copies a local image: as a reflink where the file system supports that, else
- * with its holes.
+ * with its holes. An image that is missing or disappears is a `source_not_found`.
  */
-export async function copyLocalImage(
+export function copyLocalImage(
+  job: FetchJob,
+  path: string,
+): Promise<FetchedImage> {
+  return reflinkOrCopy(job, path).catch((cause) => {
+    if (!(cause instanceof Deno.errors.NotFound)) throw cause;
+    throw localImageNotFoundError(path, cause);
+  });
+}
+
+async function reflinkOrCopy(
   job: FetchJob,
   path: string,
 ): Promise<FetchedImage> {
   const { dir, env, signal } = job;
-  const stat = await Deno.stat(path).catch((cause) => {
-    if (!(cause instanceof Deno.errors.NotFound)) throw cause;
-    throw localImageNotFoundError(path, cause);
-  });
+  const stat = await Deno.stat(path);
   if (!stat.isFile) {
     const message = `Cannot hydrate from ${path}: not a regular file`;
     const hint = "set image.qcow2 in the manifest to the path of a file";

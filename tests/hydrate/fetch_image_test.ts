@@ -113,6 +113,21 @@ test("fetchImage() rejects a directory or missing file with its path and a hint"
   assertEquals([...Deno.readDirSync(dir)], []);
 });
 
+test("fetchImage() reports a local image that disappears before it is read as missing", async ({ dir, beside }) => {
+  const path = join(beside, "a.qcow2");
+  await Deno.writeTextFile(path, "an image");
+  const source = parseImageSource(path, dir);
+  const image = { name: "demo", source, sha256: ZEROS };
+  const emit = createEmitter(({ type }) => {
+    if (type === "download_start") Deno.removeSync(path);
+  });
+  const error = await expectFailure(
+    "source_not_found",
+    () => fetchImage({ image, dir, emit }),
+  );
+  assertEquals(error.message, `Cannot hydrate from ${path}: no such file`);
+});
+
 test("fetchImage() syncs a copy to disk while copying, and throws the error of a failed sync", async ({ dir, beside }) => {
   using _system = replaceMethod(Deno.FsFile.prototype, {
     syncData: () => Promise.reject(new Error("broken disk")),
