@@ -1,4 +1,4 @@
-import { assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import type { FetchJob } from "../../lib/hydrate/_fetch_job.ts";
 import { downloadHttpsImage } from "../../lib/hydrate/_https_download.ts";
@@ -16,6 +16,7 @@ import { temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { type FetchSetup, setUpFetch } from "../support/fetch_setup.ts";
 import { requires } from "../support/parts.ts";
+import { installMovingClock } from "../support/timers.ts";
 import {
   rangeStart,
   startTlsServer,
@@ -159,6 +160,28 @@ test(
     assertEquals([fetched.sha256, asked()], [SHA256, [25_000]]);
     assertEquals(eventsOfType("download_start")[0].resumed, 25_000);
     assertEquals(eventsOfType("download_end")[0].bytes, SIZE - 25_000);
+  },
+);
+
+test(
+  "downloadHttpsImage() counts the kept bytes as progress, and only the new ones at the end",
+  right,
+  async ({ dir, download }) => {
+    const kept = SIZE - 10_000;
+    await leave(dir, IMAGE.subarray(0, kept));
+    using clock = installMovingClock();
+    const reports: { bytes: number; total: number | null }[] = [];
+    const ends: number[] = [];
+    await download({
+      emit(event) {
+        if (event.type === "download_start") clock.pass(1000);
+        if (event.type === "download_progress") reports.push(event);
+        if (event.type === "download_end") ends.push(event.bytes);
+      },
+    });
+    const [{ bytes, total }] = reports;
+    assert(bytes > kept && bytes <= SIZE, `${bytes} bytes`);
+    assertEquals([total, ends], [SIZE, [SIZE - kept]]);
   },
 );
 
