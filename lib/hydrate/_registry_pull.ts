@@ -127,7 +127,7 @@ async function pullLayer(pull: RegistryPull): Promise<FetchedImage> {
   const onlyRanges = artifact.fetchedWithoutOras === true ||
     !isAddressedBySha256(layer);
   const isParallel = job.connections > 1 && layer.size >= MIN_PARALLEL_BYTES;
-  let prefersRanges = isParallel || mirrors.length > 0 || onlyRanges;
+  const prefersRanges = isParallel || mirrors.length > 0 || onlyRanges;
   let canUseRanges = hasPermittedEndpoint(endpoints);
   const reportFallback = (reason: string) =>
     job.emit({ type: "ranges_unavailable", image: job.image.name, reason });
@@ -156,7 +156,6 @@ async function pullLayer(pull: RegistryPull): Promise<FetchedImage> {
         if (isUnreachable && onlyRanges) throw cause;
         reportFallback(message);
         // Keep the partial download until the registry is reachable again.
-        prefersRanges = true;
         canUseRanges = isUnreachable;
         if (!isUnreachable) await part.clear();
       }

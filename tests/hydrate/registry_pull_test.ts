@@ -302,6 +302,35 @@ test(
 );
 
 test(
+  "pullFromRegistry() resumes the partial download once range requests connect again, if oras is interrupted, too",
+  {},
+  async (bench) => {
+    const { image, sha256, proxy, pull } = bench;
+    await leave(bench, image.subarray(0, 100_000));
+    const match = new RegExp(`^GET .*/blobs/sha256:${sha256}`);
+    proxy.faults.push({ match, cutAfter: 50_000, times: 1 });
+    let isDown = true;
+    const resumed: number[] = [];
+    const { fetch } = globalThis;
+    using _network = replaceMethod(globalThis, {
+      fetch: (...[url, init]: Parameters<typeof fetch>) =>
+        isDown && init && "client" in init
+          ? Promise.reject(new TypeError("client error (Connect): no"))
+          : fetch(url, init),
+    });
+    const { fetched } = await pull({
+      retries: 1,
+      emit(event) {
+        if (event.type === "ranges_unavailable") isDown = false;
+        if (event.type === "download_start") resumed.push(event.resumed);
+      },
+    });
+    assertEquals(await Deno.readFile(fetched.path), image);
+    assertEquals(resumed, [100_000, 0, 100_000]);
+  },
+);
+
+test(
   "pullFromRegistry() rejects with the abort reason and keeps the partial download",
   {
     faults: [{ match: BLOB, stallAfter: 150_000 }],

@@ -259,6 +259,8 @@ Deno.test({
       true,
       false,
     ]);
+    const cache = join(site.work.dir, ".toolsmith", "cache");
+    assertEquals((await listCache(cache))[0].update, undefined);
   },
 });
 
