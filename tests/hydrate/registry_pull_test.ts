@@ -13,7 +13,10 @@ import {
 import { temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { type FetchSetup, setUpFetch } from "../support/fetch_setup.ts";
-import { startHostileRegistry } from "../support/hostile_registry.ts";
+import {
+  IMAGE_MANIFEST,
+  startHostileRegistry,
+} from "../support/hostile_registry.ts";
 import { foundTools, requires } from "../support/parts.ts";
 import {
   type FaultyProxy,
@@ -393,6 +396,27 @@ test(
     );
     // For the manifest, and for the image.
     assertEquals(failed.length, 2);
+  },
+);
+
+test(
+  "pullFromRegistry() skips a mirror whose tag has another image",
+  {},
+  async ({ sha256, pull, proxy }) => {
+    await using mirror = startHostileRegistry();
+    const title = { annotations: { [TITLE]: "image.qcow2" } };
+    await mirror.manifest("1", {
+      schemaVersion: 2,
+      mediaType: IMAGE_MANIFEST,
+      config: await mirror.blob(new TextEncoder().encode("{}")),
+      layers: [await mirror.blob(new Uint8Array(10), title)],
+    });
+    const env = new Map(Object.entries(Deno.env.toObject()));
+    env.set("TOOLSMITH_ORAS", foundTools.oras!);
+    env.set("TOOLSMITH_MIRRORS", `${proxy.host}=http://${mirror.host}`);
+    const { fetched, eventsOfType } = await pull({ env });
+    assertEquals(fetched.sha256, sha256);
+    assertEquals(eventsOfType("mirror_failed")[0].mirror, mirror.host);
   },
 );
 
