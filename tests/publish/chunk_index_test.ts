@@ -127,7 +127,9 @@ Deno.test({
     const found = [];
     for (const previous of [older.path, `${host}/owner/image:1.0`]) {
       const target = `${host}/owner/predicted:1`;
-      const { of } = await attemptPublish(newer.path, target, { previous });
+      // A prediction needs no index in the registry.
+      const how = { previous, index: previous !== older.path };
+      const { of } = await attemptPublish(newer.path, target, how);
       const [{ from, bytes, total }] = of("update_predicted");
       assertEquals(total, size);
       assert(bytes >= changedBytes && bytes < size / 50, `${bytes}`);
