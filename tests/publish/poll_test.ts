@@ -97,6 +97,29 @@ Deno.test({
 });
 
 Deno.test({
+  name: "pollUntilServed() waits as long as a busy registry asks",
+  ...shell,
+  async fn() {
+    let asked = 0;
+    const stop = new AbortController();
+    const headers = { "retry-after": "1" };
+    const server = Deno.serve(
+      { hostname: "127.0.0.1", port: 0, signal: stop.signal, onListen() {} },
+      () =>
+        asked++ === 0
+          ? new Response(null, { status: 429, headers })
+          : new Response(RIGHT),
+    );
+    const busy = "echo 'Error: status code 429' >&2; exit 1";
+    const host = `127.0.0.1:${server.addr.port}`;
+    const { attempts, events } = await poll([busy], { host });
+    stop.abort();
+    await server.finished;
+    assertEquals([attempts, events.map((it) => it.delayMs)], [2, [1000, 0]]);
+  },
+});
+
+Deno.test({
   name:
     "pollUntilServed() stops when a busy registry asks for a wait beyond the deadline",
   ...shell,
