@@ -17,10 +17,15 @@ export interface FileReport {
   ok: boolean;
   /** Missing parts that its tests need; `root` if they need that user. */
   missing: string[];
+  /** What a failed file printed; empty if it wrote to the terminal. */
+  log: string;
 }
 
 const JUNIT_CASE_PATTERN =
   /<testcase name="([^"]*)"[^>]* time="([^"]*)"[^>]*>([\s\S]*?)<\/testcase>/g;
+/** Deno prints the errors of all tests and steps, then their names. */
+const LOG_ERRORS_PATTERN = / ERRORS \S*\n([\s\S]*?)\n\S* FAILURES /;
+const MAX_ERROR_LINES = 60;
 const XML_ENTITIES: Record<string, string> = {
   lt: "<",
   gt: ">",
@@ -117,13 +122,20 @@ export function skipLines(
   return [...lines, ...remedies];
 }
 
-/** Lists failed tests, for the end of the output. */
+/**
+ * Lists failed tests with their errors, for the end of the output: a service that shows
+ * a part of a long log shows its end.
+ */
 export function failureLines(reports: FileReport[]): string[] {
-  return reports.filter(({ ok }) => !ok).flatMap(({ file, tests }) => {
+  return reports.filter(({ ok }) => !ok).flatMap(({ file, tests, log }) => {
     const failed = tests.filter(({ outcome }) => outcome === "failed");
-    return failed.length > 0
-      ? failed.map(({ name }) => `failed: ${file}: ${name}`)
-      : [`failed: ${file}`];
+    const [, errors = ""] = LOG_ERRORS_PATTERN.exec(log) ?? [];
+    return [
+      ...errors.split("\n").slice(0, MAX_ERROR_LINES).filter(Boolean),
+      ...failed.length > 0
+        ? failed.map(({ name }) => `failed: ${file}: ${name}`)
+        : [`failed: ${file}`],
+    ];
   });
 }
 

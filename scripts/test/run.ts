@@ -59,9 +59,7 @@ export async function runTestFiles(
     if (stop.signal.aborted) return false;
     result.reports.push(report);
     if (!live) {
-      progress.printLine(
-        fileReportText(report, await readTextIfFound(`${notes}.log`)),
-      );
+      progress.printLine(fileReportText(report));
     }
     return report.ok || !flags.some((flag) => flag.startsWith("--fail-fast"));
   };
@@ -128,11 +126,12 @@ async function runTestFile(
     missing: (await readTextIfFound(`${notes}.missing`)).split("\n").filter(
       Boolean,
     ),
+    log: code === 0 ? "" : await readTextIfFound(`${notes}.log`),
   };
 }
 
-function fileReportText(report: FileReport, log: string): string {
-  const { file, seconds, ok } = report;
+function fileReportText(report: FileReport): string {
+  const { file, seconds, ok, log } = report;
   const { passed, failed, skipped } = countTests([report]);
   const counts = [
     `${passed} passed`,

@@ -2,6 +2,7 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import { boot } from "../../lib/vm/boot.ts";
 import type { SnapshotOptions } from "../../lib/vm/boot_options.ts";
+import type { Vm } from "../../lib/vm/vm.ts";
 import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -11,7 +12,7 @@ import {
   env,
   needsGuest,
 } from "../support/guest.ts";
-import { changeTimerDelays } from "../support/timers.ts";
+import { changeTimerDelays, holdTimers } from "../support/timers.ts";
 
 const MB = 1_000_000;
 const digestOf = async (path: string) =>
@@ -35,6 +36,26 @@ function counter(letter: string) {
       bytes += chunk.length;
     },
   };
+}
+
+const TIMEOUT_MS = 313_131;
+
+/**
+ * Lets the time limit of a script pass once the script runs. Returns the error's
+ * message, and then the guest's processes.
+ */
+async function timeOut(vm: Vm, script: string) {
+  using limits = holdTimers(TIMEOUT_MS);
+  using _timers = waitLongForKill();
+  const { message } = await expectFailure("timeout", () =>
+    vm.exec("sh", {
+      ...sh(`echo up; ${script}`),
+      stdout: limits.expire,
+      timeoutMs: TIMEOUT_MS,
+      killAfterMs: 300,
+    }));
+  const { stdout } = await vm.exec("ps", { args: ["-o", "args"] });
+  return { message, processes: stdout };
 }
 
 /** Never gives up waiting for a killed command in a slow guest. */
@@ -364,29 +385,16 @@ async function commands(t: Deno.TestContext, guest: Guest) {
   await t.step(
     "exec() kills a command and its children at timeoutMs",
     async () => {
-      using _timers = waitLongForKill();
-      const error = await expectFailure("timeout", () =>
-        vm.exec("sh", {
-          ...sh("sleep 3131 & sleep 3131"),
-          timeoutMs: 300,
-          killAfterMs: 300,
-        }));
-      assert(error.message.includes("0.3 s"));
-      const { stdout } = await vm.exec("ps", { args: ["-o", "args"] });
-      assert(!stdout.includes("3131"), stdout);
+      const { message, processes } = await timeOut(vm, "sleep 3131 & sleep 3131");
+      assert(message.includes(`${TIMEOUT_MS / 1000} s`), message);
+      assert(!processes.includes("3131"), processes);
     },
   );
 
   await t.step("exec() kills a command that ignores TERM", async () => {
-    using _timers = waitLongForKill();
-    await expectFailure("timeout", () =>
-      vm.exec("sh", {
-        ...sh("trap '' TERM; while :; do sleep 3232; done"),
-        timeoutMs: 300,
-        killAfterMs: 300,
-      }));
-    const { stdout } = await vm.exec("ps", { args: ["-o", "args"] });
-    assert(!stdout.includes("3232"), stdout);
+    const ignoring = "while :; do sleep 3232; done";
+    const { processes } = await timeOut(vm, `trap '' TERM; ${ignoring}`);
+    assert(!processes.includes("3232"), processes);
   });
 
   await t.step("exec() ends the command when it is aborted", async () => {
