@@ -48,55 +48,59 @@ rename() {
   [ -z "$before" ] || echo "$before" >$expedited
   return "$1"
 } 2>/dev/null
-card() {
+find_card() {
   for dir in /sys/class/net/*; do
-    read -r mac <"$dir/address" && [ "$mac" = "$1" ] || continue
-    name=\${dir##*/} links=/run/systemd/netif/links is_up=
-    # systemd-networkd would remove what it has not configured. It asks by DHCP.
-    [ ! -e $links/1 ] || [ "$tries" -ge 100 ] ||
-      case $(grep ^ADMIN_STATE= "$links/$(cat "$dir/ifindex")") in
-      *=configured) return ;;
-      *=unmanaged | *=failed) ;;
-      # It goes on to wait for a router of IPv6.
-      *) ip route show dev "$name" | grep ^default; return ;;
-      esac
-    if command -v ip >/dev/null; then
-      # A DHCP client that waits for eth0 would begin by removing its address. If the card
-      # cannot be renamed, such a client has it already.
-      if [ -e /run/udev/control ] || [ "$name" = toolsmith0 ] || [ "$tries" -ge 100 ] ||
-        { rename "$name" && name=toolsmith0 is_up=1; }; then
-        { [ -n "$is_up" ] || ip link set "$name" up; } &&
-          { ip addr add "$2/$3" dev "$name" || :; } &&
-          ip route replace default via "$5" dev "$name" || return
-      else
-        ip route show dev "$name" | grep ^default || return
-      fi
-    else
-      ifconfig "$name" "$2" netmask "$4" up && route add default gw "$5" || return
-    fi
-    has_name_server "$6" </etc/resolv.conf || resolvectl dns "$name" "\${6:-$5}" || {
-      [ ! -h /etc/resolv.conf ] || rm -f /etc/resolv.conf
-      echo "nameserver \${6:-$5}" >/etc/resolv.conf
-    }
-    return
-  done
-  echo "no card $1"
+    read -r mac <"$dir/address" && [ "$mac" = "$1" ] && return
+  done 2>/dev/null
   return 1
+}
+configure() {
+  find_card "$1" || {
+    echo "no card $1"
+    return 1
+  }
+  name=\${dir##*/} links=/run/systemd/netif/links is_up=
+  # systemd-networkd would remove what it has not configured. It asks by DHCP.
+  [ ! -e $links/1 ] || [ "$tries" -ge 100 ] ||
+    case $(grep ^ADMIN_STATE= "$links/$(cat "$dir/ifindex")") in
+    *=configured) return ;;
+    *=unmanaged | *=failed) ;;
+    # It goes on to wait for a router of IPv6.
+    *) ip route show dev "$name" | grep ^default; return ;;
+    esac
+  if command -v ip >/dev/null; then
+    # A DHCP client that waits for eth0 would begin by removing its address. If the card
+    # cannot be renamed, such a client has it already.
+    if [ -e /run/udev/control ] || [ "$name" = toolsmith0 ] || [ "$tries" -ge 100 ] ||
+      { rename "$name" && name=toolsmith0 is_up=1; }; then
+      { [ -n "$is_up" ] || ip link set "$name" up; } &&
+        { ip addr add "$2/$3" dev "$name" || :; } &&
+        ip route replace default via "$5" dev "$name" || return
+    else
+      ip route show dev "$name" | grep ^default || return
+    fi
+  else
+    ifconfig "$name" "$2" netmask "$4" up && route add default gw "$5" || return
+  fi
+  has_name_server "$6" </etc/resolv.conf || resolvectl dns "$name" "\${6:-$5}" || {
+    [ ! -h /etc/resolv.conf ] || rm -f /etc/resolv.conf
+    echo "nameserver \${6:-$5}" >/etc/resolv.conf
+  }
 }
 network() {
   tries=0
-  until said=$(card "$@" 2>&1); do
+  # The kernel finds the card in less time than a process takes.
+  until find_card "$1" || [ "$tries" -eq 300 ]; do tries=$((tries + 1)); done
+  tries=0
+  until configure "$@" >/dev/null 2>&1; do
     tries=$((tries + 1))
-    [ "$tries" -lt 120 ] || { echo network: $said; return; }
+    [ "$tries" -lt 120 ] || { echo network: $(configure "$@" 2>&1); return; }
     sleep 0.05 2>/dev/null || { sleep 1; tries=$((tries + 19)); }
   done
 }
-# Another processor can do that meanwhile. A card that was just plugged in is usually
-# ready by the time that the clock is set.
-{
-  [ -z "$1" ] || clock "$1" "$2" || echo clock
-  [ -z "$3" ] || network $3
-} &
+# At once, as all processors are idle.
+[ -z "$3" ] || network $3 &
+[ -z "$1" ] || clock "$1" "$2" || echo clock &
 shift 3
 mounted=
 fail() {
