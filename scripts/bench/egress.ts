@@ -4,6 +4,7 @@
  */
 import { boot } from "../../lib/vm/boot.ts";
 import type { BootOptions } from "../../lib/vm/boot_options.ts";
+import type { ExecOptions } from "../../lib/guest/exec.ts";
 import type { BootedVm } from "../../lib/vm/vm.ts";
 import { temporaryDir } from "../../tests/support/directory.ts";
 import { addReportSection, type Contender, measureInTurns } from "./measure.ts";
@@ -85,17 +86,13 @@ async function measureRates(name: string, mib: number, site: RateBench) {
   const rate = (
     contender: string,
     size: number,
-    run: () => Promise<unknown>,
+    run: () => Promise<number>,
   ): Contender => ({
     name: contender,
-    async runOnce() {
-      const startedAt = performance.now();
-      await run();
-      return size / (performance.now() - startedAt) * 1000;
-    },
+    runOnce: async () => size / await run(),
   });
   const download = (vm: BootedVm, host: string) =>
-    sh(vm, `wget -qO /dev/null http://${host}/`);
+    timed(vm, `wget -qO /dev/null http://${host}/`);
   await measureInTurns(`${mib} MiB from a server into ${name}`, [
     rate("--allow-net", mib, () => download(own, "bench.test")),
     rate(
@@ -104,22 +101,28 @@ async function measureRates(name: string, mib: number, site: RateBench) {
       () => download(user, `10.0.2.2:${port}`),
     ),
     rate(
-      "the guest's standard output",
+      "the guest's standard error",
       mib,
       () =>
-        own.exec("dd", {
-          args: ["if=/dev/zero", "bs=64k", `count=${mib * MIB / 65536}`],
-          stdout() {},
+        timed(own, `dd if=/dev/zero bs=64k count=${mib * MIB / 65536} >&2`, {
           stderr() {},
         }),
     ),
   ], "MiB/s");
   const size = Math.ceil(mib / UPLOAD_SHARE);
-  // Busybox's `nc` itself, and `head -c`, handle fewer bytes than a network does.
-  const zeros = `dd if=/dev/zero bs=64k count=${size * MIB / 65536}`;
-  const upload = (vm: BootedVm, to: string) =>
-    Promise.all([uploads.next(), sh(vm, `nc ${to} -e ${zeros}`)]);
+  // Busybox's `nc` itself handles fewer bytes than a network does.
+  const file = "/tmp/upload";
+  const upload = async (vm: BootedVm, to: string) => {
+    const all = [uploads.next(), sh(vm, `nc ${to} -e cat ${file}`)] as const;
+    return (await Promise.all(all))[0];
+  };
   const receive = "nc -l -p 7 -e dd of=/dev/null bs=64k";
+  for (const vm of [own, user]) {
+    await sh(
+      vm,
+      `dd if=/dev/zero of=${file} bs=64k count=${size * MIB / 65536}`,
+    );
+  }
   await sh(own, "ip link set lo up");
   await measureInTurns(`${size} MiB from ${name} to a server`, [
     rate("--allow-net", size, () => upload(own, "bench.test 9")),
@@ -132,9 +135,9 @@ async function measureRates(name: string, mib: number, site: RateBench) {
       "the bound: to another process of the guest",
       size,
       () =>
-        sh(
+        timed(
           own,
-          `${receive} & until nc 127.0.0.1 7 -e ${zeros}; do :; done; wait`,
+          `${receive} & until nc 127.0.0.1 7 -e cat ${file}; do :; done; wait`,
         ),
     ),
   ], "MiB/s");
@@ -160,9 +163,23 @@ async function measureMemory(name: string, start: () => Promise<BootedVm>) {
   );
 }
 
-async function sh(vm: BootedVm, script: string) {
-  const { code, stderr } = await vm.exec("sh", { args: ["-c", script] });
-  if (code !== 0) throw new Error(`${script}: ${stderr}`);
+async function sh(vm: BootedVm, script: string, options: ExecOptions = {}) {
+  const args = ["-e", "-c", script];
+  const result = await vm.exec("sh", { ...options, args });
+  if (result.code !== 0) throw new Error(`${script}: ${result.stderr}`);
+  return result;
+}
+
+/** The seconds that a script takes by the guest's clock, without the command's start. */
+async function timed(
+  vm: BootedVm,
+  script: string,
+  options: ExecOptions = {},
+): Promise<number> {
+  const look = "read now _ </proc/uptime; echo $now";
+  const { stdout } = await sh(vm, `${look}; ${script}; ${look}`, options);
+  const [from, to] = stdout.split("\n").map(Number);
+  return to - from;
 }
 
 function startServer(bytes: number) {
@@ -192,11 +209,13 @@ function startUploadServer() {
   const { port } = listener.addr as Deno.NetAddr;
   return {
     port,
-    /** Reads the next connection to its end. */
+    /** Reads the next connection to its end. Returns the seconds that this takes. */
     async next() {
       using peer = await listener.accept();
+      const startedAt = performance.now();
       const buffer = new Uint8Array(MIB);
       while (await peer.read(buffer) !== null);
+      return (performance.now() - startedAt) / 1000;
     },
     [Symbol.dispose]: () => listener.close(),
   };
