@@ -385,7 +385,10 @@ async function commands(t: Deno.TestContext, guest: Guest) {
   await t.step(
     "exec() kills a command and its children at timeoutMs",
     async () => {
-      const { message, processes } = await timeOut(vm, "sleep 3131 & sleep 3131");
+      const { message, processes } = await timeOut(
+        vm,
+        "sleep 3131 & sleep 3131",
+      );
       assert(message.includes(`${TIMEOUT_MS / 1000} s`), message);
       assert(!processes.includes("3131"), processes);
     },
