@@ -59,11 +59,7 @@ export async function connectToConsole(
       onChunk?.(chunk);
     }
   };
-  let open = true;
-  const close = () => {
-    if (open) connection.close();
-    open = false;
-  };
+  const close = () => connection[Symbol.dispose]();
   return {
     close,
     closed: drain().then(close, close),

@@ -34,8 +34,7 @@ export async function connectJsonLines(path: string, peer: JsonPeer) {
   const connection = await connectToVmSocket(path);
   const end = new AbortController();
   const close = (reason: Error = new VmDisconnectedError()) => {
-    if (end.signal.aborted) return;
-    connection.close();
+    connection[Symbol.dispose]();
     end.abort(reason);
   };
   const pending = new Map<unknown, (message: JsonMessage) => void>();
