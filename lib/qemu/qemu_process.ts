@@ -59,7 +59,7 @@ export async function startQemu(plan: QemuPlan): Promise<QemuProcess> {
   try {
     const connections = await connectToQemu(child, options);
     undo.move();
-    return makeQemuProcess(child, { options, stderr, ...connections });
+    return makeQemuProcess(child, options, stderr, connections);
   } catch (error) {
     const hasEnded = await settlesWithin(child.ended, 0);
     const { code } = await child.stop();
@@ -74,7 +74,7 @@ async function connectToQemu(
   { ended }: RunningProcess,
   { dir, memoryFile, onConsole, signal }: QemuPlan & { dir: string },
 ) {
-  const status = guestStatus();
+  const { onEvent, ...status } = guestStatus();
   const retry = async <T>(connect: () => Promise<T>): Promise<T> => {
     while (true) {
       try {
@@ -87,7 +87,6 @@ async function connectToQemu(
       await sleep(CONNECT_POLL_MS, signal);
     }
   };
-  const { onEvent } = status;
   // QEMU creates the sockets in this order.
   const qmp = await retry(() =>
     connectToQmp(join(dir, VM_FILES.qmp), { onEvent, signal })
@@ -122,14 +121,12 @@ async function tryRemoveDir(dir: string): Promise<void> {
   await Deno.remove(dir, { recursive: true }).catch(() => {});
 }
 
-interface QemuProcessParts extends Awaited<ReturnType<typeof connectToQemu>> {
-  options: QemuPlan & { dir: string };
-  stderr: ReturnType<typeof textTailBuffer>;
-}
-
-function makeQemuProcess(child: RunningProcess, parts: QemuProcessParts) {
-  const { options, qmp, serial, status, stderr } = parts;
-  const plan: QemuPlan = options;
+function makeQemuProcess(
+  child: RunningProcess,
+  { dir, ...plan }: QemuPlan & { dir: string },
+  stderr: ReturnType<typeof textTailBuffer>,
+  { qmp, serial, status }: Awaited<ReturnType<typeof connectToQemu>>,
+) {
   const disconnect = async () => {
     serial.close();
     await Promise.all([qmp[Symbol.asyncDispose](), serial.closed]);
@@ -137,24 +134,19 @@ function makeQemuProcess(child: RunningProcess, parts: QemuProcessParts) {
   const end = async () => {
     await child.stop();
     await disconnect();
-    await tryRemoveDir(options.dir);
+    await tryRemoveDir(dir);
   };
   let ending: Promise<void> | undefined;
   return {
     plan,
-    dir: options.dir,
+    dir,
     pid: child.pid,
     qmp,
     /** Settles when QEMU has exited and its last console output is read. Never rejects. */
     ended: serial.closed.then(() => child.ended),
     loadSnapshot: () => loadSnapshot(qmp),
-    /** Has the guest agent ever opened its port? */
-    agentHasConnected: () => status.hasAgentConnected,
+    ...status,
     consoleByteCount: serial.bytes,
-    /** Is the guest stopped (QMP event `STOP`)? */
-    isGuestStopped: () => status.isStopped,
-    /** Resolves with the error when QEMU stops the guest after a disk error. */
-    haltingDiskError: status.diskError,
     /** The failure that the serial console shows, if any. */
     consoleFailure: () => findConsoleFailure(serial.last()),
     /** The last lines of the serial console, safe to print. */
@@ -184,22 +176,24 @@ async function loadSnapshot(qmp: QmpConnection) {
 /** What QMP's events say about the guest. */
 function guestStatus() {
   const diskError = Promise.withResolvers<ToolsmithError>();
-  const status = {
-    hasAgentConnected: false,
-    isStopped: false,
-    diskError: diskError.promise,
+  let [agentHasConnected, isGuestStopped] = [false, false];
+  return {
+    /** Has the guest agent ever opened its port? */
+    agentHasConnected: () => agentHasConnected,
+    isGuestStopped: () => isGuestStopped,
+    /** Resolves with the error when QEMU stops the guest after a disk error. */
+    haltingDiskError: diskError.promise,
     onEvent(qmpEvent: QmpEvent) {
       const { event, data } = qmpEvent;
       if (event === "VSERPORT_CHANGE" && data.id === AGENT_PORT_ID) {
-        status.hasAgentConnected ||= data.open === true;
+        agentHasConnected ||= data.open === true;
       }
-      if (event === "STOP") status.isStopped = true;
-      if (event === "RESUME") status.isStopped = false;
+      if (event === "STOP") isGuestStopped = true;
+      if (event === "RESUME") isGuestStopped = false;
       const error = diskErrorFromEvent(qmpEvent);
       if (error) diskError.resolve(error);
     },
   };
-  return status;
 }
 
 function joinLastLines(text: string): string {
