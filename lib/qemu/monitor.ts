@@ -33,7 +33,10 @@ export interface Monitor extends AsyncDisposable {
    * waits for it. The work is skipped if the lock stays held, and its signal limits its
    * time. `held` is disposed afterwards in any case.
    */
-  runInBackground: RunInBackground;
+  runInBackground(
+    work: (signal: AbortSignal) => Promise<void>,
+    held?: Disposable,
+  ): void;
   /** Sends a command to the guest agent and returns its answer, unvalidated. */
   agent(command: QmpCommand, signal?: AbortSignal): Promise<unknown>;
 }
@@ -42,11 +45,6 @@ type RunExclusively = <T>(
   work: () => Promise<T>,
   signal?: AbortSignal,
 ) => Promise<T>;
-
-type RunInBackground<Result = void> = (
-  work: (signal: AbortSignal) => Promise<void>,
-  held?: Disposable,
-) => Result;
 
 /**
  * A monitor for a VM that only this process uses, on connections that stay open.
@@ -144,16 +142,16 @@ async function resyncAgent(agent: AgentConnection, signal?: AbortSignal) {
 
 function backgroundRunner(exclusive: RunExclusively) {
   let last = Promise.resolve();
-  const cleanUp: RunInBackground<Promise<void>> = async (work, held) => {
-    using _held = held;
-    using turn = startDeadline(BACKGROUND_LOCK_TIMEOUT_MS, "The wait");
-    await exclusive(async () => {
-      using limit = startDeadline(BACKGROUND_WORK_TIMEOUT_MS, "The clean-up");
-      await work(limit.signal);
-    }, turn.signal);
-  };
-  const run: RunInBackground = (...args) => {
-    last = Promise.allSettled([last, cleanUp(...args)]).then(() => {});
+  const run: Monitor["runInBackground"] = (work, held) => {
+    const cleanUp = async () => {
+      using _held = held;
+      using turn = startDeadline(BACKGROUND_LOCK_TIMEOUT_MS, "The wait");
+      await exclusive(async () => {
+        using limit = startDeadline(BACKGROUND_WORK_TIMEOUT_MS, "The clean-up");
+        await work(limit.signal);
+      }, turn.signal);
+    };
+    last = Promise.allSettled([last, cleanUp()]).then(() => {});
   };
   return { run, done: () => last };
 }
