@@ -24,7 +24,7 @@ import {
 } from "../signature/verify_signature.ts";
 import {
   acceleratorFromEnv,
-  findUsableAccelerators,
+  findFastestAccelerator,
 } from "../qemu/accelerator.ts";
 import { findUefiFirmware } from "../qemu/firmware.ts";
 import {
@@ -261,7 +261,7 @@ async function checkAccelerator({ env }: CheckedHost): Promise<CheckResult> {
   let why = "";
   const onRejected = (reason: string) => why = reason;
   const how = { env, reprobe: true, onRejected };
-  const [best] = await findUsableAccelerators(qemuProgram(env), how);
+  const best = await findFastestAccelerator(qemuProgram(env), how);
   if (best !== "tcg") return { found: best };
   const hint = /permission/i.test(why)
     ? "run sudo usermod -aG kvm $USER, then log in again"

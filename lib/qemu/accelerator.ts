@@ -1,5 +1,5 @@
 /**
- * Finds the accelerators (KVM, HVF, TCG) that work on this host, the fastest first.
+ * Finds the fastest accelerator (KVM, HVF, TCG) that works on this host.
  */
 import { join } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
@@ -36,18 +36,18 @@ const HOST_BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id";
 const TEN_MINUTES_MS = 600_000;
 
 /**
- * Returns the accelerators to try, in order. TCG (emulation) works everywhere and is
- * last; it is the only one for a processor other than the host's. KVM and HVF are
- * probed for x86_64 guests, once per boot of the host and version of QEMU. To detect
- * that `/dev/kvm` is missing, this needs all permissions.
+ * Returns the fastest accelerator that works. TCG (emulation) works everywhere; it is the
+ * only one for a processor other than the host's. KVM and HVF are probed for x86_64
+ * guests, once per boot of the host and version of QEMU. To detect that `/dev/kvm` is
+ * missing, this needs all permissions.
  */
-export async function findUsableAccelerators(
+export async function findFastestAccelerator(
   program: string,
   options: FindAcceleratorsOptions = {},
-): Promise<Accelerator[]> {
+): Promise<Accelerator> {
   const { guest = "x86_64", reprobe, env, signal, onRejected } = options;
   const fast = await hostAccelerator(guest, options);
-  if (!fast) return ["tcg"];
+  if (!fast) return "tcg";
   const verdict = acceleratorVerdict(fast, program, env);
   let why = reprobe ? undefined : await verdict.read();
   // Emulated KVM is not known on arm64.
@@ -56,7 +56,7 @@ export async function findUsableAccelerators(
     if (why !== undefined) await verdict.write(why);
     if (why) onRejected?.(why);
   }
-  return why ? ["tcg"] : [fast, "tcg"];
+  return why ? "tcg" : fast;
 }
 
 async function hostAccelerator(

@@ -3,7 +3,7 @@ import {
   acceleratorFromEnv,
   acceleratorVerdict,
   describeAcceleratorFailure,
-  findUsableAccelerators,
+  findFastestAccelerator,
 } from "../qemu/accelerator.ts";
 import { assertSafeExports, makeExportDirs, resolveShares } from "./shares.ts";
 import { prepareDisk } from "../qemu/disk.ts";
@@ -83,9 +83,8 @@ async function bootOrFallBack(
   const wanted = options.accelerator ?? acceleratorFromEnv(env);
   const onRejected = (why: string) =>
     emit({ type: "warning", message: `${why}; falling back to emulation` });
-  const [accelerator] = wanted
-    ? [wanted]
-    : await findUsableAccelerators(program, { env, guest, signal, onRejected });
+  const accelerator = wanted ||
+    await findFastestAccelerator(program, { env, guest, signal, onRejected });
   try {
     return await startVm({ ...plan, accelerator }, options, emit);
   } catch (error) {

@@ -8,7 +8,7 @@ import {
   acceleratorFromEnv,
   acceleratorVerdict,
   type FindAcceleratorsOptions,
-  findUsableAccelerators,
+  findFastestAccelerator,
   parseAccelerator,
 } from "../../lib/qemu/accelerator.ts";
 import { sleep } from "../../lib/system/time.ts";
@@ -26,10 +26,10 @@ interface Bench {
   program: string;
   /** Number of QEMU starts with an accelerator. */
   starts(accelerator: "kvm" | "tcg"): number;
-  /** Calls findUsableAccelerators() for a Linux host with KVM. */
+  /** Calls findFastestAccelerator() for a Linux host with KVM. */
   ask(
     more?: FindAcceleratorsOptions,
-  ): Promise<{ names: string[]; why: string[] }>;
+  ): Promise<{ name: string; why: string[] }>;
   /** Replaces the scripts that play QEMU. */
   qemu(kvm: string, tcg?: string): Promise<void>;
   /** Paths in the temporary directory. */
@@ -65,12 +65,12 @@ function test(
           .length,
       async ask(more = {}) {
         const why: string[] = [];
-        const names = await findUsableAccelerators(program, {
+        const name = await findFastestAccelerator(program, {
           ...{ hostOs: "linux", hostArch: "x86_64", kvm: "/dev/null", env },
           onRejected: (reason) => why.push(reason),
           ...more,
         });
-        return { names, why };
+        return { name, why };
       },
       left: () =>
         Array.from(Deno.readDirSync(tmp), ({ name }) => join(tmp, name)),
@@ -90,33 +90,33 @@ function tryRead(path: string): string {
 const hurry = () => changeTimerDelays((ms) => ms === 1000 ? 50 : ms);
 
 test(
-  "findUsableAccelerators() returns the host's KVM or HVF, and always TCG last",
+  "findFastestAccelerator() returns the host's KVM or HVF, else TCG",
   [
     "exit 0",
   ],
   async ({ ask, dir, left }) => {
-    const names = async (options: FindAcceleratorsOptions) =>
-      (await ask(options)).names;
-    assertEquals(await names({ kvm: join(dir, "none") }), ["tcg"]);
-    assertEquals(await names({}), ["kvm", "tcg"]);
-    assertEquals(await names({ hostOs: "darwin" }), ["hvf", "tcg"]);
-    assertEquals(await names({ hostOs: "windows" }), ["tcg"]);
-    assertEquals(await names({ hostArch: "aarch64" }), ["tcg"]);
-    assertEquals(await names({ guest: "aarch64" }), ["tcg"]);
+    const found = async (options: FindAcceleratorsOptions) =>
+      (await ask(options)).name;
+    assertEquals(await found({ kvm: join(dir, "none") }), "tcg");
+    assertEquals(await found({}), "kvm");
+    assertEquals(await found({ hostOs: "darwin" }), "hvf");
+    assertEquals(await found({ hostOs: "windows" }), "tcg");
+    assertEquals(await found({ hostArch: "aarch64" }), "tcg");
+    assertEquals(await found({ guest: "aarch64" }), "tcg");
     assertEquals(left().length, 2);
     const arm64 = { hostArch: "aarch64", guest: "aarch64" } as const;
-    assertEquals(await names(arm64), ["kvm", "tcg"]);
-    assertEquals(await names({ ...arm64, hostOs: "darwin" }), ["hvf", "tcg"]);
+    assertEquals(await found(arm64), "kvm");
+    assertEquals(await found({ ...arm64, hostOs: "darwin" }), "hvf");
   },
 );
 
-test("findUsableAccelerators() starts no QEMU when a verdict is cached", [
+test("findFastestAccelerator() starts no QEMU when a verdict is cached", [
   "exit 0",
 ], async ({ ask, starts, program, left }) => {
   // The fake QEMU may be slow: no race against emulation starts.
   using _head = holdTimers(1000);
   for (let time = 0; time < 2; time++) {
-    assertEquals(await ask(), { names: ["kvm", "tcg"], why: [] });
+    assertEquals(await ask(), { name: "kvm", why: [] });
   }
   assertEquals([starts("kvm"), starts("tcg")], [1, 0]);
   await ask({ reprobe: true });
@@ -128,84 +128,84 @@ test("findUsableAccelerators() starts no QEMU when a verdict is cached", [
 });
 
 test(
-  "findUsableAccelerators() rejects a KVM that is slower than emulation, until the host reboots",
+  "findFastestAccelerator() rejects a KVM that is slower than emulation, until the host reboots",
   [
     HANGS,
     "exit 0",
   ],
   async ({ ask, starts, left }) => {
     using _timers = hurry();
-    assertEquals(await ask(), { names: ["tcg"], why: [SLOW] });
-    assertEquals(await ask(), { names: ["tcg"], why: [] });
+    assertEquals(await ask(), { name: "tcg", why: [SLOW] });
+    assertEquals(await ask(), { name: "tcg", why: [] });
     assertEquals(starts("kvm"), 1);
     const [verdict, ...others] = left();
     assertEquals(others, []);
     const text = await Deno.readTextFile(verdict);
     await Deno.writeTextFile(verdict, text.replace(/"boot":"./, '"boot":"_'));
-    assertEquals(await ask(), { names: ["tcg"], why: [SLOW] });
+    assertEquals(await ask(), { name: "tcg", why: [SLOW] });
   },
 );
 
-test("findUsableAccelerators() probes KVM again after a QEMU upgrade", [
+test("findFastestAccelerator() probes KVM again after a QEMU upgrade", [
   "echo KVM is broken >&2; exit 1",
 ], async ({ ask, qemu }) => {
   const why = ["KVM does not work on this host: KVM is broken"];
-  assertEquals(await ask(), { names: ["tcg"], why });
+  assertEquals(await ask(), { name: "tcg", why });
   await qemu("exit 0");
-  assertEquals(await ask(), { names: ["kvm", "tcg"], why: [] });
+  assertEquals(await ask(), { name: "kvm", why: [] });
 });
 
 test(
-  "findUsableAccelerators() accepts a slow KVM if emulation is even slower",
+  "findFastestAccelerator() accepts a slow KVM if emulation is even slower",
   [
     'until [ -e "$TMPDIR/raced" ]; do sleep 0.02; done; exit 0',
     `: >"$TMPDIR/raced"; ${HANGS}`,
   ],
   async ({ ask, starts }) => {
     using _timers = hurry();
-    assertEquals(await ask(), { names: ["kvm", "tcg"], why: [] });
+    assertEquals(await ask(), { name: "kvm", why: [] });
     assertEquals([starts("kvm"), starts("tcg")], [1, 1]);
   },
 );
 
-test("findUsableAccelerators() waits for KVM when QEMU cannot emulate", [
+test("findFastestAccelerator() waits for KVM when QEMU cannot emulate", [
   'until [ -e "$TMPDIR/raced" ]; do sleep 0.02; done; exit 0',
   `: >"$TMPDIR/raced"; exit 1`,
 ], async ({ ask }) => {
   using _timers = hurry();
-  assertEquals(await ask(), { names: ["kvm", "tcg"], why: [] });
+  assertEquals(await ask(), { name: "kvm", why: [] });
 });
 
 test(
-  "findUsableAccelerators() caches no verdict when KVM and emulation both hang",
+  "findFastestAccelerator() caches no verdict when KVM and emulation both hang",
   [
     HANGS,
     HANGS,
   ],
   async ({ ask, left }) => {
     using _timers = changeTimerDelays((ms) => ms >= 1000 ? 50 : ms);
-    assertEquals(await ask(), { names: ["kvm", "tcg"], why: [] });
+    assertEquals(await ask(), { name: "kvm", why: [] });
     assertEquals(left(), []);
   },
 );
 
-test("findUsableAccelerators() reports QEMU's error when KVM stops the guest", [
+test("findFastestAccelerator() reports QEMU's error when KVM stops the guest", [
   `echo KVM internal error >&2; : >"$TMPDIR/said"; ${HANGS}`,
   'until [ -e "$TMPDIR/said" ]; do sleep 0.02; done; exit 0',
 ], async ({ ask }) => {
   using _timers = hurry();
   const why = ["KVM does not work on this host: KVM internal error"];
-  assertEquals(await ask(), { names: ["tcg"], why });
+  assertEquals(await ask(), { name: "tcg", why });
 });
 
 test(
-  "findUsableAccelerators() probes again after a permission error, but not after a crash",
+  "findFastestAccelerator() probes again after a permission error, but not after a crash",
   [
     "echo Permission denied >&2; exit 1",
   ],
   async ({ ask, qemu, left }) => {
     const denied = ["KVM does not work on this host: Permission denied"];
-    assertEquals(await ask(), { names: ["tcg"], why: denied });
+    assertEquals(await ask(), { name: "tcg", why: denied });
     assertEquals(left(), []);
     await qemu("kill -ABRT $$");
     const [why] = (await ask()).why;
@@ -222,7 +222,7 @@ test(
 );
 
 test(
-  "findUsableAccelerators() kills QEMU and removes its directory when aborted",
+  "findFastestAccelerator() kills QEMU and removes its directory when aborted",
   [
     HANGS,
   ],
@@ -237,7 +237,7 @@ test(
 );
 
 test(
-  "findUsableAccelerators() throws qemu_not_found when QEMU is missing",
+  "findFastestAccelerator() throws qemu_not_found when QEMU is missing",
   ["exit 0"],
   async ({ ask, program }) => {
     await Deno.remove(program);
@@ -247,7 +247,7 @@ test(
 );
 
 test(
-  "findUsableAccelerators() ignores a cached verdict that another user wrote",
+  "findFastestAccelerator() ignores a cached verdict that another user wrote",
   ["exit 0"],
   async ({ ask, left, starts }) => {
     await ask();
@@ -259,7 +259,7 @@ test(
 );
 
 test(
-  "findUsableAccelerators() replaces a symlink at the verdict's path instead of following it",
+  "findFastestAccelerator() replaces a symlink at the verdict's path instead of following it",
   [
     "exit 0",
   ],
@@ -286,9 +286,9 @@ test(
     const keep = acceleratorVerdict("kvm", program, env).write;
     await ask();
     await keep("KVM does not work on this host: Permission denied");
-    assertEquals((await ask()).names, ["kvm", "tcg"]);
+    assertEquals((await ask()).name, "kvm");
     await keep("KVM does not work on this host: entry failed");
-    assertEquals(await ask(), { names: ["tcg"], why: [] });
+    assertEquals(await ask(), { name: "tcg", why: [] });
   },
 );
 
@@ -297,7 +297,7 @@ test(
   // Emulation plays KVM; the fake emulation never finishes, so it cannot win the race.
   [`exec '${foundTools.qemu}' $(echo "$*" | sed 's/kvm/tcg/; s/-cpu host/-cpu max/')`],
   async ({ ask, left }) => {
-    assertEquals((await ask()).names, ["kvm", "tcg"]);
+    assertEquals((await ask()).name, "kvm");
     assertEquals(left().length, 1);
   },
   (name, fn) => Deno.test({ name, ...requires("qemu"), fn }),
