@@ -31,7 +31,7 @@ export interface FindAcceleratorsOptions {
   signal?: AbortSignal;
 }
 
-const ACCELERATORS: readonly Accelerator[] = ["kvm", "hvf", "tcg"];
+export const ACCELERATORS: readonly Accelerator[] = ["kvm", "hvf", "tcg"];
 const HOST_BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id";
 const TEN_MINUTES_MS = 600_000;
 

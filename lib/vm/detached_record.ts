@@ -1,6 +1,7 @@
 /**
  * The record of a detached VM, `machine.json`: its fields, parser and formatter.
  */
+import { ACCELERATORS } from "../qemu/accelerator.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import { isJsonObject, type JsonObject } from "../system/json.ts";
 import type { VmFacts } from "./vm.ts";
@@ -21,8 +22,6 @@ export interface DetachedVmRecord extends VmFacts {
    */
   token?: string;
 }
-
-const ACCELERATORS = new Set<unknown>(["kvm", "hvf", "tcg"]);
 
 /** Formats a record as JSON; the VM's directory is called `folder` there. */
 export function formatDetachedVmRecord(record: DetachedVmRecord): string {
@@ -50,7 +49,7 @@ function isDetachedVmRecord(
     ) &&
     // A signal to 0 would reach this process group, one to 1 the init process.
     value.pid as number > 1 &&
-    ACCELERATORS.has(value.accelerator) &&
+    ACCELERATORS.some((name) => name === value.accelerator) &&
     typeof value.network === "boolean" &&
     (value.digest === undefined || typeof value.digest === "string") &&
     (value.token === undefined || typeof value.token === "string") &&
