@@ -31,14 +31,14 @@ export async function prepareDisk(
 }
 
 /**
- * Compares the disk files that QEMU has opened with the expected ones: absolute paths,
- * the image last. Each file names its backing file, so a file replaced after its
- * validation could expose others.
+ * Compares the disk files that QEMU has opened with the disk and its image, both absolute
+ * paths. Each file names its backing file, so a file replaced after its validation could
+ * expose others.
  */
 export async function assertBackingChain(
   qmp: QmpConnection,
-  files: string[],
-  disk: { ephemeral: boolean },
+  { disk, ephemeral }: Pick<QemuOptions, "disk" | "ephemeral">,
+  image: string,
 ): Promise<void> {
   const [answer] = await qmp.execute(["query-block"]);
   const drives = answer as BlockInfo[];
@@ -46,7 +46,7 @@ export async function assertBackingChain(
   const top = drive?.inserted?.image;
   const opened: string[] = [];
   // Above an ephemeral disk is QEMU's temporary overlay.
-  let layer = disk.ephemeral ? top?.["backing-image"] : top;
+  let layer = ephemeral ? top?.["backing-image"] : top;
   for (; layer; layer = layer["backing-image"]) {
     opened.push(layer.filename);
     const dataFile = layer["format-specific"]?.data?.["data-file"];
@@ -54,6 +54,7 @@ export async function assertBackingChain(
   }
   // QEMU does not normalize the path of a backing file.
   const paths = opened.map((path) => resolve(path));
+  const files = disk === image ? [image] : [disk, image];
   if (paths.join("\0") === files.join("\0")) return;
   throw new ToolsmithError(
     "image_unsafe",

@@ -8,7 +8,6 @@ import type { GuestNetwork } from "../net/network.ts";
 import { resolve } from "../path.ts";
 import type { AgentConnection } from "../qemu/agent.ts";
 import type { Monitor } from "../qemu/monitor.ts";
-import { assertBackingChain } from "../qemu/disk.ts";
 import type { QemuPlan, QemuProcess } from "../qemu/qemu_process.ts";
 import { clearSetIdBits } from "../qemu/set_id_bits.ts";
 import type { BootOptions } from "./boot_options.ts";
@@ -65,13 +64,6 @@ export class StartingVm {
   emitVmBoot(): void {
     const { attempt: { emit }, facts: { image }, how, size } = this;
     emit({ type: "vm_boot", image, how, backend: "qemu", ...size });
-  }
-
-  /** Catches disk files that were replaced between their validation and QEMU's open. */
-  async assertOpenedDiskFiles(): Promise<void> {
-    const { qemu: { plan, qmp }, facts: { image } } = this;
-    const files = plan.disk === image ? [image] : [plan.disk, image];
-    await assertBackingChain(qmp, files, plan);
   }
 
   async endQemu(): Promise<void> {

@@ -9,7 +9,11 @@ import {
 } from "../guest/warm_shell.ts";
 import { join } from "../path.ts";
 import { isPresentAtBoot } from "../qemu/args.ts";
-import { assertOverlayOfImage, writeOverlay } from "../qemu/disk.ts";
+import {
+  assertBackingChain,
+  assertOverlayOfImage,
+  writeOverlay,
+} from "../qemu/disk.ts";
 import { singleProcessMonitor } from "../qemu/monitor.ts";
 import {
   type QemuPlan,
@@ -156,7 +160,7 @@ export async function restoreGuest(vm: StartingVm): Promise<void> {
   const ports = await connectFirstCommandPorts(qemu.dir);
   try {
     await qemu.loadSnapshot();
-    await vm.assertOpenedDiskFiles();
+    await assertBackingChain(qemu.qmp, qemu.plan, vm.facts.image);
     if (slot?.foundSnapshot && !await slot.isUnchanged()) {
       const reason = "another process replaced the snapshot";
       throw new ToolsmithError("boot_failed", reason);

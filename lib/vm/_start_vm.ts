@@ -9,6 +9,7 @@ import { ToolsmithError } from "../errors.ts";
 import type { Emit } from "../events.ts";
 import { identifyAgent } from "../guest/setup.ts";
 import type { GuestShare } from "../qemu/args.ts";
+import { assertBackingChain } from "../qemu/disk.ts";
 import {
   AcceleratorError,
   isDisconnection,
@@ -151,7 +152,7 @@ async function explainStartError(
 export async function bootGuest(vm: StartingVm): Promise<void> {
   const { qemu, watch, attempt } = vm;
   vm.emitVmBoot();
-  await vm.assertOpenedDiskFiles();
+  await assertBackingChain(qemu.qmp, qemu.plan, vm.facts.image);
   await qemu.qmp.execute(["cont"]);
   attempt.timer.endPhase("start");
   const connecting = watch.connectToAgent();

@@ -117,7 +117,8 @@ Deno.test({
         ...{ accelerator: "tcg", memory: 64 },
         ...{ cpus: 1, shares: [], extra: [] },
       });
-      await assertBackingChain(machine.qmp, files, { ephemeral });
+      const opened = { disk: files[0], ephemeral };
+      await assertBackingChain(machine.qmp, opened, files.at(-1)!);
     };
     await check("image, of a disk.qcow2", [image]);
     for (const ephemeral of [true, false]) {
@@ -159,7 +160,8 @@ Deno.test("assertBackingChain() compares QEMU's open files with the expected cha
     const qmp = {
       execute: () => Promise.resolve([blocks]),
     } as unknown as QmpConnection;
-    return assertBackingChain(qmp, files, { ephemeral });
+    const opened = { disk: files[0], ephemeral };
+    return assertBackingChain(qmp, opened, files.at(-1)!);
   };
   const seed = { device: "seed", inserted: { image: { filename: "/seed" } } };
   await check([seed, qemuDrive("/a", "/b")], ["/a", "/b"]);
