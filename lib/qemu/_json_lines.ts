@@ -2,7 +2,11 @@
  * JSON lines over a Unix socket: the wire format of QMP and of the guest agent.
  */
 import { ToolsmithError } from "../errors.ts";
-import { isJsonObject, jsonObjectOrEmpty } from "../system/json.ts";
+import {
+  isJsonObject,
+  type JsonObject,
+  jsonObjectOrEmpty,
+} from "../system/json.ts";
 import { writeAll } from "../system/write_all.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import { abortable, anySignal, startDeadline } from "../system/time.ts";
@@ -15,16 +19,13 @@ import {
 /** A QMP or guest agent command and its arguments. */
 export type QmpCommand = [name: string, args?: Record<string, unknown>];
 
-/** One line in either direction, unvalidated. */
-export type JsonMessage = Record<string, unknown>;
-
 export interface JsonPeer {
   /** Name for error messages, such as "QEMU". */
   name: string;
   answerTimeoutMs: number;
   timeoutErrorCode: "boot_failed" | "guest_failed";
   /** Receives messages that answer no command, such as events. */
-  onUnsolicited(message: JsonMessage): void;
+  onUnsolicited(message: JsonObject): void;
 }
 
 /** Far more than any answer of QEMU or the agent. */
@@ -37,7 +38,7 @@ export async function connectJsonLines(path: string, peer: JsonPeer) {
     connection[Symbol.dispose]();
     end.abort(reason);
   };
-  const pending = new Map<unknown, (message: JsonMessage) => void>();
+  const pending = new Map<unknown, (message: JsonObject) => void>();
   const reading = readJsonLines(connection, (message) => {
     // Older agents do not repeat the id.
     const isAnswer = "return" in message || "error" in message;
@@ -46,7 +47,7 @@ export async function connectJsonLines(path: string, peer: JsonPeer) {
   }).then(close, () => close());
   let lastWrite: Promise<void> = Promise.resolve();
   async function writeMessage(
-    message: JsonMessage,
+    message: JsonObject,
     prefix: Uint8Array = new Uint8Array(),
   ): Promise<void> {
     const line = new TextEncoder().encode(JSON.stringify(message) + "\n");
@@ -81,7 +82,7 @@ export async function connectJsonLines(path: string, peer: JsonPeer) {
       signal?: AbortSignal,
     ): Promise<unknown> {
       const id = randomId();
-      const answer = Promise.withResolvers<JsonMessage>();
+      const answer = Promise.withResolvers<JsonObject>();
       pending.set(id, answer.resolve);
       // The timeout covers the write too: a peer that does not read blocks it.
       const answered = writeMessage({ execute, arguments: args, id })
@@ -108,7 +109,7 @@ export async function connectJsonLines(path: string, peer: JsonPeer) {
  */
 async function readJsonLines(
   connection: Deno.Conn,
-  onMessage: (message: JsonMessage) => void,
+  onMessage: (message: JsonObject) => void,
 ): Promise<ToolsmithError | undefined> {
   const buffer = new Uint8Array(64 * 1024);
   const decoder = new TextDecoder();
@@ -139,7 +140,7 @@ export function randomId(): number {
 }
 
 /** Returns `undefined` for malformed lines: a guest may send anything. */
-function parseJsonObject(line: string): JsonMessage | undefined {
+function parseJsonObject(line: string): JsonObject | undefined {
   try {
     const value: unknown = JSON.parse(line);
     return isJsonObject(value) ? value : undefined;

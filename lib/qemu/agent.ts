@@ -1,6 +1,7 @@
 /** Connection to the QEMU guest agent (QEMU, docs/interop/qemu-ga-ref). */
 import { abortable, anySignal } from "../system/time.ts";
-import { connectJsonLines, type JsonMessage, randomId } from "./_json_lines.ts";
+import type { JsonObject } from "../system/json.ts";
+import { connectJsonLines, randomId } from "./_json_lines.ts";
 
 export type AgentConnection = Awaited<ReturnType<typeof connectToAgent>>;
 
@@ -15,7 +16,7 @@ const FLUSH_BYTE = new Uint8Array([0xff]);
  * {@linkcode VmDisconnectedError} when QEMU has ended.
  */
 export async function connectToAgent(path: string) {
-  let onUnsolicited: (message: JsonMessage) => void = () => {};
+  let onUnsolicited: (message: JsonObject) => void = () => {};
   const lines = await connectJsonLines(path, {
     name: "The guest agent",
     answerTimeoutMs: AGENT_ANSWER_TIMEOUT_MS,

@@ -3,13 +3,9 @@
  * QEMU has stopped a guest: from its event, or from its answers to later queries.
  */
 import { ToolsmithError } from "../errors.ts";
-import { jsonObjectOrEmpty } from "../system/json.ts";
+import { type JsonObject, jsonObjectOrEmpty } from "../system/json.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
-import {
-  connectJsonLines,
-  type JsonMessage,
-  type QmpCommand,
-} from "./_json_lines.ts";
+import { connectJsonLines, type QmpCommand } from "./_json_lines.ts";
 
 export type { QmpCommand };
 
@@ -34,7 +30,7 @@ export async function connectToQmp(
     signal?: AbortSignal;
   } = {},
 ) {
-  const greeted = Promise.withResolvers<JsonMessage>();
+  const greeted = Promise.withResolvers<JsonObject>();
   const lines = await connectJsonLines(path, {
     name: "QEMU",
     answerTimeoutMs: QMP_ANSWER_TIMEOUT_MS,
@@ -72,7 +68,7 @@ export async function connectToQmp(
 }
 
 /** Reads the version in the greeting (qmp-spec, section "Server Greeting"). */
-function parseQemuVersion(greeting: JsonMessage): string {
+function parseQemuVersion(greeting: JsonObject): string {
   const { qemu } = jsonObjectOrEmpty(greeting.version);
   const { major, minor, micro } = jsonObjectOrEmpty(qemu);
   const version = [major, minor, micro];

@@ -2,11 +2,8 @@ import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import fc from "fast-check";
 import { ToolsmithError } from "../../lib/errors.ts";
-import {
-  connectJsonLines,
-  type JsonMessage,
-  type JsonPeer,
-} from "../../lib/qemu/_json_lines.ts";
+import { connectJsonLines, type JsonPeer } from "../../lib/qemu/_json_lines.ts";
+import type { JsonObject } from "../../lib/system/json.ts";
 import { temporaryDir } from "../support/directory.ts";
 import { cpuMs } from "../support/assert_linear.ts";
 import { say } from "../support/fake_machine.ts";
@@ -27,8 +24,8 @@ async function receive(chunks: Iterable<Uint8Array>) {
   await using dir = await temporaryDir();
   const path = join(dir.path, "socket");
   using listener = Deno.listen({ transport: "unix", path });
-  const messages: JsonMessage[] = [];
-  const onOther = (message: JsonMessage) => messages.push(message);
+  const messages: JsonObject[] = [];
+  const onOther = (message: JsonObject) => messages.push(message);
   const opening = connectJsonLines(path, { ...PEER, onUnsolicited: onOther });
   using connection = await listener.accept();
   const lines = await opening;
