@@ -2,6 +2,7 @@
  * The guest's serial console: its connection, its last lines, and the failures
  * that can be detected in them.
  */
+import { ToolsmithError } from "../errors.ts";
 import { writeAll } from "../system/write_all.ts";
 import { sanitizeLine, sanitizeText } from "../system/sanitize_text.ts";
 import { connectToVmSocket } from "./errors.ts";
@@ -16,18 +17,21 @@ const NOT_BOOTABLE_PATTERN = /No bootable device|Missing operating system/;
 const NO_UEFI_BOOT_PATTERN =
   /No bootable option or device was found|EFI Internal Shell[^]*^Shell> /m;
 
-/** Returns a boot failure with the line that the guest or its firmware printed. */
-export function findConsoleFailure(
-  text: string,
-): { kind: "panicked" | "not_bootable"; message: string } | undefined {
+/** Returns the error that the guest or its firmware printed instead of booting. */
+export function findConsoleFailure(text: string): ToolsmithError | undefined {
   const output = stripControlCharacters(text);
   const [panic] = KERNEL_PANIC_PATTERN.exec(output) ?? [];
-  if (panic) return { kind: "panicked", message: sanitizeLine(panic) };
-  const [message] = NOT_BOOTABLE_PATTERN.exec(output) ?? [];
-  if (message) return { kind: "not_bootable", message };
-  return NO_UEFI_BOOT_PATTERN.test(output)
-    ? { kind: "not_bootable", message: "UEFI firmware found nothing to boot" }
-    : undefined;
+  if (panic) {
+    const message = `The guest's kernel panicked: ${sanitizeLine(panic)}`;
+    return new ToolsmithError("guest_panicked", message);
+  }
+  const [printed] = NOT_BOOTABLE_PATTERN.exec(output) ?? [];
+  if (!printed && !NO_UEFI_BOOT_PATTERN.test(output)) return undefined;
+  const why = printed ?? "UEFI firmware found nothing to boot";
+  const message = `The image does not boot: ${why}`;
+  const hint =
+    "check that the image has a boot loader; choose its firmware with --firmware and its processor with --arch (see docs/running.md)";
+  return new ToolsmithError("boot_failed", message, { hint });
 }
 
 /**

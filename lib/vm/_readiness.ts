@@ -1,6 +1,6 @@
 /** Watches a guest until it is ready, and explains why a guest is not. */
 import { join } from "../path.ts";
-import { ToolsmithError } from "../errors.ts";
+import { type ErrorCode, ToolsmithError } from "../errors.ts";
 import { type AgentConnection, connectToAgent } from "../qemu/agent.ts";
 import { AcceleratorError, VmDisconnectedError } from "../qemu/errors.ts";
 import type { QemuProcess } from "../qemu/qemu_process.ts";
@@ -127,18 +127,9 @@ async function throwIfCrashed(qemu: QemuProcess) {
 
 /** Explains why a VM has ended, or why its guest cannot boot. */
 export async function bootFailureError(qemu: QemuProcess): Promise<Error> {
-  const consoleFailure = qemu.consoleFailure();
-  if (consoleFailure?.kind === "panicked") {
-    const message = `The guest's kernel panicked: ${consoleFailure.message}`;
-    return errorWithConsoleTail(qemu, "guest_panicked", message);
-  }
-  if (consoleFailure?.kind === "not_bootable") {
-    return errorWithConsoleTail(
-      qemu,
-      "boot_failed",
-      `The image does not boot: ${consoleFailure.message}`,
-      "check that the image has a boot loader; choose its firmware with --firmware and its processor with --arch (see docs/running.md)",
-    );
+  const shown = qemu.consoleFailure();
+  if (shown) {
+    return errorWithConsoleTail(qemu, shown.code, shown.message, shown.hint);
   }
   const { code } = await qemu.ended;
   const stderrTail = qemu.stderrTail();
@@ -183,7 +174,7 @@ export function guestNotReadyError(
 
 function errorWithConsoleTail(
   qemu: QemuProcess,
-  code: "guest_panicked" | "boot_failed" | "guest_not_ready",
+  code: ErrorCode,
   message: string,
   hint?: string,
 ): ToolsmithError {

@@ -1,5 +1,5 @@
 import fc from "fast-check";
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import {
   connectToConsole,
@@ -28,20 +28,30 @@ Deno.test("printableConsoleTail() cuts long lines and replaces bidirectional con
   const shown = printableConsoleTail(line);
   assertEquals(shown, `?${"x".repeat(299)}`);
   const failure = findConsoleFailure(`Kernel panic - not syncing ${line}`);
-  assert(failure!.message.length < 310 && !failure!.message.includes("\u202e"));
+  assert(failure!.message.length < 340 && !failure!.message.includes("\u202e"));
 });
 
 Deno.test("findConsoleFailure() detects a kernel panic and returns its message", () => {
   const message = "Kernel panic - not syncing: Attempted to kill init!";
   const text = `[    2.4] ${message}\r\n[    2.5] CPU: 0 PID: 1\r\n`;
-  assertEquals(findConsoleFailure(text), { kind: "panicked", message });
+  const error = findConsoleFailure(text)!;
+  assertEquals([error.code, error.message], [
+    "guest_panicked",
+    `The guest's kernel panicked: ${message}`,
+  ]);
 });
+
+function assertNotBootable(text: string, why: string) {
+  const error = findConsoleFailure(text)!;
+  assertEquals(error.code, "boot_failed");
+  assertEquals(error.message, `The image does not boot: ${why}`);
+  assertMatch(error.hint!, /--firmware .* --arch /);
+}
 
 Deno.test("findConsoleFailure() detects firmware that finds no bootable device", () => {
   const text =
     "Boot failed: not a bootable disk\r\n\r\nNo bootable device.\r\n";
-  const message = "No bootable device";
-  assertEquals(findConsoleFailure(text), { kind: "not_bootable", message });
+  assertNotBootable(text, "No bootable device");
 });
 
 Deno.test("findConsoleFailure() detects the prompt of the UEFI shell, and that even the shell did not start", () => {
@@ -50,15 +60,9 @@ Deno.test("findConsoleFailure() detects the prompt of the UEFI shell, and that e
   assertEquals(findConsoleFailure(starts), undefined);
   const prompt = "\x1b[08;01H\x1b[33m\x1b[40mShell> \x1b[37m\x1b[40m";
   const message = "UEFI firmware found nothing to boot";
-  assertEquals(
-    findConsoleFailure(`${starts}Press ESC\r${prompt}`),
-    { kind: "not_bootable", message },
-  );
+  assertNotBootable(`${starts}Press ESC\r${prompt}`, message);
   const nothing = "BdsDxe: No bootable option or device was found.\r\n";
-  assertEquals(
-    findConsoleFailure(starts + nothing),
-    { kind: "not_bootable", message },
-  );
+  assertNotBootable(starts + nothing, message);
 });
 
 Deno.test("findConsoleFailure() ignores a failed disk while the firmware tries others", () => {

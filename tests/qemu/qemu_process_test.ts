@@ -247,7 +247,7 @@ Deno.test({
     assertEquals(machine.stderrTail(), "a warning");
     await machine.qmp.execute(["cont"]);
     while (!machine.consoleFailure()) await sleep(20);
-    assertEquals(machine.consoleFailure()?.kind, "not_bootable");
+    assertEquals(machine.consoleFailure()?.code, "boot_failed");
     assert(
       machine.consoleTail().includes("No bootable device"),
       machine.consoleTail(),
