@@ -217,7 +217,7 @@ function makeBootedVm(vm: StartingVm, shares: GuestShare[]): BootedVm {
     monitor,
     warmShell,
     emit,
-    ended: qemu.ended.then(noop),
+    ended: qemu.ended.then(() => {}),
     haltError: qemu.haltingDiskError,
     graceMs: options.overlay === undefined ? 0 : OVERLAY_STOP_GRACE_MS,
     async endReason() {
@@ -246,5 +246,3 @@ function makeBootedVm(vm: StartingVm, shares: GuestShare[]): BootedVm {
     },
   };
 }
-
-function noop() {}

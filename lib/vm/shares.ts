@@ -21,8 +21,6 @@ import {
 } from "./_protected_paths.ts";
 import type { GuestExport } from "./boot_options.ts";
 
-export type { ProtectedPathsOptions };
-
 /** Mount tag of the workspace. */
 export const WORKSPACE_TAG = "work";
 

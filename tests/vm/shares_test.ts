@@ -4,9 +4,9 @@ import {
   assertSafeExports,
   makeExportDirs,
   parseExport,
-  type ProtectedPathsOptions,
   resolveShares,
 } from "../../lib/vm/shares.ts";
+import type { ProtectedPathsOptions } from "../../lib/vm/_protected_paths.ts";
 import { processEnvironment } from "../../lib/environment.ts";
 import { PROJECT_ROOT } from "../../scripts/deno.ts";
 import { expectFailure } from "../support/expect_failure.ts";
