@@ -33,14 +33,8 @@ export function formatDetachedVmRecord(record: DetachedVmRecord): string {
 export function parseDetachedVmRecord(
   { folder: dir, ...rest }: JsonObject,
 ): DetachedVmRecord | undefined {
-  const record = { ...rest, dir };
-  return isDetachedVmRecord(record) ? record : undefined;
-}
-
-function isDetachedVmRecord(
-  value: JsonObject,
-): value is JsonObject & DetachedVmRecord {
-  return value.layout === 1 &&
+  const value: JsonObject = { ...rest, dir };
+  const isValid = value.layout === 1 &&
     ["image", "dir", "version", "since"].every((name) =>
       typeof value[name] === "string"
     ) &&
@@ -54,6 +48,7 @@ function isDetachedVmRecord(
     (value.digest === undefined || typeof value.digest === "string") &&
     (value.token === undefined || typeof value.token === "string") &&
     Array.isArray(value.shares) && value.shares.every(isGuestShare);
+  return isValid ? value as JsonObject & DetachedVmRecord : undefined;
 }
 
 function isGuestShare(value: unknown): value is GuestShare {
