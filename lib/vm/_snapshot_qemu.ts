@@ -205,6 +205,8 @@ async function migrateToFile(qmp: QmpConnection, socket: string, file: string) {
     ["migrate-set-parameters", { "max-bandwidth": MAX_BYTES_PER_SECOND }],
     ["migrate", { uri: `unix:${socket}` }],
   );
+  const failure = (why: string) =>
+    new ToolsmithError("guest_failed", `QEMU cannot save the VM: ${why}`);
   const begun = performance.now();
   while (true) {
     const [answer] = await qmp.execute(["query-migrate"]);
@@ -212,12 +214,12 @@ async function migrateToFile(qmp: QmpConnection, socket: string, file: string) {
     const { status, "error-desc": reason } = info;
     if (status === "completed") break;
     if (status === "failed" || status === "cancelled") {
-      throw saveFailedError(writeError?.message ?? reason ?? status);
+      throw failure(writeError?.message ?? reason ?? status);
     }
     if (performance.now() - begun > MIGRATION_TIMEOUT_MS) {
       await qmp.execute(["migrate_cancel"]);
       const seconds = MIGRATION_TIMEOUT_MS / 1000;
-      throw saveFailedError(`not finished within ${seconds} s`);
+      throw failure(`not finished within ${seconds} s`);
     }
     await sleep(MIGRATION_POLL_MS);
   }
@@ -229,11 +231,6 @@ async function saveMigrationStream(listener: Deno.UnixListener, path: string) {
   const how = { write: true, create: true, mode: 0o600 };
   using file = await Deno.open(path, how);
   await connection.readable.pipeTo(file.writable);
-}
-
-function saveFailedError(reason: string): ToolsmithError {
-  const message = `QEMU cannot save the VM: ${reason}`;
-  return new ToolsmithError("guest_failed", message);
 }
 
 /** The first line of an error's message, without the console's tail. */
