@@ -10,13 +10,13 @@ import {
 import { syncCopiedExports } from "../guest/share_copy.ts";
 import { execOnTerminal, type TerminalResult } from "../guest/terminal.ts";
 import type { WarmShell } from "../guest/warm_shell.ts";
-import { join, relative } from "../path.ts";
+import { join, relative, SEPARATOR } from "../path.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import { DISK_ERROR_QUERIES, diskErrorFromStatus } from "../qemu/qmp.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { abortable, settlesWithin, startDeadline } from "../system/time.ts";
-import { containsPath, WORKSPACE_TAG } from "./shares.ts";
+import { WORKSPACE_TAG } from "./shares.ts";
 import type { StopOptions, Vm, VmFacts } from "./vm.ts";
 
 /** What differs between a VM of this process and a detached one. */
@@ -129,7 +129,7 @@ export async function guestCwdAndEnv(
   const all = { env: withGitSafeDirectory(env) };
   if (cwd.startsWith("/")) return { ...all, cwd };
   const hasWorkspace = shares.some(({ tag }) => tag === WORKSPACE_TAG);
-  const root = hasWorkspace ? mountPoint(WORKSPACE_TAG) : "/";
+  const root = hasWorkspace ? `/mnt/${WORKSPACE_TAG}` : "/";
   const here = hostCwd && await guestPathOf(shares, hostCwd) || root;
   // A copied workspace may be older than the directory: fall back to its root.
   return cwd === ""
@@ -140,13 +140,11 @@ export async function guestCwdAndEnv(
 /** Returns the guest's path of a host directory, if it is shared. */
 async function guestPathOf(shares: GuestShare[], dir: string) {
   const path = await Deno.realPath(dir).catch(() => dir);
-  const [nearest] = shares.filter((share) => containsPath(share.path, path))
-    .sort((a, b) => b.path.length - a.path.length);
-  return nearest && join(mountPoint(nearest.tag), relative(nearest.path, path));
-}
-
-function mountPoint(tag: string): string {
-  return `/mnt/${tag}`;
+  const [nearest] = shares
+    .map((share) => ({ tag: share.tag, inside: relative(share.path, path) }))
+    .filter(({ inside }) => inside.split(SEPARATOR)[0] !== "..")
+    .sort((a, b) => a.inside.length - b.inside.length);
+  return nearest && join(`/mnt/${nearest.tag}`, nearest.inside);
 }
 
 /**

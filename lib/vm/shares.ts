@@ -6,7 +6,6 @@ import {
   dirname,
   isAbsolute,
   join,
-  relative,
   resolve,
   SEPARATOR,
 } from "../path.ts";
@@ -217,12 +216,6 @@ async function symlinkChain(path: string): Promise<string[]> {
     if (isAbsolute(target)) at = names.shift() + SEPARATOR;
   }
   return [...links, at];
-}
-
-/** Does a path equal a directory, or lie in it? */
-export function containsPath(dir: string, path: string): boolean {
-  const inside = relative(dir, path);
-  return inside !== ".." && !inside.startsWith(`..${SEPARATOR}`);
 }
 
 async function resolveDirectory(
