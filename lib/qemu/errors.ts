@@ -1,7 +1,6 @@
 /** Errors of the connection to a VM that callers handle separately. */
 import { ToolsmithError } from "../errors.ts";
 
-/** The connection to QEMU or the guest agent was lost. */
 export class VmDisconnectedError extends ToolsmithError {
   constructor() {
     super("guest_failed", "Lost the connection to the VM");
@@ -28,7 +27,6 @@ export async function connectToVmSocket(path: string): Promise<Deno.UnixConn> {
   });
 }
 
-/** QEMU or the guest agent answered a command with an error. */
 export class CommandRefusedError extends ToolsmithError {
   constructor(message: string) {
     super("guest_failed", message);

@@ -147,11 +147,8 @@ function makeQemuProcess(
     loadSnapshot: () => loadSnapshot(qmp),
     ...status,
     consoleByteCount: serial.bytes,
-    /** The failure that the serial console shows, if any. */
     consoleFailure: () => findConsoleFailure(serial.last()),
-    /** The last lines of the serial console, safe to print. */
     consoleTail: () => printableConsoleTail(serial.last()),
-    /** The last lines of QEMU's standard error, joined. */
     stderrTail: () => joinLastLines(stderr.text()),
     writeToConsole: serial.write,
     /** Disconnects and lets QEMU outlive this process. */

@@ -107,7 +107,6 @@ export async function hasVmDirToken(
   return found !== undefined && found === token;
 }
 
-/** Removes the directory of a VM that has ended. */
 export async function removeVmDir(dir: string): Promise<void> {
   const token = join(dir, VM_FILES.token);
   // Removed last: after a kill, the rest can still be identified and removed.

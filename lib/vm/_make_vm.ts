@@ -79,7 +79,6 @@ export function makeVm(parts: VmParts): Vm {
   return vm;
 }
 
-/** The guest's directory and environment, and the command's deadline. */
 type AddedOptions = Awaited<ReturnType<typeof guestCwdAndEnv>> & {
   onWait: () => void;
   signal: AbortSignal;
@@ -137,7 +136,6 @@ export async function guestCwdAndEnv(
     : { ...all, cwd: join(here, cwd) };
 }
 
-/** Returns the guest's path of a host directory, if it is shared. */
 async function guestPathOf(shares: GuestShare[], dir: string) {
   const path = await Deno.realPath(dir).catch(() => dir);
   const [nearest] = shares

@@ -20,7 +20,6 @@ import {
 } from "./_protected_paths.ts";
 import type { GuestExport } from "./boot_options.ts";
 
-/** Mount tag of the workspace. */
 export const WORKSPACE_TAG = "work";
 
 /** Linux's own limit. */
