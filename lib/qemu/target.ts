@@ -13,11 +13,9 @@ import { qemuProgram } from "./program.ts";
 export type { BootLoader, ImageArch };
 
 export interface DetectTargetOptions {
-  /** Processor of the guest. @default {undefined} detected from the image */
   arch?: ImageArch;
-  /** `bios`, `uefi` or the path of a firmware file. @default {undefined} detected from the image */
+  /** `bios`, `uefi` or the path of a firmware file. */
   firmware?: string;
-  /** The image's boot loader, if known. @default {undefined} detected from the image */
   loader?: BootLoader;
   /** Source of `TOOLSMITH_QEMU`. @default {processEnvironment} */
   env?: Environment;
