@@ -6,6 +6,7 @@
  * PATH_MAX.
  */
 import { ToolsmithError } from "../errors.ts";
+import { quoteShellWord } from "../path.ts";
 import { spawnProcess } from "../system/process.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import { abortable, settlesWithin } from "../system/time.ts";
@@ -70,6 +71,7 @@ export async function clearSetIdBits(
   const where = dirs.join(", ");
   const message =
     `Cannot clear the set-user-ID and set-group-ID bits that the guest may have left in ${where}: ${why}`;
-  const hint = `remove the bits: find '${dir}' -type f -exec chmod ug-s {} +`;
+  const root = quoteShellWord(dir);
+  const hint = `remove the bits: find ${root} -type f -exec chmod ug-s {} +`;
   throw new ToolsmithError("guest_failed", message, { hint });
 }

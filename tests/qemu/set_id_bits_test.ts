@@ -104,13 +104,19 @@ Deno.test({
     const path = Deno.env.get("PATH")!;
     Deno.env.set("PATH", `${dir.path}:${path}`);
     try {
+      const exported = join(dir.path, "it's");
+      await Deno.mkdir(exported);
       const error = await expectFailure(
         "guest_failed",
-        () => clearSetIdBits([dir.path]),
+        () => clearSetIdBits([exported]),
       );
       assertEquals(
         error.message,
-        `Cannot clear the set-user-ID and set-group-ID bits that the guest may have left in ${dir.path}: find: 'a': Input/output error`,
+        `Cannot clear the set-user-ID and set-group-ID bits that the guest may have left in ${exported}: find: 'a': Input/output error`,
+      );
+      assertEquals(
+        error.hint,
+        `remove the bits: find '${dir.path}/it'\\''s' -type f -exec chmod ug-s {} +`,
       );
     } finally {
       Deno.env.set("PATH", path);
