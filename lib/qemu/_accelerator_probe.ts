@@ -48,38 +48,36 @@ export async function probeAccelerator(
   const dir = await makeVmDir(env);
   const memory = PROBE_MEMORY_MIB;
   const qemu = { program, env, dir, memory, extra: [], shares: [] };
-  try {
-    const disk = new Uint8Array(PROBE_DISK_SIZE_BYTES);
-    disk.set(PROBE_BOOT_SECTOR);
-    disk.set([0x55, 0xaa], 510);
-    await Deno.writeFile(join(dir, PROBE_DISK_NAME), disk);
-    const tail = textTailBuffer(4096);
-    const args = qemuArgsForProbe(accelerator);
-    await using probed = spawnSupervisedQemu(qemu, args, tail.add);
-    const finished = probed.ended.then(({ code }) => code);
-    await using emulated = await settlesWithin(finished, TCG_DELAY_MS, options)
-      ? undefined
-      : spawnSupervisedQemu(qemu, qemuArgsForProbe("tcg"), () => {});
-    // If emulation itself fails, wait for the probe to finish.
-    const overtaken = emulated?.ended
-      .then(async ({ code }) => code === 0 ? "overtaken" : await finished);
-    const first = Promise.race([finished, overtaken ?? finished]);
-    if (!await settlesWithin(first, PROBE_TIMEOUT_MS, options)) {
-      return undefined;
-    }
-    const code = await first;
-    const stderr = sanitizeLine(tail.text());
-    if (code === 0) return "";
-    if (code === 127 || code === 126) throw qemuNotFoundError(program, stderr);
-    // When KVM fails mid-run, QEMU prints an error, stops the guest and stays alive.
-    if (code === "overtaken" && !stderr) {
-      return `${accelerator.toUpperCase()} is available but slower than emulation on this host`;
-    }
-    const why = stderr || `QEMU exited with status ${code}`;
-    return describeAcceleratorFailure(accelerator, why);
-  } finally {
-    await Deno.remove(dir, { recursive: true }).catch(() => {});
+  await using undo = new AsyncDisposableStack();
+  undo.defer(() => Deno.remove(dir, { recursive: true }).catch(() => {}));
+  const disk = new Uint8Array(PROBE_DISK_SIZE_BYTES);
+  disk.set(PROBE_BOOT_SECTOR);
+  disk.set([0x55, 0xaa], 510);
+  await Deno.writeFile(join(dir, PROBE_DISK_NAME), disk);
+  const tail = textTailBuffer(4096);
+  const args = qemuArgsForProbe(accelerator);
+  await using probed = spawnSupervisedQemu(qemu, args, tail.add);
+  const finished = probed.ended.then(({ code }) => code);
+  await using emulated = await settlesWithin(finished, TCG_DELAY_MS, options)
+    ? undefined
+    : spawnSupervisedQemu(qemu, qemuArgsForProbe("tcg"), () => {});
+  // If emulation itself fails, wait for the probe to finish.
+  const overtaken = emulated?.ended
+    .then(async ({ code }) => code === 0 ? "overtaken" : await finished);
+  const first = Promise.race([finished, overtaken ?? finished]);
+  if (!await settlesWithin(first, PROBE_TIMEOUT_MS, options)) {
+    return undefined;
   }
+  const code = await first;
+  const stderr = sanitizeLine(tail.text());
+  if (code === 0) return "";
+  if (code === 127 || code === 126) throw qemuNotFoundError(program, stderr);
+  // When KVM fails mid-run, QEMU prints an error, stops the guest and stays alive.
+  if (code === "overtaken" && !stderr) {
+    return `${accelerator.toUpperCase()} is available but slower than emulation on this host`;
+  }
+  const why = stderr || `QEMU exited with status ${code}`;
+  return describeAcceleratorFailure(accelerator, why);
 }
 
 export function describeAcceleratorFailure(
