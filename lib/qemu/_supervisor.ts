@@ -106,7 +106,7 @@ export function spawnSupervisedQemu(
 function qemuVariables(env?: Environment): Record<string, string> {
   const variables: Record<string, string> = {};
   for (const name of ["PATH", "TMPDIR"]) {
-    const value = env?.get(name) ?? processEnvironment.get(name);
+    const value = env?.get(name) || processEnvironment.get(name);
     if (value === undefined) continue;
     // A relative path would refer to QEMU's working directory.
     variables[name] = name === "TMPDIR" ? resolve(value) : value;

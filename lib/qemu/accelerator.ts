@@ -14,6 +14,7 @@ import {
   probeAccelerator,
 } from "./_accelerator_probe.ts";
 import type { Accelerator } from "./args.ts";
+import { vmDirParents } from "./vm_dir.ts";
 
 export { type Accelerator, describeAcceleratorFailure };
 
@@ -83,7 +84,7 @@ export function acceleratorVerdict(
   const user = currentUid() ?? "user";
   const name = program.replace(/\W+/g, "_").slice(-80);
   const file = `toolsmith-${user}-verdict-${accelerator}-${name}`;
-  const path = join(env.get("TMPDIR") ?? "/tmp", file);
+  const path = join(vmDirParents(env)[0], file);
 
   /** Identifies host boot and QEMU version; `undefined` if unknown. */
   async function currentKey(): Promise<string | undefined> {

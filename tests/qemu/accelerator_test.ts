@@ -293,6 +293,19 @@ test(
 );
 
 test(
+  "acceleratorVerdict() is in /tmp when TMPDIR is empty",
+  ["exit 0"],
+  async ({ program }) => {
+    const env = new Map([["TMPDIR", ""]]);
+    await acceleratorVerdict("kvm", program, env).write("slow");
+    const name = program.replaceAll(/\W+/g, "_").slice(-80);
+    const path = `/tmp/toolsmith-${Deno.uid()}-verdict-kvm-${name}`;
+    assert((await Deno.readTextFile(path)).endsWith("\nslow"));
+    await Deno.remove(path);
+  },
+);
+
+test(
   "accelerator probe: the boot sector counts and resets its VM in a real QEMU",
   // Emulation plays KVM; the fake emulation never finishes, so it cannot win the race.
   [`exec '${foundTools.qemu}' $(echo "$*" | sed 's/kvm/tcg/; s/-cpu host/-cpu max/')`],

@@ -60,6 +60,11 @@ Deno.test({
       .filter((name) => !["PWD", "OLDPWD", "SHLVL", "_"].includes(name));
     assertEquals(names.sort(), ["PATH", "TMPDIR"]);
     assert(lines.includes(`TMPDIR=${dir.path}`));
+    // An empty variable counts as unset, not as the current directory.
+    const empty = { ...options, env: new Map([["TMPDIR", ""]]) };
+    await using _machine = await startQemu(empty);
+    const said = await Deno.readTextFile(note);
+    assert(!said.includes(`TMPDIR=${Deno.cwd()}\n`), said);
   },
 });
 
