@@ -47,25 +47,20 @@ const NO_FREE_COMMAND_PORT_WARNING =
   "The VM runs as many commands as it can: waiting for one to end";
 
 export function makeVm(parts: VmParts): Vm {
-  const { facts, monitor, warmShell, ended } = parts;
+  const { facts, warmShell, ended } = parts;
   // Commands of a stopped guest never end. One listener aborts them all: listeners per
   // command on a promise would accumulate.
   const halt = new AbortController();
   parts.haltError?.then((error) => halt.abort(error));
+  const running = { ...parts, halted: halt.signal };
   let stopping: Promise<void> | undefined;
   const vm: Vm = {
     facts,
     ended,
-    async exec(command, options = {}) {
-      const run = (added: AddedOptions) =>
-        execInGuest(monitor, command, { ...options, ...added, warmShell });
-      return await runCommand(parts, halt.signal, command, options, run);
-    },
-    async terminal(command, options) {
-      const run = (added: AddedOptions) =>
-        execOnTerminal(monitor, command, { ...options, ...added });
-      return await runCommand(parts, halt.signal, command, options, run);
-    },
+    exec: (command, options = {}) =>
+      runCommand(running, execInGuest, command, { ...options, warmShell }),
+    terminal: (command, options) =>
+      runCommand(running, execOnTerminal, command, options),
     stop(options = {}) {
       // An aborted stop may be repeated.
       stopping ??= endVm(parts, options).catch((error) => {
@@ -79,19 +74,20 @@ export function makeVm(parts: VmParts): Vm {
   return vm;
 }
 
-type AddedOptions = Awaited<ReturnType<typeof guestCwdAndEnv>> & {
-  onWait: () => void;
-  signal: AbortSignal;
-};
-
-async function runCommand<Result extends TerminalResult>(
-  parts: VmParts,
-  halted: AbortSignal,
+async function runCommand<
+  Options extends Omit<ExecOptions, "stdin" | "stdout" | "stderr">,
+  Result extends TerminalResult,
+>(
+  parts: VmParts & { halted: AbortSignal },
+  run: (
+    monitor: Monitor,
+    command: string,
+    options: Options & Pick<ExecInGuestOptions, "fallbackCwd" | "onWait">,
+  ) => Promise<Result>,
   command: string,
-  options: Omit<ExecOptions, "stdin" | "stdout" | "stderr">,
-  run: (added: AddedOptions) => Promise<Result>,
+  options: Options,
 ): Promise<Result> {
-  const { facts: { shares }, monitor, emit } = parts;
+  const { facts: { shares }, monitor, halted, emit } = parts;
   const id = nextCommandId();
   const begun = performance.now();
   emit({ type: "command_dispatch", id, command, backend: "qemu" });
@@ -102,7 +98,8 @@ async function runCommand<Result extends TerminalResult>(
     emit({ type: "warning", message: NO_FREE_COMMAND_PORT_WARNING });
   const work = async () => {
     const added = await guestCwdAndEnv(shares, options);
-    const result = await run({ ...added, onWait, signal });
+    const inGuest = { ...options, ...added, onWait, signal };
+    const result = await run(monitor, command, inGuest);
     try {
       await syncCopiedExports(monitor, shares, { emit, signal });
     } finally {
