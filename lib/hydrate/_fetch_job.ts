@@ -11,6 +11,7 @@ import type { FileIdentity } from "../system/files.ts";
 import type { PartFile } from "../system/part_file.ts";
 import { isPortableFileName } from "../system/portable_name.ts";
 import type { RetryOptions } from "../system/retry.ts";
+import { hashPartFileWhileFilling } from "../transfer/file_digest.ts";
 
 /** Network and retry options for fetching an image. */
 export interface FetchOptions extends TrustOptions {
@@ -85,17 +86,22 @@ export function reportTransferStart(
   return reportDownloadStart(emit, { ...origin, ...start });
 }
 
-/** Reports what `download` writes into a part file; returns its digest of the whole. */
+/**
+ * Reports what `download` writes into a part file, and hashes the whole file from the
+ * disk meanwhile.
+ */
 export async function downloadIntoPart(
   job: FetchJob,
   part: PartFile,
   connections: number,
-  download: (onBytesWritten: () => void) => Promise<Sha256>,
+  download: (onBytesWritten: () => void) => Promise<void>,
 ): Promise<Sha256> {
   const { size: total, presentBytes: resumed } = part;
   const start = { total, resumed, connections };
   const progress = reportTransferStart(job, start);
-  const sha256 = await download(() => progress.reportBytes(part.presentBytes));
+  const report = () => progress.reportBytes(part.presentBytes);
+  const fill = () => download(report);
+  const sha256 = await hashPartFileWhileFilling(part, job.signal, fill);
   progress.reportEnd(total - resumed);
   return sha256;
 }

@@ -17,7 +17,7 @@ import { readPartRecord } from "../system/part_record.ts";
 import { openIncrementalFileSync } from "../system/incremental_sync.ts";
 import { withOptionalRequestTimeout } from "../system/stall_timer.ts";
 import { writeAllSync } from "../system/write_all.ts";
-import { hashFile, hashPartFileWhileFilling } from "../transfer/file_digest.ts";
+import { hashFile } from "../transfer/file_digest.ts";
 import { Transfer, type TransferTarget } from "../transfer/ranged_transfer.ts";
 import {
   downloadIntoPart,
@@ -44,7 +44,7 @@ export async function downloadHttpsImage(
   url: URL,
   knownSize?: number,
 ): Promise<FetchedImage> {
-  const { dir, emit, env, signal, image } = job;
+  const { dir, emit, env, image } = job;
   const { name, source, sha256: pinned } = image;
   const shown = formatImageSource(source);
   const digest = pinned && sha256ToDigest(pinned);
@@ -90,8 +90,7 @@ export async function downloadHttpsImage(
   const isAllNew = part.presentBytes === 0;
   // The open response has the whole file, an update needs the gaps.
   using used = update ? open(job) : transfer;
-  const download = (onBytes: () => void) =>
-    hashPartFileWhileFilling(part, signal, () => used.fill(part, onBytes));
+  const download = (onBytes: () => void) => used.fill(part, onBytes);
   const sha256 = await downloadIntoPart(job, part, 1, download);
   if (sha256 !== pinned && !isAllNew) {
     const reason = `the bytes have the digest ${sha256ToDigest(sha256)}`;

@@ -11,7 +11,6 @@ import { formatImageSource } from "../manifest/image_source.ts";
 import { type ImageLayer, selectImageLayer } from "../oci/artifact.ts";
 import {
   downloadBlob,
-  fillPartFile,
   hasPermittedEndpoint,
   probeBlob,
 } from "../oci/blob_download.ts";
@@ -139,7 +138,7 @@ async function pullLayer(pull: RegistryPull): Promise<FetchedImage> {
       indexes: findAttachedFiles(endpoints, artifact.digest, CHUNK_INDEX),
       download(probe) {
         const options = { ...probe, connections: 1, partFile: part };
-        return fillPartFile(endpoints, layer, { ...options, onMirrorFailed });
+        return downloadBlob(endpoints, layer, { ...options, onMirrorFailed });
       },
     });
   }

@@ -2,7 +2,6 @@
  * Downloads a blob with range requests from a registry or its mirrors; the caller
  * falls back to `oras pull` if that is not possible.
  */
-import type { Sha256 } from "../system/digest.ts";
 import { httpStatusError } from "../system/http_errors.ts";
 import type { PartFile } from "../system/part_file.ts";
 import { isTransientError, RetryAfterError } from "../system/retry.ts";
@@ -11,7 +10,6 @@ import {
   withOptionalRequestTimeout,
 } from "../system/stall_timer.ts";
 import { RangesUnavailableError } from "../transfer/byte_source.ts";
-import { hashPartFileWhileFilling } from "../transfer/file_digest.ts";
 import { Transfer, type TransferOptions } from "../transfer/ranged_transfer.ts";
 import { blobSource } from "./_blob_source.ts";
 import { hasNetPermission } from "./_permission_queries.ts";
@@ -31,26 +29,14 @@ export interface DownloadBlobOptions extends TransferOptions {
 }
 
 /**
- * Downloads a blob into a part file with range requests, and hashes the file from the
- * disk in the same pass. When a mirror fails, the download continues from the next
- * mirror or the registry, and keeps the received bytes. The SHA-256 is the actual one,
- * which the caller must compare.
+ * Downloads what a part file lacks of a blob. When a mirror fails, the download
+ * continues from the next mirror or the registry, and keeps the received bytes. The
+ * caller must compare their digest.
  *
  * @throws {RangesUnavailableError} When range requests are not possible; if there is no
  * connection to the registry, with the failure as the cause.
  */
 export async function downloadBlob(
-  endpoints: Endpoints,
-  layer: ImageLayer,
-  options: DownloadBlobOptions,
-): Promise<Sha256> {
-  const { partFile, signal } = options;
-  const fill = () => fillPartFile(endpoints, layer, options);
-  return await hashPartFileWhileFilling(partFile, signal, fill);
-}
-
-/** Downloads what a part file lacks, as downloadBlob() does, but hashes nothing. */
-export async function fillPartFile(
   { mirrors, registry }: Endpoints,
   layer: ImageLayer,
   options: DownloadBlobOptions,
