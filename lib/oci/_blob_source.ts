@@ -6,6 +6,7 @@
  * "Pulling blobs".
  */
 import { ToolsmithError } from "../errors.ts";
+import type { Extent } from "../system/extents.ts";
 import {
   httpStatusError,
   unexpectedContentEncoding,
@@ -14,7 +15,6 @@ import { isRedirectStatus } from "../system/redirects.ts";
 import { isTransientError } from "../system/retry.ts";
 import {
   type ByteSource,
-  type RangeResponse,
   RangesUnavailableError,
 } from "../transfer/byte_source.ts";
 import type { ImageLayer } from "./artifact.ts";
@@ -70,10 +70,18 @@ export function blobSource(
         const range = `bytes=${from}-${to - 1}`;
         const [response, url] = await request(range, signal);
         hasResponded = true;
-        const requested = { start: from, end: to, size, host: url.host };
-        const valid = await validateRangeResponse(response, requested);
-        if (!repository.isRegistryUrl(url)) redirectTarget = url;
-        return valid;
+        const { status, body } = response;
+        const mismatch = rangeMismatch(response, [from, to], size);
+        if (mismatch === undefined && body) {
+          if (!repository.isRegistryUrl(url)) redirectTarget = url;
+          const [start, end] = status === 206 ? [from, to] : [0, size];
+          return { start, end, body };
+        }
+        await body?.cancel();
+        const error = httpStatusError(response, url.host);
+        if (isTransientError(error) && status !== 501) throw error;
+        const why = mismatch ?? "answered without a body";
+        throw new RangesUnavailableError(`${url.host} ${why}`);
       } catch (error) {
         // Fall back at once instead of retrying: oras may get a connection.
         if (hasResponded || !isConnectionError(error)) throw error;
@@ -88,37 +96,11 @@ function isConnectionError(error: unknown): error is ToolsmithError {
     /^(?:connection|dns|tls)_failed$/.test(error.code);
 }
 
-interface RequestedRange {
-  start: number;
-  end: number;
-  size: number;
-  host: string;
-}
-
-/** Throws for a response that does not match the request. */
-async function validateRangeResponse(
-  response: Response,
-  requested: RequestedRange,
-): Promise<RangeResponse> {
-  const { status, body } = response;
-  const { start, end, size, host } = requested;
-  const mismatch = rangeMismatch(response, requested);
-  if (mismatch === undefined && body) {
-    return status === 206
-      ? { start, end, body }
-      : { start: 0, end: size, body };
-  }
-  await body?.cancel();
-  const error = httpStatusError(response, host);
-  if (isTransientError(error) && status !== 501) throw error;
-  const why = mismatch ?? "answered without a body";
-  throw new RangesUnavailableError(`${host} ${why}`);
-}
-
 /** Describes how a response differs from the requested range or the whole blob. */
 function rangeMismatch(
   { status, headers }: Response,
-  { start, end, size }: RequestedRange,
+  [start, end]: Extent,
+  size: number,
 ): string | undefined {
   if (status !== 200 && status !== 206) return `answered ${status}`;
   if (status === 206) {
