@@ -70,14 +70,9 @@ export async function resolveArtifact(job: FetchJob, reference: OciReference) {
   const mirrors = sha256 ? endpoints.mirrors : [];
   const onMirrorFailed = (mirror: string, reason: string) =>
     emit({ type: "mirror_failed", image, mirror, reason });
-  const fetch = async (reference: OciReference) =>
-    await fetchManifestFromMirrors(mirrors, reference, {
-      onMirrorFailed,
-      checkArtifact(artifact) {
-        // An index has no layers: its manifest is checked after it arrives.
-        if (!artifact.manifests?.length) selectImageLayer(artifact, sha256);
-      },
-    }) ?? await retryTransient(() => oras.fetchManifest(reference), job);
+  const fetch = async (wanted: OciReference) =>
+    await fetchManifestFromMirrors(mirrors, wanted, sha256, onMirrorFailed) ??
+      await retryTransient(() => oras.fetchManifest(wanted), job);
   const artifact = await fetchArtifactForArch(reference, job.arch, fetch);
   const layer = selectImageLayer(artifact, sha256);
   if (rule && !isAddressedBySha256(layer)) throw unsignedDigestError(layer);

@@ -2,34 +2,32 @@
  * Fetches an artifact's manifest over HTTP, without `oras`, which does not support
  * mirrors.
  */
+import type { Sha256 } from "../system/digest.ts";
 import {
   MAX_MANIFEST_BYTES,
   parseArtifactManifest,
 } from "./_artifact_manifest.ts";
-import type { Artifact } from "./artifact.ts";
+import { type Artifact, selectImageLayer } from "./artifact.ts";
 import { type Endpoint, repositoryClient } from "./endpoints.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 
 /**
  * Requests a manifest from the mirrors, one after the other; `undefined` if no mirror
- * has a usable one. Mirrors need no trust, because the caller verifies the image's
- * digest.
+ * has one, of an index or with the image `sha256`: a mirror may be outdated. Mirrors need
+ * no trust, because the caller verifies the image's digest.
  */
 export async function fetchManifestFromMirrors(
   mirrors: Endpoint[],
   reference: OciReference,
-  { checkArtifact, onMirrorFailed }: {
-    /** Throws for an unusable artifact, such as that of an outdated mirror. */
-    checkArtifact: (artifact: Artifact) => void;
-    /** Called when a mirror is skipped, with its host and the reason. */
-    onMirrorFailed: (mirror: string, reason: string) => void;
-  },
+  sha256: Sha256 | undefined,
+  onMirrorFailed: (mirror: string, reason: string) => void,
 ): Promise<Artifact | undefined> {
   for (const mirror of mirrors) {
     if (reference.digest === undefined && !mirror.resolvesTags) continue;
     try {
       const artifact = await fetchManifestFromEndpoint(mirror, reference);
-      checkArtifact(artifact);
+      // An index has no layers: its manifest is checked after it arrives.
+      if (!artifact.manifests?.length) selectImageLayer(artifact, sha256);
       return artifact;
     } catch (error) {
       mirror.options.signal?.throwIfAborted();

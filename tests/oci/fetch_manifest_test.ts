@@ -6,7 +6,8 @@ import { sha256OfText, sha256ToDigest } from "../../lib/system/digest.ts";
 import { holdTimers } from "../support/timers.ts";
 
 const IMAGE = parseReference("reg.example:5000/owner/vm:1");
-const MANIFEST = JSON.stringify({ schemaVersion: 2, layers: [] });
+const SHA256 = "1".repeat(64);
+const MANIFEST = manifest(SHA256);
 const DIGEST = sha256ToDigest(await sha256OfText(MANIFEST));
 const EXACT = { ...IMAGE, tag: undefined, digest: DIGEST };
 
@@ -15,7 +16,6 @@ interface Given {
   /** Whether each mirror may resolve tags. */
   resolvesTags?: boolean[];
   registry?: RegistryOptions;
-  check?: () => void;
 }
 
 /** Requests a manifest from mirrors; returns the requests and the failed mirrors. */
@@ -52,12 +52,22 @@ async function ask(
       options: { env, ...given.registry },
     };
   });
-  const { reference = IMAGE, check = () => {} } = given;
-  const found = await fetchManifestFromMirrors(mirrors, reference, {
-    checkArtifact: check,
-    onMirrorFailed: (host, why) => failed.push([hosts.indexOf(host), why]),
-  });
+  const { reference = IMAGE } = given;
+  const found = await fetchManifestFromMirrors(
+    mirrors,
+    reference,
+    SHA256,
+    (host, why) => failed.push([hosts.indexOf(host), why]),
+  );
   return { digest: found?.digest, requests, failed };
+}
+
+/** Returns the manifest of an image with this SHA-256. */
+function manifest(sha256: string): string {
+  const annotations = { "org.opencontainers.image.title": "i.qcow2" };
+  const digest = sha256ToDigest(sha256);
+  const layer = { mediaType: "a/b", digest, size: 1, annotations };
+  return JSON.stringify({ schemaVersion: 2, layers: [layer] });
 }
 
 const serve = () => new Response(MANIFEST);
@@ -114,19 +124,26 @@ Deno.test("fetchManifestFromMirrors() skips a mirror without the manifest, repor
   ]]);
 });
 
-Deno.test("fetchManifestFromMirrors() accepts a manifest of 1 MiB and skips a mirror whose artifact fails the check", async () => {
+Deno.test("fetchManifestFromMirrors() accepts a manifest of 1 MiB and skips a mirror that has another image", async () => {
   const largest = " ".repeat(1024 * 1024 - MANIFEST.length) + MANIFEST;
   const { failed, digest } = await ask([() => new Response(largest)]);
   assertEquals(failed, []);
   assertEquals(digest, sha256ToDigest(await sha256OfText(largest)));
-  let checks = 0;
-  const old = await ask([serve, serve], {
-    check() {
-      if (++checks === 1) throw new Error("it is out of date");
-    },
+  const other = () => new Response(manifest("2".repeat(64)));
+  const old = await ask([other, serve]);
+  assertEquals(old.failed.map(([at]) => at), [0]);
+  assertMatch(old.failed[0][1], /^Checksum mismatch for i\.qcow2 in /);
+  assertEquals(old.digest, DIGEST);
+  const index = JSON.stringify({
+    mediaType: "application/vnd.oci.image.index.v1+json",
+    manifests: [{
+      ...{ mediaType: "a/b", digest: DIGEST, size: 1 },
+      platform: { architecture: "amd64", os: "linux" },
+    }],
   });
-  assertEquals(old.failed, [[0, "it is out of date"]]);
-  assertEquals([old.digest, checks], [DIGEST, 2]);
+  const indexed = await ask([() => new Response(index)]);
+  assertEquals(indexed.failed, []);
+  assertEquals(indexed.digest, sha256ToDigest(await sha256OfText(index)));
 });
 
 Deno.test("fetchManifestFromMirrors() skips a mirror after the stall timeout, before or during its response", async () => {
