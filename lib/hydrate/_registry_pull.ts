@@ -18,7 +18,7 @@ import { unusedGhcrTokenWarning } from "../oci/ghcr_credentials.ts";
 import { findEndpoints, registryEndpoint } from "../oci/endpoints.ts";
 import { fetchManifestFromMirrors } from "../oci/fetch_manifest.ts";
 import { orasClient } from "../oci/oras_client.ts";
-import { artifactArch, fetchArtifactForArch } from "../oci/platform.ts";
+import { fetchArtifactForArch, parseOciArch } from "../oci/platform.ts";
 import { pullImage, totalPullBytes } from "../oci/pull.ts";
 import type { OciReference } from "../oci/reference.ts";
 import { findAttachedFiles } from "../oci/referrers.ts";
@@ -105,7 +105,7 @@ export async function pullFromRegistry(
   const architecture = artifact.architecture ??
     await oras.fetchArchitecture(artifact, probe);
   signal?.throwIfAborted();
-  return { ...fetched, signature, arch: artifactArch({ architecture }) };
+  return { ...fetched, signature, arch: parseOciArch(architecture) };
 }
 
 /**

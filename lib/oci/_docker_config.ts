@@ -223,8 +223,10 @@ function credentialsInConfig(
   key: string,
 ): RegistryCredentials {
   // Old files have URLs as keys.
+  const hostOf = (name: string) =>
+    name.replace(/^https?:\/\//, "").split("/")[0];
   const entry = ownProperty(auths, key) ??
-    Object.entries(auths).find(([name]) => hostOfConfigKey(name) === key)?.[1];
+    Object.entries(auths).find(([name]) => hostOf(name) === key)?.[1];
   const fields = jsonObjectOrEmpty(entry);
   const text = (name: string) =>
     typeof fields[name] === "string" ? fields[name] : "";
@@ -253,10 +255,6 @@ function decodeBasicLogin(auth: string, key: string) {
   const why =
     `the credentials for ${key} in Docker's config.json are malformed`;
   throw new RangesUnavailableError(why);
-}
-
-function hostOfConfigKey(address: string): string {
-  return address.replace(/^https?:\/\//, "").split("/")[0];
 }
 
 /** A registry's name may be that of a method of all objects, such as `constructor`. */

@@ -87,14 +87,14 @@ export function orasClient(options: RegistryOptions = {}) {
      * its digest.
      */
     async fetchArchitecture(
-      { reference: { registry, repository }, config }: Artifact,
+      { reference, config }: Artifact,
       check?: (digest: Digest) => Promise<void>,
     ): Promise<string | undefined> {
       const { mediaType, digest = "", size = 0 } = config ?? {};
       const isReadable = mediaType === OCI_IMAGE_CONFIG_MEDIA_TYPE &&
         size <= MAX_IMAGE_CONFIG_BYTES;
       if (!isReadable || !isSha256Digest(digest)) return undefined;
-      const blob: OciReference = { kind: "oci", registry, repository, digest };
+      const blob = { ...reference, digest };
       try {
         await check?.(digest);
         // After a download from a mirror, the registry may be offline.

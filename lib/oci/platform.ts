@@ -7,7 +7,7 @@
  */
 import { ToolsmithError } from "../errors.ts";
 import type { ImageArch } from "../image/boot_loader.ts";
-import type { Artifact, PlatformManifest } from "./artifact.ts";
+import type { Artifact } from "./artifact.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 
 /** The annotation of a manifest that holds the architecture of its image. */
@@ -15,21 +15,15 @@ export const ARCHITECTURE_ANNOTATION = "vnd.fountain.toolsmith.architecture";
 
 const MAX_LISTED_DIGESTS = 20;
 
-/** OCI's names of the architectures. */
 export const OCI_ARCH_NAMES: Record<ImageArch, string> = {
   x86_64: "amd64",
   aarch64: "arm64",
 };
 
-/**
- * Returns the architecture that an artifact declares; `undefined` if there is none or
- * Toolsmith does not support it.
- */
-export function artifactArch(
-  { architecture }: Pick<Artifact, "architecture">,
-): ImageArch | undefined {
+/** Parses OCI's name of an architecture; `undefined` if it is not supported. */
+export function parseOciArch(name: string | undefined): ImageArch | undefined {
   const archs: ImageArch[] = ["x86_64", "aarch64"];
-  return archs.find((arch) => OCI_ARCH_NAMES[arch] === architecture);
+  return archs.find((arch) => OCI_ARCH_NAMES[arch] === name);
 }
 
 /**
@@ -59,8 +53,10 @@ export async function fetchArtifactForArch(
     throw new ToolsmithError("payload_missing", message, { hint });
   }
   if (fitting.length > 1) {
-    const listed = fitting.slice(0, MAX_LISTED_DIGESTS)
-      .map(formatPlatformManifest).join(", ");
+    const listed = fitting.slice(0, MAX_LISTED_DIGESTS).map((it) => {
+      const platform = [it.os, it.architecture, it.variant].filter(Boolean);
+      return `${it.digest} (${platform.join("/")})`;
+    }).join(", ");
     const message =
       `${name} has ${fitting.length} images for ${wanted}, expected one`;
     const hint =
@@ -68,8 +64,7 @@ export async function fetchArtifactForArch(
     throw new ToolsmithError("payload_ambiguous", message, { hint });
   }
   const { digest } = fitting[0];
-  const { registry, repository } = artifact.reference;
-  const found = await fetch({ kind: "oci", registry, repository, digest });
+  const found = await fetch({ ...artifact.reference, digest });
   if (found.manifests) {
     const message = `${name} contains a nested index for ${wanted}`;
     const hint =
@@ -77,12 +72,4 @@ export async function fetchArtifactForArch(
     throw new ToolsmithError("payload_missing", message, { hint });
   }
   return { ...found, architecture: found.architecture ?? wanted };
-}
-
-/** Returns text such as `sha256:… (linux/arm64/v8)`. */
-function formatPlatformManifest(
-  { digest, os, architecture, variant }: PlatformManifest,
-) {
-  const platform = [os, architecture, variant].filter(Boolean).join("/");
-  return `${digest} (${platform})`;
 }

@@ -23,7 +23,7 @@ export interface PullImageOptions {
   layer: ImageLayer;
   /** Must be empty. */
   dir: string;
-  progress: DownloadReporter;
+  progress: ReturnType<typeof reportDownloadStart>;
   /** @default {"std"} */
   engine?: DigestEngineName;
   /** Sync the image to disk during the pull, because it will be kept. @default {false} */
@@ -40,8 +40,6 @@ export interface DownloadStart {
   /** Highest number of connections. @default {1} */
   connections?: number;
 }
-
-export type DownloadReporter = ReturnType<typeof reportDownloadStart>;
 
 /**
  * Pulls every titled layer of an artifact by its digest into a directory, and hashes

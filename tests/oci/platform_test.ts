@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import type { Artifact } from "../../lib/oci/artifact.ts";
-import { artifactArch, fetchArtifactForArch } from "../../lib/oci/platform.ts";
+import { fetchArtifactForArch, parseOciArch } from "../../lib/oci/platform.ts";
 import { formatReference, parseReference } from "../../lib/oci/reference.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 
@@ -97,11 +97,9 @@ Deno.test("fetchArtifactForArch() lists each matching manifest with its platform
   assertEquals(many!.split("sha256:").length - 1, 20);
 });
 
-Deno.test("artifactArch() returns undefined for an unknown architecture", () => {
+Deno.test("parseOciArch() returns undefined for an unknown architecture", () => {
   assertEquals(
-    ["amd64", "arm64", "s390x", undefined].map((architecture) =>
-      artifactArch({ architecture })
-    ),
+    ["amd64", "arm64", "s390x", undefined].map(parseOciArch),
     ["x86_64", "aarch64", undefined, undefined],
   );
 });
