@@ -6,7 +6,6 @@
  */
 import { RangesUnavailableError } from "../transfer/byte_source.ts";
 
-/** One challenge of a `WWW-Authenticate` header. */
 export interface AuthChallenge {
   /** Scheme, in the server's letter case. */
   scheme: string;
@@ -66,7 +65,6 @@ export function hasSupportedScheme({ scheme }: AuthChallenge): boolean {
   return /^(?:basic|bearer)$/i.test(scheme);
 }
 
-/** Lists the schemes of challenges for a message, such as `Negotiate, Digest`. */
 export function formatAuthSchemes(challenges: AuthChallenge[]): string {
   return challenges.slice(0, 5).map(({ scheme }) => scheme.slice(0, 40))
     .join(", ") || "no authentication";

@@ -96,7 +96,6 @@ function isConnectionError(error: unknown): error is ToolsmithError {
     /^(?:connection|dns|tls)_failed$/.test(error.code);
 }
 
-/** Describes how a response differs from the requested range or the whole blob. */
 function rangeMismatch(
   { status, headers }: Response,
   [start, end]: Extent,

@@ -132,10 +132,7 @@ export function credentialHelperFor(
   return helperInConfig(parseDockerConfig(file), dockerConfigKey(registry));
 }
 
-/**
- * Lists the program names of the credential helpers in Docker's configuration; empty if
- * it cannot be read.
- */
+/** Empty if Docker's configuration cannot be read. */
 export async function listCredentialHelpers(
   env: Environment,
 ): Promise<string[]> {
@@ -175,7 +172,6 @@ function helperInConfig({ credHelpers, credsStore }: JsonObject, key: string) {
   return typeof helper === "string" && helper ? helper : undefined;
 }
 
-/** Runs `docker-credential-HELPER get`, with the registry on standard input. */
 async function runCredentialHelper(
   helper: string,
   key: string,

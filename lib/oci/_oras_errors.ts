@@ -126,7 +126,6 @@ const ORAS_CREDENTIAL_ERROR_PATTERN =
 const REGISTRY_RESPONSE_ERROR_PATTERN =
   /^(?:Get "[^"]*\?|Post "|GET "|POST "|(?:invalid |mismatch |unknown )?response |mismatch Content-Length|request body is|failed to (?:decode response|read response|get request body|parse bearer realm)|bearer realm )/;
 
-/** Converts the output of oras to a typed error, which quotes oras's error line. */
 export function parseOrasError(
   text: string,
   reference: OciReference,

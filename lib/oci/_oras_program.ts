@@ -82,7 +82,6 @@ export async function runOrasForRegistry(
   throw new ToolsmithError("unauthorized", message, { hint, cause: error });
 }
 
-/** Runs oras; the signal of the options or of the call ends it. */
 export async function runOras(
   options: RegistryOptions,
   call: RunProcessOptions,

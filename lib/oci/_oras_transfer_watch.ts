@@ -47,7 +47,6 @@ export function watchOrasTransfer(
   return {
     /** Aborts with `transfer_stalled`, or with `artifact_unsafe` above `maxBytes`. */
     signal: stallTimer.signal,
-    /** Measures at once, without waiting for the interval. */
     measureNow,
     async [Symbol.asyncDispose]() {
       clearInterval(timer);

@@ -10,7 +10,6 @@ const DEFAULT_URL_PORTS: Record<string, number> = {
   "http:": 80,
 };
 
-/** Returns true if Deno may connect to the URL's host. */
 export function hasNetPermission(url: URL): boolean {
   const port = url.port || DEFAULT_URL_PORTS[url.protocol] || 1080;
   return isPermissionGranted({ name: "net", host: `${url.hostname}:${port}` });

@@ -25,14 +25,11 @@ import {
 } from "./_docker_config.ts";
 import type { RegistryOptions } from "./registry_options.ts";
 
-/** A repository that may require a login. */
 export interface AuthorizedRepository {
-  /** Base URL of the API. */
   baseUrl: string;
   /** Host and optional port, the key of its credentials. */
   host: string;
   repository: string;
-  /** Time limits, cancellation, environment. */
   options: RegistryOptions;
   /** Called with what each 401 offers; may throw to send no credentials. */
   onChallenge?: (offered: AuthChallenge[]) => void;

@@ -17,7 +17,6 @@ const MAX_TITLE_SEGMENTS = 16;
 /** Media type of a QCOW2 layer, and the artifact type that goes with it. */
 export const QCOW2_MEDIA_TYPE = "application/vnd.fountain.toolsmith.qcow2";
 
-/** The annotation that holds a layer's file name. */
 export const TITLE_ANNOTATION = "org.opencontainers.image.title";
 
 /** The annotation that makes oras unpack a layer. */
@@ -48,7 +47,6 @@ export interface Descriptor {
   annotations?: Record<string, string> | null;
 }
 
-/** A manifest of an index, for one platform. */
 export interface PlatformManifest {
   digest: Digest;
   /** The architecture, in OCI's terms: `amd64`, `arm64`. */
@@ -160,9 +158,7 @@ export function isPortableTitle(title: string): boolean {
   return parts.length <= MAX_TITLE_SEGMENTS && parts.every(isPortableFileName);
 }
 
-/**
- * Returns the descriptors of the files that a pull writes: titled layers and config.
- */
+/** The files that a pull writes. */
 export function titledDescriptors(artifact: Artifact): Descriptor[] {
   return configAndLayers(artifact)
     .filter((file) => file.annotations?.[TITLE_ANNOTATION]);
@@ -172,10 +168,7 @@ function configAndLayers({ config, layers }: Artifact): Descriptor[] {
   return config === undefined ? layers : [config, ...layers];
 }
 
-/**
- * Returns the path that a layer is pulled to, with `/` between directories;
- * `undefined` without a title.
- */
+/** Returns the path that a layer is pulled to, with `/` between directories. */
 export function layerTitle(layer: Descriptor): string | undefined {
   const title = layer.annotations?.[TITLE_ANNOTATION];
   return title === undefined ? undefined : stripDotSlash(title);

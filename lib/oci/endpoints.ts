@@ -29,7 +29,6 @@ export interface Endpoint extends Mirror, AuthorizedRepository {
   query?: string;
 }
 
-/** The endpoints of one repository. */
 export interface Endpoints {
   /** Tried before the registry, in this order. */
   mirrors: Endpoint[];
@@ -65,7 +64,6 @@ export async function findEndpoints(
   };
 }
 
-/** Returns the endpoint of the registry, without mirrors. */
 export function registryEndpoint(
   { registry: host, repository }: OciReference,
   options: RegistryOptions,
@@ -153,7 +151,6 @@ export async function repositoryClient(endpoint: Endpoint, connections = 1) {
   }
 
   return {
-    /** Returns true for a URL with the registry's origin. */
     isRegistryUrl,
     /** Requests a URL, such as a redirect target, without credentials. */
     getAnonymously,

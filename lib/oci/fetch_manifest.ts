@@ -37,9 +37,6 @@ export async function fetchManifestFromMirrors(
   return undefined;
 }
 
-/**
- * Fetches a manifest from one endpoint. Throws the errors of `getBytes()`.
- */
 export async function fetchManifestFromEndpoint(
   endpoint: Endpoint,
   reference: OciReference,

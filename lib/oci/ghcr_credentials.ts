@@ -32,18 +32,11 @@ export const CLEARED_SECRET_VARIABLES = Object.fromEntries(
   ].map((name) => [name, ""]),
 );
 
-/**
- * Returns true for GitHub's registry, in any letter case: the only one that gets
- * `GHCR_TOKEN`.
- */
+/** The only registry that gets `GHCR_TOKEN`. */
 export function isGhcr(registry: string): boolean {
   return registry.toLowerCase() === "ghcr.io";
 }
 
-/**
- * Returns true if tokens and passwords may be sent to a URL: over HTTPS, or to
- * loopback.
- */
 export function mayReceiveSecrets({ protocol, host }: URL): boolean {
   return protocol === "https:" || isLoopbackHost(host);
 }
@@ -63,7 +56,6 @@ export function ghcrCredentialsFromEnv(
   return user && password ? { user, password } : undefined;
 }
 
-/** Returns a warning if `GHCR_TOKEN` is unused because there is no user name. */
 export function unusedGhcrTokenWarning(
   registry: string,
   env: Environment,

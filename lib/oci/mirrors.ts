@@ -21,7 +21,6 @@ import { readTextIfPermitted } from "./_permission_queries.ts";
 export interface Mirror {
   /** Base URL of the API, such as `https://cache.lan/v2`. */
   baseUrl: string;
-  /** Whether the mirror may resolve tags. */
   resolvesTags: boolean;
   /** A PEM file with the CA certificate to trust. */
   caFile?: string;
@@ -95,7 +94,6 @@ function registryDirNames(registry: string): string[] {
   return [...names, "_default"];
 }
 
-/** Treats a file without read permission as missing. */
 function readHostsToml(path: string): Promise<string | undefined> {
   return orIfDenied(orIfMissing(readTextIfPermitted(path))).catch((error) => {
     throw unreadableHostsTomlError(path, "not a regular file", error);

@@ -48,7 +48,6 @@ export interface PullOptions {
   dir: string;
   /** Highest number of bytes that oras may write. */
   maxBytes: number;
-  /** Called with the size of the directory whenever it has changed. */
   onBytes?: (bytes: number) => void;
 }
 
@@ -107,10 +106,8 @@ export function orasClient(options: RegistryOptions = {}) {
         return undefined;
       }
     },
-    /** Pulls every titled layer into a directory. */
     pull: (reference: OciReference, pull: PullOptions) =>
       explained(reference, pullWithOras(reference, options, pull)),
-    /** Pushes or attaches files as an artifact, and returns its manifest's digest. */
     push(reference: OciReference, push: PushOptions): Promise<Digest> {
       const work = () => pushWithOras(reference, options, push);
       return explained(reference, guard(reference, work));
@@ -216,7 +213,6 @@ async function pushWithOras(
   return parsePushedDigest(stdout);
 }
 
-/** Parses the output of `oras push --format json`. */
 function parsePushedDigest(text: string): Digest {
   try {
     const { digest } = JSON.parse(text);

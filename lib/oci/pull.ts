@@ -92,7 +92,6 @@ export async function pullImage(
   return { path, bytes: size, sha256, hashedFile: found };
 }
 
-/** Returns the total size of the files that a pull writes, in bytes. */
 export function totalPullBytes(artifact: Artifact): number {
   return titledDescriptors(artifact).reduce((sum, { size }) => sum + size, 0);
 }

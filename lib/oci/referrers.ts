@@ -20,7 +20,6 @@ const MAX_INDEX_BYTES = 4 * 1024 * 1024;
 
 type Descriptor = { digest: Digest; size: number };
 
-/** Which files to fetch. */
 export interface AttachedFileKind {
   /** The artifact type, and the media type of the file. */
   type: string;
@@ -29,13 +28,8 @@ export interface AttachedFileKind {
 }
 
 /**
- * Fetches files that are attached to an artifact: the first ones, 32 MiB at most.
- *
- * Needs `--allow-net` for the endpoint.
- *
- * @param digest The digest of the artifact's manifest.
- * @returns For each file its bytes, or why it was not fetched.
- * @throws Errors of the client's `getBytes()`, except for a missing file.
+ * Fetches files that are attached to an artifact: the first ones, 32 MiB at most. Yields
+ * for each file its bytes, or why it was not fetched. `digest` is the manifest's.
  */
 export async function* fetchAttachedFiles(
   endpoint: Endpoint,
@@ -88,10 +82,6 @@ export async function* fetchAttachedFiles(
 /**
  * Fetches attached files from the mirrors and the registry, without those that cannot
  * be fetched in a short time. They are untrusted.
- *
- * Needs `--allow-net` for the endpoints.
- *
- * @throws The signal's reason.
  */
 export async function* findAttachedFiles(
   { mirrors, registry }: Endpoints,

@@ -26,10 +26,6 @@ export interface RegistryOptions {
   stallTimeoutMs?: number;
 }
 
-/**
- * Returns true if requests to a registry use plain HTTP: as the options say, else for
- * loopback registries only.
- */
 export function usesPlainHttp(
   registry: string,
   { plainHttp, caFile }: RegistryOptions,
@@ -37,13 +33,8 @@ export function usesPlainHttp(
   return plainHttp ?? (!caFile && isLoopbackHost(registry));
 }
 
-/** The permitted numbers of connections, for messages. */
 export const CONNECTIONS_RANGE_TEXT = "a number from 1 to 99";
 
-/**
- * Parses the highest number of connections of a download; `undefined` if it is not
- * {@linkcode CONNECTIONS_RANGE_TEXT}.
- */
 export function parseConnectionCount(text: string): number | undefined {
   return /^[1-9]\d?$/.test(text) ? Number(text) : undefined;
 }

@@ -9,13 +9,9 @@ import { runProcess } from "../system/process.ts";
 import { fullTemporaryDirError } from "./_temporary_dir.ts";
 
 /**
- * Makes a copy with Zstandard clusters, in order and without unused ones, and
- * compares it with the image.
- *
- * @param options `TOOLSMITH_QEMU` of `env`: `qemu-img` is in the same directory.
- * @returns The path of the copy in `dir`, which has the image's name and time.
- * @throws {ToolsmithError} `image_invalid`, `image_unsafe`, `qemu_not_found`,
- * `disk_full`.
+ * Makes a copy in `dir` with the image's name and time, and with Zstandard clusters, in
+ * order and without unused ones, and compares it with the image. `qemu-img` is in the
+ * directory of `TOOLSMITH_QEMU`.
  */
 export async function compressImage(
   image: string,

@@ -22,7 +22,6 @@ export function publishOutputFields(
   };
 }
 
-/** Formats the job summary: a table, and the manifest to paste. */
 export function jobSummaryMarkdown(result: PublishResult): string {
   const rows = {
     "Reference": result.reference,

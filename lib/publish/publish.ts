@@ -191,7 +191,6 @@ export async function publish(
   };
 }
 
-/** The options of {@linkcode publish} with environment and event emitter. */
 type ResolvedPublishOptions = PublishOptions & { env: Environment; emit: Emit };
 
 /** Parses the target and lowercases the repository, as registries require. */
@@ -215,7 +214,6 @@ function parsePublishTarget(text: string, emit: Emit): OciReference {
   return target;
 }
 
-/** An artifact to push, after its files were inspected. */
 type PreparedArtifact = Awaited<ReturnType<typeof prepareArtifact>>;
 
 /** Rejects invalid input before the image is hashed or pushed. */
@@ -250,7 +248,6 @@ async function prepareArtifact(
   return { image, imageBytes, title, files, totalBytes, annotations: all };
 }
 
-/** Pushes, retries transient failures, and returns the manifest's digest. */
 async function pushWithRetries(
   target: OciReference,
   { image, title, totalBytes, annotations, ...artifact }: PreparedArtifact,

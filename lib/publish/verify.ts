@@ -40,7 +40,6 @@ export interface PollOptions {
   deadlineMs?: number;
 }
 
-/** A pushed artifact that the registry should serve. */
 export interface PushedArtifact {
   /** The tag that was pushed to. */
   reference: OciReference;
@@ -101,7 +100,6 @@ export async function pollUntilServed(
   throw notServedError(`${attempts} attempt${attempts === 1 ? "" : "s"}`);
 }
 
-/** The pause after an unsuccessful poll. */
 export function pollDelayMs(attempt: number, intervalMs: number): number {
   const growth = Math.min(1.5 ** (attempt - 1), MAX_POLL_DELAY_FACTOR);
   return Math.round(intervalMs * growth);

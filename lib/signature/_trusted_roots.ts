@@ -20,10 +20,8 @@ export interface TrustOptions extends RegistryOptions {
 
 /**
  * Loads the trusted roots: from the file, or over the network into the user's cache.
- * Without the network, a cached root serves until it expires.
- *
- * @param isOfGithub Whether GitHub's own instance issued the certificate.
- * @throws {ToolsmithError} `trust_root_unavailable`.
+ * Without the network, a cached root serves until it expires. `isOfGithub` tells whether
+ * GitHub's own instance issued the certificate.
  */
 export async function loadTrustedRoots(
   isOfGithub: boolean,
