@@ -53,7 +53,7 @@ export async function findEndpoints(
   onWarning?: (message: string) => void,
 ): Promise<Endpoints> {
   const { registry: name, repository } = reference;
-  const mirrors = await findMirrors(name, { env: options.env, onWarning });
+  const mirrors = await findMirrors(name, options.env, onWarning);
   const query = `ns=${encodeURIComponent(name)}`;
   return {
     mirrors: mirrors.map((mirror) => {

@@ -37,10 +37,8 @@ const DEFAULT_MIRROR_CONFIG_DIRS =
  */
 export async function findMirrors(
   registry: string,
-  { env = processEnvironment, onWarning }: {
-    env?: Environment;
-    onWarning?: (message: string) => void;
-  } = {},
+  env: Environment = processEnvironment,
+  onWarning?: (message: string) => void,
 ): Promise<Mirror[]> {
   const simple = parseMirrorsVariable(registry, env);
   for (const dir of mirrorConfigDirs(env)) {

@@ -26,7 +26,7 @@ async function found(
     ["TOOLSMITH_MIRRORS", variable],
   ]);
   const onWarning = (message: string) => warnings.push(message);
-  const mirrors = await findMirrors(registry, { env, onWarning });
+  const mirrors = await findMirrors(registry, env, onWarning);
   return { mirrors, warnings, dir: dir.path };
 }
 
@@ -175,7 +175,7 @@ Deno.test("findMirrors() reads only the first directory that has a hosts.toml fo
   const mirrors = async (...names: string[]) => {
     const dirs = names.map((name) => join(dir.path, name)).join(":");
     const env = new Map([["TOOLSMITH_REGISTRY_CONFIG", dirs]]);
-    return bases({ mirrors: await findMirrors("reg:5000", { env }) });
+    return bases({ mirrors: await findMirrors("reg:5000", env) });
   };
   assertEquals(await mirrors("a", "b"), ["https://a.lan/v2"]);
   // A file in place of a directory counts as missing.
@@ -194,7 +194,7 @@ Deno.test("findMirrors() throws file_unreadable for an existing hosts.toml that 
   const env = new Map([["TOOLSMITH_REGISTRY_CONFIG", dir.path]]);
   const { message } = await expectFailure(
     "file_unreadable",
-    () => findMirrors("reg", { env }),
+    () => findMirrors("reg", env),
   );
   assertStringIncludes(message, join("reg", "hosts.toml"));
 });
@@ -213,7 +213,7 @@ Deno.test({
       await Deno.mkdir(join(dir, "_default"));
       await Deno.writeTextFile(join(dir, "_default", "hosts.toml"), "[");
       const env = new Map([["TOOLSMITH_REGISTRY_CONFIG", dir]]);
-      assertEquals(await findMirrors("reg", { env }), []);
+      assertEquals(await findMirrors("reg", env), []);
     } finally {
       await Deno.remove(dir, { recursive: true });
     }
