@@ -30,12 +30,11 @@ export async function readRecords(path: string, options: RegistryOptions) {
   return await new Blob(records as BlobPart[]).bytes();
 }
 
-/** Attaches an index to a published image. A failure is a warning. */
+/** Attaches an index to the manifest of a published image. A failure is a warning. */
 export async function attachIndex(
   index: ChunkIndex,
-  { subject, title, annotations }: {
-    /** The image's manifest, by its digest. */
-    subject: OciReference;
+  manifest: OciReference,
+  { title, annotations }: {
     title: string;
     annotations: Record<string, string>;
   },
@@ -50,7 +49,7 @@ export async function attachIndex(
     }
     await using dir = await makeLockedTemporaryDir("publish");
     await Deno.writeFile(join(dir.path, path), bytes);
-    await orasClient(options).push(subject, {
+    await orasClient(options).push(manifest, {
       ...{ attach: true, artifactType: type, annotations },
       ...{ files: [{ path, mediaType: type }], cwd: dir.path },
       totalBytes: bytes.length,

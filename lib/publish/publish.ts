@@ -151,7 +151,7 @@ export async function publish(
     : undefined;
   const source = dir ? await compressImage(path, dir.path, how) : path;
   const prepared = await prepareArtifact(image, source, how);
-  const { imageBytes: total, title, annotations } = prepared;
+  const { imageBytes: total, title } = prepared;
 
   const onBytesRead = (bytes: number) =>
     emit({ type: "checksum_progress", image, bytes, total });
@@ -168,13 +168,9 @@ export async function publish(
     await predictDownload(index, { previous, image }, how);
   }
   const digest = await pushWithRetries(target, prepared, layerDigest, how);
-  if (attaches) {
-    const subject = { ...target, digest };
-    await attachIndex(index, { subject, title, annotations }, how);
-  }
-  const served = { reference: target, digest, title, sha256 };
-  const about = { imagePath: source, imageName: image };
-  const attempts = await pollUntilServed({ ...served, ...about }, how);
+  if (attaches) await attachIndex(index, { ...target, digest }, prepared, how);
+  const pushed = { reference: target, digest, path: source, title, sha256 };
+  const attempts = await pollUntilServed({ ...pushed, image }, how);
   const name = formatReference(target);
   emit({ type: "publish_verified", image, reference: name, digest, verify });
   const pin = { name: image, source: `oci://${name}`, sha256 };

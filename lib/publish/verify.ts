@@ -46,13 +46,12 @@ export interface PushedArtifact {
   /** The manifest's digest, as `oras push` reported it. */
   digest: Digest;
   /** The pushed file, for messages. */
-  imagePath: string;
-  /** The file's title in the artifact. */
+  path: string;
   title: string;
   /** SHA-256 of the file before the push. */
   sha256: Sha256;
   /** The image's name in events. */
-  imageName: string;
+  image: string;
 }
 
 const MAX_POLL_DELAY_FACTOR = 5;
@@ -87,7 +86,7 @@ export async function pollUntilServed(
     const delayMs = !error || attempt === attempts || isLate
       ? 0
       : Math.max(pollDelayMs(attempt, intervalMs), askedMs);
-    const poll = { image: published.imageName, reference, attempt, attempts };
+    const poll = { image: published.image, reference, attempt, attempts };
     const outcome = error
       ? { outcome: "waiting" as const, message: error.message }
       : { outcome: "served" as const };
@@ -140,7 +139,7 @@ async function pollOnce(
 }
 
 function assertServedDigests(published: PushedArtifact, artifact: Artifact) {
-  const { reference, digest, imagePath, title } = published;
+  const { reference, digest, path, title } = published;
   if (artifact.digest !== digest) {
     const what =
       `pushed manifest ${digest}, but the registry serves ${artifact.digest}`;
@@ -153,7 +152,7 @@ function assertServedDigests(published: PushedArtifact, artifact: Artifact) {
   if (layer?.digest === expected) return;
   const found = layer?.digest ?? `no layer titled ${title}`;
   const message =
-    `${imagePath} changed while it was published: its digest was ${expected}, the pushed artifact has ${found}`;
+    `${path} changed while it was published: its digest was ${expected}, the pushed artifact has ${found}`;
   const name = formatReference(reference);
   const hint = `publish again: ${name} now names the changed file`;
   throw new ToolsmithError("publish_mismatch", message, { hint });
@@ -169,7 +168,7 @@ async function pullAndCompare(
   const layer = selectImageLayer(artifact, published.sha256);
   await using dir = await makeLockedTemporaryDir("verify");
   const progress = reportDownloadStart(emit, {
-    image: published.imageName,
+    image: published.image,
     source: `oci://${formatReference(artifact.reference)}`,
     total: totalPullBytes(artifact),
   });

@@ -53,10 +53,10 @@ async function poll(
   const ended = await pollUntilServed({
     reference: parseReference(`${host ?? "localhost:5000"}/owner/vm:1`),
     digest: sha256ToDigest(await sha256OfText(serves)),
-    imagePath: "dist/image.qcow2",
+    path: "dist/image.qcow2",
     title: IMAGE,
     sha256: SHA256,
-    imageName: "vm",
+    image: "vm",
   }, {
     intervalMs: 1,
     ...options,
