@@ -132,8 +132,8 @@ async function pullLayer(pull: RegistryPull): Promise<FetchedImage> {
     pull.update = await copyFromBase(job, part, {
       indexes: findAttachedFiles(endpoints, artifact.digest, CHUNK_INDEX),
       download(probe) {
-        const options = { ...probe, connections: 1, partFile: part };
-        return downloadBlob(endpoints, layer, { ...options, onMirrorFailed });
+        const options = { ...probe, connections: 1, onMirrorFailed };
+        return downloadBlob(endpoints, layer, part, options);
       },
     });
   }
@@ -172,9 +172,8 @@ async function pullWithRangeRequests(
   const { emit, image: { name: image } } = job;
   const connections = layer.size < MIN_PARALLEL_BYTES ? 1 : job.connections;
   const download = (onBytesWritten: () => void) => {
-    const callbacks = { onBytesWritten, onMirrorFailed };
-    const options = { ...job, connections, partFile: part, ...callbacks };
-    return downloadBlob(endpoints, layer, options);
+    const options = { ...job, connections, onBytesWritten, onMirrorFailed };
+    return downloadBlob(endpoints, layer, part, options);
   };
   const sha256 = await downloadIntoPart(job, part, connections, download);
   if (sha256 === layer.sha256 || !update && !isAddressedBySha256(layer)) {

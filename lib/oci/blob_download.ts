@@ -21,8 +21,6 @@ import {
 } from "./endpoints.ts";
 
 export interface DownloadBlobOptions extends TransferOptions {
-  /** Only its missing bytes are requested. */
-  partFile: PartFile;
   onBytesWritten: () => void;
   /** Called when a mirror is skipped, with its host and the reason. */
   onMirrorFailed: (mirror: string, reason: string) => void;
@@ -39,13 +37,14 @@ export interface DownloadBlobOptions extends TransferOptions {
 export async function downloadBlob(
   { mirrors, registry }: Endpoints,
   layer: ImageLayer,
+  part: PartFile,
   options: DownloadBlobOptions,
 ): Promise<void> {
   const read = async (endpoint: Endpoint) => {
     using repository = await repositoryClient(endpoint, options.connections);
     const { host } = new URL(endpoint.baseUrl);
     using transfer = new Transfer(blobSource(repository, host, layer), options);
-    await transfer.fill(options.partFile, options.onBytesWritten);
+    await transfer.fill(part, options.onBytesWritten);
   };
   for (const mirror of mirrors) {
     try {

@@ -58,8 +58,9 @@ async function pull(
     downloadBlob(
       { mirrors: endpoints.slice(0, -1), registry: endpoints.at(-1)! },
       { title: "i.qcow2", size: SIZE, digest, sha256: digest.slice(7) },
+      part,
       {
-        ...{ partFile: part, connections: 2, retries: 1, retryDelayMs: 1 },
+        ...{ connections: 2, retries: 1, retryDelayMs: 1 },
         signal: given.signal,
         onRetry: (retry) => retries.push(retry),
         onBytesWritten: () => progress++,
