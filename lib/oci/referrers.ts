@@ -29,7 +29,8 @@ export interface AttachedFileKind {
 
 /**
  * Fetches files that are attached to an artifact: the first ones, 32 MiB at most. Yields
- * for each file its bytes, or why it was not fetched. `digest` is the manifest's.
+ * for each file its bytes, or why it was not fetched. `digest` is the manifest's. Throws
+ * the errors of the client's `getBytes()`, except for a missing file.
  */
 export async function* fetchAttachedFiles(
   endpoint: Endpoint,
