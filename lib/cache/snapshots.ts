@@ -15,14 +15,18 @@ import { basename, dirname, join } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { sha256OfText } from "../system/digest.ts";
 import {
+  allocatedBytes,
   type FileIdentity,
+  isFileIdentity,
   isSameFileIdentity,
   listNamesInDir,
   orIfNotFound,
   readFileIdentity,
+  readSmallJsonObject,
   removeTree,
   replaceFileAtomically,
   syncToDisk,
+  toFileIdentity,
 } from "../system/files.ts";
 import { createLockedStagingDir, tryFileLock } from "../system/lock.ts";
 import {
@@ -31,13 +35,6 @@ import {
   untrustedReason,
 } from "../system/ownership.ts";
 import { userCacheDir } from "../system/program_files.ts";
-import {
-  readSnapshotMetadata,
-  SNAPSHOT_PARTS,
-  type SnapshotPart,
-  snapshotPartPath,
-  statSnapshotParts,
-} from "./_snapshot_metadata.ts";
 import {
   formatStagingName,
   lockFileName,
@@ -66,6 +63,12 @@ export interface Snapshot extends SnapshotFiles {
   used: string;
 }
 
+/** A snapshot's files besides the metadata, in the order in which they are committed. */
+const SNAPSHOT_PARTS = ["disk", "memory", "state"] as const;
+
+type SnapshotPart = typeof SNAPSHOT_PARTS[number];
+type SnapshotMetadata = Record<SnapshotPart, FileIdentity>;
+
 /** A staging directory for a snapshot, with the paths to write; disposing removes it. */
 export interface SnapshotStaging
   extends Record<SnapshotPart, string>, AsyncDisposable {
@@ -78,6 +81,7 @@ export interface SnapshotStaging
 }
 
 const SNAPSHOT_DIR_NAME = "machines";
+const MAX_METADATA_BYTES = 64 * 1024;
 /** Matches the names of a snapshot's files and staging directories. */
 const KEY_IN_FILE_NAME_PATTERN = /^(?:\.staging-)?([0-9a-f]{64})[-.]/;
 
@@ -183,9 +187,7 @@ export class SnapshotStore {
     const lockPath = join(this.dir, lockFileName(key));
     const staging = await createLockedStagingDir(dir, lockPath);
     if (!staging) return undefined;
-    const [state, memory, disk] = ["state", "memory", "qcow2"]
-      .map((name) => join(dir, name));
-    const files = { dir, state, memory, disk };
+    const files = { dir, ...partPaths(`${dir}/`) };
     const commit = () => this.#commit(key, files);
     return { ...staging, ...files, commit };
   }
@@ -236,10 +238,10 @@ export class SnapshotStore {
     await this.#removeFiles(key);
     try {
       for (const part of SNAPSHOT_PARTS) {
-        await Deno.rename(staging[part], snapshotPartPath(this.dir, key, part));
+        await Deno.rename(staging[part], this.#partPaths(key)[part]);
       }
       // Renaming changes the times in the metadata, so write the metadata last.
-      const { identities } = await statSnapshotParts(this.dir, key);
+      const { identities } = await this.#statParts(key);
       const missing = SNAPSHOT_PARTS.find((part) => !identities[part]);
       if (missing) {
         throw new Deno.errors.NotFound(
@@ -266,9 +268,10 @@ export class SnapshotStore {
   /** Reads a snapshot; one without metadata was killed before its last step. */
   async #read(key: string) {
     if (await this.#dirUntrustedReason()) return undefined;
-    const { identities, bytes } = await statSnapshotParts(this.dir, key);
+    const { identities, bytes } = await this.#statParts(key);
     const metadataPath = this.#metadataPath(key);
-    const recorded = await readSnapshotMetadata(metadataPath);
+    const json = await readSmallJsonObject(metadataPath, MAX_METADATA_BYTES);
+    const recorded = parseSnapshotMetadata(json ?? {});
     // Last, so that a snapshot that is replaced meanwhile does not count as damaged.
     const metadataFile = await readFileIdentity(metadataPath);
     if (!identities.state || !metadataFile) return undefined;
@@ -277,15 +280,28 @@ export class SnapshotStore {
       !SNAPSHOT_PARTS.every((part) =>
         isSameFileIdentity(identities[part], recorded[part])
       );
-    const [disk, memory, path] = this.#partPaths(key);
+    const { disk, memory, state: path } = this.#partPaths(key);
     const saved = isoModifiedTime(identities.state);
     const used = isoModifiedTime(isDamaged ? identities.state : metadataFile);
     const snapshot = { key, path, memory, disk, bytes, saved, used };
     return { snapshot, isDamaged, untrustedReason, identities, recorded };
   }
 
-  #partPaths(key: string): string[] {
-    return SNAPSHOT_PARTS.map((part) => snapshotPartPath(this.dir, key, part));
+  /** Returns the identities of the files that exist, and their total size on disk. */
+  async #statParts(key: string) {
+    const identities: Partial<SnapshotMetadata> = {};
+    let bytes = 0;
+    for (const part of SNAPSHOT_PARTS) {
+      const stat = await orIfNotFound(Deno.lstat(this.#partPaths(key)[part]));
+      if (!stat?.isFile) continue;
+      identities[part] = toFileIdentity(stat);
+      bytes += allocatedBytes(stat);
+    }
+    return { identities, bytes };
+  }
+
+  #partPaths(key: string) {
+    return partPaths(join(this.dir, `${key}.`));
   }
 
   #dirUntrustedReason(): Promise<string | undefined> {
@@ -294,7 +310,8 @@ export class SnapshotStore {
 
   /** Returns why another user could have written one of a snapshot's files. */
   async #filesUntrustedReason(key: string): Promise<string | undefined> {
-    for (const path of [...this.#partPaths(key), this.#metadataPath(key)]) {
+    const paths = Object.values(this.#partPaths(key));
+    for (const path of [...paths, this.#metadataPath(key)]) {
       const reason = await untrustedReason(path);
       if (reason) return reason;
     }
@@ -312,8 +329,27 @@ export class SnapshotStore {
   /** Removes the metadata first: without it there is no snapshot. */
   async #removeFiles(key: string) {
     await removeTree(this.#metadataPath(key));
-    for (const path of this.#partPaths(key)) await removeTree(path);
+    for (const path of Object.values(this.#partPaths(key))) {
+      await removeTree(path);
+    }
   }
+}
+
+function partPaths(prefix: string): Record<SnapshotPart, string> {
+  return {
+    disk: `${prefix}qcow2`,
+    memory: `${prefix}memory`,
+    state: `${prefix}state`,
+  };
+}
+
+/** Returns validated metadata, or `undefined` if a part is missing or invalid. */
+export function parseSnapshotMetadata(
+  { disk, memory, state }: Record<string, unknown>,
+): SnapshotMetadata | undefined {
+  return isFileIdentity(disk) && isFileIdentity(memory) && isFileIdentity(state)
+    ? { disk, memory, state }
+    : undefined;
 }
 
 function isoModifiedTime(file: FileIdentity): string {

@@ -4,7 +4,7 @@
 import { assertEquals } from "@std/assert";
 import fc from "fast-check";
 import { parseVerificationRecord } from "../../lib/cache/_verification_record.ts";
-import { parseSnapshotMetadata } from "../../lib/cache/_snapshot_metadata.ts";
+import { parseSnapshotMetadata } from "../../lib/cache/snapshots.ts";
 import type { Digest } from "../../lib/system/digest.ts";
 
 const time = fc.option(fc.integer({ min: 0 }), { nil: null });
