@@ -43,15 +43,6 @@ export async function openQcow2Disk(
   const file = opened.use(await Deno.open(path));
   const header = await readQcow2HeaderFrom(file, shown);
   assertBootableImage(header, shown);
-  opened.move();
-  return qcow2Disk(file, header, shown);
-}
-
-function qcow2Disk(
-  file: Deno.FsFile,
-  header: Qcow2Header,
-  shown: string,
-): DiskReader & Disposable {
   const { clusterSize, extendedL2, l1Offset, fileSize } = header;
   /** What an entry or a bit of its bitmap allocates: a cluster or subcluster. */
   const unitSize = clusterSize / (extendedL2 ? SUBCLUSTERS_PER_CLUSTER : 1);
@@ -135,7 +126,8 @@ function qcow2Disk(
     return new ToolsmithError("image_invalid", message, { hint, cause });
   }
 
-  return { read, [Symbol.dispose]: () => file.close() };
+  const owned = opened.move();
+  return { read, [Symbol.dispose]: () => owned.dispose() };
 }
 
 async function decompressCluster(

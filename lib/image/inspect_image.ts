@@ -3,6 +3,7 @@
  * other files.
  */
 import { systemError, ToolsmithError } from "../errors.ts";
+import { allocatedBytes } from "../system/files.ts";
 import { readL2Tables } from "./compressed_clusters.ts";
 import {
   assertBootableImage,
@@ -39,9 +40,7 @@ export async function inspectImage(path: string) {
     bytes: stat.size,
     virtualSize: header.virtualSize,
     compressed,
-    sparseBytes: stat.blocks === null
-      ? null
-      : Math.max(0, stat.size - stat.blocks * 512),
+    sparseBytes: stat.blocks === null ? null : stat.size - allocatedBytes(stat),
     modified: stat.mtime,
     warnings,
   };
