@@ -77,11 +77,8 @@ export interface RunningProcess extends AsyncDisposable {
 }
 
 export interface RunProcessOptions
-  extends Omit<SpawnOptions, "stdout" | "stderr"> {
-  /**
-   * Timeout in milliseconds, by default none. Also stops the program's descendants,
-   * unless `ownProcessGroup` is `false`.
-   */
+  extends Omit<SpawnOptions, "stdout" | "stderr" | "ownProcessGroup"> {
+  /** In milliseconds, by default none. Also stops the program's descendants. */
   timeoutMs?: number;
   onStart?: (pid: number) => void;
 }
@@ -132,7 +129,7 @@ export async function runProcess(
   await using child = spawnProcess(program, {
     ...rest,
     signal,
-    ownProcessGroup: rest.ownProcessGroup ?? Number.isFinite(timeoutMs),
+    ownProcessGroup: Number.isFinite(timeoutMs),
     stdout: stdout.add,
     stderr: stderr.add,
   });
@@ -159,7 +156,9 @@ export function spawnProcess(
 ): RunningProcess {
   const { input = "null", stdout = "null", stderr = "null", signal } = options;
   signal?.throwIfAborted();
-  const isGroup = options.ownProcessGroup === true && canSignalProcessGroups();
+  // Queried first, because an attempt would show a permission prompt.
+  const isGroup = options.ownProcessGroup === true &&
+    Deno.build.os !== "windows" && isPermissionGranted({ name: "run" });
   const child = new Deno.Command(program, {
     args: options.args ?? [],
     cwd: options.cwd,
@@ -230,11 +229,6 @@ export function spawnProcess(
   };
 }
 
-function canSignalProcessGroups(): boolean {
-  // Queried first, because an attempt would show a permission prompt.
-  return Deno.build.os !== "windows" && isPermissionGranted({ name: "run" });
-}
-
 /**
  * Writes the input; returns what ends it. EPIPE is ignored: a program may stop
  * reading early.
@@ -250,20 +244,16 @@ function writeInput(child: Deno.ChildProcess, input: ProcessInput) {
   }
   const stop = new AbortController();
   const { signal } = stop;
-  const done = streamOf(input).pipeTo(child.stdin, { signal }).catch(ignore);
+  const isStream = typeof input === "object" && "stream" in input;
+  const stream = isStream ? input.stream : ReadableStream.from([
+    typeof input === "string" ? new TextEncoder().encode(input) : input.bytes,
+  ]);
+  const done = stream.pipeTo(child.stdin, { signal }).catch(ignore);
   return () => {
     // A stream may never end.
-    if (typeof input === "object" && "stream" in input) stop.abort();
+    if (isStream) stop.abort();
     return done;
   };
-}
-
-function streamOf(input: Exclude<ProcessInput, "held">) {
-  if (typeof input === "object" && "stream" in input) return input.stream;
-  const bytes = typeof input === "string"
-    ? new TextEncoder().encode(input)
-    : input.bytes;
-  return ReadableStream.from([bytes]);
 }
 
 /** Reads an output stream until its end or `cancel()`. */
