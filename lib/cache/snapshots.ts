@@ -13,7 +13,6 @@
  */
 import { basename, dirname, join } from "../path.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
-import { sha256OfText } from "../system/digest.ts";
 import {
   allocatedBytes,
   type FileIdentity,
@@ -114,11 +113,6 @@ export async function snapshotDirOf(
 export function userSnapshotsDir(env: Environment): string | undefined {
   const dir = userCacheDir(env);
   return dir && join(dir, SNAPSHOT_DIR_NAME);
-}
-
-/** Returns a snapshot's key, 64 hex digits, from everything that must match. */
-export function hashSnapshotKeyParts(parts: Record<string, unknown>) {
-  return sha256OfText(JSON.stringify(parts));
 }
 
 /** Returns the snapshot store of a directory, which need not exist. */

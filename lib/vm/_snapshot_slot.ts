@@ -3,7 +3,6 @@
  * not restore, and saves a new one.
  */
 import {
-  hashSnapshotKeyParts,
   type Snapshot,
   type SnapshotStaging,
   type SnapshotStore,
@@ -16,6 +15,7 @@ import { resolve } from "../path.ts";
 import { isPresentAtBoot, qemuArgs } from "../qemu/args.ts";
 import { firmwarePaths } from "../qemu/firmware.ts";
 import type { QemuPlan } from "../qemu/qemu_process.ts";
+import { sha256OfText } from "../system/digest.ts";
 import { readSizeAndMtime } from "../system/files.ts";
 import { findProgram } from "../system/find_program.ts";
 import { readFreeDiskBytes } from "../system/free_space.ts";
@@ -153,7 +153,7 @@ async function vmSnapshotKey(
   const shares = plan.shares.filter(isPresentAtBoot)
     .map((share) => ({ ...share, path: "" }));
   const memoryFile = { path: "", keepsWrites: false };
-  return await hashSnapshotKeyParts({
+  return await sha256OfText(JSON.stringify({
     layout: KEY_LAYOUT_VERSION,
     shell: SAVED_GUEST_SCRIPTS,
     digest,
@@ -163,7 +163,7 @@ async function vmSnapshotKey(
     // Includes the image's path, as the snapshot's disk refers to that.
     args: qemuArgs({ ...plan, dir: "", shares, memoryFile }),
     cpu,
-  });
+  }));
 }
 
 /** Do arguments refer to host files, which may change between save and restore? */

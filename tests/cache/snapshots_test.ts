@@ -1,7 +1,6 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { dirname, join } from "@std/path";
 import {
-  hashSnapshotKeyParts,
   type Snapshot,
   snapshotDirOf,
   snapshotStore,
@@ -273,21 +272,6 @@ testWithSnapshots(
     await snapshotStore(join(dir, "none")).markUsed(SNAPSHOT_KEY);
   },
 );
-
-Deno.test("hashSnapshotKeyParts() returns a different key for each different part", async () => {
-  const parts = { digest: "x", args: ["-m", "512M"], program: { size: 1 } };
-  const keys = await Promise.all([
-    parts,
-    { ...parts, digest: "y" },
-    { ...parts, args: ["-m", "513M"] },
-    { ...parts, args: ["-m 512M"] },
-    { ...parts, program: { size: 2 } },
-    { ...parts, cpu: "z" },
-  ].map(hashSnapshotKeyParts));
-  assertEquals(new Set(keys).size, keys.length);
-  assertEquals(await hashSnapshotKeyParts({ ...parts }), keys[0]);
-  for (const key of keys) assert(/^[0-9a-f]{64}$/.test(key));
-});
 
 testWithSnapshots(
   "SnapshotStore ignores and refuses a directory that other users can access",
