@@ -131,6 +131,11 @@ export async function pruneCache(
   const { env = processEnvironment, protect = [] } = options;
   const absoluteDir = (key: CacheKey) => resolve(entryDir(key));
   const protectedDirs = new Set(protect.map(absoluteDir));
+  const keyOf = (found: CacheEntry | PartialImage): CacheKey => ({
+    cache,
+    image: found.image,
+    sha256: digestToSha256(found.digest),
+  });
   const isOld = ({ used }: { used: string }) =>
     now() - Date.parse(used) >= olderThanMs;
   const result: PruneResult = {
@@ -153,7 +158,7 @@ export async function pruneCache(
   const entriesByImage = Map.groupBy(entries, ({ image }) => image);
   const surplus = [...entriesByImage.values()].flatMap((it) => it.slice(keep));
   for (const entry of surplus.filter(isOld)) {
-    const key = toCacheKey(cache, entry);
+    const key = keyOf(entry);
     if (protectedDirs.has(absoluteDir(key))) continue;
     const outcome = dryRun ? "removed" : await tryRemoveEntry(key);
     if (outcome !== "gone") result[outcome].push(entry);
@@ -161,10 +166,10 @@ export async function pruneCache(
   }
   const partials = await listPartialImages(cache, { env });
   for (const partial of partials.filter(isOld)) {
-    const lockPath = entryLockPath(toCacheKey(cache, partial));
-    const isRemoved = dryRun ||
-      await removeUnlockedStagingDir(partial.path, lockPath);
-    if (!isRemoved) continue;
+    const lock = entryLockPath(keyOf(partial));
+    if (!dryRun && !await removeUnlockedStagingDir(partial.path, lock)) {
+      continue;
+    }
     result.partials.push(partial);
     result.bytes += partial.bytes;
   }
@@ -215,13 +220,6 @@ export async function listPartialImages(
     found.push(...await listPartialsOfImage(cache, image, env));
   }
   return found;
-}
-
-function toCacheKey(
-  cache: string,
-  { image, digest }: { image: string; digest: Digest },
-): CacheKey {
-  return { cache, image, sha256: digestToSha256(digest) };
 }
 
 async function readCacheEntry(

@@ -76,24 +76,15 @@ export async function syncToDisk(path: string): Promise<void> {
   await file.sync();
 }
 
-export interface ReplaceFileOptions {
-  /** File mode before the umask. @default {0o644} */
-  mode?: number;
-  ignoreUmask?: boolean;
-  /** Where the temporary file is, on the same filesystem. @default {dirname(path)} */
-  tempDir?: string;
-}
-
 /**
- * Writes a file atomically: writes and syncs a temporary file with a random name,
- * then renames it. Replaces a symbolic link instead of following it.
+ * Writes a file atomically: writes and syncs a temporary file with a random name in
+ * `tempDir`, then renames it. Replaces a symbolic link instead of following it.
  */
 export async function replaceFileAtomically(
   path: string,
   text: string,
-  options: ReplaceFileOptions = {},
+  { mode = 0o644, ignoreUmask = false, tempDir = dirname(path) } = {},
 ): Promise<void> {
-  const { mode = 0o644, ignoreUmask, tempDir = dirname(path) } = options;
   const temporary = join(tempDir, `.${crypto.randomUUID()}.new`);
   const flags = { write: true, createNew: true, mode };
   const file = await Deno.open(temporary, flags);

@@ -32,9 +32,8 @@ export function startDeadline(
   signal?: AbortSignal,
 ): Deadline {
   const late = new AbortController();
-  const createReason = typeof subject === "string"
-    ? () => timeoutError(subject, ms)
-    : subject;
+  const createReason = () =>
+    typeof subject === "string" ? timeoutError(subject, ms) : subject();
   let timer: ReturnType<typeof setTimeout> | undefined;
   const pause = () => clearTimeout(timer);
   const restart = () => {
