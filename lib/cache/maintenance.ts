@@ -175,7 +175,7 @@ export async function pruneCache(
   }
   if (!dryRun) {
     for (const image of await listSubdirectories(cache)) {
-      await removeStaleStagingOfImage(cache, image, { env });
+      await orIfDenied(removeStaleStagingOfImage(cache, image, { env }));
     }
   }
   return result;
@@ -217,7 +217,8 @@ export async function listPartialImages(
 ): Promise<PartialImage[]> {
   const found: PartialImage[] = [];
   for (const image of await listSubdirectories(cache)) {
-    found.push(...await listPartialsOfImage(cache, image, env));
+    const partials = await orIfDenied(listPartialsOfImage(cache, image, env));
+    found.push(...partials ?? []);
   }
   return found;
 }

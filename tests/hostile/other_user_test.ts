@@ -135,6 +135,7 @@ testWithTwoUsers(
       `cd ${cache}/demo/${sha256}; umask 077; mkdir machines
       echo {} > machines/${key}.json; echo memory > machines/${key}.state`,
     );
+    await dirOf(BUILDER, "cache/private", 0o700);
     const before = await list(cache);
     const ls = await toolsmith(ALICE, ["cache", "ls", "--json"], cache);
     const [entry, ...more] = jsonLines(ls.stdout).last.entries;
