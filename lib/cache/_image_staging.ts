@@ -44,7 +44,6 @@ export interface StagedImage
   extends Pick<VerificationRecord, "source" | "boot" | "update" | "signature"> {
   path: string;
   fileName: string;
-  /** Identity of the file whose bytes were hashed. */
   hashedFile: FileIdentity;
 }
 

@@ -28,7 +28,6 @@ const HMAC_DIGITS = 32;
 const SECRET_BYTES = 32;
 const SECRET_PATTERN = /^[0-9a-f]{64} /;
 
-/** The parsed name of a staging directory. */
 export interface StagingName {
   /** The image's digest, or the snapshot's key. */
   sha256: Sha256;
@@ -40,7 +39,6 @@ export function lockFileName(sha256: Sha256): string {
   return `.${sha256}.lock`;
 }
 
-/** Returns `undefined` for a name that is not a staging directory's. */
 export function parseStagingName(name: string): StagingName | undefined {
   const [, sha256, id] = STAGING_NAME_PATTERN.exec(name) ?? [];
   return sha256 === undefined ? undefined : { sha256, id };

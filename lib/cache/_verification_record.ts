@@ -62,7 +62,6 @@ export async function writeVerificationRecord(
   await replaceFileAtomically(verificationRecordPath(dir), text, { tempDir });
 }
 
-/** Returns a validated record, or `undefined` if a field is missing or invalid. */
 export function parseVerificationRecord(
   json: Record<string, unknown>,
 ): VerificationRecord | undefined {

@@ -81,10 +81,9 @@ export async function resolveCacheDir(
   return dir;
 }
 
-/** One image's entry in the cache, which may not exist yet. */
 export type CacheEntryHandle = ReturnType<typeof cacheEntryHandle>;
 
-/** Returns a handle for an image's cache entry; reads and writes nothing yet. */
+/** Returns a handle for an image's cache entry, which may not exist yet. */
 export function cacheEntryHandle(
   key: CacheKey,
   { env = processEnvironment }: { env?: Environment } = {},

@@ -302,7 +302,6 @@ export class SnapshotStore {
     return untrustedReason(this.dir, { requirePrivate: true });
   }
 
-  /** Returns why another user could have written one of a snapshot's files. */
   async #filesUntrustedReason(key: string): Promise<string | undefined> {
     const paths = Object.values(this.#partPaths(key));
     for (const path of [...paths, this.#metadataPath(key)]) {
@@ -337,7 +336,6 @@ function partPaths(prefix: string): Record<SnapshotPart, string> {
   };
 }
 
-/** Returns validated metadata, or `undefined` if a part is missing or invalid. */
 export function parseSnapshotMetadata(
   { disk, memory, state }: Record<string, unknown>,
 ): SnapshotMetadata | undefined {

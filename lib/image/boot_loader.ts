@@ -26,7 +26,6 @@ export interface BootLoader {
 interface Partition {
   /** First byte on the disk. */
   start: number;
-  /** Is it an EFI system partition? */
   isEfi: boolean;
   /** Does boot code in the first sector probably boot from it? */
   isBiosBoot: boolean;
@@ -61,7 +60,6 @@ export async function findBootLoader(
   return await findBootLoaderOnDisk(disk, { signal });
 }
 
-/** Detects the boot loader on an open disk, which stays open. */
 export async function findBootLoaderOnDisk(
   unlimitedDisk: DiskReader,
   { signal }: { signal?: AbortSignal } = {},

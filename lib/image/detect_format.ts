@@ -68,10 +68,7 @@ export function detectNonQcow2Format(
   return format === undefined ? undefined : { format, hint: WRONG_URL_HINT };
 }
 
-/**
- * Makes the error for a file that is not a QCOW2 image, from its first bytes and its
- * path or URL, which must be without secrets.
- */
+/** `head` is the first bytes, `shown` a path or URL without secrets. */
 export function notQcow2Error(head: Uint8Array, shown: string): ToolsmithError {
   const detected = detectNonQcow2Format(head);
   const { format, decompressor } = detected ?? {};

@@ -19,9 +19,8 @@ const MAX_SAMPLED_L2_TABLES = 8;
 const GHCR_LAYER_LIMIT_BYTES = 10 * 1000 ** 3;
 
 /**
- * Inspects a QCOW2 image before it is published, and rejects one that
- * {@linkcode assertBootableImage} rejects. Returns the values of the event
- * `image_inspected`, the time of the last change, and warnings to show.
+ * Rejects an image that {@linkcode assertBootableImage} rejects. Returns the values of
+ * the event `image_inspected`, the time of the last change, and warnings to show.
  */
 export async function inspectImage(path: string) {
   const stat = await statReadableFile(path, "image");

@@ -14,7 +14,6 @@ export interface Qcow2Header {
   clusterSize: number;
   fileSize: number;
   compression: "zlib" | "zstd";
-  /** Encryption method; `undefined` if not encrypted. */
   encryption?: "aes" | "luks";
   /** Backing file, which unallocated clusters are read from, if any. */
   backingFile?: string;
@@ -74,7 +73,6 @@ export function assertBootableImage(
   throw new ToolsmithError("image_invalid", message, { hint });
 }
 
-/** Reads the header of an open image, as {@linkcode readQcow2Header} does. */
 export async function readQcow2HeaderFrom(
   file: Deno.FsFile,
   path: string,

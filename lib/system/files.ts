@@ -9,13 +9,12 @@ import { writeAll } from "./write_all.ts";
 
 /**
  * Metadata that changes when a file is modified or replaced. Deno reports ctime in
- * whole seconds, so a change within one second shows only in the other fields.
+ * whole seconds, so a change within one second shows only in the other fields. Times
+ * are in milliseconds since the epoch.
  */
 export interface FileIdentity {
   size: number;
-  /** Time of last modification, in milliseconds since the epoch. */
   mtime: number | null;
-  /** Time of last change, in milliseconds since the epoch. */
   ctime: number | null;
   /** Inode number; `null` on Windows. */
   inode: number | null;

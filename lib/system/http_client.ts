@@ -4,7 +4,6 @@ import { systemError, ToolsmithError } from "../errors.ts";
 import { toTransportError } from "./http_errors.ts";
 import { findProxy } from "./find_proxy.ts";
 
-/** Options of a request; its signal is required. */
 export type HttpRequestInit = RequestInit & { signal: AbortSignal };
 
 export type HttpClient = Awaited<ReturnType<typeof createHttpClient>>;

@@ -36,7 +36,6 @@ export function createIncrementalSync(sync: () => Promise<void>) {
       written = bytes;
       if (isDue()) running ??= syncWhileDue();
     },
-    /** Waits for the running sync. */
     async settled(): Promise<void> {
       await running;
       throwFailure();

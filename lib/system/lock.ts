@@ -78,7 +78,6 @@ type FileWithTryLock = Deno.FsFile & {
   tryLock?: (exclusive: boolean) => Promise<boolean>;
 };
 
-/** Returns a function that polls the lock and returns whether it is held. */
 function createLockPoll(file: FileWithTryLock): () => Promise<boolean> {
   const { tryLock } = file;
   if (tryLock) return () => tryLock.call(file, true);

@@ -1,9 +1,4 @@
-/**
- * File names that are valid and unambiguous on every system.
- *
- * Source of the rules: Microsoft, "Naming Files, Paths, and Namespaces".
- */
-
+/** File names, by the rules of Microsoft's "Naming Files, Paths, and Namespaces". */
 import { sanitizeText } from "./sanitize_text.ts";
 
 /** Windows drops trailing dots and spaces, and `:` separates a stream name. */

@@ -27,7 +27,6 @@ export type ProcessOutputTarget =
 export interface SpawnOptions {
   /** Arguments, passed unchanged and without a shell. */
   args?: string[];
-  /** Working directory. @default {undefined} the caller's */
   cwd?: string;
   /** Variables to add to the caller's environment or to override. */
   env?: Record<string, string>;
@@ -83,7 +82,6 @@ export interface RunProcessOptions
   onStart?: (pid: number) => void;
 }
 
-/** How a program ended, and what it printed. */
 export interface ProcessResult extends ProcessExit {
   stdout: string;
   stdoutBytes: Uint8Array<ArrayBuffer>;
@@ -256,7 +254,6 @@ function writeInput(child: Deno.ChildProcess, input: ProcessInput) {
   };
 }
 
-/** Reads an output stream until its end or `cancel()`. */
 function readOutput(
   stream: ReadableStream<Uint8Array>,
   sink: Exclude<ProcessOutputTarget, string>,

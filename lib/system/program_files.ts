@@ -31,7 +31,6 @@ export function listProgramFiles(
   return found;
 }
 
-/** Deno's cache directory; `undefined` without a home directory. */
 export function denoCacheDir(): string | undefined {
   const env = processEnvironment;
   const home = env.get("HOME");

@@ -38,10 +38,6 @@ const TRANSIENT_CODES = new Set<ErrorCode>([
   "transfer_stalled",
 ]);
 
-/**
- * Retries an operation after transient failures: rate limits, server errors,
- * interrupted or stalled transfers.
- */
 export async function retryTransient<T>(
   work: () => Promise<T>,
   options: RetryOptions = {},
@@ -57,7 +53,6 @@ export async function retryTransient<T>(
   }
 }
 
-/** Returns an `onRetry` that emits the retries of an operation on an image. */
 export function retryReporter(emit: Emit, image: string) {
   return ({ error: { code, message }, ...retry }: ScheduledRetry) =>
     emit({ type: "retry", image, code, message, ...retry });
@@ -76,7 +71,6 @@ export function createRetryBudget(
   let backoffEnd = 0;
   let lastProgress = progress();
   return {
-    /** Waits until the current backoff ends, if any. */
     async waitForBackoff(): Promise<void> {
       for (let ms; (ms = backoffEnd - performance.now()) > 0;) {
         await sleep(ms, signal);
@@ -117,7 +111,6 @@ export function isTransientError(error: unknown): error is ToolsmithError {
 
 /** A transient failure with the server's Retry-After. */
 export class RetryAfterError extends ToolsmithError {
-  /** Wraps an error, and adds the wait to its message and hint. */
   constructor(error: ToolsmithError, readonly retryAfterMs: number) {
     const pause = formatWait(retryAfterMs);
     super(error.code, `${error.message} and asks to wait ${pause}`, {
