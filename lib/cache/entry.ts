@@ -13,6 +13,7 @@ import { basename, join, resolve } from "../path.ts";
 import { sha256ToDigest } from "../system/digest.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { systemError, ToolsmithError, toToolsmithError } from "../errors.ts";
+import type { Emit } from "../events.ts";
 import {
   type FileIdentity,
   isSameFileIdentity,
@@ -20,7 +21,7 @@ import {
   orIfMissing,
   readFileIdentity,
 } from "../system/files.ts";
-import { acquireFileLock, type FileLockOptions } from "../system/lock.ts";
+import { acquireFileLock } from "../system/lock.ts";
 import {
   symlinkEscapeReason,
   unsafeDirReason,
@@ -116,11 +117,14 @@ export function cacheEntryHandle(
   }
 
   /**
-   * Waits for the entry's lock, then removes stale staging directories of all entries
-   * of the image. Refuses a cache in which another user could replace files, or an
-   * image directory that is a link.
+   * Waits for the entry's lock, and emits `lock_wait` if it must wait; then removes stale
+   * staging directories of all entries of the image. Refuses a cache in which another
+   * user could replace files, or an image directory that is a link.
    */
-  async function lock(options?: FileLockOptions) {
+  async function lock(
+    { emit, signal }: { emit?: Emit; signal?: AbortSignal } = {},
+  ) {
+    const onWait = () => emit?.({ type: "lock_wait", image, path: lockPath });
     const unwritable = (reason: string, hint: string) =>
       cacheUnwritableError(imageDir, reason, hint);
     try {
@@ -132,7 +136,9 @@ export function cacheEntryHandle(
         await unsafeDirReason(imageDir);
       if (reason) throw unwritable(reason, PRIVATE_CACHE_HINT);
       using undo = new DisposableStack();
-      const held = undo.use(await acquireFileLock(lockPath, options));
+      const held = undo.use(
+        await acquireFileLock(lockPath, { onWait, signal }),
+      );
       await removeStaleStagingOfImage(cache, image, { env, held: sha256 });
       undo.move();
       return lockedCacheEntry(key, env, held);

@@ -1,8 +1,5 @@
-/**
- * Locks a cache entry, and moves a fetched image into it.
- */
+/** Moves a fetched image into the cache. */
 import {
-  type CacheEntryHandle,
   cacheEntryHandle,
   type ImageStaging,
   resolveCacheDir,
@@ -13,17 +10,6 @@ import { formatImageSource } from "../manifest/image_source.ts";
 import { type Sha256, sha256OfText, sha256ToDigest } from "../system/digest.ts";
 import type { FetchedImage, FetchOptions, ImageToFetch } from "./_fetch_job.ts";
 import { fetchImage } from "./fetch_image.ts";
-
-/** Waits for the lock of an image's entry, and emits `lock_wait` if it must wait. */
-export function lockEntry(
-  entry: CacheEntryHandle,
-  image: string,
-  { emit, signal }: { emit: Emit; signal?: AbortSignal },
-) {
-  const path = entry.lockPath;
-  const onWait = () => emit({ type: "lock_wait", image, path });
-  return entry.lock({ signal, onWait });
-}
 
 /**
  * Detects the image's boot loader and commits the image to the cache, together with a
@@ -63,11 +49,11 @@ export async function downloadUnpinnedImage(
     cacheEntryHandle({ cache, image: image.name, sha256 }, options);
   // Until the image's digest is known, that of its source names the staging.
   const source = entryOf(await sha256OfText(formatImageSource(image.source)));
-  using lockedSource = await lockEntry(source, image.name, options);
+  using lockedSource = await source.lock(options);
   await using download = await lockedSource.createOrResumeStaging();
   const fetched = await fetchImage({ ...options, image, dir: download.dir });
   const entry = entryOf(fetched.sha256);
-  using locked = await lockEntry(entry, image.name, options);
+  using locked = await entry.lock(options);
   if (!(await entry.lookUpImage())?.trusted) {
     await using staging = await locked.createOrResumeStaging();
     await addToCache(image, fetched, staging, options);

@@ -22,7 +22,7 @@ import { isSameFileIdentity, readFileIdentity } from "../system/files.ts";
 import { basename } from "../path.ts";
 import { hashFile } from "../transfer/file_digest.ts";
 import { fetchImage, type FetchOptions, resolveImage } from "./fetch_image.ts";
-import { addToCache, lockEntry } from "./_add_to_cache.ts";
+import { addToCache } from "./_add_to_cache.ts";
 
 /** What {@linkcode hydrate} takes. */
 export interface HydrateOptions extends FetchOptions {
@@ -140,8 +140,7 @@ async function hydrateEntry(call: HydrateCall): Promise<HydrateResult> {
   }
   if (!before) throwIfOffline(call);
   let unwritable: unknown;
-  const locking = lockEntry(entry, image.name, { emit, signal });
-  using locked = await locking.catch((error) => {
+  using locked = await entry.lock({ emit, signal }).catch((error) => {
     if (error?.code !== "cache_unwritable") throw error;
     unwritable = error;
     return undefined;

@@ -74,7 +74,7 @@ testWithCache(
   async (key) => {
     await using child = await fill(key);
     const waiting = Promise.withResolvers<void>();
-    const mine = cacheEntryHandle(key).lock({ onWait: waiting.resolve });
+    const mine = cacheEntryHandle(key).lock({ emit: () => waiting.resolve() });
     await waiting.promise;
     Deno.kill(child.pid, "SIGKILL");
     using _lock = await mine;
@@ -90,7 +90,7 @@ testWithCache(
     const { signal } = abort;
     await expectFailure(
       "cancelled",
-      () => cacheEntryHandle(key).lock({ signal, onWait: () => abort.abort() }),
+      () => cacheEntryHandle(key).lock({ signal, emit: () => abort.abort() }),
     );
   },
 );
