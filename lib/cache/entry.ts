@@ -180,15 +180,11 @@ function lockedCacheEntry(key: CacheKey, env: Environment, lock: Disposable) {
       const file = basename(path);
       const found = { file, digest, source, ...fileIdentity };
       const renewed = { ...found, boot, signature, update };
-      const staged = await orIfDenied(createOrResumeStaging(key, env));
-      if (!staged) return;
-      await using staging = staged;
-      const writing = writeVerificationRecord(
-        entryDir(key),
-        renewed,
-        staging.dir,
+      await using staging = await orIfDenied(createOrResumeStaging(key, env));
+      if (!staging) return;
+      await orIfDenied(
+        writeVerificationRecord(entryDir(key), renewed, staging.dir),
       );
-      await orIfDenied(writing);
     },
     [Symbol.dispose]: () => lock[Symbol.dispose](),
   };

@@ -92,9 +92,7 @@ function createLockPoll(file: FileWithTryLock): () => Promise<boolean> {
  */
 export async function createLockedStagingDir(path: string, lockFile: string) {
   await using undo = new AsyncDisposableStack();
-  const held = await tryFileLock(lockFile);
-  if (!held) return undefined;
-  undo.use(held);
+  if (!undo.use(await tryFileLock(lockFile))) return undefined;
   await Deno.mkdir(path, { mode: 0o700 });
   undo.defer(() => removeTree(path));
   const all = undo.move();
