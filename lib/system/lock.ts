@@ -6,24 +6,18 @@ import { ToolsmithError } from "../errors.ts";
 import { orIfDenied, orIfError, orIfNotFound, removeTree } from "./files.ts";
 import { settlesWithin, sleep } from "./time.ts";
 
-export interface FileLockOptions {
-  /** Called once if another process holds the lock. */
-  onWait?: () => void;
-  signal?: AbortSignal;
-}
-
 /** Negligible for the CPU, and short compared to a run. */
 const LOCK_POLL_MS = 40;
 
 /**
  * Locks a file (flock on Linux and macOS, LockFileEx on Windows), and waits while
- * another process holds the lock; disposing releases it. The empty lock file is never
- * removed, because two processes could then hold locks on the same name. The file is
- * private to this user; a symbolic link in its place is rejected.
+ * another process holds the lock, after one call of `onWait`; disposing releases it. The
+ * empty lock file is never removed, because two processes could then hold locks on the
+ * same name. The file is private to this user; a symbolic link in its place is rejected.
  */
 export async function acquireFileLock(
   path: string,
-  { onWait, signal }: FileLockOptions = {},
+  { onWait, signal }: { onWait?: () => void; signal?: AbortSignal } = {},
 ): Promise<Disposable> {
   signal?.throwIfAborted();
   using undo = new DisposableStack();
