@@ -30,13 +30,12 @@ export interface VerificationRecord extends FileIdentity {
   signature?: Record<string, string | undefined>;
 }
 
-const VERIFICATION_FILE_NAME = "verified.json";
 const KNOWN_ARCHES: unknown[] = ["x86_64", "aarch64", undefined];
 const KNOWN_FIRMWARES: unknown[] = ["bios", "uefi", undefined];
 const MAX_VERIFICATION_FILE_BYTES = 64 * 1024;
 
 export function verificationRecordPath(dir: string): string {
-  return join(dir, VERIFICATION_FILE_NAME);
+  return join(dir, "verified.json");
 }
 
 /** Reads an entry's record; `undefined` if missing or malformed. */

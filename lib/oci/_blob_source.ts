@@ -11,7 +11,7 @@ import {
   httpStatusError,
   unexpectedContentEncoding,
 } from "../system/http_errors.ts";
-import { isRedirectStatus } from "../system/redirects.ts";
+import { REDIRECT_STATUSES } from "../system/redirects.ts";
 import { isTransientError } from "../system/retry.ts";
 import {
   type ByteSource,
@@ -50,7 +50,7 @@ export function blobSource(
     if (redirectTarget) {
       const response = await repository.getAnonymously(redirectTarget, request);
       const { status, body } = response;
-      if (!isRedirectStatus(status) && !EXPIRED_URL_STATUSES.has(status)) {
+      if (!REDIRECT_STATUSES.has(status) && !EXPIRED_URL_STATUSES.has(status)) {
         return [response, redirectTarget];
       }
       await body?.cancel();

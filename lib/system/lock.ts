@@ -49,16 +49,13 @@ async function openLockFile(path: string): Promise<Deno.FsFile> {
     const { NotFound, AlreadyExists } = Deno.errors;
     const file = await orIfError(opened, before ? NotFound : AlreadyExists);
     if (!file) continue;
-    if (!before || await isSameOpenFile(before, file)) return file;
+    const { ino, dev } = await file.stat();
+    const isSame = !before || Deno.build.os === "windows" ||
+      ino === before.ino && dev === before.dev;
+    if (isSame) return file;
     file.close();
     throw notRegularFileError(path);
   }
-}
-
-async function isSameOpenFile(before: Deno.FileInfo, file: Deno.FsFile) {
-  if (Deno.build.os === "windows") return true;
-  const { ino, dev } = await file.stat();
-  return ino === before.ino && dev === before.dev;
 }
 
 function notRegularFileError(path: string): ToolsmithError {

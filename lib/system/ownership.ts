@@ -125,12 +125,10 @@ function pathSegments(path: string): string[] {
   return path.split("/").filter((part) => part !== "");
 }
 
-const TOOLSMITH_DIR_NAME = ".toolsmith";
-
 /** Returns the parent of a file's `.toolsmith/`, or else the file's directory. */
 export function workspaceOf(file: string): string {
   const dir = dirname(file);
-  return basename(dir) === TOOLSMITH_DIR_NAME ? dirname(dir) : dir;
+  return basename(dir) === ".toolsmith" ? dirname(dir) : dir;
 }
 
 /**

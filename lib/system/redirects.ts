@@ -10,11 +10,7 @@ import { abortable } from "./time.ts";
 
 /** `curl` and browsers allow at least as many. */
 const MAX_REDIRECTS = 10;
-const REDIRECT_STATUSES = new Set([301, 302, 303, 307, 308]);
-
-export function isRedirectStatus(status: number): boolean {
-  return REDIRECT_STATUSES.has(status);
-}
+export const REDIRECT_STATUSES = new Set([301, 302, 303, 307, 308]);
 
 /**
  * Requests a URL and follows its redirects. Returns the first response that is not a
@@ -35,7 +31,7 @@ export async function fetchFollowingRedirects(
   for (let hops = 0;; hops++) {
     const response = await sendRequest(at);
     const location = response.headers.get("location");
-    if (!isRedirectStatus(response.status) || location === null) {
+    if (!REDIRECT_STATUSES.has(response.status) || location === null) {
       return [response, at];
     }
     await response.body?.cancel();
