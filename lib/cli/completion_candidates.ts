@@ -11,17 +11,12 @@ export type CompletionCandidates = CompletionWord[] | "file" | "directory";
 
 type CompletionWord = [word: string, help?: string];
 
-interface CompletionSources {
-  commands: Subcommand[];
-  /** The manifest's tools: name to path in the guest. */
-  tools: Record<string, string>;
-  references: string[];
-}
-
 /** Suggested values by the placeholder in the help. */
-const EXAMPLE_VALUES: Record<string, string[]> = {
-  SIZE: ["512M", "1G", "2G", "4G"],
-  AGE: ["12h", "7d", "30d"],
+export type PlaceholderValues = { [placeholder: string]: CompletionWord[] };
+
+const EXAMPLE_VALUES: PlaceholderValues = {
+  SIZE: [["512M"], ["1G"], ["2G"], ["4G"]],
+  AGE: [["12h"], ["7d"], ["30d"]],
 };
 const FILE_PLACEHOLDER_PATTERN = /^(FILE|PATH)\b/;
 const DIRECTORY_PLACEHOLDER_PATTERN = /^DIR\b/;
@@ -37,14 +32,16 @@ const TOP_LEVEL_WORDS: CompletionWord[] = [
  */
 export function completionCandidates(
   args: string[],
-  known: CompletionSources,
+  commands: Subcommand[],
+  manifestValues: PlaceholderValues,
 ): CompletionCandidates {
   const current = args.at(-1) ?? "";
   const [name, ...given] = args.slice(0, -1);
-  const command = known.commands.find((it) => it.name === name);
+  const command = commands.find((it) => it.name === name);
+  const values = { ...EXAMPLE_VALUES, ...manifestValues };
   const found = command
-    ? commandCandidates(command, given, current, known)
-    : topLevelCandidates(name, known);
+    ? commandCandidates(command, given, current, values)
+    : topLevelCandidates(name, commands);
   return typeof found === "string"
     ? found
     : found.filter(([word]) => word.startsWith(current));
@@ -52,7 +49,7 @@ export function completionCandidates(
 
 function topLevelCandidates(
   name: string | undefined,
-  { commands }: CompletionSources,
+  commands: Subcommand[],
 ): CompletionWord[] {
   if (name !== undefined && name !== "help") return [];
   const names = commands.map((it): CompletionWord => [it.name, it.summary]);
@@ -63,7 +60,7 @@ function commandCandidates(
   command: Subcommand,
   given: string[],
   current: string,
-  known: CompletionSources,
+  values: PlaceholderValues,
 ): CompletionCandidates {
   const { flags, positionals, rest } = splitArguments(command, given);
   // The value to complete follows `--name=`, or a flag that is the last word.
@@ -74,7 +71,7 @@ function commandCandidates(
   const isInline = inline?.value !== undefined;
   const { flag: awaiting } = (isInline ? inline : before) ?? {};
   if (!rest && awaiting?.placeholder) {
-    const found = valueCandidates(awaiting.placeholder, known);
+    const found = valueCandidates(awaiting.placeholder, values);
     if (!isInline || typeof found === "string") return found;
     return found.map(([word]) => [`${inline.name}=${word}`]);
   }
@@ -90,19 +87,16 @@ function commandCandidates(
       )
       .map(({ name, help }) => [`--${name}`, help]);
   }
-  return placeholder ? valueCandidates(placeholder, known) : [];
+  return placeholder ? valueCandidates(placeholder, values) : [];
 }
 
 function valueCandidates(
   placeholder: string,
-  { tools, references }: CompletionSources,
+  values: PlaceholderValues,
 ): CompletionCandidates {
   if (FILE_PLACEHOLDER_PATTERN.test(placeholder)) return "file";
   if (DIRECTORY_PLACEHOLDER_PATTERN.test(placeholder)) return "directory";
-  if (placeholder === "TOOL") return Object.entries(tools);
-  if (placeholder === "REF") return references.map((word) => [word]);
-  const words = placeholder.includes("|")
-    ? placeholder.split("|")
-    : EXAMPLE_VALUES[placeholder] ?? [];
-  return words.map((word) => [word]);
+  return placeholder.includes("|")
+    ? placeholder.split("|").map((word) => [word])
+    : values[placeholder] ?? [];
 }

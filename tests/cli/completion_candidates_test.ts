@@ -1,21 +1,23 @@
 import { assert, assertEquals } from "@std/assert";
-import { completionCandidates } from "../../lib/cli/completion_candidates.ts";
+import {
+  completionCandidates,
+  type PlaceholderValues,
+} from "../../lib/cli/completion_candidates.ts";
 import { COMMANDS } from "../../lib/cli/commands.ts";
 
-const known = {
-  commands: COMMANDS,
-  tools: { fmt: "/opt/fmt/bin/fmt", lint: "/usr/bin/lint" },
-  references: ["ghcr.io/owner/image:1.0"],
+const values: PlaceholderValues = {
+  TOOL: [["fmt", "/opt/fmt/bin/fmt"], ["lint", "/usr/bin/lint"]],
+  REF: [["ghcr.io/owner/image:1.0"]],
 };
 
 /** Completes the last, unfinished word of a line. */
 function after(line: string) {
-  const found = completionCandidates(line.split(" "), known);
+  const found = completionCandidates(line.split(" "), COMMANDS, values);
   return typeof found === "string" ? found : found.map(([word]) => word);
 }
 
 Deno.test("completionCandidates() offers every command with its help line", () => {
-  const words = completionCandidates([""], known);
+  const words = completionCandidates([""], COMMANDS, values);
   assert(typeof words !== "string");
   for (const { name, summary } of COMMANDS) {
     assert(words.some((it) => it[0] === name && it[1] === summary), name);

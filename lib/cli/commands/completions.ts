@@ -6,7 +6,11 @@
 import { loadManifest } from "../../manifest/manifest.ts";
 import { formatReference } from "../../oci/reference.ts";
 import type { Environment } from "../../environment.ts";
-import { completionCandidates } from "../completion_candidates.ts";
+import { quoteShellWord } from "../../path.ts";
+import {
+  completionCandidates,
+  type PlaceholderValues,
+} from "../completion_candidates.ts";
 import { defineSubcommand, type Subcommand } from "../subcommand.ts";
 import { parseChoice, usageError } from "../usage_error.ts";
 import { toSingleLine } from "../render.ts";
@@ -83,9 +87,6 @@ complete -c toolsmith -f -a '(__toolsmith_candidates)'
 `,
 };
 
-/** Needs no quoting: names from a manifest end up on a command line. */
-const SHELL_SAFE_WORD_PATTERN = /^[\w@%+=:,./-]+$/;
-
 /**
  * Prints a completion script, or the candidates that the script asks for. `commands` is
  * a function, as the table holds this command too.
@@ -108,12 +109,12 @@ The scripts call toolsmith completions candidates to complete the last WORD.`,
       const actions = ["bash", "zsh", "fish", "candidates"] as const;
       const action = parseChoice(actions, word, "completions");
       if (action === "candidates") {
-        const known = await loadToolsAndReferences(io.env);
-        const sources = { commands: commands(), ...known };
-        const found = completionCandidates(rest, sources);
+        const values = await loadManifestValues(io.env);
+        const found = completionCandidates(rest, commands(), values);
         io.printLine(typeof found === "string" ? found : "words");
         for (const [word, help] of typeof found === "string" ? [] : found) {
-          if (!SHELL_SAFE_WORD_PATTERN.test(word)) continue;
+          // Names from a manifest end up on a command line.
+          if (quoteShellWord(word) !== word) continue;
           io.printLine(help ? `${word}\t${toSingleLine(help)}` : word);
         }
       } else if (rest.length === 0) {
@@ -128,13 +129,15 @@ The scripts call toolsmith completions candidates to complete the last WORD.`,
   });
 }
 
-/** Returns nothing if there is no valid manifest. */
-async function loadToolsAndReferences(env: Environment) {
+/** Empty without a valid manifest. */
+async function loadManifestValues(env: Environment) {
+  const values: PlaceholderValues = {};
   try {
     const { tools, image: { source } } = await loadManifest(undefined, { env });
-    const references = source.kind === "oci" ? [formatReference(source)] : [];
-    return { tools, references };
+    values.TOOL = Object.entries(tools);
+    if (source.kind === "oci") values.REF = [[formatReference(source)]];
   } catch {
-    return { tools: {}, references: [] };
+    // Offers no names.
   }
+  return values;
 }
