@@ -2,7 +2,10 @@
  * Flags that several commands share, keyed by the library's option names. Import them as
  * `shared`.
  */
-import type { WorkspaceVmOptions } from "../run/workspace_vm.ts";
+import type {
+  RunInVmOptions,
+  WorkspaceVmOptions,
+} from "../run/workspace_vm.ts";
 import { defineFlags, type FlagValues } from "./flag.ts";
 import { usageError } from "./usage_error.ts";
 
@@ -116,6 +119,16 @@ export const VM = {
   }),
   ...HYDRATE,
 };
+
+/** Converts the values of {@linkcode COMMAND} and {@linkcode VM} to library options. */
+export function runInVmOptions(
+  given: FlagValues<typeof COMMAND & typeof VM>,
+  { env, signal, onEvent }: WorkspaceVmOptions,
+): RunInVmOptions {
+  const { timeoutMs, env: variables, cwd, ...vmFlags } = given;
+  const vm = { ...workspaceVmOptions(vmFlags), env, onEvent };
+  return { timeoutMs, env: variables, cwd, hostCwd: Deno.cwd(), signal, vm };
+}
 
 /** Converts the values of {@linkcode VM} to library options. */
 export function workspaceVmOptions(

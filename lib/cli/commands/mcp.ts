@@ -24,12 +24,8 @@ export const mcpCommand = defineSubcommand({
     ...shared.VM,
     ...shared.PROGRESS,
   },
-  async run(
-    { freshEach = false, log, timeoutMs, env: variables, cwd, ...given },
-    io,
-  ) {
-    const { env, signal } = io;
-    const manifest = await loadManifest(given.manifest, { env });
+  async run({ freshEach = false, log, ...given }, io) {
+    const manifest = await loadManifest(given.manifest, io);
     const toAppend = { append: true, create: true };
     using file = log ? await Deno.open(log, toAppend) : undefined;
     const output = file && createQueuedOutput(file, `--log ${log}`);
@@ -39,13 +35,8 @@ export const mcpCommand = defineSubcommand({
     const { stdin: readable, stdout: write } = io.guestCommandStreams();
     const streams = { readable, writable: new WritableStream({ write }) };
     await serveMcp(manifest, streams, {
-      timeoutMs,
-      env: variables,
-      cwd,
-      hostCwd: Deno.cwd(),
+      ...shared.runInVmOptions(given, { ...io, onEvent }),
       freshEach,
-      signal,
-      vm: { ...shared.workspaceVmOptions(given), env, onEvent },
       progressText: eventLine,
     });
     await output?.flush();

@@ -94,23 +94,13 @@ export async function runInGuest(
   given: FlagValues<typeof RUN_FLAGS>,
   io: CliIo,
 ): Promise<number> {
-  const { timeoutMs, env: variables, cwd, tty, ...vmFlags } = given;
-  const { env, signal, onEvent } = io;
-  await using hostTerminal = tty ? io.attachToGuestCommand() : undefined;
-  const manifest = await loadManifest(given.manifest, { env });
-  const options = {
-    args,
-    timeoutMs,
-    env: variables,
-    cwd,
-    hostCwd: Deno.cwd(),
-    signal,
-    vm: { ...shared.workspaceVmOptions(vmFlags), env, onEvent },
-  };
+  await using hostTerminal = given.tty ? io.attachToGuestCommand() : undefined;
+  const manifest = await loadManifest(given.manifest, io);
+  const options = { args, ...shared.runInVmOptions(given, io) };
   if (hostTerminal) {
-    const term = env.get("TERM");
-    const shown = term ? { TERM: term, ...variables } : variables;
-    const onTerminal = { ...options, env: shown, hostTerminal };
+    const TERM = io.env.get("TERM");
+    const env = TERM ? { TERM, ...given.env } : given.env;
+    const onTerminal = { ...options, env, hostTerminal };
     const { code } = await runOnTerminal(manifest, command, onTerminal);
     return code;
   }
@@ -127,7 +117,7 @@ async function runOnThisHost(
   io: CliIo,
 ) {
   // The manifest's tool paths are in the guest; on the host the name is run.
-  const manifest = await loadManifest(path, { env: io.env });
+  const manifest = await loadManifest(path, io);
   assertToolAllowed(manifest, command);
   const unwritten = new AbortController();
   const ended = await runOnHost(command, {
