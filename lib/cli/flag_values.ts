@@ -14,9 +14,6 @@ export type Parsers<Given> = Record<
   ((given: Given, name: string) => unknown) | undefined
 >;
 
-/** Parses the value of the flag `--name`. */
-type ValueParser<T> = (text: string, name: string) => T;
-
 /** A flag whose placeholder is not listed takes any text. */
 export const VALUE_PARSERS = {
   N: createValueParser(
@@ -53,8 +50,10 @@ export const VALUE_PARSERS = {
   ARCH: parseArch,
   "amd64|arm64": parseArch,
   "kvm|hvf|tcg": (text: string) => parseAccelerator(text, "--accel "),
-  "vm|host": createChoiceParser("vm", "host"),
-  "manifest|pull": createChoiceParser("manifest", "pull"),
+  "vm|host": (text: string, name: string) =>
+    parseChoice(["vm", "host"], text, `--${name}`),
+  "manifest|pull": (text: string, name: string) =>
+    parseChoice(["manifest", "pull"], text, `--${name}`),
 };
 
 /** Of flags that may be repeated. */
@@ -81,7 +80,7 @@ function createValueParser<T>(
   what: string,
   example: string,
   read: (text: string) => T | undefined,
-): ValueParser<T> {
+): (text: string, name: string) => T {
   return (text, name) => {
     const value = read(text);
     if (value !== undefined) return value;
@@ -90,12 +89,6 @@ function createValueParser<T>(
       `write --${name} ${example}, for example`,
     );
   };
-}
-
-function createChoiceParser<const T extends string>(
-  ...words: T[]
-): ValueParser<T> {
-  return (text, name) => parseChoice(words, text, `--${name}`);
 }
 
 function parseKeyValues(
