@@ -4,7 +4,7 @@ import type { Flag, Flags, FlagValues } from "./flag.ts";
 import { LIST_PARSERS, type Parsers, VALUE_PARSERS } from "./flag_values.ts";
 import * as shared from "./shared_flags.ts";
 import { type GivenFlag, splitArguments } from "./split_arguments.ts";
-import { allFlags, type Subcommand } from "./subcommand.ts";
+import type { Subcommand } from "./subcommand.ts";
 import { closestMatch, usageError } from "./usage_error.ts";
 
 export type Invocation = ReturnType<typeof parseCommandLine>;
@@ -34,7 +34,7 @@ function parseCommandArgs(command: Subcommand, args: string[]) {
   if (unknown) throw unknownFlagError(unknown, command);
   if (flags.some(({ flag }) => flag === shared.COMMON.help)) return undefined;
   const given: Record<string, unknown> = {};
-  for (const [key, flag] of Object.entries(allFlags(command))) {
+  for (const [key, flag] of Object.entries(command.flags)) {
     const found = flags.filter((it) => it.flag === flag);
     if (found.length > 0) given[key] = parseFlag(flag, found);
   }
@@ -87,7 +87,7 @@ function unknownFlagError(
   { name, value }: GivenFlag,
   command: Subcommand,
 ) {
-  const names = Object.values(allFlags(command)).map((flag) => flag.name);
+  const names = Object.values(command.flags).map((flag) => flag.name);
   const switches = names.filter((it) => `--${it.split("=")[0]}` === name);
   if (switches.length > 0) {
     const words = switches.map((it) => `--${it}`).join(" or ");

@@ -3,7 +3,7 @@
  * command is a file in commands/ and a line here.
  */
 import type { Flag } from "./flag.ts";
-import { allFlags, type Subcommand } from "./subcommand.ts";
+import type { Subcommand } from "./subcommand.ts";
 import { bootCommand } from "./commands/boot.ts";
 import { cacheCommand } from "./commands/cache.ts";
 import { createCompletionsCommand } from "./commands/completions.ts";
@@ -52,7 +52,7 @@ toolsmith COMMAND --help explains a command; toolsmith --version prints the vers
 
 ${summary[0].toUpperCase()}${summary.slice(1)}.
 ${details}${example}
-${flagHelp(Object.values(allFlags(command)))}
+${flagHelp(Object.values(command.flags))}
 `;
 }
 

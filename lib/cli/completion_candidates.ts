@@ -4,7 +4,7 @@
  */
 import { LIST_PARSERS } from "./flag_values.ts";
 import { splitArguments } from "./split_arguments.ts";
-import { allFlags, type Subcommand } from "./subcommand.ts";
+import type { Subcommand } from "./subcommand.ts";
 
 /** `file` and `directory` are completed by the shell itself. */
 export type CompletionCandidates = CompletionWord[] | "file" | "directory";
@@ -80,7 +80,7 @@ function commandCandidates(
     ? passedOn[rest?.length ?? 0] ?? passedOn.at(-1)
     : command.positionals?.[positionals.length];
   if (!rest && (current.startsWith("-") || !placeholder)) {
-    return Object.values(allFlags(command))
+    return Object.values(command.flags)
       .filter((flag) =>
         `${flag.placeholder}` in LIST_PARSERS ||
         !flags.some((it) => it.flag === flag)

@@ -1,5 +1,5 @@
 /** Splits a command line into flags and other words, for the parser and for completion. */
-import { allFlags, type Subcommand } from "./subcommand.ts";
+import type { Subcommand } from "./subcommand.ts";
 import type { Flag } from "./flag.ts";
 
 /** A flag on a command line. */
@@ -12,19 +12,12 @@ export interface GivenFlag {
   value?: string;
 }
 
-export interface SplitArguments {
-  flags: GivenFlag[];
-  positionals: string[];
-  /** Words to pass on unparsed; absent if neither `--` nor such a word is given. */
-  rest?: string[];
-}
-
-/** Splits the words after a command's name. */
-export function splitArguments(
-  command: Subcommand,
-  args: string[],
-): SplitArguments {
-  const known = Object.values(allFlags(command));
+/**
+ * Splits the words after a command's name. `rest` are those to pass on unparsed;
+ * `undefined` if neither `--` nor such a word is given.
+ */
+export function splitArguments(command: Subcommand, args: string[]) {
+  const known = Object.values(command.flags);
   const flags: GivenFlag[] = [];
   const positionals: string[] = [];
   for (let at = 0; at < args.length; at++) {
@@ -48,5 +41,5 @@ export function splitArguments(
     flags.push({ name, flag, value: takesNext ? next : inline });
     if (takesNext) at++;
   }
-  return { flags, positionals };
+  return { flags, positionals, rest: undefined };
 }

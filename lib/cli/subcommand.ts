@@ -1,7 +1,7 @@
 /**
  * The type of a command: the data for help, parser and completion, and its code.
  */
-import type { Flag, Flags, FlagValues } from "./flag.ts";
+import type { Flags, FlagValues } from "./flag.ts";
 import type { CliIo } from "./io.ts";
 import * as shared from "./shared_flags.ts";
 
@@ -14,7 +14,6 @@ export interface Subcommand<F extends Flags = Flags> {
   details?: string;
   /** An example command line, without the program's name. */
   example?: string;
-  /** Its own flags, without {@linkcode shared.COMMON}. */
   flags: F;
   /** A placeholder for each required argument, which selects its completion. */
   positionals?: string[];
@@ -29,25 +28,14 @@ export interface Subcommand<F extends Flags = Flags> {
   run(
     given: FlagValues<F & typeof shared.COMMON>,
     io: CliIo,
-    words: SubcommandArguments,
+    /** Those that are not flags or their values; `rest` is passed on unparsed. */
+    words: { positionals: string[]; rest: string[] },
   ): Promise<number | void>;
 }
 
-/** The words of a command line that are not flags or their values. */
-export interface SubcommandArguments {
-  positionals: string[];
-  /** Words passed on unparsed, see {@linkcode Subcommand.passThrough}. */
-  rest: string[];
-}
-
-/** Infers the types of the flag values that `run` receives. */
+/** Adds the flags of every command; infers the types of the values that `run` receives. */
 export function defineSubcommand<F extends Flags>(
   command: Subcommand<F>,
 ): Subcommand<F> {
-  return command;
-}
-
-/** Its own flags, and those of every command. */
-export function allFlags({ flags }: Subcommand): Record<string, Flag> {
-  return { ...flags, ...shared.COMMON };
+  return { ...command, flags: { ...command.flags, ...shared.COMMON } };
 }
