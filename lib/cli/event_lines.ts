@@ -3,20 +3,17 @@ import type { ToolsmithEvent } from "../events.ts";
 import { formatBytes, formatDuration, shortDigest } from "./format.ts";
 
 /** Returns `undefined` for an event that is not shown as text. */
-export function eventLine(event: ToolsmithEvent): string | undefined {
-  const format = EVENT_FORMATTERS[event.type] as
-    | EventFormatter<typeof event>
-    | undefined;
-  return format?.(event);
+export function eventLine<T extends ToolsmithEvent["type"]>(
+  event: ToolsmithEvent<T>,
+): string | undefined {
+  return EVENT_FORMATTERS[event.type]?.(event);
 }
-
-type EventFormatter<E> = (event: E) => string | undefined;
 
 const percent = (share: number) => `${(share * 100).toFixed(1)} %`;
 
 /** EgressReport prints some `egress` events. */
 const EVENT_FORMATTERS: {
-  [T in ToolsmithEvent["type"]]?: EventFormatter<ToolsmithEvent<T>>;
+  [T in ToolsmithEvent["type"]]?: (e: ToolsmithEvent<T>) => string | undefined;
 } = {
   lock_wait: ({ image }) =>
     `waiting: another process is working on ${image} in the cache`,
