@@ -175,16 +175,6 @@ const SYSTEM_MESSAGE_PATTERN =
 /**
  * Converts an operating system error about a file or a program, as Deno's own has
  * no hint and not always a path. Returns any other caught value unchanged.
- *
- * @example Name the variable that a path comes from
- * ```ts
- * import { systemError } from "./errors.ts";
- *
- * await Deno.stat("/tmp").catch((error) => {
- *   const messagePrefix = "Cannot use TMPDIR=/tmp";
- *   throw systemError(error, { messagePrefix, hint: "set TMPDIR" });
- * });
- * ```
  */
 export function systemError(
   thrown: unknown,
