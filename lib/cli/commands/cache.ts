@@ -10,7 +10,6 @@ import {
   type PartialImage,
   pruneCache,
 } from "../../cache/maintenance.ts";
-import { toToolsmithError } from "../../errors.ts";
 import { loadManifest, type Manifest } from "../../manifest/manifest.ts";
 import { defineSubcommand } from "../subcommand.ts";
 import { defineFlags, type FlagValues } from "../flag.ts";
@@ -45,9 +44,8 @@ snapshots that rsync -a or actions/cache copied here with their modification tim
     const action = parseChoice(["ls", "path", "prune", "adopt"], word, "cache");
     const manifest = await loadManifest(given.manifest, { env })
       .catch((error) => {
-        const { code } = toToolsmithError(error);
-        if (code === "manifest_not_found" && !given.manifest) return undefined;
-        throw error;
+        if (error.code !== "manifest_not_found" || given.manifest) throw error;
+        return undefined;
       });
     const root = manifest?.workspace ?? Deno.cwd();
     const dir = await resolveCacheDir(root, { cache: given.cache, env });
@@ -71,13 +69,13 @@ async function printCacheList(dir: string, io: CliIo) {
 
 async function pruneAndPrint(
   dir: string,
-  { keep = 1, olderThanMs = 0, dryRun = false }: FlagValues<typeof PRUNE_FLAGS>,
+  { dryRun = false, ...given }: FlagValues<typeof PRUNE_FLAGS>,
   manifest: Manifest | undefined,
   io: CliIo,
 ) {
   const protect = (manifest ? [manifest.image] : [])
     .map(({ name, sha256 }) => ({ cache: dir, image: name, sha256 }));
-  const options = { keep, olderThanMs, dryRun, protect, env: io.env };
+  const options = { ...given, dryRun, protect, env: io.env };
   const pruned = await pruneCache(dir, options);
   const { removed, states, partials, busy, denied, bytes } = pruned;
   const lines = [

@@ -77,8 +77,7 @@ export const publishCommand = defineSubcommand({
     if (!json) print();
     if (manifest !== undefined) {
       const { name, qcow2: source } = result.manifest.image;
-      const { sha256 } = result;
-      const image = { name, source, sha256 };
+      const image = { name, source, sha256: result.sha256 };
       const outcome = await writeManifest(manifest, image, { setName });
       io.printNote(`${outcome} ${manifest}`);
     }
