@@ -45,7 +45,7 @@ export async function main(args: string[]): Promise<number> {
   try {
     const invocation = parseCommandLine(args);
     io = openIo(invocation.given);
-    const status = await executeInvocation(invocation, io);
+    const status = await executeInvocation(invocation, io) ?? 0;
     await io.flush();
     return status;
   } catch (thrown) {
@@ -60,22 +60,18 @@ export async function main(args: string[]): Promise<number> {
 async function executeInvocation(
   invocation: Invocation,
   io: CliIo,
-): Promise<number> {
-  switch (invocation.kind) {
-    case "help":
-      io.printLine(helpText(invocation.command).trimEnd());
-      return 0;
-    case "version":
-      io.printResult({ version: VERSION }, `toolsmith ${VERSION}`);
-      return 0;
-    case "command": {
-      const { command, given, words } = invocation;
-      try {
-        return await command.run(given, io, words) ?? 0;
-      } finally {
-        io.endEvents();
-      }
-    }
+): Promise<number | void> {
+  if (invocation.kind === "help") {
+    return io.printLine(helpText(invocation.command).trimEnd());
+  }
+  if (invocation.kind === "version") {
+    return io.printResult({ version: VERSION }, `toolsmith ${VERSION}`);
+  }
+  const { command, given, words } = invocation;
+  try {
+    return await command.run(given, io, words);
+  } finally {
+    io.endEvents();
   }
 }
 
