@@ -66,7 +66,6 @@ function parseRecords(bytes: Uint8Array, image: ExpectedContent) {
   }
 }
 
-/** Reads a file, and yields the records of its chunks. */
 export async function* readFileRecords(
   file: Deno.FsFile,
   { signal }: { signal?: AbortSignal },

@@ -80,19 +80,18 @@ function indexOfHash(sorted: Float64Array, hash: number): number {
   return sorted[low] === hash ? low : -1;
 }
 
-/** Copies runs; leaves out what the older image lacks by now. */
-export async function copyRuns(
-  older: Deno.FsFile,
-  runs: CopyRun[],
-  write: (at: number, bytes: Uint8Array<ArrayBuffer>) => void,
-): Promise<void> {
+/**
+ * Yields the bytes of runs, each chunk with its offset in the new image; leaves out
+ * what the older image lacks by now. Each chunk overwrites the previous one.
+ */
+export async function* readRuns(older: Deno.FsFile, runs: CopyRun[]) {
   const buffer = new Uint8Array(1024 * 1024);
   for (const { at, from, length } of runs) {
     await older.seek(from, Deno.SeekMode.Start);
     for (let done = 0; done < length;) {
       const count = await older.read(buffer.subarray(0, length - done));
       if (count === null) break;
-      write(at + done, buffer.subarray(0, count));
+      yield { at: at + done, bytes: buffer.subarray(0, count) };
       done += count;
     }
   }

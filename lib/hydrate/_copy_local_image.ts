@@ -72,7 +72,6 @@ async function reflinkOrCopy(
   return { path: copy, fileName, bytes, sha256, hashedFile };
 }
 
-/** Computes the digest in the same pass. */
 async function copyAndHash(
   from: string,
   to: string,

@@ -35,21 +35,22 @@ export type ImageToFetch =
   & Omit<ManifestImage, "sha256">
   & Partial<Pick<ManifestImage, "sha256">>;
 
-/** A fetch of an image into a directory. */
 export interface FetchRequest extends FetchOptions {
   image: ImageToFetch;
   /** Is empty, or holds a partial download. */
   dir: string;
-  /** An older image to copy unchanged bytes from. */
   base?: BaseImage;
   emit: Emit;
 }
 
-/** The same, with defaults filled in. */
 export interface FetchJob extends FetchRequest, RetryOptions {
-  arch: ImageArch;
   connections: number;
 }
+
+/** Downloads what a part file lacks, until the signal is aborted. */
+export type PartDownload = (
+  job: FetchJob & { onBytesWritten: () => void },
+) => Promise<void>;
 
 /** An older image to copy unchanged bytes from. */
 export interface BaseImage {
@@ -86,22 +87,18 @@ export function reportTransferStart(
   return reportDownloadStart(emit, { ...origin, ...start });
 }
 
-/**
- * Reports what `download` writes into a part file, and hashes the whole file from the
- * disk meanwhile.
- */
+/** Runs a download into a part file, and hashes the whole file meanwhile. */
 export async function downloadIntoPart(
   job: FetchJob,
   part: PartFile,
-  connections: number,
-  download: (onBytesWritten: () => void) => Promise<void>,
+  download: PartDownload,
 ): Promise<Sha256> {
+  const { connections, signal } = job;
   const { size: total, presentBytes: resumed } = part;
-  const start = { total, resumed, connections };
-  const progress = reportTransferStart(job, start);
-  const report = () => progress.reportBytes(part.presentBytes);
-  const fill = () => download(report);
-  const sha256 = await hashPartFileWhileFilling(part, job.signal, fill);
+  const progress = reportTransferStart(job, { total, resumed, connections });
+  const onBytesWritten = () => progress.reportBytes(part.presentBytes);
+  const fill = () => download({ ...job, onBytesWritten });
+  const sha256 = await hashPartFileWhileFilling(part, signal, fill);
   progress.reportEnd(total - resumed);
   return sha256;
 }

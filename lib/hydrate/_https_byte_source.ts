@@ -17,6 +17,7 @@ import {
   startStallTimer,
 } from "../system/stall_timer.ts";
 import type { ByteSource } from "../transfer/byte_source.ts";
+import { transferInterruptedError } from "../transfer/ranged_transfer.ts";
 
 const MAX_HTTPS_IMAGE_BYTES = 256 * 1024 ** 3;
 
@@ -102,7 +103,6 @@ function fileTooLargeError(shown: string, maxBytes: number): ToolsmithError {
   return new ToolsmithError("artifact_unsafe", message, { hint });
 }
 
-/** Checks that a response is the unencoded file, starting at byte `from`. */
 function findResponseError(response: Response, from: number, shown: string) {
   const { status, headers } = response;
   if (!response.ok) return httpStatusError(response, shown);
@@ -119,8 +119,7 @@ function findResponseError(response: Response, from: number, shown: string) {
   }
   const range = /^bytes (\d+)-/.exec(headers.get("content-range") ?? "");
   if (status !== 206 || Number(range?.[1]) === from) return undefined;
-  const message =
-    `Cannot resume the download of ${shown} at byte ${from}: the server sent a different range`;
-  const hint = "try again";
-  return new ToolsmithError("transfer_interrupted", message, { hint });
+  return transferInterruptedError(
+    `Cannot resume the download of ${shown} at byte ${from}: the server sent a different range`,
+  );
 }

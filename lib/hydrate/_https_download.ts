@@ -1,6 +1,5 @@
 /** Downloads an image from an `https://` URL, and resumes partial downloads. */
 import { join } from "../path.ts";
-import { ToolsmithError } from "../errors.ts";
 import { CHUNK_INDEX, CHUNK_INDEX_SUFFIX } from "../delta/chunk_index.ts";
 import {
   detectNonQcow2Format,
@@ -18,11 +17,17 @@ import { openIncrementalFileSync } from "../system/incremental_sync.ts";
 import { withOptionalRequestTimeout } from "../system/stall_timer.ts";
 import { writeAllSync } from "../system/write_all.ts";
 import { hashFile } from "../transfer/file_digest.ts";
-import { Transfer, type TransferTarget } from "../transfer/ranged_transfer.ts";
+import {
+  createTransfer,
+  type Transfer,
+  transferInterruptedError,
+  type TransferTarget,
+} from "../transfer/ranged_transfer.ts";
 import {
   downloadIntoPart,
   type FetchedImage,
   type FetchJob,
+  type PartDownload,
   reportTransferStart,
   toQcow2FileName,
 } from "./_fetch_job.ts";
@@ -52,9 +57,8 @@ export async function downloadHttpsImage(
   const record = found?.digest === digest ? found : undefined;
   const [from, to] = record?.extents[0] ?? [];
   using client = await createHttpClient(job.caFile);
-  // A file server for browsers may limit or dislike parallel connections.
   const open = (how: FetchJob) =>
-    new Transfer(httpsByteSource(url, client), { ...how, connections: 1 });
+    createTransfer(httpsByteSource(url, client), how);
   using transfer = open(job);
   // A complete part file still needs one request, which cannot be empty.
   const kept = from === 0 ? Math.min(to!, record!.size - 1) : 0;
@@ -64,11 +68,10 @@ export async function downloadHttpsImage(
   }
   const { start, end: size, head } = answer;
   if (knownSize !== undefined && knownSize !== size) {
-    const message =
-      `Cannot download ${shown}: the file on the server changed its size during the transfer`;
     // The next attempt resumes the bytes that are present.
-    const hint = "try again";
-    throw new ToolsmithError("transfer_interrupted", message, { hint });
+    throw transferInterruptedError(
+      `Cannot download ${shown}: the file on the server changed its size during the transfer`,
+    );
   }
   // Fail now: the rest may take hours.
   if (start === 0 && detectNonQcow2Format(head)) {
@@ -81,17 +84,16 @@ export async function downloadHttpsImage(
   }
   const engine = selectDigestEngine(size, env);
   await using part = await openPartFile(dir, { size, digest }, { engine });
-  const update = await copyFromBase(job, part, {
-    indexes: fetchIndexBeside(url, client, job),
-    download: ({ onBytesWritten, ...probe }) =>
-      open(probe).fill(part, onBytesWritten),
-  });
+  const indexes = fetchIndexBeside(url, client, job);
+  const request: PartDownload = ({ onBytesWritten, ...how }) =>
+    open(how).fill(part, onBytesWritten);
+  const readOn: PartDownload = ({ onBytesWritten }) =>
+    transfer.fill(part, onBytesWritten);
+  const update = await copyFromBase(job, part, indexes, request);
   // Bytes from earlier, or of the base, may be wrong.
   const isAllNew = part.presentBytes === 0;
   // The open response has the whole file, an update needs the gaps.
-  using used = update ? open(job) : transfer;
-  const download = (onBytes: () => void) => used.fill(part, onBytes);
-  const sha256 = await downloadIntoPart(job, part, 1, download);
+  const sha256 = await downloadIntoPart(job, part, update ? request : readOn);
   if (sha256 !== pinned && !isAllNew) {
     const reason = `the bytes have the digest ${sha256ToDigest(sha256)}`;
     if (update) emit({ type: "update_declined", image: name, reason });
@@ -102,7 +104,6 @@ export async function downloadHttpsImage(
   return { path: part.path, fileName, bytes: size, sha256, hashedFile, update };
 }
 
-/** Yields the file that may be the image's chunk index. */
 async function* fetchIndexBeside(
   image: URL,
   client: HttpClient,
@@ -114,7 +115,6 @@ async function* fetchIndexBeside(
   yield await downloadSmallFile(url, client, CHUNK_INDEX.maxBytes, limits);
 }
 
-/** Downloads an image to a new file, which no later run resumes. */
 async function downloadWithoutResume(
   job: FetchJob,
   transfer: Transfer,
@@ -131,13 +131,12 @@ async function downloadWithoutResume(
   const progress = reportTransferStart(job, { total });
   await using sync = openIncrementalFileSync(path);
   using file = await Deno.open(path, { write: true, createNew: true });
-  let [bytes, checked, ended] = [0, 0, false];
+  let [bytes, checked] = [0, 0];
   const target: TransferTarget = {
     size,
     missingExtents: ([from, to] = [0, size]) =>
-      ended || bytes >= to ? [] : [[Math.max(from, bytes), to]],
+      bytes >= to ? [] : [[Math.max(from, bytes), to]],
     openWriter: () => Promise.resolve({ write, [Symbol.dispose]() {} }),
-    markEnded: () => ended = true,
   };
   async function write(_position: number, chunk: Uint8Array): Promise<void> {
     if (size === Infinity && bytes >= checked) {

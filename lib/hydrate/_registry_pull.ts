@@ -30,6 +30,7 @@ import { openPartFile, type PartFile } from "../system/part_file.ts";
 import {
   createRetryBudget,
   isTransientError,
+  retryReporter,
   retryTransient,
 } from "../system/retry.ts";
 import { RangesUnavailableError } from "../transfer/byte_source.ts";
@@ -37,6 +38,8 @@ import {
   downloadIntoPart,
   type FetchedImage,
   type FetchJob,
+  type FetchRequest,
+  type PartDownload,
   reportTransferStart,
 } from "./_fetch_job.ts";
 import { copyFromBase } from "./_update.ts";
@@ -48,36 +51,39 @@ type RegistryPull = Awaited<ReturnType<typeof resolveArtifact>> & {
   job: FetchJob;
   /** Keeps bytes between attempts and runs. */
   part: PartFile;
+  /** Downloads with range requests. */
+  download: PartDownload;
   /** What was copied from an older image, unless that proved wrong. */
   update?: UpdateSize;
 };
 
-/**
- * Fetches the manifest of an image's artifact, selects the image's layer, and verifies
- * who signed the artifact, if there is a rule.
- */
-export async function resolveArtifact(job: FetchJob, reference: OciReference) {
-  const { emit, env = processEnvironment } = job;
-  const { name: image, sha256, signature: rule } = job.image;
+/** Finds an image in a registry, and verifies who signed it, if there is a rule. */
+export async function resolveArtifact(
+  request: Omit<FetchRequest, "dir" | "base">,
+  reference: OciReference,
+) {
+  const { emit, arch = Deno.build.arch, env = processEnvironment } = request;
+  const { name: image, sha256, signature: rule } = request.image;
+  const options = { ...request, onRetry: retryReporter(emit, image) };
   const warn = (message: string) => emit({ type: "warning", message });
   const warning = unusedGhcrTokenWarning(reference.registry, env);
   if (warning) warn(warning);
-  const oras = orasClient(job);
+  const oras = orasClient(options);
   const endpoints = sha256 || rule
-    ? await findEndpoints(reference, job, warn)
-    : { mirrors: [], registry: registryEndpoint(reference, job) };
+    ? await findEndpoints(reference, options, warn)
+    : { mirrors: [], registry: registryEndpoint(reference, options) };
   // A mirror needs no trust, as long as the digest of the image is known.
   const mirrors = sha256 ? endpoints.mirrors : [];
   const onMirrorFailed = (mirror: string, reason: string) =>
     emit({ type: "mirror_failed", image, mirror, reason });
   const fetch = async (wanted: OciReference) =>
     await fetchManifestFromMirrors(mirrors, wanted, sha256, onMirrorFailed) ??
-      await retryTransient(() => oras.fetchManifest(wanted), job);
-  const artifact = await fetchArtifactForArch(reference, job.arch, fetch);
+      await retryTransient(() => oras.fetchManifest(wanted), options);
+  const artifact = await fetchArtifactForArch(reference, arch, fetch);
   const layer = selectImageLayer(artifact, sha256);
   if (rule && !isAddressedBySha256(layer)) throw unsignedDigestError(layer);
   const signature = rule &&
-    await verifySignature(artifact, { rule, ...endpoints }, job);
+    await verifySignature(artifact, { rule, ...endpoints }, options);
   if (signature) {
     const { digest } = artifact;
     const { signer } = signature;
@@ -92,7 +98,7 @@ export async function pullFromRegistry(
 ): Promise<FetchedImage> {
   const { dir, image: { name: image }, emit, env, signal } = job;
   const resolved = await resolveArtifact(job, reference);
-  const { oras, endpoints, artifact, layer, signature } = resolved;
+  const { oras, endpoints, artifact, layer, onMirrorFailed } = resolved;
   const source = formatImageSource(reference);
   const { title: file, size } = layer;
   const about = { image, source, digest: artifact.digest, file, bytes: size };
@@ -100,11 +106,16 @@ export async function pullFromRegistry(
   const engine = selectDigestEngine(size, env);
   const expected = { size, digest: sha256ToDigest(layer.sha256) };
   await using part = await openPartFile(dir, expected, { engine });
-  const fetched = await pullLayer({ job, part, ...resolved });
+  const connections = size < MIN_PARALLEL_BYTES ? 1 : job.connections;
+  const download: PartDownload = (how) =>
+    downloadBlob(endpoints, layer, part, { ...how, onMirrorFailed });
+  const pull = { ...resolved, job: { ...job, connections }, part, download };
+  const fetched = await pullLayer(pull);
   const probe = (digest: string) => probeBlob(endpoints.registry, digest);
   const architecture = artifact.architecture ??
     await oras.fetchArchitecture(artifact, probe);
   signal?.throwIfAborted();
+  const { signature } = resolved;
   return { ...fetched, signature, arch: parseOciArch(architecture) };
 }
 
@@ -114,14 +125,13 @@ export async function pullFromRegistry(
  * pull` wrote.
  */
 async function pullLayer(pull: RegistryPull): Promise<FetchedImage> {
-  const { job, part, artifact, layer, endpoints, onMirrorFailed } = pull;
+  const { job, part, artifact, layer, endpoints, download } = pull;
   const { mirrors, registry } = endpoints;
   const missing = totalPullBytes(artifact) - part.presentBytes;
   await assertFreeSpace(job.dir, missing);
   const onlyRanges = artifact.fetchedWithoutOras === true ||
     !isAddressedBySha256(layer);
-  const isParallel = job.connections > 1 && layer.size >= MIN_PARALLEL_BYTES;
-  const prefersRanges = isParallel || mirrors.length > 0 || onlyRanges;
+  const prefersRanges = job.connections > 1 || mirrors.length > 0 || onlyRanges;
   let canUseRanges = hasPermittedEndpoint(endpoints);
   const reportFallback = (reason: string) =>
     job.emit({ type: "ranges_unavailable", image: job.image.name, reason });
@@ -129,13 +139,8 @@ async function pullLayer(pull: RegistryPull): Promise<FetchedImage> {
     reportFallback("--allow-net is not granted");
   }
   if (canUseRanges) {
-    pull.update = await copyFromBase(job, part, {
-      indexes: findAttachedFiles(endpoints, artifact.digest, CHUNK_INDEX),
-      download(probe) {
-        const options = { ...probe, connections: 1, onMirrorFailed };
-        return downloadBlob(endpoints, layer, part, options);
-      },
-    });
+    const indexes = findAttachedFiles(endpoints, artifact.digest, CHUNK_INDEX);
+    pull.update = await copyFromBase(job, part, indexes, download);
   }
   const budget = createRetryBudget(job);
   for (let attempt = 1;; attempt++) {
@@ -168,14 +173,9 @@ async function pullLayer(pull: RegistryPull): Promise<FetchedImage> {
 async function pullWithRangeRequests(
   pull: RegistryPull,
 ): Promise<FetchedImage> {
-  const { job, part, update, endpoints, layer, onMirrorFailed } = pull;
+  const { job, part, update, layer, download } = pull;
   const { emit, image: { name: image } } = job;
-  const connections = layer.size < MIN_PARALLEL_BYTES ? 1 : job.connections;
-  const download = (onBytesWritten: () => void) => {
-    const options = { ...job, connections, onBytesWritten, onMirrorFailed };
-    return downloadBlob(endpoints, layer, part, options);
-  };
-  const sha256 = await downloadIntoPart(job, part, connections, download);
+  const sha256 = await downloadIntoPart(job, part, download);
   if (sha256 === layer.sha256 || !update && !isAddressedBySha256(layer)) {
     const hashedFile = await part.markComplete();
     const { path, size: bytes } = part;

@@ -7,15 +7,15 @@ import {
   readFileRecords,
 } from "../delta/chunk_index.ts";
 import {
-  copyRuns,
   countCopyBytes,
   createChunkMatcher,
+  readRuns,
 } from "../delta/update_plan.ts";
 import type { UpdateSize } from "../events.ts";
 import type { PartFile } from "../system/part_file.ts";
 import { withOptionalRequestTimeout } from "../system/stall_timer.ts";
 import { anySignal } from "../system/time.ts";
-import type { FetchJob } from "./_fetch_job.ts";
+import type { FetchJob, PartDownload } from "./_fetch_job.ts";
 
 /** Reading or downloading this much shows how long all of it takes. */
 const SAMPLE_BYTES = 4 * 1024 * 1024;
@@ -26,39 +26,33 @@ const AS_FAST = "the download is as fast";
 /** On a slow link, so little arrives in this time that it hardly counts. */
 const PROBE_MS = 30;
 
-/** Where the image comes from. */
-export interface UpdateSource {
-  /** Files, read on demand; one of them may be the image's chunk index. */
-  indexes: AsyncIterable<Uint8Array>;
-  /** Downloads what the part file lacks, until the signal is aborted. */
-  download: (job: FetchJob & { onBytesWritten: () => void }) => Promise<void>;
-}
-
 /**
  * Copies from the base into a part file. Reports whatever prevents that: the whole
  * image is downloaded then. The caller compares the digest of the result.
  *
+ * @param indexes Files, read on demand; one of them may be the image's chunk index.
  * @returns `undefined` if nothing was copied.
  * @throws The signal's reason.
  */
 export async function copyFromBase(
   job: FetchJob,
   part: PartFile,
-  source: UpdateSource,
+  indexes: AsyncIterable<Uint8Array>,
+  download: PartDownload,
 ): Promise<UpdateSize | undefined> {
   const { image: { name: image }, base, emit, signal } = job;
   const { size: total } = part;
   const isComplete = part.presentBytes === total;
   if (!base || isComplete || total < MIN_INDEXED_IMAGE_BYTES) return undefined;
   try {
-    const index = await findChunkIndex(source.indexes, part.expected);
+    const index = await findChunkIndex(indexes, part.expected);
     const matcher = createChunkMatcher(index);
     // Kept open, as another process may prune it.
     using older = await Deno.open(base.path);
     const { size: baseBytes } = await older.stat();
     let downloadMs = base.isGiven
       ? Infinity
-      : await estimateDownloadMs(job, part, source);
+      : await estimateDownloadMs(job, part, download);
     if (downloadMs < FAST_DOWNLOAD_MS) throw new Error(AS_FAST);
     const startedAt = performance.now();
     for await (const records of readFileRecords(older, { signal })) {
@@ -76,13 +70,13 @@ export async function copyFromBase(
       throw new Error(`${Math.round(share * 100)} % differs from ${base.name}`);
     }
     using writer = await part.openWriter();
-    await copyRuns(older, runs, (at, bytes) => {
+    for await (const { at, bytes } of readRuns(older, runs)) {
       signal?.throwIfAborted();
       // What was downloaded before is kept.
       for (const [from, to] of part.missingExtents([at, at + bytes.length])) {
         writer.write(from, bytes.subarray(from - at, to - at));
       }
-    });
+    }
     const bytes = total - part.presentBytes;
     const update = { from: base.name, bytes, total };
     emit({ type: "update_start", image, ...update });
@@ -99,7 +93,7 @@ export async function copyFromBase(
 async function estimateDownloadMs(
   job: FetchJob,
   part: PartFile,
-  { download }: UpdateSource,
+  download: PartDownload,
 ): Promise<number> {
   const stop = new AbortController();
   const signal = anySignal(job.signal, stop.signal);
@@ -109,7 +103,8 @@ async function estimateDownloadMs(
     first ??= { at: performance.now(), bytes: part.presentBytes };
     if (part.presentBytes - first.bytes >= SAMPLE_BYTES) stop.abort(stop);
   };
-  const limits = withOptionalRequestTimeout({ ...job, retries: 0, signal });
+  const probe = { ...job, connections: 1, retries: 0, signal };
+  const limits = withOptionalRequestTimeout(probe);
   await download({ ...limits, onBytesWritten }).catch((error) => {
     if (error !== stop) throw error;
   });

@@ -1,25 +1,16 @@
-/**
- * Fetches an image from a registry, an HTTPS server or a local path, and computes
- * its SHA-256 in the same pass.
- */
+/** Fetches an image from a registry, an HTTPS server or a local path. */
 import { processEnvironment } from "../environment.ts";
 import { ToolsmithError } from "../errors.ts";
-import type { OciReference } from "../oci/reference.ts";
 import {
   CONNECTIONS_RANGE_TEXT,
   parseConnectionCount,
 } from "../oci/registry_options.ts";
 import { retryReporter } from "../system/retry.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
-import type {
-  FetchedImage,
-  FetchJob,
-  FetchOptions,
-  FetchRequest,
-} from "./_fetch_job.ts";
+import type { FetchedImage, FetchOptions, FetchRequest } from "./_fetch_job.ts";
 import { copyLocalImage } from "./_copy_local_image.ts";
 import { downloadHttpsImage } from "./_https_download.ts";
-import { pullFromRegistry, resolveArtifact } from "./_registry_pull.ts";
+import { pullFromRegistry } from "./_registry_pull.ts";
 
 export type { FetchOptions };
 
@@ -30,32 +21,18 @@ const DEFAULT_CONNECTION_COUNT = 4;
  * which the caller compares.
  */
 export function fetchImage(request: FetchRequest): Promise<FetchedImage> {
-  const job = fetchJob(request);
-  const { source } = request.image;
+  const { image: { name, source }, emit } = request;
+  const connections = resolveConnectionCount(request);
+  const job = { ...request, connections, onRetry: retryReporter(emit, name) };
   switch (source.kind) {
     case "oci":
       return pullFromRegistry(job, source);
     case "https":
-      return downloadHttpsImage(job, source.url);
+      // A file server for browsers may limit or dislike parallel connections.
+      return downloadHttpsImage({ ...job, connections: 1 }, source.url);
     case "file":
       return copyLocalImage(job, source.path);
   }
-}
-
-/** Finds an image in a registry, and verifies who signed it, without fetching it. */
-export async function resolveImage(
-  request: Omit<FetchRequest, "dir" | "base">,
-  reference: OciReference,
-) {
-  const job = fetchJob({ ...request, dir: "", connections: 1 });
-  return await resolveArtifact(job, reference);
-}
-
-function fetchJob(request: FetchRequest): FetchJob {
-  const { arch = Deno.build.arch, emit, image } = request;
-  const connections = resolveConnectionCount(request);
-  const onRetry = retryReporter(emit, image.name);
-  return { ...request, arch, connections, onRetry };
 }
 
 function resolveConnectionCount(

@@ -21,8 +21,9 @@ import {
 import { isSameFileIdentity, readFileIdentity } from "../system/files.ts";
 import { basename } from "../path.ts";
 import { hashFile } from "../transfer/file_digest.ts";
-import { fetchImage, type FetchOptions, resolveImage } from "./fetch_image.ts";
+import { fetchImage, type FetchOptions } from "./fetch_image.ts";
 import { addToCache } from "./_add_to_cache.ts";
+import { resolveArtifact } from "./_registry_pull.ts";
 
 /** What {@linkcode hydrate} takes. */
 export interface HydrateOptions extends FetchOptions {
@@ -225,10 +226,9 @@ async function verifyCachedSignature(call: HydrateCall, cached: CachedImage) {
   if (recorded || !image.signature || source.kind !== "oci") return recorded;
   throwIfOffline(call, "signature");
   const request = { ...options, image, emit };
-  return (await resolveImage(request, source)).signature;
+  return (await resolveArtifact(request, source)).signature;
 }
 
-/** Rehashes an image that has no matching verification record. */
 async function rehashAndCompare(
   { image: { name: image }, digest, emit, options }: HydrateCall,
   { path, bytes, untrustedReason, fileIdentity }: CachedImage,

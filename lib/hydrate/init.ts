@@ -32,10 +32,11 @@ import { parseReference } from "../oci/reference.ts";
 import { parseSha256, type Sha256 } from "../system/digest.ts";
 import { workspaceOf } from "../system/ownership.ts";
 import { hashFile } from "../transfer/file_digest.ts";
-import { type FetchOptions, resolveImage } from "./fetch_image.ts";
+import type { FetchOptions } from "./fetch_image.ts";
 import { hydrate } from "./hydrate.ts";
 import { fetchDigestFromList } from "./_checksum_list.ts";
 import { downloadUnpinnedImage } from "./_add_to_cache.ts";
+import { resolveArtifact } from "./_registry_pull.ts";
 
 /** What {@linkcode init} takes: either `ref` or `file`. */
 export interface InitOptions extends FetchOptions {
@@ -166,13 +167,9 @@ export async function init(options: InitOptions): Promise<InitResult> {
 
 /** The options of {@linkcode init}, and what follows from them. */
 interface InitCall extends InitOptions {
-  /** Absolute path of the manifest. */
   path: string;
-  /** Name of the image, if given, or in the manifest that is updated. */
-  name?: string;
-  /** SHA-256 of the image, if given or in a list. */
+  /** From `sha256` or `sha256sums`. */
   expected?: Sha256;
-  /** Who must have signed. */
   signature?: SignatureRule;
   emit: Emit;
 }
@@ -185,7 +182,7 @@ async function pinImage(call: InitCall): Promise<PinnedImage> {
   const { name = imageNameFromPath(reference.repository) } = call;
   const { expected: sha256, signature } = call;
   const image = { name, source: reference, sha256, signature };
-  const { layer } = await resolveImage({ ...call, image }, reference);
+  const { layer } = await resolveArtifact({ ...call, image }, reference);
   const source = formatImageSource(reference);
   return { name, source, sha256: layer.sha256 };
 }

@@ -10,7 +10,10 @@ import {
   withOptionalRequestTimeout,
 } from "../system/stall_timer.ts";
 import { RangesUnavailableError } from "../transfer/byte_source.ts";
-import { Transfer, type TransferOptions } from "../transfer/ranged_transfer.ts";
+import {
+  createTransfer,
+  type TransferOptions,
+} from "../transfer/ranged_transfer.ts";
 import { blobSource } from "./_blob_source.ts";
 import { hasNetPermission } from "./_permission_queries.ts";
 import type { ImageLayer } from "./artifact.ts";
@@ -43,7 +46,8 @@ export async function downloadBlob(
   const read = async (endpoint: Endpoint) => {
     using repository = await repositoryClient(endpoint, options.connections);
     const { host } = new URL(endpoint.baseUrl);
-    using transfer = new Transfer(blobSource(repository, host, layer), options);
+    const source = blobSource(repository, host, layer);
+    using transfer = createTransfer(source, options);
     await transfer.fill(part, options.onBytesWritten);
   };
   for (const mirror of mirrors) {

@@ -12,7 +12,6 @@ export class RangePiece {
   /** Aborted when another connection has taken over all remaining bytes. */
   readonly takeover = new AbortController();
   receivedBytes = 0;
-  lastByteTime: number;
 
   constructor(
     /** Offset of the first byte that has not arrived. */
@@ -22,13 +21,9 @@ export class RangePiece {
     readonly startedAt: number,
     /** Taken over from a silent connection, so not again before a byte arrives. */
     readonly takenFromSilent = false,
-  ) {
-    this.lastByteTime = startedAt;
-  }
+    public lastByteTime = startedAt,
+  ) {}
 }
-
-/** Hands out the missing bytes of one download to its connections. */
-export type RangePlan = ReturnType<typeof planRanges>;
 
 const MIB = 1024 * 1024;
 /** Large enough to amortize a round trip, small enough for an even finish. */
@@ -109,13 +104,12 @@ export function planRanges(
       const [from, end] = first;
       const share = waitingBytes / (2 * connections);
       const fair = connections === 1
-        ? waitingBytes
+        ? Infinity
         : Math.min(rate * TARGET_PIECE_MS, share, MAX_PIECE_BYTES);
       const bytes = Math.ceil(Math.max(fair, MIN_PIECE_BYTES));
       const to = Math.min(from + bytes, end);
       if (to < end) waiting.push([to, end]);
-      // Both may be infinite.
-      waitingBytes = waiting.length > 0 ? waitingBytes - to + from : 0;
+      waitingBytes -= to - from;
       return begin(from, to);
     },
     recordReceivedBytes(piece: RangePiece, bytes: number): void {

@@ -79,9 +79,7 @@ export async function* growthUntil(done: Promise<unknown>) {
   yield Infinity;
 }
 
-/**
- * Computes the SHA-256 of a file while it is written, reading from the disk in order.
- */
+/** Reads from the disk in order. */
 export async function sha256OfGrowingFile(
   file: GrowingFile,
   signal: AbortSignal,

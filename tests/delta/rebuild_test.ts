@@ -11,9 +11,9 @@ import {
   RECORD_BYTES,
 } from "../../lib/delta/chunker.ts";
 import {
-  copyRuns,
   countCopyBytes,
   createChunkMatcher,
+  readRuns,
 } from "../../lib/delta/update_plan.ts";
 import { assertLinear } from "../support/assert_linear.ts";
 import { replaceMethod } from "../support/replace_method.ts";
@@ -85,17 +85,17 @@ async function rebuild(
     using file = await Deno.open(path);
     const built = target.map((byte) => byte ^ 0xff);
     let written = 0;
-    await copyRuns(file, runs, (at, bytes) => {
+    for await (const { at, bytes } of readRuns(file, runs)) {
       built.set(bytes, at);
       written += bytes.length;
-    });
+    }
     return { built, written, downloadBytes };
   } finally {
     await Deno.remove(dir, { recursive: true });
   }
 }
 
-Deno.test("copyRuns() writes only bytes of the new file, for any two files", async () => {
+Deno.test("readRuns() yields only bytes of the new file, for any two files", async () => {
   await fc.assert(
     fc.asyncProperty(parts, parts, async (before, after) => {
       const [older, target] = [bytesOf(before), bytesOf(after)];
@@ -229,7 +229,7 @@ for (
     ["emptied", () => new Uint8Array()],
   ] as const
 ) {
-  Deno.test(`copyRuns() leaves out what the older file lacks after it is ${how}`, async () => {
+  Deno.test(`readRuns() leaves out what the older file lacks after it is ${how}`, async () => {
     const older = bytesOf([{ seed: 1, length: 3000 * KIB }]);
     const target = older.slice(10);
     const left = onDisk(older) as Uint8Array<ArrayBuffer>;

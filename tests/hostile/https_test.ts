@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { httpsByteSource } from "../../lib/hydrate/_https_byte_source.ts";
 import { createHttpClient } from "../../lib/system/http_client.ts";
-import { Transfer } from "../../lib/transfer/ranged_transfer.ts";
+import { createTransfer } from "../../lib/transfer/ranged_transfer.ts";
 import { memoryTarget } from "../support/memory_target.ts";
 import { runProcess } from "../../lib/system/process.ts";
 import {
@@ -65,7 +65,7 @@ async function read(
   using client = await createHttpClient(caFile);
   const url = new URL(path, server.url);
   const source = httpsByteSource(url, client, maxBytes);
-  using transfer = new Transfer(source, { retries, retryDelayMs: 1 });
+  using transfer = createTransfer(source, { retries, retryDelayMs: 1 });
   const target = memoryTarget((await transfer.openAndPeek(0, 1)).end);
   await transfer.fill(target, () => onBytes?.(target.bytes().length));
   return new TextDecoder().decode(target.bytes());

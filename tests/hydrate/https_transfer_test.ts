@@ -4,7 +4,7 @@ import { httpsByteSource } from "../../lib/hydrate/_https_byte_source.ts";
 import { createHttpClient } from "../../lib/system/http_client.ts";
 import type { ScheduledRetry } from "../../lib/system/retry.ts";
 import {
-  Transfer,
+  createTransfer,
   type TransferOptions,
 } from "../../lib/transfer/ranged_transfer.ts";
 import { certificateOfFile } from "../support/certificates.ts";
@@ -56,7 +56,7 @@ async function begin(url: string | URL, options: Options = {}) {
   );
   const source = httpsByteSource(new URL(url), client, options.maxBytes);
   const transfer = undo.use(
-    new Transfer(source, { retryDelayMs: 1, ...options }),
+    createTransfer(source, { retryDelayMs: 1, ...options }),
   );
   const answer = await transfer.openAndPeek(0, 1);
   const all = undo.move();

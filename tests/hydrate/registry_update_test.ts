@@ -333,10 +333,12 @@ Deno.test({
     });
     assertEquals(first.error?.code, "transfer_interrupted");
     const sent = site.sent();
+    // The other connection's bytes may not have been written, either.
+    const lost = 50_000 + Math.max(...site.responses().map((it) => it.bytes));
     site.proxy.faults.length = 0;
     const { of } = await site.update();
     const [{ bytes }] = first.of("update_start");
     assert(of("update_start")[0].bytes < bytes);
-    assert(site.sent() <= bytes + 3 * 50_000, `${sent} + ${site.sent()}`);
+    assert(site.sent() <= bytes + lost, `${sent} + ${site.sent()}`);
   },
 });

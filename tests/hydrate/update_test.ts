@@ -10,8 +10,8 @@ import {
   readFileRecords,
 } from "../../lib/delta/chunk_index.ts";
 import type { ToolsmithEvent } from "../../lib/events.ts";
-import type { FetchJob } from "../../lib/hydrate/_fetch_job.ts";
-import { copyFromBase, type UpdateSource } from "../../lib/hydrate/_update.ts";
+import type { FetchJob, PartDownload } from "../../lib/hydrate/_fetch_job.ts";
+import { copyFromBase } from "../../lib/hydrate/_update.ts";
 import { sha256OfChunks, sha256ToDigest } from "../../lib/system/digest.ts";
 import { openPartFile, type PartFile } from "../../lib/system/part_file.ts";
 import { hashPartFileWhileFilling } from "../../lib/transfer/file_digest.ts";
@@ -54,7 +54,7 @@ interface CopyOptions {
   meanwhile?: (path: string) => void | Promise<void>;
   /** Prepares the part file. */
   prepare?: (part: PartFile) => Promise<void>;
-  source?: Partial<UpdateSource>;
+  download?: PartDownload;
   signal?: AbortSignal;
   emit?: (event: { type: string }) => void;
 }
@@ -78,11 +78,12 @@ async function copyAndFill(given: CopyOptions) {
       given.emit?.(event);
     },
   } as FetchJob;
-  const update = await copyFromBase(job, part, {
-    indexes: ReadableStream.from([index]),
-    download: () => Promise.reject(new Error("not expected")),
-    ...given.source,
-  });
+  const update = await copyFromBase(
+    job,
+    part,
+    ReadableStream.from([index]),
+    given.download ?? (() => Promise.reject(new Error("not expected"))),
+  );
   const missing = part.missingExtents();
   const downloaded = missing.reduce((sum, [from, to]) => sum + to - from, 0);
   const sha256 = await hashPartFileWhileFilling(part, undefined, async () => {
@@ -214,13 +215,15 @@ Deno.test("copyFromBase() looks for no index of an image below 64 MiB", async ()
     base: { path: part.path, name: "1.0", isGiven: true },
     emit: (event) => void events.push(event),
   } as FetchJob;
-  const update = await copyFromBase(job, part, {
+  const update = await copyFromBase(
+    job,
+    part,
     // deno-lint-ignore require-yield
-    indexes: async function* () {
+    async function* () {
       throw new Error("not expected");
     }(),
-    download: () => Promise.reject(new Error("not expected")),
-  });
+    () => Promise.reject(new Error("not expected")),
+  );
   assertEquals([update, events], [undefined, []]);
 });
 
@@ -256,16 +259,14 @@ for (
         part = opened;
         return Promise.resolve();
       },
-      source: {
-        async download({ signal, onBytesWritten }) {
-          using writer = await part.openWriter();
-          for (let at = 0; !signal!.aborted; at += MIB) {
-            now += msPerMib.downloaded;
-            writer.write(at, target.subarray(at, at + MIB));
-            onBytesWritten();
-          }
-          throw signal!.reason;
-        },
+      async download({ signal, onBytesWritten }) {
+        using writer = await part.openWriter();
+        for (let at = 0; !signal!.aborted; at += MIB) {
+          now += msPerMib.downloaded;
+          writer.write(at, target.subarray(at, at + MIB));
+          onBytesWritten();
+        }
+        throw signal!.reason;
       },
     });
     assert(isRight);
@@ -282,12 +283,10 @@ Deno.test("copyFromBase() reads no cached base once the download has brought all
       part = opened;
       return Promise.resolve();
     },
-    source: {
-      async download({ onBytesWritten }) {
-        using writer = await part.openWriter();
-        writer.write(0, target);
-        onBytesWritten();
-      },
+    async download({ onBytesWritten }) {
+      using writer = await part.openWriter();
+      writer.write(0, target);
+      onBytesWritten();
     },
   });
   assert(isRight);
@@ -298,18 +297,17 @@ Deno.test("copyFromBase() stops the probe of a slow download, and copies", async
   let aborted = 0;
   const { update, isRight } = await copyAndFill({
     isGiven: false,
-    source: {
-      download({ signal, onBytesWritten, retries, stallTimeoutMs }) {
-        // A server that hangs costs little time.
-        assertEquals([retries, stallTimeoutMs], [0, 10_000]);
-        onBytesWritten();
-        const { promise, reject } = Promise.withResolvers<never>();
-        signal!.addEventListener("abort", () => {
-          aborted++;
-          reject(signal!.reason);
-        });
-        return promise;
-      },
+    download({ signal, onBytesWritten, connections, ...limits }) {
+      // A server that hangs costs little time.
+      assertEquals([limits.retries, limits.stallTimeoutMs], [0, 10_000]);
+      assertEquals(connections, 1);
+      onBytesWritten();
+      const { promise, reject } = Promise.withResolvers<never>();
+      signal!.addEventListener("abort", () => {
+        aborted++;
+        reject(signal!.reason);
+      });
+      return promise;
     },
   });
   assert(isRight);

@@ -14,12 +14,11 @@ export interface MemoryTarget extends TransferTarget {
  */
 export function memoryTarget(size = Infinity): MemoryTarget {
   const bytes: number[] = [];
-  let ended = false;
   return {
     size,
     bytes: () => new Uint8Array(bytes),
     missingExtents: ([from, to] = [0, size]) =>
-      ended || bytes.length >= to ? [] : [[Math.max(from, bytes.length), to]],
+      bytes.length >= to ? [] : [[Math.max(from, bytes.length), to]],
     openWriter: () =>
       Promise.resolve({
         async write(_position: number, chunk: Uint8Array) {
@@ -29,6 +28,5 @@ export function memoryTarget(size = Infinity): MemoryTarget {
         },
         [Symbol.dispose]() {},
       }),
-    markEnded: () => ended = true,
   };
 }

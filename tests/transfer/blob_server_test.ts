@@ -7,7 +7,7 @@ import type { ScheduledRetry } from "../../lib/system/retry.ts";
 import { hashPartFileWhileFilling } from "../../lib/transfer/file_digest.ts";
 import { RangesUnavailableError } from "../../lib/transfer/byte_source.ts";
 import {
-  Transfer,
+  createTransfer,
   type TransferOptions,
 } from "../../lib/transfer/ranged_transfer.ts";
 import {
@@ -64,7 +64,7 @@ async function read(
   using repository = await repositoryOf(server, dir, login);
   await using part = await openPartFile(dir, { size, digest });
   const source = blobSource(repository, host, { digest, size });
-  using transfer = new Transfer(source, {
+  using transfer = createTransfer(source, {
     ...{ connections: 4, stallTimeoutMs: STALL_MS, retryDelayMs: 10 },
     onRetry: (retry) => retries.push(retry),
     ...options,

@@ -12,7 +12,7 @@ import {
   RangesUnavailableError,
 } from "../../lib/transfer/byte_source.ts";
 import {
-  Transfer,
+  createTransfer,
   type TransferOptions,
 } from "../../lib/transfer/ranged_transfer.ts";
 import { temporaryDir } from "../support/directory.ts";
@@ -99,7 +99,7 @@ async function made(
     },
   };
   const transfer = undo.use(
-    new Transfer(source, {
+    createTransfer(source, {
       ...{ retries: 2, retryDelayMs: 0, stallTimeoutMs: STALL_MS },
       onRetry: (retry) => retries.push(retry),
       ...options,
@@ -478,7 +478,7 @@ Deno.test("Transfer.fill() drops a response that arrives after another connectio
       return await right(from, to);
     },
   };
-  using transfer = new Transfer(source, { connections: 2, retries: 0 });
+  using transfer = createTransfer(source, { connections: 2, retries: 0 });
   await transfer.fill(setup.part);
   assertEquals(setup.part.missingExtents(), []);
 });
