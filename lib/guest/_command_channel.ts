@@ -17,28 +17,13 @@ import {
   queryProcessStatus,
   startShellViaAgent,
 } from "./_agent_process.ts";
-import {
-  RUN_ON_PORTS_SCRIPT,
-  START_COMMAND_SCRIPT,
-  START_ON_TERMINAL_SCRIPT,
-} from "./_command_scripts.ts";
+import { RUN_ON_PORTS_SCRIPT } from "./_command_scripts.ts";
 
-export interface CommandChannelOptions {
-  /** Arguments of {@linkcode START_COMMAND_SCRIPT}: directory, environment, command. */
-  startArgs: string[];
-  terminal?: TerminalSize & { device: string };
-  hasStdin: boolean;
-  /** Called once when the VM has had no free port for 2 s. */
-  onWait?: () => void;
+/** `input` and `start` are arguments of {@linkcode RUN_ON_PORTS_SCRIPT}. */
+export interface GuestShellOptions {
+  input: string;
+  start: string[];
   signal?: AbortSignal;
-}
-
-/** The size of a terminal. */
-export interface TerminalSize {
-  /** Height in lines. */
-  rows: number;
-  /** Width in characters. */
-  columns: number;
 }
 
 /** Sent by the guest shell when it has opened the ports. */
@@ -53,19 +38,15 @@ const ATTEMPTS_PER_ORPHAN_CHECK = 20;
 
 /**
  * Hot-plugs ports and starts the command on them. A VM has ports for at least ten
- * commands at once; the next one waits until a command has ended.
+ * commands at once; the next one waits until a command has ended. `onWait` is called
+ * once when the VM has had no free port for 2 s.
  */
 export async function openCommandChannel(
   monitor: Monitor,
-  options: CommandChannelOptions,
+  shell: GuestShellOptions,
+  onWait?: () => void,
 ): Promise<CommandPorts> {
-  const { startArgs, terminal, hasStdin, signal, onWait } = options;
-  const command = [START_COMMAND_SCRIPT, ...startArgs];
-  const size = [terminal?.rows, terminal?.columns].map(String);
-  const onTerminal = [START_ON_TERMINAL_SCRIPT, ...size, ...command];
-  const shell = terminal
-    ? { input: terminal.device, start: onTerminal, signal }
-    : { input: hasStdin ? "yes" : "no", start: command, signal };
+  const { signal } = shell;
   for (let attempt = 0;; attempt++) {
     // One at a time: QEMU drops port events when a slow guest gets many at once.
     const ports = await monitor.runExclusively(async () => {
@@ -82,16 +63,11 @@ export async function openCommandChannel(
 
 /**
  * Plugs ports and starts a guest shell on them; `undefined` if the VM has no free port.
- * `input` and `start` are arguments of {@linkcode RUN_ON_PORTS_SCRIPT}. The caller holds
- * {@linkcode Monitor.runExclusively}.
+ * The caller holds {@linkcode Monitor.runExclusively}.
  */
 export async function startShellOnPorts(
   monitor: Monitor,
-  { input, start, signal }: {
-    input: string;
-    start: string[];
-    signal?: AbortSignal;
-  },
+  { input, start, signal }: GuestShellOptions,
 ): Promise<CommandPorts | undefined> {
   using undo = new DisposableStack();
   const hasStdin = input === "yes";

@@ -6,9 +6,10 @@
 import { ToolsmithError } from "../errors.ts";
 import { VmDisconnectedError } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
-import { abortable, sleep } from "../system/time.ts";
+import { sleep } from "../system/time.ts";
 import { queryProcessStatus } from "./_agent_process.ts";
 import { openCommandChannel } from "./_command_channel.ts";
+import { START_COMMAND_SCRIPT } from "./_command_scripts.ts";
 import { type CommandInput, sendLine, sendStdin } from "./_command_stdin.ts";
 import { type OutputSink, readUntilMarker } from "./_command_output.ts";
 import { closeQuietly, type CommandPorts } from "./_command_ports.ts";
@@ -110,16 +111,16 @@ export async function execInGuest(
   options: ExecInGuestOptions = {},
 ): Promise<ExecResult> {
   const startArgs = startScriptArgs(command, options);
-  const { stdin, onWait, warmShell } = options;
-  const { signal = new AbortController().signal } = options;
-  signal.throwIfAborted();
-  const start = { startArgs, hasStdin: stdin !== undefined, onWait, signal };
-  using ports = await warmShell?.startCommand(start) ??
-    await openCommandChannel(monitor, start);
-  return await relayUntilExit(monitor, ports, command, { ...options, signal });
+  const { onWait, warmShell, signal } = options;
+  signal?.throwIfAborted();
+  const input = options.stdin === undefined ? "no" : "yes";
+  const shell = { input, start: [START_COMMAND_SCRIPT, ...startArgs], signal };
+  using ports = await warmShell?.startCommand([input, ...startArgs], signal) ??
+    await openCommandChannel(monitor, shell, onWait);
+  return await relayUntilExit(monitor, ports, command, options);
 }
 
-/** Validates the command and returns the arguments of the start script. */
+/** Validates the command; returns arguments of {@linkcode START_COMMAND_SCRIPT}. */
 export function startScriptArgs(
   command: string,
   options: Pick<ExecInGuestOptions, "cwd" | "fallbackCwd" | "env" | "args">,
@@ -161,9 +162,9 @@ export async function relayUntilExit(
   monitor: Monitor,
   ports: CommandPorts,
   command: string,
-  options: ExecInGuestOptions & { signal: AbortSignal },
+  options: ExecInGuestOptions,
 ): Promise<ExecResult> {
-  const { signal, killAfterMs } = options;
+  const { signal = new AbortController().signal, killAfterMs } = options;
   const kill = (name: string) => void sendLine(ports.stderr, name).catch(noop);
   const stop = new AbortController();
   const fed = ports.stdin && options.stdin !== undefined
@@ -223,8 +224,7 @@ export async function watchCommand(
   },
 ) {
   const endOnAbort = async () => {
-    const either = AbortSignal.any([signal, stop]);
-    await abortable(new Promise<never>(noop), either).catch(noop);
+    await sleep(Infinity, AbortSignal.any([signal, stop])).catch(noop);
     stop.throwIfAborted();
     kill("TERM");
     await sleep(killAfterMs, stop);

@@ -15,7 +15,11 @@ import { connectToVmSocket } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { orIfNotFound } from "../system/files.ts";
 import { tryFileLock } from "../system/lock.ts";
-import { openCommandChannel, type TerminalSize } from "./_command_channel.ts";
+import { openCommandChannel } from "./_command_channel.ts";
+import {
+  START_COMMAND_SCRIPT,
+  START_ON_TERMINAL_SCRIPT,
+} from "./_command_scripts.ts";
 import {
   type ExecInGuestOptions,
   type ExecOptions,
@@ -27,7 +31,13 @@ import { closeQuietly } from "./_command_ports.ts";
 import { sendLine } from "./_command_stdin.ts";
 import { type OutputSink, readUntilMarker } from "./_command_output.ts";
 
-export type { TerminalSize };
+/** The size of a terminal. */
+export interface TerminalSize {
+  /** Height in lines. */
+  rows: number;
+  /** Width in characters. */
+  columns: number;
+}
 
 /** The user's terminal on the host, which the guest's terminal follows. */
 export interface HostTerminal {
@@ -69,13 +79,15 @@ export async function execOnTerminal(
     & Pick<ExecInGuestOptions, "onWait" | "fallbackCwd">,
 ): Promise<TerminalResult> {
   const startArgs = startScriptArgs(command, options);
-  const { hostTerminal, onWait } = options;
-  const { signal = new AbortController().signal } = options;
-  signal.throwIfAborted();
+  const { hostTerminal, onWait, signal } = options;
+  signal?.throwIfAborted();
   using line = await openFreeTerminal(monitor.dir);
-  const terminal = { device: line.device, ...hostTerminal.size() };
-  const start = { startArgs, hasStdin: false, terminal, onWait, signal };
-  using ports = await openCommandChannel(monitor, start);
+  const { rows, columns } = hostTerminal.size();
+  const size = [rows, columns].map(String);
+  const run = [START_COMMAND_SCRIPT, ...startArgs];
+  const start = [START_ON_TERMINAL_SCRIPT, ...size, ...run];
+  const shell = { input: line.device, start, signal };
+  using ports = await openCommandChannel(monitor, shell, onWait);
   let stdoutBytes = 0;
   const show = (chunk: Uint8Array) => {
     stdoutBytes += chunk.length;
@@ -103,8 +115,7 @@ export async function execOnTerminal(
     }).catch(noop);
     // An unread terminal would block the command forever.
     const broken = shown.then(() => new Promise<never>(noop));
-    const how = { ...options, signal };
-    const ending = relayUntilExit(monitor, ports, command, how);
+    const ending = relayUntilExit(monitor, ports, command, options);
     const { code, signal: endedBy } = await Promise.race([ending, broken]);
     return { code, signal: endedBy, stdoutBytes, stderrBytes: 0 };
   } finally {

@@ -7,11 +7,7 @@ import { VmDisconnectedError } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { writeAll } from "../system/write_all.ts";
 import { abortable } from "../system/time.ts";
-import {
-  type CommandChannelOptions,
-  startShellOnPorts,
-  waitForReadyLine,
-} from "./_command_channel.ts";
+import { startShellOnPorts, waitForReadyLine } from "./_command_channel.ts";
 import { sendLine } from "./_command_stdin.ts";
 import { readUntilMarker } from "./_command_output.ts";
 import type { CommandPorts } from "./_command_ports.ts";
@@ -79,15 +75,15 @@ export function warmShellOnPorts(monitor: Monitor, bootPorts: CommandPorts) {
       }
     },
     /**
-     * Runs a command; `undefined` if the shell is used or has not set up the guest, or
-     * the command is too long.
+     * Runs a command, with the arguments of a command request; `undefined` if the shell
+     * is used or has not set up the guest, or the command is too long.
      */
     async startCommand(
-      { startArgs, hasStdin, signal }: CommandChannelOptions,
+      args: string[],
+      signal?: AbortSignal,
     ): Promise<CommandPorts | undefined> {
       if (freePorts?.shellPid === undefined) return undefined;
       const { endMarker, stderr, stdin } = freePorts;
-      const args = [hasStdin ? "yes" : "no", ...startArgs];
       const request = encodeRequest("command", endMarker, args);
       const escaped = args.filter((arg) => escapeUnprintable(arg) !== arg);
       const isTooLong = request.length > MAX_WARM_COMMAND_BYTES ||
@@ -99,7 +95,7 @@ export function warmShellOnPorts(monitor: Monitor, bootPorts: CommandPorts) {
       freePorts = undefined;
       try {
         await abortable(writeAll(stderr, request), signal);
-        if (!hasStdin) await abortable(sendLine(stdin!, "0"), signal);
+        if (args[0] === "no") await abortable(sendLine(stdin!, "0"), signal);
         await waitForReadyLine(monitor, ports, signal);
       } catch (error) {
         signal?.throwIfAborted();

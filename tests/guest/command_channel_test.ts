@@ -17,17 +17,19 @@ function test(name: string, fn: () => Promise<void>) {
   Deno.test({ name, ignore: Deno.build.os === "windows", fn });
 }
 
-const OPEN = { startArgs: ["/", "0", "true"], hasStdin: false };
+const OPEN = { input: "no", start: ["script", "/", "0", "true"] };
 
 /** Opens a command channel and returns the error, if any. */
 async function open(
   options: FakeMachineOptions,
   more: Partial<Parameters<typeof openCommandChannel>[1]> = {},
+  onWait?: () => void,
 ): Promise<Error | undefined> {
   await using machine = await fakeMachine(options);
   await using monitor = sharedMonitor(machine.dir);
   try {
-    using _channel = await openCommandChannel(monitor, { ...OPEN, ...more });
+    const shell = { ...OPEN, ...more };
+    using _channel = await openCommandChannel(monitor, shell, onWait);
     return undefined;
   } catch (error) {
     return error as Error;
@@ -57,7 +59,7 @@ async function quickly<T>(work: () => Promise<T>, finalWaitMs = 10) {
   return { result: await work(), pauses };
 }
 
-test("openCommandChannel() passes port name, stdin flag, terminal and arguments to the guest shell", async () => {
+test("openCommandChannel() passes port name, stdin flag and arguments to the guest shell", async () => {
   const seen: FakeCommand[] = [];
   const greet = async (command: FakeCommand) => {
     seen.push(command);
@@ -65,16 +67,12 @@ test("openCommandChannel() passes port name, stdin flag, terminal and arguments 
   };
   const { agent, asked } = shell();
   assertEquals(await open({ command: greet, agent }), undefined);
-  assertEquals(await open({ command: greet }, { hasStdin: true }), undefined);
-  const terminal = { device: "/dev/ttyS1", rows: 24, columns: 80 };
-  assertEquals(await open({ command: greet }, { terminal }), undefined);
-  const [plain, reading, shown] = seen.map(({ words }) => words);
-  assertEquals([plain[0], ...plain.slice(2)], ["no", ...OPEN.startArgs]);
+  assertEquals(await open({ command: greet }, { input: "yes" }), undefined);
+  const [plain, reading] = seen.map(({ words }) => words);
+  assertEquals(plain, ["no", ...OPEN.start]);
   assertEquals(reading[0], "yes");
-  assertEquals([shown[0], ...shown.slice(2, 4)], ["/dev/ttyS1", "24", "80"]);
-  assertEquals(shown.slice(5), OPEN.startArgs);
   const markers = new Set(seen.map(({ marker }) => marker));
-  assertEquals(markers.size, 3);
+  assertEquals(markers.size, 2);
   for (const marker of markers) assertMatch(marker, /^[0-9a-f]{32}$/);
   const [{ path, arg }] = asked.map((it) => it.arguments);
   assertEquals([path, (arg as string[])[0]], ["/bin/sh", "-c"]);
@@ -191,7 +189,7 @@ test("openCommandChannel() without free ports calls onWait once and unplugs orph
   try {
     const { signal } = stop;
     const onWait = () => void waits.push(tries);
-    const error = await open({ ports: 0 }, { signal, onWait });
+    const error = await open({ ports: 0 }, { signal }, onWait);
     assertEquals(error?.message, "enough");
     // After two seconds.
     assertEquals(waits, [20]);

@@ -231,7 +231,7 @@ Deno.test({
     "Malicious guest: openCommandChannel() rejects a shell with a missing or wrong greeting",
   ...socketsHere,
   async fn() {
-    const open = { startArgs: [], hasStdin: false };
+    const open = { input: "no", start: ["script", "true"] };
     const silent: FakeMachineOptions = { command: async () => {} };
     using clock = installMovingClock();
     const late = (request: FakeRequest) => {
