@@ -68,19 +68,13 @@ export class CommandPorts implements Disposable {
     [this.stdout, this.stderr, this.stdin] = this.#connections;
   }
 
-  /** Closes the connections without unplugging: the VM is ending. */
-  disconnect(): void {
-    this.#connections.forEach(closeQuietly);
-    this.ownerLock[Symbol.dispose]();
-  }
-
   [Symbol.dispose](): void {
-    const { monitor, baseName } = this;
-    if (!monitor) return this.disconnect();
+    const { monitor, baseName, ownerLock } = this;
     this.#connections.forEach(closeQuietly);
+    if (!monitor) return ownerLock[Symbol.dispose]();
     monitor.runInBackground(
       (signal) => unplugPorts(monitor, baseName, signal),
-      this.ownerLock,
+      ownerLock,
     );
   }
 }

@@ -109,8 +109,8 @@ export function warmShellOnPorts(monitor: Monitor, bootPorts: CommandPorts) {
     },
     /** Closes the shell's ports: the VM is ending. */
     disconnect() {
-      freePorts?.disconnect();
-      freePorts = undefined;
+      if (freePorts) freePorts.monitor = undefined;
+      this[Symbol.dispose]();
     },
     [Symbol.dispose]() {
       freePorts?.[Symbol.dispose]();

@@ -167,7 +167,7 @@ export async function restoreGuest(vm: StartingVm): Promise<void> {
     }
     await qemu.qmp.execute(["cont"]);
   } catch (error) {
-    ports.disconnect();
+    ports[Symbol.dispose]();
     throw error;
   }
   vm.agent = vm.watch.connectToAgent();
