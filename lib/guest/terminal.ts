@@ -10,7 +10,6 @@ import {
   terminalDevicePath,
   terminalSerialPortId,
 } from "../qemu/device_ids.ts";
-import { terminalLockName } from "../qemu/vm_dir.ts";
 import { connectToVmSocket } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import { orIfNotFound } from "../system/files.ts";
@@ -127,10 +126,9 @@ export async function execOnTerminal(
 async function openFreeTerminal(dir: string) {
   for (let index = 0; index < TERMINAL_IRQS.length; index++) {
     using undo = new DisposableStack();
-    const lock = await tryFileLock(join(dir, terminalLockName(index)));
-    if (!lock) continue;
-    undo.use(lock);
     const path = join(dir, terminalSerialPortId(index));
+    const lock = undo.use(await tryFileLock(`${path}.lock`));
+    if (!lock) continue;
     const connection = await orIfNotFound(connectToVmSocket(path));
     if (!connection) {
       const hint =

@@ -4,7 +4,6 @@
  *     <TMPDIR>/toolsmith-<id>/     0700
  */
 import { join, resolve } from "../path.ts";
-import { terminalSerialPortId } from "./device_ids.ts";
 import { type Environment, processEnvironment } from "../environment.ts";
 import { type Sha256, sha256OfText } from "../system/digest.ts";
 import {
@@ -55,10 +54,6 @@ export function portFileName(
 /** Returns the port name in a file name; `undefined` for other files. */
 export function portNameOfFile(file: string): string | undefined {
   return PORT_FILE_PATTERN.exec(file)?.[1];
-}
-
-export function terminalLockName(index: number): string {
-  return `${terminalSerialPortId(index)}.lock`;
 }
 
 /**
