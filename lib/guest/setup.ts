@@ -1,5 +1,6 @@
 /** Prepares a guest for commands: agent, clock, and host directories. */
 import { ToolsmithError } from "../errors.ts";
+import type { Emit } from "../events.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import { CommandRefusedError, VmDisconnectedError } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
@@ -22,8 +23,8 @@ export interface SetUpGuestOptions {
   /** Check whether the guest's kernel has 9p. @default {false} */
   probe9p?: boolean;
   card?: CardSettings;
-  /** Receives why the card could not be configured. */
-  warn?: (message: string) => void;
+  /** Receives a warning with the reason why the card could not be configured. */
+  emit?: Emit;
   /** Runs the setup script. @default {undefined} the guest agent does */
   warmShell?: WarmShell;
   /** How long the boot may take; the setup has as long, and two minutes at least. */
@@ -137,7 +138,8 @@ export async function setUpGuest(
   }
   const [, reason] = NO_NETWORK_PATTERN.exec(stdout) ?? [];
   if (reason) {
-    options.warn?.(`No network in the guest: ${sanitizeLine(reason)}`);
+    const message = `No network in the guest: ${sanitizeLine(reason)}`;
+    options.emit?.({ type: "warning", message });
   }
   if (exitCode === 0) return;
   const said = stdout.replace(CLOCK_NOT_SET_PATTERN, "")

@@ -43,7 +43,7 @@ export interface NetworkCard extends CardSettings {
 }
 
 export interface AttachDevicesOptions
-  extends Omit<SetUpGuestOptions, "probe9p" | "warn">, CopyIntoGuestOptions {
+  extends Omit<SetUpGuestOptions, "probe9p">, CopyIntoGuestOptions {
   card?: NetworkCard;
   emit: Emit;
 }
@@ -146,14 +146,13 @@ async function mountOrCopyShares(
   shares: GuestShare[],
   options: AttachDevicesOptions,
 ): Promise<GuestShare[]> {
-  const { setClock, warmShell, card, emit, bootTimeoutMs, signal } = options;
+  const { setClock, warmShell, card, bootTimeoutMs, signal } = options;
   if (shares.length === 0 && !setClock && !card) return shares;
   const atBoot = shares.filter(isPresentAtBoot);
   const exports = shares.filter((share) => !isPresentAtBoot(share));
   try {
     const probe9p = atBoot.length === 0 && exports.length > 0;
-    const warn = (message: string) => emit({ type: "warning", message });
-    await setUpGuest(monitor, atBoot, { ...options, probe9p, warn });
+    await setUpGuest(monitor, atBoot, { ...options, probe9p });
   } catch (error) {
     if (!(error instanceof GuestCannotMountError)) throw error;
     const why = error.message;

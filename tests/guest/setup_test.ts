@@ -175,10 +175,10 @@ Deno.test("setUpGuest() passes a card's settings on, and warns why the guest has
   };
   const words = "52:55:c6:12:00:02 198.18.0.2 15 255.254.0.0 198.18.0.1";
   const good = guest(ended(0));
-  const warnings: string[] = [];
-  const options = { card, warn: (message: string) => warnings.push(message) };
+  const events: object[] = [];
+  const options = { card, emit: (event: object) => void events.push(event) };
   await setUpGuest(good.monitor, SHARES, options);
-  assertEquals(warnings, []);
+  assertEquals(events, []);
   const mounts = ["work", "/mnt/work", "ro", "out", "/mnt/out", "rw"];
   assertEquals(wordsOf(good.asked[0]), [
     ...["sh", "", "", words],
@@ -193,8 +193,9 @@ Deno.test("setUpGuest() passes a card's settings on, and warns why the guest has
     error.message,
     "Cannot mount a host directory in the guest: mount: no 9p",
   );
-  assertEquals(warnings, [
-    "No network in the guest: no card? 52",
-    "No network in the guest: no card",
+  const warning = (message: string) => ({ type: "warning", message });
+  assertEquals(events, [
+    warning("No network in the guest: no card? 52"),
+    warning("No network in the guest: no card"),
   ]);
 });
