@@ -27,34 +27,49 @@ export function fatImage(
   label: string,
   files: Record<string, string>,
 ): Uint8Array<ArrayBuffer> {
-  const contents = Object.entries(files).map(([name, text]) => ({
-    name,
-    bytes: new TextEncoder().encode(text),
-  }));
   const table = SECTOR_BYTES;
   const directory = 2 * SECTOR_BYTES;
   const data = directory + ROOT_DIR_ENTRIES * DIR_ENTRY_BYTES;
+  const contents = Object.entries(files);
   const image = new Uint8Array(data + contents.length * CLUSTER_BYTES);
   writeBootSector(new DataView(image.buffer), label);
   // All clusters end a chain, as 0xfff says in FAT12.
   image.fill(0xff, table, directory);
   image[table] = FIXED_DISK;
-  const about = { attributes: VOLUME_LABEL_ATTRIBUTE };
-  const entries = [shortNameEntry(label.padEnd(11), about)];
-  for (const [index, { name, bytes }] of contents.entries()) {
+  let entryOffset = directory;
+  const nextEntry = (name: string, attributes: number) => {
+    const entry = new DataView(image.buffer, entryOffset, DIR_ENTRY_BYTES);
+    entryOffset += DIR_ENTRY_BYTES;
+    writeLatin1(entry, 0, name);
+    entry.setUint8(11, attributes);
+    return entry;
+  };
+  nextEntry(label.padEnd(11), VOLUME_LABEL_ATTRIBUTE);
+  for (const [index, [name, text]] of contents.entries()) {
+    const bytes = new TextEncoder().encode(text);
     if (bytes.length > CLUSTER_BYTES) {
       throw new RangeError(`${name} is too big`);
     }
     image.set(bytes, data + index * CLUSTER_BYTES);
     const short = `FILE${index}`.padEnd(11);
-    const cluster = FIRST_CLUSTER + index;
-    const about = { attributes: READ_ONLY_ATTRIBUTE, cluster };
-    entries.push(...longNameEntries(name, short));
-    entries.push(shortNameEntry(short, { ...about, size: bytes.length }));
+    const charCount = LONG_NAME_CHAR_OFFSETS.length;
+    const entryCount = Math.ceil(name.length / charCount);
+    // A zero ends the name; 0xffff pads the last entry.
+    const padded = `${name}\0`.padEnd(entryCount * charCount, "\uffff");
+    // In reverse order, as FAT requires.
+    for (let order = entryCount; order > 0; order--) {
+      const entry = nextEntry("", LONG_NAME_ATTRIBUTES);
+      entry.setUint8(0, order | (order === entryCount ? 0x40 : 0));
+      entry.setUint8(13, shortNameChecksum(short));
+      LONG_NAME_CHAR_OFFSETS.forEach((at, index) => {
+        const code = padded.charCodeAt((order - 1) * charCount + index);
+        entry.setUint16(at, code, true);
+      });
+    }
+    const entry = nextEntry(short, READ_ONLY_ATTRIBUTE);
+    entry.setUint16(26, FIRST_CLUSTER + index, true);
+    entry.setUint32(28, bytes.length, true);
   }
-  entries.forEach((entry, index) =>
-    image.set(entry, directory + index * DIR_ENTRY_BYTES)
-  );
   return image;
 }
 
@@ -77,44 +92,6 @@ function writeBootSector(view: DataView, label: string) {
   writeLatin1(view, 43, label.padEnd(11));
   writeLatin1(view, 54, "FAT12   ");
   view.setUint16(510, 0xaa55, true);
-}
-
-function shortNameEntry(
-  name: string,
-  { attributes, cluster = 0, size = 0 }: {
-    attributes: number;
-    cluster?: number;
-    size?: number;
-  },
-): Uint8Array {
-  const entry = new DataView(new ArrayBuffer(DIR_ENTRY_BYTES));
-  writeLatin1(entry, 0, name);
-  entry.setUint8(11, attributes);
-  entry.setUint16(26, cluster, true);
-  entry.setUint32(28, size, true);
-  return new Uint8Array(entry.buffer);
-}
-
-/** The entries of a long name, in reverse order as FAT requires. */
-function longNameEntries(name: string, short: string): Uint8Array[] {
-  const perEntry = LONG_NAME_CHAR_OFFSETS.length;
-  const count = Math.ceil(name.length / perEntry);
-  const sum = shortNameChecksum(short);
-  return Array.from({ length: count }, (_, index) => {
-    const order = count - index;
-    const entry = new DataView(new ArrayBuffer(DIR_ENTRY_BYTES));
-    entry.setUint8(0, order | (index === 0 ? 0x40 : 0));
-    entry.setUint8(11, LONG_NAME_ATTRIBUTES);
-    entry.setUint8(13, sum);
-    const from = (order - 1) * perEntry;
-    LONG_NAME_CHAR_OFFSETS.forEach((byteOffset, offset) => {
-      const at = from + offset;
-      // A zero ends the name; 0xffff pads the entry.
-      const code = at > name.length ? 0xffff : name.charCodeAt(at) || 0;
-      entry.setUint16(byteOffset, code, true);
-    });
-    return new Uint8Array(entry.buffer);
-  });
 }
 
 function shortNameChecksum(short: string): number {
