@@ -4,6 +4,7 @@ import type { Emit } from "../events.ts";
 import type { GuestShare } from "../qemu/args.ts";
 import { CommandRefusedError, VmDisconnectedError } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
+import { orIfError } from "../system/files.ts";
 import { isJsonObject } from "../system/json.ts";
 import { sanitizeLine } from "../system/sanitize_text.ts";
 import { startDeadline } from "../system/time.ts";
@@ -73,26 +74,17 @@ export async function identifyAgent(
   monitor: Monitor,
   signal?: AbortSignal,
 ): Promise<string | undefined> {
-  const info = await orIfRefused(monitor.agent(["guest-info"], signal));
+  const asked = monitor.agent(["guest-info"], signal);
+  const info = await orIfError(asked, CommandRefusedError);
   const version = isJsonObject(info) ? info.version : undefined;
   // The seed agent itself waits for cloud-init.
   if (version === SEED_AGENT_NAME) return SEED_AGENT_NAME;
-  await orIfRefused(
-    runScriptViaAgent(monitor, [WAIT_FOR_CLOUD_INIT_SCRIPT], { signal }),
-  );
+  const script = [WAIT_FOR_CLOUD_INIT_SCRIPT];
+  const finished = runScriptViaAgent(monitor, script, { signal });
+  await orIfError(finished, CommandRefusedError);
   return typeof version === "string"
     ? `qemu-ga ${sanitizeLine(version, 40)}`
     : undefined;
-}
-
-/** `undefined` if the agent may not run the command. */
-async function orIfRefused(answer: Promise<unknown>): Promise<unknown> {
-  try {
-    return await answer;
-  } catch (error) {
-    if (error instanceof CommandRefusedError) return undefined;
-    throw error;
-  }
 }
 
 /**

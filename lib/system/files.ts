@@ -209,7 +209,7 @@ export function orIfDenied<T>(work: Promise<T>): Promise<T | undefined> {
 
 export function orIfError<T>(
   work: Promise<T>,
-  ...kinds: (typeof Deno.errors.NotFound)[]
+  ...kinds: (new (...args: never[]) => Error)[]
 ): Promise<T | undefined> {
   return work.catch((error) => {
     if (!kinds.some((kind) => error instanceof kind)) throw error;
