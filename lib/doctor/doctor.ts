@@ -33,6 +33,7 @@ import {
   queryQemuVersion,
   STREAM_NETWORKING_HINT,
 } from "../qemu/program.ts";
+import type { ImageArch } from "../qemu/target.ts";
 import { readFreeDiskBytes } from "../system/free_space.ts";
 
 /** The result of one check. */
@@ -68,24 +69,19 @@ interface CheckedHost extends DoctorOptions {
 type CheckResult = Omit<Finding, "check" | "level"> & Partial<Finding>;
 
 /** In the order of the findings. A check that does not apply returns `undefined`. */
-const CHECKS: [
-  check: string,
-  look: (
-    host: CheckedHost,
-  ) => CheckResult | undefined | Promise<CheckResult | undefined>,
-][] = [
-  ["manifest", checkManifest],
-  ["oras", checkOras],
-  ["credentials", checkCredentials],
-  ["registry", checkRegistry],
-  ["signature", checkSignature],
-  ["cache", checkCacheWritable],
-  ["space", checkFreeSpace],
-  ["qemu", checkQemu],
-  ["accelerator", checkAccelerator],
-  ["UEFI images", (host) => checkUefiFirmware("x86_64", host)],
-  ["arm64 images", (host) => checkUefiFirmware("aarch64", host)],
-];
+const CHECKS = {
+  manifest: checkManifest,
+  oras: checkOras,
+  credentials: checkCredentials,
+  registry: checkRegistry,
+  signature: checkSignature,
+  cache: checkCacheWritable,
+  space: checkFreeSpace,
+  qemu: checkQemu,
+  accelerator: checkAccelerator,
+  "UEFI images": (host: CheckedHost) => checkUefiFirmware("x86_64", host),
+  "arm64 images": (host: CheckedHost) => checkUefiFirmware("aarch64", host),
+};
 
 /**
  * Checks manifest, oras, credentials, registry, cache, disk space and QEMU. A failed
@@ -112,9 +108,9 @@ export async function doctor(options: DoctorOptions = {}): Promise<Finding[]> {
   const loadedManifest = await loading.catch(() => undefined);
   const host = { ...options, env, loading, loadedManifest };
   const findings: Finding[] = [];
-  for (const [check, look] of CHECKS) {
+  for (const [check, look] of Object.entries(CHECKS)) {
     try {
-      const found = await look(host);
+      const found: CheckResult | undefined = await look(host);
       if (found) findings.push({ check, level: "ok", ...found });
     } catch (thrown) {
       const { message: found, hint, code } = toToolsmithError(thrown);
@@ -275,10 +271,7 @@ async function checkAccelerator({ env }: CheckedHost): Promise<CheckResult> {
 }
 
 /** UEFI and arm64 images need firmware that other images do not. */
-async function checkUefiFirmware(
-  arch: "x86_64" | "aarch64",
-  { env }: CheckedHost,
-): Promise<CheckResult> {
+async function checkUefiFirmware(arch: ImageArch, { env }: CheckedHost) {
   const program = qemuProgram(env, arch);
   try {
     const version = await queryQemuVersion(program);
