@@ -12,7 +12,7 @@ import { openCommandChannel } from "./_command_channel.ts";
 import { START_COMMAND_SCRIPT } from "./_command_scripts.ts";
 import { type CommandInput, sendLine, sendStdin } from "./_command_stdin.ts";
 import { type OutputSink, readUntilMarker } from "./_command_output.ts";
-import { closeQuietly, type CommandPorts } from "./_command_ports.ts";
+import type { CommandPorts } from "./_command_ports.ts";
 import type { WarmShell } from "./warm_shell.ts";
 
 export type { CommandInput, OutputSink };
@@ -157,7 +157,7 @@ function usageError(message: string): ToolsmithError {
   return new ToolsmithError("usage", message);
 }
 
-/** Relays a command's streams until it ends; see {@linkcode execInGuest}. */
+/** Relays a command's streams until it ends. The caller disposes the ports then. */
 export async function relayUntilExit(
   monitor: Monitor,
   ports: CommandPorts,
@@ -200,8 +200,6 @@ export async function relayUntilExit(
     };
   } finally {
     stop.abort();
-    // A write that the guest does not read would block forever.
-    if (ports.stdin) closeQuietly(ports.stdin);
   }
 }
 
