@@ -38,7 +38,6 @@ export async function runScriptViaAgent(
   }
 }
 
-/** Starts a shell and returns the agent's process id for it. */
 export async function startShellViaAgent(
   monitor: Monitor,
   args: string[],

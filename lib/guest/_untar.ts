@@ -45,7 +45,6 @@ export async function unpackTar(
   return refused;
 }
 
-/** Returns whether the entry is safe, and was written. */
 async function writeEntryIfSafe(
   read: ReturnType<typeof archiveReader>,
   dir: string,

@@ -102,9 +102,6 @@ const UNREPORTED_SIGNALS: (Deno.Signal | null)[] = ["SIGINT", "SIGPIPE"];
 /** Exit status, and `s` if the shell reported a signal. */
 const EXIT_TRAILER_PATTERN = /^(\d{1,3})(s?)$/;
 
-/**
- * Runs a command in the guest to its end. A failing command is a result, not an error.
- */
 export async function execInGuest(
   monitor: Monitor,
   command: string,

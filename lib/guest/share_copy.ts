@@ -161,7 +161,6 @@ export async function copySharesIntoGuest(
   return shares.map((share) => ({ ...share, copied: true }));
 }
 
-/** Syncs copied exports: downloads what the guest has written to its copies. */
 export async function syncCopiedExports(
   monitor: Monitor,
   shares: GuestShare[],

@@ -66,10 +66,6 @@ export type TerminalResult = Pick<
   "code" | "signal" | "stdoutBytes" | "stderrBytes"
 >;
 
-/**
- * Runs a command on a terminal in the guest to its end, as `execInGuest()` does. A VM
- * has three terminals.
- */
 export async function execOnTerminal(
   monitor: Monitor,
   command: string,
@@ -122,7 +118,6 @@ export async function execOnTerminal(
   }
 }
 
-/** Locks and opens the first terminal that no process uses. */
 async function openFreeTerminal(dir: string) {
   for (let index = 0; index < TERMINAL_IRQS.length; index++) {
     using undo = new DisposableStack();

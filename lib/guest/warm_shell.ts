@@ -33,7 +33,6 @@ const MAX_ESCAPED_ARGS = 8;
 /** Exit status, and the guest agent's process id for the shell. */
 const SETUP_TRAILER_PATTERN = /^(\d{1,3}) (\d{1,10})$/;
 
-/** Starts a warm shell in a booted guest, before it is saved. */
 export async function startWarmShell(
   monitor: Monitor,
   signal?: AbortSignal,
@@ -47,7 +46,6 @@ export async function startWarmShell(
   return warmShellOnPorts(monitor, ports!);
 }
 
-/** A warm shell that already waits at the boot ports. */
 export function warmShellOnPorts(monitor: Monitor, bootPorts: CommandPorts) {
   bootPorts.monitor = monitor;
   /** `undefined` once the shell runs a command. */
