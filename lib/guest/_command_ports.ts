@@ -22,6 +22,7 @@ import type { Monitor } from "../qemu/monitor.ts";
 import type { QmpCommand } from "../qemu/qmp.ts";
 import { acquireFileLock, tryFileLock } from "../system/lock.ts";
 import { sleep } from "../system/time.ts";
+import { sendLine } from "./_command_stdin.ts";
 
 /** QEMU's error messages for a bus without a free port. */
 const NO_FREE_PORT_PATTERN = /max\. allowed|port limit|maximum/i;
@@ -66,6 +67,11 @@ export class CommandPorts implements Disposable {
       this.#connections.push(await connectToVmSocket(path));
     }
     [this.stdout, this.stderr, this.stdin] = this.#connections;
+  }
+
+  /** Sends a signal's name or a terminal's size to a guest that may be gone. */
+  tellGuest(line: string): void {
+    sendLine(this.stderr, line).catch(() => {});
   }
 
   [Symbol.dispose](): void {

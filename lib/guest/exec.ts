@@ -10,7 +10,7 @@ import { sleep } from "../system/time.ts";
 import { queryProcessStatus } from "./_agent_process.ts";
 import { openCommandChannel } from "./_command_channel.ts";
 import { START_COMMAND_SCRIPT } from "./_command_scripts.ts";
-import { type CommandInput, sendLine, sendStdin } from "./_command_stdin.ts";
+import { type CommandInput, sendStdin } from "./_command_stdin.ts";
 import { type OutputSink, readUntilMarker } from "./_command_output.ts";
 import type { CommandPorts } from "./_command_ports.ts";
 import type { WarmShell } from "./warm_shell.ts";
@@ -162,7 +162,6 @@ export async function relayUntilExit(
   options: ExecInGuestOptions,
 ): Promise<ExecResult> {
   const { signal = new AbortController().signal, killAfterMs } = options;
-  const kill = (name: string) => void sendLine(ports.stderr, name).catch(noop);
   const stop = new AbortController();
   const fed = ports.stdin && options.stdin !== undefined
     ? sendStdin(ports.stdin, options.stdin, stop.signal)
@@ -174,13 +173,13 @@ export async function relayUntilExit(
     })
   );
   try {
-    const how = { signal, stop: stop.signal, killAfterMs, kill };
+    const how = { signal, stop: stop.signal, killAfterMs };
     const [out, err] = await Promise.race([
       Promise.all([
         readUntilMarker(ports.stdout, ports.endMarker, options.stdout),
         readUntilMarker(ports.stderr, ports.endMarker, options.stderr),
       ]),
-      watchCommand(monitor, ports.shellPid!, how),
+      watchCommand(monitor, ports, how),
       inputFails,
     ]);
     signal.throwIfAborted();
@@ -202,34 +201,31 @@ export async function relayUntilExit(
 
 /**
  * Sends TERM, then KILL, when the signal is aborted, and polls the shell around the
- * command, whose process id in the agent is `pid`. Rejects with the signal's reason when
- * the command has not ended after KILL, and when the shell has exited without sending
- * its end marker.
+ * command. Rejects with the signal's reason when the command has not ended after KILL,
+ * and when the shell has exited without sending its end marker.
  */
 export async function watchCommand(
   monitor: Monitor,
-  pid: number,
-  { signal, stop, killAfterMs = TERM_TO_KILL_MS, kill }: {
+  ports: Pick<CommandPorts, "shellPid" | "tellGuest">,
+  { signal, stop, killAfterMs = TERM_TO_KILL_MS }: {
     signal: AbortSignal;
     /** Ends the watch. */
     stop: AbortSignal;
     killAfterMs?: number;
-    /** Sends a signal to the command's process group. */
-    kill: (name: "TERM" | "KILL") => void;
   },
 ) {
   const endOnAbort = async () => {
     await sleep(Infinity, AbortSignal.any([signal, stop])).catch(noop);
     stop.throwIfAborted();
-    kill("TERM");
+    ports.tellGuest("TERM");
     await sleep(killAfterMs, stop);
-    kill("KILL");
+    ports.tellGuest("KILL");
     await sleep(WAIT_AFTER_KILL_MS, stop);
     throw signal.reason;
   };
   const detectShellExit = async () => {
     do await sleep(SHELL_EXIT_POLL_MS, stop); while (
-      !(await queryProcessStatus(monitor, pid, stop)).exited
+      !(await queryProcessStatus(monitor, ports.shellPid!, stop)).exited
     );
     // The last bytes may still be in transit.
     await sleep(SHELL_EXIT_POLL_MS, stop);

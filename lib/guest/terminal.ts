@@ -27,7 +27,6 @@ import {
   startScriptArgs,
 } from "./exec.ts";
 import { closeQuietly } from "./_command_ports.ts";
-import { sendLine } from "./_command_stdin.ts";
 import { type OutputSink, readUntilMarker } from "./_command_output.ts";
 
 /** The size of a terminal. */
@@ -89,14 +88,12 @@ export async function execOnTerminal(
     return hostTerminal.output(chunk);
   };
   const shown = readUntilMarker(line.connection, ports.endMarker, show);
-  const tellGuest = (line: string) =>
-    void sendLine(ports.stderr, line).catch(noop);
   // The session leader keeps the terminal open until KILL.
-  shown.then(() => tellGuest("KILL"), noop);
+  shown.then(() => ports.tellGuest("KILL"), noop);
   const ended = new AbortController();
   const sendSize = () => {
     const { rows, columns } = hostTerminal.size();
-    tellGuest(`size ${rows} ${columns}`);
+    ports.tellGuest(`size ${rows} ${columns}`);
   };
   try {
     hostTerminal.onResize(sendSize, ended.signal);

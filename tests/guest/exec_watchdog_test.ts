@@ -19,15 +19,16 @@ function guest(...states: { exited: boolean }[]) {
 /** Records the signals that a command gets. */
 function recorder() {
   const killed: string[] = [];
-  return { killed, kill: (name: string) => void killed.push(name) };
+  const tellGuest = (name: string) => void killed.push(name);
+  return { killed, ports: { shellPid: 7, tellGuest } };
 }
 
 Deno.test("watchCommand() sends TERM for a signal that is already aborted", async () => {
-  const { killed, kill } = recorder();
+  const { killed, ports } = recorder();
   const signal = AbortSignal.abort();
   const stop = new AbortController();
-  const how = { kill, signal, stop: stop.signal };
-  const watch = watchCommand(guest().monitor, 7, how).catch(() => {});
+  const how = { signal, stop: stop.signal };
+  const watch = watchCommand(guest().monitor, ports, how).catch(() => {});
   await new Promise((done) => setTimeout(done));
   assertEquals(killed, ["TERM"]);
   stop.abort();
@@ -41,10 +42,10 @@ Deno.test("watchCommand() sends KILL 2 s after TERM and gives up 2 s later, with
     waits.push(ms);
     return 0;
   });
-  const { killed, kill } = recorder();
+  const { killed, ports } = recorder();
   const [abort, stop] = [new AbortController(), new AbortController()];
-  const options = { kill, signal: abort.signal, stop: stop.signal };
-  const watch = watchCommand(guest().monitor, 7, options);
+  const options = { signal: abort.signal, stop: stop.signal };
+  const watch = watchCommand(guest().monitor, ports, options);
   assertEquals(killed, []);
   abort.abort(new Error("enough"));
   const error = await watch.catch((error) => error);
@@ -59,20 +60,20 @@ Deno.test("watchCommand() waits as long as it is asked to before KILL", async ()
     waits.push(ms);
     return ms === 3000 ? 60_000 : 0;
   });
-  const { kill } = recorder();
+  const { ports } = recorder();
   const stop = new AbortController();
-  const options = { kill, signal: AbortSignal.abort(), killAfterMs: 7 };
+  const options = { signal: AbortSignal.abort(), killAfterMs: 7 };
   const how = { ...options, stop: stop.signal };
-  await watchCommand(guest().monitor, 7, how).catch(() => {});
+  await watchCommand(guest().monitor, ports, how).catch(() => {});
   assertEquals(waits.toSorted(), [2000, 3000, 7]);
   stop.abort();
 });
 
 Deno.test("watchCommand() sends nothing once it is stopped", async () => {
-  const { killed, kill } = recorder();
+  const { killed, ports } = recorder();
   const [abort, stop] = [new AbortController(), new AbortController()];
-  const how = { kill, signal: abort.signal, stop: stop.signal };
-  const watch = watchCommand(guest().monitor, 7, how).catch(() => {});
+  const how = { signal: abort.signal, stop: stop.signal };
+  const watch = watchCommand(guest().monitor, ports, how).catch(() => {});
   stop.abort();
   abort.abort();
   await watch;
@@ -88,15 +89,15 @@ Deno.test("watchCommand() reports a lost connection 3 s after the shell has exit
   });
   const { monitor, asked } = guest({ exited: false }, { exited: true });
   const { signal } = new AbortController();
-  const { kill } = recorder();
+  const { ports } = recorder();
   const stop = new AbortController();
-  const how = { kill, signal, stop: stop.signal };
-  const error = await watchCommand(monitor, 7, how).catch((error) => error);
+  const how = { signal, stop: stop.signal };
+  const error = await watchCommand(monitor, ports, how).catch((error) => error);
   assertEquals(error instanceof VmDisconnectedError, true);
   const look = ["guest-exec-status", { pid: 7 }];
   assertEquals([asked, waits], [[look, look], [3000, 3000, 3000]]);
   // Once stopped, it polls no more and keeps no timer.
-  const never = watchCommand(monitor, 7, how);
+  const never = watchCommand(monitor, ports, how);
   stop.abort();
   const stopped = await never.catch((error) => error);
   assertEquals([stopped.name, asked.length], ["AbortError", 2]);
