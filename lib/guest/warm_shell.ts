@@ -56,21 +56,19 @@ export function warmShellOnPorts(monitor: Monitor, bootPorts: CommandPorts) {
      * {@linkcode VmDisconnectedError} for a malformed answer.
      */
     async setUpGuest(args: string[], signal?: AbortSignal) {
-      try {
-        if (!freePorts) throw new VmDisconnectedError();
-        const { stderr, endMarker } = freePorts;
-        const request = encodeRequest("setup", endMarker, args);
-        await abortable(writeAll(stderr, request), signal);
-        const answer = readUntilMarker(stderr, endMarker);
-        const { trailer, text } = await abortable(answer, signal);
-        const [, code, shell] = SETUP_TRAILER_PATTERN.exec(trailer) ?? [];
-        if (code === undefined) throw new VmDisconnectedError();
-        freePorts.shellPid = Number(shell);
-        return { exitCode: Number(code), stdout: text };
-      } catch (error) {
-        this[Symbol.dispose]();
-        throw error;
-      }
+      using undo = new DisposableStack();
+      undo.use(this);
+      if (!freePorts) throw new VmDisconnectedError();
+      const { stderr, endMarker } = freePorts;
+      const request = encodeRequest("setup", endMarker, args);
+      await abortable(writeAll(stderr, request), signal);
+      const answer = readUntilMarker(stderr, endMarker);
+      const { trailer, text } = await abortable(answer, signal);
+      const [, code, shell] = SETUP_TRAILER_PATTERN.exec(trailer) ?? [];
+      if (code === undefined) throw new VmDisconnectedError();
+      freePorts.shellPid = Number(shell);
+      undo.move();
+      return { exitCode: Number(code), stdout: text };
     },
     /**
      * Runs a command, with the arguments of a command request; `undefined` if the shell
