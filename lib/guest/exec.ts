@@ -27,7 +27,7 @@ export interface ExecStopOptions {
   signal?: AbortSignal;
 }
 
-/** How {@linkcode execInGuest} runs a command. */
+/** How {@linkcode Vm.exec} runs a command. */
 export interface ExecOptions extends ExecStopOptions {
   /** Arguments, each passed byte for byte. @default {[]} */
   args?: string[];

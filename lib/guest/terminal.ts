@@ -52,7 +52,7 @@ export interface HostTerminal {
   onResize(changed: () => void, signal: AbortSignal): void;
 }
 
-/** How {@linkcode execOnTerminal} runs a command. */
+/** How {@linkcode Vm.terminal} runs a command. */
 export interface TerminalOptions
   extends Omit<ExecOptions, "stdin" | "stdout" | "stderr"> {
   /** The user's terminal on the host. */
