@@ -40,7 +40,9 @@ export async function sendStdin(
       buffer = new Uint8Array(value.buffer);
     }
     await source.closed.catch((cause) => {
-      throw stdinUnreadableError(cause);
+      const reason = cause instanceof Error ? cause.message : String(cause);
+      const message = `Cannot read the command's standard input: ${reason}`;
+      throw new ToolsmithError("file_unreadable", message, { cause });
     });
     await sendLine(port, "0");
   } finally {
@@ -88,15 +90,6 @@ function readAhead(source: ReadableStreamDefaultReader<Uint8Array>) {
   }, { highWaterMark: MAX_FRAME_BYTES }).getReader({ mode: "byob" });
 }
 
-function stdinUnreadableError(cause: unknown): ToolsmithError {
-  const reason = cause instanceof Error ? cause.message : String(cause);
-  const message = `Cannot read the command's standard input: ${reason}`;
-  return new ToolsmithError("file_unreadable", message, { cause });
-}
-
-export async function sendLine(
-  port: Deno.UnixConn,
-  line: string,
-): Promise<void> {
+export async function sendLine(port: Deno.UnixConn, line: string) {
   await writeAll(port, new TextEncoder().encode(`${line}\n`));
 }
