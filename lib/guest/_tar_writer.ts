@@ -30,7 +30,7 @@ interface PlannedEntry extends TarHeader {
 }
 
 const CHUNK_BYTES = 64 * 1024;
-const MAX_USTAR_NAME_BYTES = 100;
+const USTAR_NAME_PATTERN = /^[\x20-\x7e]{0,100}$/;
 /** The largest value of eleven octal digits. */
 const MAX_OCTAL_FIELD_VALUE = 8 ** 11 - 1;
 const [FILE, DIRECTORY, LINK, PAX] = ["0", "5", "2", "x"];
@@ -76,10 +76,7 @@ export async function planTar(dir: string, options: PlanTarOptions = {}) {
 }
 
 /** `undefined` for other file types, and what cannot be read. */
-async function planEntry(
-  path: string,
-  name: string,
-): Promise<PlannedEntry | undefined> {
+async function planEntry(path: string, name: string) {
   const stat = await orIfDenied(orIfNotFound(Deno.lstat(path)));
   if (!stat) return undefined;
   const { isFile, isDirectory, isSymlink, mtime } = stat;
@@ -133,9 +130,7 @@ async function* readArchiveChunks(
   yield await new Blob(pending).bytes();
 }
 
-async function* entryChunks(
-  entry: PlannedEntry,
-): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+async function* entryChunks(entry: PlannedEntry) {
   yield entryHeaders(entry);
   if (entry.size === 0) return;
   let left = entry.size;
@@ -155,7 +150,7 @@ function entryHeaders(entry: PlannedEntry): Uint8Array<ArrayBuffer> {
   const { size, mtime } = entry;
   let records = "";
   const shortened = (key: string, text: string) => {
-    if (fitsInUstarHeader(text)) return text;
+    if (USTAR_NAME_PATTERN.test(text)) return text;
     records += paxRecord(key, text);
     return "long";
   };
@@ -173,10 +168,6 @@ function entryHeaders(entry: PlannedEntry): Uint8Array<ArrayBuffer> {
   const about = { name: "pax", linkTarget: "", typeFlag: PAX, mode: 0o644 };
   const pax = ustarHeader({ ...about, mtime, size: bytes.length });
   return new Uint8Array([...pax, ...body, ...plain]);
-}
-
-function fitsInUstarHeader(text: string): boolean {
-  return text.length <= MAX_USTAR_NAME_BYTES && /^[\x20-\x7e]*$/.test(text);
 }
 
 /** A pax record starts with its length in bytes, including that number. */
