@@ -122,9 +122,7 @@ export async function acquireCommandPorts(
  * Connects to the ports present at boot. Must happen before the VM is restored, or
  * the guest sees closed ports.
  */
-export async function connectFirstCommandPorts(
-  dir: string,
-): Promise<CommandPorts> {
+export async function connectFirstCommandPorts(dir: string) {
   using undo = new DisposableStack();
   const ports = undo.use(
     await CommandPorts.claim(dir, FIRST_COMMAND_PORT_NAME),

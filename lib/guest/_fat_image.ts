@@ -23,10 +23,7 @@ const LONG_NAME_CHAR_OFFSETS = [1, 3, 5, 7, 9, 14, 16, 18, 20, 22, 24, 28, 30];
  * Makes a file system image; the same files give the same bytes. The volume label has
  * at most eleven capitals and digits. Each file fits into a cluster, and none is empty.
  */
-export function fatImage(
-  label: string,
-  files: Record<string, string>,
-): Uint8Array<ArrayBuffer> {
+export function fatImage(label: string, files: Record<string, string>) {
   const table = SECTOR_BYTES;
   const directory = 2 * SECTOR_BYTES;
   const data = directory + ROOT_DIR_ENTRIES * DIR_ENTRY_BYTES;

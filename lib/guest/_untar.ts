@@ -118,10 +118,7 @@ async function extractFile(
  * Returns the path of an entry; `undefined` for a name that leads out of the
  * directory or through a link, or whose parent directory is missing.
  */
-async function safePath(
-  dir: string,
-  name: string,
-): Promise<string | undefined> {
+async function safePath(dir: string, name: string) {
   const parts = pathSegments(name);
   const path = join(dir, ...parts);
   const isSafe = !name.startsWith("/") && parts.length <= MAX_PATH_DEPTH &&

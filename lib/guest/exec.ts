@@ -235,9 +235,7 @@ export async function watchCommand(
 }
 
 /** Validates the trailer: the guest is untrusted. */
-function parseExitTrailer(
-  trailer: string,
-): Pick<ExecResult, "code" | "signal"> {
+function parseExitTrailer(trailer: string) {
   const [, status, reported] = EXIT_TRAILER_PATTERN.exec(trailer) ?? [];
   const code = Number(status);
   if (!(code <= 255)) throw new VmDisconnectedError();

@@ -70,10 +70,7 @@ const NO_NETWORK_PATTERN = /^network: (.*)\n/m;
  * `undefined` if it does not report a version. The image's own agent may answer before
  * cloud-init has created users and files, so this waits for cloud-init.
  */
-export async function identifyAgent(
-  monitor: Monitor,
-  signal?: AbortSignal,
-): Promise<string | undefined> {
+export async function identifyAgent(monitor: Monitor, signal?: AbortSignal) {
   const asked = monitor.agent(["guest-info"], signal);
   const info = await orIfError(asked, CommandRefusedError);
   const version = isJsonObject(info) ? info.version : undefined;

@@ -33,10 +33,7 @@ const MAX_ESCAPED_ARGS = 8;
 /** Exit status, and the guest agent's process id for the shell. */
 const SETUP_TRAILER_PATTERN = /^(\d{1,3}) (\d{1,10})$/;
 
-export async function startWarmShell(
-  monitor: Monitor,
-  signal?: AbortSignal,
-): Promise<WarmShell> {
+export async function startWarmShell(monitor: Monitor, signal?: AbortSignal) {
   const shell = { input: "yes", start: [WARM_SHELL_SCRIPT], signal };
   const ports = await monitor.runExclusively(
     () => startShellOnPorts(monitor, shell),
@@ -74,10 +71,7 @@ export function warmShellOnPorts(monitor: Monitor, bootPorts: CommandPorts) {
      * Runs a command, with the arguments of a command request; `undefined` if the shell
      * is used or has not set up the guest, or the command is too long.
      */
-    async startCommand(
-      args: string[],
-      signal?: AbortSignal,
-    ): Promise<CommandPorts | undefined> {
+    async startCommand(args: string[], signal?: AbortSignal) {
       if (freePorts?.shellPid === undefined) return undefined;
       const { endMarker, stderr, stdin } = freePorts;
       const request = encodeRequest("command", endMarker, args);
