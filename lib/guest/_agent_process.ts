@@ -64,16 +64,13 @@ export async function queryProcessStatus(
   if (exitcode !== undefined && typeof exitcode !== "number") {
     throw malformedAnswerError(command, "exitcode");
   }
-  const output = typeof data === "string" ? decodeBase64Text(data) : undefined;
-  if (output === undefined) throw malformedAnswerError(command, "out-data");
-  return { exited, exitCode: exitcode, stdout: output };
-}
-
-function decodeBase64Text(base64: string): string | undefined {
   try {
-    return new TextDecoder().decode(Uint8Array.fromBase64(base64));
+    // Throws for a value that is no string, too.
+    const bytes = Uint8Array.fromBase64(data as string);
+    const stdout = new TextDecoder().decode(bytes);
+    return { exited, exitCode: exitcode, stdout };
   } catch {
-    return undefined;
+    throw malformedAnswerError(command, "out-data");
   }
 }
 
