@@ -88,9 +88,12 @@ export async function runInVm(
   command: string,
   options: RunInVmOptions = {},
 ): Promise<ExecResult> {
-  const run = (vm: Vm, program: string, signal: AbortSignal) =>
-    vm.exec(program, { ...options, timeoutMs: undefined, signal });
-  return await runInWorkspaceVm(manifest, command, options, run);
+  const program = resolveToolPath(manifest, command);
+  const { timeoutMs, ...rest } = options;
+  using deadline = startDeadline(timeoutMs, "The command", rest.signal);
+  const { signal } = deadline;
+  await using vm = await openWorkspaceVm(manifest, { ...rest.vm, signal });
+  return await vm.exec(program, { ...rest, signal });
 }
 
 /** How {@linkcode runOnTerminal} runs a command. */
@@ -118,24 +121,12 @@ export async function runOnTerminal(
   command: string,
   options: RunOnTerminalOptions,
 ): Promise<TerminalResult> {
-  const run = (vm: Vm, program: string, signal: AbortSignal) =>
-    vm.terminal(program, { ...options, timeoutMs: undefined, signal });
-  return await runInWorkspaceVm(manifest, command, options, run);
-}
-
-/** Runs a command under one deadline, from download to exit. */
-async function runInWorkspaceVm<Result>(
-  manifest: Manifest,
-  command: string,
-  options: Pick<RunInVmOptions, "vm" | "timeoutMs" | "signal">,
-  run: (vm: Vm, program: string, signal: AbortSignal) => Promise<Result>,
-): Promise<Result> {
   const program = resolveToolPath(manifest, command);
-  const { timeoutMs } = options;
-  using deadline = startDeadline(timeoutMs, "The command", options.signal);
+  const { timeoutMs, ...rest } = options;
+  using deadline = startDeadline(timeoutMs, "The command", rest.signal);
   const { signal } = deadline;
-  await using vm = await openWorkspaceVm(manifest, { ...options.vm, signal });
-  return await run(vm, program, signal);
+  await using vm = await openWorkspaceVm(manifest, { ...rest.vm, signal });
+  return await vm.terminal(program, { ...rest, signal });
 }
 
 /**
