@@ -49,10 +49,9 @@ async function openLockFile(path: string): Promise<Deno.FsFile> {
     const { NotFound, AlreadyExists } = Deno.errors;
     const file = await orIfError(opened, before ? NotFound : AlreadyExists);
     if (!file) continue;
+    if (!before || Deno.build.os === "windows") return file;
     const { ino, dev } = await file.stat();
-    const isSame = !before || Deno.build.os === "windows" ||
-      ino === before.ino && dev === before.dev;
-    if (isSame) return file;
+    if (ino === before.ino && dev === before.dev) return file;
     file.close();
     throw notRegularFileError(path);
   }
