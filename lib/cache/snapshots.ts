@@ -181,7 +181,7 @@ export class SnapshotStore {
     const lockPath = join(this.dir, lockFileName(key));
     const staging = await createLockedStagingDir(dir, lockPath);
     if (!staging) return undefined;
-    const files = { dir, ...partPaths(`${dir}/`) };
+    const files = { dir, ...partPaths(dir, "") };
     const commit = () => this.#commit(key, files);
     return { ...staging, ...files, commit };
   }
@@ -295,7 +295,7 @@ export class SnapshotStore {
   }
 
   #partPaths(key: string) {
-    return partPaths(join(this.dir, `${key}.`));
+    return partPaths(this.dir, `${key}.`);
   }
 
   #dirUntrustedReason(): Promise<string | undefined> {
@@ -328,11 +328,11 @@ export class SnapshotStore {
   }
 }
 
-function partPaths(prefix: string): Record<SnapshotPart, string> {
+function partPaths(dir: string, prefix: string): Record<SnapshotPart, string> {
   return {
-    disk: `${prefix}qcow2`,
-    memory: `${prefix}memory`,
-    state: `${prefix}state`,
+    disk: join(dir, `${prefix}qcow2`),
+    memory: join(dir, `${prefix}memory`),
+    state: join(dir, `${prefix}state`),
   };
 }
 
