@@ -395,3 +395,29 @@ testWithCache(
     assertEquals([found?.trusted, found?.verificationRecord?.size], [false, 5]);
   },
 );
+
+testWithCache(
+  "renewVerificationRecord() ignores a directory that this user cannot write",
+  async (key) => {
+    const path = await put(key, "image");
+    await Deno.utime(path, new Date(0), new Date(0));
+    const found = (await cacheEntryHandle(key).lookUpImage())!;
+    const deny = () => Promise.reject(new Deno.errors.PermissionDenied());
+    // The staging directory cannot be created, or the record cannot be replaced.
+    for (const method of ["mkdir", "rename"]) {
+      using held = await cacheEntryHandle(key).lock();
+      {
+        using _denied = replaceMethod(Deno, { [method]: deny });
+        await held.renewVerificationRecord(found);
+      }
+      assertEquals(await namesIn(dirname(found.path)), [
+        "image.qcow2",
+        "verified.json",
+      ]);
+      assertEquals(await namesIn(dirname(dirname(found.path))), [
+        `.${A}.lock`,
+        A,
+      ]);
+    }
+  },
+);
