@@ -12,8 +12,8 @@ import { type Endpoint, repositoryClient } from "./endpoints.ts";
 import { formatReference, type OciReference } from "./reference.ts";
 
 /**
- * Requests a manifest from the mirrors, one after the other; `undefined` if no mirror
- * has one, of an index or with the image `sha256`: a mirror may be outdated. Mirrors need
+ * Requests a manifest from the mirrors, one after the other; `undefined` if none has an
+ * index or a manifest with the image `sha256`, as a mirror may be outdated. Mirrors need
  * no trust, because the caller verifies the image's digest.
  */
 export async function fetchManifestFromMirrors(
