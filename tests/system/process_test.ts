@@ -185,6 +185,14 @@ Deno.test("runProcess() also stops descendant processes after its timeout", asyn
   }
 });
 
+Deno.test("runProcess() leaves a program without a timeout in this process's group, which gets the terminal's signals", async () => {
+  const groupOf = async (pid: string) => {
+    const args = sh(`ps -o pgid= -p ${pid}`);
+    return (await runProcess("sh", { args })).stdout.trim();
+  };
+  assertEquals(await groupOf("$$"), await groupOf(`${Deno.pid}`));
+});
+
 Deno.test("runProcess() enforces its timeout when --allow-run allows only one program", async () => {
   await using dir = await temporaryDir();
   const script = `
