@@ -118,8 +118,8 @@ export interface PublishResult {
  * @returns Digests, size, and the manifest for consumers.
  * @throws {ToolsmithError} `source_not_found`, `file_unreadable`,
  * `image_invalid`, `image_unsafe`, `reference_invalid`, `usage`,
- * `publish_mismatch`, `publish_timeout`, those of oras and the registry, and to
- * compress `qemu_not_found` and `disk_full`.
+ * `publish_mismatch`, `publish_timeout`, `disk_full` for the temporary directory,
+ * `qemu_not_found` with `compress`, and those of oras and the registry.
  *
  * @example
  * ```ts no-run
