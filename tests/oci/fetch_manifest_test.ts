@@ -134,8 +134,9 @@ Deno.test("fetchManifestFromMirrors() accepts a manifest of 1 MiB and skips a mi
   assertEquals(old.failed.map(([at]) => at), [0]);
   assertMatch(old.failed[0][1], /^Checksum mismatch for i\.qcow2 in /);
   assertEquals(old.digest, DIGEST);
+  const mediaType = "application/vnd.oci.image.index.v1+json";
   const index = JSON.stringify({
-    mediaType: "application/vnd.oci.image.index.v1+json",
+    mediaType,
     manifests: [{
       ...{ mediaType: "a/b", digest: DIGEST, size: 1 },
       platform: { architecture: "amd64", os: "linux" },
@@ -144,6 +145,10 @@ Deno.test("fetchManifestFromMirrors() accepts a manifest of 1 MiB and skips a mi
   const indexed = await ask([() => new Response(index)]);
   assertEquals(indexed.failed, []);
   assertEquals(indexed.digest, sha256ToDigest(await sha256OfText(index)));
+  const empty = JSON.stringify({ mediaType, manifests: [] });
+  const skipped = await ask([() => new Response(empty), serve]);
+  assertEquals(skipped.failed.map(([at]) => at), [0]);
+  assertEquals(skipped.digest, DIGEST);
 });
 
 Deno.test("fetchManifestFromMirrors() skips a mirror after the stall timeout, before or during its response", async () => {
