@@ -63,7 +63,7 @@ configure() {
   # systemd-networkd would remove what it has not configured. It asks by DHCP.
   [ ! -e $links/1 ] || [ "$tries" -ge 100 ] ||
     case $(grep ^ADMIN_STATE= "$links/$(cat "$dir/ifindex")") in
-    *=configured) return ;;
+    *=configured) return 0 ;;
     *=unmanaged | *=failed) ;;
     # It goes on to wait for a router of IPv6.
     *) ip route show dev "$name" | grep ^default; return ;;
