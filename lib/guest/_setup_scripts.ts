@@ -94,7 +94,7 @@ network() {
   tries=0
   until configure "$@" >/dev/null 2>&1; do
     tries=$((tries + 1))
-    [ "$tries" -lt 120 ] || { echo network: $(configure "$@" 2>&1); return; }
+    [ "$tries" -lt 120 ] || { said=$(configure "$@" 2>&1) || echo network: $said; return; }
     sleep 0.05 2>/dev/null || { sleep 1; tries=$((tries + 19)); }
   done
 }

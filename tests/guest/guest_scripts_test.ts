@@ -211,6 +211,44 @@ resolvectl() { :; }
   Deno.test({
     name: `guest scripts in ${
       basename(shell)
+    }: reports a failed network, not one that the last try configured`,
+    ignore: Deno.build.os !== "linux" || !await isThere(shell),
+    async fn() {
+      await using dir = await temporaryDir();
+      const at = (name: string) => join(dir.path, name);
+      await Deno.mkdir(at("net/eth0"), { recursive: true });
+      await Deno.writeTextFile(at("net/eth0/address"), "52:55:00:00:00:01\n");
+      await Deno.writeTextFile(at("net/bonding_masters"), "\n");
+      await Deno.writeTextFile(at("control"), "");
+      const card = "52:55:00:00:00:01 10.0.0.2 24 255.255.255.0 10.0.0.1";
+      const cases = [
+        [121, [0]],
+        [999, [0, "network: File exists Network unreachable"]],
+      ] as const;
+      for (const [tries, output] of cases) {
+        await Deno.writeTextFile(at("tries"), "");
+        const stubs = `${STUBS}
+ip() {
+  case $1 in
+  addr) echo "File exists" >&2; return 2 ;;
+  route)
+    echo x >>tries
+    [ "$(grep -c x tries)" -ge ${tries} ] || { echo "Network unreachable" >&2; return 2; }
+    ;;
+  esac
+}
+resolvectl() { :; }
+`;
+        const set = [SET_UP_GUEST_SCRIPT, "", "", card];
+        const how = { shell, dir: dir.path, stubs };
+        assertEquals<unknown>(await inGuest(how, set), output);
+      }
+    },
+  });
+
+  Deno.test({
+    name: `guest scripts in ${
+      basename(shell)
     }: configures a network card, and DNS unless the guest has a server`,
     ignore: Deno.build.os !== "linux" || !await isThere(shell),
     async fn() {
