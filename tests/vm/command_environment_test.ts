@@ -43,3 +43,30 @@ Deno.test({
     }
   },
 });
+
+Deno.test({
+  name:
+    "guestCwdAndEnv() starts a command in the directory of the nearest share",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    const writable = true;
+    const shares = [
+      { writable, tag: "work", path: "/home/me/project" },
+      { writable, tag: "out", path: "/home/me/project/out" },
+      { writable, tag: "logs", path: "/home/me/logs" },
+    ];
+    const cwds = {
+      "/home/me/project": "/mnt/work",
+      "/home/me/project/src": "/mnt/work/src",
+      "/home/me/project/..src": "/mnt/work/..src",
+      "/home/me/project/out": "/mnt/out",
+      "/home/me/project/out/bin": "/mnt/out/bin",
+      "/home/me/project-2": "/mnt/work",
+      "/home/me": "/mnt/work",
+    };
+    for (const [hostCwd, cwd] of Object.entries(cwds)) {
+      const added = await guestCwdAndEnv(shares, { cwd: "", hostCwd });
+      assertEquals(added.cwd, cwd, hostCwd);
+    }
+  },
+});
