@@ -69,6 +69,8 @@ configure() {
     *) ip route show dev "$name" | grep ^default; return ;;
     esac
   if command -v ip >/dev/null; then
+    # Time for udev to rename the card, which it cannot do once the card is up.
+    [ ! -e /run/udev/control ] || [ "$tries" -gt 0 ] || return 1
     # A DHCP client that waits for eth0 would begin by removing its address. If the card
     # cannot be renamed, such a client has it already.
     if [ -e /run/udev/control ] || [ "$name" = toolsmith0 ] || [ "$tries" -ge 100 ] ||

@@ -222,7 +222,7 @@ resolvectl() { :; }
       await Deno.writeTextFile(at("control"), "");
       const card = "52:55:00:00:00:01 10.0.0.2 24 255.255.255.0 10.0.0.1";
       const cases = [
-        [121, [0]],
+        [120, [0]],
         [999, [0, "network: File exists Network unreachable"]],
       ] as const;
       for (const [tries, output] of cases) {
@@ -243,6 +243,32 @@ resolvectl() { :; }
         const how = { shell, dir: dir.path, stubs };
         assertEquals<unknown>(await inGuest(how, set), output);
       }
+    },
+  });
+
+  Deno.test({
+    name: `guest scripts in ${
+      basename(shell)
+    }: lets udev rename a network card before it is up`,
+    ignore: Deno.build.os !== "linux" || !await isThere(shell),
+    async fn() {
+      await using dir = await temporaryDir();
+      const at = (name: string) => join(dir.path, name);
+      await Deno.mkdir(at("net/eth0"), { recursive: true });
+      await Deno.writeTextFile(at("net/eth0/address"), "52:55:00:00:00:01\n");
+      await Deno.writeTextFile(at("control"), "");
+      const stubs = `${STUBS}
+sleep() { mv net/eth0 net/enp1s0; }
+ip() { echo "$*" >>asked; }
+resolvectl() { :; }
+`;
+      const card = "52:55:00:00:00:01 10.0.0.2 24 255.255.255.0 10.0.0.1";
+      const set = [SET_UP_GUEST_SCRIPT, "", "", card];
+      assertEquals(await inGuest({ shell, dir: dir.path, stubs }, set), [0]);
+      assertMatch(
+        await Deno.readTextFile(at("asked")),
+        /^link set enp1s0 up\n/,
+      );
     },
   });
 
