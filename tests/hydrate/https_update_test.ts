@@ -119,6 +119,8 @@ Deno.test({
     const [{ bytes }] = of("update_start");
     assert(bytes >= CHANGED && bytes < CHANGED + 200_000, `${bytes}`);
     assertEquals(of("download_end")[0].bytes, bytes);
+    // The default of four is for registries.
+    assertEquals(of("download_start")[0].connections, 1);
     // The image's first bytes, the index, and one gap.
     assertEquals(requests.map(({ path }) => path), [
       "/a.qcow2?sig=1",
