@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
+import { createEmitter } from "../../lib/events.ts";
 import type { FetchJob } from "../../lib/hydrate/_fetch_job.ts";
 import { downloadHttpsImage } from "../../lib/hydrate/_https_download.ts";
 import { readFileChunks, sha256OfChunks } from "../../lib/system/digest.ts";
@@ -369,5 +370,19 @@ test(
     stop.abort(new Error("enough"));
     await assertRejects(() => reading, Error, "enough");
     assertEquals(await kept(), 30_000);
+  },
+);
+
+test(
+  "downloadHttpsImage() rejects with the abort reason when it is aborted while it hashes a complete part file",
+  right,
+  async ({ dir, download }) => {
+    await leave(dir, IMAGE);
+    const stop = new AbortController();
+    const { signal } = stop;
+    const emit = createEmitter(({ type }) => {
+      if (type === "download_start") stop.abort(new Error("enough"));
+    });
+    await assertRejects(() => download({ signal, emit }), Error, "enough");
   },
 );
