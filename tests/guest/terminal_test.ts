@@ -15,6 +15,7 @@ import {
   readLine,
   say,
 } from "../support/fake_machine.ts";
+import { changeTimerDelays } from "../support/timers.ts";
 
 /** The guest side of a VM's terminal. */
 function terminal({ dir }: FakeMachine, index: number) {
@@ -69,7 +70,10 @@ function test(name: string, fn: () => Promise<void>) {
 }
 
 /** Runs a command on a guest terminal. */
-async function exec(machine: FakeMachine, options: TerminalOptions) {
+async function exec(
+  machine: FakeMachine,
+  options: TerminalOptions & { onWait?: () => void },
+) {
   await using monitor = sharedMonitor(machine.dir);
   return await execOnTerminal(monitor, "top", options);
 }
@@ -194,6 +198,19 @@ test("execOnTerminal() sends TERM when aborted and does not start when already a
     error,
   ) => error);
   assertEquals(never.message, "enough");
+});
+
+test("execOnTerminal() waits for free ports until it is aborted", async () => {
+  await using machine = await fakeMachine({ ports: 0 });
+  await using _own = terminal(machine, 0);
+  using _timers = changeTimerDelays((ms) => ms === 100 ? 0 : ms);
+  const stop = new AbortController();
+  const error = await exec(machine, {
+    hostTerminal: fakeHostTerminal().screen,
+    signal: stop.signal,
+    onWait: () => stop.abort(new Error("enough")),
+  }).catch((error) => error);
+  assertEquals(error.message, "enough");
 });
 
 test("execOnTerminal() fails when writing to the host terminal fails", async () => {

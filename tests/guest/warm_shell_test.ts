@@ -131,6 +131,23 @@ test("Warm shell: an aborted command throws the abort's reason", async () => {
   assertEquals((await running.catch((error) => error)).message, "enough");
 });
 
+test("Warm shell: a command that is aborted before it has started is not waited for", async () => {
+  const stop = new AbortController();
+  await using on = await restored({
+    start: () => new Promise(() => stop.abort(new Error("enough"))),
+  });
+  await on.shell.setUpGuest([]);
+  const polls: string[] = [];
+  on.agent = ({ execute }) => {
+    polls.push(execute);
+    return { exited: true };
+  };
+  const running = on.run("sleep", { signal: stop.signal });
+  assertEquals((await running.catch((error) => error)).message, "enough");
+  await on.monitor[Symbol.asyncDispose]();
+  assertEquals([polls, on.machine.plugged.size], [[], 0]);
+});
+
 test("Warm shell: unplugs its ports when setUpGuest() gets a malformed answer or none", async () => {
   const answers = [
     "MARKER0\n",
