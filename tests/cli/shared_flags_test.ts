@@ -109,3 +109,14 @@ Deno.test("run parses every VM and command flag, with sizes in MiB and times in 
   const one = shared.workspaceVmOptions(read("--memory 600 --export out make"));
   assertEquals([one.memory, one.exports?.length], [600, 1]);
 });
+
+Deno.test("runInVmOptions() passes on the command's flags, and environment, signal and events of the program", () => {
+  const env = new Map([["A", "1"]]);
+  const onEvent = () => {};
+  const { signal } = new AbortController();
+  const given = { timeoutMs: 5, env: { B: "2" }, cwd: "/tmp" };
+  assertEquals(shared.runInVmOptions(given, { env, signal, onEvent }), {
+    ...{ timeoutMs: 5, env: { B: "2" }, cwd: "/tmp", hostCwd: Deno.cwd() },
+    ...{ signal, vm: { ...shared.workspaceVmOptions({}), env, onEvent } },
+  });
+});
