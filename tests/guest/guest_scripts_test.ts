@@ -40,6 +40,17 @@ async function launch(shell: string, command: string[], env: string[] = []) {
   return [stdout, stderr];
 }
 
+const CARD = "52:55:00:00:00:01 10.0.0.2 24 255.255.255.0 10.0.0.1";
+
+/** A directory for {@linkcode inGuest} whose guest has the card. */
+async function dirWithCard() {
+  const dir = await temporaryDir();
+  const card = join(dir.path, "net/eth0");
+  await Deno.mkdir(card, { recursive: true });
+  await Deno.writeTextFile(join(card, "address"), "52:55:00:00:00:01\n");
+  return dir;
+}
+
 /** Shell functions that replace programs, to keep the host's clock and mounts. */
 const STUBS = `
 date() { [ "$3" = @2 ]; }
@@ -181,11 +192,9 @@ for (const shell of SHELLS) {
     }: waits for systemd-networkd's route, not for IPv6`,
     ignore: Deno.build.os !== "linux" || !await isThere(shell),
     async fn() {
-      await using dir = await temporaryDir();
+      await using dir = await dirWithCard();
       const at = (name: string) => join(dir.path, name);
-      await Deno.mkdir(at("net/eth0"), { recursive: true });
       await Deno.mkdir(at("links"));
-      await Deno.writeTextFile(at("net/eth0/address"), "52:55:00:00:00:01\n");
       await Deno.writeTextFile(at("net/eth0/ifindex"), "2\n");
       await Deno.writeTextFile(at("links/1"), "ADMIN_STATE=unmanaged\n");
       await Deno.writeTextFile(at("links/2"), "ADMIN_STATE=configuring\n");
@@ -197,8 +206,7 @@ ip() {
 }
 resolvectl() { :; }
 `;
-      const card = "52:55:00:00:00:01 10.0.0.2 24 255.255.255.0 10.0.0.1";
-      const set = [SET_UP_GUEST_SCRIPT, "", "", card];
+      const set = [SET_UP_GUEST_SCRIPT, "", "", CARD];
       assertEquals(await inGuest({ shell, dir: dir.path, stubs }, set), [0]);
       assertEquals(await Deno.readTextFile(at("waits")), "x\nx\nx\n");
       // Some shells' case leaves the status of an earlier command.
@@ -214,13 +222,10 @@ resolvectl() { :; }
     }: reports a failed network, not one that the last try configured`,
     ignore: Deno.build.os !== "linux" || !await isThere(shell),
     async fn() {
-      await using dir = await temporaryDir();
+      await using dir = await dirWithCard();
       const at = (name: string) => join(dir.path, name);
-      await Deno.mkdir(at("net/eth0"), { recursive: true });
-      await Deno.writeTextFile(at("net/eth0/address"), "52:55:00:00:00:01\n");
       await Deno.writeTextFile(at("net/bonding_masters"), "\n");
       await Deno.writeTextFile(at("control"), "");
-      const card = "52:55:00:00:00:01 10.0.0.2 24 255.255.255.0 10.0.0.1";
       const cases = [
         [120, [0]],
         [999, [0, "network: File exists Network unreachable"]],
@@ -239,7 +244,7 @@ ip() {
 }
 resolvectl() { :; }
 `;
-        const set = [SET_UP_GUEST_SCRIPT, "", "", card];
+        const set = [SET_UP_GUEST_SCRIPT, "", "", CARD];
         const how = { shell, dir: dir.path, stubs };
         assertEquals<unknown>(await inGuest(how, set), output);
       }
@@ -252,18 +257,15 @@ resolvectl() { :; }
     }: lets udev rename a network card before it is up`,
     ignore: Deno.build.os !== "linux" || !await isThere(shell),
     async fn() {
-      await using dir = await temporaryDir();
+      await using dir = await dirWithCard();
       const at = (name: string) => join(dir.path, name);
-      await Deno.mkdir(at("net/eth0"), { recursive: true });
-      await Deno.writeTextFile(at("net/eth0/address"), "52:55:00:00:00:01\n");
       await Deno.writeTextFile(at("control"), "");
       const stubs = `${STUBS}
 sleep() { mv net/eth0 net/enp1s0; }
 ip() { echo "$*" >>asked; }
 resolvectl() { :; }
 `;
-      const card = "52:55:00:00:00:01 10.0.0.2 24 255.255.255.0 10.0.0.1";
-      const set = [SET_UP_GUEST_SCRIPT, "", "", card];
+      const set = [SET_UP_GUEST_SCRIPT, "", "", CARD];
       assertEquals(await inGuest({ shell, dir: dir.path, stubs }, set), [0]);
       assertMatch(
         await Deno.readTextFile(at("asked")),
@@ -278,17 +280,14 @@ resolvectl() { :; }
     }: configures a network card, and DNS unless the guest has a server`,
     ignore: Deno.build.os !== "linux" || !await isThere(shell),
     async fn() {
-      await using dir = await temporaryDir();
+      await using dir = await dirWithCard();
       const at = (name: string) => join(dir.path, name);
-      await Deno.mkdir(at("net/eth0"), { recursive: true });
-      await Deno.writeTextFile(at("net/eth0/address"), "52:55:00:00:00:01\n");
       const stubs = `${STUBS}
 ip() { echo "$(cat rcu_expedited) $*" >>asked; }
 resolvectl() { return 1; }
 `;
       await Deno.writeTextFile(at("rcu_expedited"), "0\n");
-      const card = "52:55:00:00:00:01 10.0.0.2 24 255.255.255.0 10.0.0.1";
-      const set = [SET_UP_GUEST_SCRIPT, "", "", card];
+      const set = [SET_UP_GUEST_SCRIPT, "", "", CARD];
       const gateway = "nameserver 10.0.0.1\n";
       const cases = [
         ["nameserver\t9.9.9.9", "nameserver\t9.9.9.9"],
