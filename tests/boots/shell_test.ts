@@ -127,6 +127,8 @@ Deno.test({
       await press("C-c");
       await shows(/\^C/);
       await press("C-c");
+      // Until it has ended, the program may read what is typed.
+      await shows(/^[#$]$/m);
       await type('echo "status $?"');
       await shows(/status 130$/m);
       await assertGivenBack(terminal);
