@@ -178,13 +178,8 @@ function machineType({ arch, accelerator }: QemuOptions): string {
 function cpuModel({ arch, accelerator }: QemuOptions): string {
   if (accelerator !== "tcg") return "host";
   // Emulating the architected pointer authentication and byte-wise string copies is
-  // slow: guests use cheaper variants of both without these features. Linux reads the
-  // time from the processor's counter if that is invariant, else from an emulated
-  // device. QEMU's counter is invariant, but QEMU declares it only with
-  // x-force-features, and warns about that without check=off.
-  return arch === "aarch64"
-    ? "max,pauth-impdef=on"
-    : "max,-erms,-fsrm,+invtsc,x-force-features=on,check=off";
+  // slow: guests use cheaper variants of both without these features.
+  return arch === "aarch64" ? "max,pauth-impdef=on" : "max,-erms,-fsrm";
 }
 
 function firmwareArgs({ arch, firmware }: QemuOptions): string[] {
