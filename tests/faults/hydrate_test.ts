@@ -9,6 +9,7 @@ import {
   readFileChunks,
   sha256OfChunks as hash,
 } from "../../lib/system/digest.ts";
+import { orIfNotFound } from "../../lib/system/files.ts";
 import {
   type ProcessResult,
   runProcess,
@@ -17,9 +18,15 @@ import {
 import { sleep } from "../../lib/system/time.ts";
 import { BUNDLE_PATH, writeBundle } from "../../scripts/bundle.ts";
 import { foundTools, requires } from "../support/parts.ts";
-import { killUnlessEnded } from "../support/processes.ts";
+import { fakeOras } from "../support/fake_oras.ts";
+import {
+  assertAllEnded,
+  findProcesses,
+  killUnlessEnded,
+} from "../support/processes.ts";
 import { type Registry, startRegistry } from "../support/registry.ts";
 import { seededRandom } from "../support/seeded_random.ts";
+import { waitUntil } from "../support/wait_until.ts";
 import {
   cleanEnvironment,
   jsonLines,
@@ -52,7 +59,7 @@ Deno.test({
     for (let kill = 0; kill < 200; kill++) {
       const delay = random() * duration * 1.1;
       const what = `kill ${kill} after ${delay.toFixed(1)} ms`;
-      await runAndKill(site, ["hydrate"], delay);
+      const isOrasAlive = await runAndKill(site, ["hydrate"], delay);
       const found = await entry.lookUpImage();
       if (found) {
         assertEquals(found.trusted, true, what);
@@ -63,11 +70,51 @@ Deno.test({
       assertEquals(await outcome(site), found ? "cached" : "pulled", what);
       // Adapts the kill times to the load of the host.
       if (!found) duration = (duration + performance.now() - begun) / 2;
+      await assertOrasEnded(site);
+      // It may have created the removed staging directory again.
+      if (isOrasAlive) assertEquals(await outcome(site), "cached", what);
       assertEquals(await names(cache), CACHE_WITH_IMAGE(sha256), what);
       await Deno.remove(cache, { recursive: true });
     }
     console.log("found:", seen);
     assert(seen.nothing > 50, "the kills came too late");
+  },
+});
+
+Deno.test({
+  name:
+    "hydrate removes a staging directory that the oras of a killed hydrate created again",
+  ...REAL,
+  async fn() {
+    await using site = await makeSite();
+    const { work } = site;
+    const { sha256 } = await publishImage(site.registry, work);
+    const [started, go] = [join(work.dir, "started"), join(work.dir, "go")];
+    // With its output discarded, oras does not end at the closed pipe.
+    await using slow = await fakeOras(`
+      [ "$1" = pull ] || exec '${foundTools.oras}' "$@"
+      : > '${started}'
+      until [ -e '${go}' ]; do sleep 0.05; done
+      exec '${foundTools.oras}' "$@" >/dev/null 2>&1
+    `);
+    const child = spawnProcess(
+      Deno.execPath(),
+      command(site, ["hydrate"], { oras: slow.path }),
+    );
+    await waitUntil(
+      "oras to start",
+      async () => await orIfNotFound(Deno.stat(started)) !== undefined,
+    );
+    killUnlessEnded(child.pid);
+    await child.ended;
+    assertEquals(await outcome(site), "pulled");
+    await Deno.writeTextFile(go, "");
+    await assertOrasEnded(site);
+    const cache = join(work.dir, ".toolsmith", "cache");
+    const [, , staging] = await names(cache);
+    assertMatch(staging, /^demo\/\.staging-/);
+    assertEquals(await outcome(site), "cached");
+    assertEquals(await names(cache), CACHE_WITH_IMAGE(sha256));
   },
 });
 
@@ -110,6 +157,7 @@ Deno.test({
       assertEquals(code, 0, `${what}: ${stderr}`);
       assertEquals(await layersOf(registry, `o/i:${count}`), layers, what);
       assertEquals(await names(join(dir, "tmp")), [], what);
+      await assertOrasEnded(site);
       count++;
       await emptyRegistry(registry);
     }
@@ -237,10 +285,11 @@ async function makeSite(): Promise<Site> {
 interface Given {
   permissions?: string[];
   cache?: string;
+  oras?: string;
 }
 
 function command({ work, program }: Site, args: string[], given: Given = {}) {
-  const { permissions = ["-A"], cache = "" } = given;
+  const { permissions = ["-A"], cache = "", oras = foundTools.oras! } = given;
   return {
     args: ["run", "--quiet", "--no-prompt", ...permissions, program, ...args],
     cwd: work.dir,
@@ -248,7 +297,7 @@ function command({ work, program }: Site, args: string[], given: Given = {}) {
       ...cleanEnvironment(),
       DENO_DIR: join(work.dir, "deno"),
       TMPDIR: join(work.dir, "tmp"),
-      TOOLSMITH_ORAS: foundTools.oras!,
+      TOOLSMITH_ORAS: oras,
       TOOLSMITH_CACHE: cache,
     },
   };
@@ -271,7 +320,10 @@ async function outcome(site: Site, cache?: string, flags: string[] = []) {
   return last.outcome ?? `${last.code}: ${last.message}`;
 }
 
-/** Starts the program, and kills it after a delay if still running. */
+/**
+ * Starts the program, and kills it after a delay if still running. Returns whether its
+ * oras has outlived it.
+ */
 async function runAndKill(site: Site, args: string[], afterMs: number) {
   const child = spawnProcess(Deno.execPath(), command(site, args));
   const over = new AbortController();
@@ -279,6 +331,15 @@ async function runAndKill(site: Site, args: string[], afterMs: number) {
   await sleep(afterMs, over.signal).catch(() => {});
   killUnlessEnded(child.pid);
   await ended;
+  // Until it becomes oras, a child process has its parent's command line.
+  const { work, registry } = site;
+  const alive = await Promise.all([work.dir, registry.host].map(findProcesses));
+  return alive.flat().length > 0;
+}
+
+async function assertOrasEnded({ work, registry }: Site) {
+  await assertAllEnded(work.dir);
+  await assertAllEnded(registry.host);
 }
 
 /** Lists all paths below a directory. */
