@@ -141,14 +141,17 @@ export function attachDetachedVm(
 ): Vm {
   const monitor = sharedMonitor(record.dir);
   const stopPolling = new AbortController();
-  const ended = new ToolsmithError("guest_failed", "The VM has ended");
+  const hasEnded = new ToolsmithError("guest_failed", "The VM has ended");
+  const ended = pollUntilEnded(record, stopPolling.signal);
+  // Without the permission to check: an error of whoever waits for the end.
+  ended.catch(() => {});
   return makeVm({
     facts: record,
     monitor,
     emit: createEmitter(options.onEvent),
-    ended: pollUntilEnded(record, stopPolling.signal),
+    ended,
     graceMs: record.graceMs,
-    endReason: () => Promise.resolve(ended),
+    endReason: () => Promise.resolve(hasEnded),
     killQemu: () => killQemu(record),
     async cleanUp(signal) {
       stopPolling.abort();

@@ -22,6 +22,7 @@ import { namesIn, temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { fakeMachine } from "../support/fake_machine.ts";
 import { collectEvents } from "../support/guest.ts";
+import { runScript } from "../support/script.ts";
 import { changeTimerDelays } from "../support/timers.ts";
 
 /** A fake VM that listens like QEMU, and a path for its record. */
@@ -274,6 +275,23 @@ test("attachDetachedVm(): disposing leaves the VM running, and `ended` settles w
   await Deno.remove(join(dir, "qmp"));
   const error = await expectFailure("guest_failed", () => vm.exec("true"));
   assertEquals(error.message, "The VM has ended");
+});
+
+test("attachDetachedVm() without permission for the VM's sockets does not end the program", async ({ facts, path, dir }) => {
+  const record = await detachVm(booted(facts, path).vm, path);
+  const code = `
+    import { attachDetachedVm } from "/lib/vm/detached.ts";
+    const [path, record] = Deno.args;
+    await using vm = attachDetachedVm(path, JSON.parse(record));
+    // Several checks whether the VM runs.
+    await new Promise((done) => setTimeout(done, 500));
+    console.log(await vm.ended.catch(({ name }) => name));
+  `;
+  const args = [path, JSON.stringify(record)];
+  const script = join(dir, "attach.ts");
+  const permissions = ["--allow-read"];
+  const printed = await runScript(script, code, { args, permissions });
+  assertEquals(printed, "NotCapable\n");
 });
 
 test("stopDetachedVm() uses the recorded graceMs and removes record and directory", async ({ facts, path, dir }) => {
