@@ -227,4 +227,6 @@ async function assertGivenBack(terminal: TestTerminal) {
   await terminal.paste("as it is");
   await terminal.shows(/^as it is$/m);
   await terminal.press("C-c");
+  // The dying program may still read what is typed.
+  await terminal.shows(/^as it is\^C\n[#$]$/m);
 }
