@@ -7,6 +7,7 @@ import { type Deadline, sleep } from "../../lib/system/time.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { holdTimers, installManualClock } from "../support/timers.ts";
 import { watchedSignal } from "../support/signals.ts";
+import { waitUntil } from "../support/wait_until.ts";
 
 function startServer(answer: () => Response) {
   const closing = new AbortController();
@@ -59,6 +60,7 @@ Deno.test("readBodyChunks() stops a stalled body on abort, even after the reques
       bytes += chunk.length;
     }
   })();
+  await waitUntil("the body stalls", () => bytes === 1000);
   for (let count = 0; count < 5; count++) {
     await new Promise((done) => setTimeout(done, 20));
     collectGarbage();
