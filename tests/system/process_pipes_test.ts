@@ -78,8 +78,10 @@ Deno.test("spawnProcess() delivers output before the program ends", async () => 
 });
 
 Deno.test("runProcess() reads the output of a child process that outlives the program", async () => {
-  const script = "(sleep 0.2; echo late) & echo early";
-  const { stdout } = await runProcess("sh", { args: sh(script) });
+  // The child process reads a line that is only written when the program has ended.
+  const script = "exec 3<&0; (read -r line <&3; echo late) & echo early";
+  const args = sh(script);
+  const { stdout } = await runProcess("sh", { args, input: "held" });
   assertEquals(stdout, "early\nlate\n");
 });
 
