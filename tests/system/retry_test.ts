@@ -105,11 +105,11 @@ function makeBudget(retries: number) {
 }
 
 Deno.test("RetryBudget counts simultaneous failures of several connections as one", async () => {
-  const { waitForBackoff, recordFailure, seen } = makeBudget(1);
-  for (let count = 0; count < 4; count++) recordFailure(cut());
-  assertEquals(seen.map(({ attempt }) => attempt), [2]);
-  await waitForBackoff();
-  assertThrows(() => recordFailure(cut()), ToolsmithError, "cut");
+  using it = budgetWithFakeClock({ retries: 1 });
+  for (let count = 0; count < 4; count++) it.recordFailure(cut());
+  assertEquals(it.seen.map(({ attempt }) => attempt), [2]);
+  await it.waitForBackoff();
+  assertThrows(() => it.recordFailure(cut()), ToolsmithError, "cut");
 });
 
 Deno.test("RetryBudget restores its retries after 1 MiB of progress", async () => {
