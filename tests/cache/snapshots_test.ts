@@ -124,6 +124,8 @@ const DAMAGES: Record<string, (dir: string) => Promise<void>> = {
   "has a copy of another snapshot's state file": async (dir) => {
     await saveSnapshot(dir, OTHER_SNAPSHOT_KEY);
     const foreign = snapshotFile(dir, "state", OTHER_SNAPSHOT_KEY);
+    // Both have the same size, and perhaps the same time.
+    await waitForNextChangeTime(dir);
     await Deno.copyFile(foreign, snapshotFile(dir, "state"));
   },
   "has another snapshot's state file": async (dir) => {
