@@ -20,7 +20,7 @@ import {
   u16,
 } from "../support/net_guest.ts";
 import { replaceMethod } from "../support/replace_method.ts";
-import { installManualClock } from "../support/timers.ts";
+import { installManualClock, type ManualClock } from "../support/timers.ts";
 import {
   clientHello,
   ENCRYPTED_HELLO,
@@ -857,8 +857,15 @@ Deno.test("GuestNetwork ignores what it knows already, and takes the rest of a s
   assertEquals(await connection.readText(8), "one\ntwo\n");
 });
 
-/** Sends until the server, which reads nothing, and the network take no more. */
-async function fillUp(guest: NetGuest, connection: NetConnection) {
+/**
+ * Sends until the server, which reads nothing, and the network take no more. Under the
+ * clock, no acknowledgment is on its way then.
+ */
+async function fillUp(
+  guest: NetGuest,
+  connection: NetConnection,
+  clock: ManualClock,
+) {
   const data = new Uint8Array(60_000).fill(200);
   for (let before = -1; guest.network.heldBytes !== before;) {
     // What the guest did not get acknowledged is sent again.
@@ -870,9 +877,12 @@ async function fillUp(guest: NetGuest, connection: NetConnection) {
     }
     for (let turn = 0; turn < 5; turn++) await guest.ask("other.test");
   }
+  await clock.pass(2);
+  await guest.ask("other.test");
 }
 
 Deno.test("GuestNetwork opens its window once the server reads, and loses no data that it dropped", async () => {
+  using clock = installManualClock();
   const gate = Promise.withResolvers<void>();
   const total = Promise.withResolvers<number>();
   await using server = startServer(async (conn) => {
@@ -889,11 +899,13 @@ Deno.test("GuestNetwork opens its window once the server reads, and loses no dat
     connection.segment((it) =>
       segments.indexOf(it) >= after && (it.window > 0 || !isOpen)
     );
-  await fillUp(guest, connection);
+  await fillUp(guest, connection, clock);
   const last = new Uint8Array(1000).fill(200);
   const { acknowledged: sequence } = segments.at(-1)!;
   const answer = nextSegment(segments.length);
   await connection.send(ACK | FIN, last, { sequence });
+  await guest.ask("other.test");
+  await clock.pass(2);
   const { acknowledged, window } = await answer;
   assertEquals(window, 0);
   const update = nextSegment(segments.length, true);
@@ -905,6 +917,7 @@ Deno.test("GuestNetwork opens its window once the server reads, and loses no dat
 });
 
 Deno.test("GuestNetwork hangs up on a server that reads nothing when the guest resets the connection", async () => {
+  using clock = installManualClock();
   const held = Promise.withResolvers<void>();
   const closed = Promise.withResolvers<void>();
   await using server = startServer(() => held.promise);
@@ -920,7 +933,7 @@ Deno.test("GuestNetwork hangs up on a server that reads nothing when the guest r
     },
   });
   const connection = await guest.connect("a.test", 9);
-  await fillUp(guest, connection);
+  await fillUp(guest, connection, clock);
   await connection.send(RST);
   await closed.promise;
 });
@@ -963,6 +976,7 @@ Deno.test("GuestNetwork dials once while the guest repeats its SYN, and hangs up
 });
 
 Deno.test("GuestNetwork ends although servers read nothing", async () => {
+  using clock = installManualClock();
   const held = Promise.withResolvers<void>();
   await using server = startServer(async (conn) => {
     // The second connection is closed by the guest and the server, but not empty.
@@ -972,13 +986,15 @@ Deno.test("GuestNetwork ends although servers read nothing", async () => {
   await using guest = await startNetGuest({ rules: [`a.test:9=${server.at}`] });
   using _held = { [Symbol.dispose]: () => held.resolve() };
   const first = await guest.connect("a.test", 9);
-  await fillUp(guest, first);
+  await fillUp(guest, first, clock);
   await first.send(RST);
   const second = await guest.connect("a.test", 9);
   await second.readAll();
-  await fillUp(guest, second);
+  await fillUp(guest, second, clock);
   const { acknowledged } = second.segments.at(-1)!;
   await second.send(ACK | FIN, [], { sequence: acknowledged });
+  await guest.ask("other.test");
+  await clock.pass(2);
   await second.segment((it) => it.acknowledged === acknowledged + 1 >>> 0);
   await guest.network[Symbol.asyncDispose]();
 });
