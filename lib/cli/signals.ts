@@ -52,11 +52,18 @@ export async function watchSignals(beforeEnd: () => void) {
  */
 async function readIgnoredSignalMask(): Promise<bigint> {
   if (Deno.build.os !== "linux") return 0n;
-  const status = await Deno.readTextFile(PROC_STATUS_PATH).catch(
-    readProcStatusInChild,
-  );
+  const status = readProcStatus() ?? await readProcStatusInChild();
   const [, mask = "0"] = /^SigIgn:\s*([0-9a-f]+)$/m.exec(status) ?? [];
   return BigInt(`0x${mask}`);
+}
+
+/** Half a second after its start, Deno itself catches these signals: read at once. */
+function readProcStatus(): string | undefined {
+  try {
+    return Deno.readTextFileSync(PROC_STATUS_PATH);
+  } catch {
+    return undefined;
+  }
 }
 
 /** A child process inherits ignored signals, and reading its status needs no `--allow-all`. */
