@@ -31,7 +31,8 @@ export type OutputFlagValues = FlagValues<
 /** A command's access to terminal, output, environment and signals. */
 export type CliIo = ReturnType<typeof createProcessIo>;
 
-const MAX_FLUSH_AFTER_ABORT_MS = 200;
+/** A slow host may need some hundred milliseconds even if somebody reads. */
+const MAX_FLUSH_AFTER_ABORT_MS = 1000;
 
 export function createProcessIo(
   signal: AbortSignal,
