@@ -30,7 +30,6 @@ const ENDS = {
   ],
   /** When the power button is pressed. */
   atPowerButton: [
-    ...outWord(PM_ENABLE, POWER_BUTTON),
     // Again: mov dx, status; in ax, dx; test ah, 1; jz again
     ...[0xba, ...word(PM_STATUS), 0xed, 0xf6, 0xc4, 0x01, 0x74, 0xf7],
   ],
@@ -56,6 +55,8 @@ export async function makeBootSector(
   const code = [
     // cli: the firmware's timer interrupt would consume input.
     0xfa,
+    // The button is lost before that: a test presses it after the greeting.
+    ...outWord(PM_ENABLE, POWER_BUTTON),
     ...greet,
     ...ENDS[ends],
     ...outWord(PM_CONTROL, SOFT_OFF),
