@@ -20,6 +20,7 @@ import {
 import { temporaryDir } from "../support/directory.ts";
 import { replaceMethod } from "../support/replace_method.ts";
 import { expectFailure } from "../support/expect_failure.ts";
+import { scaleClock } from "../support/timers.ts";
 
 const SIZE = 100_000;
 const BYTES = new Uint8Array(SIZE).map((_, at) => at * 31 + (at >> 8));
@@ -39,6 +40,8 @@ async function pull(
   answers: Answer[],
   given: { signal?: AbortSignal; breaks?: boolean; gone?: boolean } = {},
 ) {
+  // Slow time, so that no connection takes over what another one requested.
+  using _clock = scaleClock(0.001);
   await using undo = new AsyncDisposableStack();
   const dir = undo.use(await temporaryDir());
   const servers: BlobServer[] = [];
@@ -60,7 +63,7 @@ async function pull(
       { title: "i.qcow2", size: SIZE, digest, sha256: digest.slice(7) },
       part,
       {
-        ...{ connections: 2, retries: 1, retryDelayMs: 1 },
+        ...{ connections: 2, retries: 1, retryDelayMs: 0 },
         signal: given.signal,
         onRetry: (retry) => retries.push(retry),
         onBytesWritten: () => progress++,
