@@ -47,14 +47,16 @@ export function blobSource(
     // Ranges and sizes refer to the blob, not to a compressed form.
     const headers = { "accept-encoding": "identity", range };
     const request = { headers, signal };
-    if (redirectTarget) {
-      const response = await repository.getAnonymously(redirectTarget, request);
+    const target = redirectTarget;
+    if (target) {
+      const response = await repository.getAnonymously(target, request);
       const { status, body } = response;
       if (!REDIRECT_STATUSES.has(status) && !EXPIRED_URL_STATUSES.has(status)) {
-        return [response, redirectTarget];
+        return [response, target];
       }
       await body?.cancel();
-      redirectTarget = undefined;
+      // Another connection may have got a new one meanwhile.
+      if (redirectTarget === target) redirectTarget = undefined;
     }
     return await repository.get(`blobs/${digest}`, request);
   }

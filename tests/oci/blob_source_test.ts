@@ -174,6 +174,32 @@ Deno.test("blobSource() requests the redirect target directly until the target e
   }
 });
 
+Deno.test("blobSource() accepts the response of a redirect target that expired for another connection meanwhile", async () => {
+  const right = () => answer(206, RIGHT).response;
+  const late = Promise.withResolvers<Response>();
+  const renewed = Promise.withResolvers<void>();
+  const direct = [late.promise, answer(403).response];
+  const registry = [Promise.resolve(), renewed.promise];
+  const source = blobSource(
+    {
+      isRegistryUrl: (url) => url.host === OWN.host,
+      get: () => registry.shift()!.then(() => [right(), SIGNED]),
+      getAnonymously: () => Promise.resolve(direct.shift()!),
+    },
+    "reg.example",
+    BLOB,
+  );
+  const request = () => source.requestRange(10, 20, signal);
+  await request();
+  const first = request();
+  const second = request();
+  while (registry.length > 0) await Promise.resolve();
+  late.resolve(right());
+  assertEquals((await first).start, 10);
+  renewed.resolve();
+  assertEquals((await second).start, 10);
+});
+
 Deno.test("blobSource() requests each range from a registry that does not redirect", async () => {
   const right = () => answer(206, RIGHT).response;
   const { source, asked } = made([right(), right()]);
