@@ -26,7 +26,7 @@ export function watchOrasTransfer(
   const stallTimer = startStallTimer(what, { stallTimeoutMs, signal });
   let lastBytes = 0;
   let watching = Promise.resolve();
-  const measureNow = async () => {
+  const measureOnce = async () => {
     const bytes = await measure();
     if (bytes > maxBytes) {
       const error = new ToolsmithError(
@@ -41,9 +41,9 @@ export function watchOrasTransfer(
       onBytes?.(bytes);
     }
   };
-  const timer = setInterval(() => {
-    watching = watching.then(measureNow);
-  }, MEASURE_INTERVAL_MS);
+  // One after the other, so that no older count follows a newer one.
+  const measureNow = () => watching = watching.then(measureOnce);
+  const timer = setInterval(measureNow, MEASURE_INTERVAL_MS);
   return {
     /** Aborts with `transfer_stalled`, or with `artifact_unsafe` above `maxBytes`. */
     signal: stallTimer.signal,

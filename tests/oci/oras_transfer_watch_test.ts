@@ -70,6 +70,21 @@ Deno.test("watchOrasTransfer() waits on disposal for the measurement in progress
   await ending;
 });
 
+Deno.test("watchOrasTransfer() takes one measurement at a time", async () => {
+  using clock = installManualClock();
+  const slow = Promise.withResolvers<number>();
+  const sizes = [slow.promise, Promise.resolve(10)];
+  const counts: number[] = [];
+  await using watch = watchOrasTransfer("pull x", () => sizes.shift()!, {
+    onBytes: (bytes) => counts.push(bytes),
+  });
+  await clock.pass(0);
+  const last = watch.measureNow();
+  slow.resolve(4);
+  await last;
+  assertEquals(counts, [4, 10]);
+});
+
 Deno.test("directorySize() sums all files of a directory, and returns 0 for a missing one", async () => {
   await using dir = await temporaryDir();
   assertEquals(await directorySize(`${dir.path}/none`), 0);
