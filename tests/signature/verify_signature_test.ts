@@ -74,6 +74,12 @@ async function verify(files: unknown[], options: VerifyOptions = {}) {
   return await verifyAt(server.endpoint, options);
 }
 
+/** Not the port of a server that ended: another one may have got it meanwhile. */
+function unreachable(endpoint: Endpoint): Endpoint {
+  const host = "127.0.0.1:2";
+  return { ...endpoint, host, baseUrl: `http://${host}/v2` };
+}
+
 const nextTask = () => new Promise((resolve) => setImmediate(resolve));
 
 async function assertInvalid(
@@ -516,16 +522,15 @@ Deno.test("verifySignature() asks the registry before a mirror that withholds th
   const { signer } = await verifyAt(registry.endpoint, { mirrors });
   assertEquals([signer, mirror.requested], [WORKFLOW, []]);
   // Without the registry, only the mirror can answer.
-  await registry[Symbol.asyncDispose]();
   const error = await assertRejects(
-    () => verifyAt(registry.endpoint, { mirrors }),
+    () => verifyAt(unreachable(registry.endpoint), { mirrors }),
     ToolsmithError,
   );
   assertEquals(error.code, "signature_missing");
-  const { host } = registry.endpoint;
+  const { host } = mirror.endpoint;
   assertMatch(
     error.message,
-    new RegExp(`found at ${host} \\(failed: .*\\), ${mirror.endpoint.host}$`),
+    new RegExp(`found at 127.0.0.1:2 \\(failed: .*\\), ${host}$`),
   );
 });
 
@@ -533,13 +538,9 @@ Deno.test("verifySignature() uses a mirror's bundle if the registry is unreachab
   const files = [await SIGSTORE.sign({ digest: DIGEST })];
   const digest = DIGEST;
   await using mirror = await startReferrersServer({ digest, files });
-  const registry = await startReferrersServer({ digest, files: [] });
-  await registry[Symbol.asyncDispose]();
+  const registry = unreachable(mirror.endpoint);
   const mirrors = [mirror.endpoint];
-  assertEquals(
-    (await verifyAt(registry.endpoint, { mirrors })).signer,
-    WORKFLOW,
-  );
+  assertEquals((await verifyAt(registry, { mirrors })).signer, WORKFLOW);
 });
 
 Deno.test("verifySignature() reports a missing signature, and an unreachable registry as such", async () => {
