@@ -13,10 +13,7 @@ import {
   readFileIdentity,
   removeTree,
 } from "../system/files.ts";
-import {
-  createLockedStagingDir,
-  removeUnlockedStagingDir,
-} from "../system/lock.ts";
+import { createLockedStagingDir, tryFileLock } from "../system/lock.ts";
 
 const TEMPORARY_DIR_NAME_PATTERN = /^toolsmith-(?:publish|verify)-/;
 
@@ -39,7 +36,8 @@ export async function makeLockedTemporaryDir(purpose: "publish" | "verify") {
       path,
       async [Symbol.asyncDispose]() {
         await files[Symbol.asyncDispose]();
-        await removeTree(dir);
+        // Another process that tries the lock may create its file again.
+        await removeTree(dir).catch(() => {});
       },
     };
   }
@@ -52,11 +50,16 @@ async function removeAbandonedDirs(tmp: string) {
     const [files, lock] = pathsIn(dir);
     try {
       // Without a lock file it is empty: killed before locking, or after cleaning up.
-      if (await readFileIdentity(lock) === undefined) await Deno.remove(dir);
-      // Remove the lock last: without it the rest would not count as abandoned.
-      else if (await removeUnlockedStagingDir(files, lock)) {
-        await removeTree(dir);
+      if (await readFileIdentity(lock) === undefined) {
+        await Deno.remove(dir);
+        continue;
       }
+      // Held until the end, because the owner may be about to lock it.
+      using free = await tryFileLock(lock);
+      if (!free) continue;
+      // Remove the lock last: without it the rest would not count as abandoned.
+      await removeTree(files);
+      await removeTree(dir);
     } catch {
       // Another process removed it, or it belongs to another user.
     }

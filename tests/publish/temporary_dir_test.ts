@@ -135,3 +135,46 @@ Deno.test("makeLockedTemporaryDir() removes the lock of an abandoned directory l
     assertEquals(removed, [`${name}/files`, "2 there", name, "1 there"]);
   });
 });
+
+Deno.test("makeLockedTemporaryDir() holds the lock of an abandoned directory until the directory is removed", async () => {
+  const { remove } = Deno;
+  await withTmp(async (tmp, names) => {
+    const left = join(tmp, "toolsmith-publish-left");
+    const lock = join(left, "lock");
+    await Deno.mkdir(join(left, "files"), { recursive: true });
+    await Deno.writeTextFile(lock, "");
+    let removals = 0;
+    using undo = new DisposableStack();
+    undo.use(replaceMethod(Deno, {
+      async remove(path: string, options: Deno.RemoveOptions) {
+        removals++;
+        // Its owner may have been about to lock it.
+        using owner = await tryFileLock(lock);
+        assertEquals(owner, undefined);
+        await remove(path, options);
+      },
+    }));
+    await using own = await makeLockedTemporaryDir("publish");
+    undo.dispose();
+    assertEquals(removals, 2);
+    assertEquals(names(), [dirname(own.path).slice(tmp.length + 1)]);
+  });
+});
+
+Deno.test("makeLockedTemporaryDir() leaves an emptied directory that another process locks meanwhile", async () => {
+  const { remove } = Deno;
+  await withTmp(async (tmp, names) => {
+    using _system = replaceMethod(Deno, {
+      async remove(path: string, options: Deno.RemoveOptions) {
+        if (path.endsWith("files")) return await remove(path, options);
+        // Between the removals of the lock and of the directory.
+        await remove(join(path, "lock"));
+        using _other = await tryFileLock(join(path, "lock"));
+        await remove(path);
+      },
+    });
+    const own = await makeLockedTemporaryDir("publish");
+    await own[Symbol.asyncDispose]();
+    assertEquals(names(), [dirname(own.path).slice(tmp.length + 1)]);
+  });
+});
