@@ -94,7 +94,7 @@ Deno.test("makeLockedTemporaryDir() removes directories of a killed publish and 
     await using undo = new AsyncDisposableStack();
     const dir = await preparePushDir([${JSON.stringify(file)}], undo);
     console.log(dir.cwd);
-    if (Deno.args[0] === "wait") await new Promise((r) => setTimeout(r, 60_000));
+    if (Deno.args[0] === "wait") await Deno.stdin.read(new Uint8Array(1));
   `;
   const path = join(dir.path, "push.ts");
   await Deno.writeTextFile(path, script);
@@ -104,6 +104,7 @@ Deno.test("makeLockedTemporaryDir() removes directories of a killed publish and 
     const child = spawnProcess(Deno.execPath(), {
       args: await withImportMap(["run", "-A", path, "wait"]),
       env,
+      input: "held",
       stdout: (chunk) => said.resolve(new TextDecoder().decode(chunk).trim()),
     });
     return { child, cwd: await said.promise };
