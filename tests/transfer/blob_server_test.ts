@@ -21,6 +21,7 @@ import { temporaryDir } from "../support/directory.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import { replaceMethod } from "../support/replace_method.ts";
 import { holdTimers, scaleClock } from "../support/timers.ts";
+import { waitUntil } from "../support/wait_until.ts";
 
 const MIB = 1024 * 1024;
 const SIZE = 24 * MIB + 12345;
@@ -326,14 +327,21 @@ Deno.test("Blob download pauses all connections for the time in Retry-After", as
   using _clock = replaceMethod(performance, { now: () => clock.time });
   using timers = holdTimers(30_000);
   let asked = 0;
-  const reading = readFrom(({ number }) => {
+  // Holds all bodies until the 429 has arrived.
+  const paused = waitUntil("a pause", () => timers.count() > 0, 1);
+  const reading = readFrom(({ number, correctResponse }) => {
     asked = number;
-    if (number !== 2) return undefined;
-    const headers = { "retry-after": "30" };
-    return new Response(null, { status: 429, headers });
+    if (number === 2) {
+      const headers = { "retry-after": "30" };
+      return new Response(null, { status: 429, headers });
+    }
+    const { headers, body } = correctResponse();
+    const start = () => paused;
+    const held = body!.pipeThrough(new TransformStream({ start }));
+    return new Response(held, { status: 206, headers });
   });
   // All four connections have finished their ranges and wait.
-  while (timers.count() < 4) await new Promise((done) => setTimeout(done, 1));
+  await waitUntil("four pauses", () => timers.count() === 4, 1);
   const before = asked;
   clock.time = 30_000;
   timers.expire();
