@@ -20,6 +20,7 @@ import {
   refusal,
   say,
 } from "../support/fake_machine.ts";
+import { holdTimers } from "../support/timers.ts";
 import {
   runWarmShellGuest,
   type WaitingGuestOptions,
@@ -132,9 +133,15 @@ test("Warm shell: an aborted command throws the abort's reason", async () => {
 });
 
 test("Warm shell: a command that is aborted before it has started is not waited for", async () => {
+  // The interval of the polls.
+  using polling = holdTimers(500);
   const stop = new AbortController();
   await using on = await restored({
-    start: () => new Promise(() => stop.abort(new Error("enough"))),
+    start: () =>
+      new Promise(() => {
+        stop.abort(new Error("enough"));
+        polling.expire();
+      }),
   });
   await on.shell.setUpGuest([]);
   const polls: string[] = [];
@@ -192,10 +199,12 @@ test("Warm shell: a command starts a new shell when the warm shell was killed", 
   for (const start of ends) {
     await using on = await restored({ start });
     await on.shell.setUpGuest([]);
-    on.agent = ({ execute, arguments: { pid } }) =>
-      execute === "guest-exec-status" && pid === 7
+    on.agent = ({ execute, arguments: { pid } }) => {
+      if (execute === "guest-exec") return { pid: 8 };
+      return execute === "guest-exec-status" && pid === 7
         ? refusal("Invalid parameter 'pid'")
         : undefined;
+    };
     assertEquals((await on.run("true")).code, 0);
     await on.monitor[Symbol.asyncDispose]();
     assertEquals(on.machine.plugged.size, 0);
