@@ -114,8 +114,11 @@ test("bootGuest() warns about an unfinished cloud-init when the agent is optiona
     clock.pass(600_000);
     return { exited: false };
   };
-  await using late = await fakeVm({ agent });
-  await expectFailure("guest_not_ready", () => bootFake(late));
+  {
+    // Its agent must not pass time during the next boot.
+    await using late = await fakeVm({ agent });
+    await expectFailure("guest_not_ready", () => bootFake(late));
+  }
   await using fake = await fakeVm({ agent, options: { agentOptional: true } });
   const vm = await bootFake(fake);
   assertEquals(readyEvent(fake).agent, undefined);
@@ -182,14 +185,12 @@ test("booted VM: exec() reports guest_failed when the accelerator crashes", asyn
   await using fake = await fakeVm({
     prepared: false,
     plan: { accelerator: "kvm" },
-    machine: {
-      ended: Promise.resolve({ code: 134, signal: null }),
-      stderrTail: () => "KVM: entry failed",
-    },
+    machine: { stderrTail: () => "KVM: entry failed" },
     qemu: ([name]) =>
       name === "chardev-add" ? new VmDisconnectedError() : undefined,
   });
   const vm = await bootFake(fake);
+  fake.end(134);
   const error = await expectFailure("guest_failed", () => vm.exec("true"));
   assertEquals(error.message, "QEMU exited: KVM: entry failed");
   await stopFake(fake, vm);
