@@ -184,8 +184,19 @@ export async function makeTemporaryDir(prefix: string, parent?: string) {
   });
 }
 
+const MAX_REMOVE_ATTEMPTS = 10;
+
+/** Removes a directory and all in it, or a file; a missing one is no error. */
 export async function removeTree(path: string): Promise<void> {
-  await orIfNotFound(Deno.remove(path, { recursive: true }));
+  for (let attempt = 1;; attempt++) {
+    try {
+      return await orIfNotFound(Deno.remove(path, { recursive: true }));
+    } catch (error) {
+      // The oras of a killed process may live on for a while and add files.
+      const isFilledAgain = (error as { code?: string }).code === "ENOTEMPTY";
+      if (!isFilledAgain || attempt === MAX_REMOVE_ATTEMPTS) throw error;
+    }
+  }
 }
 
 /** Lists the sorted names in a directory; empty if the directory is missing. */

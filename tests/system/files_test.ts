@@ -97,6 +97,24 @@ Deno.test("syncToDisk() and removeTree() accept a file or a directory", async ()
   assertEquals([...Deno.readDirSync(dir.path)], []);
 });
 
+Deno.test("removeTree() removes a directory that another process fills meanwhile, unless that never ends", async () => {
+  await using dir = await temporaryDir();
+  const path = join(dir.path, "a");
+  await Deno.mkdir(join(path, "b"), { recursive: true });
+  const { remove } = Deno;
+  for (const [fills, isRemoved] of [[Infinity, false], [3, true]] as const) {
+    let left: number = fills;
+    // As if a file was created between the removal of the others and of the directory.
+    using _remove = replaceMethod(Deno, {
+      remove: (path: string, options: Deno.RemoveOptions) =>
+        remove(path, left-- > 0 ? {} : options),
+    });
+    if (isRemoved) await removeTree(path);
+    else await assertRejects(() => removeTree(path), Error, "not empty");
+  }
+  assertEquals([...Deno.readDirSync(dir.path)], []);
+});
+
 Deno.test({
   name: "syncToDisk() throws when the file cannot be synced",
   ignore: Deno.build.os !== "linux",
