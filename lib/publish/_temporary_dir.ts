@@ -49,9 +49,11 @@ async function removeAbandonedDirs(tmp: string) {
     const dir = join(tmp, name);
     const [files, lock] = pathsIn(dir);
     try {
-      // Without a lock file it is empty: killed before locking, or after cleaning up.
+      const isFilled = await orIfNotFound(Deno.lstat(files)) !== undefined;
       if (await readFileIdentity(lock) === undefined) {
-        await Deno.remove(dir);
+        // Killed before locking, or after cleaning up; or the oras that outlived a
+        // killed publish has created the files again, which a lock would precede.
+        await Deno.remove(dir, { recursive: isFilled });
         continue;
       }
       // Held until the end, because the owner may be about to lock it.

@@ -54,12 +54,15 @@ Deno.test("makeLockedTemporaryDir() removes abandoned directories and nothing el
     await write("toolsmith-verify-filled", "files", "image.qcow2");
     await make("toolsmith-publish-cleared");
     await write("toolsmith-publish-cleared", "lock");
+    // Removed, and created again by the oras of a killed publish.
+    await make("toolsmith-verify-again", "files");
+    await write("toolsmith-verify-again", "files", "image.qcow2");
     // Not abandoned: in use, unlocked but not empty, or named differently.
     await make("toolsmith-publish-used", "files");
     using _held = await tryFileLock(
       join(tmp, "toolsmith-publish-used", "lock"),
     );
-    await make("toolsmith-publish-kept", "files");
+    await make("toolsmith-publish-kept", "other");
     await make("toolsmith-test-x");
     await make("x-toolsmith-publish-x");
     await write("toolsmith-publish-file");
