@@ -116,15 +116,26 @@ function processesFromProc(): RunningProcess[] {
   return [...Deno.readDirSync("/proc")]
     .map(({ name }) => Number(name))
     .filter((pid) => pid > 0)
-    .map((pid) => {
-      try {
-        const words = Deno.readTextFileSync(`/proc/${pid}/cmdline`);
-        return { pid, line: words.replaceAll("\0", " ") };
-      } catch {
-        // It has ended meanwhile.
-        return { pid, line: "" };
-      }
-    });
+    .map((pid) => ({ pid, line: commandLineOf(pid) }));
+}
+
+/** Empty if the process has ended meanwhile. */
+function commandLineOf(pid: number): string {
+  for (;;) {
+    const line = textOf(`/proc/${pid}/cmdline`).replaceAll("\0", " ");
+    if (line !== "" || !becomesProgram(pid)) return line;
+  }
+}
+
+/**
+ * Has a process no command line because it is just becoming another program? On a busy
+ * host that takes milliseconds. Processes that end and kernel threads never have one.
+ */
+function becomesProgram(pid: number): boolean {
+  // Flags of proc(5): PF_EXITING and PF_KTHREAD.
+  const [, flags] = /\) [^Z](?: -?\d+){5} (\d+)/
+    .exec(textOf(`/proc/${pid}/stat`)) ?? [];
+  return flags !== undefined && (Number(flags) & 0x20_0004) === 0;
 }
 
 async function processesFromPs(): Promise<RunningProcess[]> {
