@@ -10,7 +10,8 @@ import { connectToVmSocket } from "./errors.ts";
 const PRINTED_TAIL_LINES = 16;
 const MAX_TAIL_LINE_CHARS = 300;
 const CONSOLE_TAIL_CHARS = 64 * 1024;
-const KERNEL_PANIC_PATTERN = /Kernel panic - not syncing[^\n]*/;
+/** A whole line, as the console may be read in the middle of one. */
+const KERNEL_PANIC_PATTERN = /Kernel panic - not syncing[^\n]*(?=\n)/;
 /** Printed by firmware and boot loaders that find nothing to boot. */
 const NOT_BOOTABLE_PATTERN = /No bootable device|Missing operating system/;
 /** EDK II falls back to its own shell, if it has one and starts it, which then waits. */

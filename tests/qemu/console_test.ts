@@ -27,13 +27,14 @@ Deno.test("printableConsoleTail() cuts long lines and replaces bidirectional con
   const line = `\u202e${"x".repeat(60_000)}`;
   const shown = printableConsoleTail(line);
   assertEquals(shown, `?${"x".repeat(299)}`);
-  const failure = findConsoleFailure(`Kernel panic - not syncing ${line}`);
+  const failure = findConsoleFailure(`Kernel panic - not syncing ${line}\n`);
   assert(failure!.message.length < 340 && !failure!.message.includes("\u202e"));
 });
 
 Deno.test("findConsoleFailure() detects a kernel panic and returns its message", () => {
   const message = "Kernel panic - not syncing: Attempted to kill init!";
   const text = `[    2.4] ${message}\r\n[    2.5] CPU: 0 PID: 1\r\n`;
+  assertEquals(findConsoleFailure(text.slice(0, 40)), undefined);
   const error = findConsoleFailure(text)!;
   assertEquals([error.code, error.message], [
     "guest_panicked",
