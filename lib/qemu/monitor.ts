@@ -59,9 +59,14 @@ export function singleProcessMonitor(
   const exclusive = serialQueue();
   const background = backgroundRunner(exclusive);
   let inSync = true;
+  let isDisposed = false;
   return {
     dir,
-    runExclusively: exclusive,
+    runExclusively: (work, signal) =>
+      exclusive(async () => {
+        if (isDisposed) throw new VmDisconnectedError();
+        return await work();
+      }, signal),
     runInBackground: background.run,
     qemu: (commands, signal) => abortable(qmp.execute(...commands), signal),
     agent: (command, signal) =>
@@ -81,6 +86,8 @@ export function singleProcessMonitor(
         return answer;
       }, signal),
     async [Symbol.asyncDispose]() {
+      // The VM's directory is removed next: a command that starts makes files there.
+      await exclusive(() => Promise.resolve(isDisposed = true));
       await background.done();
       await turn(() => Promise.resolve());
       await qmp[Symbol.asyncDispose]();

@@ -163,6 +163,26 @@ Deno.test("monitor: disposing waits for background work, even if the work fails"
   ]);
 });
 
+Deno.test("disposing a monitor waits for exclusive work, and refuses later work", async () => {
+  const { qmp, agent, done } = connections();
+  const monitor = singleProcessMonitor("/machine", qmp, agent);
+  const busy = Promise.withResolvers<void>();
+  const running = monitor.runExclusively(async () => {
+    await busy.promise;
+    await turns();
+    done.push("ran");
+  });
+  const ended = monitor[Symbol.asyncDispose]();
+  const late = () =>
+    monitor.runExclusively(() => Promise.resolve(void done.push("late")));
+  const refused = assertRejects(late, VmDisconnectedError);
+  busy.resolve();
+  await ended;
+  await running;
+  await refused;
+  assertEquals(done, ["ran", "qmp closed", "agent closed"]);
+});
+
 Deno.test("runInBackground() disposes its resource when the work never gets the lock", async () => {
   using timers = holdTimers(120_000);
   const { qmp, agent, done } = connections();
