@@ -41,8 +41,8 @@ export interface VmParts {
 
 const QMP_COMMAND_TIMEOUT_MS = 3_000;
 const QUIT_TIMEOUT_MS = 5_000;
-/** A VM's connections break slightly before its end is noticed. */
-const END_DETECTION_MS = 1_000;
+/** A VM's connections break before its end is noticed, on a busy host long before. */
+const END_DETECTION_MS = 5_000;
 const NO_FREE_COMMAND_PORT_WARNING =
   "The VM runs as many commands as it can: waiting for one to end";
 

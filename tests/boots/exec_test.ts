@@ -469,6 +469,8 @@ async function commands(t: Deno.TestContext, guest: Guest) {
   );
 
   await t.step("exec() fails when the VM ends", async () => {
+    // A slow host needs long to end QEMU.
+    using _timers = changeTimerDelays((ms) => ms === 5_000 ? 600_000 : ms);
     const error = await expectFailure(
       "boot_failed",
       () => vm.exec("sh", sh("poweroff -f; sleep 100")),

@@ -225,7 +225,7 @@ test("exec() reports why the VM ended, if known", async () => {
       "Lost the connection to the VM",
     ],
   ];
-  using _timers = changeTimerDelays((ms) => ms === 1000 ? 0 : ms);
+  using _timers = changeTimerDelays((ms) => ms === 5000 ? 0 : ms);
   for (const [parts, message] of cases) {
     await withVm({ command, parts }, async ({ vm }) => {
       const error = await vm.exec("true").catch((error) => error);
