@@ -32,6 +32,11 @@ export interface TestTerminal extends AsyncDisposable {
    * @param style `coloured` includes colour codes in the text.
    */
   shows(pattern: RegExp, style?: "coloured"): Promise<void>;
+  /**
+   * Waits until a program has asked where the cursor is, last of all: busybox's shell
+   * does at its prompt. The answer precedes whatever is typed then.
+   */
+  asksForCursor(): Promise<void>;
   /** Returns all lines of the screen with colour codes. */
   screen(): Promise<string>;
   /** Expands a tmux format, such as `#{alternate_on}`. */
@@ -53,6 +58,8 @@ export async function openTerminal(
     return stdout;
   };
   await tmux("new-session", "-d", "-x", "90", "-y", "30", shell);
+  const printed = join(cwd, "tmux.printed");
+  await tmux("pipe-pane", `cat >'${printed}'`);
   const write = async (text: string) => {
     await tmux("send-keys", "-l", text);
   };
@@ -83,6 +90,11 @@ export async function openTerminal(
         100,
       );
     },
+    asksForCursor: () =>
+      waitUntil("a question for the cursor", async () => {
+        const text = await Deno.readTextFile(printed).catch(() => "");
+        return text.endsWith("\x1b[6n");
+      }),
     screen: () => tmux("capture-pane", "-p", "-e"),
     ask: (format) => tmux("display-message", "-p", format),
     async [Symbol.asyncDispose]() {
