@@ -290,7 +290,7 @@ testWithClient("toolsmith mcp runs commands in one VM", async (t) => {
     assert(before.length === 1 && after.length === 1 && before[0] !== after[0]);
   });
   await t.step("the VM ends with the connection", async () => {
-    await server.client.close();
+    await server[Symbol.asyncDispose]();
     await assertEnded(server.pid);
     assertEquals(await vmPids(work), []);
     // The server has stopped it: QEMU would also end without the server.

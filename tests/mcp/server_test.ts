@@ -451,16 +451,9 @@ testWithClient(
     const path = join(work.dir, "image.qcow2");
     await Deno.writeTextFile(path, "no image");
     await work.manifest({ qcow2: path, qcow2_sha256: "0".repeat(64) });
-    // The SDK's client ends a server that is slow to end by SIGTERM.
-    await using server = await rawServer(work, ["--log", log]);
-    await server.write(`${JSON.stringify(INITIALIZE)}\n`);
-    await server.answer(0);
-    const params = { name: "run", arguments: { command: "true" } };
-    const call = { jsonrpc: "2.0", id: 1, method: "tools/call", params };
-    await server.write(`${JSON.stringify(call)}\n`);
-    await server.answer(1);
-    await server.end();
-    assertEquals((await server.child.ended).code, 0);
+    await using server = await connectMcp(work.dir, { flags: ["--log", log] });
+    await server.call("run", { command: "true" });
+    await server[Symbol.asyncDispose]();
     const types = (await Deno.readTextFile(log)).trimEnd().split("\n")
       .map((line) => JSON.parse(line).type);
     assertEquals(types.slice(0, 2), ["before", "download_start"]);

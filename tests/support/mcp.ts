@@ -3,6 +3,7 @@
  */
 import { type CallToolResult, Client } from "@modelcontextprotocol/client";
 import { StdioClientTransport } from "@modelcontextprotocol/client/stdio";
+import { changeTimerDelays } from "./timers.ts";
 import { cleanEnvironment, cliCommand } from "./workspace.ts";
 
 /** How {@linkcode connectMcp} connects. */
@@ -86,6 +87,8 @@ export async function connectMcp(
     pid: transport.pid!,
     stderrText: () => stderr,
     async [Symbol.asyncDispose]() {
+      // The SDK kills a server that takes longer to end its VM.
+      using _timers = changeTimerDelays((ms) => ms === 2_000 ? 600_000 : ms);
       await client.close();
     },
   };
