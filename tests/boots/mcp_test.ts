@@ -354,6 +354,7 @@ const writer = child.stdin.getWriter();
 const send = (message) => writer.write(new TextEncoder().encode(
   JSON.stringify({ jsonrpc: "2.0", ...message }) + "\\n",
 ));
+console.log(child.pid);
 await send({ id: 0, method: "initialize", params: {
   protocolVersion: "2025-06-18", capabilities: {},
   clientInfo: { name: "test", version: "1.0.0" },
@@ -363,7 +364,6 @@ await send({ id: 1, method: "tools/call", params: {
   name: "run",
   arguments: { command: "sh", args: ["-c", "echo begun >/mnt/out/begun; sleep 4242"] },
 } });
-console.log(child.pid);
 for await (const _ of child.stdout);
 `;
 
