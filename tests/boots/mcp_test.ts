@@ -224,11 +224,16 @@ testWithClient("toolsmith mcp runs commands in one VM", async (t) => {
       assert(hint);
     },
   );
+  /** The command cannot report its end: a slow guest may get KILL together with TERM. */
+  const untilNoneSleeps = async () => {
+    const look =
+      "while ps -o args | grep -v grep | grep -q 'sleep 4242'; do sleep 0.1; done";
+    assertEquals(fieldsOf(await call("run", sh(look))).code, 0);
+  };
   await t.step(
     "a timeout ends the command, and returns what it printed",
     async () => {
-      const trapped = "trap 'echo ended >/mnt/out/late; exit' TERM";
-      const script = `${trapped}; echo begun; sleep 4242 & wait`;
+      const script = "echo begun; sleep 4242 & wait";
       // Longer and longer, as a busy host may not have started the command.
       for (let timeout = 1, printed = ""; printed === ""; timeout *= 2) {
         const { error, message, stdout } = errorOf(
@@ -238,21 +243,20 @@ testWithClient("toolsmith mcp runs commands in one VM", async (t) => {
         assertStringIncludes(message, `within ${timeout} s`);
         printed = stdout;
       }
-      await untilWritten(join(out, "late"), "ended\n");
+      await untilNoneSleeps();
     },
   );
   await t.step("a cancelled call ends its command in the guest", async () => {
     const cancel = new AbortController();
-    const trapped = "trap 'echo ended >/mnt/out/cancelled; exit' TERM";
     const running = call(
       "run",
-      sh(`${trapped}; echo begun >/mnt/out/cancelled; sleep 4242 & wait`),
+      sh("echo begun >/mnt/out/cancelled; sleep 4242 & wait"),
       { signal: cancel.signal },
     );
     await untilWritten(join(out, "cancelled"), "begun\n");
     cancel.abort("test");
     await assertRejects(() => running);
-    await untilWritten(join(out, "cancelled"), "ended\n");
+    await untilNoneSleeps();
   });
   await t.step(
     "a VM that has ended is replaced, and the result says so",
