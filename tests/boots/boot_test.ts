@@ -100,6 +100,8 @@ Deno.test({
       });
       const { code } = await vm.exec("sh", { args: ["-c", write] });
       assertEquals(code, 0);
+      // Longer than by default, for a slow guest.
+      await vm.stop({ graceMs: 600_000 });
     }
     // The guest powered down and could flush its writes.
     assertEquals(shutdown.events.map(({ how }) => how), ["powered_down"]);

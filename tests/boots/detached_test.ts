@@ -169,7 +169,10 @@ Deno.test({
 
     await t.step("stopDetachedVm() stops the VM, removes files", async () => {
       const shutdown = collectEvents("shutdown");
-      const stopped = await stopDetachedVm(path, { onEvent: shutdown.onEvent });
+      // Longer than by default, for a slow guest.
+      const graceMs = 600_000;
+      const { onEvent } = shutdown;
+      const stopped = await stopDetachedVm(path, { graceMs, onEvent });
       assertEquals(stopped.pid, state.pid);
       assertEquals(shutdown.events.map(({ how }) => how), ["powered_down"]);
       assertEquals(await findDetachedVm(path), undefined);
