@@ -12,6 +12,7 @@ import { assertAllEnded } from "../support/processes.ts";
 import { type ProxyFault, startProxy } from "../support/proxy.ts";
 import { replaceMethod } from "../support/replace_method.ts";
 import { holdTimers } from "../support/timers.ts";
+import { waitUntil } from "../support/wait_until.ts";
 import {
   cleanEnvironment,
   cliCommand,
@@ -48,6 +49,17 @@ async function behindProxy() {
     images: () => proxy.seen.filter(({ request }) => IMAGE.test(request)),
     [Symbol.asyncDispose]: () => all.disposeAsync(),
   };
+}
+
+/** Size of what oras has written: less than the proxy has sent, for a while. */
+function pulledBytes({ dir }: Workspace): number {
+  const cache = `${dir}/.toolsmith/cache/demo`;
+  try {
+    const staging = [...Deno.readDirSync(cache)].find((it) => it.isDirectory);
+    return Deno.statSync(`${cache}/${staging?.name}/pull-1/image.qcow2`).size;
+  } catch {
+    return 0;
+  }
 }
 
 /** Names in the image's cache directory, including staging. */
@@ -191,7 +203,7 @@ Deno.test({
     await t.step(
       "hydrate maps a stalled transfer to transfer_stalled",
       async () => {
-        using _clock = hurryWhile(() => site.images()[0]?.bytes === MIB);
+        using _clock = hurryWhile(() => pulledBytes(site.work) === MIB);
         await fails(
           [{ match: IMAGE, stallAfter: MIB }],
           39,
@@ -247,9 +259,12 @@ async function hanging(site: Awaited<ReturnType<typeof behindProxy>>) {
     env: cleanEnvironment(),
     stderr: (chunk) => stderr += new TextDecoder().decode(chunk),
   });
-  while (!site.proxy.seen.some(({ bytes }) => bytes >= MIB)) {
-    await new Promise((done) => setTimeout(done, 50));
-  }
+  await waitUntil(
+    "a transfer that hangs",
+    () =>
+      site.proxy.seen.some(({ bytes }) => bytes >= MIB) &&
+      pulledBytes(site.work) >= MIB,
+  );
   return { child, stderr: () => stderr };
 }
 
