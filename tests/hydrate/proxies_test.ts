@@ -10,11 +10,8 @@ const REAL = requires("oras", "registry", "qemuImg");
 /** From this size on, hydrate uses range requests. */
 const LARGE = 64 * 1024 * 1024;
 
-/** An address where nothing listens. */
-function deadProxy(): string {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return `http://127.0.0.1:${listener.addr.port}`;
-}
+/** Nothing listens there, unlike at a port that was free a moment ago. */
+const DEAD_PROXY = "http://127.0.0.1:2";
 
 /** The distinct kinds of requests that a host received. */
 const asked = ({ seen }: FaultyProxy) =>
@@ -42,13 +39,16 @@ Deno.test({
       bytes: LARGE,
       host: far,
     });
-    const dead = deadProxy();
-    const all = { HTTP_PROXY: dead, HTTPS_PROXY: dead, http_proxy: dead };
+    const all = {
+      HTTP_PROXY: DEAD_PROXY,
+      HTTPS_PROXY: DEAD_PROXY,
+      http_proxy: DEAD_PROXY,
+    };
     const cases: [string, Record<string, string>, string?][] = [
       ["NO_PROXY=*", { ...all, NO_PROXY: "*" }],
       ["NO_PROXY=HOST:PORT", { ...all, NO_PROXY: ` x.test, ${far}` }],
       ["no_proxy=CIDR", { ...all, no_proxy: "0.0.0.0/8" }],
-      ["ALL_PROXY alone", { ALL_PROXY: dead, all_proxy: dead }],
+      ["ALL_PROXY alone", { ALL_PROXY: DEAD_PROXY, all_proxy: DEAD_PROXY }],
       ["a loopback registry", all, front.host],
     ];
     const hydrate = async (env: Record<string, string>, host = far) => {
@@ -97,7 +97,7 @@ Deno.test({
       {
         env: {
           ...tunnel.env,
-          ALL_PROXY: deadProxy(),
+          ALL_PROXY: DEAD_PROXY,
           TOOLSMITH_REGISTRY_CONFIG: await certsDir(work.dir, caFile!),
         },
       },
@@ -122,14 +122,13 @@ Deno.test({
   name: "hydrate names an unreachable proxy in the error",
   async fn() {
     await using work = await workspace();
-    const dead = deadProxy();
     await work.manifest({
       qcow2: "https://far.test/a.qcow2",
       qcow2_sha256: "0".repeat(64),
     });
     const { stderr, code } = await work.toolsmith(
       ["hydrate", "--retries", "0"],
-      { env: { HTTPS_PROXY: dead } },
+      { env: { HTTPS_PROXY: DEAD_PROXY } },
     );
     assertEquals(code, 37, stderr);
     assertMatch(
