@@ -3,6 +3,7 @@ import { join } from "@std/path";
 import type { Environment } from "../../lib/environment.ts";
 import type { HydrateOptions } from "../../lib/hydrate/hydrate.ts";
 import { init } from "../../lib/hydrate/init.ts";
+import { orIfNotFound } from "../../lib/system/files.ts";
 import { temporaryDir } from "../support/directory.ts";
 import {
   hydrateWorkspace,
@@ -12,6 +13,7 @@ import { requires } from "../support/parts.ts";
 import { type FaultyProxy, startProxy } from "../support/proxy.ts";
 import { PASSWORD, startRegistry, USERNAME } from "../support/registry.ts";
 import { holdTimers, scaleClock } from "../support/timers.ts";
+import { waitUntil } from "../support/wait_until.ts";
 import { jsonLines } from "../support/workspace.ts";
 
 const REAL = requires("oras", "registry", "qemuImg");
@@ -76,12 +78,14 @@ Deno.test({
         }$`,
       ),
     );
-    // The caches store blobs in the background.
+    // The caches store blobs in the background: last a link, first as an empty file.
     const link =
       `${near.storage}/docker/registry/v2/repositories/owner/image/_layers/sha256/${all.sha256}/link`;
-    while (!await Deno.stat(link).catch(() => undefined)) {
-      await new Promise((go) => setTimeout(go, 50));
-    }
+    await waitUntil(
+      "the blob's link in the cache",
+      async () =>
+        await orIfNotFound(Deno.readTextFile(link)) === `sha256:${all.sha256}`,
+    );
     all.upstream.seen.length = mirror.seen.length = 0;
     assertEquals(await all.hydrate([`http://${mirror.host}`]), []);
     assertEquals(bytesOf(all.upstream), 0);
