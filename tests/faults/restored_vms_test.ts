@@ -29,6 +29,8 @@ Deno.test({
       workspace: dir.path,
       snapshots: { dir: join(dir.path, "machines"), digest: "sha256:1" },
       accelerator: "tcg" as const,
+      // On a busy host a guest may print nothing for minutes.
+      bootTimeoutMs: 86_400_000,
       env: new Map([...env, ["TMPDIR", dir.path]]),
     };
     await (await boot(options)).stop();

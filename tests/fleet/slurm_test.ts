@@ -18,10 +18,13 @@ import {
   workspace,
 } from "../support/workspace.ts";
 
-/** The batch script of docs/fleets.md, with a variable command. */
+/**
+ * The batch script of docs/fleets.md, with a variable command, and a time limit: on a busy
+ * host a guest may print nothing for minutes.
+ */
 const SCRIPT = `#!/bin/sh
 export TOOLSMITH_CACHE="$CACHES/$SLURMD_NODENAME"
-exec toolsmith run -- sh -c "$COMMAND" task "$SLURM_ARRAY_TASK_ID"
+exec toolsmith run --boot-timeout 2400 -- sh -c "$COMMAND" task "$SLURM_ARRAY_TASK_ID"
 `;
 
 Deno.test({

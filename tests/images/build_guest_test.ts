@@ -27,7 +27,8 @@ Deno.test({
     const built = await buildGuest("--add", tool, "--add", shell, out);
     assertEquals([built.code, built.stdout], [0, `${out}\n`], built.stderr);
 
-    await using vm = await boot({ image: out, env });
+    // On a busy host a guest may print nothing for minutes.
+    await using vm = await boot({ image: out, env, bootTimeoutMs: 86_400_000 });
     const { stdout } = await vm.exec("my-tool", { args: ["it"] });
     assertEquals(stdout, "my tool got it\n");
     // build.ts also copies a program's shared libraries.

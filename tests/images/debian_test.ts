@@ -33,7 +33,8 @@ Deno.test({
       TOOLSMITH_QEMU: "",
     };
     const toolsmith = (args: string[], options: CliOptions = {}) =>
-      work.toolsmith(["run", ...args], {
+      // On a busy host a guest may print nothing for minutes.
+      work.toolsmith(["run", "--boot-timeout", "2400", ...args], {
         permissions: ["-P=run"],
         timeoutMs: 3_600_000,
         ...options,
