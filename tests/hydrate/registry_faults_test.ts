@@ -290,6 +290,8 @@ Deno.test({
       await assertAllEnded(site.work.dir);
       site.proxy.seen.length = 0;
       site.proxy.faults.length = 0;
+      // Resumed, the next download would not use oras.
+      await Deno.remove(partial.path, { recursive: true });
     }
   },
 });
