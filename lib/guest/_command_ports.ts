@@ -17,9 +17,10 @@ import {
   portFileName,
   portNameOfFile,
 } from "../qemu/vm_dir.ts";
-import { connectToVmSocket } from "../qemu/errors.ts";
+import { connectToVmSocket, VmDisconnectedError } from "../qemu/errors.ts";
 import type { Monitor } from "../qemu/monitor.ts";
 import type { QmpCommand } from "../qemu/qmp.ts";
+import { orIfNotFound } from "../system/files.ts";
 import { acquireFileLock, tryFileLock } from "../system/lock.ts";
 import { sleep } from "../system/time.ts";
 import { sendLine } from "./_command_stdin.ts";
@@ -64,7 +65,10 @@ export class CommandPorts implements Disposable {
   async connect(ends: readonly (typeof STDIO_PORTS[number])[]): Promise<void> {
     for (const end of ends) {
       const path = join(this.vmDir, portFileName(this.baseName, end));
-      this.#connections.push(await connectToVmSocket(path));
+      const connection = await orIfNotFound(connectToVmSocket(path));
+      // QEMU removes its sockets when it ends.
+      if (!connection) throw new VmDisconnectedError();
+      this.#connections.push(connection);
     }
     [this.stdout, this.stderr, this.stdin] = this.#connections;
   }

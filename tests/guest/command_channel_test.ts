@@ -1,7 +1,7 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { openCommandChannel } from "../../lib/guest/_command_channel.ts";
 import { VmDisconnectedError } from "../../lib/qemu/errors.ts";
-import { sharedMonitor } from "../../lib/qemu/monitor.ts";
+import { type Monitor, sharedMonitor } from "../../lib/qemu/monitor.ts";
 import { expectFailure } from "../support/expect_failure.ts";
 import {
   type FakeCommand,
@@ -160,6 +160,19 @@ test("openCommandChannel() rejects a wrong or truncated ready line", async () =>
     },
   });
   assertEquals(broken instanceof VmDisconnectedError, true);
+});
+
+test("openCommandChannel() reports a lost VM when QEMU ends while its ports are plugged", async () => {
+  await using machine = await fakeMachine({});
+  await using shared = sharedMonitor(machine.dir);
+  const monitor: Monitor = {
+    ...shared,
+    runExclusively: (work) => work(),
+    // As if QEMU had created the sockets, and removed them when it ended.
+    qemu: () => Promise.resolve([]),
+  };
+  const error = await openCommandChannel(monitor, OPEN).catch((it) => it);
+  assertEquals(error.constructor, VmDisconnectedError, `${error}`);
 });
 
 test("openCommandChannel() unplugs its ports when the command fails to start", async () => {
