@@ -83,7 +83,7 @@ Deno.test("makeLockedTemporaryDir() removes directories of a killed publish and 
   const tmp = join(dir.path, "tmp");
   // Killed before locking; a directory with other files is not ours.
   await Deno.mkdir(join(tmp, "toolsmith-publish-made"), { recursive: true });
-  await Deno.mkdir(join(tmp, "toolsmith-publish-other", "files"), {
+  await Deno.mkdir(join(tmp, "toolsmith-publish-other", "other"), {
     recursive: true,
   });
   const image = join(dir.path, "i.qcow2");
