@@ -54,20 +54,32 @@ find_card() {
   done 2>/dev/null
   return 1
 }
+# By the shell itself: a process takes time from those that configure the card.
+has_default_route() {
+  while read -r card destination rest; do
+    [ "$card $destination" != "$1 00000000" ] || return 0
+  done </proc/net/route
+  return 1
+}
 configure() {
   find_card "$1" || {
     echo "no card $1"
     return 1
   }
-  name=\${dir##*/} links=/run/systemd/netif/links is_up=
+  name=\${dir##*/} links=/run/systemd/netif/links state= is_up=
   # systemd-networkd would remove what it has not configured. It asks by DHCP.
-  [ ! -e $links/1 ] || [ "$tries" -ge 100 ] ||
-    case $(grep ^ADMIN_STATE= "$links/$(cat "$dir/ifindex")") in
+  if [ -e $links/1 ] && [ "$tries" -lt 100 ]; then
+    read -r index <"$dir/ifindex"
+    while read -r state; do
+      case $state in ADMIN_STATE=*) break ;; esac
+    done <"$links/$index"
+    case $state in
     *=configured) return 0 ;;
     *=unmanaged | *=failed) ;;
     # It goes on to wait for a router of IPv6.
-    *) ip route show dev "$name" | grep ^default; return ;;
+    *) has_default_route "$name"; return ;;
     esac
+  fi
   if command -v ip >/dev/null; then
     # Time for udev to rename the card, which it cannot do once the card is up.
     [ ! -e /run/udev/control ] || [ "$tries" -gt 0 ] || return 1
@@ -79,7 +91,7 @@ configure() {
         { ip addr add "$2/$3" dev "$name" || :; } &&
         ip route replace default via "$5" dev "$name" || return
     else
-      ip route show dev "$name" | grep ^default || return
+      has_default_route "$name" || return
     fi
   else
     ifconfig "$name" "$2" netmask "$4" up && route add default gw "$5" || return
@@ -132,8 +144,9 @@ wait
 
 /**
  * Waits until systemd has started all units, loads the programs that each command
- * needs, and records a kernel without 9p. Arguments: the wait in seconds; then tag
- * and mount point of each directory. Other failures show up in later commands.
+ * needs and what a network card needs, and records a kernel without 9p. Arguments: the
+ * wait in seconds; then tag and mount point of each directory. Other failures show up
+ * in later commands.
  */
 export const PREPARE_SNAPSHOT_SCRIPT = `
 exec >/dev/null 2>&1
@@ -151,6 +164,8 @@ while [ $# -gt 0 ]; do
   fi
   shift 2
 done
+modprobe virtio_net
+ip link
 date
 sleep 0
 : | setsid cat | dd count=0

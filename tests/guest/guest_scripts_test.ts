@@ -79,6 +79,7 @@ async function inGuest(
     .replaceAll("/sys/class/net", join(dir, "net"))
     .replaceAll("/run/systemd/netif/links", join(dir, "links"))
     .replaceAll("/etc/resolv.conf", join(dir, "resolv.conf"))
+    .replaceAll("/proc/net/route", join(dir, "route"))
     .replaceAll("/sys/kernel", dir)
     .replaceAll("/run/udev", dir);
   const path = join(dir, "sh");
@@ -200,9 +201,11 @@ for (const shell of SHELLS) {
       await Deno.writeTextFile(at("links/2"), "ADMIN_STATE=configuring\n");
       await Deno.writeTextFile(at("waits"), "");
       const stubs = `${STUBS}
-sleep() { echo x >>waits; }
-ip() {
-  [ "$1" != route ] || [ "$(grep -c x waits)" -lt 3 ] || echo "default via $5"
+sleep() {
+  echo x >>waits
+  # The first is another card's, the second that of the card's network.
+  printf 'Iface\\tDestination\\neth1\\t00000000\\t0\\neth0\\t0000000A\\t0\\n' >route
+  [ "$(grep -c x waits)" -lt 3 ] || printf 'eth0\\t00000000\\t0\\n' >>route
 }
 resolvectl() { :; }
 `;
