@@ -53,6 +53,8 @@ for (const [name, { start, load, ignore }] of Object.entries(SHELLS)) {
       /** Types, presses Tab, and waits for the screen to match. */
       const completes = async (typed: string, shown: RegExp) => {
         await terminal.press("C-u");
+        // The completion before may have been the same.
+        await terminal.shows(new RegExp(`^(?![^]*${shown.source})`));
         await terminal.write(typed);
         await terminal.press("Tab");
         await terminal.shows(shown);
