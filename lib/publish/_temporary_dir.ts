@@ -36,8 +36,7 @@ export async function makeLockedTemporaryDir(purpose: "publish" | "verify") {
       path,
       async [Symbol.asyncDispose]() {
         await files[Symbol.asyncDispose]();
-        // Another process that tries the lock may create its file again.
-        await removeTree(dir).catch(() => {});
+        await removeTree(dir);
       },
     };
   }

@@ -86,7 +86,7 @@ export function singleProcessMonitor(
         return answer;
       }, signal),
     async [Symbol.asyncDispose]() {
-      // The VM's directory is removed next: a command that starts makes files there.
+      // A command that starts makes files in the VM's directory, which may be removed next.
       await exclusive(() => Promise.resolve(isDisposed = true));
       await background.done();
       await turn(() => Promise.resolve());

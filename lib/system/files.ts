@@ -21,6 +21,7 @@ export interface FileIdentity {
 }
 
 const IDENTITY_FIELDS = ["size", "mtime", "ctime", "inode"] as const;
+const MAX_REMOVE_ATTEMPTS = 10;
 
 export function isFileIdentity(value: unknown): value is FileIdentity {
   return isJsonObject(value) && value.size !== null &&
@@ -184,15 +185,13 @@ export async function makeTemporaryDir(prefix: string, parent?: string) {
   });
 }
 
-const MAX_REMOVE_ATTEMPTS = 10;
-
 /** Removes a directory and all in it, or a file; a missing one is no error. */
 export async function removeTree(path: string): Promise<void> {
   for (let attempt = 1;; attempt++) {
     try {
       return await orIfNotFound(Deno.remove(path, { recursive: true }));
     } catch (error) {
-      // The oras of a killed process may live on for a while and add files.
+      // The oras of a killed process may add files, or another process a lock file.
       const isFilledAgain = (error as { code?: string }).code === "ENOTEMPTY";
       if (!isFilledAgain || attempt === MAX_REMOVE_ATTEMPTS) throw error;
     }

@@ -141,7 +141,7 @@ export function attachDetachedVm(
 ): Vm {
   const monitor = sharedMonitor(record.dir);
   const stopPolling = new AbortController();
-  const hasEnded = new ToolsmithError("guest_failed", "The VM has ended");
+  const endReason = new ToolsmithError("guest_failed", "The VM has ended");
   const ended = pollUntilEnded(record, stopPolling.signal);
   // Without the permission to check: an error of whoever waits for the end.
   ended.catch(() => {});
@@ -151,7 +151,7 @@ export function attachDetachedVm(
     emit: createEmitter(options.onEvent),
     ended,
     graceMs: record.graceMs,
-    endReason: () => Promise.resolve(hasEnded),
+    endReason: () => Promise.resolve(endReason),
     killQemu: () => killQemu(record),
     async cleanUp(signal) {
       stopPolling.abort();

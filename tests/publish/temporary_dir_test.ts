@@ -164,20 +164,22 @@ Deno.test("makeLockedTemporaryDir() holds the lock of an abandoned directory unt
   });
 });
 
-Deno.test("makeLockedTemporaryDir() leaves an emptied directory that another process locks meanwhile", async () => {
+Deno.test("makeLockedTemporaryDir() removes its directory although another process locks it meanwhile", async () => {
   const { remove } = Deno;
-  await withTmp(async (tmp, names) => {
+  await withTmp(async (_tmp, names) => {
+    const own = await makeLockedTemporaryDir("publish");
+    const dir = dirname(own.path);
+    let attempts = 0;
     using _system = replaceMethod(Deno, {
       async remove(path: string, options: Deno.RemoveOptions) {
-        if (path.endsWith("files")) return await remove(path, options);
+        if (path !== dir || ++attempts > 1) return await remove(path, options);
         // Between the removals of the lock and of the directory.
-        await remove(join(path, "lock"));
-        using _other = await tryFileLock(join(path, "lock"));
-        await remove(path);
+        await remove(join(dir, "lock"));
+        using _other = await tryFileLock(join(dir, "lock"));
+        await remove(dir);
       },
     });
-    const own = await makeLockedTemporaryDir("publish");
     await own[Symbol.asyncDispose]();
-    assertEquals(names(), [dirname(own.path).slice(tmp.length + 1)]);
+    assertEquals([attempts, names()], [2, []]);
   });
 });
