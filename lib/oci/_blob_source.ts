@@ -47,6 +47,7 @@ export function blobSource(
     // Ranges and sizes refer to the blob, not to a compressed form.
     const headers = { "accept-encoding": "identity", range };
     const request = { headers, signal };
+    // Another connection may change it meanwhile.
     const target = redirectTarget;
     if (target) {
       const response = await repository.getAnonymously(target, request);
@@ -55,8 +56,7 @@ export function blobSource(
         return [response, target];
       }
       await body?.cancel();
-      // Another connection may have got a new one meanwhile.
-      if (redirectTarget === target) redirectTarget = undefined;
+      redirectTarget = undefined;
     }
     return await repository.get(`blobs/${digest}`, request);
   }

@@ -213,6 +213,7 @@ resolvectl() { :; }
       assertEquals(await inGuest({ shell, dir: dir.path, stubs }, set), [0]);
       assertEquals(await Deno.readTextFile(at("waits")), "x\nx\nx\n");
       // Some shells' case leaves the status of an earlier command.
+      await Deno.remove(at("route"));
       await Deno.writeTextFile(at("links/2"), "ADMIN_STATE=configured\n");
       assertEquals(await inGuest({ shell, dir: dir.path, stubs }, set), [0]);
       assertEquals(await Deno.readTextFile(at("waits")), "x\nx\nx\n");
